@@ -1,0 +1,2 @@
+//! Content-addressed store.
+#![forbid(unsafe_code)]
