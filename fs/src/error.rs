@@ -1,0 +1,116 @@
+//! What an operation on a view can fail with.
+//!
+//! The variants are what a caller of a file system can be told; [`errno`](crate::errno) turns each into the
+//! number that the kernel expects.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use karapace_store::error::StoreError;
+
+/// Why an operation on a view, a mount or a control file failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No such name or inode (`ENOENT`).
+    #[error("no such file or directory")]
+    NotFound,
+    /// The name is taken (`EEXIST`).
+    #[error("the name exists")]
+    Exists,
+    /// A directory was needed (`ENOTDIR`).
+    #[error("not a directory")]
+    NotDirectory,
+    /// Anything but a directory was needed (`EISDIR`).
+    #[error("is a directory")]
+    IsDirectory,
+    /// The directory has entries (`ENOTEMPTY`).
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// The arguments make no sense together (`EINVAL`).
+    #[error("invalid argument: {0}")]
+    Invalid(&'static str),
+    /// A name above 255 bytes or a link target above 4095 (`ENAMETOOLONG`).
+    #[error("the name is too long")]
+    NameTooLong,
+    /// The view is read-only (`EROFS`).
+    #[error("the file system is read-only")]
+    ReadOnly,
+    /// No such extended attribute (`ENODATA`).
+    #[error("no such extended attribute")]
+    NoData,
+    /// The result does not fit the caller's buffer (`ERANGE`).
+    #[error("the result does not fit")]
+    Range,
+    /// The argument is larger than allowed (`E2BIG`).
+    #[error("the argument is too large")]
+    TooBig,
+    /// An offset at or behind the end, in a search for data or holes (`ENXIO`).
+    #[error("no data or hole at or after the offset")]
+    NoSuchOffset,
+    /// The operation is not permitted on this inode (`EPERM`).
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// The caller may not do it (`EACCES`).
+    #[error("permission denied")]
+    Access,
+    /// In use (`EBUSY`).
+    #[error("in use")]
+    Busy,
+    /// The two names are in different views (`EXDEV`).
+    #[error("across two file systems")]
+    CrossDevice,
+    /// The inode has as many names as it can (`EMLINK`).
+    #[error("too many links")]
+    TooManyLinks,
+    /// This kind of inode or this mode of the call is not supported (`EOPNOTSUPP`).
+    #[error("operation not supported")]
+    NotSupported,
+    /// The size is larger than a file can be (`EFBIG`).
+    #[error("the file would be too large")]
+    FileTooBig,
+    /// The inode is gone, and the kernel has not heard (`ESTALE`).
+    #[error("the inode is gone")]
+    Stale,
+    /// The file system under the store is full (`ENOSPC`).
+    #[error("no space left under the store; free some, or run `karapace gc`")]
+    NoSpace,
+    /// The operation was begun and cannot run now (`EAGAIN`).
+    #[error("cannot be done now, try again")]
+    TryAgain,
+    /// The upper on disk is damaged; says where and how (`EIO`).
+    #[error("{0}")]
+    Corrupt(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of the host (the upper, a mount point) failed: what was done to which path.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Host {
+        /// The verb, as in "cannot <verb> <path>".
+        action: &'static str,
+        /// The path on the host.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A system call failed with nothing more to say.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Error {
+    /// A failed call on a path of the host.
+    pub fn host(action: &'static str, path: &Path, source: io::Error) -> Error {
+        Error::Host { action, path: path.to_owned(), source }
+    }
+}
+
+impl From<nix::errno::Errno> for Error {
+    fn from(errno: nix::errno::Errno) -> Error {
+        Error::Io(errno.into())
+    }
+}
+
+/// A result whose error is [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
