@@ -1,1 +1,2 @@
+//! The `karapace` program.
 fn main() {}

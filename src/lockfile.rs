@@ -1,0 +1,314 @@
+//! The lock file `karapace.lock` (version 2): what a manifest resolved to. Pure; only [`LockFile::read`] opens a file.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity;
+use crate::manifest::Manifest;
+
+/// The lock file version this program reads and writes.
+pub const LOCK_VERSION: u32 = 2;
+
+/// A lock file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// The file could not be read.
+    #[error("cannot read lock file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// `--locked` was asked for and there is no lock file.
+    #[error("there is no lock file {}: run `karapace build` without --locked once to write it", path.display())]
+    Absent {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// Not a lock file of a known version.
+    #[error("lock file {}: {reason}", path.display())]
+    Invalid {
+        /// Where the text came from.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The ids do not match the content.
+    #[error(
+        "lock file was edited: env_id is {stored}, its content gives {computed}; run `karapace build` without --locked to write it anew"
+    )]
+    Integrity {
+        /// What the file says.
+        stored: String,
+        /// What its content gives.
+        computed: String,
+    },
+    /// The manifest asks for something else than the lock pins.
+    #[error("the manifest and the lock file disagree: {}; run `karapace build` without --locked to resolve again", drift.join("; "))]
+    Drift {
+        /// Each difference in words.
+        drift: Vec<String>,
+    },
+}
+
+/// One resolved package.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedPackage {
+    /// Name in the distribution.
+    pub name: String,
+    /// Exact version.
+    pub version: String,
+}
+
+/// One mount as the manifest gave it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedMount {
+    /// Its label.
+    pub label: String,
+    /// Host path as written.
+    pub host_path: String,
+    /// Absolute path inside.
+    pub container_path: String,
+}
+
+/// What a manifest resolved to. The field order is the order in the file (TOML wants arrays of tables last).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockFile {
+    /// Always [`LOCK_VERSION`] in a valid file.
+    pub lock_version: u32,
+    /// Identity of all below, 64 hex digits.
+    pub env_id: String,
+    /// Its first 12 digits.
+    pub short_id: String,
+    /// `base.image` as the manifest had it.
+    pub base_image: String,
+    /// Content digest of the base image, 64 hex digits.
+    pub base_image_digest: String,
+    /// Applications, sorted.
+    pub resolved_apps: Vec<String>,
+    /// Backend name.
+    pub runtime_backend: String,
+    /// `/dev/dri` is let in.
+    pub hardware_gpu: bool,
+    /// `/dev/snd` is let in.
+    pub hardware_audio: bool,
+    /// No network but loopback.
+    pub network_isolation: bool,
+    /// Relative weight of processor time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// Memory limit in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_mb: Option<u64>,
+    /// Packages with their exact versions, sorted.
+    #[serde(default)]
+    pub resolved_packages: Vec<LockedPackage>,
+    /// Mounts by label.
+    #[serde(default)]
+    pub mounts: Vec<LockedMount>,
+}
+
+impl LockFile {
+    /// Pins `manifest` to a base image content and package versions, and computes the ids.
+    pub fn resolve(
+        manifest: &Manifest,
+        base_image_digest: &str,
+        mut packages: Vec<LockedPackage>,
+    ) -> LockFile {
+        packages.sort();
+        let mut lock = LockFile {
+            lock_version: LOCK_VERSION,
+            base_image: manifest.base.image.clone(),
+            base_image_digest: base_image_digest.to_owned(),
+            resolved_packages: packages,
+            resolved_apps: manifest.gui.apps.clone(),
+            runtime_backend: manifest.runtime.backend.to_string(),
+            hardware_gpu: manifest.hardware.gpu,
+            hardware_audio: manifest.hardware.audio,
+            network_isolation: manifest.runtime.network_isolation,
+            mounts: locked_mounts(manifest),
+            cpu_shares: manifest.runtime.resource_limits.cpu_shares,
+            memory_limit_mb: manifest.runtime.resource_limits.memory_limit_mb,
+            ..LockFile::default()
+        };
+        lock.env_id = identity::env_id(&lock);
+        lock.short_id = identity::short_id(&lock.env_id).to_owned();
+        lock
+    }
+
+    /// Reads and parses the lock file at `path`; `Ok(None)` when there is none.
+    pub fn read(path: &Path) -> Result<Option<LockFile>, LockError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => LockFile::parse(&text, path).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(LockError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Parses lock file text; `origin` is named in errors. Ids are not checked: see [`LockFile::verify_integrity`].
+    pub fn parse(text: &str, origin: &Path) -> Result<LockFile, LockError> {
+        let invalid = |reason: String| LockError::Invalid { path: origin.to_owned(), reason };
+        let lock: LockFile =
+            toml::from_str(text).map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
+        if lock.lock_version != LOCK_VERSION {
+            let found = lock.lock_version;
+            return Err(invalid(format!("version {found}; this karapace reads version {LOCK_VERSION} only")));
+        }
+        Ok(lock)
+    }
+
+    /// The file's text.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a lock file holds only tables, strings, integers and booleans")
+    }
+
+    /// Recomputes the ids and compares.
+    pub fn verify_integrity(&self) -> Result<(), LockError> {
+        let computed = identity::env_id(self);
+        if computed != self.env_id || self.short_id != identity::short_id(&computed) {
+            return Err(LockError::Integrity { stored: self.env_id.clone(), computed });
+        }
+        Ok(())
+    }
+
+    /// Checks that `manifest` still asks for what this lock pins, and names what drifted.
+    pub fn verify_manifest_intent(&self, manifest: &Manifest) -> Result<(), LockError> {
+        let wanted = LockFile::resolve(manifest, &self.base_image_digest, Vec::new());
+        let mut drift = Vec::new();
+        let mut compare = |what: &str, asked: String, locked: String| {
+            if asked != locked {
+                drift.push(format!("{what}: the manifest has {asked}, the lock {locked}"));
+            }
+        };
+        compare("base.image", quoted(&wanted.base_image), quoted(&self.base_image));
+        compare("runtime.backend", wanted.runtime_backend, self.runtime_backend.clone());
+        compare("hardware.gpu", wanted.hardware_gpu.to_string(), self.hardware_gpu.to_string());
+        compare("hardware.audio", wanted.hardware_audio.to_string(), self.hardware_audio.to_string());
+        compare(
+            "runtime.network_isolation",
+            wanted.network_isolation.to_string(),
+            self.network_isolation.to_string(),
+        );
+        compare("cpu_shares", limit(wanted.cpu_shares), limit(self.cpu_shares));
+        compare("memory_limit_mb", limit(wanted.memory_limit_mb), limit(self.memory_limit_mb));
+        let mount = |m: &LockedMount| format!("{}={}:{}", m.label, m.host_path, m.container_path);
+        compare_sets("mounts", wanted.mounts.iter().map(mount), self.mounts.iter().map(mount), &mut drift);
+        let apps = manifest.gui.apps.iter().cloned();
+        compare_sets("gui.apps", apps, self.resolved_apps.iter().cloned(), &mut drift);
+        let packages = manifest.system.packages.iter().cloned();
+        let locked = self.resolved_packages.iter().map(|p| p.name.clone());
+        compare_sets("system.packages", packages, locked, &mut drift);
+        if drift.is_empty() { Ok(()) } else { Err(LockError::Drift { drift }) }
+    }
+}
+
+fn locked_mounts(manifest: &Manifest) -> Vec<LockedMount> {
+    let mount = |(label, mount): (&String, &crate::manifest::Mount)| LockedMount {
+        label: label.clone(),
+        host_path: mount.host.clone(),
+        container_path: mount.container.clone(),
+    };
+    manifest.mounts.iter().map(mount).collect()
+}
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+fn limit(value: Option<u64>) -> String {
+    value.map_or_else(|| "none".to_owned(), |n| n.to_string())
+}
+
+fn compare_sets(
+    what: &str,
+    asked: impl Iterator<Item = String>,
+    locked: impl Iterator<Item = String>,
+    drift: &mut Vec<String>,
+) {
+    let (asked, locked): (BTreeSet<_>, BTreeSet<_>) = (asked.collect(), locked.collect());
+    for added in asked.difference(&locked) {
+        drift.push(format!("{what}: {added:?} is not in the lock"));
+    }
+    for gone in locked.difference(&asked) {
+        drift.push(format!("{what}: {gone:?} is in the lock only"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(extra: &str) -> Manifest {
+        let text = format!("manifest_version = 1\n[base]\nimage = \"./a.tar\"\n{extra}");
+        Manifest::parse(&text, Path::new("karapace.toml")).unwrap()
+    }
+
+    fn lock(extra: &str, packages: &[&str]) -> LockFile {
+        let packages =
+            packages.iter().map(|n| LockedPackage { name: (*n).into(), version: "1".into() }).collect();
+        LockFile::resolve(&manifest(extra), &"b".repeat(64), packages)
+    }
+
+    #[test]
+    fn round_trip_and_integrity() {
+        let lock =
+            lock("[mounts]\nw = \"./:/w\"\n[runtime.resource_limits]\ncpu_shares = 5\n", &["git", "curl"]);
+        let again = LockFile::parse(&lock.to_toml(), Path::new("karapace.lock")).unwrap();
+        assert_eq!(again, lock);
+        again.verify_integrity().unwrap();
+        let edited = LockFile { hardware_gpu: true, ..again };
+        assert!(matches!(edited.verify_integrity(), Err(LockError::Integrity { .. })));
+    }
+
+    #[test]
+    fn refuses_other_versions_and_unknown_keys() {
+        let text = lock("", &[]).to_toml();
+        let origin = Path::new("karapace.lock");
+        let other = text.replace("lock_version = 2", "lock_version = 3");
+        assert!(LockFile::parse(&other, origin).unwrap_err().to_string().contains("version 3"));
+        assert!(LockFile::parse(&format!("surprise = 1\n{text}"), origin).is_err());
+    }
+
+    #[test]
+    fn drift_is_named() {
+        let table: &[(&str, &str, &[&str], Option<&str>)] = &[
+            ("", "", &[], None),
+            ("[system]\npackages=[\"git\"]", "[system]\npackages=[\"git\"]", &["git"], None),
+            ("[system]\npackages=[\"git\",\"vim\"]", "", &["git"], Some("\"vim\" is not in the lock")),
+            ("", "", &["git"], Some("system.packages: \"git\" is in the lock only")),
+            ("[gui]\napps=[\"a\"]", "", &[], Some("gui.apps: \"a\" is not in the lock")),
+            ("[hardware]\ngpu=true", "", &[], Some("hardware.gpu: the manifest has true, the lock false")),
+            ("[hardware]\naudio=true", "", &[], Some("hardware.audio")),
+            (
+                "[mounts]\nw=\".:/w\"",
+                "[mounts]\nw=\".:/x\"",
+                &[],
+                Some("mounts: \"w=.:/w\" is not in the lock"),
+            ),
+            ("[runtime]\nbackend=\"oci\"", "", &[], Some("runtime.backend: the manifest has oci")),
+            ("[runtime]\nnetwork_isolation=true", "", &[], Some("runtime.network_isolation")),
+            ("[runtime.resource_limits]\ncpu_shares=1", "", &[], Some("the manifest has 1, the lock none")),
+            ("[runtime.resource_limits]\nmemory_limit_mb=1", "", &[], Some("memory_limit_mb")),
+        ];
+        for (asked, locked, packages, expected) in table {
+            let result = lock(locked, packages).verify_manifest_intent(&manifest(asked));
+            match expected {
+                None => result.unwrap(),
+                Some(text) => {
+                    let message = result.unwrap_err().to_string();
+                    assert!(message.contains(text), "{message}");
+                }
+            }
+        }
+        let mut moved = lock("", &[]);
+        moved.base_image = "./b.tar".into();
+        assert!(moved.verify_manifest_intent(&manifest("")).unwrap_err().to_string().contains("base.image"));
+    }
+}

@@ -1,0 +1,486 @@
+//! The manifest `karapace.toml`: strict parsing and normalisation. Pure; only [`Manifest::read`] opens a file.
+//!
+//! Unknown keys anywhere are errors, and every error names the line: a misspelt `pakages` must not
+//! silently build an environment without packages.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+/// The manifest version this program reads and writes.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// A manifest that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// The file could not be read.
+    #[error("cannot read manifest {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The text is not a valid manifest.
+    #[error("{}:{line}: {reason}", path.display())]
+    Invalid {
+        /// Where the text came from.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong and, where it helps, what would be right.
+        reason: String,
+    },
+}
+
+/// A manifest, normalised: lists trimmed, sorted and without repeats, backend in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Manifest {
+    /// Always [`MANIFEST_VERSION`].
+    pub manifest_version: u32,
+    /// What the environment starts from.
+    pub base: Base,
+    /// Packages of the distribution.
+    pub system: System,
+    /// Graphical programs.
+    pub gui: Gui,
+    /// Devices let in.
+    pub hardware: Hardware,
+    /// Host directories shown inside, by label.
+    pub mounts: BTreeMap<String, Mount>,
+    /// How it runs.
+    pub runtime: Runtime,
+    /// What a snapshot takes.
+    pub snapshot: Snapshot,
+}
+
+/// `[base]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Base {
+    /// Image reference as written (SPEC §3.1), trimmed.
+    pub image: String,
+}
+
+/// `[system]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct System {
+    /// Package names, sorted.
+    pub packages: Vec<String>,
+}
+
+/// `[gui]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Gui {
+    /// Application names, sorted.
+    pub apps: Vec<String>,
+}
+
+/// `[hardware]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hardware {
+    /// Lets `/dev/dri` in.
+    pub gpu: bool,
+    /// Lets `/dev/snd` in.
+    pub audio: bool,
+}
+
+/// One entry of `[mounts]`, written `host:container`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Host path as written, relative to the manifest or absolute.
+    pub host: String,
+    /// Absolute path inside.
+    pub container: String,
+}
+
+impl Serialize for Mount {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}:{}", self.host, self.container))
+    }
+}
+
+/// The runtime that enters an environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Namespaces made by karapace itself.
+    #[default]
+    Namespace,
+    /// An OCI runtime found on PATH.
+    Oci,
+    /// For tests.
+    Mock,
+}
+
+impl Backend {
+    /// The name used in manifests, locks and identities.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Backend::Namespace => "namespace",
+            Backend::Oci => "oci",
+            Backend::Mock => "mock",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `[runtime]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Runtime {
+    /// Which runtime enters it.
+    pub backend: Backend,
+    /// No network but loopback.
+    pub network_isolation: bool,
+    /// Limits on sessions.
+    pub resource_limits: ResourceLimits,
+}
+
+/// `[runtime.resource_limits]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ResourceLimits {
+    /// Relative weight of processor time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// Memory limit in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit_mb: Option<u64>,
+}
+
+/// `[snapshot]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// Absolute paths that never enter a layer, sorted.
+    pub ignore: Vec<String>,
+}
+
+impl Manifest {
+    /// A manifest that names an image and nothing else.
+    pub fn for_image(image: &str) -> Manifest {
+        Manifest {
+            manifest_version: MANIFEST_VERSION,
+            base: Base { image: image.to_owned() },
+            system: System::default(),
+            gui: Gui::default(),
+            hardware: Hardware::default(),
+            mounts: BTreeMap::new(),
+            runtime: Runtime::default(),
+            snapshot: Snapshot::default(),
+        }
+    }
+
+    /// Reads and parses the manifest at `path`.
+    pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
+        Manifest::parse(&text, path)
+    }
+
+    /// Parses manifest text; `origin` is named in errors.
+    pub fn parse(text: &str, origin: &Path) -> Result<Manifest, ManifestError> {
+        let source = Source { text, origin };
+        let raw: RawManifest = toml::from_str(text).map_err(|e| {
+            // serde's words are for programmers; TOML has keys.
+            let reason =
+                e.message().replace("unknown field", "unknown key").replace("missing field", "missing key");
+            source.invalid(&e.span().unwrap_or(0..0), reason)
+        })?;
+        raw.normalise(&source)
+    }
+
+    /// The normalised manifest as TOML; [`Manifest::parse`] reads it back equal.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a manifest holds only tables, strings, integers and booleans")
+    }
+}
+
+/// Text being parsed, for error positions.
+struct Source<'a> {
+    text: &'a str,
+    origin: &'a Path,
+}
+
+impl Source<'_> {
+    fn invalid(&self, span: &Range<usize>, reason: impl Into<String>) -> ManifestError {
+        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        let line = 1 + before.iter().filter(|b| **b == b'\n').count();
+        ManifestError::Invalid { path: self.origin.to_owned(), line, reason: reason.into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawManifest {
+    manifest_version: Spanned<i64>,
+    base: RawBase,
+    #[serde(default)]
+    system: RawSystem,
+    #[serde(default)]
+    gui: RawGui,
+    #[serde(default)]
+    hardware: Hardware,
+    #[serde(default)]
+    mounts: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    runtime: RawRuntime,
+    #[serde(default)]
+    snapshot: RawSnapshot,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBase {
+    image: Spanned<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawSystem {
+    packages: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawGui {
+    apps: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawRuntime {
+    backend: Option<Spanned<String>>,
+    network_isolation: bool,
+    resource_limits: RawLimits,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawLimits {
+    cpu_shares: Option<Spanned<i64>>,
+    memory_limit_mb: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawSnapshot {
+    ignore: Vec<Spanned<String>>,
+}
+
+impl RawManifest {
+    fn normalise(self, source: &Source<'_>) -> Result<Manifest, ManifestError> {
+        let version = *self.manifest_version.get_ref();
+        if version != i64::from(MANIFEST_VERSION) {
+            let reason =
+                format!("manifest_version is {version}; this karapace reads version {MANIFEST_VERSION} only");
+            return Err(source.invalid(&self.manifest_version.span(), reason));
+        }
+        let image = self.base.image.get_ref().trim().to_owned();
+        if image.is_empty() {
+            return Err(source.invalid(&self.base.image.span(), "base.image is empty"));
+        }
+        let mut mounts = BTreeMap::new();
+        for (label, value) in &self.mounts {
+            mounts.insert(label.clone(), parse_mount(source, label, value)?);
+        }
+        let limits = &self.runtime.resource_limits;
+        Ok(Manifest {
+            manifest_version: MANIFEST_VERSION,
+            base: Base { image },
+            system: System { packages: word_list(source, "system.packages", &self.system.packages)? },
+            gui: Gui { apps: word_list(source, "gui.apps", &self.gui.apps)? },
+            hardware: self.hardware,
+            mounts,
+            runtime: Runtime {
+                backend: parse_backend(source, self.runtime.backend.as_ref())?,
+                network_isolation: self.runtime.network_isolation,
+                resource_limits: ResourceLimits {
+                    cpu_shares: positive(source, "cpu_shares", limits.cpu_shares.as_ref())?,
+                    memory_limit_mb: positive(source, "memory_limit_mb", limits.memory_limit_mb.as_ref())?,
+                },
+            },
+            snapshot: Snapshot { ignore: ignore_list(source, &self.snapshot.ignore)? },
+        })
+    }
+}
+
+/// Trims, sorts, removes repeats; names are single words.
+fn word_list(source: &Source<'_>, key: &str, raw: &[Spanned<String>]) -> Result<Vec<String>, ManifestError> {
+    let mut words = Vec::with_capacity(raw.len());
+    for item in raw {
+        let word = item.get_ref().trim();
+        if word.is_empty() || word.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(source.invalid(&item.span(), format!("{key}: {:?} is not a name", item.get_ref())));
+        }
+        words.push(word.to_owned());
+    }
+    words.sort();
+    words.dedup();
+    Ok(words)
+}
+
+fn parse_mount(source: &Source<'_>, label: &str, value: &Spanned<String>) -> Result<Mount, ManifestError> {
+    let bad = |why: &str| {
+        let reason =
+            format!("mounts.{label}: {why}; write \"host:container\", for example \"./:/workspace\"");
+        source.invalid(&value.span(), reason)
+    };
+    if label.is_empty() || label.contains(':') {
+        return Err(bad("a label is not empty and has no ':'"));
+    }
+    let (host, container) = value.get_ref().rsplit_once(':').ok_or_else(|| bad("there is no ':'"))?;
+    let (host, container) = (host.trim(), container.trim());
+    if host.is_empty() {
+        return Err(bad("the host path is empty"));
+    }
+    if !container.starts_with('/') || container.split('/').any(|part| part == "..") {
+        return Err(bad("the container path must be absolute and without '..'"));
+    }
+    Ok(Mount { host: host.to_owned(), container: container.to_owned() })
+}
+
+fn parse_backend(source: &Source<'_>, raw: Option<&Spanned<String>>) -> Result<Backend, ManifestError> {
+    let Some(value) = raw else { return Ok(Backend::default()) };
+    match value.get_ref().trim().to_lowercase().as_str() {
+        "namespace" => Ok(Backend::Namespace),
+        "oci" => Ok(Backend::Oci),
+        "mock" => Ok(Backend::Mock),
+        other => {
+            let reason = format!("runtime.backend: {other:?} is not one of namespace, oci, mock");
+            Err(source.invalid(&value.span(), reason))
+        }
+    }
+}
+
+fn positive(
+    source: &Source<'_>,
+    key: &str,
+    raw: Option<&Spanned<i64>>,
+) -> Result<Option<u64>, ManifestError> {
+    let Some(value) = raw else { return Ok(None) };
+    match u64::try_from(*value.get_ref()) {
+        Ok(n) if n > 0 => Ok(Some(n)),
+        _ => Err(source.invalid(&value.span(), format!("{key} must be above zero, not {}", value.get_ref()))),
+    }
+}
+
+fn ignore_list(source: &Source<'_>, raw: &[Spanned<String>]) -> Result<Vec<String>, ManifestError> {
+    let mut paths = Vec::with_capacity(raw.len());
+    for item in raw {
+        let text = item.get_ref().trim();
+        let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        if !text.starts_with('/') || parts.is_empty() || parts.contains(&"..") {
+            let reason = format!("snapshot.ignore: {text:?} is not an absolute path below / without '..'");
+            return Err(source.invalid(&item.span(), reason));
+        }
+        paths.push(format!("/{}", parts.join("/")));
+    }
+    paths.sort();
+    paths.dedup();
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"
+manifest_version = 1
+[base]
+image = " debian/12 "
+[system]
+packages = ["git", " curl", "git"]
+[gui]
+apps = ["b", "a"]
+[hardware]
+gpu = true
+[mounts]
+workspace = "./:/workspace"
+cache = "/tmp/a:b:/cache"
+[runtime]
+backend = "Namespace"
+network_isolation = true
+[runtime.resource_limits]
+cpu_shares = 1024
+memory_limit_mb = 4096
+[snapshot]
+ignore = ["/tmp/", "/var//cache/apt"]
+"#;
+
+    fn parse(text: &str) -> Result<Manifest, ManifestError> {
+        Manifest::parse(text, Path::new("karapace.toml"))
+    }
+
+    #[test]
+    fn normalises() {
+        let m = parse(FULL).unwrap();
+        assert_eq!(m.base.image, "debian/12");
+        assert_eq!(m.system.packages, ["curl", "git"]);
+        assert_eq!(m.gui.apps, ["a", "b"]);
+        assert!(m.hardware.gpu && !m.hardware.audio);
+        assert_eq!(m.mounts.keys().collect::<Vec<_>>(), ["cache", "workspace"]);
+        assert_eq!(m.mounts["cache"], Mount { host: "/tmp/a:b".into(), container: "/cache".into() });
+        assert_eq!(m.runtime.backend, Backend::Namespace);
+        assert_eq!(m.runtime.resource_limits.cpu_shares, Some(1024));
+        assert_eq!(m.snapshot.ignore, ["/tmp", "/var/cache/apt"]);
+    }
+
+    #[test]
+    fn toml_round_trip() {
+        for m in [parse(FULL).unwrap(), Manifest::for_image("./rootfs.tar")] {
+            let text = m.to_toml();
+            assert_eq!(parse(&text).unwrap(), m, "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_name_line_and_cause() {
+        const HEAD: &str = "manifest_version = 1\n[base]\nimage = \"x\"\n";
+        let table: &[(String, usize, &str)] = &[
+            ("[base]\nimage = \"x\"\n".into(), 1, "missing key `manifest_version`"),
+            ("manifest_version = 1\n".into(), 1, "missing key `base`"),
+            ("manifest_version = 1\n[base]\n".into(), 2, "missing key `image`"),
+            ("manifest_version = 2\n[base]\nimage = \"x\"".into(), 1, "version 1 only"),
+            ("manifest_version = 1\n[base]\nimage = \" \"".into(), 3, "base.image is empty"),
+            (format!("{HEAD}imaeg = 1\n"), 4, "unknown key `imaeg`"),
+            (format!("{HEAD}[sytem]\n"), 4, "unknown key `sytem`"),
+            (format!("{HEAD}[system]\npakages = []\n"), 5, "unknown key `pakages`"),
+            (format!("{HEAD}[gui]\nx = 1\n"), 5, "unknown key `x`"),
+            (format!("{HEAD}[hardware]\ncpu = true\n"), 5, "unknown key `cpu`"),
+            (format!("{HEAD}[runtime]\n\nnet = true\n"), 6, "unknown key `net`"),
+            (format!("{HEAD}[runtime.resource_limits]\ncpus = 1\n"), 5, "unknown key `cpus`"),
+            (format!("{HEAD}[snapshot]\nignored = []\n"), 5, "unknown key `ignored`"),
+            (format!("{HEAD}[system]\npackages = [\n\"a\",\n\"b c\"]\n"), 7, "is not a name"),
+            (format!("{HEAD}[system]\npackages = \"git\"\n"), 5, "expected"),
+            (format!("{HEAD}[mounts]\nw = \"nowhere\"\n"), 5, "there is no ':'"),
+            (format!("{HEAD}[mounts]\nw = \":/x\"\n"), 5, "host path is empty"),
+            (format!("{HEAD}[mounts]\nw = \".:x\"\n"), 5, "must be absolute"),
+            (format!("{HEAD}[mounts]\nw = \".:/a/../b\"\n"), 5, "without '..'"),
+            (format!("{HEAD}[runtime]\nbackend = \"docker\"\n"), 5, "is not one of namespace, oci, mock"),
+            (format!("{HEAD}[runtime.resource_limits]\ncpu_shares = 0\n"), 5, "above zero"),
+            (format!("{HEAD}[runtime.resource_limits]\nmemory_limit_mb = -1\n"), 5, "above zero"),
+            (format!("{HEAD}[snapshot]\nignore = [\"tmp\"]\n"), 5, "absolute path"),
+            (format!("{HEAD}[snapshot]\nignore = [\"/\"]\n"), 5, "absolute path"),
+            (format!("{HEAD}[base]\n"), 4, "duplicate"),
+            ("manifest_version = \n".into(), 1, ""),
+        ];
+        for (text, line, cause) in table {
+            match parse(text) {
+                Err(ManifestError::Invalid { line: at, reason, .. }) => {
+                    assert_eq!(at, *line, "{text}\n{reason}");
+                    assert!(reason.contains(cause), "{text}\n{reason}");
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+}
