@@ -1,0 +1,118 @@
+//! Who may enter a mount, in whose ids requests speak, and who checks permissions.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+use crate::harness::{Mounted, NOBODY, child_argument, child_of, own_namespace, set_mode};
+use crate::sys;
+use crate::toy::Op;
+
+/// Mount options of an ordinary user's mount: no default_permissions, no allow_other.
+fn as_user() -> Mounted {
+    Mounted::with(&format!("user_id={NOBODY},group_id={NOBODY}"))
+}
+
+/// default_permissions: the kernel checks modes and owners, the server is not asked.
+#[test]
+fn the_kernel_checks_permissions() {
+    let mounted = Mounted::new();
+    mounted.toy.file("secret", b"text");
+    fs::set_permissions(mounted.path("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    mounted.toy.clear();
+    assert!(!mounted.shell_as(NOBODY, "cat secret").status.success());
+    assert_eq!(mounted.toy.count(Op::Read), 0);
+    assert_eq!(mounted.toy.count(Op::Access), 0);
+}
+
+/// A user's mount: only that user enters, not even root does.
+#[test]
+fn only_the_owner_enters_a_users_mount() {
+    let mounted = as_user();
+    mounted.toy.file("f", b"text");
+    assert_eq!(mounted.shell_as(NOBODY, "cat f").stdout, b"text");
+    assert_eq!(fs::metadata(mounted.path("f")).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    assert!(!mounted.shell_as(NOBODY - 1, "cat f").status.success());
+}
+
+/// Without default_permissions the server decides: modes and owners do not stop the user, and chown to any id arrives.
+#[test]
+fn a_users_mount_leaves_permissions_to_the_server() {
+    let mounted = as_user();
+    let ino = mounted.toy.file("f", b"text");
+    mounted.toy.lock().node(ino).perm = 0o000;
+    let output = mounted.shell_as(NOBODY, "echo more >> f && chown 12:34 f && mkdir d && rmdir d");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(mounted.toy.lock().node(ino).uid, 12);
+    assert!(mounted.toy.seen(Op::SetAttr).iter().all(|seen| seen.uid == NOBODY));
+}
+
+/// `enter` as an ordinary user: root of a user namespace with one mapped id has the owner's kuid and is let in. The
+/// server sees the owner's id outside, and what it shows as the owner's is root's inside.
+#[test]
+fn root_of_the_owners_namespace_enters() {
+    let mounted = as_user();
+    let ino = mounted.toy.file("f", b"text");
+    mounted.toy.lock().node(ino).uid = NOBODY;
+    mounted.toy.lock().node(1).uid = NOBODY;
+    let output = mounted
+        .shell_as(NOBODY, "unshare --user --map-root-user sh -c 'id -u; stat -c %u f; cat f; mkdir d'");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n0\ntext", "{output:?}");
+    assert_eq!(mounted.toy.seen(Op::MkDir)[0].uid, NOBODY);
+}
+
+/// Device nodes need CAP_MKNOD in the initial user namespace: refused before the server is asked.
+#[test]
+fn device_nodes_are_refused_by_the_kernel() {
+    let mounted = as_user();
+    assert!(!mounted.shell_as(NOBODY, "mknod null c 1 3").status.success());
+    let inside = "unshare --user --map-root-user mknod null c 1 3";
+    assert!(!mounted.shell_as(NOBODY, inside).status.success());
+    assert_eq!(mounted.toy.count(Op::MkNod), 0);
+}
+
+/// A mount made inside a user namespace with a range of ids: allow_other and default_permissions are allowed there,
+/// chown works, and requests speak in the ids inside.
+#[test]
+fn a_mount_inside_a_namespace_speaks_its_ids() {
+    own_namespace();
+    let home = tempfile::tempdir().unwrap();
+    set_mode(home.path(), 0o755);
+    // What the namespace's root must reach: a device node that it may open, whatever the machine's own mode is, and
+    // this program, wherever it was built.
+    let devices = home.path().join("dev");
+    fs::create_dir(&devices).unwrap();
+    mount(Some("tmpfs"), &devices, Some("tmpfs"), MsFlags::empty(), Some("size=64k,mode=755")).unwrap();
+    let device = devices.join("fuse");
+    mknod(&device, SFlag::S_IFCHR, Mode::empty(), makedev(10, 229)).unwrap();
+    set_mode(&device, 0o666);
+    let program = home.path().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+
+    let mut command = child_of(&program, "callers::child_in_namespace", home.path().as_os_str());
+    command.env("KERNEL_TEST_DEVICE", &device);
+    let output = sys::output_in_user_namespace(&mut command, "0 100000 65536\n").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+#[ignore = "run by a_mount_inside_a_namespace_speaks_its_ids"]
+fn child_in_namespace() {
+    assert!(child_argument().is_dir());
+    let mounted = Mounted::new();
+    let ino = mounted.toy.file("f", b"text");
+    mounted.toy.lock().node(ino).uid = 5;
+    assert_eq!(fs::metadata(mounted.path("f")).unwrap().uid(), 5);
+    std::os::unix::fs::chown(mounted.path("f"), Some(1234), Some(0)).unwrap();
+    assert_eq!(mounted.toy.seen(Op::SetAttr)[0].set.1, Some(1234));
+    assert_eq!(fs::metadata(mounted.path("f")).unwrap().uid(), 1234);
+    assert_eq!(mounted.shell_as(1000, "cat f").stdout, b"text");
+    set_mode(&mounted.path(""), 0o777);
+    assert!(mounted.shell_as(1000, "mkdir d").status.success());
+    assert_eq!(mounted.toy.seen(Op::MkDir)[0].uid, 1000);
+    set_mode(&mounted.path("f"), 0o600);
+    assert!(!mounted.shell_as(1000, "cat f").status.success(), "default_permissions holds in there");
+}

@@ -1,0 +1,130 @@
+//! File content: the page cache, write-through, mappings, and inodes without a name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+
+use crate::harness::{Mounted, child_argument};
+use crate::sys::{Push, store_through_mapping};
+use crate::toy::Op;
+
+/// Pages stay over a close: without OPEN there is no FOPEN_KEEP_CACHE to say so, and none is needed.
+#[test]
+fn pages_are_kept_over_close() {
+    let mounted = Mounted::new();
+    mounted.toy.file("f", &[7; 10_000]);
+    assert_eq!(fs::read(mounted.path("f")).unwrap().len(), 10_000);
+    mounted.toy.clear();
+    for _ in 0..3 {
+        assert_eq!(fs::read(mounted.path("f")).unwrap().len(), 10_000);
+    }
+    assert_eq!(mounted.toy.count(Op::Read) + mounted.toy.count(Op::Lookup), 0);
+    // The first READ made the cached access time doubtful: one GETATTR, and none after it.
+    assert!(mounted.toy.all().len() <= 1, "{:?}", mounted.toy.all());
+}
+
+/// No write-back cache: when write(2) returns, the server has the bytes.
+#[test]
+fn a_write_has_arrived_when_it_returns() {
+    let mounted = Mounted::new();
+    let mut file = File::create(mounted.path("f")).unwrap();
+    let ino = file.metadata().unwrap().ino();
+    for step in 1..=10 {
+        file.write_all(&[step; 1000]).unwrap();
+        assert_eq!(mounted.toy.lock().node(ino).data.len(), 1000 * usize::from(step));
+    }
+}
+
+/// A large write(2) arrives in large pieces: FUSE_BIG_WRITES and FUSE_MAX_PAGES hold.
+#[test]
+fn large_writes_are_not_cut_into_pages() {
+    let mounted = Mounted::new();
+    File::create(mounted.path("f")).unwrap().write_all(&vec![1; 1 << 20]).unwrap();
+    let pieces: Vec<usize> = mounted.toy.seen(Op::Write).iter().map(|seen| seen.write.unwrap().1).collect();
+    assert_eq!(pieces.iter().sum::<usize>(), 1 << 20);
+    assert!(pieces.len() <= 8, "{pieces:?}");
+}
+
+/// An inode without a name lives, under the same number, until the last descriptor is closed; then FORGET.
+#[test]
+fn an_unlinked_open_file_lives_until_forget() {
+    let mounted = Mounted::new();
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(mounted.path("f"))
+        .unwrap();
+    let ino = file.metadata().unwrap().ino();
+    fs::remove_file(mounted.path("f")).unwrap();
+    mounted.toy.clear();
+    file.write_all(b"still here").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still here");
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    assert_eq!(mounted.toy.seen(Op::Write)[0].ino, ino);
+    assert_eq!(mounted.toy.lock().forgotten(ino), 0);
+    drop(file);
+    assert!(mounted.toy.wait(|inner| inner.node(ino).refs == 0), "FORGET follows the last close");
+}
+
+/// A store through a shared mapping has arrived when msync(MS_SYNC) returns.
+#[test]
+fn a_mapped_store_arrives_with_msync() {
+    mapped("data::child_msync");
+}
+
+/// A store through a shared mapping has arrived when munmap returns, the descriptor long closed.
+#[test]
+fn a_mapped_store_arrives_with_munmap() {
+    mapped("data::child_munmap");
+}
+
+fn mapped(child: &str) {
+    let mounted = Mounted::new();
+    let ino = mounted.toy.file("f", &[b'.'; 4096]);
+    mounted.run_child(child, &mounted.path("f"));
+    assert!(mounted.toy.lock().node(ino).data.starts_with(b"mapped"), "the child saw its call return");
+    let flags = mounted.toy.seen(Op::Write)[0].write.unwrap().2;
+    assert!(flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE), "marked as coming from the page cache");
+}
+
+/// In a process of its own; pauses between the push and its end so that exit is not what pushes.
+fn child_store(push: Push) {
+    let path = child_argument();
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    store_through_mapping(file, b"mapped", push).unwrap();
+    // Read past the page cache: what the server has, not what this process wrote.
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+    let mut seen = [0; 6];
+    direct.unwrap().read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"mapped");
+}
+
+#[test]
+#[ignore = "run by a_mapped_store_arrives_with_msync"]
+fn child_msync() {
+    child_store(Push::Sync);
+}
+
+#[test]
+#[ignore = "run by a_mapped_store_arrives_with_munmap"]
+fn child_munmap() {
+    child_store(Push::Unmap);
+}
+
+/// Record locks and flock(2) are the kernel's own: nothing is sent, and they exclude each other on one mount.
+#[test]
+fn locks_stay_in_the_kernel() {
+    let mounted = Mounted::new();
+    mounted.toy.file("f", b"");
+    let first = File::open(mounted.path("f")).unwrap();
+    let second = File::open(mounted.path("f")).unwrap();
+    first.lock().unwrap();
+    assert!(second.try_lock().is_err());
+    drop(first);
+    second.try_lock().unwrap();
+}

@@ -1,0 +1,50 @@
+//! The connection itself: what the kernel offers at INIT, and what a mount is whose server died.
+
+use std::fs;
+
+use crate::harness::Mounted;
+use crate::toy::Op;
+
+/// Every flag that Karapace asks for is offered: a refused one fails the mount with its name.
+#[test]
+fn the_kernel_offers_what_karapace_asks() {
+    let mounted = Mounted::new();
+    assert!(mounted.path("").exists());
+}
+
+/// A mount whose server is gone stays mounted and answers ENOTCONN: that is how a stale mount point is known. It can
+/// still be unmounted.
+#[test]
+fn a_dead_servers_mount_answers_enotconn() {
+    let mut mounted = Mounted::new();
+    mounted.toy.file("f", b"text");
+    let open = fs::File::open(mounted.path("f")).unwrap();
+    mounted.kill_server();
+    assert_eq!(fs::metadata(mounted.path("f")).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    assert_eq!(fs::read_dir(mounted.path("")).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    drop(open);
+    mounted.unmount();
+    assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 0);
+}
+
+/// Unmounting ends the server's loop: `wait` returns without a further word.
+#[test]
+fn unmounting_ends_the_session() {
+    let mut mounted = Mounted::new();
+    mounted.toy.file("f", b"text");
+    assert_eq!(fs::read(mounted.path("f")).unwrap(), b"text");
+    mounted.unmount();
+    mounted.join().unwrap();
+    assert_eq!(mounted.toy.count(Op::Read), 1);
+}
+
+/// A mount in use refuses to be unmounted, rather than pulling the tree from under its user.
+#[test]
+fn a_mount_in_use_is_busy() {
+    let mounted = Mounted::new();
+    mounted.toy.file("f", b"text");
+    let open = fs::File::open(mounted.path("f")).unwrap();
+    assert_eq!(nix::mount::umount(&mounted.path("")), Err(nix::errno::Errno::EBUSY));
+    drop(open);
+    nix::mount::umount(&mounted.path("")).unwrap();
+}
