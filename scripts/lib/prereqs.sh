@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# Installs what is missing from the machine's own package sources. Sourced after common.sh.
+
+# What a user needs: to build, to mount, to make a root file system.
+PACKAGES_USE="fuse3 mmdebstrap uidmap gcc libc6-dev"
+# What the tests need besides.
+PACKAGES_TEST="attr acl git sqlite3 python3 python3-venv make shellcheck e2fsprogs util-linux time procps openssl xz-utils zstd hostname"
+
+# Installs those of the given packages that are not there; apt is not touched when none is missing.
+install_packages() {
+    command -v dpkg-query >/dev/null ||
+        die "this script installs packages on Debian and Ubuntu; elsewhere install these by hand: $*"
+    local missing=() package
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing: ${missing[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 || die "apt-get update failed"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >&2 ||
+        die "apt-get could not install: ${missing[*]}"
+}
+
+# The oldest Rust that builds the workspace, from Cargo.toml.
+needed_rust() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml"; }
+
+# True when cargo is there and new enough.
+have_rust() {
+    [ -d "$HOME/.cargo/bin" ] && PATH=$PATH:$HOME/.cargo/bin
+    command -v cargo >/dev/null && command -v rustc >/dev/null || return 1
+    local have
+    have=$(rustc --version | cut -d' ' -f2) || return 1
+    [ "$(printf '%s\n%s\n' "$(needed_rust)" "${have%%-*}" | sort -V | head -n1)" = "$(needed_rust)" ]
+}
+
+# Makes sure of a Rust new enough: through the distribution's rustup where there is one, else says what to do. The
+# distribution's own rustc is older than what we need on Debian 12.
+ensure_rust() {
+    have_rust && return
+    if ! command -v rustup >/dev/null && [ -n "$(apt-cache search --names-only '^rustup$' 2>/dev/null)" ]; then
+        install_packages rustup
+    fi
+    if command -v rustup >/dev/null; then
+        rustup toolchain install stable --profile default >&2 && rustup default stable >&2
+    fi
+    have_rust || die "Rust $(needed_rust) or newer is needed ($(rustc --version 2>/dev/null || echo 'none found')).
+Install it with rustup as https://rustup.rs says, open a new shell, and run this again."
+}
+
+# Makes sure that /dev/fuse is there and that this user may open it.
+ensure_fuse() {
+    [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
+    [ -c /dev/fuse ] || die "/dev/fuse is missing: load the kernel module (modprobe fuse), or give the container the device"
+    if ! { [ -r /dev/fuse ] && [ -w /dev/fuse ]; }; then
+        say "/dev/fuse is not open to this user: setting its mode to 0666, the distribution's default"
+        as_root chmod 0666 /dev/fuse
+    fi
+}

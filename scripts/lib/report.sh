@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# Counts what passed and failed over jobs of several kinds. Sourced after common.sh.
+
+PASSED=0
+FAILED=0
+FAILURES=()
+
+# add PASSED FAILED WHAT SECONDS
+add() {
+    PASSED=$((PASSED + $1))
+    FAILED=$((FAILED + $2))
+    [ "$2" -eq 0 ] || FAILURES+=("$3: $2 failed")
+    printf '== %s: %d passed, %d failed (%.1f s)\n' "$3" "$1" "$2" "$4"
+}
+
+# job NAME COMMAND...: one thing that passes or fails.
+job() {
+    local name=$1 start status=0
+    shift
+    start=$(now)
+    printf '== %s\n' "$name"
+    "$@" || status=$?
+    if [ "$status" -eq 0 ]; then
+        add 1 0 "$name" "$(elapsed "$start")"
+    else
+        add 0 1 "$name" "$(elapsed "$start")"
+    fi
+}
+
+elapsed() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }
+
+# cargo_tests NAME ARGUMENTS...: `cargo test`, each test counted.
+cargo_tests() {
+    local name=$1 start log status=0
+    shift
+    start=$(now)
+    log=$(mktemp)
+    printf '== %s\n' "$name"
+    cargo test --quiet --no-fail-fast "$@" 2>&1 | tee "$log" | grep -vE '^(running [0-9]+ tests?|test result: ok.*|[.i]+( [0-9]+/[0-9]+)?|)$'
+    status=${PIPESTATUS[0]}
+    local passed failed
+    read -r passed failed < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
+    rm -f "$log"
+    # A program that did not compile, or died, has no failed test to show for it.
+    [ "$status" -eq 0 ] || [ "$failed" -gt 0 ] || failed=1
+    add "$passed" "$failed" "$name" "$(elapsed "$start")"
+}
+
+# suites NAME COMMAND...: a command whose last line is `N passed, N failed`.
+suites() {
+    local name=$1 start log line status=0
+    shift
+    start=$(now)
+    log=$(mktemp)
+    printf '== %s\n' "$name"
+    "$@" 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    line=$(tail -n1 "$log")
+    rm -f "$log"
+    if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+        local failed=${BASH_REMATCH[2]}
+        [ "$status" -eq 0 ] || [ "$failed" -gt 0 ] || failed=1
+        add "${BASH_REMATCH[1]}" "$failed" "$name" "$(elapsed "$start")"
+    else
+        add 0 1 "$name" "$(elapsed "$start")"
+    fi
+}
+
+# Says what failed, then the count, and ends with the status that belongs to it.
+finish() {
+    local failure
+    for failure in ${FAILURES[@]+"${FAILURES[@]}"}; do
+        printf 'FAILED %s\n' "$failure"
+    done
+    printf '%d passed, %d failed\n' "$PASSED" "$FAILED"
+    [ "$FAILED" -eq 0 ]
+    exit
+}

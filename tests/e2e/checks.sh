@@ -1,0 +1,191 @@
+# shellcheck shell=bash
+# What the suites share: named and counted checks, and helpers around karapace. Sourced by each suite.
+set -uo pipefail
+
+: "${SCRATCH:?run the suites with tests/e2e/run.sh}" "${ACTOR:?}" "${PLAIN:?}" "${HOME:?}"
+MOUNTS=$HOME/karapace
+STORE=$HOME/.local/share/karapace
+CHECKS_PASSED=0
+CHECKS_FAILED=0
+LOG=$TMPDIR/check.log
+
+# check NAME COMMAND...: passes when the command, with errexit, succeeds; its output is shown when it does not.
+# A function given as COMMAND runs in a subshell: what it is to leave behind it leaves in files.
+check() {
+    local name=$1 status
+    shift
+    (
+        set -euo pipefail
+        "$@"
+    ) >"$LOG" 2>&1 </dev/null
+    status=$?
+    if [ "$status" -eq 0 ]; then
+        CHECKS_PASSED=$((CHECKS_PASSED + 1))
+        echo "ok   $name"
+    else
+        CHECKS_FAILED=$((CHECKS_FAILED + 1))
+        echo "FAIL $name (as $ACTOR, status $status)"
+        sed 's/^/     | /' "$LOG" | tail -n 40
+    fi
+    return 0
+}
+
+# need NAME COMMAND...: a check without which the rest of the suite means nothing.
+need() {
+    local before=$CHECKS_FAILED
+    check "$@"
+    [ "$CHECKS_FAILED" -eq "$before" ] || finish_suite
+}
+
+finish_suite() {
+    echo "$CHECKS_PASSED passed, $CHECKS_FAILED failed"
+    [ "$CHECKS_FAILED" -eq 0 ]
+    exit
+}
+
+# Fails with what was expected and what was found.
+wrong() {
+    echo "$*"
+    return 1
+}
+
+# equal WHAT EXPECTED FOUND
+equal() { [ "$2" = "$3" ] || wrong "$1: expected '$2', found '$3'"; }
+
+# status_of EXPECTED COMMAND...: the command ends with exactly that status.
+status_of() {
+    local expected=$1 status=0
+    shift
+    "$@" || status=$?
+    equal "status of $*" "$expected" "$status"
+}
+
+# refused COMMAND...: the command fails, by an error of its own and not by a signal or a panic.
+refused() {
+    local status=0
+    "$@" >"$TMPDIR/refused" 2>&1 || status=$?
+    cat "$TMPDIR/refused"
+    if [ "$status" -eq 0 ]; then wrong "should have been refused: $*"; fi
+    if [ "$status" -ge 100 ]; then wrong "died with status $status: $*"; fi
+    if grep -q 'panicked at' "$TMPDIR/refused"; then wrong "panicked: $*"; fi
+}
+
+# says PATTERN: what the last `refused` said matches.
+says() { grep -qiE "$1" "$TMPDIR/refused" || wrong "no '$1' in: $(cat "$TMPDIR/refused")"; }
+
+# until_true SECONDS COMMAND...: waits for the command to succeed.
+until_true() {
+    local deadline=$(($(date +%s) + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        if [ "$(date +%s)" -ge "$deadline" ]; then wrong "never happened: $*"; fi
+        sleep 0.05
+    done
+}
+
+# tree DIRECTORY [times]: all that a directory holds, comparable: kind, mode, owner, links, size, target, content,
+# extended attributes, and modification times on request. A directory's size and times are the file system's own.
+tree() (
+    set -euo pipefail
+    cd "$1"
+    local time=''
+    if [ "${2:-}" = times ]; then time='%T@'; fi
+    find . -mindepth 1 \( -type d -printf "d %m %U %G %p\0" \) \
+        -o \( -type l -printf "l %U %G $time %p -> %l\0" \) \
+        -o -printf "%y %m %U %G %n %s $time %p\0" | LC_ALL=C sort -z | tr '\n\0' '?\n'
+    find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum --
+    getfattr -R -P -d -m - -e hex . 2>/dev/null || true
+)
+
+# same_tree A B [times]: both hold the same.
+same_tree() {
+    tree "$1" "${3:-}" >"$TMPDIR/tree.a"
+    tree "$2" "${3:-}" >"$TMPDIR/tree.b"
+    [ -s "$TMPDIR/tree.a" ] || wrong "$1 is empty"
+    diff "$TMPDIR/tree.a" "$TMPDIR/tree.b" >"$TMPDIR/tree.diff" || {
+        wc -l "$TMPDIR/tree.a" "$TMPDIR/tree.b"
+        head -n 20 "$TMPDIR/tree.diff"
+        return 1
+    }
+}
+
+# json FILE-OR-- EXPRESSION: evaluates a Python expression over the JSON document `d`.
+json() { python3 -c 'import json, sys
+d = json.load(sys.stdin if sys.argv[1] == "-" else open(sys.argv[1]))
+print(eval(sys.argv[2]))' "$1" "$2"; }
+
+# inspect ENV EXPRESSION
+inspect() { karapace --json inspect "$1" | json - "$2"; }
+
+# The process that serves an environment.
+server_of() { inspect "$1" 'd["mount"]["pid"]'; }
+
+# mounted DIRECTORY: something is mounted there, alive or not (stat cannot tell of a dead one).
+mounted() { awk -v p="$1" '$5 == p { found = 1 } END { exit !found }' /proc/self/mountinfo; }
+not_mounted() { ! mounted "$1"; }
+gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# ctl ENV COMMAND: writes one command, as a script would.
+ctl() { echo "$2" >"$MOUNTS/$1/.karapace/ctl"; }
+last() { cat "$MOUNTS/$1/.karapace/last"; }
+
+# commit ENV: commits and prints the new head's hash.
+commit() {
+    ctl "$1" commit
+    local word
+    read -r word _ <"$MOUNTS/$1/.karapace/last"
+    [ "$word" = ok ] || wrong "last: $(last "$1")"
+    sed -n 's/^ok commit \([0-9a-f]\{64\}\).*/\1/p' "$MOUNTS/$1/.karapace/last"
+}
+
+# errno_of ENV LINES: the errno with which ctl refuses these lines, by name.
+errno_of() {
+    python3 - "$MOUNTS/$1/.karapace/ctl" "$2" <<'PYTHON'
+import errno, os, sys
+descriptor = os.open(sys.argv[1], os.O_WRONLY)
+try:
+    os.write(descriptor, sys.argv[2].encode() + b"\n")
+    print("none")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+PYTHON
+}
+
+# refused_with ERRNO ENV LINES
+refused_with() { equal "errno of '${3:0:60}'" "$1" "$(errno_of "$2" "$3")"; }
+
+# Bytes and files of the store's objects.
+objects() { find "$STORE/store/objects" -type f | wc -l; }
+store_bytes() { du -s --block-size=1 "$STORE" | cut -f1; }
+
+# fixture DIRECTORY: makes a small root file system, quick to import, with one of everything that an
+# ordinary user may make in it.
+fixture() (
+    set -euo pipefail
+    mkdir -p "$1"
+    cd "$1"
+    mkdir -p etc usr/bin usr/share/doc/many var/empty srv/data root
+    printf 'PRETTY_NAME="Fixture"\n' >etc/os-release
+    echo fixture >etc/hostname
+    printf 'keep\n' >etc/keep
+    printf 'to be changed\n' >etc/changed
+    printf 'to be deleted\n' >etc/deleted
+    head -c 3000000 /dev/zero | tr '\0' 'x' >srv/data/large
+    truncate -s 5M srv/data/sparse
+    printf 'end' >>srv/data/sparse
+    ln -s ../etc/os-release usr/os-release
+    ln etc/keep etc/keep-too
+    for i in $(seq 100); do echo "$i" >"usr/share/doc/many/$i"; done
+    printf '#!/bin/sh\necho hello\n' >usr/bin/hello
+    chmod 0755 usr/bin/hello
+    printf 'x' >"srv/data/$(printf 'odd \001\377 name')"
+    mkfifo srv/data/fifo
+    if setfattr -n user.colour -v blue etc/changed 2>/dev/null; then :; fi
+    chmod 4711 usr/bin/hello
+    chmod 0750 srv/data
+    find . -exec touch -h -d '2001-02-03 04:05:06.789012345' {} +
+)
+
+# fixture_tar DIRECTORY TAR: the fixture as an archive whose owner is root, as a root file system's is. On a user's
+# mount root's files show as the user's, so both look alike.
+fixture_tar() { tar --xattrs --sparse --owner=0 --group=0 --numeric-owner -cf "$2" -C "$1" .; }

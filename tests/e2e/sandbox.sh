@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Runs one suite as root or as an ordinary user, inside the namespaces that run.sh made: the user, the open mode of
+# /dev/fuse and the plain file system to compare with exist in here only.
+set -euo pipefail
+name=$1
+: "${SCRATCH:?}" "${ACTOR:?}" "${MINBASE:?}" "${DEV:?}" "${REPOSITORY:?}"
+readonly TEST_UID=54321
+
+# What the suites read, where an ordinary user can reach it.
+mount --bind "$MINBASE" "$SCRATCH/rootfs/minbase.tar"
+mount --bind "$DEV" "$SCRATCH/rootfs/dev.tar"
+
+# A private node of /dev/fuse, open to all, as distributions have it.
+mkdir "$SCRATCH/dev"
+mount -t tmpfs -o size=64k,mode=755 tmpfs "$SCRATCH/dev"
+mknod -m 0666 "$SCRATCH/dev/fuse" c 10 229
+mount --bind "$SCRATCH/dev/fuse" /dev/fuse
+
+# A user in a private copy of the user table.
+mkdir -p "$SCRATCH/etc"
+cp /etc/passwd /etc/group "$SCRATCH/etc/"
+echo "tester:x:$TEST_UID:$TEST_UID::$SCRATCH/home:/bin/bash" >>"$SCRATCH/etc/passwd"
+echo "tester:x:$TEST_UID:" >>"$SCRATCH/etc/group"
+mount --bind "$SCRATCH/etc/passwd" /etc/passwd
+mount --bind "$SCRATCH/etc/group" /etc/group
+
+# A plain journaled ext4 to compare with: the scratch directory's own file system where it is one.
+mkdir "$SCRATCH/home" "$SCRATCH/plain" "$SCRATCH/tmp"
+chmod 1777 "$SCRATCH/tmp"
+if [ "$(findmnt -no FSTYPE -T "$SCRATCH")" != ext4 ]; then
+    truncate -s 8G "$SCRATCH/ext4.img"
+    mkfs.ext4 -q "$SCRATCH/ext4.img"
+    mount -o loop "$SCRATCH/ext4.img" "$SCRATCH/plain"
+    rmdir "$SCRATCH/plain/lost+found"
+fi
+
+environment=(
+    "HOME=$SCRATCH/home" "TMPDIR=$SCRATCH/tmp" "LANG=C.UTF-8" "LC_ALL=C.UTF-8" "SHELL=/bin/bash" "TERM=dumb"
+    "PATH=$SCRATCH/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    "SCRATCH=$SCRATCH" "ACTOR=$ACTOR" "PLAIN=$SCRATCH/plain" "REPOSITORY=$REPOSITORY"
+    "MINBASE_TAR=$SCRATCH/rootfs/minbase.tar" "DEV_TAR=$SCRATCH/rootfs/dev.tar"
+)
+# What the toolchain needs where a suite builds (the quickstart's).
+for variable in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR RUSTUP_TOOLCHAIN; do
+    [ -z "${!variable:-}" ] || environment+=("$variable=${!variable}")
+done
+environment+=("REAL_HOME=$HOME")
+cd "$SCRATCH/home"
+suite=$SCRATCH/tree/e2e/suites/$name.sh
+if [ "$ACTOR" = root ]; then
+    exec env -i "${environment[@]}" USER=root LOGNAME=root bash "$suite"
+fi
+chown "$TEST_UID:$TEST_UID" "$SCRATCH/home" "$SCRATCH/plain"
+exec setpriv --reuid="$TEST_UID" --regid="$TEST_UID" --clear-groups --inh-caps=-all \
+    env -i "${environment[@]}" USER=tester LOGNAME=tester bash "$suite"

@@ -1,0 +1,227 @@
+#!/usr/bin/env bash
+# The control files: commands, replies, errors as errno, and that an error changes nothing.
+# runs as: root user
+. "$(dirname "$0")/../checks.sh"
+ENV=ctl
+DIR=$MOUNTS/$ENV
+CTL=$DIR/.karapace
+
+setup() {
+    fixture "$PLAIN/fixture"
+    fixture_tar "$PLAIN/fixture" "$TMPDIR/fixture.tar"
+    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
+    karapace mount "$ENV"
+}
+
+# All that a refused command could have changed.
+state() {
+    cat "$CTL/diff"
+    inspect "$ENV" 'd["head"]'
+    ls "$CTL/snapshots" "$CTL/refs"
+    tree "$DIR" times
+}
+unchanged_by() {
+    state >"$TMPDIR/state.before"
+    "$@"
+    state | diff "$TMPDIR/state.before" -
+}
+
+hidden_but_there() {
+    if find "$DIR" -mindepth 1 -maxdepth 1 -name .karapace | grep -q .; then wrong ".karapace is listed"; fi
+    [ -d "$CTL" ]
+    grep -q commit "$CTL/help"
+    grep -q . "$CTL/version"
+    grep -q "$(inspect "$ENV" 'd["env_id"]')" "$CTL/id"
+    grep -qi . "$CTL/status"
+    json "$CTL/status.json" 'd' >/dev/null
+    if mkdir "$CTL" 2>/dev/null; then wrong ".karapace could be made"; fi
+}
+
+nonsense_is_einval() {
+    refused_with EINVAL "$ENV" nonsense
+    grep -q '^error EINVAL' "$CTL/last"
+    grep -q nonsense "$CTL/last"
+    local message
+    message=$(bash -c 'echo nonsense >"$1"' - "$CTL/ctl" 2>&1) && wrong "the shell saw no error"
+    [[ $message == *"Invalid argument"* ]] || wrong "the shell said: $message"
+}
+unknown_words_are_einval() {
+    local line
+    for line in "commit colour=red" "restore" "restore a b" "gc dry_run=2" "COMMIT" "commit;rm"; do
+        refused_with EINVAL "$ENV" "$line"
+    done
+}
+missing_snapshot_is_enoent() {
+    refused_with ENOENT "$ENV" "restore 0000"
+    grep -q '^error ENOENT' "$CTL/last"
+}
+too_long_is_e2big() { refused_with E2BIG "$ENV" "commit message=$(printf '%05000d' 0)"; }
+several_lines_are_parsed_first() {
+    refused_with EINVAL "$ENV" $'commit name=never\nnonsense'
+    [ ! -e "$CTL/refs/never" ]
+}
+
+redirections_work() {
+    local i=0 command
+    for command in "echo commit >" "echo commit >>" "echo commit >|" "printf commit >" "printf 'commit\n\n' >" "echo >"; do
+        i=$((i + 1))
+        echo "$i" >"$DIR/etc/redirection"
+        bash -c "$command \"\$1\"" - "$CTL/ctl"
+        [ "$command" = "echo >" ] || [ ! -s "$CTL/diff" ] || wrong "nothing was committed by: $command"
+        sh -c "$command \"\$1\"" - "$CTL/ctl"
+    done
+    ctl "$ENV" commit
+}
+
+reply_on_the_same_descriptor() {
+    local reply
+    echo x >>"$DIR/etc/changed"
+    exec 3<>"$CTL/ctl"
+    echo commit >&3
+    read -r reply <&3
+    exec 3>&-
+    [[ $reply =~ ^ok\ commit\ [0-9a-f]{64} ]] || wrong "the reply was: $reply"
+    equal head "$(inspect "$ENV" 'd["head"]')" "$(cut -d' ' -f3 <<<"$reply")"
+}
+
+named_and_commented() {
+    echo y >>"$DIR/etc/changed"
+    ctl "$ENV" "commit name=first message=a few words"
+    equal "refs/first" "$(inspect "$ENV" 'd["head"]')" "$(cat "$CTL/refs/first")"
+    diff "$DIR/etc/changed" "$CTL/snapshots/first/etc/changed"
+    karapace snapshots "$ENV" | grep first | grep -q "a few words"
+    echo z >>"$DIR/etc/changed"
+    refused_with EEXIST "$ENV" "commit name=first"
+    # Nothing was committed under another name either.
+    grep -q '^M /etc/changed$' "$CTL/diff"
+    ctl "$ENV" "restore first"
+    diff "$DIR/etc/changed" "$CTL/snapshots/first/etc/changed"
+}
+
+mkdir_commits() {
+    echo made >"$DIR/etc/made"
+    mkdir "$CTL/snapshots/made"
+    equal "refs/made" "$(inspect "$ENV" 'd["head"]')" "$(cat "$CTL/refs/made")"
+    if mkdir "$CTL/snapshots/made" 2>/dev/null; then wrong "a name was taken twice"; fi
+    rmdir "$CTL/snapshots/made"
+    [ ! -e "$CTL/refs/made" ]
+    # The name is gone, the snapshot is not.
+    [ -e "$CTL/snapshots/$(inspect "$ENV" 'd["head"]')/etc/made" ]
+}
+
+references_by_name_prefix_and_age() {
+    local first second
+    echo 1 >"$DIR/etc/n"
+    first=$(commit "$ENV")
+    echo 2 >"$DIR/etc/n"
+    second=$(commit "$ENV")
+    ctl "$ENV" "restore ${first:0:10}"
+    equal n 1 "$(cat "$DIR/etc/n")"
+    ctl "$ENV" "restore latest"
+    equal n 2 "$(cat "$DIR/etc/n")"
+    ctl "$ENV" "restore ~1"
+    equal n 1 "$(cat "$DIR/etc/n")"
+    ctl "$ENV" "restore $second"
+    echo 3 >"$DIR/etc/n"
+    ctl "$ENV" "restore head"
+    equal n 2 "$(cat "$DIR/etc/n")"
+}
+
+commit_without_change_adds_nothing() {
+    local head before
+    head=$(commit "$ENV")
+    before=$(objects)
+    equal head "$head" "$(commit "$ENV")"
+    equal objects "$before" "$(objects)"
+}
+
+gc_answers() {
+    ctl "$ENV" "gc dry_run=1"
+    last "$ENV" | grep -q '^ok'
+    ctl "$ENV" gc
+    last "$ENV" | grep -q '^ok'
+}
+
+cli_does_the_same_mounted() {
+    echo cli >"$DIR/etc/cli"
+    karapace diff "$ENV" | grep -qx 'A /etc/cli'
+    karapace commit "$ENV"
+    equal diff "" "$(karapace diff "$ENV")"
+    equal "diff file" "" "$(cat "$CTL/diff")"
+    karapace restore "$ENV" '~1'
+    [ ! -e "$DIR/etc/cli" ]
+    karapace restore "$ENV" latest
+    equal cli cli "$(cat "$DIR/etc/cli")"
+}
+
+cli_does_the_same_unmounted() {
+    echo unmounted >"$DIR/etc/unmounted"
+    karapace umount "$ENV"
+    karapace diff "$ENV" | grep -qx 'A /etc/unmounted'
+    karapace commit "$ENV"
+    equal diff "" "$(karapace diff "$ENV")"
+    karapace restore "$ENV" '~1'
+    karapace mount "$ENV"
+    [ ! -e "$DIR/etc/unmounted" ]
+    karapace umount "$ENV"
+    karapace restore "$ENV" latest
+    karapace mount "$ENV"
+    equal content unmounted "$(cat "$DIR/etc/unmounted")"
+}
+
+others_may_not_command() {
+    # Root's mount is open to all users; its control files are root's alone.
+    [ "$ACTOR" = root ] || return 0
+    chmod 0755 "$HOME" "$MOUNTS"
+    if setpriv --reuid=65534 --regid=65534 --clear-groups sh -c 'echo commit >"$1"' - "$CTL/ctl" 2>/dev/null; then
+        wrong "nobody could commit"
+    fi
+}
+
+read_only_mount_is_erofs() {
+    karapace umount "$ENV"
+    karapace mount "$ENV" --read-only
+    unchanged_by refused_with EROFS "$ENV" commit
+    unchanged_by refused_with EROFS "$ENV" "restore ~1"
+    if echo x 2>/dev/null >"$DIR/etc/x"; then wrong "a read-only mount could be written"; fi
+    [ ! -e "$DIR/etc/x" ]
+    karapace umount "$ENV"
+}
+
+frozen_is_erofs() {
+    karapace freeze "$ENV"
+    equal state frozen "$(inspect "$ENV" 'd["state"].lower()')"
+    karapace mount "$ENV"
+    unchanged_by refused_with EROFS "$ENV" commit
+    grep -q '^error EROFS' "$CTL/last"
+    if echo x 2>/dev/null >"$DIR/etc/x"; then wrong "a frozen environment could be written"; fi
+    refused karapace commit "$ENV"
+    karapace umount "$ENV"
+}
+
+freezing_a_mounted_one_is_refused() {
+    refused karapace freeze "$ENV"
+    says mounted
+}
+
+need "a small environment, mounted" setup
+check ".karapace is hidden, reachable and reserved" hidden_but_there
+check "echo nonsense > ctl: EINVAL, last says why, nothing changed" unchanged_by nonsense_is_einval
+check "unknown words and wrong arguments: EINVAL, nothing changed" unchanged_by unknown_words_are_einval
+check "restore 0000: ENOENT, nothing changed" unchanged_by missing_snapshot_is_enoent
+check "more than 4 KiB: E2BIG, nothing changed" unchanged_by too_long_is_e2big
+check "several lines are parsed whole before the first runs" unchanged_by several_lines_are_parsed_first
+check ">, >>, >|, no newline, an empty line; bash and dash" redirections_work
+check "the reply is read from the descriptor that wrote" reply_on_the_same_descriptor
+check "commit name= message=; a taken name is EEXIST" named_and_commented
+check "mkdir and rmdir in snapshots/ commit and drop the name" mkdir_commits
+check "restore by prefix, latest, head and ~k" references_by_name_prefix_and_age
+check "commit with no change gives the head and adds nothing" commit_without_change_adds_nothing
+check "gc and gc dry_run=1 answer" gc_answers
+check "commit, diff, restore on the command line while mounted" cli_does_the_same_mounted
+check "commit, diff, restore on the command line while not mounted" cli_does_the_same_unmounted
+check "only the mount's owner may command" others_may_not_command
+check "freeze is refused while mounted" freezing_a_mounted_one_is_refused
+check "--read-only: EROFS, nothing changed" read_only_mount_is_erofs
+check "frozen: EROFS, nothing changed" frozen_is_erofs
+finish_suite

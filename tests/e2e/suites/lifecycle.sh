@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# The life of a mount: persistence over umount and kill -9, stale mounts, signals, one server an environment.
+# runs as: root user
+. "$(dirname "$0")/../checks.sh"
+ENV=life
+DIR=$MOUNTS/$ENV
+
+setup() {
+    fixture "$PLAIN/fixture"
+    fixture_tar "$PLAIN/fixture" "$TMPDIR/fixture.tar"
+    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
+    karapace mount "$ENV"
+}
+
+# Work of each kind, none of it committed and none of it fsynced.
+work() {
+    mkdir -p "$DIR/work/deep"
+    for i in $(seq 200); do echo "$i" >"$DIR/work/$i"; done
+    mv "$DIR/work/1" "$DIR/work/deep/one"
+    rm "$DIR/etc/deleted" "$DIR/work/2"
+    echo changed >"$DIR/etc/changed"
+    echo appended >>"$DIR/srv/data/large"
+    chmod 0640 "$DIR/etc/keep"
+    setfattr -n user.note -v kept "$DIR/etc/keep"
+    ln -s /etc "$DIR/work/link"
+    ln "$DIR/work/3" "$DIR/work/three"
+    touch -d '2010-01-01 01:02:03.5' "$DIR/work/4"
+    mv "$DIR/usr/share" "$DIR/usr/share.moved"
+    truncate -s 10 "$DIR/srv/data/sparse"
+    tree "$DIR" times >"$TMPDIR/worked"
+}
+as_worked() { tree "$DIR" times | diff "$TMPDIR/worked" -; }
+
+mount_answers_at_once() {
+    karapace umount "$ENV"
+    karapace mount "$ENV"
+    # No waiting: it returned, so it answers.
+    [ -e "$DIR/etc/os-release" ]
+}
+
+survives_umount() {
+    work
+    karapace umount "$ENV"
+    not_mounted "$DIR"
+    karapace mount "$ENV"
+    as_worked
+}
+
+survives_kill() {
+    echo "before the kill" >"$DIR/etc/last words"
+    tree "$DIR" times >"$TMPDIR/worked"
+    local server
+    server=$(server_of "$ENV")
+    kill -9 "$server"
+    until_true 10 gone "$server"
+    mounted "$DIR" || wrong "the kernel keeps a dead server's mount; this one is gone"
+    equal "mount of a killed server" None "$(inspect "$ENV" 'd["mount"]')"
+    karapace mount "$ENV"
+    as_worked
+}
+
+killed_in_the_middle() {
+    local server count
+    mkdir -p "$DIR/burst"
+    (
+        i=0
+        while echo "$i" >"$DIR/burst/$i" && echo "$i" >"$TMPDIR/acknowledged"; do i=$((i + 1)); done
+    ) 2>/dev/null &
+    local writer=$!
+    sleep 1
+    server=$(server_of "$ENV")
+    kill -9 "$server"
+    wait "$writer" || true
+    count=$(cat "$TMPDIR/acknowledged")
+    [ "$count" -gt 50 ] || wrong "only $count files were written in a second"
+    karapace mount "$ENV"
+    for i in $(seq 0 "$count"); do
+        equal "burst/$i" "$i" "$(cat "$DIR/burst/$i")"
+    done
+    rm -r "$DIR/burst"
+}
+
+stale_mount_is_cleared_by_umount() {
+    kill -9 "$(server_of "$ENV")"
+    until_true 10 bash -c '! ls "$1"' - "$DIR"
+    karapace umount "$ENV"
+    not_mounted "$DIR"
+    karapace mount "$ENV"
+}
+
+second_mount_is_refused() {
+    refused karapace mount "$ENV"
+    says "$DIR"
+    mkdir -p "$HOME/elsewhere"
+    refused karapace mount "$ENV" "$HOME/elsewhere"
+    says "$DIR"
+    not_mounted "$HOME/elsewhere"
+    [ -e "$DIR/etc/os-release" ]
+}
+
+elsewhere() {
+    karapace umount "$ENV"
+    mkdir -p "$HOME/elsewhere"
+    karapace mount "$ENV" "$HOME/elsewhere"
+    [ -e "$HOME/elsewhere/etc/os-release" ]
+    equal mount.dir "$HOME/elsewhere" "$(inspect "$ENV" 'd["mount"]["dir"]')"
+    karapace umount "$HOME/elsewhere"
+    not_mounted "$HOME/elsewhere"
+    karapace mount "$ENV"
+}
+
+ends_with() {
+    local signal=$1 server
+    echo "$signal" >"$DIR/etc/signal"
+    server=$(server_of "$ENV")
+    kill "-$signal" "$server"
+    until_true 10 gone "$server"
+    until_true 10 not_mounted "$DIR"
+    karapace mount "$ENV"
+    equal content "$signal" "$(cat "$DIR/etc/signal")"
+}
+
+foreground_ends_with_sigint() {
+    karapace umount "$ENV"
+    # A background job of a script ignores SIGINT; a terminal's foreground process does not.
+    python3 - "$ENV" "$DIR" <<'PYTHON'
+import os, signal, subprocess, sys, time
+name, directory = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+server = subprocess.Popen(["karapace", "mount", name, "--foreground"])
+for _ in range(200):
+    if os.path.exists(directory + "/etc/os-release"):
+        break
+    time.sleep(0.05)
+else:
+    sys.exit("never mounted")
+server.send_signal(signal.SIGINT)
+sys.exit(server.wait(timeout=10))
+PYTHON
+    not_mounted "$DIR"
+    karapace mount "$ENV"
+}
+
+busy_umount_is_refused() {
+    (
+        cd "$DIR/etc" || exit
+        exec sleep 60
+    ) &
+    local sleeper=$!
+    until_true 5 bash -c 'readlink /proc/$1/cwd | grep -q "$2"' - "$sleeper" "$DIR/etc"
+    refused karapace umount "$ENV"
+    [ -e "$DIR/etc/os-release" ]
+    kill "$sleeper"
+    wait "$sleeper" || true
+    until_true 5 karapace umount "$ENV"
+    karapace mount "$ENV"
+}
+
+destroy_wants_it_unmounted() {
+    refused karapace destroy -y "$ENV"
+    karapace umount "$ENV"
+    karapace destroy -y "$ENV"
+    refused karapace inspect "$ENV"
+    karapace gc
+    karapace verify-store
+    equal "objects after destroy and gc" 0 "$(objects)"
+}
+
+wrong_names_are_told() {
+    status_of 1 karapace mount nowhere
+    refused karapace inspect nowhere
+    says nowhere
+    refused karapace import "$HOME/missing.tar" --name x
+    says missing.tar
+    refused karapace import "$TMPDIR/fixture.tar" --name 'bad/name'
+    refused karapace import "$TMPDIR/fixture.tar" --name "$ENV"
+    says "$ENV"
+}
+
+need "a small environment, mounted" setup
+check "mount returns when the mount answers" mount_answers_at_once
+check "wrong names are refused by name" wrong_names_are_told
+check "everything written is there after umount and mount" survives_umount
+check "everything written is there after kill -9; the stale mount is cleared" survives_kill
+check "kill -9 while writing: every write that returned is there" killed_in_the_middle
+check "umount clears a stale mount" stale_mount_is_cleared_by_umount
+check "a second mount is refused and says where the first is" second_mount_is_refused
+check "mount in a directory of one's choice" elsewhere
+check "SIGTERM unmounts cleanly" ends_with TERM
+check "SIGINT unmounts cleanly" ends_with INT
+check "mount --foreground ends with SIGINT, status 0" foreground_ends_with_sigint
+check "umount of a mount in use is refused" busy_umount_is_refused
+check "destroy, then gc, leaves nothing" destroy_wants_it_unmounted
+finish_suite
