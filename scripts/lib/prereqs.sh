@@ -16,9 +16,20 @@ install_packages() {
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     say "installing: ${missing[*]}"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 || die "apt-get update failed"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >&2 ||
-        die "apt-get could not install: ${missing[*]}"
+    quiet_apt update
+    quiet_apt install -y --no-install-recommends "${missing[@]}"
+}
+
+# apt-get, which says something only when it fails.
+quiet_apt() {
+    local log
+    log=$(mktemp)
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >"$log" 2>&1 || {
+        tail -n 20 "$log" >&2
+        rm -f "$log"
+        die "apt-get $* failed"
+    }
+    rm -f "$log"
 }
 
 # The oldest Rust that builds the workspace, from Cargo.toml.

@@ -18,13 +18,14 @@ rootfs() {
     local name=$1 packages=${2:-} directory=$TARGET/rootfs
     local tar=$directory/$name.tar
     if [ ! -s "$tar" ]; then
+        say "making $tar with mmdebstrap: about a minute"
         mkdir -p "$directory"
         [ -n "$(distribution_sources)" ] || as_root apt-get -qq update >&2
         local sources
         sources=$(distribution_sources)
         [ -n "$sources" ] || die "apt knows no Debian or Ubuntu repository: check /etc/apt and run apt-get update"
         apt_settings >"$directory/$name.apt.conf"
-        mmdebstrap --quiet --variant=minbase --aptopt="$directory/$name.apt.conf" \
+        mmdebstrap --quiet --format=tar --variant=minbase --aptopt="$directory/$name.apt.conf" \
             ${packages:+--include="$packages"} '' "$tar.part" - <<<"$sources" >&2 ||
             die "mmdebstrap could not make $tar"
         mv "$tar.part" "$tar"
