@@ -7,3 +7,4 @@
 pub mod identity;
 pub mod lockfile;
 pub mod manifest;
+pub mod runtime;

@@ -1,0 +1,211 @@
+//! What karapace and the processes inside tell each other: one datagram a message over a socket pair.
+//!
+//! The inside writes reports, karapace writes orders. Encoding allocates nothing, for the inside must not.
+//! When all processes inside are gone the outside reads the end of the stream, and the other way round.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
+};
+
+/// Most bytes of a message; a longer path is cut.
+const MESSAGE_MAX: usize = 4096 + 128;
+
+/// A step that failed: "cannot {action} {path}".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failure<'a> {
+    pub action: &'a str,
+    pub path: &'a [u8],
+    pub errno: Errno,
+}
+
+/// From the inside to karapace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Report<'a> {
+    /// A step failed that the session can do without.
+    Skipped(Failure<'a>),
+    /// A step failed that it cannot do without.
+    Failed(Failure<'a>),
+    /// The directory to start in cannot be entered.
+    Workdir(Errno),
+    /// The program cannot be run.
+    Exec(Errno),
+    /// The command was stopped by this signal.
+    Stopped(i32),
+    /// The command is over, with this status as a shell would show it.
+    Exited(i32),
+}
+
+/// From karapace to the inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Send the command this signal.
+    Signal(i32),
+    /// Let the stopped command go on, in the terminal's foreground or not.
+    Continue { foreground: bool },
+}
+
+/// A message as it travels: the kind, a number (4 bytes, little-endian), then perhaps text.
+struct Message<'b> {
+    kind: u8,
+    value: i32,
+    text: &'b [u8],
+}
+
+/// One end of the pair.
+pub(super) struct Channel(OwnedFd);
+
+impl Channel {
+    pub fn pair() -> Result<(Channel, Channel), Errno> {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Channel(a), Channel(b)))
+    }
+
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Nothing more will be heard or said, here or in any copy of this end.
+    pub fn shut(&self) -> Result<(), Errno> {
+        shutdown(self.0.as_raw_fd(), Shutdown::Both)
+    }
+
+    pub fn report(&self, report: &Report<'_>) -> Result<(), Errno> {
+        let (kind, value, failure) = match report {
+            Report::Skipped(f) => (b'S', f.errno as i32, Some(f)),
+            Report::Failed(f) => (b'F', f.errno as i32, Some(f)),
+            Report::Workdir(errno) => (b'W', *errno as i32, None),
+            Report::Exec(errno) => (b'X', *errno as i32, None),
+            Report::Stopped(signal) => (b'T', *signal, None),
+            Report::Exited(status) => (b'E', *status, None),
+        };
+        let mut buffer = [0; MESSAGE_MAX];
+        let mut used = 0;
+        let parts = failure.map_or((&[][..], &[][..]), |f| (f.action.as_bytes(), f.path));
+        for part in [&[kind][..], &value.to_le_bytes(), parts.0, b"\0", parts.1] {
+            let part = &part[..part.len().min(MESSAGE_MAX - used)];
+            buffer[used..used + part.len()].copy_from_slice(part);
+            used += part.len();
+        }
+        self.send(&buffer[..used])
+    }
+
+    pub fn order(&self, order: Order) -> Result<(), Errno> {
+        let (kind, value) = match order {
+            Order::Signal(signal) => (b'S', signal),
+            Order::Continue { foreground } => (b'C', i32::from(foreground)),
+        };
+        let [a, b, c, d] = value.to_le_bytes();
+        self.send(&[kind, a, b, c, d])
+    }
+
+    /// The next report, held in `buffer`; `None` at the end of the stream.
+    pub fn next_report<'b>(&self, buffer: &'b mut MessageBuffer) -> Result<Option<Report<'b>>, Errno> {
+        let Some(Message { kind, value, text }) = self.receive(buffer)? else { return Ok(None) };
+        let errno = Errno::from_raw(value);
+        let failure = || {
+            let cut = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+            let action = std::str::from_utf8(&text[..cut]).unwrap_or("do");
+            Failure { action, path: text.get(cut + 1..).unwrap_or_default(), errno }
+        };
+        Ok(Some(match kind {
+            b'S' => Report::Skipped(failure()),
+            b'F' => Report::Failed(failure()),
+            b'W' => Report::Workdir(errno),
+            b'X' => Report::Exec(errno),
+            b'T' => Report::Stopped(value),
+            b'E' => Report::Exited(value),
+            _ => return Err(Errno::EBADMSG),
+        }))
+    }
+
+    /// The next order; `None` at the end of the stream.
+    pub fn next_order(&self, buffer: &mut MessageBuffer) -> Result<Option<Order>, Errno> {
+        let Some(Message { kind, value, .. }) = self.receive(buffer)? else { return Ok(None) };
+        match kind {
+            b'S' => Ok(Some(Order::Signal(value))),
+            b'C' => Ok(Some(Order::Continue { foreground: value != 0 })),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
+    fn send(&self, message: &[u8]) -> Result<(), Errno> {
+        send(self.0.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL).map(drop)
+    }
+
+    fn receive<'b>(&self, buffer: &'b mut MessageBuffer) -> Result<Option<Message<'b>>, Errno> {
+        let length = loop {
+            match recv(self.0.as_raw_fd(), &mut buffer.0, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) | Ok(0) => return Ok(None),
+                other => break other?,
+            }
+        };
+        match &buffer.0[..length] {
+            [kind, a, b, c, d, text @ ..] => {
+                Ok(Some(Message { kind: *kind, value: i32::from_le_bytes([*a, *b, *c, *d]), text }))
+            }
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Room for one message.
+pub(super) struct MessageBuffer([u8; MESSAGE_MAX]);
+
+impl MessageBuffer {
+    pub fn new() -> MessageBuffer {
+        MessageBuffer([0; MESSAGE_MAX])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_out_as_they_went_in() {
+        let (inside, outside) = Channel::pair().unwrap();
+        let mut buffer = MessageBuffer::new();
+        let failure = Failure { action: "mount", path: b"/dev/\xff", errno: Errno::EROFS };
+        for report in [
+            Report::Skipped(failure),
+            Report::Failed(Failure { path: b"", ..failure }),
+            Report::Workdir(Errno::ENOENT),
+            Report::Exec(Errno::EACCES),
+            Report::Stopped(20),
+            Report::Exited(143),
+        ] {
+            inside.report(&report).unwrap();
+            assert_eq!(outside.next_report(&mut buffer).unwrap(), Some(report));
+        }
+        for order in
+            [Order::Signal(15), Order::Continue { foreground: true }, Order::Continue { foreground: false }]
+        {
+            outside.order(order).unwrap();
+            assert_eq!(inside.next_order(&mut buffer).unwrap(), Some(order));
+        }
+        drop(inside);
+        assert_eq!(outside.next_report(&mut buffer).unwrap(), None);
+    }
+
+    #[test]
+    fn a_long_path_is_cut() {
+        let (inside, outside) = Channel::pair().unwrap();
+        let mut buffer = MessageBuffer::new();
+        let path = vec![b'x'; 10_000];
+        inside.report(&Report::Failed(Failure { action: "mount", path: &path, errno: Errno::EIO })).unwrap();
+        match outside.next_report(&mut buffer).unwrap() {
+            Some(Report::Failed(f)) => assert!(f.action == "mount" && f.path.len() > 4096),
+            other => panic!("{other:?}"),
+        }
+    }
+}

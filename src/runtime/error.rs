@@ -1,0 +1,111 @@
+//! What can go wrong with a session, in words for the person who asked for it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a session could not be run. A command that ran and failed is no error: its status is the result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The directory of the environment cannot be used.
+    #[error("cannot use {path} as the root of a session: {source}{hint}")]
+    Root {
+        /// The directory asked for.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+        /// What to do about it; empty, or text that goes on after the error.
+        hint: &'static str,
+    },
+    /// A file of the environment that is needed to start (the list of users) cannot be read.
+    #[error("cannot read {path} inside the environment: {source}")]
+    Read {
+        /// The path as it is inside.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A value of the request that no session can have.
+    #[error("{what} {value:?} {reason}")]
+    Invalid {
+        /// Which value.
+        what: &'static str,
+        /// The value, made printable.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The user or group is not known inside.
+    #[error("the environment has no {kind} {name:?} in {file}; give a name from there, or a number")]
+    UnknownUser {
+        /// "user" or "group".
+        kind: &'static str,
+        /// The name asked for.
+        name: String,
+        /// The file inside that was searched.
+        file: &'static str,
+    },
+    /// The kernel refuses the namespaces that a session lives in.
+    #[error("cannot make the namespaces of a session: {source}; {hint}")]
+    Namespaces {
+        /// What the kernel said.
+        source: io::Error,
+        /// The likely cause and its cure.
+        hint: String,
+    },
+    /// A step of preparing the inside failed.
+    #[error("cannot {action} {path}: {source}{hint}")]
+    Setup {
+        /// The step, as a verb.
+        action: String,
+        /// What it was about (a path inside, unless the step is about the host).
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+        /// What to do about it; empty, or text that goes on after the error.
+        hint: &'static str,
+    },
+    /// The directory to start in cannot be entered.
+    #[error("cannot start in {path} inside the environment: {source}")]
+    Workdir {
+        /// The directory asked for, as it is inside.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No such program inside.
+    #[error("{program}: not found inside the environment (nor an interpreter that it names)")]
+    NotFound {
+        /// The program as it was asked for.
+        program: String,
+    },
+    /// The program is there and cannot be run.
+    #[error("{program}: cannot be run inside the environment: {source}")]
+    NotExecutable {
+        /// The program as it was asked for.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Our own side of a running session failed.
+    #[error("cannot {action}: {source}")]
+    Supervise {
+        /// The step, as a verb.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl RuntimeError {
+    /// The exit status of `enter` and `exec` for this error: 127 for a program that is not there, 126 for one that
+    /// cannot be run, 125 for everything else, which is our own failure.
+    #[must_use]
+    pub fn exit_status(&self) -> i32 {
+        match self {
+            RuntimeError::NotFound { .. } => 127,
+            RuntimeError::NotExecutable { .. } => 126,
+            _ => 125,
+        }
+    }
+}

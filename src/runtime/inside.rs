@@ -1,0 +1,83 @@
+//! Reading files of an environment from outside of it, as a process inside would see them.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
+
+use super::RuntimeError;
+
+/// Most bytes read of any file of an environment: a list of users that is longer is not a list of users.
+const FILE_MAX: u64 = 16 << 20;
+
+/// How often a look-up is tried again when it raced with a rename (the kernel says EAGAIN then).
+const RACES: u32 = 16;
+
+/// The root directory of an environment. Paths are resolved below it: a symlink, absolute or full of `..`,
+/// never leads outside.
+pub(super) struct Inside {
+    root: OwnedFd,
+}
+
+impl Inside {
+    pub fn open(root: &Path) -> Result<Inside, RuntimeError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match open(root, flags, Mode::empty()) {
+            Ok(root) => Ok(Inside { root }),
+            Err(errno) => Err(root_error(root, errno)),
+        }
+    }
+
+    /// The bytes of a regular file; `None` when there is none by that name.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let failed = |source: io::Error| RuntimeError::Read { path: path.to_owned(), source };
+        let Some(file) = self.open_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map_err(failed)? else {
+            return Ok(None);
+        };
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(failed(io::Error::other("not a regular file")));
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(failed(io::Error::other("far too long for what it should be")));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Whether the path leads to a regular file with an execute bit.
+    pub fn is_program(&self, path: &Path) -> bool {
+        let Ok(Some(file)) = self.open_file(path, OFlag::O_PATH) else { return false };
+        file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    }
+
+    fn open_file(&self, path: &Path, flags: OFlag) -> io::Result<Option<File>> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let mut left = RACES;
+        loop {
+            match openat2(&self.root, path, how) {
+                Ok(fd) => return Ok(Some(File::from(fd))),
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
+                Err(Errno::EAGAIN) if left > 0 => left -= 1,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// Explains a root that cannot be opened, in the two ways that occur with mounts.
+pub(super) fn root_error(path: &Path, errno: Errno) -> RuntimeError {
+    let hint = match errno {
+        Errno::ENOTCONN => "; the process that served it is gone: unmount it and mount it again",
+        Errno::EACCES => "; a mount made by an ordinary user is open to that user only, not even to root",
+        _ => "",
+    };
+    RuntimeError::Root { path: PathBuf::from(path), source: errno.into(), hint }
+}

@@ -1,0 +1,211 @@
+//! System calls that nix has no safe wrapper for. The only unsafe code of the runtime.
+//!
+//! Everything here allocates nothing and takes no lock, so that it may run between `clone` and `exec`
+//! in a process whose other threads are gone. Errors are raw [`Errno`]s; the callers name action and path.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SigHandler, Signal};
+use nix::unistd::Pid;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// Strings in the form that `execve` takes: an array of pointers that ends in a null one.
+pub(super) struct ExecStrings {
+    /// Owns what `pointers` point at.
+    _strings: Vec<CString>,
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl ExecStrings {
+    /// Takes the strings over; their bytes stay where they are as long as `self` lives.
+    pub fn new(strings: Vec<CString>) -> ExecStrings {
+        let mut pointers: Vec<_> = strings.iter().map(|s| s.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        ExecStrings { _strings: strings, pointers }
+    }
+}
+
+/// Forks the calling thread into a new process, made in the given namespaces. `None` in the child.
+///
+/// Made without the C library's fork: its hooks take locks which other threads may hold. So the child must
+/// not allocate, lock or panic, and must end in [`execve`] or [`exit`].
+pub(super) fn clone_process(namespaces: CloneFlags) -> Result<Option<Pid>> {
+    let flags = libc::c_long::from(namespaces.bits()) | libc::c_long::from(libc::SIGCHLD);
+    let none: libc::c_long = 0;
+    // SAFETY: no CLONE_VM and no stack, so this behaves as fork(2): the child goes on with a copy of the
+    // address space, of which it is the only thread. The remaining arguments are unused without their flags.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+    match Errno::result(pid)? {
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid as libc::pid_t))),
+    }
+}
+
+/// Ends the process at once, running no destructors.
+pub(super) fn exit(status: i32) -> ! {
+    // SAFETY: _exit has no preconditions and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Replaces the process image. Returns only on failure.
+pub(super) fn execve(program: &CStr, argv: &ExecStrings, envp: &ExecStrings) -> Errno {
+    // SAFETY: `program` is NUL-terminated, and both arrays hold pointers to live NUL-terminated strings and end
+    // in a null pointer, as ExecStrings::new made them.
+    unsafe { libc::execve(program.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
+    Errno::last()
+}
+
+/// Waits for a child (`None`: any). Returns its process id and raw wait status, or `None` under WNOHANG when
+/// no child has anything to say. Unlike nix's, it knows children killed by real-time signals.
+pub(super) fn wait(child: Option<Pid>, flags: libc::c_int) -> Result<Option<(Pid, libc::c_int)>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live, writable int.
+    let pid = unsafe { libc::waitpid(child.map_or(-1, Pid::as_raw), &raw mut status, flags) };
+    match Errno::result(pid)? {
+        0 => Ok(None),
+        pid => Ok(Some((Pid::from_raw(pid), status))),
+    }
+}
+
+/// Sends any signal, also a real-time one, which nix has no name for. A process that is gone is no error.
+pub(super) fn kill(pid: Pid, signal: libc::c_int) -> Result<()> {
+    // SAFETY: plain integers.
+    match Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }) {
+        Err(Errno::ESRCH) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Standard input as a descriptor.
+pub(super) fn stdin() -> BorrowedFd<'static> {
+    // SAFETY: descriptors 0 to 2 are open for as long as the process lives: the Rust runtime opens /dev/null
+    // over missing ones at start, and nothing here closes them (init replaces them with dup2).
+    unsafe { BorrowedFd::borrow_raw(0) }
+}
+
+/// Puts `fd` in the place of the descriptor `number`, whatever is open there, keeping it across exec.
+pub(super) fn replace_fd(fd: &OwnedFd, number: RawFd) -> Result<()> {
+    // SAFETY: only called by init for descriptors that no owner in this process uses any more (0 to 2).
+    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+/// Closes every descriptor above 2 but `keep`. The process must not use, through any owner, those that it closes.
+pub(super) fn close_all_but(keep: &OwnedFd) -> Result<()> {
+    let keep = keep.as_raw_fd() as libc::c_uint;
+    let close = |first: libc::c_uint, last: libc::c_uint| {
+        if first > last {
+            return Ok(());
+        }
+        let flags: libc::c_uint = 0;
+        // SAFETY: called by init only, which from here on uses descriptors 0 to 2, `keep` and what it opens
+        // later; owners of the closed ones live in frames that never return (init ends in `exit`).
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+    };
+    if keep > 2 {
+        close(3, keep - 1)?;
+    }
+    close(keep.max(2) + 1, libc::c_uint::MAX)
+}
+
+/// Gives a signal its default disposition.
+pub(super) fn default_signal(signal: Signal) -> Result<()> {
+    // SAFETY: SIG_DFL installs no handler, so no code can run in signal context because of it.
+    unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(drop)
+}
+
+/// Takes on the given ids for good (real, effective and saved), and exactly these supplementary groups.
+///
+/// Raw system calls: the C library's wrappers would signal threads that a cloned process does not have.
+pub(super) fn set_ids(uid: u32, gid: u32, groups: &[libc::gid_t]) -> Result<()> {
+    // SAFETY: the pointer and the length describe the live slice `groups`, which the kernel only reads.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+    // SAFETY: plain integers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    // SAFETY: plain integers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// A detached copy of the mount at `path` (of all below it too when `recursive`), as a bind mount would show it.
+pub(super) fn open_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as libc::c_uint;
+    }
+    // SAFETY: `path` is NUL-terminated; the kernel only reads it.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    owned(fd)
+}
+
+/// A new file system of a type that needs no device, not attached anywhere yet. `options` are (key, value)
+/// strings, `attributes` `MOUNT_ATTR_*` bits.
+pub(super) fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd> {
+    // SAFETY: `kind` is NUL-terminated; the kernel only reads it.
+    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
+    for (key, value) in options {
+        fsconfig(&context, libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
+    }
+    fsconfig(&context, libc::FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null())?;
+    let attributes = attributes as libc::c_uint;
+    // SAFETY: a live descriptor and plain integers.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })
+}
+
+fn fsconfig(
+    context: &OwnedFd,
+    command: libc::fsconfig_command,
+    key: *const libc::c_char,
+    value: *const libc::c_char,
+) -> Result<()> {
+    let aux: libc::c_int = 0;
+    // SAFETY: `key` and `value` are null or point to NUL-terminated strings that outlive the call (the callers
+    // above pass nothing else), and the kernel only reads them.
+    let done = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, aux) };
+    Errno::result(done).map(drop)
+}
+
+/// Adds `MOUNT_ATTR_*` bits to a detached mount (to every mount below it too when `recursive`).
+pub(super) fn add_attributes(mount: &OwnedFd, attributes: u64, recursive: bool) -> Result<()> {
+    let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty NUL-terminated string, and pointer and size describe the live `change`, which
+    // the kernel only reads.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const change,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Attaches a detached mount at `target`. With `follow`, a symlink there is followed; without, the mount covers
+/// the symlink itself.
+pub(super) fn move_mount(mount: &OwnedFd, target: &CStr, follow: bool) -> Result<()> {
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | if follow { libc::MOVE_MOUNT_T_SYMLINKS } else { 0 };
+    // SAFETY: both paths are NUL-terminated, and the kernel only reads them.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            flags,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+fn owned(fd: libc::c_long) -> Result<OwnedFd> {
+    let fd = Errno::result(fd)?;
+    // SAFETY: the call that returned it has just opened this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}

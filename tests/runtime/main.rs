@@ -1,0 +1,173 @@
+//! Sessions as real processes, as root and as an ordinary user, on a small root file system made of the
+//! machine's own /bin/sh and a few tools.
+//!
+//! Not libtest: the tests need a program that calls `karapace::runtime::run` and nothing else, from its main thread, and
+//! this binary is that program too (`runtime session ROOT [option…] -- COMMAND…`). Arguments that do not start with a
+//! dash choose tests by substring of their name.
+
+mod end;
+mod inside;
+mod rootfs;
+mod streams;
+mod terminal;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Output, Stdio, exit};
+
+use karapace::runtime::{Session, run};
+use rootfs::RootFs;
+
+/// Ids for sessions of an ordinary user when the tests run as root. No account needs to exist.
+const USER: u32 = 54_321;
+
+/// Who runs the sessions of a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Root,
+    User,
+}
+
+/// What a test works with.
+struct Bench {
+    who: Who,
+    root: RootFs,
+}
+
+type Test = (&'static str, fn(&Bench));
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.first().and_then(|a| a.to_str()) {
+        Some("session") => session(&args[1..]),
+        Some("on-tty") => on_tty(&args[1..]),
+        _ => run_tests(&args),
+    }
+}
+
+fn run_tests(args: &[OsString]) -> ExitCode {
+    let filters: Vec<_> = args.iter().filter_map(|a| a.to_str()).filter(|a| !a.starts_with('-')).collect();
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("NOT ROOT: sessions of root are NOT tested, only those of this user");
+    }
+    let all: Vec<Test> = [inside::TESTS, end::TESTS, streams::TESTS, terminal::TESTS].concat();
+    let (mut passed, mut failed) = (0, Vec::new());
+    for who in [Who::Root, Who::User] {
+        if who == Who::Root && !root {
+            continue;
+        }
+        let bench = Bench { who, root: RootFs::build((root && who == Who::User).then_some(USER)) };
+        for (name, test) in &all {
+            let name = format!("{name} ({who:?})");
+            if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) {
+                continue;
+            }
+            match catch_unwind(AssertUnwindSafe(|| test(&bench))) {
+                Ok(()) => {
+                    println!("ok      {name}");
+                    passed += 1;
+                }
+                Err(_) => {
+                    println!("FAILED  {name}");
+                    failed.push(name);
+                }
+            }
+        }
+    }
+    println!("runtime: {passed} passed, {} failed {failed:?}", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The program under test.
+fn session(args: &[OsString]) -> ! {
+    let mut rest = args.iter();
+    let mut session = Session {
+        root: PathBuf::from(rest.next().expect("a root")),
+        argv: Vec::new(),
+        user: None,
+        workdir: None,
+        env: Vec::new(),
+        hostname: "inside".into(),
+        mask_control: false,
+    };
+    while let Some(option) = rest.next() {
+        let mut value = || rest.next().expect("a value").to_str().expect("text").to_owned();
+        match option.to_str() {
+            Some("--user") => session.user = Some(value()),
+            Some("--workdir") => session.workdir = Some(value().into()),
+            Some("--hostname") => session.hostname = value(),
+            Some("--env") => {
+                let pair = value();
+                let (key, value) = pair.split_once('=').expect("K=V");
+                session.env.push((key.into(), value.into()));
+            }
+            Some("--mask") => session.mask_control = true,
+            Some("--") => break,
+            other => panic!("option {other:?}"),
+        }
+    }
+    session.argv = rest.cloned().collect();
+    match run(&session) {
+        Ok(status) => exit(status),
+        Err(error) => {
+            eprintln!("runtime: {error}");
+            exit(error.exit_status())
+        }
+    }
+}
+
+/// `on-tty PATH COMMAND…`: the command with that terminal as its controlling one and its standard streams.
+fn on_tty(args: &[OsString]) -> ! {
+    nix::unistd::setsid().expect("setsid");
+    // A session leader without a terminal gets the first one that it opens.
+    let tty = OpenOptions::new().read(true).write(true).open(&args[0]).expect("open the terminal");
+    let copy = || Stdio::from(tty.try_clone().expect("dup"));
+    let error = Command::new(&args[1]).args(&args[2..]).stdin(copy()).stdout(copy()).stderr(copy()).exec();
+    panic!("{:?}: {error}", args[1])
+}
+
+impl Bench {
+    /// The program under test, run by the right user; options and `--` and the command are to be added.
+    fn program(&self) -> Command {
+        let mut command = Command::new(self.root.program());
+        self.become_user(&mut command);
+        command.arg("session").arg(self.root.path());
+        command
+    }
+
+    fn become_user(&self, command: &mut Command) {
+        command.env_clear().env("TERM", "dumb").env("PATH", "/usr/bin:/bin").current_dir("/");
+        if let Some(id) = self.root.owner() {
+            command.uid(id).gid(id);
+        }
+    }
+
+    /// Runs `sh -c script` inside with nothing on its standard input.
+    fn sh(&self, script: &str) -> Output {
+        self.run(&[], ["sh", "-c", script])
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, options: &[&str], argv: impl IntoIterator<Item = S>) -> Output {
+        let mut command = self.program();
+        command.args(options).arg("--").args(argv).stdin(Stdio::null());
+        command.output().expect("run a session")
+    }
+}
+
+/// What a session wrote to standard output, after it went well.
+#[track_caller]
+fn stdout(output: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && err.is_empty(), "{}\nstdout: {out}\nstderr: {err}", output.status);
+    out.into_owned()
+}
+
+#[track_caller]
+fn assert_status(output: &Output, status: i32) {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(status), "{}\nstdout: {out}\nstderr: {err}", output.status);
+}
