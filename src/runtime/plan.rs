@@ -67,7 +67,7 @@ impl Plan {
         })?;
         let inside = Inside::open(&root)?;
         let user = User::resolve(&inside, session.user.as_deref())?;
-        let privileged = geteuid().is_root();
+        let privileged = has_ids();
         let shell = login_shell(&inside, &user);
         let variables = environment::variables(&user, &shell, &session.env, |key| std::env::var_os(key))?;
         let (workdir, workdir_required) = match &session.workdir {
@@ -109,6 +109,12 @@ impl IdMap {
             gid: format!("{} {} 1\n", user.gid, getegid()).into_bytes(),
         }
     }
+}
+
+/// Whether the caller is root with other ids beside its own. A root that is an ordinary user's only id, as inside a session
+/// of such a user, is denied setgroups for good, and must be treated like that user.
+fn has_ids() -> bool {
+    geteuid().is_root() && fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"allow"))
 }
 
 /// The user's shell, if the environment has it.

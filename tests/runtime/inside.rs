@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("control directory is masked", mask),
     ("symlinks lead nowhere outside", symlinks),
     ("nothing is mounted on the host", host_is_untouched),
+    ("a session inside a session", nested),
 ];
 
 fn mount_points_are_made(bench: &Bench) {
@@ -222,4 +223,15 @@ fn host_is_untouched(bench: &Bench) {
     assert!(child.wait().unwrap().success());
     assert_eq!(mounts(), before);
     assert_eq!(nix::unistd::gethostname().unwrap(), host);
+}
+
+/// A root that is an ordinary user's one id has less to give than a real one.
+fn nested(bench: &Bench) {
+    bench.root.install_program();
+    let output = bench.run(
+        &[],
+        ["runtime", "session", "/", "--hostname", "deep", "--", "sh", "-c", "id -u; hostname; exit 6"],
+    );
+    assert_status(&output, 6);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0\ndeep\n");
 }

@@ -53,6 +53,13 @@ impl RootFs {
         self.dir.path().join("runtime")
     }
 
+    /// Makes this test program a program inside.
+    pub fn install_program(&self) {
+        let root = self.path();
+        fs::copy(self.program(), root.join("usr/bin/runtime")).expect("copy the program");
+        libraries(&root, &self.program());
+    }
+
     /// Who the sessions must be run as, when not as the caller.
     pub fn owner(&self) -> Option<u32> {
         self.owner
@@ -72,7 +79,11 @@ fn install(root: &Path, name: &str) {
     let program = ["/usr/bin", "/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
     let program = program.unwrap_or_else(|| panic!("this machine has no {name}, which the tests need"));
     fs::copy(&program, root.join("usr/bin").join(name)).expect("copy a program");
-    let output = Command::new("ldd").arg(&program).output().expect("run ldd");
+    libraries(root, &program);
+}
+
+fn libraries(root: &Path, program: &Path) {
+    let output = Command::new("ldd").arg(program).output().expect("run ldd");
     for word in String::from_utf8_lossy(&output.stdout).split_whitespace().filter(|w| w.starts_with('/')) {
         let target = root.join(&word[1..]);
         if !target.exists() {
