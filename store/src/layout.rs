@@ -1,0 +1,107 @@
+//! Where things lie below a store's root directory.
+
+use std::path::{Path, PathBuf};
+
+use crate::id::{InstanceId, ObjectId, RecordId};
+
+/// Paths of one store. Nothing here touches the disk.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+    store: PathBuf,
+    objects: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `root`.
+    pub fn new(root: &Path) -> Self {
+        let store = root.join("store");
+        let objects = store.join("objects");
+        Self { root: root.to_owned(), store, objects }
+    }
+
+    /// The directory that was opened as the store.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `store/`: everything that environments share.
+    pub fn store_dir(&self) -> &Path {
+        &self.store
+    }
+
+    /// `store/version`: the format number.
+    pub fn version(&self) -> PathBuf {
+        self.store.join("version")
+    }
+
+    /// `store/.lock`: locked shared by writers, exclusively by gc.
+    pub fn lock_file(&self) -> PathBuf {
+        self.store.join(".lock")
+    }
+
+    /// `store/objects/`.
+    pub fn objects(&self) -> &Path {
+        &self.objects
+    }
+
+    /// `store/objects/<2 hex>/<62 hex>`.
+    pub fn object(&self, id: &ObjectId) -> PathBuf {
+        let hex = id.to_hex();
+        let mut path = PathBuf::with_capacity(self.objects.as_os_str().len() + 66);
+        path.push(&self.objects);
+        path.push(&hex[..2]);
+        path.push(&hex[2..]);
+        path
+    }
+
+    /// `store/layers/`.
+    pub fn layers(&self) -> PathBuf {
+        self.store.join("layers")
+    }
+
+    /// `store/layers/<record>`.
+    pub fn layer(&self, id: &RecordId) -> PathBuf {
+        self.layers().join(id.to_hex())
+    }
+
+    /// `store/metadata/`: one record for each environment instance.
+    pub fn metadata(&self) -> PathBuf {
+        self.store.join("metadata")
+    }
+
+    /// `store/staging/`: what is being written, one directory for each batch.
+    pub fn staging(&self) -> PathBuf {
+        self.store.join("staging")
+    }
+
+    /// `store/wal/`: intents of operations under way.
+    pub fn wal(&self) -> PathBuf {
+        self.store.join("wal")
+    }
+
+    /// `store/pins/`: what live processes need kept.
+    pub fn pins(&self) -> PathBuf {
+        self.store.join("pins")
+    }
+
+    /// `env/`.
+    pub fn envs(&self) -> PathBuf {
+        self.root.join("env")
+    }
+
+    /// `env/<instance>/`.
+    pub fn env_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.envs().join(instance.to_hex())
+    }
+
+    /// `env/<instance>/upper/`: what was changed since the head.
+    pub fn upper(&self, instance: &InstanceId) -> PathBuf {
+        self.env_dir(instance).join("upper")
+    }
+
+    /// `images/`: downloaded archives.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+}

@@ -1,0 +1,97 @@
+//! Objects: immutable blobs, each in a file named by the blake3 hash of its bytes.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use crate::error::{IoContext as _, Result, StoreError};
+use crate::id::ObjectId;
+use crate::layout::Layout;
+
+mod batch;
+
+pub use batch::{Batch, BatchStats, ObjectWriter};
+
+/// The published objects of a store.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    layout: Layout,
+}
+
+impl Objects {
+    pub(crate) fn new(layout: Layout) -> Self {
+        Self { layout }
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The whole object, verified against its name. Fails with [`StoreError::Missing`] when absent and with
+    /// [`StoreError::Corrupt`] when it is longer than `max` bytes or not what its name says.
+    pub fn read(&self, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
+        let path = self.layout.object(id);
+        read_verified(self.open(id)?, path, id, max)
+    }
+
+    /// Opens the object for reading; its bytes are not verified.
+    pub fn open(&self, id: &ObjectId) -> Result<File> {
+        let path = self.layout.object(id);
+        File::open(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => StoreError::missing("object", id),
+            _ => StoreError::Io { action: "open", path, source },
+        })
+    }
+
+    /// Whether the object is there. An error of the file system counts as absent: whatever is done next meets it.
+    pub fn contains(&self, id: &ObjectId) -> bool {
+        self.layout.object(id).symlink_metadata().is_ok()
+    }
+
+    /// The object's length in bytes.
+    pub fn size(&self, id: &ObjectId) -> Result<u64> {
+        let path = self.layout.object(id);
+        match path.symlink_metadata() {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::missing("object", id)),
+            Err(error) => Err(error).at("stat", &path),
+        }
+    }
+}
+
+/// Reads `file` whole and checks that it is the object `id`.
+fn read_verified(mut file: File, path: PathBuf, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
+    let length = file.metadata().at("stat", &path)?.len();
+    if length > max {
+        return Err(StoreError::corrupt(
+            "object",
+            id,
+            format!("it has {length} bytes where {max} are the most"),
+        ));
+    }
+    // One more than expected, so that the end is met without growing.
+    let mut bytes = Vec::with_capacity(length as usize + 1);
+    (&mut file).take(max + 1).read_to_end(&mut bytes).at("read", &path)?;
+    if ObjectId::of(&bytes) != *id {
+        return Err(StoreError::corrupt("object", id, "its bytes do not have this hash"));
+    }
+    Ok(bytes)
+}
+
+/// Reads at `offset` until `buf` is full or the file ends; returns how much.
+pub(crate) fn read_full_at(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<usize> {
+    let wanted = buf.len();
+    while !buf.is_empty() {
+        match file.read_at(buf, offset) {
+            Ok(0) => break,
+            Ok(n) => {
+                buf = &mut buf[n..];
+                offset += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(wanted - buf.len())
+}

@@ -1,0 +1,346 @@
+//! Writing objects together, with one durability barrier.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::read_verified;
+use crate::atomic::fsync_dir;
+use crate::error::{IoContext as _, Result, StoreError};
+use crate::id::{ObjectId, random_name};
+use crate::open::Store;
+
+/// Up to so many files (or directories) are synced one by one; more are cheaper by one syncfs.
+const FEW: usize = 8;
+
+/// Mode of a published object.
+const MODE: u32 = 0o444;
+
+/// What a batch published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchStats {
+    /// Objects that the store did not have before.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Objects written together: staged under `staging/<random>/`, made durable by one barrier, renamed into place.
+///
+/// Nothing is visible before [`Batch::commit`]; dropping the batch instead removes what was staged. The staging
+/// directory is held by a flock while the batch lives, so that a sweep can tell it from a dead one's.
+///
+/// A caller that refers to objects which were there already (they are skipped) must hold the store's shared lock
+/// until the reference is durable, or gc may sweep them in between.
+#[derive(Debug)]
+pub struct Batch {
+    store: Arc<Store>,
+    dir: PathBuf,
+    /// Holds the flock on `dir`.
+    _lock: Flock<File>,
+    staged: HashMap<ObjectId, Staged>,
+    /// First bytes of ids that were there already: their directory entries may be another batch's, not yet durable.
+    skipped: BTreeSet<u8>,
+    /// Number of the next staged file.
+    next: u64,
+    /// Whether the umask takes bits of [`MODE`] away; learnt from the first file.
+    needs_chmod: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Staged {
+    file: u64,
+    bytes: u64,
+    /// A hard link to a file that had another mode.
+    adopted: bool,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new(store: &Arc<Store>) -> Result<Batch> {
+        let staging = store.layout().staging();
+        loop {
+            let dir = staging.join(random_name()?);
+            DirBuilder::new().mode(0o700).create(&dir).at("create", &dir)?;
+            let handle = match File::open(&dir) {
+                // A sweep may take the directory between its creation and the lock: try another.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.at("open", &dir)?,
+            };
+            let lock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((_, Errno::EWOULDBLOCK)) => continue,
+                Err((_, errno)) => return Err(errno).at("lock", &dir),
+            };
+            if !dir.try_exists().at("stat", &dir)? {
+                continue;
+            }
+            return Ok(Batch {
+                store: Arc::clone(store),
+                dir,
+                _lock: lock,
+                staged: HashMap::new(),
+                skipped: BTreeSet::new(),
+                next: 0,
+                needs_chmod: None,
+            });
+        }
+    }
+
+    /// The store that this batch writes to.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Adds an object with these bytes; one that is there already costs no write.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<ObjectId> {
+        let id = ObjectId::of(bytes);
+        if !self.has(&id) {
+            let (file, path, mut handle) = self.create()?;
+            handle.write_all(bytes).at("write", &path)?;
+            self.staged.insert(id, Staged { file, bytes: bytes.len() as u64, adopted: false });
+        }
+        Ok(id)
+    }
+
+    /// Starts an object whose bytes come piece by piece.
+    pub fn writer(&mut self) -> Result<ObjectWriter> {
+        let (number, path, file) = self.create()?;
+        Ok(ObjectWriter { number, path, file, hasher: blake3::Hasher::new(), bytes: 0 })
+    }
+
+    /// Takes a finished private file as the object `id`, which the caller computed from its bytes, without copying
+    /// where the file system can hard link it (else it is reflinked or copied). [`Batch::commit`] sets its mode to
+    /// 0444; from then on nobody may write to it through `path`. Its mtime stays old: tell its age by ctime.
+    pub fn adopt(&mut self, path: &Path, id: ObjectId) -> Result<()> {
+        if self.has(&id) {
+            return Ok(());
+        }
+        let number = self.next;
+        self.next += 1;
+        let staged = self.path(number);
+        let adopted = match fs::hard_link(path, &staged) {
+            Ok(()) => true,
+            Err(error) if !link_is_impossible(&error) => return Err(error).at("link", path),
+            Err(_) => {
+                self.copy(path, &staged)?;
+                false
+            }
+        };
+        let bytes = staged.metadata().at("stat", &staged)?.len();
+        self.staged.insert(id, Staged { file: number, bytes, adopted });
+        Ok(())
+    }
+
+    /// An object of this batch or of the store, whole and verified; see [`super::Objects::read`].
+    pub fn read(&self, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
+        match self.staged.get(id) {
+            Some(staged) => {
+                let path = self.path(staged.file);
+                read_verified(File::open(&path).at("open", &path)?, path, id, max)
+            }
+            None => self.store.objects().read(id, max),
+        }
+    }
+
+    /// Opens an object of this batch or of the store for reading, unverified.
+    pub fn open(&self, id: &ObjectId) -> Result<File> {
+        match self.staged.get(id) {
+            Some(staged) => {
+                let path = self.path(staged.file);
+                File::open(&path).at("open", &path)
+            }
+            None => self.store.objects().open(id),
+        }
+    }
+
+    /// Publishes everything that was added. Durable on return: the objects, and their directory entries, also of
+    /// objects that were skipped because the store had them.
+    pub fn commit(mut self) -> Result<BatchStats> {
+        let staged = std::mem::take(&mut self.staged);
+        self.make_durable(&staged)?;
+        let mut stats = BatchStats::default();
+        let mut dirs = std::mem::take(&mut self.skipped);
+        let mut new_dirs = false;
+        for (id, staged) in &staged {
+            if self.store.objects().contains(id) {
+                // Another batch was faster.
+                dirs.insert(id.as_bytes()[0]);
+                continue;
+            }
+            new_dirs |= self.publish(id, staged.file)?;
+            dirs.insert(id.as_bytes()[0]);
+            stats.objects += 1;
+            stats.bytes += staged.bytes;
+        }
+        let objects = self.store.layout().objects();
+        if dirs.len() > FEW {
+            self.syncfs()?;
+        } else {
+            for byte in dirs {
+                fsync_dir(&objects.join(format!("{byte:02x}")))?;
+            }
+            if new_dirs {
+                fsync_dir(objects)?;
+            }
+        }
+        Ok(stats)
+    }
+
+    /// Whether `id` needs no write.
+    fn has(&mut self, id: &ObjectId) -> bool {
+        if self.staged.contains_key(id) {
+            return true;
+        }
+        let published = self.store.objects().contains(id);
+        if published {
+            self.skipped.insert(id.as_bytes()[0]);
+        }
+        published
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.dir.join(number.to_string())
+    }
+
+    /// A new staged file with the mode of an object.
+    fn create(&mut self) -> Result<(u64, PathBuf, File)> {
+        let number = self.next;
+        self.next += 1;
+        let path = self.path(number);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(MODE)
+            .open(&path)
+            .at("create", &path)?;
+        let needs_chmod = match self.needs_chmod {
+            Some(known) => known,
+            None => file.metadata().at("stat", &path)?.permissions().mode() & 0o7777 != MODE,
+        };
+        self.needs_chmod = Some(needs_chmod);
+        if needs_chmod {
+            file.set_permissions(Permissions::from_mode(MODE)).at("set the mode of", &path)?;
+        }
+        Ok((number, path, file))
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> Result<()> {
+        // io::copy reflinks or copies in the kernel where it can.
+        let mut source = File::open(from).at("open", from)?;
+        let mut target =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).at("create", to)?;
+        io::copy(&mut source, &mut target).at("copy", from)?;
+        target.set_permissions(Permissions::from_mode(MODE)).at("set the mode of", to)
+    }
+
+    /// The data barrier: contents are on disk before any name points at them.
+    fn make_durable(&self, staged: &HashMap<ObjectId, Staged>) -> Result<()> {
+        for staged in staged.values().filter(|staged| staged.adopted) {
+            let path = self.path(staged.file);
+            fs::set_permissions(&path, Permissions::from_mode(MODE)).at("set the mode of", &path)?;
+        }
+        if staged.len() > FEW {
+            return self.syncfs();
+        }
+        for staged in staged.values() {
+            let path = self.path(staged.file);
+            File::open(&path).and_then(|file| file.sync_data()).at("sync", &path)?;
+        }
+        Ok(())
+    }
+
+    fn syncfs(&self) -> Result<()> {
+        let objects = self.store.layout().objects();
+        let dir = File::open(objects).at("open", objects)?;
+        nix::unistd::syncfs(&dir).at("sync the file system of", objects)
+    }
+
+    /// Renames a staged file into place; true if that took a new directory.
+    fn publish(&self, id: &ObjectId, number: u64) -> Result<bool> {
+        let from = self.path(number);
+        let to = self.store.layout().object(id);
+        match fs::rename(&from, &to) {
+            Ok(()) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let dir = to.parent().unwrap_or(&to);
+                match DirBuilder::new().mode(0o700).create(dir) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error).at("create", dir);
+                    }
+                    _ => {}
+                }
+                fs::rename(&from, &to).at("publish", &to)?;
+                Ok(true)
+            }
+            Err(error) => Err(error).at("publish", &to),
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // What stays is a dead batch's: gc sweeps it.
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            tracing::warn!("cannot remove {}: {error}; gc will", self.dir.display());
+        }
+    }
+}
+
+/// Whether a hard link failed for a reason that a copy does not have: another file system, too many links, a file
+/// system without links, or fs.protected_hardlinks.
+fn link_is_impossible(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EXDEV | Errno::EMLINK | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS))
+}
+
+/// An object that is being written: hashes as it goes. Unless finished, it is dropped with its batch.
+#[derive(Debug)]
+pub struct ObjectWriter {
+    number: u64,
+    path: PathBuf,
+    file: File,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl ObjectWriter {
+    /// Adds the object to `batch`, the one that made this writer.
+    pub fn finish(self, batch: &mut Batch) -> Result<ObjectId> {
+        if self.path.parent() != Some(&batch.dir) {
+            return Err(StoreError::invalid("an object was finished in another batch than it was begun in"));
+        }
+        let id = ObjectId::from(self.hasher.finalize());
+        if batch.has(&id) {
+            fs::remove_file(&self.path).at("remove", &self.path)?;
+        } else {
+            batch.staged.insert(id, Staged { file: self.number, bytes: self.bytes, adopted: false });
+        }
+        Ok(id)
+    }
+
+    /// Bytes written so far.
+    pub fn position(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Write for ObjectWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buf)?;
+        self.hasher.update(&buf[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! A root: what a layer's `tree` names, one whole file tree.
+
+use crate::codec::{Decoder, put_id, put_varint};
+use crate::error::{Result, StoreError};
+use crate::id::ObjectId;
+use crate::inode::{Body, FileKind, Ino, InodeRecord, MAX_INO, ROOT_INO};
+use crate::object::Batch;
+
+const MAGIC: &[u8; 4] = b"KRT3";
+
+/// Upper bound of a root's bytes; only attributes can make it large.
+pub(crate) const ROOT_MAX: u64 = 16 << 20;
+
+/// The root directory with what belongs to the tree as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// The root directory: number 1, [`Body::Directory`].
+    pub inode: InodeRecord,
+    /// The link table: inodes with several names, keyed by number. None when there are none.
+    pub links: Option<ObjectId>,
+    /// A number above every inode's in the tree: the next to be given.
+    pub next_ino: Ino,
+}
+
+impl Root {
+    /// The root directory's listing; None when empty.
+    pub fn tree(&self) -> Option<&ObjectId> {
+        match &self.inode.body {
+            Body::Directory { tree, .. } => tree.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The bytes: one encoding for one value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        put_varint(&mut out, self.next_ino);
+        match &self.links {
+            Some(links) => {
+                out.push(1);
+                put_id(&mut out, links);
+            }
+            None => out.push(0),
+        }
+        self.inode.encode(&mut out);
+        out
+    }
+
+    /// Reads a root.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut decoder = Decoder::new("root", bytes);
+        if decoder.array::<4>()? != *MAGIC {
+            return Err(decoder.error("it does not begin as a root of format 3"));
+        }
+        let next_ino = decoder.varint()?;
+        if next_ino <= ROOT_INO || next_ino > MAX_INO + 1 {
+            return Err(decoder.error(format!("next inode number {next_ino} is out of range")));
+        }
+        let links = match decoder.u8()? {
+            0 => None,
+            1 => Some(decoder.id()?),
+            other => return Err(decoder.error(format!("link table marker {other} is unknown"))),
+        };
+        let inode = InodeRecord::decode(&mut decoder)?;
+        decoder.finish()?;
+        if inode.ino != ROOT_INO || inode.kind() != FileKind::Directory {
+            return Err(decoder.error("its inode is not a directory numbered 1"));
+        }
+        Ok(Self { inode, links, next_ino })
+    }
+
+    /// Adds the root to `batch`.
+    pub fn write(&self, batch: &mut Batch) -> Result<ObjectId> {
+        let bytes = self.encode();
+        if self.inode.ino != ROOT_INO || !matches!(self.inode.body, Body::Directory { .. }) {
+            return Err(StoreError::invalid("a root must be a directory numbered 1"));
+        }
+        batch.put(&bytes)
+    }
+}

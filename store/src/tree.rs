@@ -1,0 +1,273 @@
+//! Trees: directory listings as objects, and the link table in the same form.
+
+use std::fmt;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::error::{Result, StoreError};
+use crate::id::ObjectId;
+use crate::inode::{FileKind, Ino, InodeRecord};
+use crate::object::Batch;
+use crate::open::Store;
+use crate::root::{ROOT_MAX, Root};
+
+mod codec;
+mod diff;
+mod split;
+mod update;
+mod walk;
+
+pub use codec::{EntryRef, Keys, Tree};
+pub use diff::{Change, diff};
+pub use split::{write_dir, write_links};
+pub use update::{update_dir, update_links};
+pub use walk::{ObjectRole, references, walk};
+
+pub(crate) use codec::Index;
+
+/// The most bytes that one tree object may have.
+pub(crate) const TREE_MAX: u64 = 256 << 20;
+
+/// How many bytes of parsed objects [`Trees`] keeps.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An inode with this one name.
+    Inode(InodeRecord),
+    /// One of several names of an inode, which stands in the root's link table.
+    Link {
+        /// The inode's number.
+        ino: Ino,
+        /// The inode's kind.
+        kind: FileKind,
+    },
+}
+
+/// A name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// 1 to 255 bytes without `/` and NUL, not `.` or `..`.
+    pub name: Box<[u8]>,
+    /// What it stands for.
+    pub target: Target,
+}
+
+/// A directory that was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WrittenDir {
+    /// Its listing; None when empty.
+    pub tree: Option<ObjectId>,
+    /// Whether it has, itself or further down, a name whose inode stands in the link table.
+    pub links: bool,
+}
+
+/// A parsed object.
+#[derive(Clone)]
+pub(crate) enum Node {
+    Leaf(Arc<Tree>),
+    Index(Arc<Index>),
+    Root(Arc<Root>),
+}
+
+impl Node {
+    /// Parses the listing (leaf or index) `id`.
+    pub(crate) fn parse(id: &ObjectId, bytes: Vec<u8>) -> Result<Node> {
+        let node = if codec::is_index(&bytes) {
+            Index::parse(&bytes).map(|index| Node::Index(Arc::new(index)))
+        } else {
+            Tree::parse(bytes).map(|tree| Node::Leaf(Arc::new(tree)))
+        };
+        node.map_err(|error| error.named(id))
+    }
+
+    fn cost(&self) -> usize {
+        128 + match self {
+            Node::Leaf(tree) => tree.byte_len(),
+            Node::Index(index) => index.cost(),
+            Node::Root(_) => 1024,
+        }
+    }
+}
+
+/// The trees of a store, with a cache of parsed objects that is bounded in bytes. Every object is verified when it
+/// is read from disk.
+pub struct Trees {
+    store: Arc<Store>,
+    cache: Mutex<Cache>,
+}
+
+struct Cache {
+    nodes: LruCache<ObjectId, Node>,
+    cost: usize,
+    limit: usize,
+}
+
+impl Trees {
+    /// The trees of `store`, with a cache of 32 MiB.
+    pub fn new(store: Arc<Store>) -> Trees {
+        Self { store, cache: Mutex::new(Cache { nodes: LruCache::unbounded(), cost: 0, limit: CACHE_BYTES }) }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// What `name` stands for in the directory whose listing is `dir`; None if it is not there.
+    pub fn lookup(&self, dir: &ObjectId, name: &[u8]) -> Result<Option<Target>> {
+        self.find(dir, Keys::Names, name)
+    }
+
+    /// Calls `f` for each entry of the listing `dir`, in the order of names, until it fails.
+    pub fn for_each(&self, dir: &ObjectId, f: &mut dyn FnMut(EntryRef<'_>) -> Result<()>) -> Result<()> {
+        let visit = &mut |tree: &Tree| tree.iter().try_for_each(&mut *f);
+        match self.node(dir, Keys::Names)? {
+            Node::Index(index) => {
+                for chunk in index.chunks() {
+                    visit(&*self.leaf(&chunk.id, Keys::Names)?)?;
+                }
+                Ok(())
+            }
+            Node::Leaf(tree) => visit(&tree),
+            Node::Root(_) => Err(not_a_listing(dir)),
+        }
+    }
+
+    /// How many entries the listing `dir` has.
+    pub fn len(&self, dir: &ObjectId) -> Result<u64> {
+        match self.node(dir, Keys::Names)? {
+            Node::Index(index) => Ok(index.len()),
+            Node::Leaf(tree) => Ok(tree.len() as u64),
+            Node::Root(_) => Err(not_a_listing(dir)),
+        }
+    }
+
+    /// The root `id`.
+    pub fn root(&self, id: &ObjectId) -> Result<Arc<Root>> {
+        if let Some(node) = self.cached(id) {
+            return match node {
+                Node::Root(root) => Ok(root),
+                _ => Err(StoreError::corrupt("root", id, "it is a directory listing")),
+            };
+        }
+        let root =
+            Root::decode(&self.store.objects().read(id, ROOT_MAX)?).map_err(|error| error.named(id))?;
+        let root = Arc::new(root);
+        self.insert(id, Node::Root(Arc::clone(&root)));
+        Ok(root)
+    }
+
+    /// The inode `ino` of the root's link table; None if it is not there.
+    pub fn link(&self, root: &Root, ino: Ino) -> Result<Option<InodeRecord>> {
+        let Some(links) = &root.links else { return Ok(None) };
+        match self.find(links, Keys::Inos, &ino.to_be_bytes())? {
+            None => Ok(None),
+            Some(Target::Inode(record)) if record.ino == ino => Ok(Some(record)),
+            Some(_) => {
+                Err(StoreError::corrupt("link table", links, format!("entry {ino} is not that inode")))
+            }
+        }
+    }
+
+    fn find(&self, dir: &ObjectId, keys: Keys, name: &[u8]) -> Result<Option<Target>> {
+        let leaf = match self.node(dir, keys)? {
+            Node::Leaf(tree) => tree,
+            Node::Index(index) => match index.chunk_of(name) {
+                Some(chunk) => self.leaf(&chunk.id, keys)?,
+                None => return Ok(None),
+            },
+            Node::Root(_) => return Err(not_a_listing(dir)),
+        };
+        match leaf.get(name) {
+            Some(entry) => entry.to_target().map(Some).map_err(|error| error.named(dir)),
+            None => Ok(None),
+        }
+    }
+
+    /// The parsed listing `id`, whose keys must be of the given sort.
+    pub(crate) fn node(&self, id: &ObjectId, keys: Keys) -> Result<Node> {
+        let node = match self.cached(id) {
+            Some(node) => node,
+            None => {
+                let node = Node::parse(id, self.store.objects().read(id, TREE_MAX)?)?;
+                self.insert(id, node.clone());
+                node
+            }
+        };
+        check_keys(id, &node, keys)?;
+        Ok(node)
+    }
+
+    /// Like [`Trees::node`], for what must be a leaf: a chunk of an index.
+    pub(crate) fn leaf(&self, id: &ObjectId, keys: Keys) -> Result<Arc<Tree>> {
+        expect_leaf(id, self.node(id, keys)?)
+    }
+
+    /// Like [`Trees::node`], but also finds what `batch` staged.
+    pub(crate) fn node_in(&self, batch: &Batch, id: &ObjectId, keys: Keys) -> Result<Node> {
+        match self.node(id, keys) {
+            Err(error) if error.is_missing() => {
+                let node = Node::parse(id, batch.read(id, TREE_MAX)?)?;
+                check_keys(id, &node, keys)?;
+                Ok(node)
+            }
+            result => result,
+        }
+    }
+
+    fn cached(&self, id: &ObjectId) -> Option<Node> {
+        self.cache.lock().nodes.get(id).cloned()
+    }
+
+    fn insert(&self, id: &ObjectId, node: Node) {
+        let mut cache = self.cache.lock();
+        cache.cost += node.cost();
+        if let Some((_, old)) = cache.nodes.push(*id, node) {
+            cache.cost -= old.cost();
+        }
+        while cache.cost > cache.limit {
+            match cache.nodes.pop_lru() {
+                Some((_, old)) => cache.cost -= old.cost(),
+                None => break,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Trees {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cache = self.cache.lock();
+        f.debug_struct("Trees").field("cached", &cache.nodes.len()).field("bytes", &cache.cost).finish()
+    }
+}
+
+fn check_keys(id: &ObjectId, node: &Node, wanted: Keys) -> Result<()> {
+    let keys = match node {
+        Node::Leaf(tree) => tree.keys(),
+        Node::Index(index) => index.keys(),
+        Node::Root(_) => return Err(not_a_listing(id)),
+    };
+    if keys == wanted {
+        return Ok(());
+    }
+    let reason = match wanted {
+        Keys::Names => "it is a link table, not a directory",
+        Keys::Inos => "it is a directory, not a link table",
+    };
+    Err(StoreError::corrupt("tree", id, reason))
+}
+
+pub(crate) fn expect_leaf(id: &ObjectId, node: Node) -> Result<Arc<Tree>> {
+    match node {
+        Node::Leaf(tree) => Ok(tree),
+        _ => Err(StoreError::corrupt("tree", id, "it is an index inside an index")),
+    }
+}
+
+fn not_a_listing(id: &ObjectId) -> StoreError {
+    StoreError::corrupt("tree", id, "it is a root, not a listing")
+}

@@ -1,0 +1,458 @@
+//! The bytes of one listing.
+//!
+//! A leaf is a header (magic, form, keys, two zero bytes, count), a table of offsets (each 4 bytes, from the end of
+//! the table), and the entries: length of the name, the name, a tag, and either the inode record or, for a link, its
+//! kind and number. Numbers are little-endian. An index has the same header, then its chunks: first name, object, number of
+//! entries, whether it has links.
+
+use crate::codec::{Decoder, put_id, put_varint};
+use crate::error::{Result, StoreError};
+use crate::id::ObjectId;
+use crate::inode::{FileKind, Ino, InodeRecord, RecordHead, decode_ino};
+
+use super::Target;
+
+const MAGIC: &[u8; 4] = b"KTR3";
+const LEAF: u8 = 0;
+const INDEX: u8 = 1;
+/// Bytes before the table of offsets.
+const HEADER: usize = 12;
+/// The shortest entry: name length, a byte of name, tag, kind, number; with its offset.
+const ENTRY_MIN: usize = 4 + 5;
+const TAG_INODE: u8 = 0;
+const TAG_LINK: u8 = 1;
+
+/// What the keys of a listing are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Names of files: a directory.
+    Names,
+    /// Inode numbers as 8 bytes, big-endian: a link table.
+    Inos,
+}
+
+impl Keys {
+    /// Why `key` cannot be a key of this sort; None if it can.
+    pub(crate) fn reject(self, key: &[u8]) -> Option<&'static str> {
+        match self {
+            Keys::Inos if key.len() != 8 => Some("a key of a link table must have 8 bytes"),
+            Keys::Inos => None,
+            Keys::Names if key.is_empty() || key.len() > 255 => Some("a file name must have 1 to 255 bytes"),
+            Keys::Names if key == b"." || key == b".." => Some("a file cannot be named `.` or `..`"),
+            Keys::Names if key.iter().any(|byte| matches!(byte, 0 | b'/')) => {
+                Some("a file name cannot have a slash or a zero byte")
+            }
+            Keys::Names => None,
+        }
+    }
+
+    fn byte(self) -> u8 {
+        match self {
+            Keys::Names => 0,
+            Keys::Inos => 1,
+        }
+    }
+}
+
+/// Whether the bytes say that they are an index.
+pub(super) fn is_index(bytes: &[u8]) -> bool {
+    bytes.get(4) == Some(&INDEX)
+}
+
+/// Reads the header up to the count: keys and count.
+fn decode_header(decoder: &mut Decoder<'_>, form: u8) -> Result<(Keys, u32)> {
+    if decoder.array::<4>()? != *MAGIC {
+        return Err(decoder.error("it does not begin as a tree of format 3"));
+    }
+    let [found, keys, 0, 0] = decoder.array::<4>()? else {
+        return Err(decoder.error("its header has unknown marks"));
+    };
+    let keys = match keys {
+        0 => Keys::Names,
+        1 => Keys::Inos,
+        _ => return Err(decoder.error("its keys are of an unknown sort")),
+    };
+    if found != form {
+        return Err(decoder.error("its form is unknown"));
+    }
+    Ok((keys, decoder.u32()?))
+}
+
+fn put_header(out: &mut Vec<u8>, form: u8, keys: Keys, count: u32) {
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&[form, keys.byte(), 0, 0]);
+    out.extend_from_slice(&count.to_le_bytes());
+}
+
+/// A leaf: entries sorted by key, looked up in place in its bytes.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    bytes: Vec<u8>,
+    count: usize,
+    keys: Keys,
+}
+
+impl Tree {
+    /// Checks the bytes once: bounds, order, keys, and the front of each record. What follows the front is checked
+    /// by [`EntryRef::to_target`].
+    pub fn parse(bytes: Vec<u8>) -> Result<Tree> {
+        let mut decoder = Decoder::new("tree", &bytes);
+        let (keys, count) = decode_header(&mut decoder, LEAF)?;
+        let count = count as usize;
+        if count == 0 || count > decoder.remaining() / ENTRY_MIN {
+            return Err(decoder.error(format!("it cannot have {count} entries")));
+        }
+        let tree = Tree { count, keys, bytes };
+        tree.check()?;
+        Ok(tree)
+    }
+
+    fn check(&self) -> Result<()> {
+        let fault = |i: usize, reason: &str| StoreError::corrupt("tree", format!("(entry {i})"), reason);
+        let area = self.bytes.len() - HEADER - 4 * self.count;
+        let mut last: &[u8] = &[];
+        for i in 0..self.count {
+            let (start, end) = (self.offset(i), self.offset(i + 1));
+            if (i == 0 && start != 0) || start >= end || end > area {
+                return Err(fault(i, "its bounds are wrong"));
+            }
+            let mut decoder = Decoder::new("tree", self.area(i));
+            let length = decoder.u8()?;
+            let name = decoder.take(length.into())?;
+            if let Some(reason) = self.keys.reject(name) {
+                return Err(fault(i, reason));
+            }
+            if i > 0 && last >= name {
+                return Err(fault(i, "the entries are not sorted"));
+            }
+            last = name;
+            match decoder.u8()? {
+                TAG_INODE => drop(RecordHead::decode(&mut decoder)?),
+                TAG_LINK if self.keys == Keys::Names => {
+                    decode_link(&mut decoder)?;
+                    decoder.finish()?;
+                }
+                _ => return Err(fault(i, "its tag is unknown")),
+            }
+        }
+        Ok(())
+    }
+
+    /// How many entries there are; not 0.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Always false: an empty directory has no tree.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What its keys are.
+    pub fn keys(&self) -> Keys {
+        self.keys
+    }
+
+    /// The entry `name`.
+    pub fn get(&self, name: &[u8]) -> Option<EntryRef<'_>> {
+        let i = self.lower_bound(name);
+        (i < self.count).then(|| self.entry(i)).filter(|entry| entry.name == name)
+    }
+
+    /// The first entry whose name is not below `name`, by position.
+    pub(crate) fn lower_bound(&self, name: &[u8]) -> usize {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.entry(middle).name < name {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// The entries in the order of names.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = EntryRef<'_>> {
+        (0..self.count).map(|i| self.entry(i))
+    }
+
+    /// Entry `i`, which must be below [`Tree::len`].
+    pub(crate) fn entry(&self, i: usize) -> EntryRef<'_> {
+        let area = self.area(i);
+        let (name, rest) = area[1..].split_at(area[0].into());
+        EntryRef { name, target: rest }
+    }
+
+    pub(crate) fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn area(&self, i: usize) -> &[u8] {
+        let base = HEADER + 4 * self.count;
+        &self.bytes[base + self.offset(i)..base + self.offset(i + 1)]
+    }
+
+    /// Where entry `i` begins; the end of all for `i` = count.
+    fn offset(&self, i: usize) -> usize {
+        let at = HEADER + 4 * i;
+        if i == self.count {
+            return self.bytes.len() - HEADER - 4 * self.count;
+        }
+        match self.bytes[at..at + 4].try_into() {
+            Ok(array) => u32::from_le_bytes(array) as usize,
+            Err(_) => 0, // four bytes are an array of four
+        }
+    }
+}
+
+fn decode_link(decoder: &mut Decoder<'_>) -> Result<(Ino, FileKind)> {
+    let kind = match FileKind::from_mode(u32::from(decoder.u8()?) << 12) {
+        Some(FileKind::Directory) | None => return Err(decoder.error("a link of this kind cannot be")),
+        Some(kind) => kind,
+    };
+    Ok((decode_ino(decoder)?, kind))
+}
+
+/// One entry, in the bytes of its tree.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryRef<'a> {
+    name: &'a [u8],
+    /// Tag and what follows.
+    target: &'a [u8],
+}
+
+/// The front of an entry: what is known without decoding the whole.
+enum Head {
+    Inode(RecordHead),
+    Link(Ino, FileKind),
+}
+
+impl<'a> EntryRef<'a> {
+    /// The name.
+    pub fn name(&self) -> &'a [u8] {
+        self.name
+    }
+
+    /// The inode's number.
+    pub fn ino(&self) -> Ino {
+        match self.head() {
+            Some(Head::Inode(head)) => head.ino,
+            Some(Head::Link(ino, _)) => ino,
+            None => 0,
+        }
+    }
+
+    /// The inode's kind.
+    pub fn kind(&self) -> FileKind {
+        match self.head() {
+            Some(Head::Inode(head)) => head.kind,
+            Some(Head::Link(_, kind)) => kind,
+            None => FileKind::Regular,
+        }
+    }
+
+    /// Whether it is one of several names: its record stands in the link table.
+    pub fn is_link(&self) -> bool {
+        self.target.first() == Some(&TAG_LINK)
+    }
+
+    /// Whether it is a link, or a directory with one at or below it.
+    pub fn has_links(&self) -> bool {
+        match self.head() {
+            Some(Head::Inode(head)) => head.links(),
+            Some(Head::Link(..)) => true,
+            None => false,
+        }
+    }
+
+    /// What the name stands for, decoded.
+    pub fn to_target(&self) -> Result<Target> {
+        let mut decoder = Decoder::new("tree", self.target);
+        let target = match decoder.u8()? {
+            TAG_LINK => decode_link(&mut decoder).map(|(ino, kind)| Target::Link { ino, kind })?,
+            _ => Target::Inode(InodeRecord::decode(&mut decoder)?),
+        };
+        decoder.finish()?;
+        Ok(target)
+    }
+
+    /// The encoded target, to compare or to copy.
+    pub(crate) fn raw(&self) -> &'a [u8] {
+        self.target
+    }
+
+    /// Parsing checked that there is one; None is for the type's sake.
+    fn head(&self) -> Option<Head> {
+        let mut decoder = Decoder::new("tree", self.target);
+        match decoder.u8().ok()? {
+            TAG_LINK => decode_link(&mut decoder).ok().map(|(ino, kind)| Head::Link(ino, kind)),
+            _ => RecordHead::decode(&mut decoder).ok().map(Head::Inode),
+        }
+    }
+}
+
+/// Appends the encoded target.
+pub(super) fn encode_target(out: &mut Vec<u8>, target: &Target) {
+    match target {
+        Target::Inode(record) => {
+            out.push(TAG_INODE);
+            record.encode(out);
+        }
+        Target::Link { ino, kind } => {
+            out.push(TAG_LINK);
+            out.push((kind.to_mode() >> 12) as u8);
+            put_varint(out, *ino);
+        }
+    }
+}
+
+/// Builds the bytes of a leaf from entries that come in order.
+#[derive(Debug)]
+pub(super) struct LeafBuilder {
+    offsets: Vec<u8>,
+    entries: Vec<u8>,
+    count: u32,
+    links: bool,
+    first: Box<[u8]>,
+}
+
+impl LeafBuilder {
+    /// A leaf that begins with `first`, which is pushed next.
+    pub fn new(first: &[u8]) -> Self {
+        Self { offsets: Vec::new(), entries: Vec::new(), count: 0, links: false, first: first.into() }
+    }
+
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    pub fn links(&self) -> bool {
+        self.links
+    }
+
+    pub fn first(&self) -> &[u8] {
+        &self.first
+    }
+
+    /// Adds an entry: a key that was checked, and its encoded target.
+    pub fn push(&mut self, entry: EntryRef<'_>) {
+        self.offsets.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
+        self.entries.push(entry.name.len() as u8);
+        self.entries.extend_from_slice(entry.name);
+        self.entries.extend_from_slice(entry.target);
+        self.count += 1;
+        self.links |= entry.has_links();
+    }
+
+    /// The bytes of the leaf.
+    pub fn encode(&self, keys: Keys) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER + self.offsets.len() + self.entries.len());
+        put_header(&mut out, LEAF, keys, self.count);
+        out.extend_from_slice(&self.offsets);
+        out.extend_from_slice(&self.entries);
+        out
+    }
+}
+
+/// An entry made of a key and an encoded target.
+pub(super) fn raw_entry<'a>(name: &'a [u8], target: &'a [u8]) -> EntryRef<'a> {
+    EntryRef { name, target }
+}
+
+/// One chunk of a split directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    /// Its first name.
+    pub first: Box<[u8]>,
+    /// The leaf.
+    pub id: ObjectId,
+    /// Its entries.
+    pub count: u32,
+    /// Whether one of them is or has a link.
+    pub links: bool,
+}
+
+/// A split directory: its chunks in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Index {
+    keys: Keys,
+    chunks: Vec<Chunk>,
+}
+
+impl Index {
+    pub fn new(keys: Keys, chunks: Vec<Chunk>) -> Self {
+        Self { keys, chunks }
+    }
+
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let mut decoder = Decoder::new("tree", bytes);
+        let (keys, count) = decode_header(&mut decoder, INDEX)?;
+        let count = count as usize;
+        // First name with its length, object, number of entries, links.
+        if count == 0 || count > decoder.remaining() / (2 + ObjectId::LEN + 4 + 1) {
+            return Err(decoder.error(format!("it cannot have {count} chunks")));
+        }
+        let mut chunks: Vec<Chunk> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let length = decoder.u8()?;
+            let first = decoder.take(length.into())?;
+            if let Some(reason) = keys.reject(first) {
+                return Err(decoder.error(reason));
+            }
+            if chunks.last().is_some_and(|last| *last.first >= *first) {
+                return Err(decoder.error("its chunks are not sorted"));
+            }
+            let id = decoder.id()?;
+            let count = decoder.u32()?;
+            let links = match decoder.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(decoder.error("a chunk's mark is unknown")),
+            };
+            if count == 0 {
+                return Err(decoder.error("a chunk is empty"));
+            }
+            chunks.push(Chunk { first: first.into(), id, count, links });
+        }
+        decoder.finish()?;
+        Ok(Self { keys, chunks })
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_header(&mut out, INDEX, self.keys, self.chunks.len() as u32);
+        for chunk in &self.chunks {
+            out.push(chunk.first.len() as u8);
+            out.extend_from_slice(&chunk.first);
+            put_id(&mut out, &chunk.id);
+            out.extend_from_slice(&chunk.count.to_le_bytes());
+            out.push(chunk.links.into());
+        }
+        out
+    }
+
+    pub fn keys(&self) -> Keys {
+        self.keys
+    }
+
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// Entries of all chunks.
+    pub fn len(&self) -> u64 {
+        self.chunks.iter().map(|chunk| u64::from(chunk.count)).sum()
+    }
+
+    /// The chunk that `name` would stand in; None if it lies before the first.
+    pub fn chunk_of(&self, name: &[u8]) -> Option<&Chunk> {
+        let after = self.chunks.partition_point(|chunk| *chunk.first <= *name);
+        after.checked_sub(1).map(|i| &self.chunks[i])
+    }
+
+    pub fn cost(&self) -> usize {
+        self.chunks.iter().map(|chunk| size_of::<Chunk>() + chunk.first.len() + 16).sum()
+    }
+}
