@@ -54,7 +54,9 @@ pub fn store_errno(error: &StoreError) -> i32 {
 /// The errno for a failed call on the host: its own where that means the same to the caller of the view.
 fn io_errno(error: &io::Error) -> i32 {
     match error.raw_os_error() {
-        Some(errno @ (libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EROFS | libc::ENOMEM | libc::EINTR)) => errno,
+        Some(
+            errno @ (libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EROFS | libc::ENOMEM | libc::EINTR),
+        ) => errno,
         // Anything else speaks of a file of ours, not of the one that was asked for.
         _ => libc::EIO,
     }

@@ -1,1 +1,8 @@
-//! The view and its FUSE front-end.
+//! The view (lower + upper merged) and its FUSE front-end.
+
+pub mod attr;
+pub mod control;
+pub mod errno;
+pub mod error;
+
+pub use error::{Error, Result};

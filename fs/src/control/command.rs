@@ -1,0 +1,317 @@
+//! The words that `ctl` understands.
+//!
+//! ```text
+//! commit [name=N] [message=…] [async=1]
+//! restore <hash|prefix|name|head|latest|~k>
+//! gc [dry_run=1]
+//! verify
+//! ```
+//! One command a line. A value may be quoted ("…" or '…', no escapes inside); an unquoted message goes on over
+//! spaces until the next `name=` or `async=` or the end of the line.
+
+/// Longest text that one write to `ctl` may hold, in bytes.
+pub const MAX_TEXT: usize = 4096;
+
+/// Longest snapshot name in bytes.
+const MAX_NAME: usize = 64;
+
+/// What can be asked for through the control directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Make a snapshot of the view.
+    Commit {
+        /// Name to give it.
+        name: Option<String>,
+        /// Message to keep with it.
+        message: Option<String>,
+        /// Answer at once with a job number.
+        run_async: bool,
+    },
+    /// Make the view equal to a snapshot.
+    Restore {
+        /// A hash or prefix, a name, `head`, `latest` or `~k`; resolved when it runs.
+        reference: String,
+    },
+    /// Collect garbage in the store; always a job.
+    Gc {
+        /// Only say what would go.
+        dry_run: bool,
+    },
+    /// Read and check the whole store; always a job.
+    Verify,
+    /// Take a name from its snapshot. Has no word in `ctl`: it is `rmdir snapshots/<name>`.
+    DropName {
+        /// The name.
+        name: String,
+    },
+}
+
+impl Command {
+    /// Whether the writer gets a job number at once instead of waiting for the end.
+    pub fn is_job(&self) -> bool {
+        match self {
+            Command::Commit { run_async, .. } => *run_async,
+            Command::Gc { .. } | Command::Verify => true,
+            Command::Restore { .. } | Command::DropName { .. } => false,
+        }
+    }
+
+    /// The command's word, for job listings.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Command::Commit { .. } => "commit",
+            Command::Restore { .. } => "restore",
+            Command::Gc { .. } => "gc",
+            Command::Verify => "verify",
+            Command::DropName { .. } => "drop-name",
+        }
+    }
+}
+
+/// Reads all commands of a text; blank lines are allowed. The error says which line is wrong and why.
+///
+/// # Errors
+/// An unknown word, a bad or repeated argument, a character that is not text: nothing of the text is to run then.
+pub fn parse_commands(text: &[u8]) -> Result<Vec<Command>, String> {
+    let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text".to_owned())?;
+    let mut commands = Vec::new();
+    for (number, line) in text.split('\n').enumerate() {
+        let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
+        let command = if line.chars().any(|c| c.is_control() && c != '\t') {
+            Err("control characters in the line".to_owned())
+        } else {
+            parse_line(line)
+        };
+        commands.push(command.map_err(|reason| {
+            if text.trim().contains('\n') { format!("line {}: {reason}", number + 1) } else { reason }
+        })?);
+    }
+    Ok(commands)
+}
+
+/// Whether a snapshot may have this name: `[a-zA-Z0-9_-]{1,64}`, no reference word, not the form of a full hash.
+pub fn valid_name(name: &str) -> Result<(), String> {
+    let fits = (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if !fits {
+        return Err(format!("bad name {name:?}: 1 to {MAX_NAME} of a-z A-Z 0-9 _ -"));
+    }
+    if matches!(name, "head" | "latest" | "base") {
+        return Err(format!("bad name {name:?}: it is a reference of its own"));
+    }
+    if name.len() == MAX_NAME && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(format!("bad name {name:?}: it reads as a hash"));
+    }
+    Ok(())
+}
+
+fn parse_line(line: &str) -> Result<Command, String> {
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    match word {
+        "commit" => parse_commit(rest),
+        "restore" => parse_restore(rest),
+        "gc" => {
+            let mut dry_run = None;
+            for (key, value) in arguments(rest, &["dry_run"])? {
+                set(&mut dry_run, key, flag(key, &value)?)?;
+            }
+            Ok(Command::Gc { dry_run: dry_run.unwrap_or(false) })
+        }
+        "verify" => match arguments(rest, &[])?.first() {
+            Some((key, _)) => Err(format!("verify takes no {key}")),
+            None => Ok(Command::Verify),
+        },
+        other => Err(format!("unknown command {other:?}; known: commit, restore, gc, verify")),
+    }
+}
+
+fn parse_commit(rest: &str) -> Result<Command, String> {
+    let (mut name, mut message, mut run_async) = (None, None, None);
+    for (key, value) in arguments(rest, &["name", "message", "async"])? {
+        match key {
+            "name" => {
+                valid_name(&value)?;
+                set(&mut name, key, value)?;
+            }
+            "message" => set(&mut message, key, value)?,
+            _ => set(&mut run_async, key, flag(key, &value)?)?,
+        }
+    }
+    Ok(Command::Commit { name, message, run_async: run_async.unwrap_or(false) })
+}
+
+fn parse_restore(rest: &str) -> Result<Command, String> {
+    let mut words = rest.split_whitespace();
+    let Some(reference) = words.next() else {
+        return Err("restore needs a snapshot: a hash or prefix, a name, head, latest or ~k".to_owned());
+    };
+    if let Some(extra) = words.next() {
+        return Err(format!("restore takes one snapshot, not also {extra:?}"));
+    }
+    let body = reference.strip_prefix('~').unwrap_or(reference);
+    let good = !body.is_empty()
+        && body.len() <= MAX_NAME
+        && body.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && (body.len() == reference.len() || body.bytes().all(|b| b.is_ascii_digit()));
+    if !good {
+        return Err(format!("bad snapshot {reference:?}: a hash or prefix, a name, head, latest or ~k"));
+    }
+    Ok(Command::Restore { reference: reference.to_owned() })
+}
+
+/// Splits `key=value …`; only keys of `known` are taken, in any order.
+fn arguments<'a>(rest: &'a str, known: &[&'static str]) -> Result<Vec<(&'static str, String)>, String> {
+    let key_of = |text: &'a str| -> Option<(&'static str, &'a str)> {
+        let (key, value) = text.split_once('=')?;
+        known.iter().find(|k| **k == key).map(|k| (*k, value))
+    };
+    let mut found = Vec::new();
+    let mut rest = rest.trim();
+    while !rest.is_empty() {
+        let Some((key, value)) = key_of(rest) else {
+            let word = rest.split_whitespace().next().unwrap_or(rest);
+            return Err(format!("unknown argument {word:?}"));
+        };
+        let end;
+        if let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\'')) {
+            let inner = &value[1..];
+            let close = inner.find(quote).ok_or_else(|| format!("{key}: the quote is not closed"))?;
+            found.push((key, inner[..close].to_owned()));
+            end = close + 2;
+            if value[end..].chars().next().is_some_and(|c| !c.is_whitespace()) {
+                return Err(format!("{key}: text right after the closing quote"));
+            }
+        } else {
+            end = if key == "message" { message_end(value, &key_of) } else { word_end(value) };
+            found.push((key, value[..end].trim_end().to_owned()));
+        }
+        rest = value[end..].trim_start();
+    }
+    Ok(found)
+}
+
+fn word_end(text: &str) -> usize {
+    text.find(char::is_whitespace).unwrap_or(text.len())
+}
+
+/// Where an unquoted message ends: before the first later word that is `<known key>=…`.
+fn message_end<'a, T>(text: &'a str, key_of: &dyn Fn(&'a str) -> Option<T>) -> usize {
+    let mut at = word_end(text);
+    while at < text.len() {
+        let word = at + (text[at..].len() - text[at..].trim_start().len());
+        if key_of(&text[word..]).is_some() {
+            return at;
+        }
+        at = word + word_end(&text[word..]);
+    }
+    text.len()
+}
+
+fn set<T>(slot: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("{key} is given twice")),
+    }
+}
+
+fn flag(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        other => Err(format!("{key} is 0 or 1, not {other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(name: Option<&str>, message: Option<&str>, run_async: bool) -> Command {
+        Command::Commit { name: name.map(Into::into), message: message.map(Into::into), run_async }
+    }
+
+    fn restore(reference: &str) -> Command {
+        Command::Restore { reference: reference.into() }
+    }
+
+    #[test]
+    fn good_texts() {
+        let table: &[(&str, Vec<Command>)] = &[
+            ("", vec![]),
+            ("\n", vec![]),
+            (" \n\t\n", vec![]),
+            ("commit", vec![commit(None, None, false)]),
+            ("commit\n", vec![commit(None, None, false)]),
+            ("  commit  \r\n", vec![commit(None, None, false)]),
+            ("commit name=a-B_9", vec![commit(Some("a-B_9"), None, false)]),
+            ("commit message=one", vec![commit(None, Some("one"), false)]),
+            ("commit message=two  words", vec![commit(None, Some("two  words"), false)]),
+            ("commit message=a b async=1", vec![commit(None, Some("a b"), true)]),
+            ("commit message=x=y z=1 name=n", vec![commit(Some("n"), Some("x=y z=1"), false)]),
+            (
+                "commit message=\"async=1 in it\" name=n",
+                vec![commit(Some("n"), Some("async=1 in it"), false)],
+            ),
+            ("commit message='it is \"so\"'", vec![commit(None, Some("it is \"so\""), false)]),
+            ("commit message= name=n", vec![commit(Some("n"), Some(""), false)]),
+            ("commit message=Größe", vec![commit(None, Some("Größe"), false)]),
+            ("commit async=0", vec![commit(None, None, false)]),
+            ("restore head", vec![restore("head")]),
+            ("restore ~12\n", vec![restore("~12")]),
+            ("restore 0a1b", vec![restore("0a1b")]),
+            ("gc", vec![Command::Gc { dry_run: false }]),
+            ("gc dry_run=1", vec![Command::Gc { dry_run: true }]),
+            ("verify", vec![Command::Verify]),
+            (
+                "commit\n\nrestore a\ngc",
+                vec![commit(None, None, false), restore("a"), Command::Gc { dry_run: false }],
+            ),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(parse_commands(text.as_bytes()).as_ref(), Ok(wanted), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bad_texts() {
+        let table: &[(&[u8], &str)] = &[
+            (b"nonsense", "unknown command \"nonsense\""),
+            (b"commit\nnonsense", "line 2: unknown command"),
+            (b"Commit", "unknown command"),
+            (b"commit now", "unknown argument \"now\""),
+            (b"commit nam=a", "unknown argument \"nam=a\""),
+            (b"commit name=", "bad name"),
+            (b"commit name=a/b", "bad name"),
+            (b"commit name=..", "bad name"),
+            (b"commit name=head", "reference of its own"),
+            (b"commit name=a name=b", "name is given twice"),
+            (b"commit async=yes", "async is 0 or 1"),
+            (b"commit message=\"open", "not closed"),
+            (b"commit message=\"a\"b", "right after"),
+            (b"restore", "needs a snapshot"),
+            (b"restore a b", "takes one snapshot"),
+            (b"restore ~", "bad snapshot"),
+            (b"restore ~x", "bad snapshot"),
+            (b"restore ../etc", "bad snapshot"),
+            (b"gc dry_run", "unknown argument"),
+            (b"verify all=1", "unknown argument"),
+            (b"commit\0", "control characters"),
+            (b"\xff\xfe", "not UTF-8"),
+        ];
+        for (text, wanted) in table {
+            let error = parse_commands(text).expect_err(&String::from_utf8_lossy(text));
+            assert!(error.contains(wanted), "{:?}: {error}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert!(valid_name(&"a".repeat(64)).is_err(), "64 hex digits read as a hash");
+        assert!(valid_name(&"z".repeat(64)).is_ok());
+        assert!(valid_name(&"z".repeat(65)).is_err());
+        assert!(valid_name("dead").is_ok());
+    }
+}

@@ -1,0 +1,69 @@
+//! What the engine does for the control directory.
+
+use karapace_store::id::ObjectId;
+use karapace_store::inode::Timestamp;
+
+use super::command::Command;
+
+/// Which environment a mount serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControlId {
+    /// What it was built from, 64 hex digits.
+    pub env_id: String,
+    /// The first 12 digits of `env_id`.
+    pub short_id: String,
+    /// Its name.
+    pub name: String,
+    /// Its instance id, 32 hex digits.
+    pub instance: String,
+}
+
+/// A snapshot as the control directory lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Identity of the layer, 64 hex digits.
+    pub hash: String,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// Its message, if it has one.
+    pub message: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Its root object.
+    pub root: ObjectId,
+}
+
+/// Why a command failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct CommandError {
+    /// What the `write(2)` (or `mkdir`, `rmdir`) fails with.
+    pub errno: i32,
+    /// What `last` says, on one line.
+    pub reason: String,
+}
+
+/// What the engine does for the control directory. All calls may come from several threads at once.
+pub trait ControlPlane: Send + Sync + 'static {
+    /// Which environment this is.
+    fn id(&self) -> ControlId;
+
+    /// Runs a command to its end and gives the text after `ok `, as `commit <hash>`. Called on a thread of its
+    /// own, never with a lock of the view held.
+    ///
+    /// # Errors
+    /// The errno that the writer gets, and the reason.
+    fn execute(&self, command: &Command) -> Result<String, CommandError>;
+
+    /// State of the environment, as `Built`.
+    fn state(&self) -> String;
+
+    /// All snapshots, oldest first.
+    fn snapshots(&self) -> Vec<SnapshotInfo>;
+
+    /// Hash of the layer that the view stands on, 64 hex digits.
+    fn head(&self) -> String;
+
+    /// Hash of the base layer, 64 hex digits.
+    fn base(&self) -> String;
+}
