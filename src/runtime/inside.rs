@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 
 use super::RuntimeError;
 
@@ -27,10 +27,11 @@ pub(super) struct Inside {
 impl Inside {
     pub fn open(root: &Path) -> Result<Inside, RuntimeError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        match open(root, flags, Mode::empty()) {
-            Ok(root) => Ok(Inside { root }),
-            Err(errno) => Err(root_error(root, errno)),
-        }
+        let failed = |errno| root_error(root, errno);
+        let fd = open(root, flags, Mode::empty()).map_err(failed)?;
+        // O_PATH asks nobody, not even the process that serves the mount.
+        fstat(&fd).map_err(failed)?;
+        Ok(Inside { root: fd })
     }
 
     /// The bytes of a regular file; `None` when there is none by that name.

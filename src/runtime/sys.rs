@@ -145,6 +145,8 @@ pub(super) fn open_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
 pub(super) fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd> {
     // SAFETY: `kind` is NUL-terminated; the kernel only reads it.
     let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
+    // What the mount table shows as the device.
+    fsconfig(&context, libc::FSCONFIG_SET_STRING, c"source".as_ptr(), kind.as_ptr())?;
     for (key, value) in options {
         fsconfig(&context, libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
     }

@@ -127,19 +127,19 @@ fn start(bench: &Bench, script: &str) -> (Child, std::io::Lines<BufReader<std::p
 }
 
 /// A number of seconds that no other process sleeps.
-fn mark(bench: &Bench) -> String {
+pub fn mark(bench: &Bench) -> String {
     format!("9{}{}", std::process::id(), bench.who as u8)
 }
 
 /// How many processes of the whole machine sleep for this long.
-fn marked(mark: &str) -> usize {
+pub fn marked(mark: &str) -> usize {
     let wanted = format!("sleep\0{mark}\0");
     let processes = fs::read_dir("/proc").unwrap().map(|e| e.unwrap().path().join("cmdline"));
     processes.filter(|path| fs::read(path).is_ok_and(|line| line == wanted.as_bytes())).count()
 }
 
 #[track_caller]
-fn wait_for(mut condition: impl FnMut() -> bool) {
+pub fn wait_for(mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < end, "waited in vain");

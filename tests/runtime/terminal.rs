@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 
+use super::end::{mark, marked, wait_for};
 use super::{Bench, Test};
 
 pub const TESTS: &[Test] = &[
@@ -24,6 +26,7 @@ pub const TESTS: &[Test] = &[
     ("a session without a shell above", no_shell_above),
     ("started in the background", started_in_background),
     ("console and tty", console),
+    ("a closed window ends everything", hang_up),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,6 +54,10 @@ impl Typist {
     fn start(bench: &Bench, argv: &[&str]) -> Typist {
         let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
+        for fd in [pty.master.as_fd(), pty.slave.as_fd()] {
+            // Or the children keep the terminal alive for one another.
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
         let tty = nix::unistd::ttyname(&pty.slave).unwrap();
         if let Some(owner) = bench.root.owner() {
             std::os::unix::fs::chown(&tty, Some(owner), None).unwrap();
@@ -107,12 +114,29 @@ impl Typist {
         }
     }
 
+    /// Closes the terminal's window.
+    fn hang_up(&mut self) {
+        self.master = File::open("/dev/null").unwrap();
+    }
+
     /// Ends the outer shell and checks that it is the one in the foreground.
     #[track_caller]
     fn leave(mut self) {
         self.say("exit 0");
         while self.read(PATIENCE) {}
         assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// After a failure the hang-up ends what still runs.
+impl Drop for Typist {
+    fn drop(&mut self) {
+        self.hang_up();
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            std::thread::sleep(Duration::from_millis(200));
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
     }
 }
 
@@ -311,4 +335,16 @@ fn console(bench: &Bench) {
     t.see("30 100");
     t.see(PROMPT);
     t.leave();
+}
+
+fn hang_up(bench: &Bench) {
+    let seconds = mark(bench);
+    for pipe in ["", " | cat"] {
+        let mut t = Typist::shell(bench);
+        t.say(&format!("$S -- sh -c 'echo rea\"\"dy; sleep {seconds}'{pipe}"));
+        t.see("ready");
+        wait_for(|| marked(&seconds) == 1);
+        t.hang_up();
+        wait_for(|| marked(&seconds) == 0);
+    }
 }
