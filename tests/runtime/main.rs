@@ -48,14 +48,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints what libtest would, for scripts that read it.
 fn run_tests(args: &[OsString]) -> ExitCode {
-    let filters: Vec<_> = args.iter().filter_map(|a| a.to_str()).filter(|a| !a.starts_with('-')).collect();
+    let words = || args.iter().filter_map(|a| a.to_str());
+    let filters: Vec<_> = words().filter(|a| !a.starts_with('-')).collect();
+    let quiet = words().any(|a| a == "-q" || a == "--quiet");
     let root = nix::unistd::geteuid().is_root();
     if !root {
         println!("NOT ROOT: sessions of root are NOT tested, only those of this user");
     }
     let all: Vec<Test> = [inside::TESTS, end::TESTS, streams::TESTS, terminal::TESTS].concat();
-    let (mut passed, mut failed) = (0, Vec::new());
+    let (mut passed, mut failed, mut filtered) = (0, 0, 0);
     for who in [Who::Root, Who::User] {
         if who == Who::Root && !root {
             continue;
@@ -64,22 +67,21 @@ fn run_tests(args: &[OsString]) -> ExitCode {
         for (name, test) in &all {
             let name = format!("{name} ({who:?})");
             if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) {
+                filtered += 1;
                 continue;
             }
-            match catch_unwind(AssertUnwindSafe(|| test(&bench))) {
-                Ok(()) => {
-                    println!("ok      {name}");
-                    passed += 1;
-                }
-                Err(_) => {
-                    println!("FAILED  {name}");
-                    failed.push(name);
-                }
+            let good = catch_unwind(AssertUnwindSafe(|| test(&bench))).is_ok();
+            *(if good { &mut passed } else { &mut failed }) += 1;
+            if !good || !quiet {
+                println!("test {name} ... {}", if good { "ok" } else { "FAILED" });
             }
         }
     }
-    println!("runtime: {passed} passed, {} failed {failed:?}", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let result = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {result}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {filtered} filtered out"
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The program under test.
