@@ -4,5 +4,7 @@ pub mod attr;
 pub mod control;
 pub mod errno;
 pub mod error;
+pub(crate) mod upper;
+pub mod view;
 
 pub use error::{Error, Result};

@@ -15,3 +15,4 @@ pub mod tree;
 
 pub use error::{Result, StoreError};
 pub use open::Store;
+pub mod tar;

@@ -1,0 +1,326 @@
+//! Data files of the upper: `data/<2 hex>/<ino>[.<generation>]`, the bytes of changed regular files.
+//!
+//! A data file that commit has hard-linked into the store must never be written again: it is *sealed*. The next
+//! writer copies it to a file of the next generation (`DataDir::unseal`). A link count above one says the same after a
+//! crash, when the flag is lost.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use karapace_store::inode::{Ino, Timestamp};
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+
+/// Open descriptors kept of data files.
+const OPEN_FILES: usize = 512;
+
+/// One data file. Lock order: `DataFile::lock` is taken before the view's state lock, never while holding it.
+#[derive(Debug)]
+pub(crate) struct DataFile {
+    pub ino: Ino,
+    pub generation: u32,
+    /// Commit may have given the bytes to the store: copy before writing.
+    pub sealed: AtomicBool,
+    /// Held while the bytes are changed in a way that spans several system calls.
+    pub lock: Mutex<()>,
+    /// Bytes allocated on the host when last looked at; 0 when not known.
+    allocated: AtomicU64,
+}
+
+impl DataFile {
+    pub fn new(ino: Ino, generation: u32) -> Arc<DataFile> {
+        Arc::new(DataFile {
+            ino,
+            generation,
+            sealed: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            allocated: AtomicU64::new(0),
+        })
+    }
+
+    /// Bytes the file occupies, for `st_blocks`; `size` where nobody has looked yet.
+    pub fn allocated(&self, size: u64) -> u64 {
+        match self.allocated.load(Ordering::Relaxed) {
+            0 => size,
+            bytes => bytes,
+        }
+    }
+
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+}
+
+/// What the host says of a data file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DataStat {
+    pub size: u64,
+    pub mtime: Timestamp,
+}
+
+/// The directory of data files and the descriptors open in it.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    open: Mutex<LruCache<(Ino, u32), Arc<File>>>,
+}
+
+impl DataDir {
+    pub fn new(path: PathBuf) -> DataDir {
+        // OPEN_FILES is a non-zero constant.
+        let capacity = NonZeroUsize::new(OPEN_FILES).unwrap_or(NonZeroUsize::MIN);
+        DataDir { path, open: Mutex::new(LruCache::new(capacity)) }
+    }
+
+    /// Makes the 256 subdirectories, so that no write has to.
+    pub fn create(&self) -> Result<()> {
+        for i in 0..=255u8 {
+            let dir = self.path.join(format!("{i:02x}"));
+            std::fs::create_dir_all(&dir).map_err(|e| Error::host("create directory", &dir, e))?;
+        }
+        Ok(())
+    }
+
+    pub fn path(&self, data: &DataFile) -> PathBuf {
+        self.path_of(data.ino, data.generation)
+    }
+
+    fn path_of(&self, ino: Ino, generation: u32) -> PathBuf {
+        let dir = self.path.join(format!("{:02x}", ino & 0xff));
+        match generation {
+            0 => dir.join(format!("{ino:x}")),
+            g => dir.join(format!("{ino:x}.{g}")),
+        }
+    }
+
+    /// Creates the data file, empty. A leftover of a crash under this name is removed first, never reused: it may
+    /// share its bytes with an object.
+    pub fn create_file(&self, data: &DataFile) -> Result<Arc<File>> {
+        let path = self.path(data);
+        let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = match open() {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                std::fs::remove_file(&path).map_err(|e| Error::host("remove leftover", &path, e))?;
+                open()
+            }
+            other => other,
+        };
+        let file = Arc::new(file.map_err(|e| Error::host("create", &path, e))?);
+        self.open.lock().put((data.ino, data.generation), file.clone());
+        Ok(file)
+    }
+
+    /// The file, open for reading and writing. Marks it sealed when the store shares its bytes.
+    pub fn file(&self, data: &DataFile) -> Result<Arc<File>> {
+        let key = (data.ino, data.generation);
+        if let Some(file) = self.open.lock().get(&key) {
+            return Ok(file.clone());
+        }
+        let path = self.path(data);
+        let mut read_only = false;
+        let opened = OpenOptions::new().read(true).write(true).open(&path).or_else(|e| match e.kind() {
+            // An object's mode is 0444, and so is that of a file on its way to become one.
+            io::ErrorKind::PermissionDenied => {
+                read_only = true;
+                File::open(&path)
+            }
+            _ => Err(e),
+        });
+        let file = Arc::new(opened.map_err(|e| Error::host("open", &path, e))?);
+        let meta = file.metadata().map_err(|e| Error::host("stat", &path, e))?;
+        if read_only || meta.nlink() > 1 {
+            data.sealed.store(true, Ordering::Release);
+        }
+        self.open.lock().put(key, file.clone());
+        Ok(file)
+    }
+
+    /// Size and mtime as the host has them; also what `DataFile::allocated` answers from then on.
+    pub fn stat(&self, data: &DataFile) -> Result<DataStat> {
+        let cached = self.open.lock().peek(&(data.ino, data.generation)).cloned();
+        let meta = match cached {
+            Some(file) => file.metadata(),
+            None => std::fs::metadata(self.path(data)),
+        };
+        let meta = meta.map_err(|e| Error::host("stat", &self.path(data), e))?;
+        data.allocated.store(meta.blocks() * 512, Ordering::Relaxed);
+        Ok(DataStat {
+            size: meta.size(),
+            mtime: Timestamp { secs: meta.mtime(), nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0) },
+        })
+    }
+
+    /// A private copy of a sealed file, of the next generation.
+    pub fn unseal(&self, data: &DataFile) -> Result<Arc<DataFile>> {
+        let source = self.file(data)?;
+        let copy = DataFile::new(data.ino, data.generation + 1);
+        let target = self.create_file(&copy)?;
+        if let Err(e) = copy_sparse(&source, &target) {
+            self.remove(&copy);
+            return Err(Error::host("copy", &self.path(data), e));
+        }
+        Ok(copy)
+    }
+
+    /// Removes the file; a failure leaves garbage that the next open sweeps, so it is only logged.
+    pub fn remove(&self, data: &DataFile) {
+        self.open.lock().pop(&(data.ino, data.generation));
+        let path = self.path(data);
+        if let Err(e) = std::fs::remove_file(&path)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove data file {}: {e}", path.display());
+        }
+    }
+
+    /// Removes every file that `keep` does not name: what a crash left behind.
+    pub fn sweep(&self, keep: &dyn Fn(Ino, u32) -> bool) -> Result<u64> {
+        let mut removed = 0;
+        for i in 0..=255u8 {
+            let dir = self.path.join(format!("{i:02x}"));
+            let entries = match std::fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::host("list", &dir, e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(|e| Error::host("list", &dir, e))?;
+                let known = parse_name(entry.file_name().as_encoded_bytes()).is_some_and(|(i, g)| keep(i, g));
+                if !known {
+                    std::fs::remove_file(entry.path())
+                        .map_err(|e| Error::host("remove leftover", &entry.path(), e))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Makes data, and the name it has, durable.
+    pub fn sync(&self, data: &DataFile) -> Result<()> {
+        let file = self.file(data)?;
+        file.sync_data().map_err(|e| Error::host("sync", &self.path(data), e))
+    }
+
+    /// Makes the names of new data files durable.
+    pub fn sync_names(&self, ino: Ino) -> Result<()> {
+        let dir = self.path.join(format!("{:02x}", ino & 0xff));
+        let open = File::open(&dir).and_then(|d| d.sync_all());
+        open.map_err(|e| Error::host("sync", &dir, e))
+    }
+}
+
+fn parse_name(name: &[u8]) -> Option<(Ino, u32)> {
+    let name = std::str::from_utf8(name).ok()?;
+    let (ino, generation) = match name.split_once('.') {
+        Some((ino, g)) => (ino, g.parse().ok()?),
+        None => (name, 0),
+    };
+    Some((Ino::from_str_radix(ino, 16).ok()?, generation))
+}
+
+/// Copies the data ranges and the length; holes stay holes.
+fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
+    use nix::unistd::{Whence, lseek64};
+    let size = source.metadata()?.size();
+    target.set_len(size)?;
+    let size = i64::try_from(size).map_err(io::Error::other)?;
+    let mut at = 0;
+    while at < size {
+        let start = match lseek64(source, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(nix::errno::Errno::ENXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = lseek64(source, start, Whence::SeekHole)?;
+        copy_range(source, target, start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Copies bytes `start..end` at their offsets, in the kernel where the host can (reflink included).
+fn copy_range(source: &File, target: &File, start: i64, end: i64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let (mut from, mut to) = (start, start);
+    while from < end {
+        let want = usize::try_from(end - from).unwrap_or(usize::MAX).min(1 << 30);
+        match nix::fcntl::copy_file_range(source, Some(&mut from), target, Some(&mut to), want) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(nix::errno::Errno::EXDEV | nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => {
+                let mut buf = vec![0; want.min(1 << 20)];
+                let n = source.read_at(&mut buf, from as u64)?;
+                if n == 0 {
+                    break;
+                }
+                target.write_all_at(&buf[..n], from as u64)?;
+                from += n as i64;
+                to = from;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    fn dir() -> (tempfile::TempDir, DataDir) {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(tmp.path().join("data"));
+        dir.create().unwrap();
+        (tmp, dir)
+    }
+
+    #[test]
+    fn unseal_copies_bytes_and_holes() {
+        let (_tmp, dir) = dir();
+        let data = DataFile::new(0x1234, 0);
+        let file = dir.create_file(&data).unwrap();
+        file.set_len(10 << 20).unwrap();
+        file.write_all_at(b"here", 5 << 20).unwrap();
+        let copy = dir.unseal(&data).unwrap();
+        assert_eq!(copy.generation, 1);
+        let copied = dir.file(&copy).unwrap();
+        assert_eq!(copied.metadata().unwrap().size(), 10 << 20);
+        assert!(copied.metadata().unwrap().blocks() < 2048);
+        let mut buf = [0; 4];
+        copied.read_exact_at(&mut buf, 5 << 20).unwrap();
+        assert_eq!(&buf, b"here");
+    }
+
+    #[test]
+    fn a_second_link_seals() {
+        let (tmp, dir) = dir();
+        let data = DataFile::new(7, 0);
+        dir.create_file(&data).unwrap();
+        dir.open.lock().clear();
+        std::fs::hard_link(dir.path(&data), tmp.path().join("object")).unwrap();
+        assert!(!data.is_sealed());
+        dir.file(&data).unwrap();
+        assert!(data.is_sealed());
+    }
+
+    #[test]
+    fn sweep_removes_only_strangers() {
+        let (_tmp, dir) = dir();
+        let keep = DataFile::new(1, 2);
+        let stray = DataFile::new(2, 0);
+        dir.create_file(&keep).unwrap();
+        dir.create_file(&stray).unwrap();
+        assert_eq!(dir.sweep(&|ino, g| (ino, g) == (1, 2)).unwrap(), 1);
+        assert!(dir.path(&keep).exists());
+        assert!(!dir.path(&stray).exists());
+    }
+}

@@ -1,0 +1,225 @@
+//! The journal: one appended record an operation, so that a killed process loses nothing.
+//!
+//! Format, little endian. Header: magic `KAJ1`, epoch u64. Record: length u32 of the payload, crc32 u32 of sequence
+//! and payload, sequence u64 (from 1, without gaps), payload (items, see `record`). The journal applies to the checkpoint
+//! of the same epoch; one of an older epoch is already in the checkpoint. Replay stops at the first record that is
+//! torn: short, with a wrong checksum or out of sequence.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::upper::record::{Item, decode_all, encode_all};
+
+const MAGIC: &[u8; 4] = b"KAJ1";
+const HEADER: u64 = 12;
+const RECORD_HEADER: usize = 16;
+/// No operation writes more than its inode's xattrs and a content's extents.
+const MAX_RECORD: u32 = 256 << 20;
+
+/// An open journal, positioned at its end.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    /// Length of the valid records, header included.
+    end: u64,
+    next_sequence: u64,
+    /// Whether records were appended since the last sync.
+    unsynced: bool,
+    buffer: Vec<u8>,
+}
+
+impl Journal {
+    /// A new, durable journal of this epoch in place of the one at `path`.
+    pub fn create(path: &Path, epoch: u64) -> Result<Journal> {
+        let temp = path.with_extension("new");
+        let write = || -> io::Result<File> {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temp)?;
+            file.write_all(MAGIC)?;
+            file.write_all(&epoch.to_le_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&temp, path)?;
+            if let Some(dir) = path.parent() {
+                File::open(dir)?.sync_all()?;
+            }
+            Ok(file)
+        };
+        let file = write().map_err(|e| Error::host("create journal", path, e))?;
+        Ok(Journal {
+            path: path.to_owned(),
+            file,
+            end: HEADER,
+            next_sequence: 1,
+            unsynced: false,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Reads the journal at `path`: its items when it is of this epoch, `None` when it is older (or none is there).
+    /// With `write`, cuts off a torn end.
+    pub fn load(path: &Path, epoch: u64, write: bool) -> Result<Option<(Journal, Vec<Item>)>> {
+        let host = |e| Error::host("read journal", path, e);
+        let mut file = match OpenOptions::new().read(true).write(write).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(host(e)),
+        };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(host)?;
+        let Some((head, records)) = bytes.split_at_checked(HEADER as usize) else {
+            return Err(Error::Corrupt(format!("journal {}: no header", path.display())));
+        };
+        if &head[..4] != MAGIC {
+            return Err(Error::Corrupt(format!(
+                "journal {}: unknown format; a newer karapace may have written it",
+                path.display()
+            )));
+        }
+        let found = u64::from_le_bytes(head[4..12].try_into().unwrap_or_default());
+        if found < epoch {
+            return Ok(None);
+        }
+        if found > epoch {
+            return Err(Error::Corrupt(format!(
+                "journal {}: epoch {found} is newer than the checkpoint's {epoch}",
+                path.display()
+            )));
+        }
+        let (items, valid, next_sequence) = parse(records)?;
+        let end = HEADER + valid;
+        if end < bytes.len() as u64 {
+            tracing::warn!(
+                "journal {}: {} bytes after the last whole record are dropped (an operation that had not returned)",
+                path.display(),
+                bytes.len() as u64 - end
+            );
+            if write {
+                file.set_len(end).map_err(host)?;
+            }
+        }
+        let journal =
+            Journal { path: path.to_owned(), file, end, next_sequence, unsynced: true, buffer: Vec::new() };
+        Ok(Some((journal, items)))
+    }
+
+    /// Appends one record. On error nothing of it counts: a later append overwrites what was written.
+    pub fn append(&mut self, items: &[Item]) -> Result<()> {
+        self.buffer.clear();
+        self.buffer.resize(RECORD_HEADER, 0);
+        encode_all(items, &mut self.buffer);
+        let payload = self.buffer.len() - RECORD_HEADER;
+        let length = u32::try_from(payload).ok().filter(|n| *n <= MAX_RECORD).ok_or(Error::TooBig)?;
+        self.buffer[8..16].copy_from_slice(&self.next_sequence.to_le_bytes());
+        let crc = crc32fast::hash(&self.buffer[8..]);
+        self.buffer[0..4].copy_from_slice(&length.to_le_bytes());
+        self.buffer[4..8].copy_from_slice(&crc.to_le_bytes());
+        self.file
+            .write_all_at(&self.buffer, self.end)
+            .map_err(|e| Error::host("write journal", &self.path, e))?;
+        self.end += self.buffer.len() as u64;
+        self.next_sequence += 1;
+        self.unsynced = true;
+        if self.buffer.capacity() > 1 << 20 {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Makes every appended record durable.
+    pub fn sync(&mut self) -> Result<()> {
+        if self.unsynced {
+            self.file.sync_data().map_err(|e| Error::host("sync journal", &self.path, e))?;
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// Bytes of records.
+    pub fn len(&self) -> u64 {
+        self.end - HEADER
+    }
+}
+
+/// The items of the valid records, their length, and the next sequence number.
+fn parse(bytes: &[u8]) -> Result<(Vec<Item>, u64, u64)> {
+    let mut items = Vec::new();
+    let mut at = 0;
+    let mut sequence = 1u64;
+    while let Some(head) = bytes.get(at..at + RECORD_HEADER) {
+        let length = u32::from_le_bytes(head[0..4].try_into().unwrap_or_default());
+        let crc = u32::from_le_bytes(head[4..8].try_into().unwrap_or_default());
+        let end = at + RECORD_HEADER + length as usize;
+        let Some(covered) = bytes.get(at + 8..end) else { break };
+        if length > MAX_RECORD || crc32fast::hash(covered) != crc || covered[..8] != sequence.to_le_bytes() {
+            break;
+        }
+        items.extend(decode_all(&covered[8..])?);
+        at = end;
+        sequence += 1;
+    }
+    Ok((items, at as u64, sequence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(n: u64) -> Vec<Item> {
+        vec![Item::Next { ino: n }, Item::Blocks { ino: n, first: 1, count: 2 }]
+    }
+
+    #[test]
+    fn replays_what_was_appended_and_drops_a_torn_end() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("journal");
+        let mut journal = Journal::create(&path, 3).unwrap();
+        journal.append(&items(10)).unwrap();
+        let first = journal.end as usize;
+        journal.append(&items(11)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for length in HEADER as usize..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let (journal, found) = Journal::load(&path, 3, true).unwrap().unwrap();
+            let expected = if length < first { Vec::new() } else { items(10) };
+            assert_eq!(found, expected, "cut to {length}");
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), journal.end);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_ends_the_replay() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("journal");
+        let mut journal = Journal::create(&path, 1).unwrap();
+        journal.append(&items(10)).unwrap();
+        let first = journal.end as usize;
+        journal.append(&items(11)).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[first + 20] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let (mut journal, found) = Journal::load(&path, 1, true).unwrap().unwrap();
+        assert_eq!(found, items(10));
+        journal.append(&items(12)).unwrap();
+        let (_, found) = Journal::load(&path, 1, true).unwrap().unwrap();
+        assert_eq!(found, [items(10), items(12)].concat());
+    }
+
+    #[test]
+    fn epochs_decide_whether_it_counts() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("journal");
+        Journal::create(&path, 2).unwrap();
+        assert!(Journal::load(&path, 3, true).unwrap().is_none());
+        assert!(Journal::load(&path, 2, true).unwrap().is_some());
+        assert!(Journal::load(&path, 1, true).is_err());
+    }
+}

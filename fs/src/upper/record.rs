@@ -1,0 +1,280 @@
+//! What the journal and the checkpoint are made of: items that state a fact about one inode.
+//!
+//! An item says what *is*, not what was done, so replaying one twice gives the same table.
+
+use karapace_store::codec::{Decoder, put_bytes, put_varint};
+use karapace_store::content::FileContent;
+use karapace_store::inode::{Body, Ino, InodeRecord, Timestamp};
+
+use crate::error::{Error, Result};
+use crate::view::node::Place;
+
+/// How the bytes of an upper file are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DataState {
+    /// Nothing in the upper: the record's body has it all.
+    None,
+    /// All in the data file of this generation.
+    Whole { generation: u32, size: u64 },
+    /// Some blocks in the data file, the rest in the record's content up to `limit`.
+    Blocks { generation: u32, size: u64, limit: u64 },
+}
+
+/// The fields that most operations change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttrItem {
+    pub ino: Ino,
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+}
+
+/// A whole inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PutItem {
+    pub record: InodeRecord,
+    pub place: Option<Place>,
+    pub linked: bool,
+    pub data: DataState,
+}
+
+/// What a directory says of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameState {
+    /// It names this inode.
+    Names(Ino),
+    /// It hides the lower entry.
+    Hidden,
+    /// It is as in the lower listing.
+    AsBelow,
+}
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Item {
+    /// The inode is dirty and looks like this.
+    Put(Box<PutItem>),
+    /// A dirty inode's attributes.
+    Attr(AttrItem),
+    /// A dirty inode's only name, or that it has none or several.
+    Place { ino: Ino, place: Option<Place>, linked: bool },
+    /// A dirty directory's word on a name.
+    Name { dir: Ino, name: Box<[u8]>, state: NameState },
+    /// The data file holds these blocks.
+    Blocks { ino: Ino, first: u64, count: u64 },
+    /// The file was cut: blocks and base bytes beyond do not count any more.
+    Cut { ino: Ino, size: u64 },
+    /// Size and mtime are to be read off the data file.
+    Touched { ino: Ino },
+    /// The inode is gone; `linked` says that the link table still has it.
+    Gone { ino: Ino, linked: bool },
+    /// Numbers below this are given away.
+    Next { ino: Ino },
+}
+
+mod tag {
+    pub const PUT: u8 = 1;
+    pub const ATTR: u8 = 2;
+    pub const PLACE: u8 = 3;
+    pub const NAME: u8 = 4;
+    pub const BLOCKS: u8 = 5;
+    pub const CUT: u8 = 6;
+    pub const TOUCHED: u8 = 7;
+    pub const GONE: u8 = 8;
+    pub const NEXT: u8 = 9;
+}
+
+fn put_timestamp(out: &mut Vec<u8>, t: Timestamp) {
+    out.extend_from_slice(&t.secs.to_le_bytes());
+    out.extend_from_slice(&t.nanos.to_le_bytes());
+}
+
+fn timestamp(d: &mut Decoder<'_>) -> Result<Timestamp> {
+    let secs = i64::from_le_bytes(d.array()?);
+    let nanos = d.u32()?;
+    if nanos >= 1_000_000_000 {
+        return Err(bad("a time with more than 999999999 ns"));
+    }
+    Ok(Timestamp { secs, nanos })
+}
+
+fn bad(what: &str) -> Error {
+    Error::Corrupt(format!("upper record: {what}"))
+}
+
+fn put_place(out: &mut Vec<u8>, place: Option<&Place>) {
+    match place {
+        None => put_varint(out, 0),
+        Some(p) => {
+            put_varint(out, p.parent);
+            put_bytes(out, &p.name);
+        }
+    }
+}
+
+fn place(d: &mut Decoder<'_>) -> Result<Option<Place>> {
+    match d.varint()? {
+        0 => Ok(None),
+        parent => Ok(Some(Place { parent, name: name(d)? })),
+    }
+}
+
+fn name(d: &mut Decoder<'_>) -> Result<Box<[u8]>> {
+    let name = d.bytes()?;
+    if name.is_empty() || name.len() > crate::view::NAME_MAX {
+        return Err(bad("a name that is empty or too long"));
+    }
+    Ok(name.into())
+}
+
+fn flag(d: &mut Decoder<'_>) -> Result<bool> {
+    match d.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(bad("a flag that is neither 0 nor 1")),
+    }
+}
+
+impl Item {
+    /// Appends the encoding of the item.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Item::Put(put) => {
+                out.push(tag::PUT);
+                put.record.encode(out);
+                put_place(out, put.place.as_ref());
+                out.push(u8::from(put.linked));
+                put_data(out, &put.data);
+            }
+            Item::Attr(a) => {
+                out.push(tag::ATTR);
+                for v in [a.ino, a.mode.into(), a.nlink.into(), a.uid.into(), a.gid.into()] {
+                    put_varint(out, v);
+                }
+                for t in [a.atime, a.mtime, a.ctime] {
+                    put_timestamp(out, t);
+                }
+            }
+            Item::Place { ino, place, linked } => {
+                out.push(tag::PLACE);
+                put_varint(out, *ino);
+                put_place(out, place.as_ref());
+                out.push(u8::from(*linked));
+            }
+            Item::Name { dir, name, state } => {
+                out.push(tag::NAME);
+                put_varint(out, *dir);
+                put_bytes(out, name);
+                match state {
+                    NameState::Hidden => out.push(0),
+                    NameState::AsBelow => out.push(1),
+                    NameState::Names(ino) => {
+                        out.push(2);
+                        put_varint(out, *ino);
+                    }
+                }
+            }
+            Item::Blocks { ino, first, count } => numbers(out, tag::BLOCKS, &[*ino, *first, *count]),
+            Item::Cut { ino, size } => numbers(out, tag::CUT, &[*ino, *size]),
+            Item::Touched { ino } => numbers(out, tag::TOUCHED, &[*ino]),
+            Item::Gone { ino, linked } => numbers(out, tag::GONE, &[*ino, u64::from(*linked)]),
+            Item::Next { ino } => numbers(out, tag::NEXT, &[*ino]),
+        }
+    }
+
+    /// Reads one item.
+    pub fn decode(d: &mut Decoder<'_>) -> Result<Item> {
+        Ok(match d.u8()? {
+            tag::PUT => {
+                let record = InodeRecord::decode(d)?;
+                let place = place(d)?;
+                let linked = flag(d)?;
+                let data = data(d)?;
+                if data != DataState::None && !matches!(record.body, Body::Regular(_)) {
+                    return Err(bad("data of something that is no regular file"));
+                }
+                Item::Put(Box::new(PutItem { record, place, linked, data }))
+            }
+            tag::ATTR => Item::Attr(AttrItem {
+                ino: d.varint()?,
+                mode: d.varint32()?,
+                nlink: d.varint32()?,
+                uid: d.varint32()?,
+                gid: d.varint32()?,
+                atime: timestamp(d)?,
+                mtime: timestamp(d)?,
+                ctime: timestamp(d)?,
+            }),
+            tag::PLACE => Item::Place { ino: d.varint()?, place: place(d)?, linked: flag(d)? },
+            tag::NAME => {
+                let dir = d.varint()?;
+                let name = name(d)?;
+                let state = match d.u8()? {
+                    0 => NameState::Hidden,
+                    1 => NameState::AsBelow,
+                    2 => NameState::Names(d.varint()?),
+                    _ => return Err(bad("an unknown state of a name")),
+                };
+                Item::Name { dir, name, state }
+            }
+            tag::BLOCKS => Item::Blocks { ino: d.varint()?, first: d.varint()?, count: d.varint()? },
+            tag::CUT => Item::Cut { ino: d.varint()?, size: d.varint()? },
+            tag::TOUCHED => Item::Touched { ino: d.varint()? },
+            tag::GONE => Item::Gone { ino: d.varint()?, linked: d.varint()? != 0 },
+            tag::NEXT => Item::Next { ino: d.varint()? },
+            _ => return Err(bad("an unknown kind (written by a newer version?)")),
+        })
+    }
+}
+
+fn numbers(out: &mut Vec<u8>, tag: u8, values: &[u64]) {
+    out.push(tag);
+    for v in values {
+        put_varint(out, *v);
+    }
+}
+
+fn put_data(out: &mut Vec<u8>, data: &DataState) {
+    match data {
+        DataState::None => out.push(0),
+        DataState::Whole { generation, size } => numbers(out, 1, &[u64::from(*generation), *size]),
+        DataState::Blocks { generation, size, limit } => {
+            numbers(out, 2, &[u64::from(*generation), *size, *limit]);
+        }
+    }
+}
+
+fn data(d: &mut Decoder<'_>) -> Result<DataState> {
+    Ok(match d.u8()? {
+        0 => DataState::None,
+        1 => DataState::Whole { generation: d.varint32()?, size: d.varint()? },
+        2 => DataState::Blocks { generation: d.varint32()?, size: d.varint()?, limit: d.varint()? },
+        _ => return Err(bad("an unknown kind of data")),
+    })
+}
+
+/// The empty content that stands in a record whose bytes are all in the upper.
+pub(crate) fn no_content() -> Body {
+    Body::Regular(FileContent::empty())
+}
+
+/// Items encoded one after another.
+pub(crate) fn encode_all<'a>(items: impl IntoIterator<Item = &'a Item>, out: &mut Vec<u8>) {
+    for item in items {
+        item.encode(out);
+    }
+}
+
+/// Items until the bytes end.
+pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<Item>> {
+    let mut d = Decoder::new("upper record", bytes);
+    let mut items = Vec::new();
+    while d.remaining() > 0 {
+        items.push(Item::decode(&mut d)?);
+    }
+    Ok(items)
+}

@@ -1,0 +1,103 @@
+//! Changing attributes: permissions, owner, size, times.
+
+use karapace_store::inode::{FileKind, Ino, Timestamp};
+
+use crate::attr::{Attr, SetAttr, SetTime};
+use crate::error::Result;
+use crate::upper::record::Item;
+use crate::view::table::{State, attr_item};
+use crate::view::{View, acl};
+
+const CAPABILITY: &[u8] = b"security.capability";
+
+impl View {
+    /// Changes attributes; all or, when the size cannot be set, none.
+    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
+        self.writable()?;
+        let _gate = self.gate.read();
+        // A truncation must not cut under a write to the same file that is between two of its steps.
+        let data = self.state.read().node(ino)?.file().and_then(|f| f.data().cloned());
+        let _lock = data.as_ref().filter(|_| set.size.is_some()).map(|d| d.lock.lock());
+        let mut state = self.state.write();
+        if let Some(size) = set.size {
+            self.truncate(&mut state, ino, size)?;
+            if set.kill_priv {
+                self.kill_privileges(&mut state, ino)?;
+            }
+        }
+        self.settle_times(&mut state, ino)?;
+        let now = Timestamp::now();
+        let mut items = Vec::new();
+        state.dirty_chain(ino, &mut items)?;
+        let node = state.node(ino)?;
+        let mut meta = node.meta;
+        let owner = set.uid.is_some() || set.gid.is_some();
+        let mut xattrs = None;
+        if let Some(mode) = set.mode {
+            meta.set_permissions(mode);
+            xattrs = acl::chmod(&node.xattrs, mode)?;
+        }
+        meta.uid = set.uid.unwrap_or(meta.uid);
+        meta.gid = set.gid.unwrap_or(meta.gid);
+        if owner && node.kind() != FileKind::Directory {
+            // chown(2): whoever asks, set-id bits and capabilities go.
+            let mode = set.mode.unwrap_or(meta.mode);
+            meta.set_permissions(without_set_id(mode));
+            if node.xattrs.get(CAPABILITY).is_some() {
+                xattrs.get_or_insert_with(|| node.xattrs.clone()).remove(CAPABILITY);
+            }
+        }
+        let at = |time: SetTime| match time {
+            SetTime::Now => now,
+            SetTime::At(t) => t,
+        };
+        meta.atime = set.atime.map_or(meta.atime, at);
+        if let Some(mtime) = set.mtime {
+            meta.mtime = at(mtime);
+            self.set_data_times(&state, ino, meta.mtime)?;
+        } else if set.size.is_some() {
+            meta.mtime = now;
+            self.set_data_times(&state, ino, now)?;
+        }
+        meta.ctime = set.ctime.unwrap_or(now);
+        if let Some(xattrs) = xattrs {
+            items.retain(|i| !matches!(i, Item::Put(p) if p.record.ino == ino));
+            let mut put = state.put_item(ino)?;
+            put.record.xattrs = xattrs;
+            items.push(Item::Put(Box::new(put)));
+        }
+        items.push(attr_item(ino, &meta));
+        self.change(&mut state, items)?;
+        self.settle_times(&mut state, ino)?;
+        Ok(state.node(ino)?.attr(ino))
+    }
+
+    /// Drops set-id bits and capabilities, as a write by an ordinary user does.
+    pub(super) fn kill_privileges(&self, state: &mut State, ino: Ino) -> Result<()> {
+        let node = state.node(ino)?;
+        let bits = without_set_id(node.meta.mode);
+        let capability = node.xattrs.get(CAPABILITY).is_some();
+        if node.meta.mode & 0o7777 == bits && !capability {
+            return Ok(());
+        }
+        let mut items = Vec::new();
+        if let Some(place) = &node.place {
+            state.dirty_chain(place.parent, &mut items)?;
+        }
+        let mut put = state.put_item(ino)?;
+        put.record.mode = (put.record.mode & libc::S_IFMT) | bits;
+        put.record.ctime = Timestamp::now();
+        put.record.xattrs.remove(CAPABILITY);
+        items.push(Item::Put(Box::new(put)));
+        self.change(state, items)
+    }
+}
+
+/// Permission bits without set-user-id, and without set-group-id where that means execution.
+fn without_set_id(mode: u32) -> u32 {
+    let mut bits = mode & 0o7777 & !libc::S_ISUID;
+    if bits & libc::S_IXGRP != 0 {
+        bits &= !libc::S_ISGID;
+    }
+    bits
+}

@@ -1,0 +1,412 @@
+//! Commit: what is dirty becomes objects, trees and a root; the upper becomes empty.
+//!
+//! 1. *Seal* (writers wait): copy the dirty inodes' metadata, mark their data files sealed.
+//! 2. *Build* (writers go on; who writes into a sealed file gets a private copy of it): store contents without copying where
+//!    possible, rewrite the changed directories bottom-up, make all of it durable.
+//! 3. *Publish*: the caller writes the layer record and the metadata.
+//! 4. *Finish* (writers wait): a checkpoint with the new head and with what changed since the seal, then the same in memory.
+//!
+//! A crash before the checkpoint leaves the upper as it was; a crash after it leaves data files that the next open sweeps.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use karapace_store::content::{self, FileContent};
+use karapace_store::error::StoreError;
+use karapace_store::id::ObjectId;
+use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Xattrs};
+use karapace_store::object::Batch;
+use karapace_store::root::Root;
+use karapace_store::tar::{TarHash, identity_hash};
+use karapace_store::tree::{Change, Target, diff, update_dir, update_links};
+
+use crate::attr::HeadRef;
+use crate::error::{Error, Result};
+use crate::upper::Upper;
+use crate::upper::data::DataFile;
+use crate::upper::record::{Item, NameState};
+use crate::view::View;
+use crate::view::node::{DirBody, FileBody, Meta, NodeBody, Place, record_of};
+use crate::view::table::{Forgotten, State};
+
+/// What a commit has stored and is about to publish.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The new root object; durable.
+    pub root: ObjectId,
+    /// Hash of the layer's identity tar.
+    pub tar_hash: TarHash,
+    /// Paths that are new.
+    pub added: u64,
+    /// Paths with other content or metadata.
+    pub modified: u64,
+    /// Paths that are gone.
+    pub deleted: u64,
+}
+
+/// A dirty inode as of the seal.
+struct SealedNode {
+    version: u32,
+    meta: Meta,
+    xattrs: Xattrs,
+    place: Option<Place>,
+    linked: bool,
+    body: SealedBody,
+}
+
+enum SealedBody {
+    Dir(DirBody),
+    File(FileBody),
+    Symlink(Box<[u8]>),
+    Special,
+}
+
+/// The dirty part of a view as of one moment.
+struct Seal {
+    nodes: HashMap<Ino, SealedNode>,
+    gone_links: BTreeSet<Ino>,
+    next_ino: Ino,
+    generation: u64,
+    old_root: Arc<Root>,
+}
+
+/// What building stored: the lower form of each sealed inode.
+struct Built {
+    bodies: HashMap<Ino, Body>,
+    root: Root,
+    root_id: ObjectId,
+}
+
+impl View {
+    /// Makes a snapshot of the view. `publish` gets what was stored, makes it known durably, and answers with the head that
+    /// the view stands on from then on. `None`: nothing differs from the head, nothing was done.
+    ///
+    /// Everything that returned before the call is in the snapshot.
+    pub fn commit(
+        &self,
+        publish: &mut dyn FnMut(&Sealed) -> std::result::Result<HeadRef, StoreError>,
+    ) -> Result<Option<HeadRef>> {
+        let _committing = self.committing.lock();
+        let upper = self.writable()?;
+        let Some(seal) = self.seal()? else { return Ok(None) };
+        let done = self.build(upper, &seal).and_then(|built| self.publish(upper, &seal, &built, publish));
+        let deferred = self.state.write().deferred.take().unwrap_or_default();
+        deferred.iter().for_each(|data| upper.data.remove(data));
+        done
+    }
+
+    /// The generation as of which the view equals its head, when it does: what `restore` wants to know.
+    pub fn clean_generation(&self) -> Result<Option<u64>> {
+        let generation = self.stats().generation;
+        let clean = self.diff()?.is_empty();
+        Ok((clean && self.stats().generation == generation).then_some(generation))
+    }
+
+    fn seal(&self) -> Result<Option<Seal>> {
+        let _gate = self.gate.write();
+        let mut state = self.state.write();
+        self.settle_all_times(&mut state)?;
+        let mut nodes = HashMap::new();
+        for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()) {
+            let body = match &node.body {
+                NodeBody::Dir(d) => {
+                    SealedBody::Dir(DirBody { tree: d.tree, links: d.links, changes: d.changes.clone() })
+                }
+                NodeBody::File(file) => {
+                    if let Some(data) = file.data() {
+                        data.sealed.store(true, std::sync::atomic::Ordering::Release);
+                    }
+                    SealedBody::File(file.clone())
+                }
+                NodeBody::Symlink(target) => SealedBody::Symlink(target.clone()),
+                NodeBody::Special => SealedBody::Special,
+            };
+            let sealed = SealedNode {
+                version: node.version,
+                meta: node.meta,
+                xattrs: node.xattrs.clone(),
+                place: node.place.clone(),
+                linked: node.linked,
+                body,
+            };
+            nodes.insert(*ino, sealed);
+        }
+        let mut gone_links = state.gone_links.clone();
+        gone_links.extend(state.nodes.iter().filter(|(_, n)| n.linked && n.is_orphan()).map(|(ino, _)| *ino));
+        if nodes.is_empty() && gone_links.is_empty() {
+            return Ok(None);
+        }
+        state.deferred = Some(Vec::new());
+        let old_root = state.root.clone();
+        Ok(Some(Seal { nodes, gone_links, next_ino: state.next_ino, generation: state.generation, old_root }))
+    }
+
+    /// Stores contents, directories, link table and root; durable on return.
+    fn build(&self, upper: &Upper, seal: &Seal) -> Result<Built> {
+        let mut batch = Batch::new(&self.store)?;
+        let mut bodies: HashMap<Ino, Body> = HashMap::with_capacity(seal.nodes.len());
+        for (ino, node) in &seal.nodes {
+            let body = match &node.body {
+                SealedBody::Dir(_) => continue,
+                SealedBody::File(file) => {
+                    Body::Regular(self.store_content(upper, file, node.meta.size, &mut batch)?)
+                }
+                SealedBody::Symlink(target) => Body::Symlink(target.clone()),
+                SealedBody::Special => Body::Special,
+            };
+            bodies.insert(*ino, body);
+        }
+        let mut children: HashMap<Ino, Vec<(&[u8], Ino)>> = HashMap::new();
+        for (ino, node) in &seal.nodes {
+            if let Some(place) = &node.place {
+                children.entry(place.parent).or_default().push((&place.name, *ino));
+            }
+        }
+        for dir in deepest_first(seal) {
+            let SealedBody::Dir(body) = &seal.nodes[&dir].body else { continue };
+            let mut changes: BTreeMap<Box<[u8]>, Option<Target>> = BTreeMap::new();
+            for (name, ino) in children.get(&dir).into_iter().flatten() {
+                changes.insert((*name).into(), Some(target(seal, &bodies, *ino)?));
+            }
+            for (name, change) in &body.changes {
+                let to = change.map(|ino| target(seal, &bodies, ino)).transpose()?;
+                changes.insert(name.clone(), to);
+            }
+            let written = update_dir(&self.trees, &mut batch, body.tree.as_ref(), &changes)?;
+            bodies.insert(dir, Body::Directory { tree: written.tree, links: written.links });
+        }
+        let links = self.build_links(seal, &bodies, &mut batch)?;
+        let inode = match seal.nodes.get(&ROOT_INO) {
+            Some(_) => record(seal, &bodies, ROOT_INO)?,
+            None => seal.old_root.inode.clone(),
+        };
+        let root = Root { inode, links, next_ino: seal.next_ino };
+        let root_id = root.write(&mut batch)?;
+        batch.commit()?;
+        Ok(Built { bodies, root, root_id })
+    }
+
+    fn store_content(
+        &self,
+        upper: &Upper,
+        file: &FileBody,
+        size: u64,
+        batch: &mut Batch,
+    ) -> Result<FileContent> {
+        Ok(match file {
+            FileBody::Lower(content) => (**content).clone(),
+            FileBody::Whole(data) => {
+                let file = upper.data.file(data)?;
+                content::adopt(&upper.data.path(data), &file, batch)?
+            }
+            FileBody::Blocks(b) => {
+                let file = upper.data.file(&b.data)?;
+                content::update(&b.base, b.limit, size, &mut b.dirty.iter(), &file, batch)?
+            }
+        })
+    }
+
+    fn build_links(
+        &self,
+        seal: &Seal,
+        bodies: &HashMap<Ino, Body>,
+        batch: &mut Batch,
+    ) -> Result<Option<ObjectId>> {
+        let mut changes: BTreeMap<Ino, Option<InodeRecord>> =
+            seal.gone_links.iter().map(|ino| (*ino, None)).collect();
+        for (ino, _) in seal.nodes.iter().filter(|(_, n)| n.linked) {
+            changes.insert(*ino, Some(record(seal, bodies, *ino)?));
+        }
+        if changes.is_empty() {
+            return Ok(seal.old_root.links);
+        }
+        Ok(update_links(&self.trees, batch, seal.old_root.links.as_ref(), &changes)?)
+    }
+
+    fn publish(
+        &self,
+        upper: &Upper,
+        seal: &Seal,
+        built: &Built,
+        publish: &mut dyn FnMut(&Sealed) -> std::result::Result<HeadRef, StoreError>,
+    ) -> Result<Option<HeadRef>> {
+        let mut sealed = Sealed {
+            root: built.root_id,
+            tar_hash: TarHash::from_bytes([0; 32]),
+            added: 0,
+            modified: 0,
+            deleted: 0,
+        };
+        diff(&self.trees, Some(&seal.old_root), &built.root, &mut |_, change| {
+            match change {
+                Change::Added(_) => sealed.added += 1,
+                Change::Removed(_) => sealed.deleted += 1,
+                Change::Modified { .. } => sealed.modified += 1,
+            }
+            Ok(())
+        })?;
+        if sealed.added + sealed.modified + sealed.deleted == 0 {
+            return Ok(None);
+        }
+        sealed.tar_hash = identity_hash(&self.trees, Some(&seal.old_root), &built.root)?;
+        let head = publish(&sealed)?;
+        self.finish(upper, seal, built, head)?;
+        Ok(Some(head))
+    }
+
+    /// Swaps the lower view: first on disk, then in memory.
+    fn finish(&self, upper: &Upper, seal: &Seal, built: &Built, head: HeadRef) -> Result<()> {
+        let _gate = self.gate.write();
+        let mut state = self.state.write();
+        let clean = clean_since(&state, seal);
+        self.settle_all_times(&mut state)?;
+        let new_dirs = rebased_dirs(&state, seal, built, &clean);
+        let items = remaining_items(&state, seal, &clean, &new_dirs)?;
+        upper.checkpoint(head, items)?;
+
+        let mut removable: Vec<Arc<DataFile>> = Vec::new();
+        for (ino, dir) in new_dirs {
+            if let Some(node) = state.nodes.get_mut(&ino) {
+                node.body = NodeBody::Dir(Box::new(dir));
+            }
+        }
+        for ino in &clean {
+            let Some(node) = state.nodes.get_mut(ino) else { continue };
+            node.dirty = false;
+            if let (NodeBody::File(file), Some(Body::Regular(content))) =
+                (&mut node.body, built.bodies.get(ino))
+            {
+                removable.extend(file.data().cloned());
+                *file = FileBody::Lower(Arc::new(content.clone()));
+                node.unsynced = false;
+                node.replaces = false;
+            }
+        }
+        for node in state.nodes.values_mut() {
+            node.touched = false;
+        }
+        state.gone_links.retain(|ino| !seal.gone_links.contains(ino));
+        state.root = Arc::new(built.root.clone());
+        state.head = head;
+        let mut forgotten = Forgotten::default();
+        for ino in &clean {
+            state.release(*ino, &mut forgotten);
+        }
+        drop(state);
+        removable.iter().for_each(|data| upper.data.remove(data));
+        self.remove_data(&forgotten);
+        Ok(())
+    }
+}
+
+/// The inodes that are as they were sealed. A directory above something that is not stays dirty.
+fn clean_since(state: &State, seal: &Seal) -> HashSet<Ino> {
+    let same = |ino: &Ino, sealed: &SealedNode| {
+        state.nodes.get(ino).is_some_and(|n| n.version == sealed.version && !n.is_orphan())
+    };
+    if state.generation == seal.generation {
+        return seal.nodes.keys().copied().collect();
+    }
+    let mut clean: HashSet<Ino> = seal.nodes.iter().filter(|(i, n)| same(i, n)).map(|(i, _)| *i).collect();
+    for (ino, node) in &state.nodes {
+        if !node.dirty || node.is_orphan() || clean.contains(ino) {
+            continue;
+        }
+        let mut at = node.place.as_ref().map(|p| p.parent);
+        while let Some(parent) = at {
+            clean.remove(&parent);
+            at = state.nodes.get(&parent).and_then(|n| n.place.as_ref()).map(|p| p.parent);
+        }
+    }
+    clean
+}
+
+/// The sealed directories over their new lower listings, with what changed in them since the seal.
+fn rebased_dirs(state: &State, seal: &Seal, built: &Built, clean: &HashSet<Ino>) -> BTreeMap<Ino, DirBody> {
+    let mut dirs = BTreeMap::new();
+    for (ino, sealed) in &seal.nodes {
+        let (SealedBody::Dir(old), Some(Body::Directory { tree, links })) =
+            (&sealed.body, built.bodies.get(ino))
+        else {
+            continue;
+        };
+        let Some(now) = state.nodes.get(ino).filter(|n| !n.is_orphan()).and_then(|n| n.dir()) else {
+            continue;
+        };
+        let mut changes = BTreeMap::new();
+        if !clean.contains(ino) {
+            for (name, change) in &now.changes {
+                if old.changes.get(name) != Some(change) {
+                    changes.insert(name.clone(), *change);
+                }
+            }
+            // A name that was new at the seal and is gone now: the new listing has it.
+            let gone = old.changes.iter().filter(|(n, c)| c.is_some() && !now.changes.contains_key(*n));
+            changes.extend(gone.map(|(name, _)| (name.clone(), None)));
+        }
+        dirs.insert(*ino, DirBody { tree: *tree, links: *links, changes });
+    }
+    dirs
+}
+
+/// The checkpoint for what is still dirty.
+fn remaining_items(
+    state: &State,
+    seal: &Seal,
+    clean: &HashSet<Ino>,
+    new_dirs: &BTreeMap<Ino, DirBody>,
+) -> Result<Vec<Item>> {
+    let mut items = Vec::new();
+    for item in state.checkpoint_items()? {
+        match item {
+            Item::Gone { ino, .. } if seal.gone_links.contains(&ino) => {}
+            Item::Put(put) if clean.contains(&put.record.ino) => {}
+            Item::Blocks { ino, .. } if clean.contains(&ino) => {}
+            Item::Name { dir, .. } if seal.nodes.contains_key(&dir) => {}
+            Item::Put(mut put) => {
+                if let Some(dir) = new_dirs.get(&put.record.ino) {
+                    put.record.body = Body::Directory { tree: dir.tree, links: dir.links };
+                }
+                items.push(Item::Put(put));
+            }
+            other => items.push(other),
+        }
+    }
+    for (ino, dir) in new_dirs.iter().filter(|(ino, _)| !clean.contains(*ino)) {
+        for (name, change) in &dir.changes {
+            let state = change.map_or(NameState::Hidden, NameState::Names);
+            items.push(Item::Name { dir: *ino, name: name.clone(), state });
+        }
+    }
+    Ok(items)
+}
+
+/// The sealed directories, each after all that lie below it.
+fn deepest_first(seal: &Seal) -> Vec<Ino> {
+    let depth = |mut ino: Ino| {
+        let mut depth = 0u32;
+        while let Some(place) = seal.nodes.get(&ino).and_then(|n| n.place.as_ref()) {
+            ino = place.parent;
+            depth += 1;
+        }
+        depth
+    };
+    let dirs = seal.nodes.iter().filter(|(_, n)| matches!(n.body, SealedBody::Dir(_)));
+    let mut dirs: Vec<(u32, Ino)> = dirs.map(|(ino, _)| (depth(*ino), *ino)).collect();
+    dirs.sort_unstable_by(|a, b| b.cmp(a));
+    dirs.into_iter().map(|(_, ino)| ino).collect()
+}
+
+fn record(seal: &Seal, bodies: &HashMap<Ino, Body>, ino: Ino) -> Result<InodeRecord> {
+    let missing = || Error::Corrupt(format!("inode {ino} is named and not among the changed ones"));
+    let node = seal.nodes.get(&ino).ok_or_else(missing)?;
+    let body = bodies.get(&ino).ok_or_else(missing)?.clone();
+    Ok(record_of(ino, &node.meta, node.xattrs.clone(), body))
+}
+
+fn target(seal: &Seal, bodies: &HashMap<Ino, Body>, ino: Ino) -> Result<Target> {
+    match seal.nodes.get(&ino) {
+        Some(node) if node.linked => Ok(Target::Link { ino, kind: node.meta.kind() }),
+        _ => Ok(Target::Inode(record(seal, bodies, ino)?)),
+    }
+}

@@ -1,0 +1,180 @@
+//! Reading file content from the store: descriptors kept open, bytes verified the first time they are read.
+//!
+//! A plain file is one object and is verified whole (at most 1 MiB); any other is verified by its 64 KiB blocks, so
+//! that nothing stalls. What was verified is remembered as long as the descriptor is kept.
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use karapace_store::Store;
+use karapace_store::content::{BLOCK, BlockList, FileContent};
+use karapace_store::id::ObjectId;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::upper::blocks::BlockSet;
+
+/// Object descriptors kept open.
+const OPEN_OBJECTS: usize = 512;
+/// Block lists kept in memory.
+const BLOCK_LISTS: usize = 64;
+
+struct OpenObject {
+    file: File,
+    /// The whole object has been hashed and is what its name says.
+    verified: AtomicBool,
+}
+
+struct CheckedBlocks {
+    list: BlockList,
+    verified: Mutex<BlockSet>,
+}
+
+/// A cache of open objects and verified blocks over the store.
+pub(crate) struct ContentReader {
+    store: Arc<Store>,
+    objects: Mutex<LruCache<ObjectId, Arc<OpenObject>>>,
+    lists: Mutex<LruCache<ObjectId, Arc<CheckedBlocks>>>,
+}
+
+impl ContentReader {
+    pub fn new(store: Arc<Store>) -> ContentReader {
+        let cache = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        ContentReader {
+            store,
+            objects: Mutex::new(LruCache::new(cache(OPEN_OBJECTS))),
+            lists: Mutex::new(LruCache::new(cache(BLOCK_LISTS))),
+        }
+    }
+
+    /// Appends up to `size` bytes from `offset` to `buf`; stops at the end of the file.
+    pub fn read(&self, content: &FileContent, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
+        if offset >= content.size {
+            return Ok(());
+        }
+        let size = usize::try_from(content.size - offset).map_or(size, |left| left.min(size));
+        if content.is_plain() {
+            return self.read_plain(content, offset, size, buf);
+        }
+        let start = buf.len();
+        buf.resize(start + size, 0);
+        let read = self.read_blocks(content, offset, &mut buf[start..]);
+        if read.is_err() {
+            buf.truncate(start);
+        }
+        read
+    }
+
+    fn read_plain(&self, content: &FileContent, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
+        let object = self.object(&content.hash)?;
+        let start = buf.len();
+        if object.verified.load(Ordering::Acquire) {
+            buf.resize(start + size, 0);
+            let read = object.file.read_exact_at(&mut buf[start..], offset);
+            return read.map_err(|e| self.damaged(&content.hash, &e));
+        }
+        let whole_file = offset == 0 && size as u64 == content.size;
+        let mut scratch = Vec::new();
+        let bytes = if whole_file {
+            buf.resize(start + size, 0);
+            &mut buf[start..]
+        } else {
+            scratch.resize(content.size as usize, 0);
+            &mut scratch[..]
+        };
+        object.file.read_exact_at(bytes, 0).map_err(|e| self.damaged(&content.hash, &e))?;
+        if ObjectId::of(bytes) != content.hash {
+            buf.truncate(start);
+            return Err(self.damaged(&content.hash, &"its bytes do not match its name"));
+        }
+        object.verified.store(true, Ordering::Release);
+        if !whole_file {
+            let offset = offset as usize;
+            buf.extend_from_slice(&scratch[offset..offset + size]);
+        }
+        Ok(())
+    }
+
+    /// Fills `out` from `offset`; the caller has clamped it to the size. Reads whole extents' ranges at once and verifies
+    /// the blocks that nobody has verified yet.
+    fn read_blocks(&self, content: &FileContent, offset: u64, out: &mut [u8]) -> Result<()> {
+        let checked = self.list(content)?;
+        let end = offset + out.len() as u64;
+        let first = offset / BLOCK;
+        let last = (end - 1) / BLOCK;
+        let unverified: Vec<u64> = {
+            let verified = checked.verified.lock();
+            (first..=last).filter(|b| checked.list.get(*b).is_some() && !verified.contains(*b)).collect()
+        };
+        self.fill(content, offset, out)?;
+        let mut scratch = Vec::new();
+        for block in unverified {
+            let from = block * BLOCK;
+            let to = (from + BLOCK).min(content.size);
+            let bytes: &[u8] = if from >= offset && to <= end {
+                &out[(from - offset) as usize..(to - offset) as usize]
+            } else {
+                scratch.resize((to - from) as usize, 0);
+                scratch.fill(0);
+                self.fill(content, from, &mut scratch)?;
+                &scratch
+            };
+            if checked.list.get(block) != Some(ObjectId::of(bytes)) {
+                let reason = format!("block {block} does not match its hash");
+                return Err(self.damaged(&content.hash, &reason));
+            }
+            checked.verified.lock().insert(block);
+        }
+        Ok(())
+    }
+
+    /// Reads bytes as they are; `out` is zeroed where no extent lies.
+    fn fill(&self, content: &FileContent, offset: u64, out: &mut [u8]) -> Result<()> {
+        let end = offset + out.len() as u64;
+        let first = content.extents.partition_point(|e| e.offset + e.length <= offset);
+        for extent in &content.extents[first..] {
+            if extent.offset >= end {
+                break;
+            }
+            let from = extent.offset.max(offset);
+            let to = (extent.offset + extent.length).min(end);
+            let object = self.object(&extent.object)?;
+            let part = &mut out[(from - offset) as usize..(to - offset) as usize];
+            let at = extent.object_offset + (from - extent.offset);
+            object.file.read_exact_at(part, at).map_err(|e| self.damaged(&extent.object, &e))?;
+        }
+        Ok(())
+    }
+
+    fn object(&self, id: &ObjectId) -> Result<Arc<OpenObject>> {
+        if let Some(object) = self.objects.lock().get(id) {
+            return Ok(object.clone());
+        }
+        let file = self.store.objects().open(id)?;
+        let object = Arc::new(OpenObject { file, verified: AtomicBool::new(false) });
+        self.objects.lock().put(*id, object.clone());
+        Ok(object)
+    }
+
+    fn list(&self, content: &FileContent) -> Result<Arc<CheckedBlocks>> {
+        let id = &content.hash;
+        if let Some(list) = self.lists.lock().get(id) {
+            return Ok(list.clone());
+        }
+        let bytes = self.store.objects().read(id, BlockList::max_bytes(content.size))?;
+        let list = BlockList::decode(&bytes)?;
+        let checked = Arc::new(CheckedBlocks { list, verified: Mutex::new(BlockSet::default()) });
+        self.lists.lock().put(*id, checked.clone());
+        Ok(checked)
+    }
+
+    fn damaged(&self, id: &ObjectId, reason: &dyn std::fmt::Display) -> Error {
+        let error = Error::Corrupt(format!("object {id} is damaged: {reason}; run `karapace verify-store`"));
+        tracing::error!("{error}");
+        error
+    }
+}

@@ -1,0 +1,297 @@
+//! What differs between the view and its head, without storing anything.
+//!
+//! The rules are those of the store's `diff` of two trees: a path counts when its content or metadata differ; times alone
+//! only of what is no directory. Directories that nothing below has changed are never opened.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use karapace_store::id::ObjectId;
+use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
+use karapace_store::tree::Target;
+
+use crate::attr::{DiffEntry, DiffKind};
+use crate::error::{Error, Result};
+use crate::view::View;
+use crate::view::node::{FileBody, Node, NodeBody};
+use crate::view::table::State;
+
+/// One side of a comparison of directories.
+#[derive(Clone, Copy)]
+enum Dir {
+    /// In the inode table.
+    Node(Ino),
+    /// A listing of the lower view.
+    Tree(Option<ObjectId>),
+}
+
+/// What a name of the view leads to.
+enum Found<'a> {
+    Node(Ino, &'a Node),
+    Record(InodeRecord),
+}
+
+impl Found<'_> {
+    fn kind(&self) -> FileKind {
+        match self {
+            Found::Node(_, node) => node.kind(),
+            Found::Record(record) => record.kind(),
+        }
+    }
+
+    fn dir(&self) -> Dir {
+        match self {
+            Found::Node(ino, _) => Dir::Node(*ino),
+            Found::Record(record) => Dir::Tree(tree_of(record).0),
+        }
+    }
+}
+
+/// The listing of a directory's record, and whether it has linked inodes below.
+fn tree_of(record: &InodeRecord) -> (Option<ObjectId>, bool) {
+    match record.body {
+        Body::Directory { tree, links } => (tree, links),
+        _ => (None, false),
+    }
+}
+
+struct Differ<'a> {
+    view: &'a View,
+    state: &'a State,
+    /// Names of changed inodes that are where they were, by directory.
+    in_place: HashMap<Ino, Vec<&'a [u8]>>,
+    /// Linked inodes that changed: all their names count.
+    linked: HashSet<Ino>,
+    out: Vec<DiffEntry>,
+}
+
+impl View {
+    /// Every path that differs from the head, parents before children, siblings by the bytes of their names.
+    pub fn diff(&self) -> Result<Vec<DiffEntry>> {
+        let state = self.state.read();
+        let mut differ = Differ {
+            view: self,
+            state: &state,
+            in_place: HashMap::new(),
+            linked: HashSet::new(),
+            out: Vec::new(),
+        };
+        for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()) {
+            if let Some(place) = &node.place {
+                differ.in_place.entry(place.parent).or_default().push(&place.name);
+            }
+            if node.linked {
+                differ.linked.insert(*ino);
+            }
+        }
+        let old = state.root.inode.clone();
+        let new = Found::Node(ROOT_INO, state.node(ROOT_INO)?);
+        differ.compare(b"/", &old, &new)?;
+        Ok(differ.out)
+    }
+}
+
+impl<'a> Differ<'a> {
+    fn push(&mut self, kind: DiffKind, path: &[u8]) {
+        self.out.push(DiffEntry { kind, path: path.to_vec() });
+    }
+
+    /// One path that both sides have.
+    fn compare(&mut self, path: &[u8], old: &InodeRecord, new: &Found<'_>) -> Result<()> {
+        if old.kind() != new.kind() {
+            self.whole_old(DiffKind::Deleted, path, old)?;
+            return self.whole_new(path, new);
+        }
+        if !self.same(old, new)? {
+            self.push(DiffKind::Modified, path);
+        }
+        if old.kind() == FileKind::Directory {
+            let (tree, links) = tree_of(old);
+            self.compare_dirs(path, tree, links, new.dir())?;
+        }
+        Ok(())
+    }
+
+    fn compare_dirs(&mut self, path: &[u8], old: Option<ObjectId>, links: bool, new: Dir) -> Result<()> {
+        let search_links = links && !self.linked.is_empty();
+        let mut names: BTreeSet<Box<[u8]>> = BTreeSet::new();
+        let tree = match new {
+            Dir::Tree(tree) => tree,
+            Dir::Node(ino) => {
+                let body = self.state.node(ino)?.dir().ok_or(Error::NotDirectory)?;
+                names.extend(body.changes.keys().cloned());
+                names.extend(self.in_place.get(&ino).into_iter().flatten().map(|name| Box::from(*name)));
+                body.tree
+            }
+        };
+        if tree != old || search_links {
+            for tree in [tree, old].into_iter().flatten() {
+                self.view.trees.for_each(&tree, &mut |entry| {
+                    names.insert(entry.name().into());
+                    Ok(())
+                })?;
+            }
+        }
+        for name in names {
+            let before = match old {
+                Some(tree) => self.view.trees.lookup(&tree, &name)?,
+                None => None,
+            };
+            let before = before.map(|target| self.resolve(target)).transpose()?;
+            let after = self.find(new, &name)?;
+            let path = join(path, &name);
+            match (before, after) {
+                (None, None) => {}
+                (Some(old), None) => self.whole_old(DiffKind::Deleted, &path, &old)?,
+                (None, Some(new)) => self.whole_new(&path, &new)?,
+                (Some(old), Some(new)) => self.compare(&path, &old, &new)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The record of the head for an entry of a lower listing.
+    fn resolve(&self, target: Target) -> Result<InodeRecord> {
+        match target {
+            Target::Inode(record) => Ok(record),
+            Target::Link { ino, .. } => self
+                .view
+                .trees
+                .link(&self.state.root, ino)?
+                .ok_or_else(|| Error::Corrupt(format!("inode {ino} is not in the link table"))),
+        }
+    }
+
+    /// What a name of the view leads to.
+    fn find(&self, dir: Dir, name: &[u8]) -> Result<Option<Found<'a>>> {
+        let state = self.state;
+        let tree = match dir {
+            Dir::Tree(tree) => tree,
+            Dir::Node(ino) => {
+                let body = state.node(ino)?.dir().ok_or(Error::NotDirectory)?;
+                match body.changes.get(name) {
+                    Some(None) => return Ok(None),
+                    Some(Some(ino)) => return Ok(Some(Found::Node(*ino, state.node(*ino)?))),
+                    None => body.tree,
+                }
+            }
+        };
+        let Some(tree) = tree else { return Ok(None) };
+        let Some(target) = self.view.trees.lookup(&tree, name)? else { return Ok(None) };
+        let ino = match &target {
+            Target::Inode(record) => record.ino,
+            Target::Link { ino, .. } => *ino,
+        };
+        Ok(Some(match state.nodes.get(&ino) {
+            Some(node) if node.dirty => Found::Node(ino, node),
+            _ => Found::Record(self.resolve(target)?),
+        }))
+    }
+
+    /// A path and all below it that the head has.
+    fn whole_old(&mut self, kind: DiffKind, path: &[u8], old: &InodeRecord) -> Result<()> {
+        self.push(kind, path);
+        let Some(tree) = tree_of(old).0 else { return Ok(()) };
+        let mut below = Vec::new();
+        self.view.trees.for_each(&tree, &mut |entry| {
+            below.push((Box::<[u8]>::from(entry.name()), entry.to_target()?));
+            Ok(())
+        })?;
+        for (name, target) in below {
+            let record = self.resolve(target)?;
+            self.whole_old(kind, &join(path, &name), &record)?;
+        }
+        Ok(())
+    }
+
+    /// A path and all below it that the view has.
+    fn whole_new(&mut self, path: &[u8], new: &Found<'_>) -> Result<()> {
+        let ino = match new {
+            Found::Record(record) => return self.whole_old(DiffKind::Added, path, record),
+            Found::Node(ino, node) if node.kind() == FileKind::Directory => *ino,
+            Found::Node(..) => {
+                self.push(DiffKind::Added, path);
+                return Ok(());
+            }
+        };
+        self.push(DiffKind::Added, path);
+        let mut names: BTreeSet<Box<[u8]>> = BTreeSet::new();
+        self.view.for_each_entry(self.state, ino, &mut |name, _, _| {
+            names.insert(name.into());
+        })?;
+        for name in names {
+            if let Some(found) = self.find(Dir::Node(ino), &name)? {
+                self.whole_new(&join(path, &name), &found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether two things of one kind are the same; of directories only the metadata.
+    fn same(&self, old: &InodeRecord, new: &Found<'_>) -> Result<bool> {
+        let (ino, node) = match new {
+            Found::Record(new) => return Ok(same_records(old, new)),
+            Found::Node(ino, node) => (*ino, *node),
+        };
+        let m = &node.meta;
+        let directory = old.kind() == FileKind::Directory;
+        let device = matches!(old.kind(), FileKind::CharDevice | FileKind::BlockDevice);
+        if (old.mode, old.uid, old.gid) != (m.mode, m.uid, m.gid)
+            || old.xattrs != node.xattrs
+            || (device && old.rdev != m.rdev)
+            || (!directory && (node.stale_times || old.mtime != m.mtime))
+        {
+            return Ok(false);
+        }
+        match (&old.body, &node.body) {
+            (Body::Symlink(a), NodeBody::Symlink(b)) => Ok(a == b),
+            (Body::Regular(a), NodeBody::File(FileBody::Lower(b))) => {
+                Ok(a.hash == b.hash && a.size == b.size)
+            }
+            (Body::Regular(a), NodeBody::File(_)) => {
+                // Rewritten with the time set back: only the bytes tell.
+                if a.size != m.size {
+                    return Ok(false);
+                }
+                self.same_bytes(a, ino, m.size)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn same_bytes(&self, old: &karapace_store::content::FileContent, ino: Ino, size: u64) -> Result<bool> {
+        const STEP: usize = 1 << 20;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        while at < size {
+            a.clear();
+            self.view.content.read(old, at, STEP, &mut a)?;
+            self.view.read_locked(self.state, ino, at, STEP, &mut b)?;
+            if a != b {
+                return Ok(false);
+            }
+            at += STEP as u64;
+        }
+        Ok(true)
+    }
+}
+
+fn same_records(a: &InodeRecord, b: &InodeRecord) -> bool {
+    let directory = a.kind() == FileKind::Directory;
+    (a.mode, a.uid, a.gid, a.rdev) == (b.mode, b.uid, b.gid, b.rdev)
+        && a.xattrs == b.xattrs
+        && (directory || a.mtime == b.mtime)
+        && match (&a.body, &b.body) {
+            (Body::Symlink(a), Body::Symlink(b)) => a == b,
+            (Body::Regular(a), Body::Regular(b)) => a.hash == b.hash && a.size == b.size,
+            _ => true,
+        }
+}
+
+fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut joined = path.to_vec();
+    if path != b"/" {
+        joined.push(b'/');
+    }
+    joined.extend_from_slice(name);
+    joined
+}

@@ -1,0 +1,378 @@
+//! Reading and writing file content.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use karapace_store::content::{BLOCK, FileContent};
+use karapace_store::inode::Ino;
+
+use crate::error::{Error, Result};
+use crate::upper::data::DataFile;
+use crate::upper::record::Item;
+use crate::view::View;
+use crate::view::node::{BlockBody, FileBody};
+use crate::view::resize::{SIZE_MAX, Writable, file_body};
+use crate::view::table::State;
+
+/// Where a range of a file of blocks is read from.
+enum Source {
+    Data,
+    Base,
+    Zeros,
+}
+
+struct Piece {
+    offset: u64,
+    len: usize,
+    source: Source,
+}
+
+/// Where a read gets its bytes, worked out under the state lock and done without it.
+enum ReadFrom {
+    Nothing,
+    Lower(Arc<FileContent>, usize),
+    Whole(Arc<DataFile>, usize),
+    Blocks(Arc<DataFile>, Arc<FileContent>, Vec<Piece>),
+}
+
+impl ReadFrom {
+    /// Which data file it is read from.
+    fn data(&self) -> Option<(Ino, u32)> {
+        match self {
+            ReadFrom::Whole(data, _) | ReadFrom::Blocks(data, ..) => Some((data.ino, data.generation)),
+            ReadFrom::Nothing | ReadFrom::Lower(..) => None,
+        }
+    }
+}
+
+fn plan_read(state: &State, ino: Ino, offset: u64, size: usize) -> Result<ReadFrom> {
+    let node = state.node(ino)?;
+    let body = file_body(node)?;
+    if offset >= node.meta.size {
+        return Ok(ReadFrom::Nothing);
+    }
+    let size = usize::try_from(node.meta.size - offset).map_or(size, |left| left.min(size));
+    Ok(match body {
+        FileBody::Lower(content) => ReadFrom::Lower(content.clone(), size),
+        FileBody::Whole(data) => ReadFrom::Whole(data.clone(), size),
+        FileBody::Blocks(b) => ReadFrom::Blocks(b.data.clone(), b.base.clone(), pieces(b, offset, size)),
+    })
+}
+
+impl View {
+    /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Fewer only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
+        loop {
+            let from = plan_read(&self.state.read(), ino, offset, size)?;
+            let data = from.data();
+            match self.read_from(from, offset, buf) {
+                // A commit gave the data file to the store in between: the bytes are there now.
+                Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    let still = plan_read(&self.state.read(), ino, offset, size)?.data();
+                    if still == data {
+                        return Err(Error::Corrupt(format!("the data file of inode {ino} is missing")));
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// `read` for who holds the state lock.
+    pub(super) fn read_locked(
+        &self,
+        state: &State,
+        ino: Ino,
+        offset: u64,
+        size: usize,
+        buf: &mut Vec<u8>,
+    ) -> Result<()> {
+        self.read_from(plan_read(state, ino, offset, size)?, offset, buf)
+    }
+
+    fn read_from(&self, from: ReadFrom, offset: u64, buf: &mut Vec<u8>) -> Result<()> {
+        buf.clear();
+        match from {
+            ReadFrom::Nothing => Ok(()),
+            ReadFrom::Lower(content, size) => self.content.read(&content, offset, size, buf),
+            ReadFrom::Whole(data, size) => {
+                buf.resize(size, 0);
+                let n = read_full(&*self.data_for_reading(&data)?, buf, offset)?;
+                buf.truncate(n);
+                Ok(())
+            }
+            ReadFrom::Blocks(data, base, pieces) => {
+                let file = self.data_for_reading(&data)?;
+                for piece in pieces {
+                    let start = buf.len();
+                    match piece.source {
+                        Source::Base => self.content.read(&base, piece.offset, piece.len, buf)?,
+                        Source::Zeros => {}
+                        Source::Data => {
+                            buf.resize(start + piece.len, 0);
+                            read_full(&file, &mut buf[start..], piece.offset)?;
+                        }
+                    }
+                    buf.resize(start + piece.len, 0);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn data_for_reading(&self, data: &DataFile) -> Result<Arc<File>> {
+        self.upper.as_ref().ok_or(Error::Stale)?.data.file(data)
+    }
+
+    /// Writes at `offset`; gives the number of bytes written, less than asked for only when the host ran out of room in
+    /// between. `kill_priv`: the writer is not privileged, so set-id bits and capabilities go.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= SIZE_MAX);
+        end.ok_or(Error::FileTooBig)?;
+        self.writable()?;
+        let _gate = self.gate.read();
+        let (ready, blocks) = {
+            let mut state = self.state.write();
+            let ready = self.writable_data(&mut state, ino, u64::MAX)?;
+            if kill_priv {
+                self.kill_privileges(&mut state, ino)?;
+            }
+            let blocks = matches!(file_body(state.node(ino)?)?, FileBody::Blocks(_));
+            (ready, blocks)
+        };
+        let written = if blocks {
+            self.write_blocks(ino, &ready, offset, data)?
+        } else {
+            let written = write_full(&ready.file, data, offset);
+            written.map_err(|e| self.write_failed(&ready.data, e))?
+        };
+        let mut state = self.state.write();
+        state.generation += 1;
+        let node = state.node_mut(ino)?;
+        node.meta.size = node.meta.size.max(offset + written as u64);
+        node.stale_times = true;
+        node.unsynced = true;
+        node.version += 1;
+        Ok(written)
+    }
+
+    fn write_failed(&self, data: &DataFile, error: io::Error) -> Error {
+        match &self.upper {
+            Some(upper) => Error::host("write", &upper.data.path(data), error),
+            None => Error::Io(error),
+        }
+    }
+
+    /// Writes into a file of blocks. A block that is written in part for the first time gets its other bytes from the base;
+    /// the record that a block counts comes after its bytes.
+    pub(super) fn write_blocks(&self, ino: Ino, ready: &Writable, offset: u64, data: &[u8]) -> Result<usize> {
+        let _lock = ready.data.lock.lock();
+        let (body, size) = {
+            let state = self.state.read();
+            let node = state.node(ino)?;
+            match file_body(node)? {
+                FileBody::Blocks(b) => (b.clone(), node.meta.size),
+                _ => return Err(Error::Stale),
+            }
+        };
+        let mut written = 0;
+        let mut fresh: Vec<u64> = Vec::new();
+        while written < data.len() {
+            let at = offset + written as u64;
+            let block = at / BLOCK;
+            let len = ((block + 1) * BLOCK - at).min((data.len() - written) as u64) as usize;
+            let part = &data[written..written + len];
+            let done = if body.dirty.contains(block) {
+                write_full(&ready.file, part, at).map_err(|e| self.write_failed(&ready.data, e))
+            } else {
+                self.write_fresh_block(&body, ready, size, at, part)
+            };
+            match done {
+                Ok(n) => written += n,
+                Err(e) if written == 0 => return Err(e),
+                Err(_) => break,
+            }
+            if !body.dirty.contains(block) {
+                fresh.push(block);
+            } else if written as u64 + offset < at + len as u64 {
+                break;
+            }
+        }
+        if !fresh.is_empty() {
+            let items =
+                runs(&fresh).into_iter().map(|(first, count)| Item::Blocks { ino, first, count }).collect();
+            self.change(&mut self.state.write(), items)?;
+        }
+        Ok(written)
+    }
+
+    /// Writes `part` at `at` into a block that is not in the upper yet: the whole block or nothing.
+    fn write_fresh_block(
+        &self,
+        body: &BlockBody,
+        ready: &Writable,
+        size: u64,
+        at: u64,
+        part: &[u8],
+    ) -> Result<usize> {
+        let start = at / BLOCK * BLOCK;
+        let within = (at - start) as usize;
+        let covers = within == 0 && (part.len() as u64 == BLOCK || at + part.len() as u64 >= size);
+        let composed;
+        let bytes = if covers {
+            part
+        } else {
+            let mut bytes = self.compose(body, start / BLOCK, size)?;
+            bytes.resize(bytes.len().max(within + part.len()), 0);
+            bytes[within..within + part.len()].copy_from_slice(part);
+            composed = bytes;
+            &composed[..]
+        };
+        let failed = |e| self.write_failed(&ready.data, e);
+        if write_full(&ready.file, bytes, start).map_err(failed)? < bytes.len() {
+            return Err(failed(io::Error::from_raw_os_error(libc::ENOSPC)));
+        }
+        Ok(part.len())
+    }
+
+    /// The bytes of a block that is not in the upper yet, as long as the file reaches into it.
+    fn compose(&self, body: &BlockBody, block: u64, size: u64) -> Result<Vec<u8>> {
+        let start = block * BLOCK;
+        let mut bytes = Vec::with_capacity(BLOCK as usize);
+        let from_base = body.limit.saturating_sub(start).min(BLOCK) as usize;
+        if from_base > 0 {
+            self.content.read(&body.base, start, from_base, &mut bytes)?;
+        }
+        bytes.resize(size.saturating_sub(start).min(BLOCK) as usize, 0);
+        Ok(bytes)
+    }
+
+    /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `offset`.
+    pub fn lseek(&self, ino: Ino, offset: u64, whence: i32) -> Result<u64> {
+        if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
+            return Err(Error::Invalid("only SEEK_DATA and SEEK_HOLE are asked of a file system"));
+        }
+        let state = self.state.read();
+        let node = state.node(ino)?;
+        let size = node.meta.size;
+        let body = file_body(node)?;
+        if offset >= size {
+            return Err(Error::NoSuchOffset);
+        }
+        let ranges = match body {
+            FileBody::Whole(data) => {
+                let data = data.clone();
+                drop(state);
+                return host_seek(&*self.data_for_reading(&data)?, offset, whence);
+            }
+            FileBody::Lower(content) => content.data_ranges(),
+            FileBody::Blocks(b) => block_ranges(b, size),
+        };
+        let at = ranges.iter().find(|(start, len)| start + len > offset);
+        match (whence == libc::SEEK_DATA, at) {
+            (true, None) => Err(Error::NoSuchOffset),
+            (true, Some((start, _))) => Ok((*start).max(offset)),
+            (false, Some((start, len))) if *start <= offset => Ok((start + len).min(size)),
+            (false, _) => Ok(offset),
+        }
+    }
+}
+
+/// How a range of a file of blocks, clamped to its size, is put together.
+fn pieces(body: &BlockBody, offset: u64, size: usize) -> Vec<Piece> {
+    let end = offset + size as u64;
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut at = offset;
+    while at < end {
+        let block_end = ((at / BLOCK + 1) * BLOCK).min(end);
+        let (source, stop) = if body.dirty.contains(at / BLOCK) {
+            (Source::Data, block_end)
+        } else if at < body.limit {
+            (Source::Base, block_end.min(body.limit))
+        } else {
+            (Source::Zeros, block_end)
+        };
+        match pieces.last_mut() {
+            Some(last) if std::mem::discriminant(&last.source) == std::mem::discriminant(&source) => {
+                last.len += (stop - at) as usize;
+            }
+            _ => pieces.push(Piece { offset: at, len: (stop - at) as usize, source }),
+        }
+        at = stop;
+    }
+    pieces
+}
+
+/// Data ranges of a file of blocks, ascending and coalesced.
+fn block_ranges(body: &BlockBody, size: u64) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = body.dirty.runs().iter().map(|(f, n)| (f * BLOCK, n * BLOCK)).collect();
+    for (start, len) in body.base.data_ranges() {
+        let len = len.min(body.limit.saturating_sub(start));
+        if len > 0 {
+            ranges.push((start, len));
+        }
+    }
+    ranges.sort_unstable();
+    let mut merged: Vec<(u64, u64)> = Vec::new();
+    for (start, len) in ranges {
+        let len = len.min(size.saturating_sub(start));
+        match merged.last_mut() {
+            Some((s, l)) if *s + *l >= start => *l = (*l).max(start + len - *s),
+            _ if len > 0 => merged.push((start, len)),
+            _ => {}
+        }
+    }
+    merged
+}
+
+fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == *block => *count += 1,
+            _ => runs.push((*block, 1)),
+        }
+    }
+    runs
+}
+
+fn host_seek(file: &File, offset: u64, whence: i32) -> Result<u64> {
+    use nix::unistd::{Whence, lseek64};
+    let whence = if whence == libc::SEEK_DATA { Whence::SeekData } else { Whence::SeekHole };
+    match lseek64(file, i64::try_from(offset).map_err(|_| Error::NoSuchOffset)?, whence) {
+        Ok(at) => Ok(at as u64),
+        Err(nix::errno::Errno::ENXIO) => Err(Error::NoSuchOffset),
+        Err(e) => Err(Error::Io(e.into())),
+    }
+}
+
+/// Fills `buf` as far as the file goes.
+fn read_full(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::Io(e)),
+        }
+    }
+    Ok(done)
+}
+
+/// Writes as much as the host takes; an error only when that is nothing.
+fn write_full(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < data.len() {
+        match file.write_at(&data[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,56 @@
+//! Hard links.
+//!
+//! An inode with several names is *linked*: its record stands in the link table of a snapshot, and the directories refer
+//! to it by number. Once linked it stays so, also when one name is left.
+
+use karapace_store::inode::{FileKind, Ino, Timestamp};
+
+use crate::attr::Attr;
+use crate::error::{Error, Result};
+use crate::upper::record::{Item, NameState};
+use crate::view::create::dir_changed;
+use crate::view::node::Meta;
+use crate::view::table::attr_item;
+use crate::view::{View, check_name};
+
+/// Most names of one inode: what ext4 allows is 65,000, and programs expect some bound.
+const LINK_MAX: u32 = 65_000;
+
+impl View {
+    /// Gives an inode one more name; counts one reference.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        check_name(name)?;
+        self.writable()?;
+        let _gate = self.gate.read();
+        let mut state = self.state.write();
+        let node = state.node(ino)?;
+        if node.kind() == FileKind::Directory {
+            return Err(Error::NotPermitted);
+        }
+        if node.is_orphan() {
+            return Err(Error::NotFound);
+        }
+        if node.meta.nlink >= LINK_MAX {
+            return Err(Error::TooManyLinks);
+        }
+        if state.entry(&self.trees, parent, name)?.is_some() {
+            return Err(Error::Exists);
+        }
+        let now = Timestamp::now();
+        let mut items = Vec::with_capacity(6);
+        state.dirty_chain(ino, &mut items)?;
+        state.dirty_chain(parent, &mut items)?;
+        let node = state.node(ino)?;
+        if let Some(place) = &node.place {
+            // The name it has so far becomes a reference to the link table too.
+            let state = NameState::Names(ino);
+            items.push(Item::Name { dir: place.parent, name: place.name.clone(), state });
+        }
+        items.push(Item::Place { ino, place: None, linked: true });
+        items.push(attr_item(ino, &Meta { nlink: node.meta.nlink + 1, ctime: now, ..node.meta }));
+        items.push(Item::Name { dir: parent, name: name.into(), state: NameState::Names(ino) });
+        items.push(dir_changed(&state, parent, now, 0)?);
+        self.change(&mut state, items)?;
+        self.referenced(&mut state, ino)
+    }
+}

@@ -1,0 +1,425 @@
+//! The view: lower + upper merged, with the semantics of a Linux file system and no FUSE in sight.
+//!
+//! One file a family of operations. Each works under the state lock in three steps: check, journal the items that state the
+//! result, apply them (see [`table`]); so an error changes nothing, and what returned survives the process.
+//!
+//! Lock order: `committing`, `gate`, [`DataFile::lock`](crate::upper::data::DataFile), `state`, the upper's journal, caches.
+
+mod acl;
+mod attr;
+mod commit;
+mod content;
+mod create;
+mod diff;
+pub(crate) mod dir;
+mod io;
+mod link;
+pub(crate) mod node;
+mod remove;
+mod rename;
+mod resize;
+mod restore;
+pub(crate) mod table;
+mod xattr;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use karapace_store::Store;
+use karapace_store::content::FileContent;
+use karapace_store::id::{LayerHash, ObjectId, RecordId};
+use karapace_store::inode::Ino;
+use karapace_store::tree::Trees;
+use parking_lot::{Mutex, RwLock};
+
+use crate::attr::{Attr, HeadRef, StatFs, ViewStats};
+use crate::error::{Error, Result};
+use crate::upper::Upper;
+use crate::upper::record::{DataState, Item};
+use crate::view::content::ContentReader;
+use crate::view::node::{FileBody, NodeBody};
+use crate::view::table::{Forgotten, State};
+
+pub use commit::Sealed;
+
+/// Longest name of a directory entry, in bytes.
+pub const NAME_MAX: usize = 255;
+
+/// An environment's file system (or, read-only, a snapshot's). All methods may be called from any thread.
+pub struct View {
+    store: Arc<Store>,
+    trees: Arc<Trees>,
+    content: ContentReader,
+    state: RwLock<State>,
+    /// Shared while an operation changes something, exclusive while a commit seals and while a restore swaps.
+    gate: RwLock<()>,
+    /// One commit or restore at a time.
+    committing: Mutex<()>,
+    /// `None` in a snapshot view.
+    upper: Option<Upper>,
+    read_only: AtomicBool,
+}
+
+/// What an upper on disk refers to in the store, for garbage collection.
+#[derive(Debug, Default)]
+pub struct UpperRoots {
+    /// Root objects.
+    pub roots: Vec<ObjectId>,
+    /// Directory listings that changed or moved directories lie over.
+    pub trees: Vec<ObjectId>,
+    /// Contents of changed or moved files.
+    pub contents: Vec<FileContent>,
+}
+
+impl View {
+    /// Opens the upper at `upper` (made new on `head` when there is none) over its lower view. The upper knows its own head:
+    /// `head` only counts for a new one. The caller holds the environment's lock.
+    pub fn open(
+        store: &Arc<Store>,
+        trees: &Arc<Trees>,
+        upper: &Path,
+        head: HeadRef,
+        read_only: bool,
+    ) -> Result<View> {
+        let loaded = Upper::open(upper, head, !read_only)?;
+        let root = trees.root(&loaded.head.root)?;
+        let mut state = State::new(root, loaded.head);
+        state.apply(loaded.settled)?;
+        for node in state.nodes.values_mut() {
+            node.touched = false;
+        }
+        state.apply(loaded.replayed)?;
+        state.recount_children();
+        state.generation = 1;
+        let view = View::assemble(store, trees, state, Some(loaded.upper), read_only);
+        view.recover()?;
+        Ok(view)
+    }
+
+    /// A read-only view of a root object, with nothing on disk.
+    pub fn snapshot(trees: &Arc<Trees>, root: ObjectId) -> Result<View> {
+        let head =
+            HeadRef { layer: LayerHash::from_bytes([0; 32]), record: RecordId::from_bytes([0; 32]), root };
+        let state = State::new(trees.root(&root)?, head);
+        Ok(View::assemble(trees.store(), trees, state, None, true))
+    }
+
+    fn assemble(
+        store: &Arc<Store>,
+        trees: &Arc<Trees>,
+        state: State,
+        upper: Option<Upper>,
+        read_only: bool,
+    ) -> View {
+        View {
+            store: store.clone(),
+            trees: trees.clone(),
+            content: ContentReader::new(store.clone()),
+            state: RwLock::new(state),
+            gate: RwLock::new(()),
+            committing: Mutex::new(()),
+            upper,
+            read_only: AtomicBool::new(read_only),
+        }
+    }
+
+    /// After a replay: drops what was only held open, reads sizes and times off the data files where the journal says
+    /// so, removes data files that nothing refers to.
+    fn recover(&self) -> Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        let mut state = self.state.write();
+        let orphans: Vec<Ino> = state.nodes.iter().filter(|(_, n)| n.is_orphan()).map(|(i, _)| *i).collect();
+        for ino in orphans {
+            state.release(ino, &mut Forgotten::default());
+        }
+        let mut known = HashSet::new();
+        for node in state.nodes.values_mut() {
+            let Some(data) = node.file().and_then(FileBody::data).cloned() else { continue };
+            known.insert((data.ino, data.generation));
+            if node.touched {
+                let stat = upper.data.stat(&data)?;
+                node.meta.size = stat.size;
+                node.meta.mtime = stat.mtime;
+                node.meta.ctime = node.meta.ctime.max(stat.mtime);
+            }
+        }
+        drop(state);
+        if !self.is_read_only() {
+            let swept = upper.data.sweep(&|ino, generation| known.contains(&(ino, generation)))?;
+            if swept > 0 {
+                tracing::info!(
+                    "removed {swept} data files that a killed process left in {}",
+                    upper.dir().display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What the upper at `upper` on disk refers to; empty when there is none.
+    pub fn upper_roots(upper: &Path) -> Result<UpperRoots> {
+        let mut roots = UpperRoots::default();
+        if !upper.join("checkpoint").exists() {
+            return Ok(roots);
+        }
+        let none = HeadRef {
+            layer: LayerHash::from_bytes([0; 32]),
+            record: RecordId::from_bytes([0; 32]),
+            root: ObjectId::from_bytes([0; 32]),
+        };
+        let loaded = Upper::open(upper, none, false)?;
+        roots.roots.push(loaded.head.root);
+        for item in loaded.settled.into_iter().chain(loaded.replayed) {
+            let Item::Put(put) = item else { continue };
+            match put.record.body {
+                karapace_store::inode::Body::Directory { tree: Some(tree), .. } => roots.trees.push(tree),
+                karapace_store::inode::Body::Regular(content)
+                    if !matches!(put.data, DataState::Whole { .. }) =>
+                {
+                    roots.contents.push(content);
+                }
+                _ => {}
+            }
+        }
+        Ok(roots)
+    }
+
+    /// Finds a name; counts one reference of the kernel.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        check_name(name)?;
+        let mut state = self.state.write();
+        let ino = state.load(&self.trees, parent, name)?.ok_or(Error::NotFound)?;
+        self.referenced(&mut state, ino)
+    }
+
+    /// Counts a reference and gives the attributes.
+    fn referenced(&self, state: &mut State, ino: Ino) -> Result<Attr> {
+        self.settle_times(state, ino)?;
+        let node = state.node_mut(ino)?;
+        node.lookups += 1;
+        Ok(node.attr(ino))
+    }
+
+    /// Gives up references of the kernel.
+    pub fn forget(&self, ino: Ino, n: u64) {
+        let forgotten = self.state.write().forget(ino, n);
+        self.remove_data(&forgotten);
+    }
+
+    fn remove_data(&self, forgotten: &Forgotten) {
+        if let Some(upper) = &self.upper {
+            forgotten.data.iter().for_each(|data| upper.data.remove(data));
+        }
+    }
+
+    /// Attributes of an inode.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        let state = self.state.read();
+        let node = state.node(ino)?;
+        if !node.stale_times {
+            return Ok(node.attr(ino));
+        }
+        drop(state);
+        let mut state = self.state.write();
+        self.settle_times(&mut state, ino)?;
+        Ok(state.node(ino)?.attr(ino))
+    }
+
+    /// Reads the modification time off the data file when a write has changed it.
+    fn settle_times(&self, state: &mut State, ino: Ino) -> Result<()> {
+        let node = state.node_mut(ino)?;
+        if !node.stale_times {
+            return Ok(());
+        }
+        if let (Some(upper), Some(data)) = (&self.upper, node.file().and_then(FileBody::data)) {
+            let mtime = upper.data.stat(data)?.mtime;
+            node.meta.mtime = mtime;
+            node.meta.ctime = node.meta.ctime.max(mtime);
+        }
+        node.stale_times = false;
+        Ok(())
+    }
+
+    /// Target of a symbolic link.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        match &self.state.read().node(ino)?.body {
+            NodeBody::Symlink(target) => Ok(target.to_vec()),
+            _ => Err(Error::Invalid("not a symbolic link")),
+        }
+    }
+
+    /// Figures of the host file system that holds the upper (of a snapshot: the store).
+    pub fn statfs(&self) -> Result<StatFs> {
+        let path = self.upper.as_ref().map_or_else(|| self.store.layout().store_dir(), |u| u.dir());
+        let s = nix::sys::statvfs::statvfs(path)?;
+        Ok(StatFs {
+            blocks: s.blocks(),
+            bfree: s.blocks_free(),
+            bavail: s.blocks_available(),
+            files: s.files(),
+            ffree: s.files_free(),
+            bsize: u32::try_from(s.block_size()).unwrap_or(4096),
+            frsize: u32::try_from(s.fragment_size()).unwrap_or(4096),
+            namelen: NAME_MAX as u32,
+        })
+    }
+
+    /// Whether changes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Refuses or allows changes from now on; a snapshot view stays read-only.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only || self.upper.is_none(), Ordering::Release);
+    }
+
+    /// The layer the view stands on.
+    pub fn head(&self) -> HeadRef {
+        self.state.read().head
+    }
+
+    /// Figures for `status`.
+    pub fn stats(&self) -> ViewStats {
+        let state = self.state.read();
+        let mut stats = ViewStats {
+            generation: state.generation,
+            cached_inodes: state.nodes.len() as u64,
+            ..ViewStats::default()
+        };
+        for node in state.nodes.values().filter(|n| n.dirty) {
+            stats.dirty_inodes += 1;
+            stats.dirty_bytes += match node.file() {
+                Some(FileBody::Whole(_)) => node.meta.size,
+                Some(FileBody::Blocks(b)) => b.dirty.len() * karapace_store::content::BLOCK,
+                _ => 0,
+            };
+        }
+        stats
+    }
+
+    /// The upper of a view that may be changed now.
+    fn writable(&self) -> Result<&Upper> {
+        match &self.upper {
+            Some(upper) if !self.is_read_only() => Ok(upper),
+            _ => Err(Error::ReadOnly),
+        }
+    }
+
+    /// Journals and applies the items of an operation.
+    fn change(&self, state: &mut State, items: Vec<Item>) -> Result<()> {
+        self.writable()?.append(&items)?;
+        state.apply(items)
+    }
+
+    /// Makes one file durable: its bytes, and every operation that returned.
+    pub fn fsync(&self, ino: Ino, _datasync: bool) -> Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        let data = {
+            let mut state = self.state.write();
+            let node = state.node_mut(ino)?;
+            let data = node.file().and_then(FileBody::data).cloned();
+            if data.is_some() {
+                node.unsynced = false;
+                node.replaces = false;
+            }
+            data
+        };
+        if let Some(data) = data {
+            let synced = upper.data.sync(&data).and_then(|()| upper.data.sync_names(ino));
+            if let Err(e) = synced {
+                if let Ok(node) = self.state.write().node_mut(ino) {
+                    node.unsynced = true;
+                }
+                return Err(e);
+            }
+        }
+        self.sync_journal(upper)
+    }
+
+    /// Makes everything durable.
+    pub fn sync_all(&self) -> Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        self.sync_journal(upper)
+    }
+
+    /// Syncs the journal, but first the data of every file whose bytes in the upper took the place of safe ones:
+    /// otherwise the record that says so could outlive the bytes that it stands for.
+    fn sync_journal(&self, upper: &Upper) -> Result<()> {
+        let pending: Vec<_> = {
+            let mut state = self.state.write();
+            let pending = state.nodes.values_mut().filter(|n| n.replaces && !n.is_orphan());
+            pending
+                .filter_map(|n| {
+                    let data = n.file().and_then(FileBody::data).cloned();
+                    n.unsynced = false;
+                    n.replaces = false;
+                    data
+                })
+                .collect()
+        };
+        for data in &pending {
+            let synced = upper.data.sync(data).and_then(|()| upper.data.sync_names(data.ino));
+            if let Err(e) = synced {
+                let mut state = self.state.write();
+                for data in &pending {
+                    if let Ok(node) = state.node_mut(data.ino) {
+                        node.unsynced = true;
+                        node.replaces = true;
+                    }
+                }
+                return Err(e);
+            }
+        }
+        upper.sync()
+    }
+
+    /// Writes a checkpoint when the journal has grown long. Called between operations.
+    pub fn maintain(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) if !self.is_read_only() && upper.wants_checkpoint() => self.checkpoint(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a checkpoint: the next open needs no replay.
+    pub fn checkpoint(&self) -> Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        self.sync_all()?;
+        let _gate = self.gate.write();
+        let mut state = self.state.write();
+        self.settle_all_times(&mut state)?;
+        upper.checkpoint(state.head, state.checkpoint_items()?)?;
+        state.nodes.values_mut().for_each(|n| n.touched = false);
+        Ok(())
+    }
+
+    fn settle_all_times(&self, state: &mut State) -> Result<()> {
+        let stale: Vec<Ino> = state.nodes.iter().filter(|(_, n)| n.stale_times).map(|(i, _)| *i).collect();
+        stale.into_iter().try_for_each(|ino| self.settle_times(state, ino))
+    }
+
+    /// Ends the use of the view: a last checkpoint. The view must not be used afterwards.
+    pub fn close(&self) -> Result<()> {
+        if self.upper.is_none() || self.is_read_only() {
+            return Ok(());
+        }
+        self.checkpoint()
+    }
+}
+
+/// Refuses what cannot be a name.
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > NAME_MAX {
+        return Err(Error::NameTooLong);
+    }
+    if name.is_empty() || name.contains(&b'/') || name.contains(&0) {
+        return Err(Error::Invalid("a name is not empty and has neither / nor NUL"));
+    }
+    if name == b"." || name == b".." {
+        return Err(Error::Exists);
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! The inode table's rows: what the view holds in memory of an inode.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use karapace_store::content::FileContent;
+use karapace_store::id::ObjectId;
+use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, Timestamp, Xattrs};
+
+use crate::attr::Attr;
+use crate::upper::blocks::BlockSet;
+use crate::upper::data::DataFile;
+
+/// The fixed-size part of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    /// Type and permission bits, as `st_mode`.
+    pub mode: u32,
+    /// Number of names; 0 for an inode that is only held open.
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// `dev_t` of a device node.
+    pub rdev: u64,
+    /// Bytes; of a directory and a special file 0.
+    pub size: u64,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+}
+
+impl Meta {
+    pub fn kind(&self) -> FileKind {
+        // A mode that reaches the table has been decoded or built with a known type.
+        FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular)
+    }
+
+    /// Replaces the permission bits (07777) and keeps the type.
+    pub fn set_permissions(&mut self, bits: u32) {
+        self.mode = (self.mode & libc::S_IFMT) | (bits & 0o7777);
+    }
+}
+
+/// One name of an inode: the directory that holds it, and the name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub parent: Ino,
+    pub name: Box<[u8]>,
+}
+
+/// A directory: a lower listing with changes laid over it.
+#[derive(Debug, Default)]
+pub(crate) struct DirBody {
+    /// The lower listing that `changes` applies to; `None` is an empty one.
+    pub tree: Option<ObjectId>,
+    /// Whether the lower listing holds linked inodes at or below it.
+    pub links: bool,
+    /// Names that differ from the lower listing: `None` hides, `Some` is in the inode table and dirty.
+    pub changes: BTreeMap<Box<[u8]>, Option<Ino>>,
+}
+
+/// A large file of which some blocks are rewritten.
+#[derive(Clone, Debug)]
+pub(crate) struct BlockBody {
+    /// The rewritten blocks, at their natural offsets; as long as the file.
+    pub data: Arc<DataFile>,
+    pub base: Arc<FileContent>,
+    /// Bytes of `base` that still count: the least size the file had since copy-up.
+    pub limit: u64,
+    pub dirty: BlockSet,
+}
+
+/// Where the bytes of a regular file are.
+#[derive(Clone, Debug)]
+pub(crate) enum FileBody {
+    /// In the store.
+    Lower(Arc<FileContent>),
+    /// All in one data file of the upper.
+    Whole(Arc<DataFile>),
+    /// Rewritten blocks in the upper, the others in the store.
+    Blocks(Box<BlockBody>),
+}
+
+impl FileBody {
+    pub fn data(&self) -> Option<&Arc<DataFile>> {
+        match self {
+            FileBody::Lower(_) => None,
+            FileBody::Whole(data) => Some(data),
+            FileBody::Blocks(b) => Some(&b.data),
+        }
+    }
+}
+
+/// The part of an inode that depends on its kind.
+#[derive(Debug)]
+pub(crate) enum NodeBody {
+    Dir(Box<DirBody>),
+    File(FileBody),
+    Symlink(Box<[u8]>),
+    Special,
+}
+
+/// An inode in the table.
+///
+/// Invariants: a dirty inode with a place has a dirty parent (so the dirty inodes form a tree from the
+/// root, and all are in memory); every target in a directory's `changes` is dirty; a linked inode has no place.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub meta: Meta,
+    pub xattrs: Xattrs,
+    pub body: NodeBody,
+    /// The only name of an inode that has one name. `None` for the root, linked and removed inodes.
+    pub place: Option<Place>,
+    /// It has, or had, several names: its record stands in the link table.
+    pub linked: bool,
+    /// It differs from the lower view, or a directory above something that does.
+    pub dirty: bool,
+    /// A write(2) happened since `meta.mtime` was read off the data file.
+    pub stale_times: bool,
+    /// The journal says since the last checkpoint that size and mtime are to be read off the data file.
+    pub touched: bool,
+    /// Data was written since the last fsync.
+    pub unsynced: bool,
+    /// The unsynced data took the place of content that was safe: it must be durable before the journal says so.
+    pub replaces: bool,
+    /// References the kernel holds.
+    pub lookups: u64,
+    /// Inodes in the table whose `place` is in this directory.
+    pub children: u32,
+    /// Bumped at each change, so that a commit knows what changed since it sealed.
+    pub version: u32,
+}
+
+impl Node {
+    /// A clean node from a record of the lower view.
+    pub fn from_record(record: InodeRecord, place: Option<Place>, linked: bool) -> Node {
+        let (size, body) = match record.body {
+            Body::Directory { tree, links } => {
+                (0, NodeBody::Dir(Box::new(DirBody { tree, links, changes: BTreeMap::new() })))
+            }
+            Body::Regular(content) => (content.size, NodeBody::File(FileBody::Lower(Arc::new(content)))),
+            Body::Symlink(target) => (target.len() as u64, NodeBody::Symlink(target)),
+            Body::Special => (0, NodeBody::Special),
+        };
+        let meta = Meta {
+            mode: record.mode,
+            nlink: record.nlink,
+            uid: record.uid,
+            gid: record.gid,
+            rdev: record.rdev,
+            size,
+            atime: record.atime,
+            mtime: record.mtime,
+            ctime: record.ctime,
+        };
+        Node {
+            meta,
+            xattrs: record.xattrs,
+            body,
+            place,
+            linked,
+            dirty: false,
+            stale_times: false,
+            touched: false,
+            unsynced: false,
+            replaces: false,
+            lookups: 0,
+            children: 0,
+            version: 0,
+        }
+    }
+
+    pub fn kind(&self) -> FileKind {
+        self.meta.kind()
+    }
+
+    /// Removed, and only held by the kernel's references.
+    pub fn is_orphan(&self) -> bool {
+        self.meta.nlink == 0
+    }
+
+    pub fn dir(&self) -> Option<&DirBody> {
+        match &self.body {
+            NodeBody::Dir(dir) => Some(dir),
+            _ => None,
+        }
+    }
+
+    pub fn file(&self) -> Option<&FileBody> {
+        match &self.body {
+            NodeBody::File(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    pub fn attr(&self, ino: Ino) -> Attr {
+        let m = &self.meta;
+        // What a directory occupies is not measured: 4096 as ext4 shows for a small one.
+        let size = if m.kind() == FileKind::Directory { 4096 } else { m.size };
+        let blocks = match &self.body {
+            NodeBody::File(FileBody::Lower(content)) => stored_bytes(content).div_ceil(512),
+            NodeBody::File(FileBody::Whole(data)) => data.allocated(m.size).div_ceil(512),
+            NodeBody::File(FileBody::Blocks(b)) => stored_bytes(&b.base)
+                .max(b.dirty.len() * karapace_store::content::BLOCK)
+                .min(m.size)
+                .div_ceil(512),
+            NodeBody::Dir(_) => 8,
+            _ => 0,
+        };
+        Attr {
+            ino,
+            mode: m.mode,
+            nlink: m.nlink,
+            uid: m.uid,
+            gid: m.gid,
+            rdev: m.rdev,
+            size,
+            blocks,
+            atime: m.atime,
+            mtime: m.mtime,
+            ctime: m.ctime,
+        }
+    }
+
+    /// The record of a tree for this inode, with `body` in place of the bytes in the upper.
+    pub fn record_with(&self, ino: Ino, body: Body) -> InodeRecord {
+        record_of(ino, &self.meta, self.xattrs.clone(), body)
+    }
+}
+
+/// Bytes of the store that a content occupies, holes left out.
+fn stored_bytes(content: &FileContent) -> u64 {
+    if content.is_plain() { content.size } else { content.extents().map(|e| e.length).sum() }
+}
+
+pub(crate) fn record_of(ino: Ino, meta: &Meta, xattrs: Xattrs, body: Body) -> InodeRecord {
+    InodeRecord {
+        ino,
+        mode: meta.mode,
+        nlink: meta.nlink,
+        uid: meta.uid,
+        gid: meta.gid,
+        rdev: meta.rdev,
+        atime: meta.atime,
+        mtime: meta.mtime,
+        ctime: meta.ctime,
+        xattrs,
+        body,
+    }
+}

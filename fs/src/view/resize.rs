@@ -1,0 +1,237 @@
+//! Bringing file data into the upper, and changing a file's length.
+//!
+//! Copy-up is by inode, data first, then the record. A small file is copied whole; of a large one nothing is copied: the
+//! upper gets an empty file of the same length and takes the blocks that are written.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use karapace_store::content::{BLOCK, SMALL_MAX};
+use karapace_store::inode::Ino;
+
+use crate::error::{Error, Result};
+use crate::upper::data::DataFile;
+use crate::upper::record::{DataState, Item, no_content};
+use crate::view::View;
+use crate::view::node::{FileBody, Meta, Node, NodeBody};
+use crate::view::table::{State, attr_item};
+
+/// Largest size of a file in bytes: what the kernel's offsets allow.
+pub(super) const SIZE_MAX: u64 = i64::MAX as u64;
+
+/// A file's data in the upper, ready to be written.
+pub(super) struct Writable {
+    pub data: Arc<DataFile>,
+    pub file: Arc<File>,
+}
+
+impl View {
+    /// The data file of a regular file, made by copy-up when there is none, private when commit has sealed it. `keep`: how many
+    /// bytes of the present content still matter.
+    pub(super) fn writable_data(&self, state: &mut State, ino: Ino, keep: u64) -> Result<Writable> {
+        let upper = self.writable()?;
+        let node = state.node(ino)?;
+        let body = file_body(node)?;
+        if let Some(data) = body.data().cloned() {
+            let file = upper.data.file(&data)?;
+            if !data.is_sealed() {
+                if !node.touched {
+                    self.change(state, vec![Item::Touched { ino }])?;
+                }
+                return Ok(Writable { data, file });
+            }
+            let copy = upper.data.unseal(&data)?;
+            self.record_data(state, ino, &copy, keep)?;
+            if state.deferred.is_none() {
+                upper.data.remove(&data);
+            } else if let Some(deferred) = &mut state.deferred {
+                deferred.push(data);
+            }
+            return self.reopened(state, ino);
+        }
+        let FileBody::Lower(content) = body else { return Err(Error::Stale) };
+        let content = content.clone();
+        let data = DataFile::new(ino, 0);
+        let file = upper.data.create_file(&data)?;
+        let filled = if content.size > SMALL_MAX && keep > 0 {
+            file.set_len(content.size).map_err(|e| Error::host("extend", &upper.data.path(&data), e))
+        } else {
+            let mut bytes = Vec::new();
+            self.content.read(&content, 0, content.size.min(keep) as usize, &mut bytes).and_then(|()| {
+                file.write_all_at(&bytes, 0).map_err(|e| Error::host("write", &upper.data.path(&data), e))
+            })
+        };
+        if let Err(e) = filled.and_then(|()| self.record_data(state, ino, &data, keep)) {
+            upper.data.remove(&data);
+            return Err(e);
+        }
+        self.reopened(state, ino)
+    }
+
+    /// The data file that the table now holds for `ino`.
+    fn reopened(&self, state: &State, ino: Ino) -> Result<Writable> {
+        let data = file_body(state.node(ino)?)?.data().cloned().ok_or(Error::Stale)?;
+        let file = self.writable()?.data.file(&data)?;
+        Ok(Writable { data, file })
+    }
+
+    /// Journals that the bytes of `ino` are in `data` now.
+    fn record_data(&self, state: &mut State, ino: Ino, data: &DataFile, keep: u64) -> Result<()> {
+        let mut items = Vec::new();
+        if let Some(place) = &state.node(ino)?.place {
+            state.dirty_chain(place.parent, &mut items)?;
+        }
+        let mut put = state.put_item(ino)?;
+        let generation = data.generation;
+        let size = state.node(ino)?.meta.size;
+        let mut blocks = Vec::new();
+        put.data = match file_body(state.node(ino)?)? {
+            FileBody::Lower(content) if content.size > SMALL_MAX && keep > 0 => {
+                DataState::Blocks { generation, size, limit: content.size }
+            }
+            FileBody::Blocks(b) => {
+                let runs = b.dirty.runs().into_iter();
+                blocks.extend(runs.map(|(first, count)| Item::Blocks { ino, first, count }));
+                DataState::Blocks { generation, size, limit: b.limit }
+            }
+            FileBody::Lower(_) | FileBody::Whole(_) => {
+                put.record.body = no_content();
+                DataState::Whole { generation, size: size.min(keep) }
+            }
+        };
+        items.push(Item::Put(Box::new(put)));
+        items.extend(blocks);
+        self.change(state, items)
+    }
+
+    /// Sets the length of a regular file.
+    pub(super) fn truncate(&self, state: &mut State, ino: Ino, size: u64) -> Result<()> {
+        if size > SIZE_MAX {
+            return Err(Error::FileTooBig);
+        }
+        file_body(state.node(ino)?)?;
+        let Writable { data, file } = self.writable_data(state, ino, size)?;
+        let path = self.writable()?.data.path(&data);
+        file.set_len(size).map_err(|e| Error::host("truncate", &path, e))?;
+        self.change(state, vec![Item::Cut { ino, size }])?;
+        let node = state.node_mut(ino)?;
+        node.stale_times = true;
+        node.unsynced = true;
+        Ok(())
+    }
+
+    /// `fallocate(2)`: modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE. In a large file whose blocks are partly in the store
+    /// space is not reserved.
+    pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let zero = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => false,
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => true,
+            libc::FALLOC_FL_ZERO_RANGE => true,
+            _ => return Err(Error::NotSupported),
+        };
+        let end = offset.checked_add(len).filter(|end| *end <= SIZE_MAX).ok_or(Error::FileTooBig)?;
+        if len == 0 {
+            return Err(Error::Invalid("an empty range"));
+        }
+        self.writable()?;
+        let _gate = self.gate.read();
+        let (ready, blocks, size) = {
+            let mut state = self.state.write();
+            let ready = self.writable_data(&mut state, ino, u64::MAX)?;
+            let node = state.node(ino)?;
+            (ready, matches!(file_body(node)?, FileBody::Blocks(_)), node.meta.size)
+        };
+        let grows = !keep_size && end > size;
+        if blocks {
+            if zero {
+                self.zero_blocks(ino, &ready, offset, end.min(size.max(offset)))?;
+            }
+            if grows {
+                self.truncate(&mut self.state.write(), ino, end)?;
+            }
+        } else {
+            self.fallocate_whole(&ready, mode, offset, len)?;
+        }
+        let mut state = self.state.write();
+        state.generation += 1;
+        let node = state.node_mut(ino)?;
+        if grows {
+            node.meta.size = node.meta.size.max(end);
+        }
+        node.stale_times = true;
+        node.unsynced = true;
+        node.version += 1;
+        // fallocate itself need not touch the times on the host: say when it was.
+        let now = karapace_store::inode::Timestamp::now();
+        self.set_data_times(&state, ino, now)?;
+        let meta = Meta { ctime: now, ..state.node(ino)?.meta };
+        self.change(&mut state, vec![attr_item(ino, &meta)])
+    }
+
+    fn fallocate_whole(&self, ready: &Writable, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let flags = nix::fcntl::FallocateFlags::from_bits_retain(mode);
+        let range = |v: u64| i64::try_from(v).map_err(|_| Error::FileTooBig);
+        match nix::fcntl::fallocate(&ready.file, flags, range(offset)?, range(len)?) {
+            Ok(()) => Ok(()),
+            // The host cannot (as tmpfs cannot ZERO_RANGE): the caller is told so.
+            Err(nix::errno::Errno::EOPNOTSUPP) => Err(Error::NotSupported),
+            Err(e) => Err(Error::host("allocate", &self.writable()?.data.path(&ready.data), e.into())),
+        }
+    }
+
+    /// Makes bytes `from..to` of a file of blocks read as zeros: whole blocks become holes of the data file.
+    fn zero_blocks(&self, ino: Ino, ready: &Writable, from: u64, to: u64) -> Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        let (first, last) = (from.div_ceil(BLOCK), to / BLOCK);
+        let zeros = [0; BLOCK as usize];
+        let head_end = (first * BLOCK).min(to);
+        if from < head_end {
+            self.write_blocks(ino, ready, from, &zeros[..(head_end - from) as usize])?;
+        }
+        if first < last {
+            let _lock = ready.data.lock.lock();
+            let flags = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
+                | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let (at, len) = ((first * BLOCK) as i64, ((last - first) * BLOCK) as i64);
+            match nix::fcntl::fallocate(&ready.file, flags, at, len) {
+                Ok(()) => {}
+                Err(nix::errno::Errno::EOPNOTSUPP) => return Err(Error::NotSupported),
+                Err(e) => return Err(Error::Io(e.into())),
+            }
+            self.change(&mut self.state.write(), vec![Item::Blocks { ino, first, count: last - first }])?;
+        }
+        let tail = (last * BLOCK).max(head_end);
+        if tail < to {
+            self.write_blocks(ino, ready, tail, &zeros[..(to - tail) as usize])?;
+        }
+        Ok(())
+    }
+
+    /// Sets the modification time of the data file, where the next open would read it.
+    pub(super) fn set_data_times(
+        &self,
+        state: &State,
+        ino: Ino,
+        mtime: karapace_store::inode::Timestamp,
+    ) -> Result<()> {
+        let Some(data) = state.node(ino)?.file().and_then(FileBody::data) else { return Ok(()) };
+        let upper = self.writable()?;
+        let file = upper.data.file(data)?;
+        let time = nix::sys::time::TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
+        nix::sys::stat::futimens(&file, &nix::sys::time::TimeSpec::UTIME_OMIT, &time)
+            .map_err(|e| Error::host("set times of", &upper.data.path(data), e.into()))
+    }
+}
+
+/// The content of a regular file; what else an inode is decides the error.
+pub(super) fn file_body(node: &Node) -> Result<&FileBody> {
+    match &node.body {
+        NodeBody::File(body) => Ok(body),
+        NodeBody::Dir(_) => Err(Error::IsDirectory),
+        _ => Err(Error::Invalid("not a regular file")),
+    }
+}

@@ -1,0 +1,398 @@
+//! Restore: the lower view is exchanged for another one, under running processes.
+//!
+//! The two trees are compared by hash, and only what differs is touched. An inode whose content differs from what the kernel
+//! has of its number gets a fresh number, so that files that are open keep what they had, as if replaced by rename. (Of an
+//! inode with several names the number is kept: its open files see the restored content.)
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use karapace_store::id::ObjectId;
+use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
+use karapace_store::object::Batch;
+use karapace_store::root::Root;
+use karapace_store::tree::{Target, update_dir};
+
+use crate::attr::{HeadRef, Invalidation};
+use crate::error::{Error, Result};
+use crate::upper::record::Item;
+use crate::view::View;
+use crate::view::node::{FileBody, Node, NodeBody, Place};
+use crate::view::table::State;
+
+/// What has to happen to the inode table, and what the kernel has to hear.
+struct Plan<'a> {
+    view: &'a View,
+    state: &'a mut State,
+    batch: Batch,
+    old_root: Arc<Root>,
+    new_root: Arc<Root>,
+    /// Inodes in the table that lose a name.
+    detached: HashSet<Ino>,
+    /// Inodes in the table as the new view has them, with their place.
+    attached: HashMap<Ino, (InodeRecord, Option<Place>)>,
+    /// Whether a number was given in place of one that the kernel knows with another content.
+    renumbered: bool,
+    invalid: Vec<Invalidation>,
+}
+
+/// What a name stands for in the old and in the new view.
+type Sides = (Option<Target>, Option<Target>);
+
+/// A directory's listing after renumbering.
+struct Listed {
+    tree: Option<ObjectId>,
+    links: bool,
+}
+
+impl View {
+    /// Makes the view equal to `target`; durable on return. `generation` is the one as of which the view equalled its head
+    /// (see [`View::clean_generation`]): when something has changed since, nothing is done and the error is
+    /// [`Error::TryAgain`]. Gives back what the kernel has to forget, to be sent with no lock held.
+    pub fn restore(&self, target: HeadRef, generation: u64) -> Result<Vec<Invalidation>> {
+        let _committing = self.committing.lock();
+        let upper = self.writable()?;
+        let _gate = self.gate.write();
+        let mut state = self.state.write();
+        if state.generation != generation {
+            return Err(Error::TryAgain);
+        }
+        let new_root = self.trees.root(&target.root)?;
+        let old_root = state.root.clone();
+        let mut plan = Plan {
+            view: self,
+            batch: Batch::new(&self.store)?,
+            old_root,
+            new_root: new_root.clone(),
+            detached: HashSet::new(),
+            attached: HashMap::new(),
+            renumbered: false,
+            invalid: Vec::new(),
+            state: &mut state,
+        };
+        let (root, root_id) = plan.compare_roots(&target.root)?;
+        plan.refresh_linked()?;
+        let Plan { batch, detached, attached, invalid, .. } = plan;
+        batch.commit()?;
+        let head = HeadRef { root: root_id, ..target };
+        let next_ino = state.next_ino.max(root.next_ino);
+        upper.checkpoint(head, vec![Item::Next { ino: next_ino }])?;
+
+        let data = swap(&mut state, root, head, next_ino, detached, attached);
+        self.refresh_dirty(&mut state, &data)?;
+        drop(state);
+        for file in data.into_iter().filter_map(|d| d.file) {
+            upper.data.remove(&file);
+        }
+        Ok(invalid)
+    }
+
+    /// Dirty inodes that the comparison did not meet differ from the new view in times only: they are read again.
+    fn refresh_dirty(&self, state: &mut State, met: &[Reset]) -> Result<()> {
+        for reset in met.iter().filter(|r| r.reread) {
+            let Some(record) = self.record_at(state, reset.ino)? else { continue };
+            let linked = state.node(reset.ino)?.linked;
+            refresh(state, record, None, linked);
+        }
+        Ok(())
+    }
+
+    /// The record in the lower view of an inode in the table, found by its place.
+    fn record_at(&self, state: &State, ino: Ino) -> Result<Option<InodeRecord>> {
+        if ino == ROOT_INO {
+            return Ok(Some(state.root.inode.clone()));
+        }
+        let node = state.node(ino)?;
+        if node.linked {
+            return Ok(self.trees.link(&state.root, ino)?);
+        }
+        let Some(place) = node.place.clone() else { return Ok(None) };
+        let Some(parent) = self.record_at(state, place.parent)? else { return Ok(None) };
+        let Body::Directory { tree: Some(tree), .. } = parent.body else { return Ok(None) };
+        match self.trees.lookup(&tree, &place.name)? {
+            Some(Target::Inode(record)) => Ok(Some(record)),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Plan<'_> {
+    fn compare_roots(&mut self, target: &ObjectId) -> Result<(Root, ObjectId)> {
+        let (old, new) = (self.old_root.inode.clone(), self.new_root.inode.clone());
+        let listed = self.compare_dirs(ROOT_INO, &old, &new)?;
+        let mut root = (*self.new_root).clone();
+        if !self.renumbered {
+            self.attach(root.inode.clone(), None);
+            return Ok((root, *target));
+        }
+        root.inode.body = Body::Directory { tree: listed.tree, links: listed.links };
+        root.next_ino = root.next_ino.max(self.state.next_ino);
+        self.attach(root.inode.clone(), None);
+        let id = root.write(&mut self.batch)?;
+        Ok((root, id))
+    }
+
+    /// A directory that both sides have, under the number `dir`. Its listing on the new side, renumbered.
+    fn compare_dirs(&mut self, dir: Ino, old: &InodeRecord, new: &InodeRecord) -> Result<Listed> {
+        let (old_tree, _) = listing(old);
+        let (new_tree, links) = listing(new);
+        if old_tree == new_tree {
+            return Ok(Listed { tree: new_tree, links });
+        }
+        let mut names: BTreeMap<Box<[u8]>, Sides> = BTreeMap::new();
+        for (name, target) in self.entries(old_tree)? {
+            names.entry(name).or_default().0 = Some(target);
+        }
+        for (name, target) in self.entries(new_tree)? {
+            names.entry(name).or_default().1 = Some(target);
+        }
+        let known = self.state.nodes.contains_key(&dir);
+        let mut edits: BTreeMap<Box<[u8]>, Option<Target>> = BTreeMap::new();
+        for (name, (old, new)) in names {
+            if old == new {
+                continue;
+            }
+            let place = Place { parent: dir, name: name.clone() };
+            let same_dir = match (&old, &new) {
+                (Some(Target::Inode(a)), Some(Target::Inode(b))) => {
+                    a.ino == b.ino && a.kind() == FileKind::Directory && b.kind() == FileKind::Directory
+                }
+                _ => false,
+            };
+            let edit = match (old, new) {
+                (Some(Target::Inode(a)), Some(Target::Inode(b))) if same_dir => self.both(place, &a, b)?,
+                (old, new) => {
+                    let keeps = number(old.as_ref()) == number(new.as_ref());
+                    let old_ino = number(old.as_ref());
+                    if let Some(old) = old {
+                        self.removed(old)?;
+                    }
+                    let edit = new.map(|new| self.added(place, new)).transpose()?.flatten();
+                    let now = edit.as_ref().map_or(old_ino.filter(|_| keeps), |e| number(Some(e)));
+                    if known && !(keeps && now == old_ino) {
+                        self.invalid.push(Invalidation::Entry { parent: dir, name: name.clone() });
+                    }
+                    edit
+                }
+            };
+            if let Some(edit) = edit {
+                edits.insert(name, Some(edit));
+            }
+        }
+        if known {
+            self.invalid.push(Invalidation::Inode { ino: dir });
+        }
+        if edits.is_empty() {
+            return Ok(Listed { tree: new_tree, links });
+        }
+        let written = update_dir(&self.view.trees, &mut self.batch, new_tree.as_ref(), &edits)?;
+        Ok(Listed { tree: written.tree, links: written.links })
+    }
+
+    /// A directory of one number on both sides.
+    fn both(&mut self, place: Place, old: &InodeRecord, mut new: InodeRecord) -> Result<Option<Target>> {
+        let listed = self.compare_dirs(new.ino, old, &new)?;
+        let edited = listing(&new).0 != listed.tree;
+        new.body = Body::Directory { tree: listed.tree, links: listed.links };
+        self.attach(new.clone(), Some(place));
+        Ok(edited.then_some(Target::Inode(new)))
+    }
+
+    /// An entry that the new view does not have: what of it is in the table may lose its place.
+    fn removed(&mut self, old: Target) -> Result<()> {
+        // A linked inode is settled by the link table.
+        let Target::Inode(record) = old else { return Ok(()) };
+        if self.state.nodes.contains_key(&record.ino) {
+            self.detached.insert(record.ino);
+        }
+        for (_, below) in self.entries(listing(&record).0)? {
+            self.removed(below)?;
+        }
+        Ok(())
+    }
+
+    /// An entry that the old view does not have. The entry to write instead when it, or something below, is renumbered.
+    fn added(&mut self, place: Place, new: Target) -> Result<Option<Target>> {
+        let Target::Inode(mut record) = new else { return Ok(None) };
+        let mut edited = false;
+        if self.conflicts(&record) {
+            let fresh = self.state.allocate()?;
+            self.renumbered = true;
+            self.detached.insert(record.ino);
+            record.ino = fresh;
+            edited = true;
+        }
+        if let (Some(tree), links) = listing(&record) {
+            let mut edits = BTreeMap::new();
+            for (name, below) in self.entries(Some(tree))? {
+                let place = Place { parent: record.ino, name: name.clone() };
+                if let Some(edit) = self.added(place, below)? {
+                    edits.insert(name, Some(edit));
+                }
+            }
+            if !edits.is_empty() {
+                let written = update_dir(&self.view.trees, &mut self.batch, Some(&tree), &edits)?;
+                record.body = Body::Directory { tree: written.tree, links: written.links || links };
+                edited = true;
+            }
+        }
+        self.attach(record.clone(), Some(place));
+        Ok(edited.then_some(Target::Inode(record)))
+    }
+
+    /// Whether the kernel may hold something else under the record's number.
+    fn conflicts(&self, record: &InodeRecord) -> bool {
+        let Some(node) = self.state.nodes.get(&record.ino) else { return false };
+        if node.is_orphan() {
+            return true;
+        }
+        match (&record.body, &node.body) {
+            // What the kernel holds below a directory that comes back elsewhere must be true there.
+            (Body::Directory { tree, .. }, NodeBody::Dir(dir)) => *tree != dir.tree,
+            (Body::Regular(new), NodeBody::File(FileBody::Lower(old))) => new.hash != old.hash,
+            (Body::Symlink(new), NodeBody::Symlink(old)) => new != old,
+            (Body::Special, NodeBody::Special) => {
+                record.mode & libc::S_IFMT != node.meta.mode & libc::S_IFMT || record.rdev != node.meta.rdev
+            }
+            _ => true,
+        }
+    }
+
+    /// The table is to have the inode like this, if it has it at all.
+    fn attach(&mut self, record: InodeRecord, place: Option<Place>) {
+        let ino = record.ino;
+        let Some(node) = self.state.nodes.get(&ino) else { return };
+        if node.record_differs(&record) {
+            self.invalid.push(Invalidation::Inode { ino });
+        }
+        self.attached.insert(ino, (record, place));
+    }
+
+    /// Linked inodes in the table as the new link table has them.
+    fn refresh_linked(&mut self) -> Result<()> {
+        let linked = self.state.nodes.iter().filter(|(ino, n)| n.linked || self.detached.contains(ino));
+        let linked: Vec<Ino> = linked.map(|(ino, _)| *ino).collect();
+        for ino in linked {
+            if self.attached.contains_key(&ino) {
+                continue;
+            }
+            match self.view.trees.link(&self.new_root, ino)? {
+                Some(record) => self.attach(record, None),
+                None => {
+                    self.detached.insert(ino);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self, tree: Option<ObjectId>) -> Result<Vec<(Box<[u8]>, Target)>> {
+        let mut entries = Vec::new();
+        if let Some(tree) = tree {
+            self.view.trees.for_each(&tree, &mut |entry| {
+                entries.push((entry.name().into(), entry.to_target()?));
+                Ok(())
+            })?;
+        }
+        Ok(entries)
+    }
+}
+
+fn number(target: Option<&Target>) -> Option<Ino> {
+    match target? {
+        Target::Inode(record) => Some(record.ino),
+        Target::Link { ino, .. } => Some(*ino),
+    }
+}
+
+fn listing(record: &InodeRecord) -> (Option<ObjectId>, bool) {
+    match record.body {
+        Body::Directory { tree, links } => (tree, links),
+        _ => (None, false),
+    }
+}
+
+/// An inode that was dirty and is not any more.
+struct Reset {
+    ino: Ino,
+    /// Its data file, of no use now.
+    file: Option<Arc<crate::upper::data::DataFile>>,
+    /// Whether the comparison has not said what it is now.
+    reread: bool,
+}
+
+/// Puts the new lower view under the table.
+fn swap(
+    state: &mut State,
+    root: Root,
+    head: HeadRef,
+    next_ino: Ino,
+    detached: HashSet<Ino>,
+    attached: HashMap<Ino, (InodeRecord, Option<Place>)>,
+) -> Vec<Reset> {
+    let mut resets = Vec::new();
+    for (ino, node) in state.nodes.iter_mut().filter(|(_, n)| n.dirty && !n.is_orphan()) {
+        let file = node.file().and_then(FileBody::data).cloned();
+        let gone = detached.contains(ino) && !attached.contains_key(ino);
+        if gone {
+            // Still open somewhere: it keeps its bytes until the kernel forgets it.
+            continue;
+        }
+        node.dirty = false;
+        resets.push(Reset { ino: *ino, file, reread: !attached.contains_key(ino) });
+    }
+    for ino in detached.iter().filter(|ino| !attached.contains_key(ino)) {
+        if let Some(node) = state.nodes.get_mut(ino) {
+            node.meta.nlink = 0;
+            node.place = None;
+            node.version += 1;
+        }
+    }
+    for (_, (record, place)) in attached {
+        let linked = place.is_none() && record.ino != ROOT_INO;
+        refresh(state, record, place, linked);
+    }
+    state.root = Arc::new(root);
+    state.head = head;
+    state.next_ino = next_ino;
+    state.gone_links.clear();
+    state.generation += 1;
+    state.recount_children();
+    let idle: Vec<Ino> =
+        state.nodes.iter().filter(|(_, n)| n.lookups == 0 && n.children == 0).map(|(ino, _)| *ino).collect();
+    for ino in idle {
+        state.release(ino, &mut Default::default());
+    }
+    resets.retain(|r| !r.reread || state.nodes.contains_key(&r.ino));
+    resets
+}
+
+/// Makes a node of the table what the record says, and keeps who holds it.
+fn refresh(state: &mut State, record: InodeRecord, place: Option<Place>, linked: bool) {
+    let ino = record.ino;
+    let Some(old) = state.nodes.remove(&ino) else { return };
+    let place = if linked { None } else { place.or(old.place) };
+    let mut node = Node::from_record(record, place, linked);
+    node.lookups = old.lookups;
+    node.children = old.children;
+    node.version = old.version + 1;
+    state.nodes.insert(ino, node);
+}
+
+impl Node {
+    /// Whether the kernel would see another inode after the node became what the record says.
+    fn record_differs(&self, record: &InodeRecord) -> bool {
+        let same_body = match (&record.body, &self.body) {
+            (Body::Directory { tree, .. }, NodeBody::Dir(d)) => *tree == d.tree && d.changes.is_empty(),
+            (Body::Regular(a), NodeBody::File(FileBody::Lower(b))) => a.hash == b.hash,
+            (Body::Symlink(a), NodeBody::Symlink(b)) => a == b,
+            (Body::Special, NodeBody::Special) => true,
+            _ => false,
+        };
+        let m = &self.meta;
+        !same_body
+            || (record.mode, record.nlink, record.uid, record.gid) != (m.mode, m.nlink, m.uid, m.gid)
+            || (record.atime, record.mtime, record.ctime) != (m.atime, m.mtime, m.ctime)
+            || record.xattrs != self.xattrs
+    }
+}

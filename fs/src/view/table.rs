@@ -1,0 +1,496 @@
+//! The inode table and the one way in which it changes: by applying items.
+//!
+//! An operation works out the items that state its result, has them journalled, and applies them; opening an upper
+//! applies the same items from disk. So what is recovered is what was there.
+
+use std::collections::{BTreeSet, HashMap};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use karapace_store::id::ObjectId;
+use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, MAX_INO, ROOT_INO, Timestamp, Xattrs};
+use karapace_store::root::Root;
+use karapace_store::tree::{Target, Trees};
+use lru::LruCache;
+
+use crate::attr::HeadRef;
+use crate::error::{Error, Result};
+use crate::upper::blocks::BlockSet;
+use crate::upper::data::DataFile;
+use crate::upper::record::{AttrItem, DataState, Item, NameState, PutItem};
+use crate::view::dir::Listing;
+use crate::view::node::{BlockBody, FileBody, Meta, Node, NodeBody, Place};
+
+/// Listings kept for directories being read.
+const LISTINGS: usize = 32;
+
+/// What an entry of a directory names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub ino: Ino,
+    pub kind: FileKind,
+}
+
+/// Everything of a view that changes, behind one lock.
+pub(crate) struct State {
+    pub nodes: HashMap<Ino, Node>,
+    /// The lower view.
+    pub root: Arc<Root>,
+    pub head: HeadRef,
+    pub next_ino: Ino,
+    /// Linked inodes that are gone since the head, for the link table.
+    pub gone_links: BTreeSet<Ino>,
+    /// Grows with every change.
+    pub generation: u64,
+    /// Data files of removed inodes that a running commit may still read; removed when it ends.
+    pub deferred: Option<Vec<Arc<DataFile>>>,
+    pub listings: LruCache<Ino, (u32, Arc<Listing>)>,
+}
+
+impl State {
+    /// A table that holds the root only.
+    pub fn new(root: Arc<Root>, head: HeadRef) -> State {
+        let mut nodes = HashMap::new();
+        nodes.insert(ROOT_INO, Node::from_record(root.inode.clone(), None, false));
+        State {
+            nodes,
+            next_ino: root.next_ino,
+            root,
+            head,
+            gone_links: BTreeSet::new(),
+            generation: 0,
+            deferred: None,
+            listings: LruCache::new(NonZeroUsize::new(LISTINGS).unwrap_or(NonZeroUsize::MIN)),
+        }
+    }
+
+    pub fn node(&self, ino: Ino) -> Result<&Node> {
+        self.nodes.get(&ino).ok_or(Error::Stale)
+    }
+
+    pub fn node_mut(&mut self, ino: Ino) -> Result<&mut Node> {
+        self.nodes.get_mut(&ino).ok_or(Error::Stale)
+    }
+
+    /// A directory that still has its name.
+    pub fn live_dir(&self, ino: Ino) -> Result<&Node> {
+        let node = self.node(ino)?;
+        match &node.body {
+            NodeBody::Dir(_) if node.is_orphan() => Err(Error::NotFound),
+            NodeBody::Dir(_) => Ok(node),
+            _ => Err(Error::NotDirectory),
+        }
+    }
+
+    /// What `name` in the directory names; the inode need not be in the table.
+    pub fn entry(&self, trees: &Trees, dir: Ino, name: &[u8]) -> Result<Option<Named>> {
+        let body = self.live_dir(dir)?.dir().ok_or(Error::NotDirectory)?;
+        if let Some(change) = body.changes.get(name) {
+            return match change {
+                None => Ok(None),
+                Some(ino) => Ok(Some(Named { ino: *ino, kind: self.node(*ino)?.kind() })),
+            };
+        }
+        let Some(tree) = &body.tree else { return Ok(None) };
+        Ok(trees.lookup(tree, name)?.map(|target| match target {
+            Target::Inode(record) => Named { ino: record.ino, kind: record.kind() },
+            Target::Link { ino, kind } => Named { ino, kind },
+        }))
+    }
+
+    /// Like `entry`, and brings the inode into the table.
+    pub fn load(&mut self, trees: &Trees, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
+        let body = self.live_dir(dir)?.dir().ok_or(Error::NotDirectory)?;
+        if let Some(change) = body.changes.get(name) {
+            return Ok(*change);
+        }
+        let Some(tree) = body.tree else { return Ok(None) };
+        match trees.lookup(&tree, name)? {
+            None => Ok(None),
+            Some(target) => Ok(Some(self.insert_lower(trees, dir, name, target)?)),
+        }
+    }
+
+    /// Puts the inode of a lower entry into the table unless it is there.
+    fn insert_lower(&mut self, trees: &Trees, dir: Ino, name: &[u8], target: Target) -> Result<Ino> {
+        let (ino, record, linked) = match target {
+            Target::Inode(record) => (record.ino, Some(record), false),
+            Target::Link { ino, .. } => (ino, None, true),
+        };
+        if self.nodes.contains_key(&ino) {
+            return Ok(ino);
+        }
+        let record = match record {
+            Some(record) => record,
+            None => trees.link(&self.root, ino)?.ok_or_else(|| {
+                Error::Corrupt(format!("inode {ino} is not in the link table of {}", self.head.root))
+            })?,
+        };
+        let place = (!linked).then(|| Place { parent: dir, name: name.into() });
+        self.insert(ino, Node::from_record(record, place, linked));
+        Ok(ino)
+    }
+
+    /// Puts a node into the table and counts it with its parent.
+    fn insert(&mut self, ino: Ino, node: Node) {
+        if let Some(place) = &node.place
+            && let Some(parent) = self.nodes.get_mut(&place.parent)
+        {
+            parent.children += 1;
+        }
+        self.nodes.insert(ino, node);
+    }
+
+    /// Gives up `n` of the kernel's references; drops what nobody needs any more. Returns data files to remove.
+    pub fn forget(&mut self, ino: Ino, n: u64) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.lookups = node.lookups.saturating_sub(n);
+            self.release(ino, &mut forgotten);
+        }
+        forgotten
+    }
+
+    /// Drops `ino`, and then its parents, where neither the kernel nor a child nor a change holds them.
+    pub fn release(&mut self, mut ino: Ino, forgotten: &mut Forgotten) {
+        while ino != ROOT_INO {
+            let Some(node) = self.nodes.get(&ino) else { return };
+            let held = node.lookups > 0 || node.children > 0 || (node.dirty && !node.is_orphan());
+            if held {
+                return;
+            }
+            let Some(node) = self.nodes.remove(&ino) else { return };
+            self.listings.pop(&ino);
+            if node.is_orphan() && node.dirty {
+                if node.linked {
+                    self.gone_links.insert(ino);
+                }
+                if let Some(data) = node.file().and_then(FileBody::data) {
+                    match &mut self.deferred {
+                        Some(deferred) => deferred.push(data.clone()),
+                        None => forgotten.data.push(data.clone()),
+                    }
+                }
+            }
+            match node.place {
+                Some(place) => {
+                    if let Some(parent) = self.nodes.get_mut(&place.parent) {
+                        parent.children = parent.children.saturating_sub(1);
+                    }
+                    ino = place.parent;
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// A number that no inode of the view ever had.
+    pub fn allocate(&mut self) -> Result<Ino> {
+        let ino = self.next_ino;
+        if ino > MAX_INO {
+            return Err(Error::NoSpace);
+        }
+        self.next_ino += 1;
+        Ok(ino)
+    }
+
+    /// Puts every ancestor of `ino`, and the inode itself, among the dirty ones: the items that say so.
+    pub fn dirty_chain(&self, ino: Ino, items: &mut Vec<Item>) -> Result<()> {
+        let mut chain = Vec::new();
+        let mut at = ino;
+        loop {
+            let node = self.node(at)?;
+            if node.dirty || items.iter().any(|i| matches!(i, Item::Put(p) if p.record.ino == at)) {
+                break;
+            }
+            chain.push(at);
+            match &node.place {
+                Some(place) => at = place.parent,
+                None => break,
+            }
+        }
+        for ino in chain.into_iter().rev() {
+            items.push(Item::Put(Box::new(self.put_item(ino)?)));
+        }
+        Ok(())
+    }
+
+    /// The inode as a `Put`.
+    pub fn put_item(&self, ino: Ino) -> Result<PutItem> {
+        let node = self.node(ino)?;
+        let (body, data) = match &node.body {
+            NodeBody::Dir(d) => (Body::Directory { tree: d.tree, links: d.links }, DataState::None),
+            NodeBody::Symlink(target) => (Body::Symlink(target.clone()), DataState::None),
+            NodeBody::Special => (Body::Special, DataState::None),
+            NodeBody::File(file) => match file {
+                FileBody::Lower(content) => (Body::Regular((**content).clone()), DataState::None),
+                FileBody::Whole(data) => (
+                    crate::upper::record::no_content(),
+                    DataState::Whole { generation: data.generation, size: node.meta.size },
+                ),
+                FileBody::Blocks(b) => (
+                    Body::Regular((*b.base).clone()),
+                    DataState::Blocks { generation: b.data.generation, size: node.meta.size, limit: b.limit },
+                ),
+            },
+        };
+        Ok(PutItem {
+            record: node.record_with(ino, body),
+            place: node.place.clone(),
+            linked: node.linked,
+            data,
+        })
+    }
+
+    /// Applies items in order. They come from an operation that has checked them or from disk; what does not fit the
+    /// table is an error only there.
+    pub fn apply(&mut self, items: Vec<Item>) -> Result<()> {
+        self.generation += 1;
+        for item in items {
+            self.apply_one(item)?;
+        }
+        Ok(())
+    }
+
+    fn apply_one(&mut self, item: Item) -> Result<()> {
+        match item {
+            Item::Put(put) => self.apply_put(*put),
+            Item::Attr(a) => {
+                let node = self.node_mut(a.ino)?;
+                node.version += 1;
+                node.meta = Meta {
+                    mode: a.mode,
+                    nlink: a.nlink,
+                    uid: a.uid,
+                    gid: a.gid,
+                    atime: a.atime,
+                    mtime: a.mtime,
+                    ctime: a.ctime,
+                    ..node.meta
+                };
+                Ok(())
+            }
+            Item::Place { ino, place, linked } => self.apply_place(ino, place, linked),
+            Item::Name { dir, name, state } => {
+                let node = self.node_mut(dir)?;
+                node.version += 1;
+                let NodeBody::Dir(body) = &mut node.body else { return Err(Error::NotDirectory) };
+                match state {
+                    NameState::Names(ino) => body.changes.insert(name, Some(ino)),
+                    NameState::Hidden => body.changes.insert(name, None),
+                    NameState::AsBelow => body.changes.remove(&name),
+                };
+                Ok(())
+            }
+            Item::Blocks { ino, first, count } => {
+                let node = self.node_mut(ino)?;
+                node.version += 1;
+                if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+                    (first..first + count).for_each(|block| b.dirty.insert(block));
+                }
+                Ok(())
+            }
+            Item::Cut { ino, size } => {
+                let node = self.node_mut(ino)?;
+                node.version += 1;
+                if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+                    b.limit = b.limit.min(size);
+                    b.dirty.truncate(size.div_ceil(karapace_store::content::BLOCK));
+                }
+                node.meta.size = size;
+                Ok(())
+            }
+            Item::Touched { ino } => {
+                self.node_mut(ino)?.touched = true;
+                Ok(())
+            }
+            Item::Gone { ino, linked } => {
+                self.nodes.remove(&ino);
+                if linked {
+                    self.gone_links.insert(ino);
+                }
+                Ok(())
+            }
+            Item::Next { ino } => {
+                self.next_ino = self.next_ino.max(ino);
+                Ok(())
+            }
+        }
+    }
+
+    fn apply_put(&mut self, put: PutItem) -> Result<()> {
+        let ino = put.record.ino;
+        self.next_ino = self.next_ino.max(ino + 1);
+        // Several applications of the same block of facts keep the data file's identity (its lock and seal).
+        let old_data = self.nodes.get(&ino).and_then(|n| n.file()).and_then(FileBody::data).cloned();
+        let data_of = |generation: u32| match &old_data {
+            Some(data) if data.generation == generation => data.clone(),
+            _ => DataFile::new(ino, generation),
+        };
+        let PutItem { record, place, linked, data } = put;
+        let mut node = Node::from_record(record, place, linked);
+        match data {
+            DataState::None => {}
+            DataState::Whole { generation, size } => {
+                node.meta.size = size;
+                node.body = NodeBody::File(FileBody::Whole(data_of(generation)));
+            }
+            DataState::Blocks { generation, size, limit } => {
+                let NodeBody::File(FileBody::Lower(base)) = node.body else {
+                    return Err(Error::Corrupt(format!("inode {ino}: blocks without a base")));
+                };
+                node.meta.size = size;
+                let dirty = match self.nodes.get(&ino).and_then(Node::file) {
+                    Some(FileBody::Blocks(b)) => b.dirty.clone(),
+                    _ => BlockSet::default(),
+                };
+                let data = data_of(generation);
+                node.body =
+                    NodeBody::File(FileBody::Blocks(Box::new(BlockBody { data, base, limit, dirty })));
+            }
+        }
+        node.dirty = true;
+        node.touched = node.file().is_some_and(|f| f.data().is_some());
+        match self.nodes.remove(&ino) {
+            Some(old) => {
+                node.lookups = old.lookups;
+                node.children = old.children;
+                node.version = old.version + 1;
+                node.unsynced = old.unsynced;
+                node.stale_times = old.stale_times;
+                let had_content = matches!(old.file(), Some(FileBody::Lower(content)) if content.size > 0);
+                node.replaces = old.replaces || (had_content && node.touched);
+                if let (NodeBody::Dir(new), NodeBody::Dir(old)) = (&mut node.body, old.body) {
+                    new.changes = old.changes;
+                }
+                let (from, to) = (old.place.map(|p| p.parent), node.place.as_ref().map(|p| p.parent));
+                self.move_child(from, to);
+                self.nodes.insert(ino, node);
+            }
+            None => self.insert(ino, node),
+        }
+        Ok(())
+    }
+
+    fn apply_place(&mut self, ino: Ino, place: Option<Place>, linked: bool) -> Result<()> {
+        let node = self.node_mut(ino)?;
+        node.version += 1;
+        node.linked = linked;
+        let to = place.as_ref().map(|p| p.parent);
+        let from = std::mem::replace(&mut node.place, place).map(|p| p.parent);
+        self.move_child(from, to);
+        Ok(())
+    }
+
+    fn move_child(&mut self, from: Option<Ino>, to: Option<Ino>) {
+        if from == to {
+            return;
+        }
+        if let Some(node) = from.and_then(|ino| self.nodes.get_mut(&ino)) {
+            node.children = node.children.saturating_sub(1);
+        }
+        if let Some(node) = to.and_then(|ino| self.nodes.get_mut(&ino)) {
+            node.children += 1;
+        }
+    }
+
+    /// The items that make up a checkpoint: every dirty inode that is not an orphan, parents before children.
+    pub fn checkpoint_items(&self) -> Result<Vec<Item>> {
+        let mut items = vec![Item::Next { ino: self.next_ino }];
+        items.extend(self.gone_links.iter().map(|ino| Item::Gone { ino: *ino, linked: true }));
+        let mut dirty: Vec<Ino> =
+            self.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()).map(|(ino, _)| *ino).collect();
+        dirty.sort_unstable();
+        for ino in &dirty {
+            items.push(Item::Put(Box::new(self.put_item(*ino)?)));
+            if let Some(FileBody::Blocks(b)) = self.node(*ino)?.file() {
+                let runs = b.dirty.runs();
+                items.extend(runs.into_iter().map(|(first, count)| Item::Blocks { ino: *ino, first, count }));
+            }
+        }
+        // An orphan that the link table still has is as good as gone to who reads this.
+        let orphans = self.nodes.iter().filter(|(_, n)| n.dirty && n.is_orphan() && n.linked);
+        items.extend(orphans.map(|(ino, _)| Item::Gone { ino: *ino, linked: true }));
+        for ino in &dirty {
+            let Some(dir) = self.node(*ino)?.dir() else { continue };
+            for (name, change) in &dir.changes {
+                let state = change.map_or(NameState::Hidden, NameState::Names);
+                items.push(Item::Name { dir: *ino, name: name.clone(), state });
+            }
+        }
+        Ok(items)
+    }
+
+    /// After a replay: children are counted anew, since parents may have come after them.
+    pub fn recount_children(&mut self) {
+        let parents: Vec<Ino> =
+            self.nodes.values().filter_map(|n| n.place.as_ref().map(|p| p.parent)).collect();
+        self.nodes.values_mut().for_each(|n| n.children = 0);
+        for parent in parents {
+            if let Some(node) = self.nodes.get_mut(&parent) {
+                node.children += 1;
+            }
+        }
+    }
+
+    /// The parent of a directory; the root is its own.
+    pub fn parent_of(&self, ino: Ino) -> Ino {
+        self.nodes.get(&ino).and_then(|n| n.place.as_ref()).map_or(ROOT_INO, |p| p.parent)
+    }
+}
+
+/// What forgetting inodes leaves to be done without the lock.
+#[derive(Default)]
+pub(crate) struct Forgotten {
+    pub data: Vec<Arc<DataFile>>,
+}
+
+/// A changed set of attributes as an item.
+pub(crate) fn attr_item(ino: Ino, meta: &Meta) -> Item {
+    Item::Attr(AttrItem {
+        ino,
+        mode: meta.mode,
+        nlink: meta.nlink,
+        uid: meta.uid,
+        gid: meta.gid,
+        atime: meta.atime,
+        mtime: meta.mtime,
+        ctime: meta.ctime,
+    })
+}
+
+/// A new inode, not yet named anywhere.
+pub(crate) struct NewInode {
+    pub ino: Ino,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u64,
+    pub xattrs: Xattrs,
+    pub body: Body,
+}
+
+impl NewInode {
+    /// The inode as a record with all times `now`.
+    pub fn record(self, now: Timestamp) -> InodeRecord {
+        let nlink = if matches!(self.body, Body::Directory { .. }) { 2 } else { 1 };
+        InodeRecord {
+            ino: self.ino,
+            mode: self.mode,
+            nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: self.rdev,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            xattrs: self.xattrs,
+            body: self.body,
+        }
+    }
+}
+
+/// The lower tree of a directory body, if it has one.
+pub(crate) fn lower_tree(node: &Node) -> Option<ObjectId> {
+    node.dir().and_then(|d| d.tree)
+}

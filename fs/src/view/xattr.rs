@@ -1,0 +1,97 @@
+//! Extended attributes of every kind of inode and in every namespace; the kernel has checked who may.
+
+use karapace_store::inode::{Ino, Timestamp};
+
+use crate::error::{Error, Result};
+use crate::upper::record::Item;
+use crate::view::table::State;
+use crate::view::{View, acl};
+
+/// Limits of xattr(7): bytes of a name, and of a value.
+const NAME_MAX: usize = 255;
+const VALUE_MAX: usize = 64 << 10;
+
+impl View {
+    /// The value of an attribute.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let state = self.state.read();
+        Ok(state.node(ino)?.xattrs.get(name).ok_or(Error::NoData)?.to_vec())
+    }
+
+    /// The names of all attributes, each with a NUL behind it.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let state = self.state.read();
+        let mut names = Vec::new();
+        for (name, _) in state.node(ino)?.xattrs.iter() {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// Sets an attribute; `flags` are those of setxattr(2).
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        if name.is_empty() || name.len() > NAME_MAX {
+            return Err(Error::Range);
+        }
+        if value.len() > VALUE_MAX {
+            return Err(Error::TooBig);
+        }
+        self.writable()?;
+        let _gate = self.gate.read();
+        let mut state = self.state.write();
+        let exists = state.node(ino)?.xattrs.get(name).is_some();
+        if exists && flags & libc::XATTR_CREATE != 0 {
+            return Err(Error::Exists);
+        }
+        if !exists && flags & libc::XATTR_REPLACE != 0 {
+            return Err(Error::NoData);
+        }
+        self.put_changed(&mut state, ino, &mut |record| {
+            if name == acl::ACCESS {
+                // An access ACL and the permission bits are two views of one thing.
+                let (bits, minimal) = acl::mode_of(value, record.mode)?;
+                record.mode = (record.mode & !0o777) | bits;
+                if minimal {
+                    record.xattrs.remove(name);
+                    return Ok(());
+                }
+            }
+            record.xattrs.set(name, value);
+            Ok(())
+        })
+    }
+
+    /// Removes an attribute.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.writable()?;
+        let _gate = self.gate.read();
+        let mut state = self.state.write();
+        if state.node(ino)?.xattrs.get(name).is_none() {
+            return Err(Error::NoData);
+        }
+        self.put_changed(&mut state, ino, &mut |record| {
+            record.xattrs.remove(name);
+            Ok(())
+        })
+    }
+
+    /// Journals and applies the inode as `change` makes it.
+    fn put_changed(
+        &self,
+        state: &mut State,
+        ino: Ino,
+        change: &mut dyn FnMut(&mut karapace_store::inode::InodeRecord) -> Result<()>,
+    ) -> Result<()> {
+        self.settle_times(state, ino)?;
+        let mut items = Vec::new();
+        if let Some(place) = &state.node(ino)?.place {
+            state.dirty_chain(place.parent, &mut items)?;
+        }
+        let mut put = state.put_item(ino)?;
+        change(&mut put.record)?;
+        put.record.ctime = Timestamp::now();
+        items.push(Item::Put(Box::new(put)));
+        self.change(state, items)
+    }
+}

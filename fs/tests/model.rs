@@ -1,0 +1,412 @@
+//! The view against a reference model: random operations, the same results, the same tree.
+//!
+//! No mount is involved. `KARAPACE_MODEL_CASES` sets how many sequences are run; the seed is printed, and
+//! `KARAPACE_MODEL_SEED` repeats a run.
+
+mod reference;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use karapace_fs::attr::{Caller, HeadRef, RenameMode, SetAttr};
+use karapace_fs::view::View;
+use karapace_store::Store;
+use karapace_store::id::{LayerHash, RecordId};
+use karapace_store::inode::{FileKind, Ino, ROOT_INO};
+use karapace_store::tree::Trees;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use reference::Model;
+
+const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
+
+/// A path of up to three components out of few names, so that they collide.
+#[derive(Clone, Debug)]
+struct P(Vec<u8>);
+
+#[derive(Clone, Debug)]
+enum Op {
+    Create(P),
+    Mkdir(P),
+    Symlink(P, u8),
+    Mkfifo(P),
+    Link(P, P),
+    Unlink(P),
+    Rmdir(P),
+    Rename(P, P, u8),
+    Write(P, u32, u32, u8),
+    Truncate(P, u32),
+    Punch(P, u32, u32),
+    Chmod(P, u16),
+    Chown(P, u8, u8),
+    Xattr(P, u8, u8),
+    Unxattr(P, u8),
+    Read(P),
+    Commit,
+    Restore(u8),
+    Reopen,
+    Checkpoint,
+}
+
+fn path() -> impl Strategy<Value = P> {
+    prop::collection::vec(0u8..4, 1..4).prop_map(P)
+}
+
+fn offset() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        0u32..5000,
+        60_000u32..70_000,
+        1_000_000u32..1_200_000,
+        Just(65_536),
+        Just(1_048_576),
+        0u32..3_000_000
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => path().prop_map(Op::Create),
+        6 => path().prop_map(Op::Mkdir),
+        2 => (path(), 0u8..4).prop_map(|(p, t)| Op::Symlink(p, t)),
+        1 => path().prop_map(Op::Mkfifo),
+        4 => (path(), path()).prop_map(|(a, b)| Op::Link(a, b)),
+        5 => path().prop_map(Op::Unlink),
+        3 => path().prop_map(Op::Rmdir),
+        8 => (path(), path(), 0u8..4).prop_map(|(a, b, m)| Op::Rename(a, b, m)),
+        12 => (path(), offset(), 1u32..200_000, any::<u8>()).prop_map(|(p, o, n, b)| Op::Write(p, o, n, b)),
+        4 => (path(), offset()).prop_map(|(p, n)| Op::Truncate(p, n)),
+        2 => (path(), offset(), 1u32..300_000).prop_map(|(p, o, n)| Op::Punch(p, o, n)),
+        3 => (path(), 0u16..0o10000).prop_map(|(p, m)| Op::Chmod(p, m)),
+        2 => (path(), 0u8..3, 0u8..3).prop_map(|(p, u, g)| Op::Chown(p, u, g)),
+        2 => (path(), 0u8..3, any::<u8>()).prop_map(|(p, n, v)| Op::Xattr(p, n, v)),
+        1 => (path(), 0u8..3).prop_map(|(p, n)| Op::Unxattr(p, n)),
+        4 => path().prop_map(Op::Read),
+        3 => Just(Op::Commit),
+        2 => any::<u8>().prop_map(Op::Restore),
+        2 => Just(Op::Reopen),
+        1 => Just(Op::Checkpoint),
+    ]
+}
+
+fn name(i: u8) -> Vec<u8> {
+    [&b"a"[..], b"b", b"\xff\xfe", b".wh.a"][usize::from(i % 4)].to_vec()
+}
+
+/// Some bytes that are not all equal, so that blocks differ; seed 0 gives zeros.
+fn bytes(n: u32, seed: u8) -> Vec<u8> {
+    if seed == 0 {
+        return vec![0; n as usize];
+    }
+    (0..n).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 13) as u8).wrapping_add(seed)).collect()
+}
+
+struct System {
+    dir: tempfile::TempDir,
+    store: Arc<Store>,
+    trees: Arc<Trees>,
+    view: View,
+    model: Model,
+    snapshots: Vec<(HeadRef, Model)>,
+}
+
+fn head(root: karapace_store::id::ObjectId, n: u8) -> HeadRef {
+    HeadRef { layer: LayerHash::from_bytes([n; 32]), record: RecordId::from_bytes([n; 32]), root }
+}
+
+impl System {
+    fn new() -> System {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let root = reference::empty_root(&store);
+        let trees = Arc::new(Trees::new(store.clone()));
+        let base = head(root, 0);
+        let view = View::open(&store, &trees, &dir.path().join("upper"), base, false).unwrap();
+        let model = Model::new();
+        System { snapshots: vec![(base, model.clone())], dir, store, trees, view, model }
+    }
+
+    fn upper(&self) -> std::path::PathBuf {
+        Path::new(self.dir.path()).join("upper")
+    }
+
+    /// The directory and the name, as the kernel would have found them.
+    fn parent(&self, p: &P) -> Result<(Ino, Vec<u8>), i32> {
+        let (last, dirs) = p.0.split_last().unwrap();
+        let mut at = ROOT_INO;
+        for part in dirs {
+            let attr = self.view.lookup(at, &name(*part)).map_err(|e| e.errno())?;
+            self.view.forget(at, u64::from(at != ROOT_INO));
+            at = attr.ino;
+            if FileKind::from_mode(attr.mode) != Some(FileKind::Directory) {
+                self.view.forget(at, 1);
+                return Err(libc::ENOTDIR);
+            }
+        }
+        Ok((at, name(*last)))
+    }
+
+    /// Runs `f` with the inode at the path.
+    fn with<T>(&self, p: &P, f: impl FnOnce(Ino) -> Result<T, karapace_fs::Error>) -> Result<T, i32> {
+        let (dir, name) = self.parent(p)?;
+        let attr = self.view.lookup(dir, &name).map_err(|e| e.errno());
+        self.release(dir);
+        let attr = attr?;
+        let result = f(attr.ino).map_err(|e| e.errno());
+        self.view.forget(attr.ino, 1);
+        result
+    }
+
+    fn release(&self, dir: Ino) {
+        if dir != ROOT_INO {
+            self.view.forget(dir, 1);
+        }
+    }
+
+    fn create(
+        &self,
+        p: &P,
+        f: impl FnOnce(Ino, &[u8]) -> Result<u64, karapace_fs::Error>,
+    ) -> Result<(), i32> {
+        let (dir, name) = self.parent(p)?;
+        let made = f(dir, &name).map_err(|e| e.errno());
+        self.release(dir);
+        self.view.forget(made?, 1);
+        Ok(())
+    }
+
+    fn remove(&self, p: &P, f: impl FnOnce(Ino, &[u8]) -> Result<(), karapace_fs::Error>) -> Result<(), i32> {
+        let (dir, name) = self.parent(p)?;
+        let done = f(dir, &name).map_err(|e| e.errno());
+        self.release(dir);
+        done
+    }
+
+    fn rename(&self, a: &P, b: &P, mode: RenameMode) -> Result<(), i32> {
+        let (dir, from) = self.parent(a)?;
+        let target = self.parent(b);
+        let done = target.and_then(|(to_dir, to)| {
+            let done = self.view.rename(&CALLER, dir, &from, to_dir, &to, mode).map_err(|e| e.errno());
+            self.release(to_dir);
+            done
+        });
+        self.release(dir);
+        done
+    }
+
+    fn link(&self, a: &P, b: &P) -> Result<(), i32> {
+        let (dir, from) = self.parent(a)?;
+        let found = self.view.lookup(dir, &from).map_err(|e| e.errno());
+        self.release(dir);
+        let ino = found?.ino;
+        let made = self.create(b, |dir, name| Ok(self.view.link(ino, dir, name)?.ino));
+        self.view.forget(ino, 1);
+        made
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let model = path_names(op);
+        let (a, b) = (model.0, model.1);
+        let mut expected = self.model.clone();
+        let (real, wanted): (Result<(), i32>, Result<(), i32>) = match op {
+            Op::Create(p) => (
+                self.create(p, |d, n| Ok(self.view.mknod(&CALLER, d, n, libc::S_IFREG | 0o644, 0)?.ino)),
+                expected.make(&a, reference::Kind::File, 0o644),
+            ),
+            Op::Mkfifo(p) => (
+                self.create(p, |d, n| Ok(self.view.mknod(&CALLER, d, n, libc::S_IFIFO | 0o600, 0)?.ino)),
+                expected.make(&a, reference::Kind::Fifo, 0o600),
+            ),
+            Op::Mkdir(p) => (
+                self.create(p, |d, n| Ok(self.view.mkdir(&CALLER, d, n, 0o755)?.ino)),
+                expected.make(&a, reference::Kind::Dir, 0o755),
+            ),
+            Op::Symlink(p, t) => (
+                self.create(p, |d, n| Ok(self.view.symlink(&CALLER, d, n, &name(*t))?.ino)),
+                expected.make(&a, reference::Kind::Symlink(name(*t)), 0o777),
+            ),
+            Op::Link(p, q) => (self.link(p, q), expected.link(&a, &b)),
+            Op::Unlink(p) => (self.remove(p, |d, n| self.view.unlink(d, n)), expected.unlink(&a)),
+            Op::Rmdir(p) => (self.remove(p, |d, n| self.view.rmdir(d, n)), expected.rmdir(&a)),
+            Op::Rename(p, q, m) => {
+                let mode =
+                    [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange, RenameMode::Whiteout]
+                        [usize::from(*m)];
+                (self.rename(p, q, mode), expected.rename(&a, &b, mode))
+            }
+            Op::Write(p, o, n, s) => {
+                let data = bytes(*n, *s);
+                let real = self.with(p, |ino| {
+                    let written = self.view.write(ino, u64::from(*o), &data, false)?;
+                    assert_eq!(written, data.len());
+                    Ok(())
+                });
+                (real, expected.write(&a, *o as usize, &data))
+            }
+            Op::Truncate(p, n) => {
+                let set = SetAttr { size: Some(u64::from(*n)), ..SetAttr::default() };
+                (
+                    self.with(p, |ino| self.view.setattr(ino, &set).map(drop)),
+                    expected.truncate(&a, *n as usize),
+                )
+            }
+            Op::Punch(p, o, n) => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                (
+                    self.with(p, |ino| self.view.fallocate(ino, mode, u64::from(*o), u64::from(*n))),
+                    expected.punch(&a, *o as usize, *n as usize),
+                )
+            }
+            Op::Chmod(p, m) => {
+                let set = SetAttr { mode: Some(u32::from(*m)), ..SetAttr::default() };
+                (
+                    self.with(p, |ino| self.view.setattr(ino, &set).map(drop)),
+                    expected.chmod(&a, u32::from(*m)),
+                )
+            }
+            Op::Chown(p, u, g) => {
+                let set =
+                    SetAttr { uid: Some(u32::from(*u)), gid: Some(u32::from(*g)), ..SetAttr::default() };
+                (self.with(p, |ino| self.view.setattr(ino, &set).map(drop)), expected.chown(&a, *u, *g))
+            }
+            Op::Xattr(p, n, v) => {
+                let (key, value) = (format!("user.{n}"), vec![*v; usize::from(*v)]);
+                (
+                    self.with(p, |ino| self.view.setxattr(ino, key.as_bytes(), &value, 0)),
+                    expected.setxattr(&a, &key, &value),
+                )
+            }
+            Op::Unxattr(p, n) => {
+                let key = format!("user.{n}");
+                (
+                    self.with(p, |ino| self.view.removexattr(ino, key.as_bytes())),
+                    expected.removexattr(&a, &key),
+                )
+            }
+            Op::Read(p) => {
+                let mut buf = Vec::new();
+                let real = self.with(p, |ino| self.view.read(ino, 0, 8 << 20, &mut buf));
+                let wanted = expected.read(&a);
+                if let Ok(data) = &wanted {
+                    assert!(buf == *data, "content of {a:?} differs");
+                }
+                (real, wanted.map(drop))
+            }
+            Op::Commit => (self.commit(), Ok(())),
+            Op::Restore(i) => (self.restore(*i, &mut expected), Ok(())),
+            Op::Reopen => (self.reopen(), Ok(())),
+            Op::Checkpoint => (self.view.checkpoint().map_err(|e| e.errno()), Ok(())),
+        };
+        assert_eq!(real, wanted, "{op:?}");
+        if wanted.is_ok() {
+            self.model = expected;
+        }
+    }
+
+    fn commit(&mut self) -> Result<(), i32> {
+        let n = self.snapshots.len() as u8;
+        let before =
+            self.snapshots.iter().rev().find(|(h, _)| h.layer == self.view.head().layer).unwrap().1.clone();
+        let done = self.view.commit(&mut |sealed| Ok(head(sealed.root, n))).map_err(|e| e.errno())?;
+        match done {
+            Some(head) => self.snapshots.push((head, self.model.clone())),
+            None => assert!(before.same(&self.model), "a commit found nothing, and there was something"),
+        }
+        let left = self.view.diff().unwrap();
+        assert!(left.is_empty(), "after a commit the diff has {left:?}");
+        Ok(())
+    }
+
+    fn restore(&mut self, i: u8, expected: &mut Model) -> Result<(), i32> {
+        self.commit()?;
+        let (head, model) = self.snapshots[usize::from(i) % self.snapshots.len()].clone();
+        let generation = self.view.clean_generation().unwrap().expect("nothing changes here but we");
+        self.view.restore(head, generation).map_err(|e| e.errno())?;
+        *expected = model;
+        Ok(())
+    }
+
+    /// As after kill -9: nothing is closed, the upper is opened again.
+    fn reopen(&mut self) -> Result<(), i32> {
+        self.trees = Arc::new(Trees::new(self.store.clone()));
+        let head = self.view.head();
+        self.view =
+            View::open(&self.store, &self.trees, &self.upper(), head, false).map_err(|e| e.errno())?;
+        assert_eq!(self.view.head(), head);
+        Ok(())
+    }
+
+    /// Every name, attribute and byte.
+    fn check(&self) {
+        let real = reference::dump(&self.view);
+        let wanted = self.model.dump();
+        assert_eq!(real, wanted);
+        let head = self.view.head();
+        let base = &self.snapshots.iter().rev().find(|(h, _)| h.layer == head.layer).unwrap().1;
+        let mut real: Vec<(char, Vec<u8>)> =
+            self.view.diff().unwrap().into_iter().map(|d| (d.kind.letter(), d.path)).collect();
+        real.sort();
+        // Times alone are not in the model: what it finds is in the diff, and added and deleted agree.
+        let wanted = base.diff(&self.model);
+        for change in &wanted {
+            assert!(real.contains(change), "{change:?} is missing in {real:?}");
+        }
+        let named = |v: &[(char, Vec<u8>)]| v.iter().filter(|(k, _)| *k != 'M').cloned().collect::<Vec<_>>();
+        assert_eq!(named(&real), named(&wanted));
+    }
+}
+
+fn path_names(op: &Op) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let names = |p: &P| p.0.iter().map(|i| name(*i)).collect::<Vec<_>>();
+    match op {
+        Op::Link(a, b) | Op::Rename(a, b, _) => (names(a), names(b)),
+        Op::Create(a)
+        | Op::Mkdir(a)
+        | Op::Symlink(a, _)
+        | Op::Mkfifo(a)
+        | Op::Unlink(a)
+        | Op::Rmdir(a)
+        | Op::Write(a, ..)
+        | Op::Truncate(a, _)
+        | Op::Punch(a, ..)
+        | Op::Chmod(a, _)
+        | Op::Chown(a, ..)
+        | Op::Xattr(a, ..)
+        | Op::Unxattr(a, _)
+        | Op::Read(a) => (names(a), Vec::new()),
+        Op::Commit | Op::Restore(_) | Op::Reopen | Op::Checkpoint => (Vec::new(), Vec::new()),
+    }
+}
+
+fn run(ops: &[Op]) {
+    let mut system = System::new();
+    for (i, op) in ops.iter().enumerate() {
+        system.apply(op);
+        if i % 16 == 15 {
+            system.check();
+        }
+    }
+    system.check();
+    system.reopen().unwrap();
+    system.check();
+}
+
+#[test]
+fn random_operations_give_what_the_model_gives() {
+    let cases = std::env::var("KARAPACE_MODEL_CASES").map_or(500, |v| v.parse().expect("a number of cases"));
+    let seed: u64 = std::env::var("KARAPACE_MODEL_SEED").map_or_else(
+        |_| std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64,
+        |v| v.parse().expect("a seed"),
+    );
+    println!("model test: KARAPACE_MODEL_SEED={seed} KARAPACE_MODEL_CASES={cases}, 200 operations each");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let ran = runner.run(&prop::collection::vec(op(), 200), |ops| {
+        run(&ops);
+        Ok(())
+    });
+    if let Err(e) = ran {
+        panic!("seed {seed}: {e}");
+    }
+}
