@@ -1,9 +1,14 @@
 //! The view (lower + upper merged) and its FUSE front-end.
+//!
+//! `view` and `upper` hold the semantics and know nothing of FUSE; `fuse` decodes what the kernel asks and
+//! answers it; `control` is the directory `/.karapace`; `session` mounts.
 
 pub mod attr;
 pub mod control;
 pub mod errno;
 pub mod error;
+mod fuse;
+pub mod session;
 pub(crate) mod upper;
 pub mod view;
 

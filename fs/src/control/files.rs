@@ -1,0 +1,245 @@
+//! What the files of the control directory say.
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::ControlDir;
+use super::nodes::{Dir, FileNode, Role};
+use crate::attr::{Attr, DiffEntry, HeadRef};
+use crate::error::{Error, Result};
+use karapace_store::inode::Ino;
+
+const VERSION: &str = concat!("karapace ", env!("CARGO_PKG_VERSION"), "\n");
+
+const HELP: &str = "\
+ctl                write commands, one a line; a failing command fails the write
+  commit [name=N] [message=TEXT] [async=1]
+                   make a snapshot; returns when it is durable, async=1: at once with a job number
+  restore SNAPSHOT make the tree equal to a snapshot: a hash or prefix, a name, head, latest, ~k
+                   (the k-th parent of head); uncommitted changes are committed first
+  gc [dry_run=1]   collect garbage in the store, as a job
+  verify           read and check the whole store, as a job
+                   after a write, reading the same descriptor gives the outcome
+last               outcome of the last command: `ok commit <hash>` or `error EINVAL <reason>`
+id version         what this is
+status status.json state, head, mount point, uncommitted changes
+diff               uncommitted changes, `A|M|D <path>` a line; a path with a newline is quoted, with \\n \\\\ \\\"
+snapshots/         each snapshot as a read-only directory, by hash and by name
+                   mkdir snapshots/N commits under the name N, rmdir snapshots/N drops the name
+refs/              one line, the hash: head, latest, base and the names
+jobs/N/status      `running <command>` or its outcome; `forget` to jobs/N/ctl takes a finished job off the list
+";
+
+/// Mode bits of a file that can only be read, and of one that takes commands.
+const READ_MODE: u32 = libc::S_IFREG | 0o400;
+const CTL_MODE: u32 = libc::S_IFREG | 0o600;
+
+/// The files of `.karapace` itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TopFile {
+    Ctl,
+    Help,
+    Version,
+    Id,
+    Status,
+    StatusJson,
+    Last,
+    Diff,
+}
+
+impl TopFile {
+    /// All, by name, in the order that a listing gives.
+    pub const ALL: [(&'static [u8], TopFile); 8] = [
+        (b"ctl", TopFile::Ctl),
+        (b"diff", TopFile::Diff),
+        (b"help", TopFile::Help),
+        (b"id", TopFile::Id),
+        (b"last", TopFile::Last),
+        (b"status", TopFile::Status),
+        (b"status.json", TopFile::StatusJson),
+        (b"version", TopFile::Version),
+    ];
+
+    pub fn from_name(name: &[u8]) -> Option<TopFile> {
+        TopFile::ALL.iter().find(|(n, _)| *n == name).map(|(_, file)| *file)
+    }
+}
+
+/// The last diff, kept while neither the view nor its head changes: to use a name is often to look it up twice.
+#[derive(Default)]
+pub(super) struct DiffCache(Mutex<Option<LastDiff>>);
+
+struct LastDiff {
+    generation: u64,
+    head: HeadRef,
+    text: Vec<u8>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    state: String,
+    head: String,
+    mount: String,
+    dirty_files: u64,
+    dirty_bytes: u64,
+    generation: u64,
+}
+
+impl ControlDir {
+    /// Whether looking this name up may take long.
+    pub fn is_slow(&self, parent: Ino, name: &[u8]) -> bool {
+        Dir::from_ino(parent) == Some(Dir::Top) && name == b"diff"
+    }
+
+    /// The node of a file of `.karapace`, with its text as of now.
+    pub(super) fn open_top(&self, name: &[u8], file: TopFile) -> Result<Attr> {
+        let text = match file {
+            TopFile::Ctl => return Ok(self.open_ctl(Role::Ctl)),
+            TopFile::Help => HELP.into(),
+            TopFile::Version => VERSION.into(),
+            TopFile::Id => self.id_text(),
+            TopFile::Status => self.status_text(),
+            TopFile::StatusJson => self.status_json()?,
+            TopFile::Last => self.last_text(),
+            TopFile::Diff => self.diff_text()?,
+        };
+        Ok(self.open_text(Dir::Top, name, text))
+    }
+
+    /// The node of a file with this text; its attributes.
+    pub(super) fn open_text(&self, dir: Dir, name: &[u8], text: Vec<u8>) -> Attr {
+        self.file_attr(&self.nodes.add_text(dir.ino(), name, text))
+    }
+
+    /// A new node that takes commands; its attributes.
+    pub(super) fn open_ctl(&self, role: Role) -> Attr {
+        self.file_attr(&self.nodes.add_ctl(role))
+    }
+
+    /// Attributes of a file node as it is now.
+    pub(super) fn file_attr(&self, node: &FileNode) -> Attr {
+        let mode = if node.role == Role::Text { READ_MODE } else { CTL_MODE };
+        self.attr(node.ino, mode, node.size(), node.created)
+    }
+
+    /// Reads a file node.
+    pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
+        if Dir::from_ino(ino).is_some() {
+            return Err(Error::IsDirectory);
+        }
+        self.nodes.get(ino)?.read(offset, size, buf);
+        Ok(())
+    }
+
+    /// Size of a file node, bytes.
+    pub fn size(&self, ino: Ino) -> Result<u64> {
+        Ok(self.nodes.get(ino)?.size())
+    }
+
+    /// The kernel forgot `count` look-ups of a node.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.nodes.forget(ino, count);
+    }
+
+    fn id_text(&self) -> Vec<u8> {
+        let id = self.plane.id();
+        format!(
+            "env_id: {}\nshort_id: {}\nname: {}\ninstance: {}\n",
+            id.env_id, id.short_id, id.name, id.instance
+        )
+        .into_bytes()
+    }
+
+    fn last_text(&self) -> Vec<u8> {
+        let last = self.last.lock().clone();
+        if last.is_empty() { Vec::new() } else { (last + "\n").into_bytes() }
+    }
+
+    fn status(&self) -> Status {
+        let stats = self.view.stats();
+        Status {
+            state: self.plane.state(),
+            head: self.plane.head(),
+            mount: self.mountpoint.to_string_lossy().into_owned(),
+            dirty_files: stats.dirty_inodes,
+            dirty_bytes: stats.dirty_bytes,
+            generation: stats.generation,
+        }
+    }
+
+    fn status_text(&self) -> Vec<u8> {
+        let s = self.status();
+        format!(
+            "state: {}\nhead: {}\nmount: {}\ndirty_files: {}\ndirty_bytes: {}\ngeneration: {}\n",
+            s.state, s.head, s.mount, s.dirty_files, s.dirty_bytes, s.generation
+        )
+        .into_bytes()
+    }
+
+    fn status_json(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec(&self.status()).map_err(|e| Error::Io(e.into()))?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    fn diff_text(&self) -> Result<Vec<u8>> {
+        let (generation, head) = (self.view.stats().generation, self.view.head());
+        if let Some(last) = &*self.diff.0.lock()
+            && (last.generation, last.head) == (generation, head)
+        {
+            return Ok(last.text.clone());
+        }
+        let text = format_diff(&self.view.diff()?);
+        // Stored under the generation from before: a change meanwhile makes the next look-up compute it again.
+        *self.diff.0.lock() = Some(LastDiff { generation, head, text: text.clone() });
+        Ok(text)
+    }
+}
+
+/// `A|M|D <path>` a line. A path with a newline, or that begins with a quote, is put in quotes.
+fn format_diff(entries: &[DiffEntry]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for entry in entries {
+        text.push(entry.kind.letter() as u8);
+        text.push(b' ');
+        if entry.path.contains(&b'\n') || entry.path.first() == Some(&b'"') {
+            text.push(b'"');
+            for &byte in &entry.path {
+                match byte {
+                    b'\n' => text.extend_from_slice(b"\\n"),
+                    b'"' | b'\\' => text.extend_from_slice(&[b'\\', byte]),
+                    other => text.push(other),
+                }
+            }
+            text.push(b'"');
+        } else {
+            text.extend_from_slice(&entry.path);
+        }
+        text.push(b'\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attr::DiffKind;
+
+    #[test]
+    fn diff_lines() {
+        let entry = |kind, path: &[u8]| DiffEntry { kind, path: path.to_vec() };
+        let entries = [
+            entry(DiffKind::Added, b"/a b"),
+            entry(DiffKind::Deleted, b"/\xff\\"),
+            entry(DiffKind::Modified, b"/x\ny\"\\"),
+        ];
+        assert_eq!(format_diff(&entries), b"A /a b\nD /\xff\\\nM \"/x\\ny\\\"\\\\\"\n");
+        assert_eq!(format_diff(&[]), b"");
+    }
+
+    #[test]
+    fn listing_order() {
+        let names: Vec<_> = TopFile::ALL.iter().map(|(n, _)| *n).collect();
+        assert!(names.is_sorted());
+    }
+}

@@ -1,0 +1,180 @@
+//! Running commands: what a write to `ctl`, a `mkdir` and a `rmdir` do.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::command::{Command, MAX_TEXT, parse_commands, valid_name};
+use super::nodes::{Dir, FileNode, Role};
+use super::{CommandError, ControlDir, ControlPlane, Found};
+use crate::errno::errno_name;
+use crate::error::{Error, Result};
+use karapace_store::inode::Ino;
+
+/// How a command ended.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome(pub std::result::Result<String, CommandError>);
+
+impl Outcome {
+    fn failed(errno: i32, reason: impl Into<String>) -> Outcome {
+        Outcome(Err(CommandError { errno, reason: reason.into() }))
+    }
+
+    /// `ok commit <hash>` or `error EINVAL <reason>`, without a newline anywhere.
+    pub fn line(&self) -> String {
+        let line = match &self.0 {
+            Ok(text) => format!("ok {text}"),
+            Err(e) => format!("error {} {}", errno_name(e.errno), e.reason),
+        };
+        line.trim_end().replace(['\n', '\r'], " ")
+    }
+}
+
+/// Runs one command to its end; a panic in it is an error of it.
+pub(super) fn execute(plane: &dyn ControlPlane, command: &Command) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(|| plane.execute(command))) {
+        Ok(result) => Outcome(result),
+        Err(_) => {
+            tracing::error!(?command, "a command panicked");
+            Outcome::failed(libc::EIO, format!("{} failed inside; see the log of the mount", command.word()))
+        }
+    }
+}
+
+impl ControlDir {
+    /// A write of `data` at `offset` to a file. Blocks until the commands are done.
+    ///
+    /// # Errors
+    /// The errno of the first command that failed; those before it were run.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> std::result::Result<usize, i32> {
+        let node = self.nodes.get(ino).map_err(|e| e.errno())?;
+        let outcomes = match node.role {
+            Role::Text => return Err(libc::EACCES),
+            Role::Ctl => self.run_text(data),
+            Role::JobCtl(job) => vec![self.run_job_text(job, data)],
+        };
+        let result = match outcomes.last() {
+            Some(Outcome(Err(e))) => Err(e.errno),
+            _ => Ok(data.len()),
+        };
+        // A write that fails leaves the descriptor where it was.
+        let at = offset + if result.is_ok() { data.len() as u64 } else { 0 };
+        self.answer(&node, at, &outcomes);
+        result
+    }
+
+    /// Whether a write to this node may take long.
+    pub fn is_writable(&self, ino: Ino) -> bool {
+        self.nodes.get(ino).is_ok_and(|node| node.role != Role::Text)
+    }
+
+    /// `mkdir snapshots/<name>`: a commit under that name. Blocks until it is durable.
+    pub fn mkdir(&self, parent: Ino, name: &[u8]) -> std::result::Result<Found, i32> {
+        if Dir::from_ino(parent) != Some(Dir::Snapshots) {
+            return Err(libc::EPERM);
+        }
+        let outcome = match std::str::from_utf8(name).map_err(|_| "bad name: not UTF-8".to_owned()) {
+            Ok(name) => match valid_name(name) {
+                Ok(()) if self.find_snapshot(name.as_bytes()).is_some() => {
+                    Outcome::failed(libc::EEXIST, format!("a snapshot {name} exists"))
+                }
+                Ok(()) => {
+                    let name = Some(name.to_owned());
+                    execute(&*self.plane, &Command::Commit { name, message: None, run_async: false })
+                }
+                Err(reason) => Outcome::failed(libc::EINVAL, reason),
+            },
+            Err(reason) => Outcome::failed(libc::EINVAL, reason),
+        };
+        self.remember(&outcome);
+        match outcome.0 {
+            Err(e) => Err(e.errno),
+            Ok(_) => self.find_snapshot(name).ok_or(libc::EIO),
+        }
+    }
+
+    /// `rmdir snapshots/<name>`: takes the name off its snapshot.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> std::result::Result<(), i32> {
+        if Dir::from_ino(parent) != Some(Dir::Snapshots) {
+            return Err(libc::EPERM);
+        }
+        let named = self.plane.snapshots().into_iter().filter_map(|s| s.name).find(|n| n.as_bytes() == name);
+        let Some(name) = named else {
+            // A hash is no name: snapshots go with `karapace snapshots rm`.
+            return Err(if self.find_snapshot(name).is_some() { libc::EPERM } else { libc::ENOENT });
+        };
+        let outcome = execute(&*self.plane, &Command::DropName { name });
+        self.remember(&outcome);
+        outcome.0.map(drop).map_err(|e| e.errno)
+    }
+
+    fn run_text(&self, data: &[u8]) -> Vec<Outcome> {
+        if data.len() > MAX_TEXT {
+            return vec![Outcome::failed(libc::E2BIG, format!("more than {MAX_TEXT} bytes of commands"))];
+        }
+        let commands = match parse_commands(data) {
+            Ok(commands) => commands,
+            Err(reason) => return vec![Outcome::failed(libc::EINVAL, reason)],
+        };
+        let mut outcomes = Vec::new();
+        for command in commands {
+            let outcome = if command.is_job() {
+                Outcome(self.jobs.start(&self.plane, command).map(|number| format!("job {number}")))
+            } else {
+                execute(&*self.plane, &command)
+            };
+            let failed = outcome.0.is_err();
+            outcomes.push(outcome);
+            if failed {
+                break;
+            }
+        }
+        outcomes
+    }
+
+    fn run_job_text(&self, job: u64, data: &[u8]) -> Outcome {
+        match data.trim_ascii() {
+            b"forget" => Outcome(self.jobs.forget(job).map(|()| format!("forget {job}"))),
+            other => Outcome::failed(
+                libc::EINVAL,
+                format!("unknown command {:?}; known: forget", String::from_utf8_lossy(other)),
+            ),
+        }
+    }
+
+    /// Puts the outcome lines where the descriptor stands, and the last one into `last`.
+    fn answer(&self, node: &FileNode, at: u64, outcomes: &[Outcome]) {
+        let reply: String = outcomes.iter().map(|o| o.line() + "\n").collect();
+        node.set_reply(at, reply.into_bytes());
+        if let Some(outcome) = outcomes.last() {
+            self.remember(outcome);
+        }
+    }
+
+    fn remember(&self, outcome: &Outcome) {
+        *self.last.lock() = outcome.line();
+    }
+
+    /// Waits for the commits that run as jobs: the mount is about to end. Other jobs can be asked for again.
+    pub fn finish_commits(&self) {
+        self.jobs.join_commits();
+    }
+
+    /// Changes of attributes: emptying a `ctl` and touching are accepted, nothing else.
+    pub fn may_setattr(&self, ino: Ino, size: Option<u64>, owner_or_mode: bool) -> Result<()> {
+        if owner_or_mode {
+            return Err(Error::NotPermitted);
+        }
+        let Some(size) = size else { return Ok(()) };
+        if Dir::from_ino(ino).is_some() {
+            return Err(Error::IsDirectory);
+        }
+        let node = self.nodes.get(ino)?;
+        match (node.role, size) {
+            (Role::Text, _) => Err(Error::Access),
+            (_, 0) => {
+                node.clear();
+                Ok(())
+            }
+            _ => Err(Error::Invalid("a control file can be emptied, not resized")),
+        }
+    }
+}

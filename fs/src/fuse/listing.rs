@@ -1,0 +1,110 @@
+//! Directory listings.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
+use karapace_store::inode::{FileKind, ROOT_INO};
+
+use super::nodes::{CONTROL, LIVE, node_id};
+use super::reply::{FOREVER, NEVER, file_attr, file_type, listed_only};
+use super::{GENERATION, Node, Shared, guard};
+use crate::control::{DIR_NAME, TOP};
+
+/// Where the listing of the root stands after the control directory, which comes last. Cookies of views are smaller.
+const AFTER_CONTROL: u64 = 1 << 62;
+
+impl Shared {
+    pub(super) fn readdir(&self, req: &Request, node: INodeNo, cookie: u64, mut reply: ReplyDirectory) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::Control(ino) => {
+                let control = self.control_for(req)?;
+                guard("readdir", || {
+                    control.readdir(ino, cookie, &mut |e| {
+                        let name = OsStr::from_bytes(e.name);
+                        !reply.add(INodeNo(node_id(CONTROL, e.ino)), e.cookie, file_type(e.kind), name)
+                    })
+                })
+            }
+            Node::View { index: LIVE, ino: ROOT_INO, .. } if cookie == AFTER_CONTROL => Ok(()),
+            Node::View { index, view, ino } => {
+                let mut full = false;
+                guard("readdir", || {
+                    view.readdir(ino, cookie, false, &mut |e| {
+                        let name = OsStr::from_bytes(e.name);
+                        full |= reply.add(INodeNo(node_id(index, e.ino)), e.cookie, file_type(e.kind), name);
+                        !full
+                    })
+                })?;
+                if !full && self.lists_control(index, ino) {
+                    let (node, name) = (INodeNo(node_id(CONTROL, TOP)), OsStr::from_bytes(DIR_NAME));
+                    // Full is no loss: the kernel asks again from the last cookie.
+                    let _full = reply.add(node, AFTER_CONTROL, file_type(FileKind::Directory), name);
+                }
+                Ok(())
+            }
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn readdirplus(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        cookie: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::Control(ino) => {
+                let control = self.control_for(req)?;
+                guard("readdirplus", || {
+                    control.readdir(ino, cookie, &mut |e| {
+                        let node = node_id(CONTROL, e.ino);
+                        !add_listed(&mut reply, node, e.kind, e.name, e.cookie)
+                    })
+                })
+            }
+            Node::View { index: LIVE, ino: ROOT_INO, .. } if cookie == AFTER_CONTROL => Ok(()),
+            Node::View { index, view, ino } => {
+                let mut full = false;
+                guard("readdirplus", || {
+                    view.readdir(ino, cookie, true, &mut |e| {
+                        let node = node_id(index, e.ino);
+                        full |= match &e.attr {
+                            // `.` and `..` have none.
+                            None => add_listed(&mut reply, node, e.kind, e.name, e.cookie),
+                            Some(attr) => {
+                                let attr = file_attr(attr, index, self.ids.as_ref());
+                                let name = OsStr::from_bytes(e.name);
+                                reply.add(INodeNo(node), e.cookie, name, &FOREVER, &attr, GENERATION)
+                            }
+                        };
+                        !full
+                    })
+                })?;
+                if !full && self.lists_control(index, ino) {
+                    let node = node_id(CONTROL, TOP);
+                    add_listed(&mut reply, node, FileKind::Directory, DIR_NAME, AFTER_CONTROL);
+                }
+                Ok(())
+            }
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn lists_control(&self, index: u16, ino: u64) -> bool {
+        self.control_listed && self.control.is_some() && (index, ino) == (LIVE, ROOT_INO)
+    }
+}
+
+/// Adds an entry that the kernel lists and looks up by itself when it is used; true when it did not fit.
+fn add_listed(reply: &mut ReplyDirectoryPlus, node: u64, kind: FileKind, name: &[u8], cookie: u64) -> bool {
+    let attr = listed_only(node, kind);
+    reply.add(INodeNo(node), cookie, OsStr::from_bytes(name), &NEVER, &attr, GENERATION)
+}

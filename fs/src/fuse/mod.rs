@@ -1,0 +1,208 @@
+//! The FUSE front-end: what the kernel asks, decoded; what a view or the control directory answers, encoded.
+//!
+//! fuser's types stay in here. Nothing is decided here but where a request goes: to the live view, to the view
+//! of a snapshot or to the control directory.
+
+mod filesystem;
+mod idmap;
+mod listing;
+mod nodes;
+mod reply;
+mod requests;
+mod workers;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
+use karapace_store::inode::{Ino, ROOT_INO};
+use karapace_store::tree::Trees;
+
+pub(crate) use self::idmap::IdMap;
+use self::nodes::{CONTROL, LIVE, Views, split};
+use self::reply::{FOREVER, NEVER, file_attr};
+use self::workers::Workers;
+use crate::attr::{Attr, Caller};
+use crate::control::{ControlDir, DIR_NAME, Found};
+use crate::error::{Error, Result};
+use crate::view::View;
+
+/// Largest write request, bytes. The kernel's limit is as large since 4.20.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// Threads that wait for fsync.
+const SYNC_THREADS: usize = 2;
+
+/// Node ids are never reused while the kernel knows them, so one generation is enough.
+const GENERATION: Generation = Generation(0);
+
+/// What one mount serves and how.
+pub(crate) struct Service {
+    /// The live view and those of the snapshots that were looked at.
+    pub live: Arc<View>,
+    /// For views of snapshots.
+    pub trees: Arc<Trees>,
+    /// The control directory; `None` turns it off.
+    pub control: Option<Arc<ControlDir>>,
+    /// Whether the root's listing names the control directory.
+    pub control_listed: bool,
+    /// The id swap of an ordinary user's mount.
+    pub ids: Option<IdMap>,
+    /// Whether the kernel checks permissions and ACLs (a mount made by root).
+    pub kernel_permissions: bool,
+}
+
+/// fuser's file system: a handle to the state that requests share.
+pub(crate) struct Server(Arc<Shared>);
+
+struct Shared {
+    views: Views,
+    trees: Arc<Trees>,
+    control: Option<Arc<ControlDir>>,
+    control_listed: bool,
+    ids: Option<IdMap>,
+    kernel_permissions: bool,
+    workers: Workers,
+}
+
+/// Where a node lives.
+enum Node {
+    View { index: u16, view: Arc<View>, ino: Ino },
+    Control(Ino),
+}
+
+impl Server {
+    /// A server for `service`.
+    ///
+    /// # Errors
+    /// When its threads cannot be started.
+    pub fn new(service: Service) -> std::io::Result<Server> {
+        Ok(Server(Arc::new(Shared {
+            views: Views::new(service.live),
+            trees: service.trees,
+            control: service.control,
+            control_listed: service.control_listed,
+            ids: service.ids,
+            kernel_permissions: service.kernel_permissions,
+            workers: Workers::new(SYNC_THREADS)?,
+        })))
+    }
+}
+
+/// Runs the work of one request. A panic in it fails the request, not the mount.
+fn guard<T>(request: &'static str, work: impl FnOnce() -> Result<T>) -> std::result::Result<T, Errno> {
+    let error = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            tracing::error!(request, panic = text, "a request panicked and was answered with EIO");
+            return Err(Errno::EIO);
+        }
+    };
+    if matches!(error, Error::Corrupt(_) | Error::Store(_) | Error::Host { .. } | Error::Io(_)) {
+        tracing::error!(request, %error, "a request failed");
+    }
+    Err(Errno::from_i32(error.errno()))
+}
+
+impl Shared {
+    fn node(&self, node: INodeNo) -> std::result::Result<Node, Errno> {
+        let (index, ino) = split(node.0);
+        if index == CONTROL {
+            return Ok(Node::Control(ino));
+        }
+        let view = self.views.get(index).map_err(|e| Errno::from_i32(e.errno()))?;
+        Ok(Node::View { index, view, ino })
+    }
+
+    /// The view that holds a node.
+    ///
+    /// # Errors
+    /// `EPERM` for a node of the control directory.
+    fn view(&self, node: INodeNo) -> std::result::Result<(u16, Arc<View>, Ino), Errno> {
+        match self.node(node)? {
+            Node::View { index, view, ino } => Ok((index, view, ino)),
+            Node::Control(_) => Err(Errno::EPERM),
+        }
+    }
+
+    fn control(&self) -> std::result::Result<&ControlDir, Errno> {
+        self.control.as_deref().ok_or(Errno::ESTALE)
+    }
+
+    /// The control directory, for a user who may use it.
+    fn control_for(&self, req: &Request) -> std::result::Result<&ControlDir, Errno> {
+        let control = self.control()?;
+        if control.admits(req.uid()) { Ok(control) } else { Err(Errno::EACCES) }
+    }
+
+    /// Whether the name is the one that is kept for the control directory, whether there is one or not.
+    fn is_reserved(&self, parent: INodeNo, name: &[u8]) -> bool {
+        split(parent.0) == (LIVE, ROOT_INO) && name == DIR_NAME
+    }
+
+    fn caller(&self, req: &Request, umask: u32) -> Caller {
+        match &self.ids {
+            Some(ids) => Caller { uid: ids.uid(req.uid()), gid: ids.gid(req.gid()), umask },
+            None => Caller { uid: req.uid(), gid: req.gid(), umask },
+        }
+    }
+
+    fn configure(&self, config: &mut KernelConfig) {
+        let mut wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_MAX_PAGES
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_NO_OPEN_SUPPORT
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
+            | InitFlags::FUSE_DONT_MASK
+            | InitFlags::FUSE_HAS_EXPIRE_ONLY;
+        if self.kernel_permissions {
+            // Makes the kernel check permissions, so not for a mount on which its user acts as root.
+            wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        for flag in wanted.iter() {
+            if let Err(missing) = config.add_capabilities(flag) {
+                tracing::warn!(?missing, "the kernel lacks a FUSE capability");
+            }
+        }
+        if let Err(nearest) = config.set_max_write(MAX_WRITE) {
+            tracing::warn!(nearest, "the size of write requests is limited");
+        }
+    }
+
+    /// Answers with an entry of a view, which the kernel may keep.
+    fn entry(&self, reply: ReplyEntry, index: u16, result: std::result::Result<Attr, Errno>) {
+        match result {
+            Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr, index, self.ids.as_ref()), GENERATION),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Answers with what a look-up in the control directory found, which the kernel has to ask for each time.
+    fn control_entry(&self, reply: ReplyEntry, found: std::result::Result<Found, Errno>) {
+        let entry = found.and_then(|found| match found {
+            Found::Node(attr) => Ok((NEVER, file_attr(&attr, CONTROL, None))),
+            Found::Snapshot { name, root } => guard("open snapshot", || {
+                let open = |root| View::snapshot(&self.trees, root);
+                let (index, view) = self.views.snapshot(&name, root, &open)?;
+                match view.getattr(ROOT_INO) {
+                    Ok(attr) => Ok((FOREVER, file_attr(&attr, index, self.ids.as_ref()))),
+                    Err(error) => {
+                        self.views.forget(index, ROOT_INO, 1);
+                        Err(error)
+                    }
+                }
+            }),
+        });
+        match entry {
+            Ok((attr_ttl, attr)) => reply.entry_with_ttls(&attr_ttl, &NEVER, &attr, GENERATION),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}

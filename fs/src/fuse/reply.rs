@@ -1,0 +1,180 @@
+//! Between the view's types and fuser's.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
+use karapace_store::inode::{FileKind, Timestamp};
+
+use super::idmap::IdMap;
+use super::nodes::node_id;
+use crate::attr::{Attr, RenameMode, SetTime};
+use crate::error::{Error, Result};
+
+/// Names and attributes change through the kernel only, so it may keep them; ten years are for ever to a mount.
+pub(crate) const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// What is never kept: control files are new at each look-up.
+pub(crate) const NEVER: Duration = Duration::ZERO;
+
+/// `st_blksize` of everything, bytes.
+const BLOCK_SIZE: u32 = 4096;
+
+/// Attributes for the kernel: node id, shown ids, the kernel's encoding of devices.
+pub(crate) fn file_attr(attr: &Attr, index: u16, ids: Option<&IdMap>) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(node_id(index, attr.ino)),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(FileKind::from_mode(attr.mode).unwrap_or(FileKind::Regular)),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.nlink,
+        uid: ids.map_or(attr.uid, |ids| ids.uid(attr.uid)),
+        gid: ids.map_or(attr.gid, |ids| ids.gid(attr.gid)),
+        rdev: encode_dev(attr.rdev),
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// The answer "there is no such name, and you may remember that".
+pub(crate) fn absent() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// Attributes for an entry of a `READDIRPLUS` answer that the kernel is to list and not to keep: fuser gives
+/// the node id as the listed inode number, so it cannot be 0; a size that no file can have makes the kernel
+/// (5.5 and later) refuse the attributes and send a FORGET for the one reference.
+pub(crate) fn listed_only(node: u64, kind: FileKind) -> FileAttr {
+    FileAttr { ino: INodeNo(node), size: u64::MAX, kind: file_type(kind), ..absent() }
+}
+
+pub(crate) fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+/// `nanos` count forward from `secs`, also before 1970.
+fn system_time(time: Timestamp) -> SystemTime {
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let base = if time.secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    // Out of SystemTime's range only for the largest second, where the nanoseconds do not matter.
+    base.and_then(|base| base.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(UNIX_EPOCH)
+}
+
+/// A time that fuser decoded. fuser 0.18 decodes (secs, nanos) before 1970 as EPOCH − (|secs| + nanos), where
+/// the protocol means EPOCH − |secs| + nanos; both parts can be read back from its answer.
+fn decoded_time(time: SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Timestamp {
+            secs: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            nanos: after.subsec_nanos(),
+        },
+        Err(before) => {
+            let before = before.duration();
+            Timestamp { secs: 0i64.saturating_sub_unsigned(before.as_secs()), nanos: before.subsec_nanos() }
+        }
+    }
+}
+
+/// A time of `setattr`.
+pub(crate) fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(decoded_time(time)),
+    }
+}
+
+/// A change time of `setattr`.
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+    decoded_time(time)
+}
+
+/// What `renameat2` asked for.
+///
+/// # Errors
+/// `Invalid` for flags that no kernel sends.
+pub(crate) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
+    if flags.contains(RenameFlags::RENAME_EXCHANGE) {
+        return Ok(RenameMode::Exchange);
+    }
+    // Together with WHITEOUT the kernel has checked NOREPLACE itself, holding both directories.
+    if flags.contains(RenameFlags::RENAME_WHITEOUT) {
+        return Ok(RenameMode::Whiteout);
+    }
+    if flags.contains(RenameFlags::RENAME_NOREPLACE) {
+        return Ok(RenameMode::NoReplace);
+    }
+    if flags.is_empty() { Ok(RenameMode::Replace) } else { Err(Error::Invalid("unknown rename flags")) }
+}
+
+/// A `dev_t` in the 32 bits of the protocol (the kernel's `new_encode_dev`): 12 bits of major, 20 of minor.
+fn encode_dev(dev: u64) -> u32 {
+    let (major, minor) = (libc::major(dev), libc::minor(dev));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// The `dev_t` of a `MKNOD` (the kernel's `new_decode_dev`).
+pub(crate) fn decode_dev(dev: u32) -> u64 {
+    libc::makedev((dev & 0xf_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices() {
+        for (major, minor) in [(1, 3), (8, 0), (259, 1), (10, 229), (0xfff, 0xf_ffff), (0, 0x1234)] {
+            let dev = libc::makedev(major, minor);
+            assert_eq!(decode_dev(encode_dev(dev)), dev, "{major}:{minor}");
+        }
+        assert_eq!(encode_dev(libc::makedev(8, 1)), 0x801);
+        assert_eq!(encode_dev(libc::makedev(259, 0x12345)), 0x1231_0345);
+    }
+
+    #[test]
+    fn times_before_1970() {
+        // What fuser sends for the kernel: floor seconds, nanoseconds forward.
+        let early = Timestamp { secs: -2, nanos: 800_000_000 };
+        assert_eq!(UNIX_EPOCH - Duration::from_millis(1200), system_time(early));
+        // What fuser makes of (-2, 800 ms) when the kernel sends it.
+        let decoded = UNIX_EPOCH - Duration::new(2, 800_000_000);
+        assert_eq!(timestamp(decoded), early);
+        assert_eq!(timestamp(UNIX_EPOCH - Duration::from_secs(5)), Timestamp { secs: -5, nanos: 0 });
+        assert_eq!(timestamp(UNIX_EPOCH + Duration::new(5, 6)), Timestamp { secs: 5, nanos: 6 });
+    }
+
+    #[test]
+    fn rename_flags() {
+        let both = RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE;
+        assert_eq!(rename_mode(both).ok(), Some(RenameMode::Whiteout));
+        assert_eq!(rename_mode(RenameFlags::empty()).ok(), Some(RenameMode::Replace));
+        assert!(rename_mode(RenameFlags::from_bits_retain(64)).is_err());
+    }
+}

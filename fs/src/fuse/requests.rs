@@ -1,0 +1,455 @@
+//! Requests, each routed to its view or to the control directory.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use fuser::{
+    Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, WriteFlags,
+};
+use karapace_store::inode::Ino;
+
+use super::idmap::IdMap;
+use super::nodes::CONTROL;
+use super::reply::{FOREVER, NEVER, absent, decode_dev, file_attr, rename_mode};
+use super::workers::spawn;
+use super::{GENERATION, Node, Shared, guard};
+use crate::attr::{RenameMode, SetAttr};
+use crate::error::Error;
+
+thread_local! {
+    /// Each request thread reads into its own buffer, which grows to the largest read.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+type Outcome<T> = Result<T, Errno>;
+
+impl Shared {
+    pub(super) fn lookup(self: &Arc<Self>, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEntry) {
+        if self.is_reserved(parent, name) {
+            return self.lookup_control_dir(reply);
+        }
+        match self.node(parent) {
+            Ok(Node::View { index, view, ino }) => match guard("lookup", || view.lookup(ino, name)) {
+                Err(errno) if errno.code() == libc::ENOENT => reply.entry(&FOREVER, &absent(), GENERATION),
+                result => self.entry(reply, index, result),
+            },
+            Ok(Node::Control(ino)) => match self.control_for(req) {
+                Ok(control) if control.is_slow(ino, name) => {
+                    let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
+                    start("lookup", move || {
+                        let found = shared.control().and_then(|c| guard("lookup", || c.lookup(ino, &name)));
+                        shared.control_entry(reply, found);
+                    });
+                }
+                Ok(control) => self.control_entry(reply, guard("lookup", || control.lookup(ino, name))),
+                Err(errno) => reply.error(errno),
+            },
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// `.karapace` keeps its node, so that what is mounted on it stays; its attributes are asked for each time.
+    fn lookup_control_dir(&self, reply: ReplyEntry) {
+        match self.control.as_ref().map(|control| guard("lookup", || control.top())) {
+            Some(Ok(attr)) => {
+                reply.entry_with_ttls(&NEVER, &FOREVER, &file_attr(&attr, CONTROL, None), GENERATION)
+            }
+            Some(Err(errno)) => reply.error(errno),
+            None => reply.entry(&FOREVER, &absent(), GENERATION),
+        }
+    }
+
+    pub(super) fn forget(&self, index: u16, ino: Ino, count: u64) {
+        // There is nobody to answer; what went wrong is in the log.
+        let _logged: Outcome<()> = guard("forget", || {
+            match (index, &self.control) {
+                (CONTROL, Some(control)) => control.forget(ino, count),
+                (CONTROL, None) => {}
+                _ => self.views.forget(index, ino, count),
+            }
+            Ok(())
+        });
+    }
+
+    pub(super) fn getattr(&self, node: INodeNo, reply: ReplyAttr) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { index, view, ino } => {
+                let attr = guard("getattr", || view.getattr(ino))?;
+                Ok((FOREVER, file_attr(&attr, index, self.ids.as_ref())))
+            }
+            Node::Control(ino) => {
+                let control = self.control()?;
+                let attr = guard("getattr", || control.getattr(ino))?;
+                Ok((NEVER, file_attr(&attr, CONTROL, None)))
+            }
+        });
+        match result {
+            Ok((ttl, attr)) => reply.attr(&ttl, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn setattr(&self, req: &Request, node: INodeNo, set: &SetAttr, reply: ReplyAttr) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { index, view, ino } => {
+                let attr = guard("setattr", || {
+                    if *set != SetAttr::default() {
+                        return view.setattr(ino, set);
+                    }
+                    // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown that
+                    // names nobody. The same as a chown to who owns it.
+                    let uid = Some(view.getattr(ino)?.uid);
+                    view.setattr(ino, &SetAttr { uid, kill_priv: true, ..*set })
+                })?;
+                Ok((FOREVER, file_attr(&attr, index, self.ids.as_ref())))
+            }
+            Node::Control(ino) => {
+                let control = self.control_for(req)?;
+                let owner_or_mode = set.uid.is_some() || set.gid.is_some() || set.mode.is_some();
+                let attr = guard("setattr", || {
+                    control.may_setattr(ino, set.size, owner_or_mode)?;
+                    control.getattr(ino)
+                })?;
+                Ok((NEVER, file_attr(&attr, CONTROL, None)))
+            }
+        });
+        match result {
+            Ok((ttl, attr)) => reply.attr(&ttl, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn readlink(&self, node: INodeNo, reply: ReplyData) {
+        match self.view(node).and_then(|(_, view, ino)| guard("readlink", || view.readlink(ino))) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// `how`: mode before the umask, umask, device.
+    pub(super) fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &[u8],
+        how: (u32, u32, u32),
+        reply: ReplyEntry,
+    ) {
+        let (mode, umask, rdev) = how;
+        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
+            let caller = self.caller(req, umask);
+            Ok((index, guard("mknod", || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))?))
+        });
+        self.created(reply, made);
+    }
+
+    /// `how`: mode before the umask, umask.
+    pub(super) fn mkdir(
+        self: &Arc<Self>,
+        req: &Request,
+        parent: INodeNo,
+        name: &[u8],
+        how: (u32, u32),
+        reply: ReplyEntry,
+    ) {
+        if let Ok(Node::Control(ino)) = self.node(parent) {
+            if let Err(errno) = self.control_for(req) {
+                return reply.error(errno);
+            }
+            let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
+            return start("mkdir", move || {
+                let made = shared.control().and_then(|control| {
+                    guard("mkdir", || Ok(control.mkdir(ino, &name).map_err(Errno::from_i32)))
+                        .and_then(|made| made)
+                });
+                shared.control_entry(reply, made);
+            });
+        }
+        let (mode, umask) = how;
+        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
+            let caller = self.caller(req, umask);
+            Ok((index, guard("mkdir", || view.mkdir(&caller, ino, name, mode))?))
+        });
+        self.created(reply, made);
+    }
+
+    pub(super) fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &[u8],
+        target: &[u8],
+        reply: ReplyEntry,
+    ) {
+        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
+            let caller = self.caller(req, 0);
+            Ok((index, guard("symlink", || view.symlink(&caller, ino, name, target))?))
+        });
+        self.created(reply, made);
+    }
+
+    pub(super) fn link(&self, node: INodeNo, newparent: INodeNo, newname: &[u8], reply: ReplyEntry) {
+        let made = self.creation(newparent, newname).and_then(|(index, view, parent)| {
+            let (from, _, ino) = self.view(node)?;
+            if from != index {
+                return Err(Errno::EXDEV);
+            }
+            Ok((index, guard("link", || view.link(ino, parent, newname))?))
+        });
+        self.created(reply, made);
+    }
+
+    /// The view and the directory in which a name is to be made.
+    fn creation(&self, parent: INodeNo, name: &[u8]) -> Outcome<(u16, Arc<crate::view::View>, Ino)> {
+        if self.is_reserved(parent, name) {
+            return Err(Errno::EEXIST);
+        }
+        self.view(parent)
+    }
+
+    fn created(&self, reply: ReplyEntry, made: Outcome<(u16, crate::attr::Attr)>) {
+        match made {
+            Ok((index, attr)) => self.entry(reply, index, Ok(attr)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn unlink(&self, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
+        let result = if self.is_reserved(parent, name) {
+            Err(Errno::EPERM)
+        } else {
+            self.view(parent).and_then(|(_, view, ino)| guard("unlink", || view.unlink(ino, name)))
+        };
+        done(reply, result);
+    }
+
+    pub(super) fn rmdir(self: &Arc<Self>, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
+        if self.is_reserved(parent, name) {
+            return reply.error(Errno::EBUSY);
+        }
+        match self.node(parent) {
+            Ok(Node::View { view, ino, .. }) => done(reply, guard("rmdir", || view.rmdir(ino, name))),
+            Ok(Node::Control(ino)) => {
+                if let Err(errno) = self.control_for(req) {
+                    return reply.error(errno);
+                }
+                let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
+                start("rmdir", move || {
+                    let result = shared.control().and_then(|control| {
+                        guard("rmdir", || Ok(control.rmdir(ino, &name).map_err(Errno::from_i32)))
+                            .and_then(|r| r)
+                    });
+                    done(reply, result);
+                });
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn rename(
+        &self,
+        req: &Request,
+        (parent, name): (INodeNo, &[u8]),
+        (newparent, newname): (INodeNo, &[u8]),
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let result = rename_mode(flags).map_err(|e| Errno::from_i32(e.errno())).and_then(|mode| {
+            if self.is_reserved(parent, name) {
+                return Err(Errno::EBUSY);
+            }
+            if self.is_reserved(newparent, newname) {
+                return Err(if mode == RenameMode::Exchange { Errno::EBUSY } else { Errno::EEXIST });
+            }
+            let (index, view, from) = self.view(parent)?;
+            let (new_index, _, to) = self.view(newparent)?;
+            if index != new_index {
+                return Err(Errno::EXDEV);
+            }
+            let caller = self.caller(req, 0);
+            guard("rename", || view.rename(&caller, from, name, to, newname, mode))
+        });
+        done(reply, result);
+    }
+
+    pub(super) fn read(&self, node: INodeNo, offset: u64, size: usize, reply: ReplyData) {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let result = self.node(node).and_then(|node| match node {
+                Node::View { view, ino, .. } => guard("read", || view.read(ino, offset, size, buffer)),
+                Node::Control(ino) => {
+                    let control = self.control()?;
+                    guard("read", || control.read(ino, offset, size, buffer))
+                }
+            });
+            match result {
+                Ok(()) => reply.data(buffer),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    pub(super) fn write(
+        self: &Arc<Self>,
+        req: &Request,
+        node: INodeNo,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        reply: ReplyWrite,
+    ) {
+        let ino = match self.node(node) {
+            Ok(Node::View { view, ino, .. }) => {
+                let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+                return match guard("write", || view.write(ino, offset, data, kill_priv)) {
+                    Ok(count) => reply.written(count as u32),
+                    Err(errno) => reply.error(errno),
+                };
+            }
+            Ok(Node::Control(ino)) => ino,
+            Err(errno) => return reply.error(errno),
+        };
+        // Pages of a shared mapping come without a caller, at any time: they are not commands.
+        if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            return reply.error(Errno::EACCES);
+        }
+        match self.control_for(req) {
+            Ok(control) if control.is_writable(ino) => {}
+            Ok(_) => return reply.error(Errno::EACCES),
+            Err(errno) => return reply.error(errno),
+        }
+        let (shared, data) = (self.clone(), Box::<[u8]>::from(data));
+        start("ctl", move || {
+            let result = shared.control().and_then(|control| {
+                guard("ctl", || Ok(control.write(ino, offset, &data).map_err(Errno::from_i32)))
+                    .and_then(|r| r)
+            });
+            match result {
+                Ok(count) => reply.written(count as u32),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    pub(super) fn fsync(&self, node: INodeNo, datasync: bool, reply: ReplyEmpty) {
+        match self.node(node) {
+            // Not on a request thread: a disk may take its time.
+            Ok(Node::View { view, ino, .. }) => {
+                self.workers.run(move || done(reply, guard("fsync", || view.fsync(ino, datasync))));
+            }
+            Ok(Node::Control(_)) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn statfs(&self, node: INodeNo, reply: ReplyStatfs) {
+        let view = match self.node(node) {
+            Ok(Node::View { view, .. }) => view,
+            Ok(Node::Control(_)) | Err(_) => self.views.live().clone(),
+        };
+        match guard("statfs", || view.statfs()) {
+            Ok(s) => {
+                reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize)
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    pub(super) fn setxattr(&self, node: INodeNo, name: &[u8], value: &[u8], flags: i32, reply: ReplyEmpty) {
+        let result = self.view(node).and_then(|(_, view, ino)| match &self.ids {
+            Some(ids) if IdMap::has_ids(name) => {
+                let mut stored = value.to_vec();
+                ids.acl(&mut stored);
+                guard("setxattr", || view.setxattr(ino, name, &stored, flags))
+            }
+            _ => guard("setxattr", || view.setxattr(ino, name, value, flags)),
+        });
+        done(reply, result);
+    }
+
+    pub(super) fn getxattr(&self, node: INodeNo, name: &[u8], size: u32, reply: ReplyXattr) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { view, ino, .. } => {
+                let mut value = guard("getxattr", || view.getxattr(ino, name))?;
+                if let Some(ids) = &self.ids
+                    && IdMap::has_ids(name)
+                {
+                    ids.acl(&mut value);
+                }
+                Ok(value)
+            }
+            Node::Control(_) => Err(Errno::ENODATA),
+        });
+        sized(reply, size, result);
+    }
+
+    pub(super) fn listxattr(&self, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { view, ino, .. } => guard("listxattr", || view.listxattr(ino)),
+            Node::Control(_) => Ok(Vec::new()),
+        });
+        sized(reply, size, result);
+    }
+
+    pub(super) fn removexattr(&self, node: INodeNo, name: &[u8], reply: ReplyEmpty) {
+        done(
+            reply,
+            self.view(node).and_then(|(_, view, ino)| guard("removexattr", || view.removexattr(ino, name))),
+        );
+    }
+
+    pub(super) fn fallocate(&self, node: INodeNo, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { view, ino, .. } => guard("fallocate", || view.fallocate(ino, mode, offset, length)),
+            // Not ENOSYS, which the kernel would take for the whole mount; the same in `lseek`.
+            Node::Control(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
+        });
+        done(reply, result);
+    }
+
+    pub(super) fn lseek(&self, node: INodeNo, offset: i64, whence: i32, reply: ReplyLseek) {
+        let result = self.node(node).and_then(|node| {
+            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            match node {
+                Node::View { view, ino, .. } => guard("lseek", || view.lseek(ino, offset, whence)),
+                Node::Control(ino) => {
+                    let control = self.control()?;
+                    guard("lseek", || match control.size(ino)? {
+                        size if offset >= size => Err(Error::NoSuchOffset),
+                        size if whence == libc::SEEK_HOLE => Ok(size),
+                        _ => Ok(offset),
+                    })
+                }
+            }
+        });
+        match result {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+fn done(reply: ReplyEmpty, result: Outcome<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// A value for a buffer of `size` bytes, or with 0 only its length.
+fn sized(reply: ReplyXattr, size: u32, result: Outcome<Vec<u8>>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// Runs `work`, which owns the reply, on a thread of its own. When there is none to be had the reply is dropped
+/// with `work`, which answers EIO.
+fn start(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = spawn(name, work) {
+        tracing::error!(%error, name, "cannot start a thread for a request");
+    }
+}

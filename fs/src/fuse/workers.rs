@@ -1,0 +1,56 @@
+//! Threads for requests that may take long, so that the request threads stay free.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use parking_lot::Mutex;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A few threads that wait for disks (fsync). They end when this is dropped and their work is done.
+pub(crate) struct Workers {
+    sender: Sender<Work>,
+}
+
+impl Workers {
+    /// Starts `count` threads.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn new(count: usize) -> std::io::Result<Workers> {
+        let (sender, receiver) = channel::<Work>();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for number in 0..count {
+            let receiver = receiver.clone();
+            thread::Builder::new().name(format!("karapace-sync-{number}")).spawn(move || serve(&receiver))?;
+        }
+        Ok(Workers { sender })
+    }
+
+    /// Runs `work` on one of the threads, or here when none is left.
+    pub fn run(&self, work: impl FnOnce() + Send + 'static) {
+        if let Err(unsent) = self.sender.send(Box::new(work)) {
+            (unsent.0)();
+        }
+    }
+}
+
+fn serve(receiver: &Mutex<Receiver<Work>>) {
+    loop {
+        // The lock is held while waiting, which makes the other threads wait for the lock instead: the same.
+        let work = receiver.lock().recv();
+        match work {
+            Ok(work) => work(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Runs `work` on a thread of its own: for commands, which may run for minutes.
+///
+/// # Errors
+/// When the thread cannot be started; `work` is dropped then.
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    thread::Builder::new().name(format!("karapace-{name}")).spawn(work).map(drop)
+}
