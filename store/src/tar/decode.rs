@@ -1,0 +1,428 @@
+//! Reading a tar stream: v7, ustar, PAX, GNU and star headers; sparse members of GNU and of PAX 0.0, 0.1 and 1.0.
+//!
+//! Ours rather than the `tar` crate's because an archive is untrusted and nothing of it may be lost: extended headers are
+//! bounded, PAX sparse members are understood, and ranges are handed on as ranges, so that holes are never read.
+
+use std::io::{self, Read};
+
+use super::header::{Header, flag};
+use super::pax::{MAX_PAX, Pax};
+use super::sparse::{self, Ranges};
+use super::{BLOCK, acl};
+use crate::inode::Timestamp;
+
+/// The longest name that a GNU `L` or `K` header may carry.
+const MAX_LONG_NAME: u64 = 1 << 20;
+
+/// What a member of an archive is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberKind {
+    /// A file with content.
+    Regular,
+    /// A further name of the member that `link` names.
+    HardLink,
+    /// A symbolic link to `link`.
+    Symlink,
+    /// A character device, numbered by `device`.
+    CharDevice,
+    /// A block device, numbered by `device`.
+    BlockDevice,
+    /// A directory.
+    Directory,
+    /// A named pipe.
+    Fifo,
+}
+
+/// One member's header, with everything that extended headers said of it.
+#[derive(Debug)]
+pub struct Member {
+    /// The name as the archive has it: any bytes but NUL, not normalised.
+    pub path: Vec<u8>,
+    /// The target of a hard link or a symbolic one, else empty.
+    pub link: Vec<u8>,
+    /// What it is.
+    pub kind: MemberKind,
+    /// Permission bits, 07777 at most.
+    pub mode: u32,
+    /// Owner, as a number; names in the archive are not looked at.
+    pub uid: u32,
+    /// Group, as a number.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Timestamp,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// Extended attributes, ACLs among them, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The file's size in bytes, holes included.
+    pub size: u64,
+    /// Of a sparse file, the ranges (offset, length) that the body holds one after another.
+    pub ranges: Option<Vec<(u64, u64)>>,
+    /// What could not be kept, in words for the user.
+    pub notes: Vec<String>,
+}
+
+/// What stops the reading of an archive.
+#[derive(Debug, thiserror::Error)]
+pub enum TarError {
+    /// The source of bytes failed (a read error, or a decompressor that found its stream broken).
+    #[error("reading the archive failed at byte {offset}: {source}")]
+    Read {
+        /// How far into the uncompressed archive.
+        offset: u64,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The archive ends before its end marker.
+    #[error("the archive is truncated: it ends at byte {offset}, {place}")]
+    Truncated {
+        /// Its length as found.
+        offset: u64,
+        /// Where in its structure it ends.
+        place: &'static str,
+    },
+    /// The bytes are no tar archive, or a broken one.
+    #[error("the archive is broken at byte {offset}: {reason}")]
+    Broken {
+        /// Where the bad header starts.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+struct Words(&'static str);
+
+/// Reads members one after another. After [`Reader::next_member`] the current member's stored bytes are read
+/// through `Read`; what is left of them is skipped by the next call. Memory is bounded whatever the input.
+pub struct Reader<R> {
+    input: R,
+    offset: u64,
+    body: u64,
+    padding: u64,
+    globals: Pax,
+}
+
+impl<R: Read> Reader<R> {
+    /// A reader at the start of an uncompressed archive.
+    pub fn new(input: R) -> Self {
+        Self { input, offset: 0, body: 0, padding: 0, globals: Pax::default() }
+    }
+
+    /// The next member, `None` at the end marker (the input is then read to its end, so that a decompressor
+    /// checks its trailer).
+    ///
+    /// # Errors
+    /// Any [`TarError`]; the reader is of no use after one.
+    pub fn next_member(&mut self) -> Result<Option<Member>, TarError> {
+        self.skip_body()?;
+        let mut local = Pax::default();
+        let (mut long_name, mut long_link) = (None, None);
+        loop {
+            let start = self.offset;
+            let header = self.header()?;
+            if header.is_zero() {
+                self.drain()?;
+                return Ok(None);
+            }
+            let broken = |reason: &str| TarError::Broken { offset: start, reason: reason.to_owned() };
+            if !header.checksum_holds() {
+                let what = if start == 0 { "this is no tar archive" } else { "a header's checksum is wrong" };
+                return Err(broken(what));
+            }
+            let size = header.size().and_then(|n| u64::try_from(n).ok());
+            let size = size.ok_or_else(|| broken("a header's size is no number"))?;
+            match header.type_flag() {
+                flag::PAX | b'X' => {
+                    local = Pax::default();
+                    let bytes = self.meta(size, MAX_PAX, start)?;
+                    local.parse(&bytes).map_err(broken)?;
+                }
+                flag::PAX_GLOBAL => {
+                    let bytes = self.meta(size, MAX_PAX, start)?;
+                    self.globals.parse(&bytes).map_err(broken)?;
+                    if self.globals.weight() > MAX_PAX {
+                        return Err(broken("its global PAX headers are too large"));
+                    }
+                }
+                flag::GNU_LONG_NAME => long_name = Some(self.long_name(size, start)?),
+                flag::GNU_LONG_LINK => long_link = Some(self.long_name(size, start)?),
+                flag::GNU_VOLUME => {
+                    self.open_body(size);
+                    self.skip_body()?;
+                }
+                _ => {
+                    let mut pax = self.globals.clone();
+                    pax.overlay(local);
+                    return self.member(&header, size, &pax, long_name, long_link, start).map(Some);
+                }
+            }
+        }
+    }
+
+    /// Puts a header and what was said of it before together.
+    fn member(
+        &mut self,
+        header: &Header,
+        size: u64,
+        pax: &Pax,
+        long_name: Option<Vec<u8>>,
+        long_link: Option<Vec<u8>>,
+        start: u64,
+    ) -> Result<Member, TarError> {
+        let path = pax.get("GNU.sparse.name").or(pax.get("path")).map(<[u8]>::to_vec);
+        let path = path.or(long_name).unwrap_or_else(|| header.name());
+        let link =
+            pax.get("linkpath").map(<[u8]>::to_vec).or(long_link).unwrap_or_else(|| header.link_name());
+        let shown = String::from_utf8_lossy(&path).into_owned();
+        let broken =
+            |reason: &str| TarError::Broken { offset: start, reason: format!("member {shown:?}: {reason}") };
+        if path.contains(&0) || link.contains(&0) {
+            return Err(broken("its name or its link's target holds a NUL byte"));
+        }
+        let kind = kind(header.type_flag(), &path)
+            .ok_or_else(|| broken(&format!("its type {:?} is not known", char::from(header.type_flag()))))?;
+        let attributes = || -> Result<Member, &'static str> {
+            let (mut xattrs, mut notes) = (pax.xattrs()?, Vec::new());
+            acl::from_records(pax, &mut xattrs, &mut notes);
+            let device = match kind {
+                MemberKind::CharDevice | MemberKind::BlockDevice => device(header)?,
+                _ => (0, 0),
+            };
+            Ok(Member {
+                path: Vec::new(),
+                link: Vec::new(),
+                kind,
+                mode: (header.mode().ok_or("its mode is no number")? & 0o7777) as u32,
+                uid: id(pax.number("uid")?, header.uid())?,
+                gid: id(pax.number("gid")?, header.gid())?,
+                mtime: match pax.mtime()? {
+                    Some(time) => time,
+                    None => Timestamp { secs: header.mtime().ok_or("its mtime is no number")?, nanos: 0 },
+                },
+                device,
+                xattrs: xattrs.into_iter().collect(),
+                size: 0,
+                ranges: None,
+                notes,
+            })
+        };
+        let mut member = attributes().map_err(broken)?;
+        let stored = pax.number("size").map_err(broken)?.unwrap_or(size);
+        match kind {
+            MemberKind::Regular => {
+                self.open_body(stored);
+                let at = |error| match error {
+                    Fault::Words(Words(reason)) => broken(reason),
+                    Fault::Tar(error) => error,
+                };
+                (member.size, member.ranges) = self.content(header, pax, stored).map_err(at)?;
+            }
+            // GNU tar and Go write a size with some of these but never a body; a dump directory's listing is skipped.
+            MemberKind::Directory if header.type_flag() == flag::GNU_DUMPDIR => self.open_body(stored),
+            _ => {}
+        }
+        (member.path, member.link) = (path, link);
+        Ok(member)
+    }
+
+    /// Size and sparse map of a regular member whose body is open; reads what of the map stands in the body.
+    fn content(&mut self, header: &Header, pax: &Pax, stored: u64) -> Result<(u64, Option<Ranges>), Fault> {
+        if header.type_flag() == flag::GNU_SPARSE {
+            return self.old_gnu_map(header, stored);
+        }
+        let real = pax.number("GNU.sparse.realsize")?.or(pax.number("GNU.sparse.size")?);
+        if let Some(major) = pax.number("GNU.sparse.major")? {
+            if major != 1 || pax.number("GNU.sparse.minor")?.unwrap_or(0) != 0 {
+                return Err(Words("its PAX sparse format is newer than 1.0, which is not supported").into());
+            }
+            let size = real.ok_or(Words("a PAX sparse member has no size"))?;
+            let before = self.body;
+            let ranges = sparse::from_body::<Fault>(&mut || self.byte())?;
+            let used = (before - self.body) % BLOCK as u64;
+            if used != 0 {
+                self.skip((BLOCK as u64 - used).min(self.body))?;
+            }
+            return Ok((size, Some(sparse::check(ranges, size, self.body)?)));
+        }
+        if let Some(ranges) = sparse::from_records(pax)? {
+            let size = real.ok_or(Words("a PAX sparse member has no size"))?;
+            return Ok((size, Some(sparse::check(ranges, size, stored)?)));
+        }
+        if pax.get("SCHILY.realsize").is_some() {
+            return Err(
+                Words("it is sparse in star's format, which is not supported: pack it with GNU tar").into()
+            );
+        }
+        Ok((stored, None))
+    }
+
+    fn old_gnu_map(&mut self, header: &Header, stored: u64) -> Result<(u64, Option<Ranges>), Fault> {
+        let mut ranges = Vec::new();
+        sparse::old_gnu(header.gnu_sparse_pairs(), &mut ranges)?;
+        let mut more = header.gnu_sparse_continues();
+        while more {
+            // The blocks that continue the map stand before the body and do not count in its size.
+            let block = self.header()?;
+            sparse::old_gnu(&block.0[..504], &mut ranges)?;
+            more = block.0[504] != 0;
+        }
+        let size = header.gnu_real_size().and_then(|n| u64::try_from(n).ok());
+        let size = size.ok_or(Words("a sparse member's size is no number"))?;
+        Ok((size, Some(sparse::check(ranges, size, stored)?)))
+    }
+
+    fn open_body(&mut self, size: u64) {
+        self.body = size;
+        self.padding = size.next_multiple_of(BLOCK as u64) - size;
+    }
+
+    fn byte(&mut self) -> Result<u8, Fault> {
+        let mut byte = [0];
+        match self.read(&mut byte) {
+            Ok(1) => Ok(byte[0]),
+            Ok(_) => Err(Words("its sparse map is cut short").into()),
+            Err(source) => Err(TarError::Read { offset: self.offset, source }.into()),
+        }
+    }
+
+    fn header(&mut self) -> Result<Header, TarError> {
+        let mut block = [0; BLOCK];
+        let place = if self.offset == 0 { "before a first header" } else { "without an end marker" };
+        self.fill(&mut block, place)?;
+        Ok(Header(block))
+    }
+
+    /// The body of an extended header.
+    fn meta(&mut self, size: u64, max: u64, start: u64) -> Result<Vec<u8>, TarError> {
+        if size > max {
+            let reason = format!("an extended header of {size} bytes is larger than the {max} allowed");
+            return Err(TarError::Broken { offset: start, reason });
+        }
+        let mut bytes = vec![0; size as usize];
+        self.fill(&mut bytes, "within an extended header")?;
+        self.skip(size.next_multiple_of(BLOCK as u64) - size)?;
+        Ok(bytes)
+    }
+
+    fn long_name(&mut self, size: u64, start: u64) -> Result<Vec<u8>, TarError> {
+        let mut name = self.meta(size, MAX_LONG_NAME, start)?;
+        name.truncate(name.iter().position(|&b| b == 0).unwrap_or(name.len()));
+        Ok(name)
+    }
+
+    fn fill(&mut self, buf: &mut [u8], place: &'static str) -> Result<(), TarError> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.input.read(&mut buf[done..]) {
+                Ok(0) => return Err(TarError::Truncated { offset: self.offset, place }),
+                Ok(n) => {
+                    done += n;
+                    self.offset += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(TarError::Read { offset: self.offset, source }),
+            }
+        }
+        Ok(())
+    }
+
+    fn skip_body(&mut self) -> Result<(), TarError> {
+        let left = self.body + self.padding;
+        (self.body, self.padding) = (0, 0);
+        self.skip_raw(left)
+    }
+
+    /// Skips within the open body.
+    fn skip(&mut self, count: u64) -> Result<(), TarError> {
+        self.body = self.body.saturating_sub(count);
+        self.skip_raw(count)
+    }
+
+    fn skip_raw(&mut self, mut count: u64) -> Result<(), TarError> {
+        let mut scrap = [0; 16 << 10];
+        while count > 0 {
+            let part = count.min(scrap.len() as u64) as usize;
+            self.fill(&mut scrap[..part], "within a member")?;
+            count -= part as u64;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), TarError> {
+        io::copy(&mut self.input, &mut io::sink())
+            .map(|_| ())
+            .map_err(|source| TarError::Read { offset: self.offset, source })
+    }
+}
+
+/// The stored bytes of the current member. An input that ends within them is an `UnexpectedEof`.
+impl<R: Read> Read for Reader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let want = self.body.min(buf.len() as u64) as usize;
+        if want == 0 {
+            return Ok(0);
+        }
+        let got = self.input.read(&mut buf[..want])?;
+        if got == 0 {
+            let what = format!("the archive is truncated: it ends at byte {} within a member", self.offset);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
+        self.body -= got as u64;
+        self.offset += got as u64;
+        Ok(got)
+    }
+}
+
+/// A member's own fault, to be named with it, or the stream's.
+enum Fault {
+    Words(Words),
+    Tar(TarError),
+}
+
+impl From<Words> for Fault {
+    fn from(words: Words) -> Self {
+        Self::Words(words)
+    }
+}
+
+impl From<&'static str> for Fault {
+    fn from(words: &'static str) -> Self {
+        Self::Words(Words(words))
+    }
+}
+
+impl From<TarError> for Fault {
+    fn from(error: TarError) -> Self {
+        Self::Tar(error)
+    }
+}
+
+fn kind(type_flag: u8, path: &[u8]) -> Option<MemberKind> {
+    Some(match type_flag {
+        // Before ustar a directory was a file with a slash at its end.
+        0 | flag::REGULAR if path.ends_with(b"/") => MemberKind::Directory,
+        0 | flag::REGULAR | flag::CONTIGUOUS | flag::GNU_SPARSE => MemberKind::Regular,
+        flag::HARD_LINK => MemberKind::HardLink,
+        flag::SYMLINK => MemberKind::Symlink,
+        flag::CHAR => MemberKind::CharDevice,
+        flag::BLOCK => MemberKind::BlockDevice,
+        flag::DIRECTORY | flag::GNU_DUMPDIR => MemberKind::Directory,
+        flag::FIFO => MemberKind::Fifo,
+        _ => return None,
+    })
+}
+
+fn id(pax: Option<u64>, header: Option<i64>) -> Result<u32, &'static str> {
+    match pax {
+        Some(id) => u32::try_from(id).ok(),
+        None => header.and_then(|id| u32::try_from(id).ok()),
+    }
+    .ok_or("its owner's or group's number is out of range")
+}
+
+fn device(header: &Header) -> Result<(u32, u32), &'static str> {
+    let (major, minor) = header.device().ok_or("its device number is no number")?;
+    let narrow = |n| u32::try_from(n).map_err(|_| "its device number is out of range");
+    Ok((narrow(major)?, narrow(minor)?))
+}
