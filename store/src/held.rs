@@ -1,0 +1,132 @@
+//! Small files that count only while the process that made them lives: pins and WAL entries.
+//!
+//! Each is held with a flock by its maker; one that nobody holds is left over from a crash. Files appear complete
+//! (written under a temporary name, synced, renamed) and are made and swept under a lock on their directory, so that a
+//! sweep never takes one that is about to be held.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::atomic::fsync_dir;
+use crate::error::{IoContext, Result};
+use crate::id::random_name;
+
+/// The largest file that a scan reads: far above what a maker writes.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// A file held by this process; dropping it removes the file.
+pub(crate) struct HeldFile {
+    path: PathBuf,
+    _file: Flock<File>,
+    keep: bool,
+}
+
+impl HeldFile {
+    /// Makes `dir/<random>` with `bytes`, durable on return.
+    pub fn create(dir: &Path, bytes: &[u8]) -> Result<HeldFile> {
+        let path = dir.join(random_name()?);
+        let _guard = lock_dir(dir)?;
+        let file = write(&path, bytes)?;
+        Ok(HeldFile { path, _file: file, keep: false })
+    }
+
+    /// Replaces the content, all or nothing, durable on return; the file is held throughout.
+    pub fn replace(&mut self, bytes: &[u8]) -> Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let _guard = lock_dir(dir)?;
+        self._file = write(&self.path, bytes)?;
+        Ok(())
+    }
+
+    /// Lets go of the file and leaves it where it is.
+    pub fn leave(mut self) {
+        self.keep = true;
+    }
+
+    /// Removes the file, durably.
+    pub fn remove(mut self) -> Result<()> {
+        self.keep = true;
+        fs::remove_file(&self.path).at("remove", &self.path)?;
+        fsync_dir(self.path.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+impl Drop for HeldFile {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        match fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => tracing::warn!("removing {} failed: {e}", self.path.display()),
+        }
+    }
+}
+
+/// What a scan found: the content, and the file itself when its maker is dead (then held by us).
+pub(crate) struct Found {
+    pub path: PathBuf,
+    pub bytes: Vec<u8>,
+    pub dead: Option<HeldFile>,
+}
+
+/// Every complete file of `dir`. Temporary files of dead makers are removed on the way.
+pub(crate) fn scan(dir: &Path) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    if !has_files(dir)? {
+        return Ok(found);
+    }
+    let _guard = lock_dir(dir)?;
+    for entry in fs::read_dir(dir).at("list", dir)? {
+        let entry = entry.at("list", dir)?;
+        let path = entry.path();
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            // Under the directory's lock no maker is between creating and renaming.
+            fs::remove_file(&path).at("remove", &path)?;
+            continue;
+        }
+        let file = File::open(&path).at("open", &path)?;
+        let mut bytes = Vec::new();
+        (&file).take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
+        let dead = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
+        let dead = dead.map(|file| HeldFile { path: path.clone(), _file: file, keep: false });
+        found.push(Found { path, bytes, dead });
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+/// Spares a scan of an empty directory the lock.
+fn has_files(dir: &Path) -> Result<bool> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).at("list", dir),
+    }
+}
+
+/// Held for moments only: nobody waits for anything while holding it.
+fn lock_dir(dir: &Path) -> Result<Flock<File>> {
+    let file = File::open(dir).at("open", dir)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).at("lock", dir)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temp = dir.join(format!(".{name}"));
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp);
+    let file = file.at("create", &temp)?;
+    let mut file =
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).at("lock", &temp)?;
+    file.write_all(bytes).at("write", &temp)?;
+    file.sync_data().at("sync", &temp)?;
+    fs::rename(&temp, path).at("rename", &temp)?;
+    fsync_dir(dir)?;
+    Ok(file)
+}

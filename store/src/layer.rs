@@ -1,0 +1,174 @@
+//! Layer records: what a snapshot is, on what it stands, and the tree that results (SPEC §5).
+
+use std::fs::{self, File};
+use std::io::Read;
+
+use serde::{Deserialize, Serialize};
+
+use crate::atomic;
+use crate::error::{IoContext, Result, StoreError};
+use crate::id::{LayerHash, ObjectId, RecordId};
+use crate::inode::Timestamp;
+use crate::open::Store;
+use crate::rfc3339;
+use crate::tar::TarHash;
+
+/// The largest record that is read: far above any that is written.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What a layer stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerKind {
+    /// An image, with no parent.
+    Base,
+    /// What resolving packages added.
+    Dependency,
+    /// What the manifest's policy added.
+    Policy,
+    /// A commit.
+    Snapshot,
+}
+
+/// A layer's record. Its canonical JSON (these fields in this order, no blanks) is the content of the file that its blake3 names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRecord {
+    /// The identity that people see: the tar hash of a base or dependency, [`snapshot_hash`] of a snapshot.
+    pub hash: LayerHash,
+    /// What it stands for.
+    pub kind: LayerKind,
+    /// The layer it was made on; `None` for a base.
+    pub parent: Option<LayerHash>,
+    /// The objects the record itself points at.
+    pub object_refs: Vec<ObjectId>,
+    /// Whether the layer refuses changes; true for all that are stored today.
+    pub read_only: bool,
+    /// The hash of its identity tar: what changed against the parent.
+    pub tar_hash: TarHash,
+    /// The root object of the tree that results.
+    pub tree: ObjectId,
+    /// When it was made.
+    #[serde(with = "rfc3339::text")]
+    pub created_at: Timestamp,
+    /// What its maker said about it.
+    pub message: Option<String>,
+}
+
+impl LayerRecord {
+    /// The record's canonical bytes.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|e| StoreError::Invalid(format!("writing a layer record: {e}")))
+    }
+
+    /// Stores a record, durable on return, and gives its name. What it refers to must be durable already.
+    pub fn write(store: &Store, record: &LayerRecord) -> Result<RecordId> {
+        let bytes = record.to_bytes()?;
+        let id = RecordId::of(&bytes);
+        let path = store.layout().layer(&id);
+        // A record of that name has these bytes: but only one that reads well is left alone.
+        if LayerRecord::read(store, &id).is_err() {
+            atomic::write_file(&path, &bytes)?;
+        }
+        Ok(id)
+    }
+
+    /// Reads a record and checks it against its name.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when there is none, [`StoreError::Corrupt`] when its bytes are not those named.
+    pub fn read(store: &Store, id: &RecordId) -> Result<LayerRecord> {
+        let path = store.layout().layer(id);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::missing("layer record", id));
+            }
+            Err(e) => return Err(e).at("open", &path),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
+        if RecordId::of(&bytes) != *id {
+            return Err(StoreError::corrupt("layer record", id, "its bytes are not those its name says"));
+        }
+        serde_json::from_slice(&bytes).map_err(|e| StoreError::corrupt("layer record", id, e.to_string()))
+    }
+
+    /// The names of all records there are, sorted, whether they read well or not. Files of other names are passed over.
+    pub fn list(store: &Store) -> Result<Vec<RecordId>> {
+        let dir = store.layout().layers();
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&dir).at("list", &dir)? {
+            let name = entry.at("list", &dir)?.file_name();
+            ids.extend(name.to_str().and_then(|n| n.parse::<RecordId>().ok()));
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+/// The identity of a snapshot: `blake3("snapshot:{env_id}:{parent}:{tar_hash}")`.
+pub fn snapshot_hash(env_id: &str, parent: &LayerHash, tar_hash: &TarHash) -> LayerHash {
+    let text = format!("snapshot:{env_id}:{parent}:{tar_hash}");
+    LayerHash::from_bytes(*blake3::hash(text.as_bytes()).as_bytes())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A base layer's record for a tree.
+    pub(crate) fn base(tree: ObjectId) -> LayerRecord {
+        LayerRecord {
+            hash: LayerHash::from_bytes([1; 32]),
+            kind: LayerKind::Base,
+            parent: None,
+            object_refs: vec![tree],
+            read_only: true,
+            tar_hash: TarHash::from_bytes([1; 32]),
+            tree,
+            created_at: Timestamp { secs: 1_700_000_000, nanos: 5 },
+            message: None,
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_under_the_hash_of_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let record = base(ObjectId::of(b"tree"));
+        let id = LayerRecord::write(&store, &record).unwrap();
+        assert_eq!(LayerRecord::write(&store, &record).unwrap(), id);
+        assert_eq!(LayerRecord::read(&store, &id).unwrap(), record);
+        assert_eq!(LayerRecord::list(&store).unwrap(), [id]);
+        let text = fs::read_to_string(store.layout().layer(&id)).unwrap();
+        assert!(
+            text.starts_with("{\"hash\":\"0101") && text.contains("2023-11-14T22:13:20.000000005Z"),
+            "{text}"
+        );
+        assert_eq!(RecordId::of(text.as_bytes()), id);
+    }
+
+    #[test]
+    fn a_changed_record_is_corrupt_and_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let record = base(ObjectId::of(b"tree"));
+        let id = LayerRecord::write(&store, &record).unwrap();
+        let path = store.layout().layer(&id);
+        let text = fs::read_to_string(&path).unwrap().replace("base", "Base");
+        fs::write(&path, text).unwrap();
+        assert!(matches!(LayerRecord::read(&store, &id), Err(StoreError::Corrupt { .. })));
+        LayerRecord::write(&store, &record).unwrap();
+        assert_eq!(LayerRecord::read(&store, &id).unwrap(), record);
+        assert!(LayerRecord::read(&store, &RecordId::of(b"none")).unwrap_err().is_missing());
+    }
+
+    #[test]
+    fn a_snapshots_hash_is_that_of_the_spec() {
+        let (parent, tar) = (LayerHash::from_bytes([0xab; 32]), TarHash::from_bytes([0xcd; 32]));
+        let text = format!("snapshot:env:{}:{}", "ab".repeat(32), "cd".repeat(32));
+        let hash = snapshot_hash("env", &parent, &tar);
+        assert_eq!(hash.to_hex(), blake3::hash(text.as_bytes()).to_hex().as_str());
+    }
+}

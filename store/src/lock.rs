@@ -1,0 +1,247 @@
+//! Advisory locks between processes: one over the store, one an environment.
+//!
+//! They are flocks, so they end with the process that holds them. Each holder leaves its pid and command in the lock file, for
+//! messages only: the lock itself is the kernel's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::{IoContext, Result, StoreError};
+use crate::id::InstanceId;
+use crate::open::Store;
+
+/// How long a wait goes on before it is worth a word.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The lock over the whole store; released on drop.
+///
+/// Shared by whoever adds references to objects (import, build, commit, restore) from before the first object is written or found
+/// until the reference is durable; exclusive for what deletes (gc). One process must not hold two of them at once
+/// when one is exclusive: the second would wait for the first for ever.
+#[derive(Debug)]
+pub struct StoreLock {
+    _file: Flock<File>,
+}
+
+impl StoreLock {
+    /// Waits until nobody holds the lock exclusively. After a second it says on the log who does.
+    pub fn shared(store: &Store) -> Result<StoreLock> {
+        Self::wait(store, false)
+    }
+
+    /// Waits until nobody else holds the lock at all. After a second it says on the log who does.
+    pub fn exclusive(store: &Store) -> Result<StoreLock> {
+        Self::wait(store, true)
+    }
+
+    /// Like [`StoreLock::shared`], but [`StoreError::Locked`] instead of waiting.
+    pub fn try_shared(store: &Store) -> Result<StoreLock> {
+        Self::attempt(store, false)
+    }
+
+    /// Like [`StoreLock::exclusive`], but [`StoreError::Locked`] instead of waiting.
+    pub fn try_exclusive(store: &Store) -> Result<StoreLock> {
+        Self::attempt(store, true)
+    }
+
+    fn attempt(store: &Store, exclusive: bool) -> Result<StoreLock> {
+        let path = store.layout().lock_file();
+        match try_lock(open(&path)?, exclusive, &path)? {
+            Attempt::Got(file) => Ok(StoreLock { _file: signed(file, &path)? }),
+            Attempt::Busy(_) => Err(StoreError::Locked { path: path.clone(), holder: holder(&path) }),
+        }
+    }
+
+    fn wait(store: &Store, exclusive: bool) -> Result<StoreLock> {
+        let path = store.layout().lock_file();
+        let start = Instant::now();
+        let mut file = open(&path)?;
+        while start.elapsed() < PATIENCE {
+            match try_lock(file, exclusive, &path)? {
+                Attempt::Got(file) => return Ok(StoreLock { _file: signed(file, &path)? }),
+                Attempt::Busy(back) => file = back,
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        tracing::warn!("waiting for the store's lock {}: {} holds it", path.display(), holder(&path));
+        loop {
+            let kind = if exclusive { FlockArg::LockExclusive } else { FlockArg::LockShared };
+            match Flock::lock(file, kind) {
+                Ok(file) => return Ok(StoreLock { _file: signed(file, &path)? }),
+                Err((back, Errno::EINTR)) => file = back,
+                Err((_, errno)) => return Err(errno).at("lock", &path),
+            }
+        }
+    }
+}
+
+/// The lock that one process serving or changing an environment holds; released on drop.
+#[derive(Debug)]
+pub struct EnvLock {
+    _file: Flock<File>,
+    path: PathBuf,
+}
+
+impl EnvLock {
+    /// Takes the lock of an environment or fails with [`StoreError::Locked`] naming who holds it; never waits.
+    /// The environment's directory is made if it is not there.
+    pub fn try_acquire(store: &Store, instance: &InstanceId) -> Result<EnvLock> {
+        let dir = store.layout().env_dir(instance);
+        let path = dir.join("lock");
+        loop {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).at("create", &dir)?;
+            let file = match open(&path) {
+                Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    continue;
+                }
+                other => other?,
+            };
+            let file = match try_lock(file, true, &path)? {
+                Attempt::Got(file) => file,
+                Attempt::Busy(_) => {
+                    return Err(StoreError::Locked { path: path.clone(), holder: holder(&path) });
+                }
+            };
+            // A destroy may have removed the file between open and lock: then the lock is on nothing.
+            let held = file.metadata().at("read", &path)?;
+            match fs::metadata(&path) {
+                Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
+                    return Ok(EnvLock { _file: signed(file, &path)?, path });
+                }
+                Ok(_) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e).at("read", &path),
+            }
+        }
+    }
+
+    /// Who holds an environment's lock, as `pid 12 (command)`; `None` when nobody does.
+    pub fn holder(store: &Store, instance: &InstanceId) -> Result<Option<String>> {
+        let path = store.layout().env_dir(instance).join("lock");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).at("open", &path),
+        };
+        Ok(match try_lock(file, false, &path)? {
+            Attempt::Got(_) => None,
+            Attempt::Busy(_) => Some(holder(&path)),
+        })
+    }
+
+    /// The lock file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+enum Attempt {
+    Got(Flock<File>),
+    Busy(File),
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .at("open", path)
+}
+
+fn try_lock(file: File, exclusive: bool, path: &Path) -> Result<Attempt> {
+    let kind = if exclusive { FlockArg::LockExclusiveNonblock } else { FlockArg::LockSharedNonblock };
+    match Flock::lock(file, kind) {
+        Ok(file) => Ok(Attempt::Got(file)),
+        Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => Ok(Attempt::Busy(file)),
+        Err((_, errno)) => Err(errno).at("lock", path),
+    }
+}
+
+/// Leaves our pid and command in the file.
+fn signed(mut file: Flock<File>, path: &Path) -> Result<Flock<File>> {
+    let command = fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    let text = format!("pid {} ({})\n", std::process::id(), command.trim_end());
+    file.seek(SeekFrom::Start(0)).at("write", path)?;
+    file.set_len(0).at("write", path)?;
+    file.write_all(text.as_bytes()).at("write", path)?;
+    Ok(file)
+}
+
+/// What a holder left in its lock file. Of several that share the lock, the latest.
+fn holder(path: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(256).read_to_string(&mut text));
+    match text.trim() {
+        known if read.is_ok() && !known.is_empty() => known.to_owned(),
+        _ => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, std::sync::Arc<Store>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn shared_holders_keep_an_exclusive_one_out() {
+        let (_dir, store) = store();
+        let one = StoreLock::shared(&store).unwrap();
+        let two = StoreLock::try_shared(&store).unwrap();
+        let error = StoreLock::try_exclusive(&store).unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop((one, two));
+        let _all = StoreLock::exclusive(&store).unwrap();
+        assert!(matches!(StoreLock::try_shared(&store), Err(StoreError::Locked { .. })));
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_holder_lets_go() {
+        let (_dir, store) = store();
+        let held = StoreLock::exclusive(&store).unwrap();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| StoreLock::shared(&store).map(|_| ()));
+            std::thread::sleep(Duration::from_millis(1200));
+            drop(held);
+            waiter.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn an_environment_has_one_holder() {
+        let (_dir, store) = store();
+        let instance = InstanceId::random().unwrap();
+        assert_eq!(EnvLock::holder(&store, &instance).unwrap(), None);
+        let held = EnvLock::try_acquire(&store, &instance).unwrap();
+        assert!(matches!(EnvLock::try_acquire(&store, &instance), Err(StoreError::Locked { .. })));
+        let holder = EnvLock::holder(&store, &instance).unwrap().unwrap();
+        assert!(holder.starts_with(&format!("pid {} (", std::process::id())), "{holder}");
+        assert!(held.path().ends_with("lock"));
+        drop(held);
+        assert_eq!(EnvLock::holder(&store, &instance).unwrap(), None);
+        EnvLock::try_acquire(&store, &instance).unwrap();
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_locks_nothing() {
+        let (_dir, store) = store();
+        let instance = InstanceId::random().unwrap();
+        let stale = EnvLock::try_acquire(&store, &instance).unwrap();
+        fs::remove_dir_all(store.layout().env_dir(&instance)).unwrap();
+        EnvLock::try_acquire(&store, &instance).unwrap();
+        drop(stale);
+    }
+}

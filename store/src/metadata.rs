@@ -1,0 +1,400 @@
+//! Environment records: one JSON file an instance, replaced all at once.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::{self, fsync_dir};
+use crate::error::{IoContext, Result, StoreError};
+use crate::id::{InstanceId, LayerHash, RecordId};
+use crate::inode::Timestamp;
+use crate::open::Store;
+use crate::rfc3339;
+
+/// The version of the record that this code reads and writes.
+pub const VERSION: u32 = 1;
+
+/// The largest record that is read.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Where an environment stands in its life (SPEC §8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum EnvState {
+    /// Described, not built.
+    Defined,
+    /// Built, at rest.
+    Built,
+    /// Entered.
+    Running,
+    /// No writes.
+    Frozen,
+    /// No entry; kept.
+    Archived,
+}
+
+impl std::fmt::Display for EnvState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Defined => "Defined",
+            Self::Built => "Built",
+            Self::Running => "Running",
+            Self::Frozen => "Frozen",
+            Self::Archived => "Archived",
+        })
+    }
+}
+
+/// One snapshot of an environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotEntry {
+    /// The identity that people see.
+    pub hash: LayerHash,
+    /// Its layer record.
+    pub record: RecordId,
+    /// The layer it was made on.
+    pub parent: LayerHash,
+    /// Its name within the environment, if it has one.
+    pub name: Option<String>,
+    /// What its maker said about it.
+    pub message: Option<String>,
+    /// When it was made.
+    #[serde(with = "rfc3339::text")]
+    pub created_at: Timestamp,
+}
+
+/// All that is recorded of one environment. The record makes the environment visible: what it refers to is durable before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The key of the environment, and its file's name.
+    pub instance: InstanceId,
+    /// Its name, unique in the store.
+    pub name: String,
+    /// What it was built from (SPEC §4), 64 hex digits; may repeat.
+    pub env_id: String,
+    /// Where it stands.
+    pub state: EnvState,
+    /// The base layer.
+    pub base_layer: LayerHash,
+    /// The base layer's record.
+    pub base_record: RecordId,
+    /// The layer that the view stands on.
+    pub head: LayerHash,
+    /// The head's record.
+    pub head_record: RecordId,
+    /// When the environment was made.
+    #[serde(with = "rfc3339::text")]
+    pub created_at: Timestamp,
+    /// When this record was last saved with a change.
+    #[serde(with = "rfc3339::text")]
+    pub updated_at: Timestamp,
+    /// The normalised manifest, TOML.
+    pub manifest: String,
+    /// The lock file, TOML.
+    pub lock: String,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<SnapshotEntry>,
+    /// blake3 of the record's compact JSON with this field empty. Set by [`Metadata::save`].
+    pub checksum: String,
+}
+
+impl Metadata {
+    /// Where an environment's record stands.
+    pub fn path(store: &Store, instance: &InstanceId) -> PathBuf {
+        store.layout().metadata().join(instance.to_hex())
+    }
+
+    /// Reads and checks a record.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when there is none, [`StoreError::Version`] for another version,
+    /// [`StoreError::Corrupt`] when it is not what was saved.
+    pub fn load(store: &Store, instance: &InstanceId) -> Result<Metadata> {
+        let path = Self::path(store, instance);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::missing("environment", instance));
+            }
+            Err(e) => return Err(e).at("open", &path),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
+        let corrupt = |reason: &str| StoreError::corrupt("environment record", instance, reason);
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_slice(&bytes).map_err(|e| corrupt(&e.to_string()))?;
+        if version != VERSION {
+            return Err(StoreError::Version { found: version.to_string(), supported: VERSION, path });
+        }
+        let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|e| corrupt(&e.to_string()))?;
+        if metadata.checksum != metadata.sum()? {
+            return Err(corrupt("its checksum does not match its content"));
+        }
+        if metadata.instance != *instance {
+            return Err(corrupt("it is another environment's record"));
+        }
+        Ok(metadata)
+    }
+
+    /// Writes the record, all or nothing, durable on return; sets `checksum`.
+    /// The caller holds [`crate::lock::StoreLock::shared`] since before the first object it refers to.
+    ///
+    /// # Errors
+    /// A bad name is [`StoreError::Invalid`]. That the name is free is the caller's to check ([`Metadata::name_is_free`]).
+    pub fn save(&mut self, store: &Store) -> Result<()> {
+        check_name(&self.name)?;
+        self.checksum = self.sum()?;
+        let mut bytes = serde_json::to_vec_pretty(self).map_err(unwritable)?;
+        bytes.push(b'\n');
+        atomic::write_file(&Self::path(store, &self.instance), &bytes)
+    }
+
+    /// Removes a record, durably: the environment is gone, whatever is left of it.
+    pub fn delete(store: &Store, instance: &InstanceId) -> Result<()> {
+        let path = Self::path(store, instance);
+        match fs::remove_file(&path) {
+            Ok(()) => fsync_dir(&store.layout().metadata()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(StoreError::missing("environment", instance))
+            }
+            Err(e) => Err(e).at("remove", &path),
+        }
+    }
+
+    /// The instances that have a record, sorted, whether it reads well or not.
+    pub fn instances(store: &Store) -> Result<Vec<InstanceId>> {
+        let dir = store.layout().metadata();
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&dir).at("list", &dir)? {
+            let name = entry.at("list", &dir)?.file_name();
+            ids.extend(name.to_str().and_then(|n| n.parse::<InstanceId>().ok()));
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Every record, or why it cannot be read; readable ones first, by name. One that goes meanwhile is left out.
+    pub fn list(store: &Store) -> Result<Vec<Result<Metadata>>> {
+        let mut all: Vec<_> = Self::instances(store)?
+            .iter()
+            .map(|instance| Self::load(store, instance))
+            .filter(|loaded| !matches!(loaded, Err(StoreError::Missing { .. })))
+            .collect();
+        all.sort_by(|a, b| match (a, b) {
+            (Ok(a), Ok(b)) => a.name.cmp(&b.name),
+            (a, b) => a.is_err().cmp(&b.is_err()),
+        });
+        Ok(all)
+    }
+
+    /// The environment of this name, env_id or instance, or of a prefix of 4 or more digits of one of those ids.
+    /// A name goes before an id.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when none matches, [`StoreError::Invalid`] naming the candidates when several do. A record that
+    /// cannot be read is an error only when nothing else matches.
+    pub fn find(store: &Store, reference: &str) -> Result<Metadata> {
+        let (mut matches, mut unreadable) = (Vec::new(), None);
+        for loaded in Self::list(store)? {
+            match loaded {
+                Ok(metadata) if metadata.name == reference => return Ok(metadata),
+                Ok(metadata) if metadata.has_id(reference) => matches.push(metadata),
+                Ok(_) => {}
+                Err(error) => unreadable = unreadable.or(Some(error)),
+            }
+        }
+        match (matches.len(), unreadable) {
+            (0, Some(error)) => Err(error),
+            (0, None) => Err(StoreError::missing("environment", reference)),
+            (1, _) => Ok(matches.remove(0)),
+            _ => Err(ambiguous(reference, &matches)),
+        }
+    }
+
+    /// Whether no environment but `except` has this name. The caller holds the store's lock until it has saved, and unless it is
+    /// exclusive two may still take one name at once: take it exclusively around check and save.
+    pub fn name_is_free(store: &Store, name: &str, except: Option<&InstanceId>) -> Result<bool> {
+        for loaded in Self::list(store)? {
+            match loaded {
+                Ok(other) if other.name == name && Some(&other.instance) != except => return Ok(false),
+                Ok(_) => {}
+                Err(error) => tracing::warn!("an environment's record was passed over: {error}"),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Every layer it refers to, with what it is to it: its base, its head, its snapshots.
+    pub fn layers(&self) -> Vec<(String, LayerHash, RecordId)> {
+        let mut layers = vec![
+            ("the base".to_owned(), self.base_layer, self.base_record),
+            ("the head".to_owned(), self.head, self.head_record),
+        ];
+        layers.extend(self.snapshots.iter().map(|s| (format!("snapshot {:.12}", s.hash), s.hash, s.record)));
+        layers
+    }
+
+    /// The first 12 digits of the env_id.
+    pub fn short_id(&self) -> &str {
+        self.env_id.get(..12).unwrap_or(&self.env_id)
+    }
+
+    fn has_id(&self, prefix: &str) -> bool {
+        let hex = prefix.len() >= 4 && prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        hex && (self.env_id.starts_with(prefix) || self.instance.to_hex().starts_with(prefix))
+    }
+
+    fn sum(&self) -> Result<String> {
+        let bare = Metadata { checksum: String::new(), ..self.clone() };
+        Ok(blake3::hash(&serde_json::to_vec(&bare).map_err(unwritable)?).to_hex().to_string())
+    }
+}
+
+/// Whether `name` may name an environment or a snapshot: 1 to 64 of letters, digits, `_` and `-`.
+///
+/// # Errors
+/// [`StoreError::Invalid`] saying so.
+pub fn check_name(name: &str) -> Result<()> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if (1..=64).contains(&name.len()) && name.bytes().all(good) {
+        return Ok(());
+    }
+    Err(StoreError::Invalid(format!("{name:?} is no good name: use 1 to 64 letters, digits, '_' and '-'")))
+}
+
+fn ambiguous(reference: &str, matches: &[Metadata]) -> StoreError {
+    let mut text = format!("{reference:?} means more than one environment; use a name or more digits:");
+    for m in matches {
+        // Writing to a String cannot fail, so there is no error to handle.
+        write!(text, "\n  {} (env_id {}, instance {})", m.name, m.short_id(), m.instance).ok();
+    }
+    StoreError::Invalid(text)
+}
+
+fn unwritable(error: serde_json::Error) -> StoreError {
+    StoreError::Invalid(format!("writing an environment record: {error}"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An environment standing on one base layer, saved.
+    pub(crate) fn saved(store: &Store, name: &str, env_id: &str, base: RecordId) -> Metadata {
+        let layer = LayerHash::from_bytes([1; 32]);
+        let time = Timestamp { secs: 1_700_000_000, nanos: 0 };
+        let mut metadata = Metadata {
+            version: VERSION,
+            instance: InstanceId::random().unwrap(),
+            name: name.to_owned(),
+            env_id: env_id.to_owned(),
+            state: EnvState::Built,
+            base_layer: layer,
+            base_record: base,
+            head: layer,
+            head_record: base,
+            created_at: time,
+            updated_at: time,
+            manifest: "manifest_version = 1\n".to_owned(),
+            lock: String::new(),
+            snapshots: Vec::new(),
+            checksum: String::new(),
+        };
+        metadata.save(store).unwrap();
+        metadata
+    }
+
+    fn store() -> (tempfile::TempDir, std::sync::Arc<Store>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn a_record_comes_back_and_any_change_to_it_is_noticed() {
+        let (_dir, store) = store();
+        let metadata = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r"));
+        assert_eq!(Metadata::load(&store, &metadata.instance).unwrap(), metadata);
+        let path = Metadata::path(&store, &metadata.instance);
+        let text = fs::read_to_string(&path).unwrap();
+        for (from, to) in
+            [("\"Built\"", "\"Frozen\""), ("\"name\": \"a\"", "\"name\": \"b\""), ("{", "{\"x\": 1,")]
+        {
+            fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            assert!(
+                matches!(Metadata::load(&store, &metadata.instance), Err(StoreError::Corrupt { .. })),
+                "{from}"
+            );
+        }
+        fs::write(&path, text.replacen("\"version\": 1", "\"version\": 2", 1)).unwrap();
+        assert!(matches!(Metadata::load(&store, &metadata.instance), Err(StoreError::Version { .. })));
+        Metadata::delete(&store, &metadata.instance).unwrap();
+        assert!(Metadata::load(&store, &metadata.instance).unwrap_err().is_missing());
+        assert!(Metadata::delete(&store, &metadata.instance).unwrap_err().is_missing());
+    }
+
+    #[test]
+    fn found_by_name_id_and_prefix() {
+        let (_dir, store) = store();
+        let base = RecordId::of(b"r");
+        let a = saved(&store, "alpha", &format!("abcd{}", "0".repeat(60)), base);
+        let b = saved(&store, "beta", &format!("abce{}", "0".repeat(60)), base);
+        let find = |reference: &str| Metadata::find(&store, reference).map(|m| m.name);
+        assert_eq!(find("alpha").unwrap(), "alpha");
+        assert_eq!(find("abcd").unwrap(), "alpha");
+        assert_eq!(find(&b.env_id).unwrap(), "beta");
+        assert_eq!(find(&b.instance.to_hex()).unwrap(), "beta");
+        assert_eq!(find(&a.instance.to_hex()[..12]).unwrap(), "alpha");
+        for none in ["abc", "", "gamma", "ABCD", "abcf"] {
+            assert!(find(none).unwrap_err().is_missing(), "{none}");
+        }
+        assert_eq!(Metadata::list(&store).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_ambiguous_reference_lists_the_candidates_and_a_name_goes_first() {
+        let (_dir, store) = store();
+        let base = RecordId::of(b"r");
+        saved(&store, "one", &"ab".repeat(32), base);
+        saved(&store, "two", &"ab".repeat(32), base);
+        let error = Metadata::find(&store, "abab").unwrap_err().to_string();
+        assert!(error.contains("one") && error.contains("two"), "{error}");
+        saved(&store, "abab", &"cd".repeat(32), base);
+        assert_eq!(Metadata::find(&store, "abab").unwrap().name, "abab");
+    }
+
+    #[test]
+    fn names_are_checked_and_unique() {
+        let (_dir, store) = store();
+        let metadata = saved(&store, "one", &"ab".repeat(32), RecordId::of(b"r"));
+        assert!(!Metadata::name_is_free(&store, "one", None).unwrap());
+        assert!(Metadata::name_is_free(&store, "one", Some(&metadata.instance)).unwrap());
+        assert!(Metadata::name_is_free(&store, "two", None).unwrap());
+        assert!(check_name(&"x".repeat(64)).is_ok());
+        for bad in ["", "a b", "ä", "a/b", "..", &"x".repeat(65)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+            assert!(Metadata { name: bad.to_owned(), ..metadata.clone() }.save(&store).is_err());
+        }
+    }
+
+    #[test]
+    fn an_unreadable_record_hides_no_other() {
+        let (_dir, store) = store();
+        let good = saved(&store, "good", &"ab".repeat(32), RecordId::of(b"r"));
+        let bad = saved(&store, "bad", &"cd".repeat(32), RecordId::of(b"r"));
+        fs::write(Metadata::path(&store, &bad.instance), "{").unwrap();
+        assert_eq!(Metadata::find(&store, "good").unwrap(), good);
+        assert!(matches!(Metadata::find(&store, "bad"), Err(StoreError::Corrupt { .. })));
+        let list = Metadata::list(&store).unwrap();
+        assert!(list[0].is_ok() && list[1].is_err());
+    }
+}

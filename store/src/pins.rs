@@ -1,0 +1,90 @@
+//! Pins: trees that a living process serves, which a collection therefore keeps.
+//!
+//! A mount pins the roots of its view. A pin is gone with its process: nothing needs to clean up after a crash.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, StoreError};
+use crate::held::{self, HeldFile};
+use crate::id::ObjectId;
+use crate::layout::Layout;
+use crate::open::Store;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    pid: u32,
+    roots: Vec<ObjectId>,
+}
+
+/// Keeps root objects, and all they reach, from being collected until it is dropped or the process ends.
+///
+/// Take it under [`crate::lock::StoreLock::shared`], while something else (metadata, an upper) still keeps the roots.
+pub struct Pin {
+    file: HeldFile,
+}
+
+impl Pin {
+    /// Pins `roots`, durable on return.
+    pub fn hold(store: &Store, roots: &[ObjectId]) -> Result<Pin> {
+        Ok(Pin { file: HeldFile::create(&store.layout().pins(), &encode(roots)?)? })
+    }
+
+    /// Pins `roots` instead of what was pinned before, in one step.
+    pub fn set(&mut self, roots: &[ObjectId]) -> Result<()> {
+        self.file.replace(&encode(roots)?)
+    }
+}
+
+fn encode(roots: &[ObjectId]) -> Result<Vec<u8>> {
+    let content = Content { pid: std::process::id(), roots: roots.to_vec() };
+    serde_json::to_vec(&content).map_err(|e| StoreError::Invalid(format!("writing a pin: {e}")))
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "gc comes next"))]
+/// The roots that living processes pin. Pins of dead ones are removed.
+pub(crate) fn live(layout: &Layout) -> Result<Vec<ObjectId>> {
+    let mut roots = Vec::new();
+    for found in held::scan(&layout.pins())? {
+        if found.dead.is_some() {
+            continue; // dropping it removes the file
+        }
+        let content: Content = serde_json::from_slice(&found.bytes).map_err(|e| {
+            StoreError::Invalid(format!("the pin {} is unreadable: {e}", found.path.display()))
+        })?;
+        roots.extend(content.roots);
+    }
+    Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_pin_lives_as_long_as_its_holder_and_can_be_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (a, b) = (ObjectId::of(b"a"), ObjectId::of(b"b"));
+        assert_eq!(live(store.layout()).unwrap(), []);
+        let mut pin = Pin::hold(&store, &[a]).unwrap();
+        assert_eq!(live(store.layout()).unwrap(), [a]);
+        pin.set(&[b, a]).unwrap();
+        assert_eq!(live(store.layout()).unwrap(), [b, a]);
+        drop(pin);
+        assert_eq!(live(store.layout()).unwrap(), []);
+        assert_eq!(fs::read_dir(store.layout().pins()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_does_not_count_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let pins = store.layout().pins();
+        fs::write(pins.join("00"), encode(&[ObjectId::of(b"a")]).unwrap()).unwrap();
+        fs::write(pins.join(".torn"), b"{").unwrap();
+        assert_eq!(live(store.layout()).unwrap(), []);
+        assert_eq!(fs::read_dir(pins).unwrap().count(), 0);
+    }
+}

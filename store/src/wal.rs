@@ -1,0 +1,281 @@
+//! Intents of operations that take several steps, so that one that died half-way is cleaned up at the next start.
+//!
+//! Objects, layers and metadata each appear all at once, and an operation makes itself visible by one last write (metadata). What a crash can
+//! leave is therefore only something that nobody refers to: objects and layers wait for gc; an environment's directory without
+//! its metadata is what [`replay`] removes. It undoes only what did not exist before the operation began.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::fsync_dir;
+use crate::error::{IoContext, Result, StoreError};
+use crate::held::{self, HeldFile};
+use crate::id::InstanceId;
+use crate::layout::Layout;
+use crate::lock::StoreLock;
+use crate::metadata::{EnvState, Metadata};
+use crate::open::Store;
+use crate::staging;
+
+/// What an operation is about to do, to which environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Intent {
+    /// A new environment comes to be. Undone unless its metadata is there and past `Defined`.
+    Import {
+        /// The environment.
+        instance: InstanceId,
+    },
+    /// A snapshot is made. Nothing to undo: without new metadata it did not happen.
+    Commit {
+        /// The environment.
+        instance: InstanceId,
+    },
+    /// The head moves. Nothing to undo in the store; the upper settles it when it is opened.
+    Restore {
+        /// The environment.
+        instance: InstanceId,
+    },
+    /// An environment goes. Once its metadata is gone, the rest is removed too.
+    Destroy {
+        /// The environment.
+        instance: InstanceId,
+    },
+    /// A collection runs. Nothing to undo: deletions are of what nobody refers to.
+    Gc,
+}
+
+impl Intent {
+    /// The environment concerned, if one is.
+    pub fn instance(&self) -> Option<InstanceId> {
+        match *self {
+            Self::Import { instance }
+            | Self::Commit { instance }
+            | Self::Restore { instance }
+            | Self::Destroy { instance } => Some(instance),
+            Self::Gc => None,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    pid: u32,
+    /// Whether the environment was there when the operation began.
+    existed: bool,
+    intent: Intent,
+}
+
+/// A begun operation. [`WalEntry::finish`] ends it; dropped before that, it is undone as a replay would.
+pub struct WalEntry {
+    store: Arc<Store>,
+    /// Taken by `finish`.
+    open: Option<(HeldFile, Content)>,
+}
+
+/// The log of begun operations.
+pub struct Wal;
+
+impl Wal {
+    /// Writes an intent down, durable on return. Call it before the operation's first step.
+    pub fn begin(store: &Arc<Store>, intent: Intent) -> Result<WalEntry> {
+        let layout = store.layout();
+        let existed = intent.instance().is_some_and(|i| {
+            layout.env_dir(&i).symlink_metadata().is_ok()
+                || Metadata::path(store, &i).symlink_metadata().is_ok()
+        });
+        let content = Content { pid: std::process::id(), existed, intent };
+        let bytes = serde_json::to_vec(&content)
+            .map_err(|e| StoreError::Invalid(format!("writing down an intent: {e}")))?;
+        let file = HeldFile::create(&layout.wal(), &bytes)?;
+        Ok(WalEntry { store: store.clone(), open: Some((file, content)) })
+    }
+}
+
+impl WalEntry {
+    /// The operation is complete and durable.
+    pub fn finish(mut self) -> Result<()> {
+        match self.open.take() {
+            Some((file, _)) => file.remove(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for WalEntry {
+    fn drop(&mut self) {
+        let Some((file, content)) = self.open.take() else { return };
+        if let Err(error) = undo(&self.store, &content) {
+            tracing::warn!("undoing {:?} failed, the next start tries again: {error}", content.intent);
+            file.leave();
+        }
+    }
+}
+
+/// Undoes what dead processes left half-done, sweeps their staging, and returns their intents.
+///
+/// Called at start. While a collection runs (it holds the store's lock) nothing is done: the next start does it.
+pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
+    let _lock = match StoreLock::try_shared(store) {
+        Ok(lock) => lock,
+        Err(StoreError::Locked { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut intents = Vec::new();
+    for found in held::scan(&store.layout().wal())? {
+        let Some(file) = found.dead else { continue };
+        let content: Content = match serde_json::from_slice(&found.bytes) {
+            Ok(content) => content,
+            Err(error) => {
+                file.leave();
+                let path = found.path.display();
+                return Err(StoreError::Invalid(format!(
+                    "the intent {path} is unreadable ({error}): remove it"
+                )));
+            }
+        };
+        if let Err(error) = undo(store, &content) {
+            file.leave();
+            return Err(error);
+        }
+        file.remove()?;
+        intents.push(content.intent);
+    }
+    staging::sweep(store.layout(), false)?;
+    Ok(intents)
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "gc comes next"))]
+/// The environments that operations under way concern.
+pub(crate) fn instances(layout: &Layout) -> Result<Vec<InstanceId>> {
+    let mut instances = Vec::new();
+    for found in held::scan(&layout.wal())? {
+        let content: std::result::Result<Content, _> = serde_json::from_slice(&found.bytes);
+        let path = found.path.clone();
+        if let Some(file) = found.dead {
+            file.leave();
+        }
+        let content = content
+            .map_err(|e| StoreError::Invalid(format!("the intent {} is unreadable: {e}", path.display())))?;
+        instances.extend(content.intent.instance());
+    }
+    Ok(instances)
+}
+
+fn undo(store: &Store, content: &Content) -> Result<()> {
+    let gone = match content.intent {
+        Intent::Import { instance } if !content.existed => {
+            if Metadata::path(store, &instance).symlink_metadata().is_ok() {
+                // Metadata that cannot be read is left for verify-store to report.
+                if Metadata::load(store, &instance)?.state != EnvState::Defined {
+                    return Ok(());
+                }
+                Metadata::delete(store, &instance)?;
+            }
+            instance
+        }
+        Intent::Destroy { instance } if Metadata::path(store, &instance).symlink_metadata().is_err() => {
+            instance
+        }
+        _ => return Ok(()),
+    };
+    let dir = store.layout().env_dir(&gone);
+    match fs::remove_dir_all(&dir) {
+        Ok(()) => fsync_dir(dir.parent().unwrap_or(&dir)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).at("remove", &dir),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RecordId;
+    use crate::metadata::tests::saved;
+
+    fn store() -> (tempfile::TempDir, Arc<Store>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    /// Leaves an intent as a process that died would.
+    fn die(mut entry: WalEntry) {
+        if let Some((file, _)) = entry.open.take() {
+            file.leave();
+        }
+    }
+
+    fn begun(store: &Store) -> usize {
+        fs::read_dir(store.layout().wal()).unwrap().count()
+    }
+
+    #[test]
+    fn a_finished_operation_leaves_nothing() {
+        let (_dir, store) = store();
+        let entry = Wal::begin(&store, Intent::Gc).unwrap();
+        assert_eq!(begun(&store), 1);
+        // It is alive, so it is nobody else's to undo.
+        assert_eq!(replay(&store).unwrap(), []);
+        assert_eq!(begun(&store), 1);
+        entry.finish().unwrap();
+        assert_eq!(begun(&store), 0);
+    }
+
+    #[test]
+    fn an_import_that_died_is_undone_and_only_once() {
+        let (_dir, store) = store();
+        let instance = InstanceId::random().unwrap();
+        let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
+        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        die(entry);
+        assert_eq!(instances(store.layout()).unwrap(), [instance]);
+        assert_eq!(replay(&store).unwrap(), [Intent::Import { instance }]);
+        assert!(!store.layout().env_dir(&instance).exists());
+        assert_eq!(replay(&store).unwrap(), []);
+    }
+
+    #[test]
+    fn an_import_that_was_complete_or_not_its_own_stays() {
+        let (_dir, store) = store();
+        let complete = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r")).instance;
+        fs::create_dir_all(store.layout().upper(&complete)).unwrap();
+        let there = InstanceId::random().unwrap();
+        fs::create_dir_all(store.layout().upper(&there)).unwrap();
+        die(Wal::begin(&store, Intent::Import { instance: there }).unwrap());
+        let content = Content { pid: 1, existed: false, intent: Intent::Import { instance: complete } };
+        HeldFile::create(&store.layout().wal(), &serde_json::to_vec(&content).unwrap()).unwrap().leave();
+        assert_eq!(replay(&store).unwrap().len(), 2);
+        assert!(store.layout().upper(&complete).exists() && store.layout().upper(&there).exists());
+        Metadata::load(&store, &complete).unwrap();
+    }
+
+    #[test]
+    fn a_destroy_goes_on_once_its_metadata_is_gone() {
+        let (_dir, store) = store();
+        let instance = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r")).instance;
+        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
+        replay(&store).unwrap();
+        assert!(store.layout().upper(&instance).exists());
+        die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
+        Metadata::delete(&store, &instance).unwrap();
+        replay(&store).unwrap();
+        assert!(!store.layout().env_dir(&instance).exists());
+    }
+
+    #[test]
+    fn dropped_without_an_end_it_is_undone_at_once() {
+        let (_dir, store) = store();
+        let instance = InstanceId::random().unwrap();
+        let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
+        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        drop(entry);
+        assert!(!store.layout().env_dir(&instance).exists());
+        assert_eq!(begun(&store), 0);
+    }
+}
