@@ -41,7 +41,6 @@ fn encode(roots: &[ObjectId]) -> Result<Vec<u8>> {
     serde_json::to_vec(&content).map_err(|e| StoreError::Invalid(format!("writing a pin: {e}")))
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "gc comes next"))]
 /// The roots that living processes pin. Pins of dead ones are removed.
 pub(crate) fn live(layout: &Layout) -> Result<Vec<ObjectId>> {
     let mut roots = Vec::new();

@@ -149,7 +149,6 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
     Ok(intents)
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "gc comes next"))]
 /// The environments that operations under way concern.
 pub(crate) fn instances(layout: &Layout) -> Result<Vec<InstanceId>> {
     let mut instances = Vec::new();

@@ -1,0 +1,106 @@
+//! Decompression by content, in a thread of its own.
+
+use std::io::{self, BufReader, Cursor, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Scope;
+
+/// Bytes handed over at a time, and how many such pieces may wait.
+const PIECE: usize = 256 << 10;
+const QUEUE: usize = 8;
+
+/// What an xz stream may make the decoder allocate. `xz -9` takes 65 MiB.
+const XZ_MEMORY: u64 = 1 << 30;
+
+/// A reader of the uncompressed stream. For compressed input a thread of `scope` does the work; it ends with the stream, or
+/// when the reader is dropped.
+pub(super) fn decompress<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    mut input: impl Read + Send + 'scope,
+) -> io::Result<Box<dyn Read + 'scope>> {
+    let mut magic = Vec::new();
+    input.by_ref().take(6).read_to_end(&mut magic)?;
+    let kind = Kind::of(&magic);
+    let input = BufReader::with_capacity(PIECE, Cursor::new(magic).chain(input));
+    let decoder: Box<dyn Read + Send + 'scope> = match kind {
+        Kind::Plain => return Ok(Box::new(input)),
+        Kind::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Kind::Xz => {
+            let stream =
+                liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(input, stream))
+        }
+        Kind::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
+        Kind::Other(name) => {
+            let what = format!("{name} archives are not supported: give .tar, .tar.gz, .tar.xz or .tar.zst");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
+    };
+    let (send, receive) = sync_channel(QUEUE);
+    scope.spawn(move || pump(decoder, &send));
+    Ok(Box::new(Pieces { receive, piece: Cursor::default(), ended: false }))
+}
+
+enum Kind {
+    Plain,
+    Gzip,
+    Xz,
+    Zstd,
+    Other(&'static str),
+}
+
+impl Kind {
+    fn of(magic: &[u8]) -> Kind {
+        match magic {
+            [0x1f, 0x8b, ..] => Kind::Gzip,
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Kind::Xz,
+            // A data frame, or one to be skipped before it.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Kind::Zstd,
+            [b'B', b'Z', b'h', ..] => Kind::Other("bzip2"),
+            [b'P', b'K', 3, 4, ..] => Kind::Other("zip"),
+            [b'7', b'z', 0xbc, 0xaf, ..] => Kind::Other("7z"),
+            [b'h', b's', b'q', b's', ..] => Kind::Other("squashfs"),
+            _ => Kind::Plain,
+        }
+    }
+}
+
+fn pump(mut decoder: impl Read, send: &SyncSender<io::Result<Vec<u8>>>) {
+    loop {
+        let mut piece = Vec::with_capacity(PIECE);
+        let read = decoder.by_ref().take(PIECE as u64).read_to_end(&mut piece);
+        let last = piece.is_empty() || read.is_err();
+        // An error comes after the bytes before it; nobody receiving any more is no failure.
+        if send.send(Ok(piece)).is_err() {
+            return;
+        }
+        if let Err(error) = read
+            && send.send(Err(error)).is_err()
+        {
+            return;
+        }
+        if last {
+            return;
+        }
+    }
+}
+
+/// The receiving end. A thread that went without an end mark (it panicked) is an error, not an end.
+struct Pieces {
+    receive: Receiver<io::Result<Vec<u8>>>,
+    piece: Cursor<Vec<u8>>,
+    ended: bool,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let got = self.piece.read(buf)?;
+            if got > 0 || buf.is_empty() || self.ended {
+                return Ok(got);
+            }
+            let piece = self.receive.recv().map_err(|_| io::Error::other("the decompressor stopped"))??;
+            self.ended = piece.is_empty();
+            self.piece = Cursor::new(piece);
+        }
+    }
+}

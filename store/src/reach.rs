@@ -1,0 +1,185 @@
+//! Everything that roots reach: the one walk behind collection and verification.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::content::FileContent;
+use crate::error::{Result, StoreError};
+use crate::id::ObjectId;
+use crate::inode::{Body, InodeRecord};
+use crate::open::Store;
+use crate::tree::{self, Keys, Target, Tree, Trees};
+
+/// A root, tree or block list that could not be read.
+pub(crate) struct Fault {
+    pub id: ObjectId,
+    /// What refers to it.
+    pub by: String,
+    pub error: StoreError,
+}
+
+/// Is told of what a walk meets.
+pub(crate) trait Watch {
+    /// A tree cannot be read. An error stops the walk; otherwise it goes on beside it.
+    fn fault(&mut self, fault: Fault) -> Result<()>;
+
+    /// An object whose bytes the walk does not need: content, a block list, or what an upper names. Once for each.
+    fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> String) -> Result<()> {
+        Ok(())
+    }
+
+    /// A file's content that is not empty; possibly more than once.
+    fn file(&mut self, _content: &FileContent, _by: &dyn Fn() -> String) -> Result<()> {
+        Ok(())
+    }
+}
+
+enum Node {
+    Root(ObjectId),
+    Tree(ObjectId, Keys),
+    Object(ObjectId),
+}
+
+/// Where the walk is: who referred to the root, and the directory's path below it. `by` and path make one text when something is found.
+type Place = Rc<(Rc<str>, Vec<u8>)>;
+
+/// The walk. Give it where to start, then run it.
+pub(crate) struct Reach {
+    trees: Trees,
+    todo: Vec<(Node, Place)>,
+    /// Every object met.
+    marked: HashSet<ObjectId>,
+    /// Roots and trees that were opened. Not the same as `marked`: a file may hold the very bytes of a tree, and having met it as
+    /// content says nothing of what it reaches as a tree.
+    opened: HashSet<ObjectId>,
+}
+
+impl Reach {
+    pub fn new(store: Arc<Store>) -> Reach {
+        let (marked, opened) = (HashSet::new(), HashSet::new());
+        Reach { trees: Trees::new(store), todo: Vec::new(), marked, opened }
+    }
+
+    /// Starts at a root object; `by` says what refers to it.
+    pub fn root(&mut self, id: ObjectId, by: &Rc<str>) {
+        self.todo.push((Node::Root(id), Rc::new((by.clone(), Vec::new()))));
+    }
+
+    /// Starts at an object that refers to nothing else.
+    pub fn object(&mut self, id: ObjectId, by: &Rc<str>) {
+        self.todo.push((Node::Object(id), Rc::new((by.clone(), Vec::new()))));
+    }
+
+    /// Walks. Gives all objects met, those that could not be read among them.
+    pub fn run(mut self, watch: &mut dyn Watch) -> Result<HashSet<ObjectId>> {
+        while let Some((node, place)) = self.todo.pop() {
+            match node {
+                Node::Root(id) => self.open_root(&id, &place, watch)?,
+                Node::Tree(id, keys) => self.open_tree(&id, keys, &place, watch)?,
+                Node::Object(id) => self.mark(&id, &|| text(&place, b""), watch)?,
+            }
+        }
+        Ok(self.marked)
+    }
+
+    fn mark(&mut self, id: &ObjectId, by: &dyn Fn() -> String, watch: &mut dyn Watch) -> Result<()> {
+        if self.marked.insert(*id) { watch.object(id, by) } else { Ok(()) }
+    }
+
+    fn open_root(&mut self, id: &ObjectId, place: &Place, watch: &mut dyn Watch) -> Result<()> {
+        self.marked.insert(*id);
+        if !self.opened.insert(*id) {
+            return Ok(());
+        }
+        match self.trees.root(id) {
+            Ok(root) => {
+                if let Some(links) = root.links {
+                    let place = Rc::new((place.0.clone(), b" (files with several names)".to_vec()));
+                    self.todo.push((Node::Tree(links, Keys::Inos), place));
+                }
+                self.record(b"", &root.inode, place, watch)
+            }
+            Err(error) => watch.fault(fault(id, place, error)),
+        }
+    }
+
+    fn open_tree(&mut self, id: &ObjectId, keys: Keys, place: &Place, watch: &mut dyn Watch) -> Result<()> {
+        self.marked.insert(*id);
+        if !self.opened.insert(*id) {
+            return Ok(());
+        }
+        match self.trees.node(id, keys) {
+            Ok(tree::Node::Leaf(tree)) => self.entries(id, &tree, place, watch),
+            Ok(tree::Node::Index(index)) => {
+                for chunk in index.chunks() {
+                    self.marked.insert(chunk.id);
+                    if self.opened.insert(chunk.id) {
+                        match self.trees.leaf(&chunk.id, keys) {
+                            Ok(tree) => self.entries(&chunk.id, &tree, place, watch)?,
+                            Err(error) => watch.fault(fault(&chunk.id, place, error))?,
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Ok(tree::Node::Root(_)) => {
+                watch.fault(fault(id, place, StoreError::corrupt("tree", id, "it is a root, not a listing")))
+            }
+            Err(error) => watch.fault(fault(id, place, error)),
+        }
+    }
+
+    fn entries(&mut self, id: &ObjectId, tree: &Tree, place: &Place, watch: &mut dyn Watch) -> Result<()> {
+        for entry in tree.iter() {
+            match entry.to_target() {
+                Ok(Target::Inode(record)) => {
+                    let name = if tree.keys() == Keys::Names { entry.name() } else { b"" };
+                    self.record(name, &record, place, watch)?;
+                }
+                // Its record stands in the link table.
+                Ok(Target::Link { .. }) => {}
+                Err(error) => watch.fault(fault(id, place, error))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        name: &[u8],
+        record: &InodeRecord,
+        place: &Place,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
+        match &record.body {
+            Body::Directory { tree: Some(tree), .. } => {
+                let path = if name.is_empty() { Vec::new() } else { [&place.1, &b"/"[..], name].concat() };
+                self.todo.push((Node::Tree(*tree, Keys::Names), Rc::new((place.0.clone(), path))));
+            }
+            Body::Regular(content) => {
+                let by = || text(place, name);
+                for object in content.objects() {
+                    self.mark(&object, &by, watch)?;
+                }
+                if content.size > 0 {
+                    watch.file(content, &by)?;
+                }
+            }
+            Body::Directory { tree: None, .. } | Body::Symlink(_) | Body::Special => {}
+        }
+        Ok(())
+    }
+}
+
+fn fault(id: &ObjectId, place: &Place, error: StoreError) -> Fault {
+    Fault { id: *id, by: text(place, b""), error }
+}
+
+/// Something in the tree, in words.
+fn text(place: &Place, name: &[u8]) -> String {
+    let (by, directory) = &**place;
+    let slash = if name.is_empty() { &b""[..] } else { b"/" };
+    let path = [directory, slash, name].concat();
+    if path.is_empty() { by.to_string() } else { format!("{} in {by}", String::from_utf8_lossy(&path)) }
+}
