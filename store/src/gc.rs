@@ -28,6 +28,8 @@ use crate::{files, pins, staging, wal};
 pub struct UpperRoots {
     /// Root objects: the head it stands on, and any other it needs.
     pub roots: Vec<ObjectId>,
+    /// Directory listings that its own directories lie over; followed downwards.
+    pub trees: Vec<ObjectId>,
     /// Content objects, and block lists, that its own inodes refer to.
     pub objects: Vec<ObjectId>,
 }
@@ -113,6 +115,7 @@ fn mark(store: &Arc<Store>, uppers: UpperRootsOf<'_>) -> Result<Marked> {
         let by = Rc::from(format!("the uncommitted changes of environment {instance}"));
         let upper = uppers(instance).map_err(|error| refuse(format!("reading {by} failed: {error}")))?;
         upper.roots.iter().for_each(|root| reach.root(*root, &by));
+        upper.trees.iter().for_each(|tree| reach.tree(*tree, &by));
         upper.objects.iter().for_each(|object| reach.object(*object, &by));
     }
     let by = Rc::from("the pin of a running mount");
@@ -347,7 +350,7 @@ mod tests {
         let env = metadata::tests::saved(&place.store, "env", &"ab".repeat(32), base);
         let uppers = |instance: &InstanceId| {
             assert_eq!(*instance, env.instance);
-            Ok(UpperRoots { roots: vec![upper], objects: vec![kept] })
+            Ok(UpperRoots { roots: vec![upper], trees: vec![], objects: vec![kept] })
         };
         let pin = Pin::hold(&place.store, &[pinned]).unwrap();
         assert_eq!(place.collect_with(&uppers).objects, 1);

@@ -219,6 +219,7 @@ impl Check<'_> {
                 Ok(upper) => {
                     let by = Rc::from(format!("the uncommitted changes of environment {instance}"));
                     upper.roots.into_iter().for_each(|root| reach.root(root, &by));
+                    upper.trees.into_iter().for_each(|tree| reach.tree(tree, &by));
                     upper.objects.into_iter().for_each(|object| reach.object(object, &by));
                 }
                 Err(error) => {
@@ -515,7 +516,7 @@ mod tests {
     fn uppers_are_followed() {
         let place = Place::new();
         let gone = ObjectId::of(b"gone");
-        let uppers = |_: &InstanceId| Ok(UpperRoots { roots: vec![gone], objects: vec![gone] });
+        let uppers = |_: &InstanceId| Ok(UpperRoots { roots: vec![gone], trees: vec![], objects: vec![gone] });
         let findings = verify(&place.store, &uppers, &NoProgress).unwrap();
         assert!(findings.iter().all(|f| matches!(f, Finding::MissingObject { id, .. } if *id == gone)));
         assert!(!findings.is_empty());

@@ -66,6 +66,11 @@ impl Reach {
         self.todo.push((Node::Root(id), Rc::new((by.clone(), Vec::new()))));
     }
 
+    /// Starts at a directory's listing.
+    pub fn tree(&mut self, id: ObjectId, by: &Rc<str>) {
+        self.todo.push((Node::Tree(id, Keys::Names), Rc::new((by.clone(), Vec::new()))));
+    }
+
     /// Starts at an object that refers to nothing else.
     pub fn object(&mut self, id: ObjectId, by: &Rc<str>) {
         self.todo.push((Node::Object(id), Rc::new((by.clone(), Vec::new()))));
