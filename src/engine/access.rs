@@ -1,0 +1,152 @@
+//! Reaching an environment: through the process that serves it, or by opening it here.
+
+use std::time::{Duration, Instant};
+
+use karapace_store::error::StoreError;
+use karapace_store::lock::EnvLock;
+use karapace_store::metadata::Metadata;
+
+use super::instance::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
+use super::mount::log_path;
+use super::socket::{Answer, Changed, Client, Request};
+use super::{Engine, Error, Result};
+
+/// How long another command may hold the environment before we give up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often we look again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl Engine {
+    /// Makes a snapshot, wherever the environment is open.
+    pub(super) fn request_commit(
+        &self,
+        env: &Metadata,
+        name: Option<&str>,
+        message: Option<&str>,
+    ) -> Result<CommitOutcome> {
+        let request = Request::Commit { name: name.map(str::to_owned), message: message.map(str::to_owned) };
+        match self.request(env, &request)? {
+            Answer::Commit(outcome) => Ok(outcome),
+            other => Err(self.unexpected(env, &other)),
+        }
+    }
+
+    /// Restores a snapshot, wherever the environment is open.
+    pub(super) fn request_restore(&self, env: &Metadata, reference: &str) -> Result<RestoreOutcome> {
+        match self.request(env, &Request::Restore { reference: reference.to_owned() })? {
+            Answer::Restore(outcome) => Ok(outcome),
+            other => Err(self.unexpected(env, &other)),
+        }
+    }
+
+    /// What differs from the head, wherever the environment is open.
+    pub(super) fn request_diff(&self, env: &Metadata) -> Result<Vec<Changed>> {
+        match self.request(env, &Request::Diff)? {
+            Answer::Diff(changes) => Ok(changes),
+            other => Err(self.unexpected(env, &other)),
+        }
+    }
+
+    /// Figures of the upper, wherever the environment is open.
+    pub(super) fn request_status(&self, env: &Metadata) -> Result<Status> {
+        match self.request(env, &Request::Status)? {
+            Answer::Status(status) => Ok(status),
+            other => Err(self.unexpected(env, &other)),
+        }
+    }
+
+    /// Takes the lock of an environment that nobody serves; waits for other commands.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`] when a process serves it.
+    pub(super) fn lock_unmounted(&self, env: &Metadata) -> Result<EnvLock> {
+        let start = Instant::now();
+        loop {
+            if Client::connect(&self.env_dir(&env.instance))?.is_some() {
+                return Err(self.mounted_error(env));
+            }
+            if let Some(lock) = self.try_lock(env, start)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn request(&self, env: &Metadata, request: &Request) -> Result<Answer> {
+        let start = Instant::now();
+        loop {
+            let answer = match Client::connect(&self.env_dir(&env.instance))? {
+                Some(client) => self.ask(env, client, request)?,
+                None => match self.try_lock(env, start)? {
+                    Some(lock) => {
+                        // Read again under the lock: another command may have changed it meanwhile.
+                        let env = Metadata::load(self.store(), &env.instance)?;
+                        let reads = matches!(request, Request::Diff | Request::Status);
+                        let instance = Instance::open(self, env, lock, reads)?;
+                        let answer = perform(&instance, request);
+                        let closed = instance.close();
+                        let answer = answer?;
+                        closed?;
+                        return Ok(answer);
+                    }
+                    None => continue,
+                },
+            };
+            match answer {
+                Answer::Failed { errno, reason } => return Err(Error::Served { errno, reason }),
+                Answer::Ending if start.elapsed() > PATIENCE => {
+                    return Err(self.serving_error(env, "is ending and does not come to an end"));
+                }
+                Answer::Ending => std::thread::sleep(PAUSE),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    pub(super) fn ask(&self, env: &Metadata, client: Client, request: &Request) -> Result<Answer> {
+        match client.request(request) {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => {
+                Err(self.serving_error(env, "ended before it answered; what it acknowledged is kept"))
+            }
+            Err(error) => Err(self.serving_error(env, &format!("could not be asked ({error})"))),
+        }
+    }
+
+    /// The lock, or `None` after a short pause while another command has it.
+    fn try_lock(&self, env: &Metadata, start: Instant) -> Result<Option<EnvLock>> {
+        match EnvLock::try_acquire(self.store(), &env.instance) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(StoreError::Locked { .. }) if start.elapsed() < PATIENCE => {
+                std::thread::sleep(PAUSE);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn serving_error(&self, env: &Metadata, what: &str) -> Error {
+        let log = log_path(self, &env.instance);
+        Error::Serving { env: env.name.clone(), what: what.to_owned(), log }
+    }
+
+    fn unexpected(&self, env: &Metadata, answer: &Answer) -> Error {
+        tracing::debug!(?answer, "unexpected answer");
+        self.serving_error(env, "gave an answer that this version does not know")
+    }
+}
+
+/// Does what a request asks on an open environment; the mount's own `Unmount` excepted.
+pub(super) fn perform(instance: &Instance, request: &Request) -> Result<Answer> {
+    Ok(match request {
+        Request::Commit { name, message } => {
+            Answer::Commit(instance.commit(name.as_deref(), message.as_deref(), Wait::Long)?)
+        }
+        Request::Restore { reference } => Answer::Restore(instance.restore(reference, Wait::Long)?),
+        Request::Diff => {
+            Answer::Diff(instance.diff()?.into_iter().map(|d| Changed::new(d.kind, d.path)).collect())
+        }
+        Request::Status => Answer::Status(instance.status()),
+        Request::Unmount => return Err(Error::Invalid("nothing is mounted here".to_owned())),
+    })
+}

@@ -1,0 +1,97 @@
+//! The control directory's commands, done by an open environment.
+
+use std::sync::Arc;
+
+use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, SnapshotInfo};
+
+use karapace_store::integrity::Finding;
+
+use super::instance::{Instance, Wait};
+use super::{Error, Result, Silent, gc, verify};
+
+/// An environment as the control directory of its mount sees it.
+pub struct Plane(pub Arc<Instance>);
+
+impl Plane {
+    fn run(&self, command: &Command) -> Result<String> {
+        let instance = &self.0;
+        match command {
+            Command::Commit { name, message, .. } => {
+                let outcome = instance.commit(name.as_deref(), message.as_deref(), Wait::Brief)?;
+                Ok(format!("commit {}", outcome.hash))
+            }
+            Command::Restore { reference } => {
+                let outcome = instance.restore(reference, Wait::Brief)?;
+                Ok(match outcome.saved {
+                    Some(saved) => format!("restore {} (uncommitted changes are in {saved})", outcome.hash),
+                    None => format!("restore {}", outcome.hash),
+                })
+            }
+            Command::Gc { dry_run } => {
+                let report = gc::collect(instance.engine(), *dry_run, &Silent)?;
+                Ok(format!("gc objects={} bytes={}", report.objects, report.bytes))
+            }
+            Command::Verify => {
+                let mut findings = verify::verify(instance.engine(), &Silent)?;
+                findings.retain(Finding::is_damage);
+                match findings.first() {
+                    None => Ok("verify clean".to_owned()),
+                    Some(first) => {
+                        let rest = findings.len() - 1;
+                        let reason = format!("{first}; {rest} more, see `karapace verify-store`");
+                        Err(Error::Served { errno: libc::EIO, reason })
+                    }
+                }
+            }
+            Command::DropName { name } => {
+                instance.drop_name(name, Wait::Brief)?;
+                Ok(format!("drop-name {name}"))
+            }
+        }
+    }
+}
+
+impl ControlPlane for Plane {
+    fn id(&self) -> ControlId {
+        let metadata = self.0.metadata();
+        ControlId {
+            short_id: metadata.short_id().to_owned(),
+            env_id: metadata.env_id,
+            name: metadata.name,
+            instance: metadata.instance.to_hex(),
+        }
+    }
+
+    fn execute(&self, command: &Command) -> std::result::Result<String, CommandError> {
+        self.run(command).map_err(|e| CommandError { errno: e.errno(), reason: e.to_string() })
+    }
+
+    fn state(&self) -> String {
+        self.0.state()
+    }
+
+    fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let mut infos = Vec::new();
+        for entry in self.0.metadata().snapshots {
+            match self.0.root_of(&entry.record) {
+                Ok(root) => infos.push(SnapshotInfo {
+                    hash: entry.hash.to_hex(),
+                    name: entry.name,
+                    message: entry.message,
+                    created_at: entry.created_at,
+                    root,
+                }),
+                Err(error) => tracing::error!("snapshot {} is left out: {error}", entry.hash),
+            }
+        }
+        infos
+    }
+
+    fn head(&self) -> String {
+        self.0.view().head().layer.to_hex()
+    }
+
+    fn base(&self) -> String {
+        self.0.metadata().base_layer.to_hex()
+    }
+}

@@ -1,0 +1,163 @@
+//! What import and build share: a base layer from an image, and a new environment on it.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use karapace_store::id::{InstanceId, LayerHash, ObjectId, RecordId};
+use karapace_store::import::import_path;
+use karapace_store::inode::Timestamp;
+use karapace_store::layer::{LayerKind, LayerRecord};
+use karapace_store::metadata::{EnvState, Metadata};
+use karapace_store::root::Root;
+use karapace_store::tar::{TarHash, identity_hash};
+use karapace_store::tree::Trees;
+use karapace_store::wal::{Intent, Wal};
+
+use super::{Engine, Error, Report, Result};
+use crate::image::ImageError;
+use crate::lockfile::LockFile;
+use crate::manifest::Manifest;
+
+/// An image in the store: its tree, not yet referred to by anything. The holder keeps the store's lock.
+pub(super) struct Base {
+    root: ObjectId,
+    hash: LayerHash,
+    tar_hash: TarHash,
+    /// The content digest, as `base_image_digest` has it.
+    pub digest: String,
+    /// What came in.
+    pub entries: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+}
+
+impl Engine {
+    /// Brings an archive or a directory into the store. Call with the store's lock held, shared.
+    pub(super) fn import_base(&self, path: &Path, report: &dyn Report) -> Result<Base> {
+        let size = fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| m.len());
+        report.begin("importing", size);
+        let imported = import_path(self.store(), path, report);
+        report.end();
+        let imported = imported?;
+        for warning in &imported.warnings {
+            report.note(warning);
+        }
+        let trees = Trees::new(self.store().clone());
+        let root = trees.root(&imported.root)?;
+        if let Some(what) = other_image_form(&trees, &root)? {
+            return Err(ImageError::Unsupported { image: path.display().to_string(), what }.into());
+        }
+        report.begin("hashing", None);
+        let tar_hash = identity_hash(&trees, None, &root);
+        report.end();
+        let tar_hash = tar_hash?;
+        Ok(Base {
+            root: imported.root,
+            hash: LayerHash::from_bytes(*tar_hash.as_bytes()),
+            // The identity of the whole tree covers all that the content digest has to.
+            digest: tar_hash.to_hex(),
+            tar_hash,
+            entries: imported.stats.entries,
+            bytes: imported.stats.bytes,
+        })
+    }
+
+    /// Makes a new environment on `base`; the record at the end makes it visible, and until then nothing is.
+    /// Call with the store's lock held, shared.
+    pub(super) fn create(
+        &self,
+        name: &str,
+        manifest: &Manifest,
+        lock: &LockFile,
+        base: &Base,
+    ) -> Result<Metadata> {
+        let now = Timestamp::now();
+        let record = self.write_base_layer(base, now)?;
+        let instance = InstanceId::random()?;
+        let intent = Wal::begin(self.store(), Intent::Import { instance })?;
+        let mut metadata = Metadata {
+            version: karapace_store::metadata::VERSION,
+            instance,
+            name: name.to_owned(),
+            env_id: lock.env_id.clone(),
+            state: EnvState::Built,
+            base_layer: base.hash,
+            base_record: record,
+            head: base.hash,
+            head_record: record,
+            created_at: now,
+            updated_at: now,
+            manifest: manifest.to_toml(),
+            lock: lock.to_toml(),
+            snapshots: Vec::new(),
+            checksum: String::new(),
+        };
+        let dir = self.env_dir(&instance);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|e| Error::io("create", &dir, e))?;
+        let names = self.lock_names()?;
+        self.check_name_free(name, None)?;
+        metadata.save(self.store())?;
+        drop(names);
+        intent.finish()?;
+        Ok(metadata)
+    }
+
+    /// The record of the base layer: the one that another environment on the same tree has, else a new one.
+    fn write_base_layer(&self, base: &Base, now: Timestamp) -> Result<RecordId> {
+        for other in Metadata::list(self.store())?.into_iter().flatten() {
+            if other.base_layer == base.hash
+                && LayerRecord::read(self.store(), &other.base_record)
+                    .is_ok_and(|layer| layer.tree == base.root)
+            {
+                return Ok(other.base_record);
+            }
+        }
+        let layer = LayerRecord {
+            hash: base.hash,
+            kind: LayerKind::Base,
+            parent: None,
+            object_refs: vec![base.root],
+            read_only: true,
+            tar_hash: base.tar_hash,
+            tree: base.root,
+            created_at: now,
+            message: None,
+        };
+        Ok(LayerRecord::write(self.store(), &layer)?)
+    }
+}
+
+/// Images of other forms come as tar archives and directories too; taken for a root filesystem they would make an
+/// environment of blobs.
+fn other_image_form(trees: &Trees, root: &Root) -> Result<Option<&'static str>> {
+    let Some(tree) = root.tree() else { return Ok(None) };
+    let has = |name: &[u8]| -> Result<bool> { Ok(trees.lookup(tree, name)?.is_some()) };
+    if has(b"oci-layout")? && has(b"index.json")? {
+        return Ok(Some("an OCI image"));
+    }
+    if has(b"manifest.json")? && !has(b"etc")? && !has(b"usr")? && !has(b"bin")? {
+        return Ok(Some("an image as `docker save` writes it"));
+    }
+    Ok(None)
+}
+
+/// Refuses a name early: before the work of an import, whose end checks it again.
+pub(super) fn check_name_early(engine: &Engine, name: &str) -> Result<()> {
+    engine.check_name_free(name, None)
+}
+
+/// The text of an absolute path for a manifest, which is UTF-8.
+pub(super) fn path_text(path: &Path) -> Result<String> {
+    let absolute = fs::canonicalize(path).map_err(|e| Error::io("open", path, e))?;
+    absolute.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::Invalid(format!(
+            "{}: the path of an image must be UTF-8 text, for it stands in the manifest",
+            path.display()
+        ))
+    })
+}

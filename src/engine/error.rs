@@ -1,0 +1,195 @@
+//! What a command can fail with. The messages are what users read: they name what was done to what, and the next step.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use karapace_store::error::StoreError;
+
+use crate::image::ImageError;
+use crate::lifecycle::LifecycleError;
+use crate::lockfile::LockError;
+use crate::manifest::ManifestError;
+use crate::runtime::RuntimeError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The lock file.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The manifest asks for something that this version cannot do.
+    #[error("{}: {what} comes with a later version; remove it from the manifest to build now", path.display())]
+    NotYet {
+        /// The manifest.
+        path: PathBuf,
+        /// The key and what it asks for.
+        what: String,
+    },
+    /// The base image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The view or its mount.
+    #[error(transparent)]
+    Fs(#[from] karapace_fs::Error),
+    /// A state that does not follow.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
+    /// The runtime could not start the command.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// No such environment.
+    #[error("there is no environment {reference:?}: see `karapace list`")]
+    NoEnvironment {
+        /// As given.
+        reference: String,
+    },
+    /// Another environment has the name.
+    #[error(
+        "an environment named {name} exists already: choose another name, or `karapace destroy {name}` first"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The file is there and `--force` was not given.
+    #[error("{} exists already: use --force to replace it", path.display())]
+    FileExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No such snapshot.
+    #[error("{env} has no snapshot {reference:?}: see `karapace snapshots {env}`")]
+    NoSnapshot {
+        /// The environment.
+        env: String,
+        /// As given.
+        reference: String,
+    },
+    /// A prefix of several snapshots.
+    #[error("{reference:?} fits more than one snapshot of {env}: {}", candidates.join(", "))]
+    AmbiguousSnapshot {
+        /// The environment.
+        env: String,
+        /// As given.
+        reference: String,
+        /// What it fits.
+        candidates: Vec<String>,
+    },
+    /// A snapshot of the name exists.
+    #[error("{env} has a snapshot named {name} already: choose another name")]
+    SnapshotNameTaken {
+        /// The environment.
+        env: String,
+        /// The name.
+        name: String,
+    },
+    /// Nothing may change.
+    #[error("{env} is {why}: nothing was changed")]
+    ReadOnly {
+        /// The environment.
+        env: String,
+        /// `Frozen`, `mounted read-only`, …
+        why: String,
+    },
+    /// Already mounted.
+    #[error("{env} is mounted at {} (pid {pid}): use it there, or `karapace umount {env}` first", dir.display())]
+    Mounted {
+        /// The environment.
+        env: String,
+        /// Where.
+        dir: PathBuf,
+        /// The serving process.
+        pid: u32,
+    },
+    /// Commands run inside.
+    #[error("{env} is running a command (enter or exec): leave it first")]
+    Running {
+        /// The environment.
+        env: String,
+    },
+    /// Not mounted.
+    #[error("{what} is not mounted")]
+    NotMounted {
+        /// As given.
+        what: String,
+    },
+    /// The mount point holds something.
+    #[error("{} is not empty: mount over an empty or a new directory", dir.display())]
+    DirNotEmpty {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A mount point in use.
+    #[error("{} is in use: leave it (files open or a shell inside) and try again", dir.display())]
+    DirBusy {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The process that serves the environment said no.
+    #[error("{reason}")]
+    Served {
+        /// Its errno.
+        errno: i32,
+        /// Its words.
+        reason: String,
+    },
+    /// The process that serves the environment does not answer as it should.
+    #[error("the process serving {env} {what}; see {}", log.display())]
+    Serving {
+        /// The environment.
+        env: String,
+        /// What happened.
+        what: String,
+        /// Its log.
+        log: PathBuf,
+    },
+    /// A system call on a path.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The verb, as in "cannot <verb> <path>".
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Anything that was asked for in a wrong way.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// A result whose error is [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A failed call on a path.
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Error {
+        Error::Io { action, path: path.to_owned(), source }
+    }
+
+    /// The errno for this error, where a control file or the socket has to name one.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Error::Store(e) => karapace_fs::errno::store_errno(e),
+            Error::Fs(e) => e.errno(),
+            Error::Served { errno, .. } => *errno,
+            Error::NoSnapshot { .. } | Error::NoEnvironment { .. } => libc::ENOENT,
+            Error::SnapshotNameTaken { .. } | Error::NameTaken { .. } | Error::FileExists { .. } => {
+                libc::EEXIST
+            }
+            Error::ReadOnly { .. } => libc::EROFS,
+            Error::Mounted { .. } | Error::Running { .. } | Error::DirBusy { .. } => libc::EBUSY,
+            Error::DirNotEmpty { .. } => libc::ENOTEMPTY,
+            Error::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            Error::Serving { .. } => libc::EIO,
+            _ => libc::EINVAL,
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Collecting garbage.
+
+use karapace_fs::view::View;
+use karapace_store::error::StoreError;
+use karapace_store::gc::{self, GcOptions, GcReport, UpperRoots};
+use karapace_store::id::InstanceId;
+
+use super::{Engine, Report, Result};
+
+/// Removes from the store what nothing refers to; with `dry_run` only counts it. Takes the store's lock, exclusively unless it is
+/// a dry run. Mounted environments stay usable: what they changed is read from their uppers on disk, which are always current.
+pub fn collect(engine: &Engine, dry_run: bool, report: &dyn Report) -> Result<GcReport> {
+    report.begin("collecting", None);
+    let uppers = |instance: &InstanceId| upper_roots(engine, instance);
+    let result = gc::collect(engine.store(), &GcOptions { dry_run, uppers: &uppers });
+    report.end();
+    Ok(result?)
+}
+
+/// What an environment's upper refers to, as the store wants to hear it.
+pub(super) fn upper_roots(
+    engine: &Engine,
+    instance: &InstanceId,
+) -> std::result::Result<UpperRoots, StoreError> {
+    let upper = engine.store().layout().upper(instance);
+    let found = View::upper_roots(&upper).map_err(|error| match error {
+        karapace_fs::Error::Store(error) => error,
+        other => StoreError::corrupt("upper", upper.display(), other.to_string()),
+    })?;
+    let objects = found.contents.iter().flat_map(|content| content.objects()).collect();
+    Ok(UpperRoots { roots: found.roots, trees: found.trees, objects })
+}

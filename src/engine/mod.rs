@@ -1,0 +1,106 @@
+//! What each command does: orchestration of the store, the view and the runtime. One verb a file.
+//!
+//! Nothing here prints or knows of arguments; progress and remarks go to a [`Report`].
+
+pub mod access;
+pub mod build;
+pub mod commit;
+pub mod control;
+pub mod create;
+pub mod destroy;
+pub mod diff;
+pub mod enter;
+pub mod error;
+pub mod gc;
+pub mod import;
+pub mod inspect;
+pub mod instance;
+pub mod list;
+pub mod mount;
+pub mod mountpoint;
+pub mod new;
+pub mod reference;
+pub mod rename;
+pub mod report;
+pub mod restore;
+pub mod sessions;
+pub mod snapshots;
+pub mod socket;
+pub mod state;
+pub mod text;
+pub mod umount;
+pub mod verify;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use karapace_store::Store;
+use karapace_store::error::StoreError;
+use karapace_store::id::InstanceId;
+use karapace_store::metadata::Metadata;
+use karapace_store::wal;
+use nix::fcntl::{Flock, FlockArg};
+
+pub use error::{Error, Result};
+pub use report::{Report, Silent};
+
+/// An open store and what runs on it.
+#[derive(Clone)]
+pub struct Engine {
+    store: Arc<Store>,
+    root: PathBuf,
+}
+
+impl Engine {
+    /// Opens the store at `root`, making it if there is none. What killed commands left half-done is undone first.
+    pub fn open(root: &Path) -> Result<Engine> {
+        let root = std::path::absolute(root).map_err(|e| Error::io("resolve", root, e))?;
+        let store = Store::open(&root)?;
+        for intent in wal::replay(&store)? {
+            tracing::info!("cleaned up after a command that was killed: {intent:?}");
+        }
+        Ok(Engine { store, root })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The store's root directory, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The environment of this name, id or unique prefix of an id.
+    pub fn find(&self, reference: &str) -> Result<Metadata> {
+        Metadata::find(&self.store, reference).map_err(|error| match error {
+            StoreError::Missing { kind: "environment", .. } => {
+                Error::NoEnvironment { reference: reference.to_owned() }
+            }
+            other => other.into(),
+        })
+    }
+
+    fn env_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.store.layout().env_dir(instance)
+    }
+
+    /// Serialises "is the name free" with the save that takes it. Held for moments.
+    fn lock_names(&self) -> Result<Flock<File>> {
+        let dir = self.store.layout().metadata();
+        let file = File::open(&dir).map_err(|e| Error::io("open", &dir, e))?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::io("lock", &dir, errno.into()))
+    }
+
+    /// Refuses a name that another environment has.
+    fn check_name_free(&self, name: &str, except: Option<&InstanceId>) -> Result<()> {
+        karapace_store::metadata::check_name(name)?;
+        if Metadata::name_is_free(&self.store, name, except)? {
+            Ok(())
+        } else {
+            Err(Error::NameTaken { name: name.to_owned() })
+        }
+    }
+}

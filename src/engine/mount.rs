@@ -1,0 +1,465 @@
+//! Serving an environment through FUSE: in this process, or in one of its own in the background.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use karapace_fs::control::ControlPlane;
+use karapace_fs::session::{CtlDir, MountOptions, MountedSession, UnmountHandle};
+use karapace_fs::view::View;
+use karapace_store::atomic;
+use karapace_store::id::InstanceId;
+use karapace_store::layer::LayerRecord;
+use karapace_store::lock::StoreLock;
+use karapace_store::metadata::Metadata;
+use karapace_store::pins::Pin;
+use karapace_store::tree::Trees;
+use nix::sys::signal::{SigSet, Signal};
+use serde::{Deserialize, Serialize};
+
+use super::access::perform;
+use super::control::Plane;
+use super::instance::Instance;
+use super::socket::{Answer, Client, Request, Server};
+use super::{Engine, Error, Result, mountpoint, reference, sessions};
+use crate::lifecycle;
+
+/// How long users of a mount may keep it after it was detached on a signal.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A mount log above this size in bytes begins anew with the next mount.
+const LOG_LIMIT: u64 = 1 << 20;
+
+/// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a slow request
+/// (a cold read) from holding up the others.
+pub const DEFAULT_THREADS: usize = 2;
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where.
+    pub dir: PathBuf,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Mount this snapshot, read-only, instead of the environment's view.
+    pub snapshot: Option<String>,
+    /// How the control directory shows.
+    pub ctl_dir: CtlDir,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Serving threads.
+    pub threads: usize,
+    /// The mount is for `enter` and `exec` only and ends with the last of them.
+    pub session: bool,
+}
+
+impl Options {
+    /// The defaults, on `dir`.
+    pub fn new(dir: PathBuf) -> Options {
+        Options {
+            dir,
+            read_only: false,
+            snapshot: None,
+            ctl_dir: CtlDir::default(),
+            allow_other: false,
+            threads: DEFAULT_THREADS,
+            session: false,
+        }
+    }
+}
+
+/// `env/<instance>/mount.json`: where a mount is and who serves it. Believed only while the control socket answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountInfo {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// The serving process.
+    pub pid: u32,
+    /// Made for `enter` and `exec`.
+    #[serde(default)]
+    pub session: bool,
+}
+
+/// The log of an environment's background mounts.
+pub fn log_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
+    engine.env_dir(instance).join("mount.log")
+}
+
+fn info_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
+    engine.env_dir(instance).join("mount.json")
+}
+
+/// Where an environment is mounted when nothing else is said: `~/karapace/<name>`.
+pub fn default_dir(env: &Metadata) -> Result<PathBuf> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let home =
+        home.ok_or_else(|| Error::Invalid("HOME is not set: name a directory to mount on".to_owned()))?;
+    Ok(PathBuf::from(home).join("karapace").join(&env.name))
+}
+
+impl Engine {
+    /// The environment's mount, if a process serves it now.
+    pub fn live_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
+        if Client::connect(&self.env_dir(instance))?.is_none() {
+            return Ok(None);
+        }
+        self.recorded_mount(instance)
+    }
+
+    /// What mount.json says, true or not.
+    pub(super) fn recorded_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
+        let path = info_path(self, instance);
+        match fs::read(&path) {
+            // A file that does not read is as good as none: it is rewritten by the next mount.
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", &path, e)),
+        }
+    }
+
+    pub(super) fn mounted_error(&self, env: &Metadata) -> Error {
+        match self.recorded_mount(&env.instance) {
+            Ok(Some(info)) if info.session => Error::Running { env: env.name.clone() },
+            Ok(Some(info)) => Error::Mounted { env: env.name.clone(), dir: info.dir, pid: info.pid },
+            _ => self.serving_error(env, "is starting or ending"),
+        }
+    }
+
+    /// Mounts in a background process and returns the mount point when the mount answers.
+    /// `verbose` makes its log say more.
+    pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
+        // What can be refused here is refused before a process is started.
+        check_mountable(env)?;
+        if options.snapshot.is_none() && self.live_mount(&env.instance)?.is_some() {
+            return Err(self.mounted_error(env));
+        }
+        spawn(self, env, options, verbose)
+    }
+
+    /// Serves in this process until unmounted. `ready` is called once, with the mount point, when the mount answers; when it
+    /// fails, nobody waits for the mount and it ends.
+    pub fn serve(
+        &self,
+        instance: &InstanceId,
+        options: &Options,
+        ready: &mut dyn FnMut(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let env = Metadata::load(self.store(), instance)?;
+        check_mountable(&env)?;
+        // Blocked before the first thread is made, so that all have it; `watch_signals` receives them.
+        let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+        signals.thread_block().map_err(|e| Error::Invalid(format!("cannot block signals: {e}")))?;
+        match &options.snapshot {
+            Some(snapshot) => serve_snapshot(self, &env, snapshot, options, signals, ready),
+            None => serve_view(self, &env, options, signals, ready),
+        }
+    }
+}
+
+fn check_mountable(env: &Metadata) -> Result<()> {
+    if lifecycle::is_enterable(env.state) {
+        return Ok(());
+    }
+    let state = env.state.to_string().to_lowercase();
+    Err(Error::Invalid(format!("{} is {state} and cannot be mounted or entered", env.name)))
+}
+
+fn serve_view(
+    engine: &Engine,
+    env: &Metadata,
+    options: &Options,
+    signals: SigSet,
+    ready: &mut dyn FnMut(&Path) -> Result<()>,
+) -> Result<()> {
+    let lock = engine.lock_unmounted(env)?;
+    let env = Metadata::load(engine.store(), &env.instance)?;
+    check_mountable(&env)?;
+    // We hold the lock, so whatever an earlier process recorded is over.
+    if let Some(old) = engine.recorded_mount(&env.instance)? {
+        mountpoint::clear_stale(&old.dir)?;
+    }
+    let dir = mountpoint::prepare(&options.dir)?;
+    let read_only = options.read_only || !lifecycle::is_writable(env.state);
+    let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);
+    instance.hold_pin()?;
+    let plane: Arc<dyn ControlPlane> = Arc::new(Plane(instance.clone()));
+    let mount_options = mount_options(&env, &dir, options, read_only);
+    let session = MountedSession::mount(
+        instance.view().clone(),
+        instance.trees().clone(),
+        Some(plane),
+        &mount_options,
+    )?;
+    instance.attach(session.invalidator());
+    let handle = session.unmount_handle();
+    let running = announce(engine, &env, &instance, &handle, &dir, options.session);
+    let running = running.and_then(|server| {
+        let (instance, path) = (instance.clone(), info_path(engine, &env.instance));
+        watch_signals(signals, handle.clone(), move || finish(&instance, None, &path))?;
+        ready(&dir)?;
+        Ok(server)
+    });
+    let server = match running {
+        Ok(server) => server,
+        Err(error) => {
+            handle.detach()?;
+            finish(&instance, None, &info_path(engine, &env.instance));
+            return Err(error);
+        }
+    };
+    tracing::info!(env = env.name, dir = %dir.display(), "mounted");
+    session.wait().map_err(|e| Error::io("serve", &dir, e))?;
+    finish(&instance, Some(&server), &info_path(engine, &env.instance));
+    tracing::info!(env = env.name, "unmounted");
+    Ok(())
+}
+
+/// Writes mount.json, then opens the socket: who can connect finds the mount point written.
+fn announce(
+    engine: &Engine,
+    env: &Metadata,
+    instance: &Arc<Instance>,
+    handle: &UnmountHandle,
+    dir: &Path,
+    session: bool,
+) -> Result<Server> {
+    let info = MountInfo { dir: dir.to_owned(), pid: std::process::id(), session };
+    let bytes =
+        serde_json::to_vec(&info).map_err(|e| Error::Invalid(format!("describing the mount: {e}")))?;
+    atomic::write_file(&info_path(engine, &env.instance), &bytes)?;
+    let (instance, handle, dir) = (instance.clone(), handle.clone(), dir.to_owned());
+    Server::start(&engine.env_dir(&env.instance), move |request| answer(&instance, &handle, &dir, &request))
+}
+
+fn answer(instance: &Instance, handle: &UnmountHandle, dir: &Path, request: &Request) -> Answer {
+    if *request == Request::Unmount {
+        return match handle.unmount() {
+            Ok(()) => Answer::Unmounted,
+            Err(karapace_fs::Error::Busy) => failed(&Error::DirBusy { dir: dir.to_owned() }),
+            Err(error) => failed(&error.into()),
+        };
+    }
+    match perform(instance, request) {
+        Ok(answer) => answer,
+        Err(_) if instance.is_closed() => Answer::Ending,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &Error) -> Answer {
+    Answer::Failed { errno: error.errno(), reason: error.to_string() }
+}
+
+/// Ends the work on an environment whose mount is gone. What fails is for the log: there is nobody left to tell, and the
+/// journal holds everything all the same.
+fn finish(instance: &Instance, server: Option<&Server>, info: &Path) {
+    if let Err(error) = instance.close() {
+        tracing::error!("closing the environment: {error}");
+    }
+    if let Err(error) = fs::remove_file(info) {
+        tracing::debug!("removing {}: {error}", info.display());
+    }
+    if let Some(server) = server {
+        server.stop();
+    }
+}
+
+fn serve_snapshot(
+    engine: &Engine,
+    env: &Metadata,
+    snapshot: &str,
+    options: &Options,
+    signals: SigSet,
+    ready: &mut dyn FnMut(&Path) -> Result<()>,
+) -> Result<()> {
+    let store = engine.store();
+    let shared = StoreLock::shared(store)?;
+    let layer = reference::resolve(env, snapshot)?;
+    let root = LayerRecord::read(store, &layer.record)?.tree;
+    let _pin = Pin::hold(store, &[root])?;
+    drop(shared);
+    let dir = mountpoint::prepare(&options.dir)?;
+    let trees = Arc::new(Trees::new(store.clone()));
+    let view = Arc::new(View::snapshot(&trees, root)?);
+    let mount_options = mount_options(env, &dir, options, true);
+    let session = MountedSession::mount(view, trees, None, &mount_options)?;
+    let handle = session.unmount_handle();
+    watch_signals(signals, handle.clone(), || ())?;
+    if let Err(error) = ready(&dir) {
+        handle.detach()?;
+        return Err(error);
+    }
+    session.wait().map_err(|e| Error::io("serve", &dir, e))
+}
+
+fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool) -> MountOptions {
+    MountOptions {
+        mountpoint: dir.to_owned(),
+        read_only,
+        ctl: options.ctl_dir,
+        allow_other: options.allow_other,
+        threads: options.threads,
+        fsname: format!("karapace:{}", env.name),
+    }
+}
+
+/// On SIGTERM, SIGINT or SIGHUP unmounts. A mount in use is detached, and after a grace period cut off: `finish` is called and
+/// the process ends.
+fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Send + 'static) -> Result<()> {
+    let watch = move || {
+        let Ok(signal) = signals.wait() else { return };
+        tracing::info!("unmounting on {signal}");
+        match handle.unmount() {
+            Ok(()) => return,
+            Err(error) => tracing::info!("detaching, for it cannot be unmounted: {error}"),
+        }
+        if let Err(error) = handle.detach() {
+            tracing::error!("detaching: {error}");
+        }
+        let end = Instant::now() + GRACE;
+        while handle.is_connected() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if handle.is_connected() {
+            tracing::warn!("still in use after {} s: cut off", GRACE.as_secs());
+            finish();
+            std::process::exit(0);
+        }
+    };
+    let thread = std::thread::Builder::new().name("karapace-signals".to_owned());
+    thread.spawn(watch).map_err(|e| Error::Invalid(format!("cannot start a thread: {e}")))?;
+    Ok(())
+}
+
+/// What the background process says to the one that started it, one JSON line on its standard output.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Readiness {
+    Mounted { dir: PathBuf },
+    Failed { errno: i32, reason: String },
+}
+
+/// Says on standard output that the mount answers. For the background process only.
+pub fn tell_ready(dir: &Path) -> Result<()> {
+    tell(&Readiness::Mounted { dir: dir.to_owned() })
+}
+
+/// Says on standard output why there is no mount. For the background process only.
+pub fn tell_failed(error: &Error) -> Result<()> {
+    tell(&Readiness::Failed { errno: error.errno(), reason: error.to_string().trim_end().to_owned() })
+}
+
+fn tell(readiness: &Readiness) -> Result<()> {
+    let told = serde_json::to_vec(readiness).map_err(io::Error::from).and_then(|mut line| {
+        line.push(b'\n');
+        let mut out = io::stdout().lock();
+        out.write_all(&line)?;
+        out.flush()
+    });
+    told.map_err(|e| Error::io("report to", Path::new("the starting process"), e))
+}
+
+/// The serving process, as its starter knows it.
+pub struct Background(Child);
+
+impl Background {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits for its end. For a starter that lives on and has unmounted it.
+    pub fn wait(mut self) {
+        if let Err(error) = self.0.wait() {
+            tracing::debug!("waiting for the serving process: {error}");
+        }
+    }
+}
+
+fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
+    let dir = mountpoint::absolute(&options.dir)?;
+    let log_path = log_path(engine, &env.instance);
+    let mut log = OpenOptions::new();
+    log.create(true).mode(0o600);
+    let grown = fs::metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT);
+    if grown {
+        log.write(true).truncate(true)
+    } else {
+        log.append(true)
+    };
+    let log = log.open(&log_path).map_err(|e| Error::io("open", &log_path, e))?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("karapace").arg("--store").arg(engine.root());
+    if verbose {
+        command.arg("--verbose");
+    }
+    command.arg("mount").args(["--foreground", "--background-child"]);
+    command.args(arguments(options)).arg("--").arg(env.instance.to_hex()).arg(&dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let exe = Path::new("/proc/self/exe");
+    let mut child = command.spawn().map_err(|e| Error::io("run", exe, e))?;
+    let mut line = String::new();
+    if let Some(out) = child.stdout.take() {
+        BufReader::new(out).read_line(&mut line).map_err(|e| Error::io("read from", exe, e))?;
+    }
+    match serde_json::from_str(&line) {
+        Ok(Readiness::Mounted { dir }) => Ok((dir, Background(child))),
+        told => {
+            Background(child).wait();
+            match told {
+                Ok(Readiness::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
+                _ => Err(engine.serving_error(env, "ended before the mount answered")),
+            }
+        }
+    }
+}
+
+/// The command line of `karapace mount` for these options.
+fn arguments(options: &Options) -> Vec<String> {
+    let mut args = vec![format!("--threads={}", options.threads)];
+    let ctl = match options.ctl_dir {
+        CtlDir::Hidden => "hidden",
+        CtlDir::Visible => "visible",
+        CtlDir::Disabled => "disabled",
+    };
+    args.push(format!("--ctl-dir={ctl}"));
+    if let Some(snapshot) = &options.snapshot {
+        args.push(format!("--snapshot={snapshot}"));
+    }
+    let flags = [
+        ("--read-only", options.read_only),
+        ("--allow-other", options.allow_other),
+        ("--session", options.session),
+    ];
+    args.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| (*flag).to_owned()));
+    args
+}
+
+impl Engine {
+    /// The environment's mount and state for listings; never fails for one that is merely not mounted.
+    pub(super) fn shown_mount(&self, env: &Metadata) -> Option<MountInfo> {
+        match self.live_mount(&env.instance) {
+            Ok(mount) => mount,
+            Err(error) => {
+                tracing::warn!("{}: {error}", env.name);
+                None
+            }
+        }
+    }
+
+    /// Refuses what may not be done to an environment in use.
+    pub(super) fn check_idle(&self, env: &Metadata) -> Result<()> {
+        if sessions::running(self, &env.instance) {
+            return Err(Error::Running { env: env.name.clone() });
+        }
+        if self.live_mount(&env.instance)?.is_some() {
+            return Err(self.mounted_error(env));
+        }
+        Ok(())
+    }
+}

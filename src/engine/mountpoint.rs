@@ -1,0 +1,183 @@
+//! Directories to mount on: making them ready, finding what is mounted, clearing what a killed process left.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::statfs::statfs;
+use nix::unistd::geteuid;
+
+use super::{Error, Result};
+
+/// What stands at a path where a mount is wanted.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    Nothing,
+    Directory,
+    /// A mount whose server is gone.
+    Stale,
+}
+
+/// Makes `dir` an empty directory to mount on: created if missing, a stale mount on it detached.
+/// Gives its absolute path without symlinks.
+pub fn prepare(dir: &Path) -> Result<PathBuf> {
+    let standing = match look(dir)? {
+        Standing::Stale => {
+            tracing::info!("detaching the stale mount on {}", dir.display());
+            detach(dir)?;
+            look(dir)?
+        }
+        other => other,
+    };
+    if standing == Standing::Nothing {
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    }
+    let mut entries = fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))?;
+    if entries.next().is_some() {
+        return Err(Error::DirNotEmpty { dir: dir.to_owned() });
+    }
+    fs::canonicalize(dir).map_err(|e| Error::io("resolve", dir, e))
+}
+
+/// Detaches what is mounted on `dir` if its server is gone; anything else is left alone.
+pub fn clear_stale(dir: &Path) -> Result<()> {
+    match look(dir) {
+        Ok(Standing::Stale) => detach(dir),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::debug!("not looked for a stale mount: {error}");
+            Ok(())
+        }
+    }
+}
+
+/// Whether a mount stands on `dir` whose server is gone.
+pub fn is_stale(dir: &Path) -> bool {
+    matches!(look(dir), Ok(Standing::Stale))
+}
+
+/// Unmounts `dir`; with `lazy`, even while it is in use, as far as new look-ups go.
+///
+/// # Errors
+/// [`Error::DirBusy`] when files are open or a shell is inside.
+pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
+    if geteuid().is_root() {
+        let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+        return match umount2(dir, flags | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => Ok(()),
+            Err(Errno::EBUSY) => Err(Error::DirBusy { dir: dir.to_owned() }),
+            Err(errno) => Err(Error::io("unmount", dir, errno.into())),
+        };
+    }
+    let mut command = Command::new("fusermount3");
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(dir).stdin(Stdio::null()).output();
+    let output = output.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => {
+            Error::Invalid("fusermount3 is not installed: install the package fuse3".to_owned())
+        }
+        _ => Error::io("run fusermount3 on", dir, e),
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if words.contains("busy") {
+        return Err(Error::DirBusy { dir: dir.to_owned() });
+    }
+    Err(Error::Invalid(format!("cannot unmount {}: {words}", dir.display())))
+}
+
+/// The source of the FUSE mount on `dir` as /proc/self/mountinfo has it; the topmost where several are.
+pub fn fuse_source(dir: &Path) -> Result<Option<String>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let mut from_top = table.lines().rev().filter_map(fuse_line);
+    Ok(from_top.find(|(at, _)| at == dir.as_os_str().as_bytes()).map(|(_, source)| source))
+}
+
+/// An absolute path for `dir` that resolves symlinks up to its parent, so that it works on a stale mount too.
+pub fn absolute(dir: &Path) -> Result<PathBuf> {
+    let dir = std::path::absolute(dir).map_err(|e| Error::io("resolve", dir, e))?;
+    match (dir.parent().map(fs::canonicalize), dir.file_name()) {
+        (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
+        _ => Ok(dir),
+    }
+}
+
+fn look(dir: &Path) -> Result<Standing> {
+    // Not stat: the kernel may still have the attributes of a dead mount's root.
+    match statfs(dir) {
+        Ok(_) => Ok(Standing::Directory),
+        Err(Errno::ENOENT) => Ok(Standing::Nothing),
+        Err(Errno::ENOTCONN) => Ok(Standing::Stale),
+        Err(errno) => Err(Error::io("look at", dir, errno.into())),
+    }
+}
+
+fn detach(dir: &Path) -> Result<()> {
+    unmount(&absolute(dir)?, true)
+}
+
+/// Mount point and source of a FUSE line of mountinfo.
+fn fuse_line(line: &str) -> Option<(Vec<u8>, String)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    let (kind, source) = (right.next()?, right.next()?);
+    (kind == "fuse" || kind.starts_with("fuse.")).then_some(())?;
+    let at = unescape(left.split(' ').nth(4)?);
+    Some((at, String::from_utf8_lossy(&unescape(source)).into_owned()))
+}
+
+/// Undoes the octal escapes of mountinfo (`\040` is a space).
+fn unescape(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let octal = bytes.get(i + 1..i + 4).and_then(|d| std::str::from_utf8(d).ok());
+        match octal.and_then(|d| u8::from_str_radix(d, 8).ok()) {
+            Some(byte) if bytes[i] == b'\\' => {
+                out.push(byte);
+                i += 4;
+            }
+            _ => {
+                out.push(bytes[i]);
+                i += 1;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines() {
+        let line =
+            r"81 29 0:52 / /home/u/a\040b rw,nosuid shared:1 - fuse.karapace karapace:dev rw,user_id=1000";
+        assert_eq!(fuse_line(line), Some((b"/home/u/a b".to_vec(), "karapace:dev".to_owned())));
+        assert_eq!(fuse_line("29 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
+        assert_eq!(unescape(r"\134\x\04"), br"\\x\04");
+    }
+
+    #[test]
+    fn a_new_directory_is_made_and_a_full_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = prepare(&dir.path().join("a/b")).unwrap();
+        assert!(made.is_dir());
+        prepare(&made).unwrap();
+        fs::write(made.join("x"), "").unwrap();
+        assert!(matches!(prepare(&made), Err(Error::DirNotEmpty { .. })));
+        assert!(prepare(&made.join("x")).is_err());
+    }
+}

@@ -1,0 +1,178 @@
+//! Naming a snapshot: hash, unique prefix, name, `head`, `latest`, `base`, `~k`. Pure.
+
+use karapace_store::id::{LayerHash, RecordId};
+use karapace_store::metadata::{Metadata, SnapshotEntry};
+
+use super::{Error, Result};
+
+/// The shortest prefix of a hash that is taken.
+const MIN_PREFIX: usize = 4;
+
+/// A layer of an environment: what people type, and the record that it stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerRef {
+    /// Its identity.
+    pub hash: LayerHash,
+    /// Its record.
+    pub record: RecordId,
+}
+
+/// The layer that `reference` names in `metadata`. A name goes before a prefix; of two records with one hash, the newest.
+///
+/// # Errors
+/// [`Error::NoSnapshot`], [`Error::AmbiguousSnapshot`].
+pub fn resolve(metadata: &Metadata, reference: &str) -> Result<LayerRef> {
+    let head = LayerRef { hash: metadata.head, record: metadata.head_record };
+    let base = LayerRef { hash: metadata.base_layer, record: metadata.base_record };
+    let missing = || Error::NoSnapshot { env: metadata.name.clone(), reference: reference.to_owned() };
+    match reference {
+        "head" => return Ok(head),
+        "base" => return Ok(base),
+        "latest" => return metadata.snapshots.last().map(layer_of).ok_or_else(missing),
+        _ => {}
+    }
+    if let Some(steps) = reference.strip_prefix('~') {
+        let steps: u32 = steps.parse().map_err(|_| missing())?;
+        return ancestor(metadata, head, steps).ok_or_else(missing);
+    }
+    if let Some(named) = metadata.snapshots.iter().find(|s| s.name.as_deref() == Some(reference)) {
+        return Ok(layer_of(named));
+    }
+    let is_prefix = reference.len() >= MIN_PREFIX && reference.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_prefix {
+        return Err(missing());
+    }
+    let prefix = reference.to_ascii_lowercase();
+    let mut found: Vec<LayerRef> = Vec::new();
+    let newest_first = metadata.snapshots.iter().rev().map(layer_of).chain([base]);
+    for layer in newest_first.filter(|layer| layer.hash.to_hex().starts_with(&prefix)) {
+        if found.iter().all(|other| other.hash != layer.hash) {
+            found.push(layer);
+        }
+    }
+    match found.as_slice() {
+        [] => Err(missing()),
+        [one] => Ok(*one),
+        several => Err(Error::AmbiguousSnapshot {
+            env: metadata.name.clone(),
+            reference: reference.to_owned(),
+            candidates: several.iter().map(|layer| layer.hash.to_hex()).collect(),
+        }),
+    }
+}
+
+fn layer_of(entry: &SnapshotEntry) -> LayerRef {
+    LayerRef { hash: entry.hash, record: entry.record }
+}
+
+fn ancestor(metadata: &Metadata, head: LayerRef, steps: u32) -> Option<LayerRef> {
+    let mut at = head;
+    for _ in 0..steps {
+        if at.hash == metadata.base_layer {
+            return None;
+        }
+        let entry = metadata.snapshots.iter().rev().find(|s| s.hash == at.hash)?;
+        at = match metadata.snapshots.iter().rev().find(|s| s.hash == entry.parent) {
+            Some(parent) => layer_of(parent),
+            None if entry.parent == metadata.base_layer => {
+                LayerRef { hash: metadata.base_layer, record: metadata.base_record }
+            }
+            None => return None,
+        };
+    }
+    Some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karapace_store::id::InstanceId;
+    use karapace_store::inode::Timestamp;
+    use karapace_store::metadata::EnvState;
+
+    fn hash(text: &str) -> LayerHash {
+        format!("{text:0<64}").parse().unwrap()
+    }
+
+    fn record(n: u8) -> RecordId {
+        RecordId::from_bytes([n; 32])
+    }
+
+    fn entry(text: &str, n: u8, parent: &str, name: Option<&str>) -> SnapshotEntry {
+        SnapshotEntry {
+            hash: hash(text),
+            record: record(n),
+            parent: hash(parent),
+            name: name.map(str::to_owned),
+            message: None,
+            created_at: Timestamp { secs: i64::from(n), nanos: 0 },
+        }
+    }
+
+    /// base ← aaaa1 ← aaaa2 (head, "two") and a side branch base ← bbbb, made again later with another record.
+    fn metadata() -> Metadata {
+        let time = Timestamp { secs: 0, nanos: 0 };
+        Metadata {
+            version: 1,
+            instance: InstanceId::from_bytes([1; 16]),
+            name: "dev".into(),
+            env_id: "e".repeat(64),
+            state: EnvState::Built,
+            base_layer: hash("ba5e"),
+            base_record: record(0),
+            head: hash("aaaa2"),
+            head_record: record(2),
+            created_at: time,
+            updated_at: time,
+            manifest: String::new(),
+            lock: String::new(),
+            snapshots: vec![
+                entry("aaaa1", 1, "ba5e", Some("cafe")),
+                entry("aaaa2", 2, "aaaa1", Some("two")),
+                entry("bbbb", 3, "ba5e", None),
+                entry("bbbb", 4, "ba5e", Some("again")),
+                entry("cafe5", 5, "bbbb", None),
+            ],
+            checksum: String::new(),
+        }
+    }
+
+    #[test]
+    fn references() {
+        let m = metadata();
+        let table = [
+            ("head", Some(2)),
+            ("base", Some(0)),
+            ("latest", Some(5)),
+            ("~0", Some(2)),
+            ("~1", Some(1)),
+            ("~2", Some(0)),
+            ("~3", None),
+            ("~x", None),
+            ("two", Some(2)),
+            ("again", Some(4)),
+            ("aaaa1", Some(1)),
+            ("AAAA2", Some(2)),
+            ("bbbb", Some(4)),
+            ("ba5e", Some(0)),
+            ("bbb", None),
+            ("cafe", Some(1)),
+            ("cafe5", Some(5)),
+            ("nosuch", None),
+            ("0000", None),
+            ("", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(resolve(&m, text).ok().map(|l| l.record), expected.map(record), "{text}");
+        }
+        assert_eq!(resolve(&m, &hash("aaaa1").to_hex()).unwrap().record, record(1));
+    }
+
+    #[test]
+    fn ambiguity_lists_candidates() {
+        match resolve(&metadata(), "aaaa").unwrap_err() {
+            Error::AmbiguousSnapshot { candidates, .. } => assert_eq!(candidates.len(), 2),
+            other => panic!("{other}"),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Ending mounts.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use karapace_store::lock::EnvLock;
+use karapace_store::metadata::Metadata;
+
+use super::socket::{Answer, Client, Request};
+use super::{Engine, Error, Result, mountpoint, sessions};
+
+/// How long the serving process may take to write its checkpoint after the mount is gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Unmounts what `target` names: an environment, or a directory that one (or a snapshot of one) is mounted on. Returns when
+    /// the serving process is through. Gives the directory.
+    pub fn umount(&self, target: &str) -> Result<PathBuf> {
+        if !target.contains('/') {
+            match self.find(target) {
+                Ok(env) => return self.umount_env(&env),
+                Err(error) if !Path::new(target).exists() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let dir = mountpoint::absolute(Path::new(target))?;
+        for env in Metadata::list(self.store())?.into_iter().flatten() {
+            if self.recorded_mount(&env.instance)?.is_some_and(|mount| mount.dir == dir) {
+                return self.umount_env(&env);
+            }
+        }
+        match mountpoint::fuse_source(&dir)? {
+            Some(source) if source.starts_with("karapace:") => mountpoint::unmount(&dir, false).map(|()| dir),
+            _ => Err(Error::NotMounted { what: target.to_owned() }),
+        }
+    }
+
+    /// Unmounts an environment and waits until its lock is free.
+    pub fn umount_env(&self, env: &Metadata) -> Result<PathBuf> {
+        if sessions::running(self, &env.instance) {
+            return Err(Error::Running { env: env.name.clone() });
+        }
+        self.unmount_and_wait(env)
+    }
+
+    pub(super) fn unmount_and_wait(&self, env: &Metadata) -> Result<PathBuf> {
+        let mount = self.recorded_mount(&env.instance)?;
+        let (Some(client), Some(mount)) = (Client::connect(&self.env_dir(&env.instance))?, &mount) else {
+            return self.clear_dead(env, mount.map(|m| m.dir));
+        };
+        match self.ask(env, client, &Request::Unmount)? {
+            Answer::Unmounted | Answer::Ending => {}
+            Answer::Failed { errno, reason } => return Err(Error::Served { errno, reason }),
+            _ => return Err(self.serving_error(env, "gave an answer that this version does not know")),
+        }
+        let start = Instant::now();
+        while EnvLock::holder(self.store(), &env.instance)?.is_some() {
+            if start.elapsed() > PATIENCE {
+                return Err(self.serving_error(env, "is unmounted and does not come to an end"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(mount.dir.clone())
+    }
+
+    /// Nobody serves the environment: a killed process may have left its mount point behind.
+    fn clear_dead(&self, env: &Metadata, dir: Option<PathBuf>) -> Result<PathBuf> {
+        match dir {
+            Some(dir) if mountpoint::is_stale(&dir) => {
+                mountpoint::clear_stale(&dir)?;
+                Ok(dir)
+            }
+            _ => Err(Error::NotMounted { what: env.name.clone() }),
+        }
+    }
+}
