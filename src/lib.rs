@@ -1,9 +1,10 @@
 //! Karapace keeps Linux environments in a content-addressed store and serves them as directories through FUSE.
 //!
-//! The library is the program: `src/main.rs` only calls `cli`. Layers, top to bottom: `cli` (arguments,
+//! The library is the program: `src/main.rs` only calls [`cli`]. Layers, top to bottom: [`cli`] (arguments,
 //! output, exit status), [`engine`] (what each command does), and the pure modules [`manifest`], [`lockfile`],
 //! [`identity`], [`lifecycle`]. Below stand the crates `karapace-fs` (the view) and `karapace-store`.
 
+pub mod cli;
 pub mod engine;
 pub mod identity;
 pub mod image;

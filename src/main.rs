@@ -1,2 +1,5 @@
 //! The `karapace` program.
-fn main() {}
+
+fn main() {
+    std::process::exit(karapace::cli::run(std::env::args_os()));
+}

@@ -1,0 +1,23 @@
+use serde_json::json;
+
+use crate::cli::Global;
+use crate::cli::ui::{self, Failure};
+
+/// Put a frozen environment away: it is kept, and neither mounted nor entered
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        engine.archive(&env)?;
+        if global.json() {
+            ui::json(&json!({ "name": env.name, "env_id": env.env_id, "state": "Archived" }))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+use crate::cli::Global;
+use crate::cli::ui::{self, Failure};
+
+/// Make a snapshot of an environment
+///
+/// With nothing changed no snapshot is made, and the one the environment stands on is named.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+    /// Name for the snapshot
+    #[arg(long)]
+    name: Option<String>,
+    /// What to remember about it
+    #[arg(short, long)]
+    message: Option<String>,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        let outcome = engine.commit(&env, self.name.as_deref(), self.message.as_deref())?;
+        if global.json() {
+            ui::json(&outcome)?;
+            return Ok(());
+        }
+        if outcome.created {
+            let (added, modified, deleted) = (outcome.added, outcome.modified, outcome.deleted);
+            ui::remark(&format!("{added} added, {modified} modified, {deleted} deleted"));
+        } else {
+            ui::remark("nothing has changed");
+        }
+        ui::line(&outcome.hash.to_hex())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,42 @@
+use serde_json::json;
+
+use crate::cli::ui::{self, Failure};
+use crate::cli::{Global, exit};
+
+/// Remove an environment with its snapshots and uncommitted changes
+///
+/// What only it used is freed by the next `karapace gc`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        let what = format!("{} (env_id {}) with {} snapshots", env.name, env.short_id(), env.snapshots.len());
+        if !self.yes {
+            match ui::confirm(&format!("Remove {what}?"))? {
+                Some(true) => {}
+                Some(false) => {
+                    ui::remark("nothing was removed");
+                    return Err(Failure::Status(exit::FAILURE));
+                }
+                None => {
+                    ui::remark(&format!("karapace: {what} would be removed: say so with --yes"));
+                    return Err(Failure::Status(exit::FAILURE));
+                }
+            }
+        }
+        engine.destroy(&env)?;
+        if global.json() {
+            ui::json(&json!({ "name": env.name, "env_id": env.env_id, "destroyed": true }))?;
+        }
+        Ok(())
+    }
+}

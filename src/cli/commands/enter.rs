@@ -1,0 +1,87 @@
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use crate::cli::Global;
+use crate::cli::ui::Failure;
+use crate::engine::enter::EnterOptions;
+
+/// Open a shell inside an environment, or run a command
+///
+/// Ends with the command's own status: 125 when karapace failed, 126 when the command cannot be executed, 127 when it is not
+/// there, 128+n when signal n killed it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// The command. Default: the user's shell
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// How `enter` and `exec` run their command.
+#[derive(Debug, clap::Args)]
+pub(super) struct SessionArgs {
+    /// Run as this user of the environment (name or id, with :group if wanted). Default: root
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// Directory inside to begin in
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<PathBuf>,
+    /// Set a variable
+    #[arg(short = 'e', long = "env", value_name = "NAME=VALUE", value_parser = VariableParser)]
+    variables: Vec<(OsString, OsString)>,
+    /// Let the control directory /.karapace be seen inside
+    #[arg(long)]
+    ctl: bool,
+}
+
+impl SessionArgs {
+    pub(super) fn run(&self, global: &Global, env: &str, argv: &[OsString]) -> Result<i32, Failure> {
+        let engine = global.engine()?;
+        let env = engine.find(env)?;
+        let options = EnterOptions {
+            argv: argv.to_vec(),
+            user: self.user.clone(),
+            workdir: self.workdir.clone(),
+            env: self.variables.clone(),
+            show_control: self.ctl,
+        };
+        Ok(engine.enter(&env, &options)?)
+    }
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<i32, Failure> {
+        self.session.run(global, &self.env, &self.command)
+    }
+}
+
+/// Parses `NAME=VALUE` of any bytes.
+#[derive(Clone)]
+pub(super) struct VariableParser;
+
+impl clap::builder::TypedValueParser for VariableParser {
+    type Value = (OsString, OsString);
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        let bytes = value.as_bytes();
+        match bytes.iter().position(|b| *b == b'=') {
+            Some(at) if at > 0 => {
+                let part = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+                Ok((part(&bytes[..at]), part(&bytes[at + 1..])))
+            }
+            _ => {
+                let text = format!("{}: a variable is given as NAME=VALUE\n", value.to_string_lossy());
+                Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, text).with_cmd(command))
+            }
+        }
+    }
+}

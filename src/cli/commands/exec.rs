@@ -1,0 +1,32 @@
+use std::ffi::OsString;
+
+use super::enter::SessionArgs;
+use crate::cli::Global;
+use crate::cli::ui::Failure;
+
+/// Run a command inside an environment
+///
+/// Standard input and output, signals and the exit status pass through unchanged: 125 when karapace failed, 126 when the
+/// command cannot be executed, 127 when it is not there, 128+n when signal n killed it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<i32, Failure> {
+        self.session.run(global, &self.env, &self.command)
+    }
+
+    /// The command and its arguments.
+    #[cfg(test)]
+    pub fn command(&self) -> &[OsString] {
+        &self.command
+    }
+}

@@ -1,0 +1,33 @@
+use crate::cli::ui::{self, Failure};
+use crate::cli::{Global, exit};
+
+/// List all environments
+#[derive(Debug, clap::Args)]
+#[command(visible_alias = "ls")]
+pub struct Args {}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let (environments, unreadable) = global.engine()?.list()?;
+        if global.json() {
+            ui::json(&environments)?;
+        } else {
+            let row = |env: &crate::engine::inspect::Summary| {
+                vec![
+                    env.name.clone(),
+                    env.short_id.clone(),
+                    env.state.clone(),
+                    env.head[..12].to_owned(),
+                    env.snapshots.to_string(),
+                    env.mount.as_ref().map_or_else(|| "-".to_owned(), |m| m.dir.display().to_string()),
+                ]
+            };
+            let rows: Vec<_> = environments.iter().map(row).collect();
+            ui::table(&["NAME", "SHORT_ID", "STATE", "HEAD", "SNAPSHOTS", "MOUNT"], &rows)?;
+        }
+        for error in &unreadable {
+            ui::remark(&format!("karapace: {error}"));
+        }
+        if unreadable.is_empty() { Ok(()) } else { Err(Failure::Status(exit::STORE)) }
+    }
+}

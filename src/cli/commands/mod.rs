@@ -1,0 +1,89 @@
+//! The commands, one a file.
+
+mod archive;
+mod build;
+mod commit;
+mod destroy;
+mod diff;
+mod enter;
+mod exec;
+mod freeze;
+mod gc;
+mod import;
+mod inspect;
+mod list;
+mod mount;
+mod new;
+mod rename;
+mod restore;
+mod snapshots;
+mod umount;
+mod verify_store;
+
+use clap::Subcommand;
+
+use super::Global;
+use super::ui::Failure;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    New(new::Args),
+    Build(build::Args),
+    Import(import::Args),
+    Mount(mount::Args),
+    #[command(visible_alias = "unmount")]
+    Umount(umount::Args),
+    Enter(enter::Args),
+    Exec(exec::Args),
+    Commit(commit::Args),
+    Restore(restore::Args),
+    Snapshots(snapshots::Args),
+    Diff(diff::Args),
+    List(list::Args),
+    Inspect(inspect::Args),
+    Rename(rename::Args),
+    Freeze(freeze::Args),
+    Archive(archive::Args),
+    Destroy(destroy::Args),
+    Gc(gc::Args),
+    VerifyStore(verify_store::Args),
+}
+
+impl Command {
+    /// Runs it and gives the exit status.
+    pub fn run(&self, global: &Global) -> Result<i32, Failure> {
+        match self {
+            Command::Enter(args) => return args.run(global),
+            Command::Exec(args) => return args.run(global),
+            Command::New(args) => args.run(global),
+            Command::Build(args) => args.run(global),
+            Command::Import(args) => args.run(global),
+            Command::Mount(args) => args.run(global),
+            Command::Umount(args) => args.run(global),
+            Command::Commit(args) => args.run(global),
+            Command::Restore(args) => args.run(global),
+            Command::Snapshots(args) => args.run(global),
+            Command::Diff(args) => args.run(global),
+            Command::List(args) => args.run(global),
+            Command::Inspect(args) => args.run(global),
+            Command::Rename(args) => args.run(global),
+            Command::Freeze(args) => args.run(global),
+            Command::Archive(args) => args.run(global),
+            Command::Destroy(args) => args.run(global),
+            Command::Gc(args) => args.run(global),
+            Command::VerifyStore(args) => args.run(global),
+        }?;
+        Ok(0)
+    }
+
+    /// Whether this is a mount's process in the background.
+    pub fn is_background(&self) -> bool {
+        matches!(self, Command::Mount(args) if args.is_background())
+    }
+
+    /// Whether the exit status belongs to a command inside.
+    pub fn is_session(&self) -> bool {
+        matches!(self, Command::Enter(_) | Command::Exec(_))
+    }
+}

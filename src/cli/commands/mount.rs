@@ -1,0 +1,127 @@
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use karapace_fs::session::CtlDir;
+use serde_json::json;
+
+use crate::cli::Global;
+use crate::cli::ui::{self, Failure};
+use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir, tell_failed, tell_ready};
+
+/// Mount an environment as a directory
+///
+/// Returns when the mount answers; a process in the background serves it until `karapace umount`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+    /// Where. Default: ~/karapace/<name>
+    dir: Option<PathBuf>,
+    /// Serve in this process, until it is unmounted or interrupted
+    #[arg(long)]
+    foreground: bool,
+    /// Refuse every change
+    #[arg(long)]
+    read_only: bool,
+    /// Mount this snapshot, read-only and without control directory
+    #[arg(long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+    /// Whether .karapace is listed in the root, only reachable by name, or absent
+    #[arg(long, value_enum, default_value = "hidden", value_name = "HOW")]
+    ctl_dir: Ctl,
+    /// Let other users in (an ordinary user needs user_allow_other in /etc/fuse.conf)
+    #[arg(long)]
+    allow_other: bool,
+    /// Threads that serve requests
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_THREADS, value_parser = threads)]
+    threads: usize,
+    /// This is the background process: say on stdout when the mount answers
+    #[arg(long, hide = true, requires = "foreground")]
+    background_child: bool,
+    /// The mount ends with the sessions inside
+    #[arg(long, hide = true, requires = "background_child")]
+    session: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Ctl {
+    Hidden,
+    Visible,
+    Disabled,
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=64) => Ok(n),
+        _ => Err("a number from 1 to 64".to_owned()),
+    }
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.background_child {
+            return self.run_background(global);
+        }
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
+        let options = self.options(dir);
+        if self.foreground {
+            return Ok(engine.serve(&env.instance, &options, &mut |dir| {
+                ui::remark(&format!("{} is mounted at {}", env.name, dir.display()));
+                Ok(())
+            })?);
+        }
+        let (dir, server) = engine.mount(&env, &options, global.verbose())?;
+        if global.json() {
+            let dir = dir.display().to_string();
+            ui::json(&json!({ "name": env.name, "dir": dir, "pid": server.pid() }))?;
+        } else {
+            ui::line(&dir.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    pub fn is_background(&self) -> bool {
+        self.background_child
+    }
+
+    /// Everything that goes wrong before the mount answers is for the process that started us; later it is for the log.
+    fn run_background(&self, global: &Global) -> Result<(), Failure> {
+        let mut told = false;
+        let result = self.serve_background(global, &mut told);
+        if let (Err(Failure::Engine(error)), false) = (&result, told) {
+            tell_failed(error)?;
+        }
+        result
+    }
+
+    fn serve_background(&self, global: &Global, told: &mut bool) -> Result<(), Failure> {
+        // The terminal's signals are not for us, and no directory but the mount point is kept busy.
+        nix::unistd::setsid().map_err(std::io::Error::from)?;
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
+        std::env::set_current_dir("/")?;
+        Ok(engine.serve(&env.instance, &self.options(dir), &mut |dir| {
+            *told = true;
+            tell_ready(dir)
+        })?)
+    }
+
+    fn options(&self, dir: PathBuf) -> Options {
+        Options {
+            dir,
+            read_only: self.read_only,
+            snapshot: self.snapshot.clone(),
+            ctl_dir: match self.ctl_dir {
+                Ctl::Hidden => CtlDir::Hidden,
+                Ctl::Visible => CtlDir::Visible,
+                Ctl::Disabled => CtlDir::Disabled,
+            },
+            allow_other: self.allow_other,
+            threads: self.threads,
+            session: self.session,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+use serde_json::json;
+
+use crate::cli::Global;
+use crate::cli::ui::{self, Failure};
+
+/// Give an environment another name (unmounted only)
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+    /// The new name
+    name: String,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        engine.rename(&env, &self.name)?;
+        if global.json() {
+            ui::json(&json!({ "env_id": env.env_id, "name": self.name }))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+use crate::cli::Global;
+use crate::cli::ui::{self, Failure};
+
+/// Make an environment equal to one of its snapshots
+///
+/// Uncommitted changes are committed first, so that nothing is lost.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix
+    env: String,
+    /// Hash, unique prefix of 4 or more digits, name, head, latest, base, or ~k for the k-th parent of head
+    snapshot: String,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        let outcome = engine.restore(&env, &self.snapshot)?;
+        if global.json() {
+            ui::json(&outcome)?;
+            return Ok(());
+        }
+        if let Some(saved) = outcome.saved {
+            ui::remark(&format!("uncommitted changes are in snapshot {saved}"));
+        }
+        ui::line(&outcome.hash.to_hex())?;
+        Ok(())
+    }
+}

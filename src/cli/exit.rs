@@ -1,0 +1,73 @@
+//! The one place where an error becomes an exit status.
+
+use karapace_store::error::StoreError;
+
+use crate::engine::Error;
+
+/// Anything that is none of the below, a wrong command line included.
+pub const FAILURE: i32 = 1;
+/// The manifest or its lock file.
+pub const MANIFEST: i32 = 2;
+/// The store: damage, a lock, a version.
+pub const STORE: i32 = 3;
+/// `enter` and `exec`: we failed, not the command.
+pub const RUNTIME: i32 = 125;
+
+/// The exit status for a failed command.
+pub fn status(error: &Error) -> i32 {
+    match error {
+        Error::Manifest(_) | Error::Lock(_) | Error::NotYet { .. } => MANIFEST,
+        Error::Store(e) | Error::Fs(karapace_fs::Error::Store(e)) => store_status(e),
+        Error::Fs(karapace_fs::Error::Corrupt(_)) => STORE,
+        Error::Served { errno: libc::EIO | libc::EAGAIN, .. } => STORE,
+        _ => FAILURE,
+    }
+}
+
+/// The same for `enter` and `exec`, whose low numbers belong to the command.
+pub fn session_status(error: &Error) -> i32 {
+    match error {
+        Error::Runtime(e) => e.exit_status(),
+        _ => RUNTIME,
+    }
+}
+
+fn store_status(error: &StoreError) -> i32 {
+    match error {
+        // A name that the user gave, not a hole in the store.
+        StoreError::Missing { kind: "environment", .. } => FAILURE,
+        StoreError::Missing { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::Version { .. }
+        | StoreError::Locked { .. } => STORE,
+        _ => FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Manifest;
+    use std::path::Path;
+
+    #[test]
+    fn statuses() {
+        let manifest = Manifest::parse("", Path::new("karapace.toml")).unwrap_err();
+        let table: Vec<(Error, i32)> = vec![
+            (manifest.into(), 2),
+            (crate::lockfile::LockError::Absent { path: "karapace.lock".into() }.into(), 2),
+            (StoreError::missing("environment", "x").into(), 1),
+            (StoreError::missing("object", "x").into(), 3),
+            (StoreError::corrupt("tree", "x", "y").into(), 3),
+            (StoreError::Locked { path: "x".into(), holder: "y".into() }.into(), 3),
+            (StoreError::Invalid("x".into()).into(), 1),
+            (Error::Served { errno: libc::EIO, reason: "x".into() }, 3),
+            (Error::Served { errno: libc::ENOENT, reason: "x".into() }, 1),
+            (Error::NameTaken { name: "x".into() }, 1),
+        ];
+        for (error, expected) in table {
+            assert_eq!(status(&error), expected, "{error}");
+            assert_eq!(session_status(&error), RUNTIME, "{error}");
+        }
+    }
+}

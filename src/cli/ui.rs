@@ -1,0 +1,209 @@
+//! Output: data on stdout, everything else on stderr.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use karapace_store::import::Progress;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::engine::Report;
+
+/// Why a command did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The engine said so.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::Error),
+    /// Nobody reads stdout any more, or it is full.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    /// All was said already; only the exit status is left.
+    #[error("exit status {0}")]
+    Status(i32),
+}
+
+impl From<karapace_store::error::StoreError> for Failure {
+    fn from(error: karapace_store::error::StoreError) -> Self {
+        Failure::Engine(error.into())
+    }
+}
+
+/// Prints one JSON document and a newline on stdout.
+pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Prints one line on stdout.
+pub fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}
+
+/// Prints a remark on stderr. That stderr is closed is no reason to fail.
+pub fn remark(text: &str) {
+    let mut err = io::stderr().lock();
+    if writeln!(err, "{text}").is_err() {
+        tracing::debug!("stderr is closed");
+    }
+}
+
+/// An aligned table on stdout: columns as wide as their widest cell, two blanks between.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(render(header, rows).as_bytes())?;
+    out.flush()
+}
+
+fn render(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([header[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut text = String::new();
+    let mut push = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for (cell, width) in cells.zip(&widths) {
+            // Writing to a String cannot fail.
+            write!(line, "{cell:<width$}  ").ok();
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    };
+    push(&mut header.iter().copied());
+    for row in rows {
+        push(&mut row.iter().map(String::as_str));
+    }
+    text
+}
+
+/// Asks a yes-or-no question on the terminal; `None` when there is no terminal to ask on.
+pub fn confirm(question: &str) -> io::Result<Option<bool>> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    write!(io::stderr(), "{question} [y/N] ")?;
+    let mut reply = String::new();
+    io::stdin().lock().read_line(&mut reply)?;
+    Ok(Some(matches!(reply.trim(), "y" | "Y" | "yes")))
+}
+
+/// A path as one line of text: as it is, or quoted where it holds a newline or begins with a quote, as in `.karapace/diff`.
+pub fn path_line(path: &[u8]) -> Vec<u8> {
+    if !path.contains(&b'\n') && path.first() != Some(&b'"') {
+        return path.to_vec();
+    }
+    let mut out = vec![b'"'];
+    for &byte in path {
+        match byte {
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            other => out.push(other),
+        }
+    }
+    out.push(b'"');
+    out
+}
+
+/// `1.5 GiB`.
+pub fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// Progress on stderr: a bar on a terminal, nothing elsewhere. Remarks always.
+pub struct Bars {
+    shown: bool,
+    current: Mutex<Option<Current>>,
+}
+
+/// The bar of the stretch of work under way.
+struct Current {
+    bar: ProgressBar,
+    entries: u64,
+}
+
+impl Bars {
+    /// Bars only where somebody watches.
+    pub fn new() -> Bars {
+        Bars { shown: io::stderr().is_terminal(), current: Mutex::new(None) }
+    }
+}
+
+impl Progress for Bars {
+    fn add(&self, bytes: u64, entries: u64) {
+        if let Some(current) = &mut *self.current.lock() {
+            current.bar.inc(bytes);
+            if entries > 0 {
+                current.entries += entries;
+                current.bar.set_message(format!("{} entries", current.entries));
+            }
+        }
+    }
+}
+
+impl Report for Bars {
+    fn begin(&self, what: &str, bytes: Option<u64>) {
+        if !self.shown {
+            return;
+        }
+        let (bar, template) = match bytes {
+            Some(total) => (
+                ProgressBar::new(total),
+                "{prefix:>12} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {msg}",
+            ),
+            None => (ProgressBar::no_length(), "{prefix:>12} {spinner} {binary_bytes} {msg} {elapsed}"),
+        };
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_prefix(what.to_owned());
+        if let Some(old) = self.current.lock().replace(Current { bar, entries: 0 }) {
+            old.bar.finish_and_clear();
+        }
+    }
+
+    fn end(&self) {
+        if let Some(current) = self.current.lock().take() {
+            current.bar.finish_and_clear();
+        }
+    }
+
+    fn note(&self, text: &str) {
+        match &*self.current.lock() {
+            Some(current) => current.bar.suspend(|| remark(&format!("note: {text}"))),
+            None => remark(&format!("note: {text}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_align() {
+        let rows = vec![vec!["dev".into(), "Built".into()], vec!["x".into(), "Running".into()]];
+        assert_eq!(render(&["NAME", "STATE"], &rows), "NAME  STATE\ndev   Built\nx     Running\n");
+        assert_eq!(render(&["NAME", "STATE"], &[]), "NAME  STATE\n");
+    }
+
+    #[test]
+    fn paths_stay_on_their_line() {
+        let table: &[(&[u8], &[u8])] = &[
+            (b"/etc/x", b"/etc/x"),
+            (b"/a\"b\\", b"/a\"b\\"),
+            (b"/a\nb\"\\", b"\"/a\\nb\\\"\\\\\""),
+            (b"/\xff", b"/\xff"),
+        ];
+        for (path, expected) in table {
+            assert_eq!(path_line(path), *expected);
+        }
+    }
+}
