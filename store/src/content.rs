@@ -17,7 +17,7 @@ mod update;
 
 pub use adopt::adopt;
 pub use blocklist::BlockList;
-pub use ingest::{ingest, ingest_ranges};
+pub use ingest::{host_ranges, ingest, ingest_ranges};
 pub use read::read_at;
 pub use update::update;
 

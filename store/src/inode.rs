@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::codec::{Decoder, put_bytes, put_id, put_signed, put_varint};
 use crate::content::FileContent;
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 
 mod xattrs;
@@ -216,6 +216,29 @@ impl InodeRecord {
     /// The kind that `mode` says. A record with no valid type bits, which cannot be decoded, counts as regular.
     pub fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular)
+    }
+
+    /// Refuses a record that would not decode, or not as itself.
+    pub(crate) fn check(&self) -> Result<()> {
+        let suits = match (FileKind::from_mode(self.mode), &self.body) {
+            (Some(FileKind::Directory), Body::Directory { tree, links }) => tree.is_some() || !links,
+            (Some(FileKind::Regular), Body::Regular(_)) | (Some(FileKind::Symlink), Body::Symlink(_)) => true,
+            (None | Some(FileKind::Directory | FileKind::Regular | FileKind::Symlink), _) => false,
+            (Some(_), body) => *body == Body::Special,
+        };
+        let times = [self.atime, self.mtime, self.ctime].iter().all(|time| time.nanos < 1_000_000_000);
+        let reason = if !(ROOT_INO..=MAX_INO).contains(&self.ino) {
+            "its number is out of range"
+        } else if !suits || self.mode & !(S_IFMT | 0o7777) != 0 {
+            "its mode and its body do not fit together"
+        } else if !times {
+            "a time has too many nanoseconds"
+        } else if !self.xattrs.iter().all(|(name, _)| Xattrs::is_name(name)) {
+            "an attribute's name is not valid"
+        } else {
+            return Ok(());
+        };
+        Err(StoreError::invalid(format!("inode {} cannot be stored: {reason}", self.ino)))
     }
 
     /// Appends the record's bytes: one encoding for one record.

@@ -71,10 +71,10 @@ impl Root {
 
     /// Adds the root to `batch`.
     pub fn write(&self, batch: &mut Batch) -> Result<ObjectId> {
-        let bytes = self.encode();
+        self.inode.check()?;
         if self.inode.ino != ROOT_INO || !matches!(self.inode.body, Body::Directory { .. }) {
             return Err(StoreError::invalid("a root must be a directory numbered 1"));
         }
-        batch.put(&bytes)
+        batch.put(&self.encode())
     }
 }

@@ -14,6 +14,7 @@ use crate::open::Store;
 use crate::root::{ROOT_MAX, Root};
 
 mod codec;
+mod cursor;
 mod diff;
 mod split;
 mod update;
@@ -23,9 +24,9 @@ pub use codec::{EntryRef, Keys, Tree};
 pub use diff::{Change, diff};
 pub use split::{write_dir, write_links};
 pub use update::{update_dir, update_links};
-pub use walk::{ObjectRole, references, walk};
+pub use walk::walk;
 
-pub(crate) use codec::Index;
+pub(crate) use codec::{Chunk, Index};
 
 /// The most bytes that one tree object may have.
 pub(crate) const TREE_MAX: u64 = 256 << 20;
@@ -126,12 +127,7 @@ impl Trees {
     pub fn for_each(&self, dir: &ObjectId, f: &mut dyn FnMut(EntryRef<'_>) -> Result<()>) -> Result<()> {
         let visit = &mut |tree: &Tree| tree.iter().try_for_each(&mut *f);
         match self.node(dir, Keys::Names)? {
-            Node::Index(index) => {
-                for chunk in index.chunks() {
-                    visit(&*self.leaf(&chunk.id, Keys::Names)?)?;
-                }
-                Ok(())
-            }
+            Node::Index(index) => (0..index.chunks().len()).try_for_each(|i| visit(&*self.chunk(&index, i)?)),
             Node::Leaf(tree) => visit(&tree),
             Node::Root(_) => Err(not_a_listing(dir)),
         }
@@ -177,7 +173,7 @@ impl Trees {
         let leaf = match self.node(dir, keys)? {
             Node::Leaf(tree) => tree,
             Node::Index(index) => match index.chunk_of(name) {
-                Some(chunk) => self.leaf(&chunk.id, keys)?,
+                Some(i) => self.chunk(&index, i)?,
                 None => return Ok(None),
             },
             Node::Root(_) => return Err(not_a_listing(dir)),
@@ -205,6 +201,13 @@ impl Trees {
     /// Like [`Trees::node`], for what must be a leaf: a chunk of an index.
     pub(crate) fn leaf(&self, id: &ObjectId, keys: Keys) -> Result<Arc<Tree>> {
         expect_leaf(id, self.node(id, keys)?)
+    }
+
+    /// Chunk `i` of the index.
+    pub(crate) fn chunk(&self, index: &Index, i: usize) -> Result<Arc<Tree>> {
+        let leaf = self.leaf(&index.chunks()[i].id, index.keys())?;
+        index.check(i, &leaf)?;
+        Ok(leaf)
     }
 
     /// Like [`Trees::node`], but also finds what `batch` staged.

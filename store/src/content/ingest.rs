@@ -1,26 +1,222 @@
 //! Taking content in from a stream or a file.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
 
-use super::FileContent;
-use crate::error::Result;
-use crate::object::Batch;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use super::{BLOCK, BlockList, Extent, FILE_MAX, FileContent, SMALL_MAX, block_length, is_zero};
+use crate::error::{IoContext as _, Result, StoreError};
+use crate::id::ObjectId;
+use crate::object::{Batch, ObjectWriter, read_full_at};
+
+/// Stands for the path of a stream or of an unnamed file in messages.
+const INPUT: &str = "(input)";
 
 /// Takes in what `reader` gives until its end, in at most about 2 MiB of memory.
 ///
 /// A file that is not plain has its blocks that are not holes packed into one object.
-pub fn ingest(_reader: &mut dyn Read, _batch: &mut Batch) -> Result<FileContent> {
-    todo!()
+pub fn ingest(reader: &mut dyn Read, batch: &mut Batch) -> Result<FileContent> {
+    let mut head = Vec::new();
+    (&mut *reader).take(SMALL_MAX).read_to_end(&mut head).at("read", Path::new(INPUT))?;
+    let mut buffer = vec![0; if head.len() as u64 == SMALL_MAX { BLOCK as usize } else { 0 }];
+    let mut length = read_full(reader, &mut buffer)?;
+    if length == 0 {
+        return ingest_small(&head, batch);
+    }
+    let mut packer = Packer::new(BlockList::new(0));
+    for (block, bytes) in (0..).zip(head.chunks(BLOCK as usize)) {
+        packer.push(block, bytes, batch)?;
+    }
+    let mut size = head.len() as u64;
+    drop(head);
+    while length > 0 {
+        packer.push(size / BLOCK, &buffer[..length], batch)?;
+        size += length as u64;
+        // A short block was the last.
+        length = if length == buffer.len() { read_full(reader, &mut buffer)? } else { 0 };
+    }
+    packer.list.resize(size);
+    packer.finish(Vec::new(), batch)
 }
 
-/// Takes in the first `size` bytes of `file` as if it held zeros but for the ranges `data`, given as (offset, length),
-/// sorted. Only the blocks that these touch are read.
-pub fn ingest_ranges(
-    _file: &File,
-    _size: u64,
-    _data: &[(u64, u64)],
-    _batch: &mut Batch,
-) -> Result<FileContent> {
-    todo!()
+/// Takes in the first `size` bytes of `file`, in which `data` are the ranges, as (offset, length) and sorted, that
+/// may hold anything but zeros. Only the blocks that these touch are read; what lies beyond the file's end reads as zeros.
+pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Batch) -> Result<FileContent> {
+    if size > FILE_MAX {
+        return Err(StoreError::invalid(format!("{size} bytes are more than a file can have")));
+    }
+    if size <= SMALL_MAX {
+        let mut bytes = vec![0; size as usize];
+        for block in blocks_of(data, size) {
+            read_block(file, block, &mut bytes[range_in_memory(block, size)])?;
+        }
+        return ingest_small(&bytes, batch);
+    }
+    let mut packer = Packer::new(BlockList::new(size));
+    let mut buffer = vec![0; BLOCK as usize];
+    for block in blocks_of(data, size) {
+        let bytes = &mut buffer[..block_length(block, size) as usize];
+        read_block(file, block, bytes)?;
+        packer.push(block, bytes, batch)?;
+    }
+    packer.finish(Vec::new(), batch)
+}
+
+/// The ranges of the first `size` bytes of `file` where the file system has data, as (offset, length); the rest reads as
+/// zeros. One range where it does not say. Moves the file's offset.
+pub fn host_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
+    let mut ranges = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        let start = match lseek(file.as_fd(), offset as i64, Whence::SeekData) {
+            Ok(start) => start as u64,
+            // No data from here on.
+            Err(Errno::ENXIO) => break,
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(vec![(0, size)]),
+            Err(errno) => return Err(errno).at("seek in", Path::new(INPUT)),
+        };
+        if start >= size {
+            break;
+        }
+        let end = lseek(file.as_fd(), start as i64, Whence::SeekHole).at("seek in", Path::new(INPUT))? as u64;
+        ranges.push((start, end.min(size) - start));
+        offset = end;
+    }
+    Ok(ranges)
+}
+
+/// Takes in bytes that may make a plain file: at most [`SMALL_MAX`].
+pub(super) fn ingest_small(bytes: &[u8], batch: &mut Batch) -> Result<FileContent> {
+    let size = bytes.len() as u64;
+    if size == 0 {
+        return Ok(FileContent::empty());
+    }
+    if has_no_hole(bytes) {
+        return Ok(FileContent::plain(size, batch.put(bytes)?));
+    }
+    let mut packer = Packer::new(BlockList::new(size));
+    for (block, bytes) in (0..).zip(bytes.chunks(BLOCK as usize)) {
+        packer.push(block, bytes, batch)?;
+    }
+    packer.finish(Vec::new(), batch)
+}
+
+/// Whether no block of these bytes is all zeros.
+pub(super) fn has_no_hole(bytes: &[u8]) -> bool {
+    !bytes.chunks(BLOCK as usize).any(is_zero)
+}
+
+/// Packs blocks that are not holes densely into one object, and keeps the block list.
+pub(super) struct Packer {
+    pub list: BlockList,
+    writer: Option<ObjectWriter>,
+    /// Offset in the file, length, offset in the object; coalesced.
+    pieces: Vec<(u64, u64, u64)>,
+}
+
+impl Packer {
+    /// Begins with `list`, the blocks that need no packing; its size is the file's.
+    pub fn new(list: BlockList) -> Self {
+        Self { list, writer: None, pieces: Vec::new() }
+    }
+
+    /// Adds a block, whole but for the file's last; blocks must come in order.
+    pub fn push(&mut self, block: u64, bytes: &[u8], batch: &mut Batch) -> Result<()> {
+        if is_zero(bytes) {
+            self.list.set(block, None);
+            return Ok(());
+        }
+        self.list.set(block, Some(ObjectId::of(bytes)));
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => batch.writer()?,
+        };
+        let (offset, length) = (block * BLOCK, bytes.len() as u64);
+        match self.pieces.last_mut() {
+            Some(last) if last.0 + last.1 == offset => last.1 += length,
+            _ => self.pieces.push((offset, length, writer.position())),
+        }
+        writer.write_all(bytes).at("write", &batch.store().layout().staging())?;
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// Adds the objects to the batch. `kept` are extents besides the packed ones, sorted and apart from them.
+    pub fn finish(self, kept: Vec<Extent>, batch: &mut Batch) -> Result<FileContent> {
+        let mut extents = kept;
+        if let Some(writer) = self.writer {
+            let object = writer.finish(batch)?;
+            let new = self.pieces.into_iter();
+            extents.extend(new.map(|(offset, length, at)| Extent {
+                offset,
+                length,
+                object,
+                object_offset: at,
+            }));
+            extents.sort_unstable_by_key(|extent| extent.offset);
+        }
+        let hash = batch.put(&self.list.encode())?;
+        Ok(FileContent::listed(self.list.size(), hash, coalesce(extents)))
+    }
+}
+
+/// Joins extents that continue each other in the file and in the object.
+fn coalesce(extents: Vec<Extent>) -> Vec<Extent> {
+    let mut joined: Vec<Extent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        match joined.last_mut() {
+            Some(last)
+                if last.end() == extent.offset
+                    && last.object == extent.object
+                    && last.object_offset + last.length == extent.object_offset =>
+            {
+                last.length += extent.length;
+            }
+            _ => joined.push(extent),
+        }
+    }
+    joined.shrink_to_fit();
+    joined
+}
+
+/// The blocks that the ranges touch, each once, in order.
+pub(super) fn blocks_of(ranges: &[(u64, u64)], size: u64) -> impl Iterator<Item = u64> {
+    let mut next = 0;
+    ranges.iter().filter(|(_, length)| *length > 0).flat_map(move |(offset, length)| {
+        let start = (offset / BLOCK).max(next);
+        let end = offset.saturating_add(*length).min(size).div_ceil(BLOCK);
+        next = next.max(end);
+        start..end
+    })
+}
+
+/// Where a block lies in a buffer that holds the whole file.
+pub(super) fn range_in_memory(block: u64, size: u64) -> std::ops::Range<usize> {
+    let start = block * BLOCK;
+    start as usize..(start + block_length(block, size)) as usize
+}
+
+/// Reads a block at its natural offset; what lies beyond the file's end becomes zeros.
+pub(super) fn read_block(file: &File, block: u64, bytes: &mut [u8]) -> Result<()> {
+    let read = read_full_at(file, bytes, block * BLOCK).at("read", Path::new(INPUT))?;
+    bytes[read..].fill(0);
+    Ok(())
+}
+
+/// Reads until `buffer` is full or the stream ends.
+fn read_full(reader: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match reader.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).at("read", Path::new(INPUT)),
+        }
+    }
+    Ok(length)
 }

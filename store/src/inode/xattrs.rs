@@ -5,7 +5,10 @@ use crate::error::Result;
 
 /// Names and values, sorted by name. The empty value allocates nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Xattrs(Vec<(Box<[u8]>, Box<[u8]>)>);
+pub struct Xattrs(Vec<Attribute>);
+
+/// Name and value.
+type Attribute = (Box<[u8]>, Box<[u8]>);
 
 impl Xattrs {
     /// No attributes.
@@ -46,6 +49,11 @@ impl Xattrs {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
+    /// Whether this can be an attribute's name.
+    pub(super) fn is_name(name: &[u8]) -> bool {
+        (1..=255).contains(&name.len()) && !name.contains(&0)
+    }
+
     fn find(&self, name: &[u8]) -> std::result::Result<usize, usize> {
         self.0.binary_search_by(|(n, _)| (**n).cmp(name))
     }
@@ -65,11 +73,11 @@ impl Xattrs {
             return Err(decoder.error("an empty list of attributes is written out"));
         }
         // No reservation: an attribute in memory is larger than the shortest in bytes.
-        let mut list: Vec<(Box<[u8]>, Box<[u8]>)> = Vec::new();
+        let mut list: Vec<Attribute> = Vec::new();
         for _ in 0..count {
             let name = decoder.bytes()?;
             let value = decoder.bytes()?;
-            if name.is_empty() || name.len() > 255 || name.contains(&0) {
+            if !Self::is_name(name) {
                 return Err(decoder.error("an attribute name is empty, too long or has a zero byte"));
             }
             if list.last().is_some_and(|(last, _)| **last >= *name) {

@@ -337,13 +337,19 @@ impl LeafBuilder {
     }
 
     /// Adds an entry: a key that was checked, and its encoded target.
-    pub fn push(&mut self, entry: EntryRef<'_>) {
+    pub fn push(&mut self, entry: EntryRef<'_>) -> Result<()> {
+        if self.entries.len() as u64 > super::TREE_MAX {
+            return Err(StoreError::invalid(
+                "a directory's listing is too large: its files have too large attributes",
+            ));
+        }
         self.offsets.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
         self.entries.push(entry.name.len() as u8);
         self.entries.extend_from_slice(entry.name);
         self.entries.extend_from_slice(entry.target);
         self.count += 1;
         self.links |= entry.has_links();
+        Ok(())
     }
 
     /// The bytes of the leaf.
@@ -446,10 +452,22 @@ impl Index {
         self.chunks.iter().map(|chunk| u64::from(chunk.count)).sum()
     }
 
-    /// The chunk that `name` would stand in; None if it lies before the first.
-    pub fn chunk_of(&self, name: &[u8]) -> Option<&Chunk> {
-        let after = self.chunks.partition_point(|chunk| *chunk.first <= *name);
-        after.checked_sub(1).map(|i| &self.chunks[i])
+    /// The chunk that `name` would stand in, by position; None if it lies before the first.
+    pub fn chunk_of(&self, name: &[u8]) -> Option<usize> {
+        self.chunks.partition_point(|chunk| *chunk.first <= *name).checked_sub(1)
+    }
+
+    /// Checks that `leaf`, read as chunk `i`, is what the index says: else looking up and listing would disagree.
+    pub fn check(&self, i: usize, leaf: &Tree) -> Result<()> {
+        let chunk = &self.chunks[i];
+        let last = leaf.entry(leaf.len() - 1).name;
+        if leaf.len() != chunk.count as usize
+            || *leaf.entry(0).name != *chunk.first
+            || self.chunks.get(i + 1).is_some_and(|next| *last >= *next.first)
+        {
+            return Err(StoreError::corrupt("tree", chunk.id, "it is not the chunk that its index says"));
+        }
+        Ok(())
     }
 
     pub fn cost(&self) -> usize {

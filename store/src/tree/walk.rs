@@ -1,41 +1,55 @@
 //! Visiting a whole root.
 
-use crate::error::Result;
-use crate::id::ObjectId;
-use crate::inode::InodeRecord;
+use crate::error::{Result, StoreError};
+use crate::inode::{Body, InodeRecord};
 use crate::root::Root;
 
-use super::Trees;
+use super::cursor::Cursor;
+use super::{Keys, Target, Trees};
 
 /// Calls `visit` with each path (`/` for the root, else `/a/b`) and inode, in path order, component by component:
 /// parents before children. An inode with several names comes with each of them.
 pub fn walk(
-    _trees: &Trees,
-    _root: &Root,
-    _visit: &mut dyn FnMut(&[u8], &InodeRecord) -> Result<()>,
+    trees: &Trees,
+    root: &Root,
+    visit: &mut dyn FnMut(&[u8], &InodeRecord) -> Result<()>,
 ) -> Result<()> {
-    todo!()
+    visit(b"/", &root.inode)?;
+    let mut path = Vec::new();
+    // Directories under way, each with the length of its path. Not recursion: a tree may be deeper than a stack.
+    let mut stack = vec![(Cursor::new(root.tree(), Keys::Names), 0)];
+    while let Some((cursor, length)) = stack.last_mut() {
+        let Some(entry) = cursor.peek(trees)? else {
+            stack.pop();
+            continue;
+        };
+        path.truncate(*length);
+        path.push(b'/');
+        path.extend_from_slice(entry.name());
+        let target = cursor.target()?;
+        cursor.advance();
+        let Some(target) = target else { continue };
+        let record = resolve(trees, root, target)?;
+        visit(&path, &record)?;
+        if let Body::Directory { tree: Some(tree), .. } = &record.body {
+            stack.push((Cursor::new(Some(tree), Keys::Names), path.len()));
+        }
+    }
+    Ok(())
 }
 
-/// What an object is to what refers to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectRole {
-    /// A [`Root`].
-    Root,
-    /// A directory listing, a link table, or a chunk of one.
-    Tree,
-    /// Bytes of files.
-    Content,
-    /// A [`crate::content::BlockList`].
-    BlockList,
-}
-
-/// Calls `visit` with every object that the root object `root` stands on, itself first. What is below a root or a tree is
-/// visited only where `visit` gives true: give false for what was seen before. Paths are not followed, so this costs less than [`walk`].
-pub fn references(
-    _trees: &Trees,
-    _root: &ObjectId,
-    _visit: &mut dyn FnMut(&ObjectId, ObjectRole) -> Result<bool>,
-) -> Result<()> {
-    todo!()
+/// The inode of an entry of `root`.
+pub(super) fn resolve(trees: &Trees, root: &Root, target: Target) -> Result<InodeRecord> {
+    match target {
+        Target::Inode(record) => Ok(record),
+        Target::Link { ino, kind } => match trees.link(root, ino)? {
+            Some(record) if record.kind() == kind => Ok(record),
+            found => {
+                let table = root.links.map_or_else(|| "(none)".to_owned(), |id| id.to_hex());
+                let what =
+                    if found.is_some() { "has another kind than a name of it says" } else { "is not there" };
+                Err(StoreError::corrupt("link table", table, format!("inode {ino} {what}")))
+            }
+        },
+    }
 }
