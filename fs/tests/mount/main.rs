@@ -1,0 +1,7 @@
+//! Real mounts. They need /dev/fuse and root, and fail without.
+
+mod control;
+mod files;
+mod restore;
+mod support;
+mod user;

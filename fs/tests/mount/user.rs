@@ -1,0 +1,73 @@
+//! A mount by an ordinary user, through fusermount3.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::process::Command;
+
+use karapace_store::inode::ROOT_INO;
+
+use crate::support::Mount;
+
+/// `nobody`: fusermount3 wants a user that /etc/passwd knows.
+const USER: u32 = 65534;
+
+/// Runs `inside` as an ordinary user. /dev/fuse may be root's only here, so it gets an open one of its own, in a
+/// mount namespace of its own.
+#[test]
+fn ordinary_users_mount() {
+    let dir =
+        tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().expect("directory");
+    let test = dir.path().join("test");
+    fs::copy(std::env::current_exe().expect("this test"), &test).expect("copy");
+    let script = r#"
+        set -e
+        mknod "$1/fuse" c 10 229; chmod 666 "$1/fuse"; mount --bind "$1/fuse" /dev/fuse
+        cd /; umask 022
+        exec setpriv --reuid "$2" --regid "$2" --clear-groups "$1/test" --ignored --exact user::inside
+    "#;
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .arg(dir.path())
+        .arg(USER.to_string())
+        .env("TMPDIR", "/tmp")
+        .output()
+        .expect("these tests need unshare");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "run by ordinary_users_mount, as a user"]
+fn inside() {
+    let mount = Mount::new();
+    let stat = |name: &str| fs::metadata(mount.path(name)).expect(name);
+    let stored = |name: &str| {
+        let attr = mount.view.lookup(ROOT_INO, name.as_bytes()).expect(name);
+        mount.view.forget(attr.ino, 1);
+        (attr.uid, attr.gid)
+    };
+    assert_eq!(
+        (stat("base-file").uid(), stat("base-file").gid()),
+        (USER, USER),
+        "root's files show as the user's"
+    );
+
+    fs::write(mount.path("new"), "x").expect("write");
+    assert_eq!(stored("new"), (0, 0), "the user makes root's files");
+    fs::write(mount.path("base-file"), "changed").expect("write to a file of root's");
+    fs::set_permissions(mount.path("new"), fs::Permissions::from_mode(0o000)).expect("chmod");
+    assert_eq!(fs::read_to_string(mount.path("new")).expect("root reads everything"), "x");
+
+    for (shown, kept) in [(33, 33), (USER, 0), (0, USER)] {
+        chown(mount.path("new"), Some(shown), Some(shown)).expect("root chowns at will");
+        assert_eq!((stat("new").uid(), stat("new").gid()), (shown, shown));
+        assert_eq!(stored("new"), (kept, kept));
+    }
+    mount.ok("bash", "umask 027; touch u; [ $(stat -c %a u) = 640 ]; mkdir v; [ $(stat -c %a v) = 750 ]");
+
+    assert_eq!(fs::metadata(mount.control("")).expect("control").uid(), USER);
+    mount.ok("bash", "echo commit > .karapace/ctl && grep -q '^ok commit' .karapace/last");
+    mount.ok("bash", "mkdir .karapace/snapshots/n && cmp .karapace/snapshots/n/base-file - <<<base");
+    assert!(mount.fails("bash", "echo nonsense > .karapace/ctl").contains("Invalid argument"));
+}
