@@ -75,7 +75,8 @@ impl Engine {
         }
         // The lock file first: if it cannot be written, nothing was built.
         if pinned.as_ref() != Some(&lock) {
-            atomic::write_file(&lock_path, lock.to_toml().as_bytes())?;
+            let path = std::path::absolute(&lock_path).map_err(|e| Error::io("resolve", &lock_path, e))?;
+            atomic::write_file(&path, lock.to_toml().as_bytes())?;
         }
         let (metadata, created) = match existing {
             Some(metadata) => (metadata, false),
