@@ -130,7 +130,7 @@ struct Current {
 
 impl Bars {
     /// Bars only where somebody watches.
-    pub fn new() -> Bars {
+    pub fn on_stderr() -> Bars {
         Bars { shown: io::stderr().is_terminal(), current: Mutex::new(None) }
     }
 }

@@ -27,6 +27,8 @@ pub mod sessions;
 pub mod snapshots;
 pub mod socket;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod text;
 pub mod umount;
 pub mod verify;

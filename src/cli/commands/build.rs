@@ -29,7 +29,7 @@ pub struct Args {
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let options = BuildOptions { name: self.name.clone(), locked: self.locked, offline: self.offline };
-        let built = global.engine()?.build(&self.manifest, &options, &Bars::new())?;
+        let built = global.engine()?.build(&self.manifest, &options, &Bars::on_stderr())?;
         let env = &built.metadata;
         if global.json() {
             ui::json(&json!({

@@ -18,7 +18,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let imported = global.engine()?.import(&self.image, &self.name, self.offline, &Bars::new())?;
+        let imported = global.engine()?.import(&self.image, &self.name, self.offline, &Bars::on_stderr())?;
         let env = &imported.metadata;
         if global.json() {
             ui::json(&json!({

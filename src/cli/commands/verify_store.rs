@@ -13,7 +13,7 @@ pub struct Args {}
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let findings = verify(&global.engine()?, &Bars::new())?;
+        let findings = verify(&global.engine()?, &Bars::on_stderr())?;
         let damage = findings.iter().filter(|finding| finding.is_damage()).count();
         if global.json() {
             let line = |f: &Finding| json!({ "damage": f.is_damage(), "finding": f.to_string() });

@@ -1,0 +1,348 @@
+//! The engine with no mount in the loop: environments opened here, changed through their views.
+
+use std::fs;
+use std::path::PathBuf;
+
+use karapace_fs::attr::Caller;
+use karapace_fs::control::{Command, ControlPlane};
+use karapace_fs::view::View;
+use karapace_store::id::LayerHash;
+use karapace_store::inode::ROOT_INO;
+use karapace_store::lock::EnvLock;
+use karapace_store::metadata::{EnvState, Metadata};
+use std::sync::Arc;
+
+use super::build::BuildOptions;
+use super::control::Plane;
+use super::instance::{Instance, Wait};
+use super::{Engine, Error, Silent, gc, verify};
+
+const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
+
+struct Place {
+    dir: tempfile::TempDir,
+    engine: Engine,
+}
+
+impl Place {
+    /// A store and a small root file system beside it.
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        fs::create_dir_all(rootfs.join("etc")).unwrap();
+        fs::write(rootfs.join("etc/hostname"), "base\n").unwrap();
+        let engine = Engine::open(&dir.path().join("store")).unwrap();
+        Place { dir, engine }
+    }
+
+    fn rootfs(&self) -> PathBuf {
+        self.dir.path().join("rootfs")
+    }
+
+    fn import(&self, name: &str) -> Metadata {
+        let path = self.rootfs();
+        self.engine.import(path.to_str().unwrap(), name, false, &Silent).unwrap().metadata
+    }
+
+    fn reload(&self, env: &Metadata) -> Metadata {
+        Metadata::load(self.engine.store(), &env.instance).unwrap()
+    }
+
+    fn open(&self, env: &Metadata) -> Instance {
+        let lock = EnvLock::try_acquire(self.engine.store(), &env.instance).unwrap();
+        Instance::open(&self.engine, self.reload(env), lock, false).unwrap()
+    }
+
+    fn manifest(&self, text: &str) -> PathBuf {
+        let path = self.dir.path().join("karapace.toml");
+        fs::write(&path, format!("manifest_version = 1\n[base]\nimage = \"./rootfs\"\n{text}")).unwrap();
+        path
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.engine.list().unwrap().0.into_iter().map(|env| env.name).collect()
+    }
+}
+
+fn write(view: &View, name: &str, text: &str) {
+    let attr = match view.lookup(ROOT_INO, name.as_bytes()) {
+        Ok(attr) => attr,
+        Err(_) => view.mknod(&ROOT, ROOT_INO, name.as_bytes(), libc::S_IFREG | 0o644, 0).unwrap(),
+    };
+    view.write(attr.ino, 0, text.as_bytes(), false).unwrap();
+    view.forget(attr.ino, 1);
+}
+
+fn read(view: &View, name: &str) -> Option<String> {
+    let attr = view.lookup(ROOT_INO, name.as_bytes()).ok()?;
+    let mut bytes = Vec::new();
+    view.read(attr.ino, 0, 4096, &mut bytes).unwrap();
+    view.forget(attr.ino, 1);
+    Some(String::from_utf8(bytes).unwrap())
+}
+
+fn commit(instance: &Instance, name: Option<&str>) -> LayerHash {
+    instance.commit(name, None, Wait::Long).unwrap().hash
+}
+
+#[test]
+fn a_taken_name_changes_nothing() {
+    let place = Place::new();
+    let env = place.import("dev");
+    assert!(fs::create_dir(place.rootfs().join("more")).is_ok());
+    let again = place.engine.import(place.rootfs().to_str().unwrap(), "dev", false, &Silent);
+    assert!(matches!(again, Err(Error::NameTaken { .. })));
+    assert_eq!(place.reload(&env), env);
+    assert_eq!(place.names(), ["dev"]);
+}
+
+#[test]
+fn environments_of_one_image_share_base_and_identity() {
+    let place = Place::new();
+    let (one, two) = (place.import("one"), place.import("two"));
+    assert_eq!(
+        (one.base_layer, one.base_record, &one.env_id),
+        (two.base_layer, two.base_record, &two.env_id)
+    );
+    assert_ne!(one.instance, two.instance);
+}
+
+#[test]
+fn commits_chain_and_unchanged_ones_add_nothing() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    assert_eq!(commit(&instance, None), env.base_layer);
+    assert!(place.reload(&env).snapshots.is_empty());
+    write(instance.view(), "a", "1");
+    let first = commit(&instance, Some("first"));
+    assert_eq!(commit(&instance, None), first);
+    write(instance.view(), "a", "2");
+    let second = commit(&instance, None);
+    let record = place.reload(&env);
+    let chain: Vec<_> = record.snapshots.iter().map(|s| (s.hash, s.parent, s.name.as_deref())).collect();
+    assert_eq!(chain, [(first, env.base_layer, Some("first")), (second, first, None)]);
+    assert_eq!(record.head, second);
+    let taken = instance.commit(Some("first"), None, Wait::Long).unwrap_err();
+    assert_eq!(taken.errno(), libc::EEXIST);
+}
+
+#[test]
+fn a_name_for_an_unchanged_view_names_its_head() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    commit(&instance, Some("pristine"));
+    write(instance.view(), "a", "1");
+    let hash = commit(&instance, None);
+    commit(&instance, Some("one"));
+    commit(&instance, Some("alias"));
+    let names = |env: &Metadata| -> Vec<_> {
+        place.reload(env).snapshots.iter().map(|s| (s.hash, s.name.clone().unwrap_or_default())).collect()
+    };
+    let expected = [(env.base_layer, "pristine"), (hash, "one"), (hash, "alias")];
+    assert_eq!(names(&env), expected.map(|(hash, name)| (hash, name.to_owned())));
+    instance.restore("pristine", Wait::Long).unwrap();
+    assert_eq!(read(instance.view(), "a"), None);
+    for name in ["pristine", "alias", "one"] {
+        instance.drop_name(name, Wait::Long).unwrap();
+    }
+    assert_eq!(names(&env), [(hash, String::new())]);
+    assert!(instance.drop_name("one", Wait::Long).is_err());
+}
+
+#[test]
+fn restore_saves_what_is_uncommitted() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    write(instance.view(), "a", "1");
+    let first = commit(&instance, None);
+    write(instance.view(), "a", "2");
+    let outcome = instance.restore("head", Wait::Long).unwrap();
+    assert_eq!(outcome.hash, first);
+    let saved = outcome.saved.expect("the second version");
+    assert_eq!(read(instance.view(), "a").as_deref(), Some("1"));
+    assert!(instance.diff().unwrap().is_empty());
+    let again = instance.restore(&saved.to_hex()[..12], Wait::Long).unwrap();
+    assert_eq!((again.hash, again.saved), (saved, None));
+    assert_eq!(read(instance.view(), "a").as_deref(), Some("2"));
+    instance.restore("~2", Wait::Long).unwrap();
+    assert_eq!(read(instance.view(), "a"), None);
+    assert_eq!(place.reload(&env).head, env.base_layer);
+    assert_eq!(instance.restore("0000", Wait::Long).unwrap_err().errno(), libc::ENOENT);
+    drop(instance);
+    let instance = place.open(&env);
+    assert_eq!(read(instance.view(), "a"), None);
+}
+
+#[test]
+fn the_view_is_right_where_a_crash_left_another_head() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    write(instance.view(), "a", "1");
+    let hash = commit(&instance, None);
+    instance.close().unwrap();
+    drop(instance);
+    // As if the record had been written and the view's own checkpoint not, or the other way round.
+    let mut record = place.reload(&env);
+    let right = (record.head, record.head_record);
+    (record.head, record.head_record) = (env.base_layer, env.base_record);
+    record.save(place.engine.store()).unwrap();
+    let instance = place.open(&env);
+    assert_eq!(instance.metadata().head, hash);
+    let record = place.reload(&env);
+    assert_eq!((record.head, record.head_record), right);
+    assert_eq!(read(instance.view(), "a").as_deref(), Some("1"));
+}
+
+#[test]
+fn frozen_environments_refuse_and_stay() {
+    let place = Place::new();
+    let env = place.import("dev");
+    place.engine.freeze(&env).unwrap();
+    let frozen = place.reload(&env);
+    assert_eq!(frozen.state, EnvState::Frozen);
+    assert_eq!(place.engine.commit(&frozen, None, None).unwrap_err().errno(), libc::EROFS);
+    assert_eq!(place.engine.restore(&frozen, "base").unwrap_err().errno(), libc::EROFS);
+    assert!(matches!(place.engine.freeze(&frozen), Err(Error::Lifecycle(_))));
+    assert_eq!(place.reload(&env), frozen);
+    place.engine.archive(&frozen).unwrap();
+    assert_eq!(place.reload(&env).state, EnvState::Archived);
+}
+
+#[test]
+fn an_open_environment_is_not_destroyed_or_renamed_under_its_user() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let session = super::sessions::Session::join(&place.engine, &env.instance).unwrap();
+    assert!(matches!(place.engine.destroy(&env), Err(Error::Running { .. })));
+    assert!(matches!(place.engine.rename(&env, "other"), Err(Error::Running { .. })));
+    session.leave(|| Ok(())).unwrap();
+    place.import("other");
+    assert!(matches!(place.engine.rename(&env, "other"), Err(Error::NameTaken { .. })));
+    place.engine.rename(&env, "dev").unwrap();
+    place.engine.rename(&env, "third").unwrap();
+    place.engine.destroy(&env).unwrap();
+    assert_eq!(place.names(), ["other"]);
+    assert!(!place.engine.env_dir(&env.instance).exists());
+}
+
+#[test]
+fn collection_keeps_what_is_uncommitted_and_frees_what_is_gone() {
+    let place = Place::new();
+    let (kept, gone) = (place.import("kept"), place.import("gone"));
+    let instance = place.open(&gone);
+    write(instance.view(), "only-here", "content of its own");
+    commit(&instance, None);
+    instance.close().unwrap();
+    drop(instance);
+    let instance = place.open(&kept);
+    let etc = instance.view().lookup(ROOT_INO, b"etc").unwrap();
+    // A directory moved and not committed: its listing hangs on the upper alone once the base's root is not looked at.
+    let rename = karapace_fs::attr::RenameMode::Replace;
+    instance.view().rename(&ROOT, ROOT_INO, b"etc", ROOT_INO, b"moved", rename).unwrap();
+    instance.view().forget(etc.ino, 1);
+    place.engine.destroy(&gone).unwrap();
+    let planned = gc::collect(&place.engine, true, &Silent).unwrap();
+    let report = gc::collect(&place.engine, false, &Silent).unwrap();
+    assert_eq!(planned, report);
+    assert!(report.objects > 0 && report.layers == 1, "{report:?}");
+    let damage = verify::verify(&place.engine, &Silent).unwrap();
+    assert!(damage.iter().all(|finding| !finding.is_damage()), "{damage:?}");
+    let moved = instance.view().lookup(ROOT_INO, b"moved").unwrap();
+    instance.view().lookup(moved.ino, b"hostname").unwrap();
+}
+
+#[test]
+fn commands_of_the_control_directory() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = Arc::new(place.open(&env));
+    let plane = Plane(instance.clone());
+    let commit = |name: Option<&str>| Command::Commit {
+        name: name.map(str::to_owned),
+        message: Some("said".to_owned()),
+        run_async: false,
+    };
+    let restore = |reference: &str| Command::Restore { reference: reference.to_owned() };
+    write(instance.view(), "a", "1");
+    let done = plane.execute(&commit(Some("one"))).unwrap();
+    assert_eq!(done, format!("commit {}", plane.head()));
+    let error = plane.execute(&commit(Some("one"))).unwrap_err();
+    assert_eq!(error.errno, libc::EEXIST);
+    assert_eq!(plane.execute(&restore("0000")).unwrap_err().errno, libc::ENOENT);
+    write(instance.view(), "a", "2");
+    let text = plane.execute(&restore("base")).unwrap();
+    assert!(text.contains("uncommitted changes are in"), "{text}");
+    assert_eq!(plane.head(), plane.base());
+    let snapshots = plane.snapshots();
+    assert_eq!((snapshots.len(), snapshots[0].message.as_deref()), (2, Some("said")));
+    assert!(plane.execute(&Command::Verify).unwrap().starts_with("verify clean"));
+    assert_eq!(plane.id().name, "dev");
+    assert_eq!(plane.state(), "Built");
+    instance.close().unwrap();
+    assert_eq!(plane.execute(&commit(None)).unwrap_err().errno, libc::EAGAIN);
+}
+
+#[test]
+fn build_gives_back_what_exists_and_respects_the_lock() {
+    let place = Place::new();
+    let path = place.manifest("");
+    let build = |name: Option<&str>, locked: bool| {
+        let options = BuildOptions { name: name.map(str::to_owned), locked, offline: false };
+        place.engine.build(&path, &options, &Silent)
+    };
+    assert!(matches!(build(Some("dev"), true), Err(Error::Lock(_))));
+    let first = build(Some("dev"), false).unwrap();
+    assert!(first.created && first.lock_path.exists());
+    let again = build(Some("dev"), true).unwrap();
+    assert!(!again.created && again.metadata == first.metadata);
+    assert_eq!(build(None, false).unwrap().metadata, first.metadata);
+    let second = build(Some("two"), false).unwrap();
+    assert!(second.created && second.metadata.env_id == first.metadata.env_id);
+    // Another content: the lock says so, and the name of another environment is not taken over.
+    fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
+    assert!(matches!(build(Some("three"), true), Err(Error::Lock(_))));
+    let lock = fs::read(&first.lock_path).unwrap();
+    assert!(matches!(build(Some("dev"), false), Err(Error::NameTaken { .. })));
+    assert_eq!(fs::read(&first.lock_path).unwrap(), lock);
+    assert_eq!(place.names(), ["dev", "two"]);
+}
+
+#[test]
+fn what_cannot_be_done_yet_is_refused() {
+    let place = Place::new();
+    let path = place.manifest("[system]\npackages = [\"git\"]\n");
+    let error = match place.engine.build(&path, &BuildOptions::default(), &Silent) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("packages are not installed yet"),
+    };
+    assert!(error.contains("system.packages (git)"), "{error}");
+    assert!(place.names().is_empty());
+    assert!(!path.with_extension("lock").exists());
+}
+
+#[test]
+fn differences_between_layers_and_the_view() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    write(instance.view(), "a", "1");
+    commit(&instance, Some("one"));
+    write(instance.view(), "b", "1");
+    commit(&instance, Some("two"));
+    write(instance.view(), "c", "1");
+    instance.close().unwrap();
+    drop(instance);
+    let env = place.reload(&env);
+    let show = |changes: Vec<super::socket::Changed>| -> Vec<String> {
+        changes.iter().map(|c| format!("{} {}", c.kind, String::from_utf8_lossy(&c.path.0))).collect()
+    };
+    assert_eq!(show(place.engine.diff(&env).unwrap()), ["A /c"]);
+    assert_eq!(show(place.engine.diff_since(&env, "base").unwrap()), ["A /a", "A /b", "A /c"]);
+    assert_eq!(show(place.engine.diff_between(&env, "one", "two").unwrap()), ["A /b"]);
+    assert_eq!(show(place.engine.diff_between(&env, "two", "base").unwrap()), ["D /a", "D /b"]);
+    assert!(place.engine.diff_between(&env, "one", "three").is_err());
+}
