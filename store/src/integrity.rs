@@ -459,7 +459,7 @@ mod tests {
         let place = Place::new();
         let id = ObjectId::of(b"small");
         fs::remove_file(place.store.layout().object(&id)).unwrap();
-        let referenced_by = "/d/small in the base of environment env".to_owned();
+        let referenced_by = "/d/small in the head of environment env".to_owned();
         assert_eq!(place.verify(), [Finding::MissingObject { id, referenced_by }]);
     }
 
@@ -516,7 +516,8 @@ mod tests {
     fn uppers_are_followed() {
         let place = Place::new();
         let gone = ObjectId::of(b"gone");
-        let uppers = |_: &InstanceId| Ok(UpperRoots { roots: vec![gone], trees: vec![], objects: vec![gone] });
+        let uppers =
+            |_: &InstanceId| Ok(UpperRoots { roots: vec![gone], trees: vec![], objects: vec![gone] });
         let findings = verify(&place.store, &uppers, &NoProgress).unwrap();
         assert!(findings.iter().all(|f| matches!(f, Finding::MissingObject { id, .. } if *id == gone)));
         assert!(!findings.is_empty());

@@ -318,7 +318,7 @@ fn hostile_archives_are_refused_by_name() {
         (".karapace", archive(&[(b".karapace", b'5', b"", b"")])),
         ("./.karapace/ctl", archive(&[(b"./.karapace/ctl", b'0', b"", b"")])),
         (".karapace", archive(&[(b"f", b'0', b"", b""), (b".karapace", b'1', b"f", b"")])),
-        ("./", archive(&[(b"./", b'0', b"", b"x")]).tap(|a| a[156] = b'7')),
+        ("./", archive(&[(b"./", b'7', b"", b"x")])),
         ("deeper", archive(&[(&deep, b'5', b"", b"")])),
         ("longer than 255", archive(&[(&[b'n'; 256], b'0', b"", b"")])),
         ("empty", archive(&[(b"s", b'2', b"", b"")])),

@@ -7,10 +7,12 @@
 //! - A regular file's body is its content hash, 64 hex digits. `KARAPACE.size` is the file's size;
 //!   `KARAPACE.extents` lists offset and length of its data, `0,65536,131072,5`, unless data is all of it.
 //! - Extended attributes are `SCHILY.xattr.<name>` records. A socket is a FIFO with `KARAPACE.kind=socket`.
-//! - The first name of an inode in the layer carries it; each further one is a hard link to the first.
+//! - The first name of an inode in the layer carries it; each further one is a hard link to the first. A layer that has one
+//!   name of an inode has all of them: else `ln a b` and `cp a b` would be one layer.
 //! - What is gone is an empty regular file `.wh.<name>` in the place of its name: one for each hidden child, none for what
 //!   lies below it, none where something else has taken the name. A name that begins with `.wh.` itself carries `KARAPACE.literal=1`.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io;
 
@@ -29,7 +31,13 @@ hex_id!(
 /// The hash of what `new` changes against `old`; with no `old`, of the whole tree. Reads only what differs.
 pub fn identity_hash(trees: &Trees, old: Option<&Root>, new: &Root) -> Result<TarHash> {
     let mut hasher = blake3::Hasher::new();
-    write_identity(trees, old, new, &mut hasher)?;
+    let partial = write_identity(trees, old, new, &[], &mut hasher)?;
+    if !partial.is_empty() {
+        // Hard links whose other names did not change are rare: they alone cost a second pass.
+        let extra = other_names(trees, new, &partial)?;
+        hasher.reset();
+        write_identity(trees, old, new, &extra, &mut hasher)?;
+    }
     Ok(TarHash::from_bytes(*hasher.finalize().as_bytes()))
 }
 
@@ -39,27 +47,84 @@ pub fn content_digest(trees: &Trees, root: &Root) -> Result<ObjectId> {
     identity_hash(trees, None, root).map(|hash| ObjectId::from_bytes(*hash.as_bytes()))
 }
 
-/// Writes the identity tar itself.
-pub(super) fn write_identity(
+/// Unchanged names of inodes that the layer has, in path order.
+type Names = Vec<(Vec<u8>, InodeRecord)>;
+
+/// The order of paths by their components.
+fn path_order(a: &[u8], b: &[u8]) -> Ordering {
+    a.split(|&c| c == b'/').cmp(b.split(|&c| c == b'/'))
+}
+
+/// Writes the identity tar, with `extra` names beside what differs. Gives the inodes of which it did not write all names, with
+/// those that it did.
+fn write_identity(
     trees: &Trees,
     old: Option<&Root>,
     new: &Root,
+    extra: &[(Vec<u8>, InodeRecord)],
     out: &mut dyn io::Write,
-) -> Result<()> {
+) -> Result<HashMap<Ino, Linked>> {
     let mut identity = Identity {
         trees,
         root: new,
         tar: Encoder::new(out),
         above: Vec::new(),
-        first_names: HashMap::new(),
+        linked: HashMap::new(),
         removed: None,
     };
-    diff(trees, old, new, &mut |path, change| match change {
-        Change::Removed(_) => identity.removed(path),
-        Change::Added(record) | Change::Modified { new: record, .. } => identity.present(path, record),
+    let mut extra = extra.iter().peekable();
+    diff(trees, old, new, &mut |path, change| {
+        while let Some((other, record)) = extra.next_if(|(other, _)| path_order(other, path).is_lt()) {
+            identity.present(other, record)?;
+        }
+        match change {
+            Change::Removed(_) => identity.removed(path),
+            Change::Added(record) | Change::Modified { new: record, .. } => identity.present(path, record),
+        }
     })?;
+    for (other, record) in extra {
+        identity.present(other, record)?;
+    }
     identity.flush_removed()?;
-    identity.tar.finish().map(|_| ()).map_err(written)
+    identity.tar.finish().map_err(written)?;
+    let mut linked = identity.linked;
+    linked.retain(|_, linked| linked.paths.len() < linked.record.nlink as usize);
+    Ok(linked)
+}
+
+/// Names of these inodes that have not been written. Opens only directories with hard links below them.
+fn other_names(trees: &Trees, root: &Root, partial: &HashMap<Ino, Linked>) -> Result<Names> {
+    let mut names = Names::new();
+    let mut todo: Vec<(ObjectId, Vec<u8>)> =
+        root.tree().map(|tree| (*tree, Vec::new())).into_iter().collect();
+    while let Some((tree, path)) = todo.pop() {
+        trees.for_each(&tree, &mut |entry| {
+            if !entry.has_links() {
+                return Ok(());
+            }
+            let below = [&path, &b"/"[..], entry.name()].concat();
+            if let Some(linked) = partial.get(&entry.ino()) {
+                if !linked.paths.contains(&below) {
+                    names.push((below, linked.record.clone()));
+                }
+            } else if let Target::Inode(InodeRecord {
+                body: Body::Directory { tree: Some(tree), .. }, ..
+            }) = entry.to_target()?
+            {
+                todo.push((tree, below));
+            }
+            Ok(())
+        })?;
+    }
+    names.sort_by(|a, b| path_order(&a.0, &b.0));
+    Ok(names)
+}
+
+/// An inode of several names, with those in the archive.
+struct Linked {
+    record: InodeRecord,
+    /// As in the tree, `/a/b`, in order.
+    paths: Vec<Vec<u8>>,
 }
 
 /// A directory whose entry stands in the archive already.
@@ -74,8 +139,8 @@ struct Identity<'a> {
     tar: Encoder<&'a mut dyn io::Write>,
     /// From the root down to the directory of the latest entry.
     above: Vec<Above>,
-    /// Of inodes with several names, the first in this layer.
-    first_names: HashMap<Ino, Vec<u8>>,
+    /// Inodes of several names.
+    linked: HashMap<Ino, Linked>,
     /// The latest path that is gone, until it is known whether something takes its place.
     removed: Option<Vec<u8>>,
 }
@@ -167,11 +232,14 @@ impl Identity<'_> {
             records.insert(b"KARAPACE.literal".to_vec(), b"1".to_vec());
         }
         if kind != FileKind::Directory && record.nlink > 1 {
-            if let Some(first) = self.first_names.get(&record.ino) {
-                let header = EntryHeader { link: first, type_flag: EntryHeader::HARD_LINK, ..header };
+            if let Some(linked) = self.linked.get_mut(&record.ino) {
+                linked.paths.push(path.to_vec());
+                let link = &linked.paths[0][1..];
+                let header = EntryHeader { link, type_flag: EntryHeader::HARD_LINK, ..header };
                 return self.tar.entry(&header, records).map_err(written);
             }
-            self.first_names.insert(record.ino, name.clone());
+            let linked = Linked { record: record.clone(), paths: vec![path.to_vec()] };
+            self.linked.insert(record.ino, linked);
         }
         xattr_records(&record.xattrs, &mut records);
         let mut body = String::new();
@@ -212,3 +280,6 @@ fn is_above(above: &[u8], path: &[u8]) -> bool {
 fn written(error: io::Error) -> StoreError {
     StoreError::Invalid(format!("writing the identity tar: {error}"))
 }
+
+#[cfg(test)]
+mod tests;
