@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::atomic::fsync_dir;
+use crate::atomic::{TEMP_PREFIX, fsync_dir};
 use crate::error::{IoContext, Result, StoreError};
 use crate::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
@@ -55,7 +55,7 @@ pub struct GcReport {
     pub bytes: u64,
     /// Layer records.
     pub layers: u64,
-    /// Staging directories of dead operations.
+    /// Staging directories and unfinished files of dead operations.
     pub staging: u64,
 }
 
@@ -73,8 +73,9 @@ pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> 
     // Layers first: a crash in between leaves no record whose tree is gone.
     sweep.layers(store, &marked.records)?;
     sweep.objects(store, &marked.objects)?;
+    sweep.unfinished(store)?;
     let swept = staging::sweep(store.layout(), options.dry_run)?;
-    sweep.report.staging = swept.batches;
+    sweep.report.staging += swept.batches;
     sweep.report.bytes += swept.bytes;
     Ok(sweep.report)
 }
@@ -168,7 +169,7 @@ impl Sweep {
             .filter(|id| !marked.contains(id))
             .map(|id| store.layout().layer(id))
             .collect();
-        self.report.layers += self.remove(&dir, &gone)?;
+        self.report.layers += self.remove(&dir, &gone, self.start)?;
         Ok(())
     }
 
@@ -180,13 +181,24 @@ impl Sweep {
             }
             let mut gone = files::list(&dir)?;
             gone.retain(|path| files::object_id(path).is_some_and(|id| !marked.contains(&id)));
-            self.report.objects += self.remove(&dir, &gone)?;
+            self.report.objects += self.remove(&dir, &gone, self.start)?;
         }
         Ok(())
     }
 
-    /// Removes files of one directory, but what is newer than our start; counts them.
-    fn remove(&mut self, dir: &Path, paths: &[PathBuf]) -> Result<u64> {
+    /// Records that a crash left half-written. One that is being written is minutes old at most.
+    fn unfinished(&mut self, store: &Store) -> Result<()> {
+        let old = Timestamp { secs: self.start.secs - 3600, ..self.start };
+        for dir in [store.layout().layers(), store.layout().metadata()] {
+            let mut gone = files::list(&dir)?;
+            gone.retain(|path| files::name(path).is_some_and(|name| name.starts_with(TEMP_PREFIX)));
+            self.report.staging += self.remove(&dir, &gone, old)?;
+        }
+        Ok(())
+    }
+
+    /// Removes files of one directory, but what is newer than `limit`; counts them.
+    fn remove(&mut self, dir: &Path, paths: &[PathBuf], limit: Timestamp) -> Result<u64> {
         let mut removed = 0;
         for path in paths {
             let metadata = match fs::symlink_metadata(path) {
@@ -195,7 +207,7 @@ impl Sweep {
             };
             // The change time: unlike mtime nobody can set it, so an adopted file counts from its adoption.
             let changed = Timestamp { secs: metadata.ctime(), nanos: metadata.ctime_nsec() as u32 };
-            if changed > self.start {
+            if changed > limit {
                 continue;
             }
             if !self.dry_run {

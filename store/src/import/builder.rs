@@ -8,7 +8,7 @@ use crate::id::ObjectId;
 use crate::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO, Timestamp, Xattrs};
 use crate::object::Batch;
 use crate::root::Root;
-use crate::tree::{self, Entry, Target};
+use crate::tree::{self, Entry, Target, WrittenDir};
 
 /// The name at the root that belongs to the control files.
 const RESERVED: &[u8] = b".karapace";
@@ -65,9 +65,13 @@ enum Child {
 }
 
 struct Directory {
+    /// Levels below the root.
+    depth: usize,
     attributes: Attributes,
     children: BTreeMap<Box<[u8]>, Child>,
     ino: Ino,
+    subdirectories: u32,
+    written: WrittenDir,
 }
 
 struct Leaf {
@@ -89,7 +93,7 @@ pub(super) struct Builder {
 
 impl Builder {
     pub fn new() -> Builder {
-        let root = Directory::new(Attributes::missing_directory());
+        let root = Directory::new(0, Attributes::missing_directory());
         Builder { directories: vec![root], leaves: Vec::new(), pending: false }
     }
 
@@ -138,8 +142,12 @@ impl Builder {
             self.directories[known.0].attributes = attributes;
             return Ok(known);
         }
+        let depth = self.directories[parent.0].depth + 1;
+        if depth > MAX_DEPTH {
+            return Err(too_deep());
+        }
         let directory = DirId(self.directories.len());
-        self.directories.push(Directory::new(attributes));
+        self.directories.push(Directory::new(depth, attributes));
         self.directories[parent.0].children.insert(name.into(), Child::Directory(directory));
         Ok(directory)
     }
@@ -182,14 +190,17 @@ impl Builder {
     /// Gives the root and the number of names below it.
     pub fn write(mut self, batch: &mut Batch) -> Result<(ObjectId, u64)> {
         if self.pending {
-            self.settle(ROOT, &mut Vec::new())?;
+            self.settle()?;
         }
-        self.directories[ROOT.0].ino = ROOT_INO;
-        let mut next_ino = ROOT_INO + 1;
-        let names = self.number(ROOT, &mut next_ino);
+        let (order, next_ino) = self.number();
+        let names = order.iter().map(|directory| self.directories[directory.0].children.len() as u64).sum();
         let mut linked = BTreeMap::new();
-        let inode = self.write_directory(ROOT, batch, &mut linked)?;
+        // Backwards, so that a directory comes after all that is below it.
+        for directory in order.into_iter().rev() {
+            self.write_directory(directory, batch, &mut linked)?;
+        }
         let links = tree::write_links(batch, &mut linked.into_values())?;
+        let inode = self.directories[ROOT.0].record();
         let root = Root { inode, links, next_ino }.write(batch)?;
         Ok((root, names))
     }
@@ -222,24 +233,25 @@ impl Builder {
         })
     }
 
-    /// Replaces pending hard links below a directory by what they name.
-    fn settle(&mut self, directory: DirId, path: &mut Vec<u8>) -> Result<()> {
-        let names: Vec<_> =
-            self.directories[directory.0].children.iter().map(|(n, &c)| (n.clone(), c)).collect();
-        for (name, child) in names {
-            let length = path.len();
-            path.extend_from_slice(&name);
-            match child {
-                Child::Directory(below) => {
-                    path.push(b'/');
-                    self.settle(below, path)?;
-                }
-                Child::Leaf(leaf) => {
-                    let target = self.target(leaf).map_err(|reason| refuse(path, &reason))?;
-                    self.directories[directory.0].children.insert(name, Child::Leaf(target));
+    /// Replaces pending hard links by what they name.
+    fn settle(&mut self) -> Result<()> {
+        let mut todo = vec![(ROOT, Vec::new())];
+        while let Some((directory, path)) = todo.pop() {
+            let children: Vec<_> = self.directories[directory.0]
+                .children
+                .iter()
+                .map(|(name, &child)| (name.clone(), child))
+                .collect();
+            for (name, child) in children {
+                let path = [&path, &b"/"[..], &name].concat();
+                match child {
+                    Child::Directory(below) => todo.push((below, path)),
+                    Child::Leaf(leaf) => {
+                        let target = self.target(leaf).map_err(|reason| refuse(&path[1..], &reason))?;
+                        self.directories[directory.0].children.insert(name, Child::Leaf(target));
+                    }
                 }
             }
-            path.truncate(length);
         }
         Ok(())
     }
@@ -262,10 +274,17 @@ impl Builder {
         Err("it is a hard link to itself".to_owned())
     }
 
-    fn number(&mut self, directory: DirId, next: &mut Ino) -> u64 {
-        let children = std::mem::take(&mut self.directories[directory.0].children);
-        let mut names = children.len() as u64;
-        for &child in children.values() {
+    /// Gives every inode its number. Returns the directories, parents before children, and the next number.
+    fn number(&mut self) -> (Vec<DirId>, Ino) {
+        self.directories[ROOT.0].ino = ROOT_INO;
+        let mut next = ROOT_INO + 1;
+        let mut order = vec![ROOT];
+        let mut stack = vec![self.directories[ROOT.0].list()];
+        while let Some(level) = stack.last_mut() {
+            let Some(child) = level.next() else {
+                stack.pop();
+                continue;
+            };
             let ino = match child {
                 Child::Directory(below) => &mut self.directories[below.0].ino,
                 Child::Leaf(leaf) => {
@@ -274,24 +293,24 @@ impl Builder {
                 }
             };
             if *ino == 0 {
-                *ino = *next;
-                *next += 1;
+                *ino = next;
+                next += 1;
             }
             if let Child::Directory(below) = child {
-                names += self.number(below, next);
+                order.push(below);
+                stack.push(self.directories[below.0].list());
             }
         }
-        self.directories[directory.0].children = children;
-        names
+        (order, next)
     }
 
-    /// Writes a directory and all below it and gives its record. Inodes of several names go to `linked`.
+    /// Writes a directory whose subdirectories are written. Inodes of several names go to `linked`.
     fn write_directory(
         &mut self,
         directory: DirId,
         batch: &mut Batch,
         linked: &mut BTreeMap<Ino, InodeRecord>,
-    ) -> Result<InodeRecord> {
+    ) -> Result<()> {
         let children = std::mem::take(&mut self.directories[directory.0].children);
         let mut entries = Vec::with_capacity(children.len());
         let mut subdirectories = 0;
@@ -299,23 +318,34 @@ impl Builder {
             let target = match child {
                 Child::Directory(below) => {
                     subdirectories += 1;
-                    Target::Inode(self.write_directory(below, batch, linked)?)
+                    Target::Inode(self.directories[below.0].record())
                 }
                 Child::Leaf(leaf) => self.leaves[leaf.0].write(linked),
             };
             entries.push(Entry { name, target });
         }
-        let written = tree::write_dir(batch, &mut entries.into_iter())?;
-        let body = Body::Directory { tree: written.tree, links: written.links };
         let directory = &mut self.directories[directory.0];
-        let attributes = std::mem::take(&mut directory.attributes);
-        Ok(attributes.record(directory.ino, FileKind::Directory, 2 + subdirectories, 0, body))
+        directory.subdirectories = subdirectories;
+        directory.written = tree::write_dir(batch, &mut entries.into_iter())?;
+        Ok(())
     }
 }
 
 impl Directory {
-    fn new(attributes: Attributes) -> Directory {
-        Directory { attributes, children: BTreeMap::new(), ino: 0 }
+    fn new(depth: usize, attributes: Attributes) -> Directory {
+        let (children, written) = (BTreeMap::new(), WrittenDir::default());
+        Directory { depth, attributes, children, ino: 0, subdirectories: 0, written }
+    }
+
+    fn list(&self) -> std::vec::IntoIter<Child> {
+        self.children.values().copied().collect::<Vec<_>>().into_iter()
+    }
+
+    /// The record of a directory that is written; takes its attributes out.
+    fn record(&mut self) -> InodeRecord {
+        let body = Body::Directory { tree: self.written.tree, links: self.written.links };
+        let attributes = std::mem::take(&mut self.attributes);
+        attributes.record(self.ino, FileKind::Directory, 2 + self.subdirectories, 0, body)
     }
 }
 
@@ -374,10 +404,15 @@ fn normalise(path: &[u8]) -> Reason<Vec<Box<[u8]>>> {
             b"" | b"." => {}
             b".." => return Err("a name with '..' could leave the tree".to_owned()),
             name if components.len() < MAX_DEPTH => components.push(name.into()),
-            _ => return Err(format!("it is nested deeper than {MAX_DEPTH} levels")),
+            _ => return Err(too_deep()),
         }
     }
     Ok(components)
+}
+
+/// No path could name it; without a bound a small archive could ask for any amount of work.
+fn too_deep() -> String {
+    format!("it is nested deeper than {MAX_DEPTH} levels")
 }
 
 fn check_name(parent: DirId, name: &[u8]) -> Reason<()> {

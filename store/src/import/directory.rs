@@ -47,7 +47,7 @@ pub(super) fn import(
     };
     let stat = rustix::fs::fstat(&top).at("read", path)?;
     walk.builder.set_root(attributes(&stat, xattrs(&top).at("read the attributes of", path)?));
-    walk.directory(top, path, ROOT)?;
+    walk.run(Level::open(top, path.to_owned(), ROOT)?)?;
     finish(walk.builder, walk.batch, walk.bytes, walk.warnings)
 }
 
@@ -63,25 +63,53 @@ struct Walk<'a> {
     bytes: u64,
 }
 
-impl Walk<'_> {
-    fn directory(&mut self, directory: OwnedFd, path: &Path, node: DirId) -> Result<()> {
+/// A directory that is being gone through.
+struct Level {
+    directory: OwnedFd,
+    path: PathBuf,
+    node: DirId,
+    names: std::vec::IntoIter<CString>,
+}
+
+impl Level {
+    fn open(directory: OwnedFd, path: PathBuf, node: DirId) -> Result<Level> {
         let mut names: Vec<CString> = Vec::new();
-        for entry in Dir::read_from(&directory).at("list", path)? {
-            let entry = entry.at("list", path)?;
+        for entry in Dir::read_from(&directory).at("list", &path)? {
+            let entry = entry.at("list", &path)?;
             if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 names.push(entry.file_name().to_owned());
             }
         }
         // In a fixed order, so that warnings and objects come in one.
         names.sort_unstable();
-        for name in names {
-            self.entry(&directory, path, &name, node)?;
+        Ok(Level { directory, path, node, names: names.into_iter() })
+    }
+}
+
+impl Walk<'_> {
+    /// With a stack of its own: a directory may be deeper than a thread's.
+    fn run(&mut self, top: Level) -> Result<()> {
+        let mut stack = vec![top];
+        while let Some(level) = stack.last_mut() {
+            let Some(name) = level.names.next() else {
+                stack.pop();
+                continue;
+            };
+            let below = self.entry(&level.directory, &level.path, &name, level.node)?;
             self.progress.add(0, 1);
+            stack.extend(below);
         }
         Ok(())
     }
 
-    fn entry(&mut self, directory: &OwnedFd, above: &Path, name: &CStr, parent: DirId) -> Result<()> {
+    /// Takes one entry in; a directory is given back, to be gone through.
+    fn entry(
+        &mut self,
+        directory: &OwnedFd,
+        above: &Path,
+        name: &CStr,
+        parent: DirId,
+    ) -> Result<Option<Level>> {
         let path = above.join(OsStr::from_bytes(name.to_bytes()));
         let refuse =
             |reason: String| StoreError::Invalid(format!("cannot import {}: {reason}", path.display()));
@@ -92,22 +120,22 @@ impl Walk<'_> {
         if kind == FileType::Directory {
             if key == self.own {
                 self.warnings.push(format!("{} was left out: it is the store itself", path.display()));
-                return Ok(());
+                return Ok(None);
             }
             let opened = open(directory, name, OFlags::DIRECTORY).at("open", &path)?;
             let stat = rustix::fs::fstat(&opened).at("read", &path)?;
             let attributes = attributes(&stat, xattrs(&opened).at("read the attributes of", &path)?);
             let node = self.builder.add_directory(parent, bytes, attributes).map_err(refuse)?;
-            return self.directory(opened, &path, node);
+            return Level::open(opened, path, node).map(Some);
         }
         if kind == FileType::Socket {
             self.warnings.push(format!("{} was left out: it is a socket", path.display()));
-            return Ok(());
+            return Ok(None);
         }
         if stat.st_nlink > 1
             && let Some(&leaf) = self.linked.get(&key)
         {
-            return self.builder.add_link(parent, bytes, leaf).map_err(refuse);
+            return self.builder.add_link(parent, bytes, leaf).map(|()| None).map_err(refuse);
         }
         let (attributes, content) = match kind {
             FileType::RegularFile => self.regular(directory, name, &path)?,
@@ -130,7 +158,7 @@ impl Walk<'_> {
         if stat.st_nlink > 1 {
             self.linked.insert(key, leaf);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn regular(&mut self, directory: &OwnedFd, name: &CStr, path: &Path) -> Result<(Attributes, Content)> {

@@ -426,6 +426,15 @@ fn sockets_and_the_store_itself_are_left_out_with_a_word() {
 }
 
 #[test]
+fn what_the_kernel_can_name_is_not_too_deep() {
+    let place = Place::new();
+    let deep = b"d/".repeat(2048);
+    let imported = place.import(&archive(&[(&deep, b'5', b"", b"")])).unwrap();
+    assert_eq!(place.list(&imported.root).len(), 2049);
+    place.tar_hash(&imported.root);
+}
+
+#[test]
 fn a_huge_sparse_file_costs_nothing() {
     let place = Place::new();
     let file = fs::File::create(place.src().join("disk")).unwrap();
