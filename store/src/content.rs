@@ -15,6 +15,9 @@ mod ingest;
 mod read;
 mod update;
 
+#[cfg(test)]
+mod tests;
+
 pub use adopt::adopt;
 pub use blocklist::BlockList;
 pub use ingest::{host_ranges, ingest, ingest_ranges};

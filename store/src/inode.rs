@@ -327,3 +327,6 @@ fn decode_time(decoder: &mut Decoder<'_>) -> Result<Timestamp> {
         nanos => Err(decoder.error(format!("{nanos} nanoseconds exceed a second"))),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

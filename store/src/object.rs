@@ -95,3 +95,6 @@ pub(crate) fn read_full_at(file: &File, mut buf: &mut [u8], mut offset: u64) -> 
     }
     Ok(wanted - buf.len())
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,3 +78,32 @@ impl Root {
         batch.put(&self.encode())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn roots_round_trip_and_damage_is_refused_or_canonical(
+            record in crate::inode::tests::record(),
+            links in proptest::option::of(any::<[u8; 32]>()),
+            next_ino in 2..=MAX_INO + 1,
+            at in any::<proptest::sample::Index>(),
+            byte: u8,
+        ) {
+            let body = Body::Directory { tree: None, links: false };
+            let inode = InodeRecord { ino: 1, mode: 0o040_755, rdev: 0, body, ..record };
+            let root = Root { inode, links: links.map(ObjectId::from_bytes), next_ino };
+            let mut bytes = root.encode();
+            prop_assert_eq!(Root::decode(&bytes).unwrap(), root);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(root) = Root::decode(&bytes) {
+                prop_assert_eq!(root.encode(), bytes);
+            }
+        }
+    }
+}

@@ -17,6 +17,8 @@ mod codec;
 mod cursor;
 mod diff;
 mod split;
+#[cfg(test)]
+mod tests;
 mod update;
 mod walk;
 
@@ -29,7 +31,7 @@ pub use walk::walk;
 pub(crate) use codec::{Chunk, Index};
 
 /// The most bytes that one tree object may have.
-pub(crate) const TREE_MAX: u64 = 256 << 20;
+pub(crate) const TREE_MAX: u64 = 64 << 20;
 
 /// How many bytes of parsed objects [`Trees`] keeps.
 const CACHE_BYTES: usize = 32 << 20;
