@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::upper::record::Item;
 use crate::view::View;
 use crate::view::node::{FileBody, Node, NodeBody, Place};
-use crate::view::table::State;
+use crate::view::table::{Forgotten, State};
 
 /// What has to happen to the inode table, and what the kernel has to hear.
 struct Plan<'a> {
@@ -31,6 +31,8 @@ struct Plan<'a> {
     detached: HashSet<Ino>,
     /// Inodes in the table as the new view has them, with their place.
     attached: HashMap<Ino, (InodeRecord, Option<Place>)>,
+    /// Places of the directories that were compared or came: a known inode in them may need them in the table.
+    homes: HashMap<Ino, Place>,
     /// Whether a number was given in place of one that the kernel knows with another content.
     renumbered: bool,
     invalid: Vec<Invalidation>,
@@ -66,25 +68,50 @@ impl View {
             new_root: new_root.clone(),
             detached: HashSet::new(),
             attached: HashMap::new(),
+            homes: HashMap::new(),
             renumbered: false,
             invalid: Vec::new(),
             state: &mut state,
         };
         let (root, root_id) = plan.compare_roots(&target.root)?;
         plan.refresh_linked()?;
-        let Plan { batch, detached, attached, invalid, .. } = plan;
+        let Plan { batch, detached, attached, homes, invalid, .. } = plan;
         batch.commit()?;
         let head = HeadRef { root: root_id, ..target };
         let next_ino = state.next_ino.max(root.next_ino);
         upper.checkpoint(head, vec![Item::Next { ino: next_ino }])?;
 
         let data = swap(&mut state, root, head, next_ino, detached, attached);
+        self.load_parents(&mut state, &homes)?;
         self.refresh_dirty(&mut state, &data)?;
+        drop_idle(&mut state);
         drop(state);
         for file in data.into_iter().filter_map(|d| d.file) {
             upper.data.remove(&file);
         }
         Ok(invalid)
+    }
+
+    /// Brings the directories into the table that inodes in the table have come to stand in.
+    fn load_parents(&self, state: &mut State, homes: &HashMap<Ino, Place>) -> Result<()> {
+        let missing = |state: &State| -> Vec<Ino> {
+            let parents = state.nodes.values().filter_map(|n| n.place.as_ref().map(|p| p.parent));
+            parents.filter(|ino| !state.nodes.contains_key(ino)).collect()
+        };
+        for ino in missing(state) {
+            let mut chain = Vec::new();
+            let mut at = ino;
+            while !state.nodes.contains_key(&at) {
+                let place = homes.get(&at).ok_or(Error::Stale)?;
+                chain.push(place);
+                at = place.parent;
+            }
+            for place in chain.into_iter().rev() {
+                state.load(&self.trees, place.parent, &place.name)?;
+            }
+        }
+        state.recount_children();
+        Ok(())
     }
 
     /// Dirty inodes that the comparison did not meet differ from the new view in times only: they are read again.
@@ -191,6 +218,7 @@ impl Plan<'_> {
 
     /// A directory of one number on both sides.
     fn both(&mut self, place: Place, old: &InodeRecord, mut new: InodeRecord) -> Result<Option<Target>> {
+        self.homes.insert(new.ino, place.clone());
         let listed = self.compare_dirs(new.ino, old, &new)?;
         let edited = listing(&new).0 != listed.tree;
         new.body = Body::Directory { tree: listed.tree, links: listed.links };
@@ -221,6 +249,9 @@ impl Plan<'_> {
             self.detached.insert(record.ino);
             record.ino = fresh;
             edited = true;
+        }
+        if record.kind() == FileKind::Directory {
+            self.homes.insert(record.ino, place.clone());
         }
         if let (Some(tree), links) = listing(&record) {
             let mut edits = BTreeMap::new();
@@ -357,14 +388,16 @@ fn swap(
     state.next_ino = next_ino;
     state.gone_links.clear();
     state.generation += 1;
-    state.recount_children();
-    let idle: Vec<Ino> =
-        state.nodes.iter().filter(|(_, n)| n.lookups == 0 && n.children == 0).map(|(ino, _)| *ino).collect();
-    for ino in idle {
-        state.release(ino, &mut Default::default());
-    }
-    resets.retain(|r| !r.reread || state.nodes.contains_key(&r.ino));
     resets
+}
+
+/// Drops what nobody holds any more.
+fn drop_idle(state: &mut State) {
+    let idle = state.nodes.iter().filter(|(_, n)| n.lookups == 0 && n.children == 0);
+    let idle: Vec<Ino> = idle.map(|(ino, _)| *ino).collect();
+    for ino in idle {
+        state.release(ino, &mut Forgotten::default());
+    }
 }
 
 /// Makes a node of the table what the record says, and keeps who holds it.
