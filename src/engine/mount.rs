@@ -19,6 +19,7 @@ use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::pins::Pin;
 use karapace_store::tree::Trees;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -135,8 +136,11 @@ impl Engine {
     pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
         // What can be refused here is refused before a process is started.
         check_mountable(env)?;
-        if options.snapshot.is_none() && self.live_mount(&env.instance)?.is_some() {
-            return Err(self.mounted_error(env));
+        if options.snapshot.is_none() {
+            self.end_orphaned_session(env)?;
+            if self.live_mount(&env.instance)?.is_some() {
+                return Err(self.mounted_error(env));
+            }
         }
         spawn(self, env, options, verbose)
     }
@@ -151,6 +155,7 @@ impl Engine {
     ) -> Result<()> {
         let env = Metadata::load(self.store(), instance)?;
         check_mountable(&env)?;
+        raise_file_limit();
         // Blocked before the first thread is made, so that all have it; `watch_signals` receives them.
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         signals.thread_block().map_err(|e| Error::Invalid(format!("cannot block signals: {e}")))?;
@@ -158,6 +163,15 @@ impl Engine {
             Some(snapshot) => serve_snapshot(self, &env, snapshot, options, signals, ready),
             None => serve_view(self, &env, options, signals, ready),
         }
+    }
+}
+
+/// As many open files as the system allows: a serving process keeps those of the environment open that are in use.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!("the limit of open files stays as it is: {errno}");
     }
 }
 
@@ -457,8 +471,20 @@ impl Engine {
         if sessions::running(self, &env.instance) {
             return Err(Error::Running { env: env.name.clone() });
         }
+        self.end_orphaned_session(env)?;
         if self.live_mount(&env.instance)?.is_some() {
             return Err(self.mounted_error(env));
+        }
+        Ok(())
+    }
+
+    /// Unmounts what a killed session left mounted for itself.
+    fn end_orphaned_session(&self, env: &Metadata) -> Result<()> {
+        let orphaned = self.live_mount(&env.instance)?.is_some_and(|mount| mount.session)
+            && !sessions::running(self, &env.instance);
+        if orphaned {
+            tracing::info!("unmounting what a killed session of {} left", env.name);
+            self.unmount_and_wait(env)?;
         }
         Ok(())
     }
