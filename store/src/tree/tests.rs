@@ -381,10 +381,12 @@ fn a_chunk_that_is_not_what_its_index_says_is_corrupt() {
 
 #[test]
 fn the_cache_is_bounded_and_roots_are_kept_apart() {
+    const LIMIT: usize = 2 << 20;
     let place = Place::new();
+    place.trees.cache.lock().limit = LIMIT;
     let mut batch = place.batch();
     let mut trees = Vec::new();
-    for i in 0..700 {
+    for i in 0..60 {
         let entries =
             listing(i * 1000..i * 1000 + 1000).into_iter().map(|(name, target)| Entry { name, target });
         trees.push(write_dir(&mut batch, &mut entries.into_iter()).unwrap().tree.unwrap());
@@ -400,13 +402,13 @@ fn the_cache_is_bounded_and_roots_are_kept_apart() {
         assert_eq!(place.trees.len(tree).unwrap(), 1000);
     }
     let cache = place.trees.cache.lock();
-    assert!(cache.cost <= CACHE_BYTES && cache.cost > CACHE_BYTES / 2 && cache.nodes.len() < 700);
+    assert!(cache.cost <= LIMIT && cache.cost > LIMIT / 2 && cache.nodes.len() < 60);
     assert_eq!(cache.cost, cache.nodes.iter().map(|(_, node)| node.cost()).sum::<usize>());
     drop(cache);
     let read = place.trees.root(&root_id).unwrap();
     assert_eq!(*read, root);
     assert!(Arc::ptr_eq(&read, &place.trees.root(&root_id).unwrap()));
-    assert!(place.trees.root(&trees[699]).is_err());
+    assert!(place.trees.root(&trees[59]).is_err());
     assert!(place.trees.lookup(&root_id, b"x").is_err());
     assert!(place.trees.root(&ObjectId::of(b"nothing")).unwrap_err().is_missing());
 }
