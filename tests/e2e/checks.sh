@@ -9,7 +9,8 @@ CHECKS_PASSED=0
 CHECKS_FAILED=0
 LOG=$TMPDIR/check.log
 
-# check NAME COMMAND...: passes when the command, with errexit, succeeds; its output is shown when it does not.
+# check NAME COMMAND...: passes when the command, with errexit, succeeds; its output is shown when it does not, and of
+# what it says when it does the lines that begin with "note: ".
 # A function given as COMMAND runs in a subshell: what it is to leave behind it leaves in files.
 check() {
     local name=$1 status
@@ -22,6 +23,7 @@ check() {
     if [ "$status" -eq 0 ]; then
         CHECKS_PASSED=$((CHECKS_PASSED + 1))
         echo "ok   $name"
+        sed -n 's/^note: /     /p' "$LOG"
     else
         CHECKS_FAILED=$((CHECKS_FAILED + 1))
         echo "FAIL $name (as $ACTOR, status $status)"

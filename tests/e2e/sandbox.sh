@@ -16,13 +16,12 @@ mount -t tmpfs -o size=64k,mode=755 tmpfs "$SCRATCH/dev"
 mknod -m 0666 "$SCRATCH/dev/fuse" c 10 229
 mount --bind "$SCRATCH/dev/fuse" /dev/fuse
 
-# A user in a private copy of the user table.
-mkdir -p "$SCRATCH/etc"
-cp /etc/passwd /etc/group "$SCRATCH/etc/"
+# A user in a private copy of the user table: of all /etc, for a mount on one file falls off when the machine's own
+# is replaced.
+cp -a /etc "$SCRATCH/etc"
 echo "tester:x:$TEST_UID:$TEST_UID::$SCRATCH/home:/bin/bash" >>"$SCRATCH/etc/passwd"
 echo "tester:x:$TEST_UID:" >>"$SCRATCH/etc/group"
-mount --bind "$SCRATCH/etc/passwd" /etc/passwd
-mount --bind "$SCRATCH/etc/group" /etc/group
+mount --bind "$SCRATCH/etc" /etc
 
 # A plain journaled ext4 to compare with: the scratch directory's own file system where it is one.
 mkdir "$SCRATCH/home" "$SCRATCH/plain" "$SCRATCH/tmp"

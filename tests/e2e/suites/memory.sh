@@ -7,16 +7,16 @@ DIR=$MOUNTS/$ENV
 LIMIT_KIB=$((200 * 1024))
 
 # Bytes that neither compress nor repeat, fast.
-noise() { openssl enc -aes-128-ctr -pass "pass:$1" -nosalt -pbkdf2 </dev/zero 2>/dev/null | head -c "$2"; }
+noise() { head -c "$2" /dev/zero | openssl enc -aes-128-ctr -pass "pass:$1" -nosalt -pbkdf2; }
 
 below_limit() {
-    echo "$1: $2 KiB resident at most"
+    echo "note: $1: at most $(($2 / 1024)) MiB resident"
     [ "$2" -lt "$LIMIT_KIB" ] || wrong "$1: $2 KiB resident, more than $LIMIT_KIB"
 }
 # peak COMMAND...: runs it and checks its high-water mark.
 peak() {
     command time -f %M -o "$TMPDIR/peak" "$@"
-    below_limit "$*" "$(tail -n1 "$TMPDIR/peak")"
+    below_limit "karapace $2" "$(tail -n1 "$TMPDIR/peak")"
 }
 server_peak() { below_limit "the serving process" "$(awk '/^VmHWM/ { print $2 }' "/proc/$(server_of "$ENV")/status")"; }
 

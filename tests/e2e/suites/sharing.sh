@@ -121,7 +121,7 @@ bad_archives_are_refused() {
 damage_is_found() {
     karapace verify-store
     local object
-    object=$(find "$STORE/store/objects" -type f -size +1k | LC_ALL=C sort | head -n1)
+    object=$(find "$STORE/store/objects" -type f -size +1k -print -quit)
     cp "$object" "$TMPDIR/object"
     chmod u+w "$object"
     printf 'X' | dd of="$object" bs=1 seek=100 conv=notrunc status=none
