@@ -27,21 +27,36 @@ enum Dir {
 /// What a name of the view leads to.
 enum Found<'a> {
     Node(Ino, &'a Node),
-    Record(InodeRecord),
+    /// `true`: one of several names.
+    Record(InodeRecord, bool),
 }
 
 impl Found<'_> {
     fn kind(&self) -> FileKind {
         match self {
             Found::Node(_, node) => node.kind(),
-            Found::Record(record) => record.kind(),
+            Found::Record(record, _) => record.kind(),
+        }
+    }
+
+    fn ino(&self) -> Ino {
+        match self {
+            Found::Node(ino, _) => *ino,
+            Found::Record(record, _) => record.ino,
+        }
+    }
+
+    fn is_linked(&self) -> bool {
+        match self {
+            Found::Node(_, node) => node.linked,
+            Found::Record(_, linked) => *linked,
         }
     }
 
     fn dir(&self) -> Dir {
         match self {
             Found::Node(ino, _) => Dir::Node(*ino),
-            Found::Record(record) => Dir::Tree(tree_of(record).0),
+            Found::Record(record, _) => Dir::Tree(tree_of(record).0),
         }
     }
 }
@@ -85,7 +100,7 @@ impl View {
         }
         let old = state.root.inode.clone();
         let new = Found::Node(ROOT_INO, state.node(ROOT_INO)?);
-        differ.compare(b"/", &old, &new)?;
+        differ.compare(b"/", &old, false, &new)?;
         Ok(differ.out)
     }
 }
@@ -95,13 +110,14 @@ impl<'a> Differ<'a> {
         self.out.push(DiffEntry { kind, path: path.to_vec() });
     }
 
-    /// One path that both sides have.
-    fn compare(&mut self, path: &[u8], old: &InodeRecord, new: &Found<'_>) -> Result<()> {
+    /// One path that both sides have; `linked`: it was one of several names.
+    fn compare(&mut self, path: &[u8], old: &InodeRecord, linked: bool, new: &Found<'_>) -> Result<()> {
         if old.kind() != new.kind() {
             self.whole_old(DiffKind::Deleted, path, old)?;
             return self.whole_new(path, new);
         }
-        if !self.same(old, new)? {
+        let relinked = (linked || new.is_linked()) && old.ino != new.ino();
+        if relinked || !self.same(old, new)? {
             self.push(DiffKind::Modified, path);
         }
         if old.kind() == FileKind::Directory {
@@ -136,6 +152,7 @@ impl<'a> Differ<'a> {
                 Some(tree) => self.view.trees.lookup(&tree, &name)?,
                 None => None,
             };
+            let linked = matches!(before, Some(Target::Link { .. }));
             let before = before.map(|target| self.resolve(target)).transpose()?;
             let after = self.find(new, &name)?;
             let path = join(path, &name);
@@ -143,7 +160,7 @@ impl<'a> Differ<'a> {
                 (None, None) => {}
                 (Some(old), None) => self.whole_old(DiffKind::Deleted, &path, &old)?,
                 (None, Some(new)) => self.whole_new(&path, &new)?,
-                (Some(old), Some(new)) => self.compare(&path, &old, &new)?,
+                (Some(old), Some(new)) => self.compare(&path, &old, linked, &new)?,
             }
         }
         Ok(())
@@ -177,13 +194,13 @@ impl<'a> Differ<'a> {
         };
         let Some(tree) = tree else { return Ok(None) };
         let Some(target) = self.view.trees.lookup(&tree, name)? else { return Ok(None) };
-        let ino = match &target {
-            Target::Inode(record) => record.ino,
-            Target::Link { ino, .. } => *ino,
+        let (ino, linked) = match &target {
+            Target::Inode(record) => (record.ino, false),
+            Target::Link { ino, .. } => (*ino, true),
         };
         Ok(Some(match state.nodes.get(&ino) {
             Some(node) if node.dirty => Found::Node(ino, node),
-            _ => Found::Record(self.resolve(target)?),
+            _ => Found::Record(self.resolve(target)?, linked),
         }))
     }
 
@@ -206,7 +223,7 @@ impl<'a> Differ<'a> {
     /// A path and all below it that the view has.
     fn whole_new(&mut self, path: &[u8], new: &Found<'_>) -> Result<()> {
         let ino = match new {
-            Found::Record(record) => return self.whole_old(DiffKind::Added, path, record),
+            Found::Record(record, _) => return self.whole_old(DiffKind::Added, path, record),
             Found::Node(ino, node) if node.kind() == FileKind::Directory => *ino,
             Found::Node(..) => {
                 self.push(DiffKind::Added, path);
@@ -229,7 +246,7 @@ impl<'a> Differ<'a> {
     /// Whether two things of one kind are the same; of directories only the metadata.
     fn same(&self, old: &InodeRecord, new: &Found<'_>) -> Result<bool> {
         let (ino, node) = match new {
-            Found::Record(new) => return Ok(same_records(old, new)),
+            Found::Record(new, _) => return Ok(same_records(old, new)),
             Found::Node(ino, node) => (*ino, *node),
         };
         let m = &node.meta;
