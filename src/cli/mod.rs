@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory, Parser};
 
 use crate::engine::{Engine, Error};
 use commands::Command;
@@ -74,6 +74,11 @@ impl Global {
     }
 }
 
+/// What clap knows of the command line: every command, argument and help text. docs/CLI.md is made from it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the program with these arguments (the program's name first) and gives its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     let args: Vec<OsString> = args.into_iter().collect();
@@ -134,11 +139,10 @@ fn start_log(global: &Global, is_background: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
