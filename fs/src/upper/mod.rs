@@ -112,15 +112,21 @@ impl Upper {
     }
 
     /// Replaces checkpoint and journal by `items` on `head`. The caller holds the state lock: no append in between.
-    /// When the checkpoint is in place but no new journal can be made, the next append tries again.
+    /// When the checkpoint is in place but no new journal can be made, that is no error, since what was to happen has
+    /// happened: the next append tries again, and fails if it cannot.
     pub fn checkpoint(&self, head: HeadRef, items: Vec<Item>) -> Result<()> {
         let mut log = self.log.lock();
         let epoch = log.epoch + 1;
         Checkpoint { epoch, head, items }.write(&self.dir.join("checkpoint"))?;
         // From here on the old journal does not count.
         log.epoch = epoch;
-        log.journal = None;
-        log.journal = Some(Journal::create(&self.dir.join("journal"), epoch)?);
+        log.journal = match Journal::create(&self.dir.join("journal"), epoch) {
+            Ok(journal) => Some(journal),
+            Err(error) => {
+                tracing::warn!("{error}; the next change tries again");
+                None
+            }
+        };
         Ok(())
     }
 

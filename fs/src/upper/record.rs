@@ -140,6 +140,21 @@ fn flag(d: &mut Decoder<'_>) -> Result<bool> {
 }
 
 impl Item {
+    /// The inode that it is about, if it is about one.
+    pub fn ino(&self) -> Option<Ino> {
+        match self {
+            Item::Put(put) => Some(put.record.ino),
+            Item::Attr(attr) => Some(attr.ino),
+            Item::Name { dir, .. } => Some(*dir),
+            Item::Place { ino, .. }
+            | Item::Blocks { ino, .. }
+            | Item::Cut { ino, .. }
+            | Item::Touched { ino }
+            | Item::Gone { ino, .. } => Some(*ino),
+            Item::Next { .. } => None,
+        }
+    }
+
     /// Appends the encoding of the item.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {

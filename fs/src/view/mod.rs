@@ -308,9 +308,15 @@ impl View {
         }
     }
 
-    /// Journals and applies the items of an operation.
+    /// Journals and applies the items of an operation. What concerns only inodes without a name is not journalled: a crash
+    /// ends them, and a checkpoint since their removal does not know them.
     fn change(&self, state: &mut State, items: Vec<Item>) -> Result<()> {
-        self.writable()?.append(&items)?;
+        let upper = self.writable()?;
+        let lasts =
+            |item: &Item| item.ino().and_then(|ino| state.nodes.get(&ino)).is_none_or(|n| !n.is_orphan());
+        if items.iter().any(lasts) {
+            upper.append(&items)?;
+        }
         state.apply(items)
     }
 
