@@ -178,6 +178,37 @@ others_may_not_command() {
     fi
 }
 
+ctl_dir_modes() {
+    karapace umount "$ENV"
+    karapace mount "$ENV" --ctl-dir visible
+    find "$DIR" -mindepth 1 -maxdepth 1 -name .karapace | grep -q .
+    karapace umount "$ENV"
+    karapace mount "$ENV" --ctl-dir disabled
+    [ ! -e "$CTL" ]
+    # The command line needs no control files.
+    echo disabled >"$DIR/etc/disabled"
+    karapace commit "$ENV"
+    equal diff "" "$(karapace diff "$ENV")"
+    karapace umount "$ENV"
+    karapace mount "$ENV"
+}
+
+snapshot_mount() {
+    local hash
+    echo old >"$DIR/etc/age"
+    hash=$(commit "$ENV")
+    echo young >"$DIR/etc/age"
+    karapace umount "$ENV"
+    mkdir -p "$HOME/snapshot"
+    karapace mount "$ENV" "$HOME/snapshot" --snapshot "${hash:0:12}"
+    equal content old "$(cat "$HOME/snapshot/etc/age")"
+    if echo x 2>/dev/null >"$HOME/snapshot/etc/age"; then wrong "a snapshot could be written"; fi
+    karapace umount "$HOME/snapshot"
+    not_mounted "$HOME/snapshot"
+    karapace mount "$ENV"
+    equal content young "$(cat "$DIR/etc/age")"
+}
+
 read_only_mount_is_erofs() {
     karapace umount "$ENV"
     karapace mount "$ENV" --read-only
@@ -221,6 +252,8 @@ check "gc and gc dry_run=1 answer" gc_answers
 check "commit, diff, restore on the command line while mounted" cli_does_the_same_mounted
 check "commit, diff, restore on the command line while not mounted" cli_does_the_same_unmounted
 check "only the mount's owner may command" others_may_not_command
+check "--ctl-dir visible and disabled" ctl_dir_modes
+check "--snapshot mounts an old state read-only" snapshot_mount
 check "freeze is refused while mounted" freezing_a_mounted_one_is_refused
 check "--read-only: EROFS, nothing changed" read_only_mount_is_erofs
 check "frozen: EROFS, nothing changed" frozen_is_erofs
