@@ -118,6 +118,9 @@ impl DataDir {
     }
 
     /// The file, open for reading and writing. Marks it sealed when the store shares its bytes.
+    ///
+    /// The caller holds the view's state lock, or otherwise keeps the file from being removed meanwhile: else the
+    /// descriptor kept could be one of a file whose name another has got.
     pub fn file(&self, data: &DataFile) -> Result<Arc<File>> {
         let key = (data.ino, data.generation);
         if let Some(file) = self.open.lock().get(&key) {
@@ -203,9 +206,8 @@ impl DataDir {
         Ok(removed)
     }
 
-    /// Makes data, and the name it has, durable.
-    pub fn sync(&self, data: &DataFile) -> Result<()> {
-        let file = self.file(data)?;
+    /// Makes the bytes of `file`, which is `data` open, durable.
+    pub fn sync(&self, data: &DataFile, file: &File) -> Result<()> {
         file.sync_data().map_err(|e| Error::host("sync", &self.path(data), e))
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod data;
 pub(crate) mod journal;
 pub(crate) mod record;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -104,6 +105,12 @@ impl Upper {
             Some(journal) => journal.sync(),
             None => Ok(()),
         }
+    }
+
+    /// Makes everything durable that was ever written to the upper's file system.
+    pub fn sync_all_data(&self) -> Result<()> {
+        let dir = File::open(&self.dir).map_err(|e| Error::host("open", &self.dir, e))?;
+        nix::unistd::syncfs(&dir).map_err(|e| Error::host("sync the file system of", &self.dir, e.into()))
     }
 
     /// Whether the journal has grown so far that a checkpoint pays.

@@ -26,7 +26,7 @@ use crate::upper::Upper;
 use crate::upper::data::DataFile;
 use crate::upper::record::{Item, NameState};
 use crate::view::View;
-use crate::view::node::{DirBody, FileBody, Meta, NodeBody, Place, record_of};
+use crate::view::node::{DirBody, FileBody, Meta, Node, NodeBody, Place, record_of};
 use crate::view::table::{Forgotten, State};
 
 /// What a commit has stored and is about to publish.
@@ -68,6 +68,13 @@ struct Seal {
     next_ino: Ino,
     generation: u64,
     old_root: Arc<Root>,
+}
+
+impl Seal {
+    /// Whether an inode in the table is another than was sealed.
+    fn has_changed(&self, ino: Ino, node: &Node) -> bool {
+        self.nodes.get(&ino).is_none_or(|sealed| sealed.version != node.version)
+    }
 }
 
 /// What building stored: the lower form of each sealed inode.
@@ -249,6 +256,8 @@ impl View {
             return Ok(None);
         }
         sealed.tar_hash = identity_hash(&self.trees, Some(&seal.old_root), &built.root)?;
+        // The checkpoint is going to name what was written meanwhile. Most of it is synced here, where nobody waits for it.
+        self.sync_replacing(upper, &|ino, node| seal.has_changed(ino, node))?;
         let head = publish(&sealed)?;
         self.finish(upper, seal, built, head)?;
         Ok(Some(head))
@@ -257,6 +266,7 @@ impl View {
     /// Swaps the lower view: first on disk, then in memory.
     fn finish(&self, upper: &Upper, seal: &Seal, built: &Built, head: HeadRef) -> Result<()> {
         let _gate = self.gate.write();
+        self.sync_replacing(upper, &|ino, node| seal.has_changed(ino, node))?;
         let mut state = self.state.write();
         let clean = clean_since(&state, seal);
         self.settle_all_times(&mut state)?;

@@ -29,55 +29,36 @@ struct Piece {
     source: Source,
 }
 
-/// Where a read gets its bytes, worked out under the state lock and done without it.
+/// Where a read gets its bytes, worked out under the state lock and done without it. The data file is opened under the lock:
+/// a commit may give it to the store and remove its name at any moment.
 enum ReadFrom {
     Nothing,
     Lower(Arc<FileContent>, usize),
-    Whole(Arc<DataFile>, usize),
-    Blocks(Arc<DataFile>, Arc<FileContent>, Vec<Piece>),
-}
-
-impl ReadFrom {
-    /// Which data file it is read from.
-    fn data(&self) -> Option<(Ino, u32)> {
-        match self {
-            ReadFrom::Whole(data, _) | ReadFrom::Blocks(data, ..) => Some((data.ino, data.generation)),
-            ReadFrom::Nothing | ReadFrom::Lower(..) => None,
-        }
-    }
-}
-
-fn plan_read(state: &State, ino: Ino, offset: u64, size: usize) -> Result<ReadFrom> {
-    let node = state.node(ino)?;
-    let body = file_body(node)?;
-    if offset >= node.meta.size {
-        return Ok(ReadFrom::Nothing);
-    }
-    let size = usize::try_from(node.meta.size - offset).map_or(size, |left| left.min(size));
-    Ok(match body {
-        FileBody::Lower(content) => ReadFrom::Lower(content.clone(), size),
-        FileBody::Whole(data) => ReadFrom::Whole(data.clone(), size),
-        FileBody::Blocks(b) => ReadFrom::Blocks(b.data.clone(), b.base.clone(), pieces(b, offset, size)),
-    })
+    Whole(Arc<File>, usize),
+    Blocks(Arc<File>, Arc<FileContent>, Vec<Piece>),
 }
 
 impl View {
     /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Fewer only at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
-        loop {
-            let from = plan_read(&self.state.read(), ino, offset, size)?;
-            let data = from.data();
-            match self.read_from(from, offset, buf) {
-                // A commit gave the data file to the store in between: the bytes are there now.
-                Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    let still = plan_read(&self.state.read(), ino, offset, size)?.data();
-                    if still == data {
-                        return Err(Error::Corrupt(format!("the data file of inode {ino} is missing")));
-                    }
-                }
-                other => return other,
-            }
+        let from = self.plan_read(&self.state.read(), ino, offset, size)?;
+        self.read_from(from, offset, buf)
+    }
+
+    fn plan_read(&self, state: &State, ino: Ino, offset: u64, size: usize) -> Result<ReadFrom> {
+        let node = state.node(ino)?;
+        let body = file_body(node)?;
+        if offset >= node.meta.size {
+            return Ok(ReadFrom::Nothing);
         }
+        let size = usize::try_from(node.meta.size - offset).map_or(size, |left| left.min(size));
+        Ok(match body {
+            FileBody::Lower(content) => ReadFrom::Lower(content.clone(), size),
+            FileBody::Whole(data) => ReadFrom::Whole(self.data_for_reading(data)?, size),
+            FileBody::Blocks(b) => {
+                ReadFrom::Blocks(self.data_for_reading(&b.data)?, b.base.clone(), pieces(b, offset, size))
+            }
+        })
     }
 
     /// `read` for who holds the state lock.
@@ -89,7 +70,7 @@ impl View {
         size: usize,
         buf: &mut Vec<u8>,
     ) -> Result<()> {
-        self.read_from(plan_read(state, ino, offset, size)?, offset, buf)
+        self.read_from(self.plan_read(state, ino, offset, size)?, offset, buf)
     }
 
     fn read_from(&self, from: ReadFrom, offset: u64, buf: &mut Vec<u8>) -> Result<()> {
@@ -97,14 +78,13 @@ impl View {
         match from {
             ReadFrom::Nothing => Ok(()),
             ReadFrom::Lower(content, size) => self.content.read(&content, offset, size, buf),
-            ReadFrom::Whole(data, size) => {
+            ReadFrom::Whole(file, size) => {
                 buf.resize(size, 0);
-                let n = read_full(&*self.data_for_reading(&data)?, buf, offset)?;
+                let n = read_full(&file, buf, offset)?;
                 buf.truncate(n);
                 Ok(())
             }
-            ReadFrom::Blocks(data, base, pieces) => {
-                let file = self.data_for_reading(&data)?;
+            ReadFrom::Blocks(file, base, pieces) => {
                 for piece in pieces {
                     let start = buf.len();
                     match piece.source {
@@ -122,6 +102,7 @@ impl View {
         }
     }
 
+    /// The caller holds the state lock.
     fn data_for_reading(&self, data: &DataFile) -> Result<Arc<File>> {
         self.upper.as_ref().ok_or(Error::Stale)?.data.file(data)
     }
@@ -191,8 +172,13 @@ impl View {
             };
             match done {
                 Ok(n) => written += n,
-                Err(e) if written == 0 => return Err(e),
-                Err(_) => break,
+                Err(error) => {
+                    self.cut_excess(ready, size.max(at))?;
+                    if written == 0 {
+                        return Err(error);
+                    }
+                    break;
+                }
             }
             if !body.dirty.contains(block) {
                 fresh.push(block);
@@ -203,9 +189,23 @@ impl View {
         if !fresh.is_empty() {
             let items =
                 runs(&fresh).into_iter().map(|(first, count)| Item::Blocks { ino, first, count }).collect();
-            self.change(&mut self.state.write(), items)?;
+            let counted = self.change(&mut self.state.write(), items);
+            if let Err(error) = counted {
+                self.cut_excess(ready, size)?;
+                return Err(error);
+            }
         }
         Ok(written)
+    }
+
+    /// After a failed write: what of it lies beyond the end of the file goes, for the length of the data file is the file's
+    /// after a crash.
+    fn cut_excess(&self, ready: &Writable, size: u64) -> Result<()> {
+        let cut = || match ready.file.metadata()?.len() > size {
+            true => ready.file.set_len(size),
+            false => Ok(()),
+        };
+        cut().map_err(|e| self.write_failed(&ready.data, e))
     }
 
     /// Writes `part` at `at` into a block that is not in the upper yet: the whole block or nothing.
@@ -263,9 +263,9 @@ impl View {
         }
         let ranges = match body {
             FileBody::Whole(data) => {
-                let data = data.clone();
+                let file = self.data_for_reading(data)?;
                 drop(state);
-                return host_seek(&*self.data_for_reading(&data)?, offset, whence);
+                return host_seek(&file, offset, whence);
             }
             FileBody::Lower(content) => content.data_ranges(),
             FileBody::Blocks(b) => block_ranges(b, size),

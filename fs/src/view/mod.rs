@@ -19,16 +19,18 @@ mod remove;
 mod rename;
 mod resize;
 mod restore;
+mod sync;
 pub(crate) mod table;
 mod xattr;
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use karapace_store::Store;
-use karapace_store::content::FileContent;
+use karapace_store::content::{BLOCK, FileContent};
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::Ino;
 use karapace_store::tree::Trees;
@@ -37,9 +39,10 @@ use parking_lot::{Mutex, RwLock};
 use crate::attr::{Attr, HeadRef, StatFs, ViewStats};
 use crate::error::{Error, Result};
 use crate::upper::Upper;
+use crate::upper::data::DataFile;
 use crate::upper::record::{DataState, Item};
 use crate::view::content::ContentReader;
-use crate::view::node::{FileBody, NodeBody};
+use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::{Forgotten, State};
 
 pub use commit::Sealed;
@@ -134,26 +137,54 @@ impl View {
         for ino in orphans {
             state.release(ino, &mut Forgotten::default());
         }
-        let mut known = HashSet::new();
+        let (mut known, mut touched) = (HashSet::new(), false);
         for node in state.nodes.values_mut() {
             let Some(data) = node.file().and_then(FileBody::data).cloned() else { continue };
             known.insert((data.ino, data.generation));
             if node.touched {
-                let stat = upper.data.stat(&data)?;
-                node.meta.size = stat.size;
-                node.meta.mtime = stat.mtime;
-                node.meta.ctime = node.meta.ctime.max(stat.mtime);
+                touched = true;
+                self.recover_touched(upper, node, &data)?;
             }
         }
         drop(state);
-        if !self.is_read_only() {
-            let swept = upper.data.sweep(&|ino, generation| known.contains(&(ino, generation)))?;
-            if swept > 0 {
-                tracing::info!(
-                    "removed {swept} data files that a killed process left in {}",
-                    upper.dir().display()
-                );
+        if self.is_read_only() {
+            return Ok(());
+        }
+        if touched {
+            // Nobody knows any more which of them were synced, and the next sync makes the journal durable that names them.
+            upper.sync_all_data()?;
+        }
+        let swept = upper.data.sweep(&|ino, generation| known.contains(&(ino, generation)))?;
+        if swept > 0 {
+            let dir = upper.dir().display();
+            tracing::info!("removed {swept} data files that a killed process left in {dir}");
+        }
+        Ok(())
+    }
+
+    /// Size and mtime of a file that was written since the checkpoint, read off its data file.
+    fn recover_touched(&self, upper: &Upper, node: &mut Node, data: &DataFile) -> Result<()> {
+        let stat = match upper.data.stat(data) {
+            Err(Error::Host { source, .. })
+                if source.kind() == ErrorKind::NotFound && node.whole().is_some() =>
+            {
+                // A power loss took a new file that was never synced; its record was luckier.
+                tracing::warn!("inode {} was never synced and has lost its content", data.ino);
+                node.meta.size = 0;
+                if !self.is_read_only() {
+                    upper.data.create_file(data)?;
+                }
+                return Ok(());
             }
+            other => other?,
+        };
+        node.meta.size = stat.size;
+        node.meta.mtime = stat.mtime;
+        node.meta.ctime = node.meta.ctime.max(stat.mtime);
+        if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+            // Cut, and killed before the journal could say so.
+            b.limit = b.limit.min(stat.size);
+            b.dirty.truncate(stat.size.div_ceil(BLOCK));
         }
         Ok(())
     }
@@ -320,68 +351,6 @@ impl View {
         state.apply(items)
     }
 
-    /// Makes one file durable: its bytes, and every operation that returned.
-    pub fn fsync(&self, ino: Ino, _datasync: bool) -> Result<()> {
-        let Some(upper) = &self.upper else { return Ok(()) };
-        let data = {
-            let mut state = self.state.write();
-            let node = state.node_mut(ino)?;
-            let data = node.file().and_then(FileBody::data).cloned();
-            if data.is_some() {
-                node.unsynced = false;
-                node.replaces = false;
-            }
-            data
-        };
-        if let Some(data) = data {
-            let synced = upper.data.sync(&data).and_then(|()| upper.data.sync_names(ino));
-            if let Err(e) = synced {
-                if let Ok(node) = self.state.write().node_mut(ino) {
-                    node.unsynced = true;
-                }
-                return Err(e);
-            }
-        }
-        self.sync_journal(upper)
-    }
-
-    /// Makes everything durable.
-    pub fn sync_all(&self) -> Result<()> {
-        let Some(upper) = &self.upper else { return Ok(()) };
-        self.sync_journal(upper)
-    }
-
-    /// Syncs the journal, but first the data of every file whose bytes in the upper took the place of safe ones:
-    /// otherwise the record that says so could outlive the bytes that it stands for.
-    fn sync_journal(&self, upper: &Upper) -> Result<()> {
-        let pending: Vec<_> = {
-            let mut state = self.state.write();
-            let pending = state.nodes.values_mut().filter(|n| n.replaces && !n.is_orphan());
-            pending
-                .filter_map(|n| {
-                    let data = n.file().and_then(FileBody::data).cloned();
-                    n.unsynced = false;
-                    n.replaces = false;
-                    data
-                })
-                .collect()
-        };
-        for data in &pending {
-            let synced = upper.data.sync(data).and_then(|()| upper.data.sync_names(data.ino));
-            if let Err(e) = synced {
-                let mut state = self.state.write();
-                for data in &pending {
-                    if let Ok(node) = state.node_mut(data.ino) {
-                        node.unsynced = true;
-                        node.replaces = true;
-                    }
-                }
-                return Err(e);
-            }
-        }
-        upper.sync()
-    }
-
     /// Writes a checkpoint when the journal has grown long. Called between operations.
     pub fn maintain(&self) -> Result<()> {
         match &self.upper {
@@ -395,6 +364,8 @@ impl View {
         let Some(upper) = &self.upper else { return Ok(()) };
         self.sync_all()?;
         let _gate = self.gate.write();
+        // What came in between.
+        self.sync_replacing(upper, &|_, _| true)?;
         let mut state = self.state.write();
         self.settle_all_times(&mut state)?;
         upper.checkpoint(state.head, state.checkpoint_items()?)?;

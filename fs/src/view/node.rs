@@ -193,6 +193,19 @@ impl Node {
         }
     }
 
+    /// The data file of a file that has all its bytes in the upper.
+    pub fn whole(&self) -> Option<&Arc<DataFile>> {
+        match self.file()? {
+            FileBody::Whole(data) => Some(data),
+            _ => None,
+        }
+    }
+
+    /// Which data file it has.
+    pub fn data_generation(&self) -> Option<u32> {
+        Some(self.file()?.data()?.generation)
+    }
+
     pub fn attr(&self, ino: Ino) -> Attr {
         let m = &self.meta;
         // What a directory occupies is not measured: 4096 as ext4 shows for a small one.

@@ -1,15 +1,13 @@
 //! Renaming: a directory, too, is one record, whatever is below it.
 
-use std::sync::Arc;
-
 use karapace_store::inode::{Body, FileKind, Ino, ROOT_INO, Timestamp, Xattrs};
 
 use crate::attr::{Caller, RenameMode};
 use crate::error::{Error, Result};
-use crate::upper::data::DataFile;
 use crate::upper::record::{DataState, Item, NameState, PutItem};
-use crate::view::node::{FileBody, Meta, Place};
+use crate::view::node::{Meta, Place};
 use crate::view::remove::{drop_name, name_gone};
+use crate::view::sync::ToSync;
 use crate::view::table::{Forgotten, NewInode, State, attr_item};
 use crate::view::{View, check_name};
 
@@ -139,23 +137,27 @@ impl View {
     /// A rename over a file must never leave an empty one after a power loss: when the new name exists, what takes its place
     /// is made durable first.
     fn flush_before_replacing(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8]) -> Result<()> {
-        let unsynced = |state: &State| -> Result<Option<Arc<DataFile>>> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        let unsynced = |state: &State| -> Result<Option<ToSync>> {
             if state.entry(&self.trees, new_dir, new_name)?.is_none() {
                 return Ok(None);
             }
             let Some(named) = state.entry(&self.trees, dir, name)? else { return Ok(None) };
             let Some(node) = state.nodes.get(&named.ino).filter(|n| n.unsynced) else { return Ok(None) };
-            Ok(node.file().and_then(FileBody::data).cloned())
+            ToSync::of(upper, node)
         };
-        let data = unsynced(&self.state.read())?;
-        if let (Some(upper), Some(data)) = (&self.upper, data) {
-            upper.data.sync(&data)?;
-            if let Ok(node) = self.state.write().node_mut(data.ino) {
-                node.unsynced = false;
-                node.replaces = false;
-            }
+        let Some(found) = unsynced(&self.state.read())? else { return Ok(()) };
+        // Cleared before: what is written from here on may not be covered.
+        if let Ok(node) = self.state.write().node_mut(found.data.ino) {
+            node.unsynced = false;
         }
-        Ok(())
+        let synced = upper.data.sync(&found.data, &found.file);
+        if synced.is_err()
+            && let Ok(node) = self.state.write().node_mut(found.data.ino)
+        {
+            node.unsynced = true;
+        }
+        synced
     }
 }
 

@@ -42,7 +42,10 @@ impl View {
                 return Ok(Writable { data, file });
             }
             let copy = upper.data.unseal(&data)?;
-            self.record_data(state, ino, &copy, keep)?;
+            if let Err(error) = self.record_data(state, ino, &copy, keep) {
+                upper.data.remove(&copy);
+                return Err(error);
+            }
             if state.deferred.is_none() {
                 upper.data.remove(&data);
             } else if let Some(deferred) = &mut state.deferred {

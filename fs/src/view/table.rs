@@ -358,7 +358,13 @@ impl State {
                 node.version = old.version + 1;
                 node.unsynced = old.unsynced;
                 node.stale_times = old.stale_times;
-                let had_content = matches!(old.file(), Some(FileBody::Lower(content)) if content.size > 0);
+                let had_content = match old.file() {
+                    Some(FileBody::Lower(content)) => content.size > 0,
+                    // A copy of what commit has sealed.
+                    Some(FileBody::Whole(data)) => node.data_generation() != Some(data.generation),
+                    Some(FileBody::Blocks(b)) => node.data_generation() != Some(b.data.generation),
+                    None => false,
+                };
                 node.replaces = old.replaces || (had_content && node.touched);
                 if let (NodeBody::Dir(new), NodeBody::Dir(old)) = (&mut node.body, old.body) {
                     new.changes = old.changes;
