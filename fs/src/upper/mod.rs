@@ -12,6 +12,7 @@ pub(crate) mod record;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use karapace_store::atomic::fsync_dir;
 use parking_lot::Mutex;
 
 use crate::attr::HeadRef;
@@ -64,6 +65,9 @@ impl Upper {
                 if write {
                     std::fs::create_dir_all(dir).map_err(|e| Error::host("create directory", dir, e))?;
                     data.create()?;
+                    for made in [&dir.join("data"), dir].into_iter().chain(dir.parent()) {
+                        fsync_dir(made)?;
+                    }
                     fresh.write(&checkpoint_path)?;
                 }
                 fresh

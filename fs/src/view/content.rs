@@ -53,7 +53,7 @@ impl ContentReader {
 
     /// Appends up to `size` bytes from `offset` to `buf`; stops at the end of the file.
     pub fn read(&self, content: &FileContent, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
-        if offset >= content.size {
+        if offset >= content.size || size == 0 {
             return Ok(());
         }
         let size = usize::try_from(content.size - offset).map_or(size, |left| left.min(size));

@@ -151,7 +151,8 @@ impl View {
         if let Ok(node) = self.state.write().node_mut(found.data.ino) {
             node.unsynced = false;
         }
-        let synced = upper.data.sync(&found.data, &found.file);
+        let synced =
+            upper.data.sync(&found.data, &found.file).and_then(|()| upper.data.sync_names(found.data.ino));
         if synced.is_err()
             && let Ok(node) = self.state.write().node_mut(found.data.ino)
         {
