@@ -66,4 +66,6 @@ ensure_fuse() {
         say "/dev/fuse is not open to this user: setting its mode to 0666, the distribution's default"
         as_root chmod 0666 /dev/fuse
     fi
+    # fusermount3 unmounts nothing without it; a bare root file system has none.
+    [ -e /etc/mtab ] || as_root ln -s ../proc/self/mounts /etc/mtab
 }
