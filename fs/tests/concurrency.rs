@@ -368,3 +368,24 @@ fn writers_and_restores() {
     assert!(view.lookup(ROOT_INO, b"start").is_ok());
     place.check_objects();
 }
+
+/// A process in an environment can make paths as deep as it likes; no thread's stack is.
+#[test]
+fn very_deep_directories() {
+    const DEPTH: u32 = 8_000;
+    let place = Place::new();
+    let view = place.open();
+    create(&view, ROOT_INO, b"start");
+    let shallow = place.commit(&view).unwrap();
+    let mut at = ROOT_INO;
+    for _ in 0..DEPTH {
+        at = view.mkdir(&CALLER, at, b"d", 0o755).unwrap().ino;
+    }
+    create(&view, at, b"bottom");
+    assert_eq!(view.diff().unwrap().len(), DEPTH as usize + 1);
+    let deep = place.commit(&view).unwrap();
+    for target in [shallow, deep] {
+        let generation = view.clean_generation().unwrap().unwrap();
+        view.restore(target, generation).unwrap();
+    }
+}

@@ -323,8 +323,8 @@ fn clean_since(state: &State, seal: &Seal) -> HashSet<Ino> {
             continue;
         }
         let mut at = node.place.as_ref().map(|p| p.parent);
-        while let Some(parent) = at {
-            clean.remove(&parent);
+        // One that is not among them, or not any more, has a turn of its own for what is above it.
+        while let Some(parent) = at.filter(|parent| clean.remove(parent)) {
             at = state.nodes.get(&parent).and_then(|n| n.place.as_ref()).map(|p| p.parent);
         }
     }
@@ -393,16 +393,22 @@ fn remaining_items(
 
 /// The sealed directories, each after all that lie below it.
 fn deepest_first(seal: &Seal) -> Vec<Ino> {
-    let depth = |mut ino: Ino| {
-        let mut depth = 0u32;
-        while let Some(place) = seal.nodes.get(&ino).and_then(|n| n.place.as_ref()) {
-            ino = place.parent;
-            depth += 1;
-        }
-        depth
-    };
+    let mut depths: HashMap<Ino, u32> = HashMap::new();
     let dirs = seal.nodes.iter().filter(|(_, n)| matches!(n.body, SealedBody::Dir(_)));
-    let mut dirs: Vec<(u32, Ino)> = dirs.map(|(ino, _)| (depth(*ino), *ino)).collect();
+    for (dir, _) in dirs {
+        let (mut chain, mut at) = (Vec::new(), *dir);
+        while !depths.contains_key(&at) {
+            chain.push(at);
+            match seal.nodes.get(&at).and_then(|n| n.place.as_ref()) {
+                Some(place) => at = place.parent,
+                None => break,
+            }
+        }
+        let first = depths.get(&at).map_or(0, |depth| depth + 1);
+        depths.extend(chain.into_iter().rev().zip(first..));
+    }
+    let sealed = depths.into_iter().filter(|(ino, _)| seal.nodes.contains_key(ino));
+    let mut dirs: Vec<(u32, Ino)> = sealed.map(|(ino, depth)| (depth, ino)).collect();
     dirs.sort_unstable_by(|a, b| b.cmp(a));
     dirs.into_iter().map(|(_, ino)| ino).collect()
 }

@@ -12,6 +12,7 @@ use karapace_store::tree::Target;
 use crate::attr::{DiffEntry, DiffKind};
 use crate::error::{Error, Result};
 use crate::view::View;
+use crate::view::deep::deep;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::State;
 
@@ -82,6 +83,10 @@ struct Differ<'a> {
 impl View {
     /// Every path that differs from the head, parents before children, siblings by the bytes of their names.
     pub fn diff(&self) -> Result<Vec<DiffEntry>> {
+        deep(|| self.compare_with_head())
+    }
+
+    fn compare_with_head(&self) -> Result<Vec<DiffEntry>> {
         let state = self.state.read();
         let mut differ = Differ {
             view: self,

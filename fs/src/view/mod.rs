@@ -10,6 +10,7 @@ mod attr;
 mod commit;
 mod content;
 mod create;
+mod deep;
 mod diff;
 pub(crate) mod dir;
 mod io;

@@ -17,6 +17,7 @@ use crate::attr::{HeadRef, Invalidation};
 use crate::error::{Error, Result};
 use crate::upper::record::Item;
 use crate::view::View;
+use crate::view::deep::deep;
 use crate::view::node::{FileBody, Node, NodeBody, Place};
 use crate::view::table::{Forgotten, State};
 
@@ -52,6 +53,10 @@ impl View {
     /// (see [`View::clean_generation`]): when something has changed since, nothing is done and the error is
     /// [`Error::TryAgain`]. Gives back what the kernel has to forget, to be sent with no lock held.
     pub fn restore(&self, target: HeadRef, generation: u64) -> Result<Vec<Invalidation>> {
+        deep(|| self.exchange_lower(target, generation))
+    }
+
+    fn exchange_lower(&self, target: HeadRef, generation: u64) -> Result<Vec<Invalidation>> {
         let _committing = self.committing.lock();
         let upper = self.writable()?;
         let _gate = self.gate.write();
@@ -82,8 +87,12 @@ impl View {
         upper.checkpoint(head, vec![Item::Next { ino: next_ino }])?;
 
         let data = swap(&mut state, root, head, next_ino, detached, attached);
-        self.load_parents(&mut state, &homes)?;
-        self.refresh_dirty(&mut state, &data)?;
+        // It has happened: an error here concerns the inodes it was met at, and the kernel must hear of all others.
+        if let Err(error) =
+            self.load_parents(&mut state, &homes).and_then(|()| self.refresh_dirty(&mut state, &data))
+        {
+            tracing::error!("restored, but for some inodes that are open: {error}; mount again");
+        }
         drop_idle(&mut state);
         drop(state);
         for file in data.into_iter().filter_map(|d| d.file) {
