@@ -216,8 +216,10 @@ impl Instance {
         let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
         let message = format!("before restore of {}", &hash.to_hex()[..12]);
         let (saved, stale) = self.save_and_swap(target, &message)?;
-        self.update_metadata(|metadata| (metadata.head, metadata.head_record) = (hash, record))?;
-        self.pin_head()?;
+        // The view is another one now: whatever fails here, the kernel has to hear of it.
+        let recorded =
+            self.update_metadata(|metadata| (metadata.head, metadata.head_record) = (hash, record));
+        let pinned = self.pin_head();
         if let Some(invalidator) = self.invalidator.get() {
             invalidator.send(&stale).map_err(|e| {
                 Error::Invalid(format!(
@@ -225,6 +227,9 @@ impl Instance {
                 ))
             })?;
         }
+        // A record that could not be written is mended when the environment is opened next.
+        recorded?;
+        pinned?;
         Ok(RestoreOutcome { hash, saved })
     }
 
