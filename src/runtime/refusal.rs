@@ -35,7 +35,7 @@ pub(super) fn namespaces(errno: Errno) -> RuntimeError {
             "this root has no CAP_SYS_ADMIN, as in most containers: start the container with that capability"
                 .to_owned()
         }
-        _ => "a security module or a container may forbid it; `doctor` tells more".to_owned(),
+        _ => "a security module or a container may forbid it".to_owned(),
     };
     RuntimeError::Namespaces { source: errno.into(), hint }
 }
