@@ -155,6 +155,28 @@ fn a_commit_without_room_for_a_journal_leaves_disk_and_memory_alike() {
     place.check_objects();
 }
 
+/// A truncation that the journal cannot take fails, and memory is what a crash leaves.
+#[test]
+fn truncation_without_room_for_its_record() {
+    let place = Place::new();
+    let view = place.open();
+    let file = create(&view, ROOT_INO, b"f");
+    view.write(file, 0, &vec![1; 3 << 20], false).unwrap();
+    place.commit(&view).unwrap();
+    view.write(file, 5, b"x", false).unwrap();
+    let obstacle = place.upper().join("journal.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    view.checkpoint().unwrap();
+    let cut = |size| view.setattr(file, &SetAttr { size: Some(size), ..SetAttr::default() });
+    assert!(cut(100_000).is_err());
+    std::fs::remove_dir(&obstacle).unwrap();
+    cut(200_000).unwrap();
+    let now = read(&view, file);
+    assert_eq!(now.len(), 200_000);
+    drop(view);
+    assert!(content(&place.open(), ROOT_INO, b"f") == now);
+}
+
 /// Runs `work` (given its number and the round) in threads while `meanwhile` loops, for a second or two.
 fn race(threads: u64, work: &(dyn Fn(u64, u64) + Sync), meanwhile: &(dyn Fn(u64) + Sync)) {
     let end = Instant::now() + Duration::from_millis(1500);
@@ -286,6 +308,8 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
         view.forget(ino, 1);
     };
     let meanwhile = |round: u64| {
+        // As gc does from another process.
+        View::upper_roots(&place.upper()).unwrap();
         if round % 3 == 2 {
             view.checkpoint().unwrap();
         } else {

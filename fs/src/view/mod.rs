@@ -29,6 +29,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use karapace_store::Store;
 use karapace_store::content::{BLOCK, FileContent};
@@ -201,7 +202,15 @@ impl View {
             record: RecordId::from_bytes([0; 32]),
             root: ObjectId::from_bytes([0; 32]),
         };
-        let loaded = Upper::open(upper, none, false)?;
+        let mut attempts = 0;
+        let loaded = loop {
+            match Upper::open(upper, none, false) {
+                // A mount may have replaced the checkpoint and begun a new journal between the reading of the two.
+                Err(Error::Corrupt(_)) if attempts < 10 => attempts += 1,
+                other => break other?,
+            }
+            std::thread::sleep(Duration::from_millis(2 << attempts));
+        };
         roots.roots.push(loaded.head.root);
         for item in loaded.settled.into_iter().chain(loaded.replayed) {
             let Item::Put(put) = item else { continue };

@@ -117,7 +117,11 @@ impl View {
         let Writable { data, file } = self.writable_data(state, ino, size)?;
         let path = self.writable()?.data.path(&data);
         file.set_len(size).map_err(|e| Error::host("truncate", &path, e))?;
-        self.change(state, vec![Item::Cut { ino, size }])?;
+        if let Err(error) = self.change(state, vec![Item::Cut { ino, size }]) {
+            // The data file has this length, which counts after a crash: so must it here.
+            state.apply(vec![Item::Cut { ino, size }])?;
+            return Err(error);
+        }
         let node = state.node_mut(ino)?;
         node.stale_times = true;
         node.unsynced = true;
