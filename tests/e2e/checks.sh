@@ -9,6 +9,10 @@ CHECKS_PASSED=0
 CHECKS_FAILED=0
 LOG=$TMPDIR/check.log
 
+# has PATTERN: like grep -q at the end of a pipe, but reads all of it: under pipefail a writer that meets a closed pipe
+# would fail the check.
+has() { grep "$@" >/dev/null; }
+
 # check NAME COMMAND...: passes when the command, with errexit, succeeds; its output is shown when it does not, and of
 # what it says when it does the lines that begin with "note: ".
 # A function given as COMMAND runs in a subshell: what it is to leave behind it leaves in files.

@@ -27,7 +27,7 @@ unchanged_by() {
 }
 
 hidden_but_there() {
-    if find "$DIR" -mindepth 1 -maxdepth 1 -name .karapace | grep -q .; then wrong ".karapace is listed"; fi
+    if find "$DIR" -mindepth 1 -maxdepth 1 -name .karapace | has .; then wrong ".karapace is listed"; fi
     [ -d "$CTL" ]
     grep -q commit "$CTL/help"
     grep -q . "$CTL/version"
@@ -89,7 +89,7 @@ named_and_commented() {
     ctl "$ENV" "commit name=first message=a few words"
     equal "refs/first" "$(inspect "$ENV" 'd["head"]')" "$(cat "$CTL/refs/first")"
     diff "$DIR/etc/changed" "$CTL/snapshots/first/etc/changed"
-    karapace snapshots "$ENV" | grep first | grep -q "a few words"
+    karapace snapshots "$ENV" | grep first | has "a few words"
     echo z >>"$DIR/etc/changed"
     refused_with EEXIST "$ENV" "commit name=first"
     # Nothing was committed under another name either.
@@ -137,14 +137,14 @@ commit_without_change_adds_nothing() {
 
 gc_answers() {
     ctl "$ENV" "gc dry_run=1"
-    last "$ENV" | grep -q '^ok'
+    last "$ENV" | has '^ok'
     ctl "$ENV" gc
-    last "$ENV" | grep -q '^ok'
+    last "$ENV" | has '^ok'
 }
 
 cli_does_the_same_mounted() {
     echo cli >"$DIR/etc/cli"
-    karapace diff "$ENV" | grep -qx 'A /etc/cli'
+    karapace diff "$ENV" | has -x 'A /etc/cli'
     karapace commit "$ENV"
     equal diff "" "$(karapace diff "$ENV")"
     equal "diff file" "" "$(cat "$CTL/diff")"
@@ -157,7 +157,7 @@ cli_does_the_same_mounted() {
 cli_does_the_same_unmounted() {
     echo unmounted >"$DIR/etc/unmounted"
     karapace umount "$ENV"
-    karapace diff "$ENV" | grep -qx 'A /etc/unmounted'
+    karapace diff "$ENV" | has -x 'A /etc/unmounted'
     karapace commit "$ENV"
     equal diff "" "$(karapace diff "$ENV")"
     karapace restore "$ENV" '~1'
@@ -181,7 +181,7 @@ others_may_not_command() {
 ctl_dir_modes() {
     karapace umount "$ENV"
     karapace mount "$ENV" --ctl-dir visible
-    find "$DIR" -mindepth 1 -maxdepth 1 -name .karapace | grep -q .
+    find "$DIR" -mindepth 1 -maxdepth 1 -name .karapace | has .
     karapace umount "$ENV"
     karapace mount "$ENV" --ctl-dir disabled
     [ ! -e "$CTL" ]

@@ -62,7 +62,7 @@ inside() {
     # Its own processes only: sh, grep and the like, no process of the host.
     [ "$(x sh -c 'ls -d /proc/[0-9]* | wc -l')" -le 5 ]
     [ -n "$(x hostname)" ]
-    if [ -s /etc/resolv.conf ]; then x cat /etc/resolv.conf | grep -q .; fi
+    if [ -s /etc/resolv.conf ]; then x cat /etc/resolv.conf | has .; fi
     # The host's tree is out of reach.
     if x test -e "$PLAIN"; then wrong "the host is seen inside"; fi
     # What is mounted inside is not seen outside.
@@ -87,7 +87,7 @@ environment_is_filtered() {
 writes_are_the_environments() {
     x sh -c 'echo from inside >/etc/inside; chown 0:0 /etc/inside; ln /etc/inside /etc/inside2'
     equal content "from inside" "$(cat "$DIR/etc/inside")"
-    karapace diff "$ENV" | grep -qx 'A /etc/inside'
+    karapace diff "$ENV" | has -x 'A /etc/inside'
     # exec itself leaves no trace of its own set-up in the view.
     karapace diff "$ENV" | grep -vE '^(A|M|D) /(root/ready|etc/inside2?)$' >"$TMPDIR/traces" || true
     equal "traces of exec" "" "$(cat "$TMPDIR/traces")"

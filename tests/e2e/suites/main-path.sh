@@ -8,7 +8,7 @@ DIR=$MOUNTS/$ENV
 import() { karapace import "$MINBASE_TAR" --name "$ENV"; }
 
 is_listed() {
-    karapace list | grep -qw "$ENV"
+    karapace list | has -w "$ENV"
     equal name "$ENV" "$(inspect "$ENV" 'd["name"]')"
     equal mount None "$(inspect "$ENV" 'd["mount"]')"
     inspect "$ENV" 'd["env_id"], d["short_id"], d["state"], d["head"], d["base_layer"]'
@@ -86,7 +86,7 @@ commits() {
     commit "$ENV" >"$TMPDIR/first"
     grep -qE '^[0-9a-f]{64}$' "$TMPDIR/first"
     equal head "$(cat "$TMPDIR/first")" "$(inspect "$ENV" 'd["head"]')"
-    karapace snapshots "$ENV" | grep -q "$(cut -c1-12 "$TMPDIR/first")"
+    karapace snapshots "$ENV" | has "$(cut -c1-12 "$TMPDIR/first")"
     tree "$DIR" times | diff "$TMPDIR/committed" -
 }
 
@@ -102,7 +102,7 @@ deletes_and_changes() {
 
 restores() {
     ctl "$ENV" "restore $(cat "$TMPDIR/first")"
-    last "$ENV" | grep -q '^ok'
+    last "$ENV" | has '^ok'
     [ ! -e "$DIR/etc/late" ]
     [ ! -e "$DIR/var.moved" ]
     tree "$DIR" times | diff "$TMPDIR/committed" -
@@ -122,7 +122,7 @@ runs_programs() {
     equal root 0 "$(karapace exec "$ENV" -- id -u)"
     karapace exec "$ENV" -- sh -c 'echo from inside >/root/inside'
     equal content "from inside" "$(cat "$DIR/root/inside")"
-    karapace exec "$ENV" -- dpkg --list | grep -q '^ii  base-files'
+    karapace exec "$ENV" -- dpkg --list | has '^ii  base-files'
 }
 
 survives_umount() {

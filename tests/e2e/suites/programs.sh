@@ -163,7 +163,7 @@ files_of_root_are_writable() {
     equal owner "$(id -u)" "$(stat -c %u "$DIR/etc/passwd")"
     echo '# a line' >>"$DIR/etc/passwd"
     sed -i 's/# a line/# another/' "$DIR/etc/passwd"
-    tail -n1 "$DIR/etc/passwd" | grep -qx '# another'
+    tail -n1 "$DIR/etc/passwd" | has -x '# another'
     rm "$DIR/etc/issue"
     mkdir "$DIR/etc/new.d"
     chmod 0700 "$DIR/root"

@@ -68,7 +68,7 @@ commit_empties_diff() {
 # The base is the second snapshot's parent.
 restores_base() {
     ctl "$ENV" 'restore ~1'
-    last "$ENV" | grep -q '^ok'
+    last "$ENV" | has '^ok'
     same_tree "$PLAIN/fixture" "$DIR" times
     equal diff "" "$(cat "$CTL/diff")"
 }
