@@ -48,8 +48,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// Signals that whoever started the tests ignores (`nohup` does with SIGHUP) are ignored by every child and cannot be
+/// trapped in a shell: the tests run with all of them as they are by default.
+fn with_default_signals(args: &[OsString]) {
+    const DONE: &str = "KARAPACE_RUNTIME_TEST_SIGNALS";
+    if std::env::var_os(DONE).is_some() {
+        return;
+    }
+    let tests = std::env::current_exe().expect("the path of the tests");
+    let error = Command::new("env")
+        .args(["--default-signal", &format!("{DONE}=default")])
+        .arg(tests)
+        .args(args)
+        .exec();
+    panic!("cannot run env: {error}");
+}
+
 /// Prints what libtest would, for scripts that read it.
 fn run_tests(args: &[OsString]) -> ExitCode {
+    with_default_signals(args);
     let words = || args.iter().filter_map(|a| a.to_str());
     let filters: Vec<_> = words().filter(|a| !a.starts_with('-')).collect();
     let quiet = words().any(|a| a == "-q" || a == "--quiet");
