@@ -63,7 +63,7 @@ pub enum ImageError {
     /// The cache of downloads failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Cache {
-        /// The verb, as in "cannot <verb> <path>".
+        /// The verb, as in "cannot VERB PATH".
         action: &'static str,
         /// The file.
         path: PathBuf,

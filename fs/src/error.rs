@@ -87,7 +87,7 @@ pub enum Error {
     /// A file of the host (the upper, a mount point) failed: what was done to which path.
     #[error("cannot {action} {}: {source}", path.display())]
     Host {
-        /// The verb, as in "cannot <verb> <path>".
+        /// The verb, as in "cannot VERB PATH".
         action: &'static str,
         /// The path on the host.
         path: PathBuf,

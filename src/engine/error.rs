@@ -153,7 +153,7 @@ pub enum Error {
     /// A system call on a path.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// The verb, as in "cannot <verb> <path>".
+        /// The verb, as in "cannot VERB PATH".
         action: &'static str,
         /// The path.
         path: PathBuf,

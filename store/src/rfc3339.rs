@@ -13,7 +13,7 @@ pub fn format(time: Timestamp) -> String {
     format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", time.nanos)
 }
 
-/// Reads what [`format`] writes; `None` for anything else.
+/// Reads what [`format()`] writes; `None` for anything else.
 pub fn parse(text: &str) -> Option<Timestamp> {
     let (date, clock) = text.split_once('T')?;
     let (rest, day) = date.rsplit_once('-')?;

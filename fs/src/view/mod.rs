@@ -1,9 +1,9 @@
 //! The view: lower + upper merged, with the semantics of a Linux file system and no FUSE in sight.
 //!
 //! One file a family of operations. Each works under the state lock in three steps: check, journal the items that state the
-//! result, apply them (see [`table`]); so an error changes nothing, and what returned survives the process.
+//! result, apply them (see `table`); so an error changes nothing, and what returned survives the process.
 //!
-//! Lock order: `committing`, `gate`, [`DataFile::lock`](crate::upper::data::DataFile), `state`, the upper's journal, caches.
+//! Lock order: `committing`, `gate`, `DataFile::lock`, `state`, the upper's journal, caches.
 
 mod acl;
 mod attr;
