@@ -94,7 +94,17 @@ fn a_mount_inside_a_namespace_speaks_its_ids() {
 
     let mut command = child_of(&program, "callers::child_in_namespace", home.path().as_os_str());
     command.env("KERNEL_TEST_DEVICE", &device);
-    let output = sys::output_in_user_namespace(&mut command, "0 100000 65536\n").unwrap();
+    // Another test's fork may hold the copy open for writing until its exec.
+    let mut tries = 0;
+    let output = loop {
+        match sys::output_in_user_namespace(&mut command, "0 100000 65536\n") {
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy && tries < 200 => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => break other.unwrap(),
+        }
+    };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
