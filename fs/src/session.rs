@@ -15,7 +15,7 @@ use karapace_store::tree::Trees;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::{getegid, geteuid, getgid, getuid};
+use nix::unistd::{getegid, geteuid};
 
 use crate::attr::Invalidation;
 use crate::control::{ControlDir, ControlPlane};
@@ -80,8 +80,9 @@ impl MountedSession {
     /// control directory, without it there is none.
     ///
     /// A mount made by root lets everyone in, with permissions, set-user-id and devices handled by the kernel as
-    /// on any file system. A mount made by an ordinary user is entered by this user only, who acts in it as root:
-    /// nothing is checked, and id 0 of the tree shows as theirs.
+    /// on any file system; root of a user namespace is root there, and the ids are those inside. A mount made by an
+    /// ordinary user is entered by this user only, who acts in it as root: nothing is checked, and id 0 of the tree
+    /// shows as theirs.
     ///
     /// # Errors
     /// When the mount point cannot be used, /dev/fuse or (for an ordinary user) `fusermount3` is missing or
@@ -304,7 +305,7 @@ fn service(
         trees,
         control,
         control_listed: options.ctl == CtlDir::Visible,
-        ids: (!by_root).then(|| IdMap::new(getuid().as_raw(), getgid().as_raw())),
+        ids: IdMap::of_this_process(),
         kernel_permissions: by_root || options.allow_other,
     }
 }

@@ -66,8 +66,10 @@ impl Engine {
     fn session_root(&self, env: &Metadata) -> Result<(PathBuf, Option<Background>)> {
         let mut attempt = 1;
         loop {
-            if let Some(mount) = self.live_mount(&env.instance)? {
-                return Ok((mount.dir, None));
+            match self.live_mount(&env.instance)? {
+                Some(mount) if mount.is_seen_here() => return Ok((mount.dir, None)),
+                Some(_) => return Err(self.mounted_error(env)),
+                None => {}
             }
             let options = Options { session: true, ..Options::new(self.session_dir(env)?) };
             match self.mount(env, &options, false) {

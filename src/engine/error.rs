@@ -108,6 +108,17 @@ pub enum Error {
         /// The serving process.
         pid: u32,
     },
+    /// Mounted where this process does not see it.
+    #[error(
+        "{env} is mounted at {} in another mount namespace: use it from in there, or `karapace umount {env}` first",
+        dir.display()
+    )]
+    MountedElsewhere {
+        /// The environment.
+        env: String,
+        /// Where, in that namespace.
+        dir: PathBuf,
+    },
     /// Commands run inside.
     #[error("{env} is running a command (enter or exec): leave it first")]
     Running {
@@ -185,7 +196,10 @@ impl Error {
                 libc::EEXIST
             }
             Error::ReadOnly { .. } => libc::EROFS,
-            Error::Mounted { .. } | Error::Running { .. } | Error::DirBusy { .. } => libc::EBUSY,
+            Error::Mounted { .. }
+            | Error::MountedElsewhere { .. }
+            | Error::Running { .. }
+            | Error::DirBusy { .. } => libc::EBUSY,
             Error::DirNotEmpty { .. } => libc::ENOTEMPTY,
             Error::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             Error::Serving { .. } => libc::EIO,

@@ -36,6 +36,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A mount log above this size in bytes begins anew with the next mount.
 const LOG_LIMIT: u64 = 1 << 20;
 
+/// What the source of every mount begins with; the environment's name follows.
+pub(super) const SOURCE: &str = "karapace:";
+
 /// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a slow request
 /// (a cold read) from holding up the others.
 pub const DEFAULT_THREADS: usize = 2;
@@ -86,6 +89,20 @@ pub struct MountInfo {
     pub session: bool,
 }
 
+impl MountInfo {
+    /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are that are
+    /// made inside a user namespace.
+    pub(super) fn is_seen_here(&self) -> bool {
+        match mountpoint::fuse_source(&self.dir) {
+            Ok(source) => source.is_some_and(|source| source.starts_with(SOURCE)),
+            Err(error) => {
+                tracing::warn!("taken as mounted here: {error}");
+                true
+            }
+        }
+    }
+}
+
 /// The log of an environment's background mounts.
 pub fn log_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
     engine.env_dir(instance).join("mount.log")
@@ -125,6 +142,9 @@ impl Engine {
 
     pub(super) fn mounted_error(&self, env: &Metadata) -> Error {
         match self.recorded_mount(&env.instance) {
+            Ok(Some(info)) if !info.is_seen_here() => {
+                Error::MountedElsewhere { env: env.name.clone(), dir: info.dir }
+            }
             Ok(Some(info)) if info.session => Error::Running { env: env.name.clone() },
             Ok(Some(info)) => Error::Mounted { env: env.name.clone(), dir: info.dir, pid: info.pid },
             _ => self.serving_error(env, "is starting or ending"),
@@ -318,7 +338,7 @@ fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool)
         ctl: options.ctl_dir,
         allow_other: options.allow_other,
         threads: options.threads,
-        fsname: format!("karapace:{}", env.name),
+        fsname: format!("{SOURCE}{}", env.name),
     }
 }
 

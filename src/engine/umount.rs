@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 
+use super::mount::SOURCE;
 use super::socket::{Answer, Client, Request};
 use super::{Engine, Error, Result, mountpoint, sessions};
 
@@ -30,7 +31,7 @@ impl Engine {
             }
         }
         match mountpoint::fuse_source(&dir)? {
-            Some(source) if source.starts_with("karapace:") => mountpoint::unmount(&dir, false).map(|()| dir),
+            Some(source) if source.starts_with(SOURCE) => mountpoint::unmount(&dir, false).map(|()| dir),
             _ => Err(Error::NotMounted { what: target.to_owned() }),
         }
     }

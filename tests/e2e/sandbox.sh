@@ -21,6 +21,8 @@ mount --bind "$SCRATCH/dev/fuse" /dev/fuse
 cp -a /etc "$SCRATCH/etc"
 echo "tester:x:$TEST_UID:$TEST_UID::$SCRATCH/home:/bin/bash" >>"$SCRATCH/etc/passwd"
 echo "tester:x:$TEST_UID:" >>"$SCRATCH/etc/group"
+# Ids for user namespaces, as adduser gives them.
+echo "tester:100000:65536" | tee "$SCRATCH/etc/subuid" >"$SCRATCH/etc/subgid"
 mount --bind "$SCRATCH/etc" /etc
 
 # A plain journaled ext4 to compare with: the scratch directory's own file system where it is one.

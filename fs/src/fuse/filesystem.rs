@@ -55,11 +55,11 @@ impl Filesystem for Server {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let ids = self.0.ids.as_ref();
+        let ids = &self.0.ids;
         let mut set = SetAttr {
             mode,
-            uid: uid.map(|uid| ids.map_or(uid, |ids| ids.uid(uid))),
-            gid: gid.map(|gid| ids.map_or(gid, |ids| ids.gid(gid))),
+            uid: uid.map(|uid| ids.uid(uid)),
+            gid: gid.map(|gid| ids.gid(gid)),
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
@@ -227,8 +227,8 @@ impl Filesystem for Server {
         self.0.getxattr(ino, name.as_bytes(), size, reply);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.0.listxattr(ino, size, reply);
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.0.listxattr(req, ino, size, reply);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -1,13 +1,24 @@
-//! Ids on a mount made by an ordinary user.
+//! How the ids of a tree show on a mount.
 //!
-//! The user acts as the environment's root: what belongs to id 0 in the tree shows as theirs, and what belongs
-//! to their own id shows as root's. A swap, so that every id of the tree has exactly one to show and back.
+//! An ordinary user acts as the environment's root: what belongs to id 0 in the tree shows as theirs, and what belongs
+//! to their own id shows as root's. A swap, so that every id of the tree has exactly one to show and back. Root, also of
+//! a user namespace, sees the ids as they are.
+//!
+//! A mount made inside a user namespace has ids that the kernel cannot name there. As owners they are sent as they are: the
+//! kernel shows the overflow id and lets nobody change the inode. In ACLs it takes none (the whole ACL would be EINVAL), so
+//! entries that name such an id are left out; nobody inside can have it.
 
-/// Swaps id 0 with the mounting user's, for users and groups apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use std::fs;
+
+use nix::unistd::{geteuid, getgid, getuid};
+
+/// What shows for the ids of the tree: those of the mounting user swapped with 0, for users and groups apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdMap {
     uid: u32,
     gid: u32,
+    uids: Ranges,
+    gids: Ranges,
 }
 
 /// Tags of ACL entries that carry an id (`ACL_USER`, `ACL_GROUP`).
@@ -18,9 +29,10 @@ const ACL_HEADER: usize = 4;
 const ACL_ENTRY: usize = 8;
 
 impl IdMap {
-    /// The map for a mount by this user and group; the identity for root.
-    pub fn new(uid: u32, gid: u32) -> IdMap {
-        IdMap { uid, gid }
+    /// The map for a mount that this process makes.
+    pub fn of_this_process() -> IdMap {
+        let (uid, gid) = if geteuid().is_root() { (0, 0) } else { (getuid().as_raw(), getgid().as_raw()) };
+        IdMap { uid, gid, uids: Ranges::read("/proc/self/uid_map"), gids: Ranges::read("/proc/self/gid_map") }
     }
 
     /// A user id of the tree as the kernel sees it, and back.
@@ -33,26 +45,49 @@ impl IdMap {
         swap(self.gid, id)
     }
 
+    /// Whether `trusted.*` attributes are listed to this caller: to root of the initial user namespace, on its own mount.
+    pub fn shows_trusted(&self, caller: u32) -> bool {
+        caller == 0 && self.uid == 0 && self.uids == Ranges::all()
+    }
+
     /// Whether values of this xattr hold ids.
     pub fn has_ids(name: &[u8]) -> bool {
         name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
     }
 
-    /// Swaps the ids in the value of an ACL xattr; any other layout stays as it is.
-    pub fn acl(&self, value: &mut [u8]) {
-        if value.len() < ACL_HEADER || !(value.len() - ACL_HEADER).is_multiple_of(ACL_ENTRY) {
-            return;
+    /// The value of an ACL xattr of the tree as the kernel takes it; any other layout stays as it is.
+    pub fn shown_acl(&self, value: &[u8]) -> Vec<u8> {
+        self.acl(value, |ranges, id| ranges.contains(id))
+    }
+
+    /// The value of an ACL xattr from the kernel as the tree has it; any other layout stays as it is.
+    pub fn stored_acl(&self, value: &[u8]) -> Vec<u8> {
+        self.acl(value, |_, _| true)
+    }
+
+    fn acl(&self, value: &[u8], keep: impl Fn(&Ranges, u32) -> bool) -> Vec<u8> {
+        let Some((header, entries)) = value.split_at_checked(ACL_HEADER) else { return value.to_vec() };
+        if !entries.len().is_multiple_of(ACL_ENTRY) {
+            return value.to_vec();
         }
-        for entry in value[ACL_HEADER..].chunks_exact_mut(ACL_ENTRY) {
+        let mut out = header.to_vec();
+        for entry in entries.chunks_exact(ACL_ENTRY) {
             let tag = u16::from_le_bytes([entry[0], entry[1]]);
             let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-            let shown = match tag {
-                ACL_USER => self.uid(id),
-                ACL_GROUP => self.gid(id),
-                _ => continue,
+            let (ranges, other) = match tag {
+                ACL_USER => (&self.uids, self.uid(id)),
+                ACL_GROUP => (&self.gids, self.gid(id)),
+                _ => {
+                    out.extend_from_slice(entry);
+                    continue;
+                }
             };
-            entry[4..].copy_from_slice(&shown.to_le_bytes());
+            if keep(ranges, other) {
+                out.extend_from_slice(&entry[..4]);
+                out.extend_from_slice(&other.to_le_bytes());
+            }
         }
+        out
     }
 }
 
@@ -66,30 +101,91 @@ fn swap(own: u32, id: u32) -> u32 {
     }
 }
 
+/// The ids that a user namespace has: first and count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ranges(Vec<(u32, u32)>);
+
+impl Ranges {
+    /// Those of the initial user namespace; -1 is no id.
+    fn all() -> Ranges {
+        Ranges(vec![(0, u32::MAX)])
+    }
+
+    /// Reads a file of user_namespaces(7); all ids where it cannot be read.
+    fn read(path: &str) -> Ranges {
+        let parsed = fs::read_to_string(path)
+            .map_err(|e| e.to_string())
+            .and_then(|text| Ranges::parse(&text).ok_or_else(|| format!("not a map of ids: {text:?}")));
+        parsed.unwrap_or_else(|reason| {
+            tracing::warn!(path, reason, "taking all ids as mapped");
+            Ranges::all()
+        })
+    }
+
+    /// Lines of first id inside, first id outside, count.
+    fn parse(text: &str) -> Option<Ranges> {
+        let line = |line: &str| -> Option<(u32, u32)> {
+            let mut fields = line.split_ascii_whitespace();
+            let (inside, _outside, count) = (fields.next()?, fields.next()?, fields.next()?);
+            Some((inside.parse().ok()?, count.parse().ok()?))
+        };
+        text.lines().map(line).collect::<Option<_>>().map(Ranges)
+    }
+
+    fn contains(&self, id: u32) -> bool {
+        self.0.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|n| n < *count))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn map(uid: u32, gid: u32) -> IdMap {
+        IdMap { uid, gid, uids: Ranges::all(), gids: Ranges::all() }
+    }
+
+    fn acl(entries: &[(u16, u32)]) -> Vec<u8> {
+        let entry = |(tag, id): &(u16, u32)| {
+            [&tag.to_le_bytes()[..], &7u16.to_le_bytes(), &id.to_le_bytes()].concat()
+        };
+        [2u32.to_le_bytes().to_vec(), entries.iter().flat_map(entry).collect()].concat()
+    }
+
     #[test]
     fn swaps_and_back() {
-        let map = IdMap::new(1000, 100);
-        assert_eq!((map.uid(0), map.uid(1000), map.uid(33)), (1000, 0, 33));
-        assert_eq!((map.gid(0), map.gid(100), map.gid(1000)), (100, 0, 1000));
-        assert_eq!(map.uid(map.uid(7)), 7);
-        assert_eq!(IdMap::new(0, 0).uid(0), 0);
+        let ids = map(1000, 100);
+        assert_eq!((ids.uid(0), ids.uid(1000), ids.uid(33)), (1000, 0, 33));
+        assert_eq!((ids.gid(0), ids.gid(100), ids.gid(1000)), (100, 0, 1000));
+        assert_eq!(ids.uid(ids.uid(7)), 7);
+        assert_eq!(map(0, 0).uid(0), 0);
     }
 
     #[test]
     fn ids_in_acls() {
-        let map = IdMap::new(1000, 1000);
-        let entry =
-            |tag: u16, id: u32| [&tag.to_le_bytes()[..], &7u16.to_le_bytes(), &id.to_le_bytes()].concat();
-        let mut value = [&2u32.to_le_bytes()[..], &entry(1, u32::MAX), &entry(2, 0), &entry(8, 33)].concat();
-        map.acl(&mut value);
-        let wanted = [&2u32.to_le_bytes()[..], &entry(1, u32::MAX), &entry(2, 1000), &entry(8, 33)].concat();
-        assert_eq!(value, wanted);
-        let mut odd = vec![1, 2, 3];
-        map.acl(&mut odd);
-        assert_eq!(odd, [1, 2, 3]);
+        let ids = map(1000, 1000);
+        let (tree, shown) =
+            (acl(&[(1, u32::MAX), (2, 0), (8, 33)]), acl(&[(1, u32::MAX), (2, 1000), (8, 33)]));
+        assert_eq!(ids.shown_acl(&tree), shown);
+        assert_eq!(ids.stored_acl(&shown), tree);
+        assert_eq!(ids.shown_acl(&[1, 2, 3]), [1, 2, 3]);
+        assert_eq!(ids.shown_acl(&[2, 0, 0, 0, 1]), [2, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn acl_entries_for_ids_that_a_namespace_lacks_are_left_out() {
+        let uids =
+            Ranges::parse("         0      54321          1\n         1     100000      65535\n").unwrap();
+        let ids = IdMap { uids, gids: Ranges(vec![(0, 10)]), ..map(0, 0) };
+        let tree = acl(&[(1, u32::MAX), (2, 65535), (2, 65536), (8, 9), (8, 10), (16, u32::MAX)]);
+        assert_eq!(ids.shown_acl(&tree), acl(&[(1, u32::MAX), (2, 65535), (8, 9), (16, u32::MAX)]));
+    }
+
+    #[test]
+    fn maps_of_ids() {
+        assert_eq!(Ranges::parse("         0          0 4294967295\n"), Some(Ranges::all()));
+        assert!(Ranges::all().contains(u32::MAX - 1) && !Ranges::all().contains(u32::MAX));
+        assert_eq!(Ranges::parse("0 1\n"), None);
+        assert!(map(0, 0).shows_trusted(0) && !map(0, 0).shows_trusted(1) && !map(5, 5).shows_trusted(0));
     }
 }

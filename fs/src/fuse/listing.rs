@@ -77,7 +77,7 @@ impl Shared {
                             // `.` and `..` have none.
                             None => add_listed(&mut reply, node, e.kind, e.name, e.cookie),
                             Some(attr) => {
-                                let attr = file_attr(attr, index, self.ids.as_ref());
+                                let attr = file_attr(attr, index, Some(&self.ids));
                                 let name = OsStr::from_bytes(e.name);
                                 reply.add(INodeNo(node), e.cookie, name, &FOREVER, &attr, GENERATION)
                             }

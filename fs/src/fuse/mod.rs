@@ -46,8 +46,8 @@ pub(crate) struct Service {
     pub control: Option<Arc<ControlDir>>,
     /// Whether the root's listing names the control directory.
     pub control_listed: bool,
-    /// The id swap of an ordinary user's mount.
-    pub ids: Option<IdMap>,
+    /// How the tree's ids show.
+    pub ids: IdMap,
     /// Whether the kernel checks permissions and ACLs (a mount made by root).
     pub kernel_permissions: bool,
 }
@@ -60,7 +60,7 @@ struct Shared {
     trees: Arc<Trees>,
     control: Option<Arc<ControlDir>>,
     control_listed: bool,
-    ids: Option<IdMap>,
+    ids: IdMap,
     kernel_permissions: bool,
     workers: Workers,
 }
@@ -144,10 +144,7 @@ impl Shared {
     }
 
     fn caller(&self, req: &Request, umask: u32) -> Caller {
-        match &self.ids {
-            Some(ids) => Caller { uid: ids.uid(req.uid()), gid: ids.gid(req.gid()), umask },
-            None => Caller { uid: req.uid(), gid: req.gid(), umask },
-        }
+        Caller { uid: self.ids.uid(req.uid()), gid: self.ids.gid(req.gid()), umask }
     }
 
     fn configure(&self, config: &mut KernelConfig) {
@@ -179,7 +176,7 @@ impl Shared {
     /// Answers with an entry of a view, which the kernel may keep.
     fn entry(&self, reply: ReplyEntry, index: u16, result: std::result::Result<Attr, Errno>) {
         match result {
-            Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr, index, self.ids.as_ref()), GENERATION),
+            Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr, index, Some(&self.ids)), GENERATION),
             Err(errno) => reply.error(errno),
         }
     }
@@ -192,7 +189,7 @@ impl Shared {
                 let open = |root| View::snapshot(&self.trees, root);
                 let (index, view) = self.views.snapshot(&name, root, &open)?;
                 match view.getattr(ROOT_INO) {
-                    Ok(attr) => Ok((FOREVER, file_attr(&attr, index, self.ids.as_ref()))),
+                    Ok(attr) => Ok((FOREVER, file_attr(&attr, index, Some(&self.ids)))),
                     Err(error) => {
                         self.views.forget(index, ROOT_INO, 1);
                         Err(error)

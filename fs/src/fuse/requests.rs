@@ -76,7 +76,7 @@ impl Shared {
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
                 let attr = guard("getattr", || view.getattr(ino))?;
-                Ok((FOREVER, file_attr(&attr, index, self.ids.as_ref())))
+                Ok((FOREVER, file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control()?;
@@ -102,7 +102,7 @@ impl Shared {
                     let uid = Some(view.getattr(ino)?.uid);
                     view.setattr(ino, &SetAttr { uid, kill_priv: true, ..*set })
                 })?;
-                Ok((FOREVER, file_attr(&attr, index, self.ids.as_ref())))
+                Ok((FOREVER, file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control_for(req)?;
@@ -356,13 +356,12 @@ impl Shared {
     }
 
     pub(super) fn setxattr(&self, node: INodeNo, name: &[u8], value: &[u8], flags: i32, reply: ReplyEmpty) {
-        let result = self.view(node).and_then(|(_, view, ino)| match &self.ids {
-            Some(ids) if IdMap::has_ids(name) => {
-                let mut stored = value.to_vec();
-                ids.acl(&mut stored);
-                guard("setxattr", || view.setxattr(ino, name, &stored, flags))
+        let result = self.view(node).and_then(|(_, view, ino)| {
+            if !IdMap::has_ids(name) {
+                return guard("setxattr", || view.setxattr(ino, name, value, flags));
             }
-            _ => guard("setxattr", || view.setxattr(ino, name, value, flags)),
+            let stored = self.ids.stored_acl(value);
+            guard("setxattr", || view.setxattr(ino, name, &stored, flags))
         });
         done(reply, result);
     }
@@ -370,22 +369,20 @@ impl Shared {
     pub(super) fn getxattr(&self, node: INodeNo, name: &[u8], size: u32, reply: ReplyXattr) {
         let result = self.node(node).and_then(|node| match node {
             Node::View { view, ino, .. } => {
-                let mut value = guard("getxattr", || view.getxattr(ino, name))?;
-                if let Some(ids) = &self.ids
-                    && IdMap::has_ids(name)
-                {
-                    ids.acl(&mut value);
-                }
-                Ok(value)
+                let value = guard("getxattr", || view.getxattr(ino, name))?;
+                Ok(if IdMap::has_ids(name) { self.ids.shown_acl(&value) } else { value })
             }
             Node::Control(_) => Err(Errno::ENODATA),
         });
         sized(reply, size, result);
     }
 
-    pub(super) fn listxattr(&self, node: INodeNo, size: u32, reply: ReplyXattr) {
+    pub(super) fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
         let result = self.node(node).and_then(|node| match node {
-            Node::View { view, ino, .. } => guard("listxattr", || view.listxattr(ino)),
+            Node::View { view, ino, .. } => {
+                let trusted = self.ids.shows_trusted(req.uid());
+                guard("listxattr", || view.listxattr(ino, trusted))
+            }
             Node::Control(_) => Ok(Vec::new()),
         });
         sized(reply, size, result);

@@ -10,6 +10,8 @@ use crate::view::{View, acl};
 /// Limits of xattr(7): bytes of a name, and of a value.
 const NAME_MAX: usize = 255;
 const VALUE_MAX: usize = 64 << 10;
+/// How names begin that only CAP_SYS_ADMIN of the initial user namespace reads.
+const TRUSTED: &[u8] = b"trusted.";
 
 impl View {
     /// The value of an attribute.
@@ -18,11 +20,13 @@ impl View {
         Ok(state.node(ino)?.xattrs.get(name).ok_or(Error::NoData)?.to_vec())
     }
 
-    /// The names of all attributes, each with a NUL behind it.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+    /// The names of all attributes, each with a NUL behind it; without `trusted`, but for those of that namespace, which
+    /// Linux hides from who may not read them.
+    pub fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>> {
         let state = self.state.read();
         let mut names = Vec::new();
-        for (name, _) in state.node(ino)?.xattrs.iter() {
+        let shown = |name: &[u8]| trusted || !name.starts_with(TRUSTED);
+        for (name, _) in state.node(ino)?.xattrs.iter().filter(|(name, _)| shown(name)) {
             names.extend_from_slice(name);
             names.push(0);
         }

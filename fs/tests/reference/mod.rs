@@ -374,7 +374,7 @@ fn dump_dir(view: &View, ino: Ino, path: Vec<u8>, out: &mut BTreeMap<Vec<u8>, Sh
         FileKind::Fifo => 'p',
         _ => 'c',
     };
-    let names = view.listxattr(ino).unwrap();
+    let names = view.listxattr(ino, true).unwrap();
     let names = names.split(|b| *b == 0).filter(|n| !n.is_empty());
     let xattrs =
         names.map(|n| (String::from_utf8_lossy(n).into_owned(), view.getxattr(ino, n).unwrap())).collect();
