@@ -123,7 +123,7 @@ impl Filesystem for Server {
     }
 
     // ENOSYS once to each of these makes the kernel do without them for the whole mount: it opens by itself,
-    // creates with MKNOD, and sends no FLUSH or ACCESS.
+    // creates with MKNOD, and sends no FLUSH.
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.error(Errno::ENOSYS);
@@ -150,8 +150,8 @@ impl Filesystem for Server {
         reply.error(Errno::ENOSYS);
     }
 
-    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        self.0.access(ino, mask, reply);
     }
 
     fn read(

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::{
-    Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, WriteFlags,
+    AccessFlags, Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, WriteFlags,
 };
-use karapace_store::inode::Ino;
+use karapace_store::inode::{FileKind, Ino};
 
 use super::idmap::IdMap;
 use super::nodes::CONTROL;
@@ -118,6 +118,27 @@ impl Shared {
             Ok((ttl, attr)) => reply.attr(&ttl, &attr),
             Err(errno) => reply.error(errno),
         }
+    }
+
+    /// Asked on mounts that leave permissions to us, whose user acts as root: who may read and write everything, and
+    /// execute what anybody may execute (path_resolution(7)). So `test -x` tells programs from other files.
+    pub(super) fn access(&self, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { view, ino, .. } => guard("access", || {
+                let mode = view.getattr(ino)?.mode;
+                let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
+                if mask.contains(AccessFlags::X_OK) && kind == FileKind::Regular && mode & 0o111 == 0 {
+                    return Err(Error::Access);
+                }
+                let inside = matches!(kind, FileKind::Regular | FileKind::Directory | FileKind::Symlink);
+                if mask.contains(AccessFlags::W_OK) && inside && view.is_read_only() {
+                    return Err(Error::ReadOnly);
+                }
+                Ok(())
+            }),
+            Node::Control(_) => Ok(()),
+        });
+        done(reply, result);
     }
 
     pub(super) fn readlink(&self, node: INodeNo, reply: ReplyData) {

@@ -13,6 +13,11 @@ pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
 /// Name of the default ACL's xattr.
 const DEFAULT: &[u8] = b"system.posix_acl_default";
 
+/// Whether the name is that of an ACL.
+pub(super) fn is_acl(name: &[u8]) -> bool {
+    name == ACCESS || name == DEFAULT
+}
+
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
 const USER: u16 = 0x02;

@@ -21,10 +21,27 @@ const DOT_DOT: u64 = 2;
 /// Cookies are below this: some programs keep them in signed or short fields.
 const COOKIE_BITS: u32 = 62;
 
-/// A directory's entries in cookie order.
-pub(crate) type Listing = Vec<ListedEntry>;
+/// A directory's entries in cookie order, as of a version of the directory.
+#[derive(Default)]
+pub(crate) struct Listing {
+    version: u32,
+    entries: Vec<ListedEntry>,
+}
 
-pub(crate) struct ListedEntry {
+impl Listing {
+    fn new(version: u32, mut entries: Vec<ListedEntry>) -> Listing {
+        entries.sort_unstable_by(|a, b| (a.cookie, &a.name).cmp(&(b.cookie, &b.name)));
+        let mut last = 0;
+        for entry in &mut entries {
+            // Two names of one hash: a reader who stops between them must not miss the second.
+            entry.cookie = entry.cookie.max(last + 1);
+            last = entry.cookie;
+        }
+        Listing { version, entries }
+    }
+}
+
+struct ListedEntry {
     cookie: u64,
     ino: Ino,
     kind: FileKind,
@@ -41,6 +58,10 @@ fn cookie(name: &[u8]) -> u64 {
 impl View {
     /// Feeds the entries after `from` (0: all) to `sink` until it declines one. With `plus`, each entry but `.` and `..`
     /// has its attributes, and one taken by the sink counts as a reference.
+    ///
+    /// # Errors
+    /// Only when nothing was taken: an error behind the first entry ends the listing there, and the call that goes on from
+    /// it fails. So no reference is lost, since who gets an error gets no entries.
     pub fn readdir(
         &self,
         ino: Ino,
@@ -49,16 +70,17 @@ impl View {
         sink: &mut dyn FnMut(&DirItem<'_>) -> bool,
     ) -> Result<()> {
         let mut state = self.state.write();
-        let listing = self.listing(&mut state, ino)?;
+        let listing = self.listing(&mut state, ino, from > 0)?;
+        let mut taken = false;
         let dots = [(DOT, &b"."[..], ino), (DOT_DOT, b"..", state.parent_of(ino))];
-        for (cookie, name, ino) in dots {
-            let item = DirItem { name, ino, kind: FileKind::Directory, cookie, attr: None };
-            if from < cookie && !sink(&item) {
+        for (cookie, name, ino) in dots.into_iter().filter(|(cookie, ..)| from < *cookie) {
+            if !sink(&DirItem { name, ino, kind: FileKind::Directory, cookie, attr: None }) {
                 return Ok(());
             }
+            taken = true;
         }
-        let start = listing.partition_point(|e| e.cookie <= from);
-        for entry in &listing[start..] {
+        let start = listing.entries.partition_point(|e| e.cookie <= from);
+        for entry in &listing.entries[start..] {
             let mut item = DirItem {
                 name: &entry.name,
                 ino: entry.ino,
@@ -66,26 +88,58 @@ impl View {
                 cookie: entry.cookie,
                 attr: None,
             };
-            if plus {
-                let Some(child) = state.load(&self.trees, ino, &entry.name)? else { continue };
-                self.settle_times(&mut state, child)?;
-                let node = state.node_mut(child)?;
-                item.attr = Some(node.attr(child));
-                node.lookups += 1;
+            match self.bring_up_to_date(&mut state, ino, listing.version, plus, &mut item) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) if taken => {
+                    tracing::error!("a listing of inode {ino} ends early: {error}");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
+            let number = item.ino;
             if !sink(&item) {
                 if plus {
-                    let forgotten = state.forget(entry.ino, 1);
+                    let forgotten = state.forget(number, 1);
                     self.remove_data(&forgotten);
                 }
                 return Ok(());
             }
+            taken = true;
         }
         Ok(())
     }
 
-    /// The directory's entries, from the cache when it has not changed since.
-    fn listing(&self, state: &mut State, ino: Ino) -> Result<Arc<Listing>> {
+    /// What the entry of a listing names now; false when it has gone since. With `plus`, adds the attributes and counts a
+    /// reference.
+    fn bring_up_to_date(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        version: u32,
+        plus: bool,
+        item: &mut DirItem<'_>,
+    ) -> Result<bool> {
+        if plus {
+            let Some(child) = state.load(&self.trees, dir, item.name)? else { return Ok(false) };
+            self.settle_times(state, child)?;
+            let node = state.node_mut(child)?;
+            item.ino = child;
+            item.kind = node.kind();
+            item.attr = Some(node.attr(child));
+            node.lookups += 1;
+        } else if state.node(dir)?.version != version {
+            let Some(named) = state.entry(&self.trees, dir, item.name)? else { return Ok(false) };
+            item.ino = named.ino;
+            item.kind = named.kind;
+        }
+        Ok(true)
+    }
+
+    /// The directory's entries, from the cache when it has not changed since. A reader who goes on with a listing
+    /// (`continued`) gets the one that was begun, though some of its entries may be gone: so a program that removes what it
+    /// reads does not have the directory sorted anew each time. What is new since need not be in it (readdir(3)).
+    fn listing(&self, state: &mut State, ino: Ino, continued: bool) -> Result<Arc<Listing>> {
         let node = state.node(ino)?;
         let version = node.version;
         if !matches!(node.body, NodeBody::Dir(_)) {
@@ -94,18 +148,17 @@ impl View {
         if node.is_orphan() {
             return Ok(Arc::default());
         }
-        if let Some((at, listing)) = state.listings.get(&ino)
-            && *at == version
+        if let Some(listing) = state.listings.get(&ino)
+            && (continued || listing.version == version)
         {
             return Ok(listing.clone());
         }
-        let mut listing = Listing::new();
+        let mut entries = Vec::new();
         self.for_each_entry(state, ino, &mut |name, ino, kind| {
-            listing.push(ListedEntry { cookie: cookie(name), ino, kind, name: name.into() });
+            entries.push(ListedEntry { cookie: cookie(name), ino, kind, name: name.into() });
         })?;
-        listing.sort_unstable_by(|a, b| (a.cookie, &a.name).cmp(&(b.cookie, &b.name)));
-        let listing = Arc::new(listing);
-        state.listings.put(ino, (version, listing.clone()));
+        let listing = Arc::new(Listing::new(version, entries));
+        state.listings.put(ino, listing.clone());
         Ok(listing)
     }
 
@@ -149,5 +202,19 @@ impl View {
             Ok(())
         })?;
         Ok(empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_one_hash_have_cookies_of_their_own() {
+        let entry =
+            |cookie, name: &[u8]| ListedEntry { cookie, ino: 7, kind: FileKind::Fifo, name: name.into() };
+        let listing = Listing::new(0, vec![entry(9, b"c"), entry(5, b"b"), entry(5, b"a"), entry(6, b"d")]);
+        let found: Vec<_> = listing.entries.iter().map(|e| (e.cookie, &*e.name)).collect();
+        assert_eq!(found, [(5, &b"a"[..]), (6, b"b"), (7, b"d"), (9, b"c")]);
     }
 }

@@ -44,7 +44,7 @@ pub(crate) struct State {
     pub generation: u64,
     /// Data files of removed inodes that a running commit may still read; removed when it ends.
     pub deferred: Option<Vec<Arc<DataFile>>>,
-    pub listings: LruCache<Ino, (u32, Arc<Listing>)>,
+    pub listings: LruCache<Ino, Arc<Listing>>,
 }
 
 impl State {

@@ -7,17 +7,23 @@ use crate::upper::record::Item;
 use crate::view::table::State;
 use crate::view::{View, acl};
 
-/// Limits of xattr(7): bytes of a name, and of a value.
+/// Limits of xattr(7): bytes of a name, of a value, and of what listxattr(2) gives.
 const NAME_MAX: usize = 255;
 const VALUE_MAX: usize = 64 << 10;
 /// How names begin that only CAP_SYS_ADMIN of the initial user namespace reads.
 const TRUSTED: &[u8] = b"trusted.";
+const LIST_MAX: usize = 64 << 10;
+/// Most bytes of names and values of one inode: each change of one attribute writes all of them to the journal.
+const TOTAL_MAX: usize = 1 << 20;
 
 impl View {
     /// The value of an attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let state = self.state.read();
-        Ok(state.node(ino)?.xattrs.get(name).ok_or(Error::NoData)?.to_vec())
+        match state.node(ino)?.xattrs.get(name) {
+            Some(value) => Ok(value.to_vec()),
+            None => check_namespace(name).and(Err(Error::NoData)),
+        }
     }
 
     /// The names of all attributes, each with a NUL behind it; without `trusted`, but for those of that namespace, which
@@ -41,6 +47,7 @@ impl View {
         if value.len() > VALUE_MAX {
             return Err(Error::TooBig);
         }
+        check_namespace(name)?;
         self.writable()?;
         let _gate = self.gate.read();
         let mut state = self.state.write();
@@ -62,7 +69,9 @@ impl View {
                 }
             }
             record.xattrs.set(name, value);
-            Ok(())
+            let list: usize = record.xattrs.iter().map(|(name, _)| name.len() + 1).sum();
+            let values: usize = record.xattrs.iter().map(|(_, value)| value.len()).sum();
+            if list > LIST_MAX || list + values > TOTAL_MAX { Err(Error::NoSpace) } else { Ok(()) }
         })
     }
 
@@ -72,7 +81,8 @@ impl View {
         let _gate = self.gate.read();
         let mut state = self.state.write();
         if state.node(ino)?.xattrs.get(name).is_none() {
-            return Err(Error::NoData);
+            // As on ext4, an ACL that is not there can be removed.
+            return if acl::is_acl(name) { Ok(()) } else { check_namespace(name).and(Err(Error::NoData)) };
         }
         self.put_changed(&mut state, ino, &mut |record| {
             record.xattrs.remove(name);
@@ -98,4 +108,16 @@ impl View {
         items.push(Item::Put(Box::new(put)));
         self.change(state, items)
     }
+}
+
+/// Refuses a name outside the namespaces that Linux knows of a file: `EOPNOTSUPP`, or `EINVAL` for a bare prefix.
+fn check_namespace(name: &[u8]) -> Result<()> {
+    for prefix in [&b"user."[..], b"trusted.", b"security."] {
+        match name.strip_prefix(prefix) {
+            Some([]) => return Err(Error::Invalid("the name of an attribute ends with its namespace")),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+    }
+    if acl::is_acl(name) { Ok(()) } else { Err(Error::NotSupported) }
 }

@@ -1,4 +1,5 @@
-//! What the toy answers: ENOSYS to OPEN, OPENDIR, CREATE, FLUSH and ACCESS, times-to-live without end, absent names
+//! What the toy answers: ENOSYS to OPEN, OPENDIR, CREATE and FLUSH, EACCES where ACCESS asks to
+//! execute, times-to-live without end, absent names
 //! as inode 0, and nothing cached of names that begin with `ctl`.
 
 use std::ffi::OsStr;
@@ -284,9 +285,9 @@ impl Filesystem for Toy {
         reply.error(Errno::NO_XATTR);
     }
 
-    fn access(&self, req: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         self.log(req, Op::Access, ino, OsStr::new(""));
-        reply.error(Errno::ENOSYS);
+        if mask.contains(AccessFlags::X_OK) { reply.error(Errno::EACCES) } else { reply.ok() }
     }
 
     fn create(

@@ -66,6 +66,11 @@ fn inside() {
     }
     mount.ok("bash", "umask 027; touch u; [ $(stat -c %a u) = 640 ]; mkdir v; [ $(stat -c %a v) = 750 ]");
 
+    mount.ok(
+        "bash",
+        "[ -r base-file ] && [ -w base-file ] && [ ! -x base-file ] && chmod 010 u && [ -x u ] && [ -x v ]",
+    );
+
     assert_eq!(fs::metadata(mount.control("")).expect("control").uid(), USER);
     mount.ok("bash", "echo commit > .karapace/ctl && grep -q '^ok commit' .karapace/last");
     mount.ok("bash", "mkdir .karapace/snapshots/n && cmp .karapace/snapshots/n/base-file - <<<base");

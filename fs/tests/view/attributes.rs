@@ -1,0 +1,69 @@
+//! Attributes: times, extended attributes.
+
+use karapace_fs::attr::{SetAttr, SetTime};
+use karapace_store::inode::{ROOT_INO, Timestamp};
+
+use crate::support::Env;
+
+#[test]
+fn times_are_kept_to_the_nanosecond() {
+    let mut env = Env::new();
+    let ino = env.file("f", b"text");
+    let (a, m) = (Timestamp { secs: 1, nanos: 2 }, Timestamp { secs: 1_600_000_000, nanos: 123_456_789 });
+    let set = SetAttr { atime: Some(SetTime::At(a)), mtime: Some(SetTime::At(m)), ..SetAttr::default() };
+    env.view.setattr(ino, &set).unwrap();
+    let check = |env: &Env| {
+        let attr = env.view.lookup(ROOT_INO, b"f").unwrap();
+        assert_eq!((attr.atime, attr.mtime), (a, m));
+    };
+    check(&env);
+    env.reopen();
+    check(&env);
+    let first = env.commit();
+    check(&env);
+    env.view.write(ino, 0, b"more", false).unwrap();
+    env.commit();
+    env.restore(first);
+    check(&env);
+}
+
+#[test]
+fn extended_attributes_have_the_limits_and_namespaces_of_linux() {
+    let env = Env::new();
+    let ino = env.file("f", b"");
+    let set =
+        |name: &[u8], len: usize| env.view.setxattr(ino, name, &vec![b'v'; len], 0).map_err(|e| e.errno());
+    let name_of = |len: usize| [b"user.", &vec![b'n'; len - 5][..]].concat();
+    assert_eq!(set(&name_of(255), 1), Ok(()));
+    assert_eq!(set(&name_of(256), 1), Err(libc::ERANGE));
+    assert_eq!(set(b"user.large", 64 << 10), Ok(()));
+    assert_eq!(set(b"user.large", (64 << 10) + 1), Err(libc::E2BIG));
+    assert_eq!(set(b"user.", 1), Err(libc::EINVAL));
+    for name in [&b"trusted.a"[..], b"security.a"] {
+        assert_eq!(set(name, 0), Ok(()));
+    }
+    for name in [&b"system.a"[..], b"other.a", b"nodot"] {
+        assert_eq!(set(name, 1), Err(libc::EOPNOTSUPP));
+        assert_eq!(env.view.getxattr(ino, name).unwrap_err().errno(), libc::EOPNOTSUPP);
+        assert_eq!(env.view.removexattr(ino, name).unwrap_err().errno(), libc::EOPNOTSUPP);
+    }
+    assert_eq!(env.view.removexattr(ino, b"user.none").unwrap_err().errno(), libc::ENODATA);
+    env.view.removexattr(ino, b"system.posix_acl_access").expect("as on ext4, one that is not there");
+}
+
+/// What listxattr(2) could not give back is not taken, nor more than a mebibyte in all; what is there stays.
+#[test]
+fn extended_attributes_end_with_enospc() {
+    let env = Env::new();
+    for (value, least, most) in [(0, 200, 260), (60_000, 10, 17)] {
+        let ino = env.file(&format!("f{value}"), b"");
+        let name = |i: i32| format!("user.{i:0>250}").into_bytes();
+        let set = |i: i32| env.view.setxattr(ino, &name(i), &vec![b'v'; value], 0);
+        let stop = (0..1000).find(|i| set(*i).is_err()).expect("there is a limit");
+        assert!((least..=most).contains(&stop), "{stop} attributes");
+        assert_eq!(set(stop).unwrap_err().errno(), libc::ENOSPC);
+        assert_eq!(env.view.listxattr(ino, true).unwrap().len(), stop as usize * 256);
+        env.view.removexattr(ino, &name(0)).unwrap();
+        set(stop).unwrap();
+    }
+}

@@ -1,0 +1,72 @@
+//! Content of files.
+
+use karapace_store::inode::ROOT_INO;
+
+use crate::support::{Env, pattern};
+
+#[test]
+fn a_damaged_object_is_an_error_and_the_rest_goes_on() {
+    let mut env = Env::new();
+    env.file("small", b"just a few bytes");
+    env.file("large", &pattern(3 << 20, 5));
+    env.file("fine", b"nothing wrong here");
+    env.commit();
+    env.reopen();
+    let objects = env.dir.path().join("store/store/objects");
+    for bucket in std::fs::read_dir(objects).unwrap() {
+        for object in std::fs::read_dir(bucket.unwrap().path()).unwrap() {
+            let path = object.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = match bytes.len() {
+                16 => 3,
+                n if n == 3 << 20 => (2 << 20) + 7,
+                _ => continue,
+            };
+            bytes[at] ^= 1;
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let ino = |name: &[u8]| env.view.lookup(ROOT_INO, name).unwrap().ino;
+    let mut buf = Vec::new();
+    let errno = |r: Result<(), karapace_fs::Error>| r.unwrap_err().errno();
+    assert_eq!(errno(env.view.read(ino(b"small"), 0, 100, &mut buf)), libc::EIO);
+    env.view.read(ino(b"large"), 0, 1 << 20, &mut buf).unwrap();
+    assert_eq!(buf, pattern(3 << 20, 5)[..1 << 20], "blocks that are whole are given out");
+    assert_eq!(errno(env.view.read(ino(b"large"), 2 << 20, 4096, &mut buf)), libc::EIO);
+    assert_eq!(env.read(ino(b"fine")), b"nothing wrong here");
+}
+
+#[test]
+fn a_write_into_a_large_lower_file_brings_up_one_block() {
+    let mut env = Env::new();
+    env.file("big", &pattern(8 << 20, 9));
+    env.commit();
+    env.reopen();
+    let ino = env.view.lookup(ROOT_INO, b"big").unwrap().ino;
+    env.view.write(ino, 5_000_000, b"x", false).unwrap();
+    assert_eq!(env.view.stats().dirty_bytes, 64 << 10);
+    let mut expected = pattern(8 << 20, 9);
+    expected[5_000_000] = b'x';
+    assert!(env.read(ino) == expected);
+    env.reopen();
+    let ino = env.view.lookup(ROOT_INO, b"big").unwrap().ino;
+    assert!(env.read(ino) == expected);
+}
+
+#[test]
+fn holes_and_data_are_found() {
+    let mut env = Env::new();
+    let ino = env.file("sparse", b"");
+    env.view.write(ino, 4 << 20, &pattern(100_000, 1), false).unwrap();
+    let ask = |env: &Env| {
+        let (data, hole) = (libc::SEEK_DATA, libc::SEEK_HOLE);
+        let start = env.view.lseek(ino, 0, data).unwrap();
+        (env.view.lseek(ino, 0, hole).unwrap(), start, env.view.lseek(ino, start, hole).unwrap())
+    };
+    let end = (4 << 20) + 100_000;
+    assert_eq!(ask(&env), (0, 4 << 20, end));
+    env.commit();
+    assert_eq!(ask(&env), (0, 4 << 20, end));
+    assert_eq!(env.view.lseek(ino, end, libc::SEEK_DATA).unwrap_err().errno(), libc::ENXIO);
+}

@@ -1,0 +1,10 @@
+//! Promises of the view that need no mount, one by one.
+
+mod attributes;
+mod data;
+mod listing;
+#[allow(dead_code, reason = "the model test uses the rest")]
+#[path = "../reference/mod.rs"]
+mod reference;
+mod restore;
+mod support;
