@@ -14,6 +14,7 @@ mod blocklist;
 mod ingest;
 mod read;
 mod update;
+mod verified;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub use blocklist::BlockList;
 pub use ingest::{host_ranges, ingest, ingest_ranges};
 pub use read::read_at;
 pub use update::update;
+pub use verified::Verified;
 
 /// Block size in bytes: the grain of holes, of hashes and of changes.
 pub const BLOCK: u64 = 64 << 10;

@@ -23,7 +23,7 @@ mod update;
 mod walk;
 
 pub use codec::{EntryRef, Keys, Tree};
-pub use diff::{Change, diff};
+pub use diff::{Change, diff, diff_with_times};
 pub use split::{write_dir, write_links};
 pub use update::{update_dir, update_links};
 pub use walk::walk;

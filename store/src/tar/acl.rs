@@ -1,21 +1,23 @@
-//! POSIX ACLs: from the text that tar writers put into `SCHILY.acl.*` to the xattr that the kernel keeps.
+//! POSIX ACLs: the text that tar writers put into `SCHILY.acl.*`, and the xattr that the kernel keeps.
 
 use std::collections::BTreeMap;
 
+use super::encode::Records;
 use super::pax::{Pax, decimal};
+use crate::inode::Xattrs;
 
 const VERSION: u32 = 2;
 /// The id of entries that name nobody.
 const UNDEFINED: u32 = u32::MAX;
 
+/// The records and the xattrs that they stand for.
+const KINDS: [(&str, &str); 2] =
+    [("SCHILY.acl.access", "system.posix_acl_access"), ("SCHILY.acl.default", "system.posix_acl_default")];
+
 /// Turns `SCHILY.acl.access` and `.default` into `system.posix_acl_*`, unless the archive carries those xattrs as they are.
 /// An ACL that cannot be turned (a user or group by name only) is left out, and `notes` says so.
 pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, notes: &mut Vec<String>) {
-    let kinds = [
-        ("SCHILY.acl.access", "system.posix_acl_access"),
-        ("SCHILY.acl.default", "system.posix_acl_default"),
-    ];
-    for (record, xattr) in kinds {
+    for (record, xattr) in KINDS {
         let Some(text) = pax.get(record) else { continue };
         if xattrs.contains_key(xattr.as_bytes()) {
             continue;
@@ -30,6 +32,40 @@ pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, n
             )),
         }
     }
+}
+
+/// Adds the ACLs among these xattrs as text, users and groups by number. A value that is no ACL has no text.
+pub(super) fn to_records(xattrs: &Xattrs, records: &mut Records) {
+    for (record, xattr) in KINDS {
+        if let Some(text) = xattrs.get(xattr.as_bytes()).and_then(text) {
+            records.insert(record.as_bytes().to_vec(), text.into_bytes());
+        }
+    }
+}
+
+fn text(value: &[u8]) -> Option<String> {
+    let entries = value.strip_prefix(&VERSION.to_le_bytes())?;
+    if entries.is_empty() || entries.len() % 8 != 0 {
+        return None;
+    }
+    let texts: Option<Vec<String>> = entries.chunks_exact(8).map(entry_text).collect();
+    Some(texts?.join(","))
+}
+
+fn entry_text(entry: &[u8]) -> Option<String> {
+    let tag = u16::from_le_bytes(entry[..2].try_into().ok()?);
+    let bits = u16::from_le_bytes(entry[2..4].try_into().ok()?);
+    let id = u32::from_le_bytes(entry[4..].try_into().ok()?);
+    let name = match tag {
+        0x01 | 0x02 => "user",
+        0x04 | 0x08 => "group",
+        0x10 => "mask",
+        0x20 => "other",
+        _ => return None,
+    };
+    let qualifier = if matches!(tag, 0x02 | 0x08) { id.to_string() } else { String::new() };
+    let bit = |mask, letter| if bits & mask != 0 { letter } else { '-' };
+    Some(format!("{name}:{qualifier}:{}{}{}", bit(4, 'r'), bit(2, 'w'), bit(1, 'x')))
 }
 
 /// `None` when the text is no ACL, or names somebody without a number.
@@ -102,6 +138,10 @@ mod tests {
             expected.extend_from_slice(&id.to_le_bytes());
         }
         assert_eq!(value, expected);
+        assert_eq!(text(&value).unwrap(), "user::rwx,user:1000:r-x,group::r--,mask::r-x,other::---");
+        for bad in [&value[..value.len() - 1], &value[..4], &[1, 0, 0, 0], &[]] {
+            assert_eq!(text(bad), None);
+        }
         assert!(parse(b"user:joe:rwx").is_none());
         assert!(parse(b"user:7:rwx\nother:r-x").is_some());
     }

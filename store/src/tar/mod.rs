@@ -1,10 +1,12 @@
-//! Tar streams: the reader that imports use, the writer, and the identity tar that names a layer.
+//! Tar streams: the reader that imports use, the writer, the identity tar that names a layer and the full one that is exported.
 
 mod acl;
 mod decode;
 mod encode;
+mod full;
 mod header;
 mod identity;
+mod layer;
 mod pax;
 mod sparse;
 #[cfg(test)]
@@ -12,6 +14,7 @@ mod tests;
 
 pub use decode::{Member, MemberKind, Reader, TarError};
 pub use encode::{Encoder, EntryHeader, Records};
+pub use full::{Dialect, FullTar, Written};
 pub use identity::{TarHash, content_digest, identity_hash};
 
 /// Tar's unit: headers are one, bodies are padded to a multiple.

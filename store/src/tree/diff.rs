@@ -42,6 +42,26 @@ pub fn diff(
     new: &Root,
     visit: &mut dyn FnMut(&[u8], Change<'_>) -> Result<()>,
 ) -> Result<()> {
+    compare_roots(trees, old, new, false, visit)
+}
+
+/// [`diff`], but a directory's modification time counts too.
+pub fn diff_with_times(
+    trees: &Trees,
+    old: Option<&Root>,
+    new: &Root,
+    visit: &mut dyn FnMut(&[u8], Change<'_>) -> Result<()>,
+) -> Result<()> {
+    compare_roots(trees, old, new, true, visit)
+}
+
+fn compare_roots(
+    trees: &Trees,
+    old: Option<&Root>,
+    new: &Root,
+    directory_times: bool,
+    visit: &mut dyn FnMut(&[u8], Change<'_>) -> Result<()>,
+) -> Result<()> {
     let Some(old) = old else {
         visit(b"/", Change::Added(&new.inode))?;
         let frame = Frame { length: 0, work: Work::Added(Cursor::new(new.tree(), Keys::Names)) };
@@ -50,6 +70,7 @@ pub fn diff(
             trees,
             old: new,
             new,
+            directory_times,
             changed: HashSet::new(),
             path: Vec::new(),
             stack: vec![frame],
@@ -58,7 +79,8 @@ pub fn diff(
         .run();
     };
     let changed = changed_links(trees, old, new)?;
-    let mut differ = Differ { trees, old, new, changed, path: Vec::new(), stack: Vec::new(), visit };
+    let mut differ =
+        Differ { trees, old, new, directory_times, changed, path: Vec::new(), stack: Vec::new(), visit };
     differ.compare(Some((&old.inode, false)), Some((&new.inode, false)))?;
     differ.run()
 }
@@ -143,6 +165,7 @@ struct Differ<'a> {
     trees: &'a Trees,
     old: &'a Root,
     new: &'a Root,
+    directory_times: bool,
     /// Linked inodes that changed: their names may stand in directories that did not.
     changed: HashSet<Ino>,
     path: Vec<u8>,
@@ -247,7 +270,8 @@ impl Differ<'_> {
                 }
             }
             (Some((old, old_link)), Some((new, new_link))) => {
-                if differs(old, new) || ((old_link || new_link) && old.ino != new.ino) {
+                let touched = self.directory_times && old.mtime != new.mtime;
+                if differs(old, new) || touched || ((old_link || new_link) && old.ino != new.ino) {
                     self.report(Change::Modified { old, new })?;
                 }
                 self.descend(old, new);

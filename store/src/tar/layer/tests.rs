@@ -8,6 +8,7 @@ use crate::content::ingest;
 use crate::inode::{ROOT_INO, Xattrs};
 use crate::object::Batch;
 use crate::open::Store;
+use crate::tar::identity::{TarHash, identity_hash, write_identity};
 use crate::tar::{MemberKind, Reader};
 use crate::tree::{Entry, WrittenDir, write_dir, write_links};
 
@@ -91,7 +92,7 @@ impl Place {
     /// The entries as text: `d/`, `f`, `b=a` for a hard link.
     fn names(&self, old: Option<&Root>, new: &Root) -> Vec<String> {
         let mut bytes = Vec::new();
-        let partial = write_identity(&self.trees, old, new, &[], &mut bytes).unwrap();
+        let partial = write_identity(&self.trees, old, new, &Names::new(), &mut bytes).unwrap();
         if !partial.is_empty() {
             let extra = other_names(&self.trees, new, &partial).unwrap();
             bytes.clear();
@@ -147,7 +148,7 @@ fn a_literal_whiteout_name_is_no_deletion() {
     assert_eq!(place.names(Some(&old), &literal), ["./", ".wh.x"]);
     assert_ne!(place.hash(&old, &deleted), place.hash(&old, &literal));
     let mut bytes = Vec::new();
-    write_identity(&place.trees, Some(&old), &literal, &[], &mut bytes).unwrap();
+    write_identity(&place.trees, Some(&old), &literal, &Names::new(), &mut bytes).unwrap();
     assert!(bytes.windows(21).any(|w| w == b"22 KARAPACE.literal=1"));
 }
 
@@ -186,7 +187,7 @@ fn sizes_and_holes_are_records() {
     bytes[65_536..131_072].fill(0);
     let root = place.root(&[("f", 2, &bytes), ("g", 3, b"12345"), ("h", 4, b"")]);
     let mut tar = Vec::new();
-    write_identity(&place.trees, None, &root, &[], &mut tar).unwrap();
+    write_identity(&place.trees, None, &root, &Names::new(), &mut tar).unwrap();
     let has = |text: &[u8]| tar.windows(text.len()).any(|w| w == text);
     assert!(has(b" KARAPACE.size=200000\n") && has(b" KARAPACE.extents=0,65536,131072,68928\n"));
     assert!(has(b" KARAPACE.size=5\n") && has(b" KARAPACE.size=0\n"));
