@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use karapace_store::fail;
 use karapace_store::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use karapace_store::import::import_path;
 use karapace_store::inode::Timestamp;
@@ -94,11 +95,10 @@ impl Engine {
             checksum: String::new(),
         };
         let dir = self.env_dir(&instance);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
+        fail::point("create.dir")
+            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir))
             .map_err(|e| Error::io("create", &dir, e))?;
+        fail::point("create.record").map_err(|e| Error::io("record", &dir, e))?;
         let names = self.lock_names()?;
         self.check_name_free(name, None)?;
         metadata.save(self.store())?;

@@ -1,5 +1,6 @@
 //! Ending an environment.
 
+use karapace_store::fail;
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::wal::{Intent, Wal};
@@ -22,7 +23,8 @@ impl Engine {
         // From here on it is gone; a crash leaves a directory that the next start removes.
         Metadata::delete(self.store(), &env.instance)?;
         let dir = self.env_dir(&env.instance);
-        std::fs::remove_dir_all(&dir).map_err(|e| Error::io("remove", &dir, e))?;
+        let removed = fail::point("destroy.dir").and_then(|()| std::fs::remove_dir_all(&dir));
+        removed.map_err(|e| Error::io("remove", &dir, e))?;
         drop(lock);
         intent.finish()?;
         Ok(())

@@ -12,6 +12,7 @@ use karapace_fs::session::Invalidator;
 use karapace_fs::view::{Sealed, View};
 use karapace_store::Store;
 use karapace_store::error::StoreError;
+use karapace_store::fail;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
@@ -216,6 +217,7 @@ impl Instance {
         let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
         let message = format!("before restore of {}", &hash.to_hex()[..12]);
         let (saved, stale) = self.save_and_swap(target, &message)?;
+        fail::passed("restore.record");
         // The view is another one now: whatever fails here, the kernel has to hear of it.
         let recorded =
             self.update_metadata(|metadata| (metadata.head, metadata.head_record) = (hash, record));

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use crate::error::{IoContext as _, Result, StoreError};
+use crate::fail;
 
 /// Replaces `path` by a file (mode 0600) with these bytes: a reader sees the old or the new content, whole.
 /// Durable on return. The directory must exist.
@@ -17,9 +18,11 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         .prefix(TEMP_PREFIX)
         .tempfile_in(dir)
         .at("create a temporary file in", dir)?;
-    temp.write_all(bytes).at("write", temp.path())?;
-    temp.as_file().sync_all().at("sync", temp.path())?;
+    fail::point("file.write").and_then(|()| temp.write_all(bytes)).at("write", temp.path())?;
+    fail::point("file.sync").and_then(|()| temp.as_file().sync_all()).at("sync", temp.path())?;
+    fail::point("file.rename").at("replace", path)?;
     temp.persist(path).map_err(|error| error.error).at("replace", path)?;
+    fail::point("file.sync-dir").at("sync", dir)?;
     fsync_dir(dir)
 }
 

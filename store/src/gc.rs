@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::atomic::{TEMP_PREFIX, fsync_dir};
 use crate::error::{IoContext, Result, StoreError};
+use crate::fail;
 use crate::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
 use crate::layer::LayerRecord;
@@ -68,12 +69,15 @@ pub struct GcReport {
 pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> {
     let _lock = if options.dry_run { StoreLock::shared(store)? } else { StoreLock::exclusive(store)? };
     let start = Timestamp::now();
+    fail::point("gc.mark").at("read", store.layout().objects())?;
     let marked = mark(store, options.uppers)?;
     let mut sweep = Sweep { start, dry_run: options.dry_run, report: GcReport::default() };
     // Layers first: a crash in between leaves no record whose tree is gone.
     sweep.layers(store, &marked.records)?;
+    fail::point("gc.sweep-objects").at("list", store.layout().objects())?;
     sweep.objects(store, &marked.objects)?;
     sweep.unfinished(store)?;
+    fail::point("gc.sweep-staging").at("list", &store.layout().staging())?;
     let swept = staging::sweep(store.layout(), options.dry_run)?;
     sweep.report.staging += swept.batches;
     sweep.report.bytes += swept.bytes;
@@ -211,7 +215,7 @@ impl Sweep {
                 continue;
             }
             if !self.dry_run {
-                fs::remove_file(path).at("remove", path)?;
+                fail::point("gc.remove").and_then(|()| fs::remove_file(path)).at("remove", path)?;
             }
             removed += 1;
             self.report.bytes += metadata.len();

@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::atomic::fsync_dir;
 use crate::error::{IoContext, Result};
+use crate::fail;
 use crate::id::random_name;
 
 /// The largest file that a scan reads: far above what a maker writes.
@@ -50,7 +51,7 @@ impl HeldFile {
     /// Removes the file, durably.
     pub fn remove(mut self) -> Result<()> {
         self.keep = true;
-        fs::remove_file(&self.path).at("remove", &self.path)?;
+        fail::point("held.remove").and_then(|()| fs::remove_file(&self.path)).at("remove", &self.path)?;
         fsync_dir(self.path.parent().unwrap_or(Path::new(".")))
     }
 }
@@ -124,9 +125,9 @@ fn write(path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
     let file = file.at("create", &temp)?;
     let mut file =
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).at("lock", &temp)?;
-    file.write_all(bytes).at("write", &temp)?;
+    fail::point("held.write").and_then(|()| file.write_all(bytes)).at("write", &temp)?;
     file.sync_data().at("sync", &temp)?;
-    fs::rename(&temp, path).at("rename", &temp)?;
+    fail::point("held.rename").and_then(|()| fs::rename(&temp, path)).at("rename", &temp)?;
     fsync_dir(dir)?;
     Ok(file)
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic;
 use crate::error::{IoContext, Result, StoreError};
+use crate::fail;
 use crate::id::{LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
 use crate::open::Store;
@@ -66,6 +67,7 @@ impl LayerRecord {
         let bytes = record.to_bytes()?;
         let id = RecordId::of(&bytes);
         let path = store.layout().layer(&id);
+        fail::point("layer.write").at("write", &path)?;
         // A record of that name has these bytes: but only one that reads well is left alone.
         if LayerRecord::read(store, &id).is_err() {
             atomic::write_file(&path, &bytes)?;

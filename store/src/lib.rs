@@ -5,6 +5,7 @@ pub mod atomic;
 pub mod codec;
 pub mod content;
 pub mod error;
+pub mod fail;
 mod files;
 pub mod gc;
 mod held;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{self, fsync_dir};
 use crate::error::{IoContext, Result, StoreError};
+use crate::fail;
 use crate::id::{InstanceId, LayerHash, RecordId};
 use crate::inode::Timestamp;
 use crate::open::Store;
@@ -155,14 +156,19 @@ impl Metadata {
         self.checksum = self.sum()?;
         let mut bytes = serde_json::to_vec_pretty(self).map_err(unwritable)?;
         bytes.push(b'\n');
-        atomic::write_file(&Self::path(store, &self.instance), &bytes)
+        let path = Self::path(store, &self.instance);
+        fail::point("metadata.save").at("replace", &path)?;
+        atomic::write_file(&path, &bytes)
     }
 
     /// Removes a record, durably: the environment is gone, whatever is left of it.
     pub fn delete(store: &Store, instance: &InstanceId) -> Result<()> {
         let path = Self::path(store, instance);
-        match fs::remove_file(&path) {
-            Ok(()) => fsync_dir(&store.layout().metadata()),
+        match fail::point("metadata.delete").and_then(|()| fs::remove_file(&path)) {
+            Ok(()) => {
+                fail::point("metadata.deleted").at("remove", &path)?;
+                fsync_dir(&store.layout().metadata())
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(StoreError::missing("environment", instance))
             }

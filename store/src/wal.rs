@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::fsync_dir;
 use crate::error::{IoContext, Result, StoreError};
+use crate::fail;
 use crate::held::{self, HeldFile};
 use crate::id::InstanceId;
 use crate::layout::Layout;
@@ -92,6 +93,7 @@ impl Wal {
         let bytes = serde_json::to_vec(&content)
             .map_err(|e| StoreError::Invalid(format!("writing down an intent: {e}")))?;
         let file = HeldFile::create(&layout.wal(), &bytes)?;
+        fail::point("wal.begun").at("write", &layout.wal())?;
         Ok(WalEntry { store: store.clone(), open: Some((file, content)) })
     }
 }

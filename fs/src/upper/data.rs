@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use karapace_store::fail;
 use karapace_store::inode::{Ino, Timestamp};
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -104,6 +105,7 @@ impl DataDir {
     /// share its bytes with an object.
     pub fn create_file(&self, data: &DataFile) -> Result<Arc<File>> {
         let path = self.path(data);
+        fail::point("data.create").map_err(|e| Error::host("create", &path, e))?;
         let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -165,7 +167,7 @@ impl DataDir {
         let source = self.file(data)?;
         let copy = DataFile::new(data.ino, data.generation + 1);
         let target = self.create_file(&copy)?;
-        if let Err(e) = copy_sparse(&source, &target) {
+        if let Err(e) = fail::point("unseal.copy").and_then(|()| copy_sparse(&source, &target)) {
             self.remove(&copy);
             return Err(Error::host("copy", &self.path(data), e));
         }
@@ -176,7 +178,7 @@ impl DataDir {
     pub fn remove(&self, data: &DataFile) {
         self.open.lock().pop(&(data.ino, data.generation));
         let path = self.path(data);
-        if let Err(e) = std::fs::remove_file(&path)
+        if let Err(e) = fail::point("data.remove").and_then(|()| std::fs::remove_file(&path))
             && e.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!("cannot remove data file {}: {e}", path.display());
@@ -197,7 +199,8 @@ impl DataDir {
                 let entry = entry.map_err(|e| Error::host("list", &dir, e))?;
                 let known = parse_name(entry.file_name().as_encoded_bytes()).is_some_and(|(i, g)| keep(i, g));
                 if !known {
-                    std::fs::remove_file(entry.path())
+                    fail::point("data.sweep")
+                        .and_then(|()| std::fs::remove_file(entry.path()))
                         .map_err(|e| Error::host("remove leftover", &entry.path(), e))?;
                     removed += 1;
                 }
@@ -208,7 +211,8 @@ impl DataDir {
 
     /// Makes the bytes of `file`, which is `data` open, durable.
     pub fn sync(&self, data: &DataFile, file: &File) -> Result<()> {
-        file.sync_data().map_err(|e| Error::host("sync", &self.path(data), e))
+        let synced = fail::point("data.sync").and_then(|()| file.sync_data());
+        synced.map_err(|e| Error::host("sync", &self.path(data), e))
     }
 
     /// Makes the names of new data files durable.

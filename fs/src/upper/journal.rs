@@ -10,6 +10,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use karapace_store::fail;
+
 use crate::error::{Error, Result};
 use crate::upper::record::{Item, decode_all, encode_all};
 
@@ -37,6 +39,7 @@ impl Journal {
     pub fn create(path: &Path, epoch: u64) -> Result<Journal> {
         let temp = path.with_extension("new");
         let write = || -> io::Result<File> {
+            fail::point("journal.create")?;
             let mut file = OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -122,12 +125,13 @@ impl Journal {
         let crc = crc32fast::hash(&self.buffer[8..]);
         self.buffer[0..4].copy_from_slice(&length.to_le_bytes());
         self.buffer[4..8].copy_from_slice(&crc.to_le_bytes());
-        self.file
-            .write_all_at(&self.buffer, self.end)
+        fail::point("journal.append")
+            .and_then(|()| self.file.write_all_at(&self.buffer, self.end))
             .map_err(|e| Error::host("write journal", &self.path, e))?;
         self.end += self.buffer.len() as u64;
         self.next_sequence += 1;
         self.unsynced = true;
+        fail::passed("journal.appended");
         if self.buffer.capacity() > 1 << 20 {
             self.buffer = Vec::new();
         }
@@ -137,7 +141,8 @@ impl Journal {
     /// Makes every appended record durable.
     pub fn sync(&mut self) -> Result<()> {
         if self.unsynced {
-            self.file.sync_data().map_err(|e| Error::host("sync journal", &self.path, e))?;
+            let synced = fail::point("journal.sync").and_then(|()| self.file.sync_data());
+            synced.map_err(|e| Error::host("sync journal", &self.path, e))?;
             self.unsynced = false;
         }
         Ok(())

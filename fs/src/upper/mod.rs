@@ -13,6 +13,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use karapace_store::atomic::fsync_dir;
+use karapace_store::fail;
 use parking_lot::Mutex;
 
 use crate::attr::HeadRef;
@@ -128,10 +129,12 @@ impl Upper {
     pub fn checkpoint(&self, head: HeadRef, items: Vec<Item>) -> Result<()> {
         let mut log = self.log.lock();
         let epoch = log.epoch + 1;
+        fail::point("checkpoint.write")?;
         Checkpoint { epoch, head, items }.write(&self.dir.join("checkpoint"))?;
         // From here on the old journal does not count.
         log.epoch = epoch;
-        log.journal = match Journal::create(&self.dir.join("journal"), epoch) {
+        let created = fail::point("checkpoint.journal").map_err(Error::from);
+        log.journal = match created.and_then(|()| Journal::create(&self.dir.join("journal"), epoch)) {
             Ok(journal) => Some(journal),
             Err(error) => {
                 tracing::warn!("{error}; the next change tries again");

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use karapace_store::content::{self, FileContent};
 use karapace_store::error::StoreError;
+use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Xattrs};
 use karapace_store::object::Batch;
@@ -95,6 +96,7 @@ impl View {
     ) -> Result<Option<HeadRef>> {
         let _committing = self.committing.lock();
         let upper = self.writable()?;
+        fail::point("commit.seal")?;
         let Some(seal) = self.seal()? else { return Ok(None) };
         let done = self.build(upper, &seal).and_then(|built| self.publish(upper, &seal, &built, publish));
         let deferred = self.state.write().deferred.take().unwrap_or_default();
@@ -150,6 +152,7 @@ impl View {
 
     /// Stores contents, directories, link table and root; durable on return.
     fn build(&self, upper: &Upper, seal: &Seal) -> Result<Built> {
+        fail::point("commit.build")?;
         let mut batch = Batch::new(&self.store)?;
         let mut bodies: HashMap<Ino, Body> = HashMap::with_capacity(seal.nodes.len());
         for (ino, node) in &seal.nodes {
@@ -258,7 +261,9 @@ impl View {
         sealed.tar_hash = identity_hash(&self.trees, Some(&seal.old_root), &built.root)?;
         // The checkpoint is going to name what was written meanwhile. Most of it is synced here, where nobody waits for it.
         self.sync_replacing(upper, &|ino, node| seal.has_changed(ino, node))?;
+        fail::point("commit.publish")?;
         let head = publish(&sealed)?;
+        fail::point("commit.finish")?;
         self.finish(upper, seal, built, head)?;
         Ok(Some(head))
     }
@@ -273,6 +278,7 @@ impl View {
         let new_dirs = rebased_dirs(&state, seal, built, &clean);
         let items = remaining_items(&state, seal, &clean, &new_dirs)?;
         upper.checkpoint(head, items)?;
+        fail::passed("commit.release");
 
         let mut removable: Vec<Arc<DataFile>> = Vec::new();
         for (ino, dir) in new_dirs {

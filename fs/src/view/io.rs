@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use karapace_store::content::{BLOCK, FileContent};
+use karapace_store::fail;
 use karapace_store::inode::Ino;
 
 use crate::error::{Error, Result};
@@ -364,6 +365,7 @@ fn read_full(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
 
 /// Writes as much as the host takes; an error only when that is nothing.
 fn write_full(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
+    fail::point("data.write")?;
     let mut done = 0;
     while done < data.len() {
         match file.write_at(&data[done..], offset + done as u64) {

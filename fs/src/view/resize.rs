@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use karapace_store::content::{BLOCK, SMALL_MAX};
+use karapace_store::fail;
 use karapace_store::inode::Ino;
 
 use crate::error::{Error, Result};
@@ -57,6 +58,7 @@ impl View {
         let content = content.clone();
         let data = DataFile::new(ino, 0);
         let file = upper.data.create_file(&data)?;
+        fail::point("copyup.fill")?;
         let filled = if content.size > SMALL_MAX && keep > 0 {
             file.set_len(content.size).map_err(|e| Error::host("extend", &upper.data.path(&data), e))
         } else {
@@ -81,6 +83,7 @@ impl View {
 
     /// Journals that the bytes of `ino` are in `data` now.
     fn record_data(&self, state: &mut State, ino: Ino, data: &DataFile, keep: u64) -> Result<()> {
+        fail::point("copyup.record")?;
         let mut items = Vec::new();
         if let Some(place) = &state.node(ino)?.place {
             state.dirty_chain(place.parent, &mut items)?;
@@ -116,7 +119,8 @@ impl View {
         file_body(state.node(ino)?)?;
         let Writable { data, file } = self.writable_data(state, ino, size)?;
         let path = self.writable()?.data.path(&data);
-        file.set_len(size).map_err(|e| Error::host("truncate", &path, e))?;
+        let cut = fail::point("data.truncate").and_then(|()| file.set_len(size));
+        cut.map_err(|e| Error::host("truncate", &path, e))?;
         if let Err(error) = self.change(state, vec![Item::Cut { ino, size }]) {
             // The data file has this length, which counts after a crash: so must it here.
             state.apply(vec![Item::Cut { ino, size }])?;

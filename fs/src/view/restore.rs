@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
 use karapace_store::object::Batch;
@@ -64,6 +65,7 @@ impl View {
         if state.generation != generation {
             return Err(Error::TryAgain);
         }
+        fail::point("restore.plan")?;
         let new_root = self.trees.root(&target.root)?;
         let old_root = state.root.clone();
         let mut plan = Plan {
@@ -82,9 +84,11 @@ impl View {
         plan.refresh_linked()?;
         let Plan { batch, detached, attached, homes, invalid, .. } = plan;
         batch.commit()?;
+        fail::point("restore.swap")?;
         let head = HeadRef { root: root_id, ..target };
         let next_ino = state.next_ino.max(root.next_ino);
         upper.checkpoint(head, vec![Item::Next { ino: next_ino }])?;
+        fail::passed("restore.release");
 
         let data = swap(&mut state, root, head, next_ino, detached, attached);
         // It has happened: an error here concerns the inodes it was met at, and the kernel must hear of all others.

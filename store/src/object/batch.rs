@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::read_verified;
 use crate::atomic::fsync_dir;
 use crate::error::{IoContext as _, Result, StoreError};
+use crate::fail;
 use crate::id::{ObjectId, random_name};
 use crate::open::Store;
 
@@ -81,6 +82,7 @@ impl Batch {
             if !dir.try_exists().at("stat", &dir)? {
                 continue;
             }
+            fail::point("batch.stage").at("lock", &dir)?;
             return Ok(Batch {
                 store: Arc::clone(store),
                 dir,
@@ -103,7 +105,7 @@ impl Batch {
         let id = ObjectId::of(bytes);
         if !self.has(&id) {
             let (file, path, mut handle) = self.create()?;
-            handle.write_all(bytes).at("write", &path)?;
+            fail::point("batch.put").and_then(|()| handle.write_all(bytes)).at("write", &path)?;
             self.staged.insert(id, Staged { file, bytes: bytes.len() as u64, adopted: false });
         }
         Ok(id)
@@ -125,6 +127,7 @@ impl Batch {
         let number = self.next;
         self.next += 1;
         let staged = self.path(number);
+        fail::point("batch.adopt").at("link", path)?;
         let adopted = match fs::hard_link(path, &staged) {
             Ok(()) => true,
             Err(error) if !link_is_impossible(&error) => return Err(error).at("link", path),
@@ -164,6 +167,7 @@ impl Batch {
     /// objects that were skipped because the store had them.
     pub fn commit(mut self) -> Result<BatchStats> {
         let staged = std::mem::take(&mut self.staged);
+        fail::point("batch.sync").at("sync", &self.dir)?;
         self.make_durable(&staged)?;
         let mut stats = BatchStats::default();
         let mut dirs = std::mem::take(&mut self.skipped);
@@ -174,12 +178,14 @@ impl Batch {
                 dirs.insert(id.as_bytes()[0]);
                 continue;
             }
+            fail::point("batch.publish").at("publish", &self.dir)?;
             new_dirs |= self.publish(id, staged.file)?;
             dirs.insert(id.as_bytes()[0]);
             stats.objects += 1;
             stats.bytes += staged.bytes;
         }
         let objects = self.store.layout().objects();
+        fail::point("batch.sync-names").at("sync", objects)?;
         if dirs.len() > FEW {
             self.syncfs()?;
         } else {
@@ -190,6 +196,7 @@ impl Batch {
                 fsync_dir(objects)?;
             }
         }
+        fail::passed("batch.done");
         Ok(stats)
     }
 

@@ -1,0 +1,226 @@
+//! Failpoints: named places at which a test ends the program, or makes a step fail.
+//!
+//! They exist with the cargo feature `failpoints` only; without it [`point`] is nothing. The crash tests (`tests/crash`)
+//! go through [`POINTS`], so that a place which is added here is tested, and one that no test comes by is found.
+//!
+//! `KARAPACE_FAIL=NAME=ACTION[@N][,…]` arms points of the whole process, [`arm`] those of one thread. The action happens once, at the
+//! N-th time that the place is come by (the first by default): `kill` (SIGKILL to the own process), `eio` and `enospc`
+//! (the step fails with that error), `sleep:MILLISECONDS`. `KARAPACE_FAIL_LOG` names a file that gets a line with the name
+//! when it happens.
+
+/// Every point. A name is `what.step`, and the point lies just before the step.
+#[cfg(feature = "failpoints")]
+pub const POINTS: &[&str] = &[
+    // Small files that are replaced: records, metadata, checkpoints.
+    "file.write",
+    "file.sync",
+    "file.rename",
+    "file.sync-dir",
+    // Pins and intents.
+    "held.write",
+    "held.rename",
+    "held.remove",
+    "wal.begun",
+    // Batches of objects.
+    "batch.stage",
+    "batch.put",
+    "batch.adopt",
+    "batch.sync",
+    "batch.publish",
+    "batch.sync-names",
+    "batch.done",
+    // What the store records.
+    "layer.write",
+    "metadata.save",
+    "metadata.delete",
+    "metadata.deleted",
+    "gc.mark",
+    "gc.sweep-objects",
+    "gc.sweep-staging",
+    "gc.remove",
+    // The upper.
+    "journal.create",
+    "journal.append",
+    "journal.appended",
+    "journal.sync",
+    "checkpoint.write",
+    "checkpoint.journal",
+    "data.create",
+    "data.write",
+    "data.truncate",
+    "data.sync",
+    "data.remove",
+    "data.sweep",
+    "copyup.fill",
+    "copyup.record",
+    "unseal.copy",
+    // What commands do to a view.
+    "commit.seal",
+    "commit.build",
+    "commit.publish",
+    "commit.finish",
+    "commit.release",
+    "restore.plan",
+    "restore.swap",
+    "restore.release",
+    "restore.record",
+    // Environments.
+    "create.dir",
+    "create.record",
+    "destroy.dir",
+];
+
+/// Comes by a point.
+///
+/// # Errors
+/// The one that was armed.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn point(_name: &'static str) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Comes by a point after which nothing can fail any more: an error that was armed is not one.
+pub fn passed(name: &'static str) {
+    if let Err(error) = point(name) {
+        tracing::debug!("{name}: {error}, where nothing can fail");
+    }
+}
+
+#[cfg(feature = "failpoints")]
+pub use armed::{Action, Armed, arm, point};
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use std::cell::RefCell;
+    use std::io::{self, Write as _};
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use super::POINTS;
+
+    /// What happens at a point.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Action {
+        /// The process ends as by kill -9.
+        Kill,
+        /// The step fails with this errno.
+        Fail(i32),
+        /// The step takes so much longer.
+        Sleep(Duration),
+    }
+
+    #[derive(Debug)]
+    struct Rule {
+        name: String,
+        action: Action,
+        /// How many times the point is still come by until it happens; 0: it has.
+        left: AtomicU64,
+    }
+
+    static PROCESS: OnceLock<Vec<Rule>> = OnceLock::new();
+    thread_local! {
+        static THREAD: RefCell<Vec<Rule>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// A point armed in this thread; dropping it disarms all of the thread's.
+    #[derive(Debug)]
+    pub struct Armed(());
+
+    impl Drop for Armed {
+        fn drop(&mut self) {
+            THREAD.with_borrow_mut(Vec::clear);
+        }
+    }
+
+    /// Arms a point in this thread: at the `n`-th time from now, `action` happens.
+    pub fn arm(name: &'static str, action: Action, n: u64) -> Armed {
+        assert!(POINTS.contains(&name), "there is no failpoint {name}");
+        let rule = Rule { name: name.to_owned(), action, left: AtomicU64::new(n) };
+        THREAD.with_borrow_mut(|rules| rules.push(rule));
+        Armed(())
+    }
+
+    /// Comes by a point.
+    ///
+    /// # Errors
+    /// The one that was armed.
+    pub fn point(name: &'static str) -> io::Result<()> {
+        debug_assert!(POINTS.contains(&name), "the failpoint {name} is not listed");
+        let process = PROCESS.get_or_init(|| {
+            let text = std::env::var("KARAPACE_FAIL").unwrap_or_default();
+            text.split(',').filter(|rule| !rule.is_empty()).map(parse).collect()
+        });
+        let due = process.iter().find_map(|rule| rule.due(name));
+        match due.or_else(|| THREAD.with_borrow(|rules| rules.iter().find_map(|rule| rule.due(name)))) {
+            Some(action) => happen(name, action),
+            None => Ok(()),
+        }
+    }
+
+    impl Rule {
+        fn due(&self, name: &str) -> Option<Action> {
+            let count = |left: u64| left.checked_sub(1);
+            let came_by = self.name == name
+                && self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) == Ok(1);
+            came_by.then_some(self.action)
+        }
+    }
+
+    fn happen(name: &str, action: Action) -> io::Result<()> {
+        if let Some(log) = std::env::var_os("KARAPACE_FAIL_LOG") {
+            let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+            writeln!(log, "{name}")?;
+        }
+        match action {
+            Action::Kill => {
+                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
+                Ok(())
+            }
+            Action::Fail(errno) => Err(io::Error::from_raw_os_error(errno)),
+            Action::Sleep(time) => {
+                std::thread::sleep(time);
+                Ok(())
+            }
+        }
+    }
+
+    /// A rule as `KARAPACE_FAIL` has it. A bad one ends the program: a test that arms nothing proves nothing.
+    fn parse(text: &str) -> Rule {
+        let bad = || -> ! { panic!("KARAPACE_FAIL: {text} is not NAME=ACTION[@N] of a known failpoint") };
+        let Some((name, rest)) = text.split_once('=') else { bad() };
+        let (action, n) = rest.split_once('@').unwrap_or((rest, "1"));
+        let action = match action.split_once(':') {
+            Some(("sleep", ms)) => ms.parse().ok().map(|ms| Action::Sleep(Duration::from_millis(ms))),
+            None if action == "kill" => Some(Action::Kill),
+            None if action == "eio" => Some(Action::Fail(nix::libc::EIO)),
+            None if action == "enospc" => Some(Action::Fail(nix::libc::ENOSPC)),
+            _ => None,
+        };
+        match (action, n.parse()) {
+            (Some(action), Ok(n)) if POINTS.contains(&name) => {
+                Rule { name: name.to_owned(), action, left: AtomicU64::new(n) }
+            }
+            _ => bad(),
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_point_fails_once_at_its_turn_and_in_its_thread() {
+            let armed = arm("layer.write", Action::Fail(nix::libc::ENOSPC), 2);
+            std::thread::spawn(|| point("layer.write").unwrap()).join().unwrap();
+            point("layer.write").unwrap();
+            point("gc.mark").unwrap();
+            assert_eq!(point("layer.write").unwrap_err().raw_os_error(), Some(nix::libc::ENOSPC));
+            point("layer.write").unwrap();
+            drop(armed);
+            let rule = parse("gc.mark=sleep:20@3");
+            assert_eq!((rule.action, rule.left.into_inner()), (Action::Sleep(Duration::from_millis(20)), 3));
+        }
+    }
+}
