@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs one suite in a process, mount and user table of its own: tests/e2e/suite.sh NAME root|user, called by run.sh, which
+# says what the environment must hold. What the suite says goes to stdout; the status is the suite's.
+set -uo pipefail
+name=$1 actor=$2
+: "${KARAPACE_BIN:?}" "${MINBASE:?}" "${DEV:?}" "${REPOSITORY:?}"
+
+# A suite that takes longer hangs.
+LIMIT_SECONDS=1200
+
+scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/karapace-e2e.XXXXXX") || exit 1
+child=""
+tidy() {
+    [ -z "$child" ] || { kill -KILL "$child" && wait "$child"; } 2>/dev/null
+    [ -n "$scratch" ] || return
+    # What is in its process namespace may take a moment to die.
+    for _ in {1..50}; do
+        rm -rf --one-file-system "$scratch" 2>/dev/null && return
+        sleep 0.1
+    done
+    echo "error: $scratch cannot be removed: see what holds it (fuser -vm), and remove it by hand" >&2
+}
+trap tidy EXIT
+trap 'exit 130' INT TERM HUP
+
+chmod 0755 "$scratch"
+mkdir "$scratch/bin" "$scratch/rootfs" "$scratch/tree"
+cp "$KARAPACE_BIN" "$scratch/bin/karapace"
+# Where the suite's user can read them, without a copy.
+: >"$scratch/rootfs/minbase.tar"
+: >"$scratch/rootfs/dev.tar"
+cp -r "$REPOSITORY/tests/e2e" "$scratch/tree/e2e"
+# Each is killed with the one that started it, and all that is in the process namespace with unshare.
+setpriv --pdeathsig KILL timeout --kill-after=10 "$LIMIT_SECONDS" \
+    setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child --mount-proc \
+    env SCRATCH="$scratch" ACTOR="$actor" bash "$scratch/tree/e2e/sandbox.sh" "$name" 2>&1 &
+child=$!
+status=0
+wait "$child" || status=$?
+child=""
+if [ "$status" -ne 0 ] && [ -n "${KARAPACE_KEEP:-}" ]; then
+    echo "kept: $scratch" >&2
+    scratch=""
+fi
+exit "$status"
