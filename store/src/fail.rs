@@ -40,6 +40,7 @@ pub const POINTS: &[&str] = &[
     "gc.remove",
     // The upper.
     "journal.create",
+    "journal.room",
     "journal.append",
     "journal.appended",
     "journal.sync",

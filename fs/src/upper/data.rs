@@ -4,10 +4,10 @@
 //! writer copies it to a file of the next generation (`DataDir::unseal`). A link count above one says the same after a
 //! crash, when the flag is lost.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -162,16 +162,31 @@ impl DataDir {
         })
     }
 
-    /// A private copy of a sealed file, of the next generation.
-    pub fn unseal(&self, data: &DataFile) -> Result<Arc<DataFile>> {
+    /// A private copy of a sealed file, of the next generation, with the first `keep` bytes of its content.
+    pub fn unseal(&self, data: &DataFile, keep: u64) -> Result<Arc<DataFile>> {
         let source = self.file(data)?;
         let copy = DataFile::new(data.ino, data.generation + 1);
         let target = self.create_file(&copy)?;
-        if let Err(e) = fail::point("unseal.copy").and_then(|()| copy_sparse(&source, &target)) {
+        if let Err(e) = fail::point("unseal.copy").and_then(|()| copy_sparse(&source, &target, keep)) {
             self.remove(&copy);
             return Err(Error::host("copy", &self.path(data), e));
         }
         Ok(copy)
+    }
+
+    /// Takes the seal off a file that shares its bytes with no object. The caller keeps writers out.
+    pub fn unshare(&self, data: &DataFile) -> Result<()> {
+        let path = self.path(data);
+        let meta = std::fs::metadata(&path).map_err(|e| Error::host("stat", &path, e))?;
+        if meta.nlink() > 1 {
+            return Ok(());
+        }
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600))
+            .map_err(|e| Error::host("set the mode of", &path, e))?;
+        // The descriptor kept may be one for reading only.
+        self.open.lock().pop(&(data.ino, data.generation));
+        data.sealed.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// Removes the file; a failure leaves garbage that the next open sweeps, so it is only logged.
@@ -232,10 +247,10 @@ fn parse_name(name: &[u8]) -> Option<(Ino, u32)> {
     Some((Ino::from_str_radix(ino, 16).ok()?, generation))
 }
 
-/// Copies the data ranges and the length; holes stay holes.
-fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
+/// Copies the first `keep` bytes; holes stay holes.
+fn copy_sparse(source: &File, target: &File, keep: u64) -> io::Result<()> {
     use nix::unistd::{Whence, lseek64};
-    let size = source.metadata()?.size();
+    let size = source.metadata()?.size().min(keep);
     target.set_len(size)?;
     let size = i64::try_from(size).map_err(io::Error::other)?;
     let mut at = 0;
@@ -246,7 +261,7 @@ fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
             Err(e) => return Err(e.into()),
         };
         let end = lseek64(source, start, Whence::SeekHole)?;
-        copy_range(source, target, start, end)?;
+        copy_range(source, target, start, end.min(size))?;
         at = end;
     }
     Ok(())
@@ -296,7 +311,7 @@ mod tests {
         let file = dir.create_file(&data).unwrap();
         file.set_len(10 << 20).unwrap();
         file.write_all_at(b"here", 5 << 20).unwrap();
-        let copy = dir.unseal(&data).unwrap();
+        let copy = dir.unseal(&data, u64::MAX).unwrap();
         assert_eq!(copy.generation, 1);
         let copied = dir.file(&copy).unwrap();
         assert_eq!(copied.metadata().unwrap().size(), 10 << 20);

@@ -4,6 +4,9 @@
 //! and payload, sequence u64 (from 1, without gaps), payload (items, see `record`). The journal applies to the checkpoint
 //! of the same epoch; one of an older epoch is already in the checkpoint. Replay stops at the first record that is
 //! torn: short, with a wrong checksum or out of sequence.
+//!
+//! Behind the records the host has room allocated (beyond the length of the file), so that on a full disk what gives
+//! room back, and what has to be said because it has happened, can still be written.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,6 +14,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use karapace_store::fail;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::error::{Error, Result};
 use crate::upper::record::{Item, decode_all, encode_all};
@@ -20,6 +25,20 @@ const HEADER: u64 = 12;
 const RECORD_HEADER: usize = 16;
 /// No operation writes more than its inode's xattrs and a content's extents.
 const MAX_RECORD: u32 = 256 << 20;
+/// Bytes kept free behind the records for [`Room::Reserved`]: some thousand removals of files.
+const RESERVE: u64 = 1 << 20;
+/// The host is asked for room in steps of so many bytes.
+const STEP: u64 = 256 << 10;
+
+/// Which room in the journal an operation may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// What is left beside the reserve: on a full disk there is none.
+    Ordinary,
+    /// The reserve too: for an operation that gives room back, or has asked for some before it began
+    /// ([`Journal::make_room`]).
+    Reserved,
+}
 
 /// An open journal, positioned at its end.
 #[derive(Debug)]
@@ -29,6 +48,8 @@ pub(crate) struct Journal {
     /// Length of the valid records, header included.
     end: u64,
     next_sequence: u64,
+    /// The host has allocated the file up to here; `None` where the host cannot.
+    allocated: Option<u64>,
     /// Whether records were appended since the last sync.
     unsynced: bool,
     buffer: Vec<u8>,
@@ -62,6 +83,7 @@ impl Journal {
             file,
             end: HEADER,
             next_sequence: 1,
+            allocated: Some(0),
             unsynced: false,
             buffer: Vec::new(),
         })
@@ -109,13 +131,48 @@ impl Journal {
                 file.set_len(end).map_err(host)?;
             }
         }
-        let journal =
-            Journal { path: path.to_owned(), file, end, next_sequence, unsynced: true, buffer: Vec::new() };
+        let journal = Journal {
+            path: path.to_owned(),
+            file,
+            end,
+            next_sequence,
+            allocated: Some(0),
+            unsynced: true,
+            buffer: Vec::new(),
+        };
         Ok(Some((journal, items)))
     }
 
+    /// Sees to it that the reserve is whole behind `bytes` more bytes of records.
+    ///
+    /// # Errors
+    /// When the host is out of room; then nothing has changed.
+    pub fn make_room(&mut self, bytes: u64) -> Result<()> {
+        let wanted = self.end + bytes + RESERVE;
+        if self.allocated.is_none_or(|allocated| wanted <= allocated) {
+            return Ok(());
+        }
+        let allocate = |to: u64| {
+            let range = |n: u64| i64::try_from(n).map_err(|_| Errno::EFBIG);
+            loop {
+                let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                match fallocate(&self.file, flags, range(self.end)?, range(to - self.end)?) {
+                    Err(Errno::EINTR) => {}
+                    done => return done.map(|()| to),
+                }
+            }
+        };
+        fail::point("journal.room").map_err(|e| Error::host("make room in journal", &self.path, e))?;
+        self.allocated = match allocate(wanted + STEP).or_else(|_| allocate(wanted)) {
+            Ok(to) => Some(to),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => None,
+            Err(e) => return Err(Error::host("make room in journal", &self.path, e.into())),
+        };
+        Ok(())
+    }
+
     /// Appends one record. On error nothing of it counts: a later append overwrites what was written.
-    pub fn append(&mut self, items: &[Item]) -> Result<()> {
+    pub fn append(&mut self, items: &[Item], room: Room) -> Result<()> {
         self.buffer.clear();
         self.buffer.resize(RECORD_HEADER, 0);
         encode_all(items, &mut self.buffer);
@@ -125,6 +182,9 @@ impl Journal {
         let crc = crc32fast::hash(&self.buffer[8..]);
         self.buffer[0..4].copy_from_slice(&length.to_le_bytes());
         self.buffer[4..8].copy_from_slice(&crc.to_le_bytes());
+        if room == Room::Ordinary {
+            self.make_room(self.buffer.len() as u64)?;
+        }
         fail::point("journal.append")
             .and_then(|()| self.file.write_all_at(&self.buffer, self.end))
             .map_err(|e| Error::host("write journal", &self.path, e))?;
@@ -187,9 +247,9 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("journal");
         let mut journal = Journal::create(&path, 3).unwrap();
-        journal.append(&items(10)).unwrap();
+        journal.append(&items(10), Room::Ordinary).unwrap();
         let first = journal.end as usize;
-        journal.append(&items(11)).unwrap();
+        journal.append(&items(11), Room::Reserved).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for length in HEADER as usize..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
@@ -205,15 +265,15 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("journal");
         let mut journal = Journal::create(&path, 1).unwrap();
-        journal.append(&items(10)).unwrap();
+        journal.append(&items(10), Room::Ordinary).unwrap();
         let first = journal.end as usize;
-        journal.append(&items(11)).unwrap();
+        journal.append(&items(11), Room::Reserved).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[first + 20] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
         let (mut journal, found) = Journal::load(&path, 1, true).unwrap().unwrap();
         assert_eq!(found, items(10));
-        journal.append(&items(12)).unwrap();
+        journal.append(&items(12), Room::Ordinary).unwrap();
         let (_, found) = Journal::load(&path, 1, true).unwrap().unwrap();
         assert_eq!(found, [items(10), items(12)].concat());
     }

@@ -10,6 +10,7 @@ pub(crate) mod journal;
 pub(crate) mod record;
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use karapace_store::atomic::fsync_dir;
@@ -20,11 +21,20 @@ use crate::attr::HeadRef;
 use crate::error::{Error, Result};
 use crate::upper::checkpoint::Checkpoint;
 use crate::upper::data::DataDir;
-use crate::upper::journal::Journal;
+use crate::upper::journal::{Journal, Room};
 use crate::upper::record::Item;
 
 /// Bytes of journal after which a checkpoint is due.
 pub(crate) const CHECKPOINT_AFTER: u64 = 64 << 20;
+
+/// Bytes of records that an operation of several steps needs at most, but for an inode's extended attributes, for which the
+/// reserve is large enough.
+const OPERATION: u64 = 64 << 10;
+
+/// Whether the host has no room for what was tried.
+fn is_full(error: &Error) -> bool {
+    matches!(error.errno(), libc::ENOSPC | libc::EDQUOT)
+}
 
 /// An open upper.
 #[derive(Debug)]
@@ -75,33 +85,74 @@ impl Upper {
             }
         };
         let journal_path = dir.join("journal");
-        let (journal, replayed) = match Journal::load(&journal_path, checkpoint.epoch, write)? {
+        let epoch = checkpoint.epoch;
+        let (journal, replayed) = match Journal::load(&journal_path, epoch, write)? {
             Some((journal, items)) => (write.then_some(journal), items),
-            None if write => (Some(Journal::create(&journal_path, checkpoint.epoch)?), Vec::new()),
             None => (None, Vec::new()),
         };
-        let log = Mutex::new(Log { epoch: checkpoint.epoch, write, journal });
-        Ok(Loaded {
-            upper: Upper { dir: dir.to_owned(), data, log },
-            head: checkpoint.head,
-            settled: checkpoint.items,
-            replayed,
-        })
+        if !write && Checkpoint::read(&checkpoint_path)?.is_some_and(|c| c.epoch != epoch) {
+            let dir = dir.display();
+            return Err(Error::Corrupt(format!(
+                "the upper at {dir} was changed while it was read; try again"
+            )));
+        }
+        let upper = Upper { dir: dir.to_owned(), data, log: Mutex::new(Log { epoch, write, journal }) };
+        if write {
+            // An upper is opened on a full disk too: there is something in it to remove.
+            match upper.make_room() {
+                Err(error) if is_full(&error) => {
+                    tracing::warn!("{error}; nothing can be added until there is room");
+                }
+                other => other?,
+            }
+        }
+        Ok(Loaded { upper, head: checkpoint.head, settled: checkpoint.items, replayed })
     }
 
     /// Appends one operation's items.
-    pub fn append(&self, items: &[Item]) -> Result<()> {
+    pub fn append(&self, items: &[Item], room: Room) -> Result<()> {
+        self.with_journal(|journal| journal.append(items, room))
+    }
+
+    /// Asks for room in the journal before an operation of several steps begins, so that it does not run out of it in
+    /// between: on a full disk the operation ends here, and nothing has changed.
+    pub fn make_room(&self) -> Result<()> {
+        self.with_journal(|journal| journal.make_room(OPERATION))
+    }
+
+    fn with_journal(&self, work: impl FnOnce(&mut Journal) -> Result<()>) -> Result<()> {
         let mut log = self.log.lock();
         if log.journal.is_none() {
             if !log.write {
                 return Err(Error::ReadOnly);
             }
-            log.journal = Some(Journal::create(&self.dir.join("journal"), log.epoch)?);
+            self.begin_journal(&mut log)?;
         }
         match &mut log.journal {
-            Some(journal) => journal.append(items),
+            Some(journal) => work(journal),
             None => Err(Error::ReadOnly),
         }
+    }
+
+    /// A new journal of the present epoch. The one that is there, if any, is of an older one and counts for nothing.
+    fn begin_journal(&self, log: &mut Log) -> Result<()> {
+        // Closed first, for its room is free only then.
+        log.journal = None;
+        let path = self.dir.join("journal");
+        let mut journal = Journal::create(&path, log.epoch).or_else(|error| {
+            if !is_full(&error) {
+                return Err(error);
+            }
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::host("remove", &path, e)),
+                _ => Journal::create(&path, log.epoch),
+            }
+        })?;
+        if let Err(error) = journal.make_room(0) {
+            tracing::warn!("{error}; the next change tries again");
+        }
+        log.journal = Some(journal);
+        Ok(())
     }
 
     /// Makes appended records durable.
@@ -133,14 +184,11 @@ impl Upper {
         Checkpoint { epoch, head, items }.write(&self.dir.join("checkpoint"))?;
         // From here on the old journal does not count.
         log.epoch = epoch;
-        let created = fail::point("checkpoint.journal").map_err(Error::from);
-        log.journal = match created.and_then(|()| Journal::create(&self.dir.join("journal"), epoch)) {
-            Ok(journal) => Some(journal),
-            Err(error) => {
-                tracing::warn!("{error}; the next change tries again");
-                None
-            }
-        };
+        let begun = fail::point("checkpoint.journal").map_err(Error::from);
+        if let Err(error) = begun.and_then(|()| self.begin_journal(&mut log)) {
+            log.journal = None;
+            tracing::warn!("{error}; the next change tries again");
+        }
         Ok(())
     }
 

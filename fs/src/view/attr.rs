@@ -4,6 +4,7 @@ use karapace_store::inode::{FileKind, Ino, Timestamp};
 
 use crate::attr::{Attr, SetAttr, SetTime};
 use crate::error::Result;
+use crate::upper::journal::Room;
 use crate::upper::record::Item;
 use crate::view::table::{State, attr_item};
 use crate::view::{View, acl};
@@ -13,16 +14,22 @@ const CAPABILITY: &[u8] = b"security.capability";
 impl View {
     /// Changes attributes; all or, when the size cannot be set, none.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
-        self.writable()?;
+        let upper = self.writable()?;
         let _gate = self.gate.read();
         // A truncation must not cut under a write to the same file that is between two of its steps.
         let data = self.state.read().node(ino)?.file().and_then(|f| f.data().cloned());
         let _lock = data.as_ref().filter(|_| set.size.is_some()).map(|d| d.lock.lock());
         let mut state = self.state.write();
+        let mut room = Room::Ordinary;
         if let Some(size) = set.size {
+            if size > state.node(ino)?.meta.size {
+                upper.make_room()?;
+            }
+            // From here on it either gives room back or has it.
+            room = Room::Reserved;
             self.truncate(&mut state, ino, size)?;
             if set.kill_priv {
-                self.kill_privileges(&mut state, ino)?;
+                self.kill_privileges(&mut state, ino, room)?;
             }
         }
         self.settle_times(&mut state, ino)?;
@@ -52,13 +59,8 @@ impl View {
             SetTime::At(t) => t,
         };
         meta.atime = set.atime.map_or(meta.atime, at);
-        if let Some(mtime) = set.mtime {
-            meta.mtime = at(mtime);
-            self.set_data_times(&state, ino, meta.mtime)?;
-        } else if set.size.is_some() {
-            meta.mtime = now;
-            self.set_data_times(&state, ino, now)?;
-        }
+        let mtime = set.mtime.map(at).or(set.size.map(|_| now));
+        meta.mtime = mtime.unwrap_or(meta.mtime);
         meta.ctime = set.ctime.unwrap_or(now);
         if let Some(xattrs) = xattrs {
             items.retain(|i| !matches!(i, Item::Put(p) if p.record.ino == ino));
@@ -67,13 +69,16 @@ impl View {
             items.push(Item::Put(Box::new(put)));
         }
         items.push(attr_item(ino, &meta));
-        self.change(&mut state, items)?;
+        self.change_in(&mut state, items, room)?;
+        if let Some(mtime) = mtime {
+            self.set_data_times(&state, ino, mtime)?;
+        }
         self.settle_times(&mut state, ino)?;
         Ok(state.node(ino)?.attr(ino))
     }
 
     /// Drops set-id bits and capabilities, as a write by an ordinary user does.
-    pub(super) fn kill_privileges(&self, state: &mut State, ino: Ino) -> Result<()> {
+    pub(super) fn kill_privileges(&self, state: &mut State, ino: Ino, room: Room) -> Result<()> {
         let node = state.node(ino)?;
         let bits = without_set_id(node.meta.mode);
         let capability = node.xattrs.get(CAPABILITY).is_some();
@@ -89,7 +94,7 @@ impl View {
         put.record.ctime = Timestamp::now();
         put.record.xattrs.remove(CAPABILITY);
         items.push(Item::Put(Box::new(put)));
-        self.change(state, items)
+        self.change_in(state, items, room)
     }
 }
 

@@ -99,9 +99,27 @@ impl View {
         fail::point("commit.seal")?;
         let Some(seal) = self.seal()? else { return Ok(None) };
         let done = self.build(upper, &seal).and_then(|built| self.publish(upper, &seal, &built, publish));
+        if !matches!(done, Ok(Some(_))) {
+            self.break_seal(upper, &seal);
+        }
         let deferred = self.state.write().deferred.take().unwrap_or_default();
         deferred.iter().for_each(|data| upper.data.remove(data));
         done
+    }
+
+    /// After a commit that came to nothing: what the store does not share may be written again where it is. (On a full disk
+    /// there is no room for private copies.)
+    fn break_seal(&self, upper: &Upper, seal: &Seal) {
+        let _gate = self.gate.write();
+        let state = self.state.write();
+        for (ino, sealed) in &seal.nodes {
+            let SealedBody::File(file) = &sealed.body else { continue };
+            let Some(data) = file.data() else { continue };
+            let present = state.nodes.get(ino).and_then(Node::data_generation) == Some(data.generation);
+            if present && let Err(error) = upper.data.unshare(data) {
+                tracing::warn!("{error}; the next write to inode {ino} copies the file");
+            }
+        }
     }
 
     /// The generation as of which the view equals its head, when it does: what `restore` wants to know.

@@ -11,6 +11,7 @@ use karapace_store::inode::Ino;
 
 use crate::error::{Error, Result};
 use crate::upper::data::DataFile;
+use crate::upper::journal::Room;
 use crate::upper::record::Item;
 use crate::view::View;
 use crate::view::node::{BlockBody, FileBody};
@@ -117,9 +118,9 @@ impl View {
         let _gate = self.gate.read();
         let (ready, blocks) = {
             let mut state = self.state.write();
-            let ready = self.writable_data(&mut state, ino, u64::MAX)?;
+            let ready = self.writable_data(&mut state, ino, u64::MAX, Room::Ordinary)?;
             if kill_priv {
-                self.kill_privileges(&mut state, ino)?;
+                self.kill_privileges(&mut state, ino, Room::Ordinary)?;
             }
             let blocks = matches!(file_body(state.node(ino)?)?, FileBody::Blocks(_));
             (ready, blocks)
@@ -159,6 +160,10 @@ impl View {
                 _ => return Err(Error::Stale),
             }
         };
+        let last = (offset + data.len() as u64).div_ceil(BLOCK);
+        if (offset / BLOCK..last).any(|block| !body.dirty.contains(block)) {
+            self.writable()?.make_room()?;
+        }
         let mut written = 0;
         let mut fresh: Vec<u64> = Vec::new();
         while written < data.len() {
@@ -190,7 +195,7 @@ impl View {
         if !fresh.is_empty() {
             let items =
                 runs(&fresh).into_iter().map(|(first, count)| Item::Blocks { ino, first, count }).collect();
-            let counted = self.change(&mut self.state.write(), items);
+            let counted = self.change_in(&mut self.state.write(), items, Room::Reserved);
             if let Err(error) = counted {
                 self.cut_excess(ready, size)?;
                 return Err(error);
@@ -201,7 +206,7 @@ impl View {
 
     /// After a failed write: what of it lies beyond the end of the file goes, for the length of the data file is the file's
     /// after a crash.
-    fn cut_excess(&self, ready: &Writable, size: u64) -> Result<()> {
+    pub(super) fn cut_excess(&self, ready: &Writable, size: u64) -> Result<()> {
         let cut = || match ready.file.metadata()?.len() > size {
             true => ready.file.set_len(size),
             false => Ok(()),

@@ -42,6 +42,7 @@ use crate::attr::{Attr, HeadRef, StatFs, ViewStats};
 use crate::error::{Error, Result};
 use crate::upper::Upper;
 use crate::upper::data::DataFile;
+use crate::upper::journal::Room;
 use crate::upper::record::{DataState, Item};
 use crate::view::content::ContentReader;
 use crate::view::node::{FileBody, Node, NodeBody};
@@ -349,14 +350,19 @@ impl View {
         }
     }
 
+    /// Journals and applies the items of an operation, which fails on a full disk.
+    fn change(&self, state: &mut State, items: Vec<Item>) -> Result<()> {
+        self.change_in(state, items, Room::Ordinary)
+    }
+
     /// Journals and applies the items of an operation. What concerns only inodes without a name is not journalled: a crash
     /// ends them, and a checkpoint since their removal does not know them.
-    fn change(&self, state: &mut State, items: Vec<Item>) -> Result<()> {
+    fn change_in(&self, state: &mut State, items: Vec<Item>, room: Room) -> Result<()> {
         let upper = self.writable()?;
         let lasts =
             |item: &Item| item.ino().and_then(|ino| state.nodes.get(&ino)).is_none_or(|n| !n.is_orphan());
         if items.iter().any(lasts) {
-            upper.append(&items)?;
+            upper.append(&items, room)?;
         }
         state.apply(items)
     }

@@ -4,6 +4,7 @@ use karapace_store::inode::{FileKind, Ino, Timestamp};
 use karapace_store::tree::Trees;
 
 use crate::error::{Error, Result};
+use crate::upper::journal::Room;
 use crate::upper::record::{Item, NameState};
 use crate::view::create::dir_changed;
 use crate::view::node::Meta;
@@ -40,7 +41,8 @@ impl View {
         drop_name(&state, ino, now, &mut items)?;
         items.push(name_gone(&self.trees, &state, parent, name)?);
         items.push(dir_changed(&state, parent, now, -i32::from(directory))?);
-        self.change(&mut state, items)?;
+        // On a full disk too: it is how room is made.
+        self.change_in(&mut state, items, Room::Reserved)?;
         let mut forgotten = Forgotten::default();
         state.release(ino, &mut forgotten);
         drop(state);

@@ -13,6 +13,7 @@ use karapace_store::inode::Ino;
 
 use crate::error::{Error, Result};
 use crate::upper::data::DataFile;
+use crate::upper::journal::Room;
 use crate::upper::record::{DataState, Item, no_content};
 use crate::view::View;
 use crate::view::node::{FileBody, Meta, Node, NodeBody};
@@ -29,8 +30,15 @@ pub(super) struct Writable {
 
 impl View {
     /// The data file of a regular file, made by copy-up when there is none, private when commit has sealed it. `keep`: how many
-    /// bytes of the present content still matter.
-    pub(super) fn writable_data(&self, state: &mut State, ino: Ino, keep: u64) -> Result<Writable> {
+    /// bytes of the present content still matter. `room`: for the word that it is going to be written, where that is all there is to
+    /// do.
+    pub(super) fn writable_data(
+        &self,
+        state: &mut State,
+        ino: Ino,
+        keep: u64,
+        room: Room,
+    ) -> Result<Writable> {
         let upper = self.writable()?;
         let node = state.node(ino)?;
         let body = file_body(node)?;
@@ -38,11 +46,11 @@ impl View {
             let file = upper.data.file(&data)?;
             if !data.is_sealed() {
                 if !node.touched {
-                    self.change(state, vec![Item::Touched { ino }])?;
+                    self.change_in(state, vec![Item::Touched { ino }], room)?;
                 }
                 return Ok(Writable { data, file });
             }
-            let copy = upper.data.unseal(&data)?;
+            let copy = upper.data.unseal(&data, keep)?;
             if let Err(error) = self.record_data(state, ino, &copy, keep) {
                 upper.data.remove(&copy);
                 return Err(error);
@@ -111,19 +119,25 @@ impl View {
         self.change(state, items)
     }
 
-    /// Sets the length of a regular file.
+    /// Sets the length of a regular file. To make it longer the caller has asked for room in the journal.
     pub(super) fn truncate(&self, state: &mut State, ino: Ino, size: u64) -> Result<()> {
         if size > SIZE_MAX {
             return Err(Error::FileTooBig);
         }
         file_body(state.node(ino)?)?;
-        let Writable { data, file } = self.writable_data(state, ino, size)?;
+        let before = state.node(ino)?.meta.size;
+        let Writable { data, file } = self.writable_data(state, ino, size, Room::Reserved)?;
         let path = self.writable()?.data.path(&data);
-        let cut = fail::point("data.truncate").and_then(|()| file.set_len(size));
-        cut.map_err(|e| Error::host("truncate", &path, e))?;
-        if let Err(error) = self.change(state, vec![Item::Cut { ino, size }]) {
-            // The data file has this length, which counts after a crash: so must it here.
-            state.apply(vec![Item::Cut { ino, size }])?;
+        let set_len = |size| file.set_len(size).map_err(|e| Error::host("truncate", &path, e));
+        fail::point("data.truncate").map_err(|e| Error::host("truncate", &path, e))?;
+        set_len(size)?;
+        if let Err(error) = self.change_in(state, vec![Item::Cut { ino, size }], Room::Reserved) {
+            if size > before {
+                set_len(before)?;
+            } else {
+                // What was cut off is gone, and the data file's length counts after a crash: so must it here.
+                state.apply(vec![Item::Cut { ino, size }])?;
+            }
             return Err(error);
         }
         let node = state.node_mut(ino)?;
@@ -146,11 +160,15 @@ impl View {
         if len == 0 {
             return Err(Error::Invalid("an empty range"));
         }
-        self.writable()?;
+        let upper = self.writable()?;
         let _gate = self.gate.read();
+        let punches = mode & libc::FALLOC_FL_PUNCH_HOLE != 0;
         let (ready, blocks, size) = {
             let mut state = self.state.write();
-            let ready = self.writable_data(&mut state, ino, u64::MAX)?;
+            if !punches {
+                upper.make_room()?;
+            }
+            let ready = self.writable_data(&mut state, ino, u64::MAX, Room::Reserved)?;
             let node = state.node(ino)?;
             (ready, matches!(file_body(node)?, FileBody::Blocks(_)), node.meta.size)
         };
@@ -163,7 +181,9 @@ impl View {
                 self.truncate(&mut self.state.write(), ino, end)?;
             }
         } else {
-            self.fallocate_whole(&ready, mode, offset, len)?;
+            // What the host did before it ran out of room goes again.
+            let allocated = self.fallocate_whole(&ready, mode, offset, len);
+            allocated.or_else(|e| self.cut_excess(&ready, size).and(Err(e)))?;
         }
         let mut state = self.state.write();
         state.generation += 1;
@@ -178,7 +198,7 @@ impl View {
         let now = karapace_store::inode::Timestamp::now();
         self.set_data_times(&state, ino, now)?;
         let meta = Meta { ctime: now, ..state.node(ino)?.meta };
-        self.change(&mut state, vec![attr_item(ino, &meta)])
+        self.change_in(&mut state, vec![attr_item(ino, &meta)], Room::Reserved)
     }
 
     fn fallocate_whole(&self, ready: &Writable, mode: i32, offset: u64, len: u64) -> Result<()> {
@@ -192,7 +212,8 @@ impl View {
         }
     }
 
-    /// Makes bytes `from..to` of a file of blocks read as zeros: whole blocks become holes of the data file.
+    /// Makes bytes `from..to` of a file of blocks read as zeros: whole blocks become holes of the data file. They come last,
+    /// for that needs no room.
     fn zero_blocks(&self, ino: Ino, ready: &Writable, from: u64, to: u64) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -202,6 +223,10 @@ impl View {
         let head_end = (first * BLOCK).min(to);
         if from < head_end {
             self.write_blocks(ino, ready, from, &zeros[..(head_end - from) as usize])?;
+        }
+        let tail = (last * BLOCK).max(head_end);
+        if tail < to {
+            self.write_blocks(ino, ready, tail, &zeros[..(to - tail) as usize])?;
         }
         if first < last {
             let _lock = ready.data.lock.lock();
@@ -213,11 +238,8 @@ impl View {
                 Err(nix::errno::Errno::EOPNOTSUPP) => return Err(Error::NotSupported),
                 Err(e) => return Err(Error::Io(e.into())),
             }
-            self.change(&mut self.state.write(), vec![Item::Blocks { ino, first, count: last - first }])?;
-        }
-        let tail = (last * BLOCK).max(head_end);
-        if tail < to {
-            self.write_blocks(ino, ready, tail, &zeros[..(to - tail) as usize])?;
+            let counted = vec![Item::Blocks { ino, first, count: last - first }];
+            self.change_in(&mut self.state.write(), counted, Room::Reserved)?;
         }
         Ok(())
     }

@@ -3,5 +3,6 @@
 mod control;
 mod files;
 mod restore;
+mod space;
 mod support;
 mod user;

@@ -83,16 +83,8 @@ fn restores_show_under_running_processes() {
     let mount = Mount::new();
     let tree =
         || mount.ok("bash", "find . -printf '%p %y %m %T@ %l\\n' | sort; cat $(find . -type f | sort)");
-    let commit = || {
-        let mut publish =
-            |sealed: &karapace_fs::view::Sealed| Ok(HeadRef { root: sealed.root, ..mount.view.head() });
-        mount.view.commit(&mut publish).expect("commit").expect("something to commit")
-    };
-    let restore = |target: HeadRef| {
-        let generation = mount.view.clean_generation().expect("diff").expect("nothing uncommitted");
-        let changed = mount.view.restore(target, generation).expect("restore");
-        mount.invalidator.send(&changed).expect("send");
-    };
+    let commit = || mount.commit();
+    let restore = |target: HeadRef| mount.restore(target);
     let base = mount.view.head();
     let at_base = tree();
     mount.ok(

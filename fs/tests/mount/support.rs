@@ -133,7 +133,7 @@ pub struct Mount {
     pub unmounter: UnmountHandle,
     served: Option<JoinHandle<std::io::Result<()>>>,
     dir: PathBuf,
-    _fixture: Fixture,
+    fixture: Fixture,
 }
 
 impl Mount {
@@ -143,8 +143,16 @@ impl Mount {
 
     /// A mount with options that `change` sets.
     pub fn with(change: impl FnOnce(&mut MountOptions)) -> Mount {
+        Mount::of(Fixture::new(&std::env::temp_dir()), change)
+    }
+
+    /// A mount whose store and upper are below `place`.
+    pub fn below(place: &Path) -> Mount {
+        Mount::of(Fixture::new(place), |_| {})
+    }
+
+    fn of(fixture: Fixture, change: impl FnOnce(&mut MountOptions)) -> Mount {
         assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: load the fuse module");
-        let fixture = Fixture::new();
         let view = Arc::new(fixture.view());
         let plane = Arc::new(FakePlane::new(view.head().root));
         let dir = fixture.root.path().join("mnt");
@@ -162,7 +170,27 @@ impl Mount {
                 .expect("these tests need the right to mount (run them as root)");
         let (invalidator, unmounter) = (session.invalidator(), session.unmount_handle());
         let served = Some(std::thread::spawn(move || session.wait()));
-        Mount { view, plane, invalidator, unmounter, served, dir, _fixture: fixture }
+        Mount { view, plane, invalidator, unmounter, served, dir, fixture }
+    }
+
+    /// Makes a snapshot, by the view and not by the engine that is only played.
+    pub fn commit(&self) -> HeadRef {
+        let mut publish =
+            |sealed: &karapace_fs::view::Sealed| Ok(HeadRef { root: sealed.root, ..self.view.head() });
+        self.view.commit(&mut publish).expect("commit").expect("something to commit")
+    }
+
+    /// Makes the view equal to a snapshot, and tells the kernel.
+    pub fn restore(&self, target: HeadRef) {
+        let generation = self.view.clean_generation().expect("diff").expect("nothing uncommitted");
+        let changed = self.view.restore(target, generation).expect("restore");
+        self.invalidator.send(&changed).expect("send");
+    }
+
+    /// A second view of the same upper, as the next mount would find it after a kill; it changes nothing.
+    pub fn reopened(&self) -> View {
+        let Fixture { store, trees, root } = &self.fixture;
+        View::open(store, trees, &root.path().join("upper"), self.view.head(), true).expect("view")
     }
 
     pub fn path(&self, below: &str) -> PathBuf {
@@ -230,8 +258,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Fixture {
-        let root = tempfile::tempdir().expect("temporary directory");
+    fn new(place: &Path) -> Fixture {
+        let root = tempfile::tempdir_in(place).expect("temporary directory");
         std::fs::create_dir(root.path().join("mnt")).expect("mount point");
         let store = Store::open(&root.path().join("store")).expect("store");
         let trees = Arc::new(Trees::new(store.clone()));
