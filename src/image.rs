@@ -24,7 +24,7 @@ const ARCHIVE_SUFFIXES: [&str; 7] = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz
 pub enum ImageError {
     /// A form that SPEC §3.1 names and this version does not have.
     #[error(
-        "base image {image:?} is {what}, which this version does not support yet; give the path, file:// or http(s):// address of a root filesystem archive or directory"
+        "base image {image:?} is {what}, which this version does not support yet; give the path, file:// or http(s):// address of a root filesystem (archive, directory, OCI layout, or what `docker save` writes)"
     )]
     Unsupported {
         /// As written.
@@ -75,7 +75,7 @@ pub enum ImageError {
 /// A parsed image reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
-    /// An archive or a directory on this machine.
+    /// An archive, a directory or an image on this machine.
     Local(PathBuf),
     /// An archive behind http or https.
     Remote(String),

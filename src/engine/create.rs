@@ -10,13 +10,11 @@ use karapace_store::import::import_path;
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::metadata::{EnvState, Metadata};
-use karapace_store::root::Root;
 use karapace_store::tar::{TarHash, identity_hash};
 use karapace_store::tree::Trees;
 use karapace_store::wal::{Intent, Wal};
 
 use super::{Engine, Error, Report, Result};
-use crate::image::ImageError;
 use crate::lockfile::LockFile;
 use crate::manifest::Manifest;
 
@@ -46,9 +44,6 @@ impl Engine {
         }
         let trees = Trees::new(self.store().clone());
         let root = trees.root(&imported.root)?;
-        if let Some(what) = other_image_form(&trees, &root)? {
-            return Err(ImageError::Unsupported { image: path.display().to_string(), what }.into());
-        }
         report.begin("hashing", None);
         let tar_hash = identity_hash(&trees, None, &root);
         report.end();
@@ -75,11 +70,9 @@ impl Engine {
     ) -> Result<Metadata> {
         let now = Timestamp::now();
         let record = self.write_base_layer(base, now)?;
-        let instance = InstanceId::random()?;
-        let intent = Wal::begin(self.store(), Intent::Import { instance })?;
-        let mut metadata = Metadata {
+        self.add_environment(Metadata {
             version: karapace_store::metadata::VERSION,
-            instance,
+            instance: InstanceId::random()?,
             name: name.to_owned(),
             env_id: lock.env_id.clone(),
             state: EnvState::Built,
@@ -93,14 +86,20 @@ impl Engine {
             lock: lock.to_toml(),
             snapshots: Vec::new(),
             checksum: String::new(),
-        };
-        let dir = self.env_dir(&instance);
+        })
+    }
+
+    /// Makes the environment that a new record describes, under a name that must be free. Call with the store's lock held,
+    /// shared.
+    pub(super) fn add_environment(&self, mut metadata: Metadata) -> Result<Metadata> {
+        let intent = Wal::begin(self.store(), Intent::Import { instance: metadata.instance })?;
+        let dir = self.env_dir(&metadata.instance);
         fail::point("create.dir")
             .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir))
             .map_err(|e| Error::io("create", &dir, e))?;
         fail::point("create.record").map_err(|e| Error::io("record", &dir, e))?;
         let names = self.lock_names()?;
-        self.check_name_free(name, None)?;
+        self.check_name_free(&metadata.name, None)?;
         metadata.save(self.store())?;
         drop(names);
         intent.finish()?;
@@ -130,20 +129,6 @@ impl Engine {
         };
         Ok(LayerRecord::write(self.store(), &layer)?)
     }
-}
-
-/// Images of other forms come as tar archives and directories too; taken for a root filesystem they would make an
-/// environment of blobs.
-fn other_image_form(trees: &Trees, root: &Root) -> Result<Option<&'static str>> {
-    let Some(tree) = root.tree() else { return Ok(None) };
-    let has = |name: &[u8]| -> Result<bool> { Ok(trees.lookup(tree, name)?.is_some()) };
-    if has(b"oci-layout")? && has(b"index.json")? {
-        return Ok(Some("an OCI image"));
-    }
-    if has(b"manifest.json")? && !has(b"etc")? && !has(b"usr")? && !has(b"bin")? {
-        return Ok(Some("an image as `docker save` writes it"));
-    }
-    Ok(None)
 }
 
 /// Refuses a name early: before the work of an import, whose end checks it again.

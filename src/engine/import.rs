@@ -2,10 +2,17 @@
 
 use std::path::Path;
 
+use karapace_store::id::InstanceId;
+use karapace_store::import::import_upper;
+use karapace_store::inode::Timestamp;
+use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::lock::StoreLock;
-use karapace_store::metadata::Metadata;
+use karapace_store::metadata::{Metadata, SnapshotEntry};
+use karapace_store::tar::identity_hash;
+use karapace_store::tree::{Trees, diff};
 
 use super::create::{check_name_early, path_text};
+use super::reference::{self, LayerRef};
 use super::{Engine, Report, Result};
 use crate::image::Image;
 use crate::lockfile::LockFile;
@@ -22,7 +29,7 @@ pub struct ImportOutcome {
 }
 
 impl Engine {
-    /// Imports a root filesystem (archive, directory, or the http address of an archive) as the environment `name`.
+    /// Imports a root filesystem (archive, directory, image, or the http address of an archive) as the environment `name`.
     pub fn import(
         &self,
         image: &str,
@@ -43,4 +50,87 @@ impl Engine {
         let metadata = self.create(name, &manifest, &lock, &base)?;
         Ok(ImportOutcome { metadata, entries: base.entries, bytes: base.bytes })
     }
+
+    /// Imports the upper directory of an overlay that lay on a snapshot of `env`, by default its head, as the environment `name`:
+    /// what `env` was, and a snapshot of what the mounted overlay showed.
+    pub fn import_upper(
+        &self,
+        upper: &Path,
+        env: &Metadata,
+        reference: Option<&str>,
+        name: &str,
+        report: &dyn Report,
+    ) -> Result<ImportOutcome> {
+        check_name_early(self, name)?;
+        let _shared = StoreLock::shared(self.store())?;
+        // As it is under the lock: from here on nothing of it can go.
+        let env = Metadata::load(self.store(), &env.instance)?;
+        let onto = reference::resolve(&env, reference.unwrap_or("head"))?;
+        let lower = LayerRecord::read(self.store(), &onto.record)?.tree;
+        let trees = Trees::new(self.store().clone());
+        let root = trees.root(&lower)?;
+        report.begin("importing", None);
+        let imported = import_upper(&trees, &root, upper, report);
+        report.end();
+        let imported = imported?;
+        for warning in &imported.warnings {
+            report.note(warning);
+        }
+        let now = Timestamp::now();
+        let mut snapshots = chain(&env, &onto);
+        let mut head = onto;
+        let shown = trees.root(&imported.root)?;
+        let mut differs = false;
+        diff(&trees, Some(&root), &shown, &mut |_, _| {
+            differs = true;
+            Ok(())
+        })?;
+        if differs {
+            let tar_hash = identity_hash(&trees, Some(&root), &shown)?;
+            let hash = snapshot_hash(&env.env_id, &onto.hash, &tar_hash);
+            let message = Some(format!("import of {}", upper.display()));
+            let layer = LayerRecord {
+                hash,
+                kind: LayerKind::Snapshot,
+                parent: Some(onto.hash),
+                object_refs: vec![imported.root],
+                read_only: true,
+                tar_hash,
+                tree: imported.root,
+                created_at: now,
+                message: message.clone(),
+            };
+            let record = LayerRecord::write(self.store(), &layer)?;
+            let entry =
+                SnapshotEntry { hash, record, parent: onto.hash, name: None, message, created_at: now };
+            snapshots.push(entry);
+            head = LayerRef { hash, record };
+        }
+        let metadata = self.add_environment(Metadata {
+            instance: InstanceId::random()?,
+            name: name.to_owned(),
+            state: karapace_store::metadata::EnvState::Built,
+            head: head.hash,
+            head_record: head.record,
+            created_at: now,
+            updated_at: now,
+            snapshots,
+            ..env
+        })?;
+        let (entries, bytes) = (imported.stats.entries, imported.stats.bytes);
+        Ok(ImportOutcome { metadata, entries, bytes })
+    }
+}
+
+/// The snapshots that a layer of `env` stands on, itself among them, oldest first.
+fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
+    let mut chain: Vec<SnapshotEntry> = Vec::new();
+    let mut at = layer.hash;
+    while at != env.base_layer && chain.len() < env.snapshots.len() {
+        let Some(entry) = env.snapshots.iter().rev().find(|s| s.hash == at) else { break };
+        chain.push(entry.clone());
+        at = entry.parent;
+    }
+    chain.reverse();
+    chain
 }

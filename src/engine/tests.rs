@@ -346,3 +346,31 @@ fn differences_between_layers_and_the_view() {
     assert_eq!(show(place.engine.diff_between(&env, "two", "base").unwrap()), ["D /a", "D /b"]);
     assert!(place.engine.diff_between(&env, "one", "three").is_err());
 }
+
+#[test]
+fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
+    let place = Place::new();
+    let env = place.import("lower");
+    let upper = place.dir.path().join("upper");
+    fs::create_dir_all(upper.join("etc")).unwrap();
+    fs::write(upper.join("etc/.wh.hostname"), "").unwrap();
+    fs::write(upper.join("etc/new"), "new\n").unwrap();
+    let import = |onto: Option<&str>, name: &str| {
+        place.engine.import_upper(&upper, &env, onto, name, &Silent).map(|outcome| outcome.metadata)
+    };
+    let made = import(None, "merged").unwrap();
+    assert_eq!((&made.env_id, made.base_layer, made.snapshots.len()), (&env.env_id, env.base_layer, 1));
+    assert_eq!((made.head, made.snapshots[0].parent), (made.snapshots[0].hash, env.base_layer));
+    let changes = place.engine.diff_since(&made, "base").unwrap();
+    let text = |c: &super::socket::Changed| format!("{} {}", c.kind, String::from_utf8_lossy(&c.path.0));
+    let changes: Vec<String> = changes.iter().map(text).collect();
+    assert_eq!(changes, ["D /etc/hostname", "A /etc/new"]);
+    // The same onto the snapshot that it made: nothing is left to change.
+    let again = place.engine.import_upper(&upper, &made, Some("latest"), "again", &Silent).unwrap().metadata;
+    assert_eq!((again.snapshots, again.head), (made.snapshots.clone(), made.head));
+    assert!(matches!(import(None, "merged"), Err(Error::NameTaken { .. })));
+    assert!(matches!(import(Some("nowhere"), "x"), Err(Error::NoSnapshot { .. })));
+    gc::collect(&place.engine, false, &Silent).unwrap();
+    assert!(verify::verify(&place.engine, &Silent).unwrap().is_empty());
+    place.open(&made).close().unwrap();
+}

@@ -1,16 +1,28 @@
+use std::path::Path;
+
 use serde_json::json;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
 
 /// Make an environment from a root filesystem, with no manifest
+///
+/// IMAGE is told apart by its content: a tar archive, plain or compressed with gzip, xz or zstd; a directory; an OCI image
+/// layout, a directory or an archive of one; an archive as `docker save` writes it. An image's layers become one base layer; of
+/// several platforms this machine's is taken.
+///
+/// With --onto, IMAGE is the upper directory of an overlay as overlayfs, fuse-overlayfs or podman leave it (unmounted), and the
+/// environment is what the mounted overlay showed: that environment with one snapshot more.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Archive (.tar, plain or compressed with gzip, xz or zstd), directory, or http(s):// address of an archive
+    /// Archive, directory, or http(s):// address of an archive
     image: String,
     /// Name of the environment
     #[arg(long)]
     name: String,
+    /// Environment, or ENV@SNAPSHOT, that the overlay lay on; its head unless a snapshot is named
+    #[arg(long, value_name = "ENV", conflicts_with = "offline")]
+    onto: Option<String>,
     /// Use the archive that was downloaded before, without asking the server
     #[arg(long)]
     offline: bool,
@@ -18,7 +30,19 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let imported = global.engine()?.import(&self.image, &self.name, self.offline, &Bars::on_stderr())?;
+        let engine = global.engine()?;
+        let imported = match &self.onto {
+            None => engine.import(&self.image, &self.name, self.offline, &Bars::on_stderr())?,
+            Some(onto) => {
+                let (env, snapshot) = match onto.split_once('@') {
+                    Some((env, snapshot)) => (env, Some(snapshot)),
+                    None => (onto.as_str(), None),
+                };
+                let env = engine.find(env)?;
+                let upper = Path::new(&self.image);
+                engine.import_upper(upper, &env, snapshot, &self.name, &Bars::on_stderr())?
+            }
+        };
         let env = &imported.metadata;
         if global.json() {
             ui::json(&json!({

@@ -1,75 +1,97 @@
-//! Importing a tar archive.
+//! Taking a tar stream into a builder: a root filesystem, or a layer of an image.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
-use super::builder::{Attributes, Builder, Content, check_xattrs, refuse};
-use super::compress::decompress;
-use super::{Imported, Progress, Warnings, finish};
+use super::builder::{Attributes, Builder, Content, check_xattrs, normalise, refuse};
+use super::{Intake, Progress};
 use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
 use crate::inode::FileKind;
-use crate::object::Batch;
 use crate::open::Store;
-use crate::tar::{Member, MemberKind, Reader, TarError};
+use crate::tar::{Member, MemberKind, Reader};
 
-/// `source` names the archive in errors.
-pub(super) fn import(
-    store: &Arc<Store>,
-    input: impl Read + Send,
+/// What makes a name a deletion in a layer of an image.
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+
+/// The name that hides all that a directory has below.
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Names that AUFS kept its own records under; layers of old images have them.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// Takes all members of an uncompressed archive into `builder`, and gives the reader back at its end. `below` is given for a
+/// layer: what it lies on. `source` names the archive in errors.
+pub(super) fn take_in<R: Read>(
+    intake: &mut Intake<'_>,
+    builder: &mut Builder,
+    below: Option<&Builder>,
+    input: R,
     source: &str,
-    progress: &dyn Progress,
-) -> Result<Imported> {
-    let broken =
-        |error: &dyn std::fmt::Display| StoreError::Invalid(format!("cannot import {source}: {error}"));
-    std::thread::scope(|scope| {
-        let input = decompress(scope, Counted { input, progress }).map_err(|e| broken(&e))?;
-        let mut import = Import {
-            store,
-            batch: Batch::new(store)?,
-            reader: Reader::new(BufReader::with_capacity(256 << 10, input)),
-            builder: Builder::new(),
-            warnings: Warnings::default(),
-            bytes: 0,
-        };
-        while let Some(member) = import.reader.next_member().map_err(|e: TarError| broken(&e))? {
-            import.take_in(member)?;
-            progress.add(0, 1);
-        }
-        finish(import.builder, import.batch, import.bytes, import.warnings)
-    })
+) -> Result<R> {
+    let mut members =
+        Members { intake, builder, below, reader: Reader::new(BufReader::with_capacity(256 << 10, input)) };
+    while let Some(member) = members.reader.next_member().map_err(|error| broken(source, &error))? {
+        members.take_in(member)?;
+        members.intake.progress.add(0, 1);
+    }
+    Ok(members.reader.into_inner().into_inner())
 }
 
-struct Import<'a, R> {
-    store: &'a Store,
-    batch: Batch,
+/// The error that names the archive.
+pub(super) fn broken(source: &str, error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Invalid(format!("cannot import {source}: {error}"))
+}
+
+struct Members<'a, 'b, R> {
+    intake: &'a mut Intake<'b>,
+    builder: &'a mut Builder,
+    below: Option<&'a Builder>,
     reader: Reader<R>,
-    builder: Builder,
-    warnings: Warnings,
-    bytes: u64,
 }
 
-impl<R: Read> Import<'_, R> {
+impl<R: Read> Members<'_, '_, R> {
     fn take_in(&mut self, member: Member) -> Result<()> {
+        let path = member.path.clone();
+        self.put(member)?.map_err(|reason| refuse(&path, &reason))
+    }
+
+    /// An error of the inner kind is the member's own.
+    fn put(&mut self, mut member: Member) -> Result<std::result::Result<(), String>> {
+        if let Some(below) = self.below {
+            if !member.literal {
+                match self.whiteout(&member.path) {
+                    Ok(false) => {}
+                    other => return Ok(other.map(drop)),
+                }
+            }
+            match self.builder.follow(below, &member.path) {
+                Ok(None) => {}
+                Ok(Some(path)) => member.path = path,
+                Err(reason) => return Ok(Err(reason)),
+            }
+        }
         let path = member.path;
         for note in member.notes {
-            self.warnings.push(format!("{:?}: {note}", String::from_utf8_lossy(&path)));
+            self.intake.warnings.push(format!("{:?}: {note}", String::from_utf8_lossy(&path)));
         }
-        check_xattrs(&member.xattrs).map_err(|reason| refuse(&path, &reason))?;
+        if let Err(reason) = check_xattrs(&member.xattrs) {
+            return Ok(Err(reason));
+        }
         let attributes = Attributes {
             mode: member.mode,
             uid: member.uid,
             gid: member.gid,
             mtime: member.mtime,
+            other_times: None,
             xattrs: member.xattrs.into_iter().collect(),
         };
         let (major, minor) = member.device;
         let special = |kind| Content::Special(kind, rustix::fs::makedev(major, minor));
-        let put = match member.kind {
+        Ok(match member.kind {
             MemberKind::Directory => self.builder.put_directory(&path, attributes),
-            MemberKind::HardLink => self.builder.put_link(&path, &member.link),
+            MemberKind::HardLink => self.link(&path, &member.link),
             MemberKind::Regular => {
                 let content = Content::Regular(self.body(&path, member.size, member.ranges.as_deref())?);
                 self.builder.put(&path, attributes, content)
@@ -78,8 +100,48 @@ impl<R: Read> Import<'_, R> {
             MemberKind::CharDevice => self.builder.put(&path, attributes, special(FileKind::CharDevice)),
             MemberKind::BlockDevice => self.builder.put(&path, attributes, special(FileKind::BlockDevice)),
             MemberKind::Fifo => self.builder.put(&path, attributes, special(FileKind::Fifo)),
+        })
+    }
+
+    fn link(&mut self, path: &[u8], target: &[u8]) -> std::result::Result<(), String> {
+        let followed = match self.below {
+            Some(below) => self.builder.follow(below, target)?,
+            None => None,
         };
-        put.map_err(|reason| refuse(&path, &reason))
+        self.builder.put_link(path, followed.as_deref().unwrap_or(target))
+    }
+
+    /// Whether a member of a layer says what does not show of the layers below; notes that. By its name alone: writers differ
+    /// in what they make such a member.
+    fn whiteout(&mut self, path: &[u8]) -> std::result::Result<bool, String> {
+        let components = normalise(path)?;
+        let Some((name, above)) = components.split_last() else { return Ok(false) };
+        let aufs = |name: &[u8]| name.starts_with(AUFS) && name != OPAQUE;
+        if components.iter().any(|name| aufs(name)) {
+            let path = String::from_utf8_lossy(path);
+            self.intake.warnings.push(format!("{path:?} was left out: a record of AUFS's own"));
+            return Ok(true);
+        }
+        for (depth, name) in above.iter().enumerate() {
+            if name.starts_with(WHITEOUT) && !self.builder.has_directory(&components[..=depth]) {
+                return Err("it lies below a whiteout".to_owned());
+            }
+        }
+        let Some(hidden) = name.strip_prefix(WHITEOUT) else { return Ok(false) };
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err("it is a whiteout of no name that a file can have".to_owned());
+        }
+        let followed = match self.below {
+            Some(below) => self.builder.follow(below, path)?,
+            None => None,
+        };
+        let (directory, _) = self.builder.place(followed.as_deref().unwrap_or(path))?;
+        if **name == *OPAQUE {
+            self.builder.set_opaque(directory);
+        } else {
+            self.builder.hide(directory, hidden)?;
+        }
+        Ok(true)
     }
 
     /// Streams a member's content into the batch.
@@ -87,23 +149,24 @@ impl<R: Read> Import<'_, R> {
         if i64::try_from(size).is_err() {
             return Err(refuse(path, "it is larger than a file can be"));
         }
+        let batch = &mut self.intake.batch;
         let mut body = Body { reader: &mut self.reader, failed: None };
         let content = match ranges {
-            None => content::ingest(&mut body, &mut self.batch),
-            Some(ranges) => spool(self.store, &mut body, ranges)
-                .and_then(|file| content::ingest_ranges(&file, size, ranges, &mut self.batch)),
+            None => content::ingest(&mut body, batch),
+            Some(ranges) => spool(self.intake.store, &mut body, ranges)
+                .and_then(|file| content::ingest_ranges(&file, size, ranges, batch)),
         };
         // A failing source is the archive's fault, whatever the store made of it.
         if let Some(reason) = body.failed {
             return Err(refuse(path, &reason));
         }
-        self.bytes += ranges.map_or(size, |r| r.iter().map(|r| r.1).sum());
+        self.intake.bytes += ranges.map_or(size, |r| r.iter().map(|r| r.1).sum());
         content
     }
 }
 
 /// Puts the ranges of a sparse member where they belong in an unnamed file of the store.
-fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -> Result<File> {
+pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -> Result<File> {
     let dir = store.layout().staging();
     let file = tempfile::tempfile_in(&dir).at("create a file in", &dir)?;
     let mut buf = vec![0; 256 << 10];
@@ -139,9 +202,9 @@ impl<R: Read> Read for Body<'_, R> {
 }
 
 /// Tells the progress how many bytes of the source were read.
-struct Counted<'a, R> {
-    input: R,
-    progress: &'a dyn Progress,
+pub(super) struct Counted<'a, R> {
+    pub input: R,
+    pub progress: &'a dyn Progress,
 }
 
 impl<R: Read> Read for Counted<'_, R> {

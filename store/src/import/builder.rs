@@ -1,17 +1,20 @@
 //! The tree that an import builds: metadata in memory, then numbered and written bottom-up.
+//!
+//! A layer of an image, or an overlay's upper directory, is built in a builder of its own and then laid over what is below it
+//! ([`Builder::cover`]): so where in a layer a deletion stands makes no difference.
 
-use std::collections::BTreeMap;
+mod check;
+mod cover;
+mod lower;
+mod write;
 
-use crate::content::FileContent;
-use crate::error::{Result, StoreError};
-use crate::id::ObjectId;
-use crate::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO, Timestamp, Xattrs};
-use crate::object::Batch;
-use crate::root::Root;
-use crate::tree::{self, Entry, Target, WrittenDir};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The name at the root that belongs to the control files.
-const RESERVED: &[u8] = b".karapace";
+use self::check::{check_name, too_deep};
+pub(super) use self::check::{check_xattrs, normalise, refuse};
+use crate::content::{Extent, FileContent};
+use crate::inode::{FileKind, Ino, Timestamp, Xattrs};
+use crate::tree::WrittenDir;
 
 /// The deepest nesting taken in: what a path of PATH_MAX bytes can reach.
 const MAX_DEPTH: usize = 2048;
@@ -19,15 +22,22 @@ const MAX_DEPTH: usize = 2048;
 /// The longest target of a symbolic link that Linux knows.
 const MAX_TARGET: usize = 4095;
 
+/// How many bytes of metadata are held in memory at most, roughly: some eight million entries. A compressed archive
+/// could ask for any amount.
+pub(super) const MAX_METADATA: u64 = 2 << 30;
+
+/// How many symbolic links are followed for one name, as in Linux.
+const MAX_LINKS: usize = 40;
+
 /// A directory of the tree, by its place in the builder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DirId(usize);
 
 /// Anything else, by its place in the builder; several names may share one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LeafId(usize);
 
-/// The root directory.
+/// The root directory of a builder that has covered nothing.
 pub(super) const ROOT: DirId = DirId(0);
 
 /// What is said of an inode beside its content.
@@ -38,6 +48,8 @@ pub(super) struct Attributes {
     pub uid: u32,
     pub gid: u32,
     pub mtime: Timestamp,
+    /// Access and change time, where they are not the modification time.
+    pub other_times: Option<(Timestamp, Timestamp)>,
     pub xattrs: Xattrs,
 }
 
@@ -46,8 +58,19 @@ pub(super) struct Attributes {
 pub(super) enum Content {
     Regular(FileContent),
     Symlink(Box<[u8]>),
-    /// A FIFO or a device with its number.
+    /// A FIFO, a socket, or a device with its number.
     Special(FileKind, u64),
+    /// A regular file of this size whose content is that of a file below: an overlay's copy of metadata alone.
+    Below(u64, Option<Redirect>),
+}
+
+/// Where in the lower tree something of an overlay's upper was before it was renamed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Redirect {
+    /// Under another name in the same directory.
+    Name(Box<[u8]>),
+    /// At a path from the root.
+    Path(Vec<Box<[u8]>>),
 }
 
 enum Shape {
@@ -64,12 +87,28 @@ enum Child {
     Leaf(LeafId),
 }
 
+/// What a directory of a layer says of the layers below.
+#[derive(Debug, Default)]
+struct Marks {
+    /// Nothing of them shows.
+    opaque: bool,
+    /// What does not show, by name.
+    whiteouts: BTreeSet<Box<[u8]>>,
+    /// Where it was below.
+    redirect: Option<Redirect>,
+}
+
 struct Directory {
     /// Levels below the root.
     depth: usize,
+    /// Whether something said what its attributes are.
+    explicit: bool,
     attributes: Attributes,
     children: BTreeMap<Box<[u8]>, Child>,
+    marks: Option<Box<Marks>>,
     ino: Ino,
+    /// Whether the result has it already, as itself or by what covers it.
+    taken: bool,
     subdirectories: u32,
     written: WrittenDir,
 }
@@ -87,14 +126,36 @@ type Reason<T> = std::result::Result<T, String>;
 pub(super) struct Builder {
     directories: Vec<Directory>,
     leaves: Vec<Leaf>,
+    root: DirId,
+    /// The next inode number to give.
+    next_ino: Ino,
     /// Whether some hard link came before its target.
     pending: bool,
+    /// Whether something of it was elsewhere in the layers below.
+    renames: bool,
+    /// Bytes of metadata that may still be taken in.
+    room: u64,
 }
 
 impl Builder {
-    pub fn new() -> Builder {
+    /// An empty tree, which takes so many bytes of metadata at most.
+    pub fn new(room: u64) -> Builder {
         let root = Directory::new(0, Attributes::missing_directory());
-        Builder { directories: vec![root], leaves: Vec::new(), pending: false }
+        let next_ino = crate::inode::ROOT_INO + 1;
+        Builder {
+            directories: vec![root],
+            leaves: Vec::new(),
+            root: ROOT,
+            next_ino,
+            pending: false,
+            renames: false,
+            room,
+        }
+    }
+
+    /// How many bytes of metadata it may still take.
+    pub fn room(&self) -> u64 {
+        self.room
     }
 
     /// Puts a directory at an archive's path. One that is there already keeps what is in it.
@@ -124,12 +185,13 @@ impl Builder {
         let wanted = normalise(target).map_err(|reason| format!("the target of its hard link: {reason}"))?;
         let (name, above) = components.split_last().ok_or("the root must be a directory")?;
         let parent = self.parent(above)?;
-        let leaf = match self.find(&wanted) {
+        let leaf = match self.find(self.root, &wanted) {
             Some(Child::Directory(_)) => return Err("it is a hard link to a directory".to_owned()),
             Some(Child::Leaf(leaf)) => leaf,
             None => {
                 self.pending = true;
-                self.push(Attributes::default(), Shape::Pending(wanted))
+                self.spend(wanted.iter().map(|name| name.len() + 32).sum())?;
+                self.push(Attributes::default(), Shape::Pending(wanted))?
             }
         };
         self.add_link(parent, name, leaf)
@@ -137,18 +199,8 @@ impl Builder {
 
     /// Puts a directory below another.
     pub fn add_directory(&mut self, parent: DirId, name: &[u8], attributes: Attributes) -> Reason<DirId> {
-        check_name(parent, name)?;
-        if let Some(&Child::Directory(known)) = self.directories[parent.0].children.get(name) {
-            self.directories[known.0].attributes = attributes;
-            return Ok(known);
-        }
-        let depth = self.directories[parent.0].depth + 1;
-        if depth > MAX_DEPTH {
-            return Err(too_deep());
-        }
-        let directory = DirId(self.directories.len());
-        self.directories.push(Directory::new(depth, attributes));
-        self.directories[parent.0].children.insert(name.into(), Child::Directory(directory));
+        let directory = self.directory(parent, name)?;
+        self.set_attributes(directory, attributes);
         Ok(directory)
     }
 
@@ -169,207 +221,175 @@ impl Builder {
             }
             _ => {}
         }
-        check_name(parent, name)?;
-        let leaf = self.push(attributes, Shape::Content(content));
+        self.renames |= matches!(content, Content::Below(..));
+        check_name(parent == ROOT, name)?;
+        let leaf = self.push(attributes, Shape::Content(content))?;
         self.add_link(parent, name, leaf)?;
         Ok(leaf)
     }
 
     /// A further name for a leaf, below a directory.
     pub fn add_link(&mut self, parent: DirId, name: &[u8], leaf: LeafId) -> Reason<()> {
-        check_name(parent, name)?;
+        check_name(parent == ROOT, name)?;
+        self.spend(name.len() + 64)?;
         self.directories[parent.0].children.insert(name.into(), Child::Leaf(leaf));
         Ok(())
     }
 
+    /// Says what the root directory is like.
     pub fn set_root(&mut self, attributes: Attributes) {
-        self.directories[ROOT.0].attributes = attributes;
+        self.set_attributes(self.root, attributes);
     }
 
-    /// Settles hard links, numbers inodes in path order, writes all directories, the link table and the root object.
-    /// Gives the root and the number of names below it.
-    pub fn write(mut self, batch: &mut Batch) -> Result<(ObjectId, u64)> {
-        if self.pending {
-            self.settle()?;
-        }
-        let (order, next_ino) = self.number();
-        let names = order.iter().map(|directory| self.directories[directory.0].children.len() as u64).sum();
-        let mut linked = BTreeMap::new();
-        // Backwards, so that a directory comes after all that is below it.
-        for directory in order.into_iter().rev() {
-            self.write_directory(directory, batch, &mut linked)?;
-        }
-        let links = tree::write_links(batch, &mut linked.into_values())?;
-        let inode = self.directories[ROOT.0].record();
-        let root = Root { inode, links, next_ino }.write(batch)?;
-        Ok((root, names))
+    /// Of the layers below, `name` does not show in the directory. What this layer has of that name does.
+    pub fn hide(&mut self, directory: DirId, name: &[u8]) -> Reason<()> {
+        self.spend(name.len() + 64)?;
+        self.marks(directory).whiteouts.insert(name.into());
+        Ok(())
     }
 
-    fn push(&mut self, attributes: Attributes, shape: Shape) -> LeafId {
+    /// Of the layers below, nothing shows in the directory.
+    pub fn set_opaque(&mut self, directory: DirId) {
+        self.marks(directory).opaque = true;
+    }
+
+    /// The directory was elsewhere in the layers below.
+    pub fn set_redirect(&mut self, directory: DirId, redirect: Redirect) {
+        self.renames = true;
+        self.marks(directory).redirect = Some(redirect);
+    }
+
+    /// The directory of an archive's path without its last component, and that: where a whiteout counts. The directories
+    /// above are made where they are missing.
+    pub fn place<'a>(&mut self, path: &'a [u8]) -> Reason<(DirId, &'a [u8])> {
+        let end = path.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
+        let above = normalise(&path[..end])?;
+        Ok((self.parent(&above)?, &path[end..]))
+    }
+
+    /// The path that an entry of this layer has once symbolic links above it are followed that lie in `below` and are
+    /// not replaced by the layer: `lib/x` over `lib -> usr/lib` is `usr/lib/x`. `None` when there is none.
+    pub fn follow(&self, below: &Builder, path: &[u8]) -> Reason<Option<Vec<u8>>> {
+        let components = normalise(path)?;
+        let Some((name, above)) = components.split_last() else { return Ok(None) };
+        let (mut own, mut under) = (Some(self.root), Some(below.root));
+        for (depth, component) in above.iter().enumerate() {
+            let child = |builder: &Builder, at: Option<DirId>| {
+                at.and_then(|at| builder.directories[at.0].children.get(component).copied())
+            };
+            let (ours, theirs) = (child(self, own), child(below, under));
+            let directory = |child| match child {
+                Some(Child::Directory(directory)) => Some(directory),
+                _ => None,
+            };
+            if let (None, Some(Child::Leaf(_))) = (ours, theirs) {
+                let above = &components[..=depth];
+                let mut found = below.resolve(above).ok_or_else(|| {
+                    let above = above.join(&b'/');
+                    format!("{:?} above it leads to no directory", String::from_utf8_lossy(&above))
+                })?;
+                found.extend(components[depth + 1..components.len() - 1].iter().cloned());
+                found.push(name.clone());
+                return Ok(Some(found.join(&b'/')));
+            }
+            if matches!(ours, Some(Child::Leaf(_))) || (ours.is_none() && theirs.is_none()) {
+                return Ok(None);
+            }
+            (own, under) = (directory(ours), directory(theirs));
+        }
+        Ok(None)
+    }
+
+    /// Whether the layer itself has a directory at this path.
+    pub fn has_directory(&self, path: &[Box<[u8]>]) -> bool {
+        matches!(self.find(self.root, path), Some(Child::Directory(_)))
+    }
+
+    fn marks(&mut self, directory: DirId) -> &mut Marks {
+        self.directories[directory.0].marks.get_or_insert_default()
+    }
+
+    fn set_attributes(&mut self, directory: DirId, attributes: Attributes) {
+        let directory = &mut self.directories[directory.0];
+        directory.attributes = attributes;
+        directory.explicit = true;
+    }
+
+    /// The directory of this name, which is made if it is not there or is something else.
+    fn directory(&mut self, parent: DirId, name: &[u8]) -> Reason<DirId> {
+        check_name(parent == ROOT, name)?;
+        if let Some(&Child::Directory(known)) = self.directories[parent.0].children.get(name) {
+            return Ok(known);
+        }
+        let depth = self.directories[parent.0].depth + 1;
+        if depth > MAX_DEPTH {
+            return Err(too_deep());
+        }
+        self.spend(size_of::<Directory>() + name.len() + 64)?;
+        let directory = DirId(self.directories.len());
+        self.directories.push(Directory::new(depth, Attributes::missing_directory()));
+        self.directories[parent.0].children.insert(name.into(), Child::Directory(directory));
+        Ok(directory)
+    }
+
+    fn push(&mut self, attributes: Attributes, shape: Shape) -> Reason<LeafId> {
+        let xattrs: usize = attributes.xattrs.iter().map(|(name, value)| name.len() + value.len() + 32).sum();
+        let content = match &shape {
+            Shape::Content(Content::Regular(content)) => content.extents.len() * size_of::<Extent>(),
+            Shape::Content(Content::Symlink(target)) => target.len(),
+            _ => 0,
+        };
+        self.spend(size_of::<Leaf>() + xattrs + content)?;
         self.leaves.push(Leaf { attributes, shape, ino: 0, names: 0 });
-        LeafId(self.leaves.len() - 1)
+        Ok(LeafId(self.leaves.len() - 1))
+    }
+
+    /// Counts bytes of metadata.
+    fn spend(&mut self, bytes: usize) -> Reason<()> {
+        let left = self.room.checked_sub(bytes as u64);
+        self.room = left.ok_or_else(|| {
+            let limit = MAX_METADATA >> 20;
+            format!(
+                "with it the image has more than {limit} MiB of names and attributes, which is not taken in"
+            )
+        })?;
+        Ok(())
     }
 
     /// The directory of these components, made where missing (0755, root's, time 0). Never through a link.
     fn parent(&mut self, components: &[Box<[u8]>]) -> Reason<DirId> {
-        let mut at = ROOT;
+        let mut at = self.root;
         for (depth, name) in components.iter().enumerate() {
-            at = match self.directories[at.0].children.get(name) {
-                Some(&Child::Directory(directory)) => directory,
-                Some(Child::Leaf(_)) => {
-                    let above = components[..=depth].join(&b'/');
-                    return Err(format!("{:?} above it is not a directory", String::from_utf8_lossy(&above)));
-                }
-                None => self.add_directory(at, name, Attributes::missing_directory())?,
-            };
+            if let Some(Child::Leaf(_)) = self.directories[at.0].children.get(name) {
+                let above = components[..=depth].join(&b'/');
+                return Err(format!("{:?} above it is not a directory", String::from_utf8_lossy(&above)));
+            }
+            at = self.directory(at, name)?;
         }
         Ok(at)
     }
 
-    fn find(&self, components: &[Box<[u8]>]) -> Option<Child> {
-        components.iter().try_fold(Child::Directory(ROOT), |at, name| match at {
+    fn find(&self, top: DirId, components: &[Box<[u8]>]) -> Option<Child> {
+        components.iter().try_fold(Child::Directory(top), |at, name| match at {
             Child::Directory(directory) => self.directories[directory.0].children.get(name).copied(),
             Child::Leaf(_) => None,
         })
-    }
-
-    /// Replaces pending hard links by what they name.
-    fn settle(&mut self) -> Result<()> {
-        let mut todo = vec![(ROOT, Vec::new())];
-        while let Some((directory, path)) = todo.pop() {
-            let children: Vec<_> = self.directories[directory.0]
-                .children
-                .iter()
-                .map(|(name, &child)| (name.clone(), child))
-                .collect();
-            for (name, child) in children {
-                let path = [&path, &b"/"[..], &name].concat();
-                match child {
-                    Child::Directory(below) => todo.push((below, path)),
-                    Child::Leaf(leaf) => {
-                        let target = self.target(leaf).map_err(|reason| refuse(&path[1..], &reason))?;
-                        self.directories[directory.0].children.insert(name, Child::Leaf(target));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What a leaf stands for when hard links that came early are followed.
-    fn target(&self, leaf: LeafId) -> Reason<LeafId> {
-        let mut at = leaf;
-        for _ in 0..=self.leaves.len() {
-            let Shape::Pending(wanted) = &self.leaves[at.0].shape else { return Ok(at) };
-            at = match self.find(wanted) {
-                Some(Child::Leaf(leaf)) => leaf,
-                Some(Child::Directory(_)) => return Err("it is a hard link to a directory".to_owned()),
-                None => {
-                    let wanted = wanted.join(&b'/');
-                    let wanted = String::from_utf8_lossy(&wanted);
-                    return Err(format!("it is a hard link to {wanted:?}, which is not in the archive"));
-                }
-            };
-        }
-        Err("it is a hard link to itself".to_owned())
-    }
-
-    /// Gives every inode its number. Returns the directories, parents before children, and the next number.
-    fn number(&mut self) -> (Vec<DirId>, Ino) {
-        self.directories[ROOT.0].ino = ROOT_INO;
-        let mut next = ROOT_INO + 1;
-        let mut order = vec![ROOT];
-        let mut stack = vec![self.directories[ROOT.0].list()];
-        while let Some(level) = stack.last_mut() {
-            let Some(child) = level.next() else {
-                stack.pop();
-                continue;
-            };
-            let ino = match child {
-                Child::Directory(below) => &mut self.directories[below.0].ino,
-                Child::Leaf(leaf) => {
-                    self.leaves[leaf.0].names += 1;
-                    &mut self.leaves[leaf.0].ino
-                }
-            };
-            if *ino == 0 {
-                *ino = next;
-                next += 1;
-            }
-            if let Child::Directory(below) = child {
-                order.push(below);
-                stack.push(self.directories[below.0].list());
-            }
-        }
-        (order, next)
-    }
-
-    /// Writes a directory whose subdirectories are written. Inodes of several names go to `linked`.
-    fn write_directory(
-        &mut self,
-        directory: DirId,
-        batch: &mut Batch,
-        linked: &mut BTreeMap<Ino, InodeRecord>,
-    ) -> Result<()> {
-        let children = std::mem::take(&mut self.directories[directory.0].children);
-        let mut entries = Vec::with_capacity(children.len());
-        let mut subdirectories = 0;
-        for (name, child) in children {
-            let target = match child {
-                Child::Directory(below) => {
-                    subdirectories += 1;
-                    Target::Inode(self.directories[below.0].record())
-                }
-                Child::Leaf(leaf) => self.leaves[leaf.0].write(linked),
-            };
-            entries.push(Entry { name, target });
-        }
-        let directory = &mut self.directories[directory.0];
-        directory.subdirectories = subdirectories;
-        directory.written = tree::write_dir(batch, &mut entries.into_iter())?;
-        Ok(())
     }
 }
 
 impl Directory {
     fn new(depth: usize, attributes: Attributes) -> Directory {
-        let (children, written) = (BTreeMap::new(), WrittenDir::default());
-        Directory { depth, attributes, children, ino: 0, subdirectories: 0, written }
-    }
-
-    fn list(&self) -> std::vec::IntoIter<Child> {
-        self.children.values().copied().collect::<Vec<_>>().into_iter()
-    }
-
-    /// The record of a directory that is written; takes its attributes out.
-    fn record(&mut self) -> InodeRecord {
-        let body = Body::Directory { tree: self.written.tree, links: self.written.links };
-        let attributes = std::mem::take(&mut self.attributes);
-        attributes.record(self.ino, FileKind::Directory, 2 + self.subdirectories, 0, body)
-    }
-}
-
-impl Leaf {
-    /// What its next name points at; the first time its record is taken out.
-    fn write(&mut self, linked: &mut BTreeMap<Ino, InodeRecord>) -> Target {
-        let (kind, rdev, body) = match std::mem::replace(&mut self.shape, Shape::Written(FileKind::Regular)) {
-            Shape::Content(Content::Regular(content)) => (FileKind::Regular, 0, Body::Regular(content)),
-            Shape::Content(Content::Symlink(target)) => (FileKind::Symlink, 0, Body::Symlink(target)),
-            Shape::Content(Content::Special(kind, rdev)) => (kind, rdev, Body::Special),
-            // Nothing is pending once links are settled.
-            Shape::Pending(_) => (FileKind::Regular, 0, Body::Regular(FileContent::empty())),
-            Shape::Written(kind) => {
-                self.shape = Shape::Written(kind);
-                return Target::Link { ino: self.ino, kind };
-            }
-        };
-        self.shape = Shape::Written(kind);
-        let record = std::mem::take(&mut self.attributes).record(self.ino, kind, self.names, rdev, body);
-        if self.names == 1 {
-            return Target::Inode(record);
+        Directory {
+            depth,
+            explicit: false,
+            attributes,
+            children: BTreeMap::new(),
+            marks: None,
+            ino: 0,
+            taken: false,
+            subdirectories: 0,
+            written: WrittenDir::default(),
         }
-        linked.insert(self.ino, record);
-        Target::Link { ino: self.ino, kind }
     }
 }
 
@@ -378,67 +398,4 @@ impl Attributes {
     fn missing_directory() -> Attributes {
         Attributes { mode: 0o755, ..Attributes::default() }
     }
-
-    fn record(self, ino: Ino, kind: FileKind, nlink: u32, rdev: u64, body: Body) -> InodeRecord {
-        InodeRecord {
-            ino,
-            mode: kind.to_mode() | (self.mode & 0o7777),
-            nlink,
-            uid: self.uid,
-            gid: self.gid,
-            rdev,
-            atime: self.mtime,
-            mtime: self.mtime,
-            ctime: self.mtime,
-            xattrs: self.xattrs,
-            body,
-        }
-    }
-}
-
-/// The components that a path names below the root.
-fn normalise(path: &[u8]) -> Reason<Vec<Box<[u8]>>> {
-    let mut components: Vec<Box<[u8]>> = Vec::new();
-    for component in path.split(|&b| b == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." => return Err("a name with '..' could leave the tree".to_owned()),
-            name if components.len() < MAX_DEPTH => components.push(name.into()),
-            _ => return Err(too_deep()),
-        }
-    }
-    Ok(components)
-}
-
-/// No path could name it; without a bound a small archive could ask for any amount of work.
-fn too_deep() -> String {
-    format!("it is nested deeper than {MAX_DEPTH} levels")
-}
-
-fn check_name(parent: DirId, name: &[u8]) -> Reason<()> {
-    if parent == ROOT && name == RESERVED {
-        return Err("the name .karapace at the root is reserved for the control files".to_owned());
-    }
-    if name.len() > 255 {
-        return Err("a component of its name is longer than 255 bytes".to_owned());
-    }
-    if name.contains(&0) {
-        return Err("its name holds a NUL byte".to_owned());
-    }
-    Ok(())
-}
-
-/// Attributes as Linux can hold them; an archive may say anything.
-pub(super) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<()> {
-    for (name, value) in xattrs {
-        if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > 64 << 10 {
-            return Err(format!("its extended attribute {:?} is not one", String::from_utf8_lossy(name)));
-        }
-    }
-    Ok(())
-}
-
-/// The error that names an entry.
-pub(super) fn refuse(path: &[u8], reason: &str) -> StoreError {
-    StoreError::Invalid(format!("cannot import {:?}: {reason}", String::from_utf8_lossy(path)))
 }

@@ -11,14 +11,22 @@ const QUEUE: usize = 8;
 /// What an xz stream may make the decoder allocate. `xz -9` takes 65 MiB.
 const XZ_MEMORY: u64 = 1 << 30;
 
+/// How many bytes at the start tell the kind.
+pub(super) const MAGIC: usize = 6;
+
+/// Whether input that begins with these bytes is not compressed.
+pub(super) fn is_plain(magic: &[u8]) -> bool {
+    matches!(Kind::of(magic), Kind::Plain)
+}
+
 /// A reader of the uncompressed stream. For compressed input a thread of `scope` does the work; it ends with the stream, or
 /// when the reader is dropped.
 pub(super) fn decompress<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     mut input: impl Read + Send + 'scope,
-) -> io::Result<Box<dyn Read + 'scope>> {
+) -> io::Result<Box<dyn Read + Send + 'scope>> {
     let mut magic = Vec::new();
-    input.by_ref().take(6).read_to_end(&mut magic)?;
+    input.by_ref().take(MAGIC as u64).read_to_end(&mut magic)?;
     let kind = Kind::of(&magic);
     let input = BufReader::with_capacity(PIECE, Cursor::new(magic).chain(input));
     let decoder: Box<dyn Read + Send + 'scope> = match kind {
@@ -37,7 +45,7 @@ pub(super) fn decompress<'scope, 'env>(
     };
     let (send, receive) = sync_channel(QUEUE);
     scope.spawn(move || pump(decoder, &send));
-    Ok(Box::new(Pieces { receive, piece: Cursor::default(), ended: false }))
+    Ok(Box::new(Pieces { receive, piece: Cursor::default(), ended: false, failed: None }))
 }
 
 enum Kind {
@@ -89,6 +97,8 @@ struct Pieces {
     receive: Receiver<io::Result<Vec<u8>>>,
     piece: Cursor<Vec<u8>>,
     ended: bool,
+    /// What ended it, to be said again to who reads on.
+    failed: Option<(io::ErrorKind, String)>,
 }
 
 impl Read for Pieces {
@@ -98,9 +108,18 @@ impl Read for Pieces {
             if got > 0 || buf.is_empty() || self.ended {
                 return Ok(got);
             }
-            let piece = self.receive.recv().map_err(|_| io::Error::other("the decompressor stopped"))??;
-            self.ended = piece.is_empty();
-            self.piece = Cursor::new(piece);
+            if let Some((kind, reason)) = &self.failed {
+                return Err(io::Error::new(*kind, reason.clone()));
+            }
+            let piece =
+                self.receive.recv().unwrap_or_else(|_| Err(io::Error::other("the decompressor stopped")));
+            match piece {
+                Ok(piece) => {
+                    self.ended = piece.is_empty();
+                    self.piece = Cursor::new(piece);
+                }
+                Err(error) => self.failed = Some((error.kind(), error.to_string())),
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Importing a directory as it stands.
+//! Importing a directory: as it stands, or as an overlay's upper.
 //!
 //! Every step goes through a descriptor of the directory above, and no symbolic link is followed, so the walk cannot be led outside.
 
@@ -9,18 +9,16 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::builder::{Attributes, Builder, Content, DirId, LeafId, ROOT};
-use super::{Imported, Progress, Warnings, finish};
+use super::Intake;
+use super::builder::{Attributes, Builder, Content, DirId, LeafId, MAX_METADATA, ROOT};
+use super::overlay::{self, Special};
 use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
 use crate::inode::{FileKind, Timestamp, Xattrs};
-use crate::object::Batch;
-use crate::open::Store;
 
 impl<T> IoContext<T> for rustix::io::Result<T> {
     fn at(self, action: &'static str, path: &Path) -> Result<T> {
@@ -28,39 +26,37 @@ impl<T> IoContext<T> for rustix::io::Result<T> {
     }
 }
 
-/// `top` is `path`, opened.
-pub(super) fn import(
-    store: &Arc<Store>,
-    path: &Path,
-    top: OwnedFd,
-    progress: &dyn Progress,
-) -> Result<Imported> {
-    let own = rustix::fs::stat(store.layout().root()).at("read", store.layout().root())?;
+/// `top` is `path`, opened. As an `upper` it is a layer over something else.
+pub(super) fn import(intake: &mut Intake<'_>, path: &Path, top: OwnedFd, upper: bool) -> Result<Builder> {
+    let root = intake.store.layout().root();
+    let own = rustix::fs::stat(root).at("read", root)?;
     let mut walk = Walk {
-        batch: Batch::new(store)?,
-        builder: Builder::new(),
-        warnings: Warnings::default(),
-        progress,
+        intake,
+        builder: Builder::new(MAX_METADATA),
+        upper,
         linked: HashMap::new(),
         own: (own.st_dev, own.st_ino),
-        bytes: 0,
     };
     let stat = rustix::fs::fstat(&top).at("read", path)?;
-    walk.builder.set_root(attributes(&stat, xattrs(&top).at("read the attributes of", path)?));
-    walk.run(Level::open(top, path.to_owned(), ROOT)?)?;
-    finish(walk.builder, walk.batch, walk.bytes, walk.warnings)
+    if upper {
+        overlay::check_readable(path, stat.st_uid)?;
+    }
+    let mut attributes = attributes(&stat, xattrs(&top).at("read the attributes of", path)?);
+    let level = walk.mark(ROOT, path, &mut attributes)?;
+    walk.builder.set_root(attributes);
+    walk.run(Level { xattr_whiteouts: level, ..Level::open(top, path.to_owned(), ROOT)? })?;
+    Ok(walk.builder)
 }
 
-struct Walk<'a> {
-    batch: Batch,
+struct Walk<'a, 'b> {
+    intake: &'a mut Intake<'b>,
     builder: Builder,
-    warnings: Warnings,
-    progress: &'a dyn Progress,
+    /// Whether it is an overlay's upper directory.
+    upper: bool,
     /// Inodes of several names that were met, by device and number.
     linked: HashMap<(u64, u64), LeafId>,
     /// The store itself, by device and number.
     own: (u64, u64),
-    bytes: u64,
 }
 
 /// A directory that is being gone through.
@@ -69,6 +65,8 @@ struct Level {
     path: PathBuf,
     node: DirId,
     names: std::vec::IntoIter<CString>,
+    /// Whether an empty file with a certain attribute is a whiteout here.
+    xattr_whiteouts: bool,
 }
 
 impl Level {
@@ -82,11 +80,11 @@ impl Level {
         }
         // In a fixed order, so that warnings and objects come in one.
         names.sort_unstable();
-        Ok(Level { directory, path, node, names: names.into_iter() })
+        Ok(Level { directory, path, node, names: names.into_iter(), xattr_whiteouts: false })
     }
 }
 
-impl Walk<'_> {
+impl Walk<'_, '_> {
     /// With a stack of its own: a directory may be deeper than a thread's.
     fn run(&mut self, top: Level) -> Result<()> {
         let mut stack = vec![top];
@@ -95,41 +93,50 @@ impl Walk<'_> {
                 stack.pop();
                 continue;
             };
-            let below = self.entry(&level.directory, &level.path, &name, level.node)?;
-            self.progress.add(0, 1);
+            let below = self.entry(level, &name)?;
+            self.intake.progress.add(0, 1);
             stack.extend(below);
         }
         Ok(())
     }
 
     /// Takes one entry in; a directory is given back, to be gone through.
-    fn entry(
-        &mut self,
-        directory: &OwnedFd,
-        above: &Path,
-        name: &CStr,
-        parent: DirId,
-    ) -> Result<Option<Level>> {
-        let path = above.join(OsStr::from_bytes(name.to_bytes()));
-        let refuse =
-            |reason: String| StoreError::Invalid(format!("cannot import {}: {reason}", path.display()));
+    fn entry(&mut self, level: &Level, name: &CStr) -> Result<Option<Level>> {
+        let (directory, parent) = (&level.directory, level.node);
+        let path = level.path.join(OsStr::from_bytes(name.to_bytes()));
+        let refuse = |reason: String| refuse(&path, &reason);
         let bytes = name.to_bytes();
         let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).at("read", &path)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let key = (stat.st_dev, stat.st_ino);
+        if self.upper {
+            match overlay::special(bytes, &stat).map_err(refuse)? {
+                Some(Special::Whiteout(hidden)) => {
+                    return self.builder.hide(parent, hidden).map(|()| None).map_err(refuse);
+                }
+                Some(Special::Opaque) => {
+                    self.builder.set_opaque(parent);
+                    return Ok(None);
+                }
+                None => {}
+            }
+        }
         if kind == FileType::Directory {
             if key == self.own {
-                self.warnings.push(format!("{} was left out: it is the store itself", path.display()));
+                let note = format!("{} was left out: it is the store itself", path.display());
+                self.intake.warnings.push(note);
                 return Ok(None);
             }
             let opened = open(directory, name, OFlags::DIRECTORY).at("open", &path)?;
             let stat = rustix::fs::fstat(&opened).at("read", &path)?;
-            let attributes = attributes(&stat, xattrs(&opened).at("read the attributes of", &path)?);
-            let node = self.builder.add_directory(parent, bytes, attributes).map_err(refuse)?;
-            return Level::open(opened, path, node).map(Some);
+            let mut attributes = attributes(&stat, xattrs(&opened).at("read the attributes of", &path)?);
+            let node = self.builder.add_directory(parent, bytes, Attributes::default()).map_err(refuse)?;
+            let xattr_whiteouts = self.mark(node, &path, &mut attributes)?;
+            self.builder.add_directory(parent, bytes, attributes).map_err(refuse)?;
+            return Ok(Some(Level { xattr_whiteouts, ..Level::open(opened, path, node)? }));
         }
         if kind == FileType::Socket {
-            self.warnings.push(format!("{} was left out: it is a socket", path.display()));
+            self.intake.warnings.push(format!("{} was left out: it is a socket", path.display()));
             return Ok(None);
         }
         if stat.st_nlink > 1
@@ -138,21 +145,11 @@ impl Walk<'_> {
             return self.builder.add_link(parent, bytes, leaf).map(|()| None).map_err(refuse);
         }
         let (attributes, content) = match kind {
-            FileType::RegularFile => self.regular(directory, name, &path)?,
-            _ => {
-                let content = match kind {
-                    FileType::Symlink => {
-                        let target = rustix::fs::readlinkat(directory, name, Vec::new()).at("read", &path)?;
-                        Content::Symlink(target.into_bytes().into())
-                    }
-                    FileType::Fifo => Content::Special(FileKind::Fifo, 0),
-                    FileType::CharacterDevice => Content::Special(FileKind::CharDevice, stat.st_rdev),
-                    FileType::BlockDevice => Content::Special(FileKind::BlockDevice, stat.st_rdev),
-                    _ => return Err(refuse("its type is not known".to_owned())),
-                };
-                let xattrs = named_xattrs(directory, name).at("read the attributes of", &path)?;
-                (attributes(&stat, xattrs), content)
-            }
+            FileType::RegularFile => match self.regular(level, name, &path)? {
+                Some(regular) => regular,
+                None => return self.builder.hide(parent, bytes).map(|()| None).map_err(refuse),
+            },
+            _ => self.other(directory, name, &path, &stat)?,
         };
         let leaf = self.builder.add(parent, bytes, attributes, content).map_err(refuse)?;
         if stat.st_nlink > 1 {
@@ -161,18 +158,68 @@ impl Walk<'_> {
         Ok(None)
     }
 
-    fn regular(&mut self, directory: &OwnedFd, name: &CStr, path: &Path) -> Result<(Attributes, Content)> {
-        let file = open(directory, name, OFlags::NONBLOCK).at("open", path)?;
+    /// Takes the overlay's own attributes of a directory out, and says whether whiteouts in it may be empty files.
+    fn mark(&mut self, node: DirId, path: &Path, attributes: &mut Attributes) -> Result<bool> {
+        if !self.upper {
+            return Ok(false);
+        }
+        let own = overlay::take(attributes).map_err(|reason| refuse(path, &reason))?;
+        if own.opaque {
+            self.builder.set_opaque(node);
+        }
+        if let Some(redirect) = own.redirect {
+            self.builder.set_redirect(node, redirect);
+        }
+        Ok(own.xattr_whiteouts)
+    }
+
+    fn other(
+        &mut self,
+        directory: &OwnedFd,
+        name: &CStr,
+        path: &Path,
+        stat: &Stat,
+    ) -> Result<(Attributes, Content)> {
+        let content = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(directory, name, Vec::new()).at("read", path)?;
+                Content::Symlink(target.into_bytes().into())
+            }
+            FileType::Fifo => Content::Special(FileKind::Fifo, 0),
+            FileType::CharacterDevice => Content::Special(FileKind::CharDevice, stat.st_rdev),
+            FileType::BlockDevice => Content::Special(FileKind::BlockDevice, stat.st_rdev),
+            _ => return Err(refuse(path, "its type is not known")),
+        };
+        let xattrs = named_xattrs(directory, name).at("read the attributes of", path)?;
+        let mut attributes = attributes(stat, xattrs);
+        if self.upper {
+            overlay::take(&mut attributes).map_err(|reason| refuse(path, &reason))?;
+        }
+        Ok((attributes, content))
+    }
+
+    /// `None` for an empty file that is a whiteout.
+    fn regular(&mut self, level: &Level, name: &CStr, path: &Path) -> Result<Option<(Attributes, Content)>> {
+        let file = open(&level.directory, name, OFlags::NONBLOCK).at("open", path)?;
         let stat = rustix::fs::fstat(&file).at("read", path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(StoreError::Invalid(format!(
-                "cannot import {}: it is being replaced",
-                path.display()
-            )));
+            return Err(refuse(path, "it is being replaced"));
         }
-        let attributes = attributes(&stat, xattrs(&file).at("read the attributes of", path)?);
+        let mut attributes = attributes(&stat, xattrs(&file).at("read the attributes of", path)?);
+        if self.upper {
+            let own = overlay::take(&mut attributes).map_err(|reason| refuse(path, &reason))?;
+            if own.whiteout && level.xattr_whiteouts && stat.st_size == 0 {
+                return Ok(None);
+            }
+            if own.metadata_only {
+                return Ok(Some((attributes, Content::Below(stat.st_size as u64, own.redirect))));
+            }
+            if let Some((kind, device)) = own.stands_for {
+                return Ok(Some((attributes, Content::Special(kind, device))));
+            }
+        }
         let content = self.content(File::from(file), &stat, path)?;
-        Ok((attributes, Content::Regular(content)))
+        Ok(Some((attributes, Content::Regular(content))))
     }
 
     fn content(&mut self, file: File, stat: &Stat, path: &Path) -> Result<FileContent> {
@@ -181,12 +228,12 @@ impl Walk<'_> {
         if (stat.st_blocks as u64).saturating_mul(512) < size {
             let ranges = data_ranges(&file, size).at("look for holes in", path)?;
             let bytes: u64 = ranges.iter().map(|r| r.1).sum();
-            let content = content::ingest_ranges(&file, size, &ranges, &mut self.batch)?;
+            let content = content::ingest_ranges(&file, size, &ranges, &mut self.intake.batch)?;
             self.count(bytes);
             return Ok(content);
         }
         let mut source = Source { file, failed: None, read: 0 };
-        let content = content::ingest(&mut source, &mut self.batch);
+        let content = content::ingest(&mut source, &mut self.intake.batch);
         self.count(source.read);
         match source.failed {
             Some(error) => Err(error).at("read", path),
@@ -195,8 +242,8 @@ impl Walk<'_> {
     }
 
     fn count(&mut self, bytes: u64) {
-        self.bytes += bytes;
-        self.progress.add(bytes, 0);
+        self.intake.bytes += bytes;
+        self.intake.progress.add(bytes, 0);
     }
 }
 
@@ -248,7 +295,12 @@ fn data_ranges(file: &File, size: u64) -> rustix::io::Result<Vec<(u64, u64)>> {
 
 fn attributes(stat: &Stat, xattrs: Xattrs) -> Attributes {
     let mtime = Timestamp { secs: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
-    Attributes { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, mtime, xattrs }
+    let mode = stat.st_mode & 0o7777;
+    Attributes { mode, uid: stat.st_uid, gid: stat.st_gid, mtime, other_times: None, xattrs }
+}
+
+fn refuse(path: &Path, reason: &str) -> StoreError {
+    StoreError::Invalid(format!("cannot import {}: {reason}", path.display()))
 }
 
 fn xattrs(file: &OwnedFd) -> io::Result<Xattrs> {

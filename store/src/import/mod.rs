@@ -1,25 +1,34 @@
-//! Bringing a root filesystem into the store: from a tar archive or from a directory.
+//! Bringing a root filesystem into the store: from a tar archive, a directory, or an image of layers.
 //!
 //! The result is a tree whose inode numbers follow the path order, so the same content gives the same tree whatever
-//! order an archive has it in. Nothing is ever written outside the store, and no symbolic link is followed: the archive or directory
-//! is untrusted. File bodies stream into one batch of objects with one durability barrier at its end; only metadata is held in memory.
+//! order an archive has it in. Nothing is ever written outside the store, and no symbolic link is followed outside the tree: what is
+//! imported is untrusted. File bodies stream into one batch of objects with one durability barrier at its end; only metadata is held
+//! in memory, and of that no more than [`builder::MAX_METADATA`].
 
 mod archive;
+mod blobs;
 mod builder;
 mod compress;
 mod directory;
+mod image;
+mod oci;
+mod overlay;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{IoContext, Result};
+use self::builder::{Builder, MAX_METADATA};
+use crate::error::{IoContext, Result, StoreError};
 use crate::id::ObjectId;
 use crate::object::Batch;
 use crate::open::Store;
+use crate::root::Root;
+use crate::tree::Trees;
 
 /// The most warnings that are kept word by word.
 const MAX_WARNINGS: usize = 100;
@@ -60,20 +69,31 @@ pub struct Imported {
     pub warnings: Vec<String>,
 }
 
-/// Imports a tar archive (plain, gzip, xz or zstd, told apart by content) or a directory.
+/// Imports a root filesystem, told apart by its content: a tar archive (plain, gzip, xz or zstd), a directory, an OCI image layout
+/// (a directory, or a tar archive of one), or an archive as `docker save` writes it. Of an image all layers become one tree.
 ///
 /// The caller holds [`crate::lock::StoreLock::shared`] from before this call until something durable refers to the root: a
 /// collection in between would take it.
 ///
 /// # Errors
-/// [`crate::StoreError::Invalid`] for an archive that is broken, truncated or hostile, naming the entry;
+/// [`crate::StoreError::Invalid`] for what is broken, truncated or hostile, naming the entry or the blob;
 /// [`crate::StoreError::Io`] for what cannot be read, naming the path. The store is as it was before.
 pub fn import_path(store: &Arc<Store>, path: &Path, progress: &dyn Progress) -> Result<Imported> {
     let file = File::open(path).at("open", path)?;
+    let mut intake = Intake::new(store, progress)?;
+    let source = path.display().to_string();
     if file.metadata().at("read", path)?.is_dir() {
-        return directory::import(store, path, file.into(), progress);
+        let builder = match image::in_directory(&mut intake, &file, path)? {
+            Some(builder) => builder,
+            None => directory::import(&mut intake, path, file.into(), false)?,
+        };
+        return intake.finish(builder);
     }
-    archive::import(store, file, &path.display().to_string(), progress)
+    let mut magic = [0; compress::MAGIC];
+    let got = file.read_at(&mut magic, 0).at("read", path)?;
+    let plain = compress::is_plain(&magic[..got]).then(|| file.try_clone().at("open", path)).transpose()?;
+    let builder = image::in_stream(&mut intake, file, plain, &source)?;
+    intake.finish(builder)
 }
 
 /// Imports an archive from a stream, such as a download. Otherwise like [`import_path`].
@@ -85,7 +105,52 @@ pub fn import_reader(
     reader: impl Read + Send,
     progress: &dyn Progress,
 ) -> Result<Imported> {
-    archive::import(store, reader, "the stream", progress)
+    let mut intake = Intake::new(store, progress)?;
+    let builder = image::in_stream(&mut intake, reader, None, "the stream")?;
+    intake.finish(builder)
+}
+
+/// Imports the upper directory of an overlay, as overlayfs or fuse-overlayfs wrote it, over the tree that it lay on. The
+/// result is what the mounted overlay showed. What stays of `lower` keeps its inode numbers and objects.
+///
+/// # Errors
+/// As [`import_path`]; also for what `lower` does not have and the upper refers to (a renamed directory, the data of a file
+/// whose metadata alone was copied), naming the path.
+pub fn import_upper(trees: &Trees, lower: &Root, path: &Path, progress: &dyn Progress) -> Result<Imported> {
+    let file = File::open(path).at("open", path)?;
+    if !file.metadata().at("read", path)?.is_dir() {
+        let path = path.display();
+        return Err(StoreError::Invalid(format!("cannot import {path}: an overlay's upper is a directory")));
+    }
+    let mut intake = Intake::new(trees.store(), progress)?;
+    let mut tree = Builder::from_tree(trees, lower, MAX_METADATA)?;
+    let upper = directory::import(&mut intake, path, file.into(), true)?;
+    tree.cover(upper)?;
+    intake.finish(tree)
+}
+
+/// What an import under way has brought into the store.
+struct Intake<'a> {
+    store: &'a Arc<Store>,
+    batch: Batch,
+    warnings: Warnings,
+    progress: &'a dyn Progress,
+    /// Bytes of file content.
+    bytes: u64,
+}
+
+impl<'a> Intake<'a> {
+    fn new(store: &'a Arc<Store>, progress: &'a dyn Progress) -> Result<Intake<'a>> {
+        Ok(Intake { store, batch: Batch::new(store)?, warnings: Warnings::default(), progress, bytes: 0 })
+    }
+
+    /// Writes the tree and makes everything durable.
+    fn finish(mut self, builder: Builder) -> Result<Imported> {
+        let (root, entries) = builder.write(&mut self.batch)?;
+        let written = self.batch.commit()?;
+        let stats = ImportStats { entries, bytes: self.bytes, objects_new: written.objects };
+        Ok(Imported { root, stats, warnings: self.warnings.into_vec() })
+    }
 }
 
 /// Collects warnings; beyond a number they are only counted.
@@ -110,12 +175,4 @@ impl Warnings {
         }
         self.kept
     }
-}
-
-/// Writes the tree and makes everything durable.
-fn finish(builder: builder::Builder, mut batch: Batch, bytes: u64, warnings: Warnings) -> Result<Imported> {
-    let (root, entries) = builder.write(&mut batch)?;
-    let written = batch.commit()?;
-    let stats = ImportStats { entries, bytes, objects_new: written.objects };
-    Ok(Imported { root, stats, warnings: warnings.into_vec() })
 }

@@ -3,7 +3,7 @@
 //! Ours rather than the `tar` crate's because an archive is untrusted and nothing of it may be lost: extended headers are
 //! bounded, PAX sparse members are understood, and ranges are handed on as ranges, so that holes are never read.
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 
 use super::header::{Header, flag};
 use super::pax::{MAX_PAX, Pax};
@@ -58,6 +58,8 @@ pub struct Member {
     pub size: u64,
     /// Of a sparse file, the ranges (offset, length) that the body holds one after another.
     pub ranges: Option<Vec<(u64, u64)>>,
+    /// Whether a name that looks like a whiteout is a name and no deletion: our own writer says so in a record.
+    pub literal: bool,
     /// What could not be kept, in words for the user.
     pub notes: Vec<String>,
 }
@@ -97,16 +99,38 @@ struct Words(&'static str);
 /// through `Read`; what is left of them is skipped by the next call. Memory is bounded whatever the input.
 pub struct Reader<R> {
     input: R,
+    /// Moves the input forward without giving its bytes, where it can.
+    leap: Option<Leap<R>>,
     offset: u64,
     body: u64,
     padding: u64,
     globals: Pax,
 }
 
+/// See [`Reader::seeking`].
+type Leap<R> = fn(&mut R, i64) -> io::Result<()>;
+
+impl<R: Read + io::Seek> Reader<BufReader<R>> {
+    /// A reader at the start of an uncompressed archive that can seek: bodies that nobody reads are passed over.
+    pub fn seeking(input: R) -> Self {
+        Self { leap: Some(BufReader::seek_relative), ..Self::new(BufReader::new(input)) }
+    }
+}
+
 impl<R: Read> Reader<R> {
     /// A reader at the start of an uncompressed archive.
     pub fn new(input: R) -> Self {
-        Self { input, offset: 0, body: 0, padding: 0, globals: Pax::default() }
+        Self { input, leap: None, offset: 0, body: 0, padding: 0, globals: Pax::default() }
+    }
+
+    /// The input, as far as it was read.
+    pub fn into_inner(self) -> R {
+        self.input
+    }
+
+    /// How far into the archive it is: after [`Reader::next_member`], where the member's stored bytes begin.
+    pub fn position(&self) -> u64 {
+        self.offset
     }
 
     /// The next member, `None` at the end marker (the input is then read to its end, so that a decompressor
@@ -204,6 +228,7 @@ impl<R: Read> Reader<R> {
                 xattrs: xattrs.into_iter().collect(),
                 size: 0,
                 ranges: None,
+                literal: pax.get("KARAPACE.literal") == Some(b"1"),
                 notes,
             })
         };
@@ -341,6 +366,15 @@ impl<R: Read> Reader<R> {
 
     fn skip_raw(&mut self, mut count: u64) -> Result<(), TarError> {
         let mut scrap = [0; 16 << 10];
+        if let (Some(leap), Ok(far)) = (self.leap, i64::try_from(count))
+            && count > scrap.len() as u64
+        {
+            // All but the last byte, so that an archive which ends before it is seen to be truncated.
+            leap(&mut self.input, far - 1)
+                .map_err(|source| TarError::Read { offset: self.offset, source })?;
+            self.offset += count - 1;
+            count = 1;
+        }
         while count > 0 {
             let part = count.min(scrap.len() as u64) as usize;
             self.fill(&mut scrap[..part], "within a member")?;

@@ -1,0 +1,61 @@
+//! What a name, a path or an attribute may be.
+
+use super::{MAX_DEPTH, Reason};
+use crate::error::StoreError;
+
+/// The name at the root that belongs to the control files.
+const RESERVED: &[u8] = b".karapace";
+
+/// How many bytes of names of extended attributes listxattr(2) gives of one inode, each with a NUL.
+const MAX_NAMES: usize = 64 << 10;
+
+/// The components that a path names below the root.
+pub(in crate::import) fn normalise(path: &[u8]) -> Reason<Vec<Box<[u8]>>> {
+    let mut components: Vec<Box<[u8]>> = Vec::new();
+    for component in path.split(|&b| b == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => return Err("a name with '..' could leave the tree".to_owned()),
+            name if components.len() < MAX_DEPTH => components.push(name.into()),
+            _ => return Err(too_deep()),
+        }
+    }
+    Ok(components)
+}
+
+/// No path could name it; without a bound a small archive could ask for any amount of work.
+pub(super) fn too_deep() -> String {
+    format!("it is nested deeper than {MAX_DEPTH} levels")
+}
+
+pub(super) fn check_name(at_root: bool, name: &[u8]) -> Reason<()> {
+    if at_root && name == RESERVED {
+        return Err("the name .karapace at the root is reserved for the control files".to_owned());
+    }
+    if name.len() > 255 {
+        return Err("a component of its name is longer than 255 bytes".to_owned());
+    }
+    if name.contains(&0) {
+        return Err("its name holds a NUL byte".to_owned());
+    }
+    Ok(())
+}
+
+/// Attributes as Linux can hold them; an archive may say anything.
+pub(in crate::import) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<()> {
+    let names: usize = xattrs.iter().map(|(name, _)| name.len() + 1).sum();
+    if names > MAX_NAMES {
+        return Err(format!("its {} extended attributes are more than Linux can list", xattrs.len()));
+    }
+    for (name, value) in xattrs {
+        if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > 64 << 10 {
+            return Err(format!("its extended attribute {:?} is not one", String::from_utf8_lossy(name)));
+        }
+    }
+    Ok(())
+}
+
+/// The error that names an entry.
+pub(in crate::import) fn refuse(path: &[u8], reason: &str) -> StoreError {
+    StoreError::Invalid(format!("cannot import {:?}: {reason}", String::from_utf8_lossy(path)))
+}

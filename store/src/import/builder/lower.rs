@@ -1,0 +1,113 @@
+//! A builder that begins with a tree of the store.
+
+use std::collections::HashMap;
+
+use super::{Attributes, Builder, Child, Content, DirId, LeafId, ROOT, Shape, refuse};
+use crate::error::Result;
+use crate::inode::{Body, Ino, InodeRecord};
+use crate::root::Root;
+use crate::tree::{Trees, walk};
+
+impl Builder {
+    /// The tree of `root`. Inodes keep their numbers, so that what stays as it is is written as it was.
+    pub fn from_tree(trees: &Trees, root: &Root, room: u64) -> Result<Builder> {
+        let mut builder = Builder::new(room);
+        builder.next_ino = root.next_ino;
+        let mut linked = HashMap::new();
+        // The directories above, each with the length of its path.
+        let mut above: Vec<(usize, DirId)> = Vec::new();
+        walk(trees, root, &mut |path, record| {
+            let Some(slash) = path.iter().rposition(|&b| b == b'/').filter(|_| path.len() > 1) else {
+                builder.set_root(attributes(record));
+                above.push((0, ROOT));
+                return Ok(());
+            };
+            above.truncate(above.iter().rposition(|(length, _)| *length == slash).map_or(1, |i| i + 1));
+            let parent = above.last().map_or(ROOT, |(_, directory)| *directory);
+            let taken = builder.take(parent, &path[slash + 1..], record, &mut linked);
+            if let Some(directory) = taken.map_err(|reason| refuse(&path[1..], &reason))? {
+                above.push((path.len(), directory));
+            }
+            Ok(())
+        })?;
+        Ok(builder)
+    }
+
+    fn take(
+        &mut self,
+        parent: DirId,
+        name: &[u8],
+        record: &InodeRecord,
+        linked: &mut HashMap<Ino, LeafId>,
+    ) -> super::Reason<Option<DirId>> {
+        let content = match &record.body {
+            Body::Directory { .. } => {
+                let directory = self.add_directory(parent, name, attributes(record))?;
+                self.directories[directory.0].ino = record.ino;
+                return Ok(Some(directory));
+            }
+            Body::Regular(content) => Content::Regular(content.clone()),
+            Body::Symlink(target) => Content::Symlink(target.clone()),
+            Body::Special => Content::Special(record.kind(), record.rdev),
+        };
+        if let Some(&leaf) = linked.get(&record.ino) {
+            self.add_link(parent, name, leaf)?;
+            return Ok(None);
+        }
+        let leaf = self.push(attributes(record), Shape::Content(content))?;
+        self.leaves[leaf.0].ino = record.ino;
+        self.add_link(parent, name, leaf)?;
+        if record.nlink > 1 {
+            linked.insert(record.ino, leaf);
+        }
+        Ok(None)
+    }
+
+    /// Where a directory below leads that `path` names, when symbolic links in it are followed within the tree.
+    /// `None` when there is no such directory.
+    pub fn resolve(&self, path: &[Box<[u8]>]) -> Option<Vec<Box<[u8]>>> {
+        let mut todo: Vec<Box<[u8]>> = path.iter().rev().cloned().collect();
+        let mut at: Vec<(Box<[u8]>, DirId)> = Vec::new();
+        let mut followed = 0;
+        while let Some(name) = todo.pop() {
+            match &*name {
+                b"" | b"." => continue,
+                b".." => {
+                    at.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let here = at.last().map_or(self.root, |(_, directory)| *directory);
+            match self.directories[here.0].children.get(&name)? {
+                Child::Directory(directory) => at.push((name, *directory)),
+                Child::Leaf(leaf) => {
+                    let Shape::Content(Content::Symlink(target)) = &self.leaves[leaf.0].shape else {
+                        return None;
+                    };
+                    followed += 1;
+                    if followed > super::MAX_LINKS {
+                        return None;
+                    }
+                    if target.starts_with(b"/") {
+                        at.clear();
+                    }
+                    todo.extend(target.split(|&b| b == b'/').rev().map(Box::from));
+                }
+            }
+        }
+        Some(at.into_iter().map(|(name, _)| name).collect())
+    }
+}
+
+fn attributes(record: &InodeRecord) -> Attributes {
+    let (atime, mtime, ctime) = (record.atime, record.mtime, record.ctime);
+    Attributes {
+        mode: record.mode & 0o7777,
+        uid: record.uid,
+        gid: record.gid,
+        mtime,
+        other_times: (atime != mtime || ctime != mtime).then_some((atime, ctime)),
+        xattrs: record.xattrs.clone(),
+    }
+}

@@ -1,0 +1,234 @@
+//! From the builder to the store: hard links settled, inodes numbered, directories written bottom-up.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    Attributes, Builder, Child, Content, DirId, Directory, Leaf, LeafId, MAX_DEPTH, Reason, Shape, refuse,
+};
+use crate::content::FileContent;
+use crate::error::Result;
+use crate::id::ObjectId;
+use crate::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
+use crate::object::Batch;
+use crate::root::Root;
+use crate::tree::{self, Entry, Target};
+
+impl Builder {
+    /// Settles hard links, numbers inodes in path order, writes all directories, the link table and the root object.
+    /// Gives the root and the number of names below it.
+    pub fn write(mut self, batch: &mut Batch) -> Result<(ObjectId, u64)> {
+        self.settle()?;
+        let order = self.number()?;
+        let names = order.iter().map(|directory| self.directories[directory.0].children.len() as u64).sum();
+        let mut linked = BTreeMap::new();
+        // Backwards, so that a directory comes after all that is below it.
+        for directory in order.into_iter().rev() {
+            self.write_directory(directory, batch, &mut linked)?;
+        }
+        let links = tree::write_links(batch, &mut linked.into_values())?;
+        let inode = self.directories[self.root.0].record();
+        let root = Root { inode, links, next_ino: self.next_ino }.write(batch)?;
+        Ok((root, names))
+    }
+
+    /// Replaces pending hard links by what they name.
+    pub fn settle(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.pending) {
+            return Ok(());
+        }
+        let mut known = HashMap::new();
+        let mut todo = vec![(self.root, Vec::new())];
+        while let Some((directory, path)) = todo.pop() {
+            let children: Vec<_> = self.directories[directory.0]
+                .children
+                .iter()
+                .map(|(name, &child)| (name.clone(), child))
+                .collect();
+            for (name, child) in children {
+                match child {
+                    Child::Directory(below) => todo.push((below, [&path, &b"/"[..], &name].concat())),
+                    Child::Leaf(leaf) => {
+                        let target = self
+                            .target(leaf, &mut known)
+                            .map_err(|reason| refuse(&[&path, &b"/"[..], &name].concat()[1..], &reason))?;
+                        self.directories[directory.0].children.insert(name, Child::Leaf(target));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a leaf stands for when hard links that came early are followed. What is found is kept in `known`: of a
+    /// long chain each link is followed once.
+    fn target(&self, leaf: LeafId, known: &mut HashMap<LeafId, LeafId>) -> Reason<LeafId> {
+        let mut chain = Vec::new();
+        let mut at = leaf;
+        let target = loop {
+            let Shape::Pending(wanted) = &self.leaves[at.0].shape else { break at };
+            match known.get(&at) {
+                // On its own way.
+                Some(&same) if same == at => return Err("it is a hard link to itself".to_owned()),
+                Some(&target) => break target,
+                None => known.insert(at, at),
+            };
+            chain.push(at);
+            at = match self.find(self.root, wanted) {
+                Some(Child::Leaf(leaf)) => leaf,
+                Some(Child::Directory(_)) => return Err("it is a hard link to a directory".to_owned()),
+                None => {
+                    let wanted = wanted.join(&b'/');
+                    let wanted = String::from_utf8_lossy(&wanted);
+                    return Err(format!("it is a hard link to {wanted:?}, which is not in the archive"));
+                }
+            };
+        };
+        known.extend(chain.into_iter().map(|link| (link, target)));
+        Ok(target)
+    }
+
+    /// Gives every inode that has none its number. Returns the directories, parents before children.
+    fn number(&mut self) -> Result<Vec<DirId>> {
+        self.directories[self.root.0].ino = ROOT_INO;
+        let mut order = vec![self.root];
+        let mut stack = vec![self.directories[self.root.0].list()];
+        while let Some(level) = stack.last_mut() {
+            let Some(child) = level.next() else {
+                stack.pop();
+                continue;
+            };
+            let ino = match child {
+                Child::Directory(below) => &mut self.directories[below.0].ino,
+                Child::Leaf(leaf) => {
+                    self.leaves[leaf.0].names += 1;
+                    &mut self.leaves[leaf.0].ino
+                }
+            };
+            if *ino == 0 {
+                *ino = self.next_ino;
+                self.next_ino += 1;
+            }
+            if let Child::Directory(below) = child {
+                self.check_place(below, stack.len())?;
+                order.push(below);
+                stack.push(self.directories[below.0].list());
+            }
+        }
+        Ok(order)
+    }
+
+    /// What renames in an overlay could bring about: a directory in two places, or too deep.
+    fn check_place(&mut self, directory: DirId, depth: usize) -> Result<()> {
+        let twice = std::mem::replace(&mut self.directories[directory.0].taken, true);
+        if !twice && depth <= MAX_DEPTH {
+            return Ok(());
+        }
+        let path = self.path_of(directory);
+        let reason = if twice {
+            "it is in two places: renames in the upper directory contradict each other".to_owned()
+        } else {
+            super::too_deep()
+        };
+        Err(refuse(&path, &reason))
+    }
+
+    /// Some path of a directory, for an error.
+    fn path_of(&self, wanted: DirId) -> Vec<u8> {
+        let mut todo = vec![(self.root, Vec::new())];
+        while let Some((directory, path)) = todo.pop() {
+            for (name, &child) in &self.directories[directory.0].children {
+                let Child::Directory(below) = child else { continue };
+                let path = if path.is_empty() { name.to_vec() } else { [&path, &b"/"[..], name].concat() };
+                if below == wanted {
+                    return path;
+                }
+                todo.push((below, path));
+            }
+        }
+        Vec::new()
+    }
+
+    /// Writes a directory whose subdirectories are written. Inodes of several names go to `linked`.
+    fn write_directory(
+        &mut self,
+        directory: DirId,
+        batch: &mut Batch,
+        linked: &mut BTreeMap<Ino, InodeRecord>,
+    ) -> Result<()> {
+        let children = std::mem::take(&mut self.directories[directory.0].children);
+        let mut entries = Vec::with_capacity(children.len());
+        let mut subdirectories = 0;
+        for (name, child) in children {
+            let target = match child {
+                Child::Directory(below) => {
+                    subdirectories += 1;
+                    Target::Inode(self.directories[below.0].record())
+                }
+                Child::Leaf(leaf) => self.leaves[leaf.0].write(linked),
+            };
+            entries.push(Entry { name, target });
+        }
+        let directory = &mut self.directories[directory.0];
+        directory.subdirectories = subdirectories;
+        directory.written = tree::write_dir(batch, &mut entries.into_iter())?;
+        Ok(())
+    }
+}
+
+impl Directory {
+    fn list(&self) -> std::vec::IntoIter<Child> {
+        self.children.values().copied().collect::<Vec<_>>().into_iter()
+    }
+
+    /// The record of a directory that is written; takes its attributes out.
+    fn record(&mut self) -> InodeRecord {
+        let body = Body::Directory { tree: self.written.tree, links: self.written.links };
+        let attributes = std::mem::take(&mut self.attributes);
+        attributes.record(self.ino, FileKind::Directory, 2 + self.subdirectories, 0, body)
+    }
+}
+
+impl Leaf {
+    /// What its next name points at; the first time its record is taken out.
+    fn write(&mut self, linked: &mut BTreeMap<Ino, InodeRecord>) -> Target {
+        let (kind, rdev, body) = match std::mem::replace(&mut self.shape, Shape::Written(FileKind::Regular)) {
+            Shape::Content(Content::Regular(content)) => (FileKind::Regular, 0, Body::Regular(content)),
+            Shape::Content(Content::Symlink(target)) => (FileKind::Symlink, 0, Body::Symlink(target)),
+            Shape::Content(Content::Special(kind, rdev)) => (kind, rdev, Body::Special),
+            // Nothing is pending once links are settled, nor of the layers below once they are covered.
+            Shape::Pending(_) | Shape::Content(Content::Below(..)) => {
+                (FileKind::Regular, 0, Body::Regular(FileContent::empty()))
+            }
+            Shape::Written(kind) => {
+                self.shape = Shape::Written(kind);
+                return Target::Link { ino: self.ino, kind };
+            }
+        };
+        self.shape = Shape::Written(kind);
+        let record = std::mem::take(&mut self.attributes).record(self.ino, kind, self.names, rdev, body);
+        if self.names == 1 {
+            return Target::Inode(record);
+        }
+        linked.insert(self.ino, record);
+        Target::Link { ino: self.ino, kind }
+    }
+}
+
+impl Attributes {
+    fn record(self, ino: Ino, kind: FileKind, nlink: u32, rdev: u64, body: Body) -> InodeRecord {
+        let (atime, ctime) = self.other_times.unwrap_or((self.mtime, self.mtime));
+        InodeRecord {
+            ino,
+            mode: kind.to_mode() | (self.mode & 0o7777),
+            nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev,
+            atime,
+            mtime: self.mtime,
+            ctime,
+            xattrs: self.xattrs,
+            body,
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What overlayfs and fuse-overlayfs write into an upper directory to say what became of the layers below.
+//!
+//! Sources: the kernel's Documentation/filesystems/overlayfs.rst, and fuse-overlayfs' manual page.
+
+use std::path::Path;
+
+use rustix::fs::{FileType, Stat};
+
+use super::archive::{OPAQUE, WHITEOUT};
+use super::builder::{Attributes, Redirect, normalise};
+use crate::error::{Result, StoreError};
+use crate::inode::{FileKind, Xattrs};
+
+/// The attributes of overlayfs: of a mount that root made, and of one in a user namespace (`userxattr`).
+const KERNEL: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// The attributes of fuse-overlayfs.
+const FUSE: [&[u8]; 2] = [b"user.fuseoverlayfs.", b"security.fuseoverlayfs."];
+
+/// Owner and mode as a mount shows them whose host cannot hold them.
+const CONTAINERS: &[u8] = b"user.containers.override_stat";
+
+/// An entry that is no entry.
+pub(super) enum Special<'a> {
+    /// Nothing below of this name shows.
+    Whiteout(&'a [u8]),
+    /// Nothing below shows in the directory.
+    Opaque,
+}
+
+/// What the overlay's own attributes say of an inode.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Own {
+    /// Of a directory: nothing below shows in it.
+    pub opaque: bool,
+    /// Of a directory: empty files with the whiteout attribute in it are whiteouts.
+    pub xattr_whiteouts: bool,
+    /// Of an empty file: it is a whiteout, where its directory says so.
+    pub whiteout: bool,
+    /// Where it was below.
+    pub redirect: Option<Redirect>,
+    /// Of a regular file: its content is that of the file below.
+    pub metadata_only: bool,
+    /// Of a regular file: what it shows as.
+    pub stands_for: Option<(FileKind, u64)>,
+}
+
+/// What an entry stands for by its kind and name: a character device 0:0, or an empty file with a name as image layers have it.
+pub(super) fn special<'a>(name: &'a [u8], stat: &Stat) -> std::result::Result<Option<Special<'a>>, String> {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let is_device = kind == FileType::CharacterDevice && stat.st_rdev == 0;
+    let Some(hidden) = name.strip_prefix(WHITEOUT) else {
+        return Ok(is_device.then_some(Special::Whiteout(name)));
+    };
+    if !(is_device || (kind == FileType::RegularFile && stat.st_size == 0)) {
+        return Err("it has the name of a whiteout and is none: rename it".to_owned());
+    }
+    if name == OPAQUE {
+        return Ok(Some(Special::Opaque));
+    }
+    if matches!(hidden, b"" | b"." | b"..") {
+        return Err("it is a whiteout of no name that a file can have".to_owned());
+    }
+    Ok(Some(Special::Whiteout(hidden)))
+}
+
+/// Takes the overlay's own attributes out of `attributes`, where they change what the inode is like.
+pub(super) fn take(attributes: &mut Attributes) -> std::result::Result<Own, String> {
+    let (mut own, mut kept) = (Own::default(), Xattrs::new());
+    let mut shown = None;
+    for (name, value) in attributes.xattrs.iter() {
+        if let Some((prefix, rest)) = strip(name, &KERNEL) {
+            if let Some(nested) = rest.strip_prefix(b"overlay.") {
+                // An overlay on an overlay: attributes of its own that this one passes through.
+                kept.set(&[prefix, nested].concat(), value);
+            } else {
+                own.kernel(rest, value)?;
+            }
+        } else if let Some((_, rest)) = strip(name, &FUSE) {
+            own.opaque |= rest == b"opaque";
+            if rest == b"override_stat" {
+                shown = Some(value.to_vec());
+            }
+        } else if name == CONTAINERS {
+            shown = Some(value.to_vec());
+        } else {
+            kept.set(name, value);
+        }
+    }
+    if let Some(text) = shown {
+        let bad = || format!("its attribute override_stat is {:?}", String::from_utf8_lossy(&text));
+        own.stands_for = override_stat(&text, attributes).ok_or_else(bad)?;
+    }
+    attributes.xattrs = kept;
+    Ok(own)
+}
+
+impl Own {
+    fn kernel(&mut self, name: &[u8], value: &[u8]) -> std::result::Result<(), String> {
+        match (name, value) {
+            (b"opaque", b"y") => self.opaque = true,
+            (b"opaque", b"x") => self.xattr_whiteouts = true,
+            (b"whiteout", _) => self.whiteout = true,
+            (b"metacopy", _) => self.metadata_only = true,
+            (b"redirect", b"") => return Err("it was renamed from an empty name".to_owned()),
+            (b"redirect", value) => {
+                let path = normalise(value)?;
+                self.redirect = Some(match &path[..] {
+                    [name] if !value.starts_with(b"/") => Redirect::Name(name.clone()),
+                    _ => Redirect::Path(path),
+                });
+            }
+            // origin, impure, nlink, upper, uuid, protattr, …: of use to the overlay alone.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn strip<'a>(name: &'a [u8], prefixes: &[&'static [u8]]) -> Option<(&'static [u8], &'a [u8])> {
+    prefixes.iter().find_map(|prefix| Some((*prefix, name.strip_prefix(*prefix)?)))
+}
+
+/// `uid:gid:mode[:kind[-major-minor]]`, the mode in octal. The inner value is what a file of another kind stands for.
+fn override_stat(text: &[u8], attributes: &mut Attributes) -> Option<Option<(FileKind, u64)>> {
+    let mut fields = std::str::from_utf8(text).ok()?.trim_end_matches('\0').split(':');
+    let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    let mode = u32::from_str_radix(fields.next()?, 8).ok()? & 0o7777;
+    let mut kind = fields.next().unwrap_or("file").split('-');
+    let stands_for = match kind.next()? {
+        "file" | "dir" => None,
+        "pipe" => Some((FileKind::Fifo, 0)),
+        "socket" => Some((FileKind::Socket, 0)),
+        device @ ("char" | "block") => {
+            let device_kind = if device == "char" { FileKind::CharDevice } else { FileKind::BlockDevice };
+            let number = rustix::fs::makedev(kind.next()?.parse().ok()?, kind.next()?.parse().ok()?);
+            Some((device_kind, number))
+        }
+        _ => return None,
+    };
+    (attributes.uid, attributes.gid, attributes.mode) = (uid, gid, mode);
+    Some(stands_for)
+}
+
+/// Refuses what would be read wrongly: nobody but root sees the attributes that root's overlayfs writes.
+pub(super) fn check_readable(path: &Path, owner: u32) -> Result<()> {
+    if owner == 0 && !nix::unistd::geteuid().is_root() {
+        let path = path.display();
+        return Err(StoreError::Invalid(format!(
+            "cannot import {path}: it is root's, and what root's overlayfs says of deletions only root can read: import it as root"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(xattrs: &[(&str, &str)]) -> Attributes {
+        Attributes { mode: 0o600, xattrs: xattrs.iter().copied().collect(), ..Attributes::default() }
+    }
+
+    #[test]
+    fn the_overlays_own_attributes_are_taken_out() {
+        let mut all = attributes(&[
+            ("trusted.overlay.opaque", "y"),
+            ("trusted.overlay.origin", "x"),
+            ("trusted.overlay.overlay.opaque", "y"),
+            ("user.overlay.redirect", "/a//b"),
+            ("user.overlay.metacopy", ""),
+            ("user.fuseoverlayfs.origin", "x"),
+            ("user.note", "kept"),
+        ]);
+        let own = take(&mut all).unwrap();
+        assert!(own.opaque && own.metadata_only && !own.whiteout);
+        assert_eq!(own.redirect, Some(Redirect::Path(vec![b"a"[..].into(), b"b"[..].into()])));
+        let kept: Vec<_> = all.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect();
+        assert_eq!(kept, ["trusted.overlay.opaque", "user.note"]);
+        let own = take(&mut attributes(&[("user.overlay.redirect", "b")])).unwrap();
+        assert_eq!(own.redirect, Some(Redirect::Name(b"b"[..].into())));
+        assert!(take(&mut attributes(&[("user.overlay.redirect", "/a/../b")])).is_err());
+        assert!(take(&mut attributes(&[("user.overlay.redirect", "")])).is_err());
+    }
+
+    #[test]
+    fn owner_and_mode_as_they_show() {
+        let mut all = attributes(&[("user.fuseoverlayfs.override_stat", "1:2:4755:file")]);
+        assert_eq!(take(&mut all).unwrap(), Own::default());
+        assert_eq!((all.uid, all.gid, all.mode, all.xattrs.len()), (1, 2, 0o4755, 0));
+        let mut all = attributes(&[("user.containers.override_stat", "0:5:620:char-5-1")]);
+        let device = rustix::fs::makedev(5, 1);
+        assert_eq!(take(&mut all).unwrap().stands_for, Some((FileKind::CharDevice, device)));
+        for bad in ["", "1:2", "x:1:644", "1:2:9", "1:2:644:what", "1:2:644:char-1"] {
+            assert!(take(&mut attributes(&[("user.containers.override_stat", bad)])).is_err(), "{bad}");
+        }
+    }
+}
