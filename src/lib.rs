@@ -1,8 +1,8 @@
 //! Karapace keeps Linux environments in a content-addressed store and serves them as directories through FUSE.
 //!
 //! The library is the program: `src/main.rs` only calls [`cli`]. Layers, top to bottom: [`cli`] (arguments,
-//! output, exit status), [`engine`] (what each command does), and the pure modules [`manifest`], [`lockfile`],
-//! [`identity`], [`lifecycle`]. Below stand the crates `karapace-fs` (the view) and `karapace-store`.
+//! output, exit status), [`engine`] (what each command does), [`oci`] (images as they are exported), and the pure
+//! modules [`manifest`], [`lockfile`], [`identity`], [`lifecycle`]. Below stand the crates `karapace-fs` (the view) and `karapace-store`.
 
 pub mod cli;
 pub mod engine;
@@ -11,4 +11,5 @@ pub mod image;
 pub mod lifecycle;
 pub mod lockfile;
 pub mod manifest;
+pub mod oci;
 pub mod runtime;

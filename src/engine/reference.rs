@@ -17,6 +17,14 @@ pub struct LayerRef {
     pub record: RecordId,
 }
 
+/// An environment and the snapshot of it that is meant, in `env@snapshot`. Neither names nor references have an `@`.
+pub fn split(text: &str) -> (&str, Option<&str>) {
+    match text.split_once('@') {
+        Some((env, snapshot)) => (env, Some(snapshot)),
+        None => (text, None),
+    }
+}
+
 /// The layer that `reference` names in `metadata`. A name goes before a prefix; of two records with one hash, the newest.
 ///
 /// # Errors
@@ -166,6 +174,13 @@ mod tests {
             assert_eq!(resolve(&m, text).ok().map(|l| l.record), expected.map(record), "{text}");
         }
         assert_eq!(resolve(&m, &hash("aaaa1").to_hex()).unwrap().record, record(1));
+    }
+
+    #[test]
+    fn an_environment_with_or_without_a_snapshot() {
+        assert_eq!(split("dev"), ("dev", None));
+        assert_eq!(split("dev@~1"), ("dev", Some("~1")));
+        assert_eq!(split("dev@"), ("dev", Some("")));
     }
 
     #[test]

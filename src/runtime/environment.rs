@@ -11,7 +11,7 @@ use super::user::User;
 const PASSED: [&str; 3] = ["TERM", "LANG", "XDG_RUNTIME_DIR"];
 
 /// Where programs are looked for inside, whatever the caller's own PATH is.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The variables of a command run by `user`; `extra` comes last and wins.
 pub(super) fn variables(

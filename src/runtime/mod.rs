@@ -44,6 +44,10 @@ use nix::sched::CloneFlags;
 
 pub use error::RuntimeError;
 
+pub(crate) use environment::PATH;
+pub(crate) use plan::SHELL;
+pub(crate) use user::root_shell;
+
 use channel::Channel;
 use plan::Plan;
 use supervise::{Running, SignalMask, failed};

@@ -15,7 +15,7 @@ use super::user::User;
 use super::{RuntimeError, Session, environment, terminal};
 
 /// The shell of a user who has none, or whose shell is not in the environment.
-const SHELL: &str = "/bin/sh";
+pub(crate) const SHELL: &str = "/bin/sh";
 
 /// Most bytes of a host name, a limit of the kernel.
 const HOSTNAME_MAX: usize = 64;

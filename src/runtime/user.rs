@@ -1,6 +1,6 @@
 //! Who the command runs as, from the environment's own lists of users and groups.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,12 @@ impl User {
         let group = inside.read(Path::new(GROUP))?.unwrap_or_default();
         find(&passwd, &group, wanted.unwrap_or("0"))
     }
+}
+
+/// The login shell that a list of users has for uid 0.
+pub(crate) fn root_shell(passwd: &[u8]) -> Option<OsString> {
+    let user = find(passwd, b"", "0").ok()?;
+    user.shell.is_absolute().then(|| user.shell.into())
 }
 
 fn find(passwd: &[u8], group: &[u8], wanted: &str) -> Result<User, RuntimeError> {

@@ -100,7 +100,7 @@ tree() (
         -o \( -type l -printf "l %U %G $time %p -> %l\0" \) \
         -o -printf "%y %m %U %G %n %s $time %p\0" | LC_ALL=C sort -z | tr '\n\0' '?\n'
     find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum --
-    getfattr -R -P -d -m - -e hex . 2>/dev/null || true
+    find . -print0 | LC_ALL=C sort -z | xargs -0 -r getfattr -h -d -m - -e hex -- 2>/dev/null || true
 )
 
 # same_tree A B [times]: both hold the same.
@@ -142,26 +142,6 @@ commit() {
     read -r word _ <"$MOUNTS/$1/.karapace/last"
     [ "$word" = ok ] || wrong "last: $(last "$1")"
     sed -n 's/^ok commit \([0-9a-f]\{64\}\).*/\1/p' "$MOUNTS/$1/.karapace/last"
-}
-
-# with_commits MOUNT COMMAND...: the command, with some commits a second beside it, none of which may fail.
-with_commits() {
-    local mount=$1 status=0 stop=$TMPDIR/stop-committing
-    shift
-    rm -f "$stop"
-    (
-        committed=0
-        until [ -e "$stop" ]; do
-            echo commit >"$mount/.karapace/ctl" || wrong "$(cat "$mount/.karapace/last")" || exit 1
-            committed=$((committed + 1))
-            sleep 0.2
-        done
-        echo "note: $committed commits beside it"
-    ) &
-    "$@" || status=$?
-    touch "$stop"
-    wait $! || status=1
-    return "$status"
 }
 
 # errno_of ENV LINES: the errno with which ctl refuses these lines, by name.

@@ -7,6 +7,7 @@ mod destroy;
 mod diff;
 mod enter;
 mod exec;
+mod export;
 mod freeze;
 mod gc;
 mod import;
@@ -31,6 +32,7 @@ pub enum Command {
     New(new::Args),
     Build(build::Args),
     Import(import::Args),
+    Export(export::Args),
     Mount(mount::Args),
     #[command(visible_alias = "unmount")]
     Umount(umount::Args),
@@ -59,6 +61,7 @@ impl Command {
             Command::New(args) => args.run(global),
             Command::Build(args) => args.run(global),
             Command::Import(args) => args.run(global),
+            Command::Export(args) => args.run(global),
             Command::Mount(args) => args.run(global),
             Command::Umount(args) => args.run(global),
             Command::Commit(args) => args.run(global),

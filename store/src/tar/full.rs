@@ -6,6 +6,7 @@
 //!   in the form that GNU tar gives it.
 //! - POSIX ACLs stand twice: as the kernel's xattr, which keeps them exactly, and as `SCHILY.acl.*` text, which GNU tar
 //!   and bsdtar restore.
+//! - Where a name in a record is not UTF-8, `hdrcharset=BINARY` says so.
 //! - Sockets are left out: tar has no entry for them.
 //!
 //! Layers of OCI images ([`Dialect::Layer`]) hold neither sparse members, which the image specification advises against
@@ -179,11 +180,28 @@ impl Form for Full<'_> {
     fn attributes(&mut self, record: &InodeRecord, records: &mut Records) {
         acl::to_records(&record.xattrs, records);
     }
+
+    fn names(&mut self, header: &EntryHeader<'_>, records: &mut Records) {
+        for name in [header.path, header.link] {
+            // Short ones stand in the header as they are.
+            if name.len() > 100 {
+                charset(name, records);
+            }
+        }
+    }
+}
+
+/// A name in a record is UTF-8 unless another record denies it; bsdtar refuses any other.
+fn charset(name: &[u8], records: &mut Records) {
+    if std::str::from_utf8(name).is_err() {
+        records.insert(b"hdrcharset".to_vec(), b"BINARY".to_vec());
+    }
 }
 
 /// Adds the records of a sparse member of PAX format 1.0. Gives the name for its header, which a reader that does not know
 /// the format makes the packed file under.
 fn sparse_records(path: &[u8], size: u64, records: &mut Records) -> Vec<u8> {
+    charset(path, records);
     let mut put = |key: &str, value: &[u8]| records.insert(key.as_bytes().to_vec(), value.to_vec());
     put("GNU.sparse.major", b"1");
     put("GNU.sparse.minor", b"0");

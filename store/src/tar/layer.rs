@@ -44,6 +44,9 @@ pub(super) trait Form {
 
     /// Adds records to those of an entry that is no hard link.
     fn attributes(&mut self, record: &InodeRecord, records: &mut Records);
+
+    /// Adds records to those of any entry, for its name and its link's target.
+    fn names(&mut self, _header: &EntryHeader<'_>, _records: &mut Records) {}
 }
 
 /// The encoder, with errors that name what it writes to.
@@ -272,6 +275,7 @@ impl Writer<'_> {
                 linked.paths.push(path.to_vec());
                 let link = &linked.paths[0][1..];
                 let header = EntryHeader { link, type_flag: EntryHeader::HARD_LINK, ..header };
+                self.form.names(&header, &mut records);
                 return self.out.entry(&header, records);
             }
             let linked = Linked { record: record.clone(), paths: vec![path.to_vec()] };
@@ -279,9 +283,13 @@ impl Writer<'_> {
         }
         xattr_records(&record.xattrs, &mut records);
         self.form.attributes(record, &mut records);
+        if let Body::Symlink(target) = &record.body {
+            header.link = target;
+        }
+        self.form.names(&header, &mut records);
         match &record.body {
             Body::Regular(content) => return self.form.regular(&mut self.out, header, records, content),
-            Body::Symlink(target) => header.link = target,
+            Body::Symlink(_) => {}
             Body::Directory { tree, .. } => self.above.push(Above { path: path.to_vec(), tree: *tree }),
             Body::Special => {
                 header.device = (rustix::fs::major(record.rdev), rustix::fs::minor(record.rdev));

@@ -224,6 +224,14 @@ fn headers_say_what_pax_is_for() {
     assert_eq!(member(&tar, b"dev/sda").device, (4095, 1_048_575));
     assert_eq!(member(&tar, b"srv/b").link, b"srv/a");
     assert_eq!(member(&tar, b"etc/zz-link").link, LONG);
+    // A name of any bytes is told from UTF-8 where it stands in a record.
+    assert!(!has(&tar, b"hdrcharset"));
+    let odd = [b'\xff'; 101];
+    let named = place.export(&place.import(&archive(&[file(&odd, b"x"), link(b"l", b"\xff", b'2')])));
+    assert!(has(&named, b"21 hdrcharset=BINARY\n"));
+    assert_eq!(member(&named, &odd).size, 1);
+    let sparse = place.export(&place.import(&archive(&[file(b"\xff", &sparse())])));
+    assert!(has(&sparse, b"21 hdrcharset=BINARY\n"));
     // Times of whole seconds, short names and small ids need no extended header.
     let plain = place.export(&place.import(&archive(&[file(b"plain", b"x")])));
     assert!(has(&plain, b"plain") && !has(&plain, b"PaxHeader"));
@@ -429,6 +437,39 @@ fn a_layer_has_directories_of_which_only_the_time_changed() {
         identity_hash(&place.trees, Some(&old), &new).unwrap(),
         identity_hash(&place.trees, Some(&old), &old).unwrap()
     );
+}
+
+#[test]
+fn holes_that_become_many_zeros_are_told() {
+    let place = Place::new();
+    let records = Records::from([
+        (b"GNU.sparse.map".to_vec(), b"0,3".to_vec()),
+        (b"GNU.sparse.size".to_vec(), ((1u64 << 30) + BLOCK).to_string().into_bytes()),
+    ]);
+    let mut encoder = Encoder::new(Vec::new());
+    encoder.entry(&file(b"huge", b"abc").header, records).unwrap();
+    encoder.body(b"abc").unwrap();
+    let root = place.import(&encoder.finish().unwrap());
+    let mut size = 0;
+    let mut out = Counting(&mut size);
+    let written = place.full(Dialect::Layer).tree(&root, None, &mut out).unwrap();
+    assert_eq!(written.filled, [(b"/huge".to_vec(), 1 << 30)]);
+    assert_eq!(size, (1 << 30) + BLOCK + 4 * 512);
+    let written = place.full(Dialect::Pax).tree(&root, None, &mut std::io::sink()).unwrap();
+    assert_eq!(written.filled, []);
+}
+
+struct Counting<'a>(&'a mut u64);
+
+impl Write for Counting<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        *self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

@@ -1,0 +1,89 @@
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use karapace_store::error::StoreError;
+use serde_json::json;
+
+use crate::cli::Global;
+use crate::cli::ui::{self, Bars, Failure};
+use crate::engine::export::{Exported, Format, Target};
+use crate::engine::{Engine, Error, Report, reference};
+
+/// Write an environment as a tar of its root filesystem, or as an OCI image
+///
+/// What is written is the snapshot that it stands on; uncommitted changes are not in it, and are told. Equal content gives equal bytes.
+/// An OCI image has the base as one layer and each snapshot as a further one.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix; with @ and a snapshot (hash, prefix, name, latest, base or ~k) that one
+    #[arg(value_name = "ENV[@SNAPSHOT]")]
+    env: String,
+    /// tar: with all attributes, sparse files and hard links. oci: an image layout for podman, skopeo and others
+    #[arg(long, value_enum, default_value = "tar")]
+    format: FormatArg,
+    /// The file to write, whole or not at all; - is stdout. An OCI image becomes a layout directory, or one archive where the
+    /// name ends in .tar
+    #[arg(short, long, value_name = "FILE", default_value = "-", hide_default_value = true)]
+    output: PathBuf,
+}
+
+/// What to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FormatArg {
+    Tar,
+    Oci,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let report = Bars::on_stderr();
+        if self.output != Path::new("-") {
+            let exported = self.export(&engine, Target::Path(&self.output), &report)?;
+            return self.tell(global, &exported);
+        }
+        let stdout = io::stdout();
+        if stdout.is_terminal() {
+            let reason = "an archive is nothing for a terminal: name a file with -o, or redirect stdout";
+            return Err(Error::Invalid(reason.to_owned()).into());
+        }
+        // Not stdout itself, which would look for the ends of lines.
+        let mut out = File::from(stdout.as_fd().try_clone_to_owned()?);
+        self.export(&engine, Target::Stream(&mut out, Path::new("stdout")), &report)?;
+        out.flush()?;
+        Ok(())
+    }
+
+    fn export(&self, engine: &Engine, target: Target<'_>, report: &dyn Report) -> Result<Exported, Failure> {
+        let (env, snapshot) = reference::split(&self.env);
+        let env = engine.find(env)?;
+        let format = match self.format {
+            FormatArg::Tar => Format::Tar,
+            FormatArg::Oci => Format::Oci,
+        };
+        engine.export(&env, snapshot, format, target, report).map_err(|error| match error {
+            // Whoever reads has had enough, as of any other output.
+            Error::Store(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
+                Failure::Output(source)
+            }
+            other => other.into(),
+        })
+    }
+
+    fn tell(&self, global: &Global, exported: &Exported) -> Result<(), Failure> {
+        let path = self.output.display();
+        if global.json() {
+            ui::json(&json!({
+                "path": path.to_string(), "layer": exported.layer, "entries": exported.entries, "digest": exported.digest,
+            }))?;
+            return Ok(());
+        }
+        ui::remark(&format!("{} entries written to {path}", exported.entries));
+        if let Some(digest) = &exported.digest {
+            ui::line(digest)?;
+        }
+        Ok(())
+    }
+}

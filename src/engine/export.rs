@@ -1,0 +1,344 @@
+//! Handing an environment to other programs: as the tar of its root filesystem, or as an OCI image.
+
+use std::collections::HashMap;
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use karapace_store::error::{IoContext as _, StoreError};
+use karapace_store::id::{LayerHash, ObjectId, RecordId};
+use karapace_store::layer::{LayerKind, LayerRecord};
+use karapace_store::lock::StoreLock;
+use karapace_store::metadata::Metadata;
+use karapace_store::pins::Pin;
+use karapace_store::root::Root;
+use karapace_store::tar::{Dialect, FullTar, Written};
+use karapace_store::tree::Trees;
+
+use super::reference::{self, LayerRef};
+use super::{Engine, Report, Result};
+use crate::oci::{self, Archive, Blob, Directory, Documents, Layer};
+
+/// How much is gathered for one write.
+const BUFFER: usize = 256 << 10;
+
+/// The most sockets or files with holes that are named one by one.
+const MOST_NAMED: usize = 20;
+
+/// What an export is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The root filesystem as one tar.
+    Tar,
+    /// An OCI image: the base and one layer for each snapshot.
+    Oci,
+}
+
+/// Where it goes.
+pub enum Target<'a> {
+    /// Into a stream, which errors call by the name.
+    Stream(&'a mut dyn Write, &'a Path),
+    /// Into a file, whole or not at all; with [`Format::Oci`] into a layout directory, unless the name ends in `.tar`.
+    Path(&'a Path),
+}
+
+/// What was exported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// The layer of which it is the state.
+    pub layer: LayerHash,
+    /// Entries written, of all layers together.
+    pub entries: u64,
+    /// The digest of an OCI image's manifest.
+    pub digest: Option<String>,
+}
+
+impl Engine {
+    /// Exports the head of `env`, or the snapshot that `snapshot` names, as the tar of its root filesystem or as an OCI image.
+    /// What is not committed is not in it; the report is told so.
+    pub fn export(
+        &self,
+        env: &Metadata,
+        snapshot: Option<&str>,
+        format: Format,
+        target: Target<'_>,
+        report: &dyn Report,
+    ) -> Result<Exported> {
+        if snapshot.is_none() {
+            self.note_uncommitted(env, report)?;
+        }
+        let export = Export::begin(self, env, snapshot, report)?;
+        report.begin("exporting", None);
+        let exported = match format {
+            Format::Tar => export.tar(target),
+            Format::Oci => export.oci(target),
+        };
+        report.end();
+        exported
+    }
+
+    fn note_uncommitted(&self, env: &Metadata, report: &dyn Report) -> Result<()> {
+        let dirty = self.request_status(env)?.dirty_files;
+        if dirty > 0 {
+            let name = &env.name;
+            report.note(&format!(
+                "{dirty} uncommitted changes of {name} are not in the export: `karapace commit {name}` puts them into a snapshot"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// An export under way: its trees are safe from collections.
+struct Export<'a> {
+    trees: Trees,
+    /// The layers from the base to the one that is exported, those that still have their tree.
+    chain: Vec<(LayerRecord, Arc<Root>)>,
+    report: &'a dyn Report,
+    _pin: Pin,
+}
+
+impl<'a> Export<'a> {
+    fn begin(
+        engine: &Engine,
+        env: &Metadata,
+        snapshot: Option<&str>,
+        report: &'a dyn Report,
+    ) -> Result<Export<'a>> {
+        let store = engine.store();
+        let shared = StoreLock::shared(store)?;
+        // Read again under the lock: opening an environment after a crash may have moved the head, and a snapshot may be gone.
+        let env = engine.find(&env.instance.to_hex())?;
+        let layer = reference::resolve(&env, snapshot.unwrap_or("head"))?;
+        let records = chain(engine, &env, &layer)?;
+        let roots: Vec<ObjectId> = records.iter().map(|record| record.tree).collect();
+        let pin = Pin::hold(store, &roots)?;
+        drop(shared);
+        let trees = Trees::new(store.clone());
+        let with_root = |record: LayerRecord| Ok((trees.root(&record.tree)?, record));
+        let chain = records
+            .into_iter()
+            .map(|record| with_root(record).map(|(root, record)| (record, root)))
+            .collect::<Result<_>>()?;
+        Ok(Export { trees, chain, report, _pin: pin })
+    }
+
+    /// The exported layer and its root.
+    fn last(&self) -> Result<&(LayerRecord, Arc<Root>)> {
+        self.chain.last().ok_or_else(|| super::Error::Invalid("an environment has no layer".to_owned()))
+    }
+
+    fn full<'b>(&'b self, dialect: Dialect, name: &'b Path) -> FullTar<'b> {
+        FullTar { trees: &self.trees, dialect, progress: self.report, name }
+    }
+
+    fn tar(&self, target: Target<'_>) -> Result<Exported> {
+        let (record, root) = self.last()?;
+        let written =
+            stream(target, &mut |out, name| Ok(self.full(Dialect::Pax, name).tree(root, None, out)?))?;
+        self.tell(&written);
+        Ok(Exported { layer: record.hash, entries: written.entries, digest: None })
+    }
+
+    fn oci(&self, target: Target<'_>) -> Result<Exported> {
+        match target {
+            Target::Path(path) if is_layout_directory(path) => self.oci_directory(path),
+            target => self.oci_archive(target),
+        }
+    }
+
+    fn oci_directory(&self, path: &Path) -> Result<Exported> {
+        let directory = Directory::create(path)?;
+        let layers = self.layers(&mut |index| directory.blob(&mut |out| self.layer(index, path, out)))?;
+        let documents = self.documents(&layers)?;
+        directory.finish(&documents)?;
+        self.exported(&layers, &documents)
+    }
+
+    fn oci_archive(&self, target: Target<'_>) -> Result<Exported> {
+        let hashed = Path::new("the hash of a layer");
+        let layers = self.layers(&mut |index| oci::measure(&mut |out| self.layer(index, hashed, out)))?;
+        let documents = self.documents(&layers)?;
+        let blobs: Vec<Blob> = layers.iter().map(|(layer, _)| layer.blob.clone()).collect();
+        stream(target, &mut |out, name| {
+            let archive = Archive::new(out, name)?;
+            let layer = &mut |index, out: &mut dyn Write| self.layer(index, name, out).map(|_| ());
+            Ok(archive.finish(&blobs, &documents, layer)?)
+        })?;
+        self.exported(&layers, &documents)
+    }
+
+    /// Writes the tar of one layer of the chain.
+    fn layer(
+        &self,
+        index: usize,
+        name: &Path,
+        out: &mut dyn Write,
+    ) -> std::result::Result<Written, StoreError> {
+        let full = self.full(Dialect::Layer, name);
+        let root = &self.chain[index].1;
+        match index.checked_sub(1) {
+            None => full.tree(root, None, out),
+            Some(below) => full.changes(&self.chain[below].1, root, out),
+        }
+    }
+
+    /// Every layer of the chain, made by `make`.
+    fn layers(
+        &self,
+        make: &mut dyn FnMut(usize) -> std::result::Result<(Blob, Written), StoreError>,
+    ) -> Result<Vec<(Layer, u64)>> {
+        let mut layers = Vec::new();
+        for (index, (record, _)) in self.chain.iter().enumerate() {
+            let (blob, written) = make(index)?;
+            self.tell(&written);
+            let verb = if record.kind == LayerKind::Snapshot { "commit" } else { "import" };
+            let layer = Layer {
+                blob,
+                newest: written.newest,
+                created_by: format!("karapace {verb}"),
+                comment: record.message.clone(),
+            };
+            layers.push((layer, written.entries));
+        }
+        Ok(layers)
+    }
+
+    fn documents(&self, layers: &[(Layer, u64)]) -> Result<Documents> {
+        let defaults = super::image_defaults::of(&self.trees, &self.last()?.1)?;
+        let layers: Vec<Layer> = layers.iter().map(|(layer, _)| layer.clone()).collect();
+        let documents = Documents::new(&layers, &defaults);
+        Ok(documents.map_err(|e| StoreError::Invalid(format!("writing the image's documents: {e}")))?)
+    }
+
+    fn exported(&self, layers: &[(Layer, u64)], documents: &Documents) -> Result<Exported> {
+        Ok(Exported {
+            layer: self.last()?.0.hash,
+            entries: layers.iter().map(|(_, entries)| entries).sum(),
+            digest: Some(Blob::of(&documents.manifest).digest),
+        })
+    }
+
+    /// Tells what could not be written as it is.
+    fn tell(&self, written: &Written) {
+        for path in written.sockets.iter().take(MOST_NAMED) {
+            self.report.note(&format!("{} is a socket: left out", shown(path)));
+        }
+        if let Some(more) = written.sockets.len().checked_sub(MOST_NAMED + 1) {
+            self.report.note(&format!("and {} more sockets", more + 1));
+        }
+        for (path, bytes) in written.filled.iter().take(MOST_NAMED) {
+            let gib = bytes >> 30;
+            self.report.note(&format!(
+                "{} is sparse, image layers are not: {gib} GiB of zeros are in it",
+                shown(path)
+            ));
+        }
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(path))
+}
+
+/// The layers from the base to `layer` of which the trees are kept: those that the environment's record names. A snapshot that
+/// was removed has its record still, which leads on to its parent; what it changed is then part of the layer above.
+fn chain(engine: &Engine, env: &Metadata, layer: &LayerRef) -> Result<Vec<LayerRecord>> {
+    let store = engine.store();
+    let mut chain = vec![LayerRecord::read(store, &layer.record)?];
+    let mut removed: Option<HashMap<LayerHash, Option<LayerHash>>> = None;
+    let mut parent = chain[0].parent;
+    while let Some(hash) = parent {
+        if let Some(id) = kept_record(env, &hash) {
+            let record = LayerRecord::read(store, &id)?;
+            parent = record.parent;
+            chain.push(record);
+            continue;
+        }
+        let removed = match &mut removed {
+            Some(removed) => removed,
+            none => none.insert(all_parents(engine)?),
+        };
+        parent = removed.remove(&hash).ok_or_else(|| StoreError::missing("layer", hash))?;
+    }
+    chain.reverse();
+    Ok(chain)
+}
+
+/// The newest record of a layer that the environment keeps.
+fn kept_record(env: &Metadata, hash: &LayerHash) -> Option<RecordId> {
+    let snapshot = env.snapshots.iter().rev().find(|snapshot| snapshot.hash == *hash);
+    let base = (env.base_layer == *hash).then_some(env.base_record);
+    snapshot.map(|snapshot| snapshot.record).or(base)
+}
+
+/// The parent of every layer in the store. Records of one hash have one parent: it is part of what is hashed.
+fn all_parents(engine: &Engine) -> Result<HashMap<LayerHash, Option<LayerHash>>> {
+    let store = engine.store();
+    let mut parents = HashMap::new();
+    for id in LayerRecord::list(store)? {
+        // Another environment's damage is none of ours; what is missed of this one shows as missing.
+        if let Ok(record) = LayerRecord::read(store, &id) {
+            parents.insert(record.hash, record.parent);
+        }
+    }
+    Ok(parents)
+}
+
+/// A layout is an archive where the name says so, else a directory.
+fn is_layout_directory(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(metadata) => metadata.is_dir(),
+        Err(_) => path.extension().is_none_or(|extension| extension != "tar"),
+    }
+}
+
+/// What writes an archive to a stream of the given name.
+type Source<'a, T> = &'a mut dyn FnMut(&mut dyn Write, &Path) -> Result<T>;
+
+/// Writes to the target: to a file under another name first, so that what has the name is whole.
+fn stream<T>(target: Target<'_>, source: Source<'_, T>) -> Result<T> {
+    let path = match target {
+        Target::Stream(out, name) => return Ok(buffered(out, name, source)?.0),
+        Target::Path(path) => path,
+    };
+    let path = match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            let shown = path.display();
+            return Err(super::Error::Invalid(format!("{shown} is a directory: name a file")));
+        }
+        // A device or a pipe: nothing may take its place.
+        Ok(metadata) if !metadata.is_file() => {
+            let file = File::options().write(true).open(path).at("open", path)?;
+            return Ok(buffered(file, path, source)?.0);
+        }
+        // Through links, so that these stay.
+        Ok(_) => fs::canonicalize(path).at("resolve", path)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        Err(e) => return Err(e).at("read", path)?,
+    };
+    write_file(&path, source)
+}
+
+fn write_file<T>(path: &PathBuf, source: Source<'_, T>) -> Result<T> {
+    let parent = oci::parent(path);
+    let temporary = tempfile::Builder::new()
+        .prefix(".karapace-export-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(parent)
+        .at("create a file in", parent)?;
+    let (made, temporary) = buffered(temporary, path, source)?;
+    temporary.as_file().sync_all().at("write", path)?;
+    temporary.persist(path).map_err(|e| e.error).at("rename a file to", path)?;
+    karapace_store::atomic::fsync_dir(parent)?;
+    Ok(made)
+}
+
+fn buffered<T, W: Write>(out: W, name: &Path, source: Source<'_, T>) -> Result<(T, W)> {
+    let mut out = BufWriter::with_capacity(BUFFER, out);
+    let made = source(&mut out, name)?;
+    let out = out.into_inner().map_err(io::IntoInnerError::into_error).at("write", name)?;
+    Ok((made, out))
+}

@@ -1,0 +1,354 @@
+//! Where an image goes: a layout directory, or the same as one archive.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use karapace_store::atomic::fsync_dir;
+use karapace_store::error::{IoContext as _, Result, StoreError};
+use karapace_store::inode::Timestamp;
+use karapace_store::tar::{Encoder, EntryHeader, Records};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use super::{Documents, LAYOUT};
+
+/// How much is gathered for one write.
+const BUFFER: usize = 256 << 10;
+
+/// The name and length of a blob.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Blob {
+    /// `sha256:` and 64 hex digits.
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Blob {
+    pub(super) fn new(hash: &[u8], size: u64) -> Blob {
+        let mut digest = "sha256:".to_owned();
+        for byte in hash {
+            // Writing to a string cannot fail.
+            write!(digest, "{byte:02x}").unwrap_or_default();
+        }
+        Blob { digest, size }
+    }
+
+    /// Its file in a layout.
+    fn path(&self) -> String {
+        format!("blobs/{}", self.digest.replacen(':', "/", 1))
+    }
+}
+
+/// Counts and hashes what goes through.
+struct Hashing<W> {
+    out: W,
+    hasher: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Hashing<W> {
+    fn new(out: W) -> Self {
+        Self { out, hasher: Sha256::new(), size: 0 }
+    }
+
+    fn blob(&self) -> Blob {
+        Blob::new(self.hasher.clone().finalize().as_slice(), self.size)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// What writes a blob's bytes.
+type Source<'a, T> = &'a mut dyn FnMut(&mut dyn Write) -> Result<T>;
+
+/// The blob that `source` writes, without keeping it.
+pub fn measure<T>(source: Source<'_, T>) -> Result<(Blob, T)> {
+    let mut out = BufWriter::with_capacity(BUFFER, Hashing::new(io::sink()));
+    let made = source(&mut out)?;
+    out.flush().at("hash", Path::new("a layer"))?;
+    Ok((out.get_ref().blob(), made))
+}
+
+/// A layout directory under way. Dropped before [`Directory::finish`] it leaves nothing behind.
+pub struct Directory {
+    dir: TempDir,
+    target: PathBuf,
+}
+
+impl Directory {
+    /// Begins a layout that will be at `target`: nothing yet, or an empty directory.
+    pub fn create(target: &Path) -> Result<Directory> {
+        match fs::read_dir(target) {
+            Ok(mut entries) => {
+                if entries.next().is_some() {
+                    let shown = target.display();
+                    return Err(StoreError::Invalid(format!(
+                        "{shown} is not empty: name a new or an empty directory"
+                    )));
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).at("open", target),
+        }
+        let parent = parent(target);
+        let dir = tempfile::Builder::new()
+            .prefix(".karapace-export-")
+            .permissions(Permissions::from_mode(0o777))
+            .tempdir_in(parent)
+            .at("create a directory in", parent)?;
+        let blobs = dir.path().join("blobs/sha256");
+        fs::create_dir_all(&blobs).at("create", &blobs)?;
+        Ok(Directory { dir, target: target.to_owned() })
+    }
+
+    /// Stores the blob that `source` writes.
+    pub fn blob<T>(&self, source: Source<'_, T>) -> Result<(Blob, T)> {
+        let unnamed = self.dir.path().join("blob");
+        let file = File::create_new(&unnamed).at("create", &unnamed)?;
+        let mut out = BufWriter::with_capacity(BUFFER, Hashing::new(file));
+        let made = source(&mut out)?;
+        let written = out.flush().and_then(|()| out.get_ref().out.sync_all());
+        written.at("write", &self.target)?;
+        let blob = out.get_ref().blob();
+        let path = self.dir.path().join(blob.path());
+        fs::rename(&unnamed, &path).at("rename", &unnamed)?;
+        Ok((blob, made))
+    }
+
+    /// Adds the documents and puts the layout in its place.
+    pub fn finish(self, documents: &Documents) -> Result<()> {
+        let write = |name: &str, bytes: &[u8]| {
+            let path = self.dir.path().join(name);
+            let file = File::create(&path);
+            let written = file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+            written.at("write", &path)
+        };
+        for bytes in [&documents.config, &documents.manifest] {
+            write(&Blob::of(bytes).path(), bytes)?;
+        }
+        write("index.json", &documents.index)?;
+        write("oci-layout", LAYOUT)?;
+        for dir in ["blobs/sha256", "blobs", ""] {
+            fsync_dir(&self.dir.path().join(dir))?;
+        }
+        fs::rename(self.dir.path(), &self.target).at("create", &self.target)?;
+        // It has its name now: there is nothing left to remove.
+        drop(self.dir.keep());
+        fsync_dir(parent(&self.target))
+    }
+}
+
+/// The directory that `path` is in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A layout as one tar archive. As the header of a blob comes before it, blobs are measured first.
+pub struct Archive<'a> {
+    tar: Encoder<&'a mut dyn Write>,
+    name: &'a Path,
+}
+
+impl<'a> Archive<'a> {
+    /// Begins an archive on `out`, which errors call `name`.
+    pub fn new(out: &'a mut dyn Write, name: &'a Path) -> Result<Archive<'a>> {
+        let mut archive = Archive { tar: Encoder::new(out), name };
+        for directory in ["blobs/", "blobs/sha256/"] {
+            archive.header(directory, b'5', 0o755, 0)?;
+        }
+        Ok(archive)
+    }
+
+    /// Writes all blobs in the order of their names, then the other documents. `layer` writes the one that is asked for.
+    pub fn finish(
+        mut self,
+        layers: &[Blob],
+        documents: &Documents,
+        layer: &mut dyn FnMut(usize, &mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
+        /// Where a blob's bytes are.
+        enum Bytes<'b> {
+            Here(&'b [u8]),
+            Layer(usize),
+        }
+        let here =
+            [&documents.config, &documents.manifest].map(|bytes| (Blob::of(bytes), Bytes::Here(bytes)));
+        let mut blobs: Vec<(Blob, Bytes<'_>)> =
+            layers.iter().enumerate().map(|(i, blob)| (blob.clone(), Bytes::Layer(i))).chain(here).collect();
+        blobs.sort_by(|a, b| a.0.cmp(&b.0));
+        // Two layers may be the same bytes.
+        blobs.dedup_by(|a, b| a.0 == b.0);
+        for (blob, bytes) in blobs {
+            match bytes {
+                Bytes::Here(bytes) => self.file(&blob.path(), bytes)?,
+                Bytes::Layer(index) => self.layer(&blob, &mut |out| layer(index, out))?,
+            }
+        }
+        self.file("index.json", &documents.index)?;
+        self.file("oci-layout", LAYOUT)?;
+        self.tar.finish().at("write", self.name)?;
+        Ok(())
+    }
+
+    fn layer(&mut self, blob: &Blob, source: Source<'_, ()>) -> Result<()> {
+        self.header(&blob.path(), b'0', 0o644, blob.size)?;
+        let name = self.name;
+        let mut out =
+            BufWriter::with_capacity(BUFFER, Hashing::new(Body { tar: &mut self.tar, left: blob.size }));
+        source(&mut out)?;
+        out.flush().at("write", name)?;
+        if out.get_ref().blob() == *blob {
+            return Ok(());
+        }
+        Err(StoreError::Invalid(format!(
+            "{} is no archive: a layer was not the same when it was read again",
+            name.display()
+        )))
+    }
+
+    fn file(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.header(path, b'0', 0o644, bytes.len() as u64)?;
+        self.tar.body(bytes).at("write", self.name)
+    }
+
+    fn header(&mut self, path: &str, type_flag: u8, mode: u32, size: u64) -> Result<()> {
+        let header = EntryHeader {
+            path: path.as_bytes(),
+            link: b"",
+            type_flag,
+            mode,
+            uid: 0,
+            gid: 0,
+            size,
+            mtime: Timestamp::default(),
+            device: (0, 0),
+        };
+        self.tar.entry(&header, Records::new()).at("write", self.name)
+    }
+}
+
+/// The body of one entry: no more than its header says.
+struct Body<'a, 'b> {
+    tar: &'a mut Encoder<&'b mut dyn Write>,
+    left: u64,
+}
+
+impl Write for Body<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self
+            .left
+            .checked_sub(bytes.len() as u64)
+            .ok_or_else(|| io::Error::other("a layer has more bytes than when it was measured"))?;
+        self.tar.body(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karapace_store::tar::Reader;
+    use std::collections::BTreeMap;
+    use std::io::Read as _;
+
+    fn documents() -> Documents {
+        Documents { config: b"{}".to_vec(), manifest: b"{\"m\":1}".to_vec(), index: b"{\"i\":1}".to_vec() }
+    }
+
+    const LAYERS: [&[u8]; 3] = [b"first", b"second", b"first"];
+
+    fn write(bytes: &[u8], out: &mut dyn Write) -> Result<()> {
+        out.write_all(bytes).at("write", Path::new("out"))
+    }
+
+    fn archive() -> Vec<u8> {
+        let blobs: Vec<Blob> =
+            LAYERS.iter().map(|bytes| measure(&mut |out| write(bytes, out)).unwrap().0).collect();
+        let mut bytes: Vec<u8> = Vec::new();
+        let archive = Archive::new(&mut bytes, Path::new("out")).unwrap();
+        archive.finish(&blobs, &documents(), &mut |i, out| write(LAYERS[i], out)).unwrap();
+        bytes
+    }
+
+    /// Names and contents in an archive.
+    fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let mut reader = Reader::new(archive);
+        let mut files = BTreeMap::new();
+        while let Some(member) = reader.next_member().unwrap() {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            let path = String::from_utf8(member.path).unwrap();
+            if !path.ends_with('/') {
+                assert!(files.insert(path, bytes).is_none());
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn the_directory_and_the_archive_hold_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("image");
+        fs::create_dir(&target).unwrap();
+        let directory = Directory::create(&target).unwrap();
+        for bytes in LAYERS {
+            let (blob, ()) = directory.blob(&mut |out| write(bytes, out)).unwrap();
+            assert_eq!(blob, Blob::of(bytes));
+        }
+        directory.finish(&documents()).unwrap();
+        let archived = files(&archive());
+        assert_eq!(archived.len(), 6);
+        for (path, bytes) in &archived {
+            assert_eq!(&fs::read(target.join(path)).unwrap(), bytes, "{path}");
+            if let Some(digest) = path.strip_prefix("blobs/sha256/") {
+                assert_eq!(Blob::of(bytes).digest, format!("sha256:{digest}"));
+            }
+        }
+        assert_eq!(fs::read_dir(target.join("blobs/sha256")).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+        assert_eq!(archive(), archive());
+    }
+
+    #[test]
+    fn what_is_there_is_kept_and_what_fails_leaves_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("image");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("x"), b"x").unwrap();
+        assert!(Directory::create(&target).err().unwrap().to_string().contains("is not empty"));
+        let directory = Directory::create(&place.path().join("other")).unwrap();
+        directory.blob(&mut |out| write(b"x", out)).unwrap();
+        drop(directory);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_layer_that_changes_between_the_passes_is_an_error() {
+        for second in [&b"sec0nd"[..], b"longer than it was", b"short"] {
+            let (blob, ()) = measure(&mut |out| write(b"second", out)).unwrap();
+            let mut bytes: Vec<u8> = Vec::new();
+            let archive = Archive::new(&mut bytes, Path::new("out")).unwrap();
+            let result = archive.finish(&[blob], &documents(), &mut |_, out| write(second, out));
+            assert!(result.is_err(), "{second:?}");
+        }
+    }
+}
