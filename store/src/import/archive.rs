@@ -30,11 +30,16 @@ pub(super) fn take_in<R: Read>(
     input: R,
     source: &str,
 ) -> Result<R> {
-    let mut members =
-        Members { intake, builder, below, reader: Reader::new(BufReader::with_capacity(256 << 10, input)) };
+    let reader = Reader::new(BufReader::with_capacity(256 << 10, input));
+    // Of a layer the digests show that it is whole; umoci's `insert` writes no end marker.
+    let reader = if below.is_some() { reader.unterminated() } else { reader };
+    let mut members = Members { intake, builder, below, reader };
     while let Some(member) = members.reader.next_member().map_err(|error| broken(source, &error))? {
         members.take_in(member)?;
         members.intake.progress.add(0, 1);
+    }
+    if members.reader.has_trailing() {
+        members.intake.warnings.push(format!("{source} goes on after its end marker; that was left out"));
     }
     Ok(members.reader.into_inner().into_inner())
 }

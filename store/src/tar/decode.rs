@@ -105,6 +105,9 @@ pub struct Reader<R> {
     body: u64,
     padding: u64,
     globals: Pax,
+    trailing: bool,
+    /// See [`Reader::unterminated`].
+    unterminated: bool,
 }
 
 /// See [`Reader::seeking`].
@@ -120,12 +123,33 @@ impl<R: Read + io::Seek> Reader<BufReader<R>> {
 impl<R: Read> Reader<R> {
     /// A reader at the start of an uncompressed archive.
     pub fn new(input: R) -> Self {
-        Self { input, leap: None, offset: 0, body: 0, padding: 0, globals: Pax::default() }
+        Self {
+            input,
+            leap: None,
+            offset: 0,
+            body: 0,
+            padding: 0,
+            globals: Pax::default(),
+            trailing: false,
+            unterminated: false,
+        }
+    }
+
+    /// Lets the archive end after any member, without an end marker and without the padding of the last body: as some writers
+    /// of image layers leave it. For input whose wholeness something else shows.
+    #[must_use]
+    pub fn unterminated(self) -> Self {
+        Self { unterminated: true, ..self }
     }
 
     /// The input, as far as it was read.
     pub fn into_inner(self) -> R {
         self.input
+    }
+
+    /// Whether anything but zeros followed the end marker. What it was is not read: tar programs stop there too.
+    pub fn has_trailing(&self) -> bool {
+        self.trailing
     }
 
     /// How far into the archive it is: after [`Reader::next_member`], where the member's stored bytes begin.
@@ -139,12 +163,20 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// Any [`TarError`]; the reader is of no use after one.
     pub fn next_member(&mut self) -> Result<Option<Member>, TarError> {
-        self.skip_body()?;
+        if self.skip_body()? {
+            return Ok(None);
+        }
         let mut local = Pax::default();
         let (mut long_name, mut long_link) = (None, None);
+        let first = self.offset;
         loop {
             let start = self.offset;
-            let header = self.header()?;
+            let header = match self.header() {
+                Err(TarError::Truncated { offset, .. }) if self.unterminated && offset == first => {
+                    return Ok(None);
+                }
+                other => other?,
+            };
             if header.is_zero() {
                 self.drain()?;
                 return Ok(None);
@@ -165,9 +197,7 @@ impl<R: Read> Reader<R> {
                 flag::PAX_GLOBAL => {
                     let bytes = self.meta(size, MAX_PAX, start)?;
                     self.globals.parse(&bytes).map_err(broken)?;
-                    if self.globals.weight() > MAX_PAX {
-                        return Err(broken("its global PAX headers are too large"));
-                    }
+                    self.globals.check_global().map_err(broken)?;
                 }
                 flag::GNU_LONG_NAME => long_name = Some(self.long_name(size, start)?),
                 flag::GNU_LONG_LINK => long_link = Some(self.long_name(size, start)?),
@@ -210,7 +240,7 @@ impl<R: Read> Reader<R> {
             let (mut xattrs, mut notes) = (pax.xattrs()?, Vec::new());
             acl::from_records(pax, &mut xattrs, &mut notes);
             let device = match kind {
-                MemberKind::CharDevice | MemberKind::BlockDevice => device(header)?,
+                MemberKind::CharDevice | MemberKind::BlockDevice => device(pax, header)?,
                 _ => (0, 0),
             };
             Ok(Member {
@@ -234,6 +264,9 @@ impl<R: Read> Reader<R> {
         };
         let mut member = attributes().map_err(broken)?;
         let stored = pax.number("size").map_err(broken)?.unwrap_or(size);
+        if i64::try_from(stored).is_err() {
+            return Err(broken("its size is larger than a file can have"));
+        }
         match kind {
             MemberKind::Regular => {
                 self.open_body(stored);
@@ -352,10 +385,15 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    fn skip_body(&mut self) -> Result<(), TarError> {
-        let left = self.body + self.padding;
+    /// Skips what is left of the open body. True when the archive may end there, and does.
+    fn skip_body(&mut self) -> Result<bool, TarError> {
+        let (body, padding) = (self.body, self.padding);
         (self.body, self.padding) = (0, 0);
-        self.skip_raw(left)
+        self.skip_raw(body)?;
+        match self.skip_raw(padding) {
+            Err(TarError::Truncated { .. }) if self.unterminated => Ok(true),
+            other => other.map(|()| false),
+        }
     }
 
     /// Skips within the open body.
@@ -383,10 +421,17 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
+    /// Reads what follows the end marker: zeros, or what is no part of the archive.
     fn drain(&mut self) -> Result<(), TarError> {
-        io::copy(&mut self.input, &mut io::sink())
-            .map(|_| ())
-            .map_err(|source| TarError::Read { offset: self.offset, source })
+        let mut scrap = [0; 16 << 10];
+        loop {
+            match self.input.read(&mut scrap) {
+                Ok(0) => return Ok(()),
+                Ok(got) => self.trailing |= scrap[..got].iter().any(|&b| b != 0),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(TarError::Read { offset: self.offset, source }),
+            }
+        }
     }
 }
 
@@ -455,8 +500,14 @@ fn id(pax: Option<u64>, header: Option<i64>) -> Result<u32, &'static str> {
     .ok_or("its owner's or group's number is out of range")
 }
 
-fn device(header: &Header) -> Result<(u32, u32), &'static str> {
-    let (major, minor) = header.device().ok_or("its device number is no number")?;
-    let narrow = |n| u32::try_from(n).map_err(|_| "its device number is out of range");
-    Ok((narrow(major)?, narrow(minor)?))
+/// Twelve and twenty bits: a kernel that is given more takes it for another device.
+fn device(pax: &Pax, header: &Header) -> Result<(u32, u32), &'static str> {
+    const UNKNOWN: &str = "its device number is no number";
+    let (major, minor) = header.device().ok_or(UNKNOWN)?;
+    let number = |key, own: i64, limit: u32| {
+        let number = pax.number(key)?.or(u64::try_from(own).ok());
+        let number = number.and_then(|n| u32::try_from(n).ok()).filter(|n| *n < limit);
+        number.ok_or("its device number is beyond what Linux has")
+    };
+    Ok((number("SCHILY.devmajor", major, 1 << 12)?, number("SCHILY.devminor", minor, 1 << 20)?))
 }

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::inode::Timestamp;
 
-/// The most bytes that one extended header, or all global ones together, may hold.
+/// The most bytes that one extended header may hold.
 pub(super) const MAX_PAX: u64 = 8 << 20;
+
+/// The most bytes that the records of all global headers may take in memory.
+const MAX_GLOBAL: usize = 64 << 10;
 
 /// Records by key; an empty value takes back a global one.
 #[derive(Debug, Default, Clone)]
@@ -49,10 +52,23 @@ impl Pax {
         self.sparse_pairs = other.sparse_pairs;
     }
 
-    /// The bytes its records hold, against [`MAX_PAX`].
-    pub fn weight(&self) -> u64 {
-        let records = self.records.iter().map(|(k, v)| k.len() + v.len() + 64).sum::<usize>();
-        (records + self.sparse_pairs.len() * 16) as u64
+    /// Whether these records may hold for all members that follow: each member keeps what they say, so an archive of short
+    /// members could otherwise ask for any amount of memory.
+    pub fn check_global(&self) -> Result<(), &'static str> {
+        let weight: usize = self.records.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
+        if weight > MAX_GLOBAL || !self.sparse_pairs.is_empty() {
+            return Err("its global PAX headers are too large");
+        }
+        let own = |key: &[u8]| {
+            matches!(key, b"path" | b"linkpath" | b"size")
+                || [&b"SCHILY."[..], b"LIBARCHIVE.", b"RHT.", b"GNU.sparse."]
+                    .iter()
+                    .any(|p| key.starts_with(p))
+        };
+        match self.records.keys().any(|key| own(key)) {
+            true => Err("a global PAX header has a record that only one member can have"),
+            false => Ok(()),
+        }
     }
 
     /// A record's value; an empty one counts as absent.

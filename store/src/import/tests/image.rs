@@ -365,3 +365,18 @@ fn a_root_filesystem_that_begins_like_an_image_is_none() {
     fs::write(&file, gzip(&tar)).unwrap();
     assert_eq!(names(&place, &place.import_dir(&file).unwrap().root).len(), 4);
 }
+
+#[test]
+fn a_layer_may_lack_its_end_marker_but_nothing_of_a_member() {
+    let place = Place::new();
+    let whole = archive(&[(b"d/", b'5', b"", b""), (b"d/f", b'0', b"", b"content")]);
+    let expected = place.layered(std::slice::from_ref(&whole)).unwrap().root;
+    let member = whole.len() - 1024 - 512;
+    for cut in [member + 7, member + 300, whole.len() - 1024, whole.len() - 512] {
+        assert_eq!(place.layered(&[whole[..cut].to_vec()]).unwrap().root, expected, "{cut}");
+    }
+    for cut in [member - 1, member + 6, whole.len() - 600] {
+        let layered = place.layered(&[whole[..cut].to_vec()]);
+        assert!(layered.is_err_and(|e| e.to_string().contains("truncated")), "{cut}");
+    }
+}

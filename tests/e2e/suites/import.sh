@@ -1,0 +1,217 @@
+#!/usr/bin/env bash
+# Imports of what other programs write: images by umoci and skopeo, uppers by overlayfs and fuse-overlayfs, sparse archives by
+# GNU tar. What they themselves make of it is the measure.
+# runs as: root user
+. "$(dirname "$0")/../checks.sh"
+WORK=$PLAIN/work
+LAYOUT=$WORK/layout
+
+# Root imports with ids as they are; on a user's mount root's files show as the user's, and the user's as root's.
+as_shown() {
+    if [ "$ACTOR" = root ]; then cat; else sed -E "s/^(l|[^l] [0-7]+) $(id -u) $(id -g) /\\1 0 0 /"; fi
+}
+
+# mounted_as ENV FILE [times]: the environment, mounted, is the listing in FILE.
+mounted_as() {
+    karapace mount "$1"
+    tree "$MOUNTS/$1" "${3:-}" >"$TMPDIR/shown"
+    karapace umount "$1"
+    [ "$(wc -l <"$2")" -gt 20 ] || wrong "$2 lists hardly anything"
+    diff "$2" "$TMPDIR/shown" || wrong "expected left, found right"
+}
+
+base_of() { inspect "$1" 'd["base_layer"]'; }
+
+umoci_() {
+    local verb=$1
+    shift
+    if [ "$ACTOR" = user ] && [[ "$verb" =~ ^(unpack|repack|insert)$ ]]; then
+        # repack learns of it from the bundle
+        if [ "$verb" = repack ]; then umoci repack "$@"; else umoci "$verb" --rootless "$@"; fi
+    else
+        umoci "$verb" "$@"
+    fi
+}
+
+# An image of five layers: files, deletions and changes, an opaque directory, whiteouts alone, a directory that was deleted and is
+# back.
+image() {
+    mkdir -p "$WORK"
+    umoci init --layout "$LAYOUT"
+    umoci new --image "$LAYOUT:image"
+    umoci_ unpack --image "$LAYOUT:image" "$WORK/bundle"
+    fixture "$WORK/bundle/rootfs"
+    umoci_ repack --refresh-bundle --image "$LAYOUT:image" "$WORK/bundle"
+    local root=$WORK/bundle/rootfs
+    rm -r "$root/etc/deleted" "$root/usr/share/doc/many"
+    echo changed >"$root/etc/changed"
+    chmod 0700 "$root/srv/data"
+    rm "$root/usr/os-release"
+    mkdir "$root/usr/os-release"
+    echo now >"$root/usr/os-release/a-directory"
+    echo more >>"$root/srv/data/large"
+    ln "$root/srv/data/large" "$root/srv/data/large-too"
+    umoci_ repack --refresh-bundle --image "$LAYOUT:image" "$WORK/bundle"
+    mkdir -p "$WORK/insert/deep"
+    echo opaque >"$WORK/insert/deep/new"
+    umoci_ insert --opaque --image "$LAYOUT:image" "$WORK/insert" /srv/data
+    umoci_ insert --whiteout --image "$LAYOUT:image" /var/empty
+    umoci_ insert --image "$LAYOUT:image" "$WORK/insert" /var/empty
+    rm -rf "$WORK/bundle"
+    umoci_ unpack --image "$LAYOUT:image" "$WORK/unpacked"
+    tree "$WORK/unpacked/rootfs" times >"$TMPDIR/unpacked"
+}
+
+image_is_what_umoci_unpacks() {
+    local layers
+    layers=$(umoci stat --image "$LAYOUT:image" --json | json - 'sum(not h.get("empty_layer") for h in d["history"])')
+    equal "layers of the image" 5 "$layers"
+    karapace import "$LAYOUT" --name layout
+    grep -q 'opaque' <(cat "$WORK/unpacked/rootfs/srv/data/deep/new") || wrong "umoci left the inserted file out"
+    [ ! -e "$WORK/unpacked/rootfs/srv/data/large" ] || wrong "umoci made no opaque directory"
+    mounted_as layout "$TMPDIR/unpacked" times
+}
+
+# copies NAME DESTINATION FILE: skopeo's copy of the image imports as the layout does.
+copies() {
+    skopeo --insecure-policy copy --quiet "oci:$LAYOUT:image" "$2"
+    karapace import "$3" --name "$1"
+    equal "base layer" "$(base_of layout)" "$(base_of "$1")"
+}
+
+damaged_copy_is_refused() {
+    cp -r "$LAYOUT" "$WORK/damaged"
+    local blob
+    blob=$(find "$WORK/damaged/blobs/sha256" -type f -size +1k | head -n1)
+    printf 'x' | dd of="$blob" bs=1 seek=100 conv=notrunc status=none
+    local before
+    before=$(objects)
+    refused karapace import "$WORK/damaged" --name damaged
+    says "$(basename "$blob")"
+    equal "objects" "$before" "$(objects)"
+}
+
+# What a user of an overlay does: every kind of change.
+change() (
+    cd "$1"
+    echo changed >etc/changed
+    rm etc/deleted
+    rm -r usr/share/doc/many
+    mkdir usr/share/doc/many
+    echo again >usr/share/doc/many/1
+    chmod 0640 etc/hostname
+    touch -d '2010-01-01 01:02:03.5' etc/os-release
+    echo more >>srv/data/large
+    mv var var.moved
+    touch var.moved/empty/new
+    mv srv/data srv/moved-too
+    mv srv/moved-too srv/data
+    rm usr/os-release
+    mkdir usr/os-release
+    mkdir -p new/deep
+    ln -s nowhere new/link
+    mkfifo new/fifo
+    echo x >new/one
+    ln new/one new/deep/two
+    setfattr -n user.note -v kept new/one
+    chmod 2750 new/deep
+    truncate -s 3M srv/data/sparse
+    rm -r root
+    echo 'a file' >root
+)
+
+# overlay NAME MOUNT-COMMAND UNMOUNT-COMMAND [times]: changes an overlay on the fixture, imports its upper.
+overlay() {
+    local name=$1 mount=$2 unmount=$3 times=${4:-} top=$WORK/$1
+    mkdir -p "$top/upper" "$top/work" "$top/merged"
+    (
+        cd "$top"
+        eval "$mount"
+        change merged
+        tree merged "$times" | as_shown >expected
+        eval "$unmount"
+    )
+    karapace import "$top/upper" --onto lower --name "$name"
+    mounted_as "$name" "$top/expected" "$times"
+    equal "env_id" "$(inspect lower 'd["env_id"]')" "$(inspect "$name" 'd["env_id"]')"
+    equal "base layer" "$(base_of lower)" "$(base_of "$name")"
+}
+
+kernel_overlay() {
+    local options="lowerdir=$WORK/lower,upperdir=upper,workdir=work,$2"
+    overlay "$1" "mount -t overlay overlay -o $options merged" "umount merged" times
+}
+
+# In a user namespace of the user's own, as rootless podman mounts it; what is done in there is done in one go.
+userns_overlay() {
+    local top=$WORK/$1 options="lowerdir=$WORK/lower,upperdir=upper,workdir=work,userxattr"
+    mkdir -p "$top/upper" "$top/work" "$top/merged"
+    export -f change tree
+    (
+        cd "$top"
+        OPTIONS=$options unshare --user --map-root-user --mount bash -euo pipefail -c '
+            mount -t overlay overlay -o "$OPTIONS" merged
+            change merged
+            tree merged times >expected
+            umount merged'
+    )
+    karapace import "$top/upper" --onto lower --name "$1"
+    mounted_as "$1" "$top/expected" times
+}
+
+# Without times: fuse-overlayfs shows those of the kernel's write cache, some milliseconds from what the upper keeps.
+fuse_overlay() {
+    overlay fuse "fuse-overlayfs -o lowerdir=$WORK/lower,upperdir=upper,workdir=work merged" "fusermount3 -u merged"
+}
+
+# Nothing can be said of what was renamed from a place that is not below.
+unresolved_is_refused() {
+    mkdir -p "$WORK/unresolved/renamed"
+    setfattr -n user.overlay.redirect -v /not/there "$WORK/unresolved/renamed"
+    refused karapace import "$WORK/unresolved" --onto lower --name unresolved
+    says renamed
+    refused karapace inspect unresolved
+}
+
+sparse() {
+    mkdir "$WORK/sparse"
+    truncate -s 64M "$WORK/sparse/file"
+    for at in 0 1000000 20000000 67000000; do
+        printf 'here %s' "$at" | dd of="$WORK/sparse/file" bs=1 seek="$at" conv=notrunc status=none
+    done
+    # More stretches than fit into one header.
+    truncate -s 16M "$WORK/sparse/many"
+    for at in $(seq 40); do
+        printf 'x' | dd of="$WORK/sparse/many" bs=1 seek=$((at * 300000)) conv=notrunc status=none
+    done
+    karapace import "$WORK/sparse" --name sparse
+    local expected format
+    expected=$(base_of sparse)
+    for format in --format=oldgnu --format=gnu --format=pax\ --sparse-version={0.0,0.1,1.0}; do
+        # shellcheck disable=SC2086 # several words
+        tar $format --sparse --numeric-owner -C "$WORK/sparse" -cf "$WORK/sparse.tar" .
+        [ "$(stat -c %s "$WORK/sparse.tar")" -lt 5000000 ] || wrong "$format: GNU tar found no holes"
+        karapace import "$WORK/sparse.tar" --name "sparse-tar"
+        equal "$format" "$expected" "$(base_of sparse-tar)"
+        karapace destroy sparse-tar -y
+    done
+}
+
+need "umoci makes an image" image
+check "an image is what umoci unpacks" image_is_what_umoci_unpacks
+check "skopeo's docker-archive of it imports as it does" copies saved "docker-archive:$WORK/saved.tar:image:1" "$WORK/saved.tar"
+check "skopeo's oci-archive of it imports as it does" copies archive "oci-archive:$WORK/archive.tar:image" "$WORK/archive.tar"
+check "a damaged blob is refused by name" damaged_copy_is_refused
+lower() { fixture "$WORK/lower" && karapace import "$WORK/lower" --name lower; }
+need "a lower directory" lower
+if [ "$ACTOR" = root ]; then
+    check "overlayfs' upper is what the mount showed" kernel_overlay plain redirect_dir=off,metacopy=off
+    check "overlayfs' upper with renamed directories" kernel_overlay renamed redirect_dir=on
+    check "overlayfs' upper with copies of metadata alone" kernel_overlay metacopy redirect_dir=on,metacopy=on
+else
+    check "an upper made in a user namespace is what the mount showed" userns_overlay userns
+fi
+check "fuse-overlayfs' upper is what the mount showed" fuse_overlay
+check "an upper that cannot be resolved is refused by name" unresolved_is_refused
+check "sparse archives of every GNU format" sparse
+finish_suite
