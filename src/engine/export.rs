@@ -1,6 +1,5 @@
 //! Handing an environment to other programs: as the tar of its root filesystem, or as an OCI image.
 
-use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karapace_store::error::{IoContext as _, StoreError};
-use karapace_store::id::{LayerHash, ObjectId, RecordId};
+use karapace_store::id::{LayerHash, ObjectId};
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
@@ -94,7 +93,7 @@ impl Engine {
 /// An export under way: its trees are safe from collections.
 struct Export<'a> {
     trees: Trees,
-    /// The layers from the base to the one that is exported, those that still have their tree.
+    /// The layers from the base to the one that is exported.
     chain: Vec<(LayerRecord, Arc<Root>)>,
     report: &'a dyn Report,
     _pin: Pin,
@@ -243,48 +242,17 @@ fn shown(path: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(path))
 }
 
-/// The layers from the base to `layer` of which the trees are kept: those that the environment's record names. A snapshot that
-/// was removed has its record still, which leads on to its parent; what it changed is then part of the layer above.
+/// The layers from the base to `layer`. A snapshot that was removed is none of them: what it changed is part of the one above.
 fn chain(engine: &Engine, env: &Metadata, layer: &LayerRef) -> Result<Vec<LayerRecord>> {
     let store = engine.store();
-    let mut chain = vec![LayerRecord::read(store, &layer.record)?];
-    let mut removed: Option<HashMap<LayerHash, Option<LayerHash>>> = None;
-    let mut parent = chain[0].parent;
-    while let Some(hash) = parent {
-        if let Some(id) = kept_record(env, &hash) {
-            let record = LayerRecord::read(store, &id)?;
-            parent = record.parent;
-            chain.push(record);
-            continue;
-        }
-        let removed = match &mut removed {
-            Some(removed) => removed,
-            none => none.insert(all_parents(engine)?),
-        };
-        parent = removed.remove(&hash).ok_or_else(|| StoreError::missing("layer", hash))?;
+    let mut at = *layer;
+    let mut chain = vec![LayerRecord::read(store, &at.record)?];
+    while at.hash != env.base_layer {
+        at = reference::parent(env, at).ok_or_else(|| StoreError::missing("the parent of layer", at.hash))?;
+        chain.push(LayerRecord::read(store, &at.record)?);
     }
     chain.reverse();
     Ok(chain)
-}
-
-/// The newest record of a layer that the environment keeps.
-fn kept_record(env: &Metadata, hash: &LayerHash) -> Option<RecordId> {
-    let snapshot = env.snapshots.iter().rev().find(|snapshot| snapshot.hash == *hash);
-    let base = (env.base_layer == *hash).then_some(env.base_record);
-    snapshot.map(|snapshot| snapshot.record).or(base)
-}
-
-/// The parent of every layer in the store. Records of one hash have one parent: it is part of what is hashed.
-fn all_parents(engine: &Engine) -> Result<HashMap<LayerHash, Option<LayerHash>>> {
-    let store = engine.store();
-    let mut parents = HashMap::new();
-    for id in LayerRecord::list(store)? {
-        // Another environment's damage is none of ours; what is missed of this one shows as missing.
-        if let Ok(record) = LayerRecord::read(store, &id) {
-            parents.insert(record.hash, record.parent);
-        }
-    }
-    Ok(parents)
 }
 
 /// A layout is an archive where the name says so, else a directory.

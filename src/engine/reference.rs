@@ -76,19 +76,20 @@ fn layer_of(entry: &SnapshotEntry) -> LayerRef {
 fn ancestor(metadata: &Metadata, head: LayerRef, steps: u32) -> Option<LayerRef> {
     let mut at = head;
     for _ in 0..steps {
-        if at.hash == metadata.base_layer {
-            return None;
-        }
-        let entry = metadata.snapshots.iter().rev().find(|s| s.hash == at.hash)?;
-        at = match metadata.snapshots.iter().rev().find(|s| s.hash == entry.parent) {
-            Some(parent) => layer_of(parent),
-            None if entry.parent == metadata.base_layer => {
-                LayerRef { hash: metadata.base_layer, record: metadata.base_record }
-            }
-            None => return None,
-        };
+        at = parent(metadata, at)?;
     }
     Some(at)
+}
+
+/// The layer that `layer` was made on, as far as it is left; `None` of the base, and of what the environment does not have.
+pub fn parent(metadata: &Metadata, layer: LayerRef) -> Option<LayerRef> {
+    if layer.hash == metadata.base_layer {
+        return None;
+    }
+    let newest = |hash| metadata.snapshots.iter().rev().find(|s| s.hash == hash);
+    let below = newest(layer.hash)?.parent;
+    let base = || (below == metadata.base_layer).then_some((metadata.base_layer, metadata.base_record));
+    newest(below).map(layer_of).or_else(|| base().map(|(hash, record)| LayerRef { hash, record }))
 }
 
 #[cfg(test)]

@@ -251,6 +251,36 @@ what_cannot_be_told_is_said() {
     equal left "" "$(find "$OUT" -maxdepth 1 -name '.karapace-export-*')"
 }
 
+# A file system of 1 MiB, in this run's own mount table.
+a_full_disk() {
+    mkdir "$TMPDIR/small"
+    mount -t tmpfs -o size=1M tmpfs "$TMPDIR/small"
+    local format
+    for format in tar oci; do
+        refused karapace export dev --format "$format" -o "$TMPDIR/small/out"
+        says 'No space left'
+    done
+    refused karapace export dev --format oci -o "$TMPDIR/small/out.tar"
+    equal left "" "$(ls -A "$TMPDIR/small")"
+    umount "$TMPDIR/small"
+}
+
+# The reader waits until the environment is gone and collected: much more than a pipe holds is still to come.
+what_is_exported_is_not_collected() {
+    karapace export debian -o "$OUT/debian.tar"
+    karapace export debian | {
+        # The export has begun.
+        dd of="$OUT/again.tar" bs=1 count=1 status=none
+        {
+            karapace destroy -y debian
+            karapace gc
+        } >&2
+        cat >>"$OUT/again.tar"
+    }
+    cmp "$OUT/debian.tar" "$OUT/again.tar"
+    refused karapace inspect debian
+}
+
 a_debian_comes_back() {
     karapace import "$MINBASE_TAR" --name debian
     fresh plain
@@ -284,6 +314,8 @@ check "our import of it is the same tree" our_import_flattens_it
 check "directory and archive are the same bytes each time" the_image_is_the_same_bytes_again
 check "an earlier snapshot, and the base" an_earlier_snapshot
 check "sockets and names that mean a deletion are told" what_cannot_be_told_is_said
+[ "$ACTOR" != root ] || check "a full disk leaves nothing half-written" a_full_disk
 check "a Debian comes back" a_debian_comes_back
+check "what is being exported is not collected" what_is_exported_is_not_collected
 karapace umount dev
 finish_suite
