@@ -10,6 +10,8 @@ pub const FAILURE: i32 = 1;
 pub const MANIFEST: i32 = 2;
 /// The store: damage, a lock, a version.
 pub const STORE: i32 = 3;
+/// The user interrupted a command that ended cleanly.
+pub const INTERRUPTED: i32 = 130;
 /// `enter` and `exec`: we failed, not the command.
 pub const RUNTIME: i32 = 125;
 
@@ -40,6 +42,7 @@ fn store_status(error: &StoreError) -> i32 {
         | StoreError::Corrupt { .. }
         | StoreError::Version { .. }
         | StoreError::Locked { .. } => STORE,
+        StoreError::Cancelled => INTERRUPTED,
         _ => FAILURE,
     }
 }
@@ -61,6 +64,7 @@ mod tests {
             (StoreError::corrupt("tree", "x", "y").into(), 3),
             (StoreError::Locked { path: "x".into(), holder: "y".into() }.into(), 3),
             (StoreError::Invalid("x".into()).into(), 1),
+            (StoreError::Cancelled.into(), 130),
             (Error::Served { errno: libc::EIO, reason: "x".into() }, 3),
             (Error::Served { errno: libc::ENOENT, reason: "x".into() }, 1),
             (Error::NameTaken { name: "x".into() }, 1),

@@ -37,6 +37,12 @@ pub(crate) struct Global {
     /// Print JSON on stdout
     #[arg(long, global = true)]
     json: bool,
+    /// Wait while another command holds what this one needs, and say on stderr for whom (the default)
+    #[arg(long, global = true, overrides_with = "no_wait")]
+    wait: bool,
+    /// Fail at once when another command holds what this one needs
+    #[arg(long, global = true, overrides_with = "wait")]
+    no_wait: bool,
     /// Say more on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
@@ -58,7 +64,9 @@ impl Global {
 
     /// Opens the store.
     pub fn engine(&self) -> Result<Engine, Failure> {
-        Ok(Engine::open(&self.store_root()?)?)
+        let engine = Engine::open(&self.store_root()?)?;
+        engine.store().set_waits(!self.no_wait);
+        Ok(engine)
     }
 
     fn store_root(&self) -> Result<PathBuf, Error> {

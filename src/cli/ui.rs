@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use karapace_store::import::Progress;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::exit;
 use crate::engine::Report;
 
 /// Why a command did not end well.
@@ -133,6 +135,19 @@ impl Bars {
     pub fn on_stderr() -> Bars {
         Bars { shown: io::stderr().is_terminal(), current: Mutex::new(None) }
     }
+
+    /// The same for work that ends cleanly when it is interrupted. A second signal ends the program at once.
+    pub fn stoppable() -> Bars {
+        let handler = || {
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(exit::INTERRUPTED);
+            }
+        };
+        if let Err(error) = ctrlc::set_handler(handler) {
+            tracing::warn!("an interruption ends this command at once: {error}");
+        }
+        Bars::on_stderr()
+    }
 }
 
 impl Progress for Bars {
@@ -146,6 +161,9 @@ impl Progress for Bars {
         }
     }
 }
+
+/// Set by the first SIGINT, SIGTERM or SIGHUP after [`Bars::stoppable`].
+static STOP: AtomicBool = AtomicBool::new(false);
 
 impl Report for Bars {
     fn begin(&self, what: &str, bytes: Option<u64>) {
@@ -173,6 +191,10 @@ impl Report for Bars {
         if let Some(current) = self.current.lock().take() {
             current.bar.finish_and_clear();
         }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        STOP.load(Ordering::Relaxed)
     }
 
     fn note(&self, text: &str) {

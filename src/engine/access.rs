@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use karapace_store::error::StoreError;
-use karapace_store::lock::EnvLock;
+use karapace_store::lock::{self, EnvLock};
 use karapace_store::metadata::Metadata;
 
 use super::instance::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
@@ -61,23 +61,23 @@ impl Engine {
     /// # Errors
     /// [`Error::Mounted`] when a process serves it.
     pub(super) fn lock_unmounted(&self, env: &Metadata) -> Result<EnvLock> {
-        let start = Instant::now();
+        let mut wait = Waiting::begin();
         loop {
             if Client::connect(&self.env_dir(&env.instance))?.is_some() {
                 return Err(self.mounted_error(env));
             }
-            if let Some(lock) = self.try_lock(env, start)? {
+            if let Some(lock) = self.try_lock(env, &mut wait)? {
                 return Ok(lock);
             }
         }
     }
 
     fn request(&self, env: &Metadata, request: &Request) -> Result<Answer> {
-        let start = Instant::now();
+        let mut wait = Waiting::begin();
         loop {
             let answer = match Client::connect(&self.env_dir(&env.instance))? {
                 Some(client) => self.ask(env, client, request)?,
-                None => match self.try_lock(env, start)? {
+                None => match self.try_lock(env, &mut wait)? {
                     Some(lock) => {
                         // Read again under the lock: another command may have changed it meanwhile.
                         let env = Metadata::load(self.store(), &env.instance)?;
@@ -94,7 +94,7 @@ impl Engine {
             };
             match answer {
                 Answer::Failed { errno, reason } => return Err(Error::Served { errno, reason }),
-                Answer::Ending if start.elapsed() > PATIENCE => {
+                Answer::Ending if wait.start.elapsed() > PATIENCE => {
                     return Err(self.serving_error(env, "is ending and does not come to an end"));
                 }
                 Answer::Ending => std::thread::sleep(PAUSE),
@@ -114,10 +114,13 @@ impl Engine {
     }
 
     /// The lock, or `None` after a short pause while another command has it.
-    fn try_lock(&self, env: &Metadata, start: Instant) -> Result<Option<EnvLock>> {
+    fn try_lock(&self, env: &Metadata, wait: &mut Waiting) -> Result<Option<EnvLock>> {
         match EnvLock::try_acquire(self.store(), &env.instance) {
             Ok(lock) => Ok(Some(lock)),
-            Err(StoreError::Locked { .. }) if start.elapsed() < PATIENCE => {
+            Err(StoreError::Locked { holder, .. })
+                if self.store().waits() && wait.start.elapsed() < PATIENCE =>
+            {
+                wait.say(&env.name, &holder);
                 std::thread::sleep(PAUSE);
                 Ok(None)
             }
@@ -133,6 +136,26 @@ impl Engine {
     fn unexpected(&self, env: &Metadata, answer: &Answer) -> Error {
         tracing::debug!(?answer, "unexpected answer");
         self.serving_error(env, "gave an answer that this version does not know")
+    }
+}
+
+/// A wait for whoever has the environment.
+struct Waiting {
+    start: Instant,
+    said: bool,
+}
+
+impl Waiting {
+    fn begin() -> Waiting {
+        Waiting { start: Instant::now(), said: false }
+    }
+
+    /// Says once for whom, when it has become long.
+    fn say(&mut self, env: &str, holder: &str) {
+        if !self.said && self.start.elapsed() > lock::PATIENCE {
+            self.said = true;
+            tracing::warn!("waiting for environment {env}: {holder} holds it");
+        }
     }
 }
 

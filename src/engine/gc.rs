@@ -7,12 +7,14 @@ use karapace_store::id::InstanceId;
 
 use super::{Engine, Report, Result};
 
-/// Removes from the store what nothing refers to; with `dry_run` only counts it. Takes the store's lock, exclusively unless it is
-/// a dry run. Mounted environments stay usable: what they changed is read from their uppers on disk, which are always current.
+/// Removes from the store what nothing refers to; with `dry_run` only counts it. Takes the store's lock, shared and for moments
+/// exclusively. Mounted environments stay usable: what they changed is read from their uppers on disk, which are always current.
 pub fn collect(engine: &Engine, dry_run: bool, report: &dyn Report) -> Result<GcReport> {
     report.begin("collecting", None);
     let uppers = |instance: &InstanceId| upper_roots(engine, instance);
-    let result = gc::collect(engine.store(), &GcOptions { dry_run, uppers: &uppers });
+    let cancelled = || report.is_cancelled();
+    let options = GcOptions { dry_run, uppers: &uppers, cancelled: &cancelled };
+    let result = gc::collect(engine.store(), &options);
     report.end();
     Ok(result?)
 }

@@ -12,6 +12,11 @@ pub trait Report: Progress {
 
     /// Something the user should know though the command goes on.
     fn note(&self, text: &str);
+
+    /// Whether the user wants the work to stop. Asked often.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Reports to nobody; remarks go to the log.

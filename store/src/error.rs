@@ -66,7 +66,7 @@ pub enum StoreError {
     #[error("{0}")]
     Invalid(String),
     /// The operation was asked to stop.
-    #[error("stopped on request; nothing was published")]
+    #[error("stopped on request; what is not done yet is left as it was")]
     Cancelled,
 }
 

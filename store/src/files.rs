@@ -1,7 +1,12 @@
-//! Listing the store's directories.
+//! The store's files: listing them, and renewing their times.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
 
 use crate::error::{IoContext, Result};
 use crate::id::ObjectId;
@@ -25,4 +30,20 @@ pub(crate) fn name(path: &Path) -> Option<&str> {
 pub(crate) fn object_id(path: &Path) -> Option<ObjectId> {
     let (prefix, rest) = (name(path.parent()?)?, name(path)?);
     (prefix.len() == 2).then(|| format!("{prefix}{rest}").parse().ok()).flatten()
+}
+
+/// Whether there is a file; if so its change time is now (see [`crate::object::Objects::refresh`]).
+pub(crate) fn refresh(path: &Path) -> Result<bool> {
+    // The access time says nothing: a call that changes nothing need not count as a change.
+    match utimensat(
+        AT_FDCWD,
+        path,
+        &TimeSpec::UTIME_OMIT,
+        &TimeSpec::UTIME_NOW,
+        UtimensatFlags::NoFollowSymlink,
+    ) {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno).at("set the time of", path),
+    }
 }

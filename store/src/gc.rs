@@ -3,14 +3,19 @@
 //! Marks from every environment's base, head and snapshots, from uppers, pins and operations under way; sweeps by scanning the
 //! disk. It refuses, and deletes nothing, when any of what it must follow cannot be read: an unreadable tree could
 //! refer to anything. Records on the way down a marked layer's parents are kept; their trees only if something above refers to them.
+//!
+//! Others work meanwhile: the store's lock is held alone only for a moment at the start and for each directory of the sweep. What
+//! they come to refer to after the start is either reachable from what was marked, or was written or met anew since, which
+//! its change time shows ([`crate::object::Objects::refresh`]); the sweep spares whatever changed since the start.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::atomic::{TEMP_PREFIX, fsync_dir};
 use crate::error::{IoContext, Result, StoreError};
@@ -18,7 +23,7 @@ use crate::fail;
 use crate::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
 use crate::layer::LayerRecord;
-use crate::lock::StoreLock;
+use crate::lock::{CollectionLock, StoreLock};
 use crate::metadata::Metadata;
 use crate::open::Store;
 use crate::reach::{Fault, Reach, Watch};
@@ -45,6 +50,8 @@ pub struct GcOptions<'a> {
     pub dry_run: bool,
     /// Reads uppers.
     pub uppers: UpperRootsOf<'a>,
+    /// Asked now and then; once it says true, the collection ends with [`StoreError::Cancelled`].
+    pub cancelled: &'a dyn Fn() -> bool,
 }
 
 /// What went, or would go.
@@ -52,7 +59,7 @@ pub struct GcOptions<'a> {
 pub struct GcReport {
     /// Objects.
     pub objects: u64,
-    /// Their sizes and those of layer records and staged files, in bytes.
+    /// The space that they, layer records and staged files take on disk, as `du` counts it, in bytes.
     pub bytes: u64,
     /// Layer records.
     pub layers: u64,
@@ -60,18 +67,26 @@ pub struct GcReport {
     pub staging: u64,
 }
 
-/// Frees what nobody refers to. A run frees exactly what a dry run just before it says.
+/// Frees what nobody refers to. A run frees exactly what a dry run just before it says, if nobody else works on the store.
 ///
-/// Takes the store's lock, exclusively unless it is a dry run: the caller must not hold it.
+/// Takes the store's lock, shared and for moments exclusively: the caller must not hold it.
 ///
 /// # Errors
-/// Any record, layer or tree that cannot be read stops the collection before the first deletion.
+/// Any record, layer or tree that cannot be read stops the collection before the first deletion. [`StoreError::Locked`] while
+/// another collection runs. What was removed before an error stays removed.
 pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> {
-    let _lock = if options.dry_run { StoreLock::shared(store)? } else { StoreLock::exclusive(store)? };
-    let start = Timestamp::now();
+    let _only = if options.dry_run { None } else { Some(CollectionLock::try_acquire(store)?) };
+    let start = {
+        // Whoever was at work has finished then: what it wrote before the start is referred to.
+        let _alone = lock(store, options)?;
+        next_time(store)?
+    };
     fail::point("gc.mark").at("read", store.layout().objects())?;
-    let marked = mark(store, options.uppers)?;
-    let mut sweep = Sweep { start, dry_run: options.dry_run, report: GcReport::default() };
+    let marked = {
+        let _shared = StoreLock::shared(store)?;
+        mark(store, options)?
+    };
+    let mut sweep = Sweep { start, options: *options, report: GcReport::default() };
     // Layers first: a crash in between leaves no record whose tree is gone.
     sweep.layers(store, &marked.records)?;
     fail::point("gc.sweep-objects").at("list", store.layout().objects())?;
@@ -84,12 +99,41 @@ pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> 
     Ok(sweep.report)
 }
 
+/// The store's lock as a step of the collection needs it.
+fn lock(store: &Store, options: &GcOptions<'_>) -> Result<StoreLock> {
+    if options.dry_run { StoreLock::shared(store) } else { StoreLock::exclusive(store) }
+}
+
+/// The next moment that the store's file system can tell from what has happened on it, by its own clock, which may lag behind the
+/// system's or be another machine's.
+fn next_time(store: &Store) -> Result<Timestamp> {
+    let staging = store.layout().staging();
+    let now = || -> Result<Timestamp> {
+        let file = tempfile::tempfile_in(&staging).at("create a file in", &staging)?;
+        Ok(change_time(&file.metadata().at("read", &staging)?))
+    };
+    let before = now()?;
+    loop {
+        let time = now()?;
+        if time != before {
+            return Ok(time);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The change time: unlike the modification time nobody can set it, so an adopted file counts from its adoption.
+fn change_time(metadata: &fs::Metadata) -> Timestamp {
+    Timestamp { secs: metadata.ctime(), nanos: metadata.ctime_nsec() as u32 }
+}
+
 struct Marked {
     records: HashSet<RecordId>,
     objects: HashSet<ObjectId>,
 }
 
-fn mark(store: &Arc<Store>, uppers: UpperRootsOf<'_>) -> Result<Marked> {
+/// What an operation removed while the marking went on is no longer there to be followed; all else must be.
+fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
     let mut by_hash: HashMap<LayerHash, Vec<RecordId>> = HashMap::new();
     let mut layers: HashMap<RecordId, LayerRecord> = HashMap::new();
     for id in LayerRecord::list(store)? {
@@ -101,15 +145,25 @@ fn mark(store: &Arc<Store>, uppers: UpperRootsOf<'_>) -> Result<Marked> {
     let mut reach = Reach::new(store.clone());
     let mut instances = Metadata::instances(store)?;
     for instance in &instances {
-        let metadata = Metadata::load(store, instance).map_err(refuse)?;
+        let metadata = match Metadata::load(store, instance) {
+            Err(error) if error.is_missing() => continue,
+            other => other.map_err(refuse)?,
+        };
         for (what, _, id) in metadata.layers() {
-            let by = Rc::from(format!("{what} of environment {}", metadata.name));
-            let record =
-                layers.get(&id).ok_or_else(|| refuse(format!("layer record {id}, {by}, is missing")))?;
-            if records.insert(id) {
-                reach.root(record.tree, &by);
-                record.object_refs.iter().for_each(|object| reach.object(*object, &by));
+            if !records.insert(id) {
+                continue;
             }
+            let by = Rc::from(format!("{what} of environment {}", metadata.name));
+            let record = match layers.entry(id) {
+                Entry::Occupied(known) => known.into_mut(),
+                // Made since the list.
+                Entry::Vacant(new) => {
+                    let read = LayerRecord::read(store, &id);
+                    new.insert(read.map_err(|error| refuse(format!("{by}: {error}")))?)
+                }
+            };
+            reach.root(record.tree, &by);
+            record.object_refs.iter().for_each(|object| reach.object(*object, &by));
         }
     }
     keep_parents(&mut records, &layers, &by_hash);
@@ -118,14 +172,18 @@ fn mark(store: &Arc<Store>, uppers: UpperRootsOf<'_>) -> Result<Marked> {
     instances.dedup();
     for instance in &instances {
         let by = Rc::from(format!("the uncommitted changes of environment {instance}"));
-        let upper = uppers(instance).map_err(|error| refuse(format!("reading {by} failed: {error}")))?;
+        let upper = match (options.uppers)(instance) {
+            // It was destroyed, or is being made: what that takes is newer than the start.
+            Err(_) if !Metadata::path(store, instance).exists() => continue,
+            other => other.map_err(|error| refuse(format!("reading {by} failed: {error}")))?,
+        };
         upper.roots.iter().for_each(|root| reach.root(*root, &by));
         upper.trees.iter().for_each(|tree| reach.tree(*tree, &by));
         upper.objects.iter().for_each(|object| reach.object(*object, &by));
     }
     let by = Rc::from("the pin of a running mount");
     pins::live(store.layout())?.into_iter().for_each(|root| reach.root(root, &by));
-    let objects = reach.run(&mut Strict)?;
+    let objects = reach.run(&mut Strict { cancelled: options.cancelled })?;
     Ok(Marked { records, objects })
 }
 
@@ -151,41 +209,43 @@ fn refuse(why: impl std::fmt::Display) -> StoreError {
 }
 
 /// Whatever cannot be read ends the collection.
-struct Strict;
+struct Strict<'a> {
+    cancelled: &'a dyn Fn() -> bool,
+}
 
-impl Watch for Strict {
+impl Watch for Strict<'_> {
     fn fault(&mut self, fault: Fault) -> Result<()> {
         Err(refuse(format!("{} refers to {}: {}", fault.by, fault.id, fault.error)))
     }
+
+    fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> String) -> Result<()> {
+        if (self.cancelled)() { Err(StoreError::Cancelled) } else { Ok(()) }
+    }
 }
 
-struct Sweep {
+struct Sweep<'a> {
     start: Timestamp,
-    dry_run: bool,
+    options: GcOptions<'a>,
     report: GcReport,
 }
 
-impl Sweep {
+impl Sweep<'_> {
     fn layers(&mut self, store: &Store, marked: &HashSet<RecordId>) -> Result<()> {
-        let dir = store.layout().layers();
-        let gone: Vec<PathBuf> = LayerRecord::list(store)?
-            .iter()
-            .filter(|id| !marked.contains(id))
-            .map(|id| store.layout().layer(id))
-            .collect();
-        self.report.layers += self.remove(&dir, &gone, self.start)?;
+        let gone = |path: &Path| {
+            let id = files::name(path).and_then(|name| name.parse::<RecordId>().ok());
+            id.is_some_and(|id| !marked.contains(&id))
+        };
+        self.report.layers += self.directory(store, &store.layout().layers(), &gone, self.start)?;
         Ok(())
     }
 
     fn objects(&mut self, store: &Store, marked: &HashSet<ObjectId>) -> Result<()> {
+        let gone = |path: &Path| files::object_id(path).is_some_and(|id| !marked.contains(&id));
         for dir in files::list(store.layout().objects())? {
             // What is no object is left for verify-store to report.
-            if !dir.is_dir() {
-                continue;
+            if dir.is_dir() {
+                self.report.objects += self.directory(store, &dir, &gone, self.start)?;
             }
-            let mut gone = files::list(&dir)?;
-            gone.retain(|path| files::object_id(path).is_some_and(|id| !marked.contains(&id)));
-            self.report.objects += self.remove(&dir, &gone, self.start)?;
         }
         Ok(())
     }
@@ -193,264 +253,54 @@ impl Sweep {
     /// Records that a crash left half-written. One that is being written is minutes old at most.
     fn unfinished(&mut self, store: &Store) -> Result<()> {
         let old = Timestamp { secs: self.start.secs - 3600, ..self.start };
+        let gone = |path: &Path| files::name(path).is_some_and(|name| name.starts_with(TEMP_PREFIX));
         for dir in [store.layout().layers(), store.layout().metadata()] {
-            let mut gone = files::list(&dir)?;
-            gone.retain(|path| files::name(path).is_some_and(|name| name.starts_with(TEMP_PREFIX)));
-            self.report.staging += self.remove(&dir, &gone, old)?;
+            self.report.staging += self.directory(store, &dir, &gone, old)?;
         }
         Ok(())
     }
 
-    /// Removes files of one directory, but what is newer than `limit`; counts them.
-    fn remove(&mut self, dir: &Path, paths: &[PathBuf], limit: Timestamp) -> Result<u64> {
+    /// Removes files of one directory, but what changed at `limit` or since; counts them.
+    fn directory(
+        &mut self,
+        store: &Store,
+        dir: &Path,
+        is_gone: &dyn Fn(&Path) -> bool,
+        limit: Timestamp,
+    ) -> Result<u64> {
+        let mut gone = files::list(dir)?;
+        gone.retain(|path| is_gone(path));
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        // Nobody may come to refer to a file between the look at its time and its end.
+        let _alone = lock(store, &self.options)?;
         let mut removed = 0;
-        for path in paths {
-            let metadata = match fs::symlink_metadata(path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                other => other.at("read", path)?,
-            };
-            // The change time: unlike mtime nobody can set it, so an adopted file counts from its adoption.
-            let changed = Timestamp { secs: metadata.ctime(), nanos: metadata.ctime_nsec() as u32 };
-            if changed > limit {
+        for path in &gone {
+            if (self.options.cancelled)() {
+                return Err(StoreError::Cancelled);
+            }
+            let metadata = fs::symlink_metadata(path).at("read", path)?;
+            if change_time(&metadata) >= limit {
                 continue;
             }
-            if !self.dry_run {
+            if !self.options.dry_run {
                 fail::point("gc.remove").and_then(|()| fs::remove_file(path)).at("remove", path)?;
             }
             removed += 1;
-            self.report.bytes += metadata.len();
+            self.report.bytes += freed(&metadata);
         }
-        if removed > 0 && !self.dry_run {
+        if removed > 0 && !self.options.dry_run {
             fsync_dir(dir)?;
         }
         Ok(removed)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::import::{NoProgress, import_path};
-    use crate::layer::tests::base;
-    use crate::lock::StoreLock;
-    use crate::metadata::{self, SnapshotEntry};
-    use crate::object::Batch;
-    use crate::pins::Pin;
-    use crate::tree::Trees;
-
-    struct Place {
-        dir: tempfile::TempDir,
-        store: Arc<Store>,
-    }
-
-    impl Place {
-        fn new() -> Place {
-            let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(&dir.path().join("store")).unwrap();
-            Place { dir, store }
-        }
-
-        /// Imports a directory of files with these names and contents.
-        fn import(&self, files: &[(&str, &[u8])]) -> ObjectId {
-            let src = self.dir.path().join("src");
-            for (name, bytes) in files {
-                let path = src.join(name);
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, bytes).unwrap();
-            }
-            let imported = import_path(&self.store, &src, &NoProgress).unwrap();
-            fs::remove_dir_all(src).unwrap();
-            imported.root
-        }
-
-        fn layer(&self, tree: ObjectId, hash: u8, parent: Option<u8>) -> (LayerHash, RecordId) {
-            let mut record = base(tree);
-            record.hash = LayerHash::from_bytes([hash; 32]);
-            record.parent = parent.map(|p| LayerHash::from_bytes([p; 32]));
-            (record.hash, LayerRecord::write(&self.store, &record).unwrap())
-        }
-
-        fn objects(&self) -> usize {
-            let objects = files::list(self.store.layout().objects()).unwrap();
-            objects.iter().map(|dir| files::list(dir).unwrap().len()).sum()
-        }
-
-        /// A dry run, then a run that must do what it said.
-        fn collect(&self) -> GcReport {
-            let none = |_: &InstanceId| Ok(UpperRoots::default());
-            self.collect_with(&none)
-        }
-
-        fn collect_with(&self, uppers: UpperRootsOf<'_>) -> GcReport {
-            let before = self.objects();
-            let said = collect(&self.store, &GcOptions { dry_run: true, uppers }).unwrap();
-            assert_eq!(self.objects(), before);
-            let done = collect(&self.store, &GcOptions { dry_run: false, uppers }).unwrap();
-            assert_eq!(said, done);
-            assert_eq!(self.objects() as u64, before as u64 - done.objects);
-            assert_eq!(
-                collect(&self.store, &GcOptions { dry_run: false, uppers }).unwrap(),
-                GcReport::default()
-            );
-            done
-        }
-
-        /// Whether a tree is there whole.
-        fn is_whole(&self, root: ObjectId) -> bool {
-            struct Whole<'a>(&'a Store, bool);
-            impl Watch for Whole<'_> {
-                fn fault(&mut self, _: Fault) -> Result<()> {
-                    self.1 = false;
-                    Ok(())
-                }
-                fn object(&mut self, id: &ObjectId, _: &dyn Fn() -> String) -> Result<()> {
-                    self.1 &= self.0.objects().contains(id);
-                    Ok(())
-                }
-            }
-            let mut whole = Whole(&self.store, true);
-            let mut reach = Reach::new(self.store.clone());
-            reach.root(root, &Rc::from("test"));
-            reach.run(&mut whole).unwrap();
-            whole.1
-        }
-    }
-
-    const BIG: &[u8] = &[5; 3 << 20];
-
-    #[test]
-    fn an_environment_keeps_its_layers_and_the_rest_goes() {
-        let place = Place::new();
-        let (kept, snap) =
-            (place.import(&[("d/a", b"a"), ("big", BIG)]), place.import(&[("d/a", b"b"), ("c", b"c")]));
-        let gone = place.import(&[("d/a", b"x"), ("big", &[6; 3 << 20])]);
-        let (_, base) = place.layer(kept, 1, None);
-        let (hash, record) = place.layer(snap, 2, Some(1));
-        place.layer(gone, 3, None);
-        let mut env = metadata::tests::saved(&place.store, "env", &"ab".repeat(32), base);
-        let parent = env.base_layer;
-        let created_at = env.created_at;
-        env.snapshots.push(SnapshotEntry { hash, record, parent, name: None, message: None, created_at });
-        env.save(&place.store).unwrap();
-        let report = place.collect();
-        assert_eq!((report.layers, report.staging), (1, 0));
-        assert!(report.objects >= 4 && report.bytes > 3 << 20, "{report:?}");
-        assert!(place.is_whole(kept) && place.is_whole(snap) && !place.is_whole(gone));
-        Metadata::delete(&place.store, &env.instance).unwrap();
-        assert_eq!(place.collect().layers, 2);
-        assert_eq!(place.objects(), 0);
-    }
-
-    #[test]
-    fn a_parent_keeps_its_record_but_not_its_tree() {
-        let place = Place::new();
-        let trees = [b"1", b"2", b"3"].map(|bytes| place.import(&[("f", bytes)]));
-        place.layer(trees[0], 1, None);
-        let (_, middle) = place.layer(trees[1], 2, Some(1));
-        let (_, top) = place.layer(trees[2], 3, Some(2));
-        metadata::tests::saved(&place.store, "env", &"ab".repeat(32), top);
-        assert_eq!(place.collect().layers, 0);
-        LayerRecord::read(&place.store, &middle).unwrap();
-        assert!(place.is_whole(trees[2]) && !place.is_whole(trees[1]) && !place.is_whole(trees[0]));
-    }
-
-    #[test]
-    fn pins_and_uppers_keep_what_they_name() {
-        let place = Place::new();
-        let (pinned, upper) =
-            (place.import(&[("f", b"pinned")]), place.import(&[("f", b"upper"), ("g", BIG)]));
-        let mut batch = Batch::new(&place.store).unwrap();
-        let (kept, gone) = (batch.put(b"kept").unwrap(), batch.put(b"gone").unwrap());
-        batch.commit().unwrap();
-        let (_, base) = place.layer(pinned, 1, None);
-        let env = metadata::tests::saved(&place.store, "env", &"ab".repeat(32), base);
-        let uppers = |instance: &InstanceId| {
-            assert_eq!(*instance, env.instance);
-            Ok(UpperRoots { roots: vec![upper], trees: vec![], objects: vec![kept] })
-        };
-        let pin = Pin::hold(&place.store, &[pinned]).unwrap();
-        assert_eq!(place.collect_with(&uppers).objects, 1);
-        assert!(place.store.objects().contains(&kept) && !place.store.objects().contains(&gone));
-        Metadata::delete(&place.store, &env.instance).unwrap();
-        place.collect();
-        assert!(place.is_whole(pinned) && !place.is_whole(upper));
-        drop(pin);
-        place.collect();
-        assert_eq!(place.objects(), 0);
-    }
-
-    /// A file may hold the very bytes of a tree: met as content first, the tree must still be followed.
-    #[test]
-    fn a_file_with_a_trees_bytes_hides_nothing() {
-        let place = Place::new();
-        let inner = place.import(&[("deep/er/f", b"inner")]);
-        let trees = Trees::new(place.store.clone());
-        let tree = *trees.root(&inner).unwrap().tree().unwrap();
-        let bytes = place.store.objects().read(&tree, 1 << 20).unwrap();
-        let outer =
-            place.import(&[("a", &bytes), ("z", &place.store.objects().read(&inner, 1 << 20).unwrap())]);
-        let (_, outer_record) = place.layer(outer, 1, None);
-        let (_, inner_record) = place.layer(inner, 1, Some(9));
-        metadata::tests::saved(&place.store, "one", &"ab".repeat(32), outer_record);
-        metadata::tests::saved(&place.store, "two", &"cd".repeat(32), inner_record);
-        assert_eq!(place.collect().objects, 0);
-        assert!(place.is_whole(inner));
-    }
-
-    #[test]
-    fn it_refuses_when_something_cannot_be_read() {
-        let place = Place::new();
-        let (kept, gone) = (place.import(&[("d/a", b"a")]), place.import(&[("d/a", b"b")]));
-        let (_, base) = place.layer(kept, 1, None);
-        let env = metadata::tests::saved(&place.store, "env", &"ab".repeat(32), base);
-        let trees = Trees::new(place.store.clone());
-        let tree = *trees.root(&kept).unwrap().tree().unwrap();
-        let layout = place.store.layout();
-        for path in [
-            layout.object(&kept),
-            layout.object(&tree),
-            layout.layer(&base),
-            Metadata::path(&place.store, &env.instance),
-        ] {
-            let bytes = fs::read(&path).unwrap();
-            let none = |_: &InstanceId| Ok(UpperRoots::default());
-            let mut broken = bytes.clone();
-            broken[10] ^= 1;
-            fs::remove_file(&path).unwrap();
-            if path != Metadata::path(&place.store, &env.instance) {
-                let error = collect(&place.store, &GcOptions { dry_run: false, uppers: &none }).unwrap_err();
-                assert!(error.to_string().contains("nothing was collected"), "{error}");
-            }
-            fs::write(&path, &broken).unwrap();
-            let error = collect(&place.store, &GcOptions { dry_run: false, uppers: &none }).unwrap_err();
-            assert!(error.to_string().contains("nothing was collected"), "{error}");
-            fs::write(&path, &bytes).unwrap();
-        }
-        let failing = |_: &InstanceId| Err(StoreError::Invalid("torn".to_owned()));
-        assert!(collect(&place.store, &GcOptions { dry_run: false, uppers: &failing }).is_err());
-        assert!(place.is_whole(gone));
-        place.collect();
-        assert!(!place.is_whole(gone));
-    }
-
-    #[test]
-    fn dead_staging_goes_and_living_stays() {
-        let place = Place::new();
-        let mut living = Batch::new(&place.store).unwrap();
-        living.put(b"living").unwrap();
-        let dead = place.store.layout().staging().join("dead");
-        fs::create_dir(&dead).unwrap();
-        fs::write(dead.join("0"), [0; 1000]).unwrap();
-        let report = place.collect();
-        assert_eq!(report, GcReport { staging: 1, bytes: 1000, ..GcReport::default() });
-        assert_eq!(living.commit().unwrap().objects, 1);
-    }
-
-    #[test]
-    fn a_dry_run_shares_the_store() {
-        let place = Place::new();
-        let _held = StoreLock::shared(&place.store).unwrap();
-        let none = |_: &InstanceId| Ok(UpperRoots::default());
-        collect(&place.store, &GcOptions { dry_run: true, uppers: &none }).unwrap();
-    }
+/// What the removal of a file frees, in bytes: nothing while it has another name.
+pub(crate) fn freed(metadata: &fs::Metadata) -> u64 {
+    if metadata.nlink() == 1 { metadata.blocks() * 512 } else { 0 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,11 @@ impl Layout {
         self.store.join(".lock")
     }
 
+    /// `store/.gc`: locked by a running collection.
+    pub fn collection_lock(&self) -> PathBuf {
+        self.store.join(".gc")
+    }
+
     /// `store/objects/`.
     pub fn objects(&self) -> &Path {
         &self.objects

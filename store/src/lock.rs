@@ -17,12 +17,12 @@ use crate::id::InstanceId;
 use crate::open::Store;
 
 /// How long a wait goes on before it is worth a word.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The lock over the whole store; released on drop.
 ///
 /// Shared by whoever adds references to objects (import, build, commit, restore) from before the first object is written or found
-/// until the reference is durable; exclusive for what deletes (gc). One process must not hold two of them at once
+/// until the reference is durable; exclusive for what deletes (gc), directory by directory. One process must not hold two of them at once
 /// when one is exclusive: the second would wait for the first for ever.
 #[derive(Debug)]
 pub struct StoreLock {
@@ -30,12 +30,13 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
-    /// Waits until nobody holds the lock exclusively. After a second it says on the log who does.
+    /// Waits until nobody holds the lock exclusively; after a second it says on the log who does. [`StoreError::Locked`] at once
+    /// where the store does not wait ([`Store::set_waits`]).
     pub fn shared(store: &Store) -> Result<StoreLock> {
         Self::wait(store, false)
     }
 
-    /// Waits until nobody else holds the lock at all. After a second it says on the log who does.
+    /// Waits until nobody else holds the lock at all, as [`StoreLock::shared`] does.
     pub fn exclusive(store: &Store) -> Result<StoreLock> {
         Self::wait(store, true)
     }
@@ -59,6 +60,9 @@ impl StoreLock {
     }
 
     fn wait(store: &Store, exclusive: bool) -> Result<StoreLock> {
+        if !store.waits() {
+            return Self::attempt(store, exclusive);
+        }
         let path = store.layout().lock_file();
         let start = Instant::now();
         let mut file = open(&path)?;
@@ -77,6 +81,23 @@ impl StoreLock {
                 Err((back, Errno::EINTR)) => file = back,
                 Err((_, errno)) => return Err(errno).at("lock", &path),
             }
+        }
+    }
+}
+
+/// Held by the one collection that runs on a store; released on drop.
+#[derive(Debug)]
+pub struct CollectionLock {
+    _file: Flock<File>,
+}
+
+impl CollectionLock {
+    /// Takes the lock or fails with [`StoreError::Locked`] naming who collects; never waits.
+    pub fn try_acquire(store: &Store) -> Result<CollectionLock> {
+        let path = store.layout().collection_lock();
+        match try_lock(open(&path)?, true, &path)? {
+            Attempt::Got(file) => Ok(CollectionLock { _file: signed(file, &path)? }),
+            Attempt::Busy(_) => Err(StoreError::Locked { holder: holder(&path), path }),
         }
     }
 }
@@ -166,20 +187,29 @@ fn try_lock(file: File, exclusive: bool, path: &Path) -> Result<Attempt> {
     }
 }
 
-/// Leaves our pid and command in the file.
+/// Leaves our pid and command line in the file.
 fn signed(mut file: Flock<File>, path: &Path) -> Result<Flock<File>> {
-    let command = fs::read_to_string("/proc/self/comm").unwrap_or_default();
-    let text = format!("pid {} ({})\n", std::process::id(), command.trim_end());
+    let text = format!("pid {} ({})\n", std::process::id(), command_line());
     file.seek(SeekFrom::Start(0)).at("write", path)?;
     file.set_len(0).at("write", path)?;
     file.write_all(text.as_bytes()).at("write", path)?;
     Ok(file)
 }
 
+/// What this process was started as, shortened: `karapace commit dev`.
+fn command_line() -> String {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let words = std::iter::once(program).chain(args.map(|arg| arg.to_string_lossy().into_owned()));
+    let line = words.collect::<Vec<_>>().join(" ").replace(char::is_control, " ");
+    line.chars().take(80).collect()
+}
+
 /// What a holder left in its lock file. Of several that share the lock, the latest.
 fn holder(path: &Path) -> String {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(256).read_to_string(&mut text));
+    let read = File::open(path).and_then(|file| file.take(512).read_to_string(&mut text));
     match text.trim() {
         known if read.is_ok() && !known.is_empty() => known.to_owned(),
         _ => "another process".to_owned(),
@@ -206,6 +236,14 @@ mod tests {
         drop((one, two));
         let _all = StoreLock::exclusive(&store).unwrap();
         assert!(matches!(StoreLock::try_shared(&store), Err(StoreError::Locked { .. })));
+    }
+
+    #[test]
+    fn a_store_that_does_not_wait_says_who_holds_it() {
+        let (_dir, store) = store();
+        let _held = StoreLock::exclusive(&store).unwrap();
+        store.set_waits(false);
+        assert!(matches!(StoreLock::shared(&store), Err(StoreError::Locked { .. })));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use crate::error::{IoContext as _, Result, StoreError};
+use crate::files;
 use crate::id::ObjectId;
 use crate::layout::Layout;
 
@@ -47,6 +48,15 @@ impl Objects {
     /// Whether the object is there. An error of the file system counts as absent: whatever is done next meets it.
     pub fn contains(&self, id: &ObjectId) -> bool {
         self.layout.object(id).symlink_metadata().is_ok()
+    }
+
+    /// Whether the object is there; if so its change time is now, which keeps a collection that has begun from taking it. To be
+    /// called, with the store's lock held, for every object that is found instead of written.
+    ///
+    /// # Errors
+    /// When it is there and its times cannot be set: it belongs to another user.
+    pub fn refresh(&self, id: &ObjectId) -> Result<bool> {
+        files::refresh(&self.layout.object(id))
     }
 
     /// The object's length in bytes.

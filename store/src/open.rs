@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::atomic;
 use crate::error::{IoContext as _, Result, StoreError};
@@ -18,6 +19,8 @@ pub const FORMAT: u32 = 3;
 #[derive(Debug)]
 pub struct Store {
     objects: Objects,
+    /// Whether locks are waited for.
+    waits: AtomicBool,
 }
 
 impl Store {
@@ -32,7 +35,17 @@ impl Store {
         if !check_version(&layout)? {
             create(&layout)?;
         }
-        Ok(Arc::new(Store { objects: Objects::new(layout) }))
+        Ok(Arc::new(Store { objects: Objects::new(layout), waits: AtomicBool::new(true) }))
+    }
+
+    /// Whether a lock that another process holds is waited for (as it is unless this is called) or is an error at once.
+    pub fn set_waits(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
+    }
+
+    /// See [`Store::set_waits`].
+    pub fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
     }
 
     /// Where things lie.

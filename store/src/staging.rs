@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{IoContext, Result};
+use crate::gc;
 use crate::layout::Layout;
 
 /// Staged directories of dead batches, and their bytes.
@@ -40,10 +42,10 @@ pub(crate) fn sweep(layout: &Layout, dry_run: bool) -> Result<Swept> {
 }
 
 fn size(dir: &Path) -> Result<u64> {
-    let mut bytes = 0;
+    let mut bytes = fs::metadata(dir).at("stat", dir)?.blocks() * 512;
     for entry in fs::read_dir(dir).at("list", dir)? {
         let entry = entry.at("list", dir)?;
-        bytes += entry.metadata().at("stat", &entry.path())?.len();
+        bytes += gc::freed(&entry.metadata().at("stat", &entry.path())?);
     }
     Ok(bytes)
 }

@@ -14,7 +14,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let report = collect(&global.engine()?, self.dry_run, &Bars::on_stderr())?;
+        let report = collect(&global.engine()?, self.dry_run, &Bars::stoppable())?;
         if global.json() {
             ui::json(&json!({
                 "dry_run": self.dry_run, "objects": report.objects, "layers": report.layers, "bytes": report.bytes,

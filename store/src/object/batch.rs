@@ -103,7 +103,7 @@ impl Batch {
     /// Adds an object with these bytes; one that is there already costs no write.
     pub fn put(&mut self, bytes: &[u8]) -> Result<ObjectId> {
         let id = ObjectId::of(bytes);
-        if !self.has(&id) {
+        if !self.has(&id)? {
             let (file, path, mut handle) = self.create()?;
             fail::point("batch.put").and_then(|()| handle.write_all(bytes)).at("write", &path)?;
             self.staged.insert(id, Staged { file, bytes: bytes.len() as u64, adopted: false });
@@ -121,7 +121,7 @@ impl Batch {
     /// where the file system can hard link it (else it is reflinked or copied). [`Batch::commit`] sets its mode to
     /// 0444; from then on nobody may write to it through `path`. Its mtime stays old: tell its age by ctime.
     pub fn adopt(&mut self, path: &Path, id: ObjectId) -> Result<()> {
-        if self.has(&id) {
+        if self.has(&id)? {
             return Ok(());
         }
         let number = self.next;
@@ -173,7 +173,7 @@ impl Batch {
         let mut dirs = std::mem::take(&mut self.skipped);
         let mut new_dirs = false;
         for (id, staged) in &staged {
-            if self.store.objects().contains(id) {
+            if self.store.objects().refresh(id)? {
                 // Another batch was faster.
                 dirs.insert(id.as_bytes()[0]);
                 continue;
@@ -201,15 +201,15 @@ impl Batch {
     }
 
     /// Whether `id` needs no write.
-    fn has(&mut self, id: &ObjectId) -> bool {
+    fn has(&mut self, id: &ObjectId) -> Result<bool> {
         if self.staged.contains_key(id) {
-            return true;
+            return Ok(true);
         }
-        let published = self.store.objects().contains(id);
+        let published = self.store.objects().refresh(id)?;
         if published {
             self.skipped.insert(id.as_bytes()[0]);
         }
-        published
+        Ok(published)
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -325,7 +325,7 @@ impl ObjectWriter {
             return Err(StoreError::invalid("an object was finished in another batch than it was begun in"));
         }
         let id = ObjectId::from(self.hasher.finalize());
-        if batch.has(&id) {
+        if batch.has(&id)? {
             fs::remove_file(&self.path).at("remove", &self.path)?;
         } else {
             batch.staged.insert(id, Staged { file: self.number, bytes: self.bytes, adopted: false });
