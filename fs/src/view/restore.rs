@@ -1,8 +1,9 @@
 //! Restore: the lower view is exchanged for another one, under running processes.
 //!
 //! The two trees are compared by hash, and only what differs is touched. An inode whose content differs from what the kernel
-//! has of its number gets a fresh number, so that files that are open keep what they had, as if replaced by rename. (Of an
-//! inode with several names the number is kept: its open files see the restored content.)
+//! has of its number gets a fresh number, so that files that are open keep what they had, as if replaced by rename; one with
+//! several names gets it under all of them. A directory that both sides have at a path keeps the number that it has, where
+//! the restored tree leaves that free: who works in it, and what is mounted on it, stays.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
 use karapace_store::object::Batch;
 use karapace_store::root::Root;
-use karapace_store::tree::{Target, update_dir};
+use karapace_store::tree::{Target, update_dir, update_links};
 
 use crate::attr::{HeadRef, Invalidation};
 use crate::error::{Error, Result};
@@ -35,8 +36,10 @@ struct Plan<'a> {
     attached: HashMap<Ino, (InodeRecord, Option<Place>)>,
     /// Places of the directories that were compared or came: a known inode in them may need them in the table.
     homes: HashMap<Ino, Place>,
-    /// Whether a number was given in place of one that the kernel knows with another content.
+    /// Whether the new tree gets other numbers than it was stored with.
     renumbered: bool,
+    /// Fresh numbers of linked inodes.
+    relinked: HashMap<Ino, Ino>,
     invalid: Vec<Invalidation>,
 }
 
@@ -77,9 +80,11 @@ impl View {
             attached: HashMap::new(),
             homes: HashMap::new(),
             renumbered: false,
+            relinked: HashMap::new(),
             invalid: Vec::new(),
             state: &mut state,
         };
+        plan.relink()?;
         let (root, root_id) = plan.compare_roots(&target.root)?;
         plan.refresh_linked()?;
         let Plan { batch, detached, attached, homes, invalid, .. } = plan;
@@ -167,6 +172,7 @@ impl Plan<'_> {
         }
         root.inode.body = Body::Directory { tree: listed.tree, links: listed.links };
         root.next_ino = root.next_ino.max(self.state.next_ino);
+        root.links = self.write_links(&root)?;
         self.attach(root.inode.clone(), None);
         let id = root.write(&mut self.batch)?;
         Ok((root, id))
@@ -176,7 +182,7 @@ impl Plan<'_> {
     fn compare_dirs(&mut self, dir: Ino, old: &InodeRecord, new: &InodeRecord) -> Result<Listed> {
         let (old_tree, _) = listing(old);
         let (new_tree, links) = listing(new);
-        if old_tree == new_tree {
+        if old_tree == new_tree && !(links && self.relinks()) {
             return Ok(Listed { tree: new_tree, links });
         }
         let mut names: BTreeMap<Box<[u8]>, Sides> = BTreeMap::new();
@@ -189,14 +195,12 @@ impl Plan<'_> {
         let known = self.state.nodes.contains_key(&dir);
         let mut edits: BTreeMap<Box<[u8]>, Option<Target>> = BTreeMap::new();
         for (name, (old, new)) in names {
-            if old == new {
+            if old == new && !self.holds_relinked(new.as_ref()) {
                 continue;
             }
             let place = Place { parent: dir, name: name.clone() };
             let same_dir = match (&old, &new) {
-                (Some(Target::Inode(a)), Some(Target::Inode(b))) => {
-                    a.ino == b.ino && a.kind() == FileKind::Directory && b.kind() == FileKind::Directory
-                }
+                (Some(Target::Inode(a)), Some(Target::Inode(b))) => self.is_same_dir(a, b),
                 _ => false,
             };
             let edit = match (old, new) {
@@ -229,11 +233,16 @@ impl Plan<'_> {
         Ok(Listed { tree: written.tree, links: written.links })
     }
 
-    /// A directory of one number on both sides.
+    /// A directory that stays where it is, under the number that it has.
     fn both(&mut self, place: Place, old: &InodeRecord, mut new: InodeRecord) -> Result<Option<Target>> {
+        let renumbered = new.ino != old.ino;
+        if renumbered {
+            self.renumbered = true;
+            new.ino = old.ino;
+        }
         self.homes.insert(new.ino, place.clone());
         let listed = self.compare_dirs(new.ino, old, &new)?;
-        let edited = listing(&new).0 != listed.tree;
+        let edited = renumbered || listing(&new).0 != listed.tree;
         new.body = Body::Directory { tree: listed.tree, links: listed.links };
         self.attach(new.clone(), Some(place));
         Ok(edited.then_some(Target::Inode(new)))
@@ -254,7 +263,12 @@ impl Plan<'_> {
 
     /// An entry that the old view does not have. The entry to write instead when it, or something below, is renumbered.
     fn added(&mut self, place: Place, new: Target) -> Result<Option<Target>> {
-        let Target::Inode(mut record) = new else { return Ok(None) };
+        let mut record = match new {
+            Target::Inode(record) => record,
+            Target::Link { ino, kind } => {
+                return Ok(self.relinked.get(&ino).map(|fresh| Target::Link { ino: *fresh, kind }));
+            }
+        };
         let mut edited = false;
         if self.conflicts(&record) {
             let fresh = self.state.allocate()?;
@@ -282,6 +296,60 @@ impl Plan<'_> {
         }
         self.attach(record.clone(), Some(place));
         Ok(edited.then_some(Target::Inode(record)))
+    }
+
+    /// Whether two directories at one path, before and after, are to be one: they are, or the kernel may hold the old one,
+    /// whose number the new tree never gave away, and does not know the new one.
+    fn is_same_dir(&self, old: &InodeRecord, new: &InodeRecord) -> bool {
+        let known = |ino| self.state.nodes.get(&ino).is_some_and(|node| !node.is_orphan());
+        let takes_over = || old.ino >= self.new_root.next_ino && known(old.ino) && !known(new.ino);
+        let dirs = old.kind() == FileKind::Directory && new.kind() == FileKind::Directory;
+        dirs && (old.ino == new.ino || takes_over())
+    }
+
+    /// Gives fresh numbers to the linked inodes of the new view whose number the kernel may hold with something else.
+    fn relink(&mut self) -> Result<()> {
+        if self.new_root.links.is_none() {
+            return Ok(());
+        }
+        let known: Vec<Ino> =
+            self.state.nodes.iter().filter(|(_, n)| n.dir().is_none()).map(|(i, _)| *i).collect();
+        for ino in known {
+            let Some(record) = self.view.trees.link(&self.new_root, ino)? else { continue };
+            if self.conflicts(&record) {
+                let fresh = self.state.allocate()?;
+                self.relinked.insert(ino, fresh);
+                self.renumbered = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn relinks(&self) -> bool {
+        !self.relinked.is_empty()
+    }
+
+    /// Whether an entry of the new view names an inode with a fresh number, or may lead to one.
+    fn holds_relinked(&self, new: Option<&Target>) -> bool {
+        match new {
+            Some(Target::Link { ino, .. }) => self.relinked.contains_key(ino),
+            Some(Target::Inode(record)) => self.relinks() && listing(record).1,
+            None => false,
+        }
+    }
+
+    /// The new view's link table with the fresh numbers.
+    fn write_links(&mut self, root: &Root) -> Result<Option<ObjectId>> {
+        let mut changes = BTreeMap::new();
+        for (ino, fresh) in &self.relinked {
+            let record = self.view.trees.link(&self.new_root, *ino)?;
+            changes.insert(*fresh, record.map(|record| InodeRecord { ino: *fresh, ..record }));
+            changes.insert(*ino, None);
+        }
+        if changes.is_empty() {
+            return Ok(root.links);
+        }
+        Ok(update_links(&self.view.trees, &mut self.batch, root.links.as_ref(), &changes)?)
     }
 
     /// Whether the kernel may hold something else under the record's number.
@@ -321,8 +389,8 @@ impl Plan<'_> {
                 continue;
             }
             match self.view.trees.link(&self.new_root, ino)? {
-                Some(record) => self.attach(record, None),
-                None => {
+                Some(record) if !self.relinked.contains_key(&ino) => self.attach(record, None),
+                _ => {
                     self.detached.insert(ino);
                 }
             }

@@ -158,3 +158,51 @@ fn an_aborted_connection_leaves_no_dead_mount_point() {
     mount.join();
     assert_eq!(fs::read_dir(mount.path("")).expect("an empty directory").count(), 0);
 }
+
+/// What is mounted on a directory that was removed and made again since the snapshot stays over its restore; so does the
+/// working directory of who is in it.
+#[test]
+fn a_mount_on_a_directory_made_anew_stays() {
+    let mount = Mount::new();
+    mount.ok("bash", "mkdir point; echo then > point/then");
+    let first = mount.commit();
+    mount.ok("bash", "rm -r point; mkdir point; echo now > point/now");
+    let second = mount.commit();
+    let point = mount.path("point");
+    let inside = File::open(&point).expect("open");
+    nix::mount::mount(Some("none"), &point, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)
+        .expect("these tests need the right to mount");
+    fs::write(point.join("in-tmpfs"), "x").expect("write");
+    let below = |name: &str| {
+        let flags = nix::fcntl::OFlag::O_RDONLY;
+        nix::fcntl::openat(&inside, name, flags, nix::sys::stat::Mode::empty()).map(drop)
+    };
+    for _ in 0..2 {
+        mount.restore(first);
+        assert!(point.join("in-tmpfs").exists(), "the mount inside is gone");
+        assert_eq!((below("then"), below("now")), (Ok(()), Err(nix::errno::Errno::ENOENT)));
+        mount.restore(second);
+        assert!(point.join("in-tmpfs").exists(), "the mount inside is gone");
+        assert_eq!((below("then"), below("now")), (Err(nix::errno::Errno::ENOENT), Ok(())));
+    }
+    drop(inside);
+    nix::mount::umount(&point).expect("umount");
+    assert_eq!(fs::read_to_string(point.join("now")).expect("read"), "now\n");
+}
+
+/// A file that is open under one of its names keeps what it had; both names show the restored content.
+#[test]
+fn an_open_hard_link_keeps_its_content() {
+    let mount = Mount::new();
+    mount.ok("bash", "mkdir d; echo one > f; ln f d/g");
+    let first = mount.commit();
+    mount.ok("bash", "echo two > f");
+    mount.commit();
+    let mut open = File::options().read(true).write(true).open(mount.path("d/g")).expect("open");
+    mount.restore(first);
+    assert_eq!(mount.ok("bash", "cat f d/g; [ f -ef d/g ] && stat -c %h f"), "one\none\n2\n");
+    let mut kept = String::new();
+    open.read_to_string(&mut kept).expect("read");
+    assert_eq!((kept.as_str(), open.metadata().expect("stat").nlink()), ("two\n", 0));
+    assert_eq!(mount.ok("bash", "echo three >> f; cat d/g"), "one\nthree\n");
+}
