@@ -144,6 +144,26 @@ commit() {
     sed -n 's/^ok commit \([0-9a-f]\{64\}\).*/\1/p' "$MOUNTS/$1/.karapace/last"
 }
 
+# with_commits MOUNT COMMAND...: the command, with some commits a second beside it, none of which may fail.
+with_commits() {
+    local mount=$1 status=0 stop=$TMPDIR/stop-committing
+    shift
+    rm -f "$stop"
+    (
+        committed=0
+        until [ -e "$stop" ]; do
+            echo commit >"$mount/.karapace/ctl" || wrong "$(cat "$mount/.karapace/last")" || exit 1
+            committed=$((committed + 1))
+            sleep 0.2
+        done
+        echo "note: $committed commits beside it"
+    ) &
+    "$@" || status=$?
+    touch "$stop"
+    wait $! || status=1
+    return "$status"
+}
+
 # errno_of ENV LINES: the errno with which ctl refuses these lines, by name.
 errno_of() {
     python3 - "$MOUNTS/$1/.karapace/ctl" "$2" <<'PYTHON'

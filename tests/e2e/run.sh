@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suites: tests/e2e/run.sh [--as root|user] [SUITE...]
 #
-# A suite is tests/e2e/suites/NAME.sh; its line `# runs as: root user` says as whom it is run. Each run has a process,
-# mount and user table of its own (suite.sh, sandbox.sh): whatever a suite starts or mounts is gone when it ends, also when
-# this script is killed, and nothing of it is seen outside. Root is needed for that. So several run side by side; what each
-# said is shown when it has ended.
+# A suite is tests/e2e/suites/NAME.sh; its line `# runs as: root user` says as whom it is run, and `# tools: NAME...` what
+# it needs that is no Debian package (scripts/lib/tools.sh). Each run has a process, mount and user table of its own
+# (suite.sh, sandbox.sh): whatever a suite starts or mounts is gone when it ends, also when this script is killed, and
+# nothing of it is seen outside. Root is needed for that. So several run side by side; what each said is shown when it has
+# ended.
 #
 # KARAPACE_BIN   the program to test; target/release/karapace, built if need be, by default
 # KARAPACE_JOBS  how many suites run side by side; as many as there are processors by default
+# KARAPACE_FSX_OPERATIONS, KARAPACE_FSX_SEEDS
+#                how much fsx does, and from which seeds (suites/fsx.sh)
 # KARAPACE_KEEP  when set, the scratch directories of failed suites stay
 # TMPDIR         where the scratch directories go (/var/tmp by default); some 15 GB are needed for each suite that runs
 #
@@ -17,6 +20,8 @@ set -uo pipefail
 . "$(dirname "$0")/../../scripts/lib/common.sh"
 # shellcheck source=scripts/lib/rootfs.sh
 . "$ROOT/scripts/lib/rootfs.sh"
+# shellcheck source=scripts/lib/tools.sh
+. "$ROOT/scripts/lib/tools.sh"
 
 only_as=""
 if [ "${1:-}" = --as ]; then
@@ -33,6 +38,8 @@ runs=()
 for name in "${names[@]}"; do
     suite=$ROOT/tests/e2e/suites/$name.sh
     [ -f "$suite" ] || die "there is no suite $name; there are: $(cd "$ROOT/tests/e2e/suites" && echo *.sh)"
+    read -ra tools < <(sed -n 's/^# tools: //p' "$suite")
+    for tool in ${tools[@]+"${tools[@]}"}; do ensure_tool "$tool"; done
     read -ra actors < <(sed -n 's/^# runs as: //p' "$suite")
     for actor in "${actors[@]}"; do
         [ -n "$only_as" ] && [ "$only_as" != "$actor" ] || runs+=("$name $actor")
@@ -44,7 +51,7 @@ if [ -z "${KARAPACE_BIN:-}" ]; then
 fi
 MINBASE=$(rootfs_minbase) || exit 1
 DEV=$(rootfs_dev) || exit 1
-export KARAPACE_BIN MINBASE DEV REPOSITORY=$ROOT
+export KARAPACE_BIN MINBASE DEV TOOLS REPOSITORY=$ROOT
 jobs=${KARAPACE_JOBS:-$(nproc)}
 
 logs=$(mktemp -d)

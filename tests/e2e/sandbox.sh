@@ -41,8 +41,8 @@ environment=(
     "SCRATCH=$SCRATCH" "ACTOR=$ACTOR" "PLAIN=$SCRATCH/plain" "REPOSITORY=$REPOSITORY"
     "MINBASE_TAR=$SCRATCH/rootfs/minbase.tar" "DEV_TAR=$SCRATCH/rootfs/dev.tar"
 )
-# What the toolchain needs where a suite builds (the quickstart's).
-for variable in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR RUSTUP_TOOLCHAIN; do
+# What the toolchain needs where a suite builds (the quickstart's), and what is asked of fsx.
+for variable in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR RUSTUP_TOOLCHAIN KARAPACE_FSX_OPERATIONS KARAPACE_FSX_SEEDS; do
     [ -z "${!variable:-}" ] || environment+=("$variable=${!variable}")
 done
 environment+=("REAL_HOME=$HOME")
