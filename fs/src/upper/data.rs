@@ -31,9 +31,12 @@ pub(crate) struct DataFile {
     pub sealed: AtomicBool,
     /// Held while the bytes are changed in a way that spans several system calls.
     pub lock: Mutex<()>,
-    /// Bytes allocated on the host when last looked at; 0 when not known.
+    /// Bytes allocated on the host when last looked at; `NOT_KNOWN` before.
     allocated: AtomicU64,
 }
+
+/// Nobody has asked the host how much a data file occupies; 0 is an answer, that of a file which is one hole.
+const NOT_KNOWN: u64 = u64::MAX;
 
 impl DataFile {
     pub fn new(ino: Ino, generation: u32) -> Arc<DataFile> {
@@ -42,14 +45,14 @@ impl DataFile {
             generation,
             sealed: AtomicBool::new(false),
             lock: Mutex::new(()),
-            allocated: AtomicU64::new(0),
+            allocated: AtomicU64::new(NOT_KNOWN),
         })
     }
 
     /// Bytes the file occupies, for `st_blocks`; `size` where nobody has looked yet.
     pub fn allocated(&self, size: u64) -> u64 {
         match self.allocated.load(Ordering::Relaxed) {
-            0 => size,
+            NOT_KNOWN => size,
             bytes => bytes,
         }
     }

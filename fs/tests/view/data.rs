@@ -3,6 +3,7 @@
 use karapace_store::inode::ROOT_INO;
 
 use crate::support::{Env, pattern};
+use karapace_fs::attr::SetAttr;
 
 #[test]
 fn a_damaged_object_is_an_error_and_the_rest_goes_on() {
@@ -52,6 +53,20 @@ fn a_write_into_a_large_lower_file_brings_up_one_block() {
     env.reopen();
     let ino = env.view.lookup(ROOT_INO, b"big").unwrap().ino;
     assert!(env.read(ino) == expected);
+}
+
+/// Copying programs take a file for sparse by its blocks.
+#[test]
+fn a_file_that_is_one_hole_occupies_nothing() {
+    let mut env = Env::new();
+    let ino = env.file("hole", b"");
+    env.view.setattr(ino, &SetAttr { size: Some(3 << 20), ..SetAttr::default() }).unwrap();
+    let occupied = |env: &Env| env.view.getattr(ino).unwrap().blocks;
+    assert_eq!(occupied(&env), 0);
+    env.commit();
+    assert_eq!(occupied(&env), 0);
+    env.view.write(ino, 1 << 20, b"x", false).unwrap();
+    assert!((1..=128).contains(&occupied(&env)), "{}", occupied(&env));
 }
 
 #[test]
