@@ -4,7 +4,12 @@
 # What a user needs: to build, to mount, to make a root file system.
 PACKAGES_USE="fuse3 mmdebstrap uidmap gcc libc6-dev"
 # What the tests need besides.
-PACKAGES_TEST="attr acl fuse-overlayfs git libarchive-tools skopeo umoci sqlite3 python3 python3-venv make shellcheck e2fsprogs util-linux time procps openssl xz-utils zstd hostname stress-ng"
+PACKAGES_TEST="attr acl rsync rpm fuse-overlayfs git libarchive-tools skopeo umoci sqlite3 python3 python3-venv make shellcheck e2fsprogs util-linux time procps openssl xz-utils zstd hostname stress-ng"
+
+# The package of Python's own tests, which is of one version: the tests run the distribution's Python on a mount.
+package_of_python_tests() {
+    /usr/bin/python3 -c 'import sys; print("libpython{}.{}-testsuite".format(*sys.version_info[:2]))'
+}
 
 # Installs those of the given packages that are not there; apt is not touched when none is missing.
 install_packages() {

@@ -115,6 +115,19 @@ same_tree() {
     }
 }
 
+# same_attributes A B [OPTION...]: every attribute of all that both hold is the same, links to the same inode and holes
+# among them; OPTIONs are those of attributes.py.
+same_attributes() {
+    local a=$1 b=$2
+    shift 2
+    /usr/bin/python3 "$SCRATCH/tree/e2e/attributes.py" "$@" "$a" >"$TMPDIR/attributes.a"
+    /usr/bin/python3 "$SCRATCH/tree/e2e/attributes.py" "$@" "$b" >"$TMPDIR/attributes.b"
+    diff "$TMPDIR/attributes.a" "$TMPDIR/attributes.b" >"$TMPDIR/attributes.diff" || {
+        head -n 20 "$TMPDIR/attributes.diff"
+        return 1
+    }
+}
+
 # json FILE-OR-- EXPRESSION: evaluates a Python expression over the JSON document `d`.
 json() { python3 -c 'import json, sys
 d = json.load(sys.stdin if sys.argv[1] == "-" else open(sys.argv[1]))

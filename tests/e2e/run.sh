@@ -22,6 +22,8 @@ set -uo pipefail
 . "$ROOT/scripts/lib/rootfs.sh"
 # shellcheck source=scripts/lib/tools.sh
 . "$ROOT/scripts/lib/tools.sh"
+# shellcheck source=scripts/lib/packages.sh
+. "$ROOT/scripts/lib/packages.sh"
 
 only_as=""
 if [ "${1:-}" = --as ]; then
@@ -51,7 +53,9 @@ if [ -z "${KARAPACE_BIN:-}" ]; then
 fi
 MINBASE=$(rootfs_minbase) || exit 1
 DEV=$(rootfs_dev) || exit 1
-export KARAPACE_BIN MINBASE DEV TOOLS REPOSITORY=$ROOT
+DEBS=$(packages_debs) || exit 1
+PATCH=$(packages_patch) || exit 1
+export KARAPACE_BIN MINBASE DEV DEBS PATCH TOOLS REPOSITORY=$ROOT
 jobs=${KARAPACE_JOBS:-$(nproc)}
 
 logs=$(mktemp -d)

@@ -3,12 +3,14 @@
 # /dev/fuse and the plain file system to compare with exist in here only.
 set -euo pipefail
 name=$1
-: "${SCRATCH:?}" "${ACTOR:?}" "${MINBASE:?}" "${DEV:?}" "${REPOSITORY:?}"
+: "${SCRATCH:?}" "${ACTOR:?}" "${MINBASE:?}" "${DEV:?}" "${DEBS:?}" "${PATCH:?}" "${REPOSITORY:?}"
 readonly TEST_UID=54321
 
 # What the suites read, where an ordinary user can reach it.
 mount --bind "$MINBASE" "$SCRATCH/rootfs/minbase.tar"
 mount --bind "$DEV" "$SCRATCH/rootfs/dev.tar"
+mount --bind "$DEBS" "$SCRATCH/debs"
+mount --bind "$PATCH" "$SCRATCH/patch"
 
 # A private node of /dev/fuse, open to all, as distributions have it.
 mkdir "$SCRATCH/dev"
@@ -40,6 +42,7 @@ environment=(
     "PATH=$SCRATCH/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     "SCRATCH=$SCRATCH" "ACTOR=$ACTOR" "PLAIN=$SCRATCH/plain" "REPOSITORY=$REPOSITORY"
     "MINBASE_TAR=$SCRATCH/rootfs/minbase.tar" "DEV_TAR=$SCRATCH/rootfs/dev.tar"
+    "DEBS=$SCRATCH/debs" "PATCH_SOURCE=$SCRATCH/patch"
 )
 # What the toolchain needs where a suite builds (the quickstart's), and what is asked of fsx.
 for variable in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR RUSTUP_TOOLCHAIN KARAPACE_FSX_OPERATIONS KARAPACE_FSX_SEEDS; do

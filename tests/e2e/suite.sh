@@ -3,7 +3,7 @@
 # says what the environment must hold. What the suite says goes to stdout; the status is the suite's.
 set -uo pipefail
 name=$1 actor=$2
-: "${KARAPACE_BIN:?}" "${MINBASE:?}" "${DEV:?}" "${TOOLS:?}" "${REPOSITORY:?}"
+: "${KARAPACE_BIN:?}" "${MINBASE:?}" "${DEV:?}" "${DEBS:?}" "${PATCH:?}" "${TOOLS:?}" "${REPOSITORY:?}"
 
 # A suite that takes longer hangs.
 LIMIT_SECONDS=1200
@@ -24,7 +24,7 @@ trap tidy EXIT
 trap 'exit 130' INT TERM HUP
 
 chmod 0755 "$scratch"
-mkdir "$scratch/bin" "$scratch/rootfs" "$scratch/tree"
+mkdir "$scratch/bin" "$scratch/rootfs" "$scratch/tree" "$scratch/debs" "$scratch/patch"
 cp "$KARAPACE_BIN" "$scratch/bin/karapace"
 read -ra tools < <(sed -n 's/^# tools: //p' "$REPOSITORY/tests/e2e/suites/$name.sh")
 for tool in ${tools[@]+"${tools[@]}"}; do cp "$TOOLS/$tool" "$scratch/bin/"; done

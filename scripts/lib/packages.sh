@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Packages and sources of the machine's own distribution, as files, for the tests that install and build them. Kept
+# under target/. Sourced after common.sh and rootfs.sh, whose apt sources they come from.
+
+# kept NAME COMMAND...: target/NAME as the command left it in an empty directory; prints its path.
+kept() {
+    local directory=$TARGET/$1 log
+    shift
+    if [ ! -d "$directory" ]; then
+        say "fetching $directory"
+        rm -rf "$directory.part"
+        mkdir -p "$directory.part"
+        log=$(mktemp)
+        # apt's own user cannot write there, and apt says so.
+        (cd "$directory.part" && "$@") >"$log" 2>&1 || {
+            tail -n 20 "$log" >&2
+            rm -f "$log"
+            die "could not fetch $directory: check /etc/apt, then run this again"
+        }
+        rm -f "$log"
+        mv "$directory.part" "$directory"
+    fi
+    printf '%s\n' "$directory"
+}
+
+download_debs() {
+    as_root apt-get -qq update
+    apt-get -qq download "$@"
+}
+
+# apt's lists of source packages are asked for here alone: the machine need not have any.
+download_source() {
+    distribution_sources | sed 's/^deb /deb-src /' >sources.list
+    [ -s sources.list ] || die "apt knows no Debian or Ubuntu repository: check /etc/apt and run apt-get update"
+    mkdir -p lists/partial
+    local here=(-o "Dir::Etc::SourceList=$PWD/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$PWD/lists")
+    as_root apt-get -qq "${here[@]}" update
+    apt-get -qq "${here[@]}" source --download-only "$1"
+    rm -rf lists sources.list
+}
+
+# Packages that install into a minbase as it is: conffiles (netbase), alternatives (less, cpio), plain (hello), and one
+# that is there already, with hard links (perl-base).
+packages_debs() { kept packages/debs download_debs hello less cpio netbase perl-base; }
+
+# A C project whose own test suite works on files: GNU patch, with configure, gnulib and 44 tests.
+packages_patch() { kept packages/patch download_source patch; }
