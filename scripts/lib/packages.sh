@@ -24,8 +24,7 @@ kept() {
 }
 
 download_debs() {
-    as_root apt-get -qq update
-    apt-get -qq download "$@"
+    as_root apt-get -qq update && apt-get -qq download "$@"
 }
 
 # apt's lists of source packages are asked for here alone: the machine need not have any.
@@ -35,9 +34,9 @@ download_source() {
     mkdir -p lists/partial
     local here=(-o "Dir::Etc::SourceList=$PWD/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$PWD/lists")
-    as_root apt-get -qq "${here[@]}" update
-    apt-get -qq "${here[@]}" source --download-only "$1"
-    rm -rf lists sources.list
+    as_root apt-get -qq "${here[@]}" update &&
+        apt-get -qq "${here[@]}" source --download-only "$1" &&
+        rm -rf lists sources.list
 }
 
 # Packages that install into a minbase as it is: conffiles (netbase), alternatives (less, cpio), plain (hello), and one
