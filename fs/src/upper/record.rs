@@ -60,6 +60,8 @@ pub(crate) enum Item {
     Put(Box<PutItem>),
     /// A dirty inode's attributes.
     Attr(AttrItem),
+    /// A dirty inode's extended attribute, or that it has none of this name.
+    Xattr { ino: Ino, name: Box<[u8]>, value: Option<Box<[u8]>> },
     /// A dirty inode's only name, or that it has none or several.
     Place { ino: Ino, place: Option<Place>, linked: bool },
     /// A dirty directory's word on a name.
@@ -86,6 +88,7 @@ mod tag {
     pub const TOUCHED: u8 = 7;
     pub const GONE: u8 = 8;
     pub const NEXT: u8 = 9;
+    pub const XATTR: u8 = 10;
 }
 
 fn put_timestamp(out: &mut Vec<u8>, t: Timestamp) {
@@ -146,7 +149,8 @@ impl Item {
             Item::Put(put) => Some(put.record.ino),
             Item::Attr(attr) => Some(attr.ino),
             Item::Name { dir, .. } => Some(*dir),
-            Item::Place { ino, .. }
+            Item::Xattr { ino, .. }
+            | Item::Place { ino, .. }
             | Item::Blocks { ino, .. }
             | Item::Cut { ino, .. }
             | Item::Touched { ino }
@@ -172,6 +176,15 @@ impl Item {
                 }
                 for t in [a.atime, a.mtime, a.ctime] {
                     put_timestamp(out, t);
+                }
+            }
+            Item::Xattr { ino, name, value } => {
+                out.push(tag::XATTR);
+                put_varint(out, *ino);
+                put_bytes(out, name);
+                out.push(u8::from(value.is_some()));
+                if let Some(value) = value {
+                    put_bytes(out, value);
                 }
             }
             Item::Place { ino, place, linked } => {
@@ -224,6 +237,11 @@ impl Item {
                 mtime: timestamp(d)?,
                 ctime: timestamp(d)?,
             }),
+            tag::XATTR => {
+                let (ino, name) = (d.varint()?, name(d)?);
+                let value = if flag(d)? { Some(d.bytes()?.into()) } else { None };
+                Item::Xattr { ino, name, value }
+            }
             tag::PLACE => Item::Place { ino: d.varint()?, place: place(d)?, linked: flag(d)? },
             tag::NAME => {
                 let dir = d.varint()?;

@@ -270,6 +270,17 @@ impl State {
                 };
                 Ok(())
             }
+            Item::Xattr { ino, name, value } => {
+                let node = self.node_mut(ino)?;
+                node.version += 1;
+                match value {
+                    Some(value) => node.xattrs.set(&name, &value),
+                    None => {
+                        node.xattrs.remove(&name);
+                    }
+                }
+                Ok(())
+            }
             Item::Place { ino, place, linked } => self.apply_place(ino, place, linked),
             Item::Name { dir, name, state } => {
                 let node = self.node_mut(dir)?;

@@ -4,7 +4,7 @@ use karapace_store::inode::{Ino, Timestamp};
 
 use crate::error::{Error, Result};
 use crate::upper::record::Item;
-use crate::view::table::State;
+use crate::view::table::{State, attr_item};
 use crate::view::{View, acl};
 
 /// Limits of xattr(7): bytes of a name, of a value, and of what listxattr(2) gives.
@@ -13,7 +13,7 @@ const VALUE_MAX: usize = 64 << 10;
 /// How names begin that only CAP_SYS_ADMIN of the initial user namespace reads.
 const TRUSTED: &[u8] = b"trusted.";
 const LIST_MAX: usize = 64 << 10;
-/// Most bytes of names and values of one inode: each change of one attribute writes all of them to the journal.
+/// Most bytes of names and values of one inode: the first change of an inode writes all of them to the journal.
 const TOTAL_MAX: usize = 1 << 20;
 
 impl View {
@@ -58,21 +58,24 @@ impl View {
         if !exists && flags & libc::XATTR_REPLACE != 0 {
             return Err(Error::NoData);
         }
-        self.put_changed(&mut state, ino, &mut |record| {
-            if name == acl::ACCESS {
-                // An access ACL and the permission bits are two views of one thing.
-                let (bits, minimal) = acl::mode_of(value, record.mode)?;
-                record.mode = (record.mode & !0o777) | bits;
-                if minimal {
-                    record.xattrs.remove(name);
-                    return Ok(());
-                }
+        let node = state.node(ino)?;
+        let mut permissions = node.meta.mode;
+        let mut value = Some(value);
+        if let (acl::ACCESS, Some(acl)) = (name, value) {
+            // An access ACL and the permission bits are two views of one thing.
+            let (bits, minimal) = acl::mode_of(acl, node.meta.mode)?;
+            permissions = (permissions & !0o777) | bits;
+            value = value.filter(|_| !minimal);
+        }
+        if let Some(value) = value {
+            let others = || node.xattrs.iter().filter(|(other, _)| *other != name);
+            let list = name.len() + 1 + others().map(|(name, _)| name.len() + 1).sum::<usize>();
+            let values = value.len() + others().map(|(_, value)| value.len()).sum::<usize>();
+            if list > LIST_MAX || list + values > TOTAL_MAX {
+                return Err(Error::NoSpace);
             }
-            record.xattrs.set(name, value);
-            let list: usize = record.xattrs.iter().map(|(name, _)| name.len() + 1).sum();
-            let values: usize = record.xattrs.iter().map(|(_, value)| value.len()).sum();
-            if list > LIST_MAX || list + values > TOTAL_MAX { Err(Error::NoSpace) } else { Ok(()) }
-        })
+        }
+        self.change_xattr(&mut state, ino, name, value, permissions)
     }
 
     /// Removes an attribute.
@@ -84,28 +87,27 @@ impl View {
             // As on ext4, an ACL that is not there can be removed.
             return if acl::is_acl(name) { Ok(()) } else { check_namespace(name).and(Err(Error::NoData)) };
         }
-        self.put_changed(&mut state, ino, &mut |record| {
-            record.xattrs.remove(name);
-            Ok(())
-        })
+        let mode = state.node(ino)?.meta.mode;
+        self.change_xattr(&mut state, ino, name, None, mode)
     }
 
-    /// Journals and applies the inode as `change` makes it.
-    fn put_changed(
+    /// Journals and applies one attribute, with the permissions that follow from it.
+    fn change_xattr(
         &self,
         state: &mut State,
         ino: Ino,
-        change: &mut dyn FnMut(&mut karapace_store::inode::InodeRecord) -> Result<()>,
+        name: &[u8],
+        value: Option<&[u8]>,
+        mode: u32,
     ) -> Result<()> {
         self.settle_times(state, ino)?;
         let mut items = Vec::new();
-        if let Some(place) = &state.node(ino)?.place {
-            state.dirty_chain(place.parent, &mut items)?;
-        }
-        let mut put = state.put_item(ino)?;
-        change(&mut put.record)?;
-        put.record.ctime = Timestamp::now();
-        items.push(Item::Put(Box::new(put)));
+        state.dirty_chain(ino, &mut items)?;
+        items.push(Item::Xattr { ino, name: name.into(), value: value.map(Box::from) });
+        let mut meta = state.node(ino)?.meta;
+        meta.set_permissions(mode);
+        meta.ctime = Timestamp::now();
+        items.push(attr_item(ino, &meta));
         self.change(state, items)
     }
 }

@@ -124,7 +124,7 @@ sync-file 4 --sync-file-bytes 1M
 touch 200
 utime 300
 utime 50 --utime-fsync
-xattr 1 --timeout 3
+xattr 2 --timeout 5
 STRESSORS
 )
 check "stress-ng fiemap: where the bytes lie is not told" differs 'FS_IOC_FIEMAP not supported' fiemap 10
