@@ -50,9 +50,14 @@ impl IdMap {
         caller == 0 && self.uid == 0 && self.uids == Ranges::all()
     }
 
+    /// Whether this xattr is the ACL that permissions are checked with.
+    pub fn is_access_acl(name: &[u8]) -> bool {
+        name == b"system.posix_acl_access"
+    }
+
     /// Whether values of this xattr hold ids.
     pub fn has_ids(name: &[u8]) -> bool {
-        name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
+        IdMap::is_access_acl(name) || name == b"system.posix_acl_default"
     }
 
     /// The value of an ACL xattr of the tree as the kernel takes it; any other layout stays as it is.

@@ -7,6 +7,7 @@ mod filesystem;
 mod idmap;
 mod listing;
 mod nodes;
+mod privileges;
 mod reply;
 mod requests;
 mod workers;

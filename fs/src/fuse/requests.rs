@@ -94,11 +94,19 @@ impl Shared {
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
                 let attr = guard("setattr", || {
-                    if *set != SetAttr::default() {
+                    let only_privileges = *set == SetAttr::default();
+                    if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
+                        return view.getattr(ino);
+                    }
+                    if set.kill_priv || only_privileges {
+                        self.drop_foreign_set_gid(req, &view, ino)?;
+                    }
+                    if !only_privileges {
                         return view.setattr(ino, set);
                     }
-                    // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown that
-                    // names nobody. The same as a chown to who owns it.
+                    // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown that names
+                    // nobody. The same as a chown to who owns it. (It asks, too, when root writes to a file that had
+                    // capabilities, and root would keep set-user-id; the two cannot be told apart.)
                     let uid = Some(view.getattr(ino)?.uid);
                     view.setattr(ino, &SetAttr { uid, kill_priv: true, ..*set })
                 })?;
@@ -322,7 +330,13 @@ impl Shared {
         let ino = match self.node(node) {
             Ok(Node::View { view, ino, .. }) => {
                 let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-                return match guard("write", || view.write(ino, offset, data, kill_priv)) {
+                let written = guard("write", || {
+                    if kill_priv {
+                        self.drop_foreign_set_gid(req, &view, ino)?;
+                    }
+                    view.write(ino, offset, data, kill_priv)
+                });
+                return match written {
                     Ok(count) => reply.written(count as u32),
                     Err(errno) => reply.error(errno),
                 };
@@ -376,13 +390,27 @@ impl Shared {
         }
     }
 
-    pub(super) fn setxattr(&self, node: INodeNo, name: &[u8], value: &[u8], flags: i32, reply: ReplyEmpty) {
+    pub(super) fn setxattr(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        reply: ReplyEmpty,
+    ) {
         let result = self.view(node).and_then(|(_, view, ino)| {
             if !IdMap::has_ids(name) {
                 return guard("setxattr", || view.setxattr(ino, name, value, flags));
             }
             let stored = self.ids.stored_acl(value);
-            guard("setxattr", || view.setxattr(ino, name, &stored, flags))
+            guard("setxattr", || {
+                if self.kernel_permissions && IdMap::is_access_acl(name) {
+                    // The kernel asks for it in a field that fuser 0.18 does not offer (FUSE_SETXATTR_EXT).
+                    self.drop_any_foreign_set_gid(req, &view, ino)?;
+                }
+                view.setxattr(ino, name, &stored, flags)
+            })
         });
         done(reply, result);
     }

@@ -9,6 +9,7 @@ use crate::upper::record::Item;
 use crate::view::table::{State, attr_item};
 use crate::view::{View, acl};
 
+/// The xattr of file capabilities, which like set-user-id does not outlive a change of content or owner.
 const CAPABILITY: &[u8] = b"security.capability";
 
 impl View {
@@ -28,9 +29,7 @@ impl View {
             // From here on it either gives room back or has it.
             room = Room::Reserved;
             self.truncate(&mut state, ino, size)?;
-            if set.kill_priv {
-                self.kill_privileges(&mut state, ino, room)?;
-            }
+            self.kill_privileges(&mut state, ino, set.kill_priv, room)?;
         }
         self.settle_times(&mut state, ino)?;
         let now = Timestamp::now();
@@ -77,10 +76,16 @@ impl View {
         Ok(state.node(ino)?.attr(ino))
     }
 
-    /// Drops set-id bits and capabilities, as a write by an ordinary user does.
-    pub(super) fn kill_privileges(&self, state: &mut State, ino: Ino, room: Room) -> Result<()> {
+    /// Drops capabilities, as every change of the content does, and `set_id` bits, as one by an ordinary user does.
+    pub(super) fn kill_privileges(
+        &self,
+        state: &mut State,
+        ino: Ino,
+        set_id: bool,
+        room: Room,
+    ) -> Result<()> {
         let node = state.node(ino)?;
-        let bits = without_set_id(node.meta.mode);
+        let bits = if set_id { without_set_id(node.meta.mode) } else { node.meta.mode & 0o7777 };
         let capability = node.xattrs.get(CAPABILITY).is_some();
         if node.meta.mode & 0o7777 == bits && !capability {
             return Ok(());

@@ -120,7 +120,7 @@ impl View {
             let mut state = self.state.write();
             let ready = self.writable_data(&mut state, ino, u64::MAX, Room::Ordinary)?;
             if kill_priv {
-                self.kill_privileges(&mut state, ino, Room::Ordinary)?;
+                self.kill_privileges(&mut state, ino, true, Room::Ordinary)?;
             }
             let blocks = matches!(file_body(state.node(ino)?)?, FileBody::Blocks(_));
             (ready, blocks)

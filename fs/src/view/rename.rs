@@ -1,6 +1,6 @@
 //! Renaming: a directory, too, is one record, whatever is below it.
 
-use karapace_store::inode::{Body, FileKind, Ino, ROOT_INO, Timestamp, Xattrs};
+use karapace_store::inode::{Body, FileKind, Ino, ROOT_INO, Timestamp};
 
 use crate::attr::{Caller, RenameMode};
 use crate::error::{Error, Result};
@@ -9,7 +9,7 @@ use crate::view::node::{Meta, Place};
 use crate::view::remove::{drop_name, name_gone};
 use crate::view::sync::ToSync;
 use crate::view::table::{Forgotten, NewInode, State, attr_item};
-use crate::view::{View, check_name};
+use crate::view::{View, acl, check_name};
 
 /// One side of a rename: a name, and what it names.
 struct Side<'a> {
@@ -190,17 +190,19 @@ fn moved(state: &State, side: &Side<'_>, dir: Ino, name: &[u8], now: Timestamp) 
     Ok(items)
 }
 
-/// A character device 0:0 at a name, as overlayfs expects it of its upper.
+/// A character device 0:0 at a name, as overlayfs expects it of its upper. It inherits from the directory as others do.
 fn whiteout(state: &mut State, caller: &Caller, dir: Ino, name: &[u8], now: Timestamp) -> Result<Vec<Item>> {
+    let parent = state.live_dir(dir)?;
+    let inherited = acl::inherit(&parent.xattrs, FileKind::CharDevice, 0, caller.umask)?;
+    let gid = if parent.meta.mode & libc::S_ISGID != 0 { parent.meta.gid } else { caller.gid };
     let ino = state.allocate()?;
-    let mode = FileKind::CharDevice.to_mode();
     let new = NewInode {
         ino,
-        mode,
+        mode: FileKind::CharDevice.to_mode() | inherited.permissions,
         uid: caller.uid,
-        gid: caller.gid,
+        gid,
         rdev: 0,
-        xattrs: Xattrs::default(),
+        xattrs: inherited.xattrs,
         body: Body::Special,
     };
     let put = PutItem {

@@ -1,0 +1,76 @@
+//! Set-user-id and set-group-id, as far as who asks decides what becomes of them: on a mount that handles privileges itself
+//! (FUSE_HANDLE_KILLPRIV_V2) the kernel leaves that to us, and does not say all that it knows of the caller.
+
+use std::fs;
+
+use fuser::Request;
+use karapace_store::inode::{FileKind, Ino};
+
+use super::Shared;
+use crate::attr::SetAttr;
+use crate::error::Result;
+use crate::view::View;
+
+impl Shared {
+    /// Whether a request that asks for nothing but that set-user-id goes is to be heeded. The kernel sends it before a write, for which
+    /// it has seen a right to write, but also when anybody at all asks chown(2) to change nobody: that must not take
+    /// set-user-id from a program of another's. (A write through an inherited descriptor says again what it takes.)
+    pub(super) fn may_drop_privileges(&self, req: &Request, view: &View, ino: Ino) -> Result<bool> {
+        let attr = view.getattr(ino)?;
+        let owns = req.uid() == 0 || req.uid() == self.ids.uid(attr.uid);
+        Ok(!self.kernel_permissions || owns || attr.mode & 0o022 != 0)
+    }
+
+    /// Drops set-group-id if the caller is not in the group: before it changes the content or the owner of a file, where
+    /// the view does not see to it because the bit does not mean execution (`setattr_should_drop_sgid` of the kernel).
+    pub(super) fn drop_foreign_set_gid(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
+        let mode = view.getattr(ino)?.mode;
+        let file = FileKind::from_mode(mode) != Some(FileKind::Directory);
+        if file && mode & libc::S_IXGRP == 0 { self.drop_any_foreign_set_gid(req, view, ino) } else { Ok(()) }
+    }
+
+    /// Drops set-group-id if the caller is not in the group.
+    pub(super) fn drop_any_foreign_set_gid(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
+        let attr = view.getattr(ino)?;
+        if attr.mode & libc::S_ISGID == 0 || is_in_group(req, self.ids.gid(attr.gid)) {
+            return Ok(());
+        }
+        let mode = Some(attr.mode & 0o7777 & !libc::S_ISGID);
+        view.setattr(ino, &SetAttr { mode, ..SetAttr::default() }).map(drop)
+    }
+}
+
+/// Whether the caller is in a group, by its file access group or its supplementary ones, or is root, who need not be. The
+/// caller waits for the answer to its request, so what /proc tells of it holds.
+fn is_in_group(req: &Request, gid: u32) -> bool {
+    if req.uid() == 0 || req.gid() == gid {
+        return true;
+    }
+    let path = format!("/proc/{}/status", req.pid());
+    match fs::read_to_string(&path) {
+        Ok(status) => supplementary(&status).any(|group| group == gid),
+        Err(error) => {
+            // In another process namespace, which has its own numbers.
+            tracing::debug!(path, %error, "taken as in no other group");
+            false
+        }
+    }
+}
+
+/// The ids in the line `Groups:` of proc_pid_status(5).
+fn supplementary(status: &str) -> impl Iterator<Item = u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+    line.unwrap_or("").split_ascii_whitespace().filter_map(|id| id.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_a_process() {
+        let status = "Name:\tcat\nGid:\t7\t7\t7\t7\nGroups:\t4 24 1000 \nNStgid:\t9\n";
+        assert_eq!(supplementary(status).collect::<Vec<_>>(), [4, 24, 1000]);
+        assert_eq!(supplementary("Groups:\t \n").count() + supplementary("").count(), 0);
+    }
+}
