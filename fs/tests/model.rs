@@ -3,11 +3,13 @@
 //! No mount is involved. `KARAPACE_MODEL_CASES` sets how many sequences are run; the seed is printed, and
 //! `KARAPACE_MODEL_SEED` repeats a run.
 
+mod generator;
 mod reference;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use generator::{P, bytes, name, offset, path, run_random};
 use karapace_fs::attr::{Caller, HeadRef, RenameMode, SetAttr};
 use karapace_fs::view::View;
 use karapace_store::Store;
@@ -15,14 +17,9 @@ use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use reference::Model;
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
-
-/// A path of up to three components out of few names, so that they collide.
-#[derive(Clone, Debug)]
-struct P(Vec<u8>);
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -48,28 +45,6 @@ enum Op {
     Checkpoint,
 }
 
-fn path() -> impl Strategy<Value = P> {
-    let part = || prop_oneof![5 => Just(0u8), 4 => Just(1u8), 2 => Just(2u8), 1 => Just(3u8)];
-    prop_oneof![
-        4 => part().prop_map(|a| vec![a]),
-        6 => (part(), part()).prop_map(|(a, b)| vec![a, b]),
-        2 => (part(), part(), part()).prop_map(|(a, b, c)| vec![a, b, c]),
-    ]
-    .prop_map(P)
-}
-
-fn offset() -> impl Strategy<Value = u32> {
-    prop_oneof![
-        0u32..5000,
-        60_000u32..70_000,
-        1_000_000u32..1_200_000,
-        Just(0),
-        Just(65_536),
-        Just(1_048_576),
-        0u32..3_000_000
-    ]
-}
-
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => path().prop_map(Op::Create),
@@ -93,18 +68,6 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Reopen),
         1 => Just(Op::Checkpoint),
     ]
-}
-
-fn name(i: u8) -> Vec<u8> {
-    [&b"a"[..], b"b", b"\xff\xfe", b".wh.a"][usize::from(i % 4)].to_vec()
-}
-
-/// Some bytes that are not all equal, so that blocks differ; seed 0 gives zeros.
-fn bytes(n: u32, seed: u8) -> Vec<u8> {
-    if seed == 0 {
-        return vec![0; n as usize];
-    }
-    (0..n).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 13) as u8).wrapping_add(seed)).collect()
 }
 
 struct System {
@@ -368,9 +331,8 @@ impl System {
 }
 
 fn path_names(op: &Op) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    let names = |p: &P| p.0.iter().map(|i| name(*i)).collect::<Vec<_>>();
     match op {
-        Op::Link(a, b) | Op::Rename(a, b, _) => (names(a), names(b)),
+        Op::Link(a, b) | Op::Rename(a, b, _) => (a.names(), b.names()),
         Op::Create(a)
         | Op::Mkdir(a)
         | Op::Symlink(a, _)
@@ -384,7 +346,7 @@ fn path_names(op: &Op) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         | Op::Chown(a, ..)
         | Op::Xattr(a, ..)
         | Op::Unxattr(a, _)
-        | Op::Read(a) => (names(a), Vec::new()),
+        | Op::Read(a) => (a.names(), Vec::new()),
         Op::Commit | Op::Restore(_) | Op::Reopen | Op::Checkpoint => (Vec::new(), Vec::new()),
     }
 }
@@ -424,29 +386,7 @@ fn run(ops: &[Op]) -> u64 {
 
 #[test]
 fn random_operations_give_what_the_model_gives() {
-    let cases = std::env::var("KARAPACE_MODEL_CASES").map_or(500, |v| v.parse().expect("a number of cases"));
-    let seed: u64 = std::env::var("KARAPACE_MODEL_SEED").map_or_else(
-        |_| std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64,
-        |v| v.parse().expect("a seed"),
-    );
-    println!("model test: KARAPACE_MODEL_SEED={seed} KARAPACE_MODEL_CASES={cases}, 200 operations each");
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let (operations, succeeded) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
-    let ran = runner.run(&prop::collection::vec(op(), 200), |ops| {
-        let done = run(&ops);
-        operations.set(operations.get() + ops.len() as u64);
-        succeeded.set(succeeded.get() + done);
-        Ok(())
-    });
-    match ran {
-        Ok(()) => {}
-        Err(TestError::Fail(why, ops)) => panic!("seed {seed}: {why}\nafter {ops:?}"),
-        Err(e) => panic!("seed {seed}: {e}"),
-    }
-    println!("model test: {} operations, {} of them succeeded", operations.get(), succeeded.get());
+    run_random("model test", 500, 200, op(), |ops| Ok(run(ops)));
 }
 
 /// Sequences that once went wrong.

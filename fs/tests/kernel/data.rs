@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use crate::harness::{Mounted, child_argument};
-use crate::sys::{Push, store_through_mapping};
+use crate::sys::Mapping;
 use crate::toy::Op;
 
 /// Pages stay over a close: without OPEN there is no FOPEN_KEEP_CACHE to say so, and none is needed.
@@ -92,11 +92,11 @@ fn mapped(child: &str) {
     assert!(flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE), "marked as coming from the page cache");
 }
 
-/// In a process of its own; pauses between the push and its end so that exit is not what pushes.
-fn child_store(push: Push) {
+/// In a process of its own; `push` is given the mapping, and what it returns lives until the check.
+fn child_store<T>(push: impl FnOnce(Mapping) -> T) {
     let path = child_argument();
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    store_through_mapping(file, b"mapped", push).unwrap();
+    let _pushed = push(Mapping::store(file, 0, b"mapped").unwrap());
     // Read past the page cache: what the server has, not what this process wrote.
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
     let mut seen = [0; 6];
@@ -107,13 +107,13 @@ fn child_store(push: Push) {
 #[test]
 #[ignore = "run by a_mapped_store_arrives_with_msync"]
 fn child_msync() {
-    child_store(Push::Sync);
+    child_store(|mapping| mapping.sync().map(|()| mapping).unwrap());
 }
 
 #[test]
 #[ignore = "run by a_mapped_store_arrives_with_munmap"]
 fn child_munmap() {
-    child_store(Push::Unmap);
+    child_store(drop);
 }
 
 /// Record locks and flock(2) are the kernel's own: nothing is sent, and they exclude each other on one mount.

@@ -1,43 +1,17 @@
 //! The few calls that have no safe wrapper.
 
-use std::fs::{self, File};
+#[path = "../sys/mapping.rs"]
+mod mapping;
+
+use std::fs;
 use std::io::{self, Read, Write};
-use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
-/// How a store through a mapping is pushed out.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Push {
-    /// msync(MS_SYNC), the mapping stays.
-    Sync,
-    /// munmap after the descriptor was closed.
-    Unmap,
-}
-
-/// Stores `text` at the start of `file`'s first page through a shared mapping and pushes it out.
-pub fn store_through_mapping(file: File, text: &[u8], push: Push) -> io::Result<()> {
-    let length = NonZeroUsize::new(4096).expect("not zero");
-    assert!(text.len() <= length.get());
-    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the kernel's choice; nothing else in this process knows it.
-    let at = unsafe { mmap(None, length, prot, MapFlags::MAP_SHARED, file.as_fd(), 0)? };
-    drop(file);
-    // SAFETY: the mapping is 4096 bytes long and writable, `text` is not longer, and the two cannot overlap.
-    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), at.as_ptr().cast::<u8>(), text.len()) };
-    match push {
-        // SAFETY: exactly the mapping made above.
-        Push::Sync => unsafe { msync(at, length.get(), MsFlags::MS_SYNC)? },
-        // SAFETY: exactly the mapping made above, not used afterwards.
-        Push::Unmap => unsafe { munmap(at, length.get())? },
-    }
-    Ok(())
-}
+pub use mapping::Mapping;
 
 /// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps.
 pub fn output_in_user_namespace(command: &mut Command, map: &str) -> io::Result<Output> {

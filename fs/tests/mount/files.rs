@@ -77,6 +77,19 @@ fn set_user_id_goes_when_another_writes() {
     assert_eq!(mount.ok("bash", "stat -c %a f"), "777\n", "a new owner does not");
 }
 
+/// chown(2) to nobody is everybody's, and the kernel asks then for set-user-id to go.
+#[test]
+fn set_user_id_stays_when_another_changes_no_owner() {
+    let mount = Mount::new();
+    let chown = "import os; os.chown('p', -1, -1)";
+    let script = format!(
+        r#"touch p; chmod 4755 p
+        setpriv --reuid 1000 --regid 1000 --clear-groups python3 -c "{chown}" && [ "$(stat -c %a p)" = 4755 ]
+        python3 -c "{chown}" && [ "$(stat -c %a p)" = 755 ]"#
+    );
+    mount.ok("bash", &script);
+}
+
 #[test]
 fn names_of_any_bytes_and_long_ones() {
     use std::ffi::OsStr;

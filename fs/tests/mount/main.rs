@@ -2,7 +2,12 @@
 
 mod control;
 mod files;
+#[path = "../generator/mod.rs"]
+mod generator;
+mod random;
 mod restore;
 mod space;
 mod support;
+#[path = "../sys/mapping.rs"]
+mod sys;
 mod user;

@@ -49,7 +49,7 @@ fn expired_names_are_looked_up_again() {
     let mut all: Vec<_> = ["gone", "new", "replaced", "from", "to"].map(|n| entry(dir, n)).into();
     all.push(entry(dir, "never looked up"));
     all.push(Invalidation::Inode { ino: dir });
-    mount.invalidator.send(&all).expect("send");
+    mount.served.invalidator.send(&all).expect("send");
 
     assert!(!mount.path("d/gone").exists());
     assert!(!mount.path("d/from").exists());
@@ -72,7 +72,7 @@ fn attributes_and_content_are_read_again() {
     mount.view.write(ino, 0, b"AFTER", false).expect("write");
     mount.view.setattr(ino, &SetAttr { mode: Some(0o600), mtime, ..SetAttr::default() }).expect("setattr");
     assert_eq!(fs::read_to_string(&path).expect("read"), "before", "the kernel has not heard");
-    mount.invalidator.send(&[Invalidation::Inode { ino }]).expect("send");
+    mount.served.invalidator.send(&[Invalidation::Inode { ino }]).expect("send");
     assert_eq!(fs::read_to_string(&path).expect("read"), "AFTERe");
     let meta = fs::metadata(&path).expect("stat");
     assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec()), (0o600, 12345, 6));
@@ -127,7 +127,7 @@ fn what_is_mounted_inside_stays() {
         Invalidation::Inode { ino: ROOT_INO },
     ];
     for _ in 0..3 {
-        mount.invalidator.send(&all).expect("send");
+        mount.served.invalidator.send(&all).expect("send");
         assert!(proc.join("in-tmpfs").exists(), "the mount inside is gone");
     }
     nix::mount::umount(&proc).expect("umount");
@@ -139,11 +139,11 @@ fn unmounting_says_busy_and_detaching_does_not() {
     let mount = Mount::new();
     fs::write(mount.path("f"), "x").expect("write");
     let open = File::open(mount.path("f")).expect("open");
-    assert!(matches!(mount.unmounter.unmount(), Err(karapace_fs::Error::Busy)));
-    mount.unmounter.detach().expect("detach");
-    assert!(!mount.path("f").exists() && mount.unmounter.is_connected());
+    assert!(matches!(mount.served.unmounter.unmount(), Err(karapace_fs::Error::Busy)));
+    mount.served.unmounter.detach().expect("detach");
+    assert!(!mount.path("f").exists() && mount.served.unmounter.is_connected());
     drop(open);
-    mount.unmounter.unmount().expect("nothing to do");
+    mount.served.unmounter.unmount().expect("nothing to do");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn an_aborted_connection_leaves_no_dead_mount_point() {
     nix::mount::mount(Some("none"), control.path(), Some("fusectl"), flags, none).expect("fusectl");
     fs::write(control.path().join(libc::minor(device).to_string()).join("abort"), "1").expect("abort");
     nix::mount::umount(control.path()).expect("umount");
-    mount.join();
+    mount.served.join();
     assert_eq!(fs::read_dir(mount.path("")).expect("an empty directory").count(), 0);
 }
 

@@ -125,13 +125,65 @@ impl ControlPlane for FakePlane {
     }
 }
 
+/// A served view, unmounted at the end.
+pub struct Served {
+    pub invalidator: Invalidator,
+    pub unmounter: UnmountHandle,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Served {
+    pub fn new(
+        view: &Arc<View>,
+        trees: &Arc<Trees>,
+        plane: Option<Arc<FakePlane>>,
+        options: &MountOptions,
+    ) -> Served {
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: load the fuse module");
+        let plane = plane.map(|plane| -> Arc<dyn ControlPlane> { plane });
+        let session = MountedSession::mount(view.clone(), trees.clone(), plane, options)
+            .expect("these tests need the right to mount (run them as root)");
+        let (invalidator, unmounter) = (session.invalidator(), session.unmount_handle());
+        let thread = Some(std::thread::spawn(move || session.wait()));
+        Served { invalidator, unmounter, thread }
+    }
+
+    /// Waits for the end of the mount.
+    pub fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("serving does not panic").expect("serving ends well");
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if self.unmounter.unmount().is_err() {
+            self.unmounter.detach().expect("cannot unmount");
+        }
+        if !std::thread::panicking() {
+            self.join();
+        }
+    }
+}
+
+/// How tests mount on `dir`.
+pub fn options(dir: &Path) -> MountOptions {
+    MountOptions {
+        mountpoint: dir.to_owned(),
+        read_only: false,
+        ctl: CtlDir::Hidden,
+        allow_other: false,
+        threads: 2,
+        fsname: "karapace:test".into(),
+    }
+}
+
 /// A mount that ends with the test.
 pub struct Mount {
     pub view: Arc<View>,
     pub plane: Arc<FakePlane>,
-    pub invalidator: Invalidator,
-    pub unmounter: UnmountHandle,
-    served: Option<JoinHandle<std::io::Result<()>>>,
+    pub served: Served,
     dir: PathBuf,
     fixture: Fixture,
 }
@@ -152,25 +204,13 @@ impl Mount {
     }
 
     fn of(fixture: Fixture, change: impl FnOnce(&mut MountOptions)) -> Mount {
-        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: load the fuse module");
         let view = Arc::new(fixture.view());
         let plane = Arc::new(FakePlane::new(view.head().root));
         let dir = fixture.root.path().join("mnt");
-        let mut options = MountOptions {
-            mountpoint: dir.clone(),
-            read_only: false,
-            ctl: CtlDir::Hidden,
-            allow_other: false,
-            threads: 2,
-            fsname: "karapace:test".into(),
-        };
+        let mut options = options(&dir);
         change(&mut options);
-        let session =
-            MountedSession::mount(view.clone(), fixture.trees.clone(), Some(plane.clone()), &options)
-                .expect("these tests need the right to mount (run them as root)");
-        let (invalidator, unmounter) = (session.invalidator(), session.unmount_handle());
-        let served = Some(std::thread::spawn(move || session.wait()));
-        Mount { view, plane, invalidator, unmounter, served, dir, fixture }
+        let served = Served::new(&view, &fixture.trees, Some(plane.clone()), &options);
+        Mount { view, plane, served, dir, fixture }
     }
 
     /// Makes a snapshot, by the view and not by the engine that is only played.
@@ -184,7 +224,7 @@ impl Mount {
     pub fn restore(&self, target: HeadRef) {
         let generation = self.view.clean_generation().expect("diff").expect("nothing uncommitted");
         let changed = self.view.restore(target, generation).expect("restore");
-        self.invalidator.send(&changed).expect("send");
+        self.served.invalidator.send(&changed).expect("send");
     }
 
     /// A second view of the same upper, as the next mount would find it after a kill; it changes nothing.
@@ -195,13 +235,6 @@ impl Mount {
 
     pub fn path(&self, below: &str) -> PathBuf {
         self.dir.join(below)
-    }
-
-    /// Waits for the end of the mount.
-    pub fn join(&mut self) {
-        if let Some(served) = self.served.take() {
-            served.join().expect("serving does not panic").expect("serving ends well");
-        }
     }
 
     /// A file of the control directory.
@@ -240,13 +273,6 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         self.plane.hold.store(false, Ordering::SeqCst);
-        if self.unmounter.unmount().is_err() {
-            self.unmounter.detach().expect("cannot unmount");
-        }
-        if std::thread::panicking() {
-            return;
-        }
-        self.join();
     }
 }
 
