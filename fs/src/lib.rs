@@ -13,3 +13,5 @@ pub(crate) mod upper;
 pub mod view;
 
 pub use error::{Error, Result};
+#[doc(hidden)]
+pub use upper::fuzzing;

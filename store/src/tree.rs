@@ -22,6 +22,8 @@ mod tests;
 mod update;
 mod walk;
 
+#[doc(hidden)]
+pub use codec::check_index;
 pub use codec::{EntryRef, Keys, Tree};
 pub use diff::{Change, diff, diff_with_times};
 pub use split::{write_dir, write_links};

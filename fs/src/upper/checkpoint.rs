@@ -48,6 +48,11 @@ impl Checkpoint {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::host("read checkpoint", path, e)),
         };
+        Self::decode(&bytes, path).map(Some)
+    }
+
+    /// `path` is named in errors.
+    pub fn decode(bytes: &[u8], path: &Path) -> Result<Checkpoint> {
         let corrupt = |why: &str| Error::Corrupt(format!("checkpoint {}: {why}", path.display()));
         if bytes.get(..4) != Some(MAGIC.as_slice()) {
             return Err(corrupt("unknown format; a newer karapace may have written it"));
@@ -72,6 +77,6 @@ impl Checkpoint {
         if d.remaining() > 0 {
             return Err(corrupt("bytes after the last item"));
         }
-        Ok(Some(Checkpoint { epoch, head, items }))
+        Ok(Checkpoint { epoch, head, items })
     }
 }

@@ -215,7 +215,7 @@ impl Journal {
 }
 
 /// The items of the valid records, their length, and the next sequence number.
-fn parse(bytes: &[u8]) -> Result<(Vec<Item>, u64, u64)> {
+pub(super) fn parse(bytes: &[u8]) -> Result<(Vec<Item>, u64, u64)> {
     let mut items = Vec::new();
     let mut at = 0;
     let mut sequence = 1u64;

@@ -6,6 +6,7 @@
 pub(crate) mod blocks;
 pub(crate) mod checkpoint;
 pub(crate) mod data;
+pub mod fuzzing;
 pub(crate) mod journal;
 pub(crate) mod record;
 

@@ -10,6 +10,8 @@ mod blobs;
 mod builder;
 mod compress;
 mod directory;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod oci;
 mod overlay;

@@ -88,7 +88,7 @@ impl Builder {
     }
 
     /// Gives every inode that has none its number. Returns the directories, parents before children.
-    fn number(&mut self) -> Result<Vec<DirId>> {
+    pub fn number(&mut self) -> Result<Vec<DirId>> {
         self.directories[self.root.0].ino = ROOT_INO;
         let mut order = vec![self.root];
         let mut stack = vec![self.directories[self.root.0].list()];

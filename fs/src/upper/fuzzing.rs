@@ -1,0 +1,30 @@
+//! Ways in for the tests that feed decoders any bytes (tests/decoders).
+
+use std::path::Path;
+
+use karapace_store::id::ObjectId;
+
+use super::checkpoint::Checkpoint;
+use super::journal;
+use super::record::{decode_all, encode_all};
+
+/// Reads a checkpoint, whose checksum is made right first: damage that it shows is not of interest.
+pub fn checkpoint(bytes: &[u8]) {
+    let body = &bytes[..bytes.len().saturating_sub(32)];
+    let whole = [body, ObjectId::of(body).as_bytes()].concat();
+    if let Ok(checkpoint) = Checkpoint::decode(&whole, Path::new("(input)")) {
+        assert!(checkpoint.items.len() <= whole.len());
+    }
+}
+
+/// Reads the records of a journal, and what could stand in one: items, which are written again as they were.
+pub fn journal(bytes: &[u8]) {
+    if let Ok((_, valid, _)) = journal::parse(bytes) {
+        assert!(valid <= bytes.len() as u64);
+    }
+    if let Ok(items) = decode_all(bytes) {
+        let mut again = Vec::new();
+        encode_all(&items, &mut again);
+        assert_eq!(again, bytes);
+    }
+}

@@ -1,0 +1,109 @@
+//! Ways in for the tests that feed decoders any bytes (tests/decoders): no store, no files.
+
+use super::blobs::{Blob, Files};
+use super::builder::{Attributes, Builder, Content};
+use super::oci::{self, Sha};
+use crate::content::FileContent;
+use crate::error::Result;
+use crate::tar::{MemberKind, Reader};
+
+/// Reads the documents of an image: `bytes` are an index and blobs, separated by NULs. In each, `@N` stands for the digest of
+/// the N-th blob and `#N` for its size, so that what refers to what is for the test to choose, and digests are right.
+pub fn image(bytes: &[u8]) {
+    let mut documents: Vec<Vec<u8>> = bytes.split(|&b| b == 0).take(10).map(<[u8]>::to_vec).collect();
+    for later in (1..documents.len()).rev() {
+        let (digest, size) = (Sha::of(&documents[later]).to_string(), documents[later].len().to_string());
+        for earlier in &mut documents[..later] {
+            replace(earlier, &format!("@{later}"), &digest);
+            replace(earlier, &format!("#{later}"), &size);
+        }
+    }
+    let files = Documents(documents);
+    // Both readers, whatever it looks like: an error is an answer.
+    for image in [oci::of_layout(&files), oci::of_saved(&files)].into_iter().flatten() {
+        assert!(image.layers.len() <= 512);
+    }
+}
+
+fn replace(document: &mut Vec<u8>, what: &str, by: &str) {
+    let what = what.as_bytes();
+    while document.len() < 1 << 16
+        && let Some(at) = document.windows(what.len()).position(|window| window == what)
+    {
+        document.splice(at..at + what.len(), by.bytes());
+    }
+}
+
+struct Documents(Vec<Vec<u8>>);
+
+impl Files for Documents {
+    fn open(&self, name: &str) -> Result<Option<Blob>> {
+        let found = match name {
+            "oci-layout" => Some(&br#"{"imageLayoutVersion":"1.0.0"}"#[..]),
+            "index.json" | "manifest.json" => self.0.first().map(Vec::as_slice),
+            _ => self.0.iter().map(Vec::as_slice).find(|document| {
+                name.strip_prefix("blobs/sha256/")
+                    .is_some_and(|hex| Sha::of(document).to_string().ends_with(hex))
+            }),
+        };
+        Ok(found.map(|bytes| {
+            let (bytes, size) = (bytes.to_vec(), bytes.len() as u64);
+            Blob { reader: Box::new(std::io::Cursor::new(bytes)), size }
+        }))
+    }
+
+    fn source(&self) -> &str {
+        "the documents"
+    }
+}
+
+/// Reads a tar archive, and lays it as a layer over itself.
+pub fn archive(bytes: &[u8]) {
+    let Some(mut tree) = tree(bytes) else { return };
+    let Some(layer) = tree_of(bytes, true) else { return };
+    if tree.cover(layer).is_ok() {
+        tree.check();
+    }
+}
+
+fn tree(bytes: &[u8]) -> Option<Builder> {
+    tree_of(bytes, false)
+}
+
+/// The tree of an archive's members, their content left out. `None` for one that is refused.
+fn tree_of(bytes: &[u8], layer: bool) -> Option<Builder> {
+    let mut reader = Reader::new(bytes);
+    if layer {
+        reader = reader.unterminated();
+    }
+    let mut builder = Builder::new(64 << 20);
+    while let Some(member) = reader.next_member().ok()? {
+        let path = member.path;
+        let attributes = Attributes {
+            mode: member.mode,
+            xattrs: member.xattrs.into_iter().collect(),
+            ..Attributes::default()
+        };
+        let put = match member.kind {
+            MemberKind::Directory => builder.put_directory(&path, attributes),
+            MemberKind::HardLink => builder.put_link(&path, &member.link),
+            MemberKind::Symlink => builder.put(&path, attributes, Content::Symlink(member.link.into())),
+            _ if layer && member.mode & 1 == 1 => {
+                builder.place(&path).and_then(|(directory, name)| builder.hide(directory, name))
+            }
+            _ => builder.put(&path, attributes, Content::Regular(FileContent::empty())),
+        };
+        put.ok()?;
+    }
+    builder.settle().ok()?;
+    Some(builder)
+}
+
+impl Builder {
+    /// Numbers the tree, as writing it does.
+    fn check(mut self) {
+        if let Ok(order) = self.number() {
+            assert!(!order.is_empty());
+        }
+    }
+}
