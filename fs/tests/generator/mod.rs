@@ -93,6 +93,7 @@ pub fn run_random<T: std::fmt::Debug + Clone>(
     match ran {
         Ok(()) => {}
         Err(TestError::Fail(why, ops)) => {
+            println!("{what}: seed {seed}: {why}; looking for a shorter sequence");
             let (why, ops) = shortest(ops, why.to_string(), run);
             panic!("seed {seed}: {why}\nafter {ops:#?}");
         }

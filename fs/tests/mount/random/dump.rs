@@ -34,6 +34,8 @@ pub fn dump(start: i64) -> BTreeMap<PathBuf, Shown> {
 fn walk(path: &Path, start: i64, inodes: &mut BTreeMap<u64, PathBuf>, out: &mut BTreeMap<PathBuf, Shown>) {
     let stat = fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).expect("stat");
     let kind = FileType::from_raw_mode(stat.st_mode);
+    // Writing into a FIFO, which ext4 notes, is the kernel's alone.
+    let timed = matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink);
     let content = match kind {
         FileType::RegularFile => ObjectId::of(&std::fs::read(path).expect("read")).to_hex(),
         FileType::Symlink => format!("{:?}", std::fs::read_link(path).expect("readlink")),
@@ -52,7 +54,7 @@ fn walk(path: &Path, start: i64, inodes: &mut BTreeMap<u64, PathBuf>, out: &mut 
         device: stat.st_rdev,
         size: if kind == FileType::Directory { 0 } else { stat.st_size },
         content,
-        mtime: (stat.st_mtime < start).then_some((stat.st_mtime, stat.st_mtime_nsec)),
+        mtime: (timed && stat.st_mtime < start).then_some((stat.st_mtime, stat.st_mtime_nsec)),
         xattrs: xattrs.collect(),
         first_name: inodes.entry(stat.st_ino).or_insert_with(|| path.to_owned()).clone(),
     };
