@@ -145,7 +145,8 @@ pub struct HeadRef {
     pub layer: LayerHash,
     /// The layer's record.
     pub record: RecordId,
-    /// The layer's root object.
+    /// The root object that the upper lies over. It is the layer's, or differs from it: in inode numbers after a restore, and
+    /// in whatever the layer left out.
     pub root: ObjectId,
 }
 

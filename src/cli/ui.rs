@@ -1,7 +1,9 @@
 //! Output: data on stdout, everything else on stderr.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -53,6 +55,11 @@ pub fn remark(text: &str) {
     if writeln!(err, "{text}").is_err() {
         tracing::debug!("stderr is closed");
     }
+}
+
+/// Paths as given on the command line.
+pub fn bytes(paths: &[OsString]) -> Vec<Vec<u8>> {
+    paths.iter().map(|path| path.as_bytes().to_vec()).collect()
 }
 
 /// An aligned table on stdout: columns as wide as their widest cell, two blanks between.

@@ -8,7 +8,9 @@ use karapace_store::metadata::Metadata;
 
 use super::instance::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
 use super::mount::log_path;
+use super::snapshots::RemoveOutcome;
 use super::socket::{Answer, Changed, Client, Request};
+use super::text::PathText;
 use super::{Engine, Error, Result};
 
 /// How long another command may hold the environment before we give up.
@@ -22,10 +24,12 @@ impl Engine {
     pub(super) fn request_commit(
         &self,
         env: &Metadata,
+        paths: &[Vec<u8>],
         name: Option<&str>,
         message: Option<&str>,
     ) -> Result<CommitOutcome> {
-        let request = Request::Commit { name: name.map(str::to_owned), message: message.map(str::to_owned) };
+        let (name, message) = (name.map(str::to_owned), message.map(str::to_owned));
+        let request = Request::Commit { name, message, paths: texts(paths) };
         match self.request(env, &request)? {
             Answer::Commit(outcome) => Ok(outcome),
             other => Err(self.unexpected(env, &other)),
@@ -33,16 +37,30 @@ impl Engine {
     }
 
     /// Restores a snapshot, wherever the environment is open.
-    pub(super) fn request_restore(&self, env: &Metadata, reference: &str) -> Result<RestoreOutcome> {
-        match self.request(env, &Request::Restore { reference: reference.to_owned() })? {
+    pub(super) fn request_restore(
+        &self,
+        env: &Metadata,
+        reference: &str,
+        paths: &[Vec<u8>],
+    ) -> Result<RestoreOutcome> {
+        let request = Request::Restore { reference: reference.to_owned(), paths: texts(paths) };
+        match self.request(env, &request)? {
             Answer::Restore(outcome) => Ok(outcome),
             other => Err(self.unexpected(env, &other)),
         }
     }
 
-    /// What differs from the head, wherever the environment is open.
-    pub(super) fn request_diff(&self, env: &Metadata) -> Result<Vec<Changed>> {
-        match self.request(env, &Request::Diff)? {
+    /// Removes snapshots, wherever the environment is open.
+    pub(super) fn request_removal(&self, env: &Metadata, references: &[String]) -> Result<RemoveOutcome> {
+        match self.request(env, &Request::RemoveSnapshots { references: references.to_vec() })? {
+            Answer::Removed(outcome) => Ok(outcome),
+            other => Err(self.unexpected(env, &other)),
+        }
+    }
+
+    /// What differs from the head, or from the snapshot `since`, wherever the environment is open.
+    pub(super) fn request_diff(&self, env: &Metadata, since: Option<&str>) -> Result<Vec<Changed>> {
+        match self.request(env, &Request::Diff { since: since.map(str::to_owned) })? {
             Answer::Diff(changes) => Ok(changes),
             other => Err(self.unexpected(env, &other)),
         }
@@ -81,7 +99,7 @@ impl Engine {
                     Some(lock) => {
                         // Read again under the lock: another command may have changed it meanwhile.
                         let env = Metadata::load(self.store(), &env.instance)?;
-                        let reads = matches!(request, Request::Diff | Request::Status);
+                        let reads = matches!(request, Request::Diff { .. } | Request::Status);
                         let instance = Instance::open(self, env, lock, reads)?;
                         let answer = perform(&instance, request);
                         let closed = instance.close();
@@ -162,14 +180,28 @@ impl Waiting {
 /// Does what a request asks on an open environment; the mount's own `Unmount` excepted.
 pub(super) fn perform(instance: &Instance, request: &Request) -> Result<Answer> {
     Ok(match request {
-        Request::Commit { name, message } => {
-            Answer::Commit(instance.commit(name.as_deref(), message.as_deref(), Wait::Long)?)
+        Request::Commit { name, message, paths } => {
+            Answer::Commit(instance.commit(&bytes(paths), name.as_deref(), message.as_deref(), Wait::Long)?)
         }
-        Request::Restore { reference } => Answer::Restore(instance.restore(reference, Wait::Long)?),
-        Request::Diff => {
-            Answer::Diff(instance.diff()?.into_iter().map(|d| Changed::new(d.kind, d.path)).collect())
+        Request::Restore { reference, paths } => {
+            Answer::Restore(instance.restore(reference, &bytes(paths), Wait::Long)?)
+        }
+        Request::RemoveSnapshots { references } => {
+            Answer::Removed(instance.remove_snapshots(references, Wait::Long)?)
+        }
+        Request::Diff { since } => {
+            let changes = instance.diff(since.as_deref())?;
+            Answer::Diff(changes.into_iter().map(|d| Changed::new(d.kind, d.path)).collect())
         }
         Request::Status => Answer::Status(instance.status()),
         Request::Unmount => return Err(Error::Invalid("nothing is mounted here".to_owned())),
     })
+}
+
+fn texts(paths: &[Vec<u8>]) -> Vec<PathText> {
+    paths.iter().cloned().map(PathText).collect()
+}
+
+fn bytes(paths: &[PathText]) -> Vec<Vec<u8>> {
+    paths.iter().map(|path| path.0.clone()).collect()
 }

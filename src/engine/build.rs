@@ -118,7 +118,6 @@ fn not_applied(manifest: &Manifest) -> Vec<&'static str> {
         ("runtime.backend", manifest.runtime.backend != Backend::Namespace),
         ("runtime.network_isolation", manifest.runtime.network_isolation),
         ("runtime.resource_limits", limits.cpu_shares.is_some() || limits.memory_limit_mb.is_some()),
-        ("snapshot.ignore", !manifest.snapshot.ignore.is_empty()),
     ];
     keys.iter().filter(|(_, asked)| *asked).map(|(key, _)| *key).collect()
 }

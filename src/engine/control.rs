@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use karapace_fs::attr::DiffEntry;
 use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, SnapshotInfo};
+use karapace_fs::view::View;
 
 use karapace_store::integrity::Finding;
 
@@ -17,11 +19,11 @@ impl Plane {
         let instance = &self.0;
         match command {
             Command::Commit { name, message, .. } => {
-                let outcome = instance.commit(name.as_deref(), message.as_deref(), Wait::Brief)?;
+                let outcome = instance.commit(&[], name.as_deref(), message.as_deref(), Wait::Brief)?;
                 Ok(format!("commit {}", outcome.hash))
             }
             Command::Restore { reference } => {
-                let outcome = instance.restore(reference, Wait::Brief)?;
+                let outcome = instance.restore(reference, &[], Wait::Brief)?;
                 Ok(match outcome.saved {
                     Some(saved) => format!("restore {} (uncommitted changes are in {saved})", outcome.hash),
                     None => format!("restore {}", outcome.hash),
@@ -68,6 +70,19 @@ impl ControlPlane for Plane {
 
     fn state(&self) -> String {
         self.0.state()
+    }
+
+    fn diff(&self, _view: &View) -> karapace_fs::Result<Vec<DiffEntry>> {
+        self.0.diff(None).map_err(|error| match error {
+            Error::Fs(error) => error,
+            Error::Store(error) => error.into(),
+            other => karapace_fs::Error::Corrupt(other.to_string()),
+        })
+    }
+
+    fn uncommitted(&self, _view: &View) -> (u64, u64) {
+        let status = self.0.status();
+        (status.dirty_files, status.dirty_bytes)
     }
 
     fn snapshots(&self) -> Vec<SnapshotInfo> {

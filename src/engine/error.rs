@@ -72,6 +72,14 @@ pub enum Error {
         /// As given.
         reference: String,
     },
+    /// A chosen path that is not there.
+    #[error("{path} is {absent}: nothing was changed")]
+    NoPath {
+        /// The path, from the environment's root.
+        path: String,
+        /// Where it is not.
+        absent: String,
+    },
     /// A prefix of several snapshots.
     #[error("{reference:?} fits more than one snapshot of {env}: {}", candidates.join(", "))]
     AmbiguousSnapshot {
@@ -191,7 +199,7 @@ impl Error {
             Error::Store(e) => karapace_fs::errno::store_errno(e),
             Error::Fs(e) => e.errno(),
             Error::Served { errno, .. } => *errno,
-            Error::NoSnapshot { .. } | Error::NoEnvironment { .. } => libc::ENOENT,
+            Error::NoSnapshot { .. } | Error::NoEnvironment { .. } | Error::NoPath { .. } => libc::ENOENT,
             Error::SnapshotNameTaken { .. } | Error::NameTaken { .. } | Error::FileExists { .. } => {
                 libc::EEXIST
             }

@@ -17,6 +17,7 @@ mod image_defaults;
 pub mod import;
 pub mod inspect;
 pub mod instance;
+pub mod layering;
 pub mod list;
 pub mod mount;
 pub mod mountpoint;

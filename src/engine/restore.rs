@@ -1,13 +1,126 @@
-//! Going back to a snapshot.
+//! Going back to a snapshot, whole or for chosen paths.
 
+use karapace_fs::attr::{HeadRef, Invalidation};
+use karapace_store::fail;
+use karapace_store::id::LayerHash;
 use karapace_store::metadata::Metadata;
+use karapace_store::root::Root;
 
-use super::instance::RestoreOutcome;
-use super::{Engine, Result};
+use super::commit::Keep;
+use super::instance::{Instance, RestoreOutcome, Wait};
+use super::layering::{Layering, normalised};
+use super::reference::{self, LayerRef};
+use super::{Engine, Error, Result};
+
+/// How often a restore stores what was written meanwhile before it gives up.
+const ATTEMPTS: u32 = 20;
 
 impl Engine {
-    /// Makes `env` equal to a snapshot (see [`super::reference`]); uncommitted changes are committed first.
-    pub fn restore(&self, env: &Metadata, reference: &str) -> Result<RestoreOutcome> {
-        self.request_restore(env, reference)
+    /// Makes `env` equal to a snapshot (see [`super::reference`]), or brings the chosen paths of it back; what that would overwrite
+    /// is committed first.
+    pub fn restore(&self, env: &Metadata, reference: &str, paths: &[Vec<u8>]) -> Result<RestoreOutcome> {
+        self.request_restore(env, reference, paths)
+    }
+}
+
+/// What a restore did to the view.
+struct Swapped {
+    saved: Option<LayerHash>,
+    stale: Vec<Invalidation>,
+    changed: Option<u64>,
+}
+
+impl Instance {
+    /// Makes the view equal to a snapshot, ignored paths excepted. Uncommitted changes are committed first.
+    ///
+    /// With `paths`, these come from the snapshot instead (or go, where it has nothing there), as uncommitted changes; what is
+    /// uncommitted at them is committed first, and nothing else is touched.
+    pub fn restore(&self, reference: &str, paths: &[Vec<u8>], wait: Wait) -> Result<RestoreOutcome> {
+        let _shared = self.lock_store(wait)?;
+        let _turn = self.take_turn()?;
+        self.check_writable()?;
+        // Resolved before the commit below: `head`, `latest` and `~k` mean what they meant when asked.
+        let LayerRef { hash, record } = reference::resolve(&self.metadata(), reference)?;
+        let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
+        let paths = normalised(paths, &self.ignore)?;
+        let swapped =
+            if paths.is_empty() { self.swap_whole(target)? } else { self.swap_paths(target, &paths)? };
+        fail::passed("restore.record");
+        // The view is another one now: whatever fails here, the kernel has to hear of it.
+        let head = self.view.head();
+        let recorded = self
+            .update_metadata(|metadata| (metadata.head, metadata.head_record) = (head.layer, head.record));
+        let pinned = self.pin_head();
+        if let Some(invalidator) = self.invalidator.get() {
+            invalidator.send(&swapped.stale).map_err(|e| {
+                Error::Invalid(format!(
+                    "{hash} is restored, but the kernel keeps old entries ({e}): unmount and mount again"
+                ))
+            })?;
+        }
+        // A record that could not be written is mended when the environment is opened next.
+        recorded?;
+        pinned?;
+        Ok(RestoreOutcome { hash, saved: swapped.saved, changed: swapped.changed })
+    }
+
+    /// Commits what is uncommitted and restores `target` on that very state: a write in between begins it anew.
+    fn swap_whole(&self, target: HeadRef) -> Result<Swapped> {
+        let message = format!("before restore of {}", &target.layer.to_hex()[..12]);
+        let mut saved = None;
+        for _ in 0..ATTEMPTS {
+            let is_committed = self.between()?.files == 0;
+            let Some(generation) = self.view.clean_generation()?.filter(|_| is_committed) else {
+                let outcome = self.commit_changes(None, Keep::Nothing, None, Some(&message))?;
+                saved = outcome.created.then_some(outcome.hash).or(saved);
+                continue;
+            };
+            let root = self
+                .with_layering(|layering, now| layering.restored(&target.root, now, self.view.next_ino()))?;
+            match self.view.restore(HeadRef { root, ..target }, generation) {
+                Ok(stale) => return Ok(Swapped { saved, stale, changed: None }),
+                Err(karapace_fs::Error::TryAgain) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(karapace_fs::Error::Busy.into())
+    }
+
+    /// Commits what is uncommitted at the chosen paths and brings them back over a tree of all there is.
+    fn swap_paths(&self, target: HeadRef, paths: &[Vec<u8>]) -> Result<Swapped> {
+        let snapshot = self.trees.root(&target.root)?;
+        let message = format!("before restore of paths from {}", &target.layer.to_hex()[..12]);
+        let mut saved = None;
+        for _ in 0..ATTEMPTS {
+            // First so that all is in one tree, in which the paths can be looked at.
+            if self.view.clean_generation()?.is_none() {
+                self.settle()?;
+            }
+            let here: Vec<Vec<u8>> =
+                self.with_layering(|layering, now| layering.present(now, &snapshot, paths))?;
+            if !here.is_empty() {
+                let outcome = self.commit_changes(Some(&here), Keep::Nothing, None, Some(&message))?;
+                saved = outcome.created.then_some(outcome.hash).or(saved);
+            }
+            let Some(generation) = self.view.clean_generation()? else { continue };
+            let head = self.view.head();
+            let (root, changed) = self.with_layering(|layering, now| {
+                layering.restored_paths(&snapshot, now, &head.root, paths, self.view.next_ino())
+            })?;
+            match self.view.restore(HeadRef { root, ..head }, generation) {
+                Ok(stale) => return Ok(Swapped { saved, stale, changed: Some(changed) }),
+                Err(karapace_fs::Error::TryAgain) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(karapace_fs::Error::Busy.into())
+    }
+
+    /// Calls `f` with the rules for this environment and the tree that the upper lies over.
+    fn with_layering<T>(&self, f: impl FnOnce(&Layering<'_>, &Root) -> Result<T>) -> Result<T> {
+        let below = self.view.head();
+        let head_id = self.root_of(&below.record)?;
+        let (head, now) = (self.trees.root(&head_id)?, self.trees.root(&below.root)?);
+        f(&Layering { trees: &self.trees, ignore: &self.ignore, head: &head, head_id }, &now)
     }
 }

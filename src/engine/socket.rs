@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
 use super::instance::{CommitOutcome, RestoreOutcome, Status};
+use super::snapshots::RemoveOutcome;
 use super::text::PathText;
 use super::{Error, Result};
 
@@ -23,7 +24,7 @@ use super::{Error, Result};
 const NAME: &str = "control.sock";
 
 /// Longest request taken, in bytes.
-const MAX_REQUEST: u64 = 64 << 10;
+const MAX_REQUEST: u64 = 4 << 20;
 
 /// How long the answers under way may take to be written when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -38,14 +39,26 @@ pub enum Request {
         name: Option<String>,
         /// Its message.
         message: Option<String>,
+        /// Only these paths; all when empty.
+        paths: Vec<PathText>,
     },
     /// Make the view equal to a snapshot.
     Restore {
         /// As in [`super::reference`].
         reference: String,
+        /// Only at these paths; everywhere when empty.
+        paths: Vec<PathText>,
+    },
+    /// Remove snapshots.
+    RemoveSnapshots {
+        /// As in [`super::reference`].
+        references: Vec<String>,
     },
     /// What differs from the head.
-    Diff,
+    Diff {
+        /// From this snapshot instead.
+        since: Option<String>,
+    },
     /// Figures of the upper.
     Status,
     /// Unmount and end. Answered when it is unmounted; the process ends soon after.
@@ -76,6 +89,8 @@ pub enum Answer {
     Commit(CommitOutcome),
     /// To `Restore`.
     Restore(RestoreOutcome),
+    /// To `RemoveSnapshots`.
+    Removed(RemoveOutcome),
     /// To `Diff`.
     Diff(Vec<Changed>),
     /// To `Status`.
@@ -252,12 +267,12 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         assert!(Client::connect(&dir).unwrap().is_none());
         let server = Server::start(&dir, |request| match request {
-            Request::Diff => Answer::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())]),
+            Request::Diff { .. } => Answer::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())]),
             _ => Answer::Ending,
         })
         .unwrap();
         let client = Client::connect(&dir).unwrap().expect("a server");
-        match client.request(&Request::Diff).unwrap() {
+        match client.request(&Request::Diff { since: None }).unwrap() {
             Some(Answer::Diff(paths)) => assert_eq!(paths[0].path.0, b"/a\xff"),
             other => panic!("{other:?}"),
         }

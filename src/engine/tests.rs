@@ -17,6 +17,8 @@ use super::control::Plane;
 use super::instance::{Instance, Wait};
 use super::{Engine, Error, Silent, gc, verify};
 
+mod paths;
+
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 
 struct Place {
@@ -82,7 +84,7 @@ fn read(view: &View, name: &str) -> Option<String> {
 }
 
 fn commit(instance: &Instance, name: Option<&str>) -> LayerHash {
-    instance.commit(name, None, Wait::Long).unwrap().hash
+    instance.commit(&[], name, None, Wait::Long).unwrap().hash
 }
 
 #[test]
@@ -123,7 +125,7 @@ fn commits_chain_and_unchanged_ones_add_nothing() {
     let chain: Vec<_> = record.snapshots.iter().map(|s| (s.hash, s.parent, s.name.as_deref())).collect();
     assert_eq!(chain, [(first, env.base_layer, Some("first")), (second, first, None)]);
     assert_eq!(record.head, second);
-    let taken = instance.commit(Some("first"), None, Wait::Long).unwrap_err();
+    let taken = instance.commit(&[], Some("first"), None, Wait::Long).unwrap_err();
     assert_eq!(taken.errno(), libc::EEXIST);
 }
 
@@ -142,7 +144,7 @@ fn a_name_for_an_unchanged_view_names_its_head() {
     };
     let expected = [(env.base_layer, "pristine"), (hash, "one"), (hash, "alias")];
     assert_eq!(names(&env), expected.map(|(hash, name)| (hash, name.to_owned())));
-    instance.restore("pristine", Wait::Long).unwrap();
+    instance.restore("pristine", &[], Wait::Long).unwrap();
     assert_eq!(read(instance.view(), "a"), None);
     for name in ["pristine", "alias", "one"] {
         instance.drop_name(name, Wait::Long).unwrap();
@@ -159,18 +161,18 @@ fn restore_saves_what_is_uncommitted() {
     write(instance.view(), "a", "1");
     let first = commit(&instance, None);
     write(instance.view(), "a", "2");
-    let outcome = instance.restore("head", Wait::Long).unwrap();
+    let outcome = instance.restore("head", &[], Wait::Long).unwrap();
     assert_eq!(outcome.hash, first);
     let saved = outcome.saved.expect("the second version");
     assert_eq!(read(instance.view(), "a").as_deref(), Some("1"));
-    assert!(instance.diff().unwrap().is_empty());
-    let again = instance.restore(&saved.to_hex()[..12], Wait::Long).unwrap();
+    assert!(instance.diff(None).unwrap().is_empty());
+    let again = instance.restore(&saved.to_hex()[..12], &[], Wait::Long).unwrap();
     assert_eq!((again.hash, again.saved), (saved, None));
     assert_eq!(read(instance.view(), "a").as_deref(), Some("2"));
-    instance.restore("~2", Wait::Long).unwrap();
+    instance.restore("~2", &[], Wait::Long).unwrap();
     assert_eq!(read(instance.view(), "a"), None);
     assert_eq!(place.reload(&env).head, env.base_layer);
-    assert_eq!(instance.restore("0000", Wait::Long).unwrap_err().errno(), libc::ENOENT);
+    assert_eq!(instance.restore("0000", &[], Wait::Long).unwrap_err().errno(), libc::ENOENT);
     drop(instance);
     let instance = place.open(&env);
     assert_eq!(read(instance.view(), "a"), None);
@@ -204,8 +206,8 @@ fn frozen_environments_refuse_and_stay() {
     place.engine.freeze(&env).unwrap();
     let frozen = place.reload(&env);
     assert_eq!(frozen.state, EnvState::Frozen);
-    assert_eq!(place.engine.commit(&frozen, None, None).unwrap_err().errno(), libc::EROFS);
-    assert_eq!(place.engine.restore(&frozen, "base").unwrap_err().errno(), libc::EROFS);
+    assert_eq!(place.engine.commit(&frozen, &[], None, None).unwrap_err().errno(), libc::EROFS);
+    assert_eq!(place.engine.restore(&frozen, "base", &[]).unwrap_err().errno(), libc::EROFS);
     assert!(matches!(place.engine.freeze(&frozen), Err(Error::Lifecycle(_))));
     assert_eq!(place.reload(&env), frozen);
     place.engine.archive(&frozen).unwrap();

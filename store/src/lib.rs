@@ -4,6 +4,7 @@
 pub mod atomic;
 pub mod codec;
 pub mod content;
+pub mod deep;
 pub mod error;
 pub mod fail;
 mod files;
@@ -19,6 +20,7 @@ pub mod lock;
 pub mod metadata;
 pub mod object;
 pub mod open;
+pub mod paths;
 pub mod pins;
 mod reach;
 pub mod rfc3339;

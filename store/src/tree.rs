@@ -16,6 +16,7 @@ use crate::root::{ROOT_MAX, Root};
 mod codec;
 mod cursor;
 mod diff;
+mod graft;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -25,9 +26,11 @@ mod walk;
 #[doc(hidden)]
 pub use codec::check_index;
 pub use codec::{EntryRef, Keys, Tree};
-pub use diff::{Change, diff, diff_with_times};
+pub use diff::{Change, changed_links, diff, diff_with_times};
+pub use graft::{Numbers, Picks, graft, names_of};
 pub use split::{write_dir, write_links};
 pub use update::{update_dir, update_links};
+pub(crate) use walk::resolve;
 pub use walk::walk;
 
 pub(crate) use codec::{Chunk, Index};

@@ -156,14 +156,14 @@ impl ControlDir {
     }
 
     fn status(&self) -> Status {
-        let stats = self.view.stats();
+        let (dirty_files, dirty_bytes) = self.plane.uncommitted(&self.view);
         Status {
             state: self.plane.state(),
             head: self.plane.head(),
             mount: self.mountpoint.to_string_lossy().into_owned(),
-            dirty_files: stats.dirty_inodes,
-            dirty_bytes: stats.dirty_bytes,
-            generation: stats.generation,
+            dirty_files,
+            dirty_bytes,
+            generation: self.view.stats().generation,
         }
     }
 
@@ -189,7 +189,7 @@ impl ControlDir {
         {
             return Ok(last.text.clone());
         }
-        let text = format_diff(&self.view.diff()?);
+        let text = format_diff(&self.plane.diff(&self.view)?);
         // Stored under the generation from before: a change meanwhile makes the next look-up compute it again.
         *self.diff.0.lock() = Some(LastDiff { generation, head, text: text.clone() });
         Ok(text)

@@ -4,6 +4,9 @@ use karapace_store::id::ObjectId;
 use karapace_store::inode::Timestamp;
 
 use super::command::Command;
+use crate::attr::DiffEntry;
+use crate::error::Error;
+use crate::view::View;
 
 /// Which environment a mount serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +60,20 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// State of the environment, as `Built`.
     fn state(&self) -> String;
+
+    /// What of the view counts as uncommitted.
+    ///
+    /// # Errors
+    /// What reading the trees failed with.
+    fn diff(&self, view: &View) -> Result<Vec<DiffEntry>, Error> {
+        view.diff()
+    }
+
+    /// How many files are uncommitted, and how many bytes of them.
+    fn uncommitted(&self, view: &View) -> (u64, u64) {
+        let stats = view.stats();
+        (stats.dirty_inodes, stats.dirty_bytes)
+    }
 
     /// All snapshots, oldest first.
     fn snapshots(&self) -> Vec<SnapshotInfo>;

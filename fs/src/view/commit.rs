@@ -28,7 +28,7 @@ use crate::upper::data::DataFile;
 use crate::upper::record::{Item, NameState};
 use crate::view::View;
 use crate::view::node::{DirBody, FileBody, Meta, Node, NodeBody, Place, record_of};
-use crate::view::table::{Forgotten, State};
+use crate::view::table::{Forgotten, State, lower_tree};
 
 /// What a commit has stored and is about to publish.
 #[derive(Clone, Debug)]
@@ -44,6 +44,29 @@ pub struct Sealed {
     /// Paths that are gone.
     pub deleted: u64,
 }
+
+/// A view as trees of the store, all of it durable.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// What the upper lay over.
+    pub old: Arc<Root>,
+    /// The view as of the seal, but for contents that stayed in the upper.
+    pub root: Root,
+    /// Its object.
+    pub id: ObjectId,
+}
+
+/// What a view that was stored stands on from then on.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    /// The layer, and as root the tree that was stored, which the upper then lies over.
+    pub head: HeadRef,
+    /// Inodes that are new from now on get numbers from this one on, at the least.
+    pub next_ino: Ino,
+}
+
+/// Says of a path whether a file's uncommitted content there may stay in the upper.
+pub type Stays<'a> = &'a dyn Fn(&[u8]) -> bool;
 
 /// A dirty inode as of the seal.
 struct SealedNode {
@@ -69,6 +92,9 @@ struct Seal {
     next_ino: Ino,
     generation: u64,
     old_root: Arc<Root>,
+    old_id: ObjectId,
+    /// Whether some dirty inodes were left out.
+    is_partial: bool,
 }
 
 impl Seal {
@@ -94,11 +120,46 @@ impl View {
         &self,
         publish: &mut dyn FnMut(&Sealed) -> std::result::Result<HeadRef, StoreError>,
     ) -> Result<Option<HeadRef>> {
+        self.store(None, &mut |stored| {
+            let mut sealed = Sealed {
+                root: stored.id,
+                tar_hash: TarHash::from_bytes([0; 32]),
+                added: 0,
+                modified: 0,
+                deleted: 0,
+            };
+            diff(&self.trees, Some(&stored.old), &stored.root, &mut |_, change| {
+                match change {
+                    Change::Added(_) => sealed.added += 1,
+                    Change::Removed(_) => sealed.deleted += 1,
+                    Change::Modified { .. } => sealed.modified += 1,
+                }
+                Ok(())
+            })?;
+            if sealed.added + sealed.modified + sealed.deleted == 0 {
+                return Ok(None);
+            }
+            sealed.tar_hash = identity_hash(&self.trees, Some(&stored.old), &stored.root)?;
+            Ok(Some(Published { head: publish(&sealed)?, next_ino: stored.root.next_ino }))
+        })
+    }
+
+    /// Puts the view into the store as a tree, which the upper lies over from then on, emptied. `publish` gets the trees and
+    /// says, having made it durable, on which layer the view stands then; that need not be a layer of this very tree. With `None`
+    /// nothing was done.
+    ///
+    /// Where `stays` says so, the content of a changed file that has one name stays in the upper instead: the tree has what was
+    /// there before. Everything else that returned before the call is in the tree.
+    pub fn store(
+        &self,
+        stays: Option<Stays<'_>>,
+        publish: &mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, StoreError>,
+    ) -> Result<Option<HeadRef>> {
         let _committing = self.committing.lock();
         let upper = self.writable()?;
         fail::point("commit.seal")?;
-        let Some(seal) = self.seal()? else { return Ok(None) };
-        let done = self.build(upper, &seal).and_then(|built| self.publish(upper, &seal, &built, publish));
+        let seal = self.seal(stays)?;
+        let done = self.build(upper, &seal).and_then(|built| self.publish(upper, &seal, built, publish));
         if !matches!(done, Ok(Some(_))) {
             self.break_seal(upper, &seal);
         }
@@ -129,15 +190,19 @@ impl View {
         Ok((clean && self.stats().generation == generation).then_some(generation))
     }
 
-    fn seal(&self) -> Result<Option<Seal>> {
+    fn seal(&self, stays: Option<Stays<'_>>) -> Result<Seal> {
         let _gate = self.gate.write();
         let mut state = self.state.write();
         self.settle_all_times(&mut state)?;
+        let left = stays.map_or_else(|| Ok(HashSet::new()), |stays| self.left_out(&state, stays))?;
         let mut nodes = HashMap::new();
-        for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()) {
+        for (ino, node) in state.nodes.iter().filter(|(i, n)| n.dirty && !n.is_orphan() && !left.contains(i))
+        {
             let body = match &node.body {
                 NodeBody::Dir(d) => {
-                    SealedBody::Dir(DirBody { tree: d.tree, links: d.links, changes: d.changes.clone() })
+                    let mut changes = d.changes.clone();
+                    changes.retain(|_, change| change.is_none_or(|ino| !left.contains(&ino)));
+                    SealedBody::Dir(DirBody { tree: d.tree, links: d.links, changes })
                 }
                 NodeBody::File(file) => {
                     if let Some(data) = file.data() {
@@ -160,17 +225,50 @@ impl View {
         }
         let mut gone_links = state.gone_links.clone();
         gone_links.extend(state.nodes.iter().filter(|(_, n)| n.linked && n.is_orphan()).map(|(ino, _)| *ino));
-        if nodes.is_empty() && gone_links.is_empty() {
-            return Ok(None);
-        }
         state.deferred = Some(Vec::new());
-        let old_root = state.root.clone();
-        Ok(Some(Seal { nodes, gone_links, next_ino: state.next_ino, generation: state.generation, old_root }))
+        Ok(Seal {
+            nodes,
+            gone_links,
+            next_ino: state.next_ino,
+            generation: state.generation,
+            old_root: state.root.clone(),
+            old_id: state.head.root,
+            is_partial: !left.is_empty(),
+        })
+    }
+
+    /// The files that a seal leaves as they are in the upper. What the lower view has under their names is theirs, or nothing: a
+    /// tree without them has every inode at one place.
+    fn left_out(&self, state: &State, stays: Stays<'_>) -> Result<HashSet<Ino>> {
+        let mut left = HashSet::new();
+        for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan() && !n.linked) {
+            let (Some(place), Some(_)) = (&node.place, node.file().and_then(FileBody::data)) else {
+                continue;
+            };
+            if !stays(&state.path_of(*ino)?) {
+                continue;
+            }
+            let tree = lower_tree(state.node(place.parent)?);
+            let below = tree.map_or(Ok(None), |tree| self.trees.lookup(&tree, &place.name))?;
+            let is_free = match below {
+                None => true,
+                Some(Target::Inode(record)) => record.ino == *ino,
+                Some(Target::Link { .. }) => false,
+            };
+            if is_free {
+                left.insert(*ino);
+            }
+        }
+        Ok(left)
     }
 
     /// Stores contents, directories, link table and root; durable on return.
     fn build(&self, upper: &Upper, seal: &Seal) -> Result<Built> {
         fail::point("commit.build")?;
+        if seal.nodes.is_empty() && seal.gone_links.is_empty() {
+            let root = (*seal.old_root).clone();
+            return Ok(Built { bodies: HashMap::new(), root, root_id: seal.old_id });
+        }
         let mut batch = Batch::new(&self.store)?;
         let mut bodies: HashMap<Ino, Body> = HashMap::with_capacity(seal.nodes.len());
         for (ino, node) in &seal.nodes {
@@ -255,44 +353,28 @@ impl View {
         &self,
         upper: &Upper,
         seal: &Seal,
-        built: &Built,
-        publish: &mut dyn FnMut(&Sealed) -> std::result::Result<HeadRef, StoreError>,
+        built: Built,
+        publish: &mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, StoreError>,
     ) -> Result<Option<HeadRef>> {
-        let mut sealed = Sealed {
-            root: built.root_id,
-            tar_hash: TarHash::from_bytes([0; 32]),
-            added: 0,
-            modified: 0,
-            deleted: 0,
-        };
-        diff(&self.trees, Some(&seal.old_root), &built.root, &mut |_, change| {
-            match change {
-                Change::Added(_) => sealed.added += 1,
-                Change::Removed(_) => sealed.deleted += 1,
-                Change::Modified { .. } => sealed.modified += 1,
-            }
-            Ok(())
-        })?;
-        if sealed.added + sealed.modified + sealed.deleted == 0 {
-            return Ok(None);
-        }
-        sealed.tar_hash = identity_hash(&self.trees, Some(&seal.old_root), &built.root)?;
         // The checkpoint is going to name what was written meanwhile. Most of it is synced here, where nobody waits for it.
         self.sync_replacing(upper, &|ino, node| seal.has_changed(ino, node))?;
         fail::point("commit.publish")?;
-        let head = publish(&sealed)?;
+        let stored = Stored { old: seal.old_root.clone(), root: built.root.clone(), id: built.root_id };
+        let Some(published) = publish(&stored)? else { return Ok(None) };
         fail::point("commit.finish")?;
-        self.finish(upper, seal, built, head)?;
-        Ok(Some(head))
+        self.finish(upper, seal, &built, published)?;
+        Ok(Some(published.head))
     }
 
     /// Swaps the lower view: first on disk, then in memory.
-    fn finish(&self, upper: &Upper, seal: &Seal, built: &Built, head: HeadRef) -> Result<()> {
+    fn finish(&self, upper: &Upper, seal: &Seal, built: &Built, published: Published) -> Result<()> {
+        let head = published.head;
         let _gate = self.gate.write();
         self.sync_replacing(upper, &|ino, node| seal.has_changed(ino, node))?;
         let mut state = self.state.write();
         let clean = clean_since(&state, seal);
         self.settle_all_times(&mut state)?;
+        state.next_ino = state.next_ino.max(published.next_ino);
         let new_dirs = rebased_dirs(&state, seal, built, &clean);
         let items = remaining_items(&state, seal, &clean, &new_dirs)?;
         upper.checkpoint(head, items)?;
@@ -338,7 +420,7 @@ fn clean_since(state: &State, seal: &Seal) -> HashSet<Ino> {
     let same = |ino: &Ino, sealed: &SealedNode| {
         state.nodes.get(ino).is_some_and(|n| n.version == sealed.version && !n.is_orphan())
     };
-    if state.generation == seal.generation {
+    if state.generation == seal.generation && !seal.is_partial {
         return seal.nodes.keys().copied().collect();
     }
     let mut clean: HashSet<Ino> = seal.nodes.iter().filter(|(i, n)| same(i, n)).map(|(i, _)| *i).collect();

@@ -7,14 +7,15 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
-use karapace_store::tree::Target;
+use karapace_store::root::Root;
+use karapace_store::tree::{Target, changed_links};
 
 use crate::attr::{DiffEntry, DiffKind};
 use crate::error::{Error, Result};
 use crate::view::View;
-use crate::view::deep::deep;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::State;
+use karapace_store::deep::deep;
 
 /// One side of a comparison of directories.
 #[derive(Clone, Copy)]
@@ -73,6 +74,7 @@ fn tree_of(record: &InodeRecord) -> (Option<ObjectId>, bool) {
 struct Differ<'a> {
     view: &'a View,
     state: &'a State,
+    old_root: &'a Root,
     /// Names of changed inodes that are where they were, by directory.
     in_place: HashMap<Ino, Vec<&'a [u8]>>,
     /// Linked inodes that changed: all their names count.
@@ -81,18 +83,26 @@ struct Differ<'a> {
 }
 
 impl View {
-    /// Every path that differs from the head, parents before children, siblings by the bytes of their names.
+    /// Every path that differs from the tree below the upper, parents before children, siblings by the bytes of their names.
     pub fn diff(&self) -> Result<Vec<DiffEntry>> {
-        deep(|| self.compare_with_head())
+        deep(|| self.compare_with(None))?
     }
 
-    fn compare_with_head(&self) -> Result<Vec<DiffEntry>> {
+    /// Every path that differs from the root object `old`, in the same order.
+    pub fn diff_from(&self, old: &ObjectId) -> Result<Vec<DiffEntry>> {
+        let old = self.trees.root(old)?;
+        deep(|| self.compare_with(Some(&old)))?
+    }
+
+    fn compare_with(&self, old_root: Option<&Root>) -> Result<Vec<DiffEntry>> {
         let state = self.state.read();
+        let old_root = old_root.unwrap_or(&state.root);
         let mut differ = Differ {
             view: self,
             state: &state,
+            old_root,
             in_place: HashMap::new(),
-            linked: HashSet::new(),
+            linked: changed_links(&self.trees, old_root, &state.root)?,
             out: Vec::new(),
         };
         for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()) {
@@ -103,7 +113,7 @@ impl View {
                 differ.linked.insert(*ino);
             }
         }
-        let old = state.root.inode.clone();
+        let old = old_root.inode.clone();
         let new = Found::Node(ROOT_INO, state.node(ROOT_INO)?);
         differ.compare(b"/", &old, false, &new)?;
         Ok(differ.out)
@@ -158,7 +168,7 @@ impl<'a> Differ<'a> {
                 None => None,
             };
             let linked = matches!(before, Some(Target::Link { .. }));
-            let before = before.map(|target| self.resolve(target)).transpose()?;
+            let before = before.map(|target| self.resolve(self.old_root, target)).transpose()?;
             let after = self.find(new, &name)?;
             let path = join(path, &name);
             match (before, after) {
@@ -171,14 +181,14 @@ impl<'a> Differ<'a> {
         Ok(())
     }
 
-    /// The record of the head for an entry of a lower listing.
-    fn resolve(&self, target: Target) -> Result<InodeRecord> {
+    /// The record for an entry of a listing of `root`.
+    fn resolve(&self, root: &Root, target: Target) -> Result<InodeRecord> {
         match target {
             Target::Inode(record) => Ok(record),
             Target::Link { ino, .. } => self
                 .view
                 .trees
-                .link(&self.state.root, ino)?
+                .link(root, ino)?
                 .ok_or_else(|| Error::Corrupt(format!("inode {ino} is not in the link table"))),
         }
     }
@@ -205,11 +215,11 @@ impl<'a> Differ<'a> {
         };
         Ok(Some(match state.nodes.get(&ino) {
             Some(node) if node.dirty => Found::Node(ino, node),
-            _ => Found::Record(self.resolve(target)?, linked),
+            _ => Found::Record(self.resolve(&self.state.root, target)?, linked),
         }))
     }
 
-    /// A path and all below it that the head has.
+    /// A path and all below it that a tree has.
     fn whole_old(&mut self, kind: DiffKind, path: &[u8], old: &InodeRecord) -> Result<()> {
         self.push(kind, path);
         let Some(tree) = tree_of(old).0 else { return Ok(()) };
@@ -219,8 +229,11 @@ impl<'a> Differ<'a> {
             Ok(())
         })?;
         for (name, target) in below {
-            let record = self.resolve(target)?;
-            self.whole_old(kind, &join(path, &name), &record)?;
+            let path = join(path, &name);
+            match target {
+                Target::Inode(record) => self.whole_old(kind, &path, &record)?,
+                Target::Link { .. } => self.push(kind, &path),
+            }
         }
         Ok(())
     }

@@ -10,7 +10,6 @@ mod attr;
 mod commit;
 mod content;
 mod create;
-mod deep;
 mod diff;
 pub(crate) mod dir;
 mod io;
@@ -48,7 +47,7 @@ use crate::view::content::ContentReader;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::{Forgotten, State};
 
-pub use commit::Sealed;
+pub use commit::{Published, Sealed, Stays, Stored};
 
 /// Longest name of a directory entry, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -318,7 +317,12 @@ impl View {
         self.read_only.store(read_only || self.upper.is_none(), Ordering::Release);
     }
 
-    /// The layer the view stands on.
+    /// A number above all that the view has given away.
+    pub fn next_ino(&self) -> Ino {
+        self.state.read().next_ino
+    }
+
+    /// The layer the view stands on, and the tree that its changes lie over.
     pub fn head(&self) -> HeadRef {
         self.state.read().head
     }

@@ -19,9 +19,9 @@ use crate::attr::{HeadRef, Invalidation};
 use crate::error::{Error, Result};
 use crate::upper::record::Item;
 use crate::view::View;
-use crate::view::deep::deep;
 use crate::view::node::{FileBody, Node, NodeBody, Place};
 use crate::view::table::{Forgotten, State};
+use karapace_store::deep::deep;
 
 /// What has to happen to the inode table, and what the kernel has to hear.
 struct Plan<'a> {
@@ -57,7 +57,7 @@ impl View {
     /// (see [`View::clean_generation`]): when something has changed since, nothing is done and the error is
     /// [`Error::TryAgain`]. Gives back what the kernel has to forget, to be sent with no lock held.
     pub fn restore(&self, target: HeadRef, generation: u64) -> Result<Vec<Invalidation>> {
-        deep(|| self.exchange_lower(target, generation))
+        deep(|| self.exchange_lower(target, generation))?
     }
 
     fn exchange_lower(&self, target: HeadRef, generation: u64) -> Result<Vec<Invalidation>> {
@@ -71,6 +71,8 @@ impl View {
         fail::point("restore.plan")?;
         let new_root = self.trees.root(&target.root)?;
         let old_root = state.root.clone();
+        // Numbers that the new tree has are not free, also when this view never gave them.
+        state.next_ino = state.next_ino.max(new_root.next_ino);
         let mut plan = Plan {
             view: self,
             batch: Batch::new(&self.store)?,

@@ -450,6 +450,17 @@ impl State {
         }
     }
 
+    /// Where an inode of one name is, from the root on.
+    pub fn path_of(&self, ino: Ino) -> Result<Vec<u8>> {
+        let (mut names, mut at) = (Vec::new(), ino);
+        while let Some(place) = &self.node(at)?.place {
+            names.push(&*place.name);
+            at = place.parent;
+        }
+        let path = names.iter().rev().flat_map(|name| [b"/", *name].concat()).collect::<Vec<u8>>();
+        Ok(if path.is_empty() { b"/".to_vec() } else { path })
+    }
+
     /// The parent of a directory; the root is its own.
     pub fn parent_of(&self, ino: Ino) -> Ino {
         self.nodes.get(&ino).and_then(|n| n.place.as_ref()).map_or(ROOT_INO, |p| p.parent)

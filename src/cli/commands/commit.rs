@@ -1,3 +1,5 @@
+use std::ffi::OsString;
+
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 
@@ -14,13 +16,17 @@ pub struct Args {
     /// What to remember about it
     #[arg(short, long)]
     message: Option<String>,
+    /// Only these paths, from the environment's root, and what their links lead to; the rest stays uncommitted
+    #[arg(last = true, value_name = "PATH")]
+    paths: Vec<OsString>,
 }
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let engine = global.engine()?;
         let env = engine.find(&self.env)?;
-        let outcome = engine.commit(&env, self.name.as_deref(), self.message.as_deref())?;
+        let outcome =
+            engine.commit(&env, &ui::bytes(&self.paths), self.name.as_deref(), self.message.as_deref())?;
         if global.json() {
             ui::json(&outcome)?;
             return Ok(());

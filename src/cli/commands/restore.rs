@@ -1,28 +1,37 @@
+use std::ffi::OsString;
+
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 
 /// Make an environment equal to one of its snapshots
 ///
-/// Uncommitted changes are committed first, so that nothing is lost.
+/// Uncommitted changes are committed first, so that nothing is lost. With paths after `--`, only these come back, as uncommitted
+/// changes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
     env: String,
     /// Hash, unique prefix of 4 or more digits, name, head, latest, base, or ~k for the k-th parent of head
     snapshot: String,
+    /// Only these paths, from the environment's root, and what their links lead to
+    #[arg(last = true, value_name = "PATH")]
+    paths: Vec<OsString>,
 }
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let engine = global.engine()?;
         let env = engine.find(&self.env)?;
-        let outcome = engine.restore(&env, &self.snapshot)?;
+        let outcome = engine.restore(&env, &self.snapshot, &ui::bytes(&self.paths))?;
         if global.json() {
             ui::json(&outcome)?;
             return Ok(());
         }
         if let Some(saved) = outcome.saved {
             ui::remark(&format!("uncommitted changes are in snapshot {saved}"));
+        }
+        if let Some(changed) = outcome.changed {
+            ui::remark(&format!("{changed} paths changed"));
         }
         ui::line(&outcome.hash.to_hex())?;
         Ok(())

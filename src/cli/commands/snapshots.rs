@@ -2,17 +2,56 @@ use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::snapshots::snapshots;
 
-/// List the snapshots of an environment, newest last
+/// List the snapshots of an environment, newest last, or remove some
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Sub>,
+    /// Name, env_id or unique prefix
+    #[arg(required = true)]
+    env: Option<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Sub {
+    Rm(Rm),
+}
+
+/// Remove snapshots
+///
+/// The other snapshots stay whole, also those made on a removed one. What only the removed ones held is freed by the next
+/// gc. The snapshot that the environment stands on is refused.
+#[derive(Debug, clap::Args)]
+struct Rm {
     /// Name, env_id or unique prefix
     env: String,
+    /// Hash, unique prefix of 4 or more digits, name, latest, or ~k for the k-th parent of head
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+}
+
+impl Rm {
+    fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let env = engine.find(&self.env)?;
+        let outcome = engine.remove_snapshots(&env, &self.snapshots)?;
+        if global.json() {
+            ui::json(&outcome)?;
+            return Ok(());
+        }
+        outcome.removed.iter().try_for_each(|hash| ui::line(&hash.to_hex()))?;
+        Ok(())
+    }
 }
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        if let Some(Sub::Rm(rm)) = &self.command {
+            return rm.run(global);
+        }
         let engine = global.engine()?;
-        let env = engine.find(&self.env)?;
+        let env = engine.find(self.env.as_deref().unwrap_or_default())?;
         let lines = snapshots(&env);
         if global.json() {
             ui::json(&lines)?;

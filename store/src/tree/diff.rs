@@ -86,7 +86,7 @@ fn compare_roots(
 }
 
 /// Numbers of the inodes that stand in both link tables and differ.
-fn changed_links(trees: &Trees, old: &Root, new: &Root) -> Result<HashSet<Ino>> {
+pub fn changed_links(trees: &Trees, old: &Root, new: &Root) -> Result<HashSet<Ino>> {
     let mut changed = HashSet::new();
     let mut old_links = Cursor::new(old.links.as_ref(), Keys::Inos);
     let mut new_links = Cursor::new(new.links.as_ref(), Keys::Inos);
@@ -134,7 +134,7 @@ fn skip_equal_chunk(
 }
 
 /// Whether two inodes of one kind differ in what counts.
-fn differs(old: &InodeRecord, new: &InodeRecord) -> bool {
+pub(super) fn differs(old: &InodeRecord, new: &InodeRecord) -> bool {
     let body = match (&old.body, &new.body) {
         (Body::Regular(a), Body::Regular(b)) => (a.size, a.hash) != (b.size, b.hash),
         (Body::Directory { .. }, Body::Directory { .. }) => false,

@@ -8,6 +8,7 @@ use crate::content::FileContent;
 use crate::inode::{Body, Timestamp, Xattrs};
 
 mod diff;
+mod graft;
 
 pub(super) struct Place {
     _dir: tempfile::TempDir,

@@ -39,7 +39,7 @@ pub fn walk(
 }
 
 /// The inode of an entry of `root`.
-pub(super) fn resolve(trees: &Trees, root: &Root, target: Target) -> Result<InodeRecord> {
+pub(crate) fn resolve(trees: &Trees, root: &Root, target: Target) -> Result<InodeRecord> {
     match target {
         Target::Inode(record) => Ok(record),
         Target::Link { ino, kind } => match trees.link(root, ino)? {

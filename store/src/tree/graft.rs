@@ -1,0 +1,449 @@
+//! Putting chosen paths of one tree into another.
+//!
+//! `onto` becomes what it was, with the chosen paths as `from` has them. Both are trees of one environment's history, so one
+//! number means one inode in both; in the result each number stands for one inode again. An inode that is taken from
+//! `from` keeps its number where `onto` has it at that very path, or does not know it; else it gets a fresh one.
+//!
+//! Of an inode with several names, the names that are taken stay one inode. Where names that are not taken remain with another content
+//! or other attributes, the ones taken become an inode of their own: what was not chosen does not change.
+//!
+//! Two passes: the first counts which names of linked inodes come and go, which decides their numbers; the second writes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::deep::deep;
+use crate::error::{IoContext, Result, StoreError};
+use crate::id::ObjectId;
+use crate::inode::{Body, FileKind, Ino, InodeRecord};
+use crate::object::Batch;
+use crate::paths::components;
+use crate::root::Root;
+
+use super::diff::differs;
+use super::{Target, Trees, update_dir, update_links};
+
+/// The chosen paths.
+#[derive(Clone, Debug, Default)]
+pub struct Picks {
+    pick: Pick,
+    /// Whether directories above it that are missing come along.
+    make_parents: bool,
+    below: BTreeMap<Box<[u8]>, Picks>,
+}
+
+/// What is taken at a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Pick {
+    /// Nothing but what is picked below.
+    #[default]
+    Pass,
+    /// Itself; of a directory its attributes, and below what is picked there.
+    Itself,
+    /// Itself and everything below.
+    Whole,
+}
+
+impl Picks {
+    /// Takes a path with everything below it: where `from` has nothing, nothing is left. With `make_parents` the directories
+    /// above come along where `onto` has none; otherwise the path is passed over then.
+    pub fn whole(&mut self, path: &[u8], make_parents: bool) {
+        let at = self.at(path);
+        (at.pick, at.make_parents) = (Pick::Whole, make_parents);
+    }
+
+    /// Takes a path alone: of a directory the attributes. One that `from` does not have goes when nothing is left in it.
+    pub fn itself(&mut self, path: &[u8]) {
+        let at = self.at(path);
+        (at.pick, at.make_parents) = (at.pick.max(Pick::Itself), true);
+    }
+
+    fn at(&mut self, path: &[u8]) -> &mut Picks {
+        components(path).fold(self, |at, name| at.below.entry(name.into()).or_default())
+    }
+}
+
+/// What the numbers of inodes are worth.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    /// Fresh numbers are not below this (nor below those of either tree).
+    pub next_ino: Ino,
+    /// `onto` came after `from` in one history. A linked inode's number that its link table lacks is free then, and a linked
+    /// inode that both have stays one: its names that are taken follow it.
+    pub onto_is_newer: bool,
+}
+
+/// The root that `onto` becomes with `picks` taken from `from`; the result is added to `batch`.
+pub fn graft(
+    trees: &Trees,
+    batch: &mut Batch,
+    onto: &Root,
+    from: &Root,
+    picks: &Picks,
+    numbers: Numbers,
+) -> Result<Root> {
+    let next = numbers.next_ino.max(onto.next_ino).max(from.next_ino);
+    let mut graft = Graft {
+        trees,
+        batch,
+        onto,
+        from,
+        onto_is_newer: numbers.onto_is_newer,
+        next,
+        writing: false,
+        dropped: HashMap::new(),
+        dropped_plain: HashSet::new(),
+        taken: HashMap::new(),
+        mapped: HashMap::new(),
+    };
+    deep(|| graft.run(picks)).at("start a thread for", trees.store().layout().root())?
+}
+
+struct Graft<'a> {
+    trees: &'a Trees,
+    batch: &'a mut Batch,
+    onto: &'a Root,
+    from: &'a Root,
+    onto_is_newer: bool,
+    /// The next fresh number.
+    next: Ino,
+    /// The second pass.
+    writing: bool,
+    /// Names that `onto` loses, by linked inode.
+    dropped: HashMap<Ino, u32>,
+    /// Inodes of one name that `onto` loses, as far as they were met.
+    dropped_plain: HashSet<Ino>,
+    /// Names that come, by linked inode of `from`.
+    taken: HashMap<Ino, u32>,
+    /// Numbers of the linked inodes of `from` in the result.
+    mapped: HashMap<Ino, Ino>,
+}
+
+impl Graft<'_> {
+    fn run(&mut self, picks: &Picks) -> Result<Root> {
+        let (onto, from) = (self.onto, self.from);
+        let start = self.next;
+        let target = |root: &Root| Some(Target::Inode(root.inode.clone()));
+        self.combine(picks, target(onto), target(from), true)?;
+        self.next = start;
+        let links = self.settle_links()?;
+        self.writing = true;
+        let root = self.combine(picks, target(onto), target(from), true)?;
+        let Some(Target::Inode(inode)) = root else {
+            return Err(StoreError::invalid("the root directory cannot be replaced"));
+        };
+        let links = match links.is_empty() {
+            true => onto.links,
+            false => update_links(self.trees, self.batch, onto.links.as_ref(), &links)?,
+        };
+        Ok(Root { inode, links, next_ino: self.next })
+    }
+
+    /// After the first pass: the link table's changes, and the numbers of what comes.
+    fn settle_links(&mut self) -> Result<BTreeMap<Ino, Option<InodeRecord>>> {
+        let mut changes = BTreeMap::new();
+        let (taken, dropped) = (std::mem::take(&mut self.taken), std::mem::take(&mut self.dropped));
+        for (ino, names) in &dropped {
+            let Some(old) = self.trees.link(self.onto, *ino)? else { continue };
+            let nlink = old.nlink.saturating_sub(*names);
+            changes.insert(*ino, (nlink > 0).then_some(InodeRecord { nlink, ..old }));
+        }
+        let mut taken: Vec<(Ino, u32)> = taken.into_iter().collect();
+        taken.sort_unstable();
+        for (ino, names) in taken {
+            let missing = || StoreError::corrupt("link table", ino, "an inode that is named is not in it");
+            let new = self.trees.link(self.from, ino)?.ok_or_else(missing)?;
+            let old = match self.trees.link(self.onto, ino)? {
+                Some(old) => changes.remove(&ino).unwrap_or(Some(old)),
+                None if self.onto_is_newer
+                    || ino >= self.onto.next_ino
+                    || self.dropped_plain.contains(&ino) =>
+                {
+                    None
+                }
+                None => {
+                    let fresh = self.fresh();
+                    self.mapped.insert(ino, fresh);
+                    changes.insert(fresh, Some(InodeRecord { ino: fresh, nlink: names, ..new }));
+                    continue;
+                }
+            };
+            let joined = match old {
+                None => InodeRecord { nlink: names, ..new },
+                Some(old) if self.onto_is_newer || (old.kind() == new.kind() && !differs(&old, &new)) => {
+                    InodeRecord { nlink: old.nlink + names, ..old }
+                }
+                Some(old) => {
+                    let fresh = self.fresh();
+                    self.mapped.insert(ino, fresh);
+                    changes.insert(ino, Some(old));
+                    changes.insert(fresh, Some(InodeRecord { ino: fresh, nlink: names, ..new }));
+                    continue;
+                }
+            };
+            changes.insert(ino, Some(joined));
+        }
+        Ok(changes)
+    }
+
+    /// What a path becomes. `parent_there`: whether `onto` has the directory that it is in.
+    fn combine(
+        &mut self,
+        picks: &Picks,
+        onto: Option<Target>,
+        from: Option<Target>,
+        parent_there: bool,
+    ) -> Result<Option<Target>> {
+        if picks.pick != Pick::Pass && !parent_there && !picks.make_parents {
+            return Ok(onto);
+        }
+        match picks.pick {
+            Pick::Whole => self.take(from, onto),
+            Pick::Itself => match directory(from.as_ref()) {
+                Some(new) => {
+                    let ino = self.number(new.ino, onto.as_ref());
+                    let new = InodeRecord { ino, ..new.clone() };
+                    self.directory(picks, onto, from, Some(new), true).map(Some)
+                }
+                None if from.is_none() && directory(onto.as_ref()).is_some() => {
+                    let left = self.directory(picks, onto, None, None, true)?;
+                    let is_empty = matches!(&left, Target::Inode(r) if matches!(r.body, Body::Directory { tree: None, .. }));
+                    Ok((!is_empty).then_some(left))
+                }
+                None => self.take(from, onto),
+            },
+            Pick::Pass if picks.below.is_empty() => Ok(onto),
+            Pick::Pass if directory(onto.as_ref()).is_some() => {
+                self.directory(picks, onto, from, None, true).map(Some)
+            }
+            Pick::Pass => match directory(from.as_ref()) {
+                Some(new) => {
+                    let ino = self.number(new.ino, onto.as_ref());
+                    let new = InodeRecord { ino, ..new.clone() };
+                    let made = self.directory(picks, None, from, Some(new), false)?;
+                    let is_empty = matches!(&made, Target::Inode(r) if matches!(r.body, Body::Directory { tree: None, .. }));
+                    if is_empty {
+                        return Ok(onto);
+                    }
+                    self.lose(onto)?;
+                    Ok(Some(made))
+                }
+                None => Ok(onto),
+            },
+        }
+    }
+
+    /// A directory with the listing of `onto` and what is picked below; with the attributes of `attributes`, or of `onto`.
+    fn directory(
+        &mut self,
+        picks: &Picks,
+        onto: Option<Target>,
+        from: Option<Target>,
+        attributes: Option<InodeRecord>,
+        is_there: bool,
+    ) -> Result<Target> {
+        let base = directory(onto.as_ref()).cloned();
+        if base.is_none() {
+            self.lose(onto)?;
+        }
+        let tree = base.as_ref().and_then(listing);
+        let from_tree = directory(from.as_ref()).and_then(listing);
+        let mut edits = BTreeMap::new();
+        let mut subdirectories = base.as_ref().map_or(0, |base| i64::from(base.nlink) - 2);
+        for (name, below) in &picks.below {
+            let old = self.child(tree.as_ref(), name)?;
+            let new = self.child(from_tree.as_ref(), name)?;
+            let result = self.combine(below, old.clone(), new, is_there)?;
+            if result != old {
+                subdirectories += i64::from(directory(result.as_ref()).is_some())
+                    - i64::from(directory(old.as_ref()).is_some());
+                edits.insert(name.clone(), result);
+            }
+        }
+        let links = base.as_ref().is_some_and(has_links);
+        let mut record =
+            attributes.or(base).ok_or_else(|| StoreError::invalid("a directory without attributes"))?;
+        record.nlink = u32::try_from(subdirectories + 2).unwrap_or(2);
+        record.body = self.listing(tree, links, edits)?;
+        Ok(Target::Inode(record))
+    }
+
+    /// The listing `base` with `edits`. In the first pass it only says whether something is in it.
+    fn listing(
+        &mut self,
+        base: Option<ObjectId>,
+        links: bool,
+        edits: BTreeMap<Box<[u8]>, Option<Target>>,
+    ) -> Result<Body> {
+        if edits.is_empty() {
+            return Ok(Body::Directory { tree: base, links });
+        }
+        if self.writing {
+            let written = update_dir(self.trees, self.batch, base.as_ref(), &edits)?;
+            return Ok(Body::Directory { tree: written.tree, links: written.links });
+        }
+        let added = edits.values().any(Option::is_some);
+        let left = match &base {
+            Some(tree) => self.trees.len(tree)? > edits.values().filter(|edit| edit.is_none()).count() as u64,
+            None => false,
+        };
+        let something = ObjectId::from_bytes([0; 32]);
+        Ok(Body::Directory { tree: (added || left).then_some(base.unwrap_or(something)), links })
+    }
+
+    /// What `from` has, numbered for the result, in the place of what `onto` has.
+    fn take(&mut self, from: Option<Target>, onto: Option<Target>) -> Result<Option<Target>> {
+        if from == onto && !self.links_differ_below(onto.as_ref()) {
+            return Ok(onto);
+        }
+        let Some(new) = from else {
+            self.lose(onto)?;
+            return Ok(None);
+        };
+        let record = match new {
+            Target::Link { ino, kind } => {
+                self.lose(onto)?;
+                if !self.writing {
+                    *self.taken.entry(ino).or_default() += 1;
+                }
+                return Ok(Some(Target::Link { ino: *self.mapped.get(&ino).unwrap_or(&ino), kind }));
+            }
+            Target::Inode(record) => record,
+        };
+        let ino = self.number(record.ino, onto.as_ref());
+        let mut taken = InodeRecord { ino, ..record.clone() };
+        if record.kind() != FileKind::Directory {
+            if self.is_one_of_its_names(&record, onto.as_ref())? {
+                return Ok(onto);
+            }
+            self.lose(onto)?;
+            return Ok(Some(Target::Inode(taken)));
+        }
+        let base = listing(&record);
+        let mut edits = BTreeMap::new();
+        let old = directory(onto.as_ref()).cloned();
+        if old.is_none() {
+            self.lose(onto)?;
+        }
+        let old_tree = old.as_ref().and_then(listing);
+        for (name, below) in self.entries(base.as_ref())? {
+            let there = self.child(old_tree.as_ref(), &name)?;
+            let result = self.take(Some(below.clone()), there)?;
+            if result.as_ref() != Some(&below) {
+                edits.insert(name, result);
+            }
+        }
+        for (name, gone) in self.entries(old_tree.as_ref())? {
+            if self.child(base.as_ref(), &name)?.is_none() {
+                self.lose(Some(gone))?;
+            }
+        }
+        taken.body = self.listing(base, has_links(&record), edits)?;
+        Ok(Some(Target::Inode(taken)))
+    }
+
+    /// Whether `onto` has at this path a name of the same inode, no different: then there is nothing to take.
+    fn is_one_of_its_names(&self, new: &InodeRecord, onto: Option<&Target>) -> Result<bool> {
+        let Some(Target::Link { ino, kind }) = onto else { return Ok(false) };
+        if *ino != new.ino || *kind != new.kind() {
+            return Ok(false);
+        }
+        Ok(self.trees.link(self.onto, *ino)?.is_some_and(|old| !differs(&old, new)))
+    }
+
+    /// Counts what `onto` loses at a path.
+    fn lose(&mut self, onto: Option<Target>) -> Result<()> {
+        if self.writing {
+            return Ok(());
+        }
+        match onto {
+            None => {}
+            Some(Target::Link { ino, .. }) => *self.dropped.entry(ino).or_default() += 1,
+            Some(Target::Inode(record)) => {
+                self.dropped_plain.insert(record.ino);
+                if has_links(&record) {
+                    for (_, below) in self.entries(listing(&record).as_ref())? {
+                        self.lose(Some(below))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The number in the result of an inode of one name.
+    fn number(&mut self, ino: Ino, onto: Option<&Target>) -> Ino {
+        let is_at_this_path = matches!(onto, Some(Target::Inode(old)) if old.ino == ino);
+        if is_at_this_path || ino >= self.onto.next_ino { ino } else { self.fresh() }
+    }
+
+    fn fresh(&mut self) -> Ino {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Whether equal entries may stand for linked inodes that differ.
+    fn links_differ_below(&self, entry: Option<&Target>) -> bool {
+        self.onto.links != self.from.links
+            && match entry {
+                Some(Target::Link { .. }) => true,
+                Some(Target::Inode(record)) => has_links(record),
+                None => false,
+            }
+    }
+
+    fn child(&self, tree: Option<&ObjectId>, name: &[u8]) -> Result<Option<Target>> {
+        tree.map_or(Ok(None), |tree| self.trees.lookup(tree, name))
+    }
+
+    fn entries(&self, tree: Option<&ObjectId>) -> Result<Vec<(Box<[u8]>, Target)>> {
+        let mut entries = Vec::new();
+        if let Some(tree) = tree {
+            self.trees.for_each(tree, &mut |entry| {
+                entries.push((entry.name().into(), entry.to_target()?));
+                Ok(())
+            })?;
+        }
+        Ok(entries)
+    }
+}
+
+/// Every path of these linked inodes. Directories without linked names are not opened.
+pub fn names_of(trees: &Trees, root: &Root, inos: &HashSet<Ino>) -> Result<Vec<Vec<u8>>> {
+    let mut found = Vec::new();
+    let mut todo = vec![(Vec::new(), Target::Inode(root.inode.clone()))];
+    while let Some((path, target)) = todo.pop() {
+        match target {
+            Target::Link { ino, .. } if inos.contains(&ino) => found.push(path),
+            Target::Inode(record) if has_links(&record) => {
+                if let Some(tree) = listing(&record) {
+                    trees.for_each(&tree, &mut |entry| {
+                        if entry.is_link() || entry.has_links() {
+                            todo.push(([&path, &b"/"[..], entry.name()].concat(), entry.to_target()?));
+                        }
+                        Ok(())
+                    })?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn directory(target: Option<&Target>) -> Option<&InodeRecord> {
+    match target {
+        Some(Target::Inode(record)) if record.kind() == FileKind::Directory => Some(record),
+        _ => None,
+    }
+}
+
+fn listing(record: &InodeRecord) -> Option<ObjectId> {
+    match &record.body {
+        Body::Directory { tree, .. } => *tree,
+        _ => None,
+    }
+}
+
+fn has_links(record: &InodeRecord) -> bool {
+    matches!(record.body, Body::Directory { links: true, .. })
+}
