@@ -166,7 +166,8 @@ impl Instance {
         }
     }
 
-    /// Keeps from now on every tree that the view has stood on: files opened before a restore go on reading it.
+    /// Keeps from now on the tree that the view stands on and, while files that are gone are held open, those that it has stood
+    /// on: such files go on reading them.
     pub fn hold_pin(&self) -> Result<()> {
         let _shared = StoreLock::shared(self.store())?;
         let roots = vec![self.view.head().root];
@@ -285,14 +286,18 @@ impl Instance {
         Ok(())
     }
 
+    /// Pins what [`Instance::hold_pin`] says, after the view has moved.
     pub(super) fn pin_head(&self) -> Result<()> {
         let mut pin = self.pin.lock();
         let root = self.view.head().root;
-        if let Some((pin, roots)) = pin.as_mut()
-            && !roots.contains(&root)
-        {
-            roots.push(root);
-            pin.set(roots)?;
+        let Some((pin, roots)) = pin.as_mut() else { return Ok(()) };
+        let mut wanted = vec![root];
+        if self.view.holds_removed() {
+            wanted.extend(roots.iter().filter(|known| **known != root));
+        }
+        if wanted != *roots {
+            pin.set(&wanted)?;
+            *roots = wanted;
         }
         Ok(())
     }

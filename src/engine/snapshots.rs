@@ -82,6 +82,7 @@ impl Instance {
             }
         }
         self.update_metadata(|metadata| remove_snapshots(&mut metadata.snapshots, &removed))?;
+        self.pin_head()?;
         Ok(RemoveOutcome { removed })
     }
 

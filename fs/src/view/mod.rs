@@ -317,6 +317,16 @@ impl View {
         self.read_only.store(read_only || self.upper.is_none(), Ordering::Release);
     }
 
+    /// Whether the kernel holds files without a name that have their content in the store: it is in a tree that the view stood
+    /// on, and perhaps in no other.
+    pub fn holds_removed(&self) -> bool {
+        let state = self.state.read();
+        state
+            .nodes
+            .values()
+            .any(|n| n.is_orphan() && n.file().is_some_and(|file| !matches!(file, FileBody::Whole(_))))
+    }
+
     /// A number above all that the view has given away.
     pub fn next_ino(&self) -> Ino {
         self.state.read().next_ino

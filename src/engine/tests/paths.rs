@@ -520,3 +520,44 @@ fn random_choices_give_what_was_chosen() {
         sound(&place, &instance);
     }
 }
+
+/// The listing of a directory at the root.
+fn listing_of(trees: &Trees, record: &karapace_store::id::RecordId, name: &str) -> std::path::PathBuf {
+    let layer = LayerRecord::read(trees.store(), record).unwrap();
+    let root = trees.root(&layer.tree).unwrap();
+    match trees.lookup(root.tree().unwrap(), name.as_bytes()).unwrap() {
+        Some(karapace_store::tree::Target::Inode(inode)) => match inode.body {
+            Body::Directory { tree: Some(tree), .. } => trees.store().layout().object(&tree),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn comparing_snapshots_does_not_open_what_is_equal() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    for (path, text) in [("/same/deep/er/f", "1"), ("/differs/f", "1")] {
+        put(instance.view(), path, text);
+    }
+    commit(&instance, Some("one"));
+    put(instance.view(), "/differs/f", "2");
+    commit(&instance, Some("two"));
+    instance.close().unwrap();
+    let record = instance.metadata().head_record;
+    drop(instance);
+    let env = place.reload(&env);
+    let between = || place.engine.diff_between(&env, "one", "two");
+    let listed = |changes: Vec<super::super::socket::Changed>| -> Vec<_> {
+        changes.into_iter().map(|c| (c.kind, String::from_utf8(c.path.0).unwrap())).collect()
+    };
+    assert_eq!(listed(between().unwrap()), [('M', "/differs/f".to_owned())]);
+    let trees = Trees::new(place.engine.store().clone());
+    let (same, differs) = (listing_of(&trees, &record, "same"), listing_of(&trees, &record, "differs"));
+    fs::remove_file(same).unwrap();
+    assert_eq!(listed(between().unwrap()).len(), 1);
+    fs::remove_file(differs).unwrap();
+    assert!(between().is_err());
+}
