@@ -26,7 +26,7 @@ mod walk;
 #[doc(hidden)]
 pub use codec::check_index;
 pub use codec::{EntryRef, Keys, Tree};
-pub use diff::{Change, changed_links, diff, diff_with_times};
+pub use diff::{Change, Renumbered, changed_links, diff, diff_with_times};
 pub use graft::{Numbers, Picks, graft, names_of};
 pub use split::{write_dir, write_links};
 pub use update::{update_dir, update_links};

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
 use karapace_store::root::Root;
-use karapace_store::tree::{Target, changed_links};
+use karapace_store::tree::{Renumbered, Target, changed_links};
 
 use crate::attr::{DiffEntry, DiffKind};
 use crate::error::{Error, Result};
@@ -48,6 +48,13 @@ impl Found<'_> {
         }
     }
 
+    fn nlink(&self) -> u32 {
+        match self {
+            Found::Node(_, node) => node.meta.nlink,
+            Found::Record(record, _) => record.nlink,
+        }
+    }
+
     fn is_linked(&self) -> bool {
         match self {
             Found::Node(_, node) => node.linked,
@@ -79,6 +86,7 @@ struct Differ<'a> {
     in_place: HashMap<Ino, Vec<&'a [u8]>>,
     /// Linked inodes that changed: all their names count.
     linked: HashSet<Ino>,
+    renumbered: Renumbered,
     out: Vec<DiffEntry>,
 }
 
@@ -103,6 +111,7 @@ impl View {
             old_root,
             in_place: HashMap::new(),
             linked: changed_links(&self.trees, old_root, &state.root)?,
+            renumbered: Renumbered::default(),
             out: Vec::new(),
         };
         for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()) {
@@ -131,7 +140,11 @@ impl<'a> Differ<'a> {
             self.whole_old(DiffKind::Deleted, path, old)?;
             return self.whole_new(path, new);
         }
-        let relinked = (linked || new.is_linked()) && old.ino != new.ino();
+        let relinked = (linked || new.is_linked())
+            && !{
+                let was = (self.old_root, old.ino, old.nlink);
+                self.renumbered.is_one(&self.view.trees, was, (&self.state.root, new.ino(), new.nlink()))?
+            };
         if relinked || !self.same(old, new)? {
             self.push(DiffKind::Modified, path);
         }

@@ -561,3 +561,30 @@ fn comparing_snapshots_does_not_open_what_is_equal() {
     fs::remove_file(differs).unwrap();
     assert!(between().is_err());
 }
+
+#[test]
+fn a_restore_that_numbers_linked_inodes_anew_leaves_nothing_to_commit() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    let view = instance.view();
+    put(view, "/d/a", "1");
+    link(view, "/d/a", "/b");
+    let one = commit(&instance, None);
+    put(view, "/b", "2");
+    commit(&instance, None);
+    // Held open: the restored inode cannot have its number.
+    let held = view.lookup(ROOT_INO, b"b").unwrap().ino;
+    instance.restore("~1", &[], Wait::Long).unwrap();
+    assert_ne!(view.lookup(ROOT_INO, b"b").unwrap().ino, held);
+    assert!(diff(&instance).is_empty(), "{:?}", diff(&instance));
+    assert_eq!(instance.status().dirty_files, 0);
+    let outcome = instance.commit(&[], None, None, Wait::Long).unwrap();
+    assert_eq!((outcome.hash, outcome.created), (one, false));
+    sound(&place, &instance);
+    // And a change to it is one, under both names.
+    put(view, "/d/a", "3");
+    assert_eq!(diff(&instance), ["M /b", "M /d/a"]);
+    assert_eq!(instance.commit(&[], None, None, Wait::Long).unwrap().modified, 2);
+    sound(&place, &instance);
+}

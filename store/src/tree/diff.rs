@@ -1,7 +1,7 @@
 //! What differs between two roots.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::error::Result;
 use crate::inode::{Body, FileKind, Ino, InodeRecord};
@@ -34,8 +34,8 @@ pub enum Change<'a> {
 /// removed directory is visited too. A path whose kind changed is removed (with what is below it), then added.
 ///
 /// A path is modified when anything but atime, ctime, number, link count or listing differs (of a file's content: the
-/// bytes, not where they lie), or when it is one of several names in either root and its inode has another number; for
-/// directories times do not count.
+/// bytes, not where they lie), or when it is one of several names in either root and of another inode than before (see
+/// [`Renumbered`]); for directories times do not count.
 pub fn diff(
     trees: &Trees,
     old: Option<&Root>,
@@ -72,6 +72,7 @@ fn compare_roots(
             new,
             directory_times,
             changed: HashSet::new(),
+            renumbered: Renumbered::default(),
             path: Vec::new(),
             stack: vec![frame],
             visit,
@@ -79,8 +80,9 @@ fn compare_roots(
         .run();
     };
     let changed = changed_links(trees, old, new)?;
-    let mut differ =
-        Differ { trees, old, new, directory_times, changed, path: Vec::new(), stack: Vec::new(), visit };
+    let renumbered = Renumbered::default();
+    let (path, stack) = (Vec::new(), Vec::new());
+    let mut differ = Differ { trees, old, new, directory_times, changed, renumbered, path, stack, visit };
     differ.compare(Some((&old.inode, false)), Some((&new.inode, false)))?;
     differ.run()
 }
@@ -145,6 +147,43 @@ pub(super) fn differs(old: &InodeRecord, new: &InodeRecord) -> bool {
         || (old.kind() != FileKind::Directory && old.mtime != new.mtime)
 }
 
+/// Linked inodes that have one number in the old root and another in the new one. A restore under running programs numbers inodes
+/// anew, and that is no difference: two numbers stand for one inode when neither root has both, it has as many names in both, and
+/// no name was seen that says otherwise.
+#[derive(Debug, Default)]
+pub struct Renumbered {
+    new: HashMap<Ino, Ino>,
+    old: HashMap<Ino, Ino>,
+}
+
+impl Renumbered {
+    /// Whether a name's inode in `old` and in `new`, each with its number and count of names, may be one. To be asked for each name
+    /// in the order of paths.
+    pub fn is_one(
+        &mut self,
+        trees: &Trees,
+        (old_root, old, old_names): (&Root, Ino, u32),
+        (new_root, new, new_names): (&Root, Ino, u32),
+    ) -> Result<bool> {
+        if old == new {
+            return Ok(true);
+        }
+        match (self.new.get(&old), self.old.get(&new)) {
+            (None, None) => {}
+            (known, other) => return Ok(known == Some(&new) && other == Some(&old)),
+        }
+        let is_one = old_names == new_names
+            && trees.link(old_root, old)?.is_some()
+            && trees.link(old_root, new)?.is_none()
+            && trees.link(new_root, old)?.is_none();
+        if is_one {
+            self.new.insert(old, new);
+            self.old.insert(new, old);
+        }
+        Ok(is_one)
+    }
+}
+
 /// Work left to do. An explicit stack, because a tree may be deeper than a thread's.
 struct Frame {
     /// Length of the path that this is about.
@@ -168,6 +207,7 @@ struct Differ<'a> {
     directory_times: bool,
     /// Linked inodes that changed: their names may stand in directories that did not.
     changed: HashSet<Ino>,
+    renumbered: Renumbered,
     path: Vec<u8>,
     stack: Vec<Frame>,
     visit: &'a mut dyn FnMut(&[u8], Change<'_>) -> Result<()>,
@@ -271,7 +311,12 @@ impl Differ<'_> {
             }
             (Some((old, old_link)), Some((new, new_link))) => {
                 let touched = self.directory_times && old.mtime != new.mtime;
-                if differs(old, new) || touched || ((old_link || new_link) && old.ino != new.ino) {
+                let relinked = (old_link || new_link)
+                    && !{
+                        let was = (self.old, old.ino, old.nlink);
+                        self.renumbered.is_one(self.trees, was, (self.new, new.ino, new.nlink))?
+                    };
+                if differs(old, new) || touched || relinked {
                     self.report(Change::Modified { old, new })?;
                 }
                 self.descend(old, new);

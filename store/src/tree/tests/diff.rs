@@ -184,6 +184,12 @@ type Event = (char, Parts);
 /// Compares two trees that were walked whole.
 fn naive(old: &BTreeMap<Parts, InodeRecord>, new: &BTreeMap<Parts, InodeRecord>) -> Vec<Event> {
     let mut events = Vec::new();
+    // The linked inodes that were renumbered, both ways.
+    let (mut to, mut back) = (BTreeMap::new(), BTreeMap::new());
+    let linked = |all: &BTreeMap<Parts, InodeRecord>| -> BTreeSet<u64> {
+        all.values().filter(|r| r.nlink > 1 && r.kind() != FileKind::Directory).map(|r| r.ino).collect()
+    };
+    let (old_linked, new_linked) = (linked(old), linked(new));
     let all: BTreeSet<&Parts> = old.keys().chain(new.keys()).collect();
     let mut replaced: Option<Parts> = None;
     for path in all {
@@ -198,7 +204,16 @@ fn naive(old: &BTreeMap<Parts, InodeRecord>, new: &BTreeMap<Parts, InodeRecord>)
             }
             (Some(a), Some(b)) => {
                 let dir = a.kind() == FileKind::Directory;
-                let relinked = (a.nlink > 1 || b.nlink > 1) && a.ino != b.ino;
+                let mut relinked = (a.nlink > 1 || b.nlink > 1) && a.ino != b.ino;
+                if relinked && !dir {
+                    let apart = !new_linked.contains(&a.ino) && !old_linked.contains(&b.ino);
+                    let unseen = !to.contains_key(&a.ino) && !back.contains_key(&b.ino);
+                    if unseen && apart && a.nlink == b.nlink {
+                        to.insert(a.ino, b.ino);
+                        back.insert(b.ino, a.ino);
+                    }
+                    relinked = to.get(&a.ino) != Some(&b.ino);
+                }
                 let (mut x, mut y) = (a.clone(), b.clone());
                 for record in [&mut x, &mut y] {
                     record.ino = 9;
