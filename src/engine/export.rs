@@ -1,5 +1,6 @@
 //! Handing an environment to other programs: as the tar of its root filesystem, or as an OCI image.
 
+use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,13 +12,15 @@ use karapace_store::id::{LayerHash, ObjectId};
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
+use karapace_store::paths::{Ignore, StoredTree, choose, locate};
 use karapace_store::pins::Pin;
 use karapace_store::root::Root;
 use karapace_store::tar::{Dialect, FullTar, Written};
 use karapace_store::tree::Trees;
 
+use super::layering::normalised;
 use super::reference::{self, LayerRef};
-use super::{Engine, Report, Result};
+use super::{Engine, Error, Report, Result};
 use crate::oci::{self, Archive, Blob, Directory, Documents, Layer};
 
 /// How much is gathered for one write.
@@ -33,6 +36,17 @@ pub enum Format {
     Tar,
     /// An OCI image: the base and one layer for each snapshot.
     Oci,
+}
+
+/// What is to be exported.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The snapshot; `None` is the head.
+    pub snapshot: Option<&'a str>,
+    /// As what.
+    pub format: Format,
+    /// Only these paths, with what their links lead to and the directories above; all when empty. [`Format::Tar`] only.
+    pub paths: &'a [Vec<u8>],
 }
 
 /// Where it goes.
@@ -55,23 +69,25 @@ pub struct Exported {
 }
 
 impl Engine {
-    /// Exports the head of `env`, or the snapshot that `snapshot` names, as the tar of its root filesystem or as an OCI image.
-    /// What is not committed is not in it; the report is told so.
+    /// Exports `env`: what is wanted of it, to the target. What is not committed is not in it; the report is told so.
     pub fn export(
         &self,
         env: &Metadata,
-        snapshot: Option<&str>,
-        format: Format,
+        wanted: &Wanted<'_>,
         target: Target<'_>,
         report: &dyn Report,
     ) -> Result<Exported> {
-        if snapshot.is_none() {
+        if wanted.format == Format::Oci && !wanted.paths.is_empty() {
+            let reason = "an OCI image is of the whole environment: chosen paths go into a tar";
+            return Err(Error::Invalid(reason.to_owned()));
+        }
+        if wanted.snapshot.is_none() {
             self.note_uncommitted(env, report)?;
         }
-        let export = Export::begin(self, env, snapshot, report)?;
+        let export = Export::begin(self, env, wanted.snapshot, report)?;
         report.begin("exporting", None);
-        let exported = match format {
-            Format::Tar => export.tar(target),
+        let exported = match wanted.format {
+            Format::Tar => export.tar(wanted.paths, target),
             Format::Oci => export.oci(target),
         };
         report.end();
@@ -126,19 +142,36 @@ impl<'a> Export<'a> {
 
     /// The exported layer and its root.
     fn last(&self) -> Result<&(LayerRecord, Arc<Root>)> {
-        self.chain.last().ok_or_else(|| super::Error::Invalid("an environment has no layer".to_owned()))
+        self.chain.last().ok_or_else(|| Error::Invalid("an environment has no layer".to_owned()))
     }
 
     fn full<'b>(&'b self, dialect: Dialect, name: &'b Path) -> FullTar<'b> {
         FullTar { trees: &self.trees, dialect, progress: self.report, name }
     }
 
-    fn tar(&self, target: Target<'_>) -> Result<Exported> {
+    fn tar(&self, paths: &[Vec<u8>], target: Target<'_>) -> Result<Exported> {
         let (record, root) = self.last()?;
-        let written =
-            stream(target, &mut |out, name| Ok(self.full(Dialect::Pax, name).tree(root, None, out)?))?;
+        let chosen = if paths.is_empty() { None } else { Some(self.chosen(root, paths)?) };
+        let is_chosen = |path: &[u8]| chosen.as_ref().is_none_or(|chosen| chosen.contains(path));
+        let written = stream(target, &mut |out, name| {
+            Ok(self.full(Dialect::Pax, name).tree(root, Some(&is_chosen), out)?)
+        })?;
         self.tell(&written);
         Ok(Exported { layer: record.hash, entries: written.entries, digest: None })
+    }
+
+    /// The chosen paths with all that is below them and what they need (SPEC §5.1). Nothing is ignored: what the manifest keeps
+    /// out of layers is in the tree only where the base has it.
+    fn chosen(&self, root: &Root, paths: &[Vec<u8>]) -> Result<HashSet<Vec<u8>>> {
+        let tree = StoredTree::new(&self.trees, root);
+        let ignore = Ignore::default();
+        let paths = normalised(paths, &ignore)?;
+        for path in &paths {
+            if locate(&tree, path)?.is_none() {
+                return Err(Error::Invalid(format!("{} is not in what is exported", shown(path))));
+            }
+        }
+        Ok(choose(&tree, &paths, &ignore)?.into_iter().collect())
     }
 
     fn oci(&self, target: Target<'_>) -> Result<Exported> {
@@ -275,7 +308,7 @@ fn stream<T>(target: Target<'_>, source: Source<'_, T>) -> Result<T> {
     let path = match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
             let shown = path.display();
-            return Err(super::Error::Invalid(format!("{shown} is a directory: name a file")));
+            return Err(Error::Invalid(format!("{shown} is a directory: name a file")));
         }
         // A device or a pipe: nothing may take its place.
         Ok(metadata) if !metadata.is_file() => {

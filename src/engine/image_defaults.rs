@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use karapace_store::content::{FileContent, read_at};
 use karapace_store::error::Result;
 use karapace_store::inode::{Body, InodeRecord};
+use karapace_store::paths::{StoredTree, locate, parent};
 use karapace_store::root::Root;
-use karapace_store::tree::{Target, Trees};
+use karapace_store::tree::Trees;
 
 use crate::oci::Defaults;
 use crate::runtime;
@@ -24,14 +25,15 @@ const ELF_HEAD: usize = 20;
 /// The defaults of an image with this tree: as `enter` would, it starts the login shell of root, or /bin/sh where the tree does
 /// not have that. The architecture is that of the shell, so that it does not depend on the machine which exports.
 pub(super) fn of(trees: &Trees, root: &Root) -> Result<Defaults> {
-    let passwd = match content(&follow(trees, root, b"/etc/passwd")?) {
+    let tree = StoredTree::new(trees, root);
+    let passwd = match content(&follow(&tree, b"/etc/passwd")?) {
         Some(passwd) => read_up_to(trees, passwd, passwd.size.min(MAX_PASSWD))?,
         None => Vec::new(),
     };
     let login = runtime::root_shell(&passwd);
     let shells = [login.as_deref(), Some(OsStr::new(runtime::SHELL))];
     for shell in shells.into_iter().flatten() {
-        let found = follow(trees, root, shell.as_bytes())?;
+        let found = follow(&tree, shell.as_bytes())?;
         let is_program = found.as_ref().is_some_and(|record| record.mode & 0o111 != 0);
         if let (true, Some(content), Some(command)) = (is_program, content(&found), shell.to_str()) {
             let head = read_up_to(trees, content, ELF_HEAD as u64)?;
@@ -57,46 +59,17 @@ fn content(record: &Option<InodeRecord>) -> Option<&FileContent> {
 }
 
 /// What is at a path when all links are followed, inside the tree.
-fn follow(trees: &Trees, root: &Root, path: &[u8]) -> Result<Option<InodeRecord>> {
-    let names = |path: &[u8]| path.split(|&b| b == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>();
-    // From the root to where we are; what is left to go, backwards.
-    let mut way = vec![root.inode.clone()];
-    let mut left: Vec<Vec<u8>> = names(path).into_iter().rev().collect();
-    let mut hops = 0;
-    while let Some(name) = left.pop() {
-        match &name[..] {
-            b"" | b"." => continue,
-            b".." => {
-                way.truncate((way.len() - 1).max(1));
-                continue;
-            }
-            _ => {}
-        }
-        let Some(InodeRecord { body: Body::Directory { tree: Some(tree), .. }, .. }) = way.last() else {
-            return Ok(None);
-        };
-        let record = match trees.lookup(tree, &name)? {
-            Some(Target::Inode(record)) => record,
-            Some(Target::Link { ino, .. }) => match trees.link(root, ino)? {
-                Some(record) => record,
-                None => return Ok(None),
-            },
-            None => return Ok(None),
-        };
-        if let Body::Symlink(target) = &record.body {
-            hops += 1;
-            if hops > MAX_HOPS {
-                return Ok(None);
-            }
-            if target.starts_with(b"/") {
-                way.truncate(1);
-            }
-            left.extend(names(target).into_iter().rev());
-        } else {
-            way.push(record);
-        }
+fn follow(tree: &StoredTree<'_>, path: &[u8]) -> Result<Option<InodeRecord>> {
+    let mut path = path.to_vec();
+    for _ in 0..MAX_HOPS {
+        let Some(own) = locate(tree, &path)? else { return Ok(None) };
+        let found = tree.find(&own)?;
+        let Some(Body::Symlink(target)) = found.as_ref().map(|record| &record.body) else { return Ok(found) };
+        // An absolute target starts anew: what stands before it is dropped.
+        let above = if target.starts_with(b"/") { b"" } else { parent(&own).unwrap_or_default() };
+        path = [above, target].join(&b'/');
     }
-    Ok(way.pop())
+    Ok(None)
 }
 
 fn read_up_to(trees: &Trees, content: &FileContent, most: u64) -> Result<Vec<u8>> {

@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
-use crate::engine::export::{Exported, Format, Target};
+use crate::engine::export::{Exported, Format, Target, Wanted};
 use crate::engine::{Engine, Error, Report, reference};
 
 /// Write an environment as a tar of its root filesystem, or as an OCI image
@@ -27,6 +28,9 @@ pub struct Args {
     /// name ends in .tar
     #[arg(short, long, value_name = "FILE", default_value = "-", hide_default_value = true)]
     output: PathBuf,
+    /// Only these paths, from the environment's root, with what their links lead to and the directories above. tar only
+    #[arg(last = true, value_name = "PATH")]
+    paths: Vec<OsString>,
 }
 
 /// What to write.
@@ -63,7 +67,8 @@ impl Args {
             FormatArg::Tar => Format::Tar,
             FormatArg::Oci => Format::Oci,
         };
-        engine.export(&env, snapshot, format, target, report).map_err(|error| match error {
+        let wanted = Wanted { snapshot, format, paths: &ui::bytes(&self.paths) };
+        engine.export(&env, &wanted, target, report).map_err(|error| match error {
             // Whoever reads has had enough, as of any other output.
             Error::Store(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
                 Failure::Output(source)

@@ -153,6 +153,29 @@ outputs() {
     equal layer "$(inspect dev 'd["head"]')" "$(karapace --json export dev -o "$OUT/again.tar" | json - 'd["layer"]')"
 }
 
+chosen_paths() {
+    local names
+    names() { tar -tf "$OUT/some.tar" | tr '\n' ' '; }
+    karapace export dev -o "$OUT/some.tar" -- etc/hostname /srv/data
+    equal names "./ etc/ etc/hostname srv/ srv/data/ srv/data/fifo srv/data/large" "$(names | cut -d' ' -f1-7)"
+    fresh some
+    tar --xattrs --xattrs-include='*' -xpf "$OUT/some.tar" -C "$OUT/some"
+    chmod u+rx "$OUT/some/srv/data"
+    same_tree "$MOUNTS/dev/srv/data" "$OUT/some/srv/data" times
+    # A link with where it leads; of a file of two names the one.
+    karapace export dev -o "$OUT/some.tar" -- usr/os-release etc/keep-too
+    equal names "./ etc/ etc/keep-too etc/os-release usr/ usr/os-release " "$(names)"
+    equal content keep "$(tar -xOf "$OUT/some.tar" etc/keep-too)"
+    karapace export dev -- / | cmp - "$OUT/dev.tar"
+    refused karapace export dev -o "$OUT/none.tar" -- etc/nothing
+    says '/etc/nothing.*not in'
+    refused karapace export dev -o "$OUT/none.tar" -- ../etc
+    refused karapace export dev --format oci -o "$OUT/none.tar" -- etc
+    says 'whole'
+    [ ! -e "$OUT/none.tar" ] || wrong "a refused export wrote something"
+    rm "$OUT/some.tar"
+}
+
 # Several snapshots, with all that a layer can do to the one below.
 change_and_commit() {
     cd "$MOUNTS/dev"
@@ -238,6 +261,18 @@ an_earlier_snapshot() {
     cmp "$OUT/dev.tar" "$OUT/again.tar"
 }
 
+# What a removed snapshot changed is in the layer of the next.
+a_removed_snapshot() {
+    karapace snapshots rm dev '~1'
+    karapace gc
+    karapace export dev --format oci -o "$OUT/fewer"
+    equal layers 3 "$(skopeo inspect "oci:$OUT/fewer" | json - 'len(d["Layers"])')"
+    karapace import "$OUT/fewer" --name back
+    karapace export back -o "$OUT/back.tar"
+    karapace export dev | cmp - "$OUT/back.tar"
+    karapace destroy -y back
+}
+
 what_cannot_be_told_is_said() {
     echo literal >"$MOUNTS/dev/etc/.wh.literal"
     python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$MOUNTS/dev/srv/socket"
@@ -306,6 +341,7 @@ check "bsdtar reads the view back" bsdtar_reads_it
 check "our import gives the same base and the same export" our_import_reads_it
 [ "$ACTOR" != root ] || check "the unpacked directory gives the same export" a_directory_of_it_gives_the_same_bytes
 check "uncommitted changes are told and left out" uncommitted_changes_are_told
+check "chosen paths, with what their links lead to" chosen_paths
 check "terminals, full disks, closed pipes and devices" outputs
 need "snapshots with deletions, changed kinds and links" change_and_commit
 check "skopeo takes the OCI layout" skopeo_takes_the_image
@@ -313,6 +349,7 @@ check "umoci unpacks it to the view" umoci_unpacks_the_view
 check "our import of it is the same tree" our_import_flattens_it
 check "directory and archive are the same bytes each time" the_image_is_the_same_bytes_again
 check "an earlier snapshot, and the base" an_earlier_snapshot
+check "a snapshot that was removed" a_removed_snapshot
 check "sockets and names that mean a deletion are told" what_cannot_be_told_is_said
 [ "$ACTOR" != root ] || check "a full disk leaves nothing half-written" a_full_disk
 check "a Debian comes back" a_debian_comes_back
