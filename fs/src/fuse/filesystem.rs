@@ -237,7 +237,7 @@ impl Filesystem for Server {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -245,7 +245,7 @@ impl Filesystem for Server {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.0.fallocate(ino, offset, length, mode, reply);
+        self.0.fallocate(req, ino, (offset, length), mode, reply);
     }
 
     fn lseek(

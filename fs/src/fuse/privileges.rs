@@ -7,18 +7,35 @@ use fuser::Request;
 use karapace_store::inode::{FileKind, Ino};
 
 use super::Shared;
-use crate::attr::SetAttr;
+use crate::attr::{Attr, SetAttr};
 use crate::error::Result;
 use crate::view::View;
 
 impl Shared {
     /// Whether a request that asks for nothing but that set-user-id goes is to be heeded. The kernel sends it before a write, for which
     /// it has seen a right to write, but also when anybody at all asks chown(2) to change nobody: that must not take
-    /// set-user-id from a program of another's. (A write through an inherited descriptor says again what it takes.)
+    /// set-user-id from a program of another's. (A write through an inherited descriptor says again what it
+    /// takes, and fallocate(2) is asked about in [`Shared::drop_set_id_for`].)
     pub(super) fn may_drop_privileges(&self, req: &Request, view: &View, ino: Ino) -> Result<bool> {
         let attr = view.getattr(ino)?;
         let owns = req.uid() == 0 || req.uid() == self.ids.uid(attr.uid);
         Ok(!self.kernel_permissions || owns || attr.mode & 0o022 != 0)
+    }
+
+    /// Drops set-user-id, set-group-id and file capabilities: the same as a chown to who owns it.
+    pub(super) fn drop_set_id(view: &View, ino: Ino) -> Result<Attr> {
+        let uid = Some(view.getattr(ino)?.uid);
+        view.setattr(ino, &SetAttr { uid, kill_priv: true, ..SetAttr::default() })
+    }
+
+    /// Before fallocate(2), which has no word for it as a write has: drops what a caller who is not root may not keep.
+    pub(super) fn drop_set_id_for(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
+        let set_id = view.getattr(ino)?.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        if !self.kernel_permissions || req.uid() == 0 || !set_id {
+            return Ok(());
+        }
+        self.drop_foreign_set_gid(req, view, ino)?;
+        Shared::drop_set_id(view, ino).map(drop)
     }
 
     /// Drops set-group-id if the caller is not in the group: before it changes the content or the owner of a file, where

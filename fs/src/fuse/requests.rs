@@ -105,10 +105,9 @@ impl Shared {
                         return view.setattr(ino, set);
                     }
                     // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown that names
-                    // nobody. The same as a chown to who owns it. (It asks, too, when root writes to a file that had
+                    // nobody. (It asks, too, when root writes to a file that had
                     // capabilities, and root would keep set-user-id; the two cannot be told apart.)
-                    let uid = Some(view.getattr(ino)?.uid);
-                    view.setattr(ino, &SetAttr { uid, kill_priv: true, ..*set })
+                    Shared::drop_set_id(&view, ino)
                 })?;
                 Ok((FOREVER, file_attr(&attr, index, Some(&self.ids))))
             }
@@ -444,9 +443,20 @@ impl Shared {
         );
     }
 
-    pub(super) fn fallocate(&self, node: INodeNo, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    /// `range`: offset, length.
+    pub(super) fn fallocate(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        range: (u64, u64),
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         let result = self.node(node).and_then(|node| match node {
-            Node::View { view, ino, .. } => guard("fallocate", || view.fallocate(ino, mode, offset, length)),
+            Node::View { view, ino, .. } => guard("fallocate", || {
+                self.drop_set_id_for(req, &view, ino)?;
+                view.fallocate(ino, mode, range.0, range.1)
+            }),
             // Not ENOSYS, which the kernel would take for the whole mount; the same in `lseek`.
             Node::Control(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
         });

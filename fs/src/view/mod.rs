@@ -33,7 +33,7 @@ use std::time::Duration;
 use karapace_store::Store;
 use karapace_store::content::{BLOCK, FileContent};
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
-use karapace_store::inode::Ino;
+use karapace_store::inode::{Ino, Timestamp};
 use karapace_store::tree::Trees;
 use parking_lot::{Mutex, RwLock};
 
@@ -276,8 +276,10 @@ impl View {
         }
         if let (Some(upper), Some(data)) = (&self.upper, node.file().and_then(FileBody::data)) {
             let mtime = upper.data.stat(data)?.mtime;
+            // The host's clock for files is coarser than ours: a write just after another change can seem to be before it.
+            let floor = if mtime == node.meta.mtime { node.meta.ctime } else { just_after(node.meta.ctime) };
             node.meta.mtime = mtime;
-            node.meta.ctime = node.meta.ctime.max(mtime);
+            node.meta.ctime = floor.max(mtime);
         }
         node.stale_times = false;
         Ok(())
@@ -414,6 +416,14 @@ impl View {
             return Ok(());
         }
         self.checkpoint()
+    }
+}
+
+/// The next time that can be told from this one.
+fn just_after(time: Timestamp) -> Timestamp {
+    match time.nanos {
+        999_999_999 => Timestamp { secs: time.secs.saturating_add(1), nanos: 0 },
+        nanos => Timestamp { nanos: nanos + 1, ..time },
     }
 }
 

@@ -305,6 +305,15 @@ fn regressions() {
         ),
         // A write through a descriptor of another's failed for a while.
         ("inherited descriptor", vec![by(1, Op::Write(1, 63, 82))]),
+        ("inherited descriptor and fallocate", vec![by(1, Op::Fallocate(1, 2, 4096, 8192))]),
+        // A write just after another change, by the host's coarser clock before it, left the change time alone.
+        (
+            "change time",
+            (0..10u16)
+                .flat_map(|i| [Op::Fchmod(0, 0o600 + i), Op::Pwrite(0, 9, 9, 9)])
+                .map(|op| by(0, op))
+                .collect(),
+        ),
     ];
     apart(|| {
         for (name, steps) in &sequences {

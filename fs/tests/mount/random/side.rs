@@ -91,8 +91,10 @@ impl Side {
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             stats.push(fs::statat(CWD, parent, AtFlags::empty()).ok());
         }
-        for slot in &self.slots {
-            stats.push(slot.as_ref().map(|fd| fs::fstat(fd).expect("fstat")));
+        for (i, slot) in self.slots.iter().enumerate() {
+            // What is opened there instead may have got the old inode's number.
+            let opened = matches!(op, Op::Open(slot, ..) if usize::from(*slot) == i);
+            stats.push(slot.as_ref().filter(|_| !opened).map(|fd| fs::fstat(fd).expect("fstat")));
         }
         let stamp = |stat: Stat| {
             let kept = matches!(
