@@ -1,13 +1,16 @@
 //! Real mounts. They need /dev/fuse and root, and fail without.
 
 mod control;
+mod differences;
 mod files;
 #[path = "../generator/mod.rs"]
 mod generator;
+mod large;
 mod random;
 mod restore;
 mod space;
 mod support;
+mod surface;
 #[path = "../sys/mapping.rs"]
 mod sys;
 mod user;

@@ -9,7 +9,7 @@ use nix::mount::{MsFlags, mount, umount};
 use crate::support::Mount;
 
 /// A file system of its own that fills up soon.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     const BYTES: u64 = 48 << 20;
@@ -22,7 +22,7 @@ impl SmallDisk {
         SmallDisk(dir)
     }
 
-    fn ext4() -> SmallDisk {
+    pub fn ext4() -> SmallDisk {
         let dir = tempfile::tempdir().expect("directory");
         let image = dir.path().with_extension("img");
         fs::File::create(&image).and_then(|f| f.set_len(SmallDisk::BYTES)).expect("image");
@@ -30,14 +30,14 @@ impl SmallDisk {
             let output = command.output().expect("these tests need mkfs.ext4 and mount");
             assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         };
-        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image));
+        run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-b", "4096"]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(dir.path()));
         // The mount holds it from here on.
         fs::remove_file(&image).expect("remove");
         SmallDisk(dir)
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use karapace_store::inode::ROOT_INO;
 
 use crate::support::Mount;
+use crate::surface;
 
 /// `nobody`: fusermount3 wants a user that /etc/passwd knows.
 const USER: u32 = 65534;
@@ -22,8 +23,10 @@ fn ordinary_users_mount() {
     let script = r#"
         set -e
         mknod "$1/fuse" c 10 229; chmod 666 "$1/fuse"; mount --bind "$1/fuse" /dev/fuse
+        truncate -s 48M "$1/image"; mkfs.ext4 -q -m 0 -b 4096 "$1/image"; mkdir "$1/ext4"
+        mount -o loop,nosuid,nodev "$1/image" "$1/ext4"; chown "$2" "$1/ext4"; export PLAIN="$1/ext4"
         cd /; umask 022
-        exec setpriv --reuid "$2" --regid "$2" --clear-groups "$1/test" --ignored --exact user::inside
+        exec setpriv --reuid "$2" --regid "$2" --clear-groups "$1/test" --ignored user::inside
     "#;
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
@@ -34,12 +37,12 @@ fn ordinary_users_mount() {
         .expect("these tests need unshare");
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    assert!(output.status.success() && text.contains("2 passed"), "{text}");
 }
 
 #[test]
 #[ignore = "run by ordinary_users_mount, as a user"]
-fn inside() {
+fn inside_a_users_mount() {
     let mount = Mount::new();
     let stat = |name: &str| fs::metadata(mount.path(name)).expect(name);
     let stored = |name: &str| {
@@ -75,4 +78,15 @@ fn inside() {
     mount.ok("bash", "echo commit > .karapace/ctl && grep -q '^ok commit' .karapace/last");
     mount.ok("bash", "mkdir .karapace/snapshots/n && cmp .karapace/snapshots/n/base-file - <<<base");
     assert!(mount.fails("bash", "echo nonsense > .karapace/ctl").contains("Invalid argument"));
+}
+
+/// A user's mount beside an ext4 of the same user.
+#[test]
+#[ignore = "run by ordinary_users_mount, as a user"]
+fn inside_the_surface_is_the_same() {
+    let plain = std::env::var_os("PLAIN").expect("where an ext4 is");
+    let mount = Mount::new();
+    for (name, script) in surface::SCRIPTS {
+        surface::same(name, script, &mount.path(""), plain.as_ref(), "user");
+    }
 }

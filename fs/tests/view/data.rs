@@ -85,3 +85,21 @@ fn holes_and_data_are_found() {
     assert_eq!(ask(&env), (0, 4 << 20, end));
     assert_eq!(env.view.lseek(ino, end, libc::SEEK_DATA).unwrap_err().errno(), libc::ENXIO);
 }
+
+/// What the host cannot read is EIO for that file, and nothing else.
+#[test]
+fn a_data_file_that_is_gone_is_an_error_and_the_rest_goes_on() {
+    let mut env = Env::new();
+    let (lost, fine) = (env.file("lost", b"text"), env.file("fine", b"text"));
+    env.view.close().unwrap();
+    env.reopen();
+    let data = env.dir.path().join(format!("upper/data/{:02x}/{lost:x}", lost & 0xff));
+    std::fs::remove_file(data).unwrap();
+    let mut buf = Vec::new();
+    assert_eq!(env.view.read(lost, 0, 10, &mut buf).unwrap_err().errno(), libc::EIO);
+    assert_eq!(env.view.write(lost, 0, b"x", false).unwrap_err().errno(), libc::EIO);
+    assert_eq!(env.read(fine), b"text");
+    env.view.write(fine, 4, b" more", false).unwrap();
+    assert_eq!(env.read(fine), b"text more");
+    env.view.unlink(ROOT_INO, b"lost").unwrap();
+}

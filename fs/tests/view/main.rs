@@ -3,6 +3,7 @@
 mod attributes;
 mod data;
 mod listing;
+mod names;
 #[allow(dead_code, reason = "the model test uses the rest")]
 #[path = "../reference/mod.rs"]
 mod reference;

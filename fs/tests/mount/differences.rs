@@ -1,0 +1,68 @@
+//! What a mount does otherwise than ext4, on purpose: docs/SEMANTICS.md names the reasons.
+
+use crate::support::Mount;
+
+const COMMON: &str = r#"
+import ctypes, errno, fcntl, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+def fails(code, what, *args):
+    try: what(*args)
+    except OSError as e: assert e.errno == code, (what, args, e)
+    else: raise SystemExit('%s%r should have failed with %s' % (what.__name__, args, errno.errorcode[code]))
+def fallocate(fd, mode, at, length):
+    if libc.fallocate64(fd, mode, ctypes.c_long(at), ctypes.c_long(length)): raise OSError(ctypes.get_errno(), 'fallocate')
+"#;
+
+fn python(script: &str) {
+    Mount::new().ok("python3", &format!("{COMMON}\n{script}"));
+}
+
+#[test]
+fn what_is_not_offered_is_refused_cleanly() {
+    python(
+        r#"
+fails(errno.EOPNOTSUPP, os.open, '.', os.O_TMPFILE | os.O_RDWR)
+open('f', 'wb').write(b'x' * 100000)
+fd = os.open('f', os.O_RDWR)
+for mode in (0x08, 0x20, 0x40, 0x80):
+    fails(errno.EOPNOTSUPP, fallocate, fd, mode, 4096, 4096)
+for request in (0x80086601, 0x40086602, 0x801c581f):
+    fails(errno.ENOTTY, fcntl.ioctl, fd, request, bytearray(64))
+fails(errno.EOPNOTSUPP, fcntl.ioctl, os.open('to', os.O_CREAT | os.O_RDWR), 0x40049409, fd)
+assert os.fstat(fd).st_size == 100000 and os.pread(fd, 9, 4096) == b'x' * 9
+statx = ctypes.create_string_buffer(256)
+assert libc.statx(-100, b'f', 0, 0xfff, statx) == 0
+assert not int.from_bytes(statx.raw[:4], 'little') & 0x800, 'a birth time'
+"#,
+    );
+}
+
+#[test]
+fn what_ext4_cannot_do() {
+    python(
+        r#"
+open('f', 'wb').write(bytes(range(256)) * 64)
+fd = os.open('f', os.O_RDWR | os.O_DIRECT)
+page = mmap.mmap(-1, 8192)
+assert os.preadv(fd, [memoryview(page)[1:1001]], 100) == 1000 and page[1:5] == bytes([100, 101, 102, 103])
+assert os.pwritev(fd, [memoryview(page)[1:1001]], 10) == 1000
+assert open('f', 'rb').read()[10:14] == bytes([100, 101, 102, 103])
+for t in (-2207520000 * 10**9, (2**34 - 1) * 10**9 + 999999999, 20000000000 * 10**9, -(2**31 + 5) * 10**9 + 7):
+    os.utime('f', ns=(t, t)); assert os.stat('f').st_mtime_ns == t == os.stat('f').st_atime_ns
+os.setxattr('f', 'user.large', b'v' * 65536); assert os.getxattr('f', 'user.large') == b'v' * 65536
+"#,
+    );
+}
+
+#[test]
+fn access_times_are_not_kept() {
+    python(
+        r#"
+open('f', 'w').write('text'); os.mkdir('d')
+os.utime('f', ns=(5, 6)); os.utime('d', ns=(5, 6))
+open('f').read(); os.listdir('d')
+assert os.stat('f').st_atime_ns == os.stat('d').st_atime_ns == 5
+assert os.stat('.').st_size == os.stat('d').st_size == 4096
+"#,
+    );
+}
