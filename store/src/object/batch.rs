@@ -6,9 +6,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat, renameat2};
+use nix::unistd::syncfs;
 
 use super::read_verified;
 use crate::atomic::fsync_dir;
@@ -19,6 +21,9 @@ use crate::open::Store;
 
 /// Up to so many files (or directories) are synced one by one; more are cheaper by one syncfs.
 const FEW: usize = 8;
+
+/// After so many staged bytes the disk is set to work, so that the barrier at the end has little left to wait for.
+const EARLY: u64 = 32 << 20;
 
 /// Mode of a published object.
 const MODE: u32 = 0o444;
@@ -43,8 +48,13 @@ pub struct BatchStats {
 pub struct Batch {
     store: Arc<Store>,
     dir: PathBuf,
-    /// Holds the flock on `dir`.
-    _lock: Flock<File>,
+    /// `dir`, locked. Its descriptor is older than what is staged, so the system's sync through it tells of each error in
+    /// writing that.
+    lock: Flock<File>,
+    /// Bytes staged since the disk was last set to work.
+    unwritten: u64,
+    /// What writes to disk early.
+    writing: Option<JoinHandle<nix::Result<()>>>,
     staged: HashMap<ObjectId, Staged>,
     /// First bytes of ids that were there already: their directory entries may be another batch's, not yet durable.
     skipped: BTreeSet<u8>,
@@ -86,7 +96,9 @@ impl Batch {
             return Ok(Batch {
                 store: Arc::clone(store),
                 dir,
-                _lock: lock,
+                lock,
+                unwritten: 0,
+                writing: None,
                 staged: HashMap::new(),
                 skipped: BTreeSet::new(),
                 next: 0,
@@ -106,7 +118,7 @@ impl Batch {
         if !self.has(&id)? {
             let (file, path, mut handle) = self.create()?;
             fail::point("batch.put").and_then(|()| handle.write_all(bytes)).at("write", &path)?;
-            self.staged.insert(id, Staged { file, bytes: bytes.len() as u64, adopted: false });
+            self.stage(id, Staged { file, bytes: bytes.len() as u64, adopted: false })?;
         }
         Ok(id)
     }
@@ -137,8 +149,7 @@ impl Batch {
             }
         };
         let bytes = staged.metadata().at("stat", &staged)?.len();
-        self.staged.insert(id, Staged { file: number, bytes, adopted });
-        Ok(())
+        self.stage(id, Staged { file: number, bytes, adopted })
     }
 
     /// An object of this batch or of the store, whole and verified; see [`super::Objects::read`].
@@ -167,20 +178,20 @@ impl Batch {
     /// objects that were skipped because the store had them.
     pub fn commit(mut self) -> Result<BatchStats> {
         let staged = std::mem::take(&mut self.staged);
+        self.end_writing()?;
         fail::point("batch.sync").at("sync", &self.dir)?;
         self.make_durable(&staged)?;
         let mut stats = BatchStats::default();
         let mut dirs = std::mem::take(&mut self.skipped);
         let mut new_dirs = false;
         for (id, staged) in &staged {
-            if self.store.objects().refresh(id)? {
-                // Another batch was faster.
-                dirs.insert(id.as_bytes()[0]);
-                continue;
-            }
             fail::point("batch.publish").at("publish", &self.dir)?;
-            new_dirs |= self.publish(id, staged.file)?;
             dirs.insert(id.as_bytes()[0]);
+            match self.publish(id, staged.file)? {
+                Published::Present => continue,
+                Published::InNewDirectory => new_dirs = true,
+                Published::New => {}
+            }
             stats.objects += 1;
             stats.bytes += staged.bytes;
         }
@@ -198,6 +209,30 @@ impl Batch {
         }
         fail::passed("batch.done");
         Ok(stats)
+    }
+
+    /// Counts a staged object in, and sets the disk to work on those that are there when they have become many bytes.
+    fn stage(&mut self, id: ObjectId, staged: Staged) -> Result<()> {
+        self.staged.insert(id, staged);
+        self.unwritten += staged.bytes;
+        if self.unwritten < EARLY || self.writing.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(());
+        }
+        self.end_writing()?;
+        let dir = self.lock.try_clone().at("open", &self.dir)?;
+        let thread = thread::Builder::new().name("karapace-sync".to_owned());
+        self.writing = Some(thread.spawn(move || syncfs(&dir)).at("start a thread to sync", &self.dir)?);
+        self.unwritten = 0;
+        Ok(())
+    }
+
+    /// Waits for what writes early; its errors are told to it alone.
+    fn end_writing(&mut self) -> Result<()> {
+        match self.writing.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result.at("sync the file system of", &self.dir),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
     }
 
     /// Whether `id` needs no write.
@@ -265,39 +300,62 @@ impl Batch {
     }
 
     fn syncfs(&self) -> Result<()> {
-        let objects = self.store.layout().objects();
-        let dir = File::open(objects).at("open", objects)?;
-        nix::unistd::syncfs(&dir).at("sync the file system of", objects)
+        syncfs(&*self.lock).at("sync the file system of", &self.dir)
     }
 
-    /// Renames a staged file into place; true if that took a new directory.
-    fn publish(&self, id: &ObjectId, number: u64) -> Result<bool> {
+    /// Renames a staged file into place, unless another batch was faster.
+    fn publish(&self, id: &ObjectId, number: u64) -> Result<Published> {
         let from = self.path(number);
         let to = self.store.layout().object(id);
-        match fs::rename(&from, &to) {
-            Ok(()) => Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let dir = to.parent().unwrap_or(&to);
-                match DirBuilder::new().mode(0o700).create(dir) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error).at("create", dir);
+        let mut published = Published::New;
+        loop {
+            match rename_new(&from, &to) {
+                Ok(()) => return Ok(published),
+                Err(Errno::EEXIST) if self.store.objects().refresh(id)? => return Ok(Published::Present),
+                Err(Errno::ENOENT) if matches!(published, Published::New) => {
+                    published = Published::InNewDirectory;
+                    let dir = to.parent().unwrap_or(&to);
+                    match DirBuilder::new().mode(0o700).create(dir) {
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                            return Err(error).at("create", dir);
+                        }
+                        _ => {}
                     }
-                    _ => {}
                 }
-                fs::rename(&from, &to).at("publish", &to)?;
-                Ok(true)
+                Err(errno) => return Err(errno).at("publish", &to),
             }
-            Err(error) => Err(error).at("publish", &to),
         }
     }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
+        if let Err(error) = self.end_writing() {
+            tracing::debug!("{error}; nothing of it was published");
+        }
         // What stays is a dead batch's: gc sweeps it.
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             tracing::warn!("cannot remove {}: {error}; gc will", self.dir.display());
         }
+    }
+}
+
+/// How an object came to be in the store.
+enum Published {
+    New,
+    /// The first of its directory.
+    InNewDirectory,
+    /// It was there.
+    Present,
+}
+
+/// Renames a file to a name that is free, else `EEXIST`.
+fn rename_new(from: &Path, to: &Path) -> nix::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // A file system that does not know the flag. Objects of one name are equal: a race does no harm.
+        Err(Errno::EINVAL) if to.symlink_metadata().is_ok() => Err(Errno::EEXIST),
+        Err(Errno::EINVAL) => renameat(AT_FDCWD, from, AT_FDCWD, to),
+        other => other,
     }
 }
 
@@ -328,7 +386,7 @@ impl ObjectWriter {
         if batch.has(&id)? {
             fs::remove_file(&self.path).at("remove", &self.path)?;
         } else {
-            batch.staged.insert(id, Staged { file: self.number, bytes: self.bytes, adopted: false });
+            batch.stage(id, Staged { file: self.number, bytes: self.bytes, adopted: false })?;
         }
         Ok(id)
     }
