@@ -40,6 +40,8 @@ setup() {
 
 # weights MAPWRITE [OPERATION...]: how often each operation comes; those named are for files that may change their size.
 weights() {
+    # An operation on nothing is refused by posix_fallocate, everywhere.
+    printf '[opsize]\nmin = 1\n'
     echo '[weights]'
     printf '%s = 10\n' read write mapread
     printf '%s = 5\n' punch_hole sendfile copy_file_range
