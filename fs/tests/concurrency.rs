@@ -136,7 +136,7 @@ fn a_commit_without_room_for_a_journal_leaves_disk_and_memory_alike() {
     let file = create(&view, dir, b"f");
     view.write(file, 0, b"one", false).unwrap();
     // In the way of the file that the journal is made as.
-    let obstacle = place.upper().join("journal.new");
+    let obstacle = place.upper().join(".tmp-journal");
     std::fs::create_dir(&obstacle).unwrap();
     let done = view.commit(&mut |sealed| Ok(head(sealed.root, 1)));
     assert!(view.setattr(file, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).is_err());
@@ -164,7 +164,7 @@ fn truncation_without_room_for_its_record() {
     view.write(file, 0, &vec![1; 3 << 20], false).unwrap();
     place.commit(&view).unwrap();
     view.write(file, 5, b"x", false).unwrap();
-    let obstacle = place.upper().join("journal.new");
+    let obstacle = place.upper().join(".tmp-journal");
     std::fs::create_dir(&obstacle).unwrap();
     view.checkpoint().unwrap();
     let cut = |size| view.setattr(file, &SetAttr { size: Some(size), ..SetAttr::default() });

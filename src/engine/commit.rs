@@ -55,7 +55,8 @@ impl Instance {
     /// Puts all that is in the upper into the tree below it; the layer that the view stands on stays what it is.
     pub(super) fn settle(&self) -> Result<()> {
         self.view.store(None, &mut |stored| Ok(Some(self.settled(stored))))?;
-        self.pin_head()
+        self.pin_head();
+        Ok(())
     }
 
     fn settled(&self, stored: &Stored) -> Published {
@@ -121,7 +122,7 @@ impl Instance {
             return Err(failure);
         }
         done?;
-        self.pin_head()?;
+        self.pin_head();
         let Counts { added, modified, deleted } = counts;
         let created = added + modified + deleted > 0;
         Ok(CommitOutcome { hash: self.view.head().layer, created, added, modified, deleted })

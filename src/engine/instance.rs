@@ -92,7 +92,7 @@ pub struct Instance {
     pub(super) ignore: Ignore,
     /// What lies between the head's layer and the tree below the upper, as last counted.
     pub(super) between: Mutex<Option<Between>>,
-    pin: Mutex<Option<(Pin, Vec<ObjectId>)>>,
+    pin: Mutex<Option<Pin>>,
     pub(super) invalidator: OnceLock<Invalidator>,
     _lock: EnvLock,
 }
@@ -166,12 +166,11 @@ impl Instance {
         }
     }
 
-    /// Keeps from now on the tree that the view stands on and, while files that are gone are held open, those that it has stood
-    /// on: such files go on reading them.
+    /// Keeps from now on the tree that the view stands on, and what files read that are open and have no name any more: after a
+    /// restore they go on reading what they had.
     pub fn hold_pin(&self) -> Result<()> {
         let _shared = StoreLock::shared(self.store())?;
-        let roots = vec![self.view.head().root];
-        *self.pin.lock() = Some((Pin::hold(self.store(), &roots)?, roots));
+        *self.pin.lock() = Some(Pin::hold(self.store(), &[self.view.head().root])?);
         Ok(())
     }
 
@@ -286,20 +285,14 @@ impl Instance {
         Ok(())
     }
 
-    /// Pins what [`Instance::hold_pin`] says, after the view has moved.
-    pub(super) fn pin_head(&self) -> Result<()> {
+    /// Pins what the view needs now. A failure is no failure of the commit or restore before it: what the view stands on is
+    /// kept by its upper, and what was pinned before stays pinned.
+    pub(super) fn pin_head(&self) {
         let mut pin = self.pin.lock();
-        let root = self.view.head().root;
-        let Some((pin, roots)) = pin.as_mut() else { return Ok(()) };
-        let mut wanted = vec![root];
-        if self.view.holds_removed() {
-            wanted.extend(roots.iter().filter(|known| **known != root));
+        let Some(pin) = pin.as_mut() else { return };
+        if let Err(error) = pin.set(&[self.view.head().root], &self.view.unnamed_objects()) {
+            tracing::warn!("{error}; a collection may take what files read that are open and removed");
         }
-        if wanted != *roots {
-            pin.set(&wanted)?;
-            *roots = wanted;
-        }
-        Ok(())
     }
 
     /// Changes the record, durably; on failure the old one stays, on disk and here.

@@ -217,6 +217,7 @@ fn serve_view(
     if let Some(old) = engine.recorded_mount(&env.instance)? {
         mountpoint::clear_stale(&old.dir)?;
     }
+    atomic::sweep_temporary(&engine.env_dir(&env.instance))?;
     let dir = mountpoint::prepare(&options.dir)?;
     let read_only = options.read_only || !lifecycle::is_writable(env.state);
     let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);

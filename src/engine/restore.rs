@@ -50,7 +50,7 @@ impl Instance {
         let head = self.view.head();
         let recorded = self
             .update_metadata(|metadata| (metadata.head, metadata.head_record) = (head.layer, head.record));
-        let pinned = self.pin_head();
+        self.pin_head();
         if let Some(invalidator) = self.invalidator.get() {
             invalidator.send(&swapped.stale).map_err(|e| {
                 Error::Invalid(format!(
@@ -60,7 +60,6 @@ impl Instance {
         }
         // A record that could not be written is mended when the environment is opened next.
         recorded?;
-        pinned?;
         Ok(RestoreOutcome { hash, saved: swapped.saved, changed: swapped.changed })
     }
 

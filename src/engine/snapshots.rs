@@ -82,7 +82,7 @@ impl Instance {
             }
         }
         self.update_metadata(|metadata| remove_snapshots(&mut metadata.snapshots, &removed))?;
-        self.pin_head()?;
+        self.pin_head();
         Ok(RemoveOutcome { removed })
     }
 

@@ -1,6 +1,6 @@
 //! Durable replacement of small files.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -27,7 +27,18 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// How the names of unfinished files begin; whatever lists a directory skips them.
-pub(crate) const TEMP_PREFIX: &str = ".tmp-";
+pub const TEMP_PREFIX: &str = ".tmp-";
+
+/// Removes unfinished files of dead processes from a directory. The caller knows that nobody writes there.
+pub fn sweep_temporary(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).at("list", dir)? {
+        let entry = entry.at("list", dir)?;
+        if entry.file_name().as_encoded_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
+            fs::remove_file(entry.path()).at("remove", &entry.path())?;
+        }
+    }
+    Ok(())
+}
 
 /// Makes the entries of the directory `path` durable.
 pub fn fsync_dir(path: &Path) -> Result<()> {

@@ -182,7 +182,9 @@ fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
         upper.objects.iter().for_each(|object| reach.object(*object, &by));
     }
     let by = Rc::from("the pin of a running mount");
-    pins::live(store.layout())?.into_iter().for_each(|root| reach.root(root, &by));
+    let pinned = pins::live(store.layout())?;
+    pinned.roots.into_iter().for_each(|root| reach.root(root, &by));
+    pinned.objects.into_iter().for_each(|object| reach.object(object, &by));
     let objects = reach.run(&mut Strict { cancelled: options.cancelled })?;
     Ok(Marked { records, objects })
 }
@@ -250,12 +252,11 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Records that a crash left half-written. One that is being written is minutes old at most.
+    /// Records that a crash left half-written: who writes one holds the store's lock, so those from before the start are dead.
     fn unfinished(&mut self, store: &Store) -> Result<()> {
-        let old = Timestamp { secs: self.start.secs - 3600, ..self.start };
         let gone = |path: &Path| files::name(path).is_some_and(|name| name.starts_with(TEMP_PREFIX));
         for dir in [store.layout().layers(), store.layout().metadata()] {
-            self.report.staging += self.directory(store, &dir, &gone, old)?;
+            self.report.staging += self.directory(store, &dir, &gone, self.start)?;
         }
         Ok(())
     }

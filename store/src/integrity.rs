@@ -138,7 +138,9 @@ pub fn verify(store: &Arc<Store>, uppers: UpperRootsOf<'_>, progress: &dyn Progr
     let mut reach = Reach::new(store.clone());
     check.environments(&mut reach, uppers)?;
     let by = Rc::from("the pin of a running mount");
-    pins::live(store.layout())?.into_iter().for_each(|root| reach.root(root, &by));
+    let pinned = pins::live(store.layout())?;
+    pinned.roots.into_iter().for_each(|root| reach.root(root, &by));
+    pinned.objects.into_iter().for_each(|object| reach.object(object, &by));
     let marked = reach.run(&mut check)?;
     check.orphans(&marked);
     Ok(check.findings)

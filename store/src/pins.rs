@@ -15,6 +15,17 @@ use crate::open::Store;
 struct Content {
     pid: u32,
     roots: Vec<ObjectId>,
+    #[serde(default)]
+    objects: Vec<ObjectId>,
+}
+
+/// What is pinned.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pinned {
+    /// Root objects, with all they reach.
+    pub roots: Vec<ObjectId>,
+    /// Content objects and block lists.
+    pub objects: Vec<ObjectId>,
 }
 
 /// Keeps root objects, and all they reach, from being collected until it is dropped or the process ends.
@@ -27,23 +38,23 @@ pub struct Pin {
 impl Pin {
     /// Pins `roots`, durable on return.
     pub fn hold(store: &Store, roots: &[ObjectId]) -> Result<Pin> {
-        Ok(Pin { file: HeldFile::create(&store.layout().pins(), &encode(roots)?)? })
+        Ok(Pin { file: HeldFile::create(&store.layout().pins(), &encode(roots, &[])?)? })
     }
 
-    /// Pins `roots` instead of what was pinned before, in one step.
-    pub fn set(&mut self, roots: &[ObjectId]) -> Result<()> {
-        self.file.replace(&encode(roots)?)
+    /// Pins `roots`, and single content `objects`, instead of what was pinned before, in one step.
+    pub fn set(&mut self, roots: &[ObjectId], objects: &[ObjectId]) -> Result<()> {
+        self.file.replace(&encode(roots, objects)?)
     }
 }
 
-fn encode(roots: &[ObjectId]) -> Result<Vec<u8>> {
-    let content = Content { pid: std::process::id(), roots: roots.to_vec() };
+fn encode(roots: &[ObjectId], objects: &[ObjectId]) -> Result<Vec<u8>> {
+    let content = Content { pid: std::process::id(), roots: roots.to_vec(), objects: objects.to_vec() };
     serde_json::to_vec(&content).map_err(|e| StoreError::Invalid(format!("writing a pin: {e}")))
 }
 
-/// The roots that living processes pin. Pins of dead ones are removed.
-pub(crate) fn live(layout: &Layout) -> Result<Vec<ObjectId>> {
-    let mut roots = Vec::new();
+/// What living processes pin. Pins of dead ones are removed.
+pub(crate) fn live(layout: &Layout) -> Result<Pinned> {
+    let mut pinned = Pinned::default();
     for found in held::scan(&layout.pins())? {
         if found.dead.is_some() {
             continue; // dropping it removes the file
@@ -51,9 +62,10 @@ pub(crate) fn live(layout: &Layout) -> Result<Vec<ObjectId>> {
         let content: Content = serde_json::from_slice(&found.bytes).map_err(|e| {
             StoreError::Invalid(format!("the pin {} is unreadable: {e}", found.path.display()))
         })?;
-        roots.extend(content.roots);
+        pinned.roots.extend(content.roots);
+        pinned.objects.extend(content.objects);
     }
-    Ok(roots)
+    Ok(pinned)
 }
 
 #[cfg(test)]
@@ -66,13 +78,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let (a, b) = (ObjectId::of(b"a"), ObjectId::of(b"b"));
-        assert_eq!(live(store.layout()).unwrap(), []);
+        assert_eq!(live(store.layout()).unwrap(), Pinned::default());
         let mut pin = Pin::hold(&store, &[a]).unwrap();
-        assert_eq!(live(store.layout()).unwrap(), [a]);
-        pin.set(&[b, a]).unwrap();
-        assert_eq!(live(store.layout()).unwrap(), [b, a]);
+        assert_eq!(live(store.layout()).unwrap().roots, [a]);
+        pin.set(&[b], &[a]).unwrap();
+        assert_eq!(live(store.layout()).unwrap(), Pinned { roots: vec![b], objects: vec![a] });
         drop(pin);
-        assert_eq!(live(store.layout()).unwrap(), []);
+        assert_eq!(live(store.layout()).unwrap(), Pinned::default());
         assert_eq!(fs::read_dir(store.layout().pins()).unwrap().count(), 0);
     }
 
@@ -81,9 +93,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let pins = store.layout().pins();
-        fs::write(pins.join("00"), encode(&[ObjectId::of(b"a")]).unwrap()).unwrap();
+        fs::write(pins.join("00"), encode(&[ObjectId::of(b"a")], &[]).unwrap()).unwrap();
         fs::write(pins.join(".torn"), b"{").unwrap();
-        assert_eq!(live(store.layout()).unwrap(), []);
+        assert_eq!(live(store.layout()).unwrap(), Pinned::default());
         assert_eq!(fs::read_dir(pins).unwrap().count(), 0);
     }
 }

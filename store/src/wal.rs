@@ -3,6 +3,9 @@
 //! Objects, layers and metadata each appear all at once, and an operation makes itself visible by one last write (metadata). What a crash can
 //! leave is therefore only something that nobody refers to: objects and layers wait for gc; an environment's directory without
 //! its metadata is what [`replay`] removes. It undoes only what did not exist before the operation began.
+//!
+//! A commit, a restore and a collection have no intent: each happens by one rename (of the environment's record, or of the
+//! upper's checkpoint) or deletes only what nobody refers to, so there is nothing to undo.
 
 use std::fs;
 use std::io;
@@ -30,34 +33,18 @@ pub enum Intent {
         /// The environment.
         instance: InstanceId,
     },
-    /// A snapshot is made. Nothing to undo: without new metadata it did not happen.
-    Commit {
-        /// The environment.
-        instance: InstanceId,
-    },
-    /// The head moves. Nothing to undo in the store; the upper settles it when it is opened.
-    Restore {
-        /// The environment.
-        instance: InstanceId,
-    },
     /// An environment goes. Once its metadata is gone, the rest is removed too.
     Destroy {
         /// The environment.
         instance: InstanceId,
     },
-    /// A collection runs. Nothing to undo: deletions are of what nobody refers to.
-    Gc,
 }
 
 impl Intent {
-    /// The environment concerned, if one is.
-    pub fn instance(&self) -> Option<InstanceId> {
+    /// The environment concerned.
+    pub fn instance(&self) -> InstanceId {
         match *self {
-            Self::Import { instance }
-            | Self::Commit { instance }
-            | Self::Restore { instance }
-            | Self::Destroy { instance } => Some(instance),
-            Self::Gc => None,
+            Self::Import { instance } | Self::Destroy { instance } => instance,
         }
     }
 }
@@ -85,10 +72,9 @@ impl Wal {
     /// Writes an intent down, durable on return. Call it before the operation's first step.
     pub fn begin(store: &Arc<Store>, intent: Intent) -> Result<WalEntry> {
         let layout = store.layout();
-        let existed = intent.instance().is_some_and(|i| {
-            layout.env_dir(&i).symlink_metadata().is_ok()
-                || Metadata::path(store, &i).symlink_metadata().is_ok()
-        });
+        let instance = intent.instance();
+        let existed = layout.env_dir(&instance).symlink_metadata().is_ok()
+            || Metadata::path(store, &instance).symlink_metadata().is_ok();
         let content = Content { pid: std::process::id(), existed, intent };
         let bytes = serde_json::to_vec(&content)
             .map_err(|e| StoreError::Invalid(format!("writing down an intent: {e}")))?;
@@ -162,7 +148,7 @@ pub(crate) fn instances(layout: &Layout) -> Result<Vec<InstanceId>> {
         }
         let content = content
             .map_err(|e| StoreError::Invalid(format!("the intent {} is unreadable: {e}", path.display())))?;
-        instances.extend(content.intent.instance());
+        instances.push(content.intent.instance());
     }
     Ok(instances)
 }
@@ -218,7 +204,8 @@ mod tests {
     #[test]
     fn a_finished_operation_leaves_nothing() {
         let (_dir, store) = store();
-        let entry = Wal::begin(&store, Intent::Gc).unwrap();
+        let instance = InstanceId::random().unwrap();
+        let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
         assert_eq!(begun(&store), 1);
         // It is alive, so it is nobody else's to undo.
         assert_eq!(replay(&store).unwrap(), []);

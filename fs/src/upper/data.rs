@@ -165,7 +165,13 @@ impl DataDir {
         })
     }
 
-    /// A private copy of a sealed file, of the next generation, with the first `keep` bytes of its content.
+    /// Bytes that the file occupies on the host; 0 when it cannot be told.
+    pub fn occupied(&self, data: &DataFile) -> u64 {
+        std::fs::metadata(self.path(data)).map_or(0, |meta| meta.blocks() * 512)
+    }
+
+    /// A private copy of a sealed file, of the next generation, with the first `keep` bytes of its content; durable, for these may
+    /// be safe in the sealed one.
     pub fn unseal(&self, data: &DataFile, keep: u64) -> Result<Arc<DataFile>> {
         let source = self.file(data)?;
         let copy = DataFile::new(data.ino, data.generation + 1);
@@ -173,6 +179,12 @@ impl DataDir {
         if let Err(e) = fail::point("unseal.copy").and_then(|()| copy_sparse(&source, &target, keep)) {
             self.remove(&copy);
             return Err(Error::host("copy", &self.path(data), e));
+        }
+        if keep > 0
+            && let Err(error) = self.sync_with_name(&copy, &target)
+        {
+            self.remove(&copy);
+            return Err(error);
         }
         Ok(copy)
     }
@@ -233,9 +245,10 @@ impl DataDir {
         synced.map_err(|e| Error::host("sync", &self.path(data), e))
     }
 
-    /// Makes the names of new data files durable.
-    pub fn sync_names(&self, ino: Ino) -> Result<()> {
-        let dir = self.path.join(format!("{:02x}", ino & 0xff));
+    /// Makes the bytes of a file and its name durable.
+    pub fn sync_with_name(&self, data: &DataFile, file: &File) -> Result<()> {
+        self.sync(data, file)?;
+        let dir = self.path.join(format!("{:02x}", data.ino & 0xff));
         let open = File::open(&dir).and_then(|d| d.sync_all());
         open.map_err(|e| Error::host("sync", &dir, e))
     }

@@ -12,7 +12,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use karapace_store::atomic::TEMP_PREFIX;
 use karapace_store::fail;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -44,21 +46,19 @@ pub(crate) enum Room {
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     /// Length of the valid records, header included.
     end: u64,
     next_sequence: u64,
     /// The host has allocated the file up to here; `None` where the host cannot.
     allocated: Option<u64>,
-    /// Whether records were appended since the last sync.
-    unsynced: bool,
     buffer: Vec<u8>,
 }
 
 impl Journal {
     /// A new, durable journal of this epoch in place of the one at `path`.
     pub fn create(path: &Path, epoch: u64) -> Result<Journal> {
-        let temp = path.with_extension("new");
+        let temp = path.with_file_name(format!("{TEMP_PREFIX}journal"));
         let write = || -> io::Result<File> {
             fail::point("journal.create")?;
             let mut file = OpenOptions::new()
@@ -80,11 +80,10 @@ impl Journal {
         let file = write().map_err(|e| Error::host("create journal", path, e))?;
         Ok(Journal {
             path: path.to_owned(),
-            file,
+            file: Arc::new(file),
             end: HEADER,
             next_sequence: 1,
             allocated: Some(0),
-            unsynced: false,
             buffer: Vec::new(),
         })
     }
@@ -133,11 +132,10 @@ impl Journal {
         }
         let journal = Journal {
             path: path.to_owned(),
-            file,
+            file: Arc::new(file),
             end,
             next_sequence,
             allocated: Some(0),
-            unsynced: true,
             buffer: Vec::new(),
         };
         Ok(Some((journal, items)))
@@ -156,7 +154,7 @@ impl Journal {
             let range = |n: u64| i64::try_from(n).map_err(|_| Errno::EFBIG);
             loop {
                 let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                match fallocate(&self.file, flags, range(self.end)?, range(to - self.end)?) {
+                match fallocate(&*self.file, flags, range(self.end)?, range(to - self.end)?) {
                     Err(Errno::EINTR) => {}
                     done => return done.map(|()| to),
                 }
@@ -190,7 +188,6 @@ impl Journal {
             .map_err(|e| Error::host("write journal", &self.path, e))?;
         self.end += self.buffer.len() as u64;
         self.next_sequence += 1;
-        self.unsynced = true;
         fail::passed("journal.appended");
         if self.buffer.capacity() > 1 << 20 {
             self.buffer = Vec::new();
@@ -198,14 +195,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes every appended record durable.
-    pub fn sync(&mut self) -> Result<()> {
-        if self.unsynced {
-            let synced = fail::point("journal.sync").and_then(|()| self.file.sync_data());
-            synced.map_err(|e| Error::host("sync journal", &self.path, e))?;
-            self.unsynced = false;
-        }
-        Ok(())
+    /// The file, to be synced.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// Bytes of records.

@@ -1,7 +1,11 @@
 //! The upper layer on disk: what changed since the head, so that nothing accepted is lost when the process dies.
 //!
 //! `checkpoint` is the state as of an epoch, `journal` what happened since, `data/` the bytes of changed files.
-//! Lock order: the view's state lock, then `Upper::journal`.
+//! Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`, `Upper::buried`.
+//!
+//! Two orders hold after a power loss, too. A record that makes bytes count which take the place of safe ones (a copy-up) is
+//! appended when these bytes are durable. A data file is removed when the record is durable after which nobody needs it: until
+//! then it is *buried*.
 
 pub(crate) mod blocks;
 pub(crate) mod checkpoint;
@@ -13,15 +17,16 @@ pub(crate) mod record;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use karapace_store::atomic::fsync_dir;
+use karapace_store::atomic::{self, fsync_dir};
 use karapace_store::fail;
 use parking_lot::Mutex;
 
 use crate::attr::HeadRef;
 use crate::error::{Error, Result};
 use crate::upper::checkpoint::Checkpoint;
-use crate::upper::data::DataDir;
+use crate::upper::data::{DataDir, DataFile};
 use crate::upper::journal::{Journal, Room};
 use crate::upper::record::Item;
 
@@ -42,8 +47,23 @@ fn is_full(error: &Error) -> bool {
 pub(crate) struct Upper {
     dir: PathBuf,
     pub data: DataDir,
+    /// Held while the journal is synced, so that who waits for it finds that another has done it.
+    syncing: Mutex<()>,
     log: Mutex<Log>,
+    buried: Mutex<Buried>,
 }
+
+/// Data files that nobody needs once the journal is durable up to their number.
+#[derive(Debug, Default)]
+struct Buried {
+    files: Vec<(u64, Arc<DataFile>)>,
+    /// Bytes that they occupy.
+    bytes: u64,
+}
+
+/// Above so many files, or bytes, the journal is synced for the sake of the buried.
+const BURIED_FILES: usize = 4096;
+const BURIED_BYTES: u64 = 64 << 20;
 
 #[derive(Debug)]
 struct Log {
@@ -52,6 +72,12 @@ struct Log {
     write: bool,
     /// `None` when not open for writing, or when the last checkpoint could not make one.
     journal: Option<Journal>,
+    /// Records appended by this process; counts on over checkpoints.
+    appended: u64,
+    /// How many of them are durable.
+    synced: u64,
+    /// A sync has failed: what it should have made durable may be lost, whatever the next one says. A checkpoint ends this.
+    broken: bool,
 }
 
 /// What an upper held when it was opened.
@@ -85,6 +111,9 @@ impl Upper {
                 fresh
             }
         };
+        if write {
+            atomic::sweep_temporary(dir)?;
+        }
         let journal_path = dir.join("journal");
         let epoch = checkpoint.epoch;
         let (journal, replayed) = match Journal::load(&journal_path, epoch, write)? {
@@ -97,7 +126,15 @@ impl Upper {
                 "the upper at {dir} was changed while it was read; try again"
             )));
         }
-        let upper = Upper { dir: dir.to_owned(), data, log: Mutex::new(Log { epoch, write, journal }) };
+        // What another process appended counts as one record that is not durable.
+        let log = Log { epoch, write, journal, appended: 1, synced: 0, broken: false };
+        let upper = Upper {
+            dir: dir.to_owned(),
+            data,
+            syncing: Mutex::default(),
+            log: Mutex::new(log),
+            buried: Mutex::default(),
+        };
         if write {
             // An upper is opened on a full disk too: there is something in it to remove.
             match upper.make_room() {
@@ -112,7 +149,9 @@ impl Upper {
 
     /// Appends one operation's items.
     pub fn append(&self, items: &[Item], room: Room) -> Result<()> {
-        self.with_journal(|journal| journal.append(items, room))
+        self.with_journal(|journal| journal.append(items, room))?;
+        self.log.lock().appended += 1;
+        Ok(())
     }
 
     /// Asks for room in the journal before an operation of several steps begins, so that it does not run out of it in
@@ -121,17 +160,23 @@ impl Upper {
         self.with_journal(|journal| journal.make_room(OPERATION))
     }
 
-    fn with_journal(&self, work: impl FnOnce(&mut Journal) -> Result<()>) -> Result<()> {
-        let mut log = self.log.lock();
-        if log.journal.is_none() {
-            if !log.write {
-                return Err(Error::ReadOnly);
+    fn with_journal(&self, work: impl Fn(&mut Journal) -> Result<()>) -> Result<()> {
+        let attempt = || {
+            let mut log = self.log.lock();
+            if log.journal.is_none() {
+                if !log.write {
+                    return Err(Error::ReadOnly);
+                }
+                self.begin_journal(&mut log)?;
             }
-            self.begin_journal(&mut log)?;
-        }
-        match &mut log.journal {
-            Some(journal) => work(journal),
-            None => Err(Error::ReadOnly),
+            match &mut log.journal {
+                Some(journal) => work(journal),
+                None => Err(Error::ReadOnly),
+            }
+        };
+        match attempt() {
+            Err(error) if is_full(&error) && self.reclaim() => attempt(),
+            other => other,
         }
     }
 
@@ -156,12 +201,90 @@ impl Upper {
         Ok(())
     }
 
-    /// Makes appended records durable.
+    /// Makes appended records durable. Nobody but who asked for it waits for the disk, and who asks together waits once.
     pub fn sync(&self) -> Result<()> {
-        match &mut self.log.lock().journal {
-            Some(journal) => journal.sync(),
-            None => Ok(()),
+        let wanted = self.log.lock().appended;
+        let _turn = self.syncing.lock();
+        let (file, appended) = {
+            let log = self.log.lock();
+            if log.broken {
+                let path = self.dir.join("journal");
+                return Err(Error::host("sync journal", &path, io::Error::from_raw_os_error(libc::EIO)));
+            }
+            match &log.journal {
+                Some(journal) if log.synced < wanted => (journal.file().clone(), log.appended),
+                _ => return Ok(()),
+            }
+        };
+        let synced = fail::point("journal.sync").and_then(|()| file.sync_data());
+        let mut log = self.log.lock();
+        match synced {
+            Ok(()) => log.synced = log.synced.max(appended),
+            // A checkpoint may have come meanwhile: then all is durable.
+            Err(_) if log.synced >= appended => {}
+            Err(error) => {
+                log.broken = true;
+                return Err(Error::host("sync journal", &self.dir.join("journal"), error));
+            }
         }
+        Ok(())
+    }
+
+    /// Whether a sync of the journal has failed, so that only a checkpoint makes things durable.
+    pub fn is_broken(&self) -> bool {
+        self.log.lock().broken
+    }
+
+    /// Data files that the records appended so far leave to nobody: removed when these are durable. The caller holds the
+    /// state lock.
+    pub fn bury(&self, files: impl IntoIterator<Item = Arc<DataFile>>) {
+        let appended = self.log.lock().appended;
+        let mut buried = self.buried.lock();
+        for file in files {
+            buried.bytes += self.data.occupied(&file);
+            buried.files.push((appended, file));
+        }
+    }
+
+    /// Removes the buried when they are many. Called with no lock held.
+    pub fn relieve(&self) {
+        let many = {
+            let buried = self.buried.lock();
+            buried.files.len() > BURIED_FILES || buried.bytes > BURIED_BYTES
+        };
+        if many {
+            self.reclaim();
+        }
+    }
+
+    /// Makes the journal durable and removes the buried; whether there were any.
+    pub fn reclaim(&self) -> bool {
+        if self.buried.lock().files.is_empty() {
+            return false;
+        }
+        if let Err(error) = self.sync() {
+            tracing::warn!("{error}; the data of removed files stays for now");
+            return false;
+        }
+        let synced = self.log.lock().synced;
+        self.remove_buried(synced)
+    }
+
+    fn remove_buried(&self, synced: u64) -> bool {
+        // Held throughout: once a checkpoint is through, their names may be given again.
+        let mut buried = self.buried.lock();
+        let before = buried.files.len();
+        let mut bytes = 0;
+        buried.files.retain(|(number, file)| {
+            if *number > synced {
+                bytes += self.data.occupied(file);
+                return true;
+            }
+            self.data.remove(file);
+            false
+        });
+        buried.bytes = bytes;
+        buried.files.len() < before
     }
 
     /// Makes everything durable that was ever written to the upper's file system.
@@ -185,6 +308,8 @@ impl Upper {
         Checkpoint { epoch, head, items }.write(&self.dir.join("checkpoint"))?;
         // From here on the old journal does not count.
         log.epoch = epoch;
+        (log.synced, log.broken) = (log.appended, false);
+        self.remove_buried(log.appended);
         let begun = fail::point("checkpoint.journal").map_err(Error::from);
         if let Err(error) = begun.and_then(|()| self.begin_journal(&mut log)) {
             log.journal = None;

@@ -97,13 +97,6 @@ struct Seal {
     is_partial: bool,
 }
 
-impl Seal {
-    /// Whether an inode in the table is another than was sealed.
-    fn has_changed(&self, ino: Ino, node: &Node) -> bool {
-        self.nodes.get(&ino).is_none_or(|sealed| sealed.version != node.version)
-    }
-}
-
 /// What building stored: the lower form of each sealed inode.
 struct Built {
     bodies: HashMap<Ino, Body>,
@@ -163,8 +156,8 @@ impl View {
         if !matches!(done, Ok(Some(_))) {
             self.break_seal(upper, &seal);
         }
-        let deferred = self.state.write().deferred.take().unwrap_or_default();
-        deferred.iter().for_each(|data| upper.data.remove(data));
+        let mut state = self.state.write();
+        upper.bury(state.deferred.take().unwrap_or_default());
         done
     }
 
@@ -224,7 +217,8 @@ impl View {
             nodes.insert(*ino, sealed);
         }
         let mut gone_links = state.gone_links.clone();
-        gone_links.extend(state.nodes.iter().filter(|(_, n)| n.linked && n.is_orphan()).map(|(ino, _)| *ino));
+        let gone = |ino: &Ino, node: &Node| node.linked && node.is_orphan() && *ino < state.root.next_ino;
+        gone_links.extend(state.nodes.iter().filter(|(ino, n)| gone(ino, n)).map(|(ino, _)| *ino));
         state.deferred = Some(Vec::new());
         Ok(Seal {
             nodes,
@@ -356,8 +350,6 @@ impl View {
         built: Built,
         publish: &mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, StoreError>,
     ) -> Result<Option<HeadRef>> {
-        // The checkpoint is going to name what was written meanwhile. Most of it is synced here, where nobody waits for it.
-        self.sync_replacing(upper, &|ino, node| seal.has_changed(ino, node))?;
         fail::point("commit.publish")?;
         let stored = Stored { old: seal.old_root.clone(), root: built.root.clone(), id: built.root_id };
         let Some(published) = publish(&stored)? else { return Ok(None) };
@@ -370,7 +362,6 @@ impl View {
     fn finish(&self, upper: &Upper, seal: &Seal, built: &Built, published: Published) -> Result<()> {
         let head = published.head;
         let _gate = self.gate.write();
-        self.sync_replacing(upper, &|ino, node| seal.has_changed(ino, node))?;
         let mut state = self.state.write();
         let clean = clean_since(&state, seal);
         self.settle_all_times(&mut state)?;
@@ -395,7 +386,6 @@ impl View {
                 removable.extend(file.data().cloned());
                 *file = FileBody::Lower(Arc::new(content.clone()));
                 node.unsynced = false;
-                node.replaces = false;
             }
         }
         for node in state.nodes.values_mut() {
@@ -408,9 +398,9 @@ impl View {
         for ino in &clean {
             state.release(*ino, &mut forgotten);
         }
+        self.bury(forgotten);
         drop(state);
         removable.iter().for_each(|data| upper.data.remove(data));
-        self.remove_data(&forgotten);
         Ok(())
     }
 }

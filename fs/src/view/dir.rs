@@ -101,7 +101,7 @@ impl View {
             if !sink(&item) {
                 if plus {
                     let forgotten = state.forget(number, 1);
-                    self.remove_data(&forgotten);
+                    self.bury(forgotten);
                 }
                 return Ok(());
             }

@@ -112,6 +112,10 @@ impl View {
     /// Writes at `offset`; gives the number of bytes written, less than asked for only when the host ran out of room in
     /// between. `kill_priv`: the writer is not privileged, so set-id bits and capabilities go.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+        self.with_room(|| self.write_once(ino, offset, data, kill_priv))
+    }
+
+    fn write_once(&self, ino: Ino, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= SIZE_MAX);
         end.ok_or(Error::FileTooBig)?;
         self.writable()?;
@@ -193,6 +197,11 @@ impl View {
             }
         }
         if !fresh.is_empty() {
+            if fresh.iter().any(|block| block * BLOCK < body.limit) {
+                // They take the place of blocks that are safe in the store.
+                let safe = self.writable()?.data.sync(&ready.data, &ready.file);
+                safe.or_else(|error| self.cut_excess(ready, size).and(Err(error)))?;
+            }
             let items =
                 runs(&fresh).into_iter().map(|(first, count)| Item::Blocks { ino, first, count }).collect();
             let counted = self.change_in(&mut self.state.write(), items, Room::Reserved);

@@ -139,12 +139,13 @@ impl View {
         for ino in orphans {
             state.release(ino, &mut Forgotten::default());
         }
-        let (mut known, mut touched) = (HashSet::new(), false);
+        let mut known = HashSet::new();
         for node in state.nodes.values_mut() {
             let Some(data) = node.file().and_then(FileBody::data).cloned() else { continue };
             known.insert((data.ino, data.generation));
-            if node.touched {
-                touched = true;
+            // Nobody knows any more what was synced. Where a power loss took bytes, the checkpoint's size is not the file's.
+            node.unsynced = true;
+            if node.touched || upper.data.stat(&data).map_or(true, |stat| stat.size != node.meta.size) {
                 self.recover_touched(upper, node, &data)?;
             }
         }
@@ -152,10 +153,8 @@ impl View {
         if self.is_read_only() {
             return Ok(());
         }
-        if touched {
-            // Nobody knows any more which of them were synced, and the next sync makes the journal durable that names them.
-            upper.sync_all_data()?;
-        }
+        // The records after which nobody needs what is swept.
+        upper.sync()?;
         let swept = upper.data.sweep(&|ino, generation| known.contains(&(ino, generation)))?;
         if swept > 0 {
             let dir = upper.dir().display();
@@ -227,6 +226,17 @@ impl View {
         Ok(roots)
     }
 
+    /// Objects of the store that are read by inodes without a name, which are open still.
+    pub fn unnamed_objects(&self) -> Vec<ObjectId> {
+        let state = self.state.read();
+        let contents = state.nodes.values().filter(|n| n.is_orphan()).filter_map(|n| match n.file()? {
+            FileBody::Lower(content) => Some(content),
+            FileBody::Blocks(blocks) => Some(&blocks.base),
+            FileBody::Whole(_) => None,
+        });
+        contents.flat_map(|content| content.objects()).collect()
+    }
+
     /// Finds a name; counts one reference of the kernel.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
@@ -245,13 +255,31 @@ impl View {
 
     /// Gives up references of the kernel.
     pub fn forget(&self, ino: Ino, n: u64) {
-        let forgotten = self.state.write().forget(ino, n);
-        self.remove_data(&forgotten);
+        let mut state = self.state.write();
+        let forgotten = state.forget(ino, n);
+        self.bury(forgotten);
+        drop(state);
+        self.relieve();
     }
 
-    fn remove_data(&self, forgotten: &Forgotten) {
+    /// What was forgotten needs its data no more once the journal is durable. The caller holds the state lock.
+    fn bury(&self, forgotten: Forgotten) {
+        if let Some(upper) = self.upper.as_ref().filter(|_| !forgotten.data.is_empty()) {
+            upper.bury(forgotten.data);
+        }
+    }
+
+    fn relieve(&self) {
         if let Some(upper) = &self.upper {
-            forgotten.data.iter().for_each(|data| upper.data.remove(data));
+            upper.relieve();
+        }
+    }
+
+    /// Does `work`, and once more when there was no room and the data of removed files gave some.
+    fn with_room<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        match (work(), &self.upper) {
+            (Err(error), Some(upper)) if error.errno() == libc::ENOSPC && upper.reclaim() => work(),
+            (done, _) => done,
         }
     }
 
@@ -295,7 +323,14 @@ impl View {
 
     /// Figures of the host file system that holds the upper (of a snapshot: the store).
     pub fn statfs(&self) -> Result<StatFs> {
-        let path = self.upper.as_ref().map_or_else(|| self.store.layout().store_dir(), |u| u.dir());
+        let path = match &self.upper {
+            Some(upper) => {
+                // What was removed counts as free.
+                upper.reclaim();
+                upper.dir()
+            }
+            None => self.store.layout().store_dir(),
+        };
         let s = nix::sys::statvfs::statvfs(path)?;
         Ok(StatFs {
             blocks: s.blocks(),
@@ -317,16 +352,6 @@ impl View {
     /// Refuses or allows changes from now on; a snapshot view stays read-only.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only || self.upper.is_none(), Ordering::Release);
-    }
-
-    /// Whether the kernel holds files without a name that have their content in the store: it is in a tree that the view stood
-    /// on, and perhaps in no other.
-    pub fn holds_removed(&self) -> bool {
-        let state = self.state.read();
-        state
-            .nodes
-            .values()
-            .any(|n| n.is_orphan() && n.file().is_some_and(|file| !matches!(file, FileBody::Whole(_))))
     }
 
     /// A number above all that the view has given away.
@@ -383,21 +408,24 @@ impl View {
         state.apply(items)
     }
 
-    /// Writes a checkpoint when the journal has grown long. Called between operations.
+    /// Writes a checkpoint when the journal has grown long; gives room back that removed files hold. Called between operations.
     pub fn maintain(&self) -> Result<()> {
         match &self.upper {
-            Some(upper) if !self.is_read_only() && upper.wants_checkpoint() => self.checkpoint(),
-            _ => Ok(()),
+            Some(upper) if !self.is_read_only() && (upper.wants_checkpoint() || upper.is_broken()) => {
+                self.checkpoint()
+            }
+            Some(upper) => {
+                upper.reclaim();
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
     /// Writes a checkpoint: the next open needs no replay.
     pub fn checkpoint(&self) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
-        self.sync_all()?;
         let _gate = self.gate.write();
-        // What came in between.
-        self.sync_replacing(upper, &|_, _| true)?;
         let mut state = self.state.write();
         self.settle_all_times(&mut state)?;
         upper.checkpoint(state.head, state.checkpoint_items()?)?;
@@ -410,11 +438,10 @@ impl View {
         stale.into_iter().try_for_each(|ino| self.settle_times(state, ino))
     }
 
-    /// Ends the use of the view: a last checkpoint. The view must not be used afterwards.
+    /// Ends the use of the view: all data durable, and a last checkpoint. The view must not be used afterwards.
     pub fn close(&self) -> Result<()> {
-        if self.upper.is_none() || self.is_read_only() {
-            return Ok(());
-        }
+        let Some(upper) = self.upper.as_ref().filter(|_| !self.is_read_only()) else { return Ok(()) };
+        upper.sync_all_data()?;
         self.checkpoint()
     }
 }

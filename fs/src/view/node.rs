@@ -121,8 +121,6 @@ pub(crate) struct Node {
     pub touched: bool,
     /// Data was written since the last fsync.
     pub unsynced: bool,
-    /// The unsynced data took the place of content that was safe: it must be durable before the journal says so.
-    pub replaces: bool,
     /// References the kernel holds.
     pub lookups: u64,
     /// Inodes in the table whose `place` is in this directory.
@@ -163,7 +161,6 @@ impl Node {
             stale_times: false,
             touched: false,
             unsynced: false,
-            replaces: false,
             lookups: 0,
             children: 0,
             version: 0,

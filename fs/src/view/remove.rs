@@ -45,8 +45,9 @@ impl View {
         self.change_in(&mut state, items, Room::Reserved)?;
         let mut forgotten = Forgotten::default();
         state.release(ino, &mut forgotten);
+        self.bury(forgotten);
         drop(state);
-        self.remove_data(&forgotten);
+        self.relieve();
         Ok(())
     }
 }

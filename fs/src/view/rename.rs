@@ -78,8 +78,9 @@ impl View {
         if let Some(target) = target {
             state.release(target.ino, &mut forgotten);
         }
+        self.bury(forgotten);
         drop(state);
-        self.remove_data(&forgotten);
+        self.relieve();
         Ok(())
     }
 
@@ -151,14 +152,7 @@ impl View {
         if let Ok(node) = self.state.write().node_mut(found.data.ino) {
             node.unsynced = false;
         }
-        let synced =
-            upper.data.sync(&found.data, &found.file).and_then(|()| upper.data.sync_names(found.data.ino));
-        if synced.is_err()
-            && let Ok(node) = self.state.write().node_mut(found.data.ino)
-        {
-            node.unsynced = true;
-        }
-        synced
+        self.sync_data(upper, &found)
     }
 }
 

@@ -55,10 +55,9 @@ impl View {
                 upper.data.remove(&copy);
                 return Err(error);
             }
-            if state.deferred.is_none() {
-                upper.data.remove(&data);
-            } else if let Some(deferred) = &mut state.deferred {
-                deferred.push(data);
+            match &mut state.deferred {
+                Some(deferred) => deferred.push(data),
+                None => upper.bury([data]),
             }
             return self.reopened(state, ino);
         }
@@ -75,7 +74,12 @@ impl View {
                 file.write_all_at(&bytes, 0).map_err(|e| Error::host("write", &upper.data.path(&data), e))
             })
         };
-        if let Err(e) = filled.and_then(|()| self.record_data(state, ino, &data, keep)) {
+        // These bytes are safe in the store: they have to be here before the record says that they are here.
+        let safe = filled.and_then(|()| match content.size.min(keep) {
+            0 => Ok(()),
+            _ => upper.data.sync_with_name(&data, &file),
+        });
+        if let Err(e) = safe.and_then(|()| self.record_data(state, ino, &data, keep)) {
             upper.data.remove(&data);
             return Err(e);
         }
@@ -131,6 +135,10 @@ impl View {
         let set_len = |size| file.set_len(size).map_err(|e| Error::host("truncate", &path, e));
         fail::point("data.truncate").map_err(|e| Error::host("truncate", &path, e))?;
         set_len(size)?;
+        if size < before && matches!(file_body(state.node(ino)?)?, FileBody::Blocks(_)) {
+            // The record drops blocks: none of them may come back as zeros.
+            self.writable()?.data.sync(&data, &file)?;
+        }
         if let Err(error) = self.change_in(state, vec![Item::Cut { ino, size }], Room::Reserved) {
             if size > before {
                 set_len(before)?;

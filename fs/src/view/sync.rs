@@ -42,56 +42,21 @@ impl View {
             found
         };
         if let Some(found) = found {
-            self.sync_data(upper, &[found])?;
+            self.sync_data(upper, &found)?;
         }
-        self.sync_journal(upper)
-    }
-
-    /// Makes every operation that returned durable, but for bytes written to files that were not synced.
-    pub fn sync_all(&self) -> Result<()> {
-        let Some(upper) = &self.upper else { return Ok(()) };
-        self.sync_journal(upper)
-    }
-
-    /// Syncs the journal, but first the data of every file whose bytes in the upper took the place of safe ones:
-    /// otherwise the record that says so could outlive the bytes that it stands for.
-    fn sync_journal(&self, upper: &Upper) -> Result<()> {
-        self.sync_replacing(upper, &|_, _| true)?;
+        if upper.is_broken() && !self.is_read_only() {
+            return self.checkpoint();
+        }
         upper.sync()
     }
 
-    /// Makes bytes durable that took the place of safe ones, of those inodes that `which` picks.
-    pub(super) fn sync_replacing(&self, upper: &Upper, which: &dyn Fn(Ino, &Node) -> bool) -> Result<()> {
-        let mut pending = Vec::new();
+    /// Syncs one file's bytes and its name.
+    pub(super) fn sync_data(&self, upper: &Upper, found: &ToSync) -> Result<()> {
+        let synced = upper.data.sync_with_name(&found.data, &found.file);
+        if synced.is_err()
+            && let Ok(node) = self.state.write().node_mut(found.data.ino)
         {
-            let mut state = self.state.write();
-            for (ino, node) in state.nodes.iter_mut() {
-                if node.replaces && !node.is_orphan() && which(*ino, node) {
-                    pending.extend(ToSync::of(upper, node)?);
-                    node.unsynced = false;
-                }
-            }
-        }
-        self.sync_data(upper, &pending)
-    }
-
-    fn sync_data(&self, upper: &Upper, files: &[ToSync]) -> Result<()> {
-        let sync =
-            |f: &ToSync| upper.data.sync(&f.data, &f.file).and_then(|()| upper.data.sync_names(f.data.ino));
-        let synced = files.iter().try_for_each(sync);
-        if files.is_empty() {
-            return Ok(());
-        }
-        let mut state = self.state.write();
-        for f in files {
-            let Ok(node) = state.node_mut(f.data.ino) else { continue };
-            if node.data_generation() != Some(f.data.generation) {
-                continue;
-            }
-            match &synced {
-                Ok(()) => node.replaces = false,
-                Err(_) => node.unsynced = true,
-            }
+            node.unsynced = true;
         }
         synced
     }

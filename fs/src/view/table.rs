@@ -163,7 +163,7 @@ impl State {
             self.listings.pop(&ino);
             if node.is_orphan() && node.dirty {
                 if node.linked {
-                    self.gone_links.insert(ino);
+                    self.note_gone(ino);
                 }
                 if let Some(data) = node.file().and_then(FileBody::data) {
                     match &mut self.deferred {
@@ -181,6 +181,13 @@ impl State {
                 }
                 None => return,
             }
+        }
+    }
+
+    /// A linked inode is gone. One that was made since the head is in no link table.
+    fn note_gone(&mut self, ino: Ino) {
+        if ino < self.root.next_ino {
+            self.gone_links.insert(ino);
         }
     }
 
@@ -318,7 +325,7 @@ impl State {
             Item::Gone { ino, linked } => {
                 self.nodes.remove(&ino);
                 if linked {
-                    self.gone_links.insert(ino);
+                    self.note_gone(ino);
                 }
                 Ok(())
             }
@@ -369,14 +376,6 @@ impl State {
                 node.version = old.version + 1;
                 node.unsynced = old.unsynced;
                 node.stale_times = old.stale_times;
-                let had_content = match old.file() {
-                    Some(FileBody::Lower(content)) => content.size > 0,
-                    // A copy of what commit has sealed.
-                    Some(FileBody::Whole(data)) => node.data_generation() != Some(data.generation),
-                    Some(FileBody::Blocks(b)) => node.data_generation() != Some(b.data.generation),
-                    None => false,
-                };
-                node.replaces = old.replaces || (had_content && node.touched);
                 if let (NodeBody::Dir(new), NodeBody::Dir(old)) = (&mut node.body, old.body) {
                     new.changes = old.changes;
                 }
