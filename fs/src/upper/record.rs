@@ -257,7 +257,7 @@ impl Item {
             tag::BLOCKS => Item::Blocks { ino: d.varint()?, first: d.varint()?, count: d.varint()? },
             tag::CUT => Item::Cut { ino: d.varint()?, size: d.varint()? },
             tag::TOUCHED => Item::Touched { ino: d.varint()? },
-            tag::GONE => Item::Gone { ino: d.varint()?, linked: d.varint()? != 0 },
+            tag::GONE => Item::Gone { ino: d.varint()?, linked: flag(d)? },
             tag::NEXT => Item::Next { ino: d.varint()? },
             _ => return Err(bad("an unknown kind (written by a newer version?)")),
         })
@@ -310,4 +310,21 @@ pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<Item>> {
         items.push(Item::decode(&mut d)?);
     }
     Ok(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by scripts/fuzz: any number but 0 was read as "linked", and written again as 1.
+    #[test]
+    fn gone_takes_no_other_flag_than_0_and_1() {
+        for linked in [false, true] {
+            let item = Item::Gone { ino: 10, linked };
+            let mut bytes = Vec::new();
+            item.encode(&mut bytes);
+            assert_eq!(decode_all(&bytes).unwrap(), [item]);
+        }
+        assert!(decode_all(&[tag::GONE, 10, b'z']).is_err());
+    }
 }
