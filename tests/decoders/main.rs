@@ -1,4 +1,5 @@
-//! Every decoder, fed what its encoder wrote and what becomes of that by mutation: no panic, and little memory. Deterministic.
+//! Every decoder, fed what its encoder wrote and what becomes of that by mutation: no panic, and little memory. Deterministic;
+//! scripts/fuzz searches further with the same targets and seeds.
 
 mod seeds;
 mod sys;
@@ -68,5 +69,18 @@ fn decoders_survive_any_bytes() {
             Ok(())
         });
         run.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+/// Writes the seeds where scripts/fuzz asks for them.
+#[test]
+#[ignore = "writes files: run by scripts/fuzz"]
+fn write_seeds() {
+    let corpus = std::path::PathBuf::from(std::env::var_os("KARAPACE_CORPUS").expect("KARAPACE_CORPUS"));
+    for (name, seeds) in seeds::all() {
+        std::fs::create_dir_all(corpus.join(name)).unwrap();
+        for (i, seed) in seeds.iter().enumerate() {
+            std::fs::write(corpus.join(name).join(format!("seed-{i}")), seed).unwrap();
+        }
     }
 }
