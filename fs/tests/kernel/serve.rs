@@ -1,6 +1,5 @@
-//! What the toy answers: ENOSYS to OPEN, OPENDIR, CREATE and FLUSH, EACCES where ACCESS asks to
-//! execute, times-to-live without end, absent names
-//! as inode 0, and nothing cached of names that begin with `ctl`.
+//! What the toy answers: ENOSYS to OPEN, OPENDIR, CREATE and FLUSH, EACCES where ACCESS asks to execute a file,
+//! times-to-live without end, absent names as inode 0, and nothing cached of names that begin with `ctl`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -287,7 +286,9 @@ impl Filesystem for Toy {
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         self.log(req, Op::Access, ino, OsStr::new(""));
-        if mask.contains(AccessFlags::X_OK) { reply.error(Errno::EACCES) } else { reply.ok() }
+        // chdir(2) asks to execute.
+        let file = self.lock().node(ino.0).kind != FileType::Directory;
+        if file && mask.contains(AccessFlags::X_OK) { reply.error(Errno::EACCES) } else { reply.ok() }
     }
 
     fn create(

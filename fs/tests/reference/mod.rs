@@ -130,14 +130,18 @@ impl Model {
         if self.inodes[&dir].entries.contains_key(&name) {
             return Err(libc::EEXIST);
         }
+        self.make_in(dir, &name, kind, mode);
+        Ok(())
+    }
+
+    fn make_in(&mut self, dir: Id, name: &[u8], kind: Kind, mode: u32) {
         let (set_gid, gid) = (self.inodes[&dir].mode & libc::S_ISGID, self.inodes[&dir].gid);
         let inherited = if kind == Kind::Dir { set_gid } else { 0 };
         let id = self.insert(kind, mode | inherited);
         if set_gid != 0 {
             self.inodes.get_mut(&id).unwrap().gid = gid;
         }
-        self.entry(dir, &name, Some(id));
-        Ok(())
+        self.entry(dir, name, Some(id));
     }
 
     pub fn link(&mut self, from: &Path, to: &Path) -> Result<(), i32> {
@@ -217,8 +221,7 @@ impl Model {
         self.entry(dir, &name, None);
         self.entry(new_dir, &new_name, Some(id));
         if mode == RenameMode::Whiteout {
-            let whiteout = self.insert(Kind::Whiteout, 0);
-            self.entry(dir, &name, Some(whiteout));
+            self.make_in(dir, &name, Kind::Whiteout, 0);
         }
         Ok(())
     }
