@@ -3,7 +3,7 @@
 //! The result is a tree whose inode numbers follow the path order, so the same content gives the same tree whatever
 //! order an archive has it in. Nothing is ever written outside the store, and no symbolic link is followed outside the tree: what is
 //! imported is untrusted. File bodies stream into one batch of objects with one durability barrier at its end; only metadata is held
-//! in memory, and of that no more than [`builder::MAX_METADATA`].
+//! in memory, and of that no more than 2 GiB.
 
 mod archive;
 mod blobs;
