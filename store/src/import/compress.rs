@@ -1,4 +1,4 @@
-//! Decompression by content, in a thread of its own.
+//! Reading, and decompression by content, in a thread of its own.
 
 use std::io::{self, BufReader, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,8 +19,8 @@ pub(super) fn is_plain(magic: &[u8]) -> bool {
     matches!(Kind::of(magic), Kind::Plain)
 }
 
-/// A reader of the uncompressed stream. For compressed input a thread of `scope` does the work; it ends with the stream, or
-/// when the reader is dropped.
+/// A reader of the uncompressed stream. A thread of `scope` does the work, beside that of hashing and storing what is read; it
+/// ends with the stream, or when the reader is dropped.
 pub(super) fn decompress<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     mut input: impl Read + Send + 'scope,
@@ -30,7 +30,7 @@ pub(super) fn decompress<'scope, 'env>(
     let kind = Kind::of(&magic);
     let input = BufReader::with_capacity(PIECE, Cursor::new(magic).chain(input));
     let decoder: Box<dyn Read + Send + 'scope> = match kind {
-        Kind::Plain => return Ok(Box::new(input)),
+        Kind::Plain => Box::new(input),
         Kind::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Kind::Xz => {
             let stream =
@@ -111,8 +111,10 @@ impl Read for Pieces {
             if let Some((kind, reason)) = &self.failed {
                 return Err(io::Error::new(*kind, reason.clone()));
             }
-            let piece =
-                self.receive.recv().unwrap_or_else(|_| Err(io::Error::other("the decompressor stopped")));
+            let piece = self
+                .receive
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread that reads it stopped")));
             match piece {
                 Ok(piece) => {
                     self.ended = piece.is_empty();

@@ -1,6 +1,7 @@
 //! Writing objects together, with one durability barrier.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -23,7 +24,7 @@ use crate::open::Store;
 const FEW: usize = 8;
 
 /// After so many staged bytes the disk is set to work, so that the barrier at the end has little left to wait for.
-const EARLY: u64 = 32 << 20;
+const EARLY: u64 = 64 << 20;
 
 /// Mode of a published object.
 const MODE: u32 = 0o444;
@@ -58,6 +59,8 @@ pub struct Batch {
     staged: HashMap<ObjectId, Staged>,
     /// First bytes of ids that were there already: their directory entries may be another batch's, not yet durable.
     skipped: BTreeSet<u8>,
+    /// First bytes of ids of which the store had no object at all when one was first looked for: of these none need be looked for.
+    bare: BTreeMap<u8, bool>,
     /// Number of the next staged file.
     next: u64,
     /// Whether the umask takes bits of [`MODE`] away; learnt from the first file.
@@ -101,6 +104,7 @@ impl Batch {
                 writing: None,
                 staged: HashMap::new(),
                 skipped: BTreeSet::new(),
+                bare: BTreeMap::new(),
                 next: 0,
                 needs_chmod: None,
             });
@@ -240,9 +244,16 @@ impl Batch {
         if self.staged.contains_key(id) {
             return Ok(true);
         }
+        let byte = id.as_bytes()[0];
+        if self.bare.get(&byte) == Some(&true) {
+            return Ok(false);
+        }
         let published = self.store.objects().refresh(id)?;
         if published {
-            self.skipped.insert(id.as_bytes()[0]);
+            self.skipped.insert(byte);
+        } else if let Entry::Vacant(unknown) = self.bare.entry(byte) {
+            let path = self.store.layout().object(id);
+            unknown.insert(path.parent().is_some_and(|dir| dir.symlink_metadata().is_err()));
         }
         Ok(published)
     }
