@@ -8,14 +8,18 @@ use karapace_store::wal::{Intent, Wal};
 use super::{Engine, Error, Result, mountpoint};
 
 impl Engine {
-    /// Removes `env` with its snapshots and uncommitted changes. Its content stays in the store until gc.
+    /// Removes `env` with its snapshots and uncommitted changes. Its content stays in the store until gc. A snapshot that somebody
+    /// gave a name goes only where `snapshots` says so.
     ///
     /// # Errors
-    /// [`Error::Running`] and [`Error::Mounted`] while it is in use.
-    pub fn destroy(&self, env: &Metadata) -> Result<()> {
+    /// [`Error::Running`] and [`Error::Mounted`] while it is in use, [`Error::NamedSnapshots`] when it has such a snapshot.
+    pub fn destroy(&self, env: &Metadata, snapshots: bool) -> Result<()> {
+        check_destroy(env, snapshots)?;
         self.check_idle(env)?;
         let lock = self.lock_unmounted(env)?;
         let _shared = StoreLock::shared(self.store())?;
+        // What was named while we waited counts too.
+        check_destroy(&Metadata::load(self.store(), &env.instance)?, snapshots)?;
         if let Some(old) = self.recorded_mount(&env.instance)? {
             mountpoint::clear_stale(&old.dir)?;
         }
@@ -29,4 +33,16 @@ impl Engine {
         intent.finish()?;
         Ok(())
     }
+}
+
+/// Refuses where snapshots of `env` have names and `snapshots` does not say that they go too.
+///
+/// # Errors
+/// [`Error::NamedSnapshots`].
+pub fn check_destroy(env: &Metadata, snapshots: bool) -> Result<()> {
+    let names: Vec<String> = env.snapshots.iter().filter_map(|s| s.name.clone()).collect();
+    if snapshots || names.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NamedSnapshots { env: env.name.clone(), names })
 }

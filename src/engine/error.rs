@@ -98,6 +98,18 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// Snapshots with names would go.
+    #[error(
+        "{env} has snapshots with names: {}; nothing was removed. `karapace destroy --snapshots {env}` removes them too, \
+         `karapace export {env}@NAME` keeps one elsewhere first",
+        names.join(", ")
+    )]
+    NamedSnapshots {
+        /// The environment.
+        env: String,
+        /// Their names, oldest first.
+        names: Vec<String>,
+    },
     /// Nothing may change.
     #[error("{env} is {why}: nothing was changed")]
     ReadOnly {

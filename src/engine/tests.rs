@@ -219,16 +219,38 @@ fn an_open_environment_is_not_destroyed_or_renamed_under_its_user() {
     let place = Place::new();
     let env = place.import("dev");
     let session = super::sessions::Session::join(&place.engine, &env.instance).unwrap();
-    assert!(matches!(place.engine.destroy(&env), Err(Error::Running { .. })));
+    assert!(matches!(place.engine.destroy(&env, false), Err(Error::Running { .. })));
     assert!(matches!(place.engine.rename(&env, "other"), Err(Error::Running { .. })));
     session.leave(|| Ok(())).unwrap();
     place.import("other");
     assert!(matches!(place.engine.rename(&env, "other"), Err(Error::NameTaken { .. })));
     place.engine.rename(&env, "dev").unwrap();
     place.engine.rename(&env, "third").unwrap();
-    place.engine.destroy(&env).unwrap();
+    place.engine.destroy(&env, false).unwrap();
     assert_eq!(place.names(), ["other"]);
     assert!(!place.engine.env_dir(&env.instance).exists());
+}
+
+#[test]
+fn snapshots_with_a_name_go_only_where_that_is_said() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    write(instance.view(), "a", "1");
+    commit(&instance, Some("first"));
+    write(instance.view(), "a", "2");
+    commit(&instance, None);
+    instance.close().unwrap();
+    drop(instance);
+    // Named since the caller looked: the record of then has no snapshots.
+    for env in [&env, &place.reload(&env)] {
+        let refused = place.engine.destroy(env, false).unwrap_err();
+        assert!(matches!(&refused, Error::NamedSnapshots { names, .. } if names == &["first"]), "{refused}");
+        assert!(refused.to_string().contains("--snapshots dev"), "{refused}");
+    }
+    assert_eq!(place.reload(&env).snapshots.len(), 2);
+    place.engine.destroy(&env, true).unwrap();
+    assert_eq!(place.names(), [""; 0]);
 }
 
 #[test]
@@ -246,7 +268,7 @@ fn collection_keeps_what_is_uncommitted_and_frees_what_is_gone() {
     let rename = karapace_fs::attr::RenameMode::Replace;
     instance.view().rename(&ROOT, ROOT_INO, b"etc", ROOT_INO, b"moved", rename).unwrap();
     instance.view().forget(etc.ino, 1);
-    place.engine.destroy(&gone).unwrap();
+    place.engine.destroy(&gone, false).unwrap();
     let planned = gc::collect(&place.engine, true, &Silent).unwrap();
     let report = gc::collect(&place.engine, false, &Silent).unwrap();
     assert_eq!(planned, report);

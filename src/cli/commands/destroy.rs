@@ -2,10 +2,12 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit};
+use crate::engine::destroy::check_destroy;
 
 /// Remove an environment with its snapshots and uncommitted changes
 ///
-/// What only it used is freed by the next `karapace gc`.
+/// What only it used is freed by the next `karapace gc`. Where snapshots have names nothing is removed, unless --snapshots says
+/// that they go too.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -13,6 +15,9 @@ pub struct Args {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// Remove it also when snapshots of it have names
+    #[arg(long)]
+    snapshots: bool,
 }
 
 impl Args {
@@ -20,6 +25,7 @@ impl Args {
         let engine = global.engine()?;
         let env = engine.find(&self.env)?;
         let what = format!("{} (env_id {}) with {} snapshots", env.name, env.short_id(), env.snapshots.len());
+        check_destroy(&env, self.snapshots)?;
         if !self.yes {
             match ui::confirm(&format!("Remove {what}?"))? {
                 Some(true) => {}
@@ -33,7 +39,7 @@ impl Args {
                 }
             }
         }
-        engine.destroy(&env)?;
+        engine.destroy(&env, self.snapshots)?;
         if global.json() {
             ui::json(&json!({ "name": env.name, "env_id": env.env_id, "destroyed": true }))?;
         }

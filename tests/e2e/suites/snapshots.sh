@@ -255,6 +255,15 @@ one_tebibyte_of_holes() {
     karapace destroy -y costs
 }
 
+named_snapshots_go_only_when_told() {
+    refused karapace destroy -y "$ENV"
+    says second
+    says "destroy --snapshots"
+    inspect "$ENV" 'd["name"]' | has "^$ENV\$"
+    karapace destroy -y --snapshots "$ENV"
+    refused karapace inspect "$ENV"
+}
+
 need "an environment" setup
 check "commit of chosen paths, with what a link leads to and all names of an inode" commits_chosen_paths
 check "a path that is not there, or has '..', changes nothing" refuses_what_is_not_there
@@ -267,4 +276,5 @@ if [ "$ACTOR" = root ]; then
     check "one of 50,000 files costs less than 1 MiB, and 5% of the time" many_files
     check "1 TiB of holes is committed and restored in seconds and a few MiB" one_tebibyte_of_holes
 fi
+check "destroy keeps snapshots that have a name unless --snapshots" named_snapshots_go_only_when_told
 finish_suite
