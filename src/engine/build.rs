@@ -54,7 +54,7 @@ impl Engine {
         }
         let base_dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let image = Image::parse(&manifest.base.image, base_dir)?;
-        let image = image.fetch(&self.store().layout().images(), options.offline, report)?;
+        let image = image.fetch(&self.store().layout().images(), options.offline, report)?.path;
         let _shared = StoreLock::shared(self.store())?;
         let base = self.import_base(&image, report)?;
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());

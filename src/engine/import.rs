@@ -41,8 +41,8 @@ impl Engine {
         // On a command line a word that is there as a file is a file, whatever else it might name.
         let here = Path::new(image);
         let image = if here.exists() { path_text(here)? } else { image.to_owned() };
-        let path =
-            Image::parse(&image, Path::new(""))?.fetch(&self.store().layout().images(), offline, report)?;
+        let images = self.store().layout().images();
+        let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
         let _shared = StoreLock::shared(self.store())?;
         let base = self.import_base(&path, report)?;
         let manifest = Manifest::for_image(&image);

@@ -11,11 +11,14 @@ use crate::cli::ui::{self, Bars, Failure};
 /// layout, a directory or an archive of one; an archive as `docker save` writes it. An image's layers become one base layer; of
 /// several platforms this machine's is taken.
 ///
+/// A name like debian/12, where no such file is, is looked up on the image server: that of the LXC project, or the one that
+/// KARAPACE_IMAGE_SERVER names. An address may carry its checksum: https://…/rootfs.tar.xz#sha256=….
+///
 /// With --onto, IMAGE is the upper directory of an overlay as overlayfs, fuse-overlayfs or podman leave it (unmounted), and the
 /// environment is what the mounted overlay showed: that environment with one snapshot more.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Archive, directory, or http(s):// address of an archive
+    /// Archive, directory, http(s):// address of an archive, or name of an image (debian/12)
     image: String,
     /// Name of the environment
     #[arg(long)]

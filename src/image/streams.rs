@@ -1,0 +1,259 @@
+//! Images by name, looked up in the lists of an image server of the LXC project's kind.
+//!
+//! Such a server has two JSON files in the simplestreams format: `streams/v1/index.json` names the list of images (of the kind
+//! `image-downloads`), and the list has a product for each distribution, release, architecture and variant: its aliases,
+//! and its versions with their files. Format: the doc/README of <https://launchpad.net/simplestreams>; the fields are those that
+//! `images.linuxcontainers.org` serves.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::ImageError;
+use super::cache::Cached;
+use super::download::{Http, Source};
+use super::error::at;
+
+/// The image server, unless `KARAPACE_IMAGE_SERVER` names another.
+const SERVER: &str = "https://images.linuxcontainers.org";
+
+/// Most bytes of a list: it is held in memory.
+const MOST: u64 = 64 << 20;
+
+/// Names of ours for names of the server's.
+const SHORT: [(&str, &str); 1] = [("rolling", "opensuse/tumbleweed")];
+
+/// The file of a version that holds its root filesystem.
+const ROOTFS: &str = "root.tar.xz";
+
+/// Most names that a message offers instead.
+const OFFERED: usize = 12;
+
+#[derive(Deserialize)]
+struct Index {
+    index: BTreeMap<String, Stream>,
+}
+
+#[derive(Deserialize)]
+struct Stream {
+    #[serde(default)]
+    datatype: String,
+    path: String,
+}
+
+#[derive(Deserialize)]
+struct Products {
+    products: BTreeMap<String, Product>,
+}
+
+#[derive(Deserialize)]
+struct Product {
+    /// With commas between.
+    #[serde(default)]
+    aliases: String,
+    arch: String,
+    /// By a date and time that sorts as text.
+    versions: BTreeMap<String, Version>,
+}
+
+impl Product {
+    fn aliases(&self) -> impl Iterator<Item = &str> {
+        self.aliases.split(',').map(str::trim)
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    items: BTreeMap<String, Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    ftype: String,
+    path: String,
+    sha256: String,
+    size: Option<u64>,
+}
+
+/// The address of the image server.
+pub(super) fn server() -> String {
+    let given = std::env::var("KARAPACE_IMAGE_SERVER").ok().filter(|url| !url.trim().is_empty());
+    given.map_or_else(|| SERVER.to_owned(), |url| url.trim().trim_end_matches('/').to_owned())
+}
+
+/// Whether a reference can be a name: words with slashes between, `debian/12`.
+pub(super) fn is_name(text: &str) -> bool {
+    let word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
+    };
+    text.len() <= 128 && text.split('/').all(word)
+}
+
+/// The newest root filesystem that `server` has under `name` for this machine.
+pub(super) fn find(server: &str, name: &str, cache: &Path, http: &Http<'_>) -> Result<Source, ImageError> {
+    if !server.starts_with("https://") && !server.starts_with("http://") {
+        return Err(wrong(name, format!("KARAPACE_IMAGE_SERVER is {server:?}, not an http(s):// address")));
+    }
+    let index: Index = list(server, "streams/v1/index.json", name, cache, http)?;
+    let images = index.index.into_values().find(|stream| stream.datatype == "image-downloads");
+    let images = images.ok_or_else(|| wrong(name, format!("{server} lists no images")))?;
+    let products: Products = list(server, &images.path, name, cache, http)?;
+    let item = choose(&products, name).map_err(|reason| wrong(name, format!("{reason} ({server})")))?;
+    if !super::is_sha256(&item.sha256) {
+        return Err(wrong(name, format!("{server} lists it with no sha256")));
+    }
+    let url = address(server, &item.path).ok_or_else(|| wrong(name, bad_path(server, &item.path)))?;
+    Ok(Source { url, sha256: Some(item.sha256.to_ascii_lowercase()), size: item.size })
+}
+
+/// One of the server's lists; a copy in the cache is used while the server has no other.
+fn list<T: DeserializeOwned>(
+    server: &str,
+    path: &str,
+    name: &str,
+    cache: &Path,
+    http: &Http<'_>,
+) -> Result<T, ImageError> {
+    let url = address(server, path).ok_or_else(|| wrong(name, bad_path(server, path)))?;
+    let source = Source { url: url.clone(), sha256: None, size: None };
+    let here = Cached::open(cache, &url)?.fetch(&source, http)?.path;
+    let mut bytes = Vec::new();
+    let read = File::open(&here).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+    read.map_err(at("read", &here))?;
+    if bytes.len() as u64 > MOST {
+        return Err(wrong(name, format!("{url} has more than {MOST} bytes")));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| wrong(name, format!("{url} is no list of images: {e}")))
+}
+
+/// The product of this machine's architecture that has `name` among its aliases; its newest version with a root filesystem.
+fn choose<'a>(products: &'a Products, name: &str) -> Result<&'a Item, String> {
+    let wanted = SHORT.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| *long);
+    let here = architecture();
+    let has_name = |product: &&Product| product.aliases().any(|alias| alias.eq_ignore_ascii_case(wanted));
+    let all: Vec<&Product> = products.products.values().filter(has_name).collect();
+    let Some(product) = all.iter().find(|product| product.arch == here) else {
+        if all.is_empty() {
+            return Err(format!("the image server has no image of this name{}", offer(products, wanted)));
+        }
+        let others: Vec<&str> = all.iter().map(|product| product.arch.as_str()).collect();
+        return Err(format!("the image server has it for {}, not for {here}", others.join(", ")));
+    };
+    let newest = product.versions.values().rev();
+    let mut rootfs = newest.filter_map(|version| version.items.values().find(|item| item.ftype == ROOTFS));
+    rootfs.next().ok_or_else(|| format!("the image server has no {ROOTFS} of it"))
+}
+
+/// What the server has instead: the same distribution's names, shortest first.
+fn offer(products: &Products, wanted: &str) -> String {
+    let distribution = wanted.split('/').next().unwrap_or(wanted);
+    let here = architecture();
+    let ours = products.products.values().filter(|product| product.arch == here);
+    let mut names: Vec<&str> = ours
+        .flat_map(Product::aliases)
+        .filter(|alias| alias.split('/').next().is_some_and(|word| word.eq_ignore_ascii_case(distribution)))
+        .filter(|alias| alias.split('/').count() <= 2)
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names.truncate(OFFERED);
+    if names.is_empty() { String::new() } else { format!("; there are {}", names.join(", ")) }
+}
+
+/// `path` of a list, below the server: a list cannot send us elsewhere.
+fn address(server: &str, path: &str) -> Option<String> {
+    let safe = !path.is_empty()
+        && !path.starts_with('/')
+        && !path.contains("://")
+        && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && b != b'?')
+        && !path.split('/').any(|part| part == "..");
+    safe.then(|| format!("{server}/{path}"))
+}
+
+fn bad_path(server: &str, path: &str) -> String {
+    format!("{server} lists the path {path:?}, which is none below it")
+}
+
+/// This machine as Debian and the image servers call it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "i386",
+        "aarch64" => "arm64",
+        "arm" => "armhf",
+        "powerpc64" => "ppc64el",
+        other => other,
+    }
+}
+
+fn wrong(name: &str, reason: String) -> ImageError {
+    ImageError::Index { name: name.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn products() -> Products {
+        let arch = architecture();
+        let text = format!(
+            r#"{{"products": {{
+            "debian:12": {{"aliases": "debian/bookworm/default,debian/12", "arch": "{arch}", "versions": {{
+                "20260101_05:24": {{"items": {{"root.tar.xz": {{"ftype": "root.tar.xz", "path": "old", "sha256": "aa"}}}}}},
+                "20260202_05:24": {{"items": {{"root.tar.xz": {{"ftype": "root.tar.xz", "path": "new", "sha256": "bb", "size": 7}}}}}},
+                "20260303_05:24": {{"items": {{"disk": {{"ftype": "disk-kvm.img", "path": "disk", "sha256": "cc"}}}}}}}}}},
+            "debian:13": {{"aliases": "debian/13", "arch": "{arch}", "versions": {{}}}},
+            "tumbleweed": {{"aliases": "opensuse/tumbleweed", "arch": "{arch}", "versions": {{
+                "1": {{"items": {{"r": {{"ftype": "root.tar.xz", "path": "roll", "sha256": "dd"}}}}}}}}}},
+            "alpha": {{"aliases": "old/1", "arch": "alpha", "versions": {{}}}}
+            }}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn the_newest_version_with_a_root_filesystem() {
+        let products = products();
+        for (name, path) in [("debian/12", "new"), ("Debian/Bookworm/default", "new"), ("rolling", "roll")] {
+            assert_eq!(choose(&products, name).map(|item| item.path.as_str()), Ok(path), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_there_is_not_is_told_with_what_there_is() {
+        let products = products();
+        let table = [
+            ("debian/11", "no image of this name; there are debian/12, debian/13"),
+            ("arch/1", "no image of this name"),
+            ("debian/13", "no root.tar.xz of it"),
+            ("old/1", "has it for alpha, not for"),
+        ];
+        for (name, message) in table {
+            let error = choose(&products, name).map(|item| item.path.clone()).unwrap_err();
+            assert!(error.contains(message), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_list_cannot_point_elsewhere() {
+        assert_eq!(address("http://h", "images/a:b/x.tar.xz").unwrap(), "http://h/images/a:b/x.tar.xz");
+        for path in ["", "/etc", "http://other/x", "a/../../b", "a b", "x#y", "x?y"] {
+            assert_eq!(address("http://h", path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        for name in ["debian/12", "rolling", "alpine/3.20/cloud", "a+b/c_d-e"] {
+            assert!(is_name(name), "{name}");
+        }
+        for text in ["", "/", "a//b", "a/", "-x", ".", "a b", "a/../b", "x:y", &"a".repeat(129)] {
+            assert!(!is_name(text), "{text}");
+        }
+    }
+}
