@@ -1,5 +1,6 @@
 //! The `karapace` program.
 
 fn main() {
+    karapace::cli::answer_shell();
     std::process::exit(karapace::cli::run(std::env::args_os()));
 }

@@ -34,6 +34,49 @@ pub fn session_status(error: &Error) -> i32 {
     }
 }
 
+/// What sort of error it is, in one word that stays the same: the `kind` of docs/JSON.md.
+pub fn kind(error: &Error) -> &'static str {
+    match error {
+        Error::Manifest(_) | Error::NotYet { .. } => "manifest",
+        Error::Lock(_) => "lock",
+        Error::Image(_) => "image",
+        Error::Runtime(_) => "runtime",
+        Error::Lifecycle(_) => "state",
+        Error::Store(e) | Error::Fs(karapace_fs::Error::Store(e)) => store_kind(e),
+        Error::Fs(karapace_fs::Error::Corrupt(_)) | Error::Served { errno: libc::EIO, .. } => "corrupt",
+        Error::Served { errno: libc::EAGAIN, .. } => "locked",
+        Error::NoEnvironment { .. }
+        | Error::NoSnapshot { .. }
+        | Error::NoPath { .. }
+        | Error::NotMounted { .. } => "not-found",
+        Error::Served { errno: libc::ENOENT, .. } => "not-found",
+        Error::NameTaken { .. } | Error::FileExists { .. } | Error::SnapshotNameTaken { .. } => "exists",
+        Error::Served { errno: libc::EEXIST, .. } => "exists",
+        Error::AmbiguousSnapshot { .. } => "ambiguous",
+        Error::ReadOnly { .. } | Error::Served { errno: libc::EROFS, .. } => "state",
+        Error::Mounted { .. }
+        | Error::MountedElsewhere { .. }
+        | Error::Running { .. }
+        | Error::DirBusy { .. } => "busy",
+        Error::Served { errno: libc::EBUSY, .. } => "busy",
+        Error::Serving { .. } => "server",
+        Error::Io { .. } => "io",
+        _ => "invalid",
+    }
+}
+
+fn store_kind(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Missing { kind: "environment", .. } => "not-found",
+        StoreError::Missing { .. } | StoreError::Corrupt { .. } => "corrupt",
+        StoreError::Version { .. } => "version",
+        StoreError::Locked { .. } => "locked",
+        StoreError::Cancelled => "interrupted",
+        StoreError::Io { .. } => "io",
+        _ => "invalid",
+    }
+}
+
 fn store_status(error: &StoreError) -> i32 {
     match error {
         // A name that the user gave, not a hole in the store.
@@ -69,6 +112,21 @@ mod tests {
             (Error::Served { errno: libc::ENOENT, reason: "x".into() }, 1),
             (Error::NameTaken { name: "x".into() }, 1),
         ];
+        let kinds: Vec<&str> = table.iter().map(|(error, _)| kind(error)).collect();
+        let expected = [
+            "manifest",
+            "lock",
+            "not-found",
+            "corrupt",
+            "corrupt",
+            "locked",
+            "invalid",
+            "interrupted",
+            "corrupt",
+            "not-found",
+            "exists",
+        ];
+        assert_eq!(kinds, expected);
         for (error, expected) in table {
             assert_eq!(status(&error), expected, "{error}");
             assert_eq!(session_status(&error), RUNTIME, "{error}");

@@ -1,11 +1,13 @@
 //! The command line: arguments, output, exit status. One command a file; the doc comments are the help.
 
 mod commands;
+mod complete;
 pub mod exit;
+mod table;
 pub mod ui;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser};
@@ -34,7 +36,7 @@ pub(crate) struct Global {
     /// Where the store is. Default: $XDG_DATA_HOME/karapace, else ~/.local/share/karapace
     #[arg(long, global = true, value_name = "PATH", env = "KARAPACE_STORE")]
     store: Option<PathBuf>,
-    /// Print JSON on stdout
+    /// Print JSON on stdout, and an error as one line of JSON on stderr (docs/JSON.md)
     #[arg(long, global = true)]
     json: bool,
     /// Wait while another command holds what this one needs, and say on stderr for whom (the default)
@@ -43,6 +45,9 @@ pub(crate) struct Global {
     /// Fail at once when another command holds what this one needs
     #[arg(long, global = true, overrides_with = "wait")]
     no_wait: bool,
+    /// Print ids only (of environments, the instance id), and nothing on stderr but errors and notes
+    #[arg(short, long, global = true, conflicts_with = "json")]
+    quiet: bool,
     /// Say more on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
@@ -57,6 +62,11 @@ impl Global {
         self.json
     }
 
+    /// Whether only ids are to be printed.
+    pub fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Whether more is to be said.
     pub fn verbose(&self) -> bool {
         self.verbose || self.trace
@@ -69,22 +79,35 @@ impl Global {
         Ok(engine)
     }
 
-    fn store_root(&self) -> Result<PathBuf, Error> {
-        let given = self.store.clone().filter(|path| !path.as_os_str().is_empty());
-        let variable =
-            |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        given
-            .or_else(|| variable("XDG_DATA_HOME").map(|data| data.join("karapace")))
-            .or_else(|| variable("HOME").map(|home| home.join(".local/share/karapace")))
-            .ok_or_else(|| {
-                Error::Invalid("there is no place for a store: set HOME, or name one with --store".to_owned())
-            })
+    /// Where the store is, or would be.
+    pub fn store_root(&self) -> Result<PathBuf, Error> {
+        store_root(self.store.clone()).ok_or_else(|| {
+            Error::Invalid("there is no place for a store: set HOME, or name one with --store".to_owned())
+        })
     }
+}
+
+/// Where the store is when `given` says so, or nothing does.
+fn store_root(given: Option<PathBuf>) -> Option<PathBuf> {
+    given
+        .filter(|path| !path.as_os_str().is_empty())
+        .or_else(|| user_data().map(|data| data.join("karapace")))
+}
+
+/// Where the user's programs keep their data: $XDG_DATA_HOME, else ~/.local/share.
+fn user_data() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")))
 }
 
 /// What clap knows of the command line: every command, argument and help text. docs/CLI.md is made from it.
 pub fn command() -> clap::Command {
-    Cli::command()
+    complete::with_completers(Cli::command())
+}
+
+/// When a shell asks for completions (see `karapace completions`), answers it and ends the program.
+pub fn answer_shell() {
+    clap_complete::CompleteEnv::with_factory(command).bin(complete::PROGRAM).complete();
 }
 
 /// Runs the program with these arguments (the program's name first) and gives its exit status.
@@ -94,6 +117,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &args),
     };
+    if cli.global.quiet {
+        ui::be_quiet();
+    }
     start_log(&cli.global, cli.command.is_background());
     let is_session = cli.command.is_session();
     match cli.command.run(&cli.global) {
@@ -102,27 +128,47 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
         // Whoever reads the output has had enough: `karapace list | head -1`.
         Err(Failure::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => 128 + libc::SIGPIPE,
         Err(failure) => {
-            ui::remark(format!("karapace: {failure}").trim_end());
-            match &failure {
+            let status = match &failure {
                 Failure::Engine(error) if is_session => exit::session_status(error),
                 Failure::Engine(error) => exit::status(error),
                 _ if is_session => exit::RUNTIME,
                 _ => exit::FAILURE,
-            }
+            };
+            let kind = match &failure {
+                Failure::Engine(error) => exit::kind(error),
+                _ => "output",
+            };
+            complain(cli.global.json, kind, failure.to_string().trim_end(), status);
+            status
         }
+    }
+}
+
+/// Says why the command failed.
+fn complain(as_json: bool, kind: &str, message: &str, status: i32) {
+    if as_json {
+        let error = serde_json::json!({ "kind": kind, "message": message, "status": status });
+        ui::complain(&serde_json::json!({ "error": error }).to_string());
+    } else {
+        ui::complain(&format!("karapace: {message}"));
     }
 }
 
 /// Prints what clap has to say; help and version are no failures.
 fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
-    if error.print().is_err() {
+    let is_session = args.iter().skip(1).take(8).any(|arg| arg == "enter" || arg == "exec");
+    let status = match (error.use_stderr(), is_session) {
+        (false, _) => 0,
+        (true, true) => exit::RUNTIME,
+        (true, false) => exit::FAILURE,
+    };
+    if status != 0 && args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        complain(true, "usage", text.trim_start_matches("error: ").trim_end(), status);
+    } else if error.print().is_err() {
         tracing::debug!("the output is closed");
     }
-    if !error.use_stderr() {
-        return 0;
-    }
-    let is_session = args.iter().skip(1).take(8).any(|arg| arg == "enter" || arg == "exec");
-    if is_session { exit::RUNTIME } else { exit::FAILURE }
+    status
 }
 
 /// The log goes to stderr: a terminal, or the log file of a mount in the background, where the times matter.
@@ -139,7 +185,7 @@ fn start_log(global: &Global, is_background: bool) {
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never)
         .with_target(global.trace);
     if is_background || global.verbose() { log.init() } else { log.without_time().init() }
 }

@@ -1,7 +1,6 @@
 //! Output: data on stdout, everything else on stderr.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +12,8 @@ use serde::Serialize;
 
 use super::exit;
 use crate::engine::Report;
+
+pub use super::table::table;
 
 /// Why a command did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +50,28 @@ pub fn line(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints a remark on stderr. That stderr is closed is no reason to fail.
+/// Set by --quiet.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing but data, errors and notes is printed.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether stdout gets colours: a terminal, unless NO_COLOR, CLICOLOR or CLICOLOR_FORCE say otherwise.
+pub fn coloured() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+}
+
+/// Prints a remark on stderr, unless --quiet was given.
 pub fn remark(text: &str) {
+    if !QUIET.load(Ordering::Relaxed) {
+        complain(text);
+    }
+}
+
+/// Prints on stderr what must be said: errors and notes. That stderr is closed is no reason to fail.
+pub fn complain(text: &str) {
     let mut err = io::stderr().lock();
     if writeln!(err, "{text}").is_err() {
         tracing::debug!("stderr is closed");
@@ -62,36 +83,6 @@ pub fn bytes(paths: &[OsString]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| path.as_bytes().to_vec()).collect()
 }
 
-/// An aligned table on stdout: columns as wide as their widest cell, two blanks between.
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(render(header, rows).as_bytes())?;
-    out.flush()
-}
-
-fn render(header: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain([header[column].len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let mut text = String::new();
-    let mut push = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut line = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            // Writing to a String cannot fail.
-            write!(line, "{cell:<width$}  ").ok();
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    };
-    push(&mut header.iter().copied());
-    for row in rows {
-        push(&mut row.iter().map(String::as_str));
-    }
-    text
-}
-
 /// Asks a yes-or-no question on the terminal; `None` when there is no terminal to ask on.
 pub fn confirm(question: &str) -> io::Result<Option<bool>> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
@@ -101,6 +92,18 @@ pub fn confirm(question: &str) -> io::Result<Option<bool>> {
     let mut reply = String::new();
     io::stdin().lock().read_line(&mut reply)?;
     Ok(Some(matches!(reply.trim(), "y" | "Y" | "yes")))
+}
+
+/// A letter of `diff` in its colour: A, M or D.
+pub fn change(letter: char) -> String {
+    use anstyle::{AnsiColor, Style};
+    let style = match letter {
+        _ if !coloured() => Style::new(),
+        'A' => AnsiColor::Green.on_default(),
+        'D' => AnsiColor::Red.on_default(),
+        _ => AnsiColor::Yellow.on_default(),
+    };
+    format!("{style}{letter}{style:#}")
 }
 
 /// A path as one line of text: as it is, or quoted where it holds a newline or begins with a quote, as in `.karapace/diff`.
@@ -140,7 +143,10 @@ struct Current {
 impl Bars {
     /// Bars only where somebody watches.
     pub fn on_stderr() -> Bars {
-        Bars { shown: io::stderr().is_terminal(), current: Mutex::new(None) }
+        Bars {
+            shown: io::stderr().is_terminal() && !QUIET.load(Ordering::Relaxed),
+            current: Mutex::new(None),
+        }
     }
 
     /// The same for work that ends cleanly when it is interrupted. A second signal ends the program at once.
@@ -206,8 +212,8 @@ impl Report for Bars {
 
     fn note(&self, text: &str) {
         match &*self.current.lock() {
-            Some(current) => current.bar.suspend(|| remark(&format!("note: {text}"))),
-            None => remark(&format!("note: {text}")),
+            Some(current) => current.bar.suspend(|| complain(&format!("note: {text}"))),
+            None => complain(&format!("note: {text}")),
         }
     }
 }
@@ -215,13 +221,6 @@ impl Report for Bars {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tables_align() {
-        let rows = vec![vec!["dev".into(), "Built".into()], vec!["x".into(), "Running".into()]];
-        assert_eq!(render(&["NAME", "STATE"], &rows), "NAME  STATE\ndev   Built\nx     Running\n");
-        assert_eq!(render(&["NAME", "STATE"], &[]), "NAME  STATE\n");
-    }
 
     #[test]
     fn paths_stay_on_their_line() {

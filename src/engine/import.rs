@@ -11,6 +11,7 @@ use karapace_store::metadata::{Metadata, SnapshotEntry};
 use karapace_store::tar::identity_hash;
 use karapace_store::tree::{Trees, diff};
 
+use super::clone::chain;
 use super::create::{check_name_early, path_text};
 use super::reference::{self, LayerRef};
 use super::{Engine, Report, Result};
@@ -120,17 +121,4 @@ impl Engine {
         let (entries, bytes) = (imported.stats.entries, imported.stats.bytes);
         Ok(ImportOutcome { metadata, entries, bytes })
     }
-}
-
-/// The snapshots that a layer of `env` stands on, itself among them, oldest first.
-fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
-    let mut chain: Vec<SnapshotEntry> = Vec::new();
-    let mut at = layer.hash;
-    while at != env.base_layer && chain.len() < env.snapshots.len() {
-        let Some(entry) = env.snapshots.iter().rev().find(|s| s.hash == at) else { break };
-        chain.push(entry.clone());
-        at = entry.parent;
-    }
-    chain.reverse();
-    chain
 }

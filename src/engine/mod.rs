@@ -4,11 +4,13 @@
 
 pub mod access;
 pub mod build;
+pub mod clone;
 pub mod commit;
 pub mod control;
 pub mod create;
 pub mod destroy;
 pub mod diff;
+pub mod du;
 pub mod enter;
 pub mod error;
 pub mod export;
@@ -17,6 +19,7 @@ mod image_defaults;
 pub mod import;
 pub mod inspect;
 pub mod instance;
+pub mod keep;
 pub mod layering;
 pub mod list;
 pub mod mount;

@@ -64,8 +64,21 @@ pub fn resolve(metadata: &Metadata, reference: &str) -> Result<LayerRef> {
         several => Err(Error::AmbiguousSnapshot {
             env: metadata.name.clone(),
             reference: reference.to_owned(),
-            candidates: several.iter().map(|layer| layer.hash.to_hex()).collect(),
+            candidates: several.iter().map(|layer| candidate(metadata, layer)).collect(),
         }),
+    }
+}
+
+/// A hash with the names that it has.
+fn candidate(metadata: &Metadata, layer: &LayerRef) -> String {
+    let twins = metadata.snapshots.iter().filter(|s| s.hash == layer.hash);
+    let mut names: Vec<&str> = twins.filter_map(|s| s.name.as_deref()).collect();
+    if layer.hash == metadata.base_layer {
+        names.push("base");
+    }
+    match names.as_slice() {
+        [] => layer.hash.to_hex(),
+        names => format!("{} ({})", layer.hash, names.join(", ")),
     }
 }
 
@@ -187,7 +200,10 @@ mod tests {
     #[test]
     fn ambiguity_lists_candidates() {
         match resolve(&metadata(), "aaaa").unwrap_err() {
-            Error::AmbiguousSnapshot { candidates, .. } => assert_eq!(candidates.len(), 2),
+            Error::AmbiguousSnapshot { candidates, .. } => {
+                let [two, one] = &candidates[..] else { panic!("{candidates:?}") };
+                assert!(one.ends_with("0 (cafe)") && two.ends_with("0 (two)"), "{candidates:?}");
+            }
             other => panic!("{other}"),
         }
     }

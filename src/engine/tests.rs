@@ -18,6 +18,7 @@ use super::instance::{Instance, Wait};
 use super::{Engine, Error, Silent, gc, verify};
 
 mod paths;
+mod sharing;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 

@@ -190,7 +190,7 @@ fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
 }
 
 /// Adds the records on the way down from marked ones to their bases, so that a chain can be followed. Not their trees.
-fn keep_parents(
+pub(crate) fn keep_parents(
     records: &mut HashSet<RecordId>,
     layers: &HashMap<RecordId, LayerRecord>,
     by_hash: &HashMap<LayerHash, Vec<RecordId>>,

@@ -28,6 +28,7 @@ pub mod root;
 mod staging;
 pub mod tar;
 pub mod tree;
+pub mod usage;
 pub mod wal;
 
 pub use error::{Result, StoreError};

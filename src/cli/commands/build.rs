@@ -33,14 +33,14 @@ impl Args {
         let env = &built.metadata;
         if global.json() {
             ui::json(&json!({
-                "name": env.name, "env_id": env.env_id, "short_id": env.short_id(), "created": built.created,
+                "name": env.name, "env_id": env.env_id, "short_id": env.short_id(), "instance": env.instance.to_hex(), "created": built.created,
                 "lock": built.lock_path.display().to_string(),
             }))?;
             return Ok(());
         }
         let what = if built.created { "built" } else { "exists already" };
         ui::remark(&format!("{} {what} (env_id {})", env.name, env.short_id()));
-        ui::line(&env.env_id)?;
+        ui::line(&if global.quiet() { env.instance.to_hex() } else { env.env_id.clone() })?;
         Ok(())
     }
 }

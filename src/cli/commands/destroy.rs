@@ -34,7 +34,7 @@ impl Args {
                     return Err(Failure::Status(exit::FAILURE));
                 }
                 None => {
-                    ui::remark(&format!("karapace: {what} would be removed: say so with --yes"));
+                    ui::complain(&format!("karapace: {what} would be removed: say so with --yes"));
                     return Err(Failure::Status(exit::FAILURE));
                 }
             }

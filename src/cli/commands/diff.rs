@@ -36,7 +36,7 @@ impl Args {
         }
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         for change in &changes {
-            write!(out, "{} ", change.kind)?;
+            write!(out, "{} ", ui::change(change.kind))?;
             out.write_all(&ui::path_line(&change.path.0))?;
             out.write_all(b"\n")?;
         }

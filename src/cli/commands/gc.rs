@@ -1,29 +1,68 @@
+use karapace_store::inode::Timestamp;
 use serde_json::json;
+use std::time::Duration;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
+use crate::engine::Report;
 use crate::engine::gc::collect;
+use crate::engine::keep::{Expiry, Keep, parse_age};
 
 /// Remove from the store what no environment uses
+///
+/// With --keep-last or --keep-within, first let go of the other snapshots of every environment that is not frozen or archived.
+/// What has a name, and what an environment stands on, is always kept; with both options, what either keeps.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only say what would go
     #[arg(long)]
     dry_run: bool,
+    /// Of each environment, keep the newest N snapshots
+    #[arg(long, value_name = "N")]
+    keep_last: Option<usize>,
+    /// Keep snapshots that are no older than this: a number with m, h, d or w, as in 12h, 7d or 4w
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    keep_within: Option<Duration>,
 }
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let report = collect(&global.engine()?, self.dry_run, &Bars::stoppable())?;
+        let engine = global.engine()?;
+        let bars = Bars::stoppable();
+        let keep = Keep { last: self.keep_last, within: self.keep_within };
+        let expiry = if keep.last.is_some() || keep.within.is_some() {
+            engine.expire(&keep, Timestamp::now(), self.dry_run, &bars)?
+        } else {
+            Expiry::default()
+        };
+        let mut report = collect(&engine, self.dry_run, &bars)?;
+        report.bytes += expiry.bytes;
         if global.json() {
             ui::json(&json!({
-                "dry_run": self.dry_run, "objects": report.objects, "layers": report.layers, "bytes": report.bytes,
+                "dry_run": self.dry_run, "snapshots": expiry.snapshots, "objects": report.objects, "layers": report.layers,
+                "bytes": report.bytes,
             }))?;
             return Ok(());
         }
+        if !expiry.snapshots.is_empty() {
+            let row = |s: &crate::engine::keep::Expired| {
+                let time = s.created_at.split('.').next().unwrap_or_default().replace('T', " ");
+                let message = s.message.as_deref().and_then(|m| m.lines().next()).unwrap_or_default();
+                vec![s.env.clone(), s.hash[..12].to_owned(), time, message.to_owned()]
+            };
+            let rows: Vec<_> = expiry.snapshots.iter().map(row).collect();
+            ui::table(&["ENVIRONMENT", "SNAPSHOT", "TIME (UTC)", "MESSAGE"], &rows)?;
+        }
         let verb = if self.dry_run { "would be removed" } else { "removed" };
+        let snapshots = match expiry.snapshots.len() {
+            0 => String::new(),
+            n => format!("{n} snapshots, "),
+        };
         let (objects, layers, size) = (report.objects, report.layers, ui::size(report.bytes));
-        ui::line(&format!("{objects} objects and {layers} layers {verb}, {size}"))?;
+        ui::line(&format!("{snapshots}{objects} objects and {layers} layers {verb}, {size}"))?;
+        if self.dry_run && !expiry.snapshots.is_empty() {
+            bars.note("the objects and layers of the snapshots are counted in the size only");
+        }
         Ok(())
     }
 }

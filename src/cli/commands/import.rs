@@ -49,7 +49,7 @@ impl Args {
         let env = &imported.metadata;
         if global.json() {
             ui::json(&json!({
-                "name": env.name, "env_id": env.env_id, "short_id": env.short_id(), "created": true,
+                "name": env.name, "env_id": env.env_id, "short_id": env.short_id(), "instance": env.instance.to_hex(), "created": true,
                 "entries": imported.entries, "bytes": imported.bytes,
             }))?;
             return Ok(());
@@ -57,7 +57,7 @@ impl Args {
         let size = ui::size(imported.bytes);
         let (name, id) = (&env.name, env.short_id());
         ui::remark(&format!("{name} imported (env_id {id}): {} entries, {size}", imported.entries));
-        ui::line(&env.env_id)?;
+        ui::line(&if global.quiet() { env.instance.to_hex() } else { env.env_id.clone() })?;
         Ok(())
     }
 }

@@ -11,6 +11,8 @@ impl Args {
         let (environments, unreadable) = global.engine()?.list()?;
         if global.json() {
             ui::json(&environments)?;
+        } else if global.quiet() {
+            environments.iter().try_for_each(|env| ui::line(&env.instance))?;
         } else {
             let row = |env: &crate::engine::inspect::Summary| {
                 vec![
@@ -23,10 +25,10 @@ impl Args {
                 ]
             };
             let rows: Vec<_> = environments.iter().map(row).collect();
-            ui::table(&["NAME", "SHORT_ID", "STATE", "HEAD", "SNAPSHOTS", "MOUNT"], &rows)?;
+            ui::table(&["NAME", "SHORT_ID", "STATE", "HEAD", ">SNAPSHOTS", "MOUNT"], &rows)?;
         }
         for error in &unreadable {
-            ui::remark(&format!("karapace: {error}"));
+            ui::complain(&format!("karapace: {error}"));
         }
         if unreadable.is_empty() { Ok(()) } else { Err(Failure::Status(exit::STORE)) }
     }

@@ -2,9 +2,12 @@
 
 mod archive;
 mod build;
+mod clone;
 mod commit;
+mod completions;
 mod destroy;
 mod diff;
+mod du;
 mod enter;
 mod exec;
 mod export;
@@ -13,6 +16,8 @@ mod gc;
 mod import;
 mod inspect;
 mod list;
+mod man_pages;
+mod migrate;
 mod mount;
 mod new;
 mod rename;
@@ -42,14 +47,19 @@ pub enum Command {
     Restore(restore::Args),
     Snapshots(snapshots::Args),
     Diff(diff::Args),
+    Du(du::Args),
     List(list::Args),
     Inspect(inspect::Args),
+    Clone(clone::Args),
     Rename(rename::Args),
     Freeze(freeze::Args),
     Archive(archive::Args),
     Destroy(destroy::Args),
     Gc(gc::Args),
     VerifyStore(verify_store::Args),
+    Migrate(migrate::Args),
+    Completions(completions::Args),
+    ManPages(man_pages::Args),
 }
 
 impl Command {
@@ -68,14 +78,19 @@ impl Command {
             Command::Restore(args) => args.run(global),
             Command::Snapshots(args) => args.run(global),
             Command::Diff(args) => args.run(global),
+            Command::Du(args) => args.run(global),
             Command::List(args) => args.run(global),
             Command::Inspect(args) => args.run(global),
+            Command::Clone(args) => args.run(global),
             Command::Rename(args) => args.run(global),
             Command::Freeze(args) => args.run(global),
             Command::Archive(args) => args.run(global),
             Command::Destroy(args) => args.run(global),
             Command::Gc(args) => args.run(global),
             Command::VerifyStore(args) => args.run(global),
+            Command::Migrate(args) => args.run(global),
+            Command::Completions(args) => args.run(),
+            Command::ManPages(args) => args.run(global),
         }?;
         Ok(0)
     }

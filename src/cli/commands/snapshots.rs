@@ -57,6 +57,17 @@ impl Args {
             ui::json(&lines)?;
             return Ok(());
         }
+        if global.quiet() {
+            // One with several names stands in as many lines.
+            let mut hashes: Vec<&str> = Vec::new();
+            for line in &lines {
+                if !hashes.contains(&line.hash.as_str()) {
+                    hashes.push(&line.hash);
+                }
+            }
+            hashes.iter().try_for_each(|hash| ui::line(hash))?;
+            return Ok(());
+        }
         let row = |line: &crate::engine::snapshots::SnapshotLine| {
             let time = line.created_at.split('.').next().unwrap_or_default().replace('T', " ");
             // A message may have several lines; a list shows the first.

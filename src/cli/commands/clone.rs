@@ -1,0 +1,53 @@
+use serde_json::json;
+
+use crate::cli::Global;
+use crate::cli::ui::{self, Bars, Failure};
+use crate::engine::clone::CloneFrom;
+use crate::engine::{Error, reference};
+
+/// Make a second environment that shares everything with the first
+///
+/// Takes no time and no space, whatever the size. The new one stands on the snapshot that the first stands on, or on the one named
+/// after @, and lists the snapshots below that one. Uncommitted changes are not in it, which is told, unless --commit is given.
+/// It can be changed also when the first is frozen or archived.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix; with @ and a snapshot (hash, prefix, name, latest, base or ~k) that one
+    #[arg(value_name = "ENV[@SNAPSHOT]")]
+    env: String,
+    /// Name of the new environment
+    #[arg(long)]
+    name: String,
+    /// Commit the first one's changes before, so that they are in the new one too
+    #[arg(long)]
+    commit: bool,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        let (env, snapshot) = reference::split(&self.env);
+        let from = match (snapshot, self.commit) {
+            (None, false) => CloneFrom::Head,
+            (None, true) => CloneFrom::Commit,
+            (Some(snapshot), false) => CloneFrom::Snapshot(snapshot),
+            (Some(_), true) => {
+                let reason = "--commit clones what the environment is now: name no snapshot with it";
+                return Err(Error::Invalid(reason.to_owned()).into());
+            }
+        };
+        let origin = engine.find(env)?;
+        let made = engine.clone_env(&origin, from, &self.name, &Bars::on_stderr())?;
+        if global.json() {
+            ui::json(&json!({
+                "name": made.name, "env_id": made.env_id, "short_id": made.short_id(), "instance": made.instance.to_hex(),
+                "head": made.head, "origin": origin.name,
+            }))?;
+            return Ok(());
+        }
+        ui::remark(&format!("{} stands on {:.12} of {}", made.name, made.head, origin.name));
+        // The env_id is the first one's too.
+        ui::line(&made.instance.to_hex())?;
+        Ok(())
+    }
+}

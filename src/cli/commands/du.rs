@@ -1,0 +1,65 @@
+use serde_json::json;
+
+use crate::cli::ui::{self, Failure};
+use crate::cli::{Global, exit};
+use crate::engine::du::{EnvUsage, SnapshotUsage};
+
+/// Show what environments take on disk, shared with others and on their own
+///
+/// ENTRIES and SIZE are what the environment shows. SHARED is what other environments use as well; EXCLUSIVE is what `destroy`
+/// and then `gc` would free; UPPER is what is uncommitted. With an environment, also each of its snapshots: there EXCLUSIVE is what
+/// removing that one alone would free (what the environment stands on stays).
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name, env_id or unique prefix. Default: all
+    env: Option<String>,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = global.engine()?;
+        if let Some(env) = &self.env {
+            let (usage, snapshots) = engine.usage_of(&engine.find(env)?)?;
+            if global.json() {
+                ui::json(&json!({ "environment": usage, "snapshots": snapshots }))?;
+                return Ok(());
+            }
+            environments(&[usage])?;
+            return self::snapshots(&snapshots);
+        }
+        let (usages, unreadable) = engine.usage()?;
+        if global.json() {
+            ui::json(&usages)?;
+        } else {
+            environments(&usages)?;
+        }
+        for error in &unreadable {
+            ui::complain(&format!("karapace: {error}"));
+        }
+        if unreadable.is_empty() { Ok(()) } else { Err(Failure::Status(exit::STORE)) }
+    }
+}
+
+fn environments(usages: &[EnvUsage]) -> Result<(), Failure> {
+    let row = |u: &EnvUsage| {
+        let sizes = [u.apparent_bytes, u.shared_bytes, u.exclusive_bytes, u.upper_bytes].map(ui::size);
+        [vec![u.name.clone(), u.entries.to_string()], sizes.to_vec()].concat()
+    };
+    let header = ["NAME", ">ENTRIES", ">SIZE", ">SHARED", ">EXCLUSIVE", ">UPPER"];
+    Ok(ui::table(&header, &usages.iter().map(row).collect::<Vec<_>>())?)
+}
+
+fn snapshots(usages: &[SnapshotUsage]) -> Result<(), Failure> {
+    if usages.is_empty() {
+        return Ok(());
+    }
+    let row = |u: &SnapshotUsage| {
+        let name = if u.names.is_empty() { "-".to_owned() } else { u.names.join(",") };
+        let sizes = [u.apparent_bytes, u.exclusive_bytes].map(ui::size);
+        let head = if u.head { "*" } else { "" };
+        [vec![head.to_owned(), u.hash[..12].to_owned(), name, u.entries.to_string()], sizes.to_vec()].concat()
+    };
+    ui::line("")?;
+    let header = ["HEAD", "SNAPSHOT", "NAME", ">ENTRIES", ">SIZE", ">EXCLUSIVE"];
+    Ok(ui::table(&header, &usages.iter().map(row).collect::<Vec<_>>())?)
+}

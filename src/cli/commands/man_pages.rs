@@ -1,0 +1,36 @@
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::cli::ui::{self, Failure};
+use crate::cli::{Global, user_data};
+use crate::engine::Error;
+
+/// Write the manual pages, one a command
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where. Default: ~/.local/share/man/man1, where man looks
+    dir: Option<PathBuf>,
+}
+
+impl Args {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let dir = match &self.dir {
+            Some(dir) => dir.clone(),
+            None => user_data().map(|data| data.join("man/man1")).ok_or_else(|| {
+                Error::Invalid("HOME is not set: name a directory for the manual pages".to_owned())
+            })?,
+        };
+        fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        clap_mangen::generate_to(crate::cli::command().disable_help_subcommand(true), &dir)
+            .map_err(|e| Error::io("write manual pages into", &dir, e))?;
+        let dir = dir.display().to_string();
+        if global.json() {
+            ui::json(&json!({ "dir": dir }))?;
+        } else {
+            ui::line(&dir)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! What a shell completes that only the store knows: environments and snapshots.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap_complete::{ArgValueCompleter, CompletionCandidate};
+use karapace_store::Store;
+use karapace_store::metadata::Metadata;
+use karapace_store::rfc3339;
+
+/// As the shell knows it.
+pub const PROGRAM: &str = "karapace";
+
+/// Tells each argument how it is completed, by its name, in all commands.
+pub fn with_completers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_id().as_str() {
+        "env" | "target" | "onto" => arg.add(ArgValueCompleter::new(environments)),
+        "snapshot" | "snapshots" | "from" | "to" => arg.add(ArgValueCompleter::new(snapshots)),
+        _ => arg,
+    });
+    command.mut_subcommands(with_completers)
+}
+
+/// Names of environments; after `env@`, snapshots.
+fn environments(current: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(current) = current.to_str() else { return Vec::new() };
+    let all = all();
+    if let Some((name, typed)) = current.split_once('@') {
+        let env = all.iter().find(|env| env.name == name);
+        let words = env.map(references).unwrap_or_default();
+        let words = words.into_iter().filter(|(word, _)| word.starts_with(typed));
+        return words.map(|(word, help)| candidate(format!("{name}@{word}"), help)).collect();
+    }
+    let matching = all.iter().filter(|env| env.name.starts_with(current));
+    matching.map(|env| candidate(env.name.clone(), format!("{} {}", env.short_id(), env.state))).collect()
+}
+
+/// Snapshots of the environment that stands on the command line already.
+fn snapshots(current: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(current) = current.to_str() else { return Vec::new() };
+    let line = line();
+    let all = all();
+    let Some(env) = all.iter().find(|env| line.iter().any(|word| word == env.name.as_str())) else {
+        return Vec::new();
+    };
+    let words = references(env).into_iter().filter(|(word, _)| word.starts_with(current));
+    words.map(|(word, help)| candidate(word, help)).collect()
+}
+
+fn candidate(word: String, help: String) -> CompletionCandidate {
+    CompletionCandidate::new(word).help(Some(help.into()))
+}
+
+/// What names a snapshot, newest first, with a word on it.
+fn references(env: &Metadata) -> Vec<(String, String)> {
+    let mut words = vec![("head".to_owned(), "the one that it stands on".to_owned())];
+    for snapshot in env.snapshots.iter().rev() {
+        let time = rfc3339::format(snapshot.created_at);
+        let message = snapshot.message.as_deref().and_then(|m| m.lines().next()).unwrap_or_default();
+        let word = snapshot.name.clone().unwrap_or_else(|| format!("{:.12}", snapshot.hash));
+        words.push((word, format!("{} {message}", &time[..time.len().min(16)])));
+    }
+    words.push(("base".to_owned(), "as it was imported or built".to_owned()));
+    words
+}
+
+/// Every environment that reads; none where there is no store, and none is made.
+fn all() -> Vec<Metadata> {
+    let line = line();
+    let mut given = std::env::var_os("KARAPACE_STORE").map(PathBuf::from);
+    for (index, word) in line.iter().enumerate() {
+        if word == "--store" {
+            given = line.get(index + 1).map(PathBuf::from).or(given);
+        } else if let Some(path) = word.to_str().and_then(|word| word.strip_prefix("--store=")) {
+            given = Some(PathBuf::from(path));
+        }
+    }
+    let Some(root) = super::store_root(given) else { return Vec::new() };
+    if !karapace_store::layout::Layout::new(&root).version().exists() {
+        return Vec::new();
+    }
+    // A shell that completes has no place for an error.
+    let listed = Store::open(&root).and_then(|store| Metadata::list(&store));
+    listed.unwrap_or_default().into_iter().flatten().collect()
+}
+
+/// The words of the command line that is completed: the shell passes them after `--`.
+fn line() -> Vec<OsString> {
+    std::env::args_os().skip_while(|arg| arg != "--").skip(1).collect()
+}

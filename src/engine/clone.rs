@@ -1,0 +1,99 @@
+//! A second environment that shares everything with the first.
+
+use karapace_store::id::InstanceId;
+use karapace_store::inode::Timestamp;
+use karapace_store::lock::StoreLock;
+use karapace_store::metadata::{EnvState, Metadata, SnapshotEntry};
+
+use super::create::check_name_early;
+use super::instance::Status;
+use super::reference::{self, LayerRef};
+use super::{Engine, Error, Report, Result};
+
+/// What is to be in the clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloneFrom<'a> {
+    /// The snapshot that the environment stands on; what is uncommitted stays behind.
+    Head,
+    /// A new snapshot of all there is.
+    Commit,
+    /// This snapshot.
+    Snapshot(&'a str),
+}
+
+impl Engine {
+    /// Makes the environment `name`, which stands on a snapshot of `env`. Nothing is copied: it takes as long whatever the size.
+    ///
+    /// It is Built, whatever the state of `env` is; its snapshots are those that the chosen one stands on, down to the base, with
+    /// their names. What is left behind uncommitted is told.
+    ///
+    /// # Errors
+    /// A name that is taken, or a snapshot that is not there: nothing was made then, and nothing committed.
+    pub fn clone_env(
+        &self,
+        env: &Metadata,
+        from: CloneFrom<'_>,
+        name: &str,
+        report: &dyn Report,
+    ) -> Result<Metadata> {
+        check_name_early(self, name)?;
+        match from {
+            CloneFrom::Head => self.tell_left_behind(env, name, report),
+            CloneFrom::Commit => {
+                self.commit(env, &[], None, Some(&format!("clone to {name}")))?;
+            }
+            CloneFrom::Snapshot(_) => {}
+        }
+        let _shared = StoreLock::shared(self.store())?;
+        // As it is under the lock: from here on nothing of it can go.
+        let env = Metadata::load(self.store(), &env.instance)?;
+        if env.state == EnvState::Defined {
+            return Err(Error::Invalid(format!("{} is not built: there is nothing to clone", env.name)));
+        }
+        let reference = match from {
+            CloneFrom::Snapshot(reference) => reference,
+            CloneFrom::Head | CloneFrom::Commit => "head",
+        };
+        let head = reference::resolve(&env, reference)?;
+        let now = Timestamp::now();
+        self.add_environment(Metadata {
+            instance: InstanceId::random()?,
+            name: name.to_owned(),
+            state: EnvState::Built,
+            head: head.hash,
+            head_record: head.record,
+            created_at: now,
+            updated_at: now,
+            snapshots: chain(&env, &head),
+            ..env
+        })
+    }
+
+    /// Says what a clone of the head leaves behind. That it cannot be counted is no reason to make no clone.
+    fn tell_left_behind(&self, env: &Metadata, name: &str, report: &dyn Report) {
+        match self.request_status(env) {
+            Ok(Status { dirty_files: 0, .. }) => {}
+            Ok(Status { dirty_files, .. }) => report.note(&format!(
+                "{dirty_files} uncommitted changes of {} are not in {name}; with --commit they would be",
+                env.name
+            )),
+            Err(error) => report.note(&format!(
+                "whether {} has uncommitted changes, which are not in {name}, is not known: {error}",
+                env.name
+            )),
+        }
+    }
+}
+
+/// The snapshots that a layer of `env` stands on, itself among them, oldest first.
+pub(super) fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
+    let mut chain: Vec<SnapshotEntry> = Vec::new();
+    let mut at = layer.hash;
+    while at != env.base_layer && chain.len() < env.snapshots.len() {
+        let Some(entry) = env.snapshots.iter().rev().find(|s| s.hash == at) else { break };
+        chain.push(entry.clone());
+        at = entry.parent;
+    }
+    chain.reverse();
+    chain
+}

@@ -1,0 +1,365 @@
+//! What environments and snapshots take on disk: what each refers to, and what no other does.
+//!
+//! Every tree is read once, however many refer to it; what is asked of it then is answered from memory.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use crate::error::{IoContext, Result};
+use crate::gc::{UpperRoots, freed, keep_parents};
+use crate::id::{LayerHash, ObjectId, RecordId};
+use crate::inode::{Body, InodeRecord};
+use crate::layer::LayerRecord;
+use crate::open::Store;
+use crate::tree::{self, Keys, Target, Trees};
+
+/// Something that refers to content.
+#[derive(Debug, Default, Clone)]
+pub struct Group {
+    /// Layers.
+    pub layers: Vec<RecordId>,
+    /// What uppers refer to.
+    pub uppers: Vec<UpperRoots>,
+}
+
+/// What a group takes: objects and layer records, as `du` counts them, in bytes. What lies in uppers is not in it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// All that it refers to.
+    pub bytes: u64,
+    /// What none of the other groups refers to: what a collection frees when this one is gone.
+    pub exclusive_bytes: u64,
+}
+
+/// What a tree shows.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// Names, the root not counted.
+    pub entries: u64,
+    /// Sizes of all regular files, in bytes; one with several names counts once.
+    pub bytes: u64,
+}
+
+/// A root or a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Root,
+    Names,
+    Inos,
+}
+
+/// A tree object that was read. A file may hold the very bytes of a tree, so an object and a node are not the same.
+struct Node {
+    object: u32,
+    /// Nodes that it refers to, one as often as it is named.
+    below: Box<[u32]>,
+    /// Content.
+    content: Box<[u32]>,
+    own: Shown,
+}
+
+/// The store's trees, read as far as they were asked for.
+///
+/// The caller holds [`crate::lock::StoreLock::shared`] since before it read what it asks for, and as long as this lives.
+pub struct Survey {
+    trees: Trees,
+    layers: HashMap<RecordId, LayerRecord>,
+    by_hash: HashMap<LayerHash, Vec<RecordId>>,
+    nodes: Vec<Node>,
+    known: HashMap<(ObjectId, Kind), u32>,
+    objects: HashMap<ObjectId, u32>,
+    /// Of each object, what its removal frees.
+    sizes: Vec<u64>,
+}
+
+impl Survey {
+    /// Reads all layer records.
+    ///
+    /// # Errors
+    /// One that cannot be read.
+    pub fn new(store: Arc<Store>) -> Result<Survey> {
+        let (mut layers, mut by_hash) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
+        for id in LayerRecord::list(&store)? {
+            let record = LayerRecord::read(&store, &id)?;
+            by_hash.entry(record.hash).or_default().push(id);
+            layers.insert(id, record);
+        }
+        Ok(Survey {
+            trees: Trees::new(store),
+            layers,
+            by_hash,
+            nodes: Vec::new(),
+            known: HashMap::new(),
+            objects: HashMap::new(),
+            sizes: Vec::new(),
+        })
+    }
+
+    /// What each of the groups takes, and what it alone does.
+    ///
+    /// # Errors
+    /// A layer or a tree that cannot be read.
+    pub fn measure(&mut self, groups: &[Group]) -> Result<Vec<Usage>> {
+        let mut starts = Vec::with_capacity(groups.len());
+        for group in groups {
+            starts.push(self.start(group)?);
+        }
+        let mut owners = Owners::new(self.sizes.len());
+        let mut seen = vec![u32::MAX; self.nodes.len()];
+        let mut usages = vec![Usage::default(); groups.len()];
+        for (number, (mut todo, objects)) in starts.into_iter().enumerate() {
+            let group = number as u32;
+            let mut total = 0;
+            let mut meet = |object: u32| {
+                if owners.meet(object, group) {
+                    total += self.sizes[object as usize];
+                }
+            };
+            objects.into_iter().for_each(&mut meet);
+            while let Some(node) = todo.pop() {
+                if std::mem::replace(&mut seen[node as usize], group) == group {
+                    continue;
+                }
+                let node = &self.nodes[node as usize];
+                meet(node.object);
+                node.content.iter().copied().for_each(&mut meet);
+                todo.extend(&node.below);
+            }
+            usages[number].bytes = total;
+        }
+        for (object, owner) in owners.only() {
+            usages[owner as usize].exclusive_bytes += self.sizes[object];
+        }
+        self.measure_records(groups, &mut usages)?;
+        Ok(usages)
+    }
+
+    /// What the tree of a layer shows.
+    pub fn shown(&mut self, layer: &RecordId) -> Result<Shown> {
+        let root = LayerRecord::read(self.trees.store(), layer)?.tree;
+        let top = self.node(&root, Kind::Root)?;
+        let mut sums: HashMap<u32, Shown> = HashMap::new();
+        let mut path = vec![(top, 0)];
+        while let Some((node, next)) = path.pop() {
+            let below = &self.nodes[node as usize].below;
+            let open = below[next..].iter().position(|child| !sums.contains_key(child));
+            if let Some(at) = open {
+                let child = below[next + at];
+                path.push((node, next + at));
+                path.push((child, 0));
+                continue;
+            }
+            let mut sum = self.nodes[node as usize].own;
+            for child in below {
+                sum.entries += sums[child].entries;
+                sum.bytes += sums[child].bytes;
+            }
+            sums.insert(node, sum);
+        }
+        Ok(sums[&top])
+    }
+
+    /// Where to begin: nodes and single objects. All below is read then.
+    fn start(&mut self, group: &Group) -> Result<(Vec<u32>, Vec<u32>)> {
+        let (mut nodes, mut objects) = (Vec::new(), Vec::new());
+        for layer in &group.layers {
+            let record = self.layer(layer)?;
+            let (tree, refs) = (record.tree, record.object_refs.clone());
+            nodes.push(self.node(&tree, Kind::Root)?);
+            for object in &refs {
+                objects.push(self.object(object)?);
+            }
+        }
+        for upper in &group.uppers {
+            for root in &upper.roots {
+                nodes.push(self.node(root, Kind::Root)?);
+            }
+            for tree in &upper.trees {
+                nodes.push(self.node(tree, Kind::Names)?);
+            }
+            for object in &upper.objects {
+                objects.push(self.object(object)?);
+            }
+        }
+        Ok((nodes, objects))
+    }
+
+    fn layer(&mut self, id: &RecordId) -> Result<&LayerRecord> {
+        Ok(match self.layers.entry(*id) {
+            Entry::Occupied(known) => known.into_mut(),
+            // Made since the list.
+            Entry::Vacant(new) => new.insert(LayerRecord::read(self.trees.store(), id)?),
+        })
+    }
+
+    fn object(&mut self, id: &ObjectId) -> Result<u32> {
+        if let Some(known) = self.objects.get(id) {
+            return Ok(*known);
+        }
+        let path = self.trees.store().layout().object(id);
+        let size = match fs::symlink_metadata(&path) {
+            Ok(metadata) => freed(&metadata),
+            // It frees nothing; that it is missing is verify-store's to say.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(e).at("read", &path),
+        };
+        let index = self.sizes.len() as u32;
+        self.sizes.push(size);
+        self.objects.insert(*id, index);
+        Ok(index)
+    }
+
+    /// The node for a tree, read with all that is below it.
+    fn node(&mut self, id: &ObjectId, kind: Kind) -> Result<u32> {
+        let mut todo = Vec::new();
+        let top = self.enter((*id, kind), &mut todo)?;
+        while let Some((index, id, kind)) = todo.pop() {
+            let mut node = Reading::default();
+            match kind {
+                Kind::Root => {
+                    let root = self.trees.root(&id)?;
+                    node.below.extend(root.links.map(|links| (links, Kind::Inos)));
+                    node.record(&root.inode);
+                }
+                Kind::Names => node.listing(&self.trees.node(&id, Keys::Names)?, Kind::Names)?,
+                Kind::Inos => node.listing(&self.trees.node(&id, Keys::Inos)?, Kind::Inos)?,
+            }
+            let mut below = Vec::with_capacity(node.below.len());
+            for key in node.below {
+                below.push(self.enter(key, &mut todo)?);
+            }
+            let mut content = Vec::with_capacity(node.content.len());
+            for object in &node.content {
+                content.push(self.object(object)?);
+            }
+            let place = &mut self.nodes[index as usize];
+            (place.below, place.content, place.own) = (below.into(), content.into(), node.own);
+        }
+        Ok(top)
+    }
+
+    /// The number of a node; one that is new is to be read.
+    fn enter(&mut self, key: (ObjectId, Kind), todo: &mut Vec<(u32, ObjectId, Kind)>) -> Result<u32> {
+        if let Some(known) = self.known.get(&key) {
+            return Ok(*known);
+        }
+        let object = self.object(&key.0)?;
+        let index = self.nodes.len() as u32;
+        self.nodes.push(Node {
+            object,
+            below: Box::default(),
+            content: Box::default(),
+            own: Shown::default(),
+        });
+        self.known.insert(key, index);
+        todo.push((index, key.0, key.1));
+        Ok(index)
+    }
+
+    /// Adds the records of layers, with those on the way down to the base, which a collection keeps too.
+    fn measure_records(&self, groups: &[Group], usages: &mut [Usage]) -> Result<()> {
+        let mut holders: HashMap<RecordId, (usize, u64)> = HashMap::new();
+        for (number, group) in groups.iter().enumerate() {
+            let mut records: HashSet<RecordId> = group.layers.iter().copied().collect();
+            keep_parents(&mut records, &self.layers, &self.by_hash);
+            for record in records {
+                let path = self.trees.store().layout().layer(&record);
+                let size = freed(&fs::symlink_metadata(&path).at("read", &path)?);
+                usages[number].bytes += size;
+                let holder = holders.entry(record).or_insert((number, size));
+                if holder.0 != number {
+                    holder.0 = usize::MAX;
+                }
+            }
+        }
+        for (number, size) in holders.into_values() {
+            if let Some(usage) = usages.get_mut(number) {
+                usage.exclusive_bytes += size;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A node while it is read.
+#[derive(Default)]
+struct Reading {
+    below: Vec<(ObjectId, Kind)>,
+    content: Vec<ObjectId>,
+    own: Shown,
+}
+
+impl Reading {
+    fn listing(&mut self, node: &tree::Node, kind: Kind) -> Result<()> {
+        match node {
+            tree::Node::Leaf(tree) => {
+                for entry in tree.iter() {
+                    // The link table has no names.
+                    self.own.entries += u64::from(kind == Kind::Names);
+                    // An inode of several names stands in the link table.
+                    if let Target::Inode(record) = entry.to_target()? {
+                        self.record(&record);
+                    }
+                }
+            }
+            tree::Node::Index(index) => {
+                self.below.extend(index.chunks().iter().map(|chunk| (chunk.id, kind)))
+            }
+            // `Trees::node` gives listings only.
+            tree::Node::Root(_) => {}
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: &InodeRecord) {
+        match &record.body {
+            Body::Directory { tree, .. } => self.below.extend(tree.map(|tree| (tree, Kind::Names))),
+            Body::Regular(content) => {
+                self.content.extend(content.objects());
+                self.own.bytes += content.size;
+            }
+            Body::Symlink(_) | Body::Special => {}
+        }
+    }
+}
+
+/// Which group each object belongs to.
+struct Owners {
+    /// The group that met it first.
+    first: Vec<u32>,
+    /// The group that met it last.
+    last: Vec<u32>,
+    shared: Vec<bool>,
+}
+
+impl Owners {
+    const NOBODY: u32 = u32::MAX;
+
+    fn new(objects: usize) -> Owners {
+        let nobody = vec![Self::NOBODY; objects];
+        Owners { first: nobody.clone(), last: nobody, shared: vec![false; objects] }
+    }
+
+    /// Whether `group` meets it for the first time.
+    fn meet(&mut self, object: u32, group: u32) -> bool {
+        let at = object as usize;
+        if std::mem::replace(&mut self.last[at], group) == group {
+            return false;
+        }
+        if self.first[at] == Self::NOBODY {
+            self.first[at] = group;
+        } else {
+            self.shared[at] = true;
+        }
+        true
+    }
+
+    /// The objects that one group alone met.
+    fn only(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        let alone = |(at, owner): &(usize, &u32)| **owner != Self::NOBODY && !self.shared[*at];
+        self.first.iter().enumerate().filter(alone).map(|(at, owner)| (at, *owner))
+    }
+}
