@@ -44,7 +44,7 @@ impl Error {
 pub fn store_errno(error: &StoreError) -> i32 {
     match error {
         StoreError::Io { source, .. } => io_errno(source),
-        StoreError::Locked { .. } => libc::EAGAIN,
+        StoreError::Locked { .. } | StoreError::OtherHost { .. } => libc::EAGAIN,
         StoreError::Invalid(_) => libc::EINVAL,
         // What is missing or damaged inside the store is a damaged disk to who reads a file.
         _ => libc::EIO,
@@ -73,11 +73,14 @@ pub fn errno_name(errno: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn host_errors_are_told_only_where_they_mean_the_same() {
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
         assert_eq!(Error::Io(full).errno(), libc::ENOSPC);
+        let quota = io::Error::from_raw_os_error(libc::EDQUOT);
+        assert_eq!(Error::host("write", Path::new("x"), quota).errno(), libc::EDQUOT);
         let gone = io::Error::from_raw_os_error(libc::ENOENT);
         assert_eq!(Error::Io(gone).errno(), libc::EIO);
     }

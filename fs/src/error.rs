@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use karapace_store::error::StoreError;
+use karapace_store::error::{StoreError, hint};
 
 /// Why an operation on a view, a mount or a control file failed.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +85,7 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file of the host (the upper, a mount point) failed: what was done to which path.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Host {
         /// The verb, as in "cannot VERB PATH".
         action: &'static str,

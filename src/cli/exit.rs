@@ -84,6 +84,8 @@ fn store_status(error: &StoreError) -> i32 {
         StoreError::Missing { .. }
         | StoreError::Corrupt { .. }
         | StoreError::Version { .. }
+        | StoreError::NotWhole { .. }
+        | StoreError::OtherHost { .. }
         | StoreError::Locked { .. } => STORE,
         StoreError::Cancelled => INTERRUPTED,
         _ => FAILURE,
@@ -106,6 +108,9 @@ mod tests {
             (StoreError::missing("object", "x").into(), 3),
             (StoreError::corrupt("tree", "x", "y").into(), 3),
             (StoreError::Locked { path: "x".into(), holder: "y".into() }.into(), 3),
+            (StoreError::OtherHost { path: "x".into(), host: "y".into() }.into(), 3),
+            (StoreError::NotWhole { path: "x".into(), reason: "y".into() }.into(), 3),
+            (StoreError::Owner { path: "x".into(), owner: "y".into() }.into(), 1),
             (StoreError::Invalid("x".into()).into(), 1),
             (StoreError::Cancelled.into(), 130),
             (Error::Served { errno: libc::EIO, reason: "x".into() }, 3),

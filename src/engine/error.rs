@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use karapace_store::error::StoreError;
+use karapace_store::error::{StoreError, hint};
 
 use crate::image::ImageError;
 use crate::lifecycle::LifecycleError;
@@ -182,7 +182,7 @@ pub enum Error {
         log: PathBuf,
     },
     /// A system call on a path.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Io {
         /// The verb, as in "cannot VERB PATH".
         action: &'static str,

@@ -119,7 +119,9 @@ impl Instance {
             let _shared = StoreLock::shared(store)?;
             (metadata.head, metadata.head_record) = (actual.layer, actual.record);
             metadata.updated_at = Timestamp::now();
-            metadata.save(store)?;
+            if !store.is_read_only() {
+                metadata.save(store)?;
+            }
         }
         Ok(Instance {
             engine: engine.clone(),

@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
+
 /// Result of an operation on the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -12,7 +14,7 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 #[non_exhaustive]
 pub enum StoreError {
     /// The operating system refused or failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Io {
         /// What was attempted, as a verb ("read", "rename").
         action: &'static str,
@@ -42,17 +44,45 @@ pub enum StoreError {
         reason: String,
     },
     /// The store has a format that this program does not read.
-    #[error(
-        "{} says store format {found:?}, this program reads format {supported}: use the karapace that wrote it, or another store (--store)",
-        path.display()
-    )]
+    #[error("{} {}", path.display(), version_reason(found, *supported))]
     Version {
-        /// The format found.
+        /// What the file says.
         found: String,
         /// The format that this program reads and writes.
         supported: u32,
         /// The version file.
         path: PathBuf,
+    },
+    /// A part of the store is gone that must have held something: it is no empty store.
+    #[error("{} is missing, and {reason}: nothing was changed", path.display())]
+    NotWhole {
+        /// What is missing.
+        path: PathBuf,
+        /// How we know, and what to do.
+        reason: String,
+    },
+    /// The store is another user's.
+    #[error(
+        "{} belongs to {owner}, and you may not use it: run karapace as that user, or choose another store (--store)",
+        path.display()
+    )]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Name or number of its owner.
+        owner: String,
+    },
+    /// Another machine uses the store.
+    #[error(
+        "the store is used by host {host}, and two hosts must not use one store: end what uses it there. Where nothing does any more \
+         (it was killed, or the host is down), remove its mark: rm {}",
+        path.display()
+    )]
+    OtherHost {
+        /// The file with the other machine's mark.
+        path: PathBuf,
+        /// Its host name.
+        host: String,
     },
     /// Another process holds a lock.
     #[error("{} is locked by {holder}: wait for it to end, or stop it", path.display())]
@@ -94,9 +124,42 @@ impl StoreError {
         }
     }
 
+    /// Whether there was no room, on the disk or in a quota.
+    pub fn is_full(&self) -> bool {
+        let full = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        matches!(self, Self::Io { source, .. } if full(source))
+    }
+
     /// Whether this is [`StoreError::Missing`].
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Missing { .. })
+    }
+}
+
+/// What to do about an error of the system, to follow its text; nothing for most.
+pub fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            "; make room there (`karapace gc` removes what nothing refers to) and try again"
+        }
+        Some(libc::EROFS) => "; only what reads works on a read-only file system",
+        _ => "",
+    }
+}
+
+/// What is wrong with a version, and what to do.
+fn version_reason(found: &str, supported: u32) -> String {
+    let other = "or choose another store (--store)";
+    match found.parse::<u32>() {
+        Ok(newer) if newer > supported => format!(
+            "says store format {newer}, this program reads format {supported}: a newer karapace wrote it; use that one, {other}"
+        ),
+        Ok(older) => format!(
+            "says store format {older}, this program reads format {supported}: use the karapace that wrote it, {other}"
+        ),
+        Err(_) => format!(
+            "is damaged: it says {found:?} and should be a number. If this is a store of format {supported}, write {supported} into it"
+        ),
     }
 }
 

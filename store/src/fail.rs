@@ -4,7 +4,7 @@
 //! go through `POINTS`, so that a place which is added here is tested, and one that no test comes by is found.
 //!
 //! `KARAPACE_FAIL=NAME=ACTION[@N][,…]` arms points of the whole process, `arm` those of one thread. The action happens once, at the
-//! N-th time that the place is come by (the first by default): `kill` (SIGKILL to the own process), `eio` and `enospc`
+//! N-th time that the place is come by (the first by default): `kill` (SIGKILL to the own process), `eio`, `enospc` and `edquot`
 //! (the step fails with that error), `sleep:MILLISECONDS`. `KARAPACE_FAIL_LOG` names a file that gets a line with the name
 //! when it happens.
 
@@ -196,6 +196,7 @@ mod armed {
             Some(("sleep", ms)) => ms.parse().ok().map(|ms| Action::Sleep(Duration::from_millis(ms))),
             None if action == "kill" => Some(Action::Kill),
             None if action == "eio" => Some(Action::Fail(nix::libc::EIO)),
+            None if action == "edquot" => Some(Action::Fail(nix::libc::EDQUOT)),
             None if action == "enospc" => Some(Action::Fail(nix::libc::ENOSPC)),
             _ => None,
         };

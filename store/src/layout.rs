@@ -45,6 +45,11 @@ impl Layout {
         self.store.join(".gc")
     }
 
+    /// `store/.host`: the machine that uses the store.
+    pub fn host_file(&self) -> PathBuf {
+        self.store.join(".host")
+    }
+
     /// `store/objects/`.
     pub fn objects(&self) -> &Path {
         &self.objects

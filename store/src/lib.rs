@@ -10,6 +10,7 @@ pub mod fail;
 mod files;
 pub mod gc;
 mod held;
+mod host;
 pub mod id;
 pub mod import;
 pub mod inode;

@@ -1,7 +1,7 @@
 //! Advisory locks between processes: one over the store, one an environment.
 //!
 //! They are flocks, so they end with the process that holds them. Each holder leaves its pid and command in the lock file, for
-//! messages only: the lock itself is the kernel's.
+//! messages only: the lock itself is the kernel's. Flocks may not reach other machines: see `host`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{IoContext, Result, StoreError};
+use crate::host::HostClaim;
 use crate::id::InstanceId;
 use crate::open::Store;
 
@@ -27,6 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct StoreLock {
     _file: Flock<File>,
+    _claim: HostClaim,
 }
 
 impl StoreLock {
@@ -53,8 +55,9 @@ impl StoreLock {
 
     fn attempt(store: &Store, exclusive: bool) -> Result<StoreLock> {
         let path = store.layout().lock_file();
-        match try_lock(open(&path)?, exclusive, &path)? {
-            Attempt::Got(file) => Ok(StoreLock { _file: signed(file, &path)? }),
+        let claim = HostClaim::take(store)?;
+        match try_lock(open(store, &path)?, exclusive, &path)? {
+            Attempt::Got(file) => Ok(StoreLock { _file: signed(store, file, &path)?, _claim: claim }),
             Attempt::Busy(_) => Err(StoreError::Locked { path: path.clone(), holder: holder(&path) }),
         }
     }
@@ -65,10 +68,13 @@ impl StoreLock {
         }
         let path = store.layout().lock_file();
         let start = Instant::now();
-        let mut file = open(&path)?;
+        let claim = HostClaim::take(store)?;
+        let mut file = open(store, &path)?;
         while start.elapsed() < PATIENCE {
             match try_lock(file, exclusive, &path)? {
-                Attempt::Got(file) => return Ok(StoreLock { _file: signed(file, &path)? }),
+                Attempt::Got(file) => {
+                    return Ok(StoreLock { _file: signed(store, file, &path)?, _claim: claim });
+                }
                 Attempt::Busy(back) => file = back,
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -77,7 +83,7 @@ impl StoreLock {
         loop {
             let kind = if exclusive { FlockArg::LockExclusive } else { FlockArg::LockShared };
             match Flock::lock(file, kind) {
-                Ok(file) => return Ok(StoreLock { _file: signed(file, &path)? }),
+                Ok(file) => return Ok(StoreLock { _file: signed(store, file, &path)?, _claim: claim }),
                 Err((back, Errno::EINTR)) => file = back,
                 Err((_, errno)) => return Err(errno).at("lock", &path),
             }
@@ -89,14 +95,16 @@ impl StoreLock {
 #[derive(Debug)]
 pub struct CollectionLock {
     _file: Flock<File>,
+    _claim: HostClaim,
 }
 
 impl CollectionLock {
     /// Takes the lock or fails with [`StoreError::Locked`] naming who collects; never waits.
     pub fn try_acquire(store: &Store) -> Result<CollectionLock> {
         let path = store.layout().collection_lock();
-        match try_lock(open(&path)?, true, &path)? {
-            Attempt::Got(file) => Ok(CollectionLock { _file: signed(file, &path)? }),
+        let claim = HostClaim::take(store)?;
+        match try_lock(open(store, &path)?, true, &path)? {
+            Attempt::Got(file) => Ok(CollectionLock { _file: signed(store, file, &path)?, _claim: claim }),
             Attempt::Busy(_) => Err(StoreError::Locked { holder: holder(&path), path }),
         }
     }
@@ -107,6 +115,7 @@ impl CollectionLock {
 pub struct EnvLock {
     _file: Flock<File>,
     path: PathBuf,
+    _claim: HostClaim,
 }
 
 impl EnvLock {
@@ -115,9 +124,10 @@ impl EnvLock {
     pub fn try_acquire(store: &Store, instance: &InstanceId) -> Result<EnvLock> {
         let dir = store.layout().env_dir(instance);
         let path = dir.join("lock");
+        let claim = HostClaim::take(store)?;
         loop {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).at("create", &dir)?;
-            let file = match open(&path) {
+            let file = match open(store, &path) {
                 Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     continue;
                 }
@@ -129,11 +139,14 @@ impl EnvLock {
                     return Err(StoreError::Locked { path: path.clone(), holder: holder(&path) });
                 }
             };
+            if store.is_read_only() {
+                return Ok(EnvLock { _file: file, path, _claim: claim });
+            }
             // A destroy may have removed the file between open and lock: then the lock is on nothing.
             let held = file.metadata().at("read", &path)?;
             match fs::metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
-                    return Ok(EnvLock { _file: signed(file, &path)?, path });
+                    return Ok(EnvLock { _file: signed(store, file, &path)?, path, _claim: claim });
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -167,15 +180,20 @@ enum Attempt {
     Busy(File),
 }
 
-fn open(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .at("open", path)
+fn open(store: &Store, path: &Path) -> Result<File> {
+    if !store.is_read_only() {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        return options.open(path).at("open", path);
+    }
+    match File::open(path) {
+        // What nobody ever locked stands for itself.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let dir = path.parent().unwrap_or(path);
+            File::open(dir).at("open", dir)
+        }
+        other => other.at("open", path),
+    }
 }
 
 fn try_lock(file: File, exclusive: bool, path: &Path) -> Result<Attempt> {
@@ -188,11 +206,17 @@ fn try_lock(file: File, exclusive: bool, path: &Path) -> Result<Attempt> {
 }
 
 /// Leaves our pid and command line in the file.
-fn signed(mut file: Flock<File>, path: &Path) -> Result<Flock<File>> {
+fn signed(store: &Store, mut file: Flock<File>, path: &Path) -> Result<Flock<File>> {
+    if store.is_read_only() {
+        return Ok(file);
+    }
     let text = format!("pid {} ({})\n", std::process::id(), command_line());
-    file.seek(SeekFrom::Start(0)).at("write", path)?;
-    file.set_len(0).at("write", path)?;
-    file.write_all(text.as_bytes()).at("write", path)?;
+    let written = file.seek(SeekFrom::Start(0)).and_then(|_| file.set_len(0));
+    match written.and_then(|()| file.write_all(text.as_bytes())).at("write", path) {
+        // A full disk keeps nobody from taking a lock: who waits is not told for whom.
+        Err(error) if error.is_full() => tracing::debug!("{error}"),
+        other => other?,
+    }
     Ok(file)
 }
 

@@ -32,18 +32,25 @@ pub(crate) struct Pinned {
 ///
 /// Take it under [`crate::lock::StoreLock::shared`], while something else (metadata, an upper) still keeps the roots.
 pub struct Pin {
-    file: HeldFile,
+    /// `None` in a store that nothing can be removed from.
+    file: Option<HeldFile>,
 }
 
 impl Pin {
     /// Pins `roots`, durable on return.
     pub fn hold(store: &Store, roots: &[ObjectId]) -> Result<Pin> {
-        Ok(Pin { file: HeldFile::create(&store.layout().pins(), &encode(roots, &[])?)? })
+        if store.is_read_only() {
+            return Ok(Pin { file: None });
+        }
+        Ok(Pin { file: Some(HeldFile::create(&store.layout().pins(), &encode(roots, &[])?)?) })
     }
 
     /// Pins `roots`, and single content `objects`, instead of what was pinned before, in one step.
     pub fn set(&mut self, roots: &[ObjectId], objects: &[ObjectId]) -> Result<()> {
-        self.file.replace(&encode(roots, objects)?)
+        match &mut self.file {
+            Some(file) => file.replace(&encode(roots, objects)?),
+            None => Ok(()),
+        }
     }
 }
 

@@ -106,11 +106,15 @@ impl Drop for WalEntry {
 
 /// Undoes what dead processes left half-done, sweeps their staging, and returns their intents.
 ///
-/// Called at start. While a collection runs (it holds the store's lock) nothing is done: the next start does it.
+/// Called at start. While a collection runs (it holds the store's lock), or another host uses the store, nothing is done: the next
+/// start does it. Nor on a read-only file system.
 pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
+    if store.is_read_only() {
+        return Ok(Vec::new());
+    }
     let _lock = match StoreLock::try_shared(store) {
         Ok(lock) => lock,
-        Err(StoreError::Locked { .. }) => return Ok(Vec::new()),
+        Err(StoreError::Locked { .. } | StoreError::OtherHost { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let mut intents = Vec::new();

@@ -1,9 +1,10 @@
 //! The journal: one appended record an operation, so that a killed process loses nothing.
 //!
-//! Format, little endian. Header: magic `KAJ1`, epoch u64. Record: length u32 of the payload, crc32 u32 of sequence
-//! and payload, sequence u64 (from 1, without gaps), payload (items, see `record`). The journal applies to the checkpoint
-//! of the same epoch; one of an older epoch is already in the checkpoint. Replay stops at the first record that is
-//! torn: short, with a wrong checksum or out of sequence.
+//! Format, little endian. Header: magic `KAJ2`, epoch u64. Record: length u32 of the payload, crc32 u32 of all that follows, sequence
+//! u64 (from 1, without gaps), durable u64 (records up to this number were durable when this one was written), payload (items, see
+//! `record`). The journal applies to the checkpoint of the same epoch; one of an older epoch is already in the checkpoint. Replay
+//! stops at the first record that is torn: short, with a wrong checksum or out of sequence; one that was durable is damage and an
+//! error (see `scan`). `KAJ1`, which is read and continued too, has records without `durable`.
 //!
 //! Behind the records the host has room allocated (beyond the length of the file), so that on a full disk what gives
 //! room back, and what has to be said because it has happened, can still be written.
@@ -20,13 +21,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::error::{Error, Result};
-use crate::upper::record::{Item, decode_all, encode_all};
+use crate::upper::record::{Item, encode_all};
+use crate::upper::scan::{Form, MAX_RECORD, Scan, Tail, scan};
 
-const MAGIC: &[u8; 4] = b"KAJ1";
+const MAGIC: &[u8; 4] = b"KAJ2";
+const PLAIN_MAGIC: &[u8; 4] = b"KAJ1";
 const HEADER: u64 = 12;
-const RECORD_HEADER: usize = 16;
-/// No operation writes more than its inode's xattrs and a content's extents.
-const MAX_RECORD: u32 = 256 << 20;
 /// Bytes kept free behind the records for [`Room::Reserved`]: some thousand removals of files.
 const RESERVE: u64 = 1 << 20;
 /// The host is asked for room in steps of so many bytes.
@@ -47,9 +47,12 @@ pub(crate) enum Room {
 pub(crate) struct Journal {
     path: PathBuf,
     file: Arc<File>,
+    form: Form,
     /// Length of the valid records, header included.
     end: u64,
     next_sequence: u64,
+    /// Records up to this number are known to be durable.
+    durable: u64,
     /// The host has allocated the file up to here; `None` where the host cannot.
     allocated: Option<u64>,
     buffer: Vec<u8>,
@@ -81,8 +84,10 @@ impl Journal {
         Ok(Journal {
             path: path.to_owned(),
             file: Arc::new(file),
+            form: Form::Stamped,
             end: HEADER,
             next_sequence: 1,
+            durable: 0,
             allocated: Some(0),
             buffer: Vec::new(),
         })
@@ -90,6 +95,9 @@ impl Journal {
 
     /// Reads the journal at `path`: its items when it is of this epoch, `None` when it is older (or none is there).
     /// With `write`, cuts off a torn end.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when a record is damaged that was durable; nothing is changed then.
     pub fn load(path: &Path, epoch: u64, write: bool) -> Result<Option<(Journal, Vec<Item>)>> {
         let host = |e| Error::host("read journal", path, e);
         let mut file = match OpenOptions::new().read(true).write(write).open(path) {
@@ -99,46 +107,33 @@ impl Journal {
         };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(host)?;
-        let Some((head, records)) = bytes.split_at_checked(HEADER as usize) else {
-            return Err(Error::Corrupt(format!("journal {}: no header", path.display())));
-        };
-        if &head[..4] != MAGIC {
-            return Err(Error::Corrupt(format!(
-                "journal {}: unknown format; a newer karapace may have written it",
-                path.display()
-            )));
-        }
-        let found = u64::from_le_bytes(head[4..12].try_into().unwrap_or_default());
-        if found < epoch {
-            return Ok(None);
-        }
-        if found > epoch {
-            return Err(Error::Corrupt(format!(
-                "journal {}: epoch {found} is newer than the checkpoint's {epoch}",
-                path.display()
-            )));
-        }
-        let (items, valid, next_sequence) = parse(records)?;
-        let end = HEADER + valid;
-        if end < bytes.len() as u64 {
-            tracing::warn!(
-                "journal {}: {} bytes after the last whole record are dropped (an operation that had not returned)",
-                path.display(),
-                bytes.len() as u64 - end
-            );
-            if write {
-                file.set_len(end).map_err(host)?;
+        let Some((form, found)) = inspect(&bytes, path, epoch)? else { return Ok(None) };
+        let end = HEADER + found.sound;
+        match found.tail {
+            Tail::Clean => {}
+            Tail::Torn => {
+                tracing::warn!(
+                    "journal {}: {} bytes after the last whole record are dropped (an operation that had not returned)",
+                    path.display(),
+                    bytes.len() as u64 - end
+                );
+                if write {
+                    file.set_len(end).map_err(host)?;
+                }
             }
+            Tail::Damaged { behind } => return Err(damaged(path, &found, behind)),
         }
         let journal = Journal {
             path: path.to_owned(),
             file: Arc::new(file),
+            form,
             end,
-            next_sequence,
+            next_sequence: found.next_sequence,
+            durable: found.durable,
             allocated: Some(0),
             buffer: Vec::new(),
         };
-        Ok(Some((journal, items)))
+        Ok(Some((journal, found.items)))
     }
 
     /// Sees to it that the reserve is whole behind `bytes` more bytes of records.
@@ -172,11 +167,14 @@ impl Journal {
     /// Appends one record. On error nothing of it counts: a later append overwrites what was written.
     pub fn append(&mut self, items: &[Item], room: Room) -> Result<()> {
         self.buffer.clear();
-        self.buffer.resize(RECORD_HEADER, 0);
+        self.buffer.resize(self.form.header(), 0);
         encode_all(items, &mut self.buffer);
-        let payload = self.buffer.len() - RECORD_HEADER;
+        let payload = self.buffer.len() - self.form.header();
         let length = u32::try_from(payload).ok().filter(|n| *n <= MAX_RECORD).ok_or(Error::TooBig)?;
         self.buffer[8..16].copy_from_slice(&self.next_sequence.to_le_bytes());
+        if self.form == Form::Stamped {
+            self.buffer[16..24].copy_from_slice(&self.durable.to_le_bytes());
+        }
         let crc = crc32fast::hash(&self.buffer[8..]);
         self.buffer[0..4].copy_from_slice(&length.to_le_bytes());
         self.buffer[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -200,30 +198,55 @@ impl Journal {
         &self.file
     }
 
+    /// The number of the last record.
+    pub fn last(&self) -> u64 {
+        self.next_sequence - 1
+    }
+
+    /// The journal was synced after the record with this number was appended.
+    pub fn synced(&mut self, sequence: u64) {
+        self.durable = self.durable.max(sequence);
+    }
+
     /// Bytes of records.
     pub fn len(&self) -> u64 {
         self.end - HEADER
     }
 }
 
-/// The items of the valid records, their length, and the next sequence number.
-pub(super) fn parse(bytes: &[u8]) -> Result<(Vec<Item>, u64, u64)> {
-    let mut items = Vec::new();
-    let mut at = 0;
-    let mut sequence = 1u64;
-    while let Some(head) = bytes.get(at..at + RECORD_HEADER) {
-        let length = u32::from_le_bytes(head[0..4].try_into().unwrap_or_default());
-        let crc = u32::from_le_bytes(head[4..8].try_into().unwrap_or_default());
-        let end = at + RECORD_HEADER + length as usize;
-        let Some(covered) = bytes.get(at + 8..end) else { break };
-        if length > MAX_RECORD || crc32fast::hash(covered) != crc || covered[..8] != sequence.to_le_bytes() {
-            break;
-        }
-        items.extend(decode_all(&covered[8..])?);
-        at = end;
-        sequence += 1;
+/// What a journal's bytes hold; `None` when it is older than `epoch`, and counts for nothing.
+///
+/// # Errors
+/// When it is of a format that we do not know, or newer than `epoch`.
+pub(crate) fn inspect(bytes: &[u8], path: &Path, epoch: u64) -> Result<Option<(Form, Scan)>> {
+    let corrupt = |why: String| Error::Corrupt(format!("journal {}: {why}", path.display()));
+    let Some((head, records)) = bytes.split_at_checked(HEADER as usize) else {
+        return Err(corrupt("no header".to_owned()));
+    };
+    let form = match &head[..4] {
+        magic if magic == MAGIC => Form::Stamped,
+        magic if magic == PLAIN_MAGIC => Form::Plain,
+        _ => return Err(corrupt("unknown format; a newer karapace may have written it".to_owned())),
+    };
+    let found = u64::from_le_bytes(head[4..12].try_into().unwrap_or_default());
+    if found < epoch {
+        return Ok(None);
     }
-    Ok((items, at as u64, sequence))
+    if found > epoch {
+        return Err(corrupt(format!("epoch {found} is newer than the checkpoint's {epoch}")));
+    }
+    scan(records, form).map(|scan| Some((form, scan)))
+}
+
+/// The error for a journal with a damaged record.
+fn damaged(path: &Path, found: &Scan, behind: u64) -> Error {
+    Error::Corrupt(format!(
+        "journal {}: record {} at byte {} is damaged, and {behind} sound ones follow it: the disk lost what was safe. Nothing was \
+         changed; `karapace verify-store --repair` puts the journal aside and goes on with what comes before the damage",
+        path.display(),
+        found.next_sequence,
+        HEADER + found.sound
+    ))
 }
 
 #[cfg(test)]
@@ -268,6 +291,42 @@ mod tests {
         journal.append(&items(12), Room::Ordinary).unwrap();
         let (_, found) = Journal::load(&path, 1, true).unwrap().unwrap();
         assert_eq!(found, [items(10), items(12)].concat());
+    }
+
+    #[test]
+    fn damage_to_a_synced_record_is_an_error_and_changes_nothing() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("journal");
+        let mut journal = Journal::create(&path, 1).unwrap();
+        journal.append(&items(10), Room::Ordinary).unwrap();
+        let first = journal.end as usize;
+        journal.append(&items(11), Room::Ordinary).unwrap();
+        journal.synced(journal.last());
+        journal.append(&items(12), Room::Ordinary).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[first + 25] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        for write in [false, true] {
+            let error = Journal::load(&path, 1, write).unwrap_err().to_string();
+            for word in [format!("byte {first} "), "record 2".to_owned(), path.display().to_string()] {
+                assert!(error.contains(&word), "{word}: {error}");
+            }
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_journal_of_the_form_before_is_continued_in_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("journal");
+        let header = [&PLAIN_MAGIC[..], &7u64.to_le_bytes()].concat();
+        std::fs::write(&path, header).unwrap();
+        for round in 0..3 {
+            let (mut journal, found) = Journal::load(&path, 7, true).unwrap().unwrap();
+            assert_eq!(found.len(), round * 2);
+            journal.append(&items(10), Room::Ordinary).unwrap();
+            journal.synced(journal.last());
+        }
     }
 
     #[test]

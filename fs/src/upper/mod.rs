@@ -13,6 +13,7 @@ pub(crate) mod data;
 pub mod fuzzing;
 pub(crate) mod journal;
 pub(crate) mod record;
+pub(crate) mod scan;
 
 use std::fs::File;
 use std::io;
@@ -38,7 +39,7 @@ pub(crate) const CHECKPOINT_AFTER: u64 = 64 << 20;
 const OPERATION: u64 = 64 << 10;
 
 /// Whether the host has no room for what was tried.
-fn is_full(error: &Error) -> bool {
+pub(crate) fn is_full(error: &Error) -> bool {
     matches!(error.errno(), libc::ENOSPC | libc::EDQUOT)
 }
 
@@ -149,18 +150,21 @@ impl Upper {
 
     /// Appends one operation's items.
     pub fn append(&self, items: &[Item], room: Room) -> Result<()> {
-        self.with_journal(|journal| journal.append(items, room))?;
-        self.log.lock().appended += 1;
-        Ok(())
+        self.with_log(|appended, journal| {
+            journal.append(items, room)?;
+            *appended += 1;
+            Ok(())
+        })
     }
 
     /// Asks for room in the journal before an operation of several steps begins, so that it does not run out of it in
     /// between: on a full disk the operation ends here, and nothing has changed.
     pub fn make_room(&self) -> Result<()> {
-        self.with_journal(|journal| journal.make_room(OPERATION))
+        self.with_log(|_, journal| journal.make_room(OPERATION))
     }
 
-    fn with_journal(&self, work: impl Fn(&mut Journal) -> Result<()>) -> Result<()> {
+    /// Works on the journal and the count of what was appended to it.
+    fn with_log(&self, work: impl Fn(&mut u64, &mut Journal) -> Result<()>) -> Result<()> {
         let attempt = || {
             let mut log = self.log.lock();
             if log.journal.is_none() {
@@ -169,8 +173,9 @@ impl Upper {
                 }
                 self.begin_journal(&mut log)?;
             }
-            match &mut log.journal {
-                Some(journal) => work(journal),
+            let Log { journal, appended, .. } = &mut *log;
+            match journal {
+                Some(journal) => work(appended, journal),
                 None => Err(Error::ReadOnly),
             }
         };
@@ -205,21 +210,29 @@ impl Upper {
     pub fn sync(&self) -> Result<()> {
         let wanted = self.log.lock().appended;
         let _turn = self.syncing.lock();
-        let (file, appended) = {
+        let (file, appended, last) = {
             let log = self.log.lock();
             if log.broken {
                 let path = self.dir.join("journal");
                 return Err(Error::host("sync journal", &path, io::Error::from_raw_os_error(libc::EIO)));
             }
             match &log.journal {
-                Some(journal) if log.synced < wanted => (journal.file().clone(), log.appended),
+                Some(journal) if log.synced < wanted => {
+                    (journal.file().clone(), log.appended, journal.last())
+                }
                 _ => return Ok(()),
             }
         };
         let synced = fail::point("journal.sync").and_then(|()| file.sync_data());
         let mut log = self.log.lock();
         match synced {
-            Ok(()) => log.synced = log.synced.max(appended),
+            Ok(()) => {
+                log.synced = log.synced.max(appended);
+                // Unless a checkpoint has begun another journal meanwhile.
+                if let Some(journal) = log.journal.as_mut().filter(|j| Arc::ptr_eq(j.file(), &file)) {
+                    journal.synced(last);
+                }
+            }
             // A checkpoint may have come meanwhile: then all is durable.
             Err(_) if log.synced >= appended => {}
             Err(error) => {

@@ -39,10 +39,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::attr::{Attr, HeadRef, StatFs, ViewStats};
 use crate::error::{Error, Result};
-use crate::upper::Upper;
 use crate::upper::data::DataFile;
 use crate::upper::journal::Room;
 use crate::upper::record::{DataState, Item};
+use crate::upper::{Upper, is_full};
 use crate::view::content::ContentReader;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::{Forgotten, State};
@@ -278,7 +278,7 @@ impl View {
     /// Does `work`, and once more when there was no room and the data of removed files gave some.
     fn with_room<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
         match (work(), &self.upper) {
-            (Err(error), Some(upper)) if error.errno() == libc::ENOSPC && upper.reclaim() => work(),
+            (Err(error), Some(upper)) if is_full(&error) && upper.reclaim() => work(),
             (done, _) => done,
         }
     }

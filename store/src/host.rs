@@ -1,0 +1,210 @@
+//! Which machine uses a store: `store/.host`.
+//!
+//! The locks of a store are flocks. On a network file system they may not reach other machines, so whoever takes one also claims the
+//! store for this machine: in a file that names it, for as long as any process here holds a lock. A claim of another machine is
+//! refused. The last holder erases the text; what a killed one left is ours to take where it is of this machine, and has to be
+//! removed by hand where it is not, since nobody here can know whether that machine still runs.
+//!
+//! The same machine: the same boot id (containers have machine ids of their own, and one kernel, whose flocks reach all of them), or,
+//! after a restart, the same machine id.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{self, statfs};
+
+use crate::error::{IoContext as _, Result, StoreError};
+use crate::id::ObjectId;
+use crate::open::Store;
+
+/// A machine as a claim names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// For people.
+    name: String,
+    /// A hash of /etc/machine-id (which is not for others to know); `-` where there is none.
+    machine: String,
+    /// The kernel's boot id; `-` where there is none.
+    boot: String,
+}
+
+const UNKNOWN: &str = "-";
+
+impl Host {
+    /// This one.
+    fn this() -> Host {
+        let read =
+            |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let name =
+            nix::unistd::gethostname().unwrap_or_default().to_string_lossy().replace(char::is_whitespace, "");
+        let machine = read("/etc/machine-id");
+        let hashed = || ObjectId::of(format!("karapace host {machine}").as_bytes()).to_hex()[..32].to_owned();
+        let machine = if machine.is_empty() { UNKNOWN.to_owned() } else { hashed() };
+        let known = |text: String| if text.is_empty() { UNKNOWN.to_owned() } else { text };
+        Host { name: known(name), machine, boot: known(read("/proc/sys/kernel/random/boot_id")) }
+    }
+
+    fn text(&self) -> String {
+        format!("host {} machine {} boot {}\n", self.name, self.machine, self.boot)
+    }
+
+    /// `None` for an empty file and for one that a crash left half written: nobody's.
+    fn parse(text: &str) -> Option<Host> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        match words[..] {
+            ["host", name, "machine", machine, "boot", boot] if text.ends_with('\n') => {
+                let [name, machine, boot] = [name, machine, boot].map(str::to_owned);
+                Some(Host { name, machine, boot })
+            }
+            _ => None,
+        }
+    }
+
+    fn is_same(&self, other: &Host) -> bool {
+        let same = |a: &str, b: &str| a == b && a != UNKNOWN;
+        same(&self.boot, &other.boot)
+            || same(&self.machine, &other.machine)
+            || (self.machine == UNKNOWN && other.machine == UNKNOWN && self.name == other.name)
+    }
+}
+
+/// This machine's claim of a store, shared by the processes that hold locks of it; given up by the last.
+#[derive(Debug)]
+pub(crate) struct HostClaim {
+    path: PathBuf,
+    /// Locked shared. `None` on a file system where nothing can be written, so that nobody can harm anybody.
+    file: Option<Flock<File>>,
+}
+
+impl HostClaim {
+    /// Claims the store.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherHost`] when another machine has it.
+    pub fn take(store: &Store) -> Result<HostClaim> {
+        let path = store.layout().host_file();
+        if store.is_read_only() {
+            return Ok(HostClaim { path, file: None });
+        }
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        // Exclusive is the last holder's for a moment only.
+        let file = Flock::lock(file.at("open", &path)?, FlockArg::LockShared)
+            .map_err(|(_, errno)| errno)
+            .at("lock", &path)?;
+        let mut text = String::new();
+        (&*file).take(1024).read_to_string(&mut text).at("read", &path)?;
+        let this = Host::this();
+        match Host::parse(&text) {
+            Some(found) if !found.is_same(&this) => {
+                return Err(StoreError::OtherHost { path, host: found.name });
+            }
+            Some(found) if found == this => {}
+            // Several may write it at once: the same text.
+            _ => match write(&file, &this.text(), &path) {
+                // On a full disk there are locks to be taken too: those of who makes room.
+                Err(error) if error.is_full() => tracing::debug!("{error}; other hosts are not kept out"),
+                other => other?,
+            },
+        }
+        Ok(HostClaim { path, file: Some(file) })
+    }
+}
+
+fn write(file: &File, text: &str, path: &Path) -> Result<()> {
+    file.write_all_at(text.as_bytes(), 0).at("write", path)?;
+    file.set_len(text.len() as u64).at("write", path)?;
+    // Other machines see it when it has reached the server; on a local disk nobody but this kernel looks.
+    match statfs(path).at("stat the file system of", path)?.filesystem_type() {
+        statfs::EXT4_SUPER_MAGIC
+        | statfs::XFS_SUPER_MAGIC
+        | statfs::BTRFS_SUPER_MAGIC
+        | statfs::TMPFS_MAGIC
+        | statfs::OVERLAYFS_SUPER_MAGIC => Ok(()),
+        _ => file.sync_data().at("sync", path),
+    }
+}
+
+impl Drop for HostClaim {
+    fn drop(&mut self) {
+        let Some(file) = self.file.take() else { return };
+        // Where another process of this machine has it, the claim is theirs to give up.
+        if file.relock(FlockArg::LockExclusiveNonblock).is_err() {
+            return;
+        }
+        if let Err(error) = file.set_len(0) {
+            tracing::warn!("cannot give up {}: {error}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::InstanceId;
+    use crate::lock::{EnvLock, StoreLock};
+
+    fn store() -> (tempfile::TempDir, std::sync::Arc<Store>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    fn claim_of(store: &Store) -> String {
+        fs::read_to_string(store.layout().host_file()).unwrap()
+    }
+
+    #[test]
+    fn the_claim_lasts_as_long_as_any_lock() {
+        let (_dir, store) = store();
+        let one = StoreLock::shared(&store).unwrap();
+        let two = EnvLock::try_acquire(&store, &InstanceId::random().unwrap()).unwrap();
+        let this = Host::this();
+        assert_eq!(Host::parse(&claim_of(&store)), Some(this));
+        drop(one);
+        assert_ne!(claim_of(&store), "");
+        drop(two);
+        assert_eq!(claim_of(&store), "");
+    }
+
+    #[test]
+    fn another_host_is_refused_by_name_until_its_claim_is_removed() {
+        let (_dir, store) = store();
+        let other = Host { name: "far".into(), machine: "ab".repeat(16), boot: "another".into() };
+        fs::write(store.layout().host_file(), other.text()).unwrap();
+        let instance = InstanceId::random().unwrap();
+        let refused = [
+            StoreLock::try_shared(&store).unwrap_err(),
+            StoreLock::exclusive(&store).unwrap_err(),
+            EnvLock::try_acquire(&store, &instance).unwrap_err(),
+            crate::lock::CollectionLock::try_acquire(&store).unwrap_err(),
+        ];
+        for error in refused {
+            assert!(matches!(error, StoreError::OtherHost { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("host far") && text.contains("rm "), "{text}");
+        }
+        assert_eq!(claim_of(&store), other.text());
+        fs::remove_file(store.layout().host_file()).unwrap();
+        StoreLock::exclusive(&store).unwrap();
+    }
+
+    #[test]
+    fn what_this_machine_left_is_taken() {
+        let (_dir, store) = store();
+        let this = Host::this();
+        let restarted = Host { boot: "before".into(), ..this.clone() };
+        let container = Host { machine: "cd".repeat(16), name: "inside".into(), ..this.clone() };
+        for text in [restarted.text(), container.text(), "host ha".to_owned(), "\0\0\0".to_owned()] {
+            fs::write(store.layout().host_file(), &text).unwrap();
+            let same = this.machine != UNKNOWN && this.boot != UNKNOWN;
+            match StoreLock::exclusive(&store) {
+                Ok(_) => {}
+                Err(error) => assert!(!same, "{text:?}: {error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+#!/usr/bin/env bash
+# Stores that are not as they should be: read-only, full, another user's, in parts, of another format, used by another host. Each
+# is told with what to do about it, and nothing is changed.
+# runs as: root user
+. "$(dirname "$0")/../checks.sh"
+
+BASE=$TMPDIR/base
+
+setup() {
+    mkdir -p "$BASE/etc"
+    echo one >"$BASE/etc/file"
+    karapace import "$BASE" --name dev
+    karapace mount dev
+    echo two >"$MOUNTS/dev/etc/file"
+    karapace commit dev --name first
+    echo three >"$MOUNTS/dev/etc/file"
+    karapace umount dev
+}
+
+# copy_of NAME: a copy of the store, which the case may damage.
+copy_of() {
+    rm -rf "${TMPDIR:?}/$1"
+    cp -a "$STORE" "$TMPDIR/$1"
+    export KARAPACE_STORE=$TMPDIR/$1
+}
+
+# listing DIRECTORY: all that is in it, to see that nothing changed.
+listing() { (cd "$1" && find . -type f -printf '%p %s %T@\n' -o -printf '%y %p\n' | sort); }
+
+# In a namespace where the user may mount: the commands of a function on a read-only store.
+inside() {
+    local map=()
+    [ "$ACTOR" = root ] || map=(--user --map-root-user)
+    export -f "${@?}" has wrong equal refused says status_of
+    unshare "${map[@]}" --mount --propagation private bash -euo pipefail -c "$*"
+}
+
+on_a_read_only_file_system() {
+    mount --bind "$KARAPACE_STORE" "$KARAPACE_STORE"
+    mount -o remount,bind,ro "$KARAPACE_STORE"
+    karapace list | has dev
+    karapace --json inspect dev | has '"name": *"dev"'
+    karapace snapshots dev | has first
+    karapace diff dev | has etc/file
+    karapace verify-store
+    karapace export dev -o "$TMPDIR/exported.tar"
+    tar -xOf "$TMPDIR/exported.tar" ./etc/file 2>/dev/null | has two || tar -xOf "$TMPDIR/exported.tar" etc/file | has two
+    refused karapace commit dev
+    says 'read-only'
+    refused karapace rename dev other
+    says 'read-only'
+    refused karapace import "$BASE" --name more
+    says 'read-only'
+    refused karapace mount dev
+    says 'read-only'
+}
+
+read_only() {
+    copy_of read-only
+    export BASE
+    inside on_a_read_only_file_system
+    karapace list | has dev
+}
+
+on_a_full_file_system() {
+    mkdir -p "$TMPDIR/small"
+    mount -t tmpfs -o size=12m,mode=700 tmpfs "$TMPDIR/small"
+    export KARAPACE_STORE=$TMPDIR/small/store
+    karapace import "$BASE" --name dev
+    # No room at all; a file of the store is what makes room again.
+    cat /dev/zero >"$TMPDIR/small/filler" 2>/dev/null || true
+    head -c 3000000 /dev/urandom >"$TMPDIR/big"
+    mkdir -p "$TMPDIR/bigger" && mv "$TMPDIR/big" "$TMPDIR/bigger/"
+    refused karapace import "$TMPDIR/bigger" --name more
+    says 'no space left'
+    says 'make room'
+    karapace list | has dev
+    karapace verify-store
+    rm "$TMPDIR/small/filler"
+    karapace import "$TMPDIR/bigger" --name more
+    karapace verify-store
+}
+
+full() {
+    export BASE
+    inside on_a_full_file_system
+}
+
+# What is lost is missed, and not made anew as if nothing had been in it.
+parts_are_missing() {
+    local gone before
+    for gone in store/objects store/layers store/metadata env; do
+        copy_of part
+        rm -rf "${KARAPACE_STORE:?}/$gone"
+        before=$(listing "$KARAPACE_STORE")
+        status_of 3 karapace list >"$TMPDIR/refused" 2>&1
+        says "$gone is missing"
+        says "backup"
+        equal "the store without $gone" "$before" "$(listing "$KARAPACE_STORE")"
+    done
+    for gone in store/staging store/wal store/pins images; do
+        copy_of part
+        rm -rf "${KARAPACE_STORE:?}/$gone"
+        karapace list | has dev
+        karapace commit dev >/dev/null
+        karapace verify-store
+    done
+}
+
+versions() {
+    local text word
+    while read -r text word; do
+        copy_of version
+        printf '%s' "$text" >"$KARAPACE_STORE/store/version"
+        status_of 3 karapace list >"$TMPDIR/refused" 2>&1
+        says "$word"
+        equal "the version" "$text" "$(cat "$KARAPACE_STORE/store/version")"
+    done <<'CASES'
+2 use.the.karapace.that.wrote.it
+4 newer.karapace
+xyz is.damaged
+CASES
+    copy_of version
+    rm "$KARAPACE_STORE/store/version"
+    status_of 3 karapace list >"$TMPDIR/refused" 2>&1
+    says 'not a whole store'
+    echo 3 >"$KARAPACE_STORE/store/version"
+    karapace list | has dev
+}
+
+places() {
+    : >"$TMPDIR/file"
+    refused karapace --store "$TMPDIR/file" list
+    says 'no directory'
+    refused env -u HOME -u XDG_DATA_HOME karapace list
+    says 'HOME.*--store|--store.*HOME'
+    env -u HOME karapace --store "$STORE" list | has dev
+    # Longer than the address of a socket may be.
+    local long
+    long=$TMPDIR/$(printf 'l%.0s' {1..120})/store
+    mkdir -p "$long" "$TMPDIR/mnt"
+    cp -a "$STORE/." "$long"
+    karapace --store "$long" mount dev "$TMPDIR/mnt"
+    equal "the file" three "$(cat "$TMPDIR/mnt/etc/file")"
+    karapace --store "$long" commit dev >/dev/null
+    karapace --store "$long" umount dev
+}
+
+# The lock of a host is a mark in a file; here it is another one's.
+another_host() {
+    copy_of shared
+    local mark=$KARAPACE_STORE/store/.host before
+    equal "the mark when nothing runs" "" "$(cat "$mark")"
+    echo "host faraway machine 00112233445566778899aabbccddeeff boot 0-1-2" >"$mark"
+    before=$(listing "$KARAPACE_STORE")
+    karapace list | has dev
+    local command
+    for command in "commit dev" "gc" "import $BASE --name more" "mount dev" "rename dev other" "restore dev first"; do
+        # shellcheck disable=SC2086 # words
+        refused karapace $command
+        says 'faraway'
+        says "rm $mark"
+    done
+    equal "the store" "$before" "$(listing "$KARAPACE_STORE" | grep -v mount.log)"
+    # As it says.
+    rm "$mark"
+    karapace mount dev "$TMPDIR/mnt"
+    [ -s "$mark" ] || wrong "no mark while a mount is served"
+    # Killed: its own mark is no obstacle.
+    kill -KILL "$(server_of dev)"
+    umount -l "$TMPDIR/mnt" 2>/dev/null || fusermount3 -uz "$TMPDIR/mnt" 2>/dev/null || fusermount -uz "$TMPDIR/mnt"
+    [ -s "$mark" ] || wrong "the mark went with a killed process"
+    karapace commit dev >/dev/null
+    equal "the mark afterwards" "" "$(cat "$mark")"
+}
+
+owners() {
+    if [ "$ACTOR" = root ]; then
+        copy_of owned
+        chown -R tester: "$KARAPACE_STORE"
+        karapace list 2>"$TMPDIR/refused" | has dev
+        says 'belongs to tester'
+        # A user at root's store.
+        chmod 0755 "$TMPDIR" "$HOME"
+        chmod 0700 "$STORE"
+        mkdir -p "$TMPDIR/open/store"
+        cp -a "$STORE/." "$TMPDIR/open/store"
+        refused setpriv --reuid=tester --regid=tester --clear-groups "$(command -v karapace)" --store "$TMPDIR/open/store" list
+        says 'belongs to root'
+        says '\-\-store'
+    else
+        # What nobody may write into, though all may read it.
+        [ "$(stat -c %u /usr/share)" = 0 ] || wrong "no directory of root's"
+        refused karapace --store /usr/share list
+        says 'belongs to root'
+    fi
+}
+
+need "an environment" setup
+check "a store on a read-only file system is read, and nothing else" read_only
+check "a store on a full file system says so, stays whole, and goes on when there is room" full
+check "directories that are missing are missed, or made again where nothing was lost" parts_are_missing
+check "versions: older, newer, garbage, none" versions
+check "a file, no HOME, a path longer than a socket's address" places
+check "another host is refused by name, and its mark can be removed" another_host
+check "another user's store is refused with its owner; root may and is told" owners
+finish_suite
