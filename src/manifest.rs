@@ -57,6 +57,9 @@ pub struct Manifest {
     pub runtime: Runtime,
     /// What a snapshot takes.
     pub snapshot: Snapshot,
+    /// The directory of the file that it was read from; no part of the manifest itself.
+    #[serde(skip)]
+    pub directory: Option<PathBuf>,
 }
 
 /// `[base]`.
@@ -176,6 +179,7 @@ impl Manifest {
             mounts: BTreeMap::new(),
             runtime: Runtime::default(),
             snapshot: Snapshot::default(),
+            directory: None,
         }
     }
 
@@ -183,7 +187,10 @@ impl Manifest {
     pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
-        Manifest::parse(&text, path)
+        let mut manifest = Manifest::parse(&text, path)?;
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        manifest.directory = Some(directory.to_owned());
+        Ok(manifest)
     }
 
     /// Parses manifest text; `origin` is named in errors.
@@ -309,6 +316,7 @@ impl RawManifest {
                 },
             },
             snapshot: Snapshot { ignore: ignore_list(source, &self.snapshot.ignore)? },
+            directory: None,
         })
     }
 }

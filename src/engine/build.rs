@@ -11,6 +11,7 @@ use super::{Engine, Error, Report, Result};
 use crate::image::Image;
 use crate::lockfile::{LockError, LockFile};
 use crate::manifest::{Backend, Manifest};
+use crate::runtime;
 
 /// How to build.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +40,8 @@ impl Engine {
     pub fn build(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<BuildOutcome> {
         let manifest = Manifest::read(path)?;
         check_supported(&manifest, path)?;
+        runtime::check_places(&manifest.mounts)
+            .map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
         for key in not_applied(&manifest) {
             report.note(&format!("{key} is recorded and not applied yet: that comes with a later version"));
         }
@@ -114,9 +117,7 @@ fn not_applied(manifest: &Manifest) -> Vec<&'static str> {
     let keys = [
         ("hardware.gpu", manifest.hardware.gpu),
         ("hardware.audio", manifest.hardware.audio),
-        ("mounts", !manifest.mounts.is_empty()),
         ("runtime.backend", manifest.runtime.backend != Backend::Namespace),
-        ("runtime.network_isolation", manifest.runtime.network_isolation),
         ("runtime.resource_limits", limits.cpu_shares.is_some() || limits.memory_limit_mb.is_some()),
     ];
     keys.iter().filter(|(_, asked)| *asked).map(|(key, _)| *key).collect()

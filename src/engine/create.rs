@@ -84,6 +84,7 @@ impl Engine {
             updated_at: now,
             manifest: manifest.to_toml(),
             lock: lock.to_toml(),
+            manifest_dir: manifest_dir(manifest)?,
             snapshots: Vec::new(),
             checksum: String::new(),
         })
@@ -136,12 +137,18 @@ pub(super) fn check_name_early(engine: &Engine, name: &str) -> Result<()> {
     engine.check_name_free(name, None)
 }
 
+/// What to record of where a manifest lies: its directory, where host paths in it are relative.
+fn manifest_dir(manifest: &Manifest) -> Result<Option<String>> {
+    let relative = manifest.mounts.values().any(|mount| !mount.host.starts_with('/'));
+    manifest.directory.as_deref().filter(|_| relative).map(path_text).transpose()
+}
+
 /// The text of an absolute path for a manifest, which is UTF-8.
 pub(super) fn path_text(path: &Path) -> Result<String> {
     let absolute = fs::canonicalize(path).map_err(|e| Error::io("open", path, e))?;
     absolute.to_str().map(str::to_owned).ok_or_else(|| {
         Error::Invalid(format!(
-            "{}: the path of an image must be UTF-8 text, for it stands in the manifest",
+            "{}: the path must be UTF-8 text, for it stands in the environment's record",
             path.display()
         ))
     })

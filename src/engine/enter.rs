@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 
 use super::mount::{Background, Options};
 use super::sessions::Session;
-use super::{Engine, Error, Result};
+use super::{Engine, Error, Result, policy};
 use crate::lockfile::LockFile;
 use crate::manifest::Backend;
 use crate::runtime;
@@ -31,6 +31,8 @@ pub struct EnterOptions {
     pub env: Vec<(OsString, OsString)>,
     /// Whether the control directory is shown inside.
     pub show_control: bool,
+    /// What of the host it sees.
+    pub choices: runtime::Choices,
 }
 
 impl Engine {
@@ -38,6 +40,7 @@ impl Engine {
     /// its sessions.
     pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<i32> {
         check_runtime(env)?;
+        let policy = policy::of(env, &options.choices)?;
         let session = Session::join(self, &env.instance)?;
         let (root, server) = self.session_root(env)?;
         let request = runtime::Session {
@@ -48,6 +51,7 @@ impl Engine {
             env: options.env.clone(),
             hostname: env.name.clone(),
             mask_control: !options.show_control,
+            policy,
         };
         let status = runtime::run(&request);
         let left = session.leave(|| match self.live_mount(&env.instance)? {
@@ -110,7 +114,7 @@ impl Engine {
     }
 }
 
-/// Refuses what would run with less isolation, or by another runtime, than the manifest asks for.
+/// Refuses what would run by another runtime than the manifest asks for.
 fn check_runtime(env: &Metadata) -> Result<()> {
     let lock = LockFile::parse(&env.lock, Path::new("recorded in the store"))?;
     if lock.runtime_backend != Backend::Namespace.as_str() {
@@ -119,10 +123,6 @@ fn check_runtime(env: &Metadata) -> Result<()> {
             "{}: the {backend} backend comes with a later version",
             env.name
         )));
-    }
-    if lock.network_isolation {
-        let reason = "its manifest asks for network isolation, which comes with a later version";
-        return Err(Error::Invalid(format!("{} is not entered: {reason}", env.name)));
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ pub mod list;
 pub mod mount;
 pub mod mountpoint;
 pub mod new;
+mod policy;
 pub mod reference;
 pub mod rename;
 pub mod report;

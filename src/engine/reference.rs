@@ -148,6 +148,7 @@ mod tests {
             updated_at: time,
             manifest: String::new(),
             lock: String::new(),
+            manifest_dir: None,
             snapshots: vec![
                 entry("aaaa1", 1, "ba5e", Some("cafe")),
                 entry("aaaa2", 2, "aaaa1", Some("two")),

@@ -3,45 +3,75 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::RuntimeError;
+use super::policy::{Policy, RUNTIME_DIR};
 use super::user::User;
+use super::{RuntimeError, policy};
 
 /// The only variables of the caller that a command sees. Everything else stays outside: sockets of agents,
 /// credentials and library paths of the host mean nothing good inside.
-const PASSED: [&str; 3] = ["TERM", "LANG", "XDG_RUNTIME_DIR"];
+const PASSED: [&str; 2] = ["TERM", "LANG"];
+
+/// Variables that are not taken either when they are asked for by name.
+const NEVER: [&str; 4] = ["SSH_AUTH_SOCK", "GPG_AGENT_INFO", "AWS_SECRET_ACCESS_KEY", "DOCKER_HOST"];
 
 /// Where programs are looked for inside, whatever the caller's own PATH is.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The variables of a command run by `user`; `extra` comes last and wins.
-pub(super) fn variables(
-    user: &User,
-    shell: &OsStr,
-    extra: &[(OsString, OsString)],
-    host: impl Fn(&str) -> Option<OsString>,
-) -> Result<Vec<(OsString, OsString)>, RuntimeError> {
-    let name = OsStr::from_bytes(&user.name);
-    let mut all: Vec<(OsString, OsString)> = vec![
-        ("PATH".into(), PATH.into()),
-        ("HOME".into(), user.home.clone().into()),
-        ("USER".into(), name.into()),
-        ("LOGNAME".into(), name.into()),
-        ("SHELL".into(), shell.into()),
-    ];
-    all.extend(PASSED.iter().filter_map(|key| Some((OsString::from(key), host(key)?))));
-    for (key, value) in extra {
-        let bytes = key.as_bytes();
-        if bytes.is_empty() || bytes.contains(&b'=') {
-            return Err(RuntimeError::Invalid {
-                what: "variable name",
-                value: key.to_string_lossy().into_owned(),
-                reason: "must not be empty and must not contain '='",
-            });
+/// What the variables of a command come from.
+pub(super) struct Wanted<'a> {
+    pub user: &'a User,
+    pub shell: &'a OsStr,
+    pub policy: &'a Policy,
+    /// What is asked for by name and value; it wins.
+    pub extra: &'a [(OsString, OsString)],
+}
+
+impl Wanted<'_> {
+    /// The variables; `host` gives the caller's.
+    pub fn collect(
+        &self,
+        host: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Vec<(OsString, OsString)>, RuntimeError> {
+        let name = OsStr::from_bytes(&self.user.name);
+        let home = self.policy.home.as_ref().unwrap_or(&self.user.home);
+        let mut all: Vec<(OsString, OsString)> = vec![
+            ("PATH".into(), PATH.into()),
+            ("HOME".into(), home.clone().into()),
+            ("USER".into(), name.into()),
+            ("LOGNAME".into(), name.into()),
+            ("SHELL".into(), self.shell.into()),
+            ("XDG_RUNTIME_DIR".into(), RUNTIME_DIR.into()),
+        ];
+        all.extend(PASSED.iter().filter_map(|key| Some((OsString::from(key), host(key)?))));
+        for (key, value) in self.policy.variables.iter().chain(self.extra) {
+            check(key)?;
+            all.retain(|(k, _)| k != key);
+            all.push((key.clone(), value.clone()));
         }
-        all.retain(|(k, _)| k != key);
-        all.push((key.clone(), value.clone()));
+        Ok(all)
     }
-    Ok(all)
+}
+
+/// Refuses what is no name of a variable, and those that never go in.
+fn check(key: &OsStr) -> Result<(), RuntimeError> {
+    let bytes = key.as_bytes();
+    if bytes.is_empty() || bytes.contains(&b'=') {
+        return Err(RuntimeError::Invalid {
+            what: "variable name",
+            value: key.to_string_lossy().into_owned(),
+            reason: "must not be empty and must not contain '='",
+        });
+    }
+    match NEVER.iter().find(|never| key == OsStr::new(never)) {
+        Some(never) => {
+            let reason = format!(
+                "never goes into an environment: it leads to credentials; a command that must have one sets it itself, as in \
+                 `env {never}=… COMMAND`"
+            );
+            Err(policy::refused(format!("variable {never}"), reason))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What `execve` is to be tried with for `program`, in order. A name with a slash stands for itself; any other is
@@ -80,24 +110,50 @@ mod tests {
         (key.into(), value.into())
     }
 
+    fn variables(
+        policy: &Policy,
+        extra: &[(OsString, OsString)],
+        host: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Vec<(OsString, OsString)>, RuntimeError> {
+        Wanted { user: &user(), shell: OsStr::new("/bin/sh"), policy, extra }.collect(host)
+    }
+
     #[test]
     fn secrets_and_sockets_of_the_caller_stay_outside() {
-        let vars =
-            variables(&user(), OsStr::new("/bin/sh"), &[], |key| Some(format!("host {key}").into())).unwrap();
+        let vars = variables(&Policy::default(), &[], |key| Some(format!("host {key}").into())).unwrap();
         let keys: Vec<_> = vars.iter().map(|(k, _)| k.to_str().unwrap()).collect();
-        assert_eq!(keys, ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "XDG_RUNTIME_DIR"]);
+        assert_eq!(keys, ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "XDG_RUNTIME_DIR", "TERM", "LANG"]);
         assert_eq!(vars[0], pair("PATH", PATH));
-        assert_eq!(vars[5], pair("TERM", "host TERM"));
+        assert_eq!(vars[5..7], [pair("XDG_RUNTIME_DIR", "/dev/run"), pair("TERM", "host TERM")]);
     }
 
     #[test]
     fn what_is_asked_for_wins() {
+        let policy = Policy {
+            variables: vec![pair("DISPLAY", ":0"), pair("A", "0")],
+            home: Some("/home/me".into()),
+            ..Policy::default()
+        };
         let extra = [pair("PATH", "/opt/bin"), pair("A", "1"), pair("A", "2"), pair("EMPTY", "")];
-        let vars = variables(&user(), OsStr::new("/bin/sh"), &extra, |_| None).unwrap();
-        assert_eq!(vars[4..], [pair("PATH", "/opt/bin"), pair("A", "2"), pair("EMPTY", "")]);
+        let vars = variables(&policy, &extra, |_| None).unwrap();
+        assert_eq!(vars[0], pair("HOME", "/home/me"));
+        assert_eq!(
+            vars[5..],
+            [pair("DISPLAY", ":0"), pair("PATH", "/opt/bin"), pair("A", "2"), pair("EMPTY", "")]
+        );
         for bad in ["", "A=B"] {
-            let extra = [pair(bad, "x")];
-            assert!(variables(&user(), OsStr::new(""), &extra, |_| None).is_err(), "{bad:?}");
+            assert!(variables(&policy, &[pair(bad, "x")], |_| None).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_refused_also_when_they_are_asked_for() {
+        for name in NEVER {
+            let error = variables(&Policy::default(), &[pair(name, "x")], |_| None).unwrap_err();
+            let (error, status) = (error.to_string(), error.exit_status());
+            assert!(error.starts_with(&format!("variable {name}: never goes into")), "{error}");
+            assert!(error.ends_with(&format!("`env {name}=… COMMAND`")), "{error}");
+            assert_eq!(status, 125);
         }
     }
 

@@ -35,6 +35,14 @@ pub enum RuntimeError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// Something of the host that is not let in, or is not there.
+    #[error("{what}: {reason}")]
+    Policy {
+        /// What asks for it: a key of the manifest, an option, a variable.
+        what: String,
+        /// Why it does not get it, and what to do.
+        reason: String,
+    },
     /// The user or group is not known inside.
     #[error("the environment has no {kind} {name:?} in {file}; give a name from there, or a number")]
     UnknownUser {

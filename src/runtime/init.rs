@@ -19,7 +19,7 @@ use nix::unistd::{Pid, chdir, getpid, sethostname, setpgid, write};
 
 use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
 use super::plan::{Command, IdMap, Plan};
-use super::{sys, terminal};
+use super::{network, sys, terminal};
 
 /// Runs as process 1 of the new namespaces, with all signals blocked, until the command is over.
 pub(super) fn main(plan: &mut Plan, channel: &Channel) -> ! {
@@ -35,6 +35,7 @@ pub(super) fn main(plan: &mut Plan, channel: &Channel) -> ! {
                 125
             }
             Ok(status) => {
+                plan.mounts.leave();
                 channel.report(&Report::Exited(status)).ok();
                 status
             }
@@ -62,6 +63,9 @@ fn prepare<'p>(plan: &'p mut Plan, channel: &Channel) -> Result<Pid, Failure<'p>
         map.write_own()?;
     }
     sethostname(&plan.hostname).map_err(fail("name the host of"))?;
+    if plan.isolate_network {
+        network::raise_loopback().map_err(fail("bring up the network of"))?;
+    }
     plan.mounts.enter(channel)?;
     match sys::clone_process(CloneFlags::empty()).map_err(fail("start the command of"))? {
         Some(command) => Ok(command),

@@ -12,8 +12,9 @@
 //!
 //! - **Root.** The directory becomes `/` (pivot_root). On it come a new `/proc`, the host's `/sys` read-only, a small
 //!   `/dev` (null, zero, full, random, urandom, tty, pts, shm, the usual links, and console where there is a
-//!   terminal), and the host's `resolv.conf`, read-only. `/run`, `/tmp` and `/etc/hosts` are the environment's own.
-//!   Missing mount points are made in the environment. On the host nothing is mounted.
+//!   terminal), the host's `resolv.conf`, read-only, an `/etc/hosts` that knows the session's host name, and what the
+//!   [`Policy`] lets in. `/run` and `/tmp` are the environment's own. Missing mount points are made in the environment. On
+//!   the host nothing is mounted.
 //! - **Streams.** Standard input, output and error are the caller's own descriptors, and so are others that the caller
 //!   left open across exec. Nothing is copied or added.
 //! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace go to the command; how the
@@ -27,10 +28,15 @@
 mod channel;
 mod environment;
 mod error;
+mod home;
+mod host_mounts;
+mod hosts;
 mod init;
 mod inside;
 mod mounts;
+mod network;
 mod plan;
+mod policy;
 mod refusal;
 mod supervise;
 mod sys;
@@ -43,6 +49,9 @@ use std::path::PathBuf;
 use nix::sched::CloneFlags;
 
 pub use error::RuntimeError;
+pub use home::HomeMode;
+pub use host_mounts::check_places;
+pub use policy::{Caller, Choices, Policy, Share, ShareKind};
 
 pub(crate) use environment::PATH;
 pub(crate) use plan::SHELL;
@@ -65,14 +74,16 @@ pub struct Session {
     pub user: Option<String>,
     /// Where the command starts, a path inside. `None`: `/`, and for a login shell the user's home if it is there.
     pub workdir: Option<PathBuf>,
-    /// Variables that the command gets beside PATH, HOME, USER, LOGNAME, SHELL and the caller's TERM, LANG and
-    /// XDG_RUNTIME_DIR; they win over those.
+    /// Variables that the command gets beside PATH, HOME, USER, LOGNAME, SHELL, XDG_RUNTIME_DIR, and the caller's TERM
+    /// and LANG; they win over those.
     pub env: Vec<(OsString, OsString)>,
     /// The host name inside, of 1 to 64 bytes.
     pub hostname: String,
     /// Hide the control directory `/.karapace`, if there is one, behind an empty read-only one. This keeps programs from
     /// stumbling into it; root inside can take it away.
     pub mask_control: bool,
+    /// What of the host is let in, and what is kept away.
+    pub policy: Policy,
 }
 
 /// Runs a session to its end and returns the command's exit status, or 128 + n when signal n killed it.
@@ -94,6 +105,9 @@ pub fn run(session: &Session) -> Result<i32, RuntimeError> {
         | CloneFlags::CLONE_NEWIPC;
     if plan.id_map.is_some() {
         namespaces |= CloneFlags::CLONE_NEWUSER;
+    }
+    if plan.isolate_network {
+        namespaces |= CloneFlags::CLONE_NEWNET;
     }
     let Some(init) = sys::clone_process(namespaces).map_err(refusal::namespaces)? else {
         // Or process 1 would keep karapace's end open and never see it close.

@@ -4,20 +4,25 @@
 //! has changed. So the place it is attached to is looked up inside: no symlink of the environment can lead a
 //! mount to the outside.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{chdir, fchdir, mkdir, pivot_root, symlinkat};
+use nix::sys::stat::{Mode, lstat, umask};
+use nix::unistd::{UnlinkatFlags, chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, unlinkat, write};
 
 use super::channel::{Channel, Failure, Report};
-use super::sys;
+use super::plan::c_string;
+use super::policy::{RUNTIME_DIR, Share, ShareKind};
+use super::{RuntimeError, sys};
 
 const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
 const DATA_ONLY: u64 = NO_SUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+/// What a share of the host may bring in: no set-user-id program, and no device unless it is one.
+const SHARED: u64 = NO_SUID | libc::MOUNT_ATTR_NODEV;
 const READ_ONLY: u64 = DATA_ONLY | libc::MOUNT_ATTR_RDONLY;
 
 /// Devices of the host that every session has.
@@ -33,20 +38,29 @@ const LINKS: [(&CStr, &CStr); 5] = [
     (c"/dev/stderr", c"/proc/self/fd/2"),
 ];
 
+/// Where a file of the session's own is made: on its `/dev`, so that nothing is written into the environment. The name goes
+/// once the file is mounted where it belongs.
+const TEXT: &CStr = c"/dev/.text";
+
 /// What a mount shows.
 enum Source {
     /// What is at this path on the host.
     Host { path: CString, recursive: bool },
+    /// The same, of a path that had no symlink in it when it was checked, and must have none now.
+    Checked { path: CString, recursive: bool },
     /// A new file system of this type, with these options.
-    New { kind: &'static CStr, options: Vec<(&'static CStr, &'static CStr)> },
+    New { kind: &'static CStr, options: Vec<(&'static CStr, Cow<'static, CStr>)> },
+    /// A new file with this content, which lives as long as the session.
+    Text(Vec<u8>),
 }
 
 /// What a mount is attached to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Point {
-    /// A directory, made when it is missing; a symlink to one is followed.
+    /// A directory, made with its parents when it is missing; a symlink to one is followed.
     Directory,
-    /// A file, made (empty) when it is missing; a symlink is covered itself, so it may as well dangle.
+    /// A file, made (empty, and its parents with it) when it is missing; a symlink is covered itself, so it may as well
+    /// dangle.
     File,
     /// A directory that is covered if it is there.
     Existing,
@@ -54,12 +68,15 @@ enum Point {
 
 struct Mount {
     source: Source,
-    target: &'static CStr,
+    target: Cow<'static, CStr>,
     point: Point,
     attributes: u64,
     required: bool,
     /// The mount while it is detached.
     tree: Option<OwnedFd>,
+    /// What it is attached to was made for it, and goes with it: the usual directories and resolv.conf, which every session
+    /// needs, stay.
+    made: bool,
 }
 
 /// All mounts of a session.
@@ -69,34 +86,65 @@ pub(super) struct Mounts {
     list: Vec<Mount>,
 }
 
+/// What the mounts of a session depend on.
+pub(super) struct Wanted<'a> {
+    /// The environment: an absolute path of the host.
+    pub root: CString,
+    /// The terminal of the session: an absolute path of the host.
+    pub console: Option<CString>,
+    /// Whether the group 5, which owns terminals on every distribution, exists inside.
+    pub terminal_group: bool,
+    /// Hide `/.karapace`.
+    pub mask_control: bool,
+    /// What of the host is shown, parents before what lies in them.
+    pub shares: &'a [Share],
+    /// The text of `/etc/hosts`.
+    pub hosts: Vec<u8>,
+    /// The ids inside of whom the runtime directory belongs to.
+    pub owner: (u32, u32),
+}
+
 impl Mounts {
-    /// `root` and `console` (the terminal of the session) are absolute paths of the host. `terminal_group`: the group
-    /// 5, which owns terminals on every distribution, exists inside. `mask_control`: hide `/.karapace`.
-    pub fn plan(root: CString, console: Option<CString>, terminal_group: bool, mask_control: bool) -> Mounts {
-        let mut pts = vec![(c"mode", c"0620"), (c"ptmxmode", c"0666")];
+    /// All mounts, in the order in which they are attached. What is shared comes before the session's own `/proc`, `/sys` and
+    /// `/dev`: no symlink of the environment leads a share over those.
+    pub fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
+        let Wanted { root, console, terminal_group, mask_control, shares, hosts, owner } = wanted;
+        let mut pts = vec![(c"mode", c"0620".into()), (c"ptmxmode", c"0666".into())];
         if terminal_group {
-            pts.push((c"gid", c"5"));
+            pts.push((c"gid", c"5".into()));
         }
-        let mut list = vec![
+        let (on_dev, in_tree): (Vec<_>, Vec<_>) =
+            shares.iter().partition(|share| share.inside.starts_with("/dev"));
+        let mut list = in_tree.into_iter().map(shared).collect::<Result<Vec<_>, _>>()?;
+        list.extend([
             new(c"/proc", c"proc", vec![], DATA_ONLY),
             host(c"/sys", c"/sys".into(), Point::Directory, READ_ONLY),
-            new(c"/dev", c"tmpfs", vec![(c"mode", c"0755"), (c"size", c"64m")], NO_SUID),
+            new(c"/dev", c"tmpfs", vec![(c"mode", c"0755".into()), (c"size", c"64m".into())], NO_SUID),
             new(c"/dev/pts", c"devpts", pts, NO_SUID | libc::MOUNT_ATTR_NOEXEC),
-            new(c"/dev/shm", c"tmpfs", vec![(c"mode", c"1777")], NO_SUID | libc::MOUNT_ATTR_NODEV),
-        ];
+            new(c"/dev/shm", c"tmpfs", vec![(c"mode", c"1777".into())], SHARED),
+            runtime_dir(owner)?,
+        ]);
         list.extend(DEVICES.map(|path| host(path, path.into(), Point::File, 0)));
         if let Some(console) = console {
             list.push(Mount { required: false, ..host(c"/dev/console", console, Point::File, 0) });
         }
+        for share in on_dev {
+            list.push(shared(share)?);
+        }
         // Read-only, for whoever is root inside would otherwise write into the host's own file.
         let resolv = host(c"/etc/resolv.conf", c"/etc/resolv.conf".into(), Point::File, READ_ONLY);
         list.push(Mount { required: false, ..resolv });
+        list.push(Mount {
+            source: Source::Text(hosts),
+            required: false,
+            ..host(c"/etc/hosts", CString::default(), Point::File, 0)
+        });
         if mask_control {
-            let options = vec![(c"mode", c"0555"), (c"size", c"4k")];
+            let options = vec![(c"mode", c"0555".into()), (c"size", c"4k".into())];
             let mask = new(c"/.karapace", c"tmpfs", options, READ_ONLY);
             list.push(Mount { point: Point::Existing, required: false, ..mask });
         }
-        Mounts { root, list }
+        Ok(Mounts { root, list })
     }
 
     /// Makes the environment the root of this process's mount namespace, which must be its own, and mounts
@@ -104,21 +152,34 @@ impl Mounts {
     pub fn enter(&mut self, channel: &Channel) -> Result<(), Failure<'_>> {
         private().map_err(|errno| failure("make private", c"/", errno))?;
         let root = sys::open_tree(&self.root, true).map_err(|e| failure("bind", &self.root, e))?;
-        for mount in &mut self.list {
+        let mut failed = None;
+        for (number, mount) in self.list.iter_mut().enumerate() {
             match mount.detached() {
-                Ok(tree) => mount.tree = Some(tree),
-                Err(errno) if mount.required => return Err(mount.failure(errno)),
+                Ok(tree) => mount.tree = tree,
+                Err(errno) if mount.required => {
+                    failed = Some((number, errno));
+                    break;
+                }
                 Err(errno) => skip(channel, mount, errno),
             }
         }
+        if let Some((number, errno)) = failed {
+            return Err(self.list[number].failure(errno));
+        }
         change_root(&root, &self.root).map_err(|e| failure("change the root to", &self.root, e))?;
         let mask = umask(Mode::from_bits_truncate(0o022));
-        for mount in &self.list {
+        for (number, mount) in self.list.iter_mut().enumerate() {
             match mount.attach() {
                 Ok(()) => {}
-                Err(errno) if mount.required => return Err(mount.failure(errno)),
+                Err(errno) if mount.required => {
+                    failed = Some((number, errno));
+                    break;
+                }
                 Err(errno) => skip(channel, mount, errno),
             }
+        }
+        if let Some((number, errno)) = failed {
+            return Err(self.list[number].failure(errno));
         }
         for (path, target) in LINKS {
             symlinkat(target, AT_FDCWD, path).map_err(|e| failure("make the symlink", path, e))?;
@@ -126,65 +187,188 @@ impl Mounts {
         umask(mask);
         Ok(())
     }
+
+    /// Takes away again the mount points that were made, so that a session leaves no trace of itself. One that is in use or
+    /// has been filled from outside stays.
+    pub fn leave(&self) {
+        for mount in self.list.iter().rev().filter(|mount| mount.made) {
+            mount.remove_point().ok();
+        }
+    }
 }
 
 fn new(
     target: &'static CStr,
     kind: &'static CStr,
-    options: Vec<(&'static CStr, &'static CStr)>,
+    options: Vec<(&'static CStr, Cow<'static, CStr>)>,
     attributes: u64,
 ) -> Mount {
     let source = Source::New { kind, options };
-    Mount { source, target, point: Point::Directory, attributes, required: true, tree: None }
+    let target = Cow::Borrowed(target);
+    Mount { source, target, point: Point::Directory, attributes, required: true, tree: None, made: false }
 }
 
 fn host(target: &'static CStr, path: CString, point: Point, attributes: u64) -> Mount {
     let source = Source::Host { path, recursive: point == Point::Directory };
-    Mount { source, target, point, attributes, required: true, tree: None }
+    let target = Cow::Borrowed(target);
+    Mount { source, target, point, attributes, required: true, tree: None, made: false }
+}
+
+fn shared(share: &Share) -> Result<Mount, RuntimeError> {
+    let (point, attributes) = match share.kind {
+        ShareKind::Directory => (Point::Directory, SHARED),
+        ShareKind::File => (Point::File, SHARED),
+        ShareKind::Device { directory: true } => (Point::Directory, NO_SUID | libc::MOUNT_ATTR_NOEXEC),
+        ShareKind::Device { directory: false } => (Point::File, NO_SUID | libc::MOUNT_ATTR_NOEXEC),
+    };
+    let attributes = attributes | if share.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let path = c_string("host path", share.host.clone().into())?;
+    let target = Cow::Owned(c_string("path inside", share.inside.clone().into())?);
+    let source = Source::Checked { path, recursive: point == Point::Directory };
+    Ok(Mount { source, target, point, attributes, required: true, tree: None, made: false })
+}
+
+/// What XDG_RUNTIME_DIR names: a directory of the session that is open to its user only.
+fn runtime_dir((uid, gid): (u32, u32)) -> Result<Mount, RuntimeError> {
+    let id = |id: u32| c_string("id", id.to_string().into()).map(Cow::Owned);
+    let options = vec![(c"mode", c"0700".into()), (c"uid", id(uid)?), (c"gid", id(gid)?)];
+    let target = Cow::Owned(c_string("path inside", RUNTIME_DIR.into())?);
+    Ok(Mount { target, ..new(c"", c"tmpfs", options, SHARED) })
 }
 
 impl Mount {
-    fn failure(&self, errno: Errno) -> Failure<'static> {
-        failure("mount", self.target, errno)
-    }
-
-    fn detached(&self) -> Result<OwnedFd, Errno> {
+    fn failure(&self, errno: Errno) -> Failure<'_> {
+        // Of a share it is the host's side that may have changed since it was looked at.
         match &self.source {
-            Source::New { kind, options } => sys::new_filesystem(kind, options, self.attributes),
-            Source::Host { path, recursive } => {
-                let tree = sys::open_tree(path, *recursive)?;
-                if self.attributes != 0 {
-                    sys::add_attributes(&tree, self.attributes, *recursive)?;
-                }
-                Ok(tree)
-            }
+            Source::Checked { path, .. } if self.tree.is_none() => failure("bind", path, errno),
+            _ => failure("mount", &self.target, errno),
         }
     }
 
-    fn attach(&self) -> Result<(), Errno> {
-        let Some(tree) = &self.tree else { return Ok(()) };
-        let follow = self.point == Point::Directory;
-        match sys::move_mount(tree, self.target, follow) {
-            Err(Errno::ENOENT) if self.point != Point::Existing => {
-                self.make_point()?;
-                sys::move_mount(tree, self.target, follow)
+    /// The mount before it is attached; `None` for what is made in its place.
+    fn detached(&self) -> Result<Option<OwnedFd>, Errno> {
+        let (tree, recursive) = match &self.source {
+            Source::New { kind, options } => {
+                return sys::new_filesystem(kind, options, self.attributes).map(Some);
             }
-            other => other,
-        }
-    }
-
-    fn make_point(&self) -> Result<(), Errno> {
-        let made = if self.point == Point::Directory {
-            mkdir(self.target, Mode::from_bits_truncate(0o755))
-        } else {
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-            open(self.target, flags, Mode::from_bits_truncate(0o644)).map(drop)
+            Source::Text(_) => return Ok(None),
+            Source::Host { path, recursive } => (sys::open_tree(path, *recursive)?, *recursive),
+            Source::Checked { path, recursive } => {
+                let how = OpenHow::new()
+                    .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+                    .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+                let checked = openat2(AT_FDCWD, path.as_c_str(), how)?;
+                (sys::open_tree_at(&checked, *recursive)?, *recursive)
+            }
         };
-        match made {
-            Err(Errno::EEXIST) => Ok(()),
+        if self.attributes != 0 {
+            sys::add_attributes(&tree, self.attributes, recursive)?;
+        }
+        Ok(Some(tree))
+    }
+
+    /// Attaches what is detached, or has to be made in its place.
+    fn attach(&mut self) -> Result<(), Errno> {
+        if !matches!(self.source, Source::Text(_)) {
+            return self.attach_tree();
+        }
+        let attached = self.attach_tree();
+        // Not before: what has no name any more cannot be attached.
+        unlink(TEXT).and(attached)
+    }
+
+    fn attach_tree(&mut self) -> Result<(), Errno> {
+        let written;
+        let tree = match (&self.source, &self.tree) {
+            (Source::Text(text), _) => {
+                written = text_file(text)?;
+                &written
+            }
+            (_, Some(tree)) => tree,
+            (_, None) => return Ok(()),
+        };
+        let follow = self.point == Point::Directory;
+        // Only shares lie deeper than in a directory that every system has: of the others a missing parent means that the
+        // environment is none that needs them.
+        let deep = matches!(self.source, Source::Checked { .. });
+        match sys::move_mount(tree, &self.target, follow) {
+            Err(Errno::ENOENT) if self.point != Point::Existing => {
+                let passing = matches!(self.source, Source::Checked { .. } | Source::Text(_));
+                self.made = make_point(&self.target, self.point, deep)? && passing;
+                sys::move_mount(tree, &self.target, follow)
+            }
             other => other,
         }
     }
+
+    /// Takes away the point that was made, unless something has come into it from outside.
+    fn remove_point(&self) -> Result<(), Errno> {
+        match umount2(self.target.as_ref(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // Nothing came to be mounted on it.
+            Err(Errno::EINVAL) => {}
+            other => other?,
+        }
+        match self.point {
+            Point::Directory => unlinkat(AT_FDCWD, self.target.as_ref(), UnlinkatFlags::RemoveDir),
+            Point::File if lstat(self.target.as_ref())?.st_size == 0 => unlink(self.target.as_ref()),
+            Point::File | Point::Existing => Ok(()),
+        }
+    }
+}
+
+/// Makes what a mount is attached to, with what lies above it when `deep`. Returns whether it was missing.
+fn make_point(path: &CStr, point: Point, deep: bool) -> Result<bool, Errno> {
+    match make_last(path, point) {
+        Err(Errno::ENOENT) if deep => {
+            make_parents(path)?;
+            make_last(path, point)
+        }
+        other => other,
+    }
+}
+
+fn make_last(path: &CStr, point: Point) -> Result<bool, Errno> {
+    let made = if point == Point::Directory {
+        mkdir(path, Mode::from_bits_truncate(0o755))
+    } else {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        open(path, flags, Mode::from_bits_truncate(0o644)).map(drop)
+    };
+    match made {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Makes the directories above `path` that are missing. Allocates nothing.
+fn make_parents(path: &CStr) -> Result<(), Errno> {
+    let mut buffer = [0; libc::PATH_MAX as usize];
+    let bytes = path.to_bytes();
+    if bytes.len() >= buffer.len() {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    for at in (1..bytes.len()).filter(|at| bytes[*at] == b'/') {
+        buffer[..at].copy_from_slice(&bytes[..at]);
+        buffer[at] = 0;
+        let parent = CStr::from_bytes_until_nul(&buffer).map_err(|_| Errno::EINVAL)?;
+        match mkdir(parent, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// A detached mount of a new file, [`TEXT`].
+fn text_file(text: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let file = open(TEXT, flags, Mode::from_bits_truncate(0o644))?;
+    let mut rest = text;
+    while !rest.is_empty() {
+        rest = &rest[write(&file, rest)?..];
+    }
+    sys::open_tree(TEXT, false)
 }
 
 fn failure<'a>(action: &'static str, path: &'a CStr, errno: Errno) -> Failure<'a> {

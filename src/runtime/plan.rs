@@ -9,10 +9,10 @@ use nix::sys::signal::SigSet;
 use nix::unistd::{getegid, geteuid};
 
 use super::inside::{Inside, root_error};
-use super::mounts::Mounts;
+use super::mounts::{Mounts, Wanted};
 use super::sys::ExecStrings;
 use super::user::User;
-use super::{RuntimeError, Session, environment, terminal};
+use super::{RuntimeError, Session, environment, hosts, terminal};
 
 /// The shell of a user who has none, or whose shell is not in the environment.
 pub(crate) const SHELL: &str = "/bin/sh";
@@ -25,6 +25,8 @@ pub(super) struct Plan {
     /// The ids of a new user namespace; `None` when the session shares the caller's ids (as root).
     pub id_map: Option<IdMap>,
     pub hostname: OsString,
+    /// The session has a network of its own: bring its loopback up.
+    pub isolate_network: bool,
     pub mounts: Mounts,
     pub command: Command,
 }
@@ -69,10 +71,14 @@ impl Plan {
         let user = User::resolve(&inside, session.user.as_deref())?;
         let privileged = has_ids();
         let shell = login_shell(&inside, &user);
-        let variables = environment::variables(&user, &shell, &session.env, |key| std::env::var_os(key))?;
+        let policy = &session.policy;
+        let variables = environment::Wanted { user: &user, shell: &shell, policy, extra: &session.env };
+        let variables = variables.collect(|key| std::env::var_os(key))?;
         let (workdir, workdir_required) = match &session.workdir {
             Some(dir) => (dir.as_os_str(), true),
-            None if session.argv.is_empty() => (user.home.as_os_str(), false),
+            None if session.argv.is_empty() => {
+                (policy.home.as_deref().unwrap_or(&user.home).as_os_str(), false)
+            }
             None => (OsStr::new("/"), true),
         };
         let (programs, argv) = match session.argv.first() {
@@ -90,12 +96,20 @@ impl Plan {
             signal_mask,
             ids: privileged.then(|| Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() }),
         };
-        let root = c_string("root", root.into())?;
-        let console = terminal::path().map(|path| c_string("terminal", path.into())).transpose()?;
+        let mounts = Mounts::plan(Wanted {
+            root: c_string("root", root.into())?,
+            console: terminal::path().map(|path| c_string("terminal", path.into())).transpose()?,
+            terminal_group: privileged,
+            mask_control: session.mask_control,
+            shares: &policy.shares,
+            hosts: hosts::text(inside.read(Path::new("/etc/hosts"))?.as_deref(), &session.hostname),
+            owner: (user.uid, user.gid),
+        })?;
         Ok(Plan {
             id_map: (!privileged).then(|| IdMap::single(&user)),
             hostname: hostname(&session.hostname)?,
-            mounts: Mounts::plan(root, console, privileged, session.mask_control),
+            mounts,
+            isolate_network: policy.isolate_network,
             command,
         })
     }
@@ -144,7 +158,7 @@ fn c_strings(what: &'static str, strings: Vec<OsString>) -> Result<Vec<CString>,
     strings.into_iter().map(|s| c_string(what, s)).collect()
 }
 
-fn c_string(what: &'static str, string: OsString) -> Result<CString, RuntimeError> {
+pub(super) fn c_string(what: &'static str, string: OsString) -> Result<CString, RuntimeError> {
     let printable = string.to_string_lossy().into_owned();
     CString::new(string.into_vec()).map_err(|_| RuntimeError::Invalid {
         what,

@@ -3,6 +3,7 @@
 //! Everything here allocates nothing and takes no lock, so that it may run between `clone` and `exec`
 //! in a process whose other threads are gone. Errors are raw [`Errno`]s; the callers name action and path.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -140,9 +141,24 @@ pub(super) fn open_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
     owned(fd)
 }
 
+/// The same for what a descriptor (one for look-ups, O_PATH, does) stands for.
+pub(super) fn open_tree_at(place: &OwnedFd, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as libc::c_uint;
+    }
+    // SAFETY: a live descriptor and an empty NUL-terminated path, which the kernel only reads.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) };
+    owned(fd)
+}
+
 /// A new file system of a type that needs no device, not attached anywhere yet. `options` are (key, value)
 /// strings, `attributes` `MOUNT_ATTR_*` bits.
-pub(super) fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd> {
+pub(super) fn new_filesystem(
+    kind: &CStr,
+    options: &[(&CStr, Cow<'_, CStr>)],
+    attributes: u64,
+) -> Result<OwnedFd> {
     // SAFETY: `kind` is NUL-terminated; the kernel only reads it.
     let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
     // What the mount table shows as the device.
@@ -210,4 +226,22 @@ fn owned(fd: libc::c_long) -> Result<OwnedFd> {
     let fd = Errno::result(fd)?;
     // SAFETY: the call that returned it has just opened this descriptor, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Marks a network interface as up, as `ip link set NAME up` does. `socket` is any of the interface's network namespace.
+pub(super) fn raise_interface(socket: &OwnedFd, name: &CStr) -> Result<()> {
+    let name = name.to_bytes_with_nul();
+    if name.len() > libc::IFNAMSIZ {
+        return Err(Errno::EINVAL);
+    }
+    let mut ifr_name = [0; libc::IFNAMSIZ];
+    for (to, from) in ifr_name.iter_mut().zip(name) {
+        *to = *from as libc::c_char;
+    }
+    let ifr_ifru =
+        libc::__c_anonymous_ifr_ifru { ifru_flags: (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short };
+    let request = libc::ifreq { ifr_name, ifr_ifru };
+    // SAFETY: a live descriptor and a live ifreq, which holds the name and the flags that this request reads.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+        .map(drop)
 }

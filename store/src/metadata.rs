@@ -99,6 +99,9 @@ pub struct Metadata {
     pub manifest: String,
     /// The lock file, TOML.
     pub lock: String,
+    /// The directory of the manifest's file, from which its relative mounts start; recorded where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_dir: Option<String>,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<SnapshotEntry>,
     /// blake3 of the record's compact JSON with this field empty. Set by [`Metadata::save`].
@@ -312,6 +315,7 @@ pub(crate) mod tests {
             updated_at: time,
             manifest: "manifest_version = 1\n".to_owned(),
             lock: String::new(),
+            manifest_dir: None,
             snapshots: Vec::new(),
             checksum: String::new(),
         };

@@ -72,7 +72,7 @@ fn variables(bench: &Bench) {
             "SHELL=/bin/sh",
             "TERM=dumb",
             "USER=root",
-            "XDG_RUNTIME_DIR=/run/user/7",
+            "XDG_RUNTIME_DIR=/dev/run",
         ]
     );
 }
@@ -83,7 +83,7 @@ fn devices(bench: &Bench) {
                   ls -d *; stat -c %a shm pts/ptmx; echo via-stdout | cat /dev/stdin; \
                   (echo via-stdout > /dev/stdout) | cat";
     let lines = "3\n3\nfull\n0\npts/ptmx\n/proc/self/fd\n/proc/self/fd/0\n\
-                 fd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n\
+                 fd\nfull\nnull\nptmx\npts\nrandom\nrun\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n\
                  1777\n666\nvia-stdout\nvia-stdout\n";
     assert_eq!(stdout(&bench.sh(script)), lines);
 }

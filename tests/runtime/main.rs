@@ -7,6 +7,7 @@
 
 mod end;
 mod inside;
+mod policy;
 mod rootfs;
 mod streams;
 mod terminal;
@@ -18,7 +19,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output, Stdio, exit};
 
-use karapace::runtime::{Session, run};
+use karapace::manifest::Manifest;
+use karapace::runtime::{Caller, Choices, HomeMode, Policy, Session, run};
 use rootfs::RootFs;
 
 /// Ids for sessions of an ordinary user when the tests run as root. No account needs to exist.
@@ -74,7 +76,7 @@ fn run_tests(args: &[OsString]) -> ExitCode {
     if !root {
         println!("NOT ROOT: sessions of root are NOT tested, only those of this user");
     }
-    let all: Vec<Test> = [inside::TESTS, end::TESTS, streams::TESTS, terminal::TESTS].concat();
+    let all: Vec<Test> = [inside::TESTS, policy::TESTS, end::TESTS, streams::TESTS, terminal::TESTS].concat();
     let (mut passed, mut failed, mut filtered) = (0, 0, 0);
     for who in [Who::Root, Who::User] {
         if who == Who::Root && !root {
@@ -112,7 +114,10 @@ fn session(args: &[OsString]) -> ! {
         env: Vec::new(),
         hostname: "inside".into(),
         mask_control: false,
+        policy: Policy::default(),
     };
+    let mut manifest = Manifest::for_image("none");
+    let mut choices = Choices::default();
     while let Some(option) = rest.next() {
         let mut value = || rest.next().expect("a value").to_str().expect("text").to_owned();
         match option.to_str() {
@@ -125,12 +130,20 @@ fn session(args: &[OsString]) -> ! {
                 session.env.push((key.into(), value.into()));
             }
             Some("--mask") => session.mask_control = true,
+            Some("--manifest") => manifest = Manifest::read(value().as_ref()).expect("a manifest"),
+            Some("--home") => choices.home = if value() == "ro" { HomeMode::Ro } else { HomeMode::Share },
             Some("--") => break,
             other => panic!("option {other:?}"),
         }
     }
     session.argv = rest.cloned().collect();
-    match run(&session) {
+    let caller =
+        Caller { manifest_dir: manifest.directory.as_deref(), variable: &|name| std::env::var_os(name) };
+    let done = Policy::new(&manifest, &choices, &caller).and_then(|policy| {
+        session.policy = policy;
+        run(&session)
+    });
+    match done {
         Ok(status) => exit(status),
         Err(error) => {
             eprintln!("runtime: {error}");

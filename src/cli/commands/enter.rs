@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::cli::Global;
 use crate::cli::ui::Failure;
 use crate::engine::enter::EnterOptions;
+use crate::runtime::{Choices, HomeMode};
 
 /// Open a shell inside an environment, or run a command
 ///
@@ -36,6 +37,9 @@ pub(super) struct SessionArgs {
     /// Let the control directory /.karapace be seen inside
     #[arg(long)]
     ctl: bool,
+    /// Whose home directory the command sees
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    home: HomeMode,
 }
 
 impl SessionArgs {
@@ -48,6 +52,7 @@ impl SessionArgs {
             workdir: self.workdir.clone(),
             env: self.variables.clone(),
             show_control: self.ctl,
+            choices: Choices { home: self.home },
         };
         Ok(engine.enter(&env, &options)?)
     }

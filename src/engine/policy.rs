@@ -1,0 +1,19 @@
+//! What of the host an environment's sessions see, from what is recorded of it.
+
+use std::path::Path;
+
+use karapace_store::metadata::Metadata;
+
+use super::Result;
+use crate::manifest::Manifest;
+use crate::runtime::{Caller, Choices, Policy};
+
+/// The policy for a session in `env`, asked for by this process.
+pub(super) fn of(env: &Metadata, choices: &Choices) -> Result<Policy> {
+    let manifest = Manifest::parse(&env.manifest, Path::new("the manifest in the environment's record"))?;
+    let caller = Caller {
+        manifest_dir: env.manifest_dir.as_deref().map(Path::new),
+        variable: &|name| std::env::var_os(name),
+    };
+    Ok(Policy::new(&manifest, choices, &caller)?)
+}

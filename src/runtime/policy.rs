@@ -1,0 +1,89 @@
+//! What of the host a session gets to see beside its environment, worked out from the manifest and the command line before
+//! anything is made.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::home::HomeMode;
+use super::{RuntimeError, home, host_mounts};
+use crate::manifest::Manifest;
+
+/// Where `XDG_RUNTIME_DIR` is inside: on the session's own `/dev`, so that nothing of it is written into the environment.
+pub(super) const RUNTIME_DIR: &str = "/dev/run";
+
+/// What of the host is let in, and what is kept away. The default lets nothing in.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Things of the host that are shown inside.
+    pub shares: Vec<Share>,
+    /// Variables that lead to them.
+    pub variables: Vec<(OsString, OsString)>,
+    /// The home directory of the command's user, where it is not the one that the environment names.
+    pub home: Option<PathBuf>,
+    /// A network of its own, with nothing but loopback.
+    pub isolate_network: bool,
+}
+
+/// One thing of the host that is shown inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// What asks for it, for messages: `mounts.workspace`.
+    pub what: String,
+    /// Where it is on the host: absolute, with no symlink in it.
+    pub host: PathBuf,
+    /// Where it is shown: absolute.
+    pub inside: PathBuf,
+    /// What it is.
+    pub kind: ShareKind,
+    /// Whether it cannot be written to.
+    pub read_only: bool,
+}
+
+/// What is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShareKind {
+    /// A directory with all that is mounted below it. No set-user-id program and no device in it has effect.
+    Directory,
+    /// A file or a socket.
+    File,
+    /// A device, or a directory of devices.
+    Device {
+        /// Whether it is a directory.
+        directory: bool,
+    },
+}
+
+/// What a session is asked for beside what the manifest says.
+#[derive(Debug, Clone, Default)]
+pub struct Choices {
+    /// Whose home directory the command sees.
+    pub home: HomeMode,
+}
+
+/// What the policy asks about the caller.
+pub struct Caller<'a> {
+    /// The directory that relative host paths start from: the manifest's own.
+    pub manifest_dir: Option<&'a Path>,
+    /// A variable of the caller.
+    pub variable: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl Policy {
+    /// The policy of an environment with this manifest.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Policy`], when the manifest or the choice asks for what is not let in or is not there.
+    pub fn new(manifest: &Manifest, choices: &Choices, caller: &Caller<'_>) -> Result<Policy, RuntimeError> {
+        let mut policy = Policy { isolate_network: manifest.runtime.network_isolation, ..Policy::default() };
+        policy.shares = host_mounts::shares(&manifest.mounts, caller.manifest_dir)?;
+        home::apply(&mut policy, choices.home, caller.variable)?;
+        // Parents before what lies in them.
+        policy.shares.sort_by(|a, b| a.inside.cmp(&b.inside));
+        Ok(policy)
+    }
+}
+
+/// A refusal: what asks, and why it does not get it.
+pub(super) fn refused(what: impl Into<String>, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::Policy { what: what.into(), reason: reason.into() }
+}
