@@ -2,6 +2,7 @@
 //!
 //! No mount is involved; a kill is a view that is dropped without being closed.
 
+mod commit;
 #[allow(dead_code)]
 mod reference;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use commit::commit;
 use karapace_fs::Error;
 use karapace_fs::attr::{Caller, HeadRef, RenameMode, SetAttr};
 use karapace_fs::view::View;
@@ -55,7 +57,7 @@ impl Place {
 
     fn commit(&self, view: &View) -> Option<HeadRef> {
         let n = self.commits.fetch_add(1, Ordering::Relaxed) + 1;
-        view.commit(&mut |sealed| Ok(head(sealed.root, n))).unwrap()
+        commit(view, &mut |root| head(root, n)).unwrap()
     }
 
     /// Every object is what its name says: none shares its bytes with a file that was written.
@@ -138,7 +140,7 @@ fn a_commit_without_room_for_a_journal_leaves_disk_and_memory_alike() {
     // In the way of the file that the journal is made as.
     let obstacle = place.upper().join(".tmp-journal");
     std::fs::create_dir(&obstacle).unwrap();
-    let done = view.commit(&mut |sealed| Ok(head(sealed.root, 1)));
+    let done = commit(&view, &mut |root| head(root, 1));
     assert!(view.setattr(file, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).is_err());
     std::fs::remove_dir(&obstacle).unwrap();
     assert!(done.is_ok());

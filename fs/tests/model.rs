@@ -3,12 +3,14 @@
 //! No mount is involved. `KARAPACE_MODEL_CASES` sets how many sequences are run; the seed is printed, and
 //! `KARAPACE_MODEL_SEED` repeats a run.
 
+mod commit;
 mod generator;
 mod reference;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use commit::commit;
 use generator::{P, bytes, name, offset, path, run_random};
 use karapace_fs::attr::{Caller, HeadRef, RenameMode, SetAttr};
 use karapace_fs::view::View;
@@ -281,7 +283,7 @@ impl System {
         let n = self.snapshots.len() as u8;
         let before =
             self.snapshots.iter().rev().find(|(h, _)| h.layer == self.view.head().layer).unwrap().1.clone();
-        let done = self.view.commit(&mut |sealed| Ok(head(sealed.root, n))).map_err(|e| e.errno())?;
+        let done = commit(&self.view, &mut |root| head(root, n)).map_err(|e| e.errno())?;
         match done {
             Some(head) => self.snapshots.push((head, self.model.clone())),
             None => assert!(before.same(&self.model), "a commit found nothing, and there was something"),

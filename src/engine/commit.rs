@@ -7,7 +7,7 @@
 use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, Stays, Stored};
 use karapace_store::error::StoreError;
-use karapace_store::id::{ObjectId, RecordId};
+use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Body, Timestamp};
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::metadata::{Metadata, SnapshotEntry};
@@ -49,6 +49,20 @@ pub(super) struct Between {
     pub files: u64,
     /// Bytes of the files among them.
     pub bytes: u64,
+}
+
+/// What a commit changes in the environment's record, as it was before.
+struct Before {
+    snapshots: Vec<SnapshotEntry>,
+    head: LayerHash,
+    head_record: RecordId,
+}
+
+impl Before {
+    fn of(metadata: &Metadata) -> Before {
+        let Metadata { snapshots, head, head_record, .. } = metadata;
+        Before { snapshots: snapshots.clone(), head: *head, head_record: *head_record }
+    }
 }
 
 impl Instance {
@@ -99,13 +113,17 @@ impl Instance {
     ) -> Result<CommitOutcome> {
         let mut counts = Counts::default();
         let mut failure = None;
+        let before = Before::of(&self.metadata.lock());
+        let mut recorded = None;
         let stays = |path: &[u8]| self.ignore.covers(path);
         let stays: Option<Stays<'_>> = (keep == Keep::Upper && !self.ignore.is_empty()).then_some(&stays);
         let done = self.view.store(stays, &mut |stored| {
             let published = self.layer_of(stored, chosen).and_then(|layer| match layer {
                 Some(layer) => {
                     counts = layer.counts;
-                    Ok(Some(self.publish(stored, &layer, name, message)?))
+                    let published = self.publish(stored, &layer, name, message)?;
+                    recorded = Some(published.head.layer);
+                    Ok(Some(published))
                 }
                 None if keep == Keep::Nothing => Ok(Some(self.settled(stored))),
                 None => Ok(None),
@@ -121,11 +139,29 @@ impl Instance {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        done?;
+        match (done, recorded) {
+            (Err(error), Some(hash)) => return Err(self.take_back(before, hash, error.into())),
+            (done, _) => drop(done?),
+        }
         self.pin_head();
         let Counts { added, modified, deleted } = counts;
         let created = added + modified + deleted > 0;
         Ok(CommitOutcome { hash: self.view.head().layer, created, added, modified, deleted })
+    }
+
+    /// After a commit whose snapshot was recorded and which the view could not be put on: takes the record back, so that nothing has
+    /// happened, or says that this failed, too. The caller has the turn.
+    fn take_back(&self, before: Before, hash: LayerHash, error: Error) -> Error {
+        let undone = self.update_metadata(|metadata| {
+            metadata.snapshots = before.snapshots;
+            (metadata.head, metadata.head_record) = (before.head, before.head_record);
+        });
+        let Err(second) = undone else { return error };
+        let reason = format!(
+            "{error}; the snapshot {hash} was made all the same and stays, for it could not be taken back: {second}. What it \
+             holds counts as uncommitted until the next commit"
+        );
+        Error::Served { errno: error.errno(), reason }
     }
 
     /// The layer that a stored view makes on the head; None when it would be empty.
@@ -247,7 +283,6 @@ fn add_snapshot(snapshots: &mut Vec<SnapshotEntry>, mut entry: SnapshotEntry) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use karapace_store::id::LayerHash;
 
     fn entry(hash: u8, record: u8, name: Option<&str>, message: Option<&str>) -> SnapshotEntry {
         SnapshotEntry {

@@ -6,6 +6,7 @@ use karapace_fs::attr::DiffEntry;
 use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, SnapshotInfo};
 use karapace_fs::view::View;
 
+use karapace_store::id::ObjectId;
 use karapace_store::integrity::Finding;
 
 use super::instance::{Instance, Wait};
@@ -100,6 +101,14 @@ impl ControlPlane for Plane {
             }
         }
         infos
+    }
+
+    fn keep_snapshots(&self, roots: &[ObjectId]) -> karapace_fs::Result<()> {
+        self.0.keep_snapshots(roots).map_err(|error| match error {
+            Error::Fs(error) => error,
+            Error::Store(error) => error.into(),
+            other => karapace_fs::Error::Corrupt(other.to_string()),
+        })
     }
 
     fn head(&self) -> String {

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karapace_store::error::{IoContext as _, StoreError};
-use karapace_store::id::{LayerHash, ObjectId};
+use karapace_store::id::{InstanceId, LayerHash, ObjectId};
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
@@ -17,6 +18,10 @@ use karapace_store::pins::Pin;
 use karapace_store::root::Root;
 use karapace_store::tar::{Dialect, FullTar, Written};
 use karapace_store::tree::Trees;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::sys::stat::Mode;
+use nix::unistd::linkat;
 
 use super::layering::normalised;
 use super::reference::{self, LayerRef};
@@ -325,6 +330,18 @@ fn stream<T>(target: Target<'_>, source: Source<'_, T>) -> Result<T> {
 
 fn write_file<T>(path: &PathBuf, source: Source<'_, T>) -> Result<T> {
     let parent = oci::parent(path);
+    match unnamed_in(parent) {
+        Ok(file) => {
+            let (made, file) = buffered(file, path, source)?;
+            file.sync_all().at("write", path)?;
+            name_file(&file, parent, path)?;
+            karapace_store::atomic::fsync_dir(parent)?;
+            return Ok(made);
+        }
+        // Not every file system has files without a name.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {}
+        Err(errno) => return Err(errno).at("create a file in", parent)?,
+    }
     let temporary = tempfile::Builder::new()
         .prefix(".karapace-export-")
         .permissions(Permissions::from_mode(0o666))
@@ -335,6 +352,34 @@ fn write_file<T>(path: &PathBuf, source: Source<'_, T>) -> Result<T> {
     temporary.persist(path).map_err(|e| e.error).at("rename a file to", path)?;
     karapace_store::atomic::fsync_dir(parent)?;
     Ok(made)
+}
+
+/// A file that is gone with us until it gets a name: a killed export leaves nothing.
+fn unnamed_in(dir: &Path) -> nix::Result<File> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(dir, flags, Mode::from_bits_truncate(0o666)).map(File::from)
+}
+
+/// Gives the file a name, in place of what has it.
+fn name_file(file: &File, parent: &Path, path: &Path) -> Result<()> {
+    let link = |to: &Path| {
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        linkat(AT_FDCWD, own.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)
+    };
+    match link(path) {
+        Err(Errno::EEXIST) => {
+            let temporary = parent.join(format!(".karapace-export-{}", InstanceId::random()?.to_hex()));
+            link(&temporary).at("create a file in", parent)?;
+            let renamed = fs::rename(&temporary, path);
+            if renamed.is_err()
+                && let Err(error) = fs::remove_file(&temporary)
+            {
+                tracing::warn!("removing {}: {error}", temporary.display());
+            }
+            Ok(renamed.at("rename a file to", path)?)
+        }
+        done => Ok(done.at("give a name to", path)?),
+    }
 }
 
 fn buffered<T, W: Write>(out: W, name: &Path, source: Source<'_, T>) -> Result<(T, W)> {

@@ -93,6 +93,8 @@ pub struct Instance {
     /// What lies between the head's layer and the tree below the upper, as last counted.
     pub(super) between: Mutex<Option<Between>>,
     pin: Mutex<Option<Pin>>,
+    /// Root objects of snapshots that are looked at through the control directory.
+    looked_at: Mutex<Vec<ObjectId>>,
     pub(super) invalidator: OnceLock<Invalidator>,
     _lock: EnvLock,
 }
@@ -133,6 +135,7 @@ impl Instance {
             ignore,
             between: Mutex::default(),
             pin: Mutex::new(None),
+            looked_at: Mutex::default(),
             invalidator: OnceLock::new(),
             _lock: lock,
         })
@@ -287,12 +290,37 @@ impl Instance {
         Ok(())
     }
 
+    /// Pins these roots of snapshots from now on, instead of those before, beside what the view needs.
+    ///
+    /// # Errors
+    /// `NotFound` when one that was not pinned is no snapshot any more: a collection may have begun to remove it.
+    pub(super) fn keep_snapshots(&self, roots: &[ObjectId]) -> Result<()> {
+        // With it held no collection begins: what is listed is there, and will be found pinned.
+        let _shared = self.lock_store(Wait::Brief)?;
+        let mut pin = self.pin.lock();
+        let mut looked_at = self.looked_at.lock();
+        let listed = self.metadata.lock().snapshots.clone();
+        for root in roots.iter().filter(|root| !looked_at.contains(root)) {
+            let is_listed = listed.iter().any(|s| self.root_of(&s.record).is_ok_and(|known| known == *root));
+            if !is_listed {
+                return Err(Error::Fs(karapace_fs::Error::NotFound));
+            }
+        }
+        if let Some(pin) = pin.as_mut() {
+            let all = [&[self.view.head().root], roots].concat();
+            pin.set(&all, &self.view.unnamed_objects())?;
+        }
+        *looked_at = roots.to_vec();
+        Ok(())
+    }
+
     /// Pins what the view needs now. A failure is no failure of the commit or restore before it: what the view stands on is
     /// kept by its upper, and what was pinned before stays pinned.
     pub(super) fn pin_head(&self) {
         let mut pin = self.pin.lock();
         let Some(pin) = pin.as_mut() else { return };
-        if let Err(error) = pin.set(&[self.view.head().root], &self.view.unnamed_objects()) {
+        let roots = [&[self.view.head().root], &self.looked_at.lock()[..]].concat();
+        if let Err(error) = pin.set(&roots, &self.view.unnamed_objects()) {
             tracing::warn!("{error}; a collection may take what files read that are open and removed");
         }
     }

@@ -399,3 +399,36 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     assert!(verify::verify(&place.engine, &Silent).unwrap().is_empty());
     place.open(&made).close().unwrap();
 }
+
+/// A commit for whose last step there is no room has not happened; where not even that can be written down, it says so. Either way
+/// the next one does.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_commit_that_cannot_be_finished_is_whole_or_undone_and_says_which() {
+    use karapace_store::fail::{Action, arm};
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EIO] {
+        for undo_fails in [false, true] {
+            let place = Place::new();
+            let env = place.import("dev");
+            let instance = place.open(&env);
+            let before = instance.metadata();
+            write(instance.view(), "a", "1");
+            let step = arm("commit.finish", Action::Fail(errno), 1);
+            let undo = undo_fails.then(|| arm("metadata.save", Action::Fail(errno), 2));
+            let error = instance.commit(&[], Some("first"), None, Wait::Long).unwrap_err();
+            drop((step, undo));
+            assert_eq!(error.errno(), errno, "{error}");
+            let listed = place.reload(&env).snapshots.len();
+            assert_eq!(error.to_string().contains("was made all the same"), undo_fails, "{error}");
+            assert_eq!(listed, usize::from(undo_fails), "{error}");
+            assert_eq!(instance.view().head().record, before.head_record);
+            assert!(!instance.diff(None).unwrap().is_empty());
+            let again = instance.commit(&[], None, None, Wait::Long).unwrap();
+            assert!(again.created);
+            instance.close().unwrap();
+            let metadata = place.reload(&env);
+            assert_eq!((metadata.head, metadata.snapshots.len()), (again.hash, 1));
+            assert_eq!(metadata.snapshots[0].name.is_some(), undo_fails);
+        }
+    }
+}

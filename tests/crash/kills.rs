@@ -24,6 +24,8 @@ pub const SCENARIO: &[Step] = &[
     Step::ImportOther,
     Step::RestoreCommand,
     Step::DestroyOther,
+    Step::RemoveSnapshot,
+    Step::Verify,
     Step::Gc,
     Step::Files(10),
     Step::Umount,
@@ -107,13 +109,16 @@ fn a_kill_at_every_failpoint() {
 
 /// What a kill at a random time meets.
 fn random_step(random: &mut Random) -> Step {
-    match random.below(20) {
+    match random.below(24) {
         0..=9 => Step::Files(20),
         10..=12 => Step::Commit,
         13 => Step::CommitCommand,
         14 | 15 => Step::Restore,
         16 => Step::RestoreCommand,
         17 => Step::Gc,
+        18 => Step::RemoveSnapshot,
+        19 => Step::Verify,
+        20 => Step::SwapOther,
         _ => Step::Files(60),
     }
 }

@@ -79,6 +79,11 @@ impl History {
         self.snapshots.push((self.returned, snapshot.clone()));
     }
 
+    /// A snapshot is about to be removed: it may be there or not.
+    pub fn forget(&mut self, snapshot: &Snapshot) {
+        self.snapshots.retain(|(_, known)| known.hash != snapshot.hash);
+    }
+
     /// Whether a power cut may leave `found`, when `returned` operations had returned and `begun` had begun.
     fn allows(&self, found: &Tree, returned: usize, begun: usize) -> Check<()> {
         let durable = |i: &usize| matches!(self.syncs[*i], Syncs::Operations(_) | Syncs::All);
@@ -202,6 +207,7 @@ fn workload(session: &mut Session, random: &mut Random, operations: usize) -> Ch
             0 if session.snapshots.len() < 6 => Step::Commit,
             1 => Step::Restore,
             2 if session.snapshots.len() < 6 => Step::CommitCommand,
+            3 if session.snapshots.len() > 3 => Step::RemoveSnapshot,
             _ => Step::Files(8),
         };
         session.step(step).map_err(broken)?;

@@ -23,9 +23,14 @@ pub enum Step {
     CommitBeside,
     Restore,
     RestoreCommand,
+    /// Any but the one that the view stands on.
+    RemoveSnapshot,
     Gc,
+    Verify,
     ImportOther,
     DestroyOther,
+    /// Imports the other environment, or destroys it when it is there.
+    SwapOther,
     Umount,
     Mount,
 }
@@ -125,7 +130,13 @@ impl Session {
             Step::CommitBeside => self.commit_beside(),
             Step::Restore => self.restore(self.mounted),
             Step::RestoreCommand => self.restore(false),
+            Step::RemoveSnapshot => self.remove_snapshot(),
             Step::Gc => self.command(&["gc"]),
+            Step::Verify => self.command(&["verify-store"]),
+            Step::SwapOther => {
+                let is_there = self.world.run(&["inspect", OTHER]).is_ok();
+                self.step(if is_there { Step::DestroyOther } else { Step::ImportOther })
+            }
             Step::ImportOther => {
                 let base = self.world.base().join("etc").to_string_lossy().into_owned();
                 self.command(&["import", &base, "--name", OTHER])
@@ -224,6 +235,23 @@ impl Session {
             self.note(|history| history.acknowledge(snapshot));
         }
         Ok(())
+    }
+
+    fn remove_snapshot(&mut self) -> Ran {
+        if self.snapshots.is_empty() {
+            return Ok(());
+        }
+        // From here on it may be there or not.
+        let gone = self.snapshots.remove(self.generator.random.below(self.snapshots.len()));
+        self.unacknowledged = gone.trees.clone();
+        self.note(|history| history.forget(&gone));
+        match self.command(&["snapshots", "rm", ENV, &gone.hash]) {
+            Err(broken) if broken.error.contains("the environment stands on it") => {
+                self.snapshots.push(gone);
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     fn commit_beside(&mut self) -> Ran {

@@ -88,7 +88,12 @@ struct Status {
 impl ControlDir {
     /// Whether looking this name up may take long.
     pub fn is_slow(&self, parent: Ino, name: &[u8]) -> bool {
-        Dir::from_ino(parent) == Some(Dir::Top) && name == b"diff"
+        match Dir::from_ino(parent) {
+            Some(Dir::Top) => name == b"diff",
+            // Its tree is pinned in the store, which others may hold.
+            Some(Dir::Snapshots) => true,
+            _ => false,
+        }
     }
 
     /// The node of a file of `.karapace`, with its text as of now.

@@ -28,6 +28,7 @@ use self::jobs::Jobs;
 use self::nodes::Nodes;
 pub(crate) use self::nodes::TOP;
 use crate::attr::Attr;
+use crate::error::Result;
 use crate::view::View;
 
 /// Name of the control directory in the root of a mount.
@@ -94,6 +95,11 @@ impl ControlDir {
     /// Whether this user may use the directory: who mounted, and root.
     pub fn admits(&self, uid: u32) -> bool {
         uid == 0 || uid == self.owner.0
+    }
+
+    /// See [`ControlPlane::keep_snapshots`].
+    pub fn keep_snapshots(&self, roots: &[ObjectId]) -> Result<()> {
+        self.plane.keep_snapshots(roots)
     }
 
     fn attr(&self, ino: Ino, mode: u32, size: u64, time: Timestamp) -> Attr {

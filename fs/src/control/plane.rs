@@ -78,6 +78,15 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// All snapshots, oldest first.
     fn snapshots(&self) -> Vec<SnapshotInfo>;
 
+    /// From now on keeps what these root objects of snapshots reach, and no others: they are being looked at. Called with the roots
+    /// before and one that `snapshots` has just listed, or with some of them.
+    ///
+    /// # Errors
+    /// `NotFound` when a snapshot has gone meanwhile; what keeping them failed with. Then the roots before are kept.
+    fn keep_snapshots(&self, _roots: &[ObjectId]) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Hash of the layer that the view stands on, 64 hex digits.
     fn head(&self) -> String;
 

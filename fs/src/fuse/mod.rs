@@ -16,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
+use karapace_store::id::ObjectId;
 use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
@@ -182,13 +183,18 @@ impl Shared {
         }
     }
 
+    fn keep_snapshots(&self, roots: &[ObjectId]) -> Result<()> {
+        self.control.as_ref().map_or(Ok(()), |control| control.keep_snapshots(roots))
+    }
+
     /// Answers with what a look-up in the control directory found, which the kernel has to ask for each time.
     fn control_entry(&self, reply: ReplyEntry, found: std::result::Result<Found, Errno>) {
         let entry = found.and_then(|found| match found {
             Found::Node(attr) => Ok((NEVER, file_attr(&attr, CONTROL, None))),
             Found::Snapshot { name, root } => guard("open snapshot", || {
                 let open = |root| View::snapshot(&self.trees, root);
-                let (index, view) = self.views.snapshot(&name, root, &open)?;
+                let keep = |roots: &[ObjectId]| self.keep_snapshots(roots);
+                let (index, view) = self.views.snapshot(&name, root, &keep, &open)?;
                 match view.getattr(ROOT_INO) {
                     Ok(attr) => Ok((FOREVER, file_attr(&attr, index, Some(&self.ids)))),
                     Err(error) => {

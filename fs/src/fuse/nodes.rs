@@ -3,14 +3,15 @@
 //! A node id is the index of a view in bits 48 to 62 and the inode number in the low 48. Index 0 is the live
 //! view, so that its root is node 1, as the protocol wants. Index [`CONTROL`] is the control directory. The
 //! indexes between are read-only views of snapshots, made when one is looked up below
-//! `.karapace/snapshots/` and dropped when the kernel forgets its root, which it does after everything below.
+//! `.karapace/snapshots/` and dropped when the kernel forgets its root, which it does after everything below. As long as
+//! there is a view, the store keeps its tree, whatever becomes of the snapshot.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Ino, MAX_INO, ROOT_INO};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
 use crate::view::View;
@@ -56,12 +57,17 @@ struct Snapshots {
 pub(crate) struct Views {
     live: Arc<View>,
     snapshots: RwLock<Snapshots>,
+    /// The roots that the store was told to keep. Held while a view is made; before `snapshots`.
+    kept: Mutex<Vec<ObjectId>>,
 }
+
+/// Tells the store which roots to keep.
+type Keep<'a> = &'a dyn Fn(&[ObjectId]) -> Result<()>;
 
 impl Views {
     /// Only the live view at first.
     pub fn new(live: Arc<View>) -> Views {
-        Views { live, snapshots: RwLock::default() }
+        Views { live, snapshots: RwLock::default(), kept: Mutex::default() }
     }
 
     /// The live view.
@@ -80,50 +86,88 @@ impl Views {
         self.snapshots.read().by_index.get(&index).map(|s| s.view.clone()).ok_or(Error::Stale)
     }
 
-    /// The view of the snapshot with this root under this name, made with `open` when there is none. Counts one
-    /// look-up of its root.
+    /// The view of the snapshot with this root under this name, made with `open` when there is none, once the store was told to
+    /// `keep` it. Counts one look-up of its root.
     pub fn snapshot(
         &self,
         name: &[u8],
         root: ObjectId,
+        keep: Keep<'_>,
         open: &dyn Fn(ObjectId) -> Result<View>,
     ) -> Result<(u16, Arc<View>)> {
         let key: Key = (name.into(), root);
-        let mut snapshots = self.snapshots.write();
-        if let Some(&index) = snapshots.by_key.get(&key)
-            && let Some(found) = snapshots.by_index.get_mut(&index)
-        {
-            found.references += 1;
-            return Ok((index, found.view.clone()));
+        let mut kept = self.kept.lock();
+        if let Some(found) = self.snapshots.write().referenced(&key) {
+            return Ok(found);
         }
-        let index = snapshots.free_index()?;
+        if !kept.contains(&root) {
+            let mut roots = self.snapshots.read().roots();
+            roots.push(root);
+            keep(&roots)?;
+            *kept = roots;
+        }
         let view = Arc::new(open(root)?);
+        let mut snapshots = self.snapshots.write();
+        let index = snapshots.free_index()?;
         snapshots.by_key.insert(key.clone(), index);
         snapshots.by_index.insert(index, Snapshot { key, view: view.clone(), references: 1 });
         Ok((index, view))
     }
 
-    /// The kernel forgot `count` look-ups of a node. References to roots are kept here, the others by their view.
-    pub fn forget(&self, index: u16, ino: Ino, count: u64) {
+    /// Tells the store to keep no more than what is looked at.
+    ///
+    /// # Errors
+    /// What `keep` failed with: then it keeps what it kept.
+    pub fn keep_no_more(&self, keep: Keep<'_>) -> Result<()> {
+        let mut kept = self.kept.lock();
+        let roots = self.snapshots.read().roots();
+        if roots.len() < kept.len() {
+            keep(&roots)?;
+            *kept = roots;
+        }
+        Ok(())
+    }
+
+    /// The kernel forgot `count` look-ups of a node. References to roots are kept here, the others by their view. Whether a
+    /// snapshot's view has ended.
+    pub fn forget(&self, index: u16, ino: Ino, count: u64) -> bool {
         if ino != ROOT_INO {
             // A stale index has nothing left to forget.
             if let Ok(view) = self.get(index) {
                 view.forget(ino, count);
             }
-            return;
+            return false;
         }
         let mut snapshots = self.snapshots.write();
-        let Some(snapshot) = snapshots.by_index.get_mut(&index) else { return };
+        let Some(snapshot) = snapshots.by_index.get_mut(&index) else { return false };
         snapshot.references = snapshot.references.saturating_sub(count);
-        if snapshot.references == 0
-            && let Some(gone) = snapshots.by_index.remove(&index)
-        {
+        if snapshot.references > 0 {
+            return false;
+        }
+        if let Some(gone) = snapshots.by_index.remove(&index) {
             snapshots.by_key.remove(&gone.key);
         }
+        true
     }
 }
 
 impl Snapshots {
+    /// The view that is there under a key, with one reference more.
+    fn referenced(&mut self, key: &Key) -> Option<(u16, Arc<View>)> {
+        let index = *self.by_key.get(key)?;
+        let found = self.by_index.get_mut(&index)?;
+        found.references += 1;
+        Some((index, found.view.clone()))
+    }
+
+    /// The root objects of all views, each once.
+    fn roots(&self) -> Vec<ObjectId> {
+        let mut roots: Vec<ObjectId> = self.by_index.values().map(|snapshot| snapshot.key.1).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        roots
+    }
+
     fn free_index(&mut self) -> Result<u16> {
         for _ in LIVE + 1..CONTROL {
             self.next = if self.next + 1 < CONTROL { self.next + 1 } else { LIVE + 1 };

@@ -7,6 +7,7 @@ use fuser::{
     AccessFlags, Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, WriteFlags,
 };
+use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
 use super::idmap::IdMap;
@@ -60,13 +61,24 @@ impl Shared {
         }
     }
 
-    pub(super) fn forget(&self, index: u16, ino: Ino, count: u64) {
+    pub(super) fn forget(self: &Arc<Self>, index: u16, ino: Ino, count: u64) {
         // There is nobody to answer; what went wrong is in the log.
         let _logged: Outcome<()> = guard("forget", || {
             match (index, &self.control) {
                 (CONTROL, Some(control)) => control.forget(ino, count),
                 (CONTROL, None) => {}
-                _ => self.views.forget(index, ino, count),
+                _ if self.views.forget(index, ino, count) => {
+                    let shared = self.clone();
+                    self.workers.run(move || {
+                        let keep = |roots: &[ObjectId]| shared.keep_snapshots(roots);
+                        if let Err(error) = shared.views.keep_no_more(&keep) {
+                            tracing::warn!(
+                                "{error}; a snapshot that nobody looks at any more stays in the store for now"
+                            );
+                        }
+                    });
+                }
+                _ => {}
             }
             Ok(())
         });

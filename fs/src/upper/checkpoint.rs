@@ -4,7 +4,8 @@
 //! u64, the items (see `record`), blake3 of all before. It names the lower view, so replacing this one file is what makes
 //! a commit or a restore happen.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use karapace_store::atomic;
@@ -49,6 +50,14 @@ impl Checkpoint {
             Err(e) => return Err(Error::host("read checkpoint", path, e)),
         };
         Self::decode(&bytes, path).map(Some)
+    }
+
+    /// The epoch of the one at `path`, unchecked; `None` when there is none that can be read.
+    pub fn epoch_at(path: &Path) -> Option<u64> {
+        let mut head = [0; 12];
+        File::open(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
+        let epoch = u64::from_le_bytes(head[4..].try_into().ok()?);
+        (head[..4] == *MAGIC).then_some(epoch)
     }
 
     /// `path` is named in errors.

@@ -164,6 +164,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Gives the room behind the records back to the host.
+    pub fn release_room(&mut self) -> Result<()> {
+        self.allocated = Some(0);
+        self.file.set_len(self.end).map_err(|e| Error::host("cut journal", &self.path, e))
+    }
+
     /// Appends one record. On error nothing of it counts: a later append overwrites what was written.
     pub fn append(&mut self, items: &[Item], room: Room) -> Result<()> {
         self.buffer.clear();

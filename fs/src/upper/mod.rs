@@ -317,12 +317,28 @@ impl Upper {
     pub fn checkpoint(&self, head: HeadRef, items: Vec<Item>) -> Result<()> {
         let mut log = self.log.lock();
         let epoch = log.epoch + 1;
-        fail::point("checkpoint.write")?;
-        Checkpoint { epoch, head, items }.write(&self.dir.join("checkpoint"))?;
+        let checkpoint = Checkpoint { epoch, head, items };
+        let mut written = self.write_checkpoint(&checkpoint);
+        if let (Err(error), Some(journal)) = (&written, &mut log.journal)
+            && is_full(error)
+        {
+            // The journal's reserve is room for what ends the journal.
+            journal.release_room()?;
+            written = self.write_checkpoint(&checkpoint);
+            if written.is_err()
+                && let Err(error) = journal.make_room(0)
+            {
+                tracing::warn!("{error}; removing files may need room until there is some");
+            }
+        }
+        let is_durable = written?;
         // From here on the old journal does not count.
         log.epoch = epoch;
-        (log.synced, log.broken) = (log.appended, false);
-        self.remove_buried(log.appended);
+        log.broken = !is_durable;
+        if is_durable {
+            log.synced = log.appended;
+            self.remove_buried(log.appended);
+        }
         let begun = fail::point("checkpoint.journal").map_err(Error::from);
         if let Err(error) = begun.and_then(|()| self.begin_journal(&mut log)) {
             log.journal = None;
@@ -331,7 +347,89 @@ impl Upper {
         Ok(())
     }
 
+    /// Puts a checkpoint in its place; whether it is durable there. An error after it has come there is none: it counts from then on,
+    /// and a journal that is continued beside it would be lost.
+    fn write_checkpoint(&self, checkpoint: &Checkpoint) -> Result<bool> {
+        fail::point("checkpoint.write")?;
+        let path = self.dir.join("checkpoint");
+        let Err(error) = checkpoint.write(&path) else { return Ok(true) };
+        if Checkpoint::epoch_at(&path) != Some(checkpoint.epoch) {
+            return Err(error);
+        }
+        let again = fsync_dir(&self.dir);
+        if let Err(again) = &again {
+            tracing::error!(
+                "{error}, and again: {again}; until a checkpoint succeeds, a power loss may undo the last one"
+            );
+        }
+        Ok(again.is_ok())
+    }
+
+    /// Removes data files that nobody needs since the last checkpoint. The caller holds the state lock, or knows that they stay
+    /// nobody's.
+    pub fn discard(&self, files: impl IntoIterator<Item = Arc<DataFile>>) {
+        if self.is_broken() {
+            // The checkpoint before this one may come back, and needs them.
+            return self.bury(files);
+        }
+        files.into_iter().for_each(|file| self.data.remove(&file));
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+#[cfg(all(test, feature = "failpoints"))]
+mod tests {
+    use super::*;
+    use karapace_store::fail::{Action, arm};
+    use karapace_store::id::{LayerHash, ObjectId, RecordId};
+
+    fn head() -> HeadRef {
+        let layer = LayerHash::from_bytes([1; 32]);
+        HeadRef { layer, record: RecordId::from_bytes([2; 32]), root: ObjectId::from_bytes([3; 32]) }
+    }
+
+    fn append(upper: &Upper, ino: u64) {
+        upper.append(&[Item::Next { ino }], Room::Ordinary).unwrap();
+    }
+
+    /// Whatever step of a checkpoint fails: what is appended afterwards is found again.
+    #[test]
+    fn a_checkpoint_that_fails_at_any_step_loses_nothing() {
+        let steps = [
+            "checkpoint.write",
+            "file.write",
+            "file.sync",
+            "file.rename",
+            "file.sync-dir",
+            "checkpoint.journal",
+            "journal.create",
+        ];
+        for step in steps {
+            for errno in [libc::ENOSPC, libc::EDQUOT, libc::EIO] {
+                let dir = tempfile::tempdir().unwrap();
+                let upper = Upper::open(&dir.path().join("upper"), head(), true).unwrap().upper;
+                append(&upper, 100);
+                let armed = arm(step, Action::Fail(errno), 1);
+                let done = upper.checkpoint(head(), vec![Item::Next { ino: 101 }]);
+                drop(armed);
+                append(&upper, 102);
+                upper.sync().unwrap();
+                drop(upper);
+                let found = Upper::open(&dir.path().join("upper"), head(), true).unwrap();
+                let before = if done.is_ok() { 101 } else { 100 };
+                let items = [found.settled, found.replayed].concat();
+                assert_eq!(
+                    items,
+                    [Item::Next { ino: before }, Item::Next { ino: 102 }],
+                    "{step} {errno} {done:?}"
+                );
+                // The journal's reserve is room enough for what ends the journal.
+                let has_room = errno != libc::EIO && ["checkpoint.write", "file.write"].contains(&step);
+                assert!(!has_room || done.is_ok(), "{step} {errno}: {done:?}");
+            }
+        }
     }
 }

@@ -18,8 +18,7 @@ use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Xattrs};
 use karapace_store::object::Batch;
 use karapace_store::root::Root;
-use karapace_store::tar::{TarHash, identity_hash};
-use karapace_store::tree::{Change, Target, diff, update_dir, update_links};
+use karapace_store::tree::{Target, update_dir, update_links};
 
 use crate::attr::HeadRef;
 use crate::error::{Error, Result};
@@ -29,21 +28,6 @@ use crate::upper::record::{Item, NameState};
 use crate::view::View;
 use crate::view::node::{DirBody, FileBody, Meta, Node, NodeBody, Place, record_of};
 use crate::view::table::{Forgotten, State, lower_tree};
-
-/// What a commit has stored and is about to publish.
-#[derive(Clone, Debug)]
-pub struct Sealed {
-    /// The new root object; durable.
-    pub root: ObjectId,
-    /// Hash of the layer's identity tar.
-    pub tar_hash: TarHash,
-    /// Paths that are new.
-    pub added: u64,
-    /// Paths with other content or metadata.
-    pub modified: u64,
-    /// Paths that are gone.
-    pub deleted: u64,
-}
 
 /// A view as trees of the store, all of it durable.
 #[derive(Clone, Debug)]
@@ -105,38 +89,6 @@ struct Built {
 }
 
 impl View {
-    /// Makes a snapshot of the view. `publish` gets what was stored, makes it known durably, and answers with the head that
-    /// the view stands on from then on. `None`: nothing differs from the head, nothing was done.
-    ///
-    /// Everything that returned before the call is in the snapshot.
-    pub fn commit(
-        &self,
-        publish: &mut dyn FnMut(&Sealed) -> std::result::Result<HeadRef, StoreError>,
-    ) -> Result<Option<HeadRef>> {
-        self.store(None, &mut |stored| {
-            let mut sealed = Sealed {
-                root: stored.id,
-                tar_hash: TarHash::from_bytes([0; 32]),
-                added: 0,
-                modified: 0,
-                deleted: 0,
-            };
-            diff(&self.trees, Some(&stored.old), &stored.root, &mut |_, change| {
-                match change {
-                    Change::Added(_) => sealed.added += 1,
-                    Change::Removed(_) => sealed.deleted += 1,
-                    Change::Modified { .. } => sealed.modified += 1,
-                }
-                Ok(())
-            })?;
-            if sealed.added + sealed.modified + sealed.deleted == 0 {
-                return Ok(None);
-            }
-            sealed.tar_hash = identity_hash(&self.trees, Some(&stored.old), &stored.root)?;
-            Ok(Some(Published { head: publish(&sealed)?, next_ino: stored.root.next_ino }))
-        })
-    }
-
     /// Puts the view into the store as a tree, which the upper lies over from then on, emptied. `publish` gets the trees and
     /// says, having made it durable, on which layer the view stands then; that need not be a layer of this very tree. With `None`
     /// nothing was done.
@@ -400,7 +352,7 @@ impl View {
         }
         self.bury(forgotten);
         drop(state);
-        removable.iter().for_each(|data| upper.data.remove(data));
+        upper.discard(removable);
         Ok(())
     }
 }

@@ -47,7 +47,7 @@ use crate::view::content::ContentReader;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::{Forgotten, State};
 
-pub use commit::{Published, Sealed, Stays, Stored};
+pub use commit::{Published, Stays, Stored};
 
 /// Longest name of a directory entry, in bytes.
 pub const NAME_MAX: usize = 255;

@@ -106,9 +106,7 @@ impl View {
         }
         drop_idle(&mut state);
         drop(state);
-        for file in data.into_iter().filter_map(|d| d.file) {
-            upper.data.remove(&file);
-        }
+        upper.discard(data.into_iter().filter_map(|d| d.file));
         Ok(invalid)
     }
 

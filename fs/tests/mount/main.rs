@@ -1,5 +1,7 @@
 //! Real mounts. They need /dev/fuse and root, and fail without.
 
+#[path = "../commit/mod.rs"]
+mod commit;
 mod control;
 mod differences;
 mod files;

@@ -130,7 +130,7 @@ full(os.chmod, 'lower/small', 0o600); full(os.chown, 'lower/dir', 1, 1); full(os
 "#,
     );
     assert_eq!(tree(&mount), before, "what met a full disk changed nothing");
-    assert!(mount.view.commit(&mut |_| unreachable!("there was room")).is_err());
+    assert!(crate::commit::commit(&mount.view, &mut |_| unreachable!("there was room")).is_err());
     assert_eq!(tree(&mount), before, "nor did a commit");
 
     // What has its place can be written over; removing gives room, and then all goes on.

@@ -215,9 +215,10 @@ impl Mount {
 
     /// Makes a snapshot, by the view and not by the engine that is only played.
     pub fn commit(&self) -> HeadRef {
-        let mut publish =
-            |sealed: &karapace_fs::view::Sealed| Ok(HeadRef { root: sealed.root, ..self.view.head() });
-        self.view.commit(&mut publish).expect("commit").expect("something to commit")
+        let before = self.view.head();
+        crate::commit::commit(&self.view, &mut |root| HeadRef { root, ..before })
+            .expect("commit")
+            .expect("something to commit")
     }
 
     /// Makes the view equal to a snapshot, and tells the kernel.

@@ -1,6 +1,8 @@
 //! Promises of the view that need no mount, one by one.
 
 mod attributes;
+#[path = "../commit/mod.rs"]
+mod commit;
 mod data;
 mod listing;
 mod names;

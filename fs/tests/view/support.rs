@@ -10,6 +10,8 @@ use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
+use crate::commit::commit;
+
 pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 
 pub struct Env {
@@ -35,7 +37,7 @@ impl Env {
     pub fn commit(&mut self) -> HeadRef {
         self.commits += 1;
         let n = self.commits;
-        self.view.commit(&mut |sealed| Ok(head(sealed.root, n))).unwrap().expect("something to commit")
+        commit(&self.view, &mut |root| head(root, n)).unwrap().expect("something to commit")
     }
 
     pub fn restore(&self, to: HeadRef) -> Vec<Invalidation> {

@@ -219,6 +219,29 @@ read_only_mount_is_erofs() {
     karapace umount "$ENV"
 }
 
+# What is looked at through snapshots/ is kept, whatever becomes of the snapshot, until nobody looks any more.
+looked_at_is_kept() {
+    head -c 3000000 /dev/urandom >"$DIR/srv/looked-at"
+    local sum before after
+    sum=$(sha256sum <"$DIR/srv/looked-at")
+    before=$(commit "$ENV")
+    rm "$DIR/srv/looked-at"
+    karapace commit "$ENV" --name after-it >/dev/null
+    (
+        cd "$CTL/snapshots/$before/srv"
+        karapace snapshots rm "$ENV" "$before"
+        karapace gc
+        equal "the content of a removed snapshot" "$sum" "$(sha256sum <looked-at)"
+        karapace verify-store
+    )
+    after=$(objects)
+    not_there() { ! ls "$CTL/snapshots/$before"; }
+    freed() { karapace gc && [ "$(objects)" -lt "$after" ]; }
+    until_true 20 not_there
+    until_true 60 freed
+    karapace verify-store
+}
+
 frozen_is_erofs() {
     karapace freeze "$ENV"
     equal state frozen "$(inspect "$ENV" 'd["state"].lower()')"
@@ -254,6 +277,7 @@ check "commit, diff, restore on the command line while not mounted" cli_does_the
 check "only the mount's owner may command" others_may_not_command
 check "--ctl-dir visible and disabled" ctl_dir_modes
 check "--snapshot mounts an old state read-only" snapshot_mount
+check "a snapshot that is looked at stays until nobody looks" looked_at_is_kept
 check "freeze is refused while mounted" freezing_a_mounted_one_is_refused
 check "--read-only: EROFS, nothing changed" read_only_mount_is_erofs
 check "frozen: EROFS, nothing changed" frozen_is_erofs

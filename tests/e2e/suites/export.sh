@@ -286,6 +286,19 @@ what_cannot_be_told_is_said() {
     equal left "" "$(find "$OUT" -maxdepth 1 -name '.karapace-export-*')"
 }
 
+killed_exports_leave_nothing() {
+    local i
+    mkdir "$OUT/killed"
+    for i in 0.02 0.05 0.1 0.2 0.3; do
+        timeout -s KILL "$i" karapace export dev -o "$OUT/killed/out.tar" 2>/dev/null || true
+        equal left "" "$(find "$OUT/killed" -mindepth 1 ! -name out.tar)"
+    done
+    karapace export dev -o "$OUT/killed/out.tar"
+    karapace export dev -o "$OUT/killed/out.tar"
+    karapace export dev | cmp - "$OUT/killed/out.tar"
+    equal "mode" "$(printf '%o' $((0666 & ~$(umask))))" "$(stat -c %a "$OUT/killed/out.tar")"
+}
+
 # A file system of 1 MiB, in this run's own mount table.
 a_full_disk() {
     mkdir "$TMPDIR/small"
@@ -351,6 +364,7 @@ check "directory and archive are the same bytes each time" the_image_is_the_same
 check "an earlier snapshot, and the base" an_earlier_snapshot
 check "a snapshot that was removed" a_removed_snapshot
 check "sockets and names that mean a deletion are told" what_cannot_be_told_is_said
+check "an export that is killed leaves nothing beside its target" killed_exports_leave_nothing
 [ "$ACTOR" != root ] || check "a full disk leaves nothing half-written" a_full_disk
 check "a Debian comes back" a_debian_comes_back
 check "what is being exported is not collected" what_is_exported_is_not_collected

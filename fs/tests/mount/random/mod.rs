@@ -65,7 +65,7 @@ impl Mounted {
     fn commit(&mut self) {
         let n = self.heads;
         self.heads = n.wrapping_add(1);
-        self.view.commit(&mut |sealed| Ok(head(sealed.root, n))).expect("commit");
+        crate::commit::commit(&self.view, &mut |root| head(root, n)).expect("commit");
     }
 
     /// Unmounts and mounts again; nothing but what is on the disk is kept.
