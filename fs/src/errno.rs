@@ -32,7 +32,7 @@ impl Error {
             Error::Stale => libc::ESTALE,
             Error::NoSpace => libc::ENOSPC,
             Error::TryAgain => libc::EAGAIN,
-            Error::Corrupt(_) => libc::EIO,
+            Error::Corrupt(_) | Error::Damaged(_) => libc::EIO,
             Error::Store(e) => store_errno(e),
             Error::Host { source, .. } => io_errno(source),
             Error::Io(e) => io_errno(e),

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use karapace_store::error::{StoreError, hint};
+use karapace_store::id::ObjectId;
 
 /// Why an operation on a view, a mount or a control file failed.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,9 @@ pub enum Error {
     /// The upper on disk is damaged; says where and how (`EIO`).
     #[error("{0}")]
     Corrupt(String),
+    /// Content in the store is not what it was (`EIO`).
+    #[error(transparent)]
+    Damaged(Box<Damage>),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -97,6 +101,31 @@ pub enum Error {
     /// A system call failed with nothing more to say.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// Content that cannot be read because an object is damaged or gone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{}object {object} is damaged: {reason}; `karapace verify-store` lists what is affected",
+    place(path, environment)
+)]
+pub struct Damage {
+    /// The object, or the block list of the content that does not agree with its data.
+    pub object: ObjectId,
+    /// What is wrong with it.
+    pub reason: String,
+    /// The file, from the environment's root, once that is known.
+    pub path: Option<String>,
+    /// The environment's name, once that is known.
+    pub environment: Option<String>,
+}
+
+fn place(path: &Option<String>, environment: &Option<String>) -> String {
+    match (path, environment) {
+        (Some(path), Some(environment)) => format!("{path} in {environment}: "),
+        (Some(path), None) => format!("{path}: "),
+        _ => String::new(),
+    }
 }
 
 impl Error {

@@ -13,5 +13,6 @@ pub(crate) mod upper;
 pub mod view;
 
 pub use error::{Error, Result};
+pub use upper::check;
 #[doc(hidden)]
 pub use upper::fuzzing;

@@ -20,7 +20,7 @@ pub fn status(error: &Error) -> i32 {
     match error {
         Error::Manifest(_) | Error::Lock(_) | Error::NotYet { .. } => MANIFEST,
         Error::Store(e) | Error::Fs(karapace_fs::Error::Store(e)) => store_status(e),
-        Error::Fs(karapace_fs::Error::Corrupt(_)) => STORE,
+        Error::Fs(karapace_fs::Error::Corrupt(_) | karapace_fs::Error::Damaged(_)) => STORE,
         Error::Served { errno: libc::EIO | libc::EAGAIN, .. } => STORE,
         _ => FAILURE,
     }
@@ -43,7 +43,8 @@ pub fn kind(error: &Error) -> &'static str {
         Error::Runtime(_) => "runtime",
         Error::Lifecycle(_) => "state",
         Error::Store(e) | Error::Fs(karapace_fs::Error::Store(e)) => store_kind(e),
-        Error::Fs(karapace_fs::Error::Corrupt(_)) | Error::Served { errno: libc::EIO, .. } => "corrupt",
+        Error::Fs(karapace_fs::Error::Corrupt(_) | karapace_fs::Error::Damaged(_))
+        | Error::Served { errno: libc::EIO, .. } => "corrupt",
         Error::Served { errno: libc::EAGAIN, .. } => "locked",
         Error::NoEnvironment { .. }
         | Error::NoSnapshot { .. }
@@ -68,9 +69,9 @@ pub fn kind(error: &Error) -> &'static str {
 fn store_kind(error: &StoreError) -> &'static str {
     match error {
         StoreError::Missing { kind: "environment", .. } => "not-found",
-        StoreError::Missing { .. } | StoreError::Corrupt { .. } => "corrupt",
+        StoreError::Missing { .. } | StoreError::Corrupt { .. } | StoreError::NotWhole { .. } => "corrupt",
         StoreError::Version { .. } => "version",
-        StoreError::Locked { .. } => "locked",
+        StoreError::Locked { .. } | StoreError::OtherHost { .. } => "locked",
         StoreError::Cancelled => "interrupted",
         StoreError::Io { .. } => "io",
         _ => "invalid",
@@ -125,6 +126,9 @@ mod tests {
             "corrupt",
             "corrupt",
             "locked",
+            "locked",
+            "corrupt",
+            "invalid",
             "invalid",
             "interrupted",
             "corrupt",

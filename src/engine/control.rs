@@ -7,7 +7,6 @@ use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, Snaps
 use karapace_fs::view::View;
 
 use karapace_store::id::ObjectId;
-use karapace_store::integrity::Finding;
 
 use super::instance::{Instance, Wait};
 use super::{Error, Result, Silent, gc, verify};
@@ -35,16 +34,8 @@ impl Plane {
                 Ok(format!("gc objects={} bytes={}", report.objects, report.bytes))
             }
             Command::Verify => {
-                let mut findings = verify::verify(instance.engine(), &Silent)?;
-                findings.retain(Finding::is_damage);
-                match findings.first() {
-                    None => Ok("verify clean".to_owned()),
-                    Some(first) => {
-                        let rest = findings.len() - 1;
-                        let reason = format!("{first}; {rest} more, see `karapace verify-store`");
-                        Err(Error::Served { errno: libc::EIO, reason })
-                    }
-                }
+                verify::refuse_damage(&verify::verify(instance.engine(), &Silent)?)?;
+                Ok("verify clean".to_owned())
             }
             Command::DropName { name } => {
                 instance.drop_name(name, Wait::Brief)?;

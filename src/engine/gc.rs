@@ -29,6 +29,11 @@ pub(super) fn upper_roots(
         karapace_fs::Error::Store(error) => error,
         other => StoreError::corrupt("upper", upper.display(), other.to_string()),
     })?;
+    Ok(store_roots(found))
+}
+
+/// The same, once it is known.
+pub(super) fn store_roots(found: karapace_fs::view::UpperRoots) -> UpperRoots {
     let objects = found.contents.iter().flat_map(|content| content.objects()).collect();
-    Ok(UpperRoots { roots: found.roots, trees: found.trees, objects })
+    UpperRoots { roots: found.roots, trees: found.trees, objects }
 }

@@ -26,8 +26,8 @@ use crate::layer::LayerRecord;
 use crate::lock::{CollectionLock, StoreLock};
 use crate::metadata::Metadata;
 use crate::open::Store;
-use crate::reach::{Fault, Reach, Watch};
-use crate::{files, pins, staging, wal};
+use crate::reach::{Fault, Met, Reach, Watch};
+use crate::{files, integrity, pins, staging, wal};
 
 /// What an upper on disk refers to.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -141,6 +141,7 @@ fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
         by_hash.entry(record.hash).or_default().push(id);
         layers.insert(id, record);
     }
+    refuse_orphans(store)?;
     let mut records = HashSet::new();
     let mut reach = Reach::new(store.clone());
     let mut instances = Metadata::instances(store)?;
@@ -167,7 +168,7 @@ fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
         }
     }
     keep_parents(&mut records, &layers, &by_hash);
-    instances.extend(wal::instances(store.layout())?);
+    instances.extend(wal::instances(store.layout()).map_err(refuse)?);
     instances.sort_unstable();
     instances.dedup();
     for instance in &instances {
@@ -182,11 +183,28 @@ fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
         upper.objects.iter().for_each(|object| reach.object(*object, &by));
     }
     let by = Rc::from("the pin of a running mount");
-    let pinned = pins::live(store.layout())?;
+    let pinned = pins::live(store.layout()).map_err(refuse)?;
     pinned.roots.into_iter().for_each(|root| reach.root(root, &by));
     pinned.objects.into_iter().for_each(|object| reach.object(object, &by));
     let objects = reach.run(&mut Strict { cancelled: options.cancelled })?;
     Ok(Marked { records, objects })
+}
+
+/// Refuses where an environment's record is missing and its changes are there: what it and its snapshots refer to is not known.
+fn refuse_orphans(store: &Store) -> Result<()> {
+    for dir in files::list(&store.layout().envs())? {
+        let instance = files::name(&dir).and_then(|name| name.parse::<InstanceId>().ok());
+        if let Some(instance) = instance
+            && integrity::is_orphan(store, &instance)?
+        {
+            let (dir, record) = (dir.display(), Metadata::path(store, &instance));
+            let record = record.display();
+            return Err(refuse(format!(
+                "{dir} has uncommitted changes, and the environment's record {record} is missing: put it back, or remove {dir} to give the environment up"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Adds the records on the way down from marked ones to their bases, so that a chain can be followed. Not their trees.
@@ -220,7 +238,7 @@ impl Watch for Strict<'_> {
         Err(refuse(format!("{} refers to {}: {}", fault.by, fault.id, fault.error)))
     }
 
-    fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> String) -> Result<()> {
+    fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> Met) -> Result<()> {
         if (self.cancelled)() { Err(StoreError::Cancelled) } else { Ok(()) }
     }
 }

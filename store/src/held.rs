@@ -102,6 +102,9 @@ pub(crate) fn scan(dir: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
+/// Files whose content cannot be read, and why.
+pub(crate) type Unreadable = Vec<(PathBuf, String)>;
+
 /// Spares a scan of an empty directory the lock.
 fn has_files(dir: &Path) -> Result<bool> {
     match fs::read_dir(dir) {

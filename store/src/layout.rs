@@ -110,6 +110,11 @@ impl Layout {
         self.env_dir(instance).join("upper")
     }
 
+    /// `quarantine/`: what was damaged and set aside.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
     /// `images/`: downloaded archives.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")

@@ -23,6 +23,7 @@ pub mod object;
 pub mod open;
 pub mod paths;
 pub mod pins;
+pub mod quarantine;
 mod reach;
 pub mod rfc3339;
 pub mod root;

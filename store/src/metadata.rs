@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -130,16 +130,25 @@ impl Metadata {
         };
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
+        Self::decode(&bytes, instance, &path)
+    }
+
+    /// Reads and checks the bytes of the record of `instance`; `path` is for messages.
+    pub(crate) fn decode(bytes: &[u8], instance: &InstanceId, path: &Path) -> Result<Metadata> {
         let corrupt = |reason: &str| StoreError::corrupt("environment record", instance, reason);
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
         }
-        let Versioned { version } = serde_json::from_slice(&bytes).map_err(|e| corrupt(&e.to_string()))?;
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(|e| corrupt(&e.to_string()))?;
         if version != VERSION {
-            return Err(StoreError::Version { found: version.to_string(), supported: VERSION, path });
+            return Err(StoreError::Version {
+                found: version.to_string(),
+                supported: VERSION,
+                path: path.to_owned(),
+            });
         }
-        let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|e| corrupt(&e.to_string()))?;
+        let metadata: Metadata = serde_json::from_slice(bytes).map_err(|e| corrupt(&e.to_string()))?;
         if metadata.checksum != metadata.sum()? {
             return Err(corrupt("its checksum does not match its content"));
         }

@@ -9,6 +9,7 @@ use crate::error::{IoContext as _, Result, StoreError};
 use crate::files;
 use crate::id::ObjectId;
 use crate::layout::Layout;
+use crate::quarantine;
 
 mod batch;
 
@@ -36,13 +37,16 @@ impl Objects {
         read_verified(self.open(id)?, path, id, max)
     }
 
-    /// Opens the object for reading; its bytes are not verified.
+    /// Opens the object for reading; its bytes are not verified. One that was set aside for its damage is opened where it is now: what
+    /// of it is sound can still be read by who verifies.
     pub fn open(&self, id: &ObjectId) -> Result<File> {
         let path = self.layout.object(id);
-        File::open(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => StoreError::missing("object", id),
-            _ => StoreError::Io { action: "open", path, source },
-        })
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                quarantine::object(&self.layout, id)?.ok_or_else(|| StoreError::missing("object", id))
+            }
+            other => other.at("open", &path),
+        }
     }
 
     /// Whether the object is there. An error of the file system counts as absent: whatever is done next meets it.

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, StoreError};
-use crate::held::{self, HeldFile};
+use crate::held::{self, HeldFile, Unreadable};
 use crate::id::ObjectId;
 use crate::layout::Layout;
 use crate::open::Store;
@@ -60,19 +60,42 @@ fn encode(roots: &[ObjectId], objects: &[ObjectId]) -> Result<Vec<u8>> {
 }
 
 /// What living processes pin. Pins of dead ones are removed.
+///
+/// # Errors
+/// Any pin that cannot be read, or that there is no directory of pins: what running mounts need is not known then.
 pub(crate) fn live(layout: &Layout) -> Result<Pinned> {
-    let mut pinned = Pinned::default();
+    let dir = layout.pins();
+    if dir.symlink_metadata().is_err() {
+        let dir = dir.display();
+        return Err(StoreError::Invalid(format!(
+            "{dir} is missing, so what running mounts use is not known: unmount them, then `karapace verify-store --repair`"
+        )));
+    }
+    let (pinned, unreadable) = read(layout)?;
+    match unreadable.into_iter().next() {
+        None => Ok(pinned),
+        Some((path, reason)) => {
+            Err(StoreError::Invalid(format!("the pin {} is unreadable: {reason}", path.display())))
+        }
+    }
+}
+
+/// What living processes pin, and the pins that cannot be read. Pins of dead ones are removed.
+pub(crate) fn read(layout: &Layout) -> Result<(Pinned, Unreadable)> {
+    let (mut pinned, mut unreadable) = (Pinned::default(), Vec::new());
     for found in held::scan(&layout.pins())? {
         if found.dead.is_some() {
             continue; // dropping it removes the file
         }
-        let content: Content = serde_json::from_slice(&found.bytes).map_err(|e| {
-            StoreError::Invalid(format!("the pin {} is unreadable: {e}", found.path.display()))
-        })?;
-        pinned.roots.extend(content.roots);
-        pinned.objects.extend(content.objects);
+        match serde_json::from_slice::<Content>(&found.bytes) {
+            Ok(content) => {
+                pinned.roots.extend(content.roots);
+                pinned.objects.extend(content.objects);
+            }
+            Err(error) => unreadable.push((found.path, error.to_string())),
+        }
     }
-    Ok(pinned)
+    Ok((pinned, unreadable))
 }
 
 #[cfg(test)]

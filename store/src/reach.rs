@@ -1,6 +1,7 @@
 //! Everything that roots reach: the one walk behind collection and verification.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,8 +16,31 @@ use crate::tree::{self, Keys, Target, Tree, Trees};
 pub(crate) struct Fault {
     pub id: ObjectId,
     /// What refers to it.
-    pub by: String,
+    pub by: Met,
     pub error: StoreError,
+}
+
+/// Where the walk met something: who referred to the root that it came from, and the path below that.
+#[derive(Clone, Debug)]
+pub(crate) struct Met {
+    by: Rc<str>,
+    path: Vec<u8>,
+}
+
+impl Met {
+    /// The path inside the environment, where it has one: an inode of several names has not, nor has the root itself.
+    pub fn path(&self) -> Option<String> {
+        self.path.starts_with(b"/").then(|| String::from_utf8_lossy(&self.path).into_owned())
+    }
+}
+
+impl fmt::Display for Met {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path.is_empty() {
+            true => f.write_str(&self.by),
+            false => write!(f, "{} in {}", String::from_utf8_lossy(&self.path), self.by),
+        }
+    }
 }
 
 /// Is told of what a walk meets.
@@ -25,12 +49,12 @@ pub(crate) trait Watch {
     fn fault(&mut self, fault: Fault) -> Result<()>;
 
     /// An object whose bytes the walk does not need: content, a block list, or what an upper names. Once for each.
-    fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> String) -> Result<()> {
+    fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> Met) -> Result<()> {
         Ok(())
     }
 
     /// A file's content that is not empty; possibly more than once.
-    fn file(&mut self, _content: &FileContent, _by: &dyn Fn() -> String) -> Result<()> {
+    fn file(&mut self, _content: &FileContent, _by: &dyn Fn() -> Met) -> Result<()> {
         Ok(())
     }
 }
@@ -82,13 +106,13 @@ impl Reach {
             match node {
                 Node::Root(id) => self.open_root(&id, &place, watch)?,
                 Node::Tree(id, keys) => self.open_tree(&id, keys, &place, watch)?,
-                Node::Object(id) => self.mark(&id, &|| text(&place, b""), watch)?,
+                Node::Object(id) => self.mark(&id, &|| met(&place, b""), watch)?,
             }
         }
         Ok(self.marked)
     }
 
-    fn mark(&mut self, id: &ObjectId, by: &dyn Fn() -> String, watch: &mut dyn Watch) -> Result<()> {
+    fn mark(&mut self, id: &ObjectId, by: &dyn Fn() -> Met, watch: &mut dyn Watch) -> Result<()> {
         if self.marked.insert(*id) { watch.object(id, by) } else { Ok(()) }
     }
 
@@ -163,7 +187,7 @@ impl Reach {
                 self.todo.push((Node::Tree(*tree, Keys::Names), Rc::new((place.0.clone(), path))));
             }
             Body::Regular(content) => {
-                let by = || text(place, name);
+                let by = || met(place, name);
                 for object in content.objects() {
                     self.mark(&object, &by, watch)?;
                 }
@@ -178,13 +202,12 @@ impl Reach {
 }
 
 fn fault(id: &ObjectId, place: &Place, error: StoreError) -> Fault {
-    Fault { id: *id, by: text(place, b""), error }
+    Fault { id: *id, by: met(place, b""), error }
 }
 
-/// Something in the tree, in words.
-fn text(place: &Place, name: &[u8]) -> String {
+/// Something in the tree, or the tree itself.
+fn met(place: &Place, name: &[u8]) -> Met {
     let (by, directory) = &**place;
     let slash = if name.is_empty() { &b""[..] } else { b"/" };
-    let path = [directory, slash, name].concat();
-    if path.is_empty() { by.to_string() } else { format!("{} in {by}", String::from_utf8_lossy(&path)) }
+    Met { by: by.clone(), path: [directory, slash, name].concat() }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic::fsync_dir;
 use crate::error::{IoContext, Result, StoreError};
 use crate::fail;
-use crate::held::{self, HeldFile};
+use crate::held::{self, HeldFile, Unreadable};
 use crate::id::InstanceId;
 use crate::layout::Layout;
 use crate::lock::StoreLock;
@@ -122,12 +122,14 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
         let Some(file) = found.dead else { continue };
         let content: Content = match serde_json::from_slice(&found.bytes) {
             Ok(content) => content,
+            // What it was about is not known, so nothing is undone; a collection refuses until it is gone.
             Err(error) => {
                 file.leave();
                 let path = found.path.display();
-                return Err(StoreError::Invalid(format!(
-                    "the intent {path} is unreadable ({error}): remove it"
-                )));
+                tracing::warn!(
+                    "the intent {path} is unreadable ({error}): `karapace verify-store --repair` sets it aside"
+                );
+                continue;
             }
         };
         if let Err(error) = undo(store, &content) {
@@ -142,19 +144,32 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
 }
 
 /// The environments that operations under way concern.
+///
+/// # Errors
+/// Any intent that cannot be read.
 pub(crate) fn instances(layout: &Layout) -> Result<Vec<InstanceId>> {
-    let mut instances = Vec::new();
+    let (instances, unreadable) = read(layout)?;
+    match unreadable.into_iter().next() {
+        None => Ok(instances),
+        Some((path, reason)) => {
+            Err(StoreError::Invalid(format!("the intent {} is unreadable: {reason}", path.display())))
+        }
+    }
+}
+
+/// The same, and the intents that cannot be read.
+pub(crate) fn read(layout: &Layout) -> Result<(Vec<InstanceId>, Unreadable)> {
+    let (mut instances, mut unreadable) = (Vec::new(), Vec::new());
     for found in held::scan(&layout.wal())? {
-        let content: std::result::Result<Content, _> = serde_json::from_slice(&found.bytes);
-        let path = found.path.clone();
+        match serde_json::from_slice::<Content>(&found.bytes) {
+            Ok(content) => instances.push(content.intent.instance()),
+            Err(error) => unreadable.push((found.path.clone(), error.to_string())),
+        }
         if let Some(file) = found.dead {
             file.leave();
         }
-        let content = content
-            .map_err(|e| StoreError::Invalid(format!("the intent {} is unreadable: {e}", path.display())))?;
-        instances.push(content.intent.instance());
     }
-    Ok(instances)
+    Ok((instances, unreadable))
 }
 
 fn undo(store: &Store, content: &Content) -> Result<()> {

@@ -103,7 +103,14 @@ fn guard<T>(request: &'static str, work: impl FnOnce() -> Result<T>) -> std::res
             return Err(Errno::EIO);
         }
     };
-    if matches!(error, Error::Corrupt(_) | Error::Store(_) | Error::Host { .. } | Error::Io(_)) {
+    // Damage that was found in a file has been told of, once for each object.
+    let is_told = matches!(&error, Error::Damaged(damage) if damage.path.is_some());
+    if !is_told
+        && matches!(
+            error,
+            Error::Damaged(_) | Error::Corrupt(_) | Error::Store(_) | Error::Host { .. } | Error::Io(_)
+        )
+    {
         tracing::error!(request, %error, "a request failed");
     }
     Err(Errno::from_i32(error.errno()))

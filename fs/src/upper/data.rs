@@ -96,7 +96,8 @@ impl DataDir {
         self.path_of(data.ino, data.generation)
     }
 
-    fn path_of(&self, ino: Ino, generation: u32) -> PathBuf {
+    /// Where the data file of this generation of an inode's data is.
+    pub fn path_of(&self, ino: Ino, generation: u32) -> PathBuf {
         let dir = self.path.join(format!("{:02x}", ino & 0xff));
         match generation {
             0 => dir.join(format!("{ino:x}")),
@@ -217,7 +218,18 @@ impl DataDir {
 
     /// Removes every file that `keep` does not name: what a crash left behind.
     pub fn sweep(&self, keep: &dyn Fn(Ino, u32) -> bool) -> Result<u64> {
-        let mut removed = 0;
+        let strangers = self.strangers(keep)?;
+        for path in &strangers {
+            fail::point("data.sweep")
+                .and_then(|()| std::fs::remove_file(path))
+                .map_err(|e| Error::host("remove leftover", path, e))?;
+        }
+        Ok(strangers.len() as u64)
+    }
+
+    /// Every file that `keep` does not name.
+    pub fn strangers(&self, keep: &dyn Fn(Ino, u32) -> bool) -> Result<Vec<PathBuf>> {
+        let mut strangers = Vec::new();
         for i in 0..=255u8 {
             let dir = self.path.join(format!("{i:02x}"));
             let entries = match std::fs::read_dir(&dir) {
@@ -229,14 +241,11 @@ impl DataDir {
                 let entry = entry.map_err(|e| Error::host("list", &dir, e))?;
                 let known = parse_name(entry.file_name().as_encoded_bytes()).is_some_and(|(i, g)| keep(i, g));
                 if !known {
-                    fail::point("data.sweep")
-                        .and_then(|()| std::fs::remove_file(entry.path()))
-                        .map_err(|e| Error::host("remove leftover", &entry.path(), e))?;
-                    removed += 1;
+                    strangers.push(entry.path());
                 }
             }
         }
-        Ok(removed)
+        Ok(strangers)
     }
 
     /// Makes the bytes of `file`, which is `data` open, durable.

@@ -244,6 +244,19 @@ pub(crate) fn inspect(bytes: &[u8], path: &Path, epoch: u64) -> Result<Option<(F
     scan(records, form).map(|scan| Some((form, scan)))
 }
 
+/// Where the sound records before a damage end, in bytes of the file; `None` when no record that was durable is damaged.
+pub(crate) fn damage(path: &Path, epoch: u64) -> Result<Option<u64>> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|e| Error::host("read journal", path, e))?,
+    };
+    let found = inspect(&bytes, path, epoch)?;
+    Ok(found.and_then(|(_, found)| match found.tail {
+        Tail::Damaged { .. } => Some(HEADER + found.sound),
+        Tail::Clean | Tail::Torn => None,
+    }))
+}
+
 /// The error for a journal with a damaged record.
 fn damaged(path: &Path, found: &Scan, behind: u64) -> Error {
     Error::Corrupt(format!(

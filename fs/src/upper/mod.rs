@@ -8,6 +8,7 @@
 //! then it is *buried*.
 
 pub(crate) mod blocks;
+pub mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod data;
 pub mod fuzzing;
@@ -37,6 +38,15 @@ pub(crate) const CHECKPOINT_AFTER: u64 = 64 << 20;
 /// Bytes of records that an operation of several steps needs at most, but for an inode's extended attributes, for which the
 /// reserve is large enough.
 const OPERATION: u64 = 64 << 10;
+
+/// Whether an upper whose checkpoint is not there holds changes all the same: the checkpoint is the first file that is made.
+fn has_changes(dir: &Path) -> Result<bool> {
+    if dir.join("journal").symlink_metadata().is_ok() {
+        return Ok(true);
+    }
+    let data = dir.join("data");
+    check::holds_files(&data).map_err(|e| Error::host("list", &data, e))
+}
 
 /// Whether the host has no room for what was tried.
 pub(crate) fn is_full(error: &Error) -> bool {
@@ -99,6 +109,12 @@ impl Upper {
         let data = DataDir::new(dir.join("data"));
         let checkpoint = match Checkpoint::read(&checkpoint_path)? {
             Some(checkpoint) => checkpoint,
+            None if has_changes(dir)? => {
+                return Err(Error::Corrupt(format!(
+                    "the upper at {} has changes but its checkpoint is missing: restore that file, or move the directory away to go on without them",
+                    dir.display()
+                )));
+            }
             None => {
                 let fresh = Checkpoint { epoch: 1, head, items: Vec::new() };
                 if write {

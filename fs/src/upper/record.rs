@@ -20,6 +20,16 @@ pub(crate) enum DataState {
     Blocks { generation: u32, size: u64, limit: u64 },
 }
 
+impl DataState {
+    /// Which data file has the bytes, if one has.
+    pub fn generation(&self) -> Option<u32> {
+        match *self {
+            DataState::None => None,
+            DataState::Whole { generation, .. } | DataState::Blocks { generation, .. } => Some(generation),
+        }
+    }
+}
+
 /// The fields that most operations change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AttrItem {

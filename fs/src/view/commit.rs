@@ -221,7 +221,8 @@ impl View {
             let body = match &node.body {
                 SealedBody::Dir(_) => continue,
                 SealedBody::File(file) => {
-                    Body::Regular(self.store_content(upper, file, node.meta.size, &mut batch)?)
+                    let stored = self.store_content(upper, file, node.meta.size, &mut batch);
+                    Body::Regular(stored.map_err(|error| self.name_damage(&self.state.read(), *ino, error))?)
                 }
                 SealedBody::Symlink(target) => Body::Symlink(target.clone()),
                 SealedBody::Special => Body::Special,
@@ -272,8 +273,14 @@ impl View {
                 content::adopt(&upper.data.path(data), &file, batch)?
             }
             FileBody::Blocks(b) => {
+                // A snapshot of a file that is known to be damaged would be one that cannot be read.
+                let needed = |block: u64| !b.dirty.contains(block) && block * content::BLOCK < b.limit;
+                if let Some(damage) = self.content.damage_in(&b.base, &needed) {
+                    return Err(Error::Damaged(Box::new(damage)));
+                }
                 let file = upper.data.file(&b.data)?;
-                content::update(&b.base, b.limit, size, &mut b.dirty.iter(), &file, batch)?
+                let updated = content::update(&b.base, b.limit, size, &mut b.dirty.iter(), &file, batch);
+                updated.map_err(|error| self.content.lost(&b.base.hash, error))?
             }
         })
     }

@@ -1,8 +1,12 @@
 //! Reading file content from the store: descriptors kept open, bytes verified the first time they are read.
 //!
+//! Bytes that are not what they should be are never given out, and it is remembered which they are: of content that is known to be
+//! damaged nothing is committed.
+//!
 //! A plain file is one object and is verified whole (at most 1 MiB); any other is verified by its 64 KiB blocks, so
 //! that nothing stalls. What was verified is remembered as long as the descriptor is kept.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
@@ -10,12 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use karapace_store::Store;
+use karapace_store::StoreError;
 use karapace_store::content::{BLOCK, BlockList, FileContent};
 use karapace_store::id::ObjectId;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::error::{Error, Result};
+use crate::error::{Damage, Error, Result};
 use crate::upper::blocks::BlockSet;
 
 /// Object descriptors kept open.
@@ -39,6 +44,16 @@ pub(crate) struct ContentReader {
     store: Arc<Store>,
     objects: Mutex<LruCache<ObjectId, Arc<OpenObject>>>,
     lists: Mutex<LruCache<ObjectId, Arc<CheckedBlocks>>>,
+    known: Mutex<KnownDamage>,
+}
+
+/// Damage that was met.
+#[derive(Default)]
+struct KnownDamage {
+    /// Blocks of contents, by the contents' hashes.
+    blocks: HashMap<ObjectId, HashMap<u64, Damage>>,
+    /// Objects that the log has heard of.
+    told: HashSet<ObjectId>,
 }
 
 impl ContentReader {
@@ -48,10 +63,26 @@ impl ContentReader {
             store,
             objects: Mutex::new(LruCache::new(cache(OPEN_OBJECTS))),
             lists: Mutex::new(LruCache::new(cache(BLOCK_LISTS))),
+            known: Mutex::default(),
         }
     }
 
+    /// Whether the log is to hear of damage to this object: once.
+    pub fn is_news(&self, object: &ObjectId) -> bool {
+        self.known.lock().told.insert(*object)
+    }
+
+    /// Damage that was met in blocks of a content which `needed` names.
+    pub fn damage_in(&self, content: &FileContent, needed: &dyn Fn(u64) -> bool) -> Option<Damage> {
+        let known = self.known.lock();
+        let (_, damage) = known.blocks.get(&content.hash)?.iter().find(|(block, _)| needed(**block))?;
+        Some(damage.clone())
+    }
+
     /// Appends up to `size` bytes from `offset` to `buf`; stops at the end of the file.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when the store does not have these bytes any more; whose file they are is the caller's to say.
     pub fn read(&self, content: &FileContent, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         if offset >= content.size || size == 0 {
             return Ok(());
@@ -124,8 +155,13 @@ impl ContentReader {
                 &scratch
             };
             if checked.list.get(block) != Some(ObjectId::of(bytes)) {
-                let reason = format!("block {block} does not match its hash");
-                return Err(self.damaged(&content.hash, &reason));
+                let reason = format!("block {block} of the content {} does not match its hash", content.hash);
+                let object =
+                    content.extents.iter().find(|e| e.end() > from).map_or(content.hash, |e| e.object);
+                let damage = Damage { object, reason, path: None, environment: None };
+                let mut known = self.known.lock();
+                known.blocks.entry(content.hash).or_default().insert(block, damage.clone());
+                return Err(Error::Damaged(Box::new(damage)));
             }
             checked.verified.lock().insert(block);
         }
@@ -154,7 +190,7 @@ impl ContentReader {
         if let Some(object) = self.objects.lock().get(id) {
             return Ok(object.clone());
         }
-        let file = self.store.objects().open(id)?;
+        let file = self.store.objects().open(id).map_err(|e| self.lost(id, e))?;
         let object = Arc::new(OpenObject { file, verified: AtomicBool::new(false) });
         self.objects.lock().put(*id, object.clone());
         Ok(object)
@@ -165,16 +201,24 @@ impl ContentReader {
         if let Some(list) = self.lists.lock().get(id) {
             return Ok(list.clone());
         }
-        let bytes = self.store.objects().read(id, BlockList::max_bytes(content.size))?;
-        let list = BlockList::decode(&bytes)?;
+        let read = self.store.objects().read(id, BlockList::max_bytes(content.size));
+        let list = read.and_then(|bytes| BlockList::decode(&bytes)).map_err(|e| self.lost(id, e))?;
         let checked = Arc::new(CheckedBlocks { list, verified: Mutex::new(BlockSet::default()) });
         self.lists.lock().put(*id, checked.clone());
         Ok(checked)
     }
 
     fn damaged(&self, id: &ObjectId, reason: &dyn std::fmt::Display) -> Error {
-        let error = Error::Corrupt(format!("object {id} is damaged: {reason}; run `karapace verify-store`"));
-        tracing::error!("{error}");
-        error
+        let damage = Damage { object: *id, reason: reason.to_string(), path: None, environment: None };
+        Error::Damaged(Box::new(damage))
+    }
+
+    /// What it means that the store does not have an object as it should be.
+    pub fn lost(&self, id: &ObjectId, error: StoreError) -> Error {
+        match error {
+            StoreError::Missing { .. } => self.damaged(id, &"it is not in the store"),
+            StoreError::Corrupt { reason, .. } => self.damaged(id, &reason),
+            error => Error::Store(error),
+        }
     }
 }

@@ -44,7 +44,25 @@ impl View {
     /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Fewer only at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         let from = self.plan_read(&self.state.read(), ino, offset, size)?;
-        self.read_from(from, offset, buf)
+        self.read_from(from, offset, buf).map_err(|error| self.name_damage(&self.state.read(), ino, error))
+    }
+
+    /// Says of damaged content which file it is of, and tells the log, once for each object.
+    pub(super) fn name_damage(&self, state: &State, ino: Ino, error: Error) -> Error {
+        let Error::Damaged(mut damage) = error else { return error };
+        if damage.path.is_none() {
+            // An inode of several names has no path of its own.
+            let path = state.path_of(ino).ok().filter(|path| path != b"/");
+            damage.path = Some(match path {
+                Some(path) => String::from_utf8_lossy(&path).into_owned(),
+                None => format!("inode {ino}"),
+            });
+            damage.environment = self.name.get().cloned();
+        }
+        if self.content.is_news(&damage.object) {
+            tracing::error!("{damage}");
+        }
+        Error::Damaged(damage)
     }
 
     fn plan_read(&self, state: &State, ino: Ino, offset: u64, size: usize) -> Result<ReadFrom> {
@@ -72,7 +90,8 @@ impl View {
         size: usize,
         buf: &mut Vec<u8>,
     ) -> Result<()> {
-        self.read_from(self.plan_read(state, ino, offset, size)?, offset, buf)
+        let from = self.plan_read(state, ino, offset, size)?;
+        self.read_from(from, offset, buf).map_err(|error| self.name_damage(state, ino, error))
     }
 
     fn read_from(&self, from: ReadFrom, offset: u64, buf: &mut Vec<u8>) -> Result<()> {
@@ -178,7 +197,11 @@ impl View {
             let done = if body.dirty.contains(block) {
                 write_full(&ready.file, part, at).map_err(|e| self.write_failed(&ready.data, e))
             } else {
-                self.write_fresh_block(&body, ready, size, at, part)
+                let done = self.write_fresh_block(&body, ready, size, at, part);
+                done.map_err(|error| match error {
+                    error @ Error::Damaged(_) => self.name_damage(&self.state.read(), ino, error),
+                    error => error,
+                })
             };
             match done {
                 Ok(n) => written += n,

@@ -26,9 +26,8 @@ mod xattr;
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use karapace_store::Store;
 use karapace_store::content::{BLOCK, FileContent};
@@ -41,7 +40,7 @@ use crate::attr::{Attr, HeadRef, StatFs, ViewStats};
 use crate::error::{Error, Result};
 use crate::upper::data::DataFile;
 use crate::upper::journal::Room;
-use crate::upper::record::{DataState, Item};
+use crate::upper::record::Item;
 use crate::upper::{Upper, is_full};
 use crate::view::content::ContentReader;
 use crate::view::node::{FileBody, Node, NodeBody};
@@ -65,6 +64,8 @@ pub struct View {
     /// `None` in a snapshot view.
     upper: Option<Upper>,
     read_only: AtomicBool,
+    /// The environment's name, for messages.
+    name: OnceLock<String>,
 }
 
 /// What an upper on disk refers to in the store, for garbage collection.
@@ -127,6 +128,7 @@ impl View {
             committing: Mutex::new(()),
             upper,
             read_only: AtomicBool::new(read_only),
+            name: OnceLock::new(),
         }
     }
 
@@ -190,42 +192,6 @@ impl View {
         Ok(())
     }
 
-    /// What the upper at `upper` on disk refers to; empty when there is none.
-    pub fn upper_roots(upper: &Path) -> Result<UpperRoots> {
-        let mut roots = UpperRoots::default();
-        if !upper.join("checkpoint").exists() {
-            return Ok(roots);
-        }
-        let none = HeadRef {
-            layer: LayerHash::from_bytes([0; 32]),
-            record: RecordId::from_bytes([0; 32]),
-            root: ObjectId::from_bytes([0; 32]),
-        };
-        let mut attempts = 0;
-        let loaded = loop {
-            match Upper::open(upper, none, false) {
-                // A mount may have replaced the checkpoint and begun a new journal between the reading of the two.
-                Err(Error::Corrupt(_)) if attempts < 10 => attempts += 1,
-                other => break other?,
-            }
-            std::thread::sleep(Duration::from_millis(2 << attempts));
-        };
-        roots.roots.push(loaded.head.root);
-        for item in loaded.settled.into_iter().chain(loaded.replayed) {
-            let Item::Put(put) = item else { continue };
-            match put.record.body {
-                karapace_store::inode::Body::Directory { tree: Some(tree), .. } => roots.trees.push(tree),
-                karapace_store::inode::Body::Regular(content)
-                    if !matches!(put.data, DataState::Whole { .. }) =>
-                {
-                    roots.contents.push(content);
-                }
-                _ => {}
-            }
-        }
-        Ok(roots)
-    }
-
     /// Objects of the store that are read by inodes without a name, which are open still.
     pub fn unnamed_objects(&self) -> Vec<ObjectId> {
         let state = self.state.read();
@@ -235,6 +201,11 @@ impl View {
             FileBody::Whole(_) => None,
         });
         contents.flat_map(|content| content.objects()).collect()
+    }
+
+    /// Gives the view a name for messages; the first one counts.
+    pub fn set_name(&self, name: &str) {
+        self.name.get_or_init(|| name.to_owned());
     }
 
     /// Finds a name; counts one reference of the kernel.

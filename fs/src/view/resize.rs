@@ -70,7 +70,8 @@ impl View {
             file.set_len(content.size).map_err(|e| Error::host("extend", &upper.data.path(&data), e))
         } else {
             let mut bytes = Vec::new();
-            self.content.read(&content, 0, content.size.min(keep) as usize, &mut bytes).and_then(|()| {
+            let read = self.content.read(&content, 0, content.size.min(keep) as usize, &mut bytes);
+            read.map_err(|error| self.name_damage(state, ino, error)).and_then(|()| {
                 file.write_all_at(&bytes, 0).map_err(|e| Error::host("write", &upper.data.path(&data), e))
             })
         };

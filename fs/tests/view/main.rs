@@ -3,6 +3,7 @@
 mod attributes;
 #[path = "../commit/mod.rs"]
 mod commit;
+mod damage;
 mod data;
 mod listing;
 mod names;

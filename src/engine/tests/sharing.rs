@@ -53,7 +53,7 @@ fn a_clone_stands_on_the_head_and_goes_its_own_way() {
     gc::collect(&place.engine, false, &Silent).unwrap();
     assert_eq!(place.content(&made, "a").as_deref(), Some("other"));
     assert_eq!(place.content(&third, "a").as_deref(), Some("uncommitted"));
-    assert!(verify::verify(&place.engine, &Silent).unwrap().is_empty());
+    assert!(verify::verify(&place.engine, &Silent).unwrap().findings.is_empty());
 }
 
 #[test]

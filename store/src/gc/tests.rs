@@ -73,7 +73,7 @@ impl Place {
                 self.1 = false;
                 Ok(())
             }
-            fn object(&mut self, id: &ObjectId, _: &dyn Fn() -> String) -> Result<()> {
+            fn object(&mut self, id: &ObjectId, _: &dyn Fn() -> crate::reach::Met) -> Result<()> {
                 self.1 &= self.0.objects().contains(id);
                 Ok(())
             }

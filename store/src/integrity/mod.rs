@@ -1,0 +1,369 @@
+//! Checking a store: every byte against its name, every reference against what it names; and mending what can be mended.
+
+mod affected;
+mod content;
+mod finding;
+mod places;
+pub mod repair;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::content::FileContent;
+use crate::error::{Result, StoreError};
+use crate::gc::UpperRoots;
+use crate::id::{InstanceId, ObjectId, RecordId};
+use crate::import::Progress;
+use crate::layer::{LayerKind, LayerRecord};
+use crate::lock::StoreLock;
+use crate::metadata::Metadata;
+use crate::open::Store;
+use crate::reach::{Fault, Met, Reach, Watch};
+use crate::{files, pins, wal};
+
+pub use finding::{Finding, Kind};
+pub(crate) use places::is_orphan;
+
+/// What a look at an environment's upper found. It belongs to the file system, so the caller gives it.
+#[derive(Debug, Default, Clone)]
+pub struct UpperState {
+    /// What it refers to.
+    pub roots: UpperRoots,
+    /// Data files that are not as they should be: the kind, the file, and what is wrong with it.
+    pub faults: Vec<(Kind, PathBuf, String)>,
+}
+
+impl UpperState {
+    fn start(&self, reach: &mut Reach, by: &Rc<str>) {
+        self.roots.roots.iter().for_each(|root| reach.root(*root, by));
+        self.roots.trees.iter().for_each(|tree| reach.tree(*tree, by));
+        self.roots.objects.iter().for_each(|object| reach.object(*object, by));
+    }
+}
+
+/// Looks at the upper of an environment; empty when it has none.
+pub type UpperStateOf<'a> = &'a dyn Fn(&InstanceId) -> Result<UpperState>;
+
+/// What a verification saw.
+#[derive(Debug, Default, Clone)]
+pub struct Verified {
+    /// What it found, in no particular order.
+    pub findings: Vec<Finding>,
+    /// Objects that were read.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Checks everything: every object's bytes, every record, every tree, every reference down to the objects, uppers, pins and
+/// intents, and what lies where nothing should. Reads the whole store; `progress` is told of bytes and objects.
+///
+/// Takes the store's lock shared, so a collection waits; commands and mounts go on.
+///
+/// # Errors
+/// Only what keeps it from looking: what it finds wrong is in the list.
+pub fn verify(store: &Arc<Store>, uppers: UpperStateOf<'_>, progress: &dyn Progress) -> Result<Verified> {
+    let _lock = StoreLock::shared(store)?;
+    let mut check = Check::new(store);
+    check.places()?;
+    check.objects(progress)?;
+    check.layers()?;
+    let mut reach = Reach::new(store.clone());
+    let (environments, states) = check.environments(&mut reach, uppers)?;
+    check.held(&mut reach)?;
+    let marked = reach.run(&mut check)?;
+    check.orphans(&marked);
+    check.name_affected(&environments, &states)?;
+    let (objects, bytes) = (check.sizes.len() as u64, check.sizes.values().sum());
+    Ok(Verified { findings: check.findings, objects, bytes })
+}
+
+struct Check<'a> {
+    store: &'a Store,
+    shared: &'a Arc<Store>,
+    /// Sizes of the objects on disk when they were read.
+    sizes: HashMap<ObjectId, u64>,
+    /// Contents that have been checked, by a hash of their description.
+    contents: HashSet<ObjectId>,
+    /// The user whose store it is.
+    owner: u32,
+    findings: Vec<Finding>,
+    /// What was found wrong with an object, or with the content of this hash: places in `findings`.
+    by_object: HashMap<ObjectId, Vec<usize>>,
+    /// The same of layer records.
+    by_record: HashMap<RecordId, usize>,
+}
+
+impl<'a> Check<'a> {
+    fn new(store: &'a Arc<Store>) -> Check<'a> {
+        Check {
+            store,
+            shared: store,
+            sizes: HashMap::new(),
+            contents: HashSet::new(),
+            owner: 0,
+            findings: Vec::new(),
+            by_object: HashMap::new(),
+            by_record: HashMap::new(),
+        }
+    }
+}
+
+impl Check<'_> {
+    /// Notes what is wrong with an object.
+    fn found(&mut self, id: ObjectId, finding: Finding) {
+        self.by_object.entry(id).or_default().push(self.findings.len());
+        self.findings.push(finding.object(id));
+    }
+
+    fn objects(&mut self, progress: &dyn Progress) -> Result<()> {
+        let mut buf = vec![0; 1 << 20];
+        for dir in self.list(self.store.layout().objects())? {
+            if !dir.is_dir() {
+                self.stray(dir);
+                continue;
+            }
+            for path in files::list(&dir)? {
+                let Some(id) = files::object_id(&path) else {
+                    self.stray(path);
+                    continue;
+                };
+                self.look_at_object(&path)?;
+                match File::open(&path).and_then(|file| hash(file, &mut buf)) {
+                    Ok((size, found)) => {
+                        self.sizes.insert(id, size);
+                        progress.add(size, 1);
+                        if found != id {
+                            let message = format!("object {id}: its bytes are not those its name says");
+                            self.found(id, Finding::new(Kind::CorruptObject, message).file(&path));
+                        }
+                    }
+                    Err(error) => {
+                        self.sizes.insert(id, path.symlink_metadata().map_or(0, |metadata| metadata.len()));
+                        let message = format!("object {id} cannot be read: {error}");
+                        self.found(id, Finding::new(Kind::CorruptObject, message).file(&path));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn layers(&mut self) -> Result<()> {
+        for path in self.list(&self.store.layout().layers())? {
+            let Some(id) = files::name(&path).and_then(|name| name.parse::<RecordId>().ok()) else {
+                self.stray(path);
+                continue;
+            };
+            let reason = match LayerRecord::read(self.store, &id) {
+                Ok(record) => {
+                    let plain = matches!(record.kind, LayerKind::Base | LayerKind::Dependency);
+                    if !plain || record.hash.as_bytes() == record.tar_hash.as_bytes() {
+                        continue;
+                    }
+                    "its hash is not its tar hash".to_owned()
+                }
+                Err(StoreError::Missing { .. }) => continue,
+                Err(StoreError::Corrupt { reason, .. }) => reason,
+                Err(error) => error.to_string(),
+            };
+            let finding = Finding::new(Kind::CorruptLayer, format!("layer record {id}: {reason}"));
+            self.by_record.insert(id, self.findings.len());
+            self.findings.push(finding.object(id).file(&path));
+        }
+        Ok(())
+    }
+
+    /// The environments whose records can be read, and the uppers by the names of the environments.
+    fn environments(
+        &mut self,
+        reach: &mut Reach,
+        uppers: UpperStateOf<'_>,
+    ) -> Result<(Vec<Metadata>, HashMap<String, UpperState>)> {
+        let (mut environments, mut states) = (Vec::new(), HashMap::new());
+        for path in self.list(&self.store.layout().metadata())? {
+            let Some(instance) = files::name(&path).and_then(|name| name.parse::<InstanceId>().ok()) else {
+                self.stray(path);
+                continue;
+            };
+            let mut name = instance.to_hex();
+            match Metadata::load(self.store, &instance) {
+                Ok(metadata) => {
+                    self.environment(&metadata, reach);
+                    name.clone_from(&metadata.name);
+                    environments.push(metadata);
+                }
+                Err(StoreError::Missing { .. }) => continue,
+                Err(error) => {
+                    let finding = Finding::new(
+                        Kind::CorruptEnvironment,
+                        format!(
+                            "environment record {instance}: {error}; nothing is collected while it is there and cannot be read"
+                        ),
+                    );
+                    self.findings.push(finding.object(instance).file(&path).environment(&name));
+                }
+            }
+            let upper_dir = self.store.layout().upper(&instance);
+            match uppers(&instance) {
+                Ok(state) => {
+                    for (kind, file, reason) in &state.faults {
+                        let message = format!(
+                            "uncommitted changes of environment {name}: {}: {reason}",
+                            file.display()
+                        );
+                        let finding = Finding::new(*kind, message).object(instance).file(file);
+                        self.findings.push(finding.environment(&name));
+                    }
+                    state.start(reach, &Rc::from(format!("the uncommitted changes of environment {name}")));
+                    states.insert(name, state);
+                }
+                // It went meanwhile.
+                Err(_) if !path.exists() => {}
+                Err(error) => {
+                    let message = format!("uncommitted changes of environment {name}: {error}");
+                    let finding = Finding::new(Kind::CorruptUpper, message).object(instance).file(&upper_dir);
+                    self.findings.push(finding.environment(&name));
+                }
+            }
+        }
+        Ok((environments, states))
+    }
+
+    fn environment(&mut self, metadata: &Metadata, reach: &mut Reach) {
+        for (what, hash, id) in metadata.layers() {
+            let from = format!("{what} of environment {}", metadata.name);
+            let reason = match LayerRecord::read(self.store, &id) {
+                Ok(record) => {
+                    let by = Rc::from(from.as_str());
+                    reach.root(record.tree, &by);
+                    record.object_refs.iter().for_each(|object| reach.object(*object, &by));
+                    if record.hash == hash {
+                        continue;
+                    }
+                    format!("that record is of layer {}, not {hash}", record.hash)
+                }
+                Err(error) => match self.by_record.get(&id) {
+                    Some(index) => {
+                        let finding = &mut self.findings[*index];
+                        if !finding.environments.contains(&metadata.name) {
+                            finding.environments.push(metadata.name.clone());
+                        }
+                        let layer = what.trim_start_matches("the ").trim_start_matches("snapshot ");
+                        finding.affected.push(format!("{}@{layer}", metadata.name));
+                        continue;
+                    }
+                    None => error.to_string(),
+                },
+            };
+            let finding =
+                Finding::new(Kind::BadReference, format!("{from} refers to layer record {id}: {reason}"));
+            self.findings.push(finding.object(id).environment(&metadata.name));
+        }
+    }
+
+    /// What living processes need kept, and what dead ones had begun.
+    fn held(&mut self, reach: &mut Reach) -> Result<()> {
+        let by = Rc::from("the pin of a running mount");
+        let (pinned, unreadable) = pins::read(self.store.layout())?;
+        pinned.roots.into_iter().for_each(|root| reach.root(root, &by));
+        pinned.objects.into_iter().for_each(|object| reach.object(object, &by));
+        for (path, reason) in unreadable {
+            let message = format!("the pin {} cannot be read: {reason}", path.display());
+            self.findings.push(Finding::new(Kind::CorruptPin, message).file(&path));
+        }
+        for (path, reason) in wal::read(self.store.layout())?.1 {
+            let message = format!("the intent {} cannot be read: {reason}", path.display());
+            self.findings.push(Finding::new(Kind::CorruptIntent, message).file(&path));
+        }
+        Ok(())
+    }
+
+    fn orphans(&mut self, marked: &HashSet<ObjectId>) {
+        let orphans = self.sizes.iter().filter(|(id, _)| !marked.contains(id));
+        let (objects, bytes) = orphans.fold((0, 0), |(n, bytes), (_, size)| (n + 1, bytes + size));
+        if objects > 0 {
+            let message = format!("{objects} objects ({bytes} bytes) that nothing refers to: gc frees them");
+            self.findings.push(Finding::new(Kind::Orphans, message));
+        }
+    }
+
+    /// An object's size; one that came after the first pass is looked up.
+    fn size(&self, id: &ObjectId) -> Option<u64> {
+        self.sizes.get(id).copied().or_else(|| self.store.objects().size(id).ok())
+    }
+
+    fn missing(&mut self, id: ObjectId, by: &Met) {
+        let message = format!("object {id} is missing; {by} refers to it");
+        self.found(id, Finding::new(Kind::MissingObject, message).path(by.path()));
+    }
+}
+
+impl Watch for Check<'_> {
+    fn fault(&mut self, fault: Fault) -> Result<()> {
+        let (id, by) = (fault.id, fault.by);
+        let reason = match fault.error {
+            StoreError::Corrupt { reason, .. } if self.size(&id).is_some() => reason,
+            // One that was set aside can still be opened, and is found corrupt there.
+            StoreError::Missing { .. } | StoreError::Corrupt { .. } => {
+                self.missing(id, &by);
+                return Ok(());
+            }
+            error => error.to_string(),
+        };
+        let message = format!("tree {id} of {by} is unreadable: {reason}");
+        // That its bytes are wrong may have been found: what it is for says more.
+        match self.by_object.get(&id).and_then(|found| found.first()) {
+            Some(index) if self.findings[*index].kind == Kind::CorruptObject => {
+                let finding = &mut self.findings[*index];
+                (finding.kind, finding.message, finding.path) = (Kind::CorruptTree, message, by.path());
+            }
+            Some(_) => {}
+            None => self.found(id, Finding::new(Kind::CorruptTree, message).path(by.path())),
+        }
+        Ok(())
+    }
+
+    fn object(&mut self, id: &ObjectId, by: &dyn Fn() -> Met) -> Result<()> {
+        if self.size(id).is_none() {
+            self.missing(*id, &by());
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, content: &FileContent, by: &dyn Fn() -> Met) -> Result<()> {
+        let mut description = Vec::new();
+        content.encode(&mut description);
+        description.push(content.is_plain().into());
+        if !self.contents.insert(ObjectId::of(&description)) {
+            return Ok(());
+        }
+        if let Some(reason) = self.content(content)? {
+            let by = by();
+            let message = format!("{by} refers to content {}: {reason}", content.hash);
+            self.found(content.hash, Finding::new(Kind::BadReference, message).path(by.path()));
+        }
+        Ok(())
+    }
+}
+
+/// Size and hash of what is left of a file.
+fn hash(mut file: File, buf: &mut [u8]) -> io::Result<(u64, ObjectId)> {
+    let mut hasher = blake3::Hasher::new();
+    loop {
+        match file.read(buf) {
+            Ok(0) => return Ok((hasher.count(), hasher.finalize().into())),
+            Ok(got) => {
+                hasher.update(&buf[..got]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What lies where: directories that must be there, files that do not belong, modes and owners.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{Check, Finding, Kind};
+use crate::atomic::TEMP_PREFIX;
+use crate::error::{IoContext, Result};
+use crate::id::InstanceId;
+use crate::layout::Layout;
+use crate::metadata::Metadata;
+use crate::{files, quarantine, wal};
+
+/// Bits of an object's mode by which somebody could change it.
+const WRITABLE: u32 = 0o222;
+
+/// The directories of a store that are the owner's alone.
+pub(super) fn private_directories(layout: &Layout) -> Vec<PathBuf> {
+    let mut dirs = vec![layout.store_dir().to_owned(), layout.objects().to_owned()];
+    dirs.extend([layout.layers(), layout.metadata(), layout.staging(), layout.wal(), layout.pins()]);
+    dirs.extend([layout.envs(), layout.images()]);
+    dirs
+}
+
+/// Of those, what could not be lost without losing anything but itself.
+pub(super) fn can_be_made_anew(layout: &Layout, dir: &Path) -> bool {
+    [layout.staging(), layout.wal(), layout.pins(), layout.images()].iter().any(|known| known == dir)
+}
+
+impl Check<'_> {
+    /// Directories, top-level strays, environments' directories, what is set aside.
+    pub(super) fn places(&mut self) -> Result<()> {
+        let layout = self.store.layout();
+        self.owner = fs::metadata(layout.store_dir()).at("read", layout.store_dir())?.uid();
+        let owner = self.owner;
+        for dir in private_directories(layout) {
+            match fs::metadata(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let message = match can_be_made_anew(layout, &dir) {
+                        true => format!("the directory {} is missing: --repair makes it anew", dir.display()),
+                        false => format!(
+                            "the directory {} is missing, and all that was in it: put it back from a copy",
+                            dir.display()
+                        ),
+                    };
+                    self.findings.push(Finding::new(Kind::MissingDirectory, message).file(&dir));
+                }
+                other => {
+                    let metadata = other.at("read", &dir)?;
+                    let mode = metadata.permissions().mode() & 0o7777;
+                    if mode & 0o077 != 0 {
+                        self.wrong_permissions(
+                            &dir,
+                            format!("has mode {mode:04o}, others can reach what is in it: 0700 is right"),
+                        );
+                    }
+                    if metadata.uid() != owner {
+                        self.wrong_permissions(
+                            &dir,
+                            format!("belongs to uid {}, the store to {owner}", metadata.uid()),
+                        );
+                    }
+                }
+            }
+        }
+        let known = private_directories(layout);
+        let is_known = |path: &Path| {
+            let name = files::name(path).unwrap_or_default();
+            known.iter().any(|dir| dir == path)
+                || path == layout.quarantine()
+                || path.parent() == Some(layout.store_dir())
+                    && (path.is_file() && (name.starts_with('.') || name == "version"))
+        };
+        for top in [layout.root(), layout.store_dir()] {
+            for path in self.list(top)? {
+                if !is_known(&path) {
+                    self.stray(path);
+                }
+            }
+        }
+        self.environment_directories()?;
+        let set_aside = quarantine::count(layout)?;
+        if set_aside > 0 {
+            let message = format!(
+                "{set_aside} damaged files were set aside in {}: remove that directory when you need them no more",
+                layout.quarantine().display()
+            );
+            self.findings.push(Finding::new(Kind::Quarantined, message).file(&layout.quarantine()));
+        }
+        Ok(())
+    }
+
+    /// Directories of environments that have no record.
+    fn environment_directories(&mut self) -> Result<()> {
+        let layout = self.store.layout();
+        for path in self.list(&layout.envs())? {
+            let Some(instance) = files::name(&path).and_then(|name| name.parse::<InstanceId>().ok()) else {
+                self.stray(path);
+                continue;
+            };
+            if is_orphan(self.store, &instance)? {
+                let message = format!(
+                    "{} has uncommitted changes, and the environment's record is missing: put {} back from a copy, or remove that directory to give them up; nothing is collected before",
+                    path.display(),
+                    Metadata::path(self.store, &instance).display()
+                );
+                let finding = Finding::new(Kind::OrphanEnvironment, message).object(instance).file(&path);
+                self.findings.push(finding.environment(&instance.to_hex()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mode and the owner of an object.
+    pub(super) fn look_at_object(&mut self, path: &Path) -> Result<()> {
+        let metadata = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.at("read", path)?,
+        };
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & WRITABLE != 0 {
+            self.wrong_permissions(
+                path,
+                format!("has mode {mode:04o} and could be written to: 0444 is right"),
+            );
+        }
+        if metadata.uid() != self.owner {
+            let (uid, owner) = (metadata.uid(), self.owner);
+            self.wrong_permissions(path, format!("belongs to uid {uid}, the store to {owner}"));
+        }
+        Ok(())
+    }
+
+    fn wrong_permissions(&mut self, path: &Path, what: String) {
+        let message = format!("{} {what}", path.display());
+        self.findings.push(Finding::new(Kind::WrongPermissions, message).file(path));
+    }
+
+    /// Unfinished files of writers come and go.
+    pub(super) fn stray(&mut self, path: PathBuf) {
+        if !files::name(&path).is_some_and(|name| name.starts_with(TEMP_PREFIX)) {
+            let message = format!("{} does not belong there", path.display());
+            self.findings.push(Finding::new(Kind::Stray, message).file(&path));
+        }
+    }
+
+    /// What is in a directory; nothing when it is missing, which is found elsewhere.
+    pub(super) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        if dir.symlink_metadata().is_err() {
+            return Ok(Vec::new());
+        }
+        files::list(dir)
+    }
+}
+
+/// Whether an environment's directory holds changes and there is neither its record nor an intent to make or remove it.
+pub(crate) fn is_orphan(store: &crate::Store, instance: &InstanceId) -> Result<bool> {
+    let there = |path: &Path| path.symlink_metadata().is_ok();
+    let upper = store.layout().upper(instance).join("checkpoint");
+    // Who makes or removes an environment has an intent from before the first step until after the last one.
+    let suspicious = || there(&upper) && !there(&Metadata::path(store, instance));
+    if !suspicious() {
+        return Ok(false);
+    }
+    let (intended, _) = wal::read(store.layout())?;
+    Ok(!intended.contains(instance) && suspicious())
+}

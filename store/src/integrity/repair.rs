@@ -1,0 +1,294 @@
+//! Mending: what can be derived is made anew, what cannot is set aside, and nothing is deleted.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::places::can_be_made_anew;
+use super::{Finding, Kind};
+use crate::atomic::{self, fsync_dir};
+use crate::content::{self, BLOCK, BlockList, FileContent};
+use crate::error::{IoContext, Result};
+use crate::id::{InstanceId, ObjectId, RecordId};
+use crate::layer::LayerRecord;
+use crate::lock::StoreLock;
+use crate::metadata::Metadata;
+use crate::object::Batch;
+use crate::open::Store;
+use crate::quarantine::{self, keep_copy, set_aside};
+use crate::reach::{Fault, Met, Reach, Watch};
+
+/// Up to so many bytes a file is tried with each of its bits turned: the time grows with the square.
+const MEND_MAX: u64 = 16 << 10;
+
+/// What was done about a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deed {
+    /// One bit was wrong, and which one is proven by the hash: it was turned back.
+    Mended,
+    /// It was made anew from what it can be derived from.
+    Rebuilt,
+    /// Its bytes came again from the image.
+    Fetched,
+    /// It was moved to the quarantine.
+    SetAside,
+    /// A journal was cut before its damage; the whole of it is in the quarantine.
+    Cut,
+}
+
+/// One thing that a repair did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Action {
+    /// What was done.
+    pub deed: Deed,
+    /// The object, layer record or environment: its id.
+    pub object: Option<String>,
+    /// The file on the host.
+    pub file: Option<String>,
+    /// In words.
+    pub message: String,
+}
+
+impl Action {
+    /// Something done to a file.
+    pub fn new(deed: Deed, object: Option<String>, file: &Path, message: String) -> Action {
+        Action { deed, object, file: Some(file.to_string_lossy().into_owned()), message }
+    }
+}
+
+/// Deals with what [`super::verify`] found, as far as the store alone can. Each thing is looked at again first. Uppers, and bytes
+/// that an image has, are the caller's.
+///
+/// Takes the store's lock exclusively: nobody may meet an object while it is being set aside.
+///
+/// # Errors
+/// A file system that refuses; what was done before stays done.
+pub fn repair(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<Action>> {
+    let _alone = StoreLock::exclusive(store)?;
+    let mut actions = Vec::new();
+    for finding in findings {
+        let file = finding.file.as_ref().map(PathBuf::from);
+        let object = finding.object.as_deref();
+        let action = match (finding.kind, &file) {
+            (Kind::MissingDirectory, Some(dir)) => make_directory(store, dir)?,
+            (Kind::WrongPermissions, Some(file)) => set_mode(store, file)?,
+            (Kind::CorruptIntent, Some(file)) => move_intent(store, file)?,
+            (Kind::CorruptObject | Kind::CorruptTree, _) => match object.and_then(|id| id.parse().ok()) {
+                Some(id) => mend_object(store, &id)?,
+                None => None,
+            },
+            (Kind::CorruptLayer, _) => match object.and_then(|id| id.parse().ok()) {
+                Some(id) => mend_layer(store, &id)?,
+                None => None,
+            },
+            (Kind::CorruptEnvironment, _) => match object.and_then(|id| id.parse().ok()) {
+                Some(instance) => mend_environment(store, &instance)?,
+                None => None,
+            },
+            _ => None,
+        };
+        actions.extend(action);
+    }
+    actions.extend(rebuild_block_lists(store, findings)?);
+    Ok(actions)
+}
+
+/// The bytes with one bit turned that are right, if there is such a bit.
+pub fn mend(bytes: &[u8], is_right: &dyn Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    if bytes.len() as u64 > MEND_MAX {
+        return None;
+    }
+    let mut tried = bytes.to_vec();
+    for bit in 0..bytes.len() * 8 {
+        tried[bit / 8] ^= 1 << (bit % 8);
+        if is_right(&tried) {
+            return Some(tried);
+        }
+        tried[bit / 8] ^= 1 << (bit % 8);
+    }
+    None
+}
+
+fn make_directory(store: &Store, dir: &Path) -> Result<Option<Action>> {
+    if !can_be_made_anew(store.layout(), dir) {
+        return Ok(None);
+    }
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+        other => other.at("create", dir)?,
+    }
+    dir.parent().map_or(Ok(()), fsync_dir)?;
+    let message = format!("the directory {} was made anew", dir.display());
+    Ok(Some(Action::new(Deed::Rebuilt, None, dir, message)))
+}
+
+fn set_mode(store: &Store, path: &Path) -> Result<Option<Action>> {
+    let metadata = path.symlink_metadata().at("read", path)?;
+    let in_objects = path.starts_with(store.layout().objects());
+    let mode = match (metadata.is_dir(), metadata.is_file() && in_objects) {
+        (true, _) => 0o700,
+        (_, true) => 0o444,
+        _ => return Ok(None),
+    };
+    if metadata.permissions().mode() & 0o7777 == mode {
+        return Ok(None);
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode)).at("set the mode of", path)?;
+    let message = format!("{} has mode {mode:04o} again", path.display());
+    Ok(Some(Action::new(Deed::Rebuilt, None, path, message)))
+}
+
+fn move_intent(store: &Store, path: &Path) -> Result<Option<Action>> {
+    let name = crate::files::name(path).unwrap_or("intent");
+    let to = set_aside(store.layout(), quarantine::Kind::Wal, path, name)?;
+    let message = format!("the intent {name} was set aside: {}", to.display());
+    Ok(Some(Action::new(Deed::SetAside, None, path, message)))
+}
+
+fn mend_object(store: &Arc<Store>, id: &ObjectId) -> Result<Option<Action>> {
+    let path = store.layout().object(id);
+    let Ok(metadata) = path.symlink_metadata() else { return Ok(None) };
+    // What the host cannot read is set aside like what reads wrongly.
+    let small = if metadata.len() <= MEND_MAX { fs::read(&path).unwrap_or_default() } else { Vec::new() };
+    let is_right = |bytes: &[u8]| ObjectId::of(bytes) == *id;
+    let whole = match metadata.len() <= MEND_MAX {
+        true => is_right(&small),
+        false => fs::File::open(&path)
+            .and_then(|file| super::hash(file, &mut vec![0; 1 << 20]))
+            .is_ok_and(|(_, hash)| hash == *id),
+    };
+    if whole {
+        return Ok(None);
+    }
+    let to = set_aside(store.layout(), quarantine::Kind::Objects, &path, &id.to_hex())?;
+    let name = Some(id.to_hex());
+    if let Some(good) = mend(&small, &is_right) {
+        let mut batch = Batch::new(store)?;
+        batch.put(&good)?;
+        batch.commit()?;
+        let message =
+            format!("object {id}: one bit was wrong and was turned back; as it was: {}", to.display());
+        return Ok(Some(Action::new(Deed::Mended, name, &path, message)));
+    }
+    let message = format!(
+        "object {id} was set aside: {}; the next import or commit of the same content stores it anew",
+        to.display()
+    );
+    Ok(Some(Action::new(Deed::SetAside, name, &path, message)))
+}
+
+fn mend_layer(store: &Store, id: &RecordId) -> Result<Option<Action>> {
+    let path = store.layout().layer(id);
+    if LayerRecord::read(store, id).is_ok() || path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let bytes = fs::read(&path).unwrap_or_default();
+    let to = set_aside(store.layout(), quarantine::Kind::Layers, &path, &id.to_hex())?;
+    let name = Some(id.to_hex());
+    if let Some(good) = mend(&bytes, &|bytes| RecordId::of(bytes) == *id) {
+        atomic::write_file(&path, &good)?;
+        let message =
+            format!("layer record {id}: one bit was wrong and was turned back; as it was: {}", to.display());
+        return Ok(Some(Action::new(Deed::Mended, name, &path, message)));
+    }
+    let message = format!(
+        "layer record {id} was set aside: {}; a snapshot that needs it can only be removed (`karapace snapshots rm`)",
+        to.display()
+    );
+    Ok(Some(Action::new(Deed::SetAside, name, &path, message)))
+}
+
+/// A record that cannot be mended stays where it is: without it all that the environment refers to would be garbage.
+fn mend_environment(store: &Store, instance: &InstanceId) -> Result<Option<Action>> {
+    let path = Metadata::path(store, instance);
+    if Metadata::load(store, instance).is_ok() {
+        return Ok(None);
+    }
+    let Ok(bytes) = fs::read(&path) else { return Ok(None) };
+    let is_right = |bytes: &[u8]| Metadata::decode(bytes, instance, &path).is_ok();
+    let Some(good) = mend(&bytes, &is_right) else { return Ok(None) };
+    let to = keep_copy(store.layout(), quarantine::Kind::Environments, &path, &instance.to_hex())?;
+    atomic::write_file(&path, &good)?;
+    let message = format!(
+        "environment record {instance}: one bit was wrong and was turned back; as it was: {}",
+        to.display()
+    );
+    Ok(Some(Action::new(Deed::Mended, Some(instance.to_hex()), &path, message)))
+}
+
+/// Makes block lists anew from the data that they are of, where the result has the name that is wanted.
+fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<Action>> {
+    let wanted: HashSet<ObjectId> = findings
+        .iter()
+        .filter_map(|finding| finding.object.as_ref()?.parse().ok())
+        .filter(|id| !store.objects().contains(id))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut reach = Reach::new(store.clone());
+    for metadata in Metadata::list(store)?.into_iter().flatten() {
+        for (_, _, record) in metadata.layers() {
+            if let Ok(record) = LayerRecord::read(store, &record) {
+                reach.root(record.tree, &Rc::from(metadata.name.as_str()));
+            }
+        }
+    }
+    let mut listed = Listed { wanted: &wanted, found: Vec::new() };
+    reach.run(&mut listed)?;
+    let mut actions = Vec::new();
+    let mut batch = Batch::new(store)?;
+    for content in listed.found {
+        // Data that cannot be read cannot tell.
+        let Ok(list) = block_list(store, &content) else { continue };
+        let bytes = list.encode();
+        if ObjectId::of(&bytes) == content.hash {
+            batch.put(&bytes)?;
+            let message = format!("block list {}: it was made anew from the file's data", content.hash);
+            let path = store.layout().object(&content.hash);
+            actions.push(Action::new(Deed::Rebuilt, Some(content.hash.to_hex()), &path, message));
+        }
+    }
+    batch.commit()?;
+    Ok(actions)
+}
+
+/// Collects the contents whose block lists are wanted.
+struct Listed<'a> {
+    wanted: &'a HashSet<ObjectId>,
+    found: Vec<FileContent>,
+}
+
+impl Watch for Listed<'_> {
+    fn fault(&mut self, _fault: Fault) -> Result<()> {
+        Ok(())
+    }
+
+    fn file(&mut self, content: &FileContent, _by: &dyn Fn() -> Met) -> Result<()> {
+        let is_new = || self.found.iter().all(|known| known.hash != content.hash);
+        if !content.is_plain() && self.wanted.contains(&content.hash) && is_new() {
+            self.found.push(content.clone());
+        }
+        Ok(())
+    }
+}
+
+fn block_list(store: &Store, content: &FileContent) -> Result<BlockList> {
+    let mut list = BlockList::new(content.size);
+    let mut block = vec![0; BLOCK as usize];
+    for (start, length) in content.data_ranges() {
+        for offset in (start..start + length).step_by(BLOCK as usize) {
+            let part = &mut block[..BLOCK.min(content.size - offset) as usize];
+            content::read_at(store, content, offset, part)?;
+            list.set(offset / BLOCK, Some(ObjectId::of(part)));
+        }
+    }
+    Ok(list)
+}

@@ -1,0 +1,136 @@
+//! `quarantine/`: what was damaged, set aside so that the same content can be stored anew. Nothing there counts for
+//! anything, but that what is sound of a set aside object can still be read; no command deletes it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::atomic::{self, fsync_dir};
+use crate::error::{IoContext as _, Result};
+use crate::files;
+use crate::id::ObjectId;
+use crate::inode::Timestamp;
+use crate::layout::Layout;
+use crate::rfc3339;
+
+/// What kind of thing is set aside: the directory it goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Objects: contents, block lists, trees, roots.
+    Objects,
+    /// Layer records.
+    Layers,
+    /// Environment records.
+    Environments,
+    /// Checkpoints and journals.
+    Uppers,
+    /// Pins.
+    Pins,
+    /// Intents.
+    Wal,
+}
+
+impl Kind {
+    const fn dir(self) -> &'static str {
+        match self {
+            Self::Objects => "objects",
+            Self::Layers => "layers",
+            Self::Environments => "environments",
+            Self::Uppers => "uppers",
+            Self::Pins => "pins",
+            Self::Wal => "wal",
+        }
+    }
+}
+
+/// Moves a file to `quarantine/<date>/<kind>/<name>`, durable on return; gives its place there.
+pub fn set_aside(layout: &Layout, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
+    let to = place(layout, kind, name)?;
+    fs::rename(file, &to).at("rename", file)?;
+    to.parent().map_or(Ok(()), fsync_dir)?;
+    file.parent().map_or(Ok(()), fsync_dir)?;
+    Ok(to)
+}
+
+/// Puts a copy of a file there instead, for one that is mended in place.
+pub fn keep_copy(layout: &Layout, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
+    let to = place(layout, kind, name)?;
+    let bytes = fs::read(file).at("read", file)?;
+    atomic::write_file(&to, &bytes)?;
+    Ok(to)
+}
+
+/// An object that was set aside, open; the latest where it was several times.
+pub(crate) fn object(layout: &Layout, id: &ObjectId) -> Result<Option<File>> {
+    let top = layout.quarantine();
+    if top.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    for date in files::list(&top)?.into_iter().rev() {
+        let path = date.join(Kind::Objects.dir()).join(id.to_hex());
+        match File::open(&path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            other => return other.at("open", &path).map(Some),
+        }
+    }
+    Ok(None)
+}
+
+/// How many files are set aside.
+pub(crate) fn count(layout: &Layout) -> Result<u64> {
+    let top = layout.quarantine();
+    let mut todo = if top.symlink_metadata().is_ok() { vec![top] } else { Vec::new() };
+    let mut files = 0;
+    while let Some(dir) = todo.pop() {
+        for path in files::list(&dir)? {
+            if path.is_dir() { todo.push(path) } else { files += 1 }
+        }
+    }
+    Ok(files)
+}
+
+/// A free name for a thing, in a directory that is there.
+fn place(layout: &Layout, kind: Kind, name: &str) -> Result<PathBuf> {
+    let date: String = rfc3339::format(Timestamp::now()).chars().take(10).collect();
+    let dir = layout.quarantine().join(date).join(kind.dir());
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).at("create", &dir)?;
+    for made in dir.ancestors().skip(1).take(3) {
+        fsync_dir(made)?;
+    }
+    let free = |path: &PathBuf| path.symlink_metadata().is_err();
+    let numbered = (1..).map(|n: u64| dir.join(format!("{name}.{n}")));
+    Ok(std::iter::once(dir.join(name)).chain(numbered).find(free).unwrap_or_else(|| dir.join(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::open::Store;
+    use std::io::Read as _;
+
+    #[test]
+    fn what_is_set_aside_is_kept_and_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let layout = store.layout();
+        let id = ObjectId::of(b"name");
+        let mut places = Vec::new();
+        for bytes in [&b"one"[..], b"two"] {
+            let path = layout.object(&id);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, bytes).unwrap();
+            places.push(set_aside(layout, Kind::Objects, &path, &id.to_hex()).unwrap());
+            assert!(!path.exists());
+        }
+        assert_ne!(places[0], places[1]);
+        let copied = keep_copy(layout, Kind::Uppers, &places[1], "journal").unwrap();
+        assert!(copied.starts_with(layout.quarantine()) && places[1].exists());
+        assert_eq!(count(layout).unwrap(), 3);
+        let mut text = String::new();
+        store.objects().open(&id).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "one");
+        assert!(!store.objects().contains(&id));
+        assert!(store.objects().open(&ObjectId::of(b"other")).unwrap_err().is_missing());
+    }
+}
