@@ -6,7 +6,7 @@
 //! `KARAPACE_FAIL=NAME=ACTION[@N][,…]` arms points of the whole process, `arm` those of one thread. The action happens once, at the
 //! N-th time that the place is come by (the first by default): `kill` (SIGKILL to the own process), `eio`, `enospc` and `edquot`
 //! (the step fails with that error), `sleep:MILLISECONDS`. `KARAPACE_FAIL_LOG` names a file that gets a line with the name
-//! when it happens.
+//! when it happens, but for a step that only takes longer.
 
 /// Every point. A name is `what.step`, and the point lies just before the step.
 #[cfg(feature = "failpoints")]
@@ -170,7 +170,8 @@ mod armed {
     }
 
     fn happen(name: &str, action: Action) -> io::Result<()> {
-        if let Some(log) = std::env::var_os("KARAPACE_FAIL_LOG") {
+        let log = std::env::var_os("KARAPACE_FAIL_LOG").filter(|_| !matches!(action, Action::Sleep(_)));
+        if let Some(log) = log {
             let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
             writeln!(log, "{name}")?;
         }

@@ -84,7 +84,8 @@ fn fail_at(point: &'static str, error: &str, victim: &'static str, seed: u64) ->
 fn an_error_at_every_failpoint() {
     need_root();
     let seed = seeds(1)[0];
-    let errors: &[&str] = if long() { &["enospc", "eio", "enospc@2", "eio@3"] } else { &["enospc"] };
+    let errors: &[&str] =
+        if long() { &["enospc", "eio", "edquot", "enospc@2", "eio@3"] } else { &["enospc"] };
     let only = std::env::var("KARAPACE_CRASH_POINT").ok();
     let points: Vec<&'static str> =
         POINTS.iter().copied().filter(|p| only.as_deref().is_none_or(|o| o == *p)).collect();

@@ -106,7 +106,10 @@ impl History {
             let Node::File { file } = node else { continue };
             let synced = |i: &usize| match self.syncs[*i] {
                 Syncs::All => true,
-                Syncs::Bytes(f) | Syncs::Operations(Some(f)) => f == *file,
+                Syncs::Operations(Some(f)) => f == *file,
+                // Under its old name, where the rename is not among the operations that are left, nobody had asked for its bytes:
+                // that it is empty is the moment between its creation and the first write.
+                Syncs::Bytes(f) => f == *file && *i <= prefix,
                 _ => false,
             };
             let since = (0..returned).rev().find(synced).unwrap_or(0);

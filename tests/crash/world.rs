@@ -114,14 +114,20 @@ impl World {
 
     /// Starts the server and waits for the mount; false when the server dies first.
     pub fn mount(&mut self) -> Check<bool> {
-        let log = OpenOptions::new().create(true).append(true).open(self.dir.join("server.log"));
-        let log = log.map_err(|e| e.to_string())?;
+        let log_path = self.dir.join("server.log");
+        let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(|e| e.to_string())?;
+        let before = log.metadata().map_err(|e| e.to_string())?.len() as usize;
         let mount_point = self.mount_point();
         let args = ["mount".as_ref(), ENV.as_ref(), mount_point.as_os_str(), "--foreground".as_ref()];
         let mut command = self.command(&self.arm_server, &args);
         let mut server = command.stdout(Stdio::null()).stderr(log).spawn().expect("karapace");
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.mount_point().join(".karapace/version").exists() {
+        // It answers before it is announced, and may end in between: what counts is its word.
+        let is_ready = || {
+            let said = fs::read(&log_path).unwrap_or_default();
+            String::from_utf8_lossy(said.get(before..).unwrap_or_default()).contains(" is mounted at ")
+        };
+        while !is_ready() {
             if server.try_wait().map_err(|e| e.to_string())?.is_some() {
                 return Ok(false);
             }
