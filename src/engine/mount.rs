@@ -374,7 +374,7 @@ fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Sen
 /// What the background process says to the one that started it, one JSON line on its standard output.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Readiness {
+pub(super) enum Readiness {
     Mounted { dir: PathBuf },
     Failed { errno: i32, reason: String },
 }
@@ -406,6 +406,17 @@ impl Background {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// None while it runs; then whether it ended by itself, not by a signal.
+    pub(super) fn ended(&mut self) -> Option<bool> {
+        match self.0.try_wait() {
+            Ok(status) => status.map(|status| status.code().is_some()),
+            Err(error) => {
+                tracing::debug!("looking after the serving process: {error}");
+                Some(true)
+            }
+        }
     }
 
     /// Waits for its end. For a starter that lives on and has unmounted it.
@@ -493,10 +504,12 @@ impl Engine {
             return Err(Error::Running { env: env.name.clone() });
         }
         self.end_orphaned_session(env)?;
-        if self.live_mount(&env.instance)?.is_some() {
-            return Err(self.mounted_error(env));
+        match self.live_mount(&env.instance)? {
+            // Who mounted it was no user, who would have to unmount it.
+            Some(mount) if self.is_supervised(&mount)? => self.unmount_and_wait(env).map(|_| ()),
+            Some(_) => Err(self.mounted_error(env)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Unmounts what a killed session left mounted for itself.

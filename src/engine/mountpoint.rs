@@ -1,8 +1,9 @@
 //! Directories to mount on: making them ready, finding what is mounted, clearing what a killed process left.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -101,6 +102,15 @@ pub fn fuse_source(dir: &Path) -> Result<Option<String>> {
     let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     let mut from_top = table.lines().rev().filter_map(fuse_line);
     Ok(from_top.find(|(at, _)| at == dir.as_os_str().as_bytes()).map(|(_, source)| source))
+}
+
+/// The mount points of all environments and snapshots that this process sees, stale ones among them.
+pub fn all_of_ours() -> Result<Vec<PathBuf>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let ours =
+        table.lines().filter_map(fuse_line).filter(|(_, source)| source.starts_with(super::mount::SOURCE));
+    Ok(ours.map(|(at, _)| PathBuf::from(OsString::from_vec(at))).collect())
 }
 
 /// An absolute path for `dir` that resolves symlinks up to its parent, so that it works on a stale mount too.

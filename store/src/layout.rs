@@ -115,6 +115,16 @@ impl Layout {
         self.root.join("quarantine")
     }
 
+    /// `mount-all`: the process that mounts every environment, and where.
+    pub fn mount_all(&self) -> PathBuf {
+        self.root.join("mount-all")
+    }
+
+    /// `mount-all.log`: what that process has to say.
+    pub fn mount_all_log(&self) -> PathBuf {
+        self.root.join("mount-all.log")
+    }
+
     /// `images/`: downloaded archives.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")

@@ -7,10 +7,12 @@ mod commit;
 mod completions;
 mod destroy;
 mod diff;
+mod doctor;
 mod du;
 mod enter;
 mod exec;
 mod export;
+mod export_app;
 mod freeze;
 mod gc;
 mod import;
@@ -19,6 +21,7 @@ mod list;
 mod man_pages;
 mod migrate;
 mod mount;
+mod mount_all;
 mod new;
 mod rename;
 mod restore;
@@ -58,6 +61,8 @@ pub enum Command {
     Gc(gc::Args),
     VerifyStore(verify_store::Args),
     Migrate(migrate::Args),
+    Doctor(doctor::Args),
+    ExportApp(export_app::Args),
     Completions(completions::Args),
     ManPages(man_pages::Args),
 }
@@ -89,6 +94,8 @@ impl Command {
             Command::Gc(args) => args.run(global),
             Command::VerifyStore(args) => args.run(global),
             Command::Migrate(args) => args.run(global),
+            Command::Doctor(args) => args.run(global),
+            Command::ExportApp(args) => args.run(global),
             Command::Completions(args) => args.run(),
             Command::ManPages(args) => args.run(global),
         }?;

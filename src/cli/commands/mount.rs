@@ -1,9 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use karapace_fs::session::CtlDir;
 use serde_json::json;
 
+use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir, tell_failed, tell_ready};
@@ -14,9 +15,17 @@ use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir, tell_failed, t
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
-    env: String,
+    #[arg(required_unless_present = "all")]
+    env: Option<String>,
     /// Where. Default: ~/karapace/<name>
     dir: Option<PathBuf>,
+    /// Mount every environment below one directory, ~/karapace or the one that is named instead of an environment. They appear and
+    /// disappear as environments are built, renamed, archived and destroyed; frozen ones are read-only
+    #[arg(long, conflicts_with_all = ["dir", "read_only", "snapshot", "ctl_dir", "allow_other", "threads"])]
+    all: bool,
+    /// Mount nothing now: write a systemd user unit that does so at login, ~/.config/systemd/user/karapace.service
+    #[arg(long, requires = "all", conflicts_with = "foreground")]
+    install_unit: bool,
     /// Serve in this process, until it is unmounted or interrupted
     #[arg(long)]
     foreground: bool,
@@ -59,11 +68,20 @@ fn threads(text: &str) -> Result<usize, String> {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.all {
+            let all = All {
+                dir: self.env.as_deref().map(Path::new),
+                foreground: self.foreground,
+                background_child: self.background_child,
+                install_unit: self.install_unit,
+            };
+            return all.run(global);
+        }
         if self.background_child {
             return self.run_background(global);
         }
         let engine = global.engine()?;
-        let env = engine.find(&self.env)?;
+        let env = engine.find(self.env.as_deref().unwrap_or_default())?;
         let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
         let options = self.options(dir);
         if self.foreground {
@@ -100,7 +118,7 @@ impl Args {
         // The terminal's signals are not for us, and no directory but the mount point is kept busy.
         nix::unistd::setsid().map_err(std::io::Error::from)?;
         let engine = global.engine()?;
-        let env = engine.find(&self.env)?;
+        let env = engine.find(self.env.as_deref().unwrap_or_default())?;
         let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
         std::env::set_current_dir("/")?;
         Ok(engine.serve(&env.instance, &self.options(dir), &mut |dir| {

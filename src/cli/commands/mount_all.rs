@@ -1,0 +1,104 @@
+//! `mount --all` and `umount --all`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::cli::ui::{self, Failure};
+use crate::cli::{Global, exit};
+use crate::engine::mount::{tell_failed, tell_ready};
+use crate::engine::mount_all::default_dir;
+use crate::engine::{Engine, Error};
+
+/// How everything is to be mounted.
+pub(super) struct All<'a> {
+    pub dir: Option<&'a Path>,
+    pub foreground: bool,
+    pub background_child: bool,
+    pub install_unit: bool,
+}
+
+impl All<'_> {
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.background_child {
+            return self.run_background(global);
+        }
+        let engine = global.engine()?;
+        let dir = self.dir()?;
+        if self.install_unit {
+            return install_unit(global, &engine, &dir);
+        }
+        if self.foreground {
+            let mut ready = |dir: &Path| {
+                ui::remark(&format!("all environments are mounted in {}", dir.display()));
+                Ok(())
+            };
+            return Ok(engine.mount_all(&dir, global.verbose(), &mut ready, &|text| ui::complain(text))?);
+        }
+        let (dir, pid) = engine.mount_all_in_background(&dir, global.verbose())?;
+        let dir = dir.display().to_string();
+        if global.json() {
+            ui::json(&json!({ "dir": dir, "pid": pid }))?;
+        } else {
+            ui::line(&dir)?;
+        }
+        Ok(())
+    }
+
+    fn dir(&self) -> Result<PathBuf, Error> {
+        self.dir.map_or_else(default_dir, |dir| Ok(dir.to_owned()))
+    }
+
+    /// What goes wrong before the mounts are made is for the process that started us; later it is for the log.
+    fn run_background(&self, global: &Global) -> Result<(), Failure> {
+        let mut told = false;
+        let result = self.serve(global, &mut told);
+        if let (Err(Failure::Engine(error)), false) = (&result, told) {
+            tell_failed(error)?;
+        }
+        result
+    }
+
+    fn serve(&self, global: &Global, told: &mut bool) -> Result<(), Failure> {
+        nix::unistd::setsid().map_err(std::io::Error::from)?;
+        let engine = global.engine()?;
+        let dir = self.dir()?;
+        std::env::set_current_dir("/")?;
+        let mut ready = |dir: &Path| {
+            *told = true;
+            tell_ready(dir)
+        };
+        Ok(engine.mount_all(&dir, global.verbose(), &mut ready, &|text| tracing::warn!("{text}"))?)
+    }
+}
+
+fn install_unit(global: &Global, engine: &Engine, dir: &Path) -> Result<(), Failure> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let config = variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")));
+    let config = config.ok_or_else(|| Error::Invalid("HOME is not set: where are the units?".to_owned()))?;
+    let program = std::env::current_exe()?;
+    let dir = std::path::absolute(dir)?;
+    let path = engine.install_unit(&program, &dir, &config)?.display().to_string();
+    if global.json() {
+        ui::json(&json!({ "unit": path }))?;
+        return Ok(());
+    }
+    ui::line(&path)?;
+    ui::remark("now:                  systemctl --user enable --now karapace");
+    ui::remark("also when logged out: loginctl enable-linger");
+    Ok(())
+}
+
+/// Unmounts everything.
+pub(super) fn umount_all(global: &Global) -> Result<(), Failure> {
+    let (done, failed) = global.engine()?.umount_all()?;
+    if global.json() {
+        let dirs: Vec<String> = done.iter().map(|dir| dir.display().to_string()).collect();
+        ui::json(&json!({ "dirs": dirs, "failed": failed }))?;
+    } else {
+        for reason in &failed {
+            ui::complain(&format!("karapace: {reason}"));
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Failure::Status(exit::FAILURE)) }
+}

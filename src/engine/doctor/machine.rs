@@ -1,0 +1,161 @@
+//! What the kernel and its settings allow.
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::utsname::uname;
+use nix::unistd::{AccessFlags, access, geteuid};
+
+use super::{Check, on_path};
+use crate::engine::mountpoint;
+
+/// Restore needs FUSE_EXPIRE_ONLY (docs/KERNEL.md).
+const KERNEL: (u32, u32) = (6, 2);
+
+pub(super) fn kernel() -> Check {
+    const NAME: &str = "kernel";
+    let release = match uname() {
+        Ok(names) => names.release().to_string_lossy().into_owned(),
+        Err(errno) => {
+            return Check::warning(NAME, format!("unknown: {errno}"), "see that it is 6.2 or newer");
+        }
+    };
+    match version(&release) {
+        Some(found) if found >= KERNEL => Check::ok(NAME, release),
+        _ => Check::failed(NAME, format!("{release}: mounts need 6.2 or newer"), "install a newer kernel"),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+pub(super) fn fuse_device() -> Check {
+    const NAME: &str = "/dev/fuse";
+    match OpenOptions::new().read(true).write(true).open(NAME) {
+        Ok(_) => Check::ok(NAME, "can be opened"),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENOENT) => {
+                let mend = "sudo modprobe fuse (in a container: start it with --device /dev/fuse)";
+                Check::failed(NAME, "missing: nothing can be mounted", mend)
+            }
+            Some(libc::ENODEV | libc::ENXIO) => {
+                Check::failed(NAME, "there, but the kernel has no FUSE", "sudo modprobe fuse")
+            }
+            Some(libc::EACCES) => Check::failed(NAME, "only root may open it", "sudo chmod 0666 /dev/fuse"),
+            _ => Check::failed(NAME, e.to_string(), "let this container use the device: --device /dev/fuse"),
+        },
+    }
+}
+
+/// Settings that forbid user namespaces, each with the value that does.
+const FORBIDDING: [(&str, &str, &str); 3] = [
+    ("kernel.unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
+    ("user.max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=65536"),
+    (
+        "kernel.apparmor_restrict_unprivileged_userns",
+        "1",
+        "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (or give karapace an AppArmor profile with userns)",
+    ),
+];
+
+pub(super) fn user_namespaces(try_namespace: &dyn Fn() -> Result<(), String>) -> Check {
+    const NAME: &str = "user namespaces";
+    if geteuid().is_root() {
+        return Check::ok(NAME, "not needed by root");
+    }
+    let Err(reason) = try_namespace() else { return Check::ok(NAME, "can be made") };
+    for (setting, value, mend) in FORBIDDING {
+        let path = Path::new("/proc/sys").join(setting.replace('.', "/"));
+        if fs::read_to_string(path).is_ok_and(|text| text.trim() == value) {
+            return Check::failed(
+                NAME,
+                format!("forbidden by {setting} = {value}: nothing can be entered"),
+                mend,
+            );
+        }
+    }
+    let mend =
+        "see that no security policy of this machine or container (seccomp, SELinux) forbids unshare(2)";
+    Check::failed(NAME, format!("cannot be made ({reason}): nothing can be entered"), mend)
+}
+
+/// What AppArmor forbids is not the namespace but what is done in it.
+pub(super) fn enter_namespaces() -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .map_err(|errno| format!("unshare: {errno}"))?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .map_err(|errno| format!("mount: {errno}"))
+}
+
+pub(super) fn control_groups() -> Check {
+    const NAME: &str = "cgroup v2";
+    let mend = "systemd-run --user --scope -p Delegate=yes karapace enter … (as a user of systemd)";
+    let top = Path::new("/sys/fs/cgroup");
+    if !top.join("cgroup.controllers").exists() {
+        return Check::warning(NAME, "not mounted: resource limits cannot be enforced", mend);
+    }
+    let table = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = table.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let own = top.join(own);
+    let writable = ["", "cgroup.procs"].iter().all(|name| access(&own.join(name), AccessFlags::W_OK).is_ok());
+    if writable {
+        Check::ok(NAME, "delegated")
+    } else {
+        Check::warning(NAME, "not delegated here: resource limits cannot be enforced", mend)
+    }
+}
+
+pub(super) fn oci_runtimes() -> Check {
+    const NAME: &str = "OCI runtime";
+    let found: Vec<&str> =
+        ["crun", "runc", "youki"].into_iter().filter(|name| on_path(name).is_some()).collect();
+    if found.is_empty() {
+        return Check::ok(NAME, "none (needed for runtime.backend = \"oci\" only; the package crun has one)");
+    }
+    Check::ok(NAME, found.join(", "))
+}
+
+pub(super) fn stale_mounts() -> Check {
+    const NAME: &str = "stale mounts";
+    let dirs = match mountpoint::all_of_ours() {
+        Ok(dirs) => dirs,
+        Err(error) => return Check::warning(NAME, error.to_string(), "mount /proc"),
+    };
+    let stale: Vec<String> = dirs
+        .iter()
+        .filter(|dir| mountpoint::is_stale(dir))
+        .map(|dir| format!("karapace umount '{}'", dir.display()))
+        .collect();
+    if stale.is_empty() {
+        return Check::ok(NAME, "none");
+    }
+    Check::warning(NAME, format!("{} mounts whose server is gone", stale.len()), stale.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        for (text, expected) in [
+            ("6.18.5", Some((6, 18))),
+            ("6.1.0-13-amd64", Some((6, 1))),
+            ("6.2-rc1", Some((6, 2))),
+            ("x", None),
+        ] {
+            assert_eq!(version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_given_for_namespaces_that_cannot_be_made() {
+        let check = user_namespaces(&|| Err("unshare: EPERM".to_owned()));
+        assert!(geteuid().is_root() || check.mend.is_some_and(|mend| !mend.is_empty()));
+    }
+}

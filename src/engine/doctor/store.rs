@@ -1,0 +1,180 @@
+//! Where the store lies, and what stands in it.
+
+use std::path::{Path, PathBuf};
+
+use karapace_store::Store;
+use karapace_store::inode::Timestamp;
+use karapace_store::layout::Layout;
+use karapace_store::metadata::Metadata;
+use karapace_store::rfc3339;
+use nix::sys::statfs::statfs;
+use nix::sys::statvfs::statvfs;
+
+use super::Check;
+
+/// Below this many free bytes a commit or an import soon finds no room.
+const LITTLE_SPACE: u64 = 1 << 30;
+
+/// The same for files.
+const FEW_FILES: u64 = 10_000;
+
+pub(super) fn checks(root: &Path) -> Vec<Check> {
+    let place = existing(root);
+    let mut checks = vec![store(root), file_system(&place), reflink(&place), space(&place), files(&place)];
+    if Layout::new(root).version().exists() {
+        checks.push(clock(root));
+    }
+    checks
+}
+
+/// The store's directory, or the nearest above where it would be made.
+fn existing(root: &Path) -> PathBuf {
+    root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+fn store(root: &Path) -> Check {
+    const NAME: &str = "store";
+    if !Layout::new(root).version().exists() {
+        return Check::ok(NAME, format!("{}: not there yet", root.display()));
+    }
+    match Store::open(root) {
+        Ok(_) => Check::ok(NAME, root.display().to_string()),
+        Err(error) => {
+            Check::failed(NAME, error.to_string(), "karapace migrate, or choose another with --store")
+        }
+    }
+}
+
+fn file_system(place: &Path) -> Check {
+    const NAME: &str = "file system";
+    let magic = match statfs(place) {
+        Ok(stat) => stat.filesystem_type().0 as u64,
+        Err(errno) => {
+            return Check::warning(NAME, format!("unknown: {errno}"), "choose another with --store");
+        }
+    };
+    let mend = "put the store on a local file system: --store PATH, or KARAPACE_STORE";
+    match magic & 0xffff_ffff {
+        0xef53 => Check::ok(NAME, "ext4"),
+        0x5846_5342 => Check::ok(NAME, "xfs"),
+        0x9123_683e => Check::ok(NAME, "btrfs"),
+        0x2fc1_2fc1 => Check::ok(NAME, "zfs"),
+        0xca45_1a4e => Check::ok(NAME, "bcachefs"),
+        0xf2f5_2010 => Check::ok(NAME, "f2fs"),
+        0x0102_1994 => Check::warning(NAME, "tmpfs: gone with the next start of the machine", mend),
+        0x6969 => Check::warning(NAME, "nfs: slow, and its locks hold on one machine only", mend),
+        0xff53_4d42 | 0xfe53_4d42 => Check::warning(NAME, "cifs: slow, and without owners and modes", mend),
+        0x0102_1997 => Check::warning(NAME, "9p: slow, and without reliable locks", mend),
+        0x6573_5546 => Check::warning(NAME, "fuse: slow, and its promises are its server's", mend),
+        0x4d44 => Check::failed(NAME, "fat: has neither modes nor links", mend),
+        0x794c_7630 => Check::ok(NAME, "overlayfs"),
+        other => Check::ok(NAME, format!("type {other:#x}, which is not tested")),
+    }
+}
+
+/// Tried with two files that have no name.
+fn reflink(place: &Path) -> Check {
+    const NAME: &str = "reflink";
+    let attempt = || -> std::io::Result<()> {
+        let (from, to) = (tempfile::tempfile_in(place)?, tempfile::tempfile_in(place)?);
+        std::os::unix::fs::FileExt::write_all_at(&from, &[1; 4096], 0)?;
+        Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
+    };
+    match attempt() {
+        Ok(()) => Check::ok(NAME, "works"),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::EACCES | libc::EROFS | libc::EPERM) => {
+                let mend = format!(
+                    "let this user write to {}, or choose another place with --store",
+                    place.display()
+                );
+                Check::failed(NAME, format!("cannot be tried: {e}"), mend)
+            }
+            _ => Check::ok(NAME, "none: the first write into a large file of a snapshot copies its block"),
+        },
+    }
+}
+
+fn space(place: &Path) -> Check {
+    const NAME: &str = "space";
+    let stat = match statvfs(place) {
+        Ok(stat) => stat,
+        Err(errno) => return Check::warning(NAME, format!("unknown: {errno}"), "df"),
+    };
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let found = format!("{} free", indicatif::BinaryBytes(free));
+    if free < LITTLE_SPACE {
+        return Check::warning(NAME, found, "karapace gc; karapace du shows what takes it");
+    }
+    Check::ok(NAME, found)
+}
+
+fn files(place: &Path) -> Check {
+    const NAME: &str = "inodes";
+    match statvfs(place) {
+        // Some file systems make inodes as they go.
+        Ok(stat) if stat.files() == 0 => Check::ok(NAME, "without limit"),
+        Ok(stat) => {
+            let free = stat.files_available();
+            let found = format!("{free} free");
+            if free < FEW_FILES { Check::warning(NAME, found, "karapace gc") } else { Check::ok(NAME, found) }
+        }
+        Err(errno) => Check::warning(NAME, format!("unknown: {errno}"), "df -i"),
+    }
+}
+
+/// A clock that went back makes new records older than old ones.
+fn clock(root: &Path) -> Check {
+    const NAME: &str = "clock";
+    let newest = newest_record(root);
+    let now = Timestamp::now();
+    match newest {
+        Some(newest) if newest.secs > now.secs => {
+            let found = format!(
+                "it is {}, and the store has a record of {}",
+                rfc3339::format(now),
+                rfc3339::format(newest)
+            );
+            Check::warning(NAME, found, "sudo timedatectl set-ntp true, or set it with date")
+        }
+        _ => Check::ok(NAME, "not behind the newest record"),
+    }
+}
+
+fn newest_record(root: &Path) -> Option<Timestamp> {
+    let store = Store::open(root).ok()?;
+    let mut newest = None;
+    for env in Metadata::list(&store).ok()?.into_iter().flatten() {
+        let times = env.snapshots.iter().map(|s| s.created_at).chain([env.created_at, env.updated_at]);
+        newest = newest.max(times.max_by_key(|time| time.secs).map(|time| (time.secs, time.nanos)));
+    }
+    newest.map(|(secs, nanos)| Timestamp { secs, nanos })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::doctor::Outcome;
+    use std::fs;
+
+    #[test]
+    fn a_place_without_a_store_is_looked_at_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a/b/store");
+        let checks = checks(&root);
+        assert!(checks.iter().all(|check| check.outcome != Outcome::Failed), "{checks:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(existing(&root), dir.path());
+    }
+
+    #[test]
+    fn a_store_of_another_format_is_no_good() {
+        let dir = tempfile::tempdir().unwrap();
+        Store::open(dir.path()).unwrap();
+        assert!(checks(dir.path()).iter().any(|check| check.name == "clock" && check.outcome == Outcome::Ok));
+        fs::write(Layout::new(dir.path()).version(), "99\n").unwrap();
+        assert!(
+            checks(dir.path()).iter().any(|check| check.name == "store" && check.outcome == Outcome::Failed)
+        );
+    }
+}

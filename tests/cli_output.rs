@@ -1,0 +1,371 @@
+//! What the commands print: docs/JSON.md is what `--json` gives, tests/cli_output.txt what people see. Each command is run on a small
+//! environment; `KARAPACE_BLESS=1` writes both anew. Needs /dev/fuse.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/JSON.md");
+const SEEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli_output.txt");
+
+/// Commands whose output is not ours, or no data: what runs inside, and scripts.
+const WITHOUT_JSON: [&str; 4] = ["enter", "exec", "completions", "help"];
+
+/// A command line, and what docs/JSON.md says of its output.
+struct Step {
+    line: &'static str,
+    text: &'static str,
+}
+
+const fn step(line: &'static str, text: &'static str) -> Step {
+    Step { line, text }
+}
+
+/// Every command that has JSON, in an order in which they work. `touch` is not karapace's: it changes a file in a mount.
+const STEPS: &[Step] = &[
+    step(
+        "import rootfs --name dev",
+        "`created` is true: an import always makes an environment. `entries` and `bytes` say what came in.",
+    ),
+    step(
+        "list",
+        "One object an environment, by name. `mount` is null or where it is mounted, by which process, and whether for sessions only.",
+    ),
+    step("mount dev mnt/dev", "`pid` is the process that serves the mount."),
+    step("touch mnt/dev/etc/one", ""),
+    step("diff dev", "`kind` is A, M or D. `path` is text, or an array of its bytes where it is no UTF-8."),
+    step(
+        "commit dev --name first -m words",
+        "`created` is false when nothing had changed; `hash` is then what the environment stands on already. The counts are of paths.",
+    ),
+    step("touch mnt/dev/etc/two", ""),
+    step(
+        "inspect dev",
+        "What `list` has, and `dirty_files`, `dirty_bytes` (what is uncommitted), the manifest and the lock file as text.",
+    ),
+    step("commit dev", ""),
+    step(
+        "snapshots dev",
+        "Oldest first. `name` and `message` may be null; `head` marks the one that the environment stands on.",
+    ),
+    step("restore dev first", "`saved` is the snapshot that took uncommitted changes, or null."),
+    step(
+        "restore dev latest -- /etc/two",
+        "With paths, `changed` says how many paths differ by it; `hash` is the snapshot they came from.",
+    ),
+    step("umount dev", ""),
+    step(
+        "clone dev@first --name second",
+        "`origin` is the name of the first one; `head` is what the clone stands on.",
+    ),
+    step(
+        "du",
+        "One object an environment. All sizes are bytes on disk but `apparent_bytes`; `bytes` is `shared_bytes` and `exclusive_bytes`.",
+    ),
+    step("du dev", "The same of one environment, and of each of its snapshots, oldest first."),
+    step("export dev -o dev.tar", "`digest` is that of an OCI image, else null."),
+    step(
+        "export-app dev --list",
+        "The programs inside. `name` may be null; `exported` is the file on the host or null.",
+    ),
+    step("export-app dev tool", ""),
+    step("export-app dev tool --remove", ""),
+    step("mount --all all", ""),
+    step("umount --all", "`failed` has the reasons why something stays mounted; the exit status is 1 then."),
+    step("snapshots rm dev latest", "The hashes that are gone."),
+    step(
+        "gc --dry-run --keep-last 1",
+        "`snapshots` are those that go by --keep-last and --keep-within; `objects` and `layers` are without theirs, `bytes` is with them.",
+    ),
+    step("gc", ""),
+    step("verify-store", ""),
+    step("rename second other", ""),
+    step("freeze other", ""),
+    step("archive other", ""),
+    step("destroy other --yes --snapshots", ""),
+    step("migrate", ""),
+    step(
+        "doctor",
+        "`ok` is false, and the exit status 1, when a check has `failed`. `outcome` is ok, warning or failed; `mend` is a command, advice or null.",
+    ),
+    step("man-pages man", ""),
+    step("mount --all --install-unit", ""),
+    step("new made --image ./rootfs --force", ""),
+    step("build karapace.toml --name built", "`created` is false when it existed already."),
+];
+
+/// Errors, as `--json` shows them on stderr.
+const ERRORS: &[&str] =
+    &["inspect nosuch", "restore dev nosuch", "import rootfs --name dev", "list --nosuch"];
+
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        put("rootfs/etc/hostname", "base\n");
+        put(
+            "rootfs/usr/share/applications/tool.desktop",
+            "[Desktop Entry]\nType=Application\nName=Tool\nExec=tool\n",
+        );
+        fs::create_dir(dir.path().join("home")).unwrap();
+        World { dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        fs::canonicalize(self.dir.path()).unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        if let [.., "touch", path] = args {
+            fs::write(self.path().join(path), "changed\n").unwrap();
+            return Command::new("true").output().unwrap();
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_karapace"));
+        command.env_clear().env("PATH", path).env("HOME", self.path().join("home")).env("COLUMNS", "100");
+        command.env("KARAPACE_STORE", self.path().join("store")).current_dir(self.path());
+        command.args(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// What changes from run to run, taken out.
+    fn plain(&self, text: &str) -> String {
+        let text = text.replace(self.path().to_str().unwrap(), "/DIR");
+        let text = text.replace(env!("CARGO_BIN_EXE_karapace"), "/BIN/karapace");
+        without_times(&without_ids(&text))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.run(&["umount", "--all"]);
+    }
+}
+
+fn without_ids(text: &str) -> String {
+    let (mut out, mut run) = (String::new(), String::new());
+    let flush = |run: &mut String, out: &mut String| {
+        out.push_str(match run.len() {
+            64 => "HASH",
+            32 => "INSTANCE",
+            12 if run.bytes().any(|b| b.is_ascii_digit()) => "SHORT",
+            _ => run,
+        });
+        run.clear();
+    };
+    for c in text.chars() {
+        if matches!(c, '0'..='9' | 'a'..='f') {
+            run.push(c);
+        } else {
+            flush(&mut run, &mut out);
+            out.push(c);
+        }
+    }
+    flush(&mut run, &mut out);
+    out
+}
+
+/// `2026-01-31T12:34:56.789Z` and the like become TIME.
+fn without_times(text: &str) -> String {
+    let shape = |word: &str, shape: &str| {
+        word.len() >= shape.len()
+            && word
+                .bytes()
+                .zip(shape.bytes())
+                .all(|(b, s)| if s == b'0' { b.is_ascii_digit() } else { b == s })
+    };
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if shape(rest, "0000-00-00T00:00:00") || shape(rest, "0000-00-00 00:00:00") {
+            out.push_str("TIME");
+            let end = rest[19..].find(|c: char| !(c.is_ascii_digit() || c == '.' || c == 'Z'));
+            rest = &rest[19 + end.unwrap_or(rest.len() - 19)..];
+        } else {
+            out.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    out
+}
+
+/// Numbers that depend on the machine.
+fn settle(value: &mut Value, key: &str) {
+    match value {
+        Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| settle(value, key)),
+        Value::Array(items) if key == "checks" => {
+            items.truncate(1);
+            items.iter_mut().for_each(|item| {
+                item["found"] = "6.18.5".into();
+                item["outcome"] = "ok".into();
+                item["mend"] = Value::Null;
+            });
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| settle(item, key)),
+        Value::Number(number) if key == "pid" || (key.ends_with("bytes") && number.as_u64() != Some(0)) => {
+            *value = if key == "pid" { 1234.into() } else { 4096.into() };
+        }
+        Value::Bool(ok) if key == "ok" => *ok = true,
+        _ => {}
+    }
+}
+
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn args_of(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
+/// Whether the step may fail: what a machine lacks is its own affair.
+fn may_fail(line: &str) -> bool {
+    line.starts_with("doctor")
+}
+
+#[test]
+fn json_is_as_the_page_says() {
+    let world = World::new();
+    let mut page = String::from(
+        "# JSON\n\nWhat every command prints on stdout with `--json`: one document and a newline. Made by tests/cli_output.rs from \
+         what the commands print (`KARAPACE_BLESS=1` writes it anew): do not edit.\n\nFields are not renamed or removed, and keep \
+         their type, within a major version; new ones may come, so ignore what you do not know. `HASH` stands for 64 hex digits, \
+         `INSTANCE` for 32, `SHORT` for the first 12 of an `env_id`, `TIME` for a time as in 2026-01-31T12:34:56.789Z. Names of \
+         environments are unique, and so is `instance`; an `env_id` says what an environment was built from, and clones share \
+         it.\n\n`enter` and `exec` print what the command inside prints. Commands that end with a status other than 0 after \
+         they have printed their document (`verify-store`, `doctor`, `umount --all`) say in it why.\n",
+    );
+    for step in STEPS {
+        let output = world.run(&[&["--json"], &args_of(step.line)[..]].concat());
+        let (out, err) = (text_of(&output.stdout), text_of(&output.stderr));
+        assert!(output.status.success() || may_fail(step.line), "{}: {}\n{err}", step.line, output.status);
+        if step.line.starts_with("touch") || out.is_empty() {
+            assert!(step.line.starts_with("touch"), "{} prints nothing with --json", step.line);
+            continue;
+        }
+        let mut value: Value =
+            serde_json::from_str(&out).unwrap_or_else(|e| panic!("{}: {e}: {out}", step.line));
+        settle(&mut value, "");
+        let document = world.plain(&serde_json::to_string_pretty(&value).unwrap());
+        write!(page, "\n## {}\n{}\n```json\n{document}\n```\n", step.line, paragraph(step.text)).unwrap();
+    }
+    page.push_str(
+        "\n## Errors\n\nAn error is one line on stderr, the last. `status` is the exit status. `kind` is one of ambiguous, busy, corrupt, \
+         exists, image, interrupted, invalid, io, lock, locked, manifest, not-found, output, runtime, server, state, usage, version; \
+         what stands in `message` is for people. Notes and warnings before it are plain text.\n\n```json\n",
+    );
+    for line in ERRORS {
+        let output = world.run(&[&["--json"], &args_of(line)[..]].concat());
+        let err = text_of(&output.stderr);
+        let last = err.lines().last().unwrap_or_default();
+        let value: Value = serde_json::from_str(last).unwrap_or_else(|e| panic!("{line}: {e}: {err}"));
+        assert_eq!(value["error"]["status"], output.status.code().unwrap(), "{line}");
+        assert!(output.stdout.is_empty(), "{line}");
+        writeln!(page, "{}", world.plain(&value.to_string())).unwrap();
+    }
+    page.push_str("```\n");
+    compare(PAGE, &page);
+}
+
+fn paragraph(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("\n{text}\n") }
+}
+
+#[test]
+fn people_see_what_is_kept() {
+    let world = World::new();
+    let mut seen = String::new();
+    for line in STEPS.iter().map(|step| step.line).chain(ERRORS.iter().copied()) {
+        let output = world.run(&args_of(line));
+        if line.starts_with("touch") || may_fail(line) {
+            continue;
+        }
+        let text = format!("{}{}", text_of(&output.stdout), text_of(&output.stderr));
+        assert!(output.status.success() || ERRORS.contains(&line), "{line}: {text}");
+        assert!(!text.contains('\x1b'), "{line}: colours in a pipe");
+        writeln!(seen, "$ karapace {line}\n{}", squeezed(&world.plain(&text))).unwrap();
+    }
+    compare(SEEN, &seen);
+}
+
+/// Sizes differ from one file system to the next, and with them the width of columns.
+fn squeezed(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let mut words: Vec<&str> = line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
+        for word in &mut words {
+            let ends = word.split(' ').count() == 2
+                && ["B", "KiB", "MiB", "GiB"].iter().any(|unit| word.ends_with(&format!(" {unit}")));
+            if ends && word.bytes().next().is_some_and(|b| b.is_ascii_digit()) {
+                *word = "SIZE";
+            }
+        }
+        let line = words.join("  ");
+        let line = match line.rsplit_once(", ") {
+            Some((start, size)) if size.ends_with('B') => format!("{start}, SIZE"),
+            _ => line,
+        };
+        let line = match line.split_once("(pid ") {
+            Some((start, _)) => format!("{start}(pid N)"),
+            None => line,
+        };
+        writeln!(out, "{line}").unwrap();
+    }
+    out
+}
+
+fn compare(file: &str, text: &str) {
+    if std::env::var_os("KARAPACE_BLESS").is_some_and(|value| value == "1") {
+        fs::write(file, text).unwrap();
+    }
+    let kept = fs::read_to_string(file).unwrap_or_default();
+    if kept != text {
+        let differs = kept.lines().zip(text.lines()).find(|(a, b)| a != b);
+        panic!(
+            "{file} is not what the commands print; if that is as it should be, write it anew with KARAPACE_BLESS=1 cargo test --test \
+             cli_output\n{differs:#?}"
+        );
+    }
+}
+
+#[test]
+fn every_command_is_shown() {
+    let program = karapace::cli::command();
+    for command in program.get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = command.get_name();
+        let shown = STEPS.iter().any(|step| step.line.split(' ').next() == Some(name));
+        assert!(
+            shown || WITHOUT_JSON.contains(&name),
+            "{name} has no step in tests/cli_output.rs: add one, so that its JSON is documented"
+        );
+    }
+}
+
+#[test]
+fn quiet_prints_ids_only() {
+    let world = World::new();
+    let ids = |line: &str| -> Vec<String> {
+        let output = world.run(&[&["-q"], &args_of(line)[..]].concat());
+        assert!(output.status.success() && output.stderr.is_empty(), "{line}: {}", text_of(&output.stderr));
+        text_of(&output.stdout).lines().map(str::to_owned).collect()
+    };
+    let instance = ids("import rootfs --name dev");
+    assert_eq!((instance.len(), instance[0].len()), (1, 32));
+    assert_eq!(ids("list"), instance);
+    let clone = ids("clone dev --name two");
+    assert_ne!(clone, instance);
+    assert_eq!(ids(&format!("commit {} --name here", clone[0])).len(), 1);
+    let snapshots = ids("snapshots two");
+    assert_eq!((snapshots.len(), snapshots[0].len()), (1, 64));
+    assert!(!Path::new(&world.path().join("home/karapace")).exists());
+}
