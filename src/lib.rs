@@ -2,7 +2,7 @@
 //!
 //! The library is the program: `src/main.rs` only calls [`cli`]. Layers, top to bottom: [`cli`] (arguments,
 //! output, exit status), [`engine`] (what each command does), [`oci`] (images as they are exported), and the pure
-//! modules [`manifest`], [`lockfile`], [`identity`], [`lifecycle`]. Below stand the crates `karapace-fs` (the view) and `karapace-store`.
+//! modules [`manifest`], [`lockfile`], [`identity`], [`lifecycle`], [`packages`], [`pin`]. Below stand the crates `karapace-fs` (the view) and `karapace-store`.
 
 pub mod cli;
 pub mod engine;
@@ -12,4 +12,6 @@ pub mod lifecycle;
 pub mod lockfile;
 pub mod manifest;
 pub mod oci;
+pub mod packages;
+pub mod pin;
 pub mod runtime;

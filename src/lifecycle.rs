@@ -7,17 +7,32 @@ use karapace_store::metadata::EnvState;
 #[error("{}", self.text())]
 pub struct LifecycleError {
     from: EnvState,
-    to: EnvState,
+    to: Step,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Become(EnvState),
+    Rebuild,
 }
 
 impl LifecycleError {
     fn text(&self) -> String {
         let next: Vec<String> = successors(self.from).iter().map(EnvState::to_string).collect();
+        let Step::Become(to) = self.to else {
+            let why = match self.from {
+                EnvState::Running => "stop what runs inside first",
+                EnvState::Defined => "build it first",
+                _ => "what is kept from changes is not replaced; build another one with --name",
+            };
+            return format!("an environment that is {} cannot be rebuilt: {why}", self.from);
+        };
         let allowed = match next.as_slice() {
             [] => "nothing follows it; it can be destroyed".to_owned(),
             next => format!("it can become {}", next.join(" or ")),
         };
-        format!("an environment that is {} cannot become {}: {allowed}", self.from, self.to)
+        format!("an environment that is {} cannot become {}: {allowed}", self.from, to)
     }
 }
 
@@ -37,7 +52,15 @@ pub fn successors(state: EnvState) -> &'static [EnvState] {
 /// # Errors
 /// The error names the states that are allowed.
 pub fn check(from: EnvState, to: EnvState) -> Result<(), LifecycleError> {
-    if successors(from).contains(&to) { Ok(()) } else { Err(LifecycleError { from, to }) }
+    if successors(from).contains(&to) { Ok(()) } else { Err(LifecycleError { from, to: Step::Become(to) }) }
+}
+
+/// Checks that an environment in this state may be replaced by a new one from its manifest.
+///
+/// # Errors
+/// The error says what to do instead.
+pub fn check_rebuild(state: EnvState) -> Result<(), LifecycleError> {
+    if state == EnvState::Built { Ok(()) } else { Err(LifecycleError { from: state, to: Step::Rebuild }) }
 }
 
 /// Whether the view may be written: everything else is served read-only.
@@ -70,13 +93,35 @@ mod tests {
 
     #[test]
     fn errors_say_what_is_allowed() {
-        let text = check(Built, Archived).unwrap_err().to_string();
-        assert_eq!(
-            text,
-            "an environment that is Built cannot become Archived: it can become Running or Frozen"
-        );
-        let text = check(Archived, Built).unwrap_err().to_string();
-        assert!(text.ends_with("nothing follows it; it can be destroyed"), "{text}");
+        let table = [
+            (Defined, "it can become Built"),
+            (Built, "it can become Running or Frozen"),
+            (Running, "it can become Built"),
+            (Frozen, "it can become Archived"),
+            (Archived, "nothing follows it; it can be destroyed"),
+        ];
+        for (from, allowed) in table {
+            for to in ALL.into_iter().filter(|to| !successors(from).contains(to)) {
+                let text = check(from, to).unwrap_err().to_string();
+                assert_eq!(text, format!("an environment that is {from} cannot become {to}: {allowed}"));
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_built_is_rebuilt() {
+        let table = [
+            (Defined, Some("build it first")),
+            (Built, None),
+            (Running, Some("stop what runs inside first")),
+            (Frozen, Some("what is kept from changes is not replaced; build another one with --name")),
+            (Archived, Some("what is kept from changes is not replaced; build another one with --name")),
+        ];
+        for (state, why) in table {
+            let text = check_rebuild(state).err().map(|error| error.to_string());
+            let expected = why.map(|why| format!("an environment that is {state} cannot be rebuilt: {why}"));
+            assert_eq!(text, expected);
+        }
     }
 
     #[test]

@@ -47,6 +47,14 @@ pub enum LockError {
         /// What its content gives.
         computed: String,
     },
+    /// Pinned versions are gone from the distribution.
+    #[error(
+        "the distribution no longer has what the lock file pins: {}; run `karapace build` without --locked to take what there is", packages.join("; ")
+    )]
+    Unavailable {
+        /// Each package with its version and what there is instead.
+        packages: Vec<String>,
+    },
     /// The manifest asks for something else than the lock pins.
     #[error("the manifest and the lock file disagree: {}; run `karapace build` without --locked to resolve again", drift.join("; "))]
     Drift {

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use crate::packages::is_package_name;
+use crate::pin;
+
 /// The manifest version this program reads and writes.
 pub const MANIFEST_VERSION: u32 = 1;
 
@@ -196,13 +199,15 @@ impl Manifest {
     /// Parses manifest text; `origin` is named in errors.
     pub fn parse(text: &str, origin: &Path) -> Result<Manifest, ManifestError> {
         let source = Source { text, origin };
-        let raw: RawManifest = toml::from_str(text).map_err(|e| {
-            // serde's words are for programmers; TOML has keys.
-            let reason =
-                e.message().replace("unknown field", "unknown key").replace("missing field", "missing key");
-            source.invalid(&e.span().unwrap_or(0..0), reason)
-        })?;
-        raw.normalise(&source)
+        RawManifest::parse(&source)?.normalise(&source)
+    }
+
+    /// Manifest text with another `base.image`, and not a byte changed elsewhere.
+    pub fn with_image(text: &str, origin: &Path, image: &str) -> Result<String, ManifestError> {
+        let raw = RawManifest::parse(&Source { text, origin })?;
+        let mut text = text.to_owned();
+        text.replace_range(raw.base.image.span(), &toml::Value::String(image.to_owned()).to_string());
+        Ok(text)
     }
 
     /// The normalised manifest as TOML; [`Manifest::parse`] reads it back equal.
@@ -284,6 +289,15 @@ struct RawSnapshot {
 }
 
 impl RawManifest {
+    fn parse(source: &Source<'_>) -> Result<RawManifest, ManifestError> {
+        toml::from_str(source.text).map_err(|e| {
+            // serde's words are for programmers; TOML has keys.
+            let reason =
+                e.message().replace("unknown field", "unknown key").replace("missing field", "missing key");
+            source.invalid(&e.span().unwrap_or(0..0), reason)
+        })
+    }
+
     fn normalise(self, source: &Source<'_>) -> Result<Manifest, ManifestError> {
         let version = *self.manifest_version.get_ref();
         if version != i64::from(MANIFEST_VERSION) {
@@ -295,6 +309,7 @@ impl RawManifest {
         if image.is_empty() {
             return Err(source.invalid(&self.base.image.span(), "base.image is empty"));
         }
+        pin::check(&image).map_err(|reason| source.invalid(&self.base.image.span(), reason))?;
         let mut mounts = BTreeMap::new();
         for (label, value) in &self.mounts {
             mounts.insert(label.clone(), parse_mount(source, label, value)?);
@@ -328,6 +343,12 @@ fn word_list(source: &Source<'_>, key: &str, raw: &[Spanned<String>]) -> Result<
         let word = item.get_ref().trim();
         if word.is_empty() || word.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(source.invalid(&item.span(), format!("{key}: {:?} is not a name", item.get_ref())));
+        }
+        if !is_package_name(word) {
+            let reason = format!(
+                "{key}: {word:?} is no package name: letters, digits and + . _ : @ - are, and no version"
+            );
+            return Err(source.invalid(&item.span(), reason));
         }
         words.push(word.to_owned());
     }
@@ -468,6 +489,12 @@ ignore = ["/tmp/", "/var//cache/apt"]
             (format!("{HEAD}[runtime.resource_limits]\ncpus = 1\n"), 5, "unknown key `cpus`"),
             (format!("{HEAD}[snapshot]\nignored = []\n"), 5, "unknown key `ignored`"),
             (format!("{HEAD}[system]\npackages = [\n\"a\",\n\"b c\"]\n"), 7, "is not a name"),
+            (
+                format!("{HEAD}[system]\npackages = [\"git\", \"--force\"]\n"),
+                5,
+                "\"--force\" is no package name",
+            ),
+            (format!("{HEAD}[gui]\napps = [\n\"gimp=2\"]\n"), 6, "\"gimp=2\" is no package name"),
             (format!("{HEAD}[system]\npackages = \"git\"\n"), 5, "expected"),
             (format!("{HEAD}[mounts]\nw = \"nowhere\"\n"), 5, "there is no ':'"),
             (format!("{HEAD}[mounts]\nw = \":/x\"\n"), 5, "host path is empty"),

@@ -95,6 +95,15 @@ const STEPS: &[Step] = &[
     step("mount --all --install-unit", ""),
     step("new made --image ./rootfs --force", ""),
     step("build karapace.toml --name built", "`created` is false when it existed already."),
+    step(
+        "rebuild karapace.toml --name built",
+        "`before` is the env_id of the one that stood before, `snapshots` how many came along, `saved` the snapshot that took uncommitted changes, or null.",
+    ),
+    step(
+        "pin karapace.toml --write-lock",
+        "`image` is what base.image is now; `lock` is the lock file that followed, or null.",
+    ),
+    step("pin karapace.toml --check", "`pinned` is false, and the exit status 1, when it is not."),
 ];
 
 /// Errors, as `--json` shows them on stderr.

@@ -18,7 +18,7 @@ pub const RUNTIME: i32 = 125;
 /// The exit status for a failed command.
 pub fn status(error: &Error) -> i32 {
     match error {
-        Error::Manifest(_) | Error::Lock(_) | Error::NotYet { .. } => MANIFEST,
+        Error::Manifest(_) | Error::Lock(_) | Error::Unpinned { .. } | Error::OtherContent { .. } => MANIFEST,
         Error::Store(e) | Error::Fs(karapace_fs::Error::Store(e)) => store_status(e),
         Error::Fs(karapace_fs::Error::Corrupt(_) | karapace_fs::Error::Damaged(_)) => STORE,
         Error::Served { errno: libc::EIO | libc::EAGAIN, .. } => STORE,
@@ -37,7 +37,7 @@ pub fn session_status(error: &Error) -> i32 {
 /// What sort of error it is, in one word that stays the same: the `kind` of docs/JSON.md.
 pub fn kind(error: &Error) -> &'static str {
     match error {
-        Error::Manifest(_) | Error::NotYet { .. } => "manifest",
+        Error::Manifest(_) | Error::Unpinned { .. } | Error::OtherContent { .. } => "manifest",
         Error::Lock(_) => "lock",
         Error::Image(_) => "image",
         Error::Runtime(_) => "runtime",

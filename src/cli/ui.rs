@@ -123,6 +123,9 @@ pub fn path_line(path: &[u8]) -> Vec<u8> {
     out
 }
 
+/// How much of a program's line a bar shows.
+const MOST_SHOWN: usize = 60;
+
 /// `1.5 GiB`.
 pub fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
@@ -131,6 +134,7 @@ pub fn size(bytes: u64) -> String {
 /// Progress on stderr: a bar on a terminal, nothing elsewhere. Remarks always.
 pub struct Bars {
     shown: bool,
+    shows_output: bool,
     current: Mutex<Option<Current>>,
 }
 
@@ -145,8 +149,14 @@ impl Bars {
     pub fn on_stderr() -> Bars {
         Bars {
             shown: io::stderr().is_terminal() && !QUIET.load(Ordering::Relaxed),
+            shows_output: false,
             current: Mutex::new(None),
         }
+    }
+
+    /// Whether all is shown that programs print which run for the user, or only their last line, in the bar.
+    pub fn showing_output(self, shows_output: bool) -> Bars {
+        Bars { shows_output, ..self }
     }
 
     /// The same for work that ends cleanly when it is interrupted. A second signal ends the program at once.
@@ -160,6 +170,16 @@ impl Bars {
             tracing::warn!("an interruption ends this command at once: {error}");
         }
         Bars::on_stderr()
+    }
+}
+
+impl Bars {
+    /// Says something above the bar, if there is one.
+    fn above(&self, say: impl Fn()) {
+        match &*self.current.lock() {
+            Some(current) => current.bar.suspend(say),
+            None => say(),
+        }
     }
 }
 
@@ -211,9 +231,17 @@ impl Report for Bars {
     }
 
     fn note(&self, text: &str) {
-        match &*self.current.lock() {
-            Some(current) => current.bar.suspend(|| complain(&format!("note: {text}"))),
-            None => complain(&format!("note: {text}")),
+        self.above(|| complain(&format!("note: {text}")));
+    }
+
+    fn output(&self, line: &str) {
+        if self.shows_output {
+            self.above(|| remark(line));
+        } else if let Some(current) = &*self.current.lock() {
+            current.bar.tick();
+            current
+                .bar
+                .set_message(line.chars().filter(|c| !c.is_control()).take(MOST_SHOWN).collect::<String>());
         }
     }
 }

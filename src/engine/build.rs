@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 
 use karapace_store::atomic;
 use karapace_store::lock::StoreLock;
-use karapace_store::metadata::Metadata;
+use karapace_store::metadata::{Dependency, Metadata};
 
-use super::create::check_name_early;
+use super::create::{Base, Built, check_name_early};
+use super::install::Packages;
+use super::scratch::Scratch;
 use super::{Engine, Error, Report, Result};
-use crate::image::Image;
-use crate::lockfile::{LockError, LockFile};
+use crate::image::{Image, Origin};
+use crate::lockfile::{LockError, LockFile, LockedPackage};
 use crate::manifest::{Backend, Manifest};
+use crate::pin;
 use crate::runtime;
 
 /// How to build.
@@ -21,8 +24,12 @@ pub struct BuildOptions {
     pub name: Option<String>,
     /// Build what the lock file pins, or fail.
     pub locked: bool,
-    /// Use the image that was downloaded before, unasked.
+    /// Use the image that was downloaded before, unasked, and install nothing.
     pub offline: bool,
+    /// Refuse an image whose content the manifest does not pin.
+    pub require_pinned_image: bool,
+    /// Take the newest versions of packages, whatever the lock file pins.
+    pub update: bool,
 }
 
 /// What a build gave.
@@ -35,13 +42,73 @@ pub struct BuildOutcome {
     pub lock_path: PathBuf,
 }
 
+/// A manifest and its lock file.
+pub(super) struct Plan {
+    path: PathBuf,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Where the lock file is.
+    pub lock_path: PathBuf,
+    /// What it says.
+    pub pinned: Option<LockFile>,
+}
+
+/// What a manifest resolved to, in the store. Nothing refers to it but what is held here.
+pub(super) struct Resolved {
+    pub lock: LockFile,
+    pub base: Base,
+    pub dependency: Option<Dependency>,
+    /// Keeps the layers while they were just made.
+    _scratch: Option<Scratch>,
+    _shared: StoreLock,
+}
+
+impl Resolved {
+    /// What an environment is made of.
+    pub fn built(&self) -> Built<'_> {
+        Built { lock: &self.lock, base: &self.base, dependency: self.dependency }
+    }
+}
+
+/// How a build goes on once the base is known.
+pub(super) enum Resolution {
+    /// There is an environment of that identity, with this lock.
+    Exists(Box<Metadata>, Box<LockFile>),
+    /// It is to be made.
+    New(Box<Resolved>),
+}
+
 impl Engine {
     /// Builds the environment that the manifest at `path` describes, and writes its lock file beside it.
     pub fn build(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<BuildOutcome> {
+        let plan = self.plan(path, options, report)?;
+        if let Some(name) = &options.name {
+            karapace_store::metadata::check_name(name)?;
+        }
+        let existing = |lock: &LockFile| self.existing(&lock.env_id, options.name.as_deref());
+        let resolved = match self.resolve(&plan, options, report, &existing)? {
+            Resolution::New(resolved) => resolved,
+            Resolution::Exists(metadata, lock) => {
+                plan.write_lock(&lock)?;
+                return Ok(BuildOutcome { metadata: *metadata, created: false, lock_path: plan.lock_path });
+            }
+        };
+        let name = options.name.clone().unwrap_or_else(|| resolved.lock.short_id.clone());
+        check_name_early(self, &name)?;
+        // The lock file first: if it cannot be written, nothing was built.
+        plan.write_lock(&resolved.lock)?;
+        let metadata = self.create(&name, &plan.manifest, &resolved.built())?;
+        Ok(BuildOutcome { metadata, created: true, lock_path: plan.lock_path })
+    }
+
+    /// Reads a manifest and its lock file, and checks what can be checked without the image.
+    pub(super) fn plan(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<Plan> {
         let manifest = Manifest::read(path)?;
-        check_supported(&manifest, path)?;
         runtime::check_places(&manifest.mounts)
             .map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
+        if options.require_pinned_image && !pin::is_pinned(&manifest.base.image) {
+            return Err(Error::Unpinned { path: path.to_owned(), image: manifest.base.image });
+        }
         for key in not_applied(&manifest) {
             report.note(&format!("{key} is recorded and not applied yet: that comes with a later version"));
         }
@@ -52,40 +119,71 @@ impl Engine {
             pinned.verify_integrity()?;
             pinned.verify_manifest_intent(&manifest)?;
         }
-        if let Some(name) = &options.name {
-            karapace_store::metadata::check_name(name)?;
-        }
-        let base_dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let image = Image::parse(&manifest.base.image, base_dir)?;
-        let image = image.fetch(&self.store().layout().images(), options.offline, report)?.path;
-        let _shared = StoreLock::shared(self.store())?;
-        let base = self.import_base(&image, report)?;
-        let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
-        if let Some(pinned) = pinned.as_ref().filter(|p| p.base_image_digest != lock.base_image_digest) {
-            let change = format!(
-                "the content of {} is now {}, the lock has {}",
-                lock.base_image, lock.base_image_digest, pinned.base_image_digest
-            );
-            if options.locked {
-                return Err(LockError::Drift { drift: vec![change] }.into());
-            }
-            report.note(&format!("{change}; the lock file is written anew"));
-        }
-        let existing = self.existing(&lock.env_id, options.name.as_deref())?;
-        let name = options.name.clone().unwrap_or_else(|| lock.short_id.clone());
-        if existing.is_none() {
-            check_name_early(self, &name)?;
-        }
-        // The lock file first: if it cannot be written, nothing was built.
-        if pinned.as_ref() != Some(&lock) {
-            let path = std::path::absolute(&lock_path).map_err(|e| Error::io("resolve", &lock_path, e))?;
-            atomic::write_file(&path, lock.to_toml().as_bytes())?;
-        }
-        let (metadata, created) = match existing {
-            Some(metadata) => (metadata, false),
-            None => (self.create(&name, &manifest, &lock, &base)?, true),
+        Ok(Plan { path: path.to_owned(), manifest, lock_path, pinned })
+    }
+
+    /// Brings the base into the store and the packages onto it. `existing` looks for an environment that is what would be built.
+    pub(super) fn resolve(
+        &self,
+        plan: &Plan,
+        options: &BuildOptions,
+        report: &dyn Report,
+        existing: &dyn Fn(&LockFile) -> Result<Option<Metadata>>,
+    ) -> Result<Resolution> {
+        let (base, _, shared) = self.base_of(plan, options.offline, report)?;
+        plan.compare_base(&base, options.locked, report)?;
+        let manifest = &plan.manifest;
+        let pins = if options.update { Vec::new() } else { plan.pins(&base) };
+        let has_packages = !manifest.system.packages.is_empty() || !manifest.gui.apps.is_empty();
+        let is_known = !has_packages || (!options.update && plan.pins_all(&base));
+        let new = |lock, base, dependency, scratch, shared| {
+            Resolution::New(Box::new(Resolved { lock, base, dependency, _scratch: scratch, _shared: shared }))
         };
-        Ok(BuildOutcome { metadata, created, lock_path })
+        if is_known {
+            let lock = LockFile::resolve(manifest, &base.digest, pins.clone());
+            if let Some(metadata) = existing(&lock)? {
+                return Ok(Resolution::Exists(Box::new(metadata), Box::new(lock)));
+            }
+            let found = if has_packages { self.find_dependency(&base, &lock)? } else { Some(None) };
+            if let Some(dependency) = found {
+                return Ok(new(lock, base, dependency, None, shared));
+            }
+        }
+        if options.offline {
+            let path = plan.path.clone();
+            return Err(Error::OfflinePackages { path });
+        }
+        let packages = Packages { manifest, pins: &pins, locked: options.locked };
+        let (installed, shared) = self.install(&base, &packages, shared, report)?;
+        let lock = LockFile::resolve(manifest, &base.digest, installed.packages);
+        if let Some(metadata) = existing(&lock)? {
+            return Ok(Resolution::Exists(Box::new(metadata), Box::new(lock)));
+        }
+        Ok(new(lock, base, installed.dependency, Some(installed.scratch), shared))
+    }
+
+    /// The base image of a manifest, in the store, with where it was downloaded from, and the store's lock.
+    pub(super) fn base_of(
+        &self,
+        plan: &Plan,
+        offline: bool,
+        report: &dyn Report,
+    ) -> Result<(Base, Option<Origin>, StoreLock)> {
+        let base_dir = plan.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (image, pinned) = pin::split(&plan.manifest.base.image);
+        let fetched = Image::parse(image, base_dir)?;
+        let fetched = fetched.fetch(&self.store().layout().images(), offline, report)?;
+        let shared = StoreLock::shared(self.store())?;
+        let base = self.import_base(&fetched.path, report)?;
+        match pinned {
+            Some(pinned) if pinned != base.digest => Err(Error::OtherContent {
+                path: plan.path.clone(),
+                image: image.to_owned(),
+                pinned: pinned.to_owned(),
+                found: base.digest,
+            }),
+            _ => Ok((base, fetched.origin, shared)),
+        }
     }
 
     /// The environment of this identity: the one of the wanted name, or without one the oldest.
@@ -96,18 +194,56 @@ impl Engine {
             .filter(|m| m.env_id == env_id && name.is_none_or(|name| m.name == name))
             .collect();
         same.sort_by_key(|m| m.created_at);
-        Ok(same.into_iter().next())
+        let found = same.into_iter().next();
+        if let (None, Some(name)) = (&found, name) {
+            check_name_early(self, name)?;
+        }
+        Ok(found)
     }
 }
 
-/// What would change the content of the environment and cannot be done yet is refused.
-fn check_supported(manifest: &Manifest, path: &Path) -> Result<()> {
-    let lists = [("system.packages", &manifest.system.packages), ("gui.apps", &manifest.gui.apps)];
-    match lists.iter().find(|(_, list)| !list.is_empty()) {
-        Some((key, list)) => {
-            Err(Error::NotYet { path: path.to_owned(), what: format!("{key} ({})", list.join(", ")) })
+impl Plan {
+    /// The lock file's packages that the manifest still asks for, as far as they are for this base.
+    fn pins(&self, base: &Base) -> Vec<LockedPackage> {
+        let is_whole =
+            |lock: &&LockFile| lock.base_image_digest == base.digest && lock.verify_integrity().is_ok();
+        let Some(lock) = self.pinned.as_ref().filter(is_whole) else {
+            return Vec::new();
+        };
+        let asked = |pin: &&LockedPackage| self.manifest.system.packages.contains(&pin.name);
+        lock.resolved_packages.iter().filter(asked).cloned().collect()
+    }
+
+    /// Whether the lock file pins every package, so that nobody has to be asked for a version.
+    fn pins_all(&self, base: &Base) -> bool {
+        let same_apps = self.pinned.as_ref().is_some_and(|lock| lock.resolved_apps == self.manifest.gui.apps);
+        same_apps && self.pins(base).len() == self.manifest.system.packages.len()
+    }
+
+    /// Compares the base with that of the lock file.
+    fn compare_base(&self, base: &Base, locked: bool, report: &dyn Report) -> Result<()> {
+        let Some(pinned) = self.pinned.as_ref().filter(|lock| lock.base_image_digest != base.digest) else {
+            return Ok(());
+        };
+        let change = format!(
+            "the content of {} is now {}, the lock has {}",
+            self.manifest.base.image, base.digest, pinned.base_image_digest
+        );
+        if locked {
+            return Err(LockError::Drift { drift: vec![change] }.into());
         }
-        None => Ok(()),
+        report.note(&format!("{change}; the lock file is written anew"));
+        Ok(())
+    }
+
+    /// Writes the lock file, unless it says so already.
+    pub(super) fn write_lock(&self, lock: &LockFile) -> Result<()> {
+        if self.pinned.as_ref() == Some(lock) {
+            return Ok(());
+        }
+        let path =
+            std::path::absolute(&self.lock_path).map_err(|e| Error::io("resolve", &self.lock_path, e))?;
+        Ok(atomic::write_file(&path, lock.to_toml().as_bytes())?)
     }
 }
 

@@ -89,7 +89,7 @@ impl Engine {
 pub(super) fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
     let mut chain: Vec<SnapshotEntry> = Vec::new();
     let mut at = layer.hash;
-    while at != env.base_layer && chain.len() < env.snapshots.len() {
+    while !env.is_built_from(&at) && chain.len() < env.snapshots.len() {
         let Some(entry) = env.snapshots.iter().rev().find(|s| s.hash == at) else { break };
         chain.push(entry.clone());
         at = entry.parent;

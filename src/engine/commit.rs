@@ -11,10 +11,12 @@ use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Body, Timestamp};
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::metadata::{Metadata, SnapshotEntry};
+use karapace_store::paths::Ignore;
 use karapace_store::tree::{Change, diff};
 
 use super::instance::{CommitOutcome, Instance, Wait, check_snapshot_name};
 use super::layering::{Counts, Layer, Layering, normalised};
+use super::reference::{self, LayerRef};
 use super::{Engine, Error, Result};
 
 impl Engine {
@@ -71,6 +73,16 @@ impl Instance {
         self.view.store(None, &mut |stored| Ok(Some(self.settled(stored))))?;
         self.pin_head();
         Ok(())
+    }
+
+    /// The layer that all there is makes on the tree `base`, but for what `ignore` covers; None when that is nothing.
+    pub(super) fn layer_on(&self, base: &ObjectId, ignore: &Ignore) -> Result<Option<Layer>> {
+        self.settle()?;
+        let id = self.view.head().root;
+        let (old, root) = (self.trees.root(base)?, self.trees.root(&id)?);
+        let stored = Stored { old: old.clone(), root: (*root).clone(), id };
+        let layering = Layering { trees: &self.trees, ignore, head: &old, head_id: *base };
+        layering.layer(&stored, None, self.view.next_ino())
     }
 
     fn settled(&self, stored: &Stored) -> Published {
@@ -251,11 +263,14 @@ impl Instance {
                 entry.message = entry.message.take().or(message.map(str::to_owned));
                 return;
             }
-            let made = metadata.snapshots.iter().rev().find(|s| s.record == head.record);
+            let made = metadata.snapshots.iter().rev().find(|s| s.record == head.record).map(|s| s.parent);
+            let layer = LayerRef { hash: head.layer, record: head.record };
+            let below = || reference::parent(metadata, layer).map(|parent| parent.hash);
+            let parent = made.or_else(below).unwrap_or(metadata.base_layer);
             let entry = SnapshotEntry {
                 hash: head.layer,
                 record: head.record,
-                parent: made.map_or(metadata.base_layer, |s| s.parent),
+                parent,
                 name: Some(name.to_owned()),
                 message: message.map(str::to_owned),
                 created_at: Timestamp::now(),

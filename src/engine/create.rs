@@ -9,7 +9,7 @@ use karapace_store::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use karapace_store::import::import_path;
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord};
-use karapace_store::metadata::{EnvState, Metadata};
+use karapace_store::metadata::{Dependency, EnvState, Metadata};
 use karapace_store::tar::{TarHash, identity_hash};
 use karapace_store::tree::Trees;
 use karapace_store::wal::{Intent, Wal};
@@ -20,8 +20,10 @@ use crate::manifest::Manifest;
 
 /// An image in the store: its tree, not yet referred to by anything. The holder keeps the store's lock.
 pub(super) struct Base {
-    root: ObjectId,
-    hash: LayerHash,
+    /// Its tree.
+    pub root: ObjectId,
+    /// Its layer's identity.
+    pub hash: LayerHash,
     tar_hash: TarHash,
     /// The content digest, as `base_image_digest` has it.
     pub digest: String,
@@ -29,6 +31,17 @@ pub(super) struct Base {
     pub entries: u64,
     /// Bytes of content.
     pub bytes: u64,
+}
+
+/// What a new environment is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Built<'a> {
+    /// What it resolved to.
+    pub lock: &'a LockFile,
+    /// The image.
+    pub base: &'a Base,
+    /// Its packages.
+    pub dependency: Option<Dependency>,
 }
 
 impl Engine {
@@ -59,18 +72,24 @@ impl Engine {
         })
     }
 
-    /// Makes a new environment on `base`; the record at the end makes it visible, and until then nothing is.
+    /// Makes a new environment of what a manifest resolved to; the record at the end makes it visible, and until then nothing is.
     /// Call with the store's lock held, shared.
-    pub(super) fn create(
+    pub(super) fn create(&self, name: &str, manifest: &Manifest, built: &Built<'_>) -> Result<Metadata> {
+        self.add_environment(self.new_metadata(name, manifest, built)?)
+    }
+
+    /// The record of a new environment, not saved yet.
+    pub(super) fn new_metadata(
         &self,
         name: &str,
         manifest: &Manifest,
-        lock: &LockFile,
-        base: &Base,
+        built: &Built<'_>,
     ) -> Result<Metadata> {
         let now = Timestamp::now();
+        let Built { lock, base, dependency } = *built;
         let record = self.write_base_layer(base, now)?;
-        self.add_environment(Metadata {
+        let (head, head_record) = dependency.map_or((base.hash, record), |d| (d.layer, d.record));
+        Ok(Metadata {
             version: karapace_store::metadata::VERSION,
             instance: InstanceId::random()?,
             name: name.to_owned(),
@@ -78,8 +97,9 @@ impl Engine {
             state: EnvState::Built,
             base_layer: base.hash,
             base_record: record,
-            head: base.hash,
-            head_record: record,
+            dependency,
+            head,
+            head_record,
             created_at: now,
             updated_at: now,
             manifest: manifest.to_toml(),
@@ -90,14 +110,20 @@ impl Engine {
         })
     }
 
+    /// Makes the directory of an environment.
+    pub(super) fn make_env_dir(&self, instance: &InstanceId) -> Result<()> {
+        let dir = self.env_dir(instance);
+        fail::point("create.dir")
+            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir))
+            .map_err(|e| Error::io("create", &dir, e))
+    }
+
     /// Makes the environment that a new record describes, under a name that must be free. Call with the store's lock held,
     /// shared.
     pub(super) fn add_environment(&self, mut metadata: Metadata) -> Result<Metadata> {
         let intent = Wal::begin(self.store(), Intent::Import { instance: metadata.instance })?;
+        self.make_env_dir(&metadata.instance)?;
         let dir = self.env_dir(&metadata.instance);
-        fail::point("create.dir")
-            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir))
-            .map_err(|e| Error::io("create", &dir, e))?;
         fail::point("create.record").map_err(|e| Error::io("record", &dir, e))?;
         let names = self.lock_names()?;
         self.check_name_free(&metadata.name, None)?;

@@ -82,8 +82,8 @@ impl Engine {
         let mut survey = Survey::new(self.store().clone())?;
         let usage = survey.measure(&[self.group(&env)?, others.clone()])?[0];
         let line = self.line(&mut survey, &env, usage)?;
-        // Whatever becomes of the snapshots, the base and the head stay.
-        others.layers.extend([env.base_record, env.head_record]);
+        // Whatever becomes of the snapshots, base, packages and head stay.
+        others.layers.extend([env.base_record, env.foundation().1, env.head_record]);
         others.uppers.push(upper_roots(self, &env.instance)?);
         let mut hashes: Vec<LayerHash> = Vec::new();
         for snapshot in &env.snapshots {
@@ -120,7 +120,7 @@ impl Engine {
         for env in &self.readable()?.0 {
             let removed =
                 gone.iter().find(|(other, _)| other.instance == env.instance).map(|(_, hashes)| hashes);
-            stays.layers.extend([env.base_record, env.head_record]);
+            stays.layers.extend([env.base_record, env.foundation().1, env.head_record]);
             stays.uppers.push(upper_roots(self, &env.instance)?);
             for snapshot in &env.snapshots {
                 let is_removed = removed.is_some_and(|hashes| hashes.contains(&snapshot.hash));

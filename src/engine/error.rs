@@ -21,13 +21,55 @@ pub enum Error {
     /// The lock file.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The manifest asks for something that this version cannot do.
-    #[error("{}: {what} comes with a later version; remove it from the manifest to build now", path.display())]
-    NotYet {
+    /// `--require-pinned-image`, and it is not.
+    #[error(
+        "{}: base.image {image:?} is not pinned to a content: `karapace pin {}` does it", path.display(), path.display()
+    )]
+    Unpinned {
         /// The manifest.
         path: PathBuf,
-        /// The key and what it asks for.
-        what: String,
+        /// As written.
+        image: String,
+    },
+    /// The image is not the one that the manifest pins.
+    #[error(
+        "{}: the content of {image} is {found}, the manifest pins {pinned}: `karapace pin {}` pins what it is now", path.display(), path.display()
+    )]
+    OtherContent {
+        /// The manifest.
+        path: PathBuf,
+        /// The image, without its digest.
+        image: String,
+        /// The digest in the manifest.
+        pinned: String,
+        /// The digest of the image.
+        found: String,
+    },
+    /// `--offline`, and packages would have to be installed.
+    #[error(
+        "{}: no environment has these packages in these versions yet, and --offline was given: build without it once", path.display()
+    )]
+    OfflinePackages {
+        /// The manifest.
+        path: PathBuf,
+    },
+    /// Nothing inside installs packages.
+    #[error(
+        "{image} has no package manager that is known (apt, dnf, zypper, pacman, apk, xbps): remove packages and apps from the manifest, or use another image"
+    )]
+    NoPackageManager {
+        /// The image.
+        image: String,
+    },
+    /// The package manager failed.
+    #[error("{command} ended with status {status} inside; its last lines were:{tail}")]
+    Install {
+        /// What was run.
+        command: String,
+        /// Its status.
+        status: i32,
+        /// The end of its log, each line after a newline.
+        tail: String,
     },
     /// The base image.
     #[error(transparent)]

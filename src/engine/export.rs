@@ -231,7 +231,11 @@ impl<'a> Export<'a> {
         for (index, (record, _)) in self.chain.iter().enumerate() {
             let (blob, written) = make(index)?;
             self.tell(&written);
-            let verb = if record.kind == LayerKind::Snapshot { "commit" } else { "import" };
+            let verb = match record.kind {
+                LayerKind::Base => "import",
+                LayerKind::Dependency | LayerKind::Policy => "build",
+                LayerKind::Snapshot => "commit",
+            };
             let layer = Layer {
                 blob,
                 newest: written.newest,
@@ -280,13 +284,14 @@ fn shown(path: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(path))
 }
 
-/// The layers from the base to `layer`. A snapshot that was removed is none of them: what it changed is part of the one above.
+/// The layers from the base to `layer`. A snapshot that was removed is none of them: what it changed is part of the one above. So is
+/// what a snapshot stood on that is older than the environment's last rebuild.
 fn chain(engine: &Engine, env: &Metadata, layer: &LayerRef) -> Result<Vec<LayerRecord>> {
     let store = engine.store();
     let mut at = *layer;
     let mut chain = vec![LayerRecord::read(store, &at.record)?];
-    while at.hash != env.base_layer {
-        at = reference::parent(env, at).ok_or_else(|| StoreError::missing("the parent of layer", at.hash))?;
+    while let Some(parent) = reference::parent(env, at) {
+        at = parent;
         chain.push(LayerRecord::read(store, &at.record)?);
     }
     chain.reverse();

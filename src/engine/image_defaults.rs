@@ -51,7 +51,8 @@ fn defaults(command: &str, architecture: Option<&str>) -> Defaults {
     }
 }
 
-fn content(record: &Option<InodeRecord>) -> Option<&FileContent> {
+/// The content, if it is a regular file.
+pub(super) fn content(record: &Option<InodeRecord>) -> Option<&FileContent> {
     match record.as_ref().map(|record| &record.body) {
         Some(Body::Regular(content)) => Some(content),
         _ => None,
@@ -59,7 +60,7 @@ fn content(record: &Option<InodeRecord>) -> Option<&FileContent> {
 }
 
 /// What is at a path when all links are followed, inside the tree.
-fn follow(tree: &StoredTree<'_>, path: &[u8]) -> Result<Option<InodeRecord>> {
+pub(super) fn follow(tree: &StoredTree<'_>, path: &[u8]) -> Result<Option<InodeRecord>> {
     let mut path = path.to_vec();
     for _ in 0..MAX_HOPS {
         let Some(own) = locate(tree, &path)? else { return Ok(None) };
@@ -72,7 +73,8 @@ fn follow(tree: &StoredTree<'_>, path: &[u8]) -> Result<Option<InodeRecord>> {
     Ok(None)
 }
 
-fn read_up_to(trees: &Trees, content: &FileContent, most: u64) -> Result<Vec<u8>> {
+/// The first bytes of a file, `most` at most.
+pub(super) fn read_up_to(trees: &Trees, content: &FileContent, most: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; most as usize];
     let length = read_at(trees.store(), content, 0, &mut bytes)?;
     bytes.truncate(length);

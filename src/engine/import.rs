@@ -12,7 +12,7 @@ use karapace_store::tar::identity_hash;
 use karapace_store::tree::{Trees, diff};
 
 use super::clone::chain;
-use super::create::{check_name_early, path_text};
+use super::create::{Built, check_name_early, path_text};
 use super::reference::{self, LayerRef};
 use super::{Engine, Report, Result};
 use crate::image::Image;
@@ -48,7 +48,7 @@ impl Engine {
         let base = self.import_base(&path, report)?;
         let manifest = Manifest::for_image(&image);
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
-        let metadata = self.create(name, &manifest, &lock, &base)?;
+        let metadata = self.create(name, &manifest, &Built { lock: &lock, base: &base, dependency: None })?;
         Ok(ImportOutcome { metadata, entries: base.entries, bytes: base.bytes })
     }
 

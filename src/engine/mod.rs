@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod build;
+mod build_log;
 pub mod clone;
 pub mod commit;
 pub mod control;
@@ -20,6 +21,7 @@ pub mod gc;
 mod image_defaults;
 pub mod import;
 pub mod inspect;
+mod install;
 pub mod instance;
 pub mod keep;
 pub mod layering;
@@ -28,11 +30,14 @@ pub mod mount;
 pub mod mount_all;
 pub mod mountpoint;
 pub mod new;
+pub mod pin;
 mod policy;
+pub mod rebuild;
 pub mod reference;
 pub mod rename;
 pub mod report;
 pub mod restore;
+mod scratch;
 pub mod sessions;
 pub mod snapshots;
 pub mod socket;
@@ -70,10 +75,15 @@ impl Engine {
     pub fn open(root: &Path) -> Result<Engine> {
         let root = std::path::absolute(root).map_err(|e| Error::io("resolve", root, e))?;
         let store = Store::open(&root)?;
-        for intent in wal::replay(&store)? {
+        let engine = Engine { store, root };
+        if let Err(error) = engine.end_abandoned_builds() {
+            tracing::warn!("a build that was killed is not cleaned up yet: {error}");
+            return Ok(engine);
+        }
+        for intent in wal::replay(&engine.store)? {
             tracing::info!("cleaned up after a command that was killed: {intent:?}");
         }
-        Ok(Engine { store, root })
+        Ok(engine)
     }
 
     /// The store.

@@ -52,7 +52,8 @@ pub fn resolve(metadata: &Metadata, reference: &str) -> Result<LayerRef> {
     }
     let prefix = reference.to_ascii_lowercase();
     let mut found: Vec<LayerRef> = Vec::new();
-    let newest_first = metadata.snapshots.iter().rev().map(layer_of).chain([base]);
+    let packages = metadata.dependency.map(|d| LayerRef { hash: d.layer, record: d.record });
+    let newest_first = metadata.snapshots.iter().rev().map(layer_of).chain(packages).chain([base]);
     for layer in newest_first.filter(|layer| layer.hash.to_hex().starts_with(&prefix)) {
         if found.iter().all(|other| other.hash != layer.hash) {
             found.push(layer);
@@ -94,15 +95,21 @@ fn ancestor(metadata: &Metadata, head: LayerRef, steps: u32) -> Option<LayerRef>
     Some(at)
 }
 
-/// The layer that `layer` was made on, as far as it is left; `None` of the base, and of what the environment does not have.
+/// The layer that `layer` was made on, as far as it is left; `None` of the base, of what the environment does not have, and of what
+/// stands on layers that it had before it was rebuilt.
 pub fn parent(metadata: &Metadata, layer: LayerRef) -> Option<LayerRef> {
-    if layer.hash == metadata.base_layer {
+    let base = LayerRef { hash: metadata.base_layer, record: metadata.base_record };
+    let packages = metadata.dependency.map(|d| LayerRef { hash: d.layer, record: d.record });
+    if layer.hash == base.hash {
         return None;
+    }
+    if packages.is_some_and(|packages| packages.hash == layer.hash) {
+        return Some(base);
     }
     let newest = |hash| metadata.snapshots.iter().rev().find(|s| s.hash == hash);
     let below = newest(layer.hash)?.parent;
-    let base = || (below == metadata.base_layer).then_some((metadata.base_layer, metadata.base_record));
-    newest(below).map(layer_of).or_else(|| base().map(|(hash, record)| LayerRef { hash, record }))
+    let built = || packages.into_iter().chain([base]).find(|layer| layer.hash == below);
+    newest(below).map(layer_of).or_else(built)
 }
 
 #[cfg(test)]
@@ -142,6 +149,7 @@ mod tests {
             state: EnvState::Built,
             base_layer: hash("ba5e"),
             base_record: record(0),
+            dependency: None,
             head: hash("aaaa2"),
             head_record: record(2),
             created_at: time,
@@ -189,6 +197,19 @@ mod tests {
             assert_eq!(resolve(&m, text).ok().map(|l| l.record), expected.map(record), "{text}");
         }
         assert_eq!(resolve(&m, &hash("aaaa1").to_hex()).unwrap().record, record(1));
+    }
+
+    #[test]
+    fn packages_stand_between_base_and_snapshots() {
+        let mut m = metadata();
+        m.dependency = Some(karapace_store::metadata::Dependency { layer: hash("dede"), record: record(9) });
+        m.snapshots[0].parent = hash("dede");
+        let records: Vec<_> = ["~1", "~2", "~3", "~4", "dede", "base"]
+            .iter()
+            .map(|text| resolve(&m, text).ok().map(|l| l.record))
+            .collect();
+        let expected = [Some(1), Some(9), Some(0), None, Some(9), Some(0)];
+        assert_eq!(records, expected.map(|n| n.map(record)));
     }
 
     #[test]

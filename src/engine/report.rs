@@ -13,6 +13,9 @@ pub trait Report: Progress {
     /// Something the user should know though the command goes on.
     fn note(&self, text: &str);
 
+    /// A line that a program printed which runs for the user.
+    fn output(&self, _line: &str) {}
+
     /// Whether the user wants the work to stop. Asked often.
     fn is_cancelled(&self) -> bool {
         false

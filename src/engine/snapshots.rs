@@ -71,8 +71,8 @@ impl Instance {
                 let hash = &layer.hash.to_hex()[..12];
                 Error::Invalid(format!("{reference} ({hash}) cannot be removed: {why}; nothing was removed"))
             };
-            if layer.hash == metadata.base_layer {
-                return Err(refuse("it is the base, which all others stand on"));
+            if metadata.is_built_from(&layer.hash) {
+                return Err(refuse("the environment is built from it, and all others stand on it"));
             }
             if layer.hash == metadata.head {
                 return Err(refuse("the environment stands on it, restore another one first"));
@@ -98,7 +98,7 @@ impl Instance {
         self.update_metadata(|metadata| {
             let hash = metadata.snapshots[index].hash;
             let twins = metadata.snapshots.iter().filter(|s| s.hash == hash).count();
-            if twins > 1 || hash == metadata.base_layer {
+            if twins > 1 || metadata.is_built_from(&hash) {
                 metadata.snapshots.remove(index);
             } else {
                 metadata.snapshots[index].name = None;

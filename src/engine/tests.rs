@@ -316,7 +316,7 @@ fn build_gives_back_what_exists_and_respects_the_lock() {
     let place = Place::new();
     let path = place.manifest("");
     let build = |name: Option<&str>, locked: bool| {
-        let options = BuildOptions { name: name.map(str::to_owned), locked, offline: false };
+        let options = BuildOptions { name: name.map(str::to_owned), locked, ..BuildOptions::default() };
         place.engine.build(&path, &options, &Silent)
     };
     assert!(matches!(build(Some("dev"), true), Err(Error::Lock(_))));
@@ -337,16 +337,84 @@ fn build_gives_back_what_exists_and_respects_the_lock() {
 }
 
 #[test]
-fn what_cannot_be_done_yet_is_refused() {
+fn packages_need_a_package_manager() {
     let place = Place::new();
     let path = place.manifest("[system]\npackages = [\"git\"]\n");
-    let error = match place.engine.build(&path, &BuildOptions::default(), &Silent) {
+    let build = |options: BuildOptions| match place.engine.build(&path, &options, &Silent) {
         Err(error) => error.to_string(),
-        Ok(_) => panic!("packages are not installed yet"),
+        Ok(_) => panic!("there is nothing that installs packages"),
     };
-    assert!(error.contains("system.packages (git)"), "{error}");
+    let error = build(BuildOptions::default());
+    assert!(error.contains("has no package manager that is known (apt, dnf"), "{error}");
+    let error = build(BuildOptions { offline: true, ..BuildOptions::default() });
+    assert!(error.contains("--offline was given"), "{error}");
     assert!(place.names().is_empty());
     assert!(!path.with_extension("lock").exists());
+}
+
+#[test]
+fn a_rebuild_keeps_name_and_snapshots_and_takes_what_is_uncommitted_along() {
+    let place = Place::new();
+    let path = place.manifest("");
+    let options = BuildOptions { name: Some("dev".to_owned()), ..BuildOptions::default() };
+    let unknown = place.engine.rebuild(&path, &BuildOptions::default(), &Silent).err().unwrap().to_string();
+    assert!(unknown.contains("there is no lock file") && unknown.contains("--name"), "{unknown}");
+    let first = place.engine.build(&path, &options, &Silent).unwrap().metadata;
+    let instance = place.open(&first);
+    write(instance.view(), "a", "1");
+    let named = commit(&instance, Some("one"));
+    write(instance.view(), "b", "2");
+    instance.close().unwrap();
+    drop(instance);
+    fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
+    // Without a name: what the lock file speaks of.
+    let rebuilt = place.engine.rebuild(&path, &BuildOptions::default(), &Silent).unwrap();
+    let saved = rebuilt.saved.unwrap().hash;
+    let new = rebuilt.metadata;
+    assert_eq!((new.name.as_str(), &rebuilt.before), ("dev", &first.env_id));
+    assert!(new.env_id != first.env_id && new.instance != first.instance && new.head == new.base_layer);
+    assert_eq!(new.snapshots.iter().map(|s| s.hash).collect::<Vec<_>>(), [named, saved]);
+    assert_eq!(place.names(), ["dev"]);
+    assert!(!place.engine.store().layout().env_dir(&first.instance).exists());
+    place.engine.restore(&new, "latest", &[]).unwrap();
+    let head = place.reload(&new).head;
+    assert_eq!(head, saved);
+    // What the snapshots were made on is no longer known: the chain begins with them.
+    let layer = super::reference::resolve(&place.reload(&new), "one").unwrap();
+    assert_eq!(super::reference::parent(&place.reload(&new), layer), None);
+    place.engine.freeze(&new).unwrap();
+    let refused = place.engine.rebuild(&path, &options, &Silent).err().unwrap().to_string();
+    assert!(refused.contains("Frozen cannot be rebuilt"), "{refused}");
+}
+
+#[test]
+fn a_pin_changes_one_line_and_holds_the_content() {
+    let place = Place::new();
+    let path = place.manifest("# kept\n");
+    let text = fs::read_to_string(&path).unwrap();
+    let strict = BuildOptions {
+        name: Some("dev".to_owned()),
+        locked: true,
+        require_pinned_image: true,
+        ..BuildOptions::default()
+    };
+    let error = place.engine.build(&path, &strict, &Silent).err().unwrap().to_string();
+    assert!(error.contains("is not pinned to a content: `karapace pin"), "{error}");
+    assert!(!super::pin::is_pinned(&path).unwrap().0);
+    let pinned = place.engine.pin(&path, true, false, &Silent).unwrap();
+    assert!(pinned.changed && pinned.lock.is_some() && super::pin::is_pinned(&path).unwrap().0);
+    let new = fs::read_to_string(&path).unwrap();
+    let changed = text.lines().zip(new.lines()).filter(|(old, new)| old != new).count();
+    assert_eq!((changed, text.lines().count()), (1, new.lines().count()), "{new}");
+    place.engine.build(&path, &strict, &Silent).unwrap();
+    assert!(!place.engine.pin(&path, false, false, &Silent).unwrap().changed);
+    fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
+    let other = BuildOptions { locked: false, ..strict };
+    let error = place.engine.build(&path, &other, &Silent).err().unwrap().to_string();
+    assert!(error.contains("the manifest pins") && error.contains("pins what it is now"), "{error}");
+    assert!(place.engine.pin(&path, false, false, &Silent).unwrap().changed);
+    let error = place.engine.build(&path, &BuildOptions { locked: true, ..other }, &Silent).err().unwrap();
+    assert!(error.to_string().contains("base.image: the manifest has"), "{error}");
 }
 
 #[test]

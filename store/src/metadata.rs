@@ -67,6 +67,16 @@ pub struct SnapshotEntry {
     pub created_at: Timestamp,
 }
 
+/// The layer of an environment's packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dependency {
+    /// The identity that people see.
+    pub layer: LayerHash,
+    /// Its layer record.
+    pub record: RecordId,
+}
+
 /// All that is recorded of one environment. The record makes the environment visible: what it refers to is durable before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,6 +95,9 @@ pub struct Metadata {
     pub base_layer: LayerHash,
     /// The base layer's record.
     pub base_record: RecordId,
+    /// The layer of its packages, made on the base; `None` when it was built without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependency: Option<Dependency>,
     /// The layer that the view stands on.
     pub head: LayerHash,
     /// The head's record.
@@ -257,8 +270,19 @@ impl Metadata {
             ("the base".to_owned(), self.base_layer, self.base_record),
             ("the head".to_owned(), self.head, self.head_record),
         ];
+        layers.extend(self.dependency.map(|d| ("the packages".to_owned(), d.layer, d.record)));
         layers.extend(self.snapshots.iter().map(|s| (format!("snapshot {:.12}", s.hash), s.hash, s.record)));
         layers
+    }
+
+    /// The layer that it was built as, which its first snapshot is made on: its packages, or the base where it has none.
+    pub fn foundation(&self) -> (LayerHash, RecordId) {
+        self.dependency.map_or((self.base_layer, self.base_record), |d| (d.layer, d.record))
+    }
+
+    /// Whether a layer is one that it was built from, and no snapshot.
+    pub fn is_built_from(&self, layer: &LayerHash) -> bool {
+        self.base_layer == *layer || self.dependency.is_some_and(|d| d.layer == *layer)
     }
 
     /// The first 12 digits of the env_id.
@@ -318,6 +342,7 @@ pub(crate) mod tests {
             state: EnvState::Built,
             base_layer: layer,
             base_record: base,
+            dependency: None,
             head: layer,
             head_record: base,
             created_at: time,

@@ -38,13 +38,28 @@ pub enum Intent {
         /// The environment.
         instance: InstanceId,
     },
+    /// An environment exists for the time of a build, for programs to run in. It goes, however far it came.
+    Build {
+        /// The environment.
+        instance: InstanceId,
+    },
+    /// A new environment takes an old one's place. Undone as long as its metadata is not there; from then on the old one goes.
+    Replace {
+        /// The new environment.
+        instance: InstanceId,
+        /// The old one.
+        old: InstanceId,
+    },
 }
 
 impl Intent {
     /// The environment concerned.
     pub fn instance(&self) -> InstanceId {
         match *self {
-            Self::Import { instance } | Self::Destroy { instance } => instance,
+            Self::Import { instance }
+            | Self::Destroy { instance }
+            | Self::Build { instance }
+            | Self::Replace { instance, .. } => instance,
         }
     }
 }
@@ -172,8 +187,35 @@ pub(crate) fn read(layout: &Layout) -> Result<(Vec<InstanceId>, Unreadable)> {
     Ok((instances, unreadable))
 }
 
+/// The intents of dead processes, for who has something to do before [`replay`] undoes them.
+pub fn abandoned(store: &Store) -> Result<Vec<Intent>> {
+    let mut intents = Vec::new();
+    for found in held::scan(&store.layout().wal())? {
+        let Some(file) = found.dead else { continue };
+        file.leave();
+        // What cannot be read is for the replay to report.
+        intents.extend(serde_json::from_slice::<Content>(&found.bytes).map(|content| content.intent));
+    }
+    Ok(intents)
+}
+
 fn undo(store: &Store, content: &Content) -> Result<()> {
+    let has_record = |instance: &InstanceId| Metadata::path(store, instance).symlink_metadata().is_ok();
     let gone = match content.intent {
+        Intent::Build { instance } if !content.existed => {
+            if has_record(&instance) {
+                Metadata::delete(store, &instance)?;
+            }
+            instance
+        }
+        Intent::Replace { instance, old } if has_record(&instance) => {
+            Metadata::load(store, &instance)?;
+            if has_record(&old) {
+                Metadata::delete(store, &old)?;
+            }
+            old
+        }
+        Intent::Replace { instance, .. } if !content.existed => instance,
         Intent::Import { instance } if !content.existed => {
             if Metadata::path(store, &instance).symlink_metadata().is_ok() {
                 // Metadata that cannot be read is left for verify-store to report.
@@ -273,6 +315,48 @@ mod tests {
         Metadata::delete(&store, &instance).unwrap();
         replay(&store).unwrap();
         assert!(!store.layout().env_dir(&instance).exists());
+    }
+
+    #[test]
+    fn a_build_that_died_leaves_nothing_of_its_environment() {
+        let (_dir, store) = store();
+        let instance = InstanceId::random().unwrap();
+        let entry = Wal::begin(&store, Intent::Build { instance }).unwrap();
+        assert_eq!(abandoned(&store).unwrap(), []);
+        let mut env = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r"));
+        Metadata::delete(&store, &env.instance).unwrap();
+        env.instance = instance;
+        env.save(&store).unwrap();
+        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        die(entry);
+        assert_eq!(abandoned(&store).unwrap(), [Intent::Build { instance }]);
+        replay(&store).unwrap();
+        assert!(Metadata::load(&store, &instance).unwrap_err().is_missing());
+        assert!(!store.layout().env_dir(&instance).exists());
+    }
+
+    #[test]
+    fn of_a_replacement_one_is_left_the_old_until_the_new_has_its_record() {
+        let (_dir, store) = store();
+        let record = RecordId::of(b"r");
+        for has_record in [false, true] {
+            let old = saved(&store, "a", &"ab".repeat(32), record).instance;
+            let instance = InstanceId::random().unwrap();
+            let entry = Wal::begin(&store, Intent::Replace { instance, old }).unwrap();
+            for instance in [&old, &instance] {
+                fs::create_dir_all(store.layout().upper(instance)).unwrap();
+            }
+            if has_record {
+                let mut new = Metadata::load(&store, &old).unwrap();
+                new.instance = instance;
+                new.save(&store).unwrap();
+            }
+            die(entry);
+            replay(&store).unwrap();
+            let (stays, goes) = if has_record { (instance, old) } else { (old, instance) };
+            assert!(Metadata::load(&store, &stays).is_ok() && store.layout().upper(&stays).exists());
+            assert!(Metadata::load(&store, &goes).is_err() && !store.layout().env_dir(&goes).exists());
+        }
     }
 
     #[test]

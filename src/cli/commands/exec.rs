@@ -1,5 +1,7 @@
 use std::ffi::OsString;
 
+use nix::sys::signal::Signal;
+
 use super::enter::SessionArgs;
 use crate::cli::Global;
 use crate::cli::ui::Failure;
@@ -14,6 +16,9 @@ pub struct Args {
     env: String,
     #[command(flatten)]
     session: SessionArgs,
+    /// End when the process of this id does, which must be the parent
+    #[arg(long, hide = true, value_name = "PID")]
+    die_with: Option<i32>,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -21,6 +26,14 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<i32, Failure> {
+        if let Some(parent) = self.die_with {
+            // Set first: a parent that ended before shows in the id.
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+                .map_err(|e| crate::engine::Error::Invalid(format!("cannot follow process {parent}: {e}")))?;
+            if nix::unistd::getppid().as_raw() != parent {
+                return Err(crate::engine::Error::Invalid(format!("process {parent} has ended")).into());
+            }
+        }
         self.session.run(global, &self.env, &self.command)
     }
 

@@ -23,6 +23,8 @@ mod migrate;
 mod mount;
 mod mount_all;
 mod new;
+mod pin;
+mod rebuild;
 mod rename;
 mod restore;
 mod snapshots;
@@ -39,6 +41,8 @@ use super::ui::Failure;
 pub enum Command {
     New(new::Args),
     Build(build::Args),
+    Rebuild(rebuild::Args),
+    Pin(pin::Args),
     Import(import::Args),
     Export(export::Args),
     Mount(mount::Args),
@@ -75,6 +79,8 @@ impl Command {
             Command::Exec(args) => return args.run(global),
             Command::New(args) => args.run(global),
             Command::Build(args) => args.run(global),
+            Command::Rebuild(args) => args.run(global),
+            Command::Pin(args) => args.run(global),
             Command::Import(args) => args.run(global),
             Command::Export(args) => args.run(global),
             Command::Mount(args) => args.run(global),

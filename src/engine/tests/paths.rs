@@ -287,7 +287,7 @@ fn ignoring(place: &Place) -> Metadata {
     fs::write(place.rootfs().join("tmp/keep"), "base").unwrap();
     fs::write(place.rootfs().join("tmp/gone"), "base").unwrap();
     let path = place.manifest("[snapshot]\nignore = [\"/tmp\", \"/cache/deep\"]\n");
-    let options = BuildOptions { name: Some("dev".to_owned()), locked: false, offline: false };
+    let options = BuildOptions { name: Some("dev".to_owned()), ..BuildOptions::default() };
     place.engine.build(&path, &options, &Silent).unwrap().metadata
 }
 

@@ -1,0 +1,108 @@
+//! A new environment in the place of an old one, from the same manifest.
+
+use std::path::Path;
+
+use karapace_store::fail;
+use karapace_store::inode::Timestamp;
+use karapace_store::lock::EnvLock;
+use karapace_store::metadata::Metadata;
+use karapace_store::wal::{Intent, Wal};
+
+use super::build::{BuildOptions, Plan, Resolution, Resolved};
+use super::instance::CommitOutcome;
+use super::{Engine, Error, Report, Result, mountpoint};
+use crate::lifecycle;
+
+/// What a rebuild gave.
+pub struct RebuildOutcome {
+    /// The environment that stands now.
+    pub metadata: Metadata,
+    /// The env_id of the one that stood before.
+    pub before: String,
+    /// The snapshot that took what was uncommitted, if there was something.
+    pub saved: Option<CommitOutcome>,
+}
+
+impl Engine {
+    /// Builds what the manifest at `path` describes and puts it in the place of the environment that was built from it before: the one
+    /// of the name that is wanted, else the one that the lock file speaks of. Name and snapshots stay, what is uncommitted becomes one
+    /// more snapshot. Until the new environment stands, the old one does.
+    ///
+    /// # Errors
+    /// An environment that is mounted, entered, frozen or archived is refused, before anything is built.
+    pub fn rebuild(
+        &self,
+        path: &Path,
+        options: &BuildOptions,
+        report: &dyn Report,
+    ) -> Result<RebuildOutcome> {
+        let plan = self.plan(path, options, report)?;
+        let old = self.to_rebuild(&plan, options.name.as_deref())?;
+        self.check_rebuildable(&old)?;
+        let resolved = match self.resolve(&plan, options, report, &|_| Ok(None))? {
+            Resolution::New(resolved) => resolved,
+            Resolution::Exists(env, _) => return Err(Error::NameTaken { name: env.name }),
+        };
+        self.check_rebuildable(&Metadata::load(self.store(), &old.instance)?)?;
+        let message = format!("before rebuild of {}", old.name);
+        let saved = self.request_commit(&old, &[], None, Some(&message))?;
+        let lock = self.lock_unmounted(&old)?;
+        plan.write_lock(&resolved.lock)?;
+        // As it is under its lock: from here on it does not change.
+        let old = Metadata::load(self.store(), &old.instance)?;
+        let metadata = self.replace(&old, lock, &plan, &resolved)?;
+        Ok(RebuildOutcome { metadata, before: old.env_id, saved: Some(saved).filter(|saved| saved.created) })
+    }
+
+    fn to_rebuild(&self, plan: &Plan, name: Option<&str>) -> Result<Metadata> {
+        if let Some(name) = name {
+            return self.find(name);
+        }
+        let unknown =
+            |why: String| Error::Invalid(format!("{why}: name the environment to rebuild with --name"));
+        let Some(lock) = &plan.pinned else {
+            return Err(unknown(format!("there is no lock file {}", plan.lock_path.display())));
+        };
+        let mut same: Vec<Metadata> = Metadata::list(self.store())?.into_iter().flatten().collect();
+        same.retain(|env| env.env_id == lock.env_id);
+        match same.len() {
+            1 => Ok(same.remove(0)),
+            0 => Err(unknown(format!("no environment is what {} pins", plan.lock_path.display()))),
+            _ => {
+                let names: Vec<String> = same.into_iter().map(|env| env.name).collect();
+                Err(unknown(format!("{} are built from this manifest", names.join(", "))))
+            }
+        }
+    }
+
+    fn check_rebuildable(&self, env: &Metadata) -> Result<()> {
+        lifecycle::check_rebuild(env.state)?;
+        self.check_idle(env)
+    }
+
+    /// Puts a new environment in the place of `old`, whose lock is `lock`. Call with the store's lock held, shared.
+    fn replace(&self, old: &Metadata, lock: EnvLock, plan: &Plan, resolved: &Resolved) -> Result<Metadata> {
+        let mut metadata = self.new_metadata(&old.name, &plan.manifest, &resolved.built())?;
+        metadata.snapshots.clone_from(&old.snapshots);
+        metadata.created_at = old.created_at;
+        metadata.updated_at = Timestamp::now();
+        if let Some(mount) = self.recorded_mount(&old.instance)? {
+            mountpoint::clear_stale(&mount.dir)?;
+        }
+        let intent = Intent::Replace { instance: metadata.instance, old: old.instance };
+        let intent = Wal::begin(self.store(), intent)?;
+        self.make_env_dir(&metadata.instance)?;
+        let names = self.lock_names()?;
+        self.check_name_free(&metadata.name, Some(&old.instance))?;
+        // From here on the new one stands; a crash leaves the old one to the next start, which removes it.
+        metadata.save(self.store())?;
+        Metadata::delete(self.store(), &old.instance)?;
+        drop(names);
+        let dir = self.env_dir(&old.instance);
+        let removed = fail::point("destroy.dir").and_then(|()| std::fs::remove_dir_all(&dir));
+        removed.map_err(|e| Error::io("remove", &dir, e))?;
+        drop(lock);
+        intent.finish()?;
+        Ok(metadata)
+    }
+}

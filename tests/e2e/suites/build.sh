@@ -1,0 +1,311 @@
+#!/usr/bin/env bash
+# Manifests with packages: apt for real, the lock file, what is shared, what a failed or killed build leaves, rebuild, pin.
+# runs as: root
+. "$(dirname "$0")/../checks.sh"
+PROJECT=$HOME/project
+ROOTFS=$TMPDIR/rootfs
+REPO=$TMPDIR/repository
+MANIFEST=$PROJECT/karapace.toml
+LOCK=$PROJECT/karapace.lock
+
+# package NAME VERSION [SLOW]: a package of a file, a log and a cache, in the repository; SLOW seconds to install.
+package() {
+    local dir=$TMPDIR/package
+    rm -rf "$dir"
+    mkdir -p "$dir/DEBIAN" "$dir/opt/$1"
+    echo "$1 $2" >"$dir/opt/$1/version"
+    printf 'Package: %s\nVersion: %s\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: a package\n' \
+        "$1" "$2" >"$dir/DEBIAN/control"
+    printf '#!/bin/sh\nset -e\nmkdir -p /run/%s; touch /tmp/left /root/.bash_history\n[ ! -x /usr/sbin/policy-rc.d ] || /usr/sbin/policy-rc.d && exit 1\nsleep %s\n' \
+        "$1" "${3:-0}" >"$dir/DEBIAN/postinst"
+    chmod 755 "$dir/DEBIAN/postinst"
+    dpkg-deb --root-owner-group -b "$dir" "$REPO/$1_$2.deb" >/dev/null
+}
+# index: the repository's lists, of the packages that are in it.
+index() (
+    cd "$REPO"
+    for deb in *.deb; do
+        dpkg-deb -f "$deb"
+        printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "$deb" "$(stat -c %s "$deb")" "$(sha256sum "$deb" | cut -d' ' -f1)"
+    done >Packages
+    printf 'Date: %s\nSHA256:\n %s %s Packages\n' "$(LC_ALL=C date -uR)" \
+        "$(sha256sum Packages | cut -d' ' -f1)" "$(stat -c %s Packages)" >Release
+)
+# manifest PACKAGE...: the project's manifest.
+manifest() {
+    local list=''
+    [ $# -eq 0 ] || list=$(printf '"%s", ' "$@")
+    cat >"$MANIFEST" <<TOML
+manifest_version = 1
+# Where it starts from.
+[base]
+image = "$TMPDIR/rootfs.tar" # as it was made
+[system]
+packages = [${list%, }]
+TOML
+}
+build() { (cd "$PROJECT" && karapace "$@"); }
+versions() { sed -n '/resolved_packages/,/^$/s/^\(name\|version\) = "\(.*\)"/\2/p' "$LOCK" | paste -sd' '; }
+environments() { karapace --json list | json - 'sorted(e["name"] for e in d)'; }
+content_of() { karapace exec "$1" -- cat "$2"; }
+
+setup() {
+    mkdir -p "$PROJECT" "$ROOTFS" "$REPO"
+    package tiny 1.0
+    package extra 1.0
+    index
+    python3 - "$REPO" "$TMPDIR/port" >"$TMPDIR/server.log" 2>&1 <<'PYTHON' &
+import functools, http.server, sys
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+with open(sys.argv[2], "w") as port:
+    port.write("%d\n" % server.server_port)
+server.serve_forever()
+PYTHON
+    until_true 20 test -s "$TMPDIR/port"
+    tar -C "$ROOTFS" -xf "$MINBASE_TAR"
+    rm -rf "$ROOTFS"/etc/apt/sources.list*
+    echo "deb [trusted=yes] http://127.0.0.1:$(cat "$TMPDIR/port") ./" >"$ROOTFS/etc/apt/sources.list"
+    tar -C "$ROOTFS" --numeric-owner --xattrs -cf "$TMPDIR/rootfs.tar" .
+    manifest
+    build build --name plain
+}
+
+installs_and_locks() {
+    manifest tiny
+    build build --name dev >"$TMPDIR/env_id"
+    equal versions "tiny 1.0" "$(versions)"
+    equal env_id "$(cat "$TMPDIR/env_id")" "$(inspect dev 'd["env_id"]')"
+    equal "env_id in the lock" "$(cat "$TMPDIR/env_id")" "$(sed -n 's/^env_id = "\(.*\)"/\1/p' "$LOCK")"
+    equal content "tiny 1.0" "$(content_of dev /opt/tiny/version)"
+    equal state Built "$(inspect dev 'd["state"]')"
+    equal environments "['dev', 'plain']" "$(environments)"
+    [ ! -e "$STORE/logs" ] || equal "logs of a build that succeeded" "" "$(ls "$STORE/logs")"
+}
+is_one_layer_on_the_base() {
+    equal base "$(inspect plain 'd["base_layer"]')" "$(inspect dev 'd["base_layer"]')"
+    [ "$(inspect dev 'd["head"]')" != "$(inspect dev 'd["base_layer"]')" ]
+    karapace diff --base dev >"$TMPDIR/diff"
+    has 'A /opt/tiny/version' <"$TMPDIR/diff"
+    # Caches, lists, logs, histories and what only the build needs are none of it.
+    if grep -E ' (/var/cache/apt|/var/lib/apt/lists|/var/log|/tmp|/run|/root|/etc/resolv.conf|/usr/sbin/policy-rc.d)' \
+        "$TMPDIR/diff"; then wrong "left in the layer"; fi
+    grep -E ' /(var|etc)' "$TMPDIR/diff" | sed 's/^/note: /'
+    karapace exec dev -- sh -c 'echo mine >/opt/mine'
+    karapace commit dev
+    karapace restore dev '~1'
+    equal "after going back to the packages" "tiny 1.0" "$(content_of dev /opt/tiny/version)"
+    karapace exec dev -- test ! -e /opt/mine
+    refused karapace snapshots rm dev '~0'
+    says 'built from'
+    karapace restore dev latest
+}
+exists_already() {
+    kill -STOP "$(pgrep -f "$REPO $TMPDIR/port")"
+    equal env_id "$(cat "$TMPDIR/env_id")" "$(timeout 60 karapace --store "$STORE" build "$MANIFEST")"
+    equal "locked, under another name" "$(cat "$TMPDIR/env_id")" \
+        "$(timeout 60 karapace build "$MANIFEST" --locked --offline --name second)"
+    kill -CONT "$(pgrep -f "$REPO $TMPDIR/port")"
+    equal content "tiny 1.0" "$(content_of second /opt/tiny/version)"
+    karapace destroy -y second
+}
+shares_the_base() {
+    local before after
+    before=$(store_bytes)
+    manifest tiny extra
+    build build --name more
+    after=$(store_bytes)
+    equal versions "extra 1.0 tiny 1.0" "$(versions)"
+    equal base "$(inspect plain 'd["base_layer"]')" "$(inspect more 'd["base_layer"]')"
+    echo "note: one package more takes $(((after - before) / 1024)) KiB"
+    [ $((after - before)) -lt 8000000 ] || wrong "it took $((after - before)) bytes"
+}
+same_identity_elsewhere() {
+    cp "$LOCK" "$TMPDIR/lock"
+    equal env_id "$(inspect more 'd["env_id"]')" "$(build --store "$TMPDIR/store" build --locked --name there)"
+    cmp "$LOCK" "$TMPDIR/lock"
+}
+keeps_the_locked_version() {
+    package tiny 2.0
+    index
+    # Another identity, so that something is to be built: the version stays the lock's.
+    sed -i '/^\[system\]/i [hardware]\ngpu = true' "$MANIFEST"
+    build --store "$TMPDIR/store" build --name kept
+    equal versions "extra 1.0 tiny 1.0" "$(versions)"
+    build build --name updated --update
+    equal versions "extra 1.0 tiny 2.0" "$(versions)"
+    equal content "tiny 2.0" "$(content_of updated /opt/tiny/version)"
+    equal "the old one" "tiny 1.0" "$(content_of more /opt/tiny/version)"
+}
+says_which_version_is_gone() {
+    cp "$TMPDIR/lock" "$LOCK"
+    manifest tiny extra
+    rm "$REPO/tiny_1.0.deb"
+    index
+    status_of 2 build --store "$TMPDIR/store2" build --locked --name gone 2>"$TMPDIR/said"
+    cat "$TMPDIR/said"
+    has 'tiny 1.0 (there is 2.0)' <"$TMPDIR/said"
+    cmp "$LOCK" "$TMPDIR/lock"
+    build --store "$TMPDIR/store2" build --name gone 2>"$TMPDIR/said"
+    has 'note: versions of the lock file that can no longer be had: tiny 1.0' <"$TMPDIR/said"
+    equal versions "extra 1.0 tiny 2.0" "$(versions)"
+    rm -rf "$TMPDIR/store" "$TMPDIR/store2"
+}
+offline_needs_what_is_there() {
+    manifest tiny extra nowhere
+    refused build build --offline --name offline
+    says 'offline was given'
+    equal lock "extra 1.0 tiny 2.0" "$(versions)"
+}
+
+# nothing_left: no environment, no mount, no process of a build.
+nothing_left() {
+    equal environments "['dev', 'more', 'plain', 'updated']" "$(environments)"
+    equal "directories of environments" 4 "$(find "$STORE/env" -mindepth 1 -maxdepth 1 | wc -l)"
+    equal intents "" "$(ls "$STORE/store/wal")"
+    if grep karapace:build- /proc/self/mountinfo; then wrong "still mounted"; fi
+    if pgrep -f 'apt-get.*install'; then wrong "still running"; fi
+}
+failure_leaves_its_log() {
+    cp "$LOCK" "$TMPDIR/lock"
+    manifest tiny nosuchpackage
+    status_of 1 build build --name failed 2>"$TMPDIR/said"
+    cat "$TMPDIR/said"
+    has 'Unable to locate package nosuchpackage' <"$TMPDIR/said"
+    local log
+    log=$(sed -n 's/^note: nothing was built; the log is //p' "$TMPDIR/said")
+    has 'Unable to locate package nosuchpackage' <"$log"
+    cmp "$LOCK" "$TMPDIR/lock"
+    nothing_left
+}
+# slow_build: starts one that takes long in the middle; its process is $!.
+slow_build() {
+    rm -rf "$STORE/logs"
+    cd "$PROJECT"
+    karapace build --name slow >"$TMPDIR/said" 2>&1 &
+    until_true 60 bash -c 'cat "$1"/build-*.log | grep -q "Setting up slow"' - "$STORE/logs"
+}
+interruption_leaves_its_log() {
+    package slow 1.0 300
+    index
+    manifest slow
+    slow_build
+    equal "environments meanwhile" 5 "$(karapace --json list | json - 'len(d)')"
+    local build=$!
+    kill -INT "$build"
+    status_of 130 wait "$build"
+    has 'the log is' <"$TMPDIR/said"
+    nothing_left
+}
+kill_is_undone() {
+    manifest slow
+    slow_build
+    local build=$!
+    kill -9 "$build"
+    wait "$build" || true
+    karapace list
+    nothing_left
+    karapace verify-store
+    ls "$STORE"/logs/build-*.log
+}
+
+rebuild_keeps_snapshots() {
+    cp "$TMPDIR/lock" "$LOCK"
+    karapace exec dev -- sh -c 'echo saved >/opt/saved'
+    karapace commit dev --name saved
+    karapace exec dev -- sh -c 'echo unsaved >/opt/unsaved'
+    local before
+    before=$(karapace --json snapshots dev | json - 'len(d)')
+    manifest tiny extra
+    build rebuild --name dev 2>"$TMPDIR/said"
+    cat "$TMPDIR/said"
+    has 'note: what was uncommitted is snapshot' <"$TMPDIR/said"
+    equal snapshots $((before + 1)) "$(karapace --json snapshots dev | json - 'len(d)')"
+    equal content "extra 1.0" "$(content_of dev /opt/extra/version)"
+    karapace exec dev -- test ! -e /opt/saved -a ! -e /opt/unsaved
+    karapace gc
+    karapace verify-store
+    karapace restore dev saved
+    equal saved saved "$(content_of dev /opt/saved)"
+    karapace restore dev latest
+    equal unsaved unsaved "$(content_of dev /opt/unsaved)"
+    karapace export dev --format oci -o "$TMPDIR/oci"
+    equal environments "['dev', 'more', 'plain', 'updated']" "$(environments)"
+}
+rebuild_is_refused() {
+    karapace mount dev
+    refused build rebuild --name dev
+    says 'is mounted'
+    karapace umount dev
+    karapace freeze updated
+    refused build rebuild --name updated
+    says 'Frozen cannot be rebuilt'
+    manifest tiny nosuchpackage
+    refused build rebuild --name dev
+    equal "what stood" saved "$(content_of dev /opt/saved)"
+}
+
+pins() {
+    manifest tiny extra
+    status_of 1 build pin --check
+    status_of 2 build build --require-pinned-image --name pinned
+    cp "$MANIFEST" "$TMPDIR/manifest"
+    build pin --write-lock
+    build pin --check
+    has '# Where it starts from.' <"$MANIFEST"
+    equal "lines changed" 1 "$(diff "$TMPDIR/manifest" "$MANIFEST" | grep -c '^>')"
+    has "image = \".*/rootfs.tar#content=$(inspect plain 'd["base_layer"]')\" # as it was made" <"$MANIFEST"
+    build build --require-pinned-image --locked --name pinned
+    echo changed >>"$ROOTFS/etc/motd"
+    tar -C "$ROOTFS" --numeric-owner --xattrs -cf "$TMPDIR/rootfs.tar" .
+    status_of 2 build build --name pinned 2>"$TMPDIR/said"
+    has 'the manifest pins' <"$TMPDIR/said"
+}
+
+debian_for_real() {
+    mkdir -p "$HOME/real"
+    cat >"$HOME/real/karapace.toml" <<TOML
+manifest_version = 1
+[base]
+image = "$MINBASE_TAR"
+[system]
+packages = ["git", "openssh-client"]
+TOML
+    karapace -v build "$HOME/real/karapace.toml" --name real
+    has 'name = "openssh-client"' <"$HOME/real/karapace.lock"
+    karapace exec real -- git --version
+    karapace exec real -- ssh -V
+    karapace exec real -- dpkg --audit
+    karapace exec real -- dpkg --verify
+    equal "mode and group of ssh-agent" "2755 _ssh" "$(karapace exec real -- stat -c '%a %G' /usr/bin/ssh-agent)"
+    local name
+    for name in git openssh-client; do
+        has "version = \"$(karapace exec real -- dpkg-query -W -f '${Version}' "$name")\"" <"$HOME/real/karapace.lock"
+    done
+    karapace diff --base real | has 'A /usr/bin/git'
+}
+
+is_whole() {
+    karapace verify-store
+    nothing_left_but_logs=$(karapace --json list | json - 'sum(e["name"].startswith("build-") for e in d)')
+    equal "environments of builds" 0 "$nothing_left_but_logs"
+}
+
+need "a Debian whose packages come from here, built without any" setup
+need "a package is installed, and its exact version locked" installs_and_locks
+check "packages are one layer between the base and the snapshots" is_one_layer_on_the_base
+check "what exists is given back, and shared, with no package manager run" exists_already
+check "with one package more the base is shared" shares_the_base
+check "--locked in another store gives the same env_id" same_identity_elsewhere
+check "a build keeps the lock's versions, --update takes the newest" keeps_the_locked_version
+check "a version that is gone is named" says_which_version_is_gone
+check "--offline installs nothing" offline_needs_what_is_there
+check "a failed build leaves nothing but its log" failure_leaves_its_log
+check "an interrupted build leaves nothing but its log" interruption_leaves_its_log
+check "a build killed by kill -9 is undone by the next command" kill_is_undone
+check "rebuild keeps name and snapshots, what is uncommitted among them" rebuild_keeps_snapshots
+check "rebuild of what is mounted or frozen is refused; one that fails changes nothing" rebuild_is_refused
+check "pin keeps the rest of the manifest, and holds the content" pins
+check "git and openssh-client from the machine's own sources" debian_for_real
+check "the store is whole" is_whole
+finish_suite
