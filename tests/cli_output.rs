@@ -56,6 +56,7 @@ const STEPS: &[Step] = &[
         "restore dev latest -- /etc/two",
         "With paths, `changed` says how many paths differ by it; `hash` is the snapshot they came from.",
     ),
+    step("stop dev", "`stopped` is false when nothing ran inside."),
     step("umount dev", ""),
     step(
         "clone dev@first --name second",

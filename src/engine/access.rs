@@ -177,7 +177,7 @@ impl Waiting {
     }
 }
 
-/// Does what a request asks on an open environment; the mount's own `Unmount` excepted.
+/// Does what a request asks on an open environment; what concerns the mount itself excepted.
 pub(super) fn perform(instance: &Instance, request: &Request) -> Result<Answer> {
     Ok(match request {
         Request::Commit { name, message, paths } => {
@@ -194,7 +194,9 @@ pub(super) fn perform(instance: &Instance, request: &Request) -> Result<Answer> 
             Answer::Diff(changes.into_iter().map(|d| Changed::new(d.kind, d.path)).collect())
         }
         Request::Status => Answer::Status(instance.status()),
-        Request::Unmount => return Err(Error::Invalid("nothing is mounted here".to_owned())),
+        Request::Unmount | Request::Enter { .. } | Request::Hold { .. } | Request::EndInside => {
+            return Err(Error::Invalid("nothing is mounted here".to_owned()));
+        }
     })
 }
 

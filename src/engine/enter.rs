@@ -1,22 +1,30 @@
 //! Running commands inside an environment.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use karapace_store::metadata::Metadata;
 use nix::unistd::geteuid;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::mount::{Background, Options};
+use super::mount::Options;
 use super::sessions::Session;
-use super::{Engine, Error, Result, policy};
+use super::socket::{Answer, Client, Entrance, Reply, Request, Shape};
+use super::{Engine, Error, Result, mountpoint, policy};
 use crate::lockfile::LockFile;
 use crate::manifest::Backend;
-use crate::runtime;
+use crate::runtime::{self, Namespaces, Seen, User, ranges};
 
-/// How often a mount that another session is just making or ending is looked for again.
-const ATTEMPTS: u32 = 3;
+/// How long a mount that is just beginning or ending is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it is looked for.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What to run.
 #[derive(Debug, Clone, Default)]
@@ -33,65 +41,195 @@ pub struct EnterOptions {
     pub show_control: bool,
     /// What of the host it sees.
     pub choices: runtime::Choices,
+    /// A file that takes all output; the command has no input then. `None`: the caller's own streams.
+    pub output: Option<Arc<File>>,
+}
+
+impl EnterOptions {
+    /// The options that all sessions of an inside share. `account`: the only one there, where there is one id only.
+    fn shape(&self, account: Option<&User>) -> Shape {
+        let home = clap::ValueEnum::to_possible_value(&self.choices.home);
+        let home = home.map_or_else(String::new, |value| value.get_name().to_owned());
+        let mut shape =
+            Shape::from([("--ctl".to_owned(), self.show_control.to_string()), ("--home".to_owned(), home)]);
+        if let Some(user) = account {
+            shape.insert("--user".to_owned(), format!("{}:{}", user.uid, user.gid));
+        }
+        shape
+    }
+}
+
+/// What is known of an environment's mount before a command is run on it.
+struct Place {
+    entrance: Entrance,
+    ground: Option<Namespaces>,
+    inside: Option<(Shape, Namespaces)>,
 }
 
 impl Engine {
     /// Runs a command inside `env` and gives its exit status. An environment that is not mounted is mounted for the time of
-    /// its sessions.
+    /// its sessions; where an ordinary user has a range of ids, in a user namespace that has them.
     pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<i32> {
         check_runtime(env)?;
         let policy = policy::of(env, &options.choices)?;
         let session = Session::join(self, &env.instance)?;
-        let (root, server) = self.session_root(env)?;
-        let request = runtime::Session {
-            root,
-            argv: options.argv.clone(),
-            user: options.user.clone(),
-            workdir: options.workdir.clone(),
-            env: options.env.clone(),
-            hostname: env.name.clone(),
-            mask_control: !options.show_control,
-            policy,
-        };
-        let status = runtime::run(&request);
-        let left = session.leave(|| match self.live_mount(&env.instance)? {
-            Some(mount) if mount.session => self.end_session_mount(env, server),
-            _ => Ok(()),
-        });
+        let status = self.run_inside(env, options, &policy);
+        let left = session.leave(|| self.end_inside(env));
         let status = status?;
         // The command's own status matters more than a mount that stays; the next session uses it and ends it.
         if let Err(error) = left {
-            tracing::warn!("ending the mount of the session: {error}");
+            tracing::warn!("ending the session: {error}");
         }
         Ok(status)
     }
 
-    /// Where the environment is mounted, mounting it if it is not.
-    fn session_root(&self, env: &Metadata) -> Result<(PathBuf, Option<Background>)> {
-        let mut attempt = 1;
-        loop {
-            match self.live_mount(&env.instance)? {
-                Some(mount) if mount.is_seen_here() => return Ok((mount.dir, None)),
-                Some(_) => return Err(self.mounted_error(env)),
-                None => {}
+    /// Joins the inside that there is, or makes one.
+    fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<i32> {
+        let (request, namespaces, many_ids) = loop {
+            let place = self.place(env, options)?;
+            let many_ids = place.ground.is_some() || runtime::has_ids();
+            let seen = match place.entrance.seen {
+                Some(seen) => seen,
+                None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
+            };
+            let shape = options.shape((!many_ids).then_some(&seen.user));
+            let request = runtime::Session {
+                root: place.entrance.dir,
+                argv: options.argv.clone(),
+                user: options.user.clone(),
+                seen: Some(seen),
+                workdir: options.workdir.clone(),
+                env: options.env.clone(),
+                hostname: env.name.clone(),
+                mask_control: !options.show_control,
+                policy: policy.clone(),
+                output: options.output.clone(),
+            };
+            if let Some((theirs, namespaces)) = place.inside {
+                check_shape(env, &shape, &theirs)?;
+                break (request, namespaces, many_ids);
             }
-            let options = Options { session: true, ..Options::new(self.session_dir(env)?) };
-            match self.mount(env, &options, false) {
-                Ok((dir, server)) => return Ok((dir, Some(server))),
-                // Two sessions that begin at once both mount; the slower one uses the other's.
-                Err(Error::Mounted { .. } | Error::Running { .. }) if attempt < ATTEMPTS => attempt += 1,
-                Err(Error::Served { errno: libc::EBUSY, .. }) if attempt < ATTEMPTS => attempt += 1,
-                Err(error) => return Err(error),
+            let inside = runtime::start(&request, place.ground)?;
+            if self.hand_over(env, &inside, shape)? {
+                // The keeper's copy of the lifeline is the only one from here on.
+                break (request, inside.namespaces, many_ids);
+            }
+            // Another session was faster: join its own.
+            inside.end()?;
+        };
+        Ok(runtime::join(&request, namespaces, many_ids)?)
+    }
+
+    /// Where the environment is mounted, mounting it if it is not, and who is inside.
+    fn place(&self, env: &Metadata, options: &EnterOptions) -> Result<Place> {
+        let start = Instant::now();
+        loop {
+            let request = Request::Enter { user: options.user.clone() };
+            match self.exchange(env, &request, &[])? {
+                Some(Reply { answer: Answer::Entrance(entrance), descriptors }) => {
+                    return self.place_of(env, entrance, descriptors);
+                }
+                Some(Reply { answer: Answer::Failed { errno, reason }, .. }) => {
+                    return Err(Error::Served { errno, reason });
+                }
+                // It is ending.
+                Some(_) => std::thread::sleep(PAUSE),
+                None => match self.mount_for_sessions(env) {
+                    Ok(()) => {}
+                    // Two sessions that begin at once both mount; the slower one uses the other's.
+                    Err(Error::Mounted { .. } | Error::Running { .. })
+                    | Err(Error::Served { errno: libc::EBUSY, .. })
+                        if start.elapsed() < PATIENCE =>
+                    {
+                        std::thread::sleep(PAUSE);
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(self.serving_error(env, "is ending and does not come to an end"));
             }
         }
     }
 
-    fn end_session_mount(&self, env: &Metadata, server: Option<Background>) -> Result<()> {
-        let dir = self.unmount_and_wait(env)?;
-        if let Some(server) = server {
-            server.wait();
+    fn place_of(&self, env: &Metadata, entrance: Entrance, mut descriptors: Vec<OwnedFd>) -> Result<Place> {
+        let kept = descriptors.split_off(entrance.ground.len().min(descriptors.len()));
+        let odd = || self.serving_error(env, "gave namespaces that do not fit");
+        let ground = Namespaces::from_parts(&entrance.ground, descriptors).ok_or_else(odd)?;
+        let inside = match &entrance.inside {
+            Some((shape, names)) => {
+                Some((shape.clone(), Namespaces::from_parts(names, kept).ok_or_else(odd)?))
+            }
+            None => None,
+        };
+        let has_ground = !entrance.ground.is_empty();
+        if !has_ground && !mountpoint::is_ours(&entrance.dir) {
+            return Err(Error::MountedElsewhere { env: env.name.clone(), dir: entrance.dir });
         }
-        fs::remove_dir(&dir).map_err(|e| Error::io("remove", &dir, e))
+        Ok(Place { entrance, ground: has_ground.then_some(ground), inside })
+    }
+
+    /// Gives a new inside to the serving process to keep. False: it keeps one already.
+    fn hand_over(&self, env: &Metadata, inside: &runtime::Started, shape: Shape) -> Result<bool> {
+        let pid = Pid::from_raw(inside.init.as_raw());
+        let init = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let init = init.map_err(|e| Error::io("hold process 1 of", Path::new(&env.name), e.into()))?;
+        let request = Request::Hold { shape, namespaces: inside.namespaces.names() };
+        let mut descriptors = vec![inside.lifeline.as_fd(), init.as_fd()];
+        descriptors.extend(inside.namespaces.descriptors());
+        match self.exchange(env, &request, &descriptors)?.map(|reply| reply.answer) {
+            Some(Answer::Held) => Ok(true),
+            Some(Answer::Taken) => Ok(false),
+            Some(Answer::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
+            _ => Err(self.serving_error(env, "ended before the command was run")),
+        }
+    }
+
+    /// Asks the serving process; `None` when there is none.
+    pub(super) fn exchange(
+        &self,
+        env: &Metadata,
+        request: &Request,
+        descriptors: &[std::os::fd::BorrowedFd<'_>],
+    ) -> Result<Option<Reply>> {
+        let Some(client) = Client::connect(&self.env_dir(&env.instance))? else { return Ok(None) };
+        match client.exchange(request, descriptors) {
+            Ok(reply) => Ok(reply.or(Some(Answer::Ending.into()))),
+            Err(error) => Err(self.serving_error(env, &format!("could not be asked ({error})"))),
+        }
+    }
+
+    /// Mounts the environment for sessions: with all ids that the user may have, or with one.
+    fn mount_for_sessions(&self, env: &Metadata) -> Result<()> {
+        let options = Options { session: true, ..Options::new(self.session_dir(env)?) };
+        if !geteuid().is_root() {
+            match ranges::available() {
+                Ok(ranges) => {
+                    let ranged = Options { ranges: Some(ranges), ..options.clone() };
+                    match self.mount(env, &ranged, false) {
+                        Err(error @ Error::NoIds { .. }) => tracing::warn!("one id only: {error}"),
+                        other => return other.map(drop),
+                    }
+                }
+                Err(reason) => {
+                    tracing::info!("one id only: {reason}; to mend it, run as root: {}", reason.cure());
+                }
+            }
+        }
+        self.mount(env, &options, false).map(drop)
+    }
+
+    /// Ends the inside after its last session, and the mount if it was made for sessions.
+    fn end_inside(&self, env: &Metadata) -> Result<()> {
+        match self.exchange(env, &Request::EndInside, &[])?.map(|reply| reply.answer) {
+            Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
+            None => return Ok(()),
+            Some(_) => {}
+        }
+        match self.recorded_mount(&env.instance)? {
+            Some(mount) if mount.session => self.unmount_and_wait(env).map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// A directory for mounts of sessions, where nobody stumbles over it: in the user's runtime directory, else beside the upper.
@@ -111,6 +249,20 @@ impl Engine {
                 .map_err(|e| Error::io("create", parent, e))?;
         }
         Ok(dir)
+    }
+}
+
+/// Refuses to join an inside that was made with other options.
+fn check_shape(env: &Metadata, ours: &Shape, theirs: &Shape) -> Result<()> {
+    let show = |shape: &Shape, key: &str| shape.get(key).cloned().unwrap_or_else(|| "unset".to_owned());
+    match ours.keys().chain(theirs.keys()).find(|key| ours.get(*key) != theirs.get(*key)) {
+        None => Ok(()),
+        Some(key) => Err(Error::OtherShape {
+            env: env.name.clone(),
+            option: key.clone(),
+            theirs: show(theirs, key),
+            ours: show(ours, key),
+        }),
     }
 }
 

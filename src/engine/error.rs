@@ -182,10 +182,31 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Commands run inside.
-    #[error("{env} is running a command (enter or exec): leave it first")]
+    #[error("{env} is running a command (enter or exec): leave it, or `karapace stop {env}`, first")]
     Running {
         /// The environment.
         env: String,
+    },
+    /// The session that runs was begun with other options.
+    #[error(
+        "{env} is running a command that was begun with {option} {theirs}, not {ours}: ask for the same, or \
+         `karapace stop {env}` first"
+    )]
+    OtherShape {
+        /// The environment.
+        env: String,
+        /// The option.
+        option: String,
+        /// Its value there.
+        theirs: String,
+        /// Its value here.
+        ours: String,
+    },
+    /// The helpers did not give the user its ids.
+    #[error("cannot give a session the ids of /etc/subuid and /etc/subgid: {source}; see `karapace doctor`")]
+    NoIds {
+        /// What newuidmap or newgidmap said.
+        source: io::Error,
     },
     /// Not mounted.
     #[error("{what} is not mounted")]

@@ -24,6 +24,7 @@ pub mod inspect;
 mod install;
 pub mod instance;
 pub mod keep;
+pub mod keeper;
 pub mod layering;
 pub mod list;
 pub mod mount;
@@ -42,6 +43,7 @@ pub mod sessions;
 pub mod snapshots;
 pub mod socket;
 pub mod state;
+pub mod stop;
 #[cfg(test)]
 mod tests;
 pub mod text;

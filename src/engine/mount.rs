@@ -19,6 +19,7 @@ use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::pins::Pin;
 use karapace_store::tree::Trees;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
@@ -26,9 +27,11 @@ use serde::{Deserialize, Serialize};
 use super::access::perform;
 use super::control::Plane;
 use super::instance::Instance;
+use super::keeper::Keeper;
 use super::socket::{Answer, Client, Request, Server};
 use super::{Engine, Error, Result, mountpoint, reference, sessions};
 use crate::lifecycle;
+use crate::runtime::ranges::Ranges;
 
 /// How long users of a mount may keep it after it was detached on a signal.
 const GRACE: Duration = Duration::from_secs(5);
@@ -60,6 +63,10 @@ pub struct Options {
     pub threads: usize,
     /// The mount is for `enter` and `exec` only and ends with the last of them.
     pub session: bool,
+    /// Serve in a user and mount namespace of its own that has these ids.
+    pub ranges: Option<Ranges>,
+    /// The process is in such namespaces.
+    pub has_ground: bool,
 }
 
 impl Options {
@@ -73,6 +80,8 @@ impl Options {
             allow_other: false,
             threads: DEFAULT_THREADS,
             session: false,
+            ranges: None,
+            has_ground: false,
         }
     }
 }
@@ -93,13 +102,7 @@ impl MountInfo {
     /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are that are
     /// made inside a user namespace.
     pub(super) fn is_seen_here(&self) -> bool {
-        match mountpoint::fuse_source(&self.dir) {
-            Ok(source) => source.is_some_and(|source| source.starts_with(SOURCE)),
-            Err(error) => {
-                tracing::warn!("taken as mounted here: {error}");
-                true
-            }
-        }
+        mountpoint::is_ours(&self.dir)
     }
 }
 
@@ -142,10 +145,10 @@ impl Engine {
 
     pub(super) fn mounted_error(&self, env: &Metadata) -> Error {
         match self.recorded_mount(&env.instance) {
+            Ok(Some(info)) if info.session => Error::Running { env: env.name.clone() },
             Ok(Some(info)) if !info.is_seen_here() => {
                 Error::MountedElsewhere { env: env.name.clone(), dir: info.dir }
             }
-            Ok(Some(info)) if info.session => Error::Running { env: env.name.clone() },
             Ok(Some(info)) => Error::Mounted { env: env.name.clone(), dir: info.dir, pid: info.pid },
             _ => self.serving_error(env, "is starting or ending"),
         }
@@ -232,7 +235,9 @@ fn serve_view(
     )?;
     instance.attach(session.invalidator());
     let handle = session.unmount_handle();
-    let running = announce(engine, &env, &instance, &handle, &dir, options.session);
+    let keeper =
+        Keeper::new(engine, env.instance, dir.clone(), options.session, options.has_ground, handle.clone());
+    let running = announce(engine, &env, &instance, &handle, &keeper);
     let running = running.and_then(|server| {
         let (instance, path) = (instance.clone(), info_path(engine, &env.instance));
         watch_signals(signals, handle.clone(), move || finish(&instance, None, &path))?;
@@ -249,6 +254,11 @@ fn serve_view(
     };
     tracing::info!(env = env.name, dir = %dir.display(), "mounted");
     session.wait().map_err(|e| Error::io("serve", &dir, e))?;
+    if options.session
+        && let Err(error) = fs::remove_dir(&dir)
+    {
+        tracing::debug!("removing {}: {error}", dir.display());
+    }
     finish(&instance, Some(&server), &info_path(engine, &env.instance));
     tracing::info!(env = env.name, "unmounted");
     Ok(())
@@ -260,15 +270,23 @@ fn announce(
     env: &Metadata,
     instance: &Arc<Instance>,
     handle: &UnmountHandle,
-    dir: &Path,
-    session: bool,
+    keeper: &Arc<Keeper>,
 ) -> Result<Server> {
-    let info = MountInfo { dir: dir.to_owned(), pid: std::process::id(), session };
+    let info = MountInfo {
+        dir: keeper.dir().to_owned(),
+        pid: std::process::id(),
+        session: keeper.is_for_sessions(),
+    };
     let bytes =
         serde_json::to_vec(&info).map_err(|e| Error::Invalid(format!("describing the mount: {e}")))?;
     atomic::write_file(&info_path(engine, &env.instance), &bytes)?;
-    let (instance, handle, dir) = (instance.clone(), handle.clone(), dir.to_owned());
-    Server::start(&engine.env_dir(&env.instance), move |request| answer(&instance, &handle, &dir, &request))
+    let (instance, handle, keeper) = (instance.clone(), handle.clone(), keeper.clone());
+    Server::start(&engine.env_dir(&env.instance), move |request, descriptors| {
+        match keeper.answer(&request, descriptors) {
+            Some(reply) => reply.unwrap_or_else(|error| failed(&error).into()),
+            None => answer(&instance, &handle, keeper.dir(), &request).into(),
+        }
+    })
 }
 
 fn answer(instance: &Instance, handle: &UnmountHandle, dir: &Path, request: &Request) -> Answer {
@@ -375,13 +393,34 @@ fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Sen
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Readiness {
-    Mounted { dir: PathBuf },
-    Failed { errno: i32, reason: String },
+    /// Alone in new namespaces that have no ids yet, and waits for a line on its standard input.
+    Alone,
+    Mounted {
+        dir: PathBuf,
+    },
+    Failed {
+        errno: i32,
+        reason: String,
+    },
 }
 
 /// Says on standard output that the mount answers. For the background process only.
 pub fn tell_ready(dir: &Path) -> Result<()> {
     tell(&Readiness::Mounted { dir: dir.to_owned() })
+}
+
+/// Puts this process, which must have one thread, into a user and a mount namespace of its own, and returns when the process
+/// that started it has given it its ids. For the background process only.
+pub fn leave_host() -> Result<()> {
+    let failed = |e: io::Error| Error::io("make a user namespace for", Path::new("the mount"), e);
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(|e| failed(e.into()))?;
+    tell(&Readiness::Alone)?;
+    let mut line = String::new();
+    match io::stdin().read_line(&mut line) {
+        Ok(read) if read > 0 => Ok(()),
+        Ok(_) => Err(failed(io::Error::other("it was given no ids"))),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Says on standard output why there is no mount. For the background process only.
@@ -446,12 +485,31 @@ fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> R
     }
     command.arg("mount").args(["--foreground", "--background-child"]);
     command.args(arguments(options)).arg("--").arg(env.instance.to_hex()).arg(&dir);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let input = if options.ranges.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.stdin(input).stdout(Stdio::piped()).stderr(log);
     let exe = Path::new("/proc/self/exe");
     let mut child = command.spawn().map_err(|e| Error::io("run", exe, e))?;
-    let mut line = String::new();
-    if let Some(out) = child.stdout.take() {
-        BufReader::new(out).read_line(&mut line).map_err(|e| Error::io("read from", exe, e))?;
+    let mut out = child.stdout.take().map(BufReader::new);
+    let mut told = || -> Result<String> {
+        let mut line = String::new();
+        match &mut out {
+            Some(out) => out.read_line(&mut line).map_err(|e| Error::io("read from", exe, e))?,
+            None => 0,
+        };
+        Ok(line)
+    };
+    let mut line = told()?;
+    if let (Some(ranges), Ok(Readiness::Alone)) = (&options.ranges, serde_json::from_str(&line)) {
+        let input = child.stdin.take();
+        let given =
+            ranges.give(child.id()).and_then(|()| input.map_or(Ok(()), |mut input| input.write_all(b"\n")));
+        if let Err(error) = given {
+            // It ends when its input does.
+            told()?;
+            Background(child).wait();
+            return Err(Error::NoIds { source: error });
+        }
+        line = told()?;
     }
     match serde_json::from_str(&line) {
         Ok(Readiness::Mounted { dir }) => Ok((dir, Background(child))),
@@ -481,6 +539,7 @@ fn arguments(options: &Options) -> Vec<String> {
         ("--read-only", options.read_only),
         ("--allow-other", options.allow_other),
         ("--session", options.session),
+        ("--id-ranges", options.ranges.is_some()),
     ];
     args.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| (*flag).to_owned()));
     args

@@ -145,7 +145,7 @@ impl Engine {
         match serde_json::from_str(&line) {
             Ok(Readiness::Mounted { dir }) => Ok((dir, child.id())),
             Ok(Readiness::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
-            Err(_) => {
+            Ok(Readiness::Alone) | Err(_) => {
                 let what = "ended before anything was mounted".to_owned();
                 Err(Error::Serving { env: "all environments".to_owned(), what, log })
             }

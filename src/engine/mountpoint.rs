@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::statfs::statfs;
 use nix::unistd::geteuid;
 
+use super::mount::SOURCE;
 use super::{Error, Result};
 
 /// What stands at a path where a mount is wanted.
@@ -111,6 +112,17 @@ pub fn all_of_ours() -> Result<Vec<PathBuf>> {
     let ours =
         table.lines().filter_map(fuse_line).filter(|(_, source)| source.starts_with(super::mount::SOURCE));
     Ok(ours.map(|(at, _)| PathBuf::from(OsString::from_vec(at))).collect())
+}
+
+/// Whether an environment is mounted on `dir` in this mount namespace.
+pub fn is_ours(dir: &Path) -> bool {
+    match fuse_source(dir) {
+        Ok(source) => source.is_some_and(|source| source.starts_with(SOURCE)),
+        Err(error) => {
+            tracing::warn!("taken as mounted here: {error}");
+            true
+        }
+    }
 }
 
 /// An absolute path for `dir` that resolves symlinks up to its parent, so that it works on a stale mount too.

@@ -1,7 +1,8 @@
 //! Who is inside an environment: each `enter` or `exec` holds a shared lock on `env/<instance>/sessions` while it runs.
 //!
 //! The lock is the kernel's (an open-file-description lock), so a killed session leaves nothing behind, and whether there is any
-//! can be asked without taking it.
+//! can be asked without taking it. Whoever clears up after the last session holds it exclusively meanwhile: the command that was
+//! the last to leave, or, where all were killed, the process that serves the environment.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -46,6 +47,20 @@ impl Session {
     }
 }
 
+/// Waits until no session is inside any more, and keeps others from joining as long as the file is open.
+pub fn wait_for_last(engine: &Engine, instance: &InstanceId) -> Result<File> {
+    let path = path(engine, instance);
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(|e| Error::io("open", &path, e))?;
+    loop {
+        match fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock(libc::F_WRLCK))) {
+            Ok(_) => return Ok(file),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::io("lock", &path, errno.into())),
+        }
+    }
+}
+
 /// Whether a session is inside.
 pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
     let Ok(file) = OpenOptions::new().read(true).write(true).open(path(engine, instance)) else {
@@ -53,7 +68,8 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
     };
     let mut found = lock(libc::F_WRLCK);
     match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found)) {
-        Ok(_) => i32::from(found.l_type) != libc::F_UNLCK,
+        // A write lock is held by who clears up after the last session.
+        Ok(_) => i32::from(found.l_type) == libc::F_RDLCK,
         Err(errno) => {
             tracing::warn!("asking for sessions of {instance}: {errno}");
             false

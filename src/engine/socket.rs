@@ -1,11 +1,13 @@
 //! `env/<instance>/control.sock`: how a command reaches the process that serves an environment.
 //!
-//! One JSON line each way a connection. The directory is the user's alone (0700), so whoever can connect may ask.
+//! One JSON line each way a connection; open namespaces travel beside it as descriptors. The directory is the user's alone (0700), so whoever can connect may ask.
 //! A socket that nobody listens on is stale: connecting says so, and it counts as absent.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,18 +15,26 @@ use std::time::Duration;
 
 use karapace_fs::attr::DiffKind;
 use parking_lot::{Condvar, Mutex};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 
 use super::instance::{CommitOutcome, RestoreOutcome, Status};
 use super::snapshots::RemoveOutcome;
 use super::text::PathText;
 use super::{Error, Result};
+use crate::runtime::Seen;
 
 /// File name of the socket in an environment's directory.
 const NAME: &str = "control.sock";
 
 /// Longest request taken, in bytes.
-const MAX_REQUEST: u64 = 4 << 20;
+const MAX_REQUEST: usize = 4 << 20;
+
+/// Most descriptors of one message.
+const MAX_DESCRIPTORS: usize = 16;
 
 /// How long the answers under way may take to be written when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -61,8 +71,40 @@ pub enum Request {
     },
     /// Figures of the upper.
     Status,
+    /// How to get inside.
+    Enter {
+        /// Who wants to, for those who cannot look the user up themselves.
+        user: Option<String>,
+    },
+    /// Keep a new inside for those who join. Comes with its lifeline, a pidfd of its process 1 and its namespaces.
+    Hold {
+        /// The options that made it.
+        shape: Shape,
+        /// Which namespaces they are.
+        namespaces: Vec<String>,
+    },
+    /// End the inside, if there is one, with all that lives in it.
+    EndInside,
     /// Unmount and end. Answered when it is unmounted; the process ends soon after.
     Unmount,
+}
+
+/// What an inside was made with: options that all its sessions share, by name.
+pub type Shape = BTreeMap<String, String>;
+
+/// The answer to [`Request::Enter`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entrance {
+    /// Where the environment is mounted.
+    pub dir: PathBuf,
+    /// The mount ends with the last session.
+    pub session: bool,
+    /// The namespaces in which it is mounted, if the server made some of its own; their descriptors come first.
+    pub ground: Vec<String>,
+    /// What a session depends on, if there is a ground: who is outside of it cannot see into the mount.
+    pub seen: Option<Seen>,
+    /// The inside that there is: its shape and its namespaces, whose descriptors follow.
+    pub inside: Option<(Shape, Vec<String>)>,
 }
 
 /// One path that differs.
@@ -95,6 +137,14 @@ pub enum Answer {
     Diff(Vec<Changed>),
     /// To `Status`.
     Status(Status),
+    /// To `Enter`.
+    Entrance(Entrance),
+    /// To `Hold`.
+    Held,
+    /// To `Hold`: another was faster.
+    Taken,
+    /// To `EndInside`.
+    InsideEnded,
     /// To `Unmount`.
     Unmounted,
     /// It failed.
@@ -106,6 +156,20 @@ pub enum Answer {
     },
     /// The process is ending: ask again, of the next one or the files.
     Ending,
+}
+
+/// What a handler has to say.
+pub struct Reply {
+    /// The answer.
+    pub answer: Answer,
+    /// Descriptors that go with it.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Reply {
+        Reply { answer, descriptors: Vec::new() }
+    }
 }
 
 /// A server, in threads of its own.
@@ -125,7 +189,7 @@ impl Server {
     /// Listens in `env_dir` and answers with `handler`. The caller holds the environment's lock, so a socket that is there is stale.
     pub fn start(
         env_dir: &Path,
-        handler: impl Fn(Request) -> Answer + Send + Sync + 'static,
+        handler: impl Fn(Request, Vec<OwnedFd>) -> Reply + Send + Sync + 'static,
     ) -> Result<Server> {
         let path = env_dir.join(NAME);
         match fs::remove_file(&path) {
@@ -169,7 +233,7 @@ impl Server {
 }
 
 /// Answers one connection on a thread of its own.
-fn converse<H: Fn(Request) -> Answer + Send + Sync + 'static>(
+fn converse<H: Fn(Request, Vec<OwnedFd>) -> Reply + Send + Sync + 'static>(
     stream: UnixStream,
     handler: Arc<H>,
     busy: Arc<Busy>,
@@ -196,22 +260,61 @@ impl Drop for Guard {
     }
 }
 
-fn answer(stream: &UnixStream, handler: &dyn Fn(Request) -> Answer) -> io::Result<()> {
+fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply) -> io::Result<()> {
     // A connection that says nothing (someone asks whether we live) must not keep a thread.
     stream.set_read_timeout(Some(FAREWELL))?;
-    let mut line = String::new();
-    BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line)?;
+    let (line, descriptors) = receive(stream, MAX_REQUEST)?;
     if line.is_empty() {
         return Ok(());
     }
-    let answer = match serde_json::from_str(&line) {
-        Ok(request) => handler(request),
-        Err(error) => Answer::Failed { errno: libc::EINVAL, reason: format!("not a request: {error}") },
+    let reply = match serde_json::from_slice(&line) {
+        Ok(request) => handler(request, descriptors),
+        Err(error) => {
+            Answer::Failed { errno: libc::EINVAL, reason: format!("not a request: {error}") }.into()
+        }
     };
-    let mut line = serde_json::to_vec(&answer)?;
+    let descriptors: Vec<_> = reply.descriptors.iter().map(AsFd::as_fd).collect();
+    transmit(stream, &reply.answer, &descriptors)
+}
+
+/// Writes one line, and hands the descriptors over with its first byte.
+fn transmit(stream: &UnixStream, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("more descriptors than a message can carry"));
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
     let mut stream = stream;
-    stream.write_all(&line)
+    stream.write_all(&line[sent..])
+}
+
+/// Reads up to the end of a line or of the stream, at most `most` bytes, and takes the descriptors that came along.
+fn receive(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
+    let mut buffer = vec![0; 64 << 10];
+    while line.last() != Some(&b'\n') && line.len() < most {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got =
+            match recvmsg(stream, &mut [IoSliceMut::new(&mut buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)
+            {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other?,
+            };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                descriptors.extend(received);
+            }
+        }
+        if got.bytes == 0 {
+            break;
+        }
+        line.extend_from_slice(&buffer[..got.bytes]);
+    }
+    Ok((line, descriptors))
 }
 
 /// A connection to a serving process, for one request.
@@ -238,16 +341,23 @@ impl Client {
     }
 
     /// Asks and waits for the answer, however long it takes. `Ok(None)`: the process ended without one.
-    pub fn request(mut self, request: &Request) -> io::Result<Option<Answer>> {
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        self.stream.write_all(&line)?;
-        let mut reply = String::new();
-        BufReader::new(&self.stream).read_line(&mut reply)?;
-        if !reply.ends_with('\n') {
+    pub fn request(self, request: &Request) -> io::Result<Option<Answer>> {
+        Ok(self.exchange(request, &[])?.map(|reply| reply.answer))
+    }
+
+    /// The same with descriptors, both ways.
+    pub fn exchange(self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
+        transmit(&self.stream, request, descriptors)?;
+        let (line, descriptors) = receive(&self.stream, usize::MAX)?;
+        if line.last() != Some(&b'\n') {
             return Ok(None);
         }
-        Ok(Some(serde_json::from_str(&reply)?))
+        Ok(Some(Reply { answer: serde_json::from_slice(&line)?, descriptors }))
+    }
+
+    /// The process that listens at the other end.
+    pub fn server(&self) -> io::Result<i32> {
+        Ok(rustix::net::sockopt::socket_peercred(&self.stream)?.pid.as_raw_nonzero().get())
     }
 }
 
@@ -266,9 +376,11 @@ mod tests {
         let dir = root.path().join("x".repeat(100)).join("y".repeat(100));
         fs::create_dir_all(&dir).unwrap();
         assert!(Client::connect(&dir).unwrap().is_none());
-        let server = Server::start(&dir, |request| match request {
-            Request::Diff { .. } => Answer::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())]),
-            _ => Answer::Ending,
+        let server = Server::start(&dir, |request, descriptors| match request {
+            Request::Diff { .. } => {
+                Answer::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())]).into()
+            }
+            _ => Reply { answer: Answer::Ending, descriptors },
         })
         .unwrap();
         let client = Client::connect(&dir).unwrap().expect("a server");
@@ -278,9 +390,15 @@ mod tests {
         }
         let mut client = Client::connect(&dir).unwrap().expect("a server");
         client.stream.write_all(b"nonsense\n").unwrap();
-        let mut reply = String::new();
-        BufReader::new(&client.stream).read_line(&mut reply).unwrap();
-        assert!(reply.contains("not a request"), "{reply}");
+        let (reply, _) = receive(&client.stream, MAX_REQUEST).unwrap();
+        assert!(String::from_utf8_lossy(&reply).contains("not a request"), "{reply:?}");
+        let client = Client::connect(&dir).unwrap().expect("a server");
+        assert_eq!(client.server().unwrap(), std::process::id() as i32);
+        let mut file = tempfile::tempfile().unwrap();
+        let reply = client.exchange(&Request::EndInside, &[file.as_fd()]).unwrap().expect("an answer");
+        file.write_all(b"the same file").unwrap();
+        let back: Vec<_> = reply.descriptors.into_iter().map(File::from).collect();
+        assert_eq!(back.iter().map(|f| f.metadata().unwrap().len()).collect::<Vec<_>>(), [13]);
         server.stop();
         assert!(Client::connect(&dir).unwrap().is_none());
     }
@@ -291,7 +409,7 @@ mod tests {
         drop(UnixListener::bind(dir.path().join(NAME)).unwrap());
         assert!(dir.path().join(NAME).exists());
         assert!(Client::connect(dir.path()).unwrap().is_none());
-        let server = Server::start(dir.path(), |_| Answer::Unmounted).unwrap();
+        let server = Server::start(dir.path(), |_, _| Answer::Unmounted.into()).unwrap();
         assert!(Client::connect(dir.path()).unwrap().is_some());
         server.stop();
     }

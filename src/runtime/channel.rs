@@ -1,4 +1,4 @@
-//! What karapace and the processes inside tell each other: one datagram a message over a socket pair.
+//! What karapace and a process inside (process 1, a monitor) tell each other: one datagram a message over a socket pair.
 //!
 //! The inside writes reports, karapace writes orders. Encoding allocates nothing, for the inside must not.
 //! When all processes inside are gone the outside reads the end of the stream, and the other way round.
@@ -24,6 +24,10 @@ pub(super) struct Failure<'a> {
 /// From the inside to karapace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Report<'a> {
+    /// The process asked for was made, with this id outside.
+    Started(i32),
+    /// The inside is ready for commands.
+    Ready,
     /// A step failed that the session can do without.
     Skipped(Failure<'a>),
     /// A step failed that it cannot do without.
@@ -41,6 +45,8 @@ pub(super) enum Report<'a> {
 /// From karapace to the inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
+    /// To process 1: the namespaces are held, prepare the inside.
+    Prepare,
     /// Send the command this signal.
     Signal(i32),
     /// Let the stopped command go on, in the terminal's foreground or not.
@@ -67,6 +73,11 @@ impl Channel {
         &self.0
     }
 
+    /// The descriptor of this end. As long as a copy of it is open anywhere, the other end hears no end.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     /// Nothing more will be heard or said, here or in any copy of this end.
     pub fn shut(&self) -> Result<(), Errno> {
         shutdown(self.0.as_raw_fd(), Shutdown::Both)
@@ -74,6 +85,8 @@ impl Channel {
 
     pub fn report(&self, report: &Report<'_>) -> Result<(), Errno> {
         let (kind, value, failure) = match report {
+            Report::Started(pid) => (b'P', *pid, None),
+            Report::Ready => (b'R', 0, None),
             Report::Skipped(f) => (b'S', f.errno as i32, Some(f)),
             Report::Failed(f) => (b'F', f.errno as i32, Some(f)),
             Report::Workdir(errno) => (b'W', *errno as i32, None),
@@ -94,6 +107,7 @@ impl Channel {
 
     pub fn order(&self, order: Order) -> Result<(), Errno> {
         let (kind, value) = match order {
+            Order::Prepare => (b'P', 0),
             Order::Signal(signal) => (b'S', signal),
             Order::Continue { foreground } => (b'C', i32::from(foreground)),
         };
@@ -111,6 +125,8 @@ impl Channel {
             Failure { action, path: text.get(cut + 1..).unwrap_or_default(), errno }
         };
         Ok(Some(match kind {
+            b'P' => Report::Started(value),
+            b'R' => Report::Ready,
             b'S' => Report::Skipped(failure()),
             b'F' => Report::Failed(failure()),
             b'W' => Report::Workdir(errno),
@@ -125,6 +141,7 @@ impl Channel {
     pub fn next_order(&self, buffer: &mut MessageBuffer) -> Result<Option<Order>, Errno> {
         let Some(Message { kind, value, .. }) = self.receive(buffer)? else { return Ok(None) };
         match kind {
+            b'P' => Ok(Some(Order::Prepare)),
             b'S' => Ok(Some(Order::Signal(value))),
             b'C' => Ok(Some(Order::Continue { foreground: value != 0 })),
             _ => Err(Errno::EBADMSG),
@@ -177,6 +194,8 @@ mod tests {
         let mut buffer = MessageBuffer::new();
         let failure = Failure { action: "mount", path: b"/dev/\xff", errno: Errno::EROFS };
         for report in [
+            Report::Started(4_000_000),
+            Report::Ready,
             Report::Skipped(failure),
             Report::Failed(Failure { path: b"", ..failure }),
             Report::Workdir(Errno::ENOENT),
@@ -187,9 +206,12 @@ mod tests {
             inside.report(&report).unwrap();
             assert_eq!(outside.next_report(&mut buffer).unwrap(), Some(report));
         }
-        for order in
-            [Order::Signal(15), Order::Continue { foreground: true }, Order::Continue { foreground: false }]
-        {
+        for order in [
+            Order::Prepare,
+            Order::Signal(15),
+            Order::Continue { foreground: true },
+            Order::Continue { foreground: false },
+        ] {
             outside.order(order).unwrap();
             assert_eq!(inside.next_order(&mut buffer).unwrap(), Some(order));
         }

@@ -10,13 +10,36 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, fstat};
 
-use super::RuntimeError;
+use serde::{Deserialize, Serialize};
+
+use super::{RuntimeError, User};
 
 /// Most bytes read of any file of an environment: a list of users that is longer is not a list of users.
 const FILE_MAX: u64 = 16 << 20;
 
 /// How often a look-up is tried again when it raced with a rename (the kernel says EAGAIN then).
 const RACES: u32 = 16;
+
+/// What of an environment's files a session depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Who runs the command.
+    pub user: User,
+    /// The environment's own `/etc/hosts`.
+    pub hosts: Option<Vec<u8>>,
+}
+
+impl Seen {
+    /// Looks below `root`, of which this process must be able to see the inside. `user` as in
+    /// [`Session::user`](super::Session::user).
+    ///
+    /// # Errors
+    /// [`RuntimeError::Root`], [`RuntimeError::Read`], [`RuntimeError::UnknownUser`].
+    pub fn look(root: &Path, user: Option<&str>) -> Result<Seen, RuntimeError> {
+        let inside = Inside::open(root)?;
+        Ok(Seen { user: User::find(&inside, user)?, hosts: inside.read(Path::new("/etc/hosts"))? })
+    }
+}
 
 /// The root directory of an environment. Paths are resolved below it: a symlink, absolute or full of `..`,
 /// never leads outside.

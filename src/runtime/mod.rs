@@ -1,14 +1,16 @@
 //! Running a command inside an environment, in namespaces of its own.
 //!
 //! ```text
-//! karapace ── process 1 inside ── command
-//!    signals and orders →   reaps, passes on
-//!                       ← reports
+//! karapace ── monitor ── command        karapace (a second session) ── monitor ── command
+//!    orders →          ← reports
+//!                          process 1 (one for all of them)
 //! ```
 //!
-//! As root a session has mount, pid, uts and ipc namespaces of its own and shares the caller's ids. As an ordinary user it
-//! also has a user namespace, in which the caller's own id is shown as root's (or as the chosen user's) and no other
-//! id exists. No program of the host is run.
+//! An *inside* is a set of namespaces with its process 1 ([`start`]); any number of sessions run a command each in it ([`join`]).
+//! As root it has mount, pid, uts and ipc namespaces of its own and shares the caller's ids. As an ordinary user it also has a
+//! user namespace: one with the whole range of ids that /etc/subuid gives the user ([`ranges`]), if the root is mounted in
+//! such a one, else one in which the caller's own id is shown as root's (or as the chosen user's) and no other id exists. No
+//! program of the host is run, but for newuidmap and newgidmap.
 //!
 //! - **Root.** The directory becomes `/` (pivot_root). On it come a new `/proc`, the host's `/sys` read-only, a small
 //!   `/dev` (null, zero, full, random, urandom, tty, pts, shm, the usual links, and console where there is a
@@ -19,8 +21,8 @@
 //!   left open across exec. Nothing is copied or added.
 //! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace go to the command; how the
 //!   terminal is shared stands in `terminal`. Real-time signals are not passed on.
-//! - **End.** When the command ends, everything it left behind inside is killed. When karapace dies, however it
-//!   dies, so does everything inside.
+//! - **End.** When the command ends, everything it left behind inside is killed. When karapace dies, however it dies, so
+//!   does everything that its command started. With the last session ends process 1, and all else that may live inside.
 //! - **Privileges.** A root session is no cage: its root has all capabilities of the caller's.
 //!
 //! Needs Linux 5.12 (`openat2`, the fd-based mount calls, `mount_setattr`).
@@ -33,32 +35,42 @@ mod host_mounts;
 mod hosts;
 mod init;
 mod inside;
+mod monitor;
 mod mounts;
+mod namespaces;
 mod network;
 mod plan;
 mod policy;
+pub mod ranges;
 mod refusal;
+mod start;
 mod supervise;
 mod sys;
 mod terminal;
 mod user;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::sched::CloneFlags;
 
 pub use error::RuntimeError;
 pub use home::HomeMode;
 pub use host_mounts::check_places;
+pub use inside::Seen;
+pub use namespaces::Namespaces;
 pub use policy::{Caller, Choices, Policy, Share, ShareKind};
+pub use start::{Started, start};
+pub use user::User;
 
 pub(crate) use environment::PATH;
-pub(crate) use plan::SHELL;
+pub(crate) use plan::{SHELL, has_ids};
 pub(crate) use user::root_shell;
 
 use channel::Channel;
-use plan::Plan;
+use plan::Command;
 use supervise::{Running, SignalMask, failed};
 use terminal::Terminal;
 
@@ -72,6 +84,9 @@ pub struct Session {
     pub argv: Vec<OsString>,
     /// Who runs the command: `name`, `uid`, `name:group` or `uid:gid`, from the environment's own lists. `None`: root.
     pub user: Option<String>,
+    /// What stands below `root`, where it is known already: whoever cannot see it must have it from another. `None`: it is
+    /// looked up.
+    pub seen: Option<Seen>,
     /// Where the command starts, a path inside. `None`: `/`, and for a login shell the user's home if it is there.
     pub workdir: Option<PathBuf>,
     /// Variables that the command gets beside PATH, HOME, USER, LOGNAME, SHELL, XDG_RUNTIME_DIR, and the caller's TERM
@@ -84,40 +99,74 @@ pub struct Session {
     pub mask_control: bool,
     /// What of the host is let in, and what is kept away.
     pub policy: Policy,
+    /// A file that takes standard output and error; the command reads nothing then and shares no terminal. `None`: the
+    /// caller's own streams.
+    pub output: Option<Arc<File>>,
 }
 
-/// Runs a session to its end and returns the command's exit status, or 128 + n when signal n killed it.
-///
-/// The calling thread's signal mask is changed meanwhile, and signals to the process are received instead of acted on; so
-/// call it from the main thread of a process that has no others, or none that leave the forwarded signals unblocked. The
-/// session ends when the calling thread does.
+impl Session {
+    fn seen(&self) -> Result<Seen, RuntimeError> {
+        match &self.seen {
+            Some(seen) => Ok(seen.clone()),
+            None => Seen::look(&self.root, self.user.as_deref()),
+        }
+    }
+}
+
+/// Runs a session to its end, in an inside of its own, and returns the command's exit status, or 128 + n when signal n
+/// killed it. As in [`join`], also what it asks of the caller.
 ///
 /// # Errors
 /// [`RuntimeError`]; its [`exit_status`](RuntimeError::exit_status) is what `enter` and `exec` end with.
 pub fn run(session: &Session) -> Result<i32, RuntimeError> {
-    let terminal = Terminal::of_job();
+    let session = Session { seen: Some(session.seen()?), ..session.clone() };
+    let mut started = start(&session, None)?;
+    let namespaces = std::mem::replace(&mut started.namespaces, Namespaces::own(CloneFlags::empty())?);
+    let status = join(&session, namespaces, has_ids());
+    started.end()?;
+    status
+}
+
+/// Runs the command of a session to its end in an inside that is there, and returns its exit status, or 128 + n when signal n
+/// killed it. `many_ids`: the inside has more than one id.
+///
+/// The calling thread's signal mask is changed meanwhile, and signals to the process are received instead of acted on; so
+/// call it from the main thread of a process that has no others, or none that leave the forwarded signals unblocked.
+///
+/// # Errors
+/// [`RuntimeError`]; its [`exit_status`](RuntimeError::exit_status) is what `enter` and `exec` end with.
+pub fn join(session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<i32, RuntimeError> {
+    let terminal = if session.output.is_some() { None } else { Terminal::of_job() };
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;
-    let mut plan = Plan::new(session, terminal.is_some(), mask.before())?;
+    let command = Command::new(session, many_ids, terminal.is_some(), mask.before())?;
     let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
-    let mut namespaces = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC;
-    if plan.id_map.is_some() {
-        namespaces |= CloneFlags::CLONE_NEWUSER;
-    }
-    if plan.isolate_network {
-        namespaces |= CloneFlags::CLONE_NEWNET;
-    }
-    let Some(init) = sys::clone_process(namespaces).map_err(refusal::namespaces)? else {
-        // Or process 1 would keep karapace's end open and never see it close.
+    let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
+        // Or the monitor would keep karapace's end open and never see it close.
         drop(channel);
-        init::main(&mut plan, &inner)
+        monitor::enter(&namespaces, &command, &inner)
     };
-    drop(inner);
+    // Held longer, the namespaces would keep mounted what is mounted in them.
+    drop((inner, namespaces));
+    let monitor = start::started(&channel, helper)?;
     let program =
-        plan.command.programs.first().map_or_else(String::new, |p| p.to_string_lossy().into_owned());
-    let program = session.argv.first().map_or(program, |p| p.to_string_lossy().into_owned());
+        session.argv.first().map_or_else(|| command.program(), |p| p.to_string_lossy().into_owned());
     let workdir = session.workdir.clone().unwrap_or_else(|| PathBuf::from("/"));
-    Running { init, channel, terminal, program, workdir, mask: &mask }.wait()
+    Running { monitor, channel, terminal, program, workdir, mask: &mask }.wait()
+}
+
+/// Sends a signal to everything that lives in an inside but its process 1 and the monitors, and lets what is stopped go on.
+///
+/// # Errors
+/// [`RuntimeError`]. That nothing lives there is none.
+pub fn signal_all(namespaces: Namespaces, signal: i32) -> Result<(), RuntimeError> {
+    let mask = SignalMask::block_all().map_err(failed("block signals"))?;
+    let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
+    let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
+        drop(channel);
+        monitor::signal(&namespaces, signal, &inner)
+    };
+    drop((inner, namespaces));
+    let sender = start::started(&channel, helper)?;
+    drop(mask);
+    start::reap(sender)
 }

@@ -2,13 +2,14 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use nix::sys::signal::SigSet;
 use nix::unistd::{getegid, geteuid};
 
-use super::inside::{Inside, root_error};
+use super::inside::{Seen, root_error};
 use super::mounts::{Mounts, Wanted};
 use super::sys::ExecStrings;
 use super::user::User;
@@ -21,14 +22,13 @@ pub(crate) const SHELL: &str = "/bin/sh";
 const HOSTNAME_MAX: usize = 64;
 
 /// What process 1 does.
-pub(super) struct Plan {
-    /// The ids of a new user namespace; `None` when the session shares the caller's ids (as root).
+pub(super) struct Preparation {
+    /// The ids of a new user namespace; `None` when the session shares those that there are.
     pub id_map: Option<IdMap>,
     pub hostname: OsString,
-    /// The session has a network of its own: bring its loopback up.
+    /// The inside has a network of its own: bring its loopback up.
     pub isolate_network: bool,
     pub mounts: Mounts,
-    pub command: Command,
 }
 
 /// The lines for `/proc/<pid>/uid_map` and `gid_map`.
@@ -46,10 +46,12 @@ pub(super) struct Command {
     pub workdir: CString,
     /// Fail when `workdir` cannot be entered, rather than stay in the root directory.
     pub workdir_required: bool,
-    /// The ids to take on; `None` in a user namespace, which has no others.
+    /// The ids to take on; `None` in a user namespace that has no others.
     pub ids: Option<Ids>,
     /// Make the command a process group of its own and give it the terminal.
     pub own_group: bool,
+    /// Where its output goes, if not where the caller's goes; it has no input then.
+    pub output: Option<OwnedFd>,
     /// The caller's own signal mask, for the command to have.
     pub signal_mask: SigSet,
 }
@@ -61,18 +63,50 @@ pub(super) struct Ids {
     pub groups: Vec<u32>,
 }
 
-impl Plan {
-    /// `own_group` and `signal_mask` are as in [`Command`].
-    pub fn new(session: &Session, own_group: bool, signal_mask: SigSet) -> Result<Plan, RuntimeError> {
-        let root = fs::canonicalize(&session.root).map_err(|e| {
-            root_error(&session.root, nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+impl Preparation {
+    /// `ranged`: the root is mounted in a user namespace with a range of ids, in which process 1 is made.
+    pub fn new(session: &Session, ranged: bool) -> Result<Preparation, RuntimeError> {
+        let root = if ranged {
+            // Not mounted where we see it, and given by whoever mounted it, without symlinks.
+            session.root.clone()
+        } else {
+            fs::canonicalize(&session.root).map_err(|e| {
+                let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+                root_error(&session.root, errno)
+            })?
+        };
+        let many_ids = ranged || has_ids();
+        let Seen { user, hosts } = session.seen()?;
+        let id_map = if many_ids { None } else { Some(IdMap::single(&user)) };
+        let console = match session.output {
+            Some(_) => None,
+            None => terminal::path().map(|path| c_string("terminal", path.into())).transpose()?,
+        };
+        let mounts = Mounts::plan(Wanted {
+            root: c_string("root", root.into())?,
+            console,
+            terminal_group: many_ids,
+            mask_control: session.mask_control,
+            shares: &session.policy.shares,
+            hosts: hosts::text(hosts.as_deref(), &session.hostname),
+            owner: (user.uid, user.gid),
         })?;
-        let inside = Inside::open(&root)?;
-        let user = User::resolve(&inside, session.user.as_deref())?;
-        let privileged = has_ids();
-        let shell = login_shell(&inside, &user);
-        let policy = &session.policy;
-        let variables = environment::Wanted { user: &user, shell: &shell, policy, extra: &session.env };
+        let isolate_network = session.policy.isolate_network;
+        Ok(Preparation { id_map, hostname: hostname(&session.hostname)?, isolate_network, mounts })
+    }
+}
+
+impl Command {
+    /// `many_ids`: the inside has more than one. `own_group` and `signal_mask` are as in [`Command`].
+    pub fn new(
+        session: &Session,
+        many_ids: bool,
+        own_group: bool,
+        signal_mask: SigSet,
+    ) -> Result<Command, RuntimeError> {
+        let Seen { user, .. } = session.seen()?;
+        let (shell, policy) = (user.shell.as_os_str(), &session.policy);
+        let variables = environment::Wanted { user: &user, shell, policy, extra: &session.env };
         let variables = variables.collect(|key| std::env::var_os(key))?;
         let (workdir, workdir_required) = match &session.workdir {
             Some(dir) => (dir.as_os_str(), true),
@@ -83,35 +117,28 @@ impl Plan {
         };
         let (programs, argv) = match session.argv.first() {
             Some(program) => (environment::candidates(program, &variables), session.argv.clone()),
-            None => (vec![shell.clone()], vec![login_name(&shell)]),
+            None => (vec![shell.to_owned()], vec![login_name(shell)]),
         };
         let envp = variables.into_iter().map(|(key, value)| [key, value].join(OsStr::new("="))).collect();
-        let command = Command {
+        let output = session.output.as_ref().map(|file| file.try_clone().map(OwnedFd::from)).transpose();
+        let output = output
+            .map_err(|e| RuntimeError::Supervise { action: "use the file for the output", source: e })?;
+        Ok(Command {
             programs: c_strings("program name", programs)?,
             argv: ExecStrings::new(c_strings("argument", argv)?),
             envp: ExecStrings::new(c_strings("variable", envp)?),
             workdir: c_string("directory", workdir.to_owned())?,
             workdir_required,
+            ids: many_ids.then(|| Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() }),
             own_group,
+            output,
             signal_mask,
-            ids: privileged.then(|| Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() }),
-        };
-        let mounts = Mounts::plan(Wanted {
-            root: c_string("root", root.into())?,
-            console: terminal::path().map(|path| c_string("terminal", path.into())).transpose()?,
-            terminal_group: privileged,
-            mask_control: session.mask_control,
-            shares: &policy.shares,
-            hosts: hosts::text(inside.read(Path::new("/etc/hosts"))?.as_deref(), &session.hostname),
-            owner: (user.uid, user.gid),
-        })?;
-        Ok(Plan {
-            id_map: (!privileged).then(|| IdMap::single(&user)),
-            hostname: hostname(&session.hostname)?,
-            mounts,
-            isolate_network: policy.isolate_network,
-            command,
         })
+    }
+
+    /// What is to be run, for messages.
+    pub fn program(&self) -> String {
+        self.programs.first().map_or_else(String::new, |p| p.to_string_lossy().into_owned())
     }
 }
 
@@ -127,17 +154,8 @@ impl IdMap {
 
 /// Whether the caller is root with other ids beside its own. A root that is an ordinary user's only id, as inside a session
 /// of such a user, is denied setgroups for good, and must be treated like that user.
-fn has_ids() -> bool {
+pub(crate) fn has_ids() -> bool {
     geteuid().is_root() && fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"allow"))
-}
-
-/// The user's shell, if the environment has it.
-fn login_shell(inside: &Inside, user: &User) -> OsString {
-    if user.shell.is_absolute() && inside.is_program(&user.shell) {
-        user.shell.clone().into()
-    } else {
-        SHELL.into()
-    }
 }
 
 /// A login shell knows itself by the dash that its name starts with.

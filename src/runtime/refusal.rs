@@ -68,7 +68,7 @@ pub(super) fn setup(failure: &Failure<'_>) -> RuntimeError {
     }
 }
 
-fn switched_off() -> Option<String> {
+pub(super) fn switched_off() -> Option<String> {
     let (file, value, cure) =
         SWITCHES.iter().find(|(file, off, _)| fs::read_to_string(file).is_ok_and(|v| v.trim() == *off))?;
     Some(format!("{file} is {value}; {cure}"))

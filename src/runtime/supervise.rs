@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
 use super::terminal::Terminal;
-use super::{RuntimeError, init, refusal, sys};
+use super::{RuntimeError, monitor, refusal, sys};
 
 /// Signals that are passed on to the command.
 const FORWARDED: [Signal; 8] = [
@@ -67,7 +67,7 @@ enum Outcome {
 
 /// A session that has been started.
 pub(super) struct Running<'s> {
-    pub init: Pid,
+    pub monitor: Pid,
     pub channel: Channel,
     pub terminal: Option<Terminal>,
     /// What the command was asked for by, for messages.
@@ -78,13 +78,13 @@ pub(super) struct Running<'s> {
 }
 
 impl Running<'_> {
-    /// Passes signals in and reports out until nothing lives inside any more. Returns the command's status.
+    /// Passes signals in and reports out until nothing that the command started lives any more. Returns its status.
     pub fn wait(self) -> Result<i32, RuntimeError> {
         let told = self.converse();
-        // Also after an error: the inside ends when our end of the channel is shut.
+        // Also after an error: what was started ends when our end of the channel is shut.
         self.channel.shut().map_err(failed("end the session"))?;
-        let status = match sys::wait(Some(self.init), 0) {
-            Ok(Some((_, status))) => init::shell_status(status),
+        let status = match sys::wait(Some(self.monitor), 0) {
+            Ok(Some((_, status))) => monitor::shell_status(status),
             // The caller ignores SIGCHLD: then only what was told counts.
             Ok(None) | Err(Errno::ECHILD) => 128 + libc::SIGKILL,
             Err(errno) => return Err(failed("wait for the session")(errno)),
@@ -158,11 +158,11 @@ impl Running<'_> {
     /// Acts on a report; returns how the session ended if it says so.
     fn digest(&self, report: &Report<'_>) -> Result<Option<Outcome>, RuntimeError> {
         Ok(Some(match *report {
-            Report::Skipped(Failure { action, path, errno }) => {
-                let path = String::from_utf8_lossy(path);
-                tracing::warn!("cannot {action} {path} ({errno}); going on without it");
+            Report::Skipped(failure) => {
+                skipped(&failure);
                 return Ok(None);
             }
+            Report::Started(_) | Report::Ready => return Ok(None),
             Report::Stopped(signal) => {
                 if let Some(terminal) = &self.terminal {
                     let foreground = terminal.stop_job(signal).map_err(failed("stop"))?;
@@ -186,6 +186,13 @@ impl Running<'_> {
             _ => RuntimeError::NotExecutable { program, source: errno.into() },
         }
     }
+}
+
+/// Says that a step failed which the session can do without.
+pub(super) fn skipped(failure: &Failure<'_>) {
+    let Failure { action, path, errno } = failure;
+    let path = String::from_utf8_lossy(path);
+    tracing::warn!("cannot {action} {path} ({errno}); going on without it");
 }
 
 /// An error of our own side.

@@ -4,33 +4,42 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::RuntimeError;
+use serde::{Deserialize, Serialize};
+
 use super::inside::Inside;
+use super::{RuntimeError, SHELL};
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
 /// A user of the environment. Ids are those inside.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct User {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// The user id.
     pub uid: u32,
+    /// The group id.
     pub gid: u32,
     /// Supplementary groups, `gid` first.
     pub groups: Vec<u32>,
     /// The login name; the uid in digits when the environment has no name for it.
     pub name: Vec<u8>,
+    /// The home directory, a path inside.
     pub home: PathBuf,
-    /// The login shell; empty when none is set.
+    /// The login shell, a path inside; `/bin/sh` where none is set or the environment does not have it.
     pub shell: PathBuf,
 }
 
 impl User {
     /// Finds `name`, `uid`, `name:group` or `uid:gid` (names and numbers may be mixed); `None` is uid 0.
     /// A number needs no entry; a name must have one.
-    pub fn resolve(inside: &Inside, wanted: Option<&str>) -> Result<User, RuntimeError> {
+    pub(super) fn find(inside: &Inside, wanted: Option<&str>) -> Result<User, RuntimeError> {
         let passwd = inside.read(Path::new(PASSWD))?.unwrap_or_default();
         let group = inside.read(Path::new(GROUP))?.unwrap_or_default();
-        find(&passwd, &group, wanted.unwrap_or("0"))
+        let mut user = find(&passwd, &group, wanted.unwrap_or("0"))?;
+        if !user.shell.is_absolute() || !inside.is_program(&user.shell) {
+            user.shell = PathBuf::from(SHELL);
+        }
+        Ok(user)
     }
 }
 

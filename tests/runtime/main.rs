@@ -115,6 +115,8 @@ fn session(args: &[OsString]) -> ! {
         hostname: "inside".into(),
         mask_control: false,
         policy: Policy::default(),
+        seen: None,
+        output: None,
     };
     let mut manifest = Manifest::for_image("none");
     let mut choices = Choices::default();

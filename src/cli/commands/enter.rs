@@ -53,6 +53,7 @@ impl SessionArgs {
             env: self.variables.clone(),
             show_control: self.ctl,
             choices: Choices { home: self.home },
+            output: None,
         };
         Ok(engine.enter(&env, &options)?)
     }

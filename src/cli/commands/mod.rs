@@ -28,6 +28,7 @@ mod rebuild;
 mod rename;
 mod restore;
 mod snapshots;
+mod stop;
 mod umount;
 mod verify_store;
 
@@ -50,6 +51,7 @@ pub enum Command {
     Umount(umount::Args),
     Enter(enter::Args),
     Exec(exec::Args),
+    Stop(stop::Args),
     Commit(commit::Args),
     Restore(restore::Args),
     Snapshots(snapshots::Args),
@@ -85,6 +87,7 @@ impl Command {
             Command::Export(args) => args.run(global),
             Command::Mount(args) => args.run(global),
             Command::Umount(args) => args.run(global),
+            Command::Stop(args) => args.run(global),
             Command::Commit(args) => args.run(global),
             Command::Restore(args) => args.run(global),
             Command::Snapshots(args) => args.run(global),

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir, tell_failed, tell_ready};
+use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir, leave_host, tell_failed, tell_ready};
 
 /// Mount an environment as a directory
 ///
@@ -50,6 +50,9 @@ pub struct Args {
     /// The mount ends with the sessions inside
     #[arg(long, hide = true, requires = "background_child")]
     session: bool,
+    /// Serve in a user namespace with the ids of /etc/subuid
+    #[arg(long, hide = true, requires = "session")]
+    id_ranges: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -117,6 +120,9 @@ impl Args {
     fn serve_background(&self, global: &Global, told: &mut bool) -> Result<(), Failure> {
         // The terminal's signals are not for us, and no directory but the mount point is kept busy.
         nix::unistd::setsid().map_err(std::io::Error::from)?;
+        if self.id_ranges {
+            leave_host()?;
+        }
         let engine = global.engine()?;
         let env = engine.find(self.env.as_deref().unwrap_or_default())?;
         let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
@@ -140,6 +146,8 @@ impl Args {
             allow_other: self.allow_other,
             threads: self.threads,
             session: self.session,
+            ranges: None,
+            has_ground: self.id_ranges,
         }
     }
 }

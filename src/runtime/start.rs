@@ -1,0 +1,166 @@
+//! Making the inside: process 1 and its namespaces, in which commands are run then.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::prctl;
+use nix::unistd::Pid;
+
+use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
+use super::namespaces::Namespaces;
+use super::plan::Preparation;
+use super::supervise::{SignalMask, failed, skipped};
+use super::{RuntimeError, Session, init, refusal, sys};
+
+/// An inside that is ready for commands ([`join`](super::join)). It ends, with everything in it, when all copies of `lifeline`
+/// are closed.
+#[derive(Debug)]
+pub struct Started {
+    /// What a command has to enter.
+    pub namespaces: Namespaces,
+    /// Process 1 lives while a copy of this is open anywhere.
+    pub lifeline: OwnedFd,
+    /// Process 1, a child of this process.
+    pub init: Pid,
+}
+
+impl Started {
+    /// Closes this copy of the lifeline and waits until nothing lives inside any more. The other copies must be closed too.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Supervise`].
+    pub fn end(self) -> Result<(), RuntimeError> {
+        let Started { namespaces, lifeline, init } = self;
+        drop((namespaces, lifeline));
+        reap(init)
+    }
+}
+
+/// Makes the inside of a session. What the command is does not matter here.
+///
+/// `ground`: the user and mount namespace in which the root is mounted, where they are not this process's own.
+///
+/// # Errors
+/// [`RuntimeError`]; nothing is left then.
+pub fn start(session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError> {
+    let mut preparation = Preparation::new(session, ground.is_some())?;
+    let (outer, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
+    let mut kinds = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC;
+    if preparation.id_map.is_some() {
+        kinds |= CloneFlags::CLONE_NEWUSER;
+    }
+    if preparation.isolate_network {
+        kinds |= CloneFlags::CLONE_NEWNET;
+    }
+    // The processes to come start with all signals blocked.
+    let mask = SignalMask::block_all().map_err(failed("block signals"))?;
+    let init = match &ground {
+        None => match sys::clone_process(kinds).map_err(refusal::namespaces)? {
+            Some(init) => init,
+            None => {
+                // Or process 1 would keep karapace's end open and never see it close.
+                drop(outer);
+                init::main(&mut preparation, &inner)
+            }
+        },
+        Some(ground) => {
+            let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))?
+            else {
+                drop(outer);
+                from_ground(ground, kinds, &mut preparation, &inner)
+            };
+            started(&outer, helper)?
+        }
+    };
+    drop((inner, mask));
+    match prepared(&outer, init, kinds) {
+        Ok(namespaces) => {
+            let namespaces = match ground {
+                Some(ground) => namespaces.complete(ground),
+                None => namespaces,
+            };
+            Ok(Started { namespaces, lifeline: outer.into_fd(), init })
+        }
+        Err(error) => {
+            drop(outer);
+            reap(init)?;
+            Err(error)
+        }
+    }
+}
+
+/// Waits until process 1 has prepared everything. Gives its namespaces.
+fn prepared(channel: &Channel, init: Pid, kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
+    // Now: once it begins it lets nobody look at it.
+    let namespaces = Namespaces::of(init, kinds)?;
+    channel.order(Order::Prepare).map_err(failed("start the session"))?;
+    let mut buffer = MessageBuffer::new();
+    loop {
+        match channel.next_report(&mut buffer).map_err(failed("hear from the session"))? {
+            Some(Report::Ready) => return Ok(namespaces),
+            Some(Report::Skipped(failure)) => skipped(&failure),
+            Some(Report::Failed(failure)) => return Err(refusal::setup(&failure)),
+            other => {
+                tracing::debug!(?other, "instead of being ready");
+                return Err(failed("start the session")(Errno::ECHILD));
+            }
+        }
+    }
+}
+
+/// In a process of its own: enters the ground and makes process 1 there, as a child of karapace.
+fn from_ground(
+    ground: &Namespaces,
+    kinds: CloneFlags,
+    preparation: &mut Preparation,
+    channel: &Channel,
+) -> ! {
+    let enter = || {
+        ground.enter()?;
+        // Entering a user namespace closes a process to others; karapace has still to open the namespaces.
+        prctl::set_dumpable(true)?;
+        sys::clone_process(kinds | CloneFlags::CLONE_PARENT)
+    };
+    match enter() {
+        Ok(None) => init::main(preparation, channel),
+        other => sys::exit(announce(other, channel)),
+    }
+}
+
+/// Tells karapace what came of making a process for it. Gives the status to end with.
+pub(super) fn announce(made: Result<Option<Pid>, Errno>, channel: &Channel) -> i32 {
+    let report = match made {
+        Ok(pid) => Report::Started(pid.map_or(0, Pid::as_raw)),
+        Err(errno) => Report::Failed(Failure { action: "enter", path: b"the session", errno }),
+    };
+    // When nobody listens any more there is nobody to tell.
+    i32::from(channel.report(&report).is_err())
+}
+
+/// The process that `helper`, which ends now, made for us.
+pub(super) fn started(channel: &Channel, helper: Pid) -> Result<Pid, RuntimeError> {
+    let mut buffer = MessageBuffer::new();
+    let report = channel.next_report(&mut buffer).map_err(failed("hear from the session"))?;
+    let made = match report {
+        Some(Report::Started(pid)) => Ok(Pid::from_raw(pid)),
+        Some(Report::Failed(failure)) => Err(refusal::setup(&failure)),
+        other => {
+            tracing::debug!(?other, "instead of a process");
+            Err(failed("enter the session")(Errno::ECHILD))
+        }
+    };
+    reap(helper)?;
+    made
+}
+
+/// Waits for the end of a child; one that the kernel has reaped already (SIGCHLD is ignored) is no error.
+pub(super) fn reap(child: Pid) -> Result<(), RuntimeError> {
+    match sys::wait(Some(child), 0) {
+        Ok(_) | Err(Errno::ECHILD) => Ok(()),
+        Err(errno) => Err(failed("wait for the session")(errno)),
+    }
+}

@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# Sessions of one environment: a second one joins the first, each ends for itself, stop ends all; an ordinary user has the
+# ids of /etc/subuid inside.
+# runs as: root user
+. "$(dirname "$0")/../checks.sh"
+ENV=shared
+DIR=$MOUNTS/$ENV
+
+setup() { karapace import "$MINBASE_TAR" --name "$ENV"; }
+x() { karapace exec "$ENV" -- "$@"; }
+state() { inspect "$ENV" 'd["state"]'; }
+idle() { [ "$(state)" = Built ]; }
+# sleeping MARK: how many processes of the machine sleep that long. Marks are numbers of seconds nobody else sleeps.
+sleeping() { pgrep -fxc "sleep $1" || true; }
+none_sleeps() { [ "$(sleeping "$1")" = 0 ]; }
+sleeps() { [ "$(sleeping "$1")" = "$2" ]; }
+# The process that serves the sessions, and is not to stay.
+no_server() { [ "$(inspect "$ENV" 'd["mount"]')" = None ]; }
+
+# begin MARK: a session that sleeps; its process id in $!.
+begin() {
+    karapace exec "$ENV" -- sleep "$1" </dev/null >/dev/null 2>&1 &
+    until_true 30 sleeps "$1" 1
+}
+
+ids() {
+    x sh -euc 'echo x >/srv/file; chown www-data:adm /srv/file; chmod 2755 /srv/file; stat -c "%U %G %a" /srv/file' >"$TMPDIR/ids"
+    equal ids "www-data adm 2755" "$(cat "$TMPDIR/ids")"
+    equal user "33 33" "$(karapace exec -u www-data "$ENV" -- sh -c 'echo $(id -u) $(id -g)')"
+    not_mounted "$DIR"
+    until_true 10 no_server
+    # On disk all belongs to whoever has the store: nothing was chowned.
+    equal owners "" "$(find "$STORE" ! -user "$(id -u)")"
+}
+
+packages() {
+    x sh -euc 'export DEBIAN_FRONTEND=noninteractive
+        apt-get -q update
+        apt-get -q -y --no-install-recommends install openssh-client
+        stat -c "%a %G" /usr/bin/ssh-agent; getent group _ssh; ssh -V' >"$TMPDIR/apt" 2>&1 || { cat "$TMPDIR/apt"; return 1; }
+    grep -q '^2755 _ssh' "$TMPDIR/apt"
+    grep -q '^OpenSSH' "$TMPDIR/apt"
+}
+
+joined() {
+    begin 71001
+    local first=$!
+    equal state Running "$(state)"
+    equal seen 1 "$(x sh -c 'for p in /proc/[0-9]*; do tr "\0" " " <$p/cmdline 2>/dev/null; echo; done' | grep -c '^sleep 71001')"
+    for kind in mnt pid uts ipc; do
+        x readlink "/proc/self/ns/$kind"
+    done >"$TMPDIR/joined"
+    x sh -c 'for p in /proc/[0-9]*; do [ "$(tr "\0" " " <$p/cmdline)" != "sleep 71001 " ] || for k in mnt pid uts ipc; do readlink $p/ns/$k; done; done' >"$TMPDIR/first"
+    diff "$TMPDIR/joined" "$TMPDIR/first"
+    equal user 33 "$(karapace exec -u www-data -w /srv -e A=b "$ENV" -- sh -c 'id -u')"
+    equal workdir "/srv b" "$(karapace exec -w /srv -e A=b "$ENV" -- sh -c 'echo $PWD $A')"
+    status_of 42 x sh -c 'exit 42'
+    status_of 143 x sh -c 'kill -TERM $$'
+    status_of 127 x no-such-program
+    # Who is inside can end what another session runs.
+    x sh -c 'for p in /proc/[0-9]*; do [ "$(tr "\0" " " <$p/cmdline)" != "sleep 71001 " ] || kill ${p#/proc/}; done'
+    local status=0
+    wait "$first" || status=$?
+    equal status 143 "$status"
+    until_true 20 idle
+}
+
+other_options() {
+    begin 71002
+    local first=$!
+    local status=0
+    karapace exec --ctl "$ENV" -- true >"$TMPDIR/refused" 2>&1 || status=$?
+    equal status 125 "$status"
+    says 'begun with --ctl false, not true'
+    says 'karapace stop'
+    kill "$first"
+    wait "$first" || true
+}
+
+mount_refused() {
+    begin 71003
+    local first=$!
+    x sh -c 'echo committed >/srv/while'
+    refused karapace mount "$ENV"
+    says "karapace stop $ENV"
+    karapace commit "$ENV" --name while
+    x sh -c 'echo changed >/srv/while'
+    karapace diff "$ENV" | has -E '^M +/srv/while$'
+    karapace restore "$ENV" while
+    equal restored committed "$(x cat /srv/while)"
+    kill "$first"
+    wait "$first" || true
+    until_true 20 no_server
+    karapace mount "$ENV"
+    equal "on the host" committed "$(cat "$DIR/srv/while")"
+    karapace umount "$ENV"
+}
+
+first_leaves() {
+    begin 71004
+    local first=$!
+    begin 71005
+    local second=$!
+    kill "$first"
+    wait "$first" || true
+    sleeps 71005 1
+    equal "still there" there "$(x echo there)"
+    equal state Running "$(state)"
+    kill "$second"
+    wait "$second" || true
+    until_true 20 idle
+    until_true 20 no_server
+}
+
+killed() {
+    karapace exec "$ENV" -- sh -c 'sleep 71006 & (setsid sleep 71006 &) ; sleep 71006' </dev/null >/dev/null 2>&1 &
+    local first=$!
+    until_true 30 sleeps 71006 3
+    begin 71007
+    local second=$!
+    kill -KILL "$first"
+    wait "$first" || true
+    until_true 20 none_sleeps 71006
+    sleeps 71007 1
+    equal "still there" there "$(x echo there)"
+    kill -KILL "$second"
+    wait "$second" || true
+    until_true 20 none_sleeps 71007
+    # Process 1 and the mount went too, though nobody has looked.
+    until_true 20 sh -c '! pgrep -x karapace-init'
+    until_true 20 no_server
+}
+
+stopped() {
+    begin 71008
+    local first=$!
+    karapace exec "$ENV" -- sh -c 'trap "" TERM; while :; do sleep 71009; done' </dev/null >/dev/null 2>&1 &
+    local second=$!
+    until_true 30 sleeps 71009 1
+    local status=0
+    karapace stop --time 1 "$ENV"
+    equal state Built "$(state)"
+    none_sleeps 71008
+    none_sleeps 71009
+    wait "$first" || status=$?
+    equal "ended by SIGTERM" 143 "$status"
+    status=0
+    wait "$second" || status=$?
+    equal "killed" 137 "$status"
+    no_server
+    karapace stop "$ENV" 2>&1 | has 'nothing runs'
+}
+
+host_mount_stays() {
+    karapace mount "$ENV"
+    begin 71010
+    local first=$!
+    equal joined 1 "$(x sh -c 'cat /proc/[0-9]*/cmdline | tr "\0" " " | grep -c "sleep 71010"')"
+    refused karapace umount "$ENV"
+    says 'karapace stop'
+    karapace stop "$ENV"
+    wait "$first" || true
+    mounted "$DIR"
+    equal "goes on" there "$(x echo there)"
+    # What is killed takes its inside along, also here.
+    begin 71011
+    first=$!
+    kill -KILL "$first"
+    wait "$first" || true
+    until_true 20 none_sleeps 71011
+    until_true 20 sh -c '! pgrep -x karapace-init'
+    test -e "$DIR/etc/os-release"
+    karapace umount "$ENV"
+}
+
+large_stream() {
+    head -c 1073741824 /dev/zero | x sh -c 'cat' | sha256sum >"$TMPDIR/streamed"
+    equal "1 GiB" "$(head -c 1073741824 /dev/zero | sha256sum)" "$(cat "$TMPDIR/streamed")"
+}
+
+need "a Debian, not mounted" setup
+check "every id inside, and nothing is chowned outside" ids
+check "apt-get installs a package with setgid files and system users" packages
+check "a second session joins the first: processes, namespaces, users, statuses" joined
+check "a session with other options is refused" other_options
+check "meanwhile a mount is refused; commit, diff and restore work" mount_refused
+check "the first session ends, the second goes on" first_leaves
+check "kill -9 takes its own session only; of all, everything" killed
+check "stop: SIGTERM, then SIGKILL; nothing survives" stopped
+check "stop leaves a host mount alone" host_mount_stays
+check "1 GiB through exec" large_stream
+check "the store is sound" karapace verify-store
+finish_suite
