@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{User, geteuid};
 
 use super::{Check, on_path};
+use crate::runtime::ranges;
 
-/// Ids that an environment's own users and groups take.
-const RANGE: u64 = 65_536;
+/// Ids that an environment's own users and groups take: nobody is 65534.
+const RANGE: u32 = 65_534;
 
 pub(super) fn fusermount() -> Check {
     const NAME: &str = "fusermount3";
@@ -33,41 +34,24 @@ fn is_setuid_root(path: &Path) -> bool {
 
 pub(super) fn id_range() -> Check {
     const NAME: &str = "id range";
-    let uid = geteuid();
-    if uid.is_root() {
+    if geteuid().is_root() {
         return Check::ok(NAME, "not needed by root");
     }
-    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
-    for program in ["newuidmap", "newgidmap"] {
-        if on_path(program).is_none() {
-            return Check::warning(
-                NAME,
-                format!("{program} is missing: one id inside"),
-                "sudo apt install uidmap",
-            );
-        }
-    }
-    for file in ["/etc/subuid", "/etc/subgid"] {
-        let table = fs::read_to_string(file).unwrap_or_default();
-        let most = granted(&table, &name, uid.as_raw());
-        if most < RANGE {
-            let found = format!("{file} gives {name} {most} ids, {RANGE} are needed: one id inside");
+    match ranges::available() {
+        Ok(ranges) if ranges.count() > RANGE => Check::ok(NAME, format!("{} ids inside", ranges.count())),
+        Ok(ranges) => {
+            let found =
+                format!("{} ids inside: users and groups of most distributions need more", ranges.count());
+            let name = User::from_uid(geteuid()).ok().flatten();
+            let name = name.map_or_else(|| geteuid().to_string(), |user| user.name);
             let mend = format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}");
-            return Check::warning(NAME, found, mend);
+            Check::warning(NAME, found, mend)
+        }
+        Err(reason) => {
+            let mend = format!("as root: {}", reason.cure());
+            Check::warning(NAME, format!("{reason}: one id inside"), mend)
         }
     }
-    Check::ok(NAME, format!("{RANGE} ids of /etc/subuid and /etc/subgid"))
-}
-
-/// The largest range that a table gives a user, who stands in it by name or number.
-fn granted(table: &str, name: &str, uid: u32) -> u64 {
-    let count = |line: &str| {
-        let mut fields = line.split(':');
-        let owner = fields.next()?;
-        let count = fields.nth(1)?.trim().parse().ok()?;
-        (owner == name || owner == uid.to_string()).then_some(count)
-    };
-    table.lines().filter_map(count).max().unwrap_or(0)
 }
 
 pub(super) fn allow_other() -> Check {
@@ -100,18 +84,5 @@ pub(super) fn runtime_dir() -> Check {
             Check::warning(NAME, found, format!("chmod 0700 '{}', as its owner", dir.display()))
         }
         Err(e) => Check::warning(NAME, format!("{}: {e}", dir.display()), mend),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_by_name_or_number() {
-        let table = "root:1:5\nme:100000:65536\n1000:7:9\nother:1:99999\nbroken\nme:x:y\n";
-        for (name, uid, expected) in [("me", 5, 65536), ("you", 1000, 9), ("none", 1, 0), ("broken", 2, 0)] {
-            assert_eq!(granted(table, name, uid), expected, "{name}");
-        }
     }
 }
