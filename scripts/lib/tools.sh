@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Test suites that others wrote and that no Debian package has: installed from crates.io, in the version that our
-# suites were written for, under target/tools. Sourced after common.sh.
+# Programs that others wrote and that no Debian package has, for tests and measurements: installed from crates.io, in the
+# version that ours were written for, under target/tools. Sourced after common.sh.
 
 # Where they are.
 TOOLS=$TARGET/tools/bin
@@ -10,6 +10,8 @@ tool_version() {
     case $1 in
     pjdfstest) echo 0.2.2 ;;
     fsx) echo 0.3.2 ;;
+    fuse-overlayfs) echo 2.0.0 ;;
+    b3sum) echo 1.8.7 ;;
     *) die "no version of $1 is chosen: add it to scripts/lib/tools.sh" ;;
     esac
 }
@@ -18,7 +20,7 @@ tool_version() {
 ensure_tool() {
     local version
     version=$(tool_version "$1") || exit 1
-    [ "$("$TOOLS/$1" --version 2>/dev/null)" != "$1 $version" ] || return 0
+    [[ "$("$TOOLS/$1" --version 2>/dev/null)" != *" $version" ]] || return 0
     say "installing $1 $version under $TARGET/tools: about a minute"
     cargo install --quiet --locked --force --root "$TARGET/tools" --version "$version" "$1" >&2 ||
         die "cargo install $1 failed: see above; it needs the network once"
