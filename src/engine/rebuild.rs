@@ -91,16 +91,21 @@ impl Engine {
         }
         let intent = Intent::Replace { instance: metadata.instance, old: old.instance };
         let intent = Wal::begin(self.store(), intent)?;
+        let (dir, old_dir) = (self.env_dir(&metadata.instance), self.env_dir(&old.instance));
+        let step =
+            |name: &'static str, dir: &Path| fail::point(name).map_err(|e| Error::io("replace", dir, e));
+        step("replace.begun", &dir)?;
         self.make_env_dir(&metadata.instance)?;
         let names = self.lock_names()?;
         self.check_name_free(&metadata.name, Some(&old.instance))?;
+        step("replace.record", &dir)?;
         // From here on the new one stands; a crash leaves the old one to the next start, which removes it.
         metadata.save(self.store())?;
+        step("replace.old", &old_dir)?;
         Metadata::delete(self.store(), &old.instance)?;
         drop(names);
-        let dir = self.env_dir(&old.instance);
-        let removed = fail::point("destroy.dir").and_then(|()| std::fs::remove_dir_all(&dir));
-        removed.map_err(|e| Error::io("remove", &dir, e))?;
+        let removed = fail::point("replace.dir").and_then(|()| std::fs::remove_dir_all(&old_dir));
+        removed.map_err(|e| Error::io("remove", &old_dir, e))?;
         drop(lock);
         intent.finish()?;
         Ok(metadata)

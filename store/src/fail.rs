@@ -68,6 +68,10 @@ pub const POINTS: &[&str] = &[
     // Environments.
     "create.dir",
     "create.record",
+    "replace.begun",
+    "replace.record",
+    "replace.old",
+    "replace.dir",
     "destroy.dir",
 ];
 

@@ -29,6 +29,8 @@ pub enum Step {
     Verify,
     ImportOther,
     DestroyOther,
+    /// Puts what the base is in the place of the environment, which is not mounted; what is uncommitted becomes a snapshot.
+    Rebuild,
     /// Imports the other environment, or destroys it when it is there.
     SwapOther,
     Umount,
@@ -55,6 +57,8 @@ impl std::fmt::Debug for Broken {
 pub struct Session {
     pub world: World,
     pub model: Tree,
+    /// What the environment was made of.
+    base: Tree,
     pub snapshots: Vec<Snapshot>,
     pub generator: Generator,
     /// What a snapshot may hold that was begun and not acknowledged.
@@ -95,6 +99,7 @@ impl Session {
     fn of(world: World, model: Tree, seed: u64) -> Session {
         Session {
             world,
+            base: model.clone(),
             model,
             snapshots: Vec::new(),
             generator: Generator::new(seed),
@@ -142,6 +147,7 @@ impl Session {
                 self.command(&["import", &base, "--name", OTHER])
             }
             Step::DestroyOther => self.command(&["destroy", "--yes", OTHER]),
+            Step::Rebuild => self.rebuild(),
             Step::Umount => {
                 self.world.umount().map_err(|error| self.broken("umount", &error))?;
                 self.mounted = false;
@@ -318,6 +324,25 @@ impl Session {
             self.settle_tree(&target.trees, None).map_err(|error| self.broken("restore", &error))?;
             self.list(&[before]).map_err(|error| self.broken("restore", &error))?;
         }
+        Ok(())
+    }
+
+    /// Until the new one stands the old one does, with its name and its snapshots.
+    fn rebuild(&mut self) -> Ran {
+        self.unacknowledged = vec![self.model.clone()];
+        let manifest = self.world.manifest().map_err(|error| self.broken("rebuild", &error.to_string()))?;
+        if let Err(mut broken) = self.command(&["rebuild", &manifest.to_string_lossy(), "--name", ENV]) {
+            broken.allowed.push(self.base.clone());
+            return Err(broken);
+        }
+        let listed = self.world.listed().map_err(|error| self.broken("rebuild", &error))?;
+        let known: Vec<&str> = self.snapshots.iter().map(|snapshot| snapshot.hash.as_str()).collect();
+        let saved = listed.into_iter().filter(|hash| !known.contains(&hash.as_str()));
+        let saved = saved.map(|hash| Snapshot { hash, trees: self.unacknowledged.clone() });
+        let saved: Vec<Snapshot> = saved.collect();
+        self.snapshots.extend(saved);
+        self.generator.restart();
+        self.restored = Some(vec![self.base.clone()]);
         Ok(())
     }
 

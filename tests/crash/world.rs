@@ -69,6 +69,13 @@ impl World {
         self.dir.join("base")
     }
 
+    /// A manifest of the base.
+    pub fn manifest(&self) -> io::Result<PathBuf> {
+        let path = self.dir.join("karapace.toml");
+        fs::write(&path, format!("manifest_version = 1\n[base]\nimage = {:?}\n", self.base()))?;
+        Ok(path)
+    }
+
     pub fn store(&self) -> PathBuf {
         self.dir.join("store")
     }
