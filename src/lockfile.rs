@@ -39,9 +39,11 @@ pub enum LockError {
     },
     /// The ids do not match the content.
     #[error(
-        "lock file was edited: env_id is {stored}, its content gives {computed}; run `karapace build` without --locked to write it anew"
+        "lock file was edited: {field} is {stored}, its content gives {computed}; run `karapace build` without --locked to write it anew"
     )]
     Integrity {
+        /// Which id.
+        field: &'static str,
         /// What the file says.
         stored: String,
         /// What its content gives.
@@ -180,10 +182,14 @@ impl LockFile {
     /// Recomputes the ids and compares.
     pub fn verify_integrity(&self) -> Result<(), LockError> {
         let computed = identity::env_id(self);
-        if computed != self.env_id || self.short_id != identity::short_id(&computed) {
-            return Err(LockError::Integrity { stored: self.env_id.clone(), computed });
+        let short = identity::short_id(&computed).to_owned();
+        let ids = [("env_id", &self.env_id, computed), ("short_id", &self.short_id, short)];
+        match ids.into_iter().find(|(_, stored, computed)| *stored != computed) {
+            Some((field, stored, computed)) => {
+                Err(LockError::Integrity { field, stored: stored.clone(), computed })
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Checks that `manifest` still asks for what this lock pins, and names what drifted.
@@ -206,8 +212,11 @@ impl LockFile {
         );
         compare("cpu_shares", limit(wanted.cpu_shares), limit(self.cpu_shares));
         compare("memory_limit_mb", limit(wanted.memory_limit_mb), limit(self.memory_limit_mb));
-        let mount = |m: &LockedMount| format!("{}={}:{}", m.label, m.host_path, m.container_path);
-        compare_sets("mounts", wanted.mounts.iter().map(mount), self.mounts.iter().map(mount), &mut drift);
+        let labels: BTreeSet<&str> =
+            wanted.mounts.iter().chain(&self.mounts).map(|mount| mount.label.as_str()).collect();
+        for label in labels {
+            compare(&format!("mounts.{label}"), place(&wanted.mounts, label), place(&self.mounts, label));
+        }
         let apps = manifest.gui.apps.iter().cloned();
         compare_sets("gui.apps", apps, self.resolved_apps.iter().cloned(), &mut drift);
         let packages = manifest.system.packages.iter().cloned();
@@ -224,6 +233,12 @@ fn locked_mounts(manifest: &Manifest) -> Vec<LockedMount> {
         container_path: mount.container.clone(),
     };
     manifest.mounts.iter().map(mount).collect()
+}
+
+/// The mount of a label, as a manifest has it.
+fn place(mounts: &[LockedMount], label: &str) -> String {
+    let mount = mounts.iter().find(|mount| mount.label == label);
+    mount.map_or_else(|| "none".to_owned(), |m| quoted(&format!("{}:{}", m.host_path, m.container_path)))
 }
 
 fn quoted(text: &str) -> String {
@@ -284,39 +299,129 @@ mod tests {
         assert!(LockFile::parse(&format!("surprise = 1\n{text}"), origin).is_err());
     }
 
+    /// Every field of the lock that a manifest has a say in, with what stands on either side.
     #[test]
     fn drift_is_named() {
-        let table: &[(&str, &str, &[&str], Option<&str>)] = &[
-            ("", "", &[], None),
-            ("[system]\npackages=[\"git\"]", "[system]\npackages=[\"git\"]", &["git"], None),
-            ("[system]\npackages=[\"git\",\"vim\"]", "", &["git"], Some("\"vim\" is not in the lock")),
-            ("", "", &["git"], Some("system.packages: \"git\" is in the lock only")),
-            ("[gui]\napps=[\"a\"]", "", &[], Some("gui.apps: \"a\" is not in the lock")),
-            ("[hardware]\ngpu=true", "", &[], Some("hardware.gpu: the manifest has true, the lock false")),
-            ("[hardware]\naudio=true", "", &[], Some("hardware.audio")),
+        let table: &[(&str, &str, &[&str], &[&str])] = &[
+            ("", "", &[], &[]),
+            ("[system]\npackages=[\"git\"]", "[system]\npackages=[\"git\"]", &["git"], &[]),
+            (
+                "[system]\npackages=[\"git\",\"vim\"]",
+                "",
+                &["git"],
+                &["system.packages: \"vim\" is not in the lock"],
+            ),
+            ("", "", &["git"], &["system.packages: \"git\" is in the lock only"]),
+            ("[gui]\napps=[\"a\"]", "", &[], &["gui.apps: \"a\" is not in the lock"]),
+            (
+                "[gui]\napps=[\"b\"]",
+                "[gui]\napps=[\"a\"]",
+                &[],
+                &["gui.apps: \"b\" is not in the lock", "gui.apps: \"a\" is in the lock only"],
+            ),
+            ("[hardware]\ngpu=true", "", &[], &["hardware.gpu: the manifest has true, the lock false"]),
+            ("", "[hardware]\naudio=true", &[], &["hardware.audio: the manifest has false, the lock true"]),
+            (
+                "[mounts]\nw=\".:/w\"",
+                "[mounts]\nw=\"/tmp:/w\"",
+                &[],
+                &["mounts.w: the manifest has \".:/w\", the lock \"/tmp:/w\""],
+            ),
             (
                 "[mounts]\nw=\".:/w\"",
                 "[mounts]\nw=\".:/x\"",
                 &[],
-                Some("mounts: \"w=.:/w\" is not in the lock"),
+                &["mounts.w: the manifest has \".:/w\", the lock \".:/x\""],
             ),
-            ("[runtime]\nbackend=\"oci\"", "", &[], Some("runtime.backend: the manifest has oci")),
-            ("[runtime]\nnetwork_isolation=true", "", &[], Some("runtime.network_isolation")),
-            ("[runtime.resource_limits]\ncpu_shares=1", "", &[], Some("the manifest has 1, the lock none")),
-            ("[runtime.resource_limits]\nmemory_limit_mb=1", "", &[], Some("memory_limit_mb")),
+            (
+                "[mounts]\nw=\".:/w\"",
+                "[mounts]\nx=\".:/w\"",
+                &[],
+                &[
+                    "mounts.w: the manifest has \".:/w\", the lock none",
+                    "mounts.x: the manifest has none, the lock \".:/w\"",
+                ],
+            ),
+            (
+                "[runtime]\nbackend=\"oci\"",
+                "",
+                &[],
+                &["runtime.backend: the manifest has oci, the lock namespace"],
+            ),
+            (
+                "[runtime]\nnetwork_isolation=true",
+                "",
+                &[],
+                &["runtime.network_isolation: the manifest has true, the lock false"],
+            ),
+            (
+                "[runtime.resource_limits]\ncpu_shares=1",
+                "",
+                &[],
+                &["cpu_shares: the manifest has 1, the lock none"],
+            ),
+            (
+                "[runtime.resource_limits]\nmemory_limit_mb=1",
+                "[runtime.resource_limits]\nmemory_limit_mb=2",
+                &[],
+                &["memory_limit_mb: the manifest has 1, the lock 2"],
+            ),
         ];
-        for (asked, locked, packages, expected) in table {
-            let result = lock(locked, packages).verify_manifest_intent(&manifest(asked));
-            match expected {
-                None => result.unwrap(),
-                Some(text) => {
-                    let message = result.unwrap_err().to_string();
-                    assert!(message.contains(text), "{message}");
-                }
-            }
+        let message = |lock: &LockFile, manifest: &Manifest| match lock.verify_manifest_intent(manifest) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let whole = |drift: &str| {
+            format!(
+                "the manifest and the lock file disagree: {drift}; run `karapace build` without --locked to resolve again"
+            )
+        };
+        for (asked, locked, packages, drift) in table {
+            let found = message(&lock(locked, packages), &manifest(asked));
+            let expected = if drift.is_empty() { String::new() } else { whole(&drift.join("; ")) };
+            assert_eq!(found, expected);
         }
-        let mut moved = lock("", &[]);
-        moved.base_image = "./b.tar".into();
-        assert!(moved.verify_manifest_intent(&manifest("")).unwrap_err().to_string().contains("base.image"));
+        let moved = LockFile { base_image: "./b.tar".into(), ..lock("", &[]) };
+        let expected = whole("base.image: the manifest has \"./a.tar\", the lock \"./b.tar\"");
+        assert_eq!(message(&moved, &manifest("")), expected);
+    }
+
+    /// Every field that the ids are made of, and the ids.
+    #[test]
+    fn edited_locks_are_told() {
+        let good = lock("[mounts]\nw = \"./:/w\"\n", &["git"]);
+        type Edit = fn(&mut LockFile);
+        let table: [(&str, Edit); 13] = [
+            ("base_image_digest", |lock| lock.base_image_digest = "c".repeat(64)),
+            ("a package's name", |lock| lock.resolved_packages[0].name = "hg".into()),
+            ("a package's version", |lock| lock.resolved_packages[0].version = "2".into()),
+            ("resolved_apps", |lock| lock.resolved_apps.push("x".into())),
+            ("runtime_backend", |lock| lock.runtime_backend = "oci".into()),
+            ("hardware_gpu", |lock| lock.hardware_gpu = true),
+            ("hardware_audio", |lock| lock.hardware_audio = true),
+            ("network_isolation", |lock| lock.network_isolation = true),
+            ("a mount's label", |lock| lock.mounts[0].label = "x".into()),
+            ("a mount's host path", |lock| lock.mounts[0].host_path = "/".into()),
+            ("a mount's place", |lock| lock.mounts[0].container_path = "/x".into()),
+            ("cpu_shares", |lock| lock.cpu_shares = Some(1)),
+            ("memory_limit_mb", |lock| lock.memory_limit_mb = Some(1)),
+        ];
+        for (what, edit) in table {
+            let mut edited = good.clone();
+            edit(&mut edited);
+            let told = edited.verify_integrity().unwrap_err().to_string();
+            let expected = format!(
+                "lock file was edited: env_id is {}, its content gives {}; run `karapace build` without --locked to write it anew",
+                good.env_id,
+                identity::env_id(&edited)
+            );
+            assert_eq!(told, expected, "{what}");
+        }
+        let other = LockFile { env_id: "d".repeat(64), ..good.clone() };
+        let told = other.verify_integrity().unwrap_err().to_string();
+        assert!(told.contains(&format!("env_id is {}, its content gives {}", other.env_id, good.env_id)));
+        let other = LockFile { short_id: "d".repeat(12), ..good.clone() };
+        let told = other.verify_integrity().unwrap_err().to_string();
+        assert!(told.contains(&format!("short_id is dddddddddddd, its content gives {}", good.short_id)));
     }
 }
