@@ -6,7 +6,6 @@ use karapace_store::lock::StoreLock;
 use karapace_store::metadata::{EnvState, Metadata, SnapshotEntry};
 
 use super::create::check_name_early;
-use super::instance::Status;
 use super::reference::{self, LayerRef};
 use super::{Engine, Error, Report, Result};
 
@@ -71,10 +70,10 @@ impl Engine {
 
     /// Says what a clone of the head leaves behind. That it cannot be counted is no reason to make no clone.
     fn tell_left_behind(&self, env: &Metadata, name: &str, report: &dyn Report) {
-        match self.request_status(env) {
-            Ok(Status { dirty_files: 0, .. }) => {}
-            Ok(Status { dirty_files, .. }) => report.note(&format!(
-                "{dirty_files} uncommitted changes of {} are not in {name}; with --commit they would be",
+        match self.count_uncommitted(env) {
+            Ok(0) => {}
+            Ok(count) => report.note(&format!(
+                "{count} uncommitted changes of {} are not in {name}; with --commit they would be",
                 env.name
             )),
             Err(error) => report.note(&format!(

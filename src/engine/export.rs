@@ -100,7 +100,7 @@ impl Engine {
     }
 
     fn note_uncommitted(&self, env: &Metadata, report: &dyn Report) -> Result<()> {
-        let dirty = self.request_status(env)?.dirty_files;
+        let dirty = self.count_uncommitted(env)?;
         if dirty > 0 {
             let name = &env.name;
             report.note(&format!(
