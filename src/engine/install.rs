@@ -307,11 +307,8 @@ impl Session<'_, '_> {
         for (key, value) in self.manager.variables() {
             command.arg("--env").arg(format!("{key}={value}"));
         }
-        for key in PROXIES {
-            if let Ok(value) = std::env::var(key) {
-                command.arg("--env").arg(format!("{key}={value}"));
-            }
-        }
+        // By name: they may hold a password, and everybody can read a command line.
+        command.args(PROXIES.iter().flat_map(|key| ["--pass", key]));
         command.arg(self.scratch.env.instance.to_hex()).arg("--").args(argv);
         // A group of its own: an interruption from the terminal reaches it through us, once.
         command.process_group(0).stdin(Stdio::null()).stdout(writer).stderr(errors);

@@ -34,6 +34,9 @@ pub(super) struct SessionArgs {
     /// Set a variable
     #[arg(short = 'e', long = "env", value_name = "NAME=VALUE", value_parser = VariableParser)]
     variables: Vec<(OsString, OsString)>,
+    /// Set a variable to what the caller has; for values that no command line may show
+    #[arg(long, hide = true, value_name = "NAME")]
+    pass: Vec<String>,
     /// Let the control directory /.karapace be seen inside
     #[arg(long)]
     ctl: bool,
@@ -46,11 +49,12 @@ impl SessionArgs {
     pub(super) fn run(&self, global: &Global, env: &str, argv: &[OsString]) -> Result<i32, Failure> {
         let engine = global.engine()?;
         let env = engine.find(env)?;
+        let passed = self.pass.iter().filter_map(|key| Some((key.into(), std::env::var_os(key)?)));
         let options = EnterOptions {
             argv: argv.to_vec(),
             user: self.user.clone(),
             workdir: self.workdir.clone(),
-            env: self.variables.clone(),
+            env: passed.chain(self.variables.iter().cloned()).collect(),
             show_control: self.ctl,
             choices: Choices { home: self.home },
             output: None,
