@@ -120,6 +120,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     if cli.global.quiet {
         ui::be_quiet();
     }
+    if cli.global.quiet || cli.global.json {
+        ui::hide_progress_lines();
+    }
     start_log(&cli.global, cli.command.is_background());
     let is_session = cli.command.is_session();
     match cli.command.run(&cli.global) {

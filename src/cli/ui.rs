@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use karapace_store::import::Progress;
@@ -53,6 +54,14 @@ pub fn line(text: &str) -> io::Result<()> {
 /// Set by --quiet.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
+/// Set by --quiet and --json.
+static WITHOUT_LINES: AtomicBool = AtomicBool::new(false);
+
+/// From now on progress is not told in lines.
+pub fn hide_progress_lines() {
+    WITHOUT_LINES.store(true, Ordering::Relaxed);
+}
+
 /// From now on nothing but data, errors and notes is printed.
 pub fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
@@ -94,6 +103,41 @@ pub fn confirm(question: &str) -> io::Result<Option<bool>> {
     Ok(Some(matches!(reply.trim(), "y" | "Y" | "yes")))
 }
 
+/// Asks on the terminal which of several things it shall be, each a name and a line on it; an empty reply is the first. `None` when
+/// there is no terminal to ask on, or the input ends.
+pub fn choose(question: &str, choices: &[(String, String)]) -> io::Result<Option<usize>> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    let mut err = io::stderr();
+    writeln!(err, "{question}")?;
+    let width = choices.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    for (index, (name, line)) in choices.iter().enumerate() {
+        writeln!(err, "  {}  {name:width$}  {line}", index + 1)?;
+    }
+    loop {
+        write!(err, "number or name [1]: ")?;
+        let mut reply = String::new();
+        if io::stdin().lock().read_line(&mut reply)? == 0 {
+            writeln!(err)?;
+            return Ok(None);
+        }
+        if let Some(chosen) = chosen(reply.trim(), choices) {
+            return Ok(Some(chosen));
+        }
+        writeln!(err, "there is no {:?}", reply.trim())?;
+    }
+}
+
+/// Which of the choices a reply means.
+fn chosen(reply: &str, choices: &[(String, String)]) -> Option<usize> {
+    if reply.is_empty() {
+        return (!choices.is_empty()).then_some(0);
+    }
+    let number = reply.parse::<usize>().ok().filter(|number| (1..=choices.len()).contains(number));
+    number.map(|number| number - 1).or_else(|| choices.iter().position(|(name, _)| name == reply))
+}
+
 /// A letter of `diff` in its colour: A, M or D.
 pub fn change(letter: char) -> String {
     use anstyle::{AnsiColor, Style};
@@ -131,24 +175,46 @@ pub fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// Progress on stderr: a bar on a terminal, nothing elsewhere. Remarks always.
+/// Work that takes longer says so again when it ends, where there is no bar.
+const LONG: Duration = Duration::from_secs(2);
+
+/// Progress on stderr: a bar on a terminal; elsewhere a line when work begins, and one when long work ends. Remarks always.
 pub struct Bars {
     shown: bool,
+    in_lines: bool,
     shows_output: bool,
     current: Mutex<Option<Current>>,
 }
 
 /// The bar of the stretch of work under way.
 struct Current {
+    what: String,
+    since: Instant,
     bar: ProgressBar,
     entries: u64,
+}
+
+impl Current {
+    /// What was counted, for the line at the end.
+    fn done(&self) -> String {
+        let mut text = String::new();
+        if self.entries > 0 {
+            text.push_str(&format!("{} entries, ", self.entries));
+        }
+        if self.bar.position() > 0 {
+            text.push_str(&format!("{}, ", size(self.bar.position())));
+        }
+        text
+    }
 }
 
 impl Bars {
     /// Bars only where somebody watches.
     pub fn on_stderr() -> Bars {
+        let is_terminal = io::stderr().is_terminal();
         Bars {
-            shown: io::stderr().is_terminal() && !QUIET.load(Ordering::Relaxed),
+            shown: is_terminal && !QUIET.load(Ordering::Relaxed),
+            in_lines: !is_terminal && !WITHOUT_LINES.load(Ordering::Relaxed),
             shows_output: false,
             current: Mutex::new(None),
         }
@@ -200,7 +266,9 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 impl Report for Bars {
     fn begin(&self, what: &str, bytes: Option<u64>) {
-        if !self.shown {
+        if self.in_lines {
+            complain(&format!("{what} …"));
+        } else if !self.shown {
             return;
         }
         let (bar, template) = match bytes {
@@ -210,19 +278,32 @@ impl Report for Bars {
             ),
             None => (ProgressBar::no_length(), "{prefix:>12} {spinner} {binary_bytes} {msg} {elapsed}"),
         };
-        bar.set_draw_target(ProgressDrawTarget::stderr());
+        // Without a terminal it counts only.
+        bar.set_draw_target(if self.shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        });
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         bar.set_prefix(what.to_owned());
-        if let Some(old) = self.current.lock().replace(Current { bar, entries: 0 }) {
+        if let Some(old) = self.current.lock().replace(Current {
+            what: what.to_owned(),
+            since: Instant::now(),
+            bar,
+            entries: 0,
+        }) {
             old.bar.finish_and_clear();
         }
     }
 
     fn end(&self) {
-        if let Some(current) = self.current.lock().take() {
-            current.bar.finish_and_clear();
+        let Some(current) = self.current.lock().take() else { return };
+        current.bar.finish_and_clear();
+        let took = current.since.elapsed();
+        if self.in_lines && took >= LONG {
+            complain(&format!("{}: {}ended after {:.1} s", current.what, current.done(), took.as_secs_f64()));
         }
     }
 
@@ -249,6 +330,23 @@ impl Report for Bars {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replies_are_numbers_names_or_nothing() {
+        let choices = ["minimal", "dev"].map(|name| (name.to_owned(), String::new()));
+        for (reply, expected) in [
+            ("", Some(0)),
+            ("1", Some(0)),
+            ("2", Some(1)),
+            ("dev", Some(1)),
+            ("0", None),
+            ("3", None),
+            ("d", None),
+        ] {
+            assert_eq!(chosen(reply, &choices), expected, "{reply}");
+        }
+        assert_eq!(chosen("", &[]), None);
+    }
 
     #[test]
     fn paths_stay_on_their_line() {

@@ -1,15 +1,23 @@
+use clap::ValueEnum;
+
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::new::new_manifest;
+use crate::engine::Error;
+use crate::engine::new::{Template, new_manifest};
 
 /// Write a karapace.toml in the current directory
+///
+/// With neither a template nor an image, a terminal is asked for a template. With an image only, the template is minimal.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the environment that it is for
     name: String,
-    /// Base image: a path, file:// or http(s):// address of a root filesystem archive or directory
+    /// What it begins with
     #[arg(long)]
-    image: String,
+    template: Option<Template>,
+    /// Base image, in place of the template's: a name, or a path, file:// or http(s):// address of a root filesystem
+    #[arg(long)]
+    image: Option<String>,
     /// Replace a karapace.toml that is there
     #[arg(long)]
     force: bool,
@@ -17,14 +25,44 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let path = new_manifest(std::path::Path::new("."), &self.name, &self.image, self.force)?;
+        let template = match (self.template, &self.image) {
+            (Some(template), _) => template,
+            (None, Some(_)) => Template::Minimal,
+            (None, None) => ask()?,
+        };
+        let image = self.image.as_deref();
+        let path = new_manifest(std::path::Path::new("."), &self.name, template, image, self.force)?;
         let path = path.strip_prefix(".").unwrap_or(&path).display().to_string();
         if global.json() {
-            ui::json(&serde_json::json!({ "name": self.name, "manifest": path }))?;
+            let (template, _) = words(template);
+            ui::json(&serde_json::json!({ "name": self.name, "manifest": path, "template": template }))?;
         } else {
             ui::line(&path)?;
             ui::remark(&format!("next: karapace build {path} --name {}", self.name));
         }
         Ok(())
     }
+}
+
+/// Asks on the terminal for a template; the first is the default.
+fn ask() -> Result<Template, Failure> {
+    let all = Template::value_variants();
+    let choices: Vec<(String, String)> = all.iter().map(|template| words(*template)).collect();
+    if let Some(chosen) = ui::choose("What should the environment begin with?", &choices)? {
+        return Ok(all[chosen]);
+    }
+    let names: Vec<&str> = choices.iter().map(|(name, _)| name.as_str()).collect();
+    let names = names.join(", ");
+    Err(Error::Invalid(format!(
+        "what should the environment begin with? Name a template with --template ({names}), or an image with --image"
+    ))
+    .into())
+}
+
+/// What a template is called, and a line on it.
+fn words(template: Template) -> (String, String) {
+    let value = template.to_possible_value();
+    let value = value.as_ref();
+    let help = value.and_then(|value| value.get_help()).map(ToString::to_string);
+    (value.map(|value| value.get_name().to_owned()).unwrap_or_default(), help.unwrap_or_default())
 }
