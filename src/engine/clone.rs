@@ -2,12 +2,14 @@
 
 use karapace_store::id::InstanceId;
 use karapace_store::inode::Timestamp;
+use karapace_store::layer::LayerRecord;
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::{EnvState, Metadata, SnapshotEntry};
+use karapace_store::tree::Trees;
 
 use super::create::check_name_early;
 use super::reference::{self, LayerRef};
-use super::{Engine, Error, Report, Result};
+use super::{Engine, Error, Report, Result, damage};
 
 /// What is to be in the clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,10 @@ impl Engine {
             CloneFrom::Head | CloneFrom::Commit => "head",
         };
         let head = reference::resolve(&env, reference)?;
+        // What cannot be mounted is not given to another.
+        let root = LayerRecord::read(self.store(), &head.record)?.tree;
+        let read = Trees::new(self.store().clone()).root(&root).map(|_| ());
+        read.map_err(|error| damage::named(self.store(), &env.name, &[root], error.into()))?;
         let now = Timestamp::now();
         self.add_environment(Metadata {
             instance: InstanceId::random()?,

@@ -25,7 +25,7 @@ use nix::unistd::linkat;
 
 use super::layering::normalised;
 use super::reference::{self, LayerRef};
-use super::{Engine, Error, Report, Result};
+use super::{Engine, Error, Report, Result, damage};
 use crate::oci::{self, Archive, Blob, Directory, Documents, Layer};
 
 /// How much is gathered for one write.
@@ -96,7 +96,11 @@ impl Engine {
             Format::Oci => export.oci(target),
         };
         report.end();
-        exported
+        exported.map_err(|error| {
+            // Of what is exported first.
+            let roots: Vec<ObjectId> = export.chain.iter().rev().map(|(record, _)| record.tree).collect();
+            damage::named(self.store(), &env.name, &roots, error)
+        })
     }
 
     fn note_uncommitted(&self, env: &Metadata, report: &dyn Report) -> Result<()> {

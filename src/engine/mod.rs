@@ -9,6 +9,7 @@ pub mod clone;
 pub mod commit;
 pub mod control;
 pub mod create;
+mod damage;
 pub mod destroy;
 pub mod diff;
 pub mod doctor;

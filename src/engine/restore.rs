@@ -10,7 +10,7 @@ use super::commit::Keep;
 use super::instance::{Instance, RestoreOutcome, Wait};
 use super::layering::{Layering, normalised};
 use super::reference::{self, LayerRef};
-use super::{Engine, Error, Result};
+use super::{Engine, Error, Result, damage};
 
 /// How often a restore stores what was written meanwhile before it gives up.
 const ATTEMPTS: u32 = 20;
@@ -44,7 +44,11 @@ impl Instance {
         let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
         let paths = normalised(paths, &self.ignore)?;
         let swapped =
-            if paths.is_empty() { self.swap_whole(target)? } else { self.swap_paths(target, &paths)? };
+            if paths.is_empty() { self.swap_whole(target) } else { self.swap_paths(target, &paths) };
+        let swapped = swapped.map_err(|error| {
+            let env = self.metadata().name;
+            damage::named(self.store(), &env, &[target.root, self.view.head().root], error)
+        })?;
         fail::passed("restore.record");
         // The view is another one now: whatever fails here, the kernel has to hear of it.
         let head = self.view.head();

@@ -2,14 +2,16 @@
 //!
 //! Each is held with a flock by its maker; one that nobody holds is left over from a crash. Files appear complete
 //! (written under a temporary name, synced, renamed) and are made and swept under a lock on their directory, so that a
-//! sweep never takes one that is about to be held.
+//! sweep never takes one that is about to be held. A line with the blake3 of the content ends each: one wrong digit in an id would
+//! be another id.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
 
 use crate::atomic::fsync_dir;
 use crate::error::{IoContext, Result};
@@ -63,7 +65,8 @@ impl Drop for HeldFile {
         }
         match fs::remove_file(&self.path) {
             Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            // Where nothing can be removed, nothing is collected either.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {}
             Err(e) => tracing::warn!("removing {} failed: {e}", self.path.display()),
         }
     }
@@ -72,8 +75,17 @@ impl Drop for HeldFile {
 /// What a scan found: the content, and the file itself when its maker is dead (then held by us).
 pub(crate) struct Found {
     pub path: PathBuf,
-    pub bytes: Vec<u8>,
+    /// The bytes that its maker gave, or why they are not known.
+    pub content: std::result::Result<Vec<u8>, String>,
     pub dead: Option<HeldFile>,
+}
+
+impl Found {
+    /// The content, which is JSON; or why it cannot be had.
+    pub fn parse<T: DeserializeOwned>(&self) -> std::result::Result<T, String> {
+        let bytes = self.content.as_ref().map_err(Clone::clone)?;
+        serde_json::from_slice(bytes).map_err(|error| error.to_string())
+    }
 }
 
 /// Every complete file of `dir`. Temporary files of dead makers are removed on the way.
@@ -88,7 +100,10 @@ pub(crate) fn scan(dir: &Path) -> Result<Vec<Found>> {
         let path = entry.path();
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             // Under the directory's lock no maker is between creating and renaming.
-            fs::remove_file(&path).at("remove", &path)?;
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => {}
+                removed => removed.at("remove", &path)?,
+            }
             continue;
         }
         let file = File::open(&path).at("open", &path)?;
@@ -96,10 +111,27 @@ pub(crate) fn scan(dir: &Path) -> Result<Vec<Found>> {
         (&file).take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
         let dead = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
         let dead = dead.map(|file| HeldFile { path: path.clone(), _file: file, keep: false });
-        found.push(Found { path, bytes, dead });
+        found.push(Found { path, content: content(bytes), dead });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
+}
+
+/// What the maker gave, of what the file has.
+fn content(mut bytes: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+    let length = bytes.len().checked_sub(SUM).ok_or("it is too short for its checksum")?;
+    let sum = bytes.split_off(length);
+    match sum == checksum(&bytes) {
+        true => Ok(bytes),
+        false => Err("its checksum does not match its content".to_owned()),
+    }
+}
+
+/// A line break, 64 hexadecimal digits, a line break.
+const SUM: usize = 66;
+
+fn checksum(bytes: &[u8]) -> Vec<u8> {
+    format!("\n{}\n", blake3::hash(bytes).to_hex()).into_bytes()
 }
 
 /// Files whose content cannot be read, and why.
@@ -109,7 +141,7 @@ pub(crate) type Unreadable = Vec<(PathBuf, String)>;
 fn has_files(dir: &Path) -> Result<bool> {
     match fs::read_dir(dir) {
         Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e).at("list", dir),
     }
 }
@@ -128,9 +160,38 @@ fn write(path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
     let file = file.at("create", &temp)?;
     let mut file =
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).at("lock", &temp)?;
-    fail::point("held.write").and_then(|()| file.write_all(bytes)).at("write", &temp)?;
+    let bytes = encoded(bytes);
+    fail::point("held.write").and_then(|()| file.write_all(&bytes)).at("write", &temp)?;
     file.sync_data().at("sync", &temp)?;
     fail::point("held.rename").and_then(|()| fs::rename(&temp, path)).at("rename", &temp)?;
     fsync_dir(dir)?;
     Ok(file)
+}
+
+/// What a file with this content has.
+pub(crate) fn encoded(content: &[u8]) -> Vec<u8> {
+    [content, &checksum(content)].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = HeldFile::create(dir.path(), br#"{"a":"00"}"#).unwrap();
+        let whole = fs::read(&file.path).unwrap();
+        let parsed = || scan(dir.path()).unwrap()[0].parse::<serde_json::Value>();
+        assert_eq!(parsed().unwrap()["a"], "00");
+        // In place: its maker's lock is on this file.
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&file.path, &bytes).unwrap();
+            parsed().unwrap_err();
+        }
+        fs::write(&file.path, &whole[..whole.len() - 1]).unwrap();
+        parsed().unwrap_err();
+    }
 }

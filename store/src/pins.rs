@@ -87,12 +87,12 @@ pub(crate) fn read(layout: &Layout) -> Result<(Pinned, Unreadable)> {
         if found.dead.is_some() {
             continue; // dropping it removes the file
         }
-        match serde_json::from_slice::<Content>(&found.bytes) {
+        match found.parse::<Content>() {
             Ok(content) => {
                 pinned.roots.extend(content.roots);
                 pinned.objects.extend(content.objects);
             }
-            Err(error) => unreadable.push((found.path, error.to_string())),
+            Err(reason) => unreadable.push((found.path, reason)),
         }
     }
     Ok((pinned, unreadable))

@@ -32,6 +32,15 @@ impl Met {
     pub fn path(&self) -> Option<String> {
         self.path.starts_with(b"/").then(|| String::from_utf8_lossy(&self.path).into_owned())
     }
+
+    /// The path, or what stands for one.
+    pub fn place(&self) -> String {
+        match self.path() {
+            Some(path) => path,
+            None if self.path.is_empty() => "/".to_owned(),
+            None => "a file of several names".to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Met {

@@ -62,6 +62,15 @@ impl Intent {
             | Self::Replace { instance, .. } => instance,
         }
     }
+
+    /// Every environment that the operation makes or removes.
+    fn instances(&self) -> impl Iterator<Item = InstanceId> {
+        let old = match *self {
+            Self::Replace { old, .. } => Some(old),
+            _ => None,
+        };
+        std::iter::once(self.instance()).chain(old)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -134,8 +143,9 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
     };
     let mut intents = Vec::new();
     for found in held::scan(&store.layout().wal())? {
+        let parsed = found.parse::<Content>();
         let Some(file) = found.dead else { continue };
-        let content: Content = match serde_json::from_slice(&found.bytes) {
+        let content = match parsed {
             Ok(content) => content,
             // What it was about is not known, so nothing is undone; a collection refuses until it is gone.
             Err(error) => {
@@ -176,9 +186,9 @@ pub(crate) fn instances(layout: &Layout) -> Result<Vec<InstanceId>> {
 pub(crate) fn read(layout: &Layout) -> Result<(Vec<InstanceId>, Unreadable)> {
     let (mut instances, mut unreadable) = (Vec::new(), Vec::new());
     for found in held::scan(&layout.wal())? {
-        match serde_json::from_slice::<Content>(&found.bytes) {
-            Ok(content) => instances.push(content.intent.instance()),
-            Err(error) => unreadable.push((found.path.clone(), error.to_string())),
+        match found.parse::<Content>() {
+            Ok(content) => instances.extend(content.intent.instances()),
+            Err(reason) => unreadable.push((found.path.clone(), reason)),
         }
         if let Some(file) = found.dead {
             file.leave();
@@ -191,10 +201,11 @@ pub(crate) fn read(layout: &Layout) -> Result<(Vec<InstanceId>, Unreadable)> {
 pub fn abandoned(store: &Store) -> Result<Vec<Intent>> {
     let mut intents = Vec::new();
     for found in held::scan(&store.layout().wal())? {
+        let parsed = found.parse::<Content>();
         let Some(file) = found.dead else { continue };
         file.leave();
         // What cannot be read is for the replay to report.
-        intents.extend(serde_json::from_slice::<Content>(&found.bytes).map(|content| content.intent));
+        intents.extend(parsed.map(|content| content.intent));
     }
     Ok(intents)
 }
@@ -339,7 +350,7 @@ mod tests {
     fn of_a_replacement_one_is_left_the_old_until_the_new_has_its_record() {
         let (_dir, store) = store();
         let record = RecordId::of(b"r");
-        for has_record in [false, true] {
+        for (has_record, old_has_gone) in [(false, false), (true, false), (true, true)] {
             let old = saved(&store, "a", &"ab".repeat(32), record).instance;
             let instance = InstanceId::random().unwrap();
             let entry = Wal::begin(&store, Intent::Replace { instance, old }).unwrap();
@@ -350,6 +361,16 @@ mod tests {
                 let mut new = Metadata::load(&store, &old).unwrap();
                 new.instance = instance;
                 new.save(&store).unwrap();
+            }
+            for instance in [&old, &instance] {
+                fs::write(store.layout().upper(instance).join("checkpoint"), "").unwrap();
+            }
+            if old_has_gone {
+                Metadata::delete(&store, &old).unwrap();
+            }
+            // What is between the two steps belongs to the operation.
+            for instance in [&old, &instance] {
+                assert!(!crate::integrity::is_orphan(&store, instance).unwrap());
             }
             die(entry);
             replay(&store).unwrap();

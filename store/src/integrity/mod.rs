@@ -3,6 +3,7 @@
 mod affected;
 mod content;
 mod finding;
+mod place;
 mod places;
 pub mod repair;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::reach::{Fault, Met, Reach, Watch};
 use crate::{files, pins, wal};
 
 pub use finding::{Finding, Kind};
+pub use place::place_of;
 pub(crate) use places::is_orphan;
 
 /// What a look at an environment's upper found. It belongs to the file system, so the caller gives it.

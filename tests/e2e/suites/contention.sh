@@ -58,7 +58,7 @@ worker() {
         env=${ENVIRONMENTS[RANDOM % 3]}
         what="worker $number round $round"
         case $((RANDOM % 8)) in
-            0) must "$what" karapace exec "$env" -- sh -c "echo $round >/srv/exec-$number; ls -lR /etc >/dev/null" ;;
+            0) must "$what" karapace exec "$env" -- sh -c "echo $round >/srv/exec-$number; ls -lR /usr/bin >/dev/null" ;;
             1) must "$what" writes "$env" "w$number" ;;
             2 | 3) must "$what" commits "$env" "w$number-$round" ;;
             4)
