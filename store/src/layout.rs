@@ -115,6 +115,11 @@ impl Layout {
         self.root.join("quarantine")
     }
 
+    /// `logs/`: what package managers said in builds.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
     /// `mount-all`: the process that mounts every environment, and where.
     pub fn mount_all(&self) -> PathBuf {
         self.root.join("mount-all")

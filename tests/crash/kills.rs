@@ -21,6 +21,7 @@ pub const SCENARIO: &[Step] = &[
     Step::Files(15),
     Step::Restore,
     Step::Files(10),
+    Step::CommitPath,
     Step::CommitCommand,
     Step::ImportOther,
     Step::RestoreCommand,
@@ -123,6 +124,7 @@ fn random_step(random: &mut Random) -> Step {
         17 => Step::Gc,
         18 => Step::RemoveSnapshot,
         19 => Step::Verify,
+        21 => Step::CommitPath,
         20 => Step::SwapOther,
         _ => Step::Files(60),
     }
@@ -146,7 +148,9 @@ fn random_kills(seed: u64, kills: u32) {
         let broken = loop {
             // Not so many snapshots that reading them takes the time.
             let step = match random_step(&mut random) {
-                Step::Commit | Step::CommitCommand if session.snapshots.len() > 8 => Step::Files(20),
+                Step::Commit | Step::CommitCommand | Step::CommitPath if session.snapshots.len() > 8 => {
+                    Step::Files(20)
+                }
                 step => step,
             };
             if let Err(broken) = session.step(step) {

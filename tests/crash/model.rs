@@ -197,6 +197,29 @@ impl Tree {
         None
     }
 
+    /// Whether a path is a file of the root that another tree has under this name only, or not at all: who takes this one file into
+    /// the other changes nothing else there.
+    pub fn stands_alone(&self, path: &str, other: &Tree) -> bool {
+        let Some(file) = self.file_of(path).filter(|_| !path.contains('/')) else { return false };
+        let replaced = match other.names.get(path) {
+            None => true,
+            Some(Node::File { file }) => other.links(*file).len() == 1,
+            Some(_) => false,
+        };
+        replaced && self.links(file).len() == 1 && other.links(file).iter().all(|name| *name == path)
+    }
+
+    /// This tree with one file as it is in another.
+    pub fn with_file_of(&self, other: &Tree, path: &str) -> Tree {
+        let mut tree = self.clone();
+        if let (Some(file), Some(content)) = (other.file_of(path), other.content(path)) {
+            tree.names.insert(path.to_owned(), Node::File { file });
+            tree.files.insert(file, content.clone());
+            tree.drop_unnamed();
+        }
+        tree
+    }
+
     fn links(&self, file: u32) -> Vec<&String> {
         self.names.iter().filter(|(_, n)| **n == Node::File { file }).map(|(path, _)| path).collect()
     }

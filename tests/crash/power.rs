@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::device::{Disk, Image, run, write_image};
 use crate::model::{Node, Op, Random, Tree};
@@ -173,8 +173,14 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Err(error) = run(Command::new("umount").arg(&self.dir)) {
-            eprintln!("{error}");
+        // A process that is just being started in another thread has a copy of our descriptors for a moment.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Err(error) = run(Command::new("umount").arg(&self.dir)) {
+            if Instant::now() > deadline {
+                eprintln!("{error}");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

@@ -19,6 +19,8 @@ pub enum Step {
     Commit,
     /// A command, which asks the server or opens the environment itself.
     CommitCommand,
+    /// Of one file only.
+    CommitPath,
     /// Files change while it runs.
     CommitBeside,
     Restore,
@@ -63,6 +65,8 @@ pub struct Session {
     pub generator: Generator,
     /// What a snapshot may hold that was begun and not acknowledged.
     unacknowledged: Vec<Tree>,
+    /// What the snapshot holds that the view stands on, where that is known.
+    head: Option<Tree>,
     /// Operations that returned.
     pub done: u64,
     mounted: bool,
@@ -104,6 +108,7 @@ impl Session {
             snapshots: Vec::new(),
             generator: Generator::new(seed),
             unacknowledged: Vec::new(),
+            head: None,
             done: 0,
             mounted: false,
             restored: None,
@@ -132,6 +137,7 @@ impl Session {
             }),
             Step::Commit => self.commit(self.mounted),
             Step::CommitCommand => self.commit(false),
+            Step::CommitPath => self.commit_path(),
             Step::CommitBeside => self.commit_beside(),
             Step::Restore => self.restore(self.mounted),
             Step::RestoreCommand => self.restore(false),
@@ -208,17 +214,46 @@ impl Session {
     fn commit(&mut self, control: bool) -> Ran {
         self.unacknowledged = vec![self.model.clone()];
         self.note(|history| history.begin_durable(&self.model));
-        let said = if control {
-            self.world.control("commit").map_err(|e| e.to_string())
-        } else {
-            let output = self.world.attempt(&["commit", ENV]);
-            match output.status.success() {
-                true => Ok(format!("ok commit {}", String::from_utf8_lossy(&output.stdout))),
-                false => Err(format!("{} {}", output.status, String::from_utf8_lossy(&output.stderr).trim())),
-            }
+        let said = match control {
+            true => self.world.control("commit").map_err(|e| e.to_string()),
+            false => self.commit_command(&["commit", ENV]),
         };
         let said = said.map_err(|error| self.broken("commit", &error))?;
-        self.acknowledged(&said)
+        self.acknowledged(&said)?;
+        self.head = Some(self.model.clone());
+        Ok(())
+    }
+
+    fn commit_command(&self, args: &[&str]) -> Result<String, String> {
+        let output = self.world.attempt(args);
+        match output.status.success() {
+            true => Ok(format!("ok commit {}", String::from_utf8_lossy(&output.stdout))),
+            false => Err(format!("{} {}", output.status, String::from_utf8_lossy(&output.stderr).trim())),
+        }
+    }
+
+    /// Commits one file of the root: the snapshot is the head's with that file as it is now, and nothing else changes.
+    fn commit_path(&mut self) -> Ran {
+        let Some(head) = self.head.clone() else { return Ok(()) };
+        if self.mounted {
+            let path = format!("path{}", self.done);
+            self.op(&Op::Create { path: path.clone(), file: 2_000_000 + self.done as u32 })?;
+            self.op(&Op::Write { path, offset: 0, data: data(b'p', 700) })?;
+        }
+        let mut alone: Vec<&String> = self.model.names.keys().collect();
+        alone.retain(|path| {
+            self.model.stands_alone(path, &head) && self.model.content(path) != head.content(path)
+        });
+        let Some(path) = self.generator.random.pick(&alone).map(|path| (*path).clone()) else {
+            return Ok(());
+        };
+        let after = head.with_file_of(&self.model, &path);
+        self.unacknowledged = vec![after.clone()];
+        let said = self.commit_command(&["commit", ENV, "--", &format!("/{path}")]);
+        let said = said.map_err(|error| self.broken("commit of a path", &error))?;
+        self.acknowledged(&said)?;
+        self.head = Some(after);
+        Ok(())
     }
 
     /// Notes the snapshot that `ok commit HASH` speaks of.
@@ -261,6 +296,7 @@ impl Session {
     }
 
     fn commit_beside(&mut self) -> Ran {
+        self.head = None;
         let name = format!("beside{}", self.done);
         for op in beside(&name).into_iter().take(2) {
             self.op(&op)?;
@@ -301,6 +337,7 @@ impl Session {
         let Some(target) = self.generator.random.pick(&self.snapshots).cloned() else { return Ok(()) };
         let before = self.model.clone();
         self.unacknowledged = vec![before.clone()];
+        self.head = None;
         self.note(|history| history.begin_durable(&target.trees[0]));
         let said = if control {
             self.world.control(&format!("restore {}", target.hash)).map(drop).map_err(|e| e.to_string())
@@ -322,6 +359,7 @@ impl Session {
         self.restored = Some(target.trees.clone());
         if self.mounted {
             self.settle_tree(&target.trees, None).map_err(|error| self.broken("restore", &error))?;
+            self.head = Some(self.model.clone());
             self.list(&[before]).map_err(|error| self.broken("restore", &error))?;
         }
         Ok(())
@@ -330,6 +368,7 @@ impl Session {
     /// Until the new one stands the old one does, with its name and its snapshots.
     fn rebuild(&mut self) -> Ran {
         self.unacknowledged = vec![self.model.clone()];
+        self.head = None;
         let manifest = self.world.manifest().map_err(|error| self.broken("rebuild", &error.to_string()))?;
         if let Err(mut broken) = self.command(&["rebuild", &manifest.to_string_lossy(), "--name", ENV]) {
             broken.allowed.push(self.base.clone());
@@ -376,6 +415,7 @@ impl Session {
 
     /// After something broke and the environment is mounted: the view and the snapshots are what they may be.
     pub fn settle(&mut self, broken: &Broken) -> Check<()> {
+        self.head = None;
         self.settle_tree(&broken.allowed, broken.torn.as_ref())?;
         let mut others = std::mem::take(&mut self.unacknowledged);
         others.extend(broken.allowed.iter().cloned());
@@ -385,6 +425,7 @@ impl Session {
     /// Kills what is left, mounts again, and compares with what had returned.
     pub fn recover(&mut self, broken: &Broken) -> Check<()> {
         self.world.kill();
+        self.head = None;
         (self.world.arm_server, self.world.arm_commands) = (String::new(), String::new());
         self.mounted = self.world.mount()?;
         if !self.mounted {

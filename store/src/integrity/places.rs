@@ -69,7 +69,7 @@ impl Check<'_> {
         let is_known = |path: &Path| {
             let name = files::name(path).unwrap_or_default();
             known.iter().any(|dir| dir == path)
-                || [layout.quarantine(), layout.mount_all(), layout.mount_all_log()]
+                || [layout.quarantine(), layout.logs(), layout.mount_all(), layout.mount_all_log()]
                     .iter()
                     .any(|own| own == path)
                 || path.parent() == Some(layout.store_dir())
