@@ -1,6 +1,5 @@
 //! Packages: a package manager run in a scratch environment, by the same code as `exec`, and the layer that comes of it.
 
-use std::fs;
 use std::io::{BufRead as _, BufReader, PipeReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +14,7 @@ use karapace_store::metadata::{Dependency, Metadata};
 use karapace_store::paths::{Ignore, StoredTree};
 use karapace_store::tree::Trees;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, User, geteuid};
+use nix::unistd::{Pid, geteuid};
 
 use super::build_log::BuildLog;
 use super::create::Base;
@@ -25,6 +24,7 @@ use super::{Engine, Error, Report, Result};
 use crate::lockfile::{LockError, LockFile, LockedPackage};
 use crate::manifest::Manifest;
 use crate::packages::{Argv, Manager, Versions, Wanted};
+use crate::runtime::ranges;
 
 /// How often we look whether the user wants it to stop.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -372,24 +372,16 @@ fn refuse_or_note(gone: Vec<String>, locked: bool, log: &mut BuildLog<'_>) -> Re
     ))
 }
 
-/// Refuses an ordinary user who has no range of ids: packages come with users and groups of their own.
+/// Refuses an ordinary user who has one id only: packages come with users and groups of their own.
 fn check_ids() -> Result<()> {
-    let uid = geteuid();
-    if uid.is_root() {
+    if geteuid().is_root() {
         return Ok(());
     }
-    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
-    let has = |path: &str| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let owner = |line: &str| line.split(':').next().is_some_and(|o| o == name || o == uid.to_string());
-        text.lines().any(owner)
-    };
-    let missing: Vec<&str> = ["/etc/subuid", "/etc/subgid"].into_iter().filter(|path| !has(path)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "packages bring users and groups of their own, and {name} has no range of ids for them in {}: `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}` gives one (choose a range that nobody has), or build as root",
-        missing.join(" and ")
-    )))
+    ranges::available().map(drop).map_err(|reason| {
+        let cure = reason.cure();
+        Error::Invalid(format!(
+            "packages bring users and groups of their own, and there is one id for them: {reason}; as root: `{cure}` (in a range that nobody \
+             has), or build as root"
+        ))
+    })
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Manifests with packages: apt for real, the lock file, what is shared, what a failed or killed build leaves, rebuild, pin.
-# runs as: root
+# runs as: root user
 . "$(dirname "$0")/../checks.sh"
 PROJECT=$HOME/project
-ROOTFS=$TMPDIR/rootfs
+CHANGED=$TMPDIR/changed
 REPO=$TMPDIR/repository
 MANIFEST=$PROJECT/karapace.toml
 LOCK=$PROJECT/karapace.lock
@@ -31,6 +31,24 @@ index() (
     printf 'Date: %s\nSHA256:\n %s %s Packages\n' "$(LC_ALL=C date -uR)" \
         "$(sha256sum Packages | cut -d' ' -f1)" "$(stat -c %s Packages)" >Release
 )
+# make_image: the base image, with this machine's sources of packages left out and all files of $CHANGED in, as root's.
+make_image() {
+    python3 - "$MINBASE_TAR" "$TMPDIR/rootfs.tar" "$CHANGED" <<'PYTHON'
+import pathlib, re, sys, tarfile
+source, target, changed = sys.argv[1:]
+def root(entry):
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = "root"
+    return entry
+with tarfile.open(source) as old, tarfile.open(target, "w") as new:
+    for entry in old:
+        if not re.match(r"(\./)?etc/apt/sources\.list(\.d/.+)?$", entry.name):
+            new.addfile(entry, old.extractfile(entry) if entry.isreg() else None)
+    for path in pathlib.Path(changed).rglob("*"):
+        if path.is_file():
+            new.add(path, f"./{path.relative_to(changed)}", filter=root)
+PYTHON
+}
 # manifest PACKAGE...: the project's manifest.
 manifest() {
     local list=''
@@ -50,7 +68,7 @@ environments() { karapace --json list | json - 'sorted(e["name"] for e in d)'; }
 content_of() { karapace exec "$1" -- cat "$2"; }
 
 setup() {
-    mkdir -p "$PROJECT" "$ROOTFS" "$REPO"
+    mkdir -p "$PROJECT" "$CHANGED/etc/apt" "$REPO"
     package tiny 1.0
     package extra 1.0
     index
@@ -63,10 +81,8 @@ with open(sys.argv[2], "w") as port:
 server.serve_forever()
 PYTHON
     until_true 20 test -s "$TMPDIR/port"
-    tar -C "$ROOTFS" -xf "$MINBASE_TAR"
-    rm -rf "$ROOTFS"/etc/apt/sources.list*
-    echo "deb [trusted=yes] http://127.0.0.1:$(cat "$TMPDIR/port") ./" >"$ROOTFS/etc/apt/sources.list"
-    tar -C "$ROOTFS" --numeric-owner --xattrs -cf "$TMPDIR/rootfs.tar" .
+    echo "deb [trusted=yes] http://127.0.0.1:$(cat "$TMPDIR/port") ./" >"$CHANGED/etc/apt/sources.list"
+    make_image
     manifest
     build build --name plain
 }
@@ -189,7 +205,13 @@ interruption_leaves_its_log() {
     package slow 1.0 300
     index
     manifest slow
-    slow_build
+    local environment found
+    no_proxy=localhost,127.0.0.1,password slow_build
+    # Proxies reach the package manager, and stand in nobody's command line.
+    environment=/proc/$(pgrep -f 'apt-get.*install' | tail -n1)/environ
+    tr '\0' '\n' <"$environment" | has -x 'no_proxy=localhost,127.0.0.1,password'
+    found=$(pgrep -f '[l]ocalhost,127.0.0.1,password' || true)
+    equal "processes whose command line has it" "" "$found"
     equal "environments meanwhile" 5 "$(karapace --json list | json - 'len(d)')"
     local build=$!
     kill -INT "$build"
@@ -256,10 +278,60 @@ pins() {
     equal "lines changed" 1 "$(diff "$TMPDIR/manifest" "$MANIFEST" | grep -c '^>')"
     has "image = \".*/rootfs.tar#content=$(inspect plain 'd["base_layer"]')\" # as it was made" <"$MANIFEST"
     build build --require-pinned-image --locked --name pinned
-    echo changed >>"$ROOTFS/etc/motd"
-    tar -C "$ROOTFS" --numeric-owner --xattrs -cf "$TMPDIR/rootfs.tar" .
+    echo changed >"$CHANGED/etc/changed"
+    make_image
     status_of 2 build build --name pinned 2>"$TMPDIR/said"
     has 'the manifest pins' <"$TMPDIR/said"
+}
+
+# without_ids COMMAND...: as a user for whom /etc/subuid has no line.
+without_ids() {
+    : >"$TMPDIR/nobody"
+    # shellcheck disable=SC2016 # for the inner shell
+    unshare --user --map-root-user --mount bash -euc 'mount --bind "$0" /etc/subuid
+        exec unshare --user --map-user="$1" --map-group="$1" -- "${@:2}"' "$TMPDIR/nobody" "$(id -u)" "$@"
+}
+without_a_range_it_is_refused() {
+    [ "$ACTOR" = user ] || return 0
+    cp "$LOCK" "$TMPDIR/lock"
+    manifest tiny extra slow
+    refused without_ids karapace build "$MANIFEST" --name refused
+    says 'there is one id for them: tester has no ids of its own in /etc/subuid; as root: `usermod --add-subuids .* tester`'
+    cmp "$LOCK" "$TMPDIR/lock"
+    nothing_left
+}
+
+# template NAME KEY: what the manifest of a template has.
+template() {
+    (cd "$TMPDIR" && karapace new x --template "$1" --force >/dev/null)
+    python3 -c 'import sys, tomllib
+d = tomllib.load(open(sys.argv[1], "rb"))
+print(*eval(sys.argv[2]))' "$TMPDIR/karapace.toml" "$2"
+}
+templates() {
+    mkdir "$HOME/started"
+    cd "$HOME/started"
+    refused karapace new started
+    says 'minimal, dev, gui-dev, rust-dev, ubuntu-dev'
+    [ ! -e karapace.toml ]
+    printf 'nosuch\n3\n' | script -qec 'karapace new started' /dev/null >"$TMPDIR/said"
+    has 'there is no "nosuch"' <"$TMPDIR/said"
+    has '^apps = \["geany"\]' <karapace.toml
+    refused karapace new started --template dev
+    says 'karapace.toml'
+    karapace new started --template dev --image "$MINBASE_TAR" --force
+    karapace build --name started
+    karapace exec started -- sh -euc 'cd /tmp; echo "int main(void) { return 7; }" >a.c; cc a.c; ./a.out || [ $? = 7 ]
+        git --version; curl --version; ssh -V; less --version; test -e /workspace/karapace.lock'
+    # What the others install there is too.
+    local packages
+    packages="$(template gui-dev 'd["system"]["packages"] + d["gui"]["apps"]') $(template rust-dev 'd["system"]["packages"]')"
+    # shellcheck disable=SC2086 # words
+    karapace exec started -- sh -euc 'apt-get -qq update; apt-get -qq -s install "$@"' sh $packages
+    karapace new small --template minimal --image "$MINBASE_TAR" --force
+    karapace build --name small
+    equal "base of both" "$(inspect started 'd["base_layer"]')" "$(inspect small 'd["base_layer"]')"
+    equal "what small stands on" "$(inspect small 'd["base_layer"]')" "$(inspect small 'd["head"]')"
 }
 
 debian_for_real() {
@@ -305,7 +377,9 @@ check "an interrupted build leaves nothing but its log" interruption_leaves_its_
 check "a build killed by kill -9 is undone by the next command" kill_is_undone
 check "rebuild keeps name and snapshots, what is uncommitted among them" rebuild_keeps_snapshots
 check "rebuild of what is mounted or frozen is refused; one that fails changes nothing" rebuild_is_refused
+check "a user without a range of ids is refused, before anything is built" without_a_range_it_is_refused
 check "pin keeps the rest of the manifest, and holds the content" pins
+check "templates, chosen on a terminal; one is built with all that it has" templates
 check "git and openssh-client from the machine's own sources" debian_for_real
 check "the store is whole" is_whole
 finish_suite
