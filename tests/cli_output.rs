@@ -110,8 +110,13 @@ const STEPS: &[Step] = &[
 ];
 
 /// Errors, as `--json` shows them on stderr.
-const ERRORS: &[&str] =
-    &["new made", "inspect nosuch", "restore dev nosuch", "import rootfs --name dev", "list --nosuch"];
+const ERRORS: &[&str] = &[
+    "new made --force",
+    "inspect nosuch",
+    "restore dev nosuch",
+    "import rootfs --name dev",
+    "list --nosuch",
+];
 
 struct World {
     dir: tempfile::TempDir,

@@ -35,6 +35,15 @@ impl Template {
     }
 }
 
+/// Where the manifest of `dir` is to be written: it is not there yet, or may be replaced.
+pub fn free_path(dir: &Path, force: bool) -> Result<PathBuf> {
+    let path = dir.join("karapace.toml");
+    if !force && path.symlink_metadata().is_ok() {
+        return Err(Error::FileExists { path });
+    }
+    Ok(path)
+}
+
 /// Writes `karapace.toml` in `dir` for an environment `name` after a template, on the base image `image` if there is one.
 pub fn new_manifest(
     dir: &Path,
@@ -44,10 +53,7 @@ pub fn new_manifest(
     force: bool,
 ) -> Result<PathBuf> {
     metadata::check_name(name)?;
-    let path = dir.join("karapace.toml");
-    if !force && path.symlink_metadata().is_ok() {
-        return Err(Error::FileExists { path });
-    }
+    let path = free_path(dir, force)?;
     let mut text = template.text().to_owned();
     if let Some(image) = image {
         text = Manifest::with_image(&text, &path, image)?;

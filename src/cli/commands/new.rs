@@ -1,9 +1,11 @@
+use std::path::Path;
+
 use clap::ValueEnum;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::Error;
-use crate::engine::new::{Template, new_manifest};
+use crate::engine::new::{Template, free_path, new_manifest};
 
 /// Write a karapace.toml in the current directory
 ///
@@ -25,13 +27,17 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let here = Path::new(".");
         let template = match (self.template, &self.image) {
             (Some(template), _) => template,
             (None, Some(_)) => Template::Minimal,
-            (None, None) => ask()?,
+            (None, None) => {
+                free_path(here, self.force)?;
+                ask()?
+            }
         };
         let image = self.image.as_deref();
-        let path = new_manifest(std::path::Path::new("."), &self.name, template, image, self.force)?;
+        let path = new_manifest(here, &self.name, template, image, self.force)?;
         let path = path.strip_prefix(".").unwrap_or(&path).display().to_string();
         if global.json() {
             let (template, _) = words(template);

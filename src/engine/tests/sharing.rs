@@ -56,6 +56,29 @@ fn a_clone_stands_on_the_head_and_goes_its_own_way() {
     assert!(verify::verify(&place.engine, &Silent).unwrap().findings.is_empty());
 }
 
+/// A session makes mount points where the environment has none, and takes them away.
+#[test]
+fn what_was_touched_and_is_as_before_is_no_change() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let count = |touch: &dyn Fn(&View)| {
+        let instance = place.open(&env);
+        touch(instance.view());
+        let touched = instance.status().dirty_files;
+        instance.close().unwrap();
+        drop(instance);
+        (touched > 0, place.engine.count_uncommitted(&env).unwrap())
+    };
+    assert_eq!(count(&|_| {}), (false, 0));
+    let comes_and_goes = |view: &View| {
+        let made = view.mkdir(&ROOT, ROOT_INO, b"proc", 0o755).unwrap();
+        view.rmdir(ROOT_INO, b"proc").unwrap();
+        view.forget(made.ino, 1);
+    };
+    assert_eq!(count(&comes_and_goes), (true, 0));
+    assert_eq!(count(&|view| write(view, "a", "1")), (true, 1));
+}
+
 #[test]
 fn a_clone_of_a_snapshot_lists_those_below_it() {
     let place = Place::new();

@@ -94,6 +94,7 @@ bash_completes() {
         complete_line karapace mount d | grep -qx dev
         complete_line karapace restore dev o | grep -qx one
         complete_line karapace clone dev@o | grep -q one
+        complete_line karapace new x --template r | grep -qx rust-dev
         complete_line karapace --store /nowhere mount d | grep -qx dev && exit 1
         [ ! -e /nowhere ]
     '
