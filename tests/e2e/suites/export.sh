@@ -120,7 +120,7 @@ uncommitted_changes_are_told() {
     karapace export dev 2>"$TMPDIR/said" >"$OUT/again.tar"
     grep -q 'uncommitted' "$TMPDIR/said"
     cmp "$OUT/dev.tar" "$OUT/again.tar"
-    karapace export dev@head 2>"$TMPDIR/said" >"$OUT/again.tar"
+    karapace -q export dev@head 2>"$TMPDIR/said" >"$OUT/again.tar"
     equal said "" "$(cat "$TMPDIR/said")"
     karapace restore dev head
 }
