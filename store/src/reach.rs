@@ -66,6 +66,15 @@ pub(crate) trait Watch {
     fn file(&mut self, _content: &FileContent, _by: &dyn Fn() -> Met) -> Result<()> {
         Ok(())
     }
+
+    /// Of the root or listing `parent` something else is part: a listing, an object, a content by its hash. Each time it is met.
+    fn part(&mut self, _parent: &ObjectId, _part: Part<'_>) {}
+}
+
+/// What a root or a listing refers to.
+pub(crate) enum Part<'a> {
+    Listing(&'a ObjectId),
+    Content(&'a ObjectId),
 }
 
 enum Node {
@@ -133,10 +142,11 @@ impl Reach {
         match self.trees.root(id) {
             Ok(root) => {
                 if let Some(links) = root.links {
+                    watch.part(id, Part::Listing(&links));
                     let place = Rc::new((place.0.clone(), b" (files with several names)".to_vec()));
                     self.todo.push((Node::Tree(links, Keys::Inos), place));
                 }
-                self.record(b"", &root.inode, place, watch)
+                self.record(b"", id, &root.inode, place, watch)
             }
             Err(error) => watch.fault(fault(id, place, error)),
         }
@@ -151,6 +161,7 @@ impl Reach {
             Ok(tree::Node::Leaf(tree)) => self.entries(id, &tree, place, watch),
             Ok(tree::Node::Index(index)) => {
                 for chunk in index.chunks() {
+                    watch.part(id, Part::Listing(&chunk.id));
                     self.marked.insert(chunk.id);
                     if self.opened.insert(chunk.id) {
                         match self.trees.leaf(&chunk.id, keys) {
@@ -173,7 +184,7 @@ impl Reach {
             match entry.to_target() {
                 Ok(Target::Inode(record)) => {
                     let name = if tree.keys() == Keys::Names { entry.name() } else { b"" };
-                    self.record(name, &record, place, watch)?;
+                    self.record(name, id, &record, place, watch)?;
                 }
                 // Its record stands in the link table.
                 Ok(Target::Link { .. }) => {}
@@ -186,21 +197,25 @@ impl Reach {
     fn record(
         &mut self,
         name: &[u8],
+        parent: &ObjectId,
         record: &InodeRecord,
         place: &Place,
         watch: &mut dyn Watch,
     ) -> Result<()> {
         match &record.body {
             Body::Directory { tree: Some(tree), .. } => {
+                watch.part(parent, Part::Listing(tree));
                 let path = if name.is_empty() { Vec::new() } else { [&place.1, &b"/"[..], name].concat() };
                 self.todo.push((Node::Tree(*tree, Keys::Names), Rc::new((place.0.clone(), path))));
             }
             Body::Regular(content) => {
                 let by = || met(place, name);
                 for object in content.objects() {
+                    watch.part(parent, Part::Content(&object));
                     self.mark(&object, &by, watch)?;
                 }
                 if content.size > 0 {
+                    watch.part(parent, Part::Content(&content.hash));
                     watch.file(content, &by)?;
                 }
             }

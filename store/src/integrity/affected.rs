@@ -1,6 +1,6 @@
-//! Who needs what is damaged: a walk over each snapshot by itself, done only when something is damaged.
+//! Who needs what is damaged: one walk over everything, done only when something is damaged, and from there upwards.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::finding::Finding;
@@ -10,7 +10,15 @@ use crate::error::Result;
 use crate::id::ObjectId;
 use crate::layer::LayerRecord;
 use crate::metadata::Metadata;
-use crate::reach::{Fault, Met, Reach, Watch};
+use crate::reach::{Fault, Met, Part, Reach, Watch};
+
+/// Something that needs all that these reach.
+struct Start {
+    env: String,
+    /// As in [`Finding::affected`].
+    label: String,
+    ids: Vec<ObjectId>,
+}
 
 impl Check<'_> {
     /// Fills in the environments, snapshots and paths of what was found wrong with objects.
@@ -22,78 +30,114 @@ impl Check<'_> {
         if self.by_object.is_empty() {
             return Ok(());
         }
+        let mut reach = Reach::new(self.shared.clone());
+        let mut starts = Vec::new();
         for env in environments {
-            let standing = [("base", env.base_record), ("head", env.head_record)];
-            let mut layers: Vec<_> = standing.map(|(name, id)| (name.to_owned(), id)).to_vec();
-            layers.extend(env.snapshots.iter().map(|s| {
-                let hash = || format!("{:.12}", s.hash.to_string());
-                (s.name.clone().unwrap_or_else(hash), s.record)
-            }));
-            for (name, record) in layers {
-                let Ok(record) = LayerRecord::read(self.store, &record) else { continue };
-                let mut reach = Reach::new(self.shared.clone());
-                reach.root(record.tree, &Rc::from(env.name.as_str()));
-                record.object_refs.iter().for_each(|id| reach.object(*id, &Rc::from(env.name.as_str())));
-                self.name_reached(reach, &env.name, &format!("{}@{name}", env.name))?;
-            }
+            starts.extend(self.layers_of(env, &mut reach));
             if let Some(upper) = uppers.get(&env.name) {
-                let mut reach = Reach::new(self.shared.clone());
                 upper.start(&mut reach, &Rc::from(env.name.as_str()));
-                self.name_reached(reach, &env.name, &env.name)?;
+                let roots = &upper.roots;
+                let ids = [&roots.roots[..], &roots.trees, &roots.objects].concat();
+                starts.push(Start { env: env.name.clone(), label: env.name.clone(), ids });
+            }
+        }
+        let (by_object, findings) = (&self.by_object, &mut self.findings);
+        let mut name = Name { by_object, findings, parents: HashMap::new() };
+        reach.run(&mut name)?;
+        let parents = name.parents;
+        for (id, found) in by_object {
+            let above = above(id, &parents);
+            for start in starts.iter().filter(|start| start.ids.iter().any(|id| above.contains(id))) {
+                for index in found {
+                    note(&mut self.findings[*index], start);
+                }
             }
         }
         Ok(())
     }
 
-    fn name_reached(&mut self, reach: Reach, env: &str, label: &str) -> Result<()> {
-        let (by_object, findings) = (&self.by_object, &mut self.findings);
-        let mut name = Name { by_object, findings, env, label };
-        let reached = reach.run(&mut name)?;
-        // Roots and trees whose bytes are wrong are met without a word when they are not opened twice.
-        for id in by_object.keys().filter(|id| reached.contains(*id)) {
-            name.note(id, None);
+    /// Base, head and snapshots of an environment, as far as their records can be read.
+    fn layers_of(&self, env: &Metadata, reach: &mut Reach) -> Vec<Start> {
+        let standing = [("base", env.base_record), ("head", env.head_record)];
+        let mut layers: Vec<_> = standing.map(|(name, id)| (name.to_owned(), id)).to_vec();
+        layers.extend(env.snapshots.iter().map(|s| {
+            let hash = || format!("{:.12}", s.hash.to_string());
+            (s.name.clone().unwrap_or_else(hash), s.record)
+        }));
+        let by = Rc::from(env.name.as_str());
+        let mut starts = Vec::new();
+        for (name, record) in layers {
+            let Ok(record) = LayerRecord::read(self.store, &record) else { continue };
+            reach.root(record.tree, &by);
+            record.object_refs.iter().for_each(|id| reach.object(*id, &by));
+            let ids = [&[record.tree], &record.object_refs[..]].concat();
+            starts.push(Start { env: env.name.clone(), label: format!("{}@{name}", env.name), ids });
         }
-        Ok(())
+        starts
     }
 }
 
-/// Notes in the findings what a walk meets.
+/// An object and all that it is part of.
+fn above(id: &ObjectId, parents: &HashMap<ObjectId, Vec<ObjectId>>) -> HashSet<ObjectId> {
+    let (mut above, mut todo) = (HashSet::from([*id]), vec![*id]);
+    while let Some(id) = todo.pop() {
+        for parent in parents.get(&id).into_iter().flatten() {
+            if above.insert(*parent) {
+                todo.push(*parent);
+            }
+        }
+    }
+    above
+}
+
+fn note(finding: &mut Finding, start: &Start) {
+    if !finding.environments.contains(&start.env) {
+        finding.environments.push(start.env.clone());
+    }
+    if !finding.affected.contains(&start.label) {
+        finding.affected.push(start.label.clone());
+    }
+}
+
+/// Notes paths in the findings, and what is part of what.
 struct Name<'a> {
     by_object: &'a HashMap<ObjectId, Vec<usize>>,
     findings: &'a mut Vec<Finding>,
-    env: &'a str,
-    label: &'a str,
+    /// By part: of listings all, of contents those that are damaged.
+    parents: HashMap<ObjectId, Vec<ObjectId>>,
 }
 
 impl Name<'_> {
-    fn note(&mut self, id: &ObjectId, by: Option<&Met>) {
+    fn place(&mut self, id: &ObjectId, by: &dyn Fn() -> Met) {
         for index in self.by_object.get(id).into_iter().flatten() {
             let finding = &mut self.findings[*index];
-            finding.path = finding.path.take().or_else(|| by.and_then(Met::path));
-            if !finding.environments.iter().any(|name| name == self.env) {
-                finding.environments.push(self.env.to_owned());
-            }
-            if !finding.affected.iter().any(|label| label == self.label) {
-                finding.affected.push(self.label.to_owned());
-            }
+            finding.path = finding.path.take().or_else(|| by().path());
         }
     }
 }
 
 impl Watch for Name<'_> {
     fn fault(&mut self, fault: Fault) -> Result<()> {
-        self.note(&fault.id, Some(&fault.by));
+        self.place(&fault.id, &|| fault.by.clone());
         Ok(())
     }
 
     fn object(&mut self, id: &ObjectId, by: &dyn Fn() -> Met) -> Result<()> {
-        if self.by_object.contains_key(id) {
-            self.note(id, Some(&by()));
-        }
+        self.place(id, by);
         Ok(())
     }
 
     fn file(&mut self, content: &FileContent, by: &dyn Fn() -> Met) -> Result<()> {
-        self.object(&content.hash, by)
+        self.place(&content.hash, by);
+        Ok(())
+    }
+
+    fn part(&mut self, parent: &ObjectId, part: Part<'_>) {
+        let id = match part {
+            Part::Listing(id) => id,
+            Part::Content(id) if self.by_object.contains_key(id) => id,
+            Part::Content(_) => return,
+        };
+        self.parents.entry(*id).or_default().push(*parent);
     }
 }

@@ -109,6 +109,28 @@ fn a_changed_object_is_found_and_who_needs_it() {
 }
 
 #[test]
+fn who_does_not_need_it_is_not_named() {
+    let place = Place::new();
+    let src = place._dir.path().join("src");
+    fs::remove_dir_all(&src).unwrap();
+    fs::create_dir_all(src.join("e/f")).unwrap();
+    fs::write(src.join("e/f/linked"), b"linked").unwrap();
+    fs::write(src.join("own"), b"own").unwrap();
+    let root = import_path(&place.store, &src, &NoProgress).unwrap().root;
+    let record = LayerRecord::write(&place.store, &base(root)).unwrap();
+    metadata::tests::saved(&place.store, "other", &"cd".repeat(32), record);
+    let both = &["env@base", "env@head", "other@base", "other@head"][..];
+    for (bytes, affected) in [(&b"small"[..], &both[..2]), (b"own", &both[2..]), (b"linked", both)] {
+        flip(&place.store.layout().object(&ObjectId::of(bytes)));
+        let findings = place.verify();
+        let id = Some(ObjectId::of(bytes).to_hex());
+        let mut named = findings.iter().find(|f| f.object == id).unwrap().affected.clone();
+        named.sort();
+        assert_eq!(named, affected);
+    }
+}
+
+#[test]
 fn a_missing_object_is_named_with_its_file() {
     let place = Place::new();
     let id = ObjectId::of(b"small");
