@@ -192,7 +192,7 @@ impl Keeper {
 }
 
 /// Whether the process of a pidfd is over, or is within `patience`.
-fn is_over(process: &OwnedFd, patience: Duration) -> bool {
+pub(super) fn is_over(process: &OwnedFd, patience: Duration) -> bool {
     let end = Instant::now() + patience;
     loop {
         let left = end.saturating_duration_since(Instant::now());

@@ -18,6 +18,7 @@ pub mod enter;
 pub mod error;
 pub mod export;
 pub mod export_app;
+pub mod force;
 pub mod gc;
 mod image_defaults;
 pub mod import;

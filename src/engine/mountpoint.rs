@@ -105,6 +105,23 @@ pub fn fuse_source(dir: &Path) -> Result<Option<String>> {
     Ok(from_top.find(|(at, _)| at == dir.as_os_str().as_bytes()).map(|(_, source)| source))
 }
 
+/// The minor device number of the environment or snapshot mounted on `dir`: of its connection, for the kernel. Does not touch the
+/// mount.
+pub fn fuse_device(dir: &Path) -> Result<Option<u32>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let ours = |line: &&str| {
+        fuse_line(line)
+            .is_some_and(|(at, source)| at == dir.as_os_str().as_bytes() && source.starts_with(SOURCE))
+    };
+    Ok(table.lines().rev().find(ours).and_then(device))
+}
+
+/// The minor device number in a line of mountinfo.
+fn device(line: &str) -> Option<u32> {
+    line.split(' ').nth(2)?.split_once(':')?.1.parse().ok()
+}
+
 /// The mount points of all environments and snapshots that this process sees, stale ones among them.
 pub fn all_of_ours() -> Result<Vec<PathBuf>> {
     let path = Path::new("/proc/self/mountinfo");
@@ -188,6 +205,7 @@ mod tests {
         let line =
             r"81 29 0:52 / /home/u/a\040b rw,nosuid shared:1 - fuse.karapace karapace:dev rw,user_id=1000";
         assert_eq!(fuse_line(line), Some((b"/home/u/a b".to_vec(), "karapace:dev".to_owned())));
+        assert_eq!(device(line), Some(52));
         assert_eq!(fuse_line("29 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
         assert_eq!(unescape(r"\134\x\04"), br"\\x\04");
     }

@@ -1,5 +1,6 @@
 //! Ending mounts.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,21 +18,33 @@ impl Engine {
     /// Unmounts what `target` names: an environment, or a directory that one (or a snapshot of one) is mounted on. Returns when
     /// the serving process is through. Gives the directory.
     pub fn umount(&self, target: &str) -> Result<PathBuf> {
+        match self.mount_named(target)? {
+            (Some(env), _) => self.umount_env(&env),
+            (None, dir) => mountpoint::unmount(&dir, false).map(|()| dir),
+        }
+    }
+
+    /// The environment that a command line names, and its directory as far as one is recorded. No environment: a snapshot is
+    /// mounted there.
+    pub(super) fn mount_named(&self, target: &str) -> Result<(Option<Metadata>, PathBuf)> {
         if !target.contains('/') {
             match self.find(target) {
-                Ok(env) => return self.umount_env(&env),
-                Err(error) if !Path::new(target).exists() => return Err(error),
+                Ok(env) => {
+                    let mount = self.recorded_mount(&env.instance)?;
+                    return Ok((Some(env), mount.map_or_else(PathBuf::new, |mount| mount.dir)));
+                }
+                Err(error) if fs::symlink_metadata(target).is_err() => return Err(error),
                 Err(_) => {}
             }
         }
         let dir = mountpoint::absolute(Path::new(target))?;
         for env in Metadata::list(self.store())?.into_iter().flatten() {
             if self.recorded_mount(&env.instance)?.is_some_and(|mount| mount.dir == dir) {
-                return self.umount_env(&env);
+                return Ok((Some(env), dir));
             }
         }
         match mountpoint::fuse_source(&dir)? {
-            Some(source) if source.starts_with(SOURCE) => mountpoint::unmount(&dir, false).map(|()| dir),
+            Some(source) if source.starts_with(SOURCE) => Ok((None, dir)),
             _ => Err(Error::NotMounted { what: target.to_owned() }),
         }
     }

@@ -14,6 +14,10 @@ pub struct Args {
     /// Unmount all environments, and end `karapace mount --all`
     #[arg(long, conflicts_with = "target")]
     all: bool,
+    /// For a mount that hangs or is in use: cut off everything that waits for it, and end what serves it and what runs inside.
+    /// Nothing that was written is lost
+    #[arg(long, conflicts_with = "all")]
+    force: bool,
 }
 
 impl Args {
@@ -21,7 +25,16 @@ impl Args {
         if self.all {
             return super::mount_all::umount_all(global);
         }
-        let dir = global.engine()?.umount(self.target.as_deref().unwrap_or_default())?;
+        let target = self.target.as_deref().unwrap_or_default();
+        if self.force {
+            let forced = global.engine()?.umount_by_force(target)?;
+            forced.done.iter().for_each(|done| ui::remark(done));
+            if global.json() {
+                ui::json(&json!({ "dir": forced.dir.display().to_string(), "done": forced.done }))?;
+            }
+            return Ok(());
+        }
+        let dir = global.engine()?.umount(target)?;
         if global.json() {
             ui::json(&json!({ "dir": dir.display().to_string() }))?;
         }

@@ -156,6 +156,58 @@ busy_umount_is_refused() {
     karapace mount "$ENV"
 }
 
+# hung [COMMAND...]: the server is stopped, something waits for it, and the mount is ended by force.
+hung() {
+    local server waiting
+    echo "before it hung" >"$DIR/etc/last words"
+    tree "$DIR" times >"$TMPDIR/worked"
+    server=$(server_of "$ENV")
+    kill -STOP "$server"
+    mkdir "$DIR/etc/asked for" 2>/dev/null &
+    waiting=$!
+    until_true 10 grep -qE '^[0-9]+ \(mkdir\) [SD]' "/proc/$waiting/stat"
+    karapace umount --force "$1" 2>"$TMPDIR/forced"
+    cat "$TMPDIR/forced"
+    grep -q "^killed the process that served it ($server)" "$TMPDIR/forced"
+    gone "$server"
+    not_mounted "$DIR"
+    # What waited goes on.
+    wait "$waiting" || true
+    karapace mount "$ENV"
+    as_worked
+}
+
+hung_and_cut_off() {
+    mount -t fusectl fusectl /sys/fs/fuse/connections || { echo "note: no fusectl here"; return 0; }
+    # A shell inside keeps the kernel's connection after it was detached.
+    (cd "$DIR/etc" && exec sleep 60) &
+    local inside=$!
+    until_true 5 bash -c 'readlink /proc/$1/cwd | grep -q "$2"' - "$inside" "$DIR/etc"
+    hung "$ENV"
+    grep -q '^cut the connection off' "$TMPDIR/forced"
+    kill "$inside"
+    wait "$inside" || true
+    umount /sys/fs/fuse/connections
+}
+
+forced_while_in_use() {
+    (cd "$DIR/etc" && exec sleep 60) &
+    local inside=$! server
+    until_true 5 bash -c 'readlink /proc/$1/cwd | grep -q "$2"' - "$inside" "$DIR/etc"
+    echo "in use" >"$DIR/etc/last words"
+    server=$(server_of "$ENV")
+    karapace --json umount --force "$DIR" >"$TMPDIR/forced" 2>/dev/null
+    equal dir "$DIR" "$(json "$TMPDIR/forced" 'd["dir"]')"
+    gone "$server"
+    not_mounted "$DIR"
+    kill "$inside"
+    wait "$inside" || true
+    refused karapace umount --force "$ENV"
+    says 'not mounted'
+    karapace mount "$ENV"
+    equal content "in use" "$(cat "$DIR/etc/last words")"
+}
+
 destroy_wants_it_unmounted() {
     refused karapace destroy -y "$ENV"
     karapace umount "$ENV"
@@ -190,5 +242,9 @@ check "SIGTERM unmounts cleanly" ends_with TERM
 check "SIGINT unmounts cleanly" ends_with INT
 check "mount --foreground ends with SIGINT, status 0" foreground_ends_with_sigint
 check "umount of a mount in use is refused" busy_umount_is_refused
+check "a mount that hangs is ended by force, and nothing is lost" hung "$ENV"
+check "the same by its directory" hung "$DIR"
+[ "$ACTOR" != root ] || check "where the kernel lets it, it is cut off" hung_and_cut_off
+check "a mount in use is ended by force" forced_while_in_use
 check "destroy, then gc, leaves nothing" destroy_wants_it_unmounted
 finish_suite

@@ -173,6 +173,19 @@ host_mount_stays() {
     karapace umount "$ENV"
 }
 
+forced() {
+    begin 71012
+    local first=$! server
+    server=$(server_of "$ENV")
+    x sh -c 'echo kept >/srv/forced'
+    kill -STOP "$server"
+    karapace umount --force "$ENV" 2>&1 | has "killed the process that served it ($server)"
+    wait "$first" || true
+    until_true 20 none_sleeps 71012
+    until_true 20 sh -c '! pgrep -x karapace-init'
+    equal kept kept "$(x cat /srv/forced)"
+}
+
 large_stream() {
     head -c 1073741824 /dev/zero | x sh -c 'cat' | sha256sum >"$TMPDIR/streamed"
     equal "1 GiB" "$(head -c 1073741824 /dev/zero | sha256sum)" "$(cat "$TMPDIR/streamed")"
@@ -188,6 +201,7 @@ check "the first session ends, the second goes on" first_leaves
 check "kill -9 takes its own session only; of all, everything" killed
 check "stop: SIGTERM, then SIGKILL; nothing survives" stopped
 check "stop leaves a host mount alone" host_mount_stays
+check "umount --force ends sessions whose mount hangs" forced
 check "1 GiB through exec" large_stream
 check "the store is sound" karapace verify-store
 finish_suite
