@@ -56,7 +56,9 @@ joined() {
     equal workdir "/srv b" "$(karapace exec -w /srv -e A=b "$ENV" -- sh -c 'echo $PWD $A')"
     status_of 42 x sh -c 'exit 42'
     status_of 143 x sh -c 'kill -TERM $$'
+    status_of 137 x sh -c 'kill -KILL $$'
     status_of 127 x no-such-program
+    status_of 126 x /etc/passwd
     # Who is inside can end what another session runs.
     x sh -c 'for p in /proc/[0-9]*; do [ "$(tr "\0" " " <$p/cmdline)" != "sleep 71001 " ] || kill ${p#/proc/}; done'
     local status=0
@@ -186,9 +188,46 @@ forced() {
     equal kept kept "$(x cat /srv/forced)"
 }
 
+# Peak of the memory of a process, in KiB.
+peak_of() { awk '$1 == "VmHWM:" { print $2 }' "/proc/$1/status"; }
+
 large_stream() {
-    head -c 1073741824 /dev/zero | x sh -c 'cat' | sha256sum >"$TMPDIR/streamed"
+    mkfifo "$TMPDIR/in"
+    head -c 1073741824 /dev/zero >"$TMPDIR/in" &
+    karapace exec "$ENV" -- sh -c 'cat; exec sleep 71013 >/dev/null' <"$TMPDIR/in" > >(sha256sum >"$TMPDIR/streamed") &
+    local session=$! pid peak
+    until_true 200 sleeps 71013 1
+    for pid in "$session" "$(server_of "$ENV")"; do
+        peak=$(peak_of "$pid")
+        echo "note: $peak KiB at most"
+        [ "$peak" -lt 65536 ] || wrong "process $pid took $peak KiB"
+    done
+    kill "$session"
+    wait "$session" || true
+    until_true 20 test -s "$TMPDIR/streamed"
     equal "1 GiB" "$(head -c 1073741824 /dev/zero | sha256sum)" "$(cat "$TMPDIR/streamed")"
+}
+
+# other COMMAND...: as a user who has no ids of its own.
+other() {
+    setpriv --reuid=54322 --regid=54322 --clear-groups --inh-caps=-all \
+        env HOME="$TMPDIR/other" USER=other LOGNAME=other "$@"
+}
+
+without_ids() {
+    # /etc is this suite's own.
+    echo "other:x:54322:54322::$TMPDIR/other:/bin/sh" >>/etc/passwd
+    echo "other:x:54322:" >>/etc/group
+    install -d -o 54322 -g 54322 "$TMPDIR/other"
+    other karapace import "$MINBASE_TAR" --name alone
+    local found; found=$(other karapace -v exec alone -- sh -c 'echo $(id -u) $(id -g)' 2>"$TMPDIR/said") || { cat "$TMPDIR/said"; return 1; }
+    equal "one id" "0 0" "$found"
+    grep -q 'one id only: other has no ids of its own in /etc/subuid' "$TMPDIR/said" || wrong "$(cat "$TMPDIR/said")"
+    grep -q 'usermod --add-subuids' "$TMPDIR/said"
+    equal "nothing is said" "" "$(other karapace exec alone -- sh -c 'echo x >/srv/f' 2>&1)"
+    equal "as another" "33 www-data" "$(other karapace exec -u www-data alone -- sh -c 'echo $(id -u) $(id -un)')"
+    equal kept x "$(other karapace exec alone -- cat /srv/f)"
+    other karapace destroy -y alone
 }
 
 need "a Debian, not mounted" setup
@@ -202,6 +241,7 @@ check "kill -9 takes its own session only; of all, everything" killed
 check "stop: SIGTERM, then SIGKILL; nothing survives" stopped
 check "stop leaves a host mount alone" host_mount_stays
 check "umount --force ends sessions whose mount hangs" forced
-check "1 GiB through exec" large_stream
+check "1 GiB through exec, with flat memory" large_stream
+[ "$ACTOR" != root ] || check "a user without ids of its own has one, and -v says why" without_ids
 check "the store is sound" karapace verify-store
 finish_suite
