@@ -12,7 +12,7 @@ use super::scratch::Scratch;
 use super::{Engine, Error, Report, Result};
 use crate::image::{Image, Origin};
 use crate::lockfile::{LockError, LockFile, LockedPackage};
-use crate::manifest::{Backend, Manifest};
+use crate::manifest::Manifest;
 use crate::pin;
 use crate::runtime;
 
@@ -81,7 +81,7 @@ pub(super) enum Resolution {
 impl Engine {
     /// Builds the environment that the manifest at `path` describes, and writes its lock file beside it.
     pub fn build(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<BuildOutcome> {
-        let plan = self.plan(path, options, report)?;
+        let plan = self.plan(path, options)?;
         if let Some(name) = &options.name {
             karapace_store::metadata::check_name(name)?;
         }
@@ -102,15 +102,12 @@ impl Engine {
     }
 
     /// Reads a manifest and its lock file, and checks what can be checked without the image.
-    pub(super) fn plan(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<Plan> {
+    pub(super) fn plan(&self, path: &Path, options: &BuildOptions) -> Result<Plan> {
         let manifest = Manifest::read(path)?;
         runtime::check_places(&manifest.mounts)
             .map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
         if options.require_pinned_image && !pin::is_pinned(&manifest.base.image) {
             return Err(Error::Unpinned { path: path.to_owned(), image: manifest.base.image });
-        }
-        for key in not_applied(&manifest) {
-            report.note(&format!("{key} is recorded and not applied yet: that comes with a later version"));
         }
         let lock_path = path.with_extension("lock");
         let pinned = LockFile::read(&lock_path)?;
@@ -245,16 +242,4 @@ impl Plan {
             std::path::absolute(&self.lock_path).map_err(|e| Error::io("resolve", &self.lock_path, e))?;
         Ok(atomic::write_file(&path, lock.to_toml().as_bytes())?)
     }
-}
-
-/// What is part of the identity and is not applied yet when the environment is entered, by key.
-fn not_applied(manifest: &Manifest) -> Vec<&'static str> {
-    let limits = &manifest.runtime.resource_limits;
-    let keys = [
-        ("hardware.gpu", manifest.hardware.gpu),
-        ("hardware.audio", manifest.hardware.audio),
-        ("runtime.backend", manifest.runtime.backend != Backend::Namespace),
-        ("runtime.resource_limits", limits.cpu_shares.is_some() || limits.memory_limit_mb.is_some()),
-    ];
-    keys.iter().filter(|(_, asked)| *asked).map(|(key, _)| *key).collect()
 }

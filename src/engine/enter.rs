@@ -16,8 +16,6 @@ use super::mount::Options;
 use super::sessions::Session;
 use super::socket::{Answer, Client, Entrance, Reply, Request, Shape};
 use super::{Engine, Error, Result, mountpoint, policy};
-use crate::lockfile::LockFile;
-use crate::manifest::Backend;
 use crate::runtime::{self, Namespaces, Seen, User, ranges};
 
 /// How long a mount that is just beginning or ending is waited for.
@@ -46,12 +44,26 @@ pub struct EnterOptions {
 }
 
 impl EnterOptions {
-    /// The options that all sessions of an inside share. `account`: the only one there, where there is one id only.
-    fn shape(&self, account: Option<&User>) -> Shape {
+    /// What all sessions of an inside share of the options and of the policy. `account`: the only one there, where there is one
+    /// id only.
+    fn shape(&self, policy: &runtime::Policy, account: Option<&User>) -> Shape {
         let home = clap::ValueEnum::to_possible_value(&self.choices.home);
         let home = home.map_or_else(String::new, |value| value.get_name().to_owned());
-        let mut shape =
-            Shape::from([("--ctl".to_owned(), self.show_control.to_string()), ("--home".to_owned(), home)]);
+        let hardware = [("gpu", policy.hardware.gpu), ("audio", policy.hardware.audio)];
+        let hardware: Vec<_> =
+            hardware.into_iter().filter_map(|(name, asked)| asked.then_some(name)).collect();
+        let hardware = if hardware.is_empty() { "none".to_owned() } else { hardware.join(", ") };
+        let mut shape = Shape::from([
+            ("--ctl".to_owned(), self.show_control.to_string()),
+            ("--home".to_owned(), home),
+            // They see each other's processes, so one that is bound must not meet one that is not.
+            ("--privileged".to_owned(), policy.privileged.to_string()),
+            // Of the manifest, which `rebuild` may change meanwhile.
+            ("backend".to_owned(), policy.backend.as_str().to_owned()),
+            ("hardware".to_owned(), hardware),
+            ("network_isolation".to_owned(), policy.isolate_network.to_string()),
+            ("resource_limits".to_owned(), policy.limits.to_string()),
+        ]);
         if let Some(user) = account {
             shape.insert("--user".to_owned(), format!("{}:{}", user.uid, user.gid));
         }
@@ -70,7 +82,6 @@ impl Engine {
     /// Runs a command inside `env` and gives its exit status. An environment that is not mounted is mounted for the time of
     /// its sessions; where an ordinary user has a range of ids, in a user namespace that has them.
     pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<i32> {
-        check_runtime(env)?;
         let policy = policy::of(env, &options.choices)?;
         let session = Session::join(self, &env.instance)?;
         let status = self.run_inside(env, options, &policy);
@@ -85,6 +96,7 @@ impl Engine {
 
     /// Joins the inside that there is, or makes one.
     fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<i32> {
+        let backend = runtime::backend(policy.backend);
         let (request, namespaces, many_ids) = loop {
             let place = self.place(env, options)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
@@ -92,7 +104,7 @@ impl Engine {
                 Some(seen) => seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
             };
-            let shape = options.shape((!many_ids).then_some(&seen.user));
+            let shape = options.shape(policy, (!many_ids).then_some(&seen.user));
             let request = runtime::Session {
                 root: place.entrance.dir,
                 argv: options.argv.clone(),
@@ -109,7 +121,7 @@ impl Engine {
                 check_shape(env, &shape, &theirs)?;
                 break (request, namespaces, many_ids);
             }
-            let inside = runtime::start(&request, place.ground)?;
+            let inside = backend.start(&request, place.ground)?;
             if self.hand_over(env, &inside, shape)? {
                 // The keeper's copy of the lifeline is the only one from here on.
                 break (request, inside.namespaces, many_ids);
@@ -117,7 +129,7 @@ impl Engine {
             // Another session was faster: join its own.
             inside.end()?;
         };
-        Ok(runtime::join(&request, namespaces, many_ids)?)
+        Ok(backend.join(&request, namespaces, many_ids)?)
     }
 
     /// Where the environment is mounted, mounting it if it is not, and who is inside.
@@ -264,17 +276,4 @@ fn check_shape(env: &Metadata, ours: &Shape, theirs: &Shape) -> Result<()> {
             ours: show(ours, key),
         }),
     }
-}
-
-/// Refuses what would run by another runtime than the manifest asks for.
-fn check_runtime(env: &Metadata) -> Result<()> {
-    let lock = LockFile::parse(&env.lock, Path::new("recorded in the store"))?;
-    if lock.runtime_backend != Backend::Namespace.as_str() {
-        let backend = lock.runtime_backend;
-        return Err(Error::Invalid(format!(
-            "{}: the {backend} backend comes with a later version",
-            env.name
-        )));
-    }
-    Ok(())
 }

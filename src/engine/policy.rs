@@ -11,7 +11,9 @@ use crate::runtime::{Caller, Choices, Policy};
 /// The policy for a session in `env`, asked for by this process.
 pub(super) fn of(env: &Metadata, choices: &Choices) -> Result<Policy> {
     let manifest = Manifest::parse(&env.manifest, Path::new("the manifest in the environment's record"))?;
+    let instance = env.instance.to_hex();
     let caller = Caller {
+        instance: &instance,
         manifest_dir: env.manifest_dir.as_deref().map(Path::new),
         variable: &|name| std::env::var_os(name),
     };

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::NixPath;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, fstat};
@@ -25,6 +26,8 @@ const RACES: u32 = 16;
 pub struct Seen {
     /// Who runs the command.
     pub user: User,
+    /// Whether the user's home directory is there.
+    pub has_home: bool,
     /// The environment's own `/etc/hosts`.
     pub hosts: Option<Vec<u8>>,
 }
@@ -37,7 +40,9 @@ impl Seen {
     /// [`RuntimeError::Root`], [`RuntimeError::Read`], [`RuntimeError::UnknownUser`].
     pub fn look(root: &Path, user: Option<&str>) -> Result<Seen, RuntimeError> {
         let inside = Inside::open(root)?;
-        Ok(Seen { user: User::find(&inside, user)?, hosts: inside.read(Path::new("/etc/hosts"))? })
+        let user = User::find(&inside, user)?;
+        let has_home = inside.is_directory(&user.home);
+        Ok(Seen { user, has_home, hosts: inside.read(Path::new("/etc/hosts"))? })
     }
 }
 
@@ -80,18 +85,34 @@ impl Inside {
         file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     }
 
+    /// Whether the path leads to a directory.
+    pub fn is_directory(&self, path: &Path) -> bool {
+        self.open_file(path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok_and(|found| found.is_some())
+    }
+
     fn open_file(&self, path: &Path, flags: OFlag) -> io::Result<Option<File>> {
-        let how = OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let mut left = RACES;
-        loop {
-            match openat2(&self.root, path, how) {
-                Ok(fd) => return Ok(Some(File::from(fd))),
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
-                Err(Errno::EAGAIN) if left > 0 => left -= 1,
-                Err(errno) => return Err(errno.into()),
-            }
+        match open_below(&self.root, path, flags) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Opens what a process with this root would find at `path`. Allocates nothing, if `path` is a C string.
+pub(super) fn open_below<P: NixPath + ?Sized>(
+    root: &OwnedFd,
+    path: &P,
+    flags: OFlag,
+) -> Result<OwnedFd, Errno> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let mut left = RACES;
+    loop {
+        match openat2(root, path, how) {
+            Err(Errno::EAGAIN) if left > 0 => left -= 1,
+            other => return other,
         }
     }
 }

@@ -6,7 +6,8 @@
 //!                          process 1 (one for all of them)
 //! ```
 //!
-//! An *inside* is a set of namespaces with its process 1 ([`start`]); any number of sessions run a command each in it ([`join`]).
+//! An *inside* is a set of namespaces with its process 1 ([`Backend::start`]); any number of sessions run a command each in it
+//! ([`Backend::join`]).
 //! As root it has mount, pid, uts and ipc namespaces of its own and shares the caller's ids. As an ordinary user it also has a
 //! user namespace: one with the whole range of ids that /etc/subuid gives the user ([`ranges`]), if the root is mounted in
 //! such a one, else one in which the caller's own id is shown as root's (or as the chosen user's) and no other id exists. No
@@ -23,11 +24,15 @@
 //!   terminal is shared stands in `terminal`. Real-time signals are not passed on.
 //! - **End.** When the command ends, everything it left behind inside is killed. When karapace dies, however it dies, so
 //!   does everything that its command started. With the last session ends process 1, and all else that may live inside.
-//! - **Privileges.** A root session is no cage: its root has all capabilities of the caller's.
+//! - **Privileges.** Some system calls are denied (`seccomp`), and a command that has one id cannot gain privileges by executing a
+//!   program. A root session is no cage: its root has all capabilities of the caller's.
 //!
 //! Needs Linux 5.12 (`openat2`, the fd-based mount calls, `mount_setattr`).
 
+mod backend;
 mod channel;
+mod desktop;
+mod devices;
 mod environment;
 mod error;
 mod home;
@@ -35,14 +40,18 @@ mod host_mounts;
 mod hosts;
 mod init;
 mod inside;
+mod limits;
+mod mock;
 mod monitor;
 mod mounts;
 mod namespaces;
 mod network;
+mod oci;
 mod plan;
 mod policy;
 pub mod ranges;
 mod refusal;
+mod seccomp;
 mod start;
 mod supervise;
 mod sys;
@@ -55,14 +64,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
+use nix::sys::signal::SigSet;
 
+pub use backend::{Backend, backend};
 pub use error::RuntimeError;
 pub use home::HomeMode;
 pub use host_mounts::check_places;
 pub use inside::Seen;
+pub use limits::Limits;
 pub use namespaces::Namespaces;
 pub use policy::{Caller, Choices, Policy, Share, ShareKind};
-pub use start::{Started, start};
+pub use start::Started;
 pub use user::User;
 
 pub(crate) use environment::PATH;
@@ -113,32 +125,19 @@ impl Session {
     }
 }
 
-/// Runs a session to its end, in an inside of its own, and returns the command's exit status, or 128 + n when signal n
-/// killed it. As in [`join`], also what it asks of the caller.
-///
-/// # Errors
-/// [`RuntimeError`]; its [`exit_status`](RuntimeError::exit_status) is what `enter` and `exec` end with.
-pub fn run(session: &Session) -> Result<i32, RuntimeError> {
-    let session = Session { seen: Some(session.seen()?), ..session.clone() };
-    let mut started = start(&session, None)?;
-    let namespaces = std::mem::replace(&mut started.namespaces, Namespaces::own(CloneFlags::empty())?);
-    let status = join(&session, namespaces, has_ids());
-    started.end()?;
-    status
-}
-
-/// Runs the command of a session to its end in an inside that is there, and returns its exit status, or 128 + n when signal n
-/// killed it. `many_ids`: the inside has more than one id.
-///
-/// The calling thread's signal mask is changed meanwhile, and signals to the process are received instead of acted on; so
-/// call it from the main thread of a process that has no others, or none that leave the forwarded signals unblocked.
-///
-/// # Errors
-/// [`RuntimeError`]; its [`exit_status`](RuntimeError::exit_status) is what `enter` and `exec` end with.
-pub fn join(session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<i32, RuntimeError> {
+/// Runs a command in an inside that is there, and returns its exit status, or 128 + n when signal n killed it. `make` is told
+/// whether the command shares a terminal, and the caller's signal mask.
+fn join(
+    session: &Session,
+    namespaces: Namespaces,
+    make: impl FnOnce(bool, SigSet) -> Result<Command, RuntimeError>,
+) -> Result<i32, RuntimeError> {
     let terminal = if session.output.is_some() { None } else { Terminal::of_job() };
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;
-    let command = Command::new(session, many_ids, terminal.is_some(), mask.before())?;
+    let mut command = make(terminal.is_some(), mask.before())?;
+    // Removed on drop, when nothing of the session lives any more.
+    let group = session.policy.limits.enforce();
+    command.group = group.as_ref().map(limits::Group::entry).transpose().map_err(failed("limit"))?;
     let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
     let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
         // Or the monitor would keep karapace's end open and never see it close.

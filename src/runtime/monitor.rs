@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::sys::uio::pread;
-use nix::unistd::{Pid, chdir, getpid, setpgid};
+use nix::unistd::{Pid, chdir, getpid, setpgid, write};
 
 use super::channel::{Channel, MessageBuffer, Order, Report};
 use super::init::{fail, release};
@@ -64,6 +64,9 @@ fn main(command: &Command, channel: &Channel) -> ! {
             };
             channel.report(&report).ok();
             ready.end_all();
+            if let Some(bundle) = &command.bundle {
+                bundle.remove();
+            }
             sys::exit(ended.unwrap_or(125))
         }
     }
@@ -121,6 +124,19 @@ fn execute(command: &Command) -> Report<'static> {
                 .iter()
                 .try_for_each(|(fd, number)| sys::replace_fd(fd, *number))
                 .map_err(failed("set up the streams of"))?;
+        }
+        if let Some(bundle) = &command.bundle {
+            bundle.prepare()?;
+        }
+        if let Some(group) = &command.group {
+            write(group, b"0").map_err(failed("limit"))?;
+        }
+        if command.no_new_privileges {
+            prctl::set_no_new_privs().map_err(failed("bind the privileges of"))?;
+        }
+        // While we may without giving up privileges: as the chosen user we may not any more.
+        if let Some(filter) = &command.filter {
+            sys::set_filter(filter).map_err(failed("filter the system calls of"))?;
         }
         if let Some(ids) = &command.ids {
             sys::set_ids(ids.uid, ids.gid, &ids.groups).map_err(failed("take on the user of"))?;

@@ -81,7 +81,8 @@ struct Mount {
 
 /// All mounts of a session.
 pub(super) struct Mounts {
-    root: CString,
+    /// What becomes `/`; `None`: what is already.
+    root: Option<CString>,
     /// Parents before what lies below them.
     list: Vec<Mount>,
 }
@@ -144,14 +145,31 @@ impl Mounts {
             let mask = new(c"/.karapace", c"tmpfs", options, READ_ONLY);
             list.push(Mount { point: Point::Existing, required: false, ..mask });
         }
-        Ok(Mounts { root, list })
+        Ok(Mounts { root: Some(root), list })
+    }
+
+    /// The host's own tree, for commands that prepare a root themselves: with a `/proc` of the new process ids, and over `scratch`
+    /// an empty file system that goes with the last session. `hidden` is covered by an empty one.
+    pub fn beside(scratch: CString, hidden: Option<&'static CStr>) -> Mounts {
+        let own = new(c"/proc", c"tmpfs", vec![(c"mode", c"0700".into())], SHARED);
+        let mut list =
+            vec![new(c"/proc", c"proc", vec![], DATA_ONLY), Mount { target: Cow::Owned(scratch), ..own }];
+        list.extend(hidden.map(|path| Mount {
+            point: Point::Existing,
+            required: false,
+            ..new(path, c"tmpfs", vec![(c"mode", c"0555".into())], READ_ONLY)
+        }));
+        Mounts { root: None, list }
     }
 
     /// Makes the environment the root of this process's mount namespace, which must be its own, and mounts
     /// everything. What can be done without is reported and skipped. Runs after `clone`: allocates nothing.
     pub fn enter(&mut self, channel: &Channel) -> Result<(), Failure<'_>> {
         private().map_err(|errno| failure("make private", c"/", errno))?;
-        let root = sys::open_tree(&self.root, true).map_err(|e| failure("bind", &self.root, e))?;
+        let tree = match &self.root {
+            Some(root) => Some(sys::open_tree(root, true).map_err(|e| failure("bind", root, e))?),
+            None => None,
+        };
         let mut failed = None;
         for (number, mount) in self.list.iter_mut().enumerate() {
             match mount.detached() {
@@ -166,7 +184,9 @@ impl Mounts {
         if let Some((number, errno)) = failed {
             return Err(self.list[number].failure(errno));
         }
-        change_root(&root, &self.root).map_err(|e| failure("change the root to", &self.root, e))?;
+        if let (Some(tree), Some(root)) = (&tree, &self.root) {
+            change_root(tree, root).map_err(|e| failure("change the root to", root, e))?;
+        }
         let mask = umask(Mode::from_bits_truncate(0o022));
         for (number, mount) in self.list.iter_mut().enumerate() {
             match mount.attach() {
@@ -181,7 +201,7 @@ impl Mounts {
         if let Some((number, errno)) = failed {
             return Err(self.list[number].failure(errno));
         }
-        for (path, target) in LINKS {
+        for (path, target) in LINKS.into_iter().filter(|_| self.root.is_some()) {
             symlinkat(target, AT_FDCWD, path).map_err(|e| failure("make the symlink", path, e))?;
         }
         umask(mask);
@@ -362,13 +382,19 @@ fn make_parents(path: &CStr) -> Result<(), Errno> {
 
 /// A detached mount of a new file, [`TEXT`].
 fn text_file(text: &[u8]) -> Result<OwnedFd, Errno> {
+    write_new(TEXT, text)?;
+    sys::open_tree(TEXT, false)
+}
+
+/// Writes a file that is not there yet.
+pub(super) fn write_new(path: &CStr, text: &[u8]) -> Result<(), Errno> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let file = open(TEXT, flags, Mode::from_bits_truncate(0o644))?;
+    let file = open(path, flags, Mode::from_bits_truncate(0o644))?;
     let mut rest = text;
     while !rest.is_empty() {
         rest = &rest[write(&file, rest)?..];
     }
-    sys::open_tree(TEXT, false)
+    Ok(())
 }
 
 fn failure<'a>(action: &'static str, path: &'a CStr, errno: Errno) -> Failure<'a> {

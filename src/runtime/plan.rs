@@ -4,13 +4,15 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::SigSet;
 use nix::unistd::{getegid, geteuid};
 
 use super::inside::{Seen, root_error};
 use super::mounts::{Mounts, Wanted};
+use super::oci::Bundle;
+use super::seccomp::Filter;
 use super::sys::ExecStrings;
 use super::user::User;
 use super::{RuntimeError, Session, environment, hosts, terminal};
@@ -52,6 +54,14 @@ pub(super) struct Command {
     pub own_group: bool,
     /// Where its output goes, if not where the caller's goes; it has no input then.
     pub output: Option<OwnedFd>,
+    /// The entry of the cgroup that it is to be in; see [`super::limits`].
+    pub group: Option<OwnedFd>,
+    /// Executing a program gives it no privileges that the command has not.
+    pub no_new_privileges: bool,
+    /// What it may not ask the kernel for.
+    pub filter: Option<Filter>,
+    /// What it is started from, where it is an OCI runtime.
+    pub bundle: Option<Bundle>,
     /// The caller's own signal mask, for the command to have.
     pub signal_mask: SigSet,
 }
@@ -66,17 +76,9 @@ pub(super) struct Ids {
 impl Preparation {
     /// `ranged`: the root is mounted in a user namespace with a range of ids, in which process 1 is made.
     pub fn new(session: &Session, ranged: bool) -> Result<Preparation, RuntimeError> {
-        let root = if ranged {
-            // Not mounted where we see it, and given by whoever mounted it, without symlinks.
-            session.root.clone()
-        } else {
-            fs::canonicalize(&session.root).map_err(|e| {
-                let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
-                root_error(&session.root, errno)
-            })?
-        };
+        let root = root(session, ranged)?;
         let many_ids = ranged || has_ids();
-        let Seen { user, hosts } = session.seen()?;
+        let Seen { user, hosts, .. } = session.seen()?;
         let id_map = if many_ids { None } else { Some(IdMap::single(&user)) };
         let console = match session.output {
             Some(_) => None,
@@ -120,9 +122,7 @@ impl Command {
             None => (vec![shell.to_owned()], vec![login_name(shell)]),
         };
         let envp = variables.into_iter().map(|(key, value)| [key, value].join(OsStr::new("="))).collect();
-        let output = session.output.as_ref().map(|file| file.try_clone().map(OwnedFd::from)).transpose();
-        let output = output
-            .map_err(|e| RuntimeError::Supervise { action: "use the file for the output", source: e })?;
+        let output = output(session)?;
         Ok(Command {
             programs: c_strings("program name", programs)?,
             argv: ExecStrings::new(c_strings("argument", argv)?),
@@ -132,6 +132,11 @@ impl Command {
             ids: many_ids.then(|| Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() }),
             own_group,
             output,
+            group: None,
+            // With one id set-user-id programs gain nothing anyway; with more, su and sudo are there to be used.
+            no_new_privileges: !many_ids && !policy.privileged,
+            filter: (!policy.privileged).then(Filter::new).transpose()?,
+            bundle: None,
             signal_mask,
         })
     }
@@ -144,7 +149,7 @@ impl Command {
 
 impl IdMap {
     /// The caller's own ids, shown inside as those of `user`: all that an ordinary user may map alone.
-    fn single(user: &User) -> IdMap {
+    pub fn single(user: &User) -> IdMap {
         IdMap {
             uid: format!("{} {} 1\n", user.uid, geteuid()).into_bytes(),
             gid: format!("{} {} 1\n", user.gid, getegid()).into_bytes(),
@@ -158,13 +163,31 @@ pub(crate) fn has_ids() -> bool {
     geteuid().is_root() && fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"allow"))
 }
 
+/// A descriptor of the file that takes the output, if there is one.
+pub(super) fn output(session: &Session) -> Result<Option<OwnedFd>, RuntimeError> {
+    let output = session.output.as_ref().map(|file| file.try_clone().map(OwnedFd::from)).transpose();
+    output.map_err(|source| RuntimeError::Supervise { action: "use the file for the output", source })
+}
+
+/// The root of a session as process 1 is to open it. `ranged` as in [`Preparation::new`].
+pub(super) fn root(session: &Session, ranged: bool) -> Result<PathBuf, RuntimeError> {
+    if ranged {
+        // Not mounted where we see it, and given by whoever mounted it, without symlinks.
+        return Ok(session.root.clone());
+    }
+    fs::canonicalize(&session.root).map_err(|e| {
+        let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+        root_error(&session.root, errno)
+    })
+}
+
 /// A login shell knows itself by the dash that its name starts with.
 fn login_name(shell: &OsStr) -> OsString {
     let name = Path::new(shell).file_name().unwrap_or(shell);
     OsString::from_vec([b"-", name.as_bytes()].concat())
 }
 
-fn hostname(name: &str) -> Result<OsString, RuntimeError> {
+pub(super) fn hostname(name: &str) -> Result<OsString, RuntimeError> {
     let reason = "must have 1 to 64 bytes and no NUL";
     if name.is_empty() || name.len() > HOSTNAME_MAX || name.contains('\0') {
         return Err(RuntimeError::Invalid { what: "host name", value: name.to_owned(), reason });
@@ -172,7 +195,7 @@ fn hostname(name: &str) -> Result<OsString, RuntimeError> {
     Ok(name.into())
 }
 
-fn c_strings(what: &'static str, strings: Vec<OsString>) -> Result<Vec<CString>, RuntimeError> {
+pub(super) fn c_strings(what: &'static str, strings: Vec<OsString>) -> Result<Vec<CString>, RuntimeError> {
     strings.into_iter().map(|s| c_string(what, s)).collect()
 }
 

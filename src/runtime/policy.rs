@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::home::HomeMode;
-use super::{RuntimeError, home, host_mounts};
-use crate::manifest::Manifest;
+use super::limits::Limits;
+use super::{RuntimeError, desktop, devices, home, host_mounts};
+use crate::manifest::{self, Manifest};
 
 /// Where `XDG_RUNTIME_DIR` is inside: on the session's own `/dev`, so that nothing of it is written into the environment.
 pub(super) const RUNTIME_DIR: &str = "/dev/run";
@@ -22,6 +23,14 @@ pub struct Policy {
     pub home: Option<PathBuf>,
     /// A network of its own, with nothing but loopback.
     pub isolate_network: bool,
+    /// No system call is denied, and programs may gain privileges.
+    pub privileged: bool,
+    /// What the environment's sessions may use.
+    pub limits: Limits,
+    /// What kinds of devices are asked for, whether the host has them or not.
+    pub hardware: manifest::Hardware,
+    /// What runs them.
+    pub backend: manifest::Backend,
 }
 
 /// One thing of the host that is shown inside.
@@ -58,12 +67,16 @@ pub enum ShareKind {
 pub struct Choices {
     /// Whose home directory the command sees.
     pub home: HomeMode,
+    /// Deny no system call, and let programs gain privileges.
+    pub privileged: bool,
 }
 
 /// What the policy asks about the caller.
 pub struct Caller<'a> {
     /// The directory that relative host paths start from: the manifest's own.
     pub manifest_dir: Option<&'a Path>,
+    /// The environment's instance id.
+    pub instance: &'a str,
     /// A variable of the caller.
     pub variable: &'a dyn Fn(&str) -> Option<OsString>,
 }
@@ -74,9 +87,24 @@ impl Policy {
     /// # Errors
     /// [`RuntimeError::Policy`], when the manifest or the choice asks for what is not let in or is not there.
     pub fn new(manifest: &Manifest, choices: &Choices, caller: &Caller<'_>) -> Result<Policy, RuntimeError> {
-        let mut policy = Policy { isolate_network: manifest.runtime.network_isolation, ..Policy::default() };
+        let mut policy = Policy {
+            isolate_network: manifest.runtime.network_isolation,
+            privileged: choices.privileged,
+            hardware: manifest.hardware,
+            backend: manifest.runtime.backend,
+            limits: Limits {
+                cpu_shares: manifest.runtime.resource_limits.cpu_shares,
+                memory_mb: manifest.runtime.resource_limits.memory_limit_mb,
+                name: caller.instance.to_owned(),
+            },
+            ..Policy::default()
+        };
         policy.shares = host_mounts::shares(&manifest.mounts, caller.manifest_dir)?;
         home::apply(&mut policy, choices.home, caller.variable)?;
+        devices::apply(&mut policy, manifest.hardware, Path::new("/dev"));
+        let wanted =
+            desktop::Wanted { display: !manifest.gui.apps.is_empty(), sound: manifest.hardware.audio };
+        desktop::apply(&mut policy, wanted, caller.variable);
         // Parents before what lies in them.
         policy.shares.sort_by(|a, b| a.inside.cmp(&b.inside));
         Ok(policy)

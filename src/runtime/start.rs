@@ -11,9 +11,9 @@ use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
 use super::namespaces::Namespaces;
 use super::plan::Preparation;
 use super::supervise::{SignalMask, failed, skipped};
-use super::{RuntimeError, Session, init, refusal, sys};
+use super::{RuntimeError, init, refusal, sys};
 
-/// An inside that is ready for commands ([`join`](super::join)). It ends, with everything in it, when all copies of `lifeline`
+/// An inside that is ready for commands ([`Backend::join`](super::Backend::join)). It ends, with everything in it, when all copies of `lifeline`
 /// are closed.
 #[derive(Debug)]
 pub struct Started {
@@ -37,14 +37,11 @@ impl Started {
     }
 }
 
-/// Makes the inside of a session. What the command is does not matter here.
-///
-/// `ground`: the user and mount namespace in which the root is mounted, where they are not this process's own.
-///
-/// # Errors
-/// [`RuntimeError`]; nothing is left then.
-pub fn start(session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError> {
-    let mut preparation = Preparation::new(session, ground.is_some())?;
+/// Makes an inside as prepared for. `ground` as in [`Backend::start`](super::Backend::start).
+pub(super) fn start(
+    mut preparation: Preparation,
+    ground: Option<Namespaces>,
+) -> Result<Started, RuntimeError> {
     let (outer, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
     let mut kinds = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID

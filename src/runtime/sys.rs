@@ -12,6 +12,8 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::Pid;
 
+use super::seccomp::Filter;
+
 type Result<T> = std::result::Result<T, Errno>;
 
 /// Strings in the form that `execve` takes: an array of pointers that ends in a null one.
@@ -234,6 +236,17 @@ fn owned(fd: libc::c_long) -> Result<OwnedFd> {
     let fd = Errno::result(fd)?;
     // SAFETY: the call that returned it has just opened this descriptor, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Puts a filter before the system calls of the calling thread and of all that it will start, for good.
+pub(super) fn set_filter(filter: &Filter) -> Result<()> {
+    let length = libc::c_ushort::try_from(filter.0.len()).map_err(|_| Errno::E2BIG)?;
+    let program = libc::sock_fprog { len: length, filter: filter.0.as_ptr().cast_mut() };
+    let flags: libc::c_uint = 0;
+    // SAFETY: `program` describes the live instructions of `filter`, which the kernel only reads.
+    let done =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    Errno::result(done).map(drop)
 }
 
 /// Marks a network interface as up, as `ip link set NAME up` does. `socket` is any of the interface's network namespace.

@@ -10,6 +10,7 @@ mod inside;
 mod policy;
 mod rootfs;
 mod streams;
+mod sys;
 mod terminal;
 
 use std::ffi::{OsStr, OsString};
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output, Stdio, exit};
 
 use karapace::manifest::Manifest;
-use karapace::runtime::{Caller, Choices, HomeMode, Policy, Session, run};
+use karapace::runtime::{Caller, Choices, HomeMode, Policy, Session, backend};
 use rootfs::RootFs;
 
 /// Ids for sessions of an ordinary user when the tests run as root. No account needs to exist.
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     match args.first().and_then(|a| a.to_str()) {
         Some("session") => session(&args[1..]),
         Some("on-tty") => on_tty(&args[1..]),
+        Some("call") => call(&args[1..]),
         _ => run_tests(&args),
     }
 }
@@ -131,6 +133,7 @@ fn session(args: &[OsString]) -> ! {
                 let (key, value) = pair.split_once('=').expect("K=V");
                 session.env.push((key.into(), value.into()));
             }
+            Some("--privileged") => choices.privileged = true,
             Some("--mask") => session.mask_control = true,
             Some("--manifest") => manifest = Manifest::read(value().as_ref()).expect("a manifest"),
             Some("--home") => choices.home = if value() == "ro" { HomeMode::Ro } else { HomeMode::Share },
@@ -139,11 +142,14 @@ fn session(args: &[OsString]) -> ! {
         }
     }
     session.argv = rest.cloned().collect();
-    let caller =
-        Caller { manifest_dir: manifest.directory.as_deref(), variable: &|name| std::env::var_os(name) };
+    let caller = Caller {
+        instance: "test",
+        manifest_dir: manifest.directory.as_deref(),
+        variable: &|name| std::env::var_os(name),
+    };
     let done = Policy::new(&manifest, &choices, &caller).and_then(|policy| {
         session.policy = policy;
-        run(&session)
+        backend(manifest.runtime.backend).run(&session)
     });
     match done {
         Ok(status) => exit(status),
@@ -152,6 +158,16 @@ fn session(args: &[OsString]) -> ! {
             exit(error.exit_status())
         }
     }
+}
+
+/// `call NUMBER ARGUMENT ARGUMENT`: makes a system call and says what came of it.
+fn call(args: &[OsString]) -> ! {
+    let number = |at: usize| args[at].to_str().and_then(|a| a.parse().ok()).expect("a number");
+    match sys::call(number(0), number(1), number(2)) {
+        Ok(()) => println!("OK"),
+        Err(errno) => println!("{errno:?}"),
+    }
+    exit(0)
 }
 
 /// `on-tty PATH COMMAND…`: the command with that terminal as its controlling one and its standard streams.

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use nix::libc;
+
 use super::{Bench, Test, Who, assert_status, stdout};
 
 pub const TESTS: &[Test] = &[
@@ -16,6 +18,9 @@ pub const TESTS: &[Test] = &[
     ("a runtime directory of its own", runtime_dir),
     ("network isolation", network),
     ("variables that never go in", variables),
+    ("system calls that are denied", denied),
+    ("privileges are gained only where there are ids for it", privileges),
+    ("sockets of the desktop", desktop),
 ];
 
 /// A directory of the host that belongs to whoever runs the session, below /tmp as the policy wants it.
@@ -195,4 +200,59 @@ fn variables(bench: &Bench) {
     if bench.who == Who::User {
         assert_eq!(stdout(&bench.run(&[], ["env", "DOCKER_HOST=x", "sh", "-c", "echo $DOCKER_HOST"])), "x\n");
     }
+}
+
+fn denied(bench: &Bench) {
+    bench.root.install_program();
+    let call = |options: &[&str], number: i64, first: i64, second: i64| {
+        let numbers = [number, first, second].map(|n| n.to_string());
+        let [number, first, second] = &numbers;
+        stdout(&bench.run(options, ["runtime", "call", number, first, second])).trim().to_owned()
+    };
+    let user_namespace = i64::from(libc::CLONE_NEWUSER);
+    for (number, first, second, with, without) in [
+        (libc::SYS_keyctl, 0, -3, "EPERM", "OK"),
+        (libc::SYS_set_mempolicy, 0, 0, "EPERM", "OK"),
+        (libc::SYS_ioctl, 0, libc::TIOCSTI as i64, "EPERM", "ENOTTY"),
+        (libc::SYS_ioctl, 0, libc::TIOCGWINSZ as i64, "ENOTTY", "ENOTTY"),
+        (libc::SYS_unshare, user_namespace, 0, "OK", "OK"),
+    ] {
+        assert_eq!(call(&[], number, first, second), with, "{number}");
+        assert_eq!(call(&["--privileged"], number, first, second), without, "{number}");
+    }
+    #[cfg(target_arch = "x86_64")]
+    assert_eq!(call(&[], 0x4000_0000 + libc::SYS_getpid, 0, 0), "ENOSYS");
+}
+
+fn privileges(bench: &Bench) {
+    let status = |options: &[&str]| {
+        let text = stdout(&bench.run(options, ["cat", "/proc/self/status"]));
+        let value =
+            |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
+        (value("NoNewPrivs:"), value("Seccomp:"))
+    };
+    let bound = if bench.who == Who::User { "1" } else { "0" };
+    assert_eq!(status(&[]), (bound.to_owned(), "2".to_owned()));
+    assert_eq!(status(&["--user", "ana"]), (bound.to_owned(), "2".to_owned()));
+    assert_eq!(status(&["--privileged"]), ("0".to_owned(), "0".to_owned()));
+}
+
+fn desktop(bench: &Bench) {
+    let host = Host::new(bench);
+    host.write("wayland-9", "");
+    host.write("bus", "");
+    host.write("pipewire-0", "");
+    let run = |sections: &str| {
+        let manifest = host.manifest(sections);
+        let mut command = bench.program();
+        command.env("XDG_RUNTIME_DIR", host.dir.path()).env("WAYLAND_DISPLAY", "wayland-9");
+        command.args(["--manifest", &manifest, "--", "sh", "-c"]);
+        command
+            .arg("ls $XDG_RUNTIME_DIR; echo $WAYLAND_DISPLAY $DBUS_SESSION_BUS_ADDRESS")
+            .stdin(Stdio::null());
+        stdout(&command.output().unwrap())
+    };
+    assert_eq!(run(""), "\n");
+    assert_eq!(run("[gui]\napps = [\"x\"]"), "bus\nwayland-9\nwayland-9 unix:path=/dev/run/bus\n");
+    assert_eq!(run("[hardware]\naudio = true\ngpu = true"), "pipewire-0\n\n");
 }

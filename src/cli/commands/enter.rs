@@ -43,6 +43,9 @@ pub(super) struct SessionArgs {
     /// Whose home directory the command sees
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     home: HomeMode,
+    /// Deny no system call, and let programs gain privileges where they have one id
+    #[arg(long)]
+    privileged: bool,
 }
 
 impl SessionArgs {
@@ -56,7 +59,7 @@ impl SessionArgs {
             workdir: self.workdir.clone(),
             env: passed.chain(self.variables.iter().cloned()).collect(),
             show_control: self.ctl,
-            choices: Choices { home: self.home },
+            choices: Choices { home: self.home, privileged: self.privileged },
             output: None,
         };
         Ok(engine.enter(&env, &options)?)

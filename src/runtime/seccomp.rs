@@ -1,0 +1,152 @@
+//! The system calls that a session does without.
+//!
+//! A deny list of what bubblewrap-based tools deny, less what a development environment needs (namespaces, mounts, chroot,
+//! ptrace, perf): kernel logs and accounting, keyrings (which no namespace separates), memory policies, loading kernels and
+//! modules, swap, the clock, opening by handle (which leads out of a mount), and typing into the terminal from which the
+//! session was started.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+use super::RuntimeError;
+use super::policy::refused;
+
+/// Refused with EPERM whatever their arguments: the names, as an OCI runtime wants them, and the numbers.
+pub(super) const DENIED: &[(&str, libc::c_long)] = &[
+    ("acct", libc::SYS_acct),
+    ("add_key", libc::SYS_add_key),
+    ("clock_settime", libc::SYS_clock_settime),
+    ("delete_module", libc::SYS_delete_module),
+    ("finit_module", libc::SYS_finit_module),
+    ("get_mempolicy", libc::SYS_get_mempolicy),
+    ("init_module", libc::SYS_init_module),
+    #[cfg(target_arch = "x86_64")]
+    ("ioperm", libc::SYS_ioperm),
+    #[cfg(target_arch = "x86_64")]
+    ("iopl", libc::SYS_iopl),
+    ("kexec_file_load", libc::SYS_kexec_file_load),
+    ("kexec_load", libc::SYS_kexec_load),
+    ("keyctl", libc::SYS_keyctl),
+    ("mbind", libc::SYS_mbind),
+    ("migrate_pages", libc::SYS_migrate_pages),
+    ("move_pages", libc::SYS_move_pages),
+    ("open_by_handle_at", libc::SYS_open_by_handle_at),
+    ("quotactl", libc::SYS_quotactl),
+    ("request_key", libc::SYS_request_key),
+    ("set_mempolicy", libc::SYS_set_mempolicy),
+    ("settimeofday", libc::SYS_settimeofday),
+    ("swapoff", libc::SYS_swapoff),
+    ("swapon", libc::SYS_swapon),
+    ("syslog", libc::SYS_syslog),
+    #[cfg(target_arch = "x86_64")]
+    ("uselib", libc::SYS_uselib),
+];
+
+/// Requests of ioctl that are refused with EPERM: what types into a terminal.
+pub(super) const DENIED_IOCTLS: [u64; 2] = [libc::TIOCSTI, TIOCLINUX];
+
+/// Pasting on a Linux console; not in libc.
+const TIOCLINUX: u64 = 0x541c;
+
+/// The numbers of x32, a second way to make each call, begin here.
+#[cfg(target_arch = "x86_64")]
+const X32: u32 = 0x4000_0000;
+
+/// A program of the kernel's packet filter language.
+pub(super) struct Filter(pub(super) Vec<libc::sock_filter>);
+
+impl Filter {
+    /// The filter for this machine. A call of another architecture kills the process; x32 fails with ENOSYS.
+    pub fn new() -> Result<Filter, RuntimeError> {
+        let program = compile().map_err(|error| refused("system call filter", error.to_string()))?;
+        let mut filter: Vec<_> = program
+            .iter()
+            .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
+            .collect();
+        #[cfg(target_arch = "x86_64")]
+        filter.splice(0..0, without_x32());
+        Ok(Filter(filter))
+    }
+}
+
+fn compile() -> Result<seccompiler::BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        DENIED.iter().map(|(_, number)| (*number, Vec::new())).collect();
+    let ioctls = DENIED_IOCTLS.map(|request| {
+        // The kernel reads 32 bits of the request, so no more count here.
+        let asked = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
+        SeccompRule::new(vec![asked])
+    });
+    rules.insert(libc::SYS_ioctl, ioctls.into_iter().collect::<Result<_, _>>()?);
+    let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
+    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), architecture)?
+        .try_into()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn without_x32() -> [libc::sock_filter; 3] {
+    let step = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    [
+        // The number of the call stands first in what the filter sees.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 1, X32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the filter as the kernel would, as far as it goes: loads, jumps and returns.
+    fn verdict(filter: &Filter, arch: u32, number: i64, argument: u64) -> u32 {
+        let mut data = [0_u32; 16];
+        (data[0], data[1]) = (number as u32, arch);
+        (data[6], data[7]) = (argument as u32, (argument >> 32) as u32);
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let step = &filter.0[at];
+            at += 1;
+            let jump = |taken: bool| usize::from(if taken { step.jt } else { step.jf });
+            match u32::from(step.code) {
+                0x20 => accumulator = data[step.k as usize / 4],
+                0x05 => at += step.k as usize,
+                0x15 => at += jump(accumulator == step.k),
+                0x25 => at += jump(accumulator > step.k),
+                0x35 => at += jump(accumulator >= step.k),
+                0x54 => accumulator &= step.k,
+                0x06 => return step.k,
+                other => panic!("step {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn denies_what_is_listed_and_nothing_else() {
+        let filter = Filter::new().unwrap();
+        let here = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+        for (name, number) in DENIED {
+            assert_eq!(verdict(&filter, here, *number, 0), refused, "{name}");
+        }
+        for number in [libc::SYS_read, libc::SYS_clone, libc::SYS_unshare, libc::SYS_mount, libc::SYS_ptrace]
+        {
+            assert_eq!(verdict(&filter, here, number, 0), libc::SECCOMP_RET_ALLOW, "{number}");
+        }
+        // The upper half of the request does not hide it.
+        for request in [libc::TIOCSTI, TIOCLINUX, libc::TIOCSTI | 1 << 40] {
+            assert_eq!(verdict(&filter, here, libc::SYS_ioctl, request), refused, "{request:#x}");
+        }
+        assert_eq!(verdict(&filter, here, libc::SYS_ioctl, libc::TIOCGWINSZ), libc::SECCOMP_RET_ALLOW);
+        // i386.
+        assert_eq!(verdict(&filter, 0x4000_0003, libc::SYS_read, 0), libc::SECCOMP_RET_KILL_PROCESS);
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(
+            verdict(&filter, here, i64::from(X32) + libc::SYS_keyctl, 0),
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32
+        );
+    }
+}
