@@ -37,7 +37,7 @@ impl Engine {
         report: &dyn Report,
     ) -> Result<PinOutcome> {
         let options = BuildOptions { offline, ..BuildOptions::default() };
-        let mut plan = self.plan(path, &options, report)?;
+        let mut plan = self.plan(path, &options)?;
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
         let old = std::mem::take(&mut plan.manifest.base.image);
         // What it was pinned to before does not matter.

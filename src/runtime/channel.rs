@@ -45,7 +45,7 @@ pub(super) enum Report<'a> {
 /// From karapace to the inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// To process 1: the namespaces are held, prepare the inside.
+    /// To process 1: the namespaces are held, prepare the inside. To a monitor: it is known, start the command.
     Prepare,
     /// Send the command this signal.
     Signal(i32),

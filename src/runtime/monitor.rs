@@ -50,6 +50,10 @@ pub(super) fn signal(namespaces: &Namespaces, signal: i32, channel: &Channel) ->
 }
 
 fn main(command: &Command, channel: &Channel) -> ! {
+    // Not before karapace knows who this is: what it heard first would be taken for the answer to that.
+    if !matches!(channel.next_order(&mut MessageBuffer::new()), Ok(Some(Order::Prepare))) {
+        sys::exit(125);
+    }
     // A failed report means that karapace is gone, and then so is this session.
     match prepare(command, channel) {
         Err(failure) => {

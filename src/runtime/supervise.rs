@@ -110,6 +110,7 @@ impl Running<'_> {
             forwarded.add(Signal::SIGTSTP);
         }
         let signals = self.mask.receive(&forwarded).map_err(failed("receive signals"))?;
+        self.order(Order::Prepare)?;
         let mut buffer = MessageBuffer::new();
         let mut outcome = None;
         loop {

@@ -97,9 +97,12 @@ nothing_stays() {
 
 terminal() {
     python3 - "$ENV" <<'PYTHON'
-import os, pty, select, sys, time
+import fcntl, os, pty, select, signal, struct, sys, termios, time
+def size(fd, rows, columns):
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 pid, master = pty.fork()
 if pid == 0:
+    size(0, 33, 111)
     os.execvp("karapace", ["karapace", "enter", sys.argv[1], "--", "sh"])
 seen = b""
 def until(text, seconds=30):
@@ -115,15 +118,58 @@ def until(text, seconds=30):
                 sys.exit(f"ended early: {seen!r}")
 os.write(master, b"test -t 0 && echo a-$((1+1))-terminal\n")
 until(b"a-2-terminal")
-os.write(master, b"sleep 100; echo slept-$?\n")
-time.sleep(1)
-os.write(master, b"\x03")
-os.write(master, b"echo still-$((2+2))\n")
+os.write(master, b"echo size-$(stty size | tr ' ' x)\n")
+until(b"size-33x111")
+# The kernel tells the foreground group of a change, which is the runtime's: it hands it on.
+size(master, 44, 99)
+os.write(master, b"until [ \"$(stty size)\" = '44 99' ]; do sleep 0.1; done; echo now-$((40+4))\n")
+until(b"now-44")
+os.write(master, b"echo begin-$((5+5)); sleep 100; echo slept-$?\n")
+until(b"begin-10")
+# Until the shell has started it Ctrl-C is the shell's, which goes on: once more then.
+end = time.time() + 30
+while b"slept-130" not in seen and time.time() < end:
+    os.write(master, b"\x03")
+    time.sleep(0.3)
+    if select.select([master], [], [], 0)[0]:
+        seen += os.read(master, 65536)
+os.write(master, b"\necho still-$((2+2))\n")
 until(b"still-4")
+if b"slept-130" not in seen:
+    sys.exit(f"not interrupted: {seen!r}")
 os.write(master, b"exit 9\n")
 _, status = os.waitpid(pid, 0)
 sys.exit(0 if os.waitstatus_to_exitcode(status) == 9 else f"status {status}")
 PYTHON
+}
+
+# A second session joins: the namespaces around its container are the first one's, and it ends for itself.
+joined() {
+    x sh -c 'echo up >/root/joined; exec sleep 7003' </dev/null &
+    local first=$!
+    until_true 20 test -e "$MOUNTS/$ENV/root/joined"
+    pgrep -fx 'sleep 7003' >/dev/null
+    status_of 42 x sh -c 'exit 42'
+    status_of 127 x no-such-program
+    equal namespaces 1 "$({ for pid in $(pgrep -fx 'sleep 7003'); do readlink "/proc/$pid/ns/uts"; done; x readlink /proc/self/ns/uts; } | sort -u | wc -l)"
+    equal processes 0 "$(x sh -c 'cat /proc/[0-9]*/cmdline' | grep -c 'sleep.7003' || true)"
+    pgrep -fx 'sleep 7003' >/dev/null
+    # It is process 1, which SIGTERM does not end: stop kills it.
+    karapace stop --time 1 "$ENV"
+    local status=0
+    wait "$first" || status=$?
+    equal status 137 "$status"
+    until_true 10 nothing_of 7003
+}
+
+# Not mounted on the host an ordinary user has all ids of /etc/subuid, and the runtime runs where they are.
+ids() {
+    x sh -euc 'echo x >/srv/file; chown www-data:adm /srv/file; stat -c "%U %G" /srv/file' >"$TMPDIR/ids"
+    equal ids "www-data adm" "$(cat "$TMPDIR/ids")"
+    equal user "33 33" "$(karapace exec -u www-data "$ENV" -- sh -c 'echo $(id -u) $(id -g)')"
+    equal mount "of the host" "$(x cat /srv/work/note)"
+    status_of 127 x no-such-program
+    status_of 125 karapace exec -w /no/such "$ENV" -- true
 }
 
 unmounted() {
@@ -149,7 +195,9 @@ check "what is there inside" inside
 check "writes inside are the environment's" writes
 check "signals go through" signals
 check "nothing stays behind, nor after kill -9" nothing_stays
-check "enter on a terminal: Ctrl-C, status" terminal
+check "enter on a terminal: its size, Ctrl-C, status" terminal
+check "a second session" joined
 check "an environment that is not mounted" unmounted
+check "the ids of the user, when it is not mounted" ids
 check "no runtime on PATH is told" no_runtime
 finish_suite

@@ -119,6 +119,21 @@ filtered() {
     equal "without" 0 "$(karapace exec --privileged "$ENV" -- sed -n 's/^Seccomp:\t//p' /proc/self/status)"
 }
 
+joined() {
+    x sleep 72001 </dev/null &
+    local first=$! status=0
+    until_true 30 pgrep -fx 'sleep 72001'
+    bound() { x sed -n 's/^\(Seccomp\|NoNewPrivs\):\t//p' /proc/self/status | xargs; }
+    theirs=$(x sh -c 'for p in /proc/[0-9]*; do [ "$(tr "\0" " " <$p/cmdline)" != "sleep 72001 " ] || cat $p/status; done' | sed -n 's/^\(Seccomp\|NoNewPrivs\):\t//p' | xargs)
+    equal "bound as the first" "$theirs" "$(bound)"
+    has ' 2$' <<<"$theirs"
+    karapace exec --privileged "$ENV" -- echo ran >"$TMPDIR/said" 2>&1 || status=$?
+    equal status 125 "$status"
+    has 'begun with --privileged false, not true' <"$TMPDIR/said"
+    kill "$first"
+    wait "$first" || true
+}
+
 limits_are_told() {
     manifest '[runtime.resource_limits]' 'memory_limit_mb = 64' 'cpu_shares = 512'
     karapace build --name limited >/dev/null
@@ -150,6 +165,7 @@ check "--home private, share and ro" homes
 check "variables that never go in" variables
 check "no devices but the usual" devices
 check "system calls are filtered, but for --privileged" filtered
+check "a second session is bound as the first" joined
 check "resource limits are enforced or told" limits_are_told
 check "the mock backend says what it would run" mock
 finish_suite
