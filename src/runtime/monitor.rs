@@ -21,7 +21,7 @@ use super::channel::{Channel, MessageBuffer, Order, Report};
 use super::init::{fail, release};
 use super::namespaces::Namespaces;
 use super::plan::Command;
-use super::{start, sys, terminal};
+use super::{oci, start, sys, terminal};
 
 type Failure = super::channel::Failure<'static>;
 
@@ -107,6 +107,13 @@ fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     release(&[channel], first).map_err(fail("let go of the descriptors of"))?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
+    if command.own_group && command.bundle.is_some() {
+        // The command has another terminal then, which is to follow this one: its foreground group is told of changes. The
+        // command makes the group as well; whoever comes second finds it made.
+        setpgid(started, started).ok();
+        setpgid(Pid::from_raw(0), started).map_err(fail("join the process group of"))?;
+        mask.add(Signal::SIGWINCH);
+    }
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&mask, flags).map_err(fail("receive signals of"))?;
     Ok(Ready { command: started, children: list()?, signals })
@@ -189,7 +196,12 @@ fn look_after(ready: &Ready, report_stops: bool, channel: &Channel) -> Result<i3
         };
         let [died, ordered] = fds.map(|fd| fd.any().unwrap_or(true));
         if died {
-            while signals.read_signal().map_err(fail("receive signals of"))?.is_some() {}
+            while let Some(info) = signals.read_signal().map_err(fail("receive signals of"))? {
+                if info.ssi_signo == libc::SIGWINCH as u32 {
+                    // Before there is a container: it begins with the size that there is.
+                    oci::follow(*command).ok();
+                }
+            }
             if let Some(status) = reap(*command, report_stops, channel).map_err(fail("wait for"))? {
                 return Ok(status);
             }

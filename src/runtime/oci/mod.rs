@@ -13,6 +13,7 @@
 
 mod bundle;
 mod config;
+mod resize;
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -25,6 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::sys::signal::SigSet;
 
 pub(super) use bundle::Bundle;
+pub(super) use resize::follow;
 
 use super::inside::Seen;
 use super::mounts::Mounts;
@@ -259,6 +261,24 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
+
+    #[test]
+    fn with_one_id_only_root_is_run() {
+        let user = |uid, gid| User {
+            uid,
+            gid,
+            groups: vec![gid],
+            name: b"ana".to_vec(),
+            home: "/home/ana".into(),
+            shell: "/bin/sh".into(),
+        };
+        assert!(check_user(&user(0, 0), false).is_ok());
+        assert!(check_user(&user(1000, 1000), true).is_ok());
+        for (uid, gid) in [(1000, 1000), (0, 1000), (1000, 0)] {
+            let error = check_user(&user(uid, gid), false).unwrap_err().to_string();
+            assert!(error.starts_with("--user: ana cannot be run as with the oci backend"), "{error}");
+        }
+    }
 
     #[test]
     fn the_first_runtime_on_path_by_preference() {
