@@ -57,7 +57,7 @@ const STEPS: &[Step] = &[
         "With paths, `changed` says how many paths differ by it; `hash` is the snapshot they came from.",
     ),
     step("stop dev", "`stopped` is false when nothing ran inside."),
-    step("umount dev", ""),
+    step("umount dev", "With `--force` also `done`: what was done, a sentence each."),
     step(
         "clone dev@first --name second",
         "`origin` is the name of the first one; `head` is what the clone stands on.",
