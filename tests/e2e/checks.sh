@@ -84,7 +84,8 @@ until_true() {
     local deadline=$(($(date +%s) + $1))
     shift
     until "$@" >/dev/null 2>&1; do
-        if [ "$(date +%s)" -ge "$deadline" ]; then wrong "never happened: $*"; fi
+        # Not by errexit alone, which is off where this is part of a condition.
+        if [ "$(date +%s)" -ge "$deadline" ]; then wrong "never happened: $*" || return 1; fi
         sleep 0.05
     done
 }

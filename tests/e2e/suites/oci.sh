@@ -42,7 +42,7 @@ streams() {
     equal stdout out "$(x sh -c 'echo out; echo err >&2' 2>/dev/null)"
     equal stderr err "$(x sh -c 'echo out; echo err >&2' 2>&1 >/dev/null)"
     head -c 30000000 /dev/urandom >"$TMPDIR/random"
-    x cat <"$TMPDIR/random" | cmp - "$TMPDIR/random"
+    equal sum "$(sha256sum <"$TMPDIR/random")" "$(x cat <"$TMPDIR/random" | sha256sum)"
     equal arguments "[a b][][*]" "$(x sh -c 'printf "[%s]" "$@"' - 'a b' '' '*')"
 }
 
