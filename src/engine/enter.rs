@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub struct EnterOptions {
     /// The command; empty for the user's shell.
     pub argv: Vec<OsString>,
-    /// Who runs it.
+    /// Who runs it; [`runtime::SELF`]: the user of this process, which is root where that is root.
     pub user: Option<String>,
     /// Where it starts.
     pub workdir: Option<PathBuf>,
@@ -82,6 +82,9 @@ impl Engine {
     /// Runs a command inside `env` and gives its exit status. An environment that is not mounted is mounted for the time of
     /// its sessions; where an ordinary user has a range of ids, in a user namespace that has them.
     pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<i32> {
+        // Root is a user of every environment.
+        let root = options.user.as_deref() == Some(runtime::SELF) && geteuid().is_root();
+        let options = &EnterOptions { user: options.user.clone().filter(|_| !root), ..options.clone() };
         let policy = policy::of(env, &options.choices)?;
         let session = Session::join(self, &env.instance)?;
         let status = self.run_inside(env, options, &policy);
@@ -100,10 +103,11 @@ impl Engine {
         let (request, namespaces, many_ids) = loop {
             let place = self.place(env, options)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
-            let seen = match place.entrance.seen {
+            let mut seen = match place.entrance.seen {
                 Some(seen) => seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
             };
+            seen.become_caller(policy, many_ids)?;
             let shape = options.shape(policy, (!many_ids).then_some(&seen.user));
             let request = runtime::Session {
                 root: place.entrance.dir,

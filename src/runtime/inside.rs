@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, fstat};
 
 use serde::{Deserialize, Serialize};
 
+use super::account::{Accounts, SELF};
 use super::{RuntimeError, User};
 
 /// Most bytes read of any file of an environment: a list of users that is longer is not a list of users.
@@ -30,6 +31,9 @@ pub struct Seen {
     pub has_home: bool,
     /// The environment's own `/etc/hosts`.
     pub hosts: Option<Vec<u8>>,
+    /// What the caller becomes a user of, where [`SELF`] is asked for.
+    #[serde(default)]
+    pub accounts: Option<Box<Accounts>>,
 }
 
 impl Seen {
@@ -40,9 +44,13 @@ impl Seen {
     /// [`RuntimeError::Root`], [`RuntimeError::Read`], [`RuntimeError::UnknownUser`].
     pub fn look(root: &Path, user: Option<&str>) -> Result<Seen, RuntimeError> {
         let inside = Inside::open(root)?;
+        let (user, accounts) = match user {
+            Some(SELF) => (None, Some(Box::new(Accounts::look(&inside)?))),
+            named => (named, None),
+        };
         let user = User::find(&inside, user)?;
         let has_home = inside.is_directory(&user.home);
-        Ok(Seen { user, has_home, hosts: inside.read(Path::new("/etc/hosts"))? })
+        Ok(Seen { user, has_home, hosts: inside.read(Path::new("/etc/hosts"))?, accounts })
     }
 }
 

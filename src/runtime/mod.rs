@@ -29,6 +29,7 @@
 //!
 //! Needs Linux 5.12 (`openat2`, the fd-based mount calls, `mount_setattr`).
 
+mod account;
 mod backend;
 mod channel;
 mod desktop;
@@ -66,6 +67,7 @@ use std::sync::Arc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
 
+pub use account::{Accounts, SELF};
 pub use backend::{Backend, backend};
 pub use error::RuntimeError;
 pub use home::HomeMode;

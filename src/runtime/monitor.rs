@@ -139,6 +139,9 @@ fn execute(command: &Command) -> Report<'static> {
         if let Some(bundle) = &command.bundle {
             bundle.prepare()?;
         }
+        if let Some(account) = &command.account {
+            account.show().map_err(failed("show the caller as a user of"))?;
+        }
         if let Some(group) = &command.group {
             write(group, b"0").map_err(failed("limit"))?;
         }

@@ -362,7 +362,7 @@ fn make_last(path: &CStr, point: Point) -> Result<bool, Errno> {
 }
 
 /// Makes the directories above `path` that are missing. Allocates nothing.
-fn make_parents(path: &CStr) -> Result<(), Errno> {
+pub(super) fn make_parents(path: &CStr) -> Result<(), Errno> {
     let mut buffer = [0; libc::PATH_MAX as usize];
     let bytes = path.to_bytes();
     if bytes.len() >= buffer.len() {
@@ -411,7 +411,7 @@ fn skip(channel: &Channel, mount: &Mount, errno: Errno) {
 }
 
 /// Lets nothing that is mounted here from now on reach the host, nor the other way round.
-fn private() -> Result<(), Errno> {
+pub(super) fn private() -> Result<(), Errno> {
     mount(None::<&CStr>, c"/", None::<&CStr>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&CStr>)
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::SigSet;
 use nix::unistd::{getegid, geteuid};
 
+use super::account::Account;
 use super::inside::{Seen, root_error};
 use super::mounts::{Mounts, Wanted};
 use super::oci::Bundle;
@@ -60,6 +61,8 @@ pub(super) struct Command {
     pub no_new_privileges: bool,
     /// What it may not ask the kernel for.
     pub filter: Option<Filter>,
+    /// The caller's account, where the command runs as the caller.
+    pub account: Option<Account>,
     /// What it is started from, where it is an OCI runtime.
     pub bundle: Option<Bundle>,
     /// The caller's own signal mask, for the command to have.
@@ -106,9 +109,10 @@ impl Command {
         own_group: bool,
         signal_mask: SigSet,
     ) -> Result<Command, RuntimeError> {
-        let Seen { user, .. } = session.seen()?;
-        let (shell, policy) = (user.shell.as_os_str(), &session.policy);
-        let variables = environment::Wanted { user: &user, shell, policy, extra: &session.env };
+        let seen = session.seen()?;
+        let (user, policy) = (&seen.user, &session.policy);
+        let shell = user.shell.as_os_str();
+        let variables = environment::Wanted { user, shell, policy, extra: &session.env };
         let variables = variables.collect(|key| std::env::var_os(key))?;
         let (workdir, workdir_required) = match &session.workdir {
             Some(dir) => (dir.as_os_str(), true),
@@ -136,6 +140,7 @@ impl Command {
             // With one id set-user-id programs gain nothing anyway; with more, su and sudo are there to be used.
             no_new_privileges: !many_ids && !policy.privileged,
             filter: (!policy.privileged).then(Filter::new).transpose()?,
+            account: Account::of(&seen, policy)?,
             bundle: None,
             signal_mask,
         })

@@ -25,7 +25,7 @@ pub struct Args {
 /// How `enter` and `exec` run their command.
 #[derive(Debug, clap::Args)]
 pub(super) struct SessionArgs {
-    /// Run as this user of the environment (name or id, with :group if wanted). Default: root
+    /// Run as this user of the environment (name or id, with :group if wanted), or as yourself: self. Default: root
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
     /// Directory inside to begin in

@@ -151,6 +151,7 @@ fn command(
         // These are for what the runtime runs, and stand in the bundle.
         no_new_privileges: false,
         filter: None,
+        account: None,
         bundle: Some(bundle(session, &seen, &dir, state, many_ids, own_group)?),
         signal_mask,
     })

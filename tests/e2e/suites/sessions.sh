@@ -79,6 +79,37 @@ other_options() {
     wait "$first" || true
 }
 
+# self ARGS... -- COMMAND: as oneself.
+self() { karapace exec --user self "$@"; }
+
+as_oneself() {
+    local me home
+    me=$(id -un)
+    if [ "$ACTOR" = root ]; then home=/root; else home=/home/$me; fi
+    equal who "$me $(id -u) $(id -gn) $home $me" "$(self "$ENV" -- sh -c 'echo $(id -un) $(id -u) $(id -gn) $HOME $USER')"
+    self "$ENV" -- sh -euc 'cd; touch mine; [ "$(stat -c %U mine)" = "$(id -un)" ]; [ ! -w /etc/hostname ] || [ "$(id -u)" = 0 ]'
+    equal "owner inside" "$me $(id -u)" "$(self "$ENV" -- stat -c '%U %u' "$home/mine")"
+    # The environment's own lists are as they were, also while such a session runs.
+    [ "$ACTOR" = root ] || equal "lines of passwd" 0 "$(x grep -c "^$me:" /etc/passwd || true)"
+    x useradd --system --no-create-home made-beside
+    x getent passwd made-beside
+}
+
+as_oneself_at_home() {
+    if [ "$ACTOR" = user ]; then
+        local status=0
+        self --home share "$ENV" -- true >"$TMPDIR/refused" 2>&1 || status=$?
+        equal status 125 "$status"
+        says 'karapace mount'
+    fi
+    karapace mount "$ENV"
+    self --home share "$ENV" -- sh -euc 'cd; echo "$PWD $(id -un)" >from-inside'
+    equal "written at home" "$HOME $(id -un)" "$(cat "$HOME/from-inside")"
+    equal owner "$(id -u)" "$(stat -c %u "$HOME/from-inside")"
+    equal "passwd on the mount" "$([ "$ACTOR" = root ] && echo 1 || echo 0)" "$(grep -c "^$(id -un):" "$DIR/etc/passwd" || true)"
+    karapace umount "$ENV"
+}
+
 mount_refused() {
     begin 71003
     local first=$!
@@ -240,6 +271,8 @@ check "the first session ends, the second goes on" first_leaves
 check "kill -9 takes its own session only; of all, everything" killed
 check "stop: SIGTERM, then SIGKILL; nothing survives" stopped
 check "stop leaves a host mount alone" host_mount_stays
+check "as oneself: name, ids, home, and files that belong to one" as_oneself
+check "as oneself, in one's own home directory" as_oneself_at_home
 check "umount --force ends sessions whose mount hangs" forced
 check "1 GiB through exec, with flat memory" large_stream
 [ "$ACTOR" != root ] || check "a user without ids of its own has one, and -v says why" without_ids
