@@ -21,7 +21,7 @@ def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench")
     for name in ("disk", "rootfs", "karapace", "fuse-overlayfs-2", "b3sum", "json"):
         parser.add_argument("--" + name, required=True)
-    parser.add_argument("--quick", action="store_true", help="less of everything, in under three minutes")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help="some of: " + " ".join(GROUPS))
     given = parser.parse_args()
