@@ -178,7 +178,7 @@ hung() {
 }
 
 hung_and_cut_off() {
-    mount -t fusectl fusectl /sys/fs/fuse/connections || { echo "note: no fusectl here"; return 0; }
+    mount -t fusectl fusectl /sys/fs/fuse/connections
     # A shell inside keeps the kernel's connection after it was detached.
     (cd "$DIR/etc" && exec sleep 60) &
     local inside=$!

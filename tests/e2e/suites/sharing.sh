@@ -67,11 +67,9 @@ forms() {
         karapace import "$TMPDIR/$form" --name "form-${form//./-}"
         equal "$form" "$base" "$(inspect "form-${form//./-}" 'd["base_layer"]')"
     done
-    if command -v zstd >/dev/null; then
-        zstd -q "$TMPDIR/f.tar"
-        karapace import "$TMPDIR/f.tar.zst" --name form-zst
-        equal zst "$base" "$(inspect form-zst 'd["base_layer"]')"
-    fi
+    zstd -q "$TMPDIR/f.tar"
+    karapace import "$TMPDIR/f.tar.zst" --name form-zst
+    equal zst "$base" "$(inspect form-zst 'd["base_layer"]')"
 }
 
 directory() {
