@@ -145,6 +145,16 @@ mounted() { awk -v p="$1" '$5 == p { found = 1 } END { exit !found }' /proc/self
 not_mounted() { ! mounted "$1"; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
+# sigstop PID: stopped, until the end of the check at the latest, so that one that fails hangs none of those after it.
+# `kill` alone returns while threads of the process still run, and may still answer.
+sigstop() {
+    # shellcheck disable=SC2064 # this process, now
+    trap "kill -CONT $1 2>/dev/null || true" EXIT
+    kill -STOP "$1"
+    until_true 30 stopped "$1"
+}
+stopped() { ! grep -hvE '^[0-9]+ \(.*\) T' "/proc/$1/task/"*/stat; }
+
 # ctl ENV COMMAND: writes one command, as a script would.
 ctl() { echo "$2" >"$MOUNTS/$1/.karapace/ctl"; }
 last() { cat "$MOUNTS/$1/.karapace/last"; }

@@ -117,11 +117,10 @@ is_one_layer_on_the_base() {
     karapace restore dev latest
 }
 exists_already() {
-    kill -STOP "$(pgrep -f "$REPO $TMPDIR/port")"
+    sigstop "$(pgrep -f "$REPO $TMPDIR/port")"
     equal env_id "$(cat "$TMPDIR/env_id")" "$(timeout 60 karapace --store "$STORE" build "$MANIFEST")"
     equal "locked, under another name" "$(cat "$TMPDIR/env_id")" \
         "$(timeout 60 karapace build "$MANIFEST" --locked --offline --name second)"
-    kill -CONT "$(pgrep -f "$REPO $TMPDIR/port")"
     equal content "tiny 1.0" "$(content_of second /opt/tiny/version)"
     karapace destroy -y second
 }

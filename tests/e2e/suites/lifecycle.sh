@@ -162,7 +162,7 @@ hung() {
     echo "before it hung" >"$DIR/etc/last words"
     tree "$DIR" times >"$TMPDIR/worked"
     server=$(server_of "$ENV")
-    kill -STOP "$server"
+    sigstop "$server"
     mkdir "$DIR/etc/asked for" 2>/dev/null &
     waiting=$!
     until_true 10 grep -qE '^[0-9]+ \(mkdir\) [SD]' "/proc/$waiting/stat"

@@ -211,7 +211,7 @@ forced() {
     local first=$! server
     server=$(server_of "$ENV")
     x sh -c 'echo kept >/srv/forced'
-    kill -STOP "$server"
+    sigstop "$server"
     karapace umount --force "$ENV" 2>&1 | has "killed the process that served it ($server)"
     wait "$first" || true
     until_true 20 none_sleeps 71012
