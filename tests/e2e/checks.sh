@@ -151,9 +151,9 @@ sigstop() {
     # shellcheck disable=SC2064 # this process, now
     trap "kill -CONT $1 2>/dev/null || true" EXIT
     kill -STOP "$1"
-    until_true 30 stopped "$1"
+    until_true 30 all_threads_stopped "$1"
 }
-stopped() { ! grep -hvE '^[0-9]+ \(.*\) T' "/proc/$1/task/"*/stat; }
+all_threads_stopped() { ! grep -hvE '^[0-9]+ \(.*\) T' "/proc/$1/task/"*/stat; }
 
 # ctl ENV COMMAND: writes one command, as a script would.
 ctl() { echo "$2" >"$MOUNTS/$1/.karapace/ctl"; }

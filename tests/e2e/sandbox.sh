@@ -55,5 +55,6 @@ if [ "$ACTOR" = root ]; then
     exec env -i "${environment[@]}" USER=root LOGNAME=root bash "$suite"
 fi
 chown "$TEST_UID:$TEST_UID" "$SCRATCH/home" "$SCRATCH/plain"
-exec setpriv --reuid="$TEST_UID" --regid="$TEST_UID" --clear-groups --inh-caps=-all \
+# Changing the user cleared what unshare --kill-child had set.
+exec setpriv --pdeathsig KILL --reuid="$TEST_UID" --regid="$TEST_UID" --clear-groups --inh-caps=-all \
     env -i "${environment[@]}" USER=tester LOGNAME=tester bash "$suite"
