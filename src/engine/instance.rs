@@ -96,7 +96,7 @@ pub struct Instance {
     /// Root objects of snapshots that are looked at through the control directory.
     looked_at: Mutex<Vec<ObjectId>>,
     pub(super) invalidator: OnceLock<Invalidator>,
-    _lock: EnvLock,
+    lock: EnvLock,
 }
 
 impl Instance {
@@ -138,7 +138,7 @@ impl Instance {
             pin: Mutex::new(None),
             looked_at: Mutex::default(),
             invalidator: OnceLock::new(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -230,6 +230,12 @@ impl Instance {
             self.view.close()?;
         }
         Ok(())
+    }
+
+    /// Closes it and keeps the lock: from here on nothing changes until the lock is dropped.
+    pub(super) fn into_lock(self) -> Result<EnvLock> {
+        self.close()?;
+        Ok(self.lock)
     }
 
     /// Whether [`Instance::close`] was called.

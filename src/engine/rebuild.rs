@@ -9,7 +9,7 @@ use karapace_store::metadata::Metadata;
 use karapace_store::wal::{Intent, Wal};
 
 use super::build::{BuildOptions, Plan, Resolution, Resolved};
-use super::instance::CommitOutcome;
+use super::instance::{CommitOutcome, Instance, Wait};
 use super::{Engine, Error, Report, Result, mountpoint};
 use crate::lifecycle;
 
@@ -44,12 +44,14 @@ impl Engine {
             Resolution::Exists(env, _) => return Err(Error::NameTaken { name: env.name }),
         };
         self.check_rebuildable(&Metadata::load(self.store(), &old.instance)?)?;
-        let message = format!("before rebuild of {}", old.name);
-        let saved = self.request_commit(&old, &[], None, Some(&message))?;
         let lock = self.lock_unmounted(&old)?;
+        // Under one lock with the replacement: what was written until then is in the snapshot.
+        let instance = Instance::open(self, Metadata::load(self.store(), &old.instance)?, lock, false)?;
+        let message = format!("before rebuild of {}", instance.metadata().name);
+        let saved = instance.commit(&[], None, Some(&message), Wait::Long)?;
+        let old = instance.metadata();
+        let lock = instance.into_lock()?;
         plan.write_lock(&resolved.lock)?;
-        // As it is under its lock: from here on it does not change.
-        let old = Metadata::load(self.store(), &old.instance)?;
         let metadata = self.replace(&old, lock, &plan, &resolved)?;
         Ok(RebuildOutcome { metadata, before: old.env_id, saved: Some(saved).filter(|saved| saved.created) })
     }
