@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use karapace_fs::attr::DiffKind;
 use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -35,6 +36,9 @@ const MAX_REQUEST: usize = 4 << 20;
 
 /// Most descriptors of one message.
 const MAX_DESCRIPTORS: usize = 16;
+
+/// How long to wait for an answer before looking why there is none.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// How long the answers under way may take to be written when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -348,6 +352,7 @@ impl Client {
     /// The same with descriptors, both ways.
     pub fn exchange(self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
         transmit(&self.stream, request, descriptors)?;
+        self.await_answer()?;
         let (line, descriptors) = receive(&self.stream, usize::MAX)?;
         if line.last() != Some(&b'\n') {
             return Ok(None);
@@ -355,10 +360,41 @@ impl Client {
         Ok(Some(Reply { answer: serde_json::from_slice(&line)?, descriptors }))
     }
 
+    /// Waits until an answer begins. A server that was stopped would be waited for without end: says so, once.
+    fn await_answer(&self) -> io::Result<()> {
+        let mut said = false;
+        loop {
+            let mut events = [PollFd::new(&self.stream, PollFlags::IN)];
+            match poll(&mut events, Some(&PATIENCE)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(0) => {
+                    let server = self.server()?;
+                    if !said && is_stopped(server) {
+                        tracing::warn!(
+                            "process {server}, which serves it, is stopped and does not answer: let it go on with `kill -CONT {server}`, \
+                             or end it with `karapace umount --force`"
+                        );
+                        said = true;
+                    }
+                }
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
     /// The process that listens at the other end.
     pub fn server(&self) -> io::Result<i32> {
         Ok(rustix::net::sockopt::socket_peercred(&self.stream)?.pid.as_raw_nonzero().get())
     }
+}
+
+/// Whether a process was stopped by a signal or by a debugger (the state in proc_pid_stat(5)).
+fn is_stopped(process: i32) -> bool {
+    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The state follows the name, which may hold anything but ends with the last parenthesis.
+    let after = stat.iter().rposition(|byte| *byte == b')').map_or(stat.len(), |at| at + 2);
+    matches!(stat.get(after), Some(b'T' | b't'))
 }
 
 /// The socket through its directory's descriptor: an address holds 108 bytes only, a store's path may be longer.

@@ -166,6 +166,12 @@ hung() {
     mkdir "$DIR/etc/asked for" 2>/dev/null &
     waiting=$!
     until_true 10 grep -qE '^[0-9]+ \(mkdir\) [SD]' "/proc/$waiting/stat"
+    # Whoever waits for it without force is told for what.
+    karapace umount "$ENV" 2>"$TMPDIR/waits" &
+    local unforced=$!
+    until_true 20 grep -q "process $server, .* is stopped.*umount --force" "$TMPDIR/waits"
+    kill "$unforced"
+    wait "$unforced" || true
     karapace umount --force "$1" 2>"$TMPDIR/forced"
     cat "$TMPDIR/forced"
     grep -q "^killed the process that served it ($server)" "$TMPDIR/forced"
