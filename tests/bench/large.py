@@ -5,7 +5,7 @@ import os
 import random
 import time
 
-from systems import drop_caches, run, settle
+from systems import drop_caches, run
 from trees import rotated, shell
 
 GIB = 1 << 30
@@ -46,36 +46,36 @@ def sequential(table, systems, rounds, size):
             add("sequential read, cold", shell("cat %s >/dev/null" % big, "/"))
             add("sequential read, warm", shell("cat %s | cat >/dev/null" % big, "/"))
             add("sequential write", write(system.dir / "srv/new"))
-            settle(system.dir)
+            system.settle()
             add("sequential write over it", write(system.dir / "srv/new"))
             system.close()
 
 
-def first_write(table, systems, rounds):
-    group = "writes into a committed file of 1 GiB (milliseconds)"
+def first_write(table, systems, rounds, size):
+    group = "writes into a committed file of %d MiB (milliseconds)" % (size // MIB)
     for number in range(rounds):
         for system in rotated(systems, number):
             system.open()
             descriptor = os.open(system.dir / "srv/big", os.O_WRONLY)
             times = []
-            for place in (GIB // 3, GIB // 3 + 4096):
+            for place in (size // 3, size // 3 + 4096):
                 start = time.perf_counter()
-                os.pwrite(descriptor, b"x" * 4096, min(place, os.fstat(descriptor).st_size - 4096))
+                os.pwrite(descriptor, b"x" * 4096, place)
                 times.append((time.perf_counter() - start) * 1000)
             os.close(descriptor)
             table.row(group, "second write").add(system.name, times[1])
             targets = [(None, 5, "ms")]
             table.row(group, "first write, beyond the second", *targets).add(system.name, times[0] - times[1])
-            settle(system.dir)
+            system.settle()
             system.close()
 
 
 def random_reads(table, native, karapace, rounds, size):
     group = "random 4 KiB reads of the large file, read-only mount of root (seconds for 20,000)"
-    places = [random.Random(9).randrange(size // 4096) * 4096 for _ in range(20000)]
+    chance = random.Random(9)
+    places = [chance.randrange(size // 4096) * 4096 for _ in range(20000)]
 
     def reads(path):
-        drop_caches()
         descriptor = os.open(path, os.O_RDONLY)
         start = time.perf_counter()
         for place in places:
@@ -85,7 +85,6 @@ def random_reads(table, native, karapace, rounds, size):
         return seconds
 
     def mapped(path):
-        drop_caches()
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
             memory.madvise(mmap.MADV_RANDOM)
             start = time.perf_counter()
@@ -101,8 +100,11 @@ def random_reads(table, native, karapace, rounds, size):
     for number in range(rounds):
         for system in rotated([native, karapace], number):
             path = system.dir / "srv/big"
-            table.row(group, "pread", ("native", 1 / 0.8)).add(system.name, reads(path))
-            table.row(group, "mmap", ("native", 1 / 0.8)).add(system.name, mapped(path))
+            for name, work in (("pread", reads), ("mmap", mapped)):
+                drop_caches()
+                for state in ("cold", "warm"):
+                    row = table.row(group, "%s, %s" % (name, state), ("native", 1 / 0.8))
+                    row.add(system.name, work(path))
     native.close()
     karapace.close()
 
@@ -115,7 +117,7 @@ def commits(table, karapace, rounds):
         big = karapace.dir / "srv/big"
 
         def commit(name):
-            settle(karapace.top)
+            karapace.settle()
             before = used(karapace.store / "store/objects")
             start = time.perf_counter()
             karapace.control("commit")

@@ -24,7 +24,7 @@ def drop_caches():
 
 
 def settle(path):
-    """Waits until what was written is on the disk, so that no later measurement pays for it."""
+    """Waits until what was written to the file system of `path` is on the disk."""
     run("sync", "-f", path)
 
 
@@ -50,6 +50,12 @@ class System:
     def detach(self):
         run("umount", self.dir)
 
+    def settle(self):
+        """Waits until what was written is on the disk, so that no later measurement pays for it: first what the system
+        itself holds back, then the disk's."""
+        settle(self.dir)
+        settle(self.top)
+
     def close(self):
         """Ends it and removes what was written."""
         raise NotImplementedError
@@ -62,7 +68,7 @@ class Native(System):
 
     def open(self):
         run("cp", "-a", self.lower, self.dir)
-        settle(self.dir)
+        self.settle()
 
     def attach(self):
         pass
@@ -161,9 +167,9 @@ class Karapace(System):
         with open(self.dir / ".karapace/ctl", "w") as file:
             file.write(command + "\n")
 
-    def memory(self):
-        """Bytes of anonymous memory of the serving process."""
+    def memory(self, which):
+        """Bytes of memory of the serving process: VmRSS is all of it, RssAnon what it allocated."""
         for line in open("/proc/%d/status" % self.server()):
-            if line.startswith("RssAnon:"):
+            if line.startswith(which + ":"):
                 return int(line.split()[1]) * 1024
-        raise SystemExit("the kernel tells no RssAnon")
+        raise SystemExit("the kernel tells no " + which)

@@ -7,6 +7,16 @@ import statistics
 import time
 
 
+def met(verdict):
+    return verdict["value"] <= verdict["most"]
+
+
+def described(verdict):
+    numbers = "%.2f %s of %.2f" if verdict["against"] else "%.4g %s of %.4g"
+    text = numbers % (verdict["value"], verdict["unit"], verdict["most"])
+    return text if met(verdict) else text + " MISSED"
+
+
 class Row:
     """One kind of work. `target` is (system to compare with, most times its median), or (None, most, unit)."""
 
@@ -38,17 +48,18 @@ class Table:
         return row
 
     def verdicts(self, row):
-        """(text, met) for each target."""
+        """For each target: what Karapace's median is to be compared with (a system, or None and a unit), what it is, and what
+        it may be."""
         ours = row.median("karapace")
         for target in row.targets:
             if target[0] is None:
                 _, most, unit = target
-                yield "%.4g %s of %.4g" % (ours, unit, most), ours <= most
+                yield {"against": None, "unit": unit, "value": ours, "most": most}
             else:
                 other, most = target
                 theirs = row.median(other)
                 if theirs:
-                    yield "%.2f x %s of %.2f" % (ours / theirs, other, most), ours / theirs <= most
+                    yield {"against": other, "unit": "x " + other, "value": ours / theirs, "most": most}
 
     def text(self):
         width = max(len(row.name) for row in self.rows)
@@ -63,12 +74,12 @@ class Table:
             for system in systems:
                 median = row.median(system)
                 cells += "  %-*s" % (max(10, len(system)), "" if median is None else "%.4g" % median)
-            verdicts = ", ".join(text + ("" if met else " MISSED") for text, met in self.verdicts(row))
+            verdicts = ", ".join(described(verdict) for verdict in self.verdicts(row))
             lines.append("  %-*s%s  %s" % (width, row.name, cells, verdicts))
         return "\n".join(lines[1:])
 
     def missed(self):
-        return sum(not met for row in self.rows for _, met in self.verdicts(row))
+        return sum(not met(verdict) for row in self.rows for verdict in self.verdicts(row))
 
     def write(self, path, about):
         rows = [
@@ -77,7 +88,7 @@ class Table:
                 "name": row.name,
                 "samples": row.samples,
                 "medians": {system: row.median(system) for system in row.samples},
-                "targets": [{"text": text, "met": met} for text, met in self.verdicts(row)],
+                "targets": list(self.verdicts(row)),
             }
             for row in self.rows
         ]
