@@ -11,7 +11,7 @@ use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
 use super::idmap::IdMap;
-use super::nodes::CONTROL;
+use super::nodes::{CONTROL, LIVE};
 use super::reply::{FOREVER, NEVER, absent, decode_dev, file_attr, rename_mode};
 use super::workers::spawn;
 use super::{GENERATION, Node, Shared, guard};
@@ -77,6 +77,10 @@ impl Shared {
                             );
                         }
                     });
+                }
+                _ if index == LIVE && self.views.live().wants_relief() => {
+                    let view = self.views.live().clone();
+                    self.workers.run(move || view.relieve());
                 }
                 _ => {}
             }
@@ -179,9 +183,20 @@ impl Shared {
         let (mode, umask, rdev) = how;
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
-            Ok((index, guard("mknod", || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))?))
+            let attr = guard("mknod", || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))?;
+            Ok((view, index, attr))
         });
-        self.created(reply, made);
+        match made {
+            Ok((view, index, attr)) => {
+                self.entry(reply, index, Ok(attr));
+                // Its caller is on the way to the first write meanwhile.
+                let _logged: Outcome<()> = guard("mknod", || {
+                    view.make_ahead(attr.ino);
+                    Ok(())
+                });
+            }
+            Err(errno) => reply.error(errno),
+        }
     }
 
     /// `how`: mode before the umask, umask.

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 
 /// Open descriptors kept of data files.
 const OPEN_FILES: usize = 512;
+/// Data files made ahead that are not used yet, at most.
+const AHEAD: usize = 16;
 
 /// One data file. Lock order: `DataFile::lock` is taken before the view's state lock, never while holding it.
 #[derive(Debug)]
@@ -57,6 +59,11 @@ impl DataFile {
         }
     }
 
+    /// The inode is gone, and had so many bytes: what the file occupies, as far as anybody wants to know from now on.
+    pub fn gone_with(&self, bytes: u64) {
+        self.allocated.store(bytes, Ordering::Relaxed);
+    }
+
     pub fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Acquire)
     }
@@ -74,13 +81,24 @@ pub(crate) struct DataStat {
 pub(crate) struct DataDir {
     path: PathBuf,
     open: Mutex<LruCache<(Ino, u32), Arc<File>>>,
+    ahead: Mutex<Ahead>,
+}
+
+/// Data files made before anybody writes to them. No record names them: what a crash leaves of them is swept.
+#[derive(Debug)]
+struct Ahead {
+    files: LruCache<Ino, Arc<File>>,
+    /// How many more are made before another file is written for the first time: where files stay empty, none.
+    credit: usize,
 }
 
 impl DataDir {
     pub fn new(path: PathBuf) -> DataDir {
         // OPEN_FILES is a non-zero constant.
         let capacity = NonZeroUsize::new(OPEN_FILES).unwrap_or(NonZeroUsize::MIN);
-        DataDir { path, open: Mutex::new(LruCache::new(capacity)) }
+        // Held at AHEAD by `make_ahead`, which has to remove what leaves.
+        let ahead = Ahead { files: LruCache::unbounded(), credit: AHEAD };
+        DataDir { path, open: Mutex::new(LruCache::new(capacity)), ahead: Mutex::new(ahead) }
     }
 
     /// Makes the 256 subdirectories, so that no write has to.
@@ -110,17 +128,55 @@ impl DataDir {
     pub fn create_file(&self, data: &DataFile) -> Result<Arc<File>> {
         let path = self.path(data);
         fail::point("data.create").map_err(|e| Error::host("create", &path, e))?;
-        let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = match open() {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                std::fs::remove_file(&path).map_err(|e| Error::host("remove leftover", &path, e))?;
-                open()
+        let file = match self.made_ahead(data) {
+            Some(file) => file,
+            None => {
+                let made = match make(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                        std::fs::remove_file(&path).map_err(|e| Error::host("remove leftover", &path, e))?;
+                        make(&path)
+                    }
+                    other => other,
+                };
+                Arc::new(made.map_err(|e| Error::host("create", &path, e))?)
             }
-            other => other,
         };
-        let file = Arc::new(file.map_err(|e| Error::host("create", &path, e))?);
         self.open.lock().put((data.ino, data.generation), file.clone());
         Ok(file)
+    }
+
+    /// Makes the first data file of an inode that has none, for a later [`DataDir::create_file`] to take; or does not, where
+    /// that does not pay or fails.
+    ///
+    /// The caller keeps commits and restores away, which remove data files.
+    pub fn make_ahead(&self, ino: Ino) {
+        // Held throughout: who asks for the file meanwhile has to find it.
+        let mut ahead = self.ahead.lock();
+        let Some(credit) = ahead.credit.checked_sub(1) else { return };
+        // Where there is a file already, somebody writes to it or it is a leftover: neither is ours.
+        let Ok(file) = make(&self.path_of(ino, 0)) else { return };
+        ahead.credit = credit;
+        ahead.files.put(ino, Arc::new(file));
+        if ahead.files.len() > AHEAD
+            && let Some((oldest, _)) = ahead.files.pop_lru()
+        {
+            self.remove(&DataFile::new(oldest, 0));
+        }
+    }
+
+    /// The file that was made ahead, if there is one.
+    fn made_ahead(&self, data: &DataFile) -> Option<Arc<File>> {
+        let mut ahead = self.ahead.lock();
+        ahead.credit = AHEAD.min(ahead.credit + 1);
+        if data.generation == 0 { ahead.files.pop(&data.ino) } else { None }
+    }
+
+    /// Removes the files that were made ahead and that nobody has written to.
+    pub fn drop_ahead(&self) {
+        let mut ahead = self.ahead.lock();
+        while let Some((ino, _)) = ahead.files.pop_lru() {
+            self.remove(&DataFile::new(ino, 0));
+        }
     }
 
     /// The file, open for reading and writing. Marks it sealed when the store shares its bytes.
@@ -166,9 +222,12 @@ impl DataDir {
         })
     }
 
-    /// Bytes that the file occupies on the host; 0 when it cannot be told.
+    /// Bytes that a file nobody writes to any more occupies on the host, about; 0 when it cannot be told.
     pub fn occupied(&self, data: &DataFile) -> u64 {
-        std::fs::metadata(self.path(data)).map_or(0, |meta| meta.blocks() * 512)
+        match data.allocated.load(Ordering::Relaxed) {
+            NOT_KNOWN => self.stat(data).map_or(0, |_| data.allocated(0)),
+            bytes => bytes,
+        }
     }
 
     /// A private copy of a sealed file, of the next generation, with the first `keep` bytes of its content; durable, for these may
@@ -263,6 +322,11 @@ impl DataDir {
     }
 }
 
+/// A new, empty data file.
+fn make(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
 fn parse_name(name: &[u8]) -> Option<(Ino, u32)> {
     let name = std::str::from_utf8(name).ok()?;
     let (ino, generation) = match name.split_once('.') {
@@ -344,6 +408,38 @@ mod tests {
         let mut buf = [0; 4];
         copied.read_exact_at(&mut buf, 5 << 20).unwrap();
         assert_eq!(&buf, b"here");
+    }
+
+    #[test]
+    fn what_was_made_ahead_is_written_or_goes() {
+        let (_tmp, dir) = dir();
+        let (written, unused) = (DataFile::new(7, 0), DataFile::new(8, 0));
+        dir.make_ahead(7);
+        dir.make_ahead(8);
+        let file = dir.create_file(&written).unwrap();
+        file.write_all_at(b"here", 0).unwrap();
+        // There is one that somebody writes to.
+        dir.make_ahead(7);
+        assert!(dir.path(&unused).exists());
+        dir.drop_ahead();
+        assert!(!dir.path(&unused).exists());
+        assert_eq!(std::fs::read(dir.path(&written)).unwrap(), b"here");
+    }
+
+    #[test]
+    fn little_is_made_ahead_where_files_stay_empty() {
+        let (_tmp, dir) = dir();
+        let files = || dir.strangers(&|_, _| false).unwrap().len();
+        (1..=100).for_each(|ino| dir.make_ahead(ino));
+        assert_eq!(files(), AHEAD);
+        // One is written that was not made ahead: the next one is.
+        dir.create_file(&DataFile::new(100, 0)).unwrap();
+        dir.make_ahead(101);
+        dir.make_ahead(102);
+        assert!(dir.path(&DataFile::new(101, 0)).exists());
+        assert_eq!(files(), AHEAD + 1);
+        dir.drop_ahead();
+        assert_eq!(files(), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The upper layer on disk: what changed since the head, so that nothing accepted is lost when the process dies.
 //!
 //! `checkpoint` is the state as of an epoch, `journal` what happened since, `data/` the bytes of changed files.
-//! Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`, `Upper::buried`.
+//! Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`, `Upper::removing`, `Upper::buried`.
 //!
 //! Two orders hold after a power loss, too. A record that makes bytes count which take the place of safe ones (a copy-up) is
 //! appended when these bytes are durable. A data file is removed when the record is durable after which nobody needs it: until
@@ -61,6 +61,8 @@ pub(crate) struct Upper {
     /// Held while the journal is synced, so that who waits for it finds that another has done it.
     syncing: Mutex<()>,
     log: Mutex<Log>,
+    /// Held while buried files are removed, during which others are buried.
+    removing: Mutex<()>,
     buried: Mutex<Buried>,
 }
 
@@ -70,6 +72,8 @@ struct Buried {
     files: Vec<(u64, Arc<DataFile>)>,
     /// Bytes that they occupy.
     bytes: u64,
+    /// Somebody is about to remove them, since they are many.
+    relieving: bool,
 }
 
 /// Above so many files, or bytes, the journal is synced for the sake of the buried.
@@ -150,6 +154,7 @@ impl Upper {
             data,
             syncing: Mutex::default(),
             log: Mutex::new(log),
+            removing: Mutex::default(),
             buried: Mutex::default(),
         };
         if write {
@@ -275,21 +280,28 @@ impl Upper {
         }
     }
 
-    /// Removes the buried when they are many. Called with no lock held.
+    /// Whether the buried are many and nobody has been told so: who is calls [`Upper::relieve`], where nobody waits for it.
+    pub fn wants_relief(&self) -> bool {
+        let mut buried = self.buried.lock();
+        let many = buried.files.len() > BURIED_FILES || buried.bytes > BURIED_BYTES;
+        many && !std::mem::replace(&mut buried.relieving, true)
+    }
+
+    /// Makes the journal durable and removes the buried. Called with no lock held.
     pub fn relieve(&self) {
-        let many = {
-            let buried = self.buried.lock();
-            buried.files.len() > BURIED_FILES || buried.bytes > BURIED_BYTES
-        };
-        if many {
-            self.reclaim();
-        }
+        self.reclaim();
+        self.buried.lock().relieving = false;
     }
 
     /// Makes the journal durable and removes the buried; whether there were any.
     pub fn reclaim(&self) -> bool {
         if self.buried.lock().files.is_empty() {
-            return false;
+            // Whoever is removing the last ones gives room, too.
+            let under_way = self.removing.try_lock().is_none();
+            if under_way {
+                drop(self.removing.lock());
+            }
+            return under_way;
         }
         if let Err(error) = self.sync() {
             tracing::warn!("{error}; the data of removed files stays for now");
@@ -301,19 +313,18 @@ impl Upper {
 
     fn remove_buried(&self, synced: u64) -> bool {
         // Held throughout: once a checkpoint is through, their names may be given again.
-        let mut buried = self.buried.lock();
-        let before = buried.files.len();
-        let mut bytes = 0;
-        buried.files.retain(|(number, file)| {
-            if *number > synced {
-                bytes += self.data.occupied(file);
-                return true;
-            }
-            self.data.remove(file);
-            false
-        });
-        buried.bytes = bytes;
-        buried.files.len() < before
+        let _turn = self.removing.lock();
+        let safe = {
+            let mut buried = self.buried.lock();
+            let files = std::mem::take(&mut buried.files);
+            let (safe, early): (Vec<_>, Vec<_>) =
+                files.into_iter().partition(|(number, _)| *number <= synced);
+            buried.bytes = early.iter().map(|(_, file)| self.data.occupied(file)).sum();
+            buried.files = early;
+            safe
+        };
+        safe.iter().for_each(|(_, file)| self.data.remove(file));
+        !safe.is_empty()
     }
 
     /// Makes everything durable that was ever written to the upper's file system.
@@ -409,6 +420,42 @@ mod tests {
 
     fn append(upper: &Upper, ino: u64) {
         upper.append(&[Item::Next { ino }], Room::Ordinary).unwrap();
+    }
+
+    /// And whoever needs their room meanwhile waits for it.
+    #[test]
+    fn the_buried_go_when_they_are_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let upper = Upper::open(&dir.path().join("upper"), head(), true).unwrap().upper;
+        let bury = |ino: u64| {
+            let data = DataFile::new(ino, 0);
+            upper.data.create_file(&data).unwrap();
+            data.gone_with(BURIED_BYTES / 2);
+            upper.bury([data]);
+        };
+        let left = || upper.data.strangers(&|_, _| false).unwrap().len();
+        append(&upper, 100);
+        (1..=2).for_each(bury);
+        assert!(!upper.wants_relief());
+        bury(3);
+        assert!(upper.wants_relief());
+        assert!(!upper.wants_relief(), "said once");
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| {
+                let _slow = arm("data.remove", Action::Sleep(std::time::Duration::from_millis(200)), 1);
+                upper.relieve();
+            });
+            while upper.removing.try_lock().is_some() && !removal.is_finished() {
+                std::thread::yield_now();
+            }
+            upper.reclaim();
+            assert_eq!(left(), 0);
+        });
+        (4..=6).for_each(bury);
+        assert!(upper.wants_relief());
+        assert!(upper.reclaim());
+        assert_eq!(left(), 0);
+        assert!(!upper.reclaim());
     }
 
     /// Whatever step of a checkpoint fails: what is appended afterwards is found again.

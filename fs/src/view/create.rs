@@ -6,7 +6,7 @@ use karapace_store::inode::{Body, FileKind, Ino, Timestamp, Xattrs};
 use crate::attr::{Attr, Caller};
 use crate::error::{Error, Result};
 use crate::upper::record::{DataState, Item, NameState, PutItem};
-use crate::view::node::{Meta, Place};
+use crate::view::node::{FileBody, Meta, Node, Place};
 use crate::view::table::{NewInode, State, attr_item};
 use crate::view::{View, acl, check_name};
 
@@ -27,6 +27,19 @@ impl View {
             FileKind::Directory | FileKind::Symlink => return Err(Error::NotPermitted),
         };
         self.create(caller, parent, name, kind, mode & 0o7777, rdev, body)
+    }
+
+    /// Makes the data file of a new regular file, which its first write is going to need: to be called once the file has
+    /// been answered for, so that nobody waits for the host. Nothing depends on it.
+    pub fn make_ahead(&self, ino: Ino) {
+        let (Ok(upper), Some(_gate)) = (self.writable(), self.gate.try_read()) else { return };
+        let is_empty = match self.state.read().node(ino).map(Node::file) {
+            Ok(Some(FileBody::Lower(content))) => content.size == 0,
+            _ => false,
+        };
+        if is_empty {
+            upper.data.make_ahead(ino);
+        }
     }
 
     /// Makes a directory; counts one reference.

@@ -229,8 +229,6 @@ impl View {
         let mut state = self.state.write();
         let forgotten = state.forget(ino, n);
         self.bury(forgotten);
-        drop(state);
-        self.relieve();
     }
 
     /// What was forgotten needs its data no more once the journal is durable. The caller holds the state lock.
@@ -240,7 +238,13 @@ impl View {
         }
     }
 
-    fn relieve(&self) {
+    /// Whether files were removed so that [`View::relieve`] is to be called, from where nobody waits for it: said once.
+    pub fn wants_relief(&self) -> bool {
+        self.upper.as_ref().is_some_and(Upper::wants_relief)
+    }
+
+    /// Gives the room of removed files back to the host.
+    pub fn relieve(&self) {
         if let Some(upper) = &self.upper {
             upper.relieve();
         }
@@ -412,6 +416,7 @@ impl View {
     /// Ends the use of the view: all data durable, and a last checkpoint. The view must not be used afterwards.
     pub fn close(&self) -> Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|_| !self.is_read_only()) else { return Ok(()) };
+        upper.data.drop_ahead();
         upper.sync_all_data()?;
         self.checkpoint()
     }

@@ -46,8 +46,6 @@ impl View {
         let mut forgotten = Forgotten::default();
         state.release(ino, &mut forgotten);
         self.bury(forgotten);
-        drop(state);
-        self.relieve();
         Ok(())
     }
 }

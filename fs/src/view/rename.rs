@@ -79,8 +79,6 @@ impl View {
             state.release(target.ino, &mut forgotten);
         }
         self.bury(forgotten);
-        drop(state);
-        self.relieve();
         Ok(())
     }
 

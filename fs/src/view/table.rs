@@ -166,6 +166,7 @@ impl State {
                     self.note_gone(ino);
                 }
                 if let Some(data) = node.file().and_then(FileBody::data) {
+                    data.gone_with(node.meta.size);
                     match &mut self.deferred {
                         Some(deferred) => deferred.push(data.clone()),
                         None => forgotten.data.push(data.clone()),
