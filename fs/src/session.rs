@@ -56,6 +56,9 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Threads that serve requests; at least 1.
     pub threads: usize,
+    /// Let the kernel read a large file from its object by itself, once it has been verified whole. For a read-only mount made
+    /// by root.
+    pub passthrough: bool,
     /// What `mount` and `df` show as the source.
     pub fsname: String,
 }
@@ -307,6 +310,7 @@ fn service(
         control_listed: options.ctl == CtlDir::Visible,
         ids: IdMap::of_this_process(),
         kernel_permissions: by_root || options.allow_other,
+        passthrough: options.passthrough && options.read_only && by_root,
     }
 }
 

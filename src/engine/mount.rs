@@ -22,6 +22,7 @@ use karapace_store::tree::Trees;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::access::perform;
@@ -61,6 +62,8 @@ pub struct Options {
     pub allow_other: bool,
     /// Serving threads.
     pub threads: usize,
+    /// Let the kernel read large files by itself; read-only, and by root.
+    pub passthrough: bool,
     /// The mount is for `enter` and `exec` only and ends with the last of them.
     pub session: bool,
     /// Serve in a user and mount namespace of its own that has these ids.
@@ -79,6 +82,7 @@ impl Options {
             ctl_dir: CtlDir::default(),
             allow_other: false,
             threads: DEFAULT_THREADS,
+            passthrough: false,
             session: false,
             ranges: None,
             has_ground: false,
@@ -159,6 +163,7 @@ impl Engine {
     pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
         // What can be refused here is refused before a process is started.
         check_mountable(env)?;
+        check_passthrough(options)?;
         if options.snapshot.is_none() {
             self.end_orphaned_session(env)?;
             if self.live_mount(&env.instance)?.is_some() {
@@ -178,6 +183,7 @@ impl Engine {
     ) -> Result<()> {
         let env = Metadata::load(self.store(), instance)?;
         check_mountable(&env)?;
+        check_passthrough(options)?;
         raise_file_limit();
         // Blocked before the first thread is made, so that all have it; `watch_signals` receives them.
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
@@ -204,6 +210,16 @@ fn check_mountable(env: &Metadata) -> Result<()> {
     }
     let state = env.state.to_string().to_lowercase();
     Err(Error::Invalid(format!("{} is {state} and cannot be mounted or entered", env.name)))
+}
+
+/// The kernel takes objects from root only, and would not see what is written.
+fn check_passthrough(options: &Options) -> Result<()> {
+    let read_only = options.read_only || options.snapshot.is_some();
+    if options.passthrough && !(read_only && geteuid().is_root()) {
+        let reason = "--passthrough is for root, with --read-only or --snapshot: leave it out, and requests are answered as usual";
+        return Err(Error::Invalid(reason.to_owned()));
+    }
+    Ok(())
 }
 
 fn serve_view(
@@ -357,6 +373,7 @@ fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool)
         ctl: options.ctl_dir,
         allow_other: options.allow_other,
         threads: options.threads,
+        passthrough: options.passthrough,
         fsname: format!("{SOURCE}{}", env.name),
     }
 }
@@ -538,6 +555,7 @@ fn arguments(options: &Options) -> Vec<String> {
     let flags = [
         ("--read-only", options.read_only),
         ("--allow-other", options.allow_other),
+        ("--passthrough", options.passthrough),
         ("--session", options.session),
         ("--id-ranges", options.ranges.is_some()),
     ];

@@ -93,18 +93,28 @@ def random_reads(table, native, karapace, rounds, size):
                 total += memory[place]
             return time.perf_counter() - start
 
+    def both(system, name):
+        path = system.dir / "srv/big"
+        for kind, work in (("pread", reads), ("mmap", mapped)):
+            drop_caches()
+            for state in ("cold", "warm"):
+                row = table.row(group, "%s, %s" % (kind, state), ("native", 1 / 0.8))
+                row.add(name, work(path))
+
     native.open()
     karapace.open()
-    karapace.detach()
-    karapace.attach("--read-only")
     for number in range(rounds):
-        for system in rotated([native, karapace], number):
-            path = system.dir / "srv/big"
-            for name, work in (("pread", reads), ("mmap", mapped)):
+        both(native, "native")
+        for name, options in rotated([("karapace", ["--passthrough"]), ("by requests", [])], number):
+            karapace.detach()
+            karapace.attach("--read-only", *options)
+            if options:
                 drop_caches()
-                for state in ("cold", "warm"):
-                    row = table.row(group, "%s, %s" % (name, state), ("native", 1 / 0.8))
-                    row.add(system.name, work(path))
+                start = time.perf_counter()
+                os.close(os.open(karapace.dir / "srv/big", os.O_RDONLY))
+                milliseconds = (time.perf_counter() - start) * 1000
+                table.row("passthrough (milliseconds)", "first open of the large file, cold").add("karapace", milliseconds)
+            both(karapace, name)
     native.close()
     karapace.close()
 

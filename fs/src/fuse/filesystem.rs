@@ -122,12 +122,26 @@ impl Filesystem for Server {
         self.0.link(ino, newparent, newname.as_bytes(), reply);
     }
 
-    // ENOSYS once to each of these makes the kernel do without them for the whole mount: it opens by itself,
-    // creates with MKNOD, and sends no FLUSH.
-
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.0.open(ino, reply);
     }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.release(ino, fh);
+        reply.ok();
+    }
+
+    // ENOSYS once to each of these, and but for passthrough to open, makes the kernel do without them for the whole mount: it
+    // opens by itself, creates with MKNOD, and sends no FLUSH.
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.error(Errno::ENOSYS);

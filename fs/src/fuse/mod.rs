@@ -7,6 +7,7 @@ mod filesystem;
 mod idmap;
 mod listing;
 mod nodes;
+mod passthrough;
 mod privileges;
 mod reply;
 mod requests;
@@ -22,6 +23,7 @@ use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
 use self::nodes::{CONTROL, LIVE, Views, split};
+use self::passthrough::Passthrough;
 use self::reply::{FOREVER, NEVER, file_attr};
 use self::workers::Workers;
 use crate::attr::{Attr, Caller};
@@ -31,6 +33,9 @@ use crate::view::View;
 
 /// Largest write request, bytes. The kernel's limit is as large since 4.20.
 const MAX_WRITE: u32 = 1 << 20;
+
+/// How deep file systems may be stacked with passthrough: ours on the one that the objects are on.
+const PASSTHROUGH_DEPTH: u32 = 1;
 
 /// Threads that wait for fsync.
 const SYNC_THREADS: usize = 2;
@@ -52,6 +57,8 @@ pub(crate) struct Service {
     pub ids: IdMap,
     /// Whether the kernel checks permissions and ACLs (a mount made by root).
     pub kernel_permissions: bool,
+    /// Whether the kernel may read large files from their objects by itself: on a read-only mount made by root.
+    pub passthrough: bool,
 }
 
 /// fuser's file system: a handle to the state that requests share.
@@ -64,6 +71,7 @@ struct Shared {
     control_listed: bool,
     ids: IdMap,
     kernel_permissions: bool,
+    passthrough: Option<Passthrough>,
     workers: Workers,
 }
 
@@ -86,6 +94,7 @@ impl Server {
             control_listed: service.control_listed,
             ids: service.ids,
             kernel_permissions: service.kernel_permissions,
+            passthrough: service.passthrough.then(Passthrough::default),
             workers: Workers::new(SYNC_THREADS)?,
         })))
     }
@@ -171,6 +180,12 @@ impl Shared {
         if self.kernel_permissions {
             // Makes the kernel check permissions, so not for a mount on which its user acts as root.
             wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if self.passthrough.is_some() {
+            wanted |= InitFlags::FUSE_PASSTHROUGH;
+            if let Err(most) = config.set_max_stack_depth(PASSTHROUGH_DEPTH) {
+                tracing::warn!(most, "the kernel cannot read objects by itself");
+            }
         }
         for flag in wanted.iter() {
             if let Err(missing) = config.add_capabilities(flag) {

@@ -25,6 +25,8 @@ use crate::upper::blocks::BlockSet;
 
 /// Object descriptors kept open.
 const OPEN_OBJECTS: usize = 512;
+/// Bytes that are read at once to verify a whole object.
+const VERIFIED_AT_ONCE: usize = 1 << 20;
 /// Block lists kept in memory.
 const BLOCK_LISTS: usize = 64;
 
@@ -166,6 +168,32 @@ impl ContentReader {
             checked.verified.lock().insert(block);
         }
         Ok(())
+    }
+
+    /// The object that is all of a content which is verified by blocks, and holds nothing else, once every block has been.
+    pub fn whole_object(&self, content: &FileContent) -> Result<Option<File>> {
+        let [extent] = content.extents[..] else { return Ok(None) };
+        if (extent.offset, extent.object_offset, extent.length) != (0, 0, content.size) {
+            return Ok(None);
+        }
+        let object = self.object(&extent.object)?;
+        if object.file.metadata()?.len() != content.size {
+            return Ok(None);
+        }
+        let checked = self.list(content)?;
+        let mut buf = vec![0; VERIFIED_AT_ONCE];
+        for offset in (0..content.size).step_by(VERIFIED_AT_ONCE) {
+            let len = (content.size - offset).min(VERIFIED_AT_ONCE as u64);
+            let blocks = offset / BLOCK..(offset + len).div_ceil(BLOCK);
+            let is_verified = {
+                let verified = checked.verified.lock();
+                blocks.into_iter().all(|block| verified.contains(block))
+            };
+            if !is_verified {
+                self.read_blocks(content, offset, &mut buf[..len as usize])?;
+            }
+        }
+        Ok(Some(object.file.try_clone()?))
     }
 
     /// Reads bytes as they are; `out` is zeroed where no extent lies.

@@ -47,6 +47,26 @@ impl View {
         self.read_from(from, offset, buf).map_err(|error| self.name_damage(&self.state.read(), ino, error))
     }
 
+    /// Whether the inode is a file whose content is verified by blocks, in the lower view.
+    pub fn is_large(&self, ino: Ino) -> bool {
+        let state = self.state.read();
+        let body = state.node(ino).and_then(file_body);
+        matches!(body, Ok(FileBody::Lower(content)) if !content.is_plain())
+    }
+
+    /// The object that is all of such a file, once every block of it has been verified; `None` for one of several objects or
+    /// with holes.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], or when the object cannot be read.
+    pub fn whole_object(&self, ino: Ino) -> Result<Option<File>> {
+        let content = match file_body(self.state.read().node(ino)?)? {
+            FileBody::Lower(content) => content.clone(),
+            _ => return Ok(None),
+        };
+        self.content.whole_object(&content).map_err(|error| self.name_damage(&self.state.read(), ino, error))
+    }
+
     /// Says of damaged content which file it is of, and tells the log, once for each object.
     pub(super) fn name_damage(&self, state: &State, ino: Ino, error: Error) -> Error {
         let Error::Damaged(mut damage) = error else { return error };

@@ -8,6 +8,7 @@ mod files;
 #[path = "../generator/mod.rs"]
 mod generator;
 mod large;
+mod passthrough;
 mod random;
 mod restore;
 mod space;

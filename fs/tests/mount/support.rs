@@ -175,6 +175,7 @@ pub fn options(dir: &Path) -> MountOptions {
         ctl: CtlDir::Hidden,
         allow_other: false,
         threads: 2,
+        passthrough: false,
         fsname: "karapace:test".into(),
     }
 }
@@ -234,6 +235,20 @@ impl Mount {
         View::open(store, trees, &root.path().join("upper"), self.view.head(), true).expect("view")
     }
 
+    /// A second, read-only mount of the same.
+    pub fn again(&self, change: impl FnOnce(&mut MountOptions)) -> Again {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut options = options(dir.path());
+        change(&mut options);
+        let served = Served::new(&Arc::new(self.reopened()), &self.fixture.trees, None, &options);
+        Again { _served: served, dir }
+    }
+
+    /// Where the store has its objects.
+    pub fn objects(&self) -> PathBuf {
+        self.fixture.root.path().join("store/store/objects")
+    }
+
     pub fn path(&self, below: &str) -> PathBuf {
         self.dir.join(below)
     }
@@ -269,6 +284,12 @@ impl Mount {
         assert!(!output.status.success(), "{program} should have failed: {script}\n{err}");
         err
     }
+}
+
+/// See [`Mount::again`]. It is unmounted before its directory is removed.
+pub struct Again {
+    _served: Served,
+    pub dir: tempfile::TempDir,
 }
 
 impl Drop for Mount {

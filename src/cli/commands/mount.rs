@@ -21,7 +21,7 @@ pub struct Args {
     dir: Option<PathBuf>,
     /// Mount every environment below one directory, ~/karapace or the one that is named instead of an environment. They appear and
     /// disappear as environments are built, renamed, archived and destroyed; frozen ones are read-only
-    #[arg(long, conflicts_with_all = ["dir", "read_only", "snapshot", "ctl_dir", "allow_other", "threads"])]
+    #[arg(long, conflicts_with_all = ["dir", "read_only", "snapshot", "ctl_dir", "allow_other", "passthrough", "threads"])]
     all: bool,
     /// Mount nothing now: write a systemd user unit that does so at login, ~/.config/systemd/user/karapace.service
     #[arg(long, requires = "all", conflicts_with = "foreground")]
@@ -41,6 +41,10 @@ pub struct Args {
     /// Let other users in (an ordinary user needs user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
+    /// Let the kernel read files above 1 MiB from the store by itself: random reads and mappings at the speed of the disk below. The
+    /// first open of a file verifies all of it. For root, on a read-only mount
+    #[arg(long)]
+    passthrough: bool,
     /// Threads that serve requests
     #[arg(long, value_name = "N", default_value_t = DEFAULT_THREADS, value_parser = threads)]
     threads: usize,
@@ -144,6 +148,7 @@ impl Args {
                 Ctl::Disabled => CtlDir::Disabled,
             },
             allow_other: self.allow_other,
+            passthrough: self.passthrough,
             threads: self.threads,
             session: self.session,
             ranges: None,

@@ -187,10 +187,13 @@ fn run(steps: &[Step]) -> Result<u64, String> {
 /// Runs `test` in a thread with a working directory, a umask and file access ids of its own.
 fn apart<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        // proptest draws a sequence in frames of more than a megabyte each.
+        let builder = std::thread::Builder::new().stack_size(16 << 20);
+        let thread = builder.spawn_scoped(scope, || {
             unshare(CloneFlags::CLONE_FS).expect("a working directory of this thread's own");
             test()
         });
+        let thread = thread.expect("a thread");
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

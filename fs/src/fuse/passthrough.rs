@@ -1,0 +1,113 @@
+//! Opens on a mount where the kernel reads large files from their objects by itself.
+//!
+//! On other mounts the kernel opens without asking. Here it asks, and is given the object of a file that is one whole object, once
+//! every block of it has been verified; what the disk makes of it after that, nobody looks at again, as with any object that was
+//! verified and is kept open. The mount is read-only, so what was decided for a file at its first open holds as long as it is
+//! open: the kernel refuses to read one file both ways at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use fuser::{BackingId, Errno, FileHandle, FopenFlags, INodeNo, ReplyOpen};
+use parking_lot::Mutex;
+
+use super::nodes::split;
+use super::{Node, Shared, guard};
+use crate::view::View;
+
+/// The handle of an open file that the kernel reads by itself, and of any other.
+const PASSED: FileHandle = FileHandle(1);
+const SERVED: FileHandle = FileHandle(0);
+
+/// How a large file is read, by its node.
+#[derive(Default)]
+pub(crate) struct Passthrough(Mutex<HashMap<u64, How>>);
+
+enum How {
+    /// By the kernel; as many handles are open.
+    Passed(BackingId, u64),
+    /// By requests, from the first open to the end of the mount.
+    Served,
+}
+
+impl Passthrough {
+    /// Answers from what is known of the node, or gives the reply back.
+    fn answer(known: &mut HashMap<u64, How>, node: INodeNo, reply: ReplyOpen) -> Option<ReplyOpen> {
+        match known.get_mut(&node.0) {
+            Some(How::Passed(id, handles)) => {
+                *handles += 1;
+                reply.opened_passthrough(PASSED, FopenFlags::empty(), id);
+            }
+            Some(How::Served) => served(reply),
+            None => return Some(reply),
+        }
+        None
+    }
+
+    /// Decides for a node that nobody has open.
+    fn decide(&self, node: INodeNo, view: &View, reply: ReplyOpen) {
+        // Where the file is damaged, requests read what is left of it.
+        let whole = guard("open", || view.whole_object(split(node.0).1)).ok().flatten();
+        let mut known = self.0.lock();
+        let Some(reply) = Passthrough::answer(&mut known, node, reply) else { return };
+        match whole.map(|object| reply.open_backing(object)) {
+            Some(Ok(id)) => {
+                reply.opened_passthrough(PASSED, FopenFlags::empty(), &id);
+                known.insert(node.0, How::Passed(id, 1));
+                return;
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the kernel does not take an object to read from it by itself");
+            }
+            None => {}
+        }
+        known.insert(node.0, How::Served);
+        served(reply);
+    }
+
+    fn release(&self, node: INodeNo) {
+        let mut known = self.0.lock();
+        if let Some(How::Passed(_, handles)) = known.get_mut(&node.0) {
+            *handles -= 1;
+            if *handles == 0 {
+                known.remove(&node.0);
+            }
+        }
+    }
+}
+
+/// What the kernel does where it does not ask.
+fn served(reply: ReplyOpen) {
+    reply.opened(SERVED, FopenFlags::FOPEN_KEEP_CACHE);
+}
+
+impl Shared {
+    pub(super) fn open(self: &Arc<Self>, node: INodeNo, reply: ReplyOpen) {
+        if self.passthrough.is_none() {
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.node(node) {
+            Ok(Node::View { view, ino, .. }) if view.is_large(ino) => self.open_large(node, view, reply),
+            Ok(_) => served(reply),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open_large(self: &Arc<Self>, node: INodeNo, view: Arc<View>, reply: ReplyOpen) {
+        let Some(passthrough) = &self.passthrough else { return served(reply) };
+        let Some(reply) = Passthrough::answer(&mut passthrough.0.lock(), node, reply) else { return };
+        // Reading all of it may take long.
+        let shared = self.clone();
+        self.workers.run(move || {
+            if let Some(passthrough) = &shared.passthrough {
+                passthrough.decide(node, &view, reply);
+            }
+        });
+    }
+
+    pub(super) fn release(&self, node: INodeNo, handle: FileHandle) {
+        if let (PASSED, Some(passthrough)) = (handle, &self.passthrough) {
+            passthrough.release(node);
+        }
+    }
+}
