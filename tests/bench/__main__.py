@@ -21,7 +21,7 @@ GROUPS = ("warm", "cold", "writes", "changes", "large", "many", "store", "sessio
 class Full:
     """The sizes that the targets are for. Rounds cost most where fuse-overlayfs writes."""
 
-    rounds = dict(warm=7, cold=3, writes=3, changes=3, large=3, many=3, store=3, objects=1, sessions=7)
+    rounds = dict(warm=5, cold=2, writes=2, changes=2, large=2, many=2, store=2, objects=1, sessions=5)
     archive = trees.ARCHIVED
     names = 2000
     large = large.GIB
