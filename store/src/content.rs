@@ -19,7 +19,7 @@ mod verified;
 #[cfg(test)]
 mod tests;
 
-pub use adopt::adopt;
+pub use adopt::{adopt, adopt_all};
 pub use blocklist::BlockList;
 pub use ingest::{host_ranges, ingest, ingest_ranges};
 pub use read::read_at;

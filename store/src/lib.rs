@@ -21,6 +21,7 @@ pub mod lock;
 pub mod metadata;
 pub mod object;
 pub mod open;
+pub mod parallel;
 pub mod paths;
 pub mod pins;
 pub mod quarantine;

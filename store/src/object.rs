@@ -13,7 +13,7 @@ use crate::quarantine;
 
 mod batch;
 
-pub use batch::{Batch, BatchStats, ObjectWriter};
+pub use batch::{Batch, BatchStats, ObjectWriter, protect};
 
 /// The published objects of a store.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@
 //! A crash before the checkpoint leaves the upper as it was; a crash after it leaves data files that the next open sweeps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use karapace_store::content::{self, FileContent};
@@ -17,6 +18,7 @@ use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Xattrs};
 use karapace_store::object::Batch;
+use karapace_store::parallel::in_pieces;
 use karapace_store::root::Root;
 use karapace_store::tree::{Target, update_dir, update_links};
 
@@ -26,7 +28,7 @@ use crate::upper::Upper;
 use crate::upper::data::DataFile;
 use crate::upper::record::{Item, NameState};
 use crate::view::View;
-use crate::view::node::{DirBody, FileBody, Meta, Node, NodeBody, Place, record_of};
+use crate::view::node::{BlockBody, DirBody, FileBody, Meta, Node, NodeBody, Place, record_of};
 use crate::view::table::{Forgotten, State, lower_tree};
 
 /// A view as trees of the store, all of it durable.
@@ -217,11 +219,13 @@ impl View {
         }
         let mut batch = Batch::new(&self.store)?;
         let mut bodies: HashMap<Ino, Body> = HashMap::with_capacity(seal.nodes.len());
+        bodies.extend(self.store_whole(upper, seal, &mut batch)?);
         for (ino, node) in &seal.nodes {
             let body = match &node.body {
-                SealedBody::Dir(_) => continue,
-                SealedBody::File(file) => {
-                    let stored = self.store_content(upper, file, node.meta.size, &mut batch);
+                SealedBody::Dir(_) | SealedBody::File(FileBody::Whole(_)) => continue,
+                SealedBody::File(FileBody::Lower(content)) => Body::Regular((**content).clone()),
+                SealedBody::File(FileBody::Blocks(blocks)) => {
+                    let stored = self.store_blocks(upper, blocks, node.meta.size, &mut batch);
                     Body::Regular(stored.map_err(|error| self.name_damage(&self.state.read(), *ino, error))?)
                 }
                 SealedBody::Symlink(target) => Body::Symlink(target.clone()),
@@ -259,30 +263,37 @@ impl View {
         Ok(Built { bodies, root, root_id })
     }
 
-    fn store_content(
+    /// Gives the store the files of which all bytes are in the upper. The seal keeps them where they are.
+    fn store_whole(&self, upper: &Upper, seal: &Seal, batch: &mut Batch) -> Result<Vec<(Ino, Body)>> {
+        let mut files: Vec<(Ino, PathBuf)> = Vec::new();
+        for (ino, node) in &seal.nodes {
+            if let SealedBody::File(FileBody::Whole(data)) = &node.body {
+                files.push((*ino, upper.data.path(data)));
+            }
+        }
+        // As they were made, so that they are read in about the order in which they lie on the disk.
+        files.sort_unstable_by_key(|(ino, _)| *ino);
+        let (inos, paths): (Vec<Ino>, Vec<PathBuf>) = files.into_iter().unzip();
+        let contents = content::adopt_all(paths, batch)?;
+        Ok(inos.into_iter().zip(contents.into_iter().map(Body::Regular)).collect())
+    }
+
+    /// Gives the store the blocks that are in the upper.
+    fn store_blocks(
         &self,
         upper: &Upper,
-        file: &FileBody,
+        b: &BlockBody,
         size: u64,
         batch: &mut Batch,
     ) -> Result<FileContent> {
-        Ok(match file {
-            FileBody::Lower(content) => (**content).clone(),
-            FileBody::Whole(data) => {
-                let file = upper.data.file(data)?;
-                content::adopt(&upper.data.path(data), &file, batch)?
-            }
-            FileBody::Blocks(b) => {
-                // A snapshot of a file that is known to be damaged would be one that cannot be read.
-                let needed = |block: u64| !b.dirty.contains(block) && block * content::BLOCK < b.limit;
-                if let Some(damage) = self.content.damage_in(&b.base, &needed) {
-                    return Err(Error::Damaged(Box::new(damage)));
-                }
-                let file = upper.data.file(&b.data)?;
-                let updated = content::update(&b.base, b.limit, size, &mut b.dirty.iter(), &file, batch);
-                updated.map_err(|error| self.content.lost(&b.base.hash, error))?
-            }
-        })
+        // A snapshot of a file that is known to be damaged would be one that cannot be read.
+        let needed = |block: u64| !b.dirty.contains(block) && block * content::BLOCK < b.limit;
+        if let Some(damage) = self.content.damage_in(&b.base, &needed) {
+            return Err(Error::Damaged(Box::new(damage)));
+        }
+        let file = upper.data.file(&b.data)?;
+        let updated = content::update(&b.base, b.limit, size, &mut b.dirty.iter(), &file, batch);
+        updated.map_err(|error| self.content.lost(&b.base.hash, error))
     }
 
     fn build_links(
@@ -359,7 +370,7 @@ impl View {
         }
         self.bury(forgotten);
         drop(state);
-        upper.discard(removable);
+        in_pieces(&removable, |files| upper.discard(files.iter().cloned()));
         Ok(())
     }
 }

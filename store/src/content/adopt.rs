@@ -1,25 +1,48 @@
-//! Giving a finished file to the store.
+//! Giving finished files to the store.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::ingest::{blocks_of, has_no_hole, host_ranges, ingest_ranges, ingest_small, read_block};
 use super::{BLOCK, BlockList, Extent, FileContent, SMALL_MAX, block_count, block_length, is_zero};
 use crate::error::{IoContext as _, Result};
 use crate::id::ObjectId;
-use crate::object::{Batch, read_full_at};
+use crate::object::{Batch, protect, read_full_at};
+use crate::parallel::in_pieces;
+
+/// Takes in the finished files at `paths`, each as by [`adopt`], with the small ones hashed on several threads.
+pub fn adopt_all(paths: Vec<PathBuf>, batch: &mut Batch) -> Result<Vec<FileContent>> {
+    let found: Vec<Vec<Result<_>>> = in_pieces(&paths, |piece| {
+        let mut bytes = Vec::new();
+        let one = |path: &PathBuf| {
+            let file = File::open(path).at("open", path)?;
+            let size = file.metadata().at("stat", path)?.len();
+            plain(path, &file, size, &mut bytes)
+        };
+        piece.iter().map(one).collect()
+    });
+    let mut contents = Vec::with_capacity(paths.len());
+    for (path, found) in paths.into_iter().zip(found.into_iter().flatten()) {
+        contents.push(match found? {
+            Some(content) => {
+                batch.adopt(path, content.size, content.hash)?;
+                content
+            }
+            None => adopt(&path, &File::open(&path).at("open", &path)?, batch)?,
+        });
+    }
+    Ok(contents)
+}
 
 /// Takes in `file`, open for reading at `path`, which nobody writes to any more. Where it is plain or has no hole it
 /// becomes the object itself, without a copy (see [`Batch::adopt`]); else its data is packed. Moves the file's offset.
 pub fn adopt(path: &Path, file: &File, batch: &mut Batch) -> Result<FileContent> {
     let size = file.metadata().at("stat", path)?.len();
     if size <= SMALL_MAX {
-        let mut bytes = vec![0; size as usize];
-        let read = read_full_at(file, &mut bytes, 0).at("read", path)?;
-        if read > 0 && read == bytes.len() && has_no_hole(&bytes) {
-            let id = ObjectId::of(&bytes);
-            batch.adopt(path, id)?;
-            return Ok(FileContent::plain(size, id));
+        let mut bytes = Vec::new();
+        if let Some(content) = plain(path, file, size, &mut bytes)? {
+            batch.adopt(path.to_owned(), size, content.hash)?;
+            return Ok(content);
         }
         return ingest_small(&bytes, batch);
     }
@@ -30,6 +53,22 @@ pub fn adopt(path: &Path, file: &File, batch: &mut Batch) -> Result<FileContent>
         return Ok(content);
     }
     ingest_ranges(file, size, &ranges, batch)
+}
+
+/// The content of a file of `size` bytes that can become an object as it is, and has the mode of one then; None of any other.
+/// `bytes` are those of a small file afterwards.
+fn plain(path: &Path, file: &File, size: u64, bytes: &mut Vec<u8>) -> Result<Option<FileContent>> {
+    if size > SMALL_MAX {
+        return Ok(None);
+    }
+    bytes.clear();
+    bytes.resize(size as usize, 0);
+    let read = read_full_at(file, bytes, 0).at("read", path)?;
+    if read == 0 || read < bytes.len() || !has_no_hole(bytes) {
+        return Ok(None);
+    }
+    protect(file).at("set the mode of", path)?;
+    Ok(Some(FileContent::plain(size, ObjectId::of(bytes))))
 }
 
 /// Adopts a file above [`SMALL_MAX`]; None as soon as a block turns out to be a hole.
@@ -47,7 +86,8 @@ fn adopt_whole(path: &Path, file: &File, size: u64, batch: &mut Batch) -> Result
         list.set(block, Some(ObjectId::of(bytes)));
     }
     let object = ObjectId::from(hasher.finalize());
-    batch.adopt(path, object)?;
+    protect(file).at("set the mode of", path)?;
+    batch.adopt(path.to_owned(), size, object)?;
     let hash = batch.put(&list.encode())?;
     let extents = vec![Extent { offset: 0, length: size, object, object_offset: 0 }];
     Ok(Some(FileContent::listed(size, hash, extents)))

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat, renameat2};
-use nix::unistd::syncfs;
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, RenameFlags, renameat, renameat2};
+use nix::unistd::{linkat, syncfs};
 
 use super::read_verified;
 use crate::atomic::fsync_dir;
@@ -19,6 +19,7 @@ use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
 use crate::id::{ObjectId, random_name};
 use crate::open::Store;
+use crate::parallel::in_pieces;
 
 /// Up to so many files (or directories) are synced one by one; more are cheaper by one syncfs.
 const FEW: usize = 8;
@@ -65,14 +66,23 @@ pub struct Batch {
     next: u64,
     /// Whether the umask takes bits of [`MODE`] away; learnt from the first file.
     needs_chmod: Option<bool>,
+    /// Whether files that are taken can be hard linked from where they are; learnt from the first one.
+    links: Option<bool>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Staged {
-    file: u64,
+    at: At,
     bytes: u64,
-    /// A hard link to a file that had another mode.
-    adopted: bool,
+}
+
+/// Where the bytes of an object are until it is published.
+#[derive(Clone, Debug)]
+enum At {
+    /// In this file of the staging directory, which becomes the object.
+    Staging(u64),
+    /// In a finished file elsewhere, to which the object becomes a hard link.
+    Elsewhere(Box<Path>),
 }
 
 impl Batch {
@@ -107,6 +117,7 @@ impl Batch {
                 bare: BTreeMap::new(),
                 next: 0,
                 needs_chmod: None,
+                links: None,
             });
         }
     }
@@ -122,7 +133,7 @@ impl Batch {
         if !self.has(&id)? {
             let (file, path, mut handle) = self.create()?;
             fail::point("batch.put").and_then(|()| handle.write_all(bytes)).at("write", &path)?;
-            self.stage(id, Staged { file, bytes: bytes.len() as u64, adopted: false })?;
+            self.stage(id, Staged { at: At::Staging(file), bytes: bytes.len() as u64 })?;
         }
         Ok(id)
     }
@@ -133,34 +144,46 @@ impl Batch {
         Ok(ObjectWriter { number, path, file, hasher: blake3::Hasher::new(), bytes: 0 })
     }
 
-    /// Takes a finished private file as the object `id`, which the caller computed from its bytes, without copying
-    /// where the file system can hard link it (else it is reflinked or copied). [`Batch::commit`] sets its mode to
-    /// 0444; from then on nobody may write to it through `path`. Its mtime stays old: tell its age by ctime.
-    pub fn adopt(&mut self, path: &Path, id: ObjectId) -> Result<()> {
-        if self.has(&id)? {
+    /// Takes a finished private file of `bytes` bytes as the object `id`, which the caller computed from them, without copying
+    /// where the file system can hard link it (else it is reflinked or copied). It is to have the mode of an object already
+    /// ([`protect`]), to stay at `path` until the batch is committed, and nobody may write to it any more. Its mtime stays old:
+    /// tell its age by ctime.
+    pub fn adopt(&mut self, path: PathBuf, bytes: u64, id: ObjectId) -> Result<()> {
+        if self.staged.contains_key(&id) {
             return Ok(());
         }
-        let number = self.next;
-        self.next += 1;
-        let staged = self.path(number);
-        fail::point("batch.adopt").at("link", path)?;
-        let adopted = match fs::hard_link(path, &staged) {
-            Ok(()) => true,
-            Err(error) if !link_is_impossible(&error) => return Err(error).at("link", path),
-            Err(_) => {
-                self.copy(path, &staged)?;
-                false
-            }
+        fail::point("batch.adopt").at("link", &path)?;
+        let at = match self.links {
+            // Linked once, when the batch is committed: whether the store has the object shows then.
+            Some(true) => At::Elsewhere(path.into()),
+            Some(false) => self.copy(&path)?,
+            None => self.try_link(&path)?,
         };
-        let bytes = staged.metadata().at("stat", &staged)?.len();
-        self.stage(id, Staged { file: number, bytes, adopted })
+        self.stage(id, Staged { at, bytes })
+    }
+
+    /// Links the first file that is taken into the staging directory, or copies it.
+    fn try_link(&mut self, path: &Path) -> Result<At> {
+        let number = self.next;
+        match fs::hard_link(path, self.path(number)) {
+            Ok(()) => {
+                self.next += 1;
+                self.links = Some(true);
+                Ok(At::Staging(number))
+            }
+            Err(error) if !link_is_impossible(&error) => Err(error).at("link", path),
+            Err(_) => {
+                self.links = Some(false);
+                self.copy(path)
+            }
+        }
     }
 
     /// An object of this batch or of the store, whole and verified; see [`super::Objects::read`].
     pub fn read(&self, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
         match self.staged.get(id) {
             Some(staged) => {
-                let path = self.path(staged.file);
+                let path = self.path_of(staged);
                 read_verified(File::open(&path).at("open", &path)?, path, id, max)
             }
             None => self.store.objects().read(id, max),
@@ -171,7 +194,7 @@ impl Batch {
     pub fn open(&self, id: &ObjectId) -> Result<File> {
         match self.staged.get(id) {
             Some(staged) => {
-                let path = self.path(staged.file);
+                let path = self.path_of(staged);
                 File::open(&path).at("open", &path)
             }
             None => self.store.objects().open(id),
@@ -185,20 +208,9 @@ impl Batch {
         self.end_writing()?;
         fail::point("batch.sync").at("sync", &self.dir)?;
         self.make_durable(&staged)?;
-        let mut stats = BatchStats::default();
+        let (stats, new_dirs) = self.publish_all(&staged)?;
         let mut dirs = std::mem::take(&mut self.skipped);
-        let mut new_dirs = false;
-        for (id, staged) in &staged {
-            fail::point("batch.publish").at("publish", &self.dir)?;
-            dirs.insert(id.as_bytes()[0]);
-            match self.publish(id, staged.file)? {
-                Published::Present => continue,
-                Published::InNewDirectory => new_dirs = true,
-                Published::New => {}
-            }
-            stats.objects += 1;
-            stats.bytes += staged.bytes;
-        }
+        dirs.extend(staged.keys().map(|id| id.as_bytes()[0]));
         let objects = self.store.layout().objects();
         fail::point("batch.sync-names").at("sync", objects)?;
         if dirs.len() > FEW {
@@ -215,10 +227,39 @@ impl Batch {
         Ok(stats)
     }
 
+    /// Gives all staged objects their names; whether that made directories.
+    fn publish_all(&self, staged: &HashMap<ObjectId, Staged>) -> Result<(BatchStats, bool)> {
+        // In the order of the directories, so that threads do not work in the same one.
+        let mut staged: Vec<(&ObjectId, &Staged)> = staged.iter().collect();
+        staged.sort_unstable_by_key(|(id, _)| id.as_bytes()[0]);
+        let published: Vec<Result<_>> = in_pieces(&staged, |piece| {
+            let (mut stats, mut new_dirs) = (BatchStats::default(), false);
+            for (id, staged) in piece {
+                fail::point("batch.publish").at("publish", &self.dir)?;
+                match self.publish(id, staged)? {
+                    Published::Present => continue,
+                    Published::InNewDirectory => new_dirs = true,
+                    Published::New => {}
+                }
+                stats.objects += 1;
+                stats.bytes += staged.bytes;
+            }
+            Ok((stats, new_dirs))
+        });
+        let (mut all, mut new_dirs) = (BatchStats::default(), false);
+        for part in published {
+            let (stats, new) = part?;
+            all.objects += stats.objects;
+            all.bytes += stats.bytes;
+            new_dirs |= new;
+        }
+        Ok((all, new_dirs))
+    }
+
     /// Counts a staged object in, and sets the disk to work on those that are there when they have become many bytes.
     fn stage(&mut self, id: ObjectId, staged: Staged) -> Result<()> {
-        self.staged.insert(id, staged);
         self.unwritten += staged.bytes;
+        self.staged.insert(id, staged);
         if self.unwritten < EARLY || self.writing.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return Ok(());
         }
@@ -262,6 +303,13 @@ impl Batch {
         self.dir.join(number.to_string())
     }
 
+    fn path_of(&self, staged: &Staged) -> PathBuf {
+        match &staged.at {
+            At::Staging(number) => self.path(*number),
+            At::Elsewhere(path) => path.to_path_buf(),
+        }
+    }
+
     /// A new staged file with the mode of an object.
     fn create(&mut self) -> Result<(u64, PathBuf, File)> {
         let number = self.next;
@@ -280,31 +328,26 @@ impl Batch {
         };
         self.needs_chmod = Some(needs_chmod);
         if needs_chmod {
-            file.set_permissions(Permissions::from_mode(MODE)).at("set the mode of", &path)?;
+            protect(&file).at("set the mode of", &path)?;
         }
         Ok((number, path, file))
     }
 
-    fn copy(&self, from: &Path, to: &Path) -> Result<()> {
+    fn copy(&mut self, from: &Path) -> Result<At> {
         // io::copy reflinks or copies in the kernel where it can.
         let mut source = File::open(from).at("open", from)?;
-        let mut target =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).at("create", to)?;
+        let (number, _, mut target) = self.create()?;
         io::copy(&mut source, &mut target).at("copy", from)?;
-        target.set_permissions(Permissions::from_mode(MODE)).at("set the mode of", to)
+        Ok(At::Staging(number))
     }
 
     /// The data barrier: contents are on disk before any name points at them.
     fn make_durable(&self, staged: &HashMap<ObjectId, Staged>) -> Result<()> {
-        for staged in staged.values().filter(|staged| staged.adopted) {
-            let path = self.path(staged.file);
-            fs::set_permissions(&path, Permissions::from_mode(MODE)).at("set the mode of", &path)?;
-        }
         if staged.len() > FEW {
             return self.syncfs();
         }
         for staged in staged.values() {
-            let path = self.path(staged.file);
+            let path = self.path_of(staged);
             File::open(&path).and_then(|file| file.sync_data()).at("sync", &path)?;
         }
         Ok(())
@@ -314,13 +357,17 @@ impl Batch {
         syncfs(&*self.lock).at("sync the file system of", &self.dir)
     }
 
-    /// Renames a staged file into place, unless another batch was faster.
-    fn publish(&self, id: &ObjectId, number: u64) -> Result<Published> {
-        let from = self.path(number);
+    /// Gives an object its name, unless the store has it: another batch was faster, or nobody looked before.
+    fn publish(&self, id: &ObjectId, staged: &Staged) -> Result<Published> {
+        let from = self.path_of(staged);
         let to = self.store.layout().object(id);
         let mut published = Published::New;
         loop {
-            match rename_new(&from, &to) {
+            let named = match staged.at {
+                At::Staging(_) => rename_new(&from, &to),
+                At::Elsewhere(_) => linkat(AT_FDCWD, &from, AT_FDCWD, &to, AtFlags::empty()),
+            };
+            match named {
                 Ok(()) => return Ok(published),
                 Err(Errno::EEXIST) if self.store.objects().refresh(id)? => return Ok(Published::Present),
                 Err(Errno::ENOENT) if matches!(published, Published::New) => {
@@ -349,6 +396,14 @@ impl Drop for Batch {
             tracing::warn!("cannot remove {}: {error}; gc will", self.dir.display());
         }
     }
+}
+
+/// Gives a finished file the mode of an object: nobody is to write to it any more.
+///
+/// # Errors
+/// When its mode cannot be set.
+pub fn protect(file: &File) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(MODE))
 }
 
 /// How an object came to be in the store.
@@ -397,7 +452,7 @@ impl ObjectWriter {
         if batch.has(&id)? {
             fs::remove_file(&self.path).at("remove", &self.path)?;
         } else {
-            batch.stage(id, Staged { file: self.number, bytes: self.bytes, adopted: false })?;
+            batch.stage(id, Staged { at: At::Staging(self.number), bytes: self.bytes })?;
         }
         Ok(id)
     }

@@ -109,13 +109,38 @@ fn adopting_links_the_file_and_publishing_protects_it() {
     fs::write(&path, b"content").unwrap();
     let id = ObjectId::of(b"content");
     let mut batch = Batch::new(&store).unwrap();
-    batch.adopt(&path, id).unwrap();
-    assert_ne!(path.metadata().unwrap().mode() & 0o222, 0, "still the owner's before the commit");
+    protect(&File::open(&path).unwrap()).unwrap();
+    batch.adopt(path.clone(), 7, id).unwrap();
     assert_eq!(batch.commit().unwrap(), BatchStats { objects: 1, bytes: 7 });
     let object = store.layout().object(&id).metadata().unwrap();
     assert_eq!(object.ino(), path.metadata().unwrap().ino());
     assert_eq!(object.mode() & 0o7777, 0o444);
     assert_eq!(store.objects().read(&id, 7).unwrap(), b"content");
+}
+
+#[test]
+fn many_files_are_taken_and_found_before_and_after_the_commit() {
+    let (dir, store) = store();
+    let mut batch = Batch::new(&store).unwrap();
+    let known = batch.put(b"content 7").unwrap();
+    batch.commit().unwrap();
+    let mut batch = Batch::new(&store).unwrap();
+    let mut ids = Vec::new();
+    for number in 0..1000 {
+        let (path, content) = (dir.path().join(number.to_string()), format!("content {number}"));
+        fs::write(&path, &content).unwrap();
+        ids.push(ObjectId::of(content.as_bytes()));
+        batch.adopt(path, content.len() as u64, ids[number]).unwrap();
+    }
+    assert_eq!(batch.read(&ids[500], 11).unwrap(), b"content 500");
+    assert_eq!(batch.commit().unwrap().objects, 999, "one was there");
+    for (number, id) in ids.iter().enumerate() {
+        assert_eq!(store.objects().read(id, 11).unwrap(), format!("content {number}").as_bytes());
+        let object = store.layout().object(id).metadata().unwrap().ino();
+        let file = dir.path().join(number.to_string()).metadata().unwrap().ino();
+        assert_eq!(object == file, *id != known);
+    }
+    assert_eq!(fs::read_dir(store.layout().staging()).unwrap().count(), 0);
 }
 
 #[test]
@@ -131,7 +156,7 @@ fn adopting_from_another_file_system_copies() {
     file.write_all(b"far away").unwrap();
     let id = ObjectId::of(b"far away");
     let mut batch = Batch::new(&store).unwrap();
-    batch.adopt(file.path(), id).unwrap();
+    batch.adopt(file.path().to_owned(), 8, id).unwrap();
     batch.commit().unwrap();
     assert_eq!(store.objects().read(&id, 8).unwrap(), b"far away");
     assert_eq!(store.layout().object(&id).metadata().unwrap().mode() & 0o7777, 0o444);
