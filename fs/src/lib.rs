@@ -9,6 +9,7 @@ pub mod errno;
 pub mod error;
 mod fuse;
 pub mod session;
+mod sys;
 pub(crate) mod upper;
 pub mod view;
 

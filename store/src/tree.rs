@@ -125,6 +125,13 @@ impl Trees {
         &self.store
     }
 
+    /// Drops what is cached.
+    pub fn clear_cache(&self) {
+        let mut cache = self.cache.lock();
+        cache.nodes = LruCache::unbounded();
+        cache.cost = 0;
+    }
+
     /// What `name` stands for in the directory whose listing is `dir`; None if it is not there.
     pub fn lookup(&self, dir: &ObjectId, name: &[u8]) -> Result<Option<Target>> {
         self.find(dir, Keys::Names, name)

@@ -123,7 +123,8 @@ impl View {
         for (ino, sealed) in &seal.nodes {
             let SealedBody::File(file) = &sealed.body else { continue };
             let Some(data) = file.data() else { continue };
-            let present = state.nodes.get(ino).and_then(Node::data_generation) == Some(data.generation);
+            let present =
+                state.nodes.get(ino).and_then(|node| node.data_generation()) == Some(data.generation);
             if present && let Err(error) = upper.data.unshare(data) {
                 tracing::warn!("{error}; the next write to inode {ino} copies the file");
             }
@@ -143,8 +144,7 @@ impl View {
         self.settle_all_times(&mut state)?;
         let left = stays.map_or_else(|| Ok(HashSet::new()), |stays| self.left_out(&state, stays))?;
         let mut nodes = HashMap::new();
-        for (ino, node) in state.nodes.iter().filter(|(i, n)| n.dirty && !n.is_orphan() && !left.contains(i))
-        {
+        for (ino, node) in state.dirty_nodes().filter(|(ino, n)| !n.is_orphan() && !left.contains(ino)) {
             let body = match &node.body {
                 NodeBody::Dir(d) => {
                     let mut changes = d.changes.clone();
@@ -168,7 +168,7 @@ impl View {
                 linked: node.linked,
                 body,
             };
-            nodes.insert(*ino, sealed);
+            nodes.insert(ino, sealed);
         }
         let mut gone_links = state.gone_links.clone();
         let gone = |ino: &Ino, node: &Node| node.linked && node.is_orphan() && *ino < state.root.next_ino;
@@ -189,22 +189,22 @@ impl View {
     /// tree without them has every inode at one place.
     fn left_out(&self, state: &State, stays: Stays<'_>) -> Result<HashSet<Ino>> {
         let mut left = HashSet::new();
-        for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan() && !n.linked) {
+        for (ino, node) in state.dirty_nodes().filter(|(_, n)| !n.is_orphan() && !n.linked) {
             let (Some(place), Some(_)) = (&node.place, node.file().and_then(FileBody::data)) else {
                 continue;
             };
-            if !stays(&state.path_of(*ino)?) {
+            if !stays(&state.path_of(ino)?) {
                 continue;
             }
             let tree = lower_tree(state.node(place.parent)?);
             let below = tree.map_or(Ok(None), |tree| self.trees.lookup(&tree, &place.name))?;
             let is_free = match below {
                 None => true,
-                Some(Target::Inode(record)) => record.ino == *ino,
+                Some(Target::Inode(record)) => record.ino == ino,
                 Some(Target::Link { .. }) => false,
             };
             if is_free {
-                left.insert(*ino);
+                left.insert(ino);
             }
         }
         Ok(left)
@@ -341,6 +341,7 @@ impl View {
         upper.checkpoint(head, items)?;
         fail::passed("commit.release");
 
+        state.clear_touched();
         let mut removable: Vec<Arc<DataFile>> = Vec::new();
         for (ino, dir) in new_dirs {
             if let Some(node) = state.nodes.get_mut(&ino) {
@@ -358,9 +359,7 @@ impl View {
                 node.unsynced = false;
             }
         }
-        for node in state.nodes.values_mut() {
-            node.touched = false;
-        }
+        state.drop_clean();
         state.gone_links.retain(|ino| !seal.gone_links.contains(ino));
         state.root = Arc::new(built.root.clone());
         state.head = head;
@@ -384,8 +383,8 @@ fn clean_since(state: &State, seal: &Seal) -> HashSet<Ino> {
         return seal.nodes.keys().copied().collect();
     }
     let mut clean: HashSet<Ino> = seal.nodes.iter().filter(|(i, n)| same(i, n)).map(|(i, _)| *i).collect();
-    for (ino, node) in &state.nodes {
-        if !node.dirty || node.is_orphan() || clean.contains(ino) {
+    for (ino, node) in state.dirty_nodes() {
+        if node.is_orphan() || clean.contains(&ino) {
             continue;
         }
         let mut at = node.place.as_ref().map(|p| p.parent);

@@ -114,12 +114,12 @@ impl View {
             renumbered: Renumbered::default(),
             out: Vec::new(),
         };
-        for (ino, node) in state.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()) {
+        for (ino, node) in state.dirty_nodes().filter(|(_, n)| !n.is_orphan()) {
             if let Some(place) = &node.place {
                 differ.in_place.entry(place.parent).or_default().push(&place.name);
             }
             if node.linked {
-                differ.linked.insert(*ino);
+                differ.linked.insert(ino);
             }
         }
         let old = old_root.inode.clone();

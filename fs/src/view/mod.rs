@@ -229,6 +229,12 @@ impl View {
         let mut state = self.state.write();
         let forgotten = state.forget(ino, n);
         self.bury(forgotten);
+        let shrunk = state.shrink();
+        drop(state);
+        if shrunk {
+            self.trees.clear_cache();
+            crate::sys::trim_heap();
+        }
     }
 
     /// What was forgotten needs its data no more once the journal is durable. The caller holds the state lock.
@@ -347,7 +353,7 @@ impl View {
             cached_inodes: state.nodes.len() as u64,
             ..ViewStats::default()
         };
-        for node in state.nodes.values().filter(|n| n.dirty) {
+        for (_, node) in state.dirty_nodes() {
             stats.dirty_inodes += 1;
             stats.dirty_bytes += match node.file() {
                 Some(FileBody::Whole(_)) => node.meta.size,
@@ -404,12 +410,13 @@ impl View {
         let mut state = self.state.write();
         self.settle_all_times(&mut state)?;
         upper.checkpoint(state.head, state.checkpoint_items()?)?;
-        state.nodes.values_mut().for_each(|n| n.touched = false);
+        state.clear_touched();
         Ok(())
     }
 
     fn settle_all_times(&self, state: &mut State) -> Result<()> {
-        let stale: Vec<Ino> = state.nodes.iter().filter(|(_, n)| n.stale_times).map(|(i, _)| *i).collect();
+        let stale: Vec<Ino> =
+            state.dirty_nodes().filter(|(_, n)| n.stale_times).map(|(ino, _)| ino).collect();
         stale.into_iter().try_for_each(|ino| self.settle_times(state, ino))
     }
 

@@ -468,6 +468,7 @@ fn swap(
     state.head = head;
     state.next_ino = next_ino;
     state.gone_links.clear();
+    state.drop_clean();
     state.generation += 1;
     resets
 }
@@ -490,7 +491,7 @@ fn refresh(state: &mut State, record: InodeRecord, place: Option<Place>, linked:
     node.lookups = old.lookups;
     node.children = old.children;
     node.version = old.version + 1;
-    state.nodes.insert(ino, node);
+    state.nodes.insert(ino, Box::new(node));
 }
 
 impl Node {

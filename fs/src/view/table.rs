@@ -24,6 +24,9 @@ use crate::view::node::{BlockBody, FileBody, Meta, Node, NodeBody, Place};
 /// Listings kept for directories being read.
 const LISTINGS: usize = 32;
 
+/// A table of fewer inodes is not worth making smaller.
+const FEW: usize = 4096;
+
 /// What an entry of a directory names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
@@ -33,7 +36,12 @@ pub(crate) struct Named {
 
 /// Everything of a view that changes, behind one lock.
 pub(crate) struct State {
-    pub nodes: HashMap<Ino, Node>,
+    /// Boxed, for the table has room for up to twice as many as are in it.
+    pub nodes: HashMap<Ino, Box<Node>>,
+    /// The dirty inodes, and some that were: so what concerns these alone does not look at all others.
+    dirty: BTreeSet<Ino>,
+    /// The most inodes that were in the table since it was last made smaller.
+    most: usize,
     /// The lower view.
     pub root: Arc<Root>,
     pub head: HeadRef,
@@ -51,9 +59,11 @@ impl State {
     /// A table that holds the root only.
     pub fn new(root: Arc<Root>, head: HeadRef) -> State {
         let mut nodes = HashMap::new();
-        nodes.insert(ROOT_INO, Node::from_record(root.inode.clone(), None, false));
+        nodes.insert(ROOT_INO, Box::new(Node::from_record(root.inode.clone(), None, false)));
         State {
             nodes,
+            dirty: BTreeSet::new(),
+            most: 0,
             next_ino: root.next_ino,
             root,
             head,
@@ -65,11 +75,32 @@ impl State {
     }
 
     pub fn node(&self, ino: Ino) -> Result<&Node> {
-        self.nodes.get(&ino).ok_or(Error::Stale)
+        self.nodes.get(&ino).map(|node| &**node).ok_or(Error::Stale)
     }
 
     pub fn node_mut(&mut self, ino: Ino) -> Result<&mut Node> {
-        self.nodes.get_mut(&ino).ok_or(Error::Stale)
+        self.nodes.get_mut(&ino).map(|node| &mut **node).ok_or(Error::Stale)
+    }
+
+    /// The dirty inodes, by number.
+    pub fn dirty_nodes(&self) -> impl Iterator<Item = (Ino, &Node)> {
+        let nodes = self.dirty.iter().filter_map(|ino| Some((*ino, &**self.nodes.get(ino)?)));
+        nodes.filter(|(_, node)| node.dirty)
+    }
+
+    /// After a checkpoint: the journal says of no inode that it is going to be written.
+    pub fn clear_touched(&mut self) {
+        for ino in &self.dirty {
+            if let Some(node) = self.nodes.get_mut(ino) {
+                node.touched = false;
+            }
+        }
+    }
+
+    /// After inodes ceased to be dirty.
+    pub fn drop_clean(&mut self) {
+        let nodes = &self.nodes;
+        self.dirty.retain(|ino| nodes.get(ino).is_some_and(|node| node.dirty));
     }
 
     /// A directory that still has its name.
@@ -138,7 +169,19 @@ impl State {
         {
             parent.children += 1;
         }
-        self.nodes.insert(ino, node);
+        self.nodes.insert(ino, Box::new(node));
+        self.most = self.most.max(self.nodes.len());
+    }
+
+    /// Makes the table smaller when most inodes that were in it are gone; whether they are.
+    pub fn shrink(&mut self) -> bool {
+        let shrinks = self.most >= FEW && self.nodes.len() < self.most / 2;
+        if shrinks {
+            self.most = self.nodes.len();
+            self.nodes.shrink_to_fit();
+            self.listings.clear();
+        }
+        shrinks
     }
 
     /// Gives up `n` of the kernel's references; drops what nobody needs any more. Returns data files to remove.
@@ -161,6 +204,9 @@ impl State {
             }
             let Some(node) = self.nodes.remove(&ino) else { return };
             self.listings.pop(&ino);
+            if node.dirty {
+                self.dirty.remove(&ino);
+            }
             if node.is_orphan() && node.dirty {
                 if node.linked {
                     self.note_gone(ino);
@@ -325,6 +371,7 @@ impl State {
             }
             Item::Gone { ino, linked } => {
                 self.nodes.remove(&ino);
+                self.dirty.remove(&ino);
                 if linked {
                     self.note_gone(ino);
                 }
@@ -359,7 +406,7 @@ impl State {
                     return Err(Error::Corrupt(format!("inode {ino}: blocks without a base")));
                 };
                 node.meta.size = size;
-                let dirty = match self.nodes.get(&ino).and_then(Node::file) {
+                let dirty = match self.nodes.get(&ino).and_then(|node| node.file()) {
                     Some(FileBody::Blocks(b)) => b.dirty.clone(),
                     _ => BlockSet::default(),
                 };
@@ -369,6 +416,7 @@ impl State {
             }
         }
         node.dirty = true;
+        self.dirty.insert(ino);
         node.touched = node.file().is_some_and(|f| f.data().is_some());
         match self.nodes.remove(&ino) {
             Some(old) => {
@@ -382,7 +430,7 @@ impl State {
                 }
                 let (from, to) = (old.place.map(|p| p.parent), node.place.as_ref().map(|p| p.parent));
                 self.move_child(from, to);
-                self.nodes.insert(ino, node);
+                self.nodes.insert(ino, Box::new(node));
             }
             None => self.insert(ino, node),
         }
@@ -415,9 +463,8 @@ impl State {
     pub fn checkpoint_items(&self) -> Result<Vec<Item>> {
         let mut items = vec![Item::Next { ino: self.next_ino }];
         items.extend(self.gone_links.iter().map(|ino| Item::Gone { ino: *ino, linked: true }));
-        let mut dirty: Vec<Ino> =
-            self.nodes.iter().filter(|(_, n)| n.dirty && !n.is_orphan()).map(|(ino, _)| *ino).collect();
-        dirty.sort_unstable();
+        let dirty: Vec<Ino> =
+            self.dirty_nodes().filter(|(_, n)| !n.is_orphan()).map(|(ino, _)| ino).collect();
         for ino in &dirty {
             items.push(Item::Put(Box::new(self.put_item(*ino)?)));
             if let Some(FileBody::Blocks(b)) = self.node(*ino)?.file() {
@@ -426,8 +473,8 @@ impl State {
             }
         }
         // An orphan that the link table still has is as good as gone to who reads this.
-        let orphans = self.nodes.iter().filter(|(_, n)| n.dirty && n.is_orphan() && n.linked);
-        items.extend(orphans.map(|(ino, _)| Item::Gone { ino: *ino, linked: true }));
+        let orphans = self.dirty_nodes().filter(|(_, n)| n.is_orphan() && n.linked);
+        items.extend(orphans.map(|(ino, _)| Item::Gone { ino, linked: true }));
         for ino in &dirty {
             let Some(dir) = self.node(*ino)?.dir() else { continue };
             for (name, change) in &dir.changes {
@@ -521,4 +568,42 @@ impl NewInode {
 /// The lower tree of a directory body, if it has one.
 pub(crate) fn lower_tree(node: &Node) -> Option<ObjectId> {
     node.dir().and_then(|d| d.tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karapace_store::id::{LayerHash, RecordId};
+
+    fn inode(ino: Ino, mode: u32, body: Body) -> InodeRecord {
+        let new = NewInode { ino, mode, uid: 0, gid: 0, rdev: 0, xattrs: Xattrs::new(), body };
+        new.record(Timestamp::from_secs(0))
+    }
+
+    #[test]
+    fn a_table_of_forgotten_inodes_is_small_again() {
+        let inode_of_root = inode(ROOT_INO, 0o040_755, Body::Directory { tree: None, links: false });
+        let root = Root { inode: inode_of_root, links: None, next_ino: 2 };
+        let (layer, record) = (LayerHash::from_bytes([0; 32]), RecordId::from_bytes([0; 32]));
+        let head = HeadRef { layer, record, root: ObjectId::from_bytes([0; 32]) };
+        let mut state = State::new(Arc::new(root), head);
+        let inos = 2..10 * FEW as Ino;
+        for ino in inos.clone() {
+            let place = Place { parent: ROOT_INO, name: ino.to_string().into_bytes().into() };
+            let mut node = Node::from_record(inode(ino, 0o010_644, Body::Special), Some(place), false);
+            node.lookups = 1;
+            state.insert(ino, node);
+            assert!(!state.shrink());
+        }
+        let full = state.nodes.capacity();
+        let mut shrunk = 0;
+        for ino in inos {
+            state.forget(ino, 1);
+            shrunk += u32::from(state.shrink());
+        }
+        assert_eq!(state.nodes.len(), 1, "the root");
+        assert!((2..8).contains(&shrunk), "made smaller {shrunk} times");
+        assert!(state.nodes.capacity() < full / 8, "{} of {full}", state.nodes.capacity());
+        assert_eq!(state.node(ROOT_INO).unwrap().children, 0);
+    }
 }

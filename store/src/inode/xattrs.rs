@@ -3,9 +3,13 @@
 use crate::codec::{Decoder, put_bytes, put_varint};
 use crate::error::Result;
 
-/// Names and values, sorted by name. The empty value allocates nothing.
+/// Names and values, sorted by name. The empty value allocates nothing, and as most inodes have no attributes, it is one word.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Xattrs(Vec<Attribute>);
+pub struct Xattrs(Option<Box<List>>);
+
+/// Not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct List(Vec<Attribute>);
 
 /// Name and value.
 type Attribute = (Box<[u8]>, Box<[u8]>);
@@ -13,40 +17,51 @@ type Attribute = (Box<[u8]>, Box<[u8]>);
 impl Xattrs {
     /// No attributes.
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self(None)
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.list().len()
     }
 
     /// The value of `name` (with its prefix, as in `user.x`).
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        self.find(name).ok().map(|i| &*self.0[i].1)
+        self.find(name).ok().map(|i| &*self.list()[i].1)
     }
 
     /// Sets `name`, replacing a value that it had.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        match self.find(name) {
-            Ok(i) => self.0[i].1 = value.into(),
-            Err(i) => self.0.insert(i, (name.into(), value.into())),
+        let found = self.find(name);
+        let List(list) = &mut **self.0.get_or_insert_default();
+        match found {
+            Ok(i) => list[i].1 = value.into(),
+            Err(i) => list.insert(i, (name.into(), value.into())),
         }
     }
 
     /// Removes `name`; false if it was not there.
     pub fn remove(&mut self, name: &[u8]) -> bool {
-        self.find(name).map(|i| self.0.remove(i)).is_ok()
+        let (Ok(i), Some(List(list))) = (self.find(name), self.0.as_deref_mut()) else { return false };
+        list.remove(i);
+        if list.is_empty() {
+            self.0 = None;
+        }
+        true
     }
 
     /// Names and values in the order of names.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
-        self.0.iter().map(|(name, value)| (&**name, &**value))
+        self.list().iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    fn list(&self) -> &[Attribute] {
+        self.0.as_ref().map_or(&[], |list| &list.0)
     }
 
     /// Whether this can be an attribute's name.
@@ -55,12 +70,12 @@ impl Xattrs {
     }
 
     fn find(&self, name: &[u8]) -> std::result::Result<usize, usize> {
-        self.0.binary_search_by(|(n, _)| (**n).cmp(name))
+        self.list().binary_search_by(|(n, _)| (**n).cmp(name))
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.0.len() as u64);
-        for (name, value) in &self.0 {
+        put_varint(out, self.len() as u64);
+        for (name, value) in self.list() {
             put_bytes(out, name);
             put_bytes(out, value);
         }
@@ -85,7 +100,7 @@ impl Xattrs {
             }
             list.push((name.into(), value.into()));
         }
-        Ok(Self(list))
+        Ok(Self(Some(Box::new(List(list)))))
     }
 }
 
