@@ -15,7 +15,7 @@ import trees
 from systems import FuseOverlay, Karapace, Native, Overlay, run
 from table import Table
 
-GROUPS = ("warm", "cold", "writes", "changes", "large", "many", "store", "sessions")
+GROUPS = ("warm", "cold", "writes", "changes", "large", "many", "store", "objects", "sessions")
 
 
 class Full:
@@ -111,8 +111,8 @@ def main():
         "store": [
             lambda: trees.importing(table, karapace, rounds["store"], given.rootfs),
             lambda: scale.new_files(table, karapace, rounds["store"], size.new, given.b3sum),
-            lambda: scale.objects(table, store, rounds["objects"], size.objects, given.b3sum),
         ],
+        "objects": [lambda: scale.objects(table, store, rounds["objects"], size.objects, given.b3sum)],
         "sessions": [lambda: trees.executing(table, karapace, rounds["sessions"])],
     }
     for group in GROUPS:
