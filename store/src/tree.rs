@@ -39,7 +39,7 @@ pub(crate) use codec::{Chunk, Index};
 pub(crate) const TREE_MAX: u64 = 64 << 20;
 
 /// How many bytes of parsed objects [`Trees`] keeps.
-const CACHE_BYTES: usize = 32 << 20;
+const CACHE_BYTES: usize = 24 << 20;
 
 /// What a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ struct Cache {
 }
 
 impl Trees {
-    /// The trees of `store`, with a cache of 32 MiB.
+    /// The trees of `store`, with a cache of 24 MiB.
     pub fn new(store: Arc<Store>) -> Trees {
         Self { store, cache: Mutex::new(Cache { nodes: LruCache::unbounded(), cost: 0, limit: CACHE_BYTES }) }
     }
