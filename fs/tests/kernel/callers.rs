@@ -92,12 +92,12 @@ fn a_mount_inside_a_namespace_speaks_its_ids() {
     let program = home.path().join("program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
 
-    let mut command = child_of(&program, "callers::child_in_namespace", home.path().as_os_str());
-    command.env("KERNEL_TEST_DEVICE", &device);
     // Another test's fork may hold the copy open for writing until its exec.
     let mut tries = 0;
     let output = loop {
-        match sys::output_in_user_namespace(&mut command, "0 100000 65536\n") {
+        let mut command = child_of(&program, "callers::child_in_namespace", home.path().as_os_str());
+        command.env("KERNEL_TEST_DEVICE", &device);
+        match sys::output_in_user_namespace(command, "0 100000 65536\n") {
             Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy && tries < 200 => {
                 tries += 1;
                 std::thread::sleep(std::time::Duration::from_millis(10));

@@ -13,8 +13,9 @@ use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 pub use mapping::Mapping;
 
-/// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps.
-pub fn output_in_user_namespace(command: &mut Command, map: &str) -> io::Result<Output> {
+/// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps. Once: what it is to do before it
+/// executes the program stays with the command.
+pub fn output_in_user_namespace(mut command: Command, map: &str) -> io::Result<Output> {
     let (mut ready, tell_ready) = io::pipe()?;
     let (wait_go, mut go) = io::pipe()?;
     let mut unblock = tell_ready.try_clone()?;
@@ -43,9 +44,10 @@ pub fn output_in_user_namespace(command: &mut Command, map: &str) -> io::Result<
             return running.join().expect("the thread that waits for the child");
         }
         let process = format!("/proc/{}", i32::from_ne_bytes(pid));
-        fs::write(format!("{process}/uid_map"), map)?;
-        fs::write(format!("{process}/gid_map"), map)?;
+        let mapped = fs::write(format!("{process}/uid_map"), map)
+            .and_then(|()| fs::write(format!("{process}/gid_map"), map));
+        // Also when that failed: the child waits for it, and the thread for the child.
         go.write_all(b"g")?;
-        running.join().expect("the thread that waits for the child")
+        mapped.and(running.join().expect("the thread that waits for the child"))
     })
 }

@@ -50,7 +50,7 @@ fn errors_reach_the_shell_and_change_nothing() {
                 "error EINVAL unknown command \"nonsense\"",
             ),
             (
-                "{ echo commit; echo nonsense; } | cat >> .karapace/ctl",
+                "env printf 'commit\\nnonsense\\n' >> .karapace/ctl",
                 "Invalid argument",
                 "error EINVAL line 2: ",
             ),
@@ -75,8 +75,8 @@ fn errors_reach_the_shell_and_change_nothing() {
 #[test]
 fn commands_run_up_to_the_first_failure() {
     let mount = Mount::new();
-    // Through cat: the printf of bash writes line by line.
-    mount.fails("bash", "printf 'commit\\nrestore 9999\\ncommit' | cat > .karapace/ctl");
+    // By env: the printf of bash itself writes line by line.
+    mount.fails("bash", "env printf 'commit\\nrestore 9999\\ncommit' > .karapace/ctl");
     assert_eq!(mount.plane.asked.lock().len(), 2);
     assert_eq!(mount.plane.snapshots.lock().len(), 1);
 }
