@@ -37,14 +37,11 @@ def main():
         print("- %s, %s: kernel %s, %d processors, %.0f minutes"
               % (about["started"], how, about["kernel"], about["processors"], minutes))
     shown = None
-    for row in runs[0]["rows"]:
-        same = [
-            other
-            for run in runs
-            for other in run["rows"]
-            if (other["group"], other["name"]) == (row["group"], row["name"])
-        ]
-        group = [r for r in runs[0]["rows"] if r["group"] == row["group"]]
+    # Not every run has every group.
+    rows = {(row["group"], row["name"]): row for run in runs for row in run["rows"]}
+    for key, row in rows.items():
+        same = [other for run in runs for other in run["rows"] if (other["group"], other["name"]) == key]
+        group = [other for other in rows.values() if other["group"] == row["group"]]
         systems = list(dict.fromkeys(system for r in group for system in r["medians"]))
         if row["group"] != shown:
             shown = row["group"]
