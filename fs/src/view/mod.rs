@@ -64,6 +64,8 @@ pub struct View {
     /// `None` in a snapshot view.
     upper: Option<Upper>,
     read_only: AtomicBool,
+    /// Most inodes were forgotten, and what the heap keeps for them is to go back to the system.
+    shrunk: AtomicBool,
     /// The environment's name, for messages.
     name: OnceLock<String>,
 }
@@ -128,6 +130,7 @@ impl View {
             committing: Mutex::new(()),
             upper,
             read_only: AtomicBool::new(read_only),
+            shrunk: AtomicBool::new(false),
             name: OnceLock::new(),
         }
     }
@@ -229,11 +232,8 @@ impl View {
         let mut state = self.state.write();
         let forgotten = state.forget(ino, n);
         self.bury(forgotten);
-        let shrunk = state.shrink();
-        drop(state);
-        if shrunk {
-            self.trees.clear_cache();
-            crate::sys::trim_heap();
+        if state.shrink() {
+            self.shrunk.store(true, Ordering::Relaxed);
         }
     }
 
@@ -389,8 +389,13 @@ impl View {
         state.apply(items)
     }
 
-    /// Writes a checkpoint when the journal has grown long; gives room back that removed files hold. Called between operations.
+    /// Writes a checkpoint when the journal has grown long; gives room back that removed files hold, and memory that forgotten
+    /// inodes had. Called between operations.
     pub fn maintain(&self) -> Result<()> {
+        if self.shrunk.swap(false, Ordering::Relaxed) {
+            self.trees.clear_cache();
+            crate::sys::trim_heap();
+        }
         match &self.upper {
             Some(upper) if !self.is_read_only() && (upper.wants_checkpoint() || upper.is_broken()) => {
                 self.checkpoint()

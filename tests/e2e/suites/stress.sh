@@ -35,14 +35,26 @@ well() {
         wrong "nothing was done"
 }
 
+# tried_in DIRECTORY STRESSOR COUNT [OPTION...]: dirdeep subtracts the host's free inodes from those that were free as it
+# began, and does nothing when there are more by then, as while another suite removes its files: then it is run again.
+tried_in() {
+    local tries=1
+    run_in "$@" || return
+    while [ "$2" = dirdeep ] && grep -q 'metrc:.* dirdeep *0 ' "$TMPDIR/stress.log" && [ "$tries" -lt 30 ]; do
+        sleep 1
+        run_in "$@" || return
+        tries=$((tries + 1))
+    done
+}
+
 # stressed STRESSOR COUNT [OPTION...]
 stressed() {
-    if run_in "$DIR/srv/work" "$@" && well "$1"; then
+    if tried_in "$DIR/srv/work" "$@" && well "$1"; then
         equal "what is left of it" "" "$(ls -A "$DIR/srv/work")"
         return
     fi
     cat "$TMPDIR/stress.log"
-    if run_in "$PLAIN/stress" "$@" && well "$1"; then wrong "ext4 passes"; else wrong "ext4 does not pass either"; fi
+    if tried_in "$PLAIN/stress" "$@" && well "$1"; then wrong "ext4 passes"; else wrong "ext4 does not pass either"; fi
 }
 
 # differs PATTERN STRESSOR COUNT: the stressor has this to say, and nothing else, against a difference that is meant.
