@@ -17,7 +17,8 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(dir).at("list", dir)? {
         paths.push(entry.at("list", dir)?.path());
     }
-    paths.sort_unstable();
+    // As bytes: all but the last component is the same, and a comparison by components takes ten times as long.
+    paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Marks from every environment's base, head and snapshots, from uppers, pins and operations under way; sweeps by scanning the
 //! disk. It refuses, and deletes nothing, when any of what it must follow cannot be read: an unreadable tree could
-//! refer to anything. Records on the way down a marked layer's parents are kept; their trees only if something above refers to them.
+//! refer to anything. What it marked it remembers in few bytes ([`Marks`]), so that now and then some garbage is kept, and never
+//! anything else taken. Records on the way down a marked layer's parents are kept; their trees only if something above refers to them.
 //!
 //! Others work meanwhile: the store's lock is held alone only for a moment at the start and for each directory of the sweep. What
 //! they come to refer to after the start is either reachable from what was marked, or was written or met anew since, which
@@ -24,6 +25,7 @@ use crate::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
 use crate::layer::LayerRecord;
 use crate::lock::{CollectionLock, StoreLock};
+use crate::marks::Marks;
 use crate::metadata::Metadata;
 use crate::open::Store;
 use crate::reach::{Fault, Met, Reach, Watch};
@@ -75,6 +77,11 @@ pub struct GcReport {
 /// Any record, layer or tree that cannot be read stops the collection before the first deletion. [`StoreError::Locked`] while
 /// another collection runs. What was removed before an error stays removed.
 pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> {
+    collect_with(Marks::new(), store, options)
+}
+
+/// [`collect`], with the set to mark objects in.
+fn collect_with(marks: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> {
     let _only = if options.dry_run { None } else { Some(CollectionLock::try_acquire(store)?) };
     let start = {
         // Whoever was at work has finished then: what it wrote before the start is referred to.
@@ -84,7 +91,7 @@ pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> 
     fail::point("gc.mark").at("read", store.layout().objects())?;
     let marked = {
         let _shared = StoreLock::shared(store)?;
-        mark(store, options)?
+        mark(marks, store, options)?
     };
     let mut sweep = Sweep { start, options: *options, report: GcReport::default() };
     // Layers first: a crash in between leaves no record whose tree is gone.
@@ -129,11 +136,11 @@ fn change_time(metadata: &fs::Metadata) -> Timestamp {
 
 struct Marked {
     records: HashSet<RecordId>,
-    objects: HashSet<ObjectId>,
+    objects: Marks,
 }
 
 /// What an operation removed while the marking went on is no longer there to be followed; all else must be.
-fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
+fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
     let mut by_hash: HashMap<LayerHash, Vec<RecordId>> = HashMap::new();
     let mut layers: HashMap<RecordId, LayerRecord> = HashMap::new();
     for id in LayerRecord::list(store)? {
@@ -186,7 +193,7 @@ fn mark(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
     let pinned = pins::live(store.layout()).map_err(refuse)?;
     pinned.roots.into_iter().for_each(|root| reach.root(root, &by));
     pinned.objects.into_iter().for_each(|object| reach.object(object, &by));
-    let objects = reach.run(&mut Strict { cancelled: options.cancelled })?;
+    reach.run(&mut Strict { cancelled: options.cancelled, objects: &mut objects })?;
     Ok(Marked { records, objects })
 }
 
@@ -228,9 +235,10 @@ fn refuse(why: impl std::fmt::Display) -> StoreError {
     StoreError::Invalid(format!("nothing was collected: {why}"))
 }
 
-/// Whatever cannot be read ends the collection.
+/// Marks objects. Whatever cannot be read ends the collection.
 struct Strict<'a> {
     cancelled: &'a dyn Fn() -> bool,
+    objects: &'a mut Marks,
 }
 
 impl Watch for Strict<'_> {
@@ -238,7 +246,12 @@ impl Watch for Strict<'_> {
         Err(refuse(format!("{} refers to {}: {}", fault.by, fault.id, fault.error)))
     }
 
-    fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> Met) -> Result<()> {
+    fn opened(&mut self, id: &ObjectId) {
+        self.objects.insert(id);
+    }
+
+    fn object(&mut self, id: &ObjectId, _by: &dyn Fn() -> Met) -> Result<()> {
+        self.objects.insert(id);
         if (self.cancelled)() { Err(StoreError::Cancelled) } else { Ok(()) }
     }
 }
@@ -259,7 +272,7 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    fn objects(&mut self, store: &Store, marked: &HashSet<ObjectId>) -> Result<()> {
+    fn objects(&mut self, store: &Store, marked: &Marks) -> Result<()> {
         let gone = |path: &Path| files::object_id(path).is_some_and(|id| !marked.contains(&id));
         for dir in files::list(store.layout().objects())? {
             // What is no object is left for verify-store to report.

@@ -18,6 +18,7 @@ pub mod integrity;
 pub mod layer;
 pub mod layout;
 pub mod lock;
+mod marks;
 pub mod metadata;
 pub mod object;
 pub mod open;

@@ -57,7 +57,10 @@ pub(crate) trait Watch {
     /// A tree cannot be read. An error stops the walk; otherwise it goes on beside it.
     fn fault(&mut self, fault: Fault) -> Result<()>;
 
-    /// An object whose bytes the walk does not need: content, a block list, or what an upper names. Once for each.
+    /// A root or tree, before it is read. Once for each.
+    fn opened(&mut self, _id: &ObjectId) {}
+
+    /// An object whose bytes the walk does not need: content, a block list, or what an upper names. Each time it is met.
     fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> Met) -> Result<()> {
         Ok(())
     }
@@ -90,17 +93,14 @@ type Place = Rc<(Rc<str>, Vec<u8>)>;
 pub(crate) struct Reach {
     trees: Trees,
     todo: Vec<(Node, Place)>,
-    /// Every object met.
-    marked: HashSet<ObjectId>,
-    /// Roots and trees that were opened. Not the same as `marked`: a file may hold the very bytes of a tree, and having met it as
-    /// content says nothing of what it reaches as a tree.
+    /// Roots and trees that were opened. A file may hold the very bytes of a tree: having met it as content says nothing of what
+    /// it reaches as a tree. So this is exact, and of trees alone.
     opened: HashSet<ObjectId>,
 }
 
 impl Reach {
     pub fn new(store: Arc<Store>) -> Reach {
-        let (marked, opened) = (HashSet::new(), HashSet::new());
-        Reach { trees: Trees::new(store), todo: Vec::new(), marked, opened }
+        Reach { trees: Trees::uncached(store), todo: Vec::new(), opened: HashSet::new() }
     }
 
     /// Starts at a root object; `by` says what refers to it.
@@ -118,25 +118,29 @@ impl Reach {
         self.todo.push((Node::Object(id), Rc::new((by.clone(), Vec::new()))));
     }
 
-    /// Walks. Gives all objects met, those that could not be read among them.
-    pub fn run(mut self, watch: &mut dyn Watch) -> Result<HashSet<ObjectId>> {
+    /// Walks, always in the same order.
+    pub fn run(mut self, watch: &mut dyn Watch) -> Result<()> {
         while let Some((node, place)) = self.todo.pop() {
             match node {
                 Node::Root(id) => self.open_root(&id, &place, watch)?,
                 Node::Tree(id, keys) => self.open_tree(&id, keys, &place, watch)?,
-                Node::Object(id) => self.mark(&id, &|| met(&place, b""), watch)?,
+                Node::Object(id) => watch.object(&id, &|| met(&place, b""))?,
             }
         }
-        Ok(self.marked)
+        Ok(())
     }
 
-    fn mark(&mut self, id: &ObjectId, by: &dyn Fn() -> Met, watch: &mut dyn Watch) -> Result<()> {
-        if self.marked.insert(*id) { watch.object(id, by) } else { Ok(()) }
+    /// Whether a root or tree is to be opened: the first time it is met.
+    fn is_new(&mut self, id: &ObjectId, watch: &mut dyn Watch) -> bool {
+        let is_new = self.opened.insert(*id);
+        if is_new {
+            watch.opened(id);
+        }
+        is_new
     }
 
     fn open_root(&mut self, id: &ObjectId, place: &Place, watch: &mut dyn Watch) -> Result<()> {
-        self.marked.insert(*id);
-        if !self.opened.insert(*id) {
+        if !self.is_new(id, watch) {
             return Ok(());
         }
         match self.trees.root(id) {
@@ -153,8 +157,7 @@ impl Reach {
     }
 
     fn open_tree(&mut self, id: &ObjectId, keys: Keys, place: &Place, watch: &mut dyn Watch) -> Result<()> {
-        self.marked.insert(*id);
-        if !self.opened.insert(*id) {
+        if !self.is_new(id, watch) {
             return Ok(());
         }
         match self.trees.node(id, keys) {
@@ -162,8 +165,7 @@ impl Reach {
             Ok(tree::Node::Index(index)) => {
                 for chunk in index.chunks() {
                     watch.part(id, Part::Listing(&chunk.id));
-                    self.marked.insert(chunk.id);
-                    if self.opened.insert(chunk.id) {
+                    if self.is_new(&chunk.id, watch) {
                         match self.trees.leaf(&chunk.id, keys) {
                             Ok(tree) => self.entries(&chunk.id, &tree, place, watch)?,
                             Err(error) => watch.fault(fault(&chunk.id, place, error))?,
@@ -212,7 +214,7 @@ impl Reach {
                 let by = || met(place, name);
                 for object in content.objects() {
                     watch.part(parent, Part::Content(&object));
-                    self.mark(&object, &by, watch)?;
+                    watch.object(&object, &by)?;
                 }
                 if content.size > 0 {
                     watch.part(parent, Part::Content(&content.hash));

@@ -117,7 +117,16 @@ struct Cache {
 impl Trees {
     /// The trees of `store`, with a cache of 24 MiB.
     pub fn new(store: Arc<Store>) -> Trees {
-        Self { store, cache: Mutex::new(Cache { nodes: LruCache::unbounded(), cost: 0, limit: CACHE_BYTES }) }
+        Self::with_cache(store, CACHE_BYTES)
+    }
+
+    /// The same without a cache, for who reads each object once.
+    pub(crate) fn uncached(store: Arc<Store>) -> Trees {
+        Self::with_cache(store, 0)
+    }
+
+    fn with_cache(store: Arc<Store>, limit: usize) -> Trees {
+        Self { store, cache: Mutex::new(Cache { nodes: LruCache::unbounded(), cost: 0, limit }) }
     }
 
     /// The store.

@@ -201,6 +201,32 @@ fn it_refuses_when_something_cannot_be_read() {
     assert!(!place.is_whole(gone));
 }
 
+/// Marks take few bytes, so garbage may look like what is needed. What is needed never looks like garbage.
+#[test]
+fn marks_with_little_room_take_nothing_that_is_needed() {
+    let place = Place::new();
+    let files: Vec<_> =
+        (0..800).map(|number| (format!("d{}/f{number}", number % 7), number.to_string())).collect();
+    let files: Vec<_> = files.iter().map(|(name, text)| (name.as_str(), text.as_bytes())).collect();
+    let kept = place.import(&files);
+    let (_, base) = place.layer(kept, 1, None);
+    metadata::tests::saved(&place.store, "env", &"ab".repeat(32), base);
+    let gone: Vec<_> = (0..20u8).map(|number| place.import(&[("f", &[b'x', number])])).collect();
+    let before = place.objects();
+    let none = |_: &InstanceId| Ok(UpperRoots::default());
+    let run = |marks, dry_run| collect_with(marks, &place.store, &options(dry_run, &none)).unwrap();
+    // One block for all: in the end each of its bits is set, and everything looks marked.
+    assert_eq!(run(Marks::with(1, u64::MAX), false), GcReport::default());
+    assert_eq!(place.objects(), before);
+    // Many small sets: some garbage stays, the same in a dry run and in a run.
+    let said = run(Marks::with(1, 100), true);
+    assert_eq!(run(Marks::with(1, 100), false), said);
+    assert!((1..60).contains(&said.objects), "{said:?}");
+    assert!(place.is_whole(kept));
+    place.collect();
+    assert!(place.is_whole(kept) && !gone.iter().any(|root| place.is_whole(*root)));
+}
+
 #[test]
 fn dead_staging_goes_and_living_stays() {
     let place = Place::new();

@@ -6,8 +6,16 @@ use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 
 impl Check<'_> {
+    /// Whether this is asked about a content for the first time.
+    pub(super) fn is_first(&mut self, content: &FileContent) -> bool {
+        let mut description = Vec::new();
+        content.encode(&mut description);
+        description.push(content.is_plain().into());
+        self.contents.insert(ObjectId::of(&description))
+    }
+
     /// What is wrong with a file's extents. That an object is missing is found elsewhere.
-    pub(super) fn content(&self, content: &FileContent) -> Result<Option<String>> {
+    pub(super) fn content(&mut self, content: &FileContent) -> Result<Option<String>> {
         for extent in content.extents() {
             let Some(size) = self.size(&extent.object) else { return Ok(None) };
             let whole = !content.is_plain() || size == content.size;

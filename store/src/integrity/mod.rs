@@ -6,6 +6,7 @@ mod finding;
 mod place;
 mod places;
 pub mod repair;
+mod sizes;
 #[cfg(test)]
 mod tests;
 
@@ -16,13 +17,17 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::retry_on_intr;
+
 use crate::content::FileContent;
-use crate::error::{Result, StoreError};
+use crate::error::{IoContext, Result, StoreError};
 use crate::gc::UpperRoots;
 use crate::id::{InstanceId, ObjectId, RecordId};
 use crate::import::Progress;
 use crate::layer::{LayerKind, LayerRecord};
 use crate::lock::StoreLock;
+use crate::marks::Marks;
 use crate::metadata::Metadata;
 use crate::open::Store;
 use crate::reach::{Fault, Met, Reach, Watch};
@@ -31,6 +36,7 @@ use crate::{files, pins, wal};
 pub use finding::{Finding, Kind};
 pub use place::place_of;
 pub(crate) use places::is_orphan;
+use sizes::Sizes;
 
 /// What a look at an environment's upper found. It belongs to the file system, so the caller gives it.
 #[derive(Debug, Default, Clone)]
@@ -79,19 +85,26 @@ pub fn verify(store: &Arc<Store>, uppers: UpperStateOf<'_>, progress: &dyn Progr
     let mut reach = Reach::new(store.clone());
     let (environments, states) = check.environments(&mut reach, uppers)?;
     check.held(&mut reach)?;
-    let marked = reach.run(&mut check)?;
-    check.orphans(&marked);
+    reach.run(&mut check)?;
+    check.orphans()?;
     check.name_affected(&environments, &states)?;
-    let (objects, bytes) = (check.sizes.len() as u64, check.sizes.values().sum());
-    Ok(Verified { findings: check.findings, objects, bytes })
+    Ok(Verified { findings: check.findings, objects: check.objects, bytes: check.bytes })
 }
 
 struct Check<'a> {
     store: &'a Store,
     shared: &'a Arc<Store>,
-    /// Sizes of the objects on disk when they were read.
-    sizes: HashMap<ObjectId, u64>,
-    /// Contents that have been checked, by a hash of their description.
+    sizes: Sizes,
+    /// Objects that were read, their number and their bytes.
+    read: Marks,
+    objects: u64,
+    bytes: u64,
+    /// Objects that something refers to, and how many of them were read.
+    marked: Marks,
+    needed: u64,
+    /// Of those, the ones that are not there.
+    missing: HashSet<ObjectId>,
+    /// Contents that are not to be checked again, by a hash of their description: those with a block list, and those that are wrong.
     contents: HashSet<ObjectId>,
     /// The user whose store it is.
     owner: u32,
@@ -107,7 +120,13 @@ impl<'a> Check<'a> {
         Check {
             store,
             shared: store,
-            sizes: HashMap::new(),
+            sizes: Sizes::new(store.layout()),
+            read: Marks::new(),
+            objects: 0,
+            bytes: 0,
+            marked: Marks::new(),
+            needed: 0,
+            missing: HashSet::new(),
             contents: HashSet::new(),
             owner: 0,
             findings: Vec::new(),
@@ -126,32 +145,40 @@ impl Check<'_> {
 
     fn objects(&mut self, progress: &dyn Progress) -> Result<()> {
         let mut buf = vec![0; 1 << 20];
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         for dir in self.list(self.store.layout().objects())? {
             if !dir.is_dir() {
                 self.stray(dir);
                 continue;
             }
+            // By names in an open directory: walking down the whole path for each costs as much as reading a small object.
+            let shard = File::open(&dir).at("open", &dir)?;
             for path in files::list(&dir)? {
                 let Some(id) = files::object_id(&path) else {
                     self.stray(path);
                     continue;
                 };
-                self.look_at_object(&path)?;
-                match File::open(&path).and_then(|file| hash(file, &mut buf)) {
+                self.look_at_object(&shard, &path)?;
+                let name = files::name(&path).unwrap_or_default();
+                let file = retry_on_intr(|| openat(&shard, name, flags, Mode::empty()));
+                let size = match file.map_err(io::Error::from).and_then(|file| hash(file.into(), &mut buf)) {
                     Ok((size, found)) => {
-                        self.sizes.insert(id, size);
                         progress.add(size, 1);
                         if found != id {
                             let message = format!("object {id}: its bytes are not those its name says");
                             self.found(id, Finding::new(Kind::CorruptObject, message).file(&path));
                         }
+                        size
                     }
                     Err(error) => {
-                        self.sizes.insert(id, path.symlink_metadata().map_or(0, |metadata| metadata.len()));
                         let message = format!("object {id} cannot be read: {error}");
                         self.found(id, Finding::new(Kind::CorruptObject, message).file(&path));
+                        path.symlink_metadata().map_or(0, |metadata| metadata.len())
                     }
-                }
+                };
+                self.read.insert(&id);
+                self.objects += 1;
+                self.bytes += size;
             }
         }
         Ok(())
@@ -287,21 +314,42 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn orphans(&mut self, marked: &HashSet<ObjectId>) {
-        let orphans = self.sizes.iter().filter(|(id, _)| !marked.contains(id));
-        let (objects, bytes) = orphans.fold((0, 0), |(n, bytes), (_, size)| (n + 1, bytes + size));
+    /// Notes that something refers to an object.
+    fn mark(&mut self, id: &ObjectId) {
+        if self.marked.insert(id) && self.read.contains(id) {
+            self.needed += 1;
+        }
+    }
+
+    /// Objects that were there at the start and that nothing refers to: what comes meanwhile may be referred to later.
+    fn orphans(&mut self) -> Result<()> {
+        if self.needed == self.objects {
+            return Ok(());
+        }
+        let (mut objects, mut bytes) = (0, 0);
+        for dir in self.list(self.store.layout().objects())? {
+            for path in if dir.is_dir() { files::list(&dir)? } else { Vec::new() } {
+                let id = files::object_id(&path);
+                if id.is_some_and(|id| self.read.contains(&id) && !self.marked.contains(&id)) {
+                    objects += 1;
+                    bytes += path.symlink_metadata().map_or(0, |metadata| metadata.len());
+                }
+            }
+        }
         if objects > 0 {
             let message = format!("{objects} objects ({bytes} bytes) that nothing refers to: gc frees them");
             self.findings.push(Finding::new(Kind::Orphans, message));
         }
+        Ok(())
     }
 
-    /// An object's size; one that came after the first pass is looked up.
-    fn size(&self, id: &ObjectId) -> Option<u64> {
-        self.sizes.get(id).copied().or_else(|| self.store.objects().size(id).ok())
+    /// An object's size; nothing when it is not there.
+    fn size(&mut self, id: &ObjectId) -> Option<u64> {
+        self.sizes.of(id)
     }
 
     fn missing(&mut self, id: ObjectId, by: &Met) {
+        self.missing.insert(id);
         let message = format!("object {id} is missing; {by} refers to it");
         self.found(id, Finding::new(Kind::MissingObject, message).path(by.path()));
     }
@@ -332,21 +380,26 @@ impl Watch for Check<'_> {
         Ok(())
     }
 
+    fn opened(&mut self, id: &ObjectId) {
+        self.mark(id);
+    }
+
     fn object(&mut self, id: &ObjectId, by: &dyn Fn() -> Met) -> Result<()> {
-        if self.size(id).is_none() {
+        self.mark(id);
+        if self.size(id).is_none() && !self.missing.contains(id) {
             self.missing(*id, &by());
         }
         Ok(())
     }
 
     fn file(&mut self, content: &FileContent, by: &dyn Fn() -> Met) -> Result<()> {
-        let mut description = Vec::new();
-        content.encode(&mut description);
-        description.push(content.is_plain().into());
-        if !self.contents.insert(ObjectId::of(&description)) {
+        // To look at a plain content again costs less than to remember that it was looked at.
+        if !content.is_plain() && !self.is_first(content) {
             return Ok(());
         }
-        if let Some(reason) = self.content(content)? {
+        if let Some(reason) = self.content(content)?
+            && (!content.is_plain() || self.is_first(content))
+        {
             let by = by();
             let message = format!("{by} refers to content {}: {reason}", content.hash);
             self.found(content.hash, Finding::new(Kind::BadReference, message).path(by.path()));

@@ -17,7 +17,7 @@ pub fn place_of(store: &Arc<Store>, root: &ObjectId, id: &ObjectId) -> Option<St
     let mut find = Find { id, found: None };
     // The first meeting ends the walk, with an error that says nothing more.
     match reach.run(&mut find) {
-        Ok(_) | Err(_) => find.found.map(|met| met.place()),
+        Ok(()) | Err(_) => find.found.map(|met| met.place()),
     }
 }
 

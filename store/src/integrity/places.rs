@@ -1,9 +1,12 @@
 //! What lies where: directories that must be there, files that do not belong, modes and owners.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, statat};
+use rustix::io::Errno;
 
 use super::{Check, Finding, Kind};
 use crate::atomic::TEMP_PREFIX;
@@ -115,21 +118,21 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The mode and the owner of an object.
-    pub(super) fn look_at_object(&mut self, path: &Path) -> Result<()> {
-        let metadata = match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.at("read", path)?,
+    /// The mode and the owner of an object; `shard` is the directory that it is in.
+    pub(super) fn look_at_object(&mut self, shard: &File, path: &Path) -> Result<()> {
+        let stat = match statat(shard, files::name(path).unwrap_or_default(), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.map_err(io::Error::from).at("read", path)?,
         };
-        let mode = metadata.permissions().mode() & 0o7777;
+        let mode = stat.st_mode & 0o7777;
         if mode & WRITABLE != 0 {
             self.wrong_permissions(
                 path,
                 format!("has mode {mode:04o} and could be written to: 0444 is right"),
             );
         }
-        if metadata.uid() != self.owner {
-            let (uid, owner) = (metadata.uid(), self.owner);
+        if stat.st_uid != self.owner {
+            let (uid, owner) = (stat.st_uid, self.owner);
             self.wrong_permissions(path, format!("belongs to uid {uid}, the store to {owner}"));
         }
         Ok(())

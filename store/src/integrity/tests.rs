@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::import::{NoProgress, import_path};
 use crate::layer::tests::base;
 use crate::metadata;
+use crate::object::Batch;
 use crate::pins::Pin;
 use crate::tree::Trees;
 
@@ -140,6 +141,52 @@ fn a_missing_object_is_named_with_its_file() {
     let text = findings[0].to_string();
     assert!(text.contains("/d/small in the head of environment env"), "{text}");
     assert!(text.contains("affected: env@base, env@head"), "{text}");
+}
+
+#[test]
+fn what_several_files_need_is_found_once() {
+    let place = Place::new();
+    let src = place._dir.path().join("src");
+    for name in ["d/small", "e/small", "e/other", "small"] {
+        fs::create_dir_all(src.join(name).parent().unwrap()).unwrap();
+        fs::write(src.join(name), b"small").unwrap();
+    }
+    let root = import_path(&place.store, &src, &NoProgress).unwrap().root;
+    let record = LayerRecord::write(&place.store, &base(root)).unwrap();
+    metadata::tests::saved(&place.store, "other", &"cd".repeat(32), record);
+    let kinds = || place.verify().iter().map(|finding| finding.kind).collect::<Vec<_>>();
+    let small = place.store.layout().object(&ObjectId::of(b"small"));
+    overwrite(&small, |bytes| bytes.truncate(2));
+    assert_eq!(kinds(), [Kind::CorruptObject, Kind::BadReference]);
+    fs::remove_file(&small).unwrap();
+    assert_eq!(kinds(), [Kind::MissingObject]);
+}
+
+#[test]
+fn orphans_are_counted_and_what_comes_meanwhile_is_none() {
+    let place = Place::new();
+    let put = |texts: &[&str]| {
+        let mut batch = Batch::new(&place.store).unwrap();
+        for text in texts {
+            batch.put(text.as_bytes()).unwrap();
+        }
+        batch.commit().unwrap();
+    };
+    // Uppers are asked for after the first look at the objects.
+    let beside = |_: &InstanceId| {
+        put(&["made meanwhile"]);
+        Ok(UpperState::default())
+    };
+    let look = || verify(&place.store, &beside, &NoProgress).unwrap();
+    let first = look();
+    assert_eq!(first.findings, []);
+    put(&["one", "three"]);
+    let second = look();
+    let orphans = of_kind(&second.findings, Kind::Orphans);
+    let bytes = "one".len() + "three".len() + "made meanwhile".len();
+    assert_eq!(orphans.message, format!("3 objects ({bytes} bytes) that nothing refers to: gc frees them"));
+    assert_eq!((second.objects, second.bytes), (first.objects + 3, first.bytes + bytes as u64));
+    assert_eq!(second.findings.len(), 1);
 }
 
 #[test]
