@@ -39,6 +39,7 @@ pub const POINTS: &[&str] = &[
     "gc.sweep-staging",
     "gc.remove",
     // The upper.
+    "boot.read",
     "journal.create",
     "journal.room",
     "journal.append",

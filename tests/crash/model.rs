@@ -301,6 +301,9 @@ pub struct Generator {
     queue: Vec<Op>,
 }
 
+/// Files above so many bytes are kept by blocks once they were committed.
+const LARGE: usize = 1 << 20;
+
 /// A tree has about so many names; above, more is removed than made.
 const NAMES: usize = 40;
 
@@ -343,6 +346,30 @@ impl Generator {
         }
     }
 
+    /// A write into a file that may be kept by blocks, and some more into it: over the same bytes and elsewhere, synced in between or
+    /// not.
+    fn write_into_large(&mut self, tree: &Tree) -> Option<Op> {
+        let is_large = |path: &&String| tree.content(path).is_some_and(|content| content.bytes.len() > LARGE);
+        let large: Vec<&String> = tree.names.keys().filter(is_large).collect();
+        let path = (*self.random.pick(&large)?).clone();
+        let size = tree.content(&path)?.bytes.len();
+        let mut at = self.random.below(size);
+        for _ in 0..self.random.below(5) {
+            let most = if self.random.below(3) == 0 { 200_000 } else { 4000 };
+            let n = 1 + self.random.below(most);
+            let data = self.random.bytes(n);
+            self.queue.push(Op::Write { path: path.clone(), offset: at, data });
+            match self.random.below(4) {
+                0 => self.queue.push(Op::Fsync { path: path.clone() }),
+                1 => {}
+                _ => at = self.random.below(size),
+            }
+        }
+        let n = 1 + self.random.below(3000);
+        let data = self.random.bytes(n);
+        Some(Op::Write { path, offset: at, data })
+    }
+
     fn attempt(&mut self, tree: &Tree) -> Option<Op> {
         let files: Vec<String> = tree
             .names
@@ -369,7 +396,8 @@ impl Generator {
                 self.queue.push(Op::Write { path: path.clone(), offset: 0, data });
                 Op::Create { path, file: self.fresh_file() }
             }
-            15..=34 => {
+            15..=20 => self.write_into_large(tree)?,
+            21..=34 => {
                 let path = file?;
                 let size = tree.content(&path)?.bytes.len();
                 let offset = self.random.below(size + 100);

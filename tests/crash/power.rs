@@ -1,4 +1,5 @@
-//! Power cuts: the store lies on an ext4 whose disk loses what was not flushed. Afterwards metadata is a prefix of the
+//! Power cuts: the store lies on an ext4 whose disk loses what was not flushed. Then the machine has been started anew; or, every
+//! other time, only the disk was gone and came back. Afterwards metadata is a prefix of the
 //! operations, not shorter than the last fsync; each file has its last synced content or a later one; a rename over a file leaves one of
 //! both; acknowledged snapshots are there.
 
@@ -274,17 +275,20 @@ fn power_cuts(seed: u64, options: &str, cuts: usize) {
     let history = history.lock().expect("history");
     // Those that are looked at, spread over all.
     let step = (taken.len() / cuts).max(1);
-    for (number, cut) in taken.iter().enumerate().skip(1).step_by(step) {
+    for (looked, (number, cut)) in taken.iter().enumerate().skip(1).step_by(step).enumerate() {
         // A name of its own: the loop device of the one before may not be gone yet.
         let image = scratch.path().join(format!("cut{number}"));
         write_image(&cut.image, SIZE, &image).expect("an image");
         let mounted = Mounted::new(&image, &scratch.path().join("after"), "rw");
         let mut session = Session::after(&mounted.dir, seed);
+        let restarted = looked % 2 == 0;
+        session.world.restarted = restarted;
         if let Err(error) = check_cut(&mut session, &history, cut) {
             let kept = std::env::temp_dir().join(format!("karapace-cut-{seed}-{number}"));
             fs::copy(&image, &kept).expect("a copy");
             eprintln!("the image is kept in {}", kept.display());
-            session.fail(&format!("{what}, cut {number} of {}", taken.len()), &error);
+            let what = format!("{what}, cut {number} of {}, restarted: {restarted}", taken.len());
+            session.fail(&what, &error);
         }
         drop(session);
         drop(mounted);

@@ -34,6 +34,8 @@ pub struct World {
     /// `KARAPACE_FAIL` of the next server and of the commands.
     pub arm_server: String,
     pub arm_commands: String,
+    /// The machine was started anew: no process finds the run of the kernel that journals speak of.
+    pub restarted: bool,
 }
 
 impl World {
@@ -62,6 +64,7 @@ impl World {
             server: None,
             arm_server: String::new(),
             arm_commands: String::new(),
+            restarted: false,
         }
     }
 
@@ -95,9 +98,14 @@ impl World {
 
     /// A karapace command on this store.
     pub fn command<S: AsRef<OsStr>>(&self, arm: &str, args: &[S]) -> Command {
+        // Each of these happens once.
+        let unknown = if self.restarted { ",boot.read=eio".repeat(1000) } else { String::new() };
         let mut command = Command::new(env!("CARGO_BIN_EXE_karapace"));
         command.args(args).env("KARAPACE_STORE", self.store()).env("HOME", &self.dir);
-        command.env("KARAPACE_FAIL", arm).env("KARAPACE_FAIL_LOG", self.fired_log()).stdin(Stdio::null());
+        command
+            .env("KARAPACE_FAIL", format!("{arm}{unknown}"))
+            .env("KARAPACE_FAIL_LOG", self.fired_log())
+            .stdin(Stdio::null());
         command
     }
 
@@ -301,7 +309,7 @@ fn temporary(dir: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// A small root file system, with a file above 1 MiB: such are kept by blocks.
+/// A small root file system, with files above 1 MiB: such are kept by blocks.
 fn make_base(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir.join("etc/deep"))?;
     fs::create_dir_all(dir.join("usr"))?;
@@ -311,5 +319,8 @@ fn make_base(dir: &Path) -> io::Result<()> {
     fs::write(dir.join("etc/deep/file"), "deep\n")?;
     fs::hard_link(dir.join("etc/base1"), dir.join("usr/link"))?;
     let large: Vec<u8> = (0..1_400_000u32).map(|i| (i / 7) as u8 | 1).collect();
-    fs::write(dir.join("usr/large"), large)
+    fs::write(dir.join("usr/large"), large)?;
+    // Of whole blocks.
+    let aligned: Vec<u8> = (0..20 * 65_536u32).map(|i| (i / 5) as u8 | 1).collect();
+    fs::write(dir.join("etc/aligned"), aligned)
 }

@@ -24,19 +24,51 @@ impl BlockSet {
         }
     }
 
+    pub fn remove(&mut self, block: u64) {
+        if self.contains(block) {
+            self.words[(block / 64) as usize] &= !(1 << (block % 64));
+            self.count -= 1;
+        }
+    }
+
+    /// Forgets the blocks that `other` has.
+    pub fn subtract(&mut self, other: &BlockSet) {
+        for (word, other) in self.words.iter_mut().zip(&other.words) {
+            *word &= !other;
+        }
+        self.recount();
+    }
+
+    /// Forgets the blocks that `other` does not have.
+    pub fn intersect(&mut self, other: &BlockSet) {
+        self.words.truncate(other.words.len());
+        for (word, other) in self.words.iter_mut().zip(&other.words) {
+            *word &= other;
+        }
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        self.count = self.words.iter().map(|w| u64::from(w.count_ones())).sum();
+    }
+
     /// Forgets every block at or beyond `first`.
     pub fn truncate(&mut self, first: u64) {
         let word = (first / 64) as usize;
         if word < self.words.len() {
             self.words[word] &= (1u64 << (first % 64)) - 1;
             self.words.truncate(word + 1);
-            self.count = self.words.iter().map(|w| u64::from(w.count_ones())).sum();
+            self.recount();
         }
     }
 
     /// Number of blocks in the set.
     pub fn len(&self) -> u64 {
         self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     /// The blocks, ascending.
@@ -79,5 +111,31 @@ mod tests {
         assert!(!set.contains(200));
         set.truncate(0);
         assert_eq!(set.len(), 0);
+    }
+
+    #[test]
+    fn sets_are_taken_from_one_another() {
+        let set = |blocks: &[u64]| {
+            let mut set = BlockSet::default();
+            blocks.iter().for_each(|block| set.insert(*block));
+            set
+        };
+        let blocks = |set: &BlockSet| (set.len(), set.iter().collect::<Vec<_>>());
+        let (few, many) = (set(&[1, 64]), set(&[0, 1, 64, 65, 300]));
+        for (one, other, left, common) in [
+            (&many, &few, vec![0, 65, 300], vec![1, 64]),
+            (&few, &many, vec![], vec![1, 64]),
+            (&few, &set(&[]), vec![1, 64], vec![]),
+        ] {
+            let (mut a, mut b) = (one.clone(), one.clone());
+            a.subtract(other);
+            b.intersect(other);
+            assert_eq!((blocks(&a), blocks(&b)), ((left.len() as u64, left), (common.len() as u64, common)));
+        }
+        let mut set = many;
+        set.remove(64);
+        set.remove(64);
+        set.remove(1000);
+        assert_eq!(blocks(&set), (4, vec![0, 1, 65, 300]));
     }
 }

@@ -182,9 +182,7 @@ impl Table {
                 };
                 // Blocks stay known over a put that keeps the file one of blocks.
                 let blocks = match (&put.data, old) {
-                    (DataState::Blocks { .. }, Some(row)) if matches!(row.data, DataState::Blocks { .. }) => {
-                        row.blocks
-                    }
+                    (new, Some(row)) if new.is_blocks() && row.data.is_blocks() => row.blocks,
                     _ => BlockSet::default(),
                 };
                 let row = Row { data: put.data.clone(), nlink: put.record.nlink, base, blocks, settled };
@@ -195,7 +193,7 @@ impl Table {
                     row.nlink = attr.nlink;
                 }
             }
-            Item::Blocks { ino, first, count } => {
+            Item::Blocks { ino, first, count } | Item::Fresh { ino, first, count, .. } => {
                 if let Some(row) = self.rows.get_mut(ino) {
                     (*first..first + count).for_each(|block| row.blocks.insert(block));
                     row.settled &= settled;
@@ -223,10 +221,7 @@ impl Table {
     fn check(&self, data: &DataDir, leftovers: bool) -> Result<Vec<UpperFault>> {
         let mut faults = Vec::new();
         for (ino, row) in &self.rows {
-            let (DataState::Whole { generation, .. } | DataState::Blocks { generation, .. }) = row.data
-            else {
-                continue;
-            };
+            let Some(generation) = row.data.generation() else { continue };
             // Of a removed file that is open nothing is kept.
             if row.nlink > 0 {
                 let file = data.path_of(*ino, generation);
@@ -273,10 +268,14 @@ impl Row {
         }
         let short = |what: String| Some((FaultKind::Short, format!("the data of inode {ino} {what}")));
         match self.data {
-            DataState::Whole { size, .. } | DataState::Blocks { size, .. } if length < size => {
+            DataState::Whole { size, .. }
+            | DataState::Blocks { size, .. }
+            | DataState::FreshBlocks { size, .. }
+                if length < size =>
+            {
                 short(format!("has {length} bytes of {size} (a power loss does that to what was not synced)"))
             }
-            DataState::Blocks { size, limit, .. } => {
+            DataState::Blocks { size, limit, .. } | DataState::FreshBlocks { size, limit, .. } => {
                 let beyond = self.blocks.iter().find(|block| block.saturating_mul(BLOCK) >= size);
                 match beyond {
                     Some(block) => short(format!("should have block {block}, which lies behind its end")),

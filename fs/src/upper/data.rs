@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use karapace_store::fail;
 use karapace_store::inode::{Ino, Timestamp};
 use lru::LruCache;
+use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
@@ -313,6 +314,18 @@ impl DataDir {
         synced.map_err(|e| Error::host("sync", &self.path(data), e))
     }
 
+    /// Whether all bytes from `from` to `to` have been written, and none is in a hole. Where the host cannot tell, they have.
+    pub fn holds(&self, data: &DataFile, file: &File, from: u64, to: u64) -> Result<bool> {
+        use nix::unistd::{Whence, lseek64};
+        let at = i64::try_from(from).map_err(|_| Error::FileTooBig)?;
+        match lseek64(file, at, Whence::SeekHole) {
+            Ok(hole) => Ok(hole as u64 >= to),
+            Err(Errno::ENXIO) => Ok(from >= to),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(true),
+            Err(e) => Err(Error::host("seek in", &self.path(data), e.into())),
+        }
+    }
+
     /// Makes the bytes of a file and its name durable.
     pub fn sync_with_name(&self, data: &DataFile, file: &File) -> Result<()> {
         self.sync(data, file)?;
@@ -346,7 +359,7 @@ fn copy_sparse(source: &File, target: &File, keep: u64) -> io::Result<()> {
     while at < size {
         let start = match lseek64(source, at, Whence::SeekData) {
             Ok(start) => start,
-            Err(nix::errno::Errno::ENXIO) => break,
+            Err(Errno::ENXIO) => break,
             Err(e) => return Err(e.into()),
         };
         let end = lseek64(source, start, Whence::SeekHole)?;
@@ -365,7 +378,7 @@ fn copy_range(source: &File, target: &File, start: i64, end: i64) -> io::Result<
         match nix::fcntl::copy_file_range(source, Some(&mut from), target, Some(&mut to), want) {
             Ok(0) => break,
             Ok(_) => {}
-            Err(nix::errno::Errno::EXDEV | nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => {
+            Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
                 let mut buf = vec![0; want.min(1 << 20)];
                 let n = source.read_at(&mut buf, from as u64)?;
                 if n == 0 {

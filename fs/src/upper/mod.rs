@@ -4,10 +4,12 @@
 //! Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`, `Upper::removing`, `Upper::buried`.
 //!
 //! Two orders hold after a power loss, too. A record that makes bytes count which take the place of safe ones (a copy-up) is
-//! appended when these bytes are durable. A data file is removed when the record is durable after which nobody needs it: until
+//! appended when these bytes are durable, or counts only as long as the kernel runs that has them: they are *fresh* until they
+//! are durable and another record says so. A data file is removed when the record is durable after which nobody needs it: until
 //! then it is *buried*.
 
 pub(crate) mod blocks;
+pub(crate) mod boot;
 pub mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod data;
@@ -27,10 +29,11 @@ use parking_lot::Mutex;
 
 use crate::attr::HeadRef;
 use crate::error::{Error, Result};
+use crate::upper::boot::Boot;
 use crate::upper::checkpoint::Checkpoint;
 use crate::upper::data::{DataDir, DataFile};
 use crate::upper::journal::{Journal, Room};
-use crate::upper::record::Item;
+use crate::upper::record::{DataState, Item};
 
 /// Bytes of journal after which a checkpoint is due.
 pub(crate) const CHECKPOINT_AFTER: u64 = 64 << 20;
@@ -48,6 +51,22 @@ fn has_changes(dir: &Path) -> Result<bool> {
     check::holds_files(&data).map_err(|e| Error::host("list", &data, e))
 }
 
+/// What an item says in this run of the kernel; `None` for nothing.
+fn as_of(boot: Option<Boot>, item: Item) -> Option<Item> {
+    match item {
+        Item::Fresh { boot: then, .. } if Some(then) != boot => None,
+        Item::Put(mut put) => {
+            if let DataState::FreshBlocks { boot: then, .. } = put.data
+                && Some(then) != boot
+            {
+                put.data = DataState::None;
+            }
+            Some(Item::Put(put))
+        }
+        item => Some(item),
+    }
+}
+
 /// Whether the host has no room for what was tried.
 pub(crate) fn is_full(error: &Error) -> bool {
     matches!(error.errno(), libc::ENOSPC | libc::EDQUOT)
@@ -58,6 +77,8 @@ pub(crate) fn is_full(error: &Error) -> bool {
 pub(crate) struct Upper {
     dir: PathBuf,
     pub data: DataDir,
+    /// The present run of the kernel; where it is not known, nothing is fresh.
+    pub boot: Option<Boot>,
     /// Held while the journal is synced, so that who waits for it finds that another has done it.
     syncing: Mutex<()>,
     log: Mutex<Log>,
@@ -147,11 +168,13 @@ impl Upper {
                 "the upper at {dir} was changed while it was read; try again"
             )));
         }
+        let boot = Boot::this();
         // What another process appended counts as one record that is not durable.
         let log = Log { epoch, write, journal, appended: 1, synced: 0, broken: false };
         let upper = Upper {
             dir: dir.to_owned(),
             data,
+            boot,
             syncing: Mutex::default(),
             log: Mutex::new(log),
             removing: Mutex::default(),
@@ -166,7 +189,13 @@ impl Upper {
                 other => other?,
             }
         }
-        Ok(Loaded { upper, head: checkpoint.head, settled: checkpoint.items, replayed })
+        let items = |items: Vec<Item>| items.into_iter().filter_map(|item| as_of(boot, item)).collect();
+        Ok(Loaded {
+            upper,
+            head: checkpoint.head,
+            settled: items(checkpoint.items),
+            replayed: items(replayed),
+        })
     }
 
     /// Appends one operation's items.

@@ -7,6 +7,8 @@ use karapace_store::content::FileContent;
 use karapace_store::inode::{Body, Ino, InodeRecord, Timestamp};
 
 use crate::error::{Error, Result};
+use crate::upper::blocks::BlockSet;
+use crate::upper::boot::Boot;
 use crate::view::node::Place;
 
 /// How the bytes of an upper file are kept.
@@ -18,14 +20,24 @@ pub(crate) enum DataState {
     Whole { generation: u32, size: u64 },
     /// Some blocks in the data file, the rest in the record's content up to `limit`.
     Blocks { generation: u32, size: u64, limit: u64 },
+    /// The same, of a file that was never cut; perhaps the data file is not on the disk. Where another kernel runs than that one, nothing
+    /// is in the upper.
+    FreshBlocks { generation: u32, size: u64, limit: u64, boot: Boot },
 }
 
 impl DataState {
+    /// Whether they are blocks over a content of the store.
+    pub fn is_blocks(&self) -> bool {
+        matches!(self, DataState::Blocks { .. } | DataState::FreshBlocks { .. })
+    }
+
     /// Which data file has the bytes, if one has.
     pub fn generation(&self) -> Option<u32> {
         match *self {
             DataState::None => None,
-            DataState::Whole { generation, .. } | DataState::Blocks { generation, .. } => Some(generation),
+            DataState::Whole { generation, .. }
+            | DataState::Blocks { generation, .. }
+            | DataState::FreshBlocks { generation, .. } => Some(generation),
         }
     }
 }
@@ -76,8 +88,11 @@ pub(crate) enum Item {
     Place { ino: Ino, place: Option<Place>, linked: bool },
     /// A dirty directory's word on a name.
     Name { dir: Ino, name: Box<[u8]>, state: NameState },
-    /// The data file holds these blocks.
+    /// The data file holds these blocks, and they are on the disk.
     Blocks { ino: Ino, first: u64, count: u64 },
+    /// The data file holds these blocks, as long as the kernel runs that ran then; they lie wholly over bytes of the store, which
+    /// count where these are lost.
+    Fresh { ino: Ino, boot: Boot, first: u64, count: u64 },
     /// The file was cut: blocks and base bytes beyond do not count any more.
     Cut { ino: Ino, size: u64 },
     /// Size and mtime are to be read off the data file.
@@ -99,6 +114,7 @@ mod tag {
     pub const GONE: u8 = 8;
     pub const NEXT: u8 = 9;
     pub const XATTR: u8 = 10;
+    pub const FRESH: u8 = 11;
 }
 
 fn put_timestamp(out: &mut Vec<u8>, t: Timestamp) {
@@ -162,6 +178,7 @@ impl Item {
             Item::Xattr { ino, .. }
             | Item::Place { ino, .. }
             | Item::Blocks { ino, .. }
+            | Item::Fresh { ino, .. }
             | Item::Cut { ino, .. }
             | Item::Touched { ino }
             | Item::Gone { ino, .. } => Some(*ino),
@@ -217,6 +234,10 @@ impl Item {
                 }
             }
             Item::Blocks { ino, first, count } => numbers(out, tag::BLOCKS, &[*ino, *first, *count]),
+            Item::Fresh { ino, boot, first, count } => {
+                numbers(out, tag::FRESH, &[*ino, *first, *count]);
+                out.extend_from_slice(&boot.0);
+            }
             Item::Cut { ino, size } => numbers(out, tag::CUT, &[*ino, *size]),
             Item::Touched { ino } => numbers(out, tag::TOUCHED, &[*ino]),
             Item::Gone { ino, linked } => numbers(out, tag::GONE, &[*ino, u64::from(*linked)]),
@@ -265,6 +286,10 @@ impl Item {
                 Item::Name { dir, name, state }
             }
             tag::BLOCKS => Item::Blocks { ino: d.varint()?, first: d.varint()?, count: d.varint()? },
+            tag::FRESH => {
+                let (ino, first, count) = (d.varint()?, d.varint()?, d.varint()?);
+                Item::Fresh { ino, boot: Boot(d.array()?), first, count }
+            }
             tag::CUT => Item::Cut { ino: d.varint()?, size: d.varint()? },
             tag::TOUCHED => Item::Touched { ino: d.varint()? },
             tag::GONE => Item::Gone { ino: d.varint()?, linked: flag(d)? },
@@ -288,6 +313,10 @@ fn put_data(out: &mut Vec<u8>, data: &DataState) {
         DataState::Blocks { generation, size, limit } => {
             numbers(out, 2, &[u64::from(*generation), *size, *limit]);
         }
+        DataState::FreshBlocks { generation, size, limit, boot } => {
+            numbers(out, 3, &[u64::from(*generation), *size, *limit]);
+            out.extend_from_slice(&boot.0);
+        }
     }
 }
 
@@ -296,13 +325,22 @@ fn data(d: &mut Decoder<'_>) -> Result<DataState> {
         0 => DataState::None,
         1 => DataState::Whole { generation: d.varint32()?, size: d.varint()? },
         2 => DataState::Blocks { generation: d.varint32()?, size: d.varint()?, limit: d.varint()? },
-        _ => return Err(bad("an unknown kind of data")),
+        3 => {
+            let (generation, size, limit) = (d.varint32()?, d.varint()?, d.varint()?);
+            DataState::FreshBlocks { generation, size, limit, boot: Boot(d.array()?) }
+        }
+        _ => return Err(bad("an unknown kind of data (written by a newer version?)")),
     })
 }
 
 /// The empty content that stands in a record whose bytes are all in the upper.
 pub(crate) fn no_content() -> Body {
     Body::Regular(FileContent::empty())
+}
+
+/// That the data file of `ino` holds these blocks, and they are on the disk.
+pub(crate) fn safe_blocks(ino: Ino, blocks: &BlockSet) -> Vec<Item> {
+    blocks.runs().into_iter().map(|(first, count)| Item::Blocks { ino, first, count }).collect()
 }
 
 /// Items encoded one after another.
@@ -325,6 +363,22 @@ pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<Item>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_fresh_is_read_as_written() {
+        let boot = Boot([7; 16]);
+        let item = Item::Fresh { ino: 300, boot, first: 1 << 20, count: 3 };
+        let mut bytes = Vec::new();
+        item.encode(&mut bytes);
+        assert_eq!(decode_all(&bytes).unwrap(), [item]);
+        assert!(decode_all(&bytes[..bytes.len() - 1]).is_err());
+        let state = DataState::FreshBlocks { generation: 3, size: 1 << 33, limit: 70_000, boot };
+        let mut bytes = Vec::new();
+        put_data(&mut bytes, &state);
+        let read = |bytes: &[u8]| data(&mut Decoder::new("upper record", bytes));
+        assert_eq!(read(&bytes).unwrap(), state);
+        assert!(read(&bytes[..bytes.len() - 1]).is_err());
+    }
 
     /// Found by scripts/fuzz: any number but 0 was read as "linked", and written again as 1.
     #[test]

@@ -25,6 +25,7 @@ use karapace_store::tree::{Target, update_dir, update_links};
 use crate::attr::HeadRef;
 use crate::error::{Error, Result};
 use crate::upper::Upper;
+use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
 use crate::upper::record::{Item, NameState};
 use crate::view::View;
@@ -337,7 +338,7 @@ impl View {
         self.settle_all_times(&mut state)?;
         state.next_ino = state.next_ino.max(published.next_ino);
         let new_dirs = rebased_dirs(&state, seal, built, &clean);
-        let items = remaining_items(&state, seal, &clean, &new_dirs)?;
+        let items = remaining_items(&state, upper.boot, seal, &clean, &new_dirs)?;
         upper.checkpoint(head, items)?;
         fail::passed("commit.release");
 
@@ -427,16 +428,17 @@ fn rebased_dirs(state: &State, seal: &Seal, built: &Built, clean: &HashSet<Ino>)
 /// The checkpoint for what is still dirty.
 fn remaining_items(
     state: &State,
+    boot: Option<Boot>,
     seal: &Seal,
     clean: &HashSet<Ino>,
     new_dirs: &BTreeMap<Ino, DirBody>,
 ) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    for item in state.checkpoint_items()? {
+    for item in state.checkpoint_items(boot)? {
         match item {
             Item::Gone { ino, .. } if seal.gone_links.contains(&ino) => {}
             Item::Put(put) if clean.contains(&put.record.ino) => {}
-            Item::Blocks { ino, .. } if clean.contains(&ino) => {}
+            Item::Blocks { ino, .. } | Item::Fresh { ino, .. } if clean.contains(&ino) => {}
             Item::Name { dir, .. } if seal.nodes.contains_key(&dir) => {}
             Item::Put(mut put) => {
                 if let Some(dir) = new_dirs.get(&put.record.ino) {

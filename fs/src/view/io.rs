@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -192,10 +193,10 @@ impl View {
     }
 
     /// Writes into a file of blocks. A block that is written in part for the first time gets its other bytes from the base;
-    /// the record that a block counts comes after its bytes.
+    /// the record that a block counts comes after its bytes are in the data file.
     pub(super) fn write_blocks(&self, ino: Ino, ready: &Writable, offset: u64, data: &[u8]) -> Result<usize> {
         let _lock = ready.data.lock.lock();
-        let (body, size) = {
+        let (mut body, size) = {
             let state = self.state.read();
             let node = state.node(ino)?;
             match file_body(node)? {
@@ -207,6 +208,34 @@ impl View {
         if (offset / BLOCK..last).any(|block| !body.dirty.contains(block)) {
             self.writable()?.make_room()?;
         }
+        if data.is_empty() || offset + data.len() as u64 <= size {
+            return self.write_parts(ino, ready, &body, size, offset, data);
+        }
+        let ahead = self.count_ahead(ino, ready, &mut body, size, offset / BLOCK..last)?;
+        let done = self.write_parts(ino, ready, &body, size, offset, data);
+        let written = done.as_ref().map_or(0, |written| *written);
+        if ahead && written < data.len() {
+            // Behind the end no block counts.
+            let items = vec![Item::Cut { ino, size: size.max(offset + written as u64) }];
+            let mut state = self.state.write();
+            if let Err(error) = self.change_in(&mut state, items.clone(), Room::Reserved) {
+                tracing::warn!("{error}");
+                state.apply(items)?;
+            }
+        }
+        done
+    }
+
+    /// Writes block by block, and journals which ones count; `body` and `size` are those of the file before.
+    fn write_parts(
+        &self,
+        ino: Ino,
+        ready: &Writable,
+        body: &BlockBody,
+        size: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize> {
         let mut written = 0;
         let mut fresh: Vec<u64> = Vec::new();
         while written < data.len() {
@@ -217,7 +246,7 @@ impl View {
             let done = if body.dirty.contains(block) {
                 write_full(&ready.file, part, at).map_err(|e| self.write_failed(&ready.data, e))
             } else {
-                let done = self.write_fresh_block(&body, ready, size, at, part);
+                let done = self.write_fresh_block(body, ready, size, at, part);
                 done.map_err(|error| match error {
                     error @ Error::Damaged(_) => self.name_damage(&self.state.read(), ino, error),
                     error => error,
@@ -239,21 +268,61 @@ impl View {
                 break;
             }
         }
-        if !fresh.is_empty() {
-            if fresh.iter().any(|block| block * BLOCK < body.limit) {
-                // They take the place of blocks that are safe in the store.
-                let safe = self.writable()?.data.sync(&ready.data, &ready.file);
-                safe.or_else(|error| self.cut_excess(ready, size).and(Err(error)))?;
-            }
-            let items =
-                runs(&fresh).into_iter().map(|(first, count)| Item::Blocks { ino, first, count }).collect();
-            let counted = self.change_in(&mut self.state.write(), items, Room::Reserved);
-            if let Err(error) = counted {
-                self.cut_excess(ready, size)?;
-                return Err(error);
-            }
+        if !fresh.is_empty()
+            && let Err(error) = self.count_blocks(ino, ready, body.limit, &fresh)
+        {
+            self.cut_excess(ready, size)?;
+            return Err(error);
         }
         Ok(written)
+    }
+
+    /// Before a write makes the file longer: those of `blocks` that reach behind its end count from now on, with what they hold;
+    /// whether there are any. For the length is that of the data file after a kill, and where the write is not journalled yet there
+    /// would be zeros.
+    fn count_ahead(
+        &self,
+        ino: Ino,
+        ready: &Writable,
+        body: &mut BlockBody,
+        size: u64,
+        blocks: Range<u64>,
+    ) -> Result<bool> {
+        let ahead: Vec<u64> =
+            blocks.filter(|block| (block + 1) * BLOCK > size && !body.dirty.contains(*block)).collect();
+        for block in &ahead {
+            let bytes = self.compose(body, *block, size);
+            let bytes = bytes.map_err(|error| self.name_damage(&self.state.read(), ino, error))?;
+            let written = write_full(&ready.file, &bytes, block * BLOCK);
+            if written.map_err(|e| self.write_failed(&ready.data, e))? < bytes.len() {
+                return Err(self.write_failed(&ready.data, io::Error::from_raw_os_error(libc::ENOSPC)));
+            }
+        }
+        if !ahead.is_empty() {
+            self.count_blocks(ino, ready, body.limit, &ahead)?;
+            ahead.iter().for_each(|block| body.dirty.insert(*block));
+        }
+        Ok(!ahead.is_empty())
+    }
+
+    /// Journals that blocks which were just written count. Those that take the place of blocks in the store do so once they are
+    /// on the disk; or at once, but as fresh ones: then that is waited for by who asks for it, and by the upkeep.
+    fn count_blocks(&self, ino: Ino, ready: &Writable, limit: u64, blocks: &[u64]) -> Result<()> {
+        let upper = self.writable()?;
+        // In place of one that the base does not fill, what was appended would be zeros.
+        let can_wait = |block: u64| (block + 1) * BLOCK <= limit || block * BLOCK >= limit;
+        let boot = upper.boot.filter(|_| blocks.iter().all(|block| can_wait(*block)));
+        if boot.is_none() && blocks.iter().any(|block| block * BLOCK < limit) {
+            self.sync_fresh_of(ino)?;
+            upper.data.sync(&ready.data, &ready.file)?;
+        }
+        let item = |(first, count): (u64, u64)| match boot {
+            Some(boot) if first * BLOCK < limit => Item::Fresh { ino, boot, first, count },
+            _ => Item::Blocks { ino, first, count },
+        };
+        let (over, beyond): (Vec<u64>, Vec<u64>) = blocks.iter().partition(|block| **block * BLOCK < limit);
+        let items = [over, beyond].iter().flat_map(|blocks| runs(blocks)).map(item).collect();
+        self.change_in(&mut self.state.write(), items, Room::Reserved)
     }
 
     /// After a failed write: what of it lies beyond the end of the file goes, for the length of the data file is the file's

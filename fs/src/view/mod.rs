@@ -15,6 +15,7 @@ pub(crate) mod dir;
 mod io;
 mod link;
 pub(crate) mod node;
+mod recover;
 mod remove;
 mod rename;
 mod resize;
@@ -23,14 +24,12 @@ mod sync;
 pub(crate) mod table;
 mod xattr;
 
-use std::collections::HashSet;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use karapace_store::Store;
-use karapace_store::content::{BLOCK, FileContent};
+use karapace_store::content::FileContent;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Ino, Timestamp};
 use karapace_store::tree::Trees;
@@ -38,12 +37,11 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::attr::{Attr, HeadRef, StatFs, ViewStats};
 use crate::error::{Error, Result};
-use crate::upper::data::DataFile;
 use crate::upper::journal::Room;
 use crate::upper::record::Item;
 use crate::upper::{Upper, is_full};
 use crate::view::content::ContentReader;
-use crate::view::node::{FileBody, Node, NodeBody};
+use crate::view::node::{FileBody, NodeBody};
 use crate::view::table::{Forgotten, State};
 
 pub use commit::{Published, Stays, Stored};
@@ -133,66 +131,6 @@ impl View {
             shrunk: AtomicBool::new(false),
             name: OnceLock::new(),
         }
-    }
-
-    /// After a replay: drops what was only held open, reads sizes and times off the data files where the journal says
-    /// so, removes data files that nothing refers to.
-    fn recover(&self) -> Result<()> {
-        let Some(upper) = &self.upper else { return Ok(()) };
-        let mut state = self.state.write();
-        let orphans: Vec<Ino> = state.nodes.iter().filter(|(_, n)| n.is_orphan()).map(|(i, _)| *i).collect();
-        for ino in orphans {
-            state.release(ino, &mut Forgotten::default());
-        }
-        let mut known = HashSet::new();
-        for node in state.nodes.values_mut() {
-            let Some(data) = node.file().and_then(FileBody::data).cloned() else { continue };
-            known.insert((data.ino, data.generation));
-            // Nobody knows any more what was synced. Where a power loss took bytes, the checkpoint's size is not the file's.
-            node.unsynced = true;
-            if node.touched || upper.data.stat(&data).map_or(true, |stat| stat.size != node.meta.size) {
-                self.recover_touched(upper, node, &data)?;
-            }
-        }
-        drop(state);
-        if self.is_read_only() {
-            return Ok(());
-        }
-        // The records after which nobody needs what is swept.
-        upper.sync()?;
-        let swept = upper.data.sweep(&|ino, generation| known.contains(&(ino, generation)))?;
-        if swept > 0 {
-            let dir = upper.dir().display();
-            tracing::info!("removed {swept} data files that a killed process left in {dir}");
-        }
-        Ok(())
-    }
-
-    /// Size and mtime of a file that was written since the checkpoint, read off its data file.
-    fn recover_touched(&self, upper: &Upper, node: &mut Node, data: &DataFile) -> Result<()> {
-        let stat = match upper.data.stat(data) {
-            Err(Error::Host { source, .. })
-                if source.kind() == ErrorKind::NotFound && node.whole().is_some() =>
-            {
-                // A power loss took a new file that was never synced; its record was luckier.
-                tracing::warn!("inode {} was never synced and has lost its content", data.ino);
-                node.meta.size = 0;
-                if !self.is_read_only() {
-                    upper.data.create_file(data)?;
-                }
-                return Ok(());
-            }
-            other => other?,
-        };
-        node.meta.size = stat.size;
-        node.meta.mtime = stat.mtime;
-        node.meta.ctime = node.meta.ctime.max(stat.mtime);
-        if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
-            // Cut, and killed before the journal could say so.
-            b.limit = b.limit.min(stat.size);
-            b.dirty.truncate(stat.size.div_ceil(BLOCK));
-        }
-        Ok(())
     }
 
     /// Objects of the store that are read by inodes without a name, which are open still.
@@ -389,13 +327,14 @@ impl View {
         state.apply(items)
     }
 
-    /// Writes a checkpoint when the journal has grown long; gives room back that removed files hold, and memory that forgotten
-    /// inodes had. Called between operations.
+    /// Has the disk take what was written into committed files; writes a checkpoint when the journal has grown long; gives room
+    /// back that removed files hold, and memory that forgotten inodes had. Called between operations.
     pub fn maintain(&self) -> Result<()> {
         if self.shrunk.swap(false, Ordering::Relaxed) {
             self.trees.clear_cache();
             crate::sys::trim_heap();
         }
+        self.sync_fresh();
         match &self.upper {
             Some(upper) if !self.is_read_only() && (upper.wants_checkpoint() || upper.is_broken()) => {
                 self.checkpoint()
@@ -414,7 +353,7 @@ impl View {
         let _gate = self.gate.write();
         let mut state = self.state.write();
         self.settle_all_times(&mut state)?;
-        upper.checkpoint(state.head, state.checkpoint_items()?)?;
+        upper.checkpoint(state.head, state.checkpoint_items(upper.boot)?)?;
         state.clear_touched();
         Ok(())
     }
@@ -429,7 +368,11 @@ impl View {
     pub fn close(&self) -> Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|_| !self.is_read_only()) else { return Ok(()) };
         upper.data.drop_ahead();
+        let fresh = self.fresh_files()?;
         upper.sync_all_data()?;
+        let mut state = self.state.write();
+        fresh.iter().for_each(|found| found.drop_fresh(&mut state));
+        drop(state);
         self.checkpoint()
     }
 }

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use karapace_store::content::FileContent;
+use karapace_store::content::{BLOCK, FileContent};
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, Timestamp, Xattrs};
 
 use crate::attr::Attr;
 use crate::upper::blocks::BlockSet;
+use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
+use crate::upper::record::DataState;
 
 /// The fixed-size part of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,39 @@ pub(crate) struct BlockBody {
     /// Bytes of `base` that still count: the least size the file had since copy-up.
     pub limit: u64,
     pub dirty: BlockSet,
+    /// Those of `dirty` that may not be on the disk yet. Each lies wholly below `limit`: where it is lost, the base has it.
+    pub fresh: BlockSet,
+    /// In which run of the kernel the data file was made, when it may not be on the disk yet: then the file was never cut.
+    pub fresh_since: Option<Boot>,
+}
+
+impl BlockBody {
+    /// Whether a sync would make anything of it safe.
+    pub fn has_fresh(&self) -> bool {
+        self.fresh_since.is_some() || !self.fresh.is_empty()
+    }
+
+    /// As a put of the inode has it; the file has `size` bytes.
+    pub fn data_state(&self, size: u64) -> DataState {
+        match self.fresh_since {
+            None => self.safe_state(size),
+            Some(boot) => {
+                DataState::FreshBlocks { generation: self.data.generation, size, limit: self.limit, boot }
+            }
+        }
+    }
+
+    /// The same, once the data file is on the disk.
+    pub fn safe_state(&self, size: u64) -> DataState {
+        DataState::Blocks { generation: self.data.generation, size, limit: self.limit }
+    }
+
+    /// The file was cut to `size` bytes: blocks beyond do not count.
+    pub fn cut_blocks(&mut self, size: u64) {
+        let first = size.div_ceil(BLOCK);
+        self.dirty.truncate(first);
+        self.fresh.truncate(first);
+    }
 }
 
 /// Where the bytes of a regular file are.
@@ -210,10 +245,9 @@ impl Node {
         let blocks = match &self.body {
             NodeBody::File(FileBody::Lower(content)) => stored_bytes(content).div_ceil(512),
             NodeBody::File(FileBody::Whole(data)) => data.allocated(m.size).div_ceil(512),
-            NodeBody::File(FileBody::Blocks(b)) => stored_bytes(&b.base)
-                .max(b.dirty.len() * karapace_store::content::BLOCK)
-                .min(m.size)
-                .div_ceil(512),
+            NodeBody::File(FileBody::Blocks(b)) => {
+                stored_bytes(&b.base).max(b.dirty.len() * BLOCK).min(m.size).div_ceil(512)
+            }
             NodeBody::Dir(_) => 8,
             _ => 0,
         };

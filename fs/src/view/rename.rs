@@ -145,11 +145,14 @@ impl View {
             let Some(node) = state.nodes.get(&named.ino).filter(|n| n.unsynced) else { return Ok(None) };
             ToSync::of(upper, node)
         };
-        let Some(found) = unsynced(&self.state.read())? else { return Ok(()) };
-        // Cleared before: what is written from here on may not be covered.
-        if let Ok(node) = self.state.write().node_mut(found.data.ino) {
-            node.unsynced = false;
+        if unsynced(&self.state.read())?.is_none() {
+            return Ok(());
         }
+        let mut state = self.state.write();
+        let Some(found) = unsynced(&state)? else { return Ok(()) };
+        // Cleared before: what is written from here on may not be covered.
+        state.node_mut(found.data.ino)?.unsynced = false;
+        drop(state);
         self.sync_data(upper, &found)
     }
 }

@@ -14,7 +14,7 @@ use karapace_store::inode::Ino;
 use crate::error::{Error, Result};
 use crate::upper::data::DataFile;
 use crate::upper::journal::Room;
-use crate::upper::record::{DataState, Item, no_content};
+use crate::upper::record::{DataState, Item, no_content, safe_blocks};
 use crate::view::View;
 use crate::view::node::{FileBody, Meta, Node, NodeBody};
 use crate::view::table::{State, attr_item};
@@ -75,11 +75,10 @@ impl View {
                 file.write_all_at(&bytes, 0).map_err(|e| Error::host("write", &upper.data.path(&data), e))
             })
         };
-        // These bytes are safe in the store: they have to be here before the record says that they are here.
-        let safe = filled.and_then(|()| match content.size.min(keep) {
-            0 => Ok(()),
-            _ => upper.data.sync_with_name(&data, &file),
-        });
+        // These bytes are safe in the store: they have to be here before the record says that they are here. Of blocks there is none
+        // yet: that waits until somebody syncs.
+        let waits = content.size.min(keep) == 0 || (content.size > SMALL_MAX && upper.boot.is_some());
+        let safe = filled.and_then(|()| if waits { Ok(()) } else { upper.data.sync_with_name(&data, &file) });
         if let Err(e) = safe.and_then(|()| self.record_data(state, ino, &data, keep)) {
             upper.data.remove(&data);
             return Err(e);
@@ -107,11 +106,14 @@ impl View {
         let mut blocks = Vec::new();
         put.data = match file_body(state.node(ino)?)? {
             FileBody::Lower(content) if content.size > SMALL_MAX && keep > 0 => {
-                DataState::Blocks { generation, size, limit: content.size }
+                let limit = content.size;
+                match self.writable()?.boot {
+                    Some(boot) => DataState::FreshBlocks { generation, size, limit, boot },
+                    None => DataState::Blocks { generation, size, limit },
+                }
             }
             FileBody::Blocks(b) => {
-                let runs = b.dirty.runs().into_iter();
-                blocks.extend(runs.map(|(first, count)| Item::Blocks { ino, first, count }));
+                blocks = safe_blocks(ino, &b.dirty);
                 DataState::Blocks { generation, size, limit: b.limit }
             }
             FileBody::Lower(_) | FileBody::Whole(_) => {
@@ -132,20 +134,33 @@ impl View {
         file_body(state.node(ino)?)?;
         let before = state.node(ino)?.meta.size;
         let Writable { data, file } = self.writable_data(state, ino, size, Room::Reserved)?;
+        if let FileBody::Blocks(b) = file_body(state.node(ino)?)?
+            && b.fresh_since.is_some()
+        {
+            // A file that is cut is not fresh: the base has another length.
+            self.writable()?.data.sync_with_name(&data, &file)?;
+            let items = state.synced_items(ino, &b.fresh)?;
+            self.change_in(state, items, Room::Reserved)?;
+        }
         let path = self.writable()?.data.path(&data);
         let set_len = |size| file.set_len(size).map_err(|e| Error::host("truncate", &path, e));
         fail::point("data.truncate").map_err(|e| Error::host("truncate", &path, e))?;
         set_len(size)?;
-        if size < before && matches!(file_body(state.node(ino)?)?, FileBody::Blocks(_)) {
+        let mut items = Vec::new();
+        if let FileBody::Blocks(b) = file_body(state.node(ino)?)?
+            && size < before
+        {
             // The record drops blocks: none of them may come back as zeros.
             self.writable()?.data.sync(&data, &file)?;
+            items = safe_blocks(ino, &b.fresh);
         }
-        if let Err(error) = self.change_in(state, vec![Item::Cut { ino, size }], Room::Reserved) {
+        items.push(Item::Cut { ino, size });
+        if let Err(error) = self.change_in(state, items.clone(), Room::Reserved) {
             if size > before {
                 set_len(before)?;
             } else {
                 // What was cut off is gone, and the data file's length counts after a crash: so must it here.
-                state.apply(vec![Item::Cut { ino, size }])?;
+                state.apply(items)?;
             }
             return Err(error);
         }
@@ -239,6 +254,8 @@ impl View {
         }
         if first < last {
             let _lock = ready.data.lock.lock();
+            // None may be fresh: killed before the record, what was written there has to be told from what the disk lost.
+            self.sync_fresh_of(ino)?;
             let flags = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
                 | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let (at, len) = ((first * BLOCK) as i64, ((last - first) * BLOCK) as i64);

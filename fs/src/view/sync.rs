@@ -8,24 +8,56 @@ use std::sync::Arc;
 
 use karapace_store::inode::Ino;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::upper::Upper;
+use crate::upper::blocks::BlockSet;
 use crate::upper::data::DataFile;
+use crate::upper::journal::Room;
 use crate::view::View;
-use crate::view::node::{FileBody, Node};
+use crate::view::node::{BlockBody, FileBody, Node, NodeBody};
+use crate::view::table::State;
 
 /// A data file that is to be synced.
 pub(super) struct ToSync {
     pub data: Arc<DataFile>,
     pub file: Arc<File>,
+    /// The blocks that are fresh: a sync from now on covers them.
+    fresh: BlockSet,
+    /// Whether the file is, or any block of it.
+    has_fresh: bool,
 }
 
 impl ToSync {
     /// That of a node in the table, if it has one; the caller holds the state lock.
     pub fn of(upper: &Upper, node: &Node) -> Result<Option<ToSync>> {
-        let Some(data) = node.file().and_then(FileBody::data).cloned() else { return Ok(None) };
+        let Some(body) = node.file() else { return Ok(None) };
+        let Some(data) = body.data().cloned() else { return Ok(None) };
         let file = upper.data.file(&data)?;
-        Ok(Some(ToSync { data, file }))
+        let (fresh, has_fresh) = match body {
+            FileBody::Blocks(b) => (b.fresh.clone(), b.has_fresh()),
+            FileBody::Lower(_) | FileBody::Whole(_) => (BlockSet::default(), false),
+        };
+        Ok(Some(ToSync { data, file, fresh, has_fresh }))
+    }
+
+    /// The inode's blocks; `None` when it has other data by now, which this sync did not cover.
+    fn blocks<'a>(&self, state: &'a mut State) -> Option<&'a mut BlockBody> {
+        match &mut state.nodes.get_mut(&self.data.ino)?.body {
+            NodeBody::File(FileBody::Blocks(b)) if Arc::ptr_eq(&b.data, &self.data) => Some(b),
+            _ => None,
+        }
+    }
+
+    /// The sync is through: what was fresh when it began is not any more. That is no change of the file.
+    pub fn drop_fresh(&self, state: &mut State) {
+        if let Some(b) = self.blocks(state) {
+            b.fresh.subtract(&self.fresh);
+            if b.fresh.is_empty() {
+                // It is copied for every write.
+                b.fresh = BlockSet::default();
+            }
+            b.fresh_since = None;
+        }
     }
 }
 
@@ -53,11 +85,76 @@ impl View {
     /// Syncs one file's bytes and its name.
     pub(super) fn sync_data(&self, upper: &Upper, found: &ToSync) -> Result<()> {
         let synced = upper.data.sync_with_name(&found.data, &found.file);
+        let synced = synced.and_then(|()| self.note_synced(upper, found));
         if synced.is_err()
             && let Ok(node) = self.state.write().node_mut(found.data.ino)
         {
             node.unsynced = true;
         }
         synced
+    }
+
+    /// Journals that the blocks count which were fresh when the sync began that is through now.
+    fn note_synced(&self, upper: &Upper, found: &ToSync) -> Result<()> {
+        if !found.has_fresh {
+            return Ok(());
+        }
+        let mut state = self.state.write();
+        let Some(b) = found.blocks(&mut state).filter(|b| b.has_fresh()) else { return Ok(()) };
+        let mut synced = found.fresh.clone();
+        synced.intersect(&b.fresh);
+        let ino = found.data.ino;
+        // A crash ends an inode without a name.
+        if !state.node(ino)?.is_orphan() {
+            match upper.append(&state.synced_items(ino, &synced)?, Room::Reserved) {
+                // Opened for reading only: there is nothing that we may write.
+                Err(Error::ReadOnly) => return Ok(()),
+                other => other?,
+            }
+        }
+        found.drop_fresh(&mut state);
+        Ok(())
+    }
+
+    /// Has the disk take the fresh blocks of a file.
+    pub(super) fn sync_fresh_of(&self, ino: Ino) -> Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        let found = ToSync::of(upper, self.state.read().node(ino)?)?;
+        match found.filter(|found| found.has_fresh) {
+            Some(found) => self.sync_fresh_in(upper, &found),
+            None => Ok(()),
+        }
+    }
+
+    fn sync_fresh_in(&self, upper: &Upper, found: &ToSync) -> Result<()> {
+        upper.data.sync_with_name(&found.data, &found.file)?;
+        self.note_synced(upper, found)
+    }
+
+    /// Has the disk take all fresh blocks. What fails stays fresh, and is tried again.
+    pub(super) fn sync_fresh(&self) {
+        let Some(upper) = &self.upper else { return };
+        let files = self.fresh_files().map(|files| {
+            let failed = files.iter().filter_map(|found| self.sync_fresh_in(upper, found).err());
+            failed.collect::<Vec<_>>()
+        });
+        for error in files.unwrap_or_else(|error| vec![error]) {
+            tracing::error!(%error, "what was written into committed files is not on the disk yet");
+        }
+    }
+
+    /// The files that have fresh blocks, and a name.
+    pub(super) fn fresh_files(&self) -> Result<Vec<ToSync>> {
+        let Some(upper) = &self.upper else { return Ok(Vec::new()) };
+        if self.state.read().fresh.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut state = self.state.write();
+        let State { nodes, fresh, .. } = &mut *state;
+        fresh.retain(|ino| {
+            let node = nodes.get(ino).filter(|node| !node.is_orphan());
+            matches!(node.and_then(|node| node.file()), Some(FileBody::Blocks(b)) if b.has_fresh())
+        });
+        fresh.iter().filter_map(|ino| ToSync::of(upper, nodes.get(ino)?).transpose()).collect()
     }
 }

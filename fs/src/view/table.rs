@@ -16,8 +16,9 @@ use lru::LruCache;
 use crate::attr::HeadRef;
 use crate::error::{Error, Result};
 use crate::upper::blocks::BlockSet;
+use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
-use crate::upper::record::{AttrItem, DataState, Item, NameState, PutItem};
+use crate::upper::record::{AttrItem, DataState, Item, NameState, PutItem, safe_blocks};
 use crate::view::dir::Listing;
 use crate::view::node::{BlockBody, FileBody, Meta, Node, NodeBody, Place};
 
@@ -40,6 +41,8 @@ pub(crate) struct State {
     pub nodes: HashMap<Ino, Box<Node>>,
     /// The dirty inodes, and some that were: so what concerns these alone does not look at all others.
     dirty: BTreeSet<Ino>,
+    /// The files with fresh blocks, and some that had.
+    pub fresh: BTreeSet<Ino>,
     /// The most inodes that were in the table since it was last made smaller.
     most: usize,
     /// The lower view.
@@ -63,6 +66,7 @@ impl State {
         State {
             nodes,
             dirty: BTreeSet::new(),
+            fresh: BTreeSet::new(),
             most: 0,
             next_ino: root.next_ino,
             root,
@@ -282,10 +286,7 @@ impl State {
                     crate::upper::record::no_content(),
                     DataState::Whole { generation: data.generation, size: node.meta.size },
                 ),
-                FileBody::Blocks(b) => (
-                    Body::Regular((*b.base).clone()),
-                    DataState::Blocks { generation: b.data.generation, size: node.meta.size, limit: b.limit },
-                ),
+                FileBody::Blocks(b) => (Body::Regular((*b.base).clone()), b.data_state(node.meta.size)),
             },
         };
         Ok(PutItem {
@@ -294,6 +295,22 @@ impl State {
             linked: node.linked,
             data,
         })
+    }
+
+    /// What to journal once the data file of an inode and its name are synced, and with it these of its fresh blocks.
+    pub fn synced_items(&self, ino: Ino, synced: &BlockSet) -> Result<Vec<Item>> {
+        let Some(FileBody::Blocks(b)) = self.node(ino)?.file() else { return Ok(Vec::new()) };
+        if b.fresh_since.is_none() {
+            return Ok(safe_blocks(ino, synced));
+        }
+        // Who does not know the file of blocks that it was so far hears of all of them.
+        let (mut put, mut fresh, mut safe) = (self.put_item(ino)?, b.fresh.clone(), b.dirty.clone());
+        put.data = b.safe_state(self.node(ino)?.meta.size);
+        fresh.subtract(synced);
+        safe.subtract(&fresh);
+        let mut items = vec![Item::Put(Box::new(put))];
+        items.extend(safe_blocks(ino, &safe));
+        Ok(items)
     }
 
     /// Applies items in order. They come from an operation that has checked them or from disk; what does not fit the
@@ -351,16 +368,38 @@ impl State {
                 let node = self.node_mut(ino)?;
                 node.version += 1;
                 if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
-                    (first..first + count).for_each(|block| b.dirty.insert(block));
+                    for block in first..first + count {
+                        b.dirty.insert(block);
+                        b.fresh.remove(block);
+                    }
+                }
+                Ok(())
+            }
+            Item::Fresh { ino, first, count, .. } => {
+                let node = self.node_mut(ino)?;
+                node.version += 1;
+                if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+                    for block in first..first + count {
+                        if !b.dirty.contains(block) {
+                            b.dirty.insert(block);
+                            b.fresh.insert(block);
+                        }
+                    }
+                    self.fresh.insert(ino);
                 }
                 Ok(())
             }
             Item::Cut { ino, size } => {
                 let node = self.node_mut(ino)?;
                 node.version += 1;
-                if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
-                    b.limit = b.limit.min(size);
-                    b.dirty.truncate(size.div_ceil(karapace_store::content::BLOCK));
+                match &mut node.body {
+                    NodeBody::File(FileBody::Blocks(b)) => {
+                        b.limit = b.limit.min(size);
+                        b.cut_blocks(size);
+                    }
+                    // Its data file is lost, and what lay behind the end of the base with it.
+                    NodeBody::File(FileBody::Lower(_)) => return Ok(()),
+                    _ => {}
                 }
                 node.meta.size = size;
                 Ok(())
@@ -401,18 +440,26 @@ impl State {
                 node.meta.size = size;
                 node.body = NodeBody::File(FileBody::Whole(data_of(generation)));
             }
-            DataState::Blocks { generation, size, limit } => {
+            DataState::Blocks { generation, size, limit }
+            | DataState::FreshBlocks { generation, size, limit, .. } => {
+                let fresh_since = match data {
+                    DataState::FreshBlocks { boot, .. } => Some(boot),
+                    _ => None,
+                };
                 let NodeBody::File(FileBody::Lower(base)) = node.body else {
                     return Err(Error::Corrupt(format!("inode {ino}: blocks without a base")));
                 };
                 node.meta.size = size;
-                let dirty = match self.nodes.get(&ino).and_then(|node| node.file()) {
-                    Some(FileBody::Blocks(b)) => b.dirty.clone(),
-                    _ => BlockSet::default(),
+                let (dirty, fresh) = match self.nodes.get(&ino).and_then(|node| node.file()) {
+                    Some(FileBody::Blocks(b)) => (b.dirty.clone(), b.fresh.clone()),
+                    _ => Default::default(),
                 };
+                if fresh_since.is_some() {
+                    self.fresh.insert(ino);
+                }
                 let data = data_of(generation);
-                node.body =
-                    NodeBody::File(FileBody::Blocks(Box::new(BlockBody { data, base, limit, dirty })));
+                let blocks = BlockBody { data, base, limit, dirty, fresh, fresh_since };
+                node.body = NodeBody::File(FileBody::Blocks(Box::new(blocks)));
             }
         }
         node.dirty = true;
@@ -459,8 +506,9 @@ impl State {
         }
     }
 
-    /// The items that make up a checkpoint: every dirty inode that is not an orphan, parents before children.
-    pub fn checkpoint_items(&self) -> Result<Vec<Item>> {
+    /// The items that make up a checkpoint: every dirty inode that is not an orphan, parents before children. `boot` is the run of
+    /// the kernel in which blocks that are fresh were written.
+    pub fn checkpoint_items(&self, boot: Option<Boot>) -> Result<Vec<Item>> {
         let mut items = vec![Item::Next { ino: self.next_ino }];
         items.extend(self.gone_links.iter().map(|ino| Item::Gone { ino: *ino, linked: true }));
         let dirty: Vec<Ino> =
@@ -468,8 +516,13 @@ impl State {
         for ino in &dirty {
             items.push(Item::Put(Box::new(self.put_item(*ino)?)));
             if let Some(FileBody::Blocks(b)) = self.node(*ino)?.file() {
-                let runs = b.dirty.runs();
-                items.extend(runs.into_iter().map(|(first, count)| Item::Blocks { ino: *ino, first, count }));
+                let mut safe = b.dirty.clone();
+                safe.subtract(&b.fresh);
+                items.extend(safe_blocks(*ino, &safe));
+                let fresh = b.fresh.runs().into_iter();
+                items.extend(fresh.filter_map(|(first, count)| {
+                    boot.map(|boot| Item::Fresh { ino: *ino, boot, first, count })
+                }));
             }
         }
         // An orphan that the link table still has is as good as gone to who reads this.

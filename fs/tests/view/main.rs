@@ -5,6 +5,8 @@ mod attributes;
 mod commit;
 mod damage;
 mod data;
+#[cfg(feature = "failpoints")]
+mod fresh;
 mod listing;
 mod names;
 #[allow(dead_code, reason = "the model test uses the rest")]
