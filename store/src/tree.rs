@@ -156,6 +156,16 @@ impl Trees {
         }
     }
 
+    /// Whether the listing `id` is in the cache.
+    pub fn is_loaded(&self, id: &ObjectId) -> bool {
+        self.cache.lock().nodes.contains(id)
+    }
+
+    /// Brings the directory listing `id` into the cache, but for the parts of a split one.
+    pub fn load(&self, id: &ObjectId) -> Result<()> {
+        self.node(id, Keys::Names).map(drop)
+    }
+
     /// How many entries the listing `dir` has.
     pub fn len(&self, dir: &ObjectId) -> Result<u64> {
         match self.node(dir, Keys::Names)? {

@@ -57,6 +57,7 @@ impl Shared {
         cookie: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let mut begun = None;
         let result = self.node(node).and_then(|node| match node {
             Node::Control(ino) => {
                 let control = self.control_for(req)?;
@@ -89,12 +90,16 @@ impl Shared {
                     let node = node_id(CONTROL, TOP);
                     add_listed(&mut reply, node, FileKind::Directory, DIR_NAME, AFTER_CONTROL);
                 }
+                begun = (cookie == 0).then_some((view, ino));
                 Ok(())
             }
         });
         match result {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
+        }
+        if let Some((view, ino)) = begun {
+            self.read_ahead(|| view.ahead_of_listing(ino));
         }
     }
 

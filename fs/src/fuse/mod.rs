@@ -29,7 +29,7 @@ use self::workers::Workers;
 use crate::attr::{Attr, Caller};
 use crate::control::{ControlDir, DIR_NAME, Found};
 use crate::error::{Error, Result};
-use crate::view::View;
+use crate::view::{Ahead, View};
 
 /// Largest write request, bytes. The kernel's limit is as large since 4.20.
 const MAX_WRITE: u32 = 1 << 20;
@@ -39,6 +39,10 @@ const PASSTHROUGH_DEPTH: u32 = 1;
 
 /// Threads that wait for fsync.
 const SYNC_THREADS: usize = 2;
+
+/// Threads that read ahead of a walk, and the most parts that wait for them.
+const AHEAD_THREADS: usize = 2;
+const AHEAD_PARTS: usize = 16;
 
 /// Node ids are never reused while the kernel knows them, so one generation is enough.
 const GENERATION: Generation = Generation(0);
@@ -73,6 +77,7 @@ struct Shared {
     kernel_permissions: bool,
     passthrough: Option<Passthrough>,
     workers: Workers,
+    ahead: Workers,
 }
 
 /// Where a node lives.
@@ -95,7 +100,8 @@ impl Server {
             ids: service.ids,
             kernel_permissions: service.kernel_permissions,
             passthrough: service.passthrough.then(Passthrough::default),
-            workers: Workers::new(SYNC_THREADS)?,
+            workers: Workers::new("sync", SYNC_THREADS)?,
+            ahead: Workers::new("ahead", AHEAD_THREADS)?,
         })))
     }
 }
@@ -194,6 +200,23 @@ impl Shared {
         }
         if let Err(nearest) = config.set_max_write(MAX_WRITE) {
             tracing::warn!(nearest, "the size of write requests is limited");
+        }
+    }
+
+    /// Has read what `find` names, unless there is much to read as it is. For when the request itself has been answered.
+    fn read_ahead(&self, find: impl FnOnce() -> Option<Ahead>) {
+        // Nobody waits for it, and what is wrong with it is said when it is asked for.
+        let found = guard("read ahead", || Ok(find()));
+        for part in found.ok().flatten().into_iter().flat_map(Ahead::parts) {
+            let read = move || {
+                let _logged: std::result::Result<(), Errno> = guard("read ahead", || {
+                    part.read();
+                    Ok(())
+                });
+            };
+            if !self.ahead.offer(AHEAD_PARTS, read) {
+                return;
+            }
         }
     }
 

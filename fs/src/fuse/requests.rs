@@ -329,9 +329,14 @@ impl Shared {
     }
 
     pub(super) fn read(&self, node: INodeNo, offset: u64, size: usize, reply: ReplyData) {
+        let mut begun = None;
         READ_BUFFER.with_borrow_mut(|buffer| {
             let result = self.node(node).and_then(|node| match node {
-                Node::View { view, ino, .. } => guard("read", || view.read(ino, offset, size, buffer)),
+                Node::View { view, ino, .. } => {
+                    let read = guard("read", || view.read(ino, offset, size, buffer));
+                    begun = (offset == 0).then_some((view, ino));
+                    read
+                }
                 Node::Control(ino) => {
                     let control = self.control()?;
                     guard("read", || control.read(ino, offset, size, buffer))
@@ -342,6 +347,9 @@ impl Shared {
                 Err(errno) => reply.error(errno),
             }
         });
+        if let Some((view, ino)) = begun {
+            self.read_ahead(|| view.ahead_of_read(ino));
+        }
     }
 
     pub(super) fn write(

@@ -1,6 +1,7 @@
 //! Threads for requests that may take long, so that the request threads stay free.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -8,24 +9,28 @@ use parking_lot::Mutex;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A few threads that wait for disks (fsync). They end when this is dropped and their work is done.
+/// A few threads that wait for disks. They end when this is dropped and their work is done.
 pub(crate) struct Workers {
     sender: Sender<Work>,
+    /// What was offered and is not done.
+    offered: Arc<AtomicUsize>,
 }
 
 impl Workers {
-    /// Starts `count` threads.
+    /// Starts `count` threads, named after what they do.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn new(count: usize) -> std::io::Result<Workers> {
+    pub fn new(name: &str, count: usize) -> std::io::Result<Workers> {
         let (sender, receiver) = channel::<Work>();
         let receiver = Arc::new(Mutex::new(receiver));
         for number in 0..count {
             let receiver = receiver.clone();
-            thread::Builder::new().name(format!("karapace-sync-{number}")).spawn(move || serve(&receiver))?;
+            thread::Builder::new()
+                .name(format!("karapace-{name}-{number}"))
+                .spawn(move || serve(&receiver))?;
         }
-        Ok(Workers { sender })
+        Ok(Workers { sender, offered: Arc::default() })
     }
 
     /// Runs `work` on one of the threads, or here when none is left.
@@ -33,6 +38,20 @@ impl Workers {
         if let Err(unsent) = self.sender.send(Box::new(work)) {
             (unsent.0)();
         }
+    }
+
+    /// Runs `work` on one of the threads unless they have `most` such works to do; whether they will.
+    pub fn offer(&self, most: usize, work: impl FnOnce() + Send + 'static) -> bool {
+        if self.offered.fetch_add(1, Ordering::Relaxed) >= most {
+            self.offered.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        let offered = self.offered.clone();
+        let work = Box::new(move || {
+            work();
+            offered.fetch_sub(1, Ordering::Relaxed);
+        });
+        self.sender.send(work).is_ok()
     }
 }
 

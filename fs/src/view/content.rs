@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use karapace_store::Store;
 use karapace_store::StoreError;
-use karapace_store::content::{BLOCK, BlockList, FileContent};
+use karapace_store::content::{BLOCK, BlockList, FileContent, SMALL_MAX};
 use karapace_store::id::ObjectId;
 use lru::LruCache;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use parking_lot::Mutex;
 
 use crate::error::{Damage, Error, Result};
@@ -59,6 +60,9 @@ struct KnownDamage {
 }
 
 impl ContentReader {
+    /// The most bytes of one file that [`ContentReader::read_ahead`] reads.
+    pub const MOST_AHEAD: u64 = SMALL_MAX;
+
     pub fn new(store: Arc<Store>) -> ContentReader {
         let cache = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         ContentReader {
@@ -100,6 +104,31 @@ impl ContentReader {
             buf.truncate(start);
         }
         read
+    }
+
+    /// Whether the object that is read first of a content is open.
+    pub fn is_open(&self, content: &FileContent) -> bool {
+        first_object(content).is_none_or(|(id, _)| self.objects.lock().contains(&id))
+    }
+
+    /// Brings in what a read from the beginning needs: a plain content is verified, of any other the host starts to read.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not what it should be. That is remembered nowhere.
+    pub fn read_ahead(&self, content: &FileContent, scratch: &mut Vec<u8>) -> Result<()> {
+        let Some((id, offset)) = first_object(content) else { return Ok(()) };
+        let object = self.object(&id)?;
+        if !content.is_plain() {
+            let (from, most) = (offset as libc::off_t, Self::MOST_AHEAD as libc::off_t);
+            posix_fadvise(&object.file, from, most, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?;
+            return self.list(content).map(drop);
+        }
+        scratch.resize(content.size as usize, 0);
+        object.file.read_exact_at(scratch, 0).map_err(|e| self.damaged(&id, &e))?;
+        if ObjectId::of(scratch) == id {
+            object.verified.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn read_plain(&self, content: &FileContent, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
@@ -249,4 +278,12 @@ impl ContentReader {
             error => Error::Store(error),
         }
     }
+}
+
+/// The object that holds the first bytes of a content, and where in it they are.
+fn first_object(content: &FileContent) -> Option<(ObjectId, u64)> {
+    if content.is_plain() {
+        return (content.size > 0).then_some((content.hash, 0));
+    }
+    content.extents.first().map(|extent| (extent.object, extent.object_offset))
 }

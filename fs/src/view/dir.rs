@@ -18,6 +18,8 @@ use crate::view::table::State;
 /// Cookies of `.` and `..`; every other is larger.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
+/// More names of one hash than this are not looked at.
+const SAME_HASH: usize = 4;
 /// Cookies are below this: some programs keep them in signed or short fields.
 const COOKIE_BITS: u32 = 62;
 
@@ -25,7 +27,7 @@ const COOKIE_BITS: u32 = 62;
 #[derive(Default)]
 pub(crate) struct Listing {
     version: u32,
-    entries: Vec<ListedEntry>,
+    pub(super) entries: Vec<ListedEntry>,
 }
 
 impl Listing {
@@ -39,12 +41,21 @@ impl Listing {
         }
         Listing { version, entries }
     }
+
+    /// Where a name stands.
+    pub(super) fn position(&self, name: &[u8]) -> Option<usize> {
+        let hash = cookie(name);
+        let from = self.entries.partition_point(|e| e.cookie < hash);
+        // Names of one hash stand together.
+        let same = self.entries[from..].iter().take(SAME_HASH);
+        same.enumerate().find(|(_, e)| *e.name == *name).map(|(i, _)| from + i)
+    }
 }
 
-struct ListedEntry {
+pub(super) struct ListedEntry {
     cookie: u64,
-    ino: Ino,
-    kind: FileKind,
+    pub ino: Ino,
+    pub kind: FileKind,
     name: Box<[u8]>,
 }
 

@@ -22,6 +22,7 @@ mod resize;
 mod restore;
 mod sync;
 pub(crate) mod table;
+mod walk;
 mod xattr;
 
 use std::path::Path;
@@ -43,8 +44,10 @@ use crate::upper::{Upper, is_full};
 use crate::view::content::ContentReader;
 use crate::view::node::{FileBody, NodeBody};
 use crate::view::table::{Forgotten, State};
+use crate::view::walk::Walks;
 
 pub use commit::{Published, Stays, Stored};
+pub use walk::Ahead;
 
 /// Longest name of a directory entry, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -53,7 +56,9 @@ pub const NAME_MAX: usize = 255;
 pub struct View {
     store: Arc<Store>,
     trees: Arc<Trees>,
-    content: ContentReader,
+    content: Arc<ContentReader>,
+    /// After `state`.
+    walks: Mutex<Walks>,
     state: RwLock<State>,
     /// Shared while an operation changes something, exclusive while a commit seals and while a restore swaps.
     gate: RwLock<()>,
@@ -122,7 +127,8 @@ impl View {
         View {
             store: store.clone(),
             trees: trees.clone(),
-            content: ContentReader::new(store.clone()),
+            content: Arc::new(ContentReader::new(store.clone())),
+            walks: Mutex::default(),
             state: RwLock::new(state),
             gate: RwLock::new(()),
             committing: Mutex::new(()),

@@ -14,3 +14,4 @@ mod names;
 mod reference;
 mod restore;
 mod support;
+mod walk;
