@@ -7,23 +7,29 @@ use rustix::fs::{AtFlags, statat};
 use crate::id::ObjectId;
 use crate::layout::Layout;
 
-/// Asks for sizes. A table of them would grow with the store; the kernel has just seen every object's inode and answers from memory.
+/// Sizes that are remembered: less than 1 MiB.
+const SLOTS: usize = 1 << 14;
+
+/// Asks for sizes. A table of all would grow with the store; the kernel has just seen every object's inode and answers from memory.
 pub(super) struct Sizes {
     /// The directory of objects; nothing when it is missing.
     objects: Option<File>,
-    /// What was asked last: files ask for each of their objects twice.
-    last: Option<(ObjectId, u64)>,
+    /// What was asked lately, for contents that many files share: of objects that fall into one slot, the last.
+    slots: Vec<Option<(ObjectId, u64)>>,
 }
 
 impl Sizes {
     pub fn new(layout: &Layout) -> Sizes {
-        Sizes { objects: File::open(layout.objects()).ok(), last: None }
+        Sizes { objects: File::open(layout.objects()).ok(), slots: vec![None; SLOTS] }
     }
 
     /// The size of an object, in bytes; nothing when it is not there.
     pub fn of(&mut self, id: &ObjectId) -> Option<u64> {
-        if let Some((last, size)) = self.last
-            && last == *id
+        // Names of objects are hashes: any two of their bytes will do.
+        let [low, high, ..] = *id.as_bytes();
+        let slot = &mut self.slots[usize::from(u16::from_le_bytes([low, high])) % SLOTS];
+        if let Some((known, size)) = *slot
+            && known == *id
         {
             return Some(size);
         }
@@ -31,7 +37,7 @@ impl Sizes {
         name.insert(2, '/');
         let stat = statat(self.objects.as_ref()?, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let size = u64::try_from(stat.st_size).ok()?;
-        self.last = Some((*id, size));
+        *slot = Some((*id, size));
         Some(size)
     }
 }
