@@ -134,6 +134,8 @@ doctor_finds() {
     # A stale mount, and without fusermount3 on the PATH a user cannot mount.
     karapace mount dev
     kill -9 "$(server_of dev)"
+    # It takes its time to die.
+    until_true 10 bash -c '! ls "$1"' - "$MOUNTS/dev"
     found=$(karapace --json doctor | json - '[c["mend"] for c in d["checks"] if c["name"] == "stale mounts"][0]')
     [[ $found = *"karapace umount '$MOUNTS/dev'"* ]] || wrong "$found"
     karapace umount dev

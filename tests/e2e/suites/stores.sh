@@ -158,7 +158,7 @@ another_host() {
     echo "host faraway machine 00112233445566778899aabbccddeeff boot 0-1-2" >"$mark"
     before=$(listing "$KARAPACE_STORE")
     karapace list | has dev
-    local command
+    local command server
     for command in "commit dev" "gc" "import $BASE --name more" "mount dev" "rename dev other" "restore dev first"; do
         # shellcheck disable=SC2086 # words
         refused karapace $command
@@ -171,7 +171,9 @@ another_host() {
     karapace mount dev "$TMPDIR/mnt"
     [ -s "$mark" ] || wrong "no mark while a mount is served"
     # Killed: its own mark is no obstacle.
-    kill -KILL "$(server_of dev)"
+    server=$(server_of dev)
+    kill -KILL "$server"
+    until_true 10 gone "$server"
     umount -l "$TMPDIR/mnt" 2>/dev/null || fusermount3 -uz "$TMPDIR/mnt" 2>/dev/null || fusermount -uz "$TMPDIR/mnt"
     [ -s "$mark" ] || wrong "the mark went with a killed process"
     karapace commit dev >/dev/null
