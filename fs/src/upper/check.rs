@@ -222,8 +222,8 @@ impl Table {
         let mut faults = Vec::new();
         for (ino, row) in &self.rows {
             let Some(generation) = row.data.generation() else { continue };
-            // Of a removed file that is open nothing is kept.
-            if row.nlink > 0 {
+            // Of a removed file that is open nothing is kept; and where one is lost that is fresh, the base counts.
+            if row.nlink > 0 && !matches!(row.data, DataState::FreshBlocks { .. }) {
                 let file = data.path_of(*ino, generation);
                 let fault = row.fault(*ino, &file);
                 faults.extend(fault.map(|(kind, reason)| UpperFault { kind, file, reason }));
