@@ -87,7 +87,7 @@ drift_is_told() {
 
 offline() {
     kill "$SERVER"
-    until_true 10 gone "$SERVER"
+    until_true 60 gone "$SERVER"
     refused karapace import fixture/1 --name unreachable
     karapace import fixture/1 --name offline --offline
     equal base "$(inspect newer 'd["base_layer"]')" "$(inspect offline 'd["base_layer"]')"

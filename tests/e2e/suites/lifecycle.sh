@@ -52,7 +52,7 @@ survives_kill() {
     local server
     server=$(server_of "$ENV")
     kill -9 "$server"
-    until_true 10 gone "$server"
+    until_true 60 gone "$server"
     mounted "$DIR" || wrong "the kernel keeps a dead server's mount; this one is gone"
     equal "mount of a killed server" None "$(inspect "$ENV" 'd["mount"]')"
     karapace mount "$ENV"
@@ -114,7 +114,7 @@ ends_with() {
     echo "$signal" >"$DIR/etc/signal"
     server=$(server_of "$ENV")
     kill "-$signal" "$server"
-    until_true 10 gone "$server"
+    until_true 60 gone "$server"
     until_true 10 not_mounted "$DIR"
     karapace mount "$ENV"
     equal content "$signal" "$(cat "$DIR/etc/signal")"

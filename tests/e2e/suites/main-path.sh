@@ -131,7 +131,7 @@ survives_umount() {
     server=$(server_of "$ENV")
     karapace umount "$ENV"
     not_mounted "$DIR"
-    until_true 10 gone "$server"
+    until_true 60 gone "$server"
     karapace mount "$ENV"
     tree "$DIR" times | diff "$TMPDIR/before" -
 }

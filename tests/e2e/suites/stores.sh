@@ -173,7 +173,7 @@ another_host() {
     # Killed: its own mark is no obstacle.
     server=$(server_of dev)
     kill -KILL "$server"
-    until_true 10 gone "$server"
+    until_true 60 gone "$server"
     umount -l "$TMPDIR/mnt" 2>/dev/null || fusermount3 -uz "$TMPDIR/mnt" 2>/dev/null || fusermount -uz "$TMPDIR/mnt"
     [ -s "$mark" ] || wrong "the mark went with a killed process"
     karapace commit dev >/dev/null
