@@ -106,7 +106,8 @@ impl BlockList {
         if size > FILE_MAX {
             return Err(decoder.error(format!("{size} bytes are more than a file can have")));
         }
-        let mut list = Self::new(size);
+        // In order, so that the map is built at once: a large file has tens of thousands.
+        let mut blocks = Vec::new();
         let mut end = 0u64;
         for run in 0..decoder.count(2 + ObjectId::LEN)? {
             let gap = decoder.varint()?;
@@ -121,12 +122,13 @@ impl BlockList {
                 return Err(decoder.error("a run lies beyond the end of the file"));
             };
             end = start + count;
+            blocks.reserve(count as usize);
             for block in start..end {
-                list.blocks.insert(block, decoder.id()?);
+                blocks.push((block, decoder.id()?));
             }
         }
         decoder.finish()?;
-        Ok(list)
+        Ok(Self { size, blocks: blocks.into_iter().collect() })
     }
 
     /// Reads the list `id`, of a file of `size` bytes, from the batch or its store.
