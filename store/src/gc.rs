@@ -2,7 +2,7 @@
 //!
 //! Marks from every environment's base, head and snapshots, from uppers, pins and operations under way; sweeps by scanning the
 //! disk. It refuses, and deletes nothing, when any of what it must follow cannot be read: an unreadable tree could
-//! refer to anything. What it marked it remembers in few bytes ([`Marks`]), so that now and then some garbage is kept, and never
+//! refer to anything. What it marked it remembers in few bytes (`marks.rs`), so that now and then some garbage is kept, and never
 //! anything else taken. Records on the way down a marked layer's parents are kept; their trees only if something above refers to them.
 //!
 //! Others work meanwhile: the store's lock is held alone only for a moment at the start and for each directory of the sweep. What
