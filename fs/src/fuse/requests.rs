@@ -78,6 +78,10 @@ impl Shared {
                         }
                     });
                 }
+                _ if index == LIVE && self.views.live().wants_trim() => {
+                    let view = self.views.live().clone();
+                    self.workers.run(move || view.trim());
+                }
                 _ if index == LIVE && self.views.live().wants_relief() => {
                     let view = self.views.live().clone();
                     self.workers.run(move || view.relieve());

@@ -188,6 +188,17 @@ impl View {
         }
     }
 
+    /// Whether most inodes were forgotten so that [`View::trim`] is to be called, from where nobody waits for it: said once.
+    pub fn wants_trim(&self) -> bool {
+        self.shrunk.load(Ordering::Relaxed) && self.shrunk.swap(false, Ordering::Relaxed)
+    }
+
+    /// Gives the memory of forgotten inodes back to the system, and that of what was read for them.
+    pub fn trim(&self) {
+        self.trees.clear_cache();
+        crate::sys::trim_heap();
+    }
+
     /// Whether files were removed so that [`View::relieve`] is to be called, from where nobody waits for it: said once.
     pub fn wants_relief(&self) -> bool {
         self.upper.as_ref().is_some_and(Upper::wants_relief)
@@ -334,12 +345,8 @@ impl View {
     }
 
     /// Has the disk take what was written into committed files; writes a checkpoint when the journal has grown long; gives room
-    /// back that removed files hold, and memory that forgotten inodes had. Called between operations.
+    /// back that removed files hold. Called between operations.
     pub fn maintain(&self) -> Result<()> {
-        if self.shrunk.swap(false, Ordering::Relaxed) {
-            self.trees.clear_cache();
-            crate::sys::trim_heap();
-        }
         self.sync_fresh();
         match &self.upper {
             Some(upper) if !self.is_read_only() && (upper.wants_checkpoint() || upper.is_broken()) => {
