@@ -30,7 +30,7 @@ def forgotten(karapace):
     """Bytes that the serving process has allocated once the kernel has forgotten all that it may."""
     left, same = None, 0
     deadline = time.monotonic() + 30
-    # What is free goes back to the system every five seconds.
+    # What is free goes back to the system in the background.
     while same < 30 and time.monotonic() < deadline:
         # Each time, the kernel passes over what was used since the last; it sends what it forgot in the background.
         pathlib.Path("/proc/sys/vm/drop_caches").write_text("2\n")
