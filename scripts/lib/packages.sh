@@ -23,19 +23,41 @@ kept() {
     printf '%s\n' "$directory"
 }
 
-download_debs() {
-    as_root apt-get -qq update && apt-get -qq download "$@"
+# newest_first COMMAND...: the lines of its output, each once, by version, the newest first.
+newest_first() { "$@" | sort -rVu; }
+
+# one_of VERSIONS COMMAND... NAME: runs COMMAND NAME=VERSION for each version in turn, until one succeeds. apt's lists may name
+# files that the pool no longer has, or not yet.
+one_of() {
+    local versions=$1 name=${!#} version
+    shift
+    for version in $versions; do
+        "${@:1:$#-1}" "$name=$version" && return
+    done
+    echo "no version of $name that apt knows of could be fetched: ${versions:-there is none}"
+    return 1
 }
 
-# apt's lists of source packages are asked for here alone: the machine need not have any.
+versions_of_deb() { apt-cache madison "$1" | cut -d '|' -f2 | tr -d ' '; }
+
+download_debs() {
+    local name
+    as_root apt-get -qq update || return
+    for name in "$@"; do
+        one_of "$(newest_first versions_of_deb "$name")" apt-get -qq download "$name" || return
+    done
+}
+
+# download_source NAME. apt's lists of source packages are asked for here alone: the machine need not have any.
 download_source() {
     distribution_sources | sed 's/^deb /deb-src /' >sources.list
     [ -s sources.list ] || die "apt knows no Debian or Ubuntu repository: check /etc/apt and run apt-get update"
     mkdir -p lists/partial
     local here=(-o "Dir::Etc::SourceList=$PWD/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$PWD/lists")
-    as_root apt-get -qq "${here[@]}" update &&
-        apt-get -qq "${here[@]}" source --download-only "$1" &&
+    as_root apt-get -qq "${here[@]}" update || return
+    versions_of_source() { apt-cache "${here[@]}" showsrc --only-source "$1" | sed -n 's/^Version: //p'; }
+    one_of "$(newest_first versions_of_source "$1")" apt-get -qq "${here[@]}" source --download-only "$1" &&
         rm -rf lists sources.list
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suites: tests/e2e/run.sh [--as root|user] [SUITE...]
 #
-# A suite is tests/e2e/suites/NAME.sh; its line `# runs as: root user` says as whom it is run, and `# tools: NAME...` what
-# it needs that is no Debian package (scripts/lib/tools.sh). Each run has a process, mount and user table of its own
+# A suite is tests/e2e/suites/NAME.sh; its line `# runs as: root user` says as whom it is run, `# tools: NAME...` what it
+# needs that is no Debian package (scripts/lib/tools.sh), and `# files: NAME...` which files from elsewhere (FETCH below). A
+# suite that lacks one of them fails, and the others run. Each run has a process, mount and user table of its own
 # (suite.sh, sandbox.sh): whatever a suite starts or mounts is gone when it ends, also when this script is killed, and
 # nothing of it is seen outside. Root is needed for that. So several run side by side; what each said is shown when it has
 # ended.
@@ -35,27 +36,15 @@ fi
 
 names=("$@")
 [ $# -gt 0 ] || mapfile -t names < <(cd "$ROOT/tests/e2e/suites" && printf '%s\n' *.sh | sed 's/\.sh$//')
-# "NAME ACTOR" each.
-runs=()
 for name in "${names[@]}"; do
-    suite=$ROOT/tests/e2e/suites/$name.sh
-    [ -f "$suite" ] || die "there is no suite $name; there are: $(cd "$ROOT/tests/e2e/suites" && echo *.sh)"
-    read -ra tools < <(sed -n 's/^# tools: //p' "$suite")
-    for tool in ${tools[@]+"${tools[@]}"}; do ensure_tool "$tool"; done
-    read -ra actors < <(sed -n 's/^# runs as: //p' "$suite")
-    for actor in "${actors[@]}"; do
-        [ -n "$only_as" ] && [ "$only_as" != "$actor" ] || runs+=("$name $actor")
-    done
+    [ -f "$ROOT/tests/e2e/suites/$name.sh" ] ||
+        die "there is no suite $name; there are: $(cd "$ROOT/tests/e2e/suites" && echo *.sh)"
 done
 if [ -z "${KARAPACE_BIN:-}" ]; then
     (cd "$ROOT" && cargo build --release --quiet) || die "the release build failed"
     KARAPACE_BIN=$TARGET/release/karapace
 fi
-MINBASE=$(rootfs_minbase) || exit 1
-DEV=$(rootfs_dev) || exit 1
-DEBS=$(packages_debs) || exit 1
-PATCH=$(packages_patch) || exit 1
-export KARAPACE_BIN MINBASE DEV DEBS PATCH TOOLS REPOSITORY=$ROOT
+export KARAPACE_BIN TOOLS REPOSITORY=$ROOT
 jobs=${KARAPACE_JOBS:-$(nproc)}
 
 logs=$(mktemp -d)
@@ -67,6 +56,30 @@ tidy() {
 }
 trap tidy EXIT
 trap 'exit 130' INT TERM HUP
+
+# The files from elsewhere that suites may need: the variable in which a suite finds the path, and what fetches it.
+declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [DEBS]=packages_debs [PATCH]=packages_patch)
+
+# words KEY NAME: what the line `# KEY: ...` of a suite says.
+words() { sed -n "s/^# $1: //p" "$ROOT/tests/e2e/suites/$2.sh"; }
+
+# provide KIND WORD: fetches or installs it, once for all suites; false when it cannot be had, with the reason in $logs.
+declare -A provided=()
+provide() {
+    local log="$logs/$1-$2"
+    if [ -z "${provided[$2]:-}" ]; then
+        provided[$2]=yes
+        if [ "$1" = tools ]; then
+            (ensure_tool "$2") 2>"$log" || provided[$2]=no
+        else
+            export "${2?}"
+            printf -v "$2" %s "$("${FETCH[$2]}" 2>"$log")"
+            [ -n "${!2}" ] || provided[$2]=no
+        fi
+        cat "$log" >&2
+    fi
+    [ "${provided[$2]}" = yes ]
+}
 
 passed=0 failed=0
 # ended RUN STATUS: shows what a suite said, and counts.
@@ -93,8 +106,33 @@ await_one() {
     unset "running[$pid]"
 }
 
+# lacks NAME: prints what the suite needs and cannot have, with the reason.
+lacks() {
+    local kind word
+    for kind in tools files; do
+        for word in $(words "$kind" "$1"); do
+            provide "$kind" "$word" >/dev/null || { echo "$word: $(tail -n1 "$logs/$kind-$word")" && return; }
+        done
+    done
+}
+
+# "NAME ACTOR" each.
+runs=()
+for name in "${names[@]}"; do
+    lacks "$name" >"$logs/lacks"
+    for actor in $(words 'runs as' "$name"); do
+        [ -z "$only_as" ] || [ "$only_as" = "$actor" ] || continue
+        if [ -s "$logs/lacks" ]; then
+            echo "FAIL $name as $actor cannot run: it needs $(cat "$logs/lacks")"
+            failed=$((failed + 1))
+        else
+            runs+=("$name $actor")
+        fi
+    done
+done
+
 declare -A started=()
-for run in "${runs[@]}"; do
+for run in ${runs[@]+"${runs[@]}"}; do
     while [ ${#running[@]} -ge "$jobs" ]; do await_one; done
     started[$run]=$SECONDS
     # shellcheck disable=SC2086 # two words

@@ -3,14 +3,21 @@
 # /dev/fuse and the plain file system to compare with exist in here only.
 set -euo pipefail
 name=$1
-: "${SCRATCH:?}" "${ACTOR:?}" "${MINBASE:?}" "${DEV:?}" "${DEBS:?}" "${PATCH:?}" "${REPOSITORY:?}"
+: "${SCRATCH:?}" "${ACTOR:?}" "${REPOSITORY:?}"
 readonly TEST_UID=54321
 
-# What the suites read, where an ordinary user can reach it.
-mount --bind "$MINBASE" "$SCRATCH/rootfs/minbase.tar"
-mount --bind "$DEV" "$SCRATCH/rootfs/dev.tar"
-mount --bind "$DEBS" "$SCRATCH/debs"
-mount --bind "$PATCH" "$SCRATCH/patch"
+# The files that the suite asks for (`# files:`), where an ordinary user can reach them.
+files=()
+# show VARIABLE PLACE NAME: what the variable names, at PLACE; the suite finds that under NAME.
+show() {
+    [ -n "${!1:-}" ] || return 0
+    mount --bind "${!1}" "$SCRATCH/$2"
+    files+=("$3=$SCRATCH/$2")
+}
+show MINBASE rootfs/minbase.tar MINBASE_TAR
+show DEV rootfs/dev.tar DEV_TAR
+show DEBS debs DEBS
+show PATCH patch PATCH_SOURCE
 
 # A private node of /dev/fuse, open to all, as distributions have it.
 mkdir "$SCRATCH/dev"
@@ -41,8 +48,7 @@ environment=(
     "HOME=$SCRATCH/home" "TMPDIR=$SCRATCH/tmp" "LANG=C.UTF-8" "LC_ALL=C.UTF-8" "SHELL=/bin/bash" "TERM=dumb"
     "PATH=$SCRATCH/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     "SCRATCH=$SCRATCH" "ACTOR=$ACTOR" "PLAIN=$SCRATCH/plain" "REPOSITORY=$REPOSITORY"
-    "MINBASE_TAR=$SCRATCH/rootfs/minbase.tar" "DEV_TAR=$SCRATCH/rootfs/dev.tar"
-    "DEBS=$SCRATCH/debs" "PATCH_SOURCE=$SCRATCH/patch"
+    ${files[@]+"${files[@]}"}
 )
 # What the toolchain needs where a suite builds (the quickstart's), and what is asked of fsx.
 for variable in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR RUSTUP_TOOLCHAIN KARAPACE_FSX_OPERATIONS KARAPACE_FSX_SEEDS; do

@@ -3,7 +3,7 @@
 # says what the environment must hold. What the suite says goes to stdout; the status is the suite's.
 set -uo pipefail
 name=$1 actor=$2
-: "${KARAPACE_BIN:?}" "${MINBASE:?}" "${DEV:?}" "${DEBS:?}" "${PATCH:?}" "${TOOLS:?}" "${REPOSITORY:?}"
+: "${KARAPACE_BIN:?}" "${TOOLS:?}" "${REPOSITORY:?}"
 
 # A suite that takes longer hangs.
 LIMIT_SECONDS=1200

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Manifests with packages: apt for real, the lock file, what is shared, what a failed or killed build leaves, rebuild, pin.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 PROJECT=$HOME/project
 CHANGED=$TMPDIR/changed

@@ -2,6 +2,7 @@
 # Eight workers at once on three environments that share a store: exec, writes, commit, restore, gc, snapshots, verify-store in a
 # random order. Nothing fails that should not, no acknowledged snapshot is lost, and the store is whole afterwards.
 # runs as: root user
+# files: MINBASE
 #
 # KARAPACE_ROUNDS  how much each worker does; 10 by default
 # KARAPACE_SEED    repeats the choices of a run (not its timing)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The life of an environment as the README tells it: from a manifest with packages to its end, by name and by prefix.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 PROJECT=$HOME/project
 

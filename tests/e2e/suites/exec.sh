@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # exec and enter: what goes in, what comes out, and with which status.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=run
 DIR=$MOUNTS/$ENV

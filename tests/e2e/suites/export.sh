@@ -2,6 +2,7 @@
 # Exports: the tar as GNU tar, bsdtar and our own import read it, the OCI image as skopeo and umoci do; equal bytes for
 # equal content.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 
 OUT=$TMPDIR/out

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The job end to end on a real Debian: import, mount, write, commit, delete and change, restore, exec, unmount.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=dev
 DIR=$MOUNTS/$ENV

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The OCI backend: the same environment as with namespaces, run by crun.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=boxed
 PROJECT=$(mktemp -d /tmp/karapace-oci.XXXXXX)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # dpkg and rpm install, upgrade, check and remove in the mount what they do on ext4.
 # runs as: root user
+# files: MINBASE DEBS
 . "$(dirname "$0")/../checks.sh"
 ENV=packages
 DIR=$MOUNTS/$ENV

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What of the host a session sees: as the manifest and the command line ask, and no more.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=guest
 PROJECT=$(mktemp -d /tmp/karapace-project.XXXXXX)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # pjdfstest on a mount: what POSIX says of each system call and each errno of it.
 # runs as: root
+# files: MINBASE
 # tools: pjdfstest
 . "$(dirname "$0")/../checks.sh"
 ENV=posix

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Real programs in the mount give what they give on ext4.
 # runs as: root user
+# files: DEV
 . "$(dirname "$0")/../checks.sh"
 ENV=prog
 DIR=$MOUNTS/$ENV

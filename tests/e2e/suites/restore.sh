@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What diff lists and what restore brings back, under running programs and with mounts inside.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=back
 DIR=$MOUNTS/$ENV

@@ -2,6 +2,7 @@
 # Sessions of one environment: a second one joins the first, each ends for itself, stop ends all; an ordinary user has the
 # ids of /etc/subuid inside.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=shared
 DIR=$MOUNTS/$ENV

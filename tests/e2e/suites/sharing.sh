@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What environments share, what a commit adds, and that import takes each form of a root file system.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 
 first_import() {

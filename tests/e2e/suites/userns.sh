@@ -2,6 +2,7 @@
 # A mount made inside a user namespace with a range of ids: they are what they are inside, and what root may do there
 # works as for root.
 # runs as: user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=ranged
 DIR=$MOUNTS/$ENV
