@@ -14,4 +14,5 @@ pub mod manifest;
 pub mod oci;
 pub mod packages;
 pub mod pin;
+pub mod process;
 pub mod runtime;

@@ -16,7 +16,7 @@ use super::mount::Options;
 use super::sessions::Session;
 use super::socket::{Answer, Client, Entrance, Reply, Request, Shape};
 use super::{Engine, Error, Result, mountpoint, policy};
-use crate::runtime::{self, Namespaces, Seen, User, ranges};
+use crate::runtime::{self, Ended, Namespaces, Seen, User, ranges};
 
 /// How long a mount that is just beginning or ending is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,6 +41,8 @@ pub struct EnterOptions {
     pub choices: runtime::Choices,
     /// A file that takes all output; the command has no input then. `None`: the caller's own streams.
     pub output: Option<Arc<File>>,
+    /// How many of the caller's descriptors, from 3 on, the command gets.
+    pub preserved: u32,
 }
 
 impl EnterOptions {
@@ -79,26 +81,26 @@ struct Place {
 }
 
 impl Engine {
-    /// Runs a command inside `env` and gives its exit status. An environment that is not mounted is mounted for the time of
+    /// Runs a command inside `env` to its end. An environment that is not mounted is mounted for the time of
     /// its sessions; where an ordinary user has a range of ids, in a user namespace that has them.
-    pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<i32> {
+    pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<Ended> {
         // Root is a user of every environment.
         let root = options.user.as_deref() == Some(runtime::SELF) && geteuid().is_root();
         let options = &EnterOptions { user: options.user.clone().filter(|_| !root), ..options.clone() };
         let policy = policy::of(env, &options.choices)?;
         let session = Session::join(self, &env.instance)?;
-        let status = self.run_inside(env, options, &policy);
+        let ended = self.run_inside(env, options, &policy);
         let left = session.leave(|| self.end_inside(env));
-        let status = status?;
+        let ended = ended?;
         // The command's own status matters more than a mount that stays; the next session uses it and ends it.
         if let Err(error) = left {
             tracing::warn!("ending the session: {error}");
         }
-        Ok(status)
+        Ok(ended)
     }
 
     /// Joins the inside that there is, or makes one.
-    fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<i32> {
+    fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<Ended> {
         let backend = runtime::backend(policy.backend);
         let (request, namespaces, many_ids) = loop {
             let place = self.place(env, options)?;
@@ -120,6 +122,7 @@ impl Engine {
                 mask_control: !options.show_control,
                 policy: policy.clone(),
                 output: options.output.clone(),
+                preserved: options.preserved,
             };
             if let Some((theirs, namespaces)) = place.inside {
                 check_shape(env, &shape, &theirs)?;

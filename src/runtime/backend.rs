@@ -4,7 +4,7 @@ use nix::sched::CloneFlags;
 
 use super::oci::Oci;
 use super::plan::{Command, Preparation, has_ids};
-use super::{Namespaces, RuntimeError, Session, Started, join, mock, start};
+use super::{Ended, Namespaces, RuntimeError, Session, Started, join, mock, start};
 use crate::manifest;
 
 /// Makes insides and runs commands in them.
@@ -17,27 +17,26 @@ pub trait Backend {
     /// [`RuntimeError`]; nothing is left then.
     fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError>;
 
-    /// Runs the command of a session to its end in an inside that is there, and returns its exit status, or 128 + n when signal n
-    /// killed it. `many_ids`: the inside has more than one id.
+    /// Runs the command of a session to its end in an inside that is there. `many_ids`: the inside has more than one id.
     ///
     /// The calling thread's signal mask is changed meanwhile, and signals to the process are received instead of acted on; so
     /// call it from the main thread of a process that has no others, or none that leave the forwarded signals unblocked.
     ///
     /// # Errors
     /// [`RuntimeError`]; its [`exit_status`](RuntimeError::exit_status) is what `enter` and `exec` end with.
-    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<i32, RuntimeError>;
+    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError>;
 
     /// Runs a session to its end, in an inside of its own. As in [`join`](Backend::join), also what it asks of the caller.
     ///
     /// # Errors
     /// As [`join`](Backend::join).
-    fn run(&self, session: &Session) -> Result<i32, RuntimeError> {
+    fn run(&self, session: &Session) -> Result<Ended, RuntimeError> {
         let session = Session { seen: Some(session.seen()?), ..session.clone() };
         let mut started = self.start(&session, None)?;
         let namespaces = std::mem::replace(&mut started.namespaces, Namespaces::own(CloneFlags::empty())?);
-        let status = self.join(&session, namespaces, has_ids());
+        let ended = self.join(&session, namespaces, has_ids());
         started.end()?;
-        status
+        ended
     }
 }
 
@@ -58,7 +57,7 @@ impl Backend for Namespace {
         start::start(Preparation::new(session, ground.is_some())?, ground)
     }
 
-    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<i32, RuntimeError> {
-        join(session, namespaces, |own_group, mask| Command::new(session, many_ids, own_group, mask))
+    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError> {
+        join(session, namespaces, |terminal, mask| Command::new(session, many_ids, terminal, mask))
     }
 }

@@ -1,17 +1,29 @@
 //! What karapace and a process inside (process 1, a monitor) tell each other: one datagram a message over a socket pair.
 //!
 //! The inside writes reports, karapace writes orders. Encoding allocates nothing, for the inside must not.
-//! When all processes inside are gone the outside reads the end of the stream, and the other way round.
+//! Open namespaces travel beside the report that hands them over. When all processes inside are gone the outside reads the end of the stream, and the other way round.
 
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
 };
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 /// Most bytes of a message; a longer path is cut.
 const MESSAGE_MAX: usize = 4096 + 128;
+
+/// Most descriptors beside a message.
+pub(super) const DESCRIPTORS_MAX: usize = 8;
+
+/// The kind of [`Report::Ready`].
+const READY: u8 = b'R';
 
 /// A step that failed: "cannot {action} {path}".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +50,12 @@ pub(super) enum Report<'a> {
     Exec(Errno),
     /// The command was stopped by this signal.
     Stopped(i32),
-    /// The command is over, with this status as a shell would show it.
+    /// The terminal sent the command's group this signal.
+    Keyboard(i32),
+    /// The command ended by itself, with this status.
     Exited(i32),
+    /// The command was killed by this signal.
+    Killed(i32),
 }
 
 /// From karapace to the inside.
@@ -49,6 +65,8 @@ pub(super) enum Order {
     Prepare,
     /// Send the command this signal.
     Signal(i32),
+    /// Send the command's process group this signal.
+    SignalGroup(i32),
     /// Let the stopped command go on, in the terminal's foreground or not.
     Continue { foreground: bool },
 }
@@ -86,13 +104,15 @@ impl Channel {
     pub fn report(&self, report: &Report<'_>) -> Result<(), Errno> {
         let (kind, value, failure) = match report {
             Report::Started(pid) => (b'P', *pid, None),
-            Report::Ready => (b'R', 0, None),
+            Report::Ready => (READY, 0, None),
             Report::Skipped(f) => (b'S', f.errno as i32, Some(f)),
             Report::Failed(f) => (b'F', f.errno as i32, Some(f)),
             Report::Workdir(errno) => (b'W', *errno as i32, None),
             Report::Exec(errno) => (b'X', *errno as i32, None),
             Report::Stopped(signal) => (b'T', *signal, None),
+            Report::Keyboard(signal) => (b'K', *signal, None),
             Report::Exited(status) => (b'E', *status, None),
+            Report::Killed(signal) => (b'D', *signal, None),
         };
         let mut buffer = [0; MESSAGE_MAX];
         let mut used = 0;
@@ -105,10 +125,50 @@ impl Channel {
         self.send(&buffer[..used])
     }
 
+    /// The report that the inside is ready, with its namespaces, at most [`DESCRIPTORS_MAX`]. Through rustix, for nix would
+    /// allocate.
+    pub fn report_ready(&self, namespaces: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !namespaces.is_empty() && !control.push(SendAncillaryMessage::ScmRights(namespaces)) {
+            return Err(Errno::E2BIG);
+        }
+        let message = [READY, 0, 0, 0, 0];
+        sendmsg(&self.0, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL)
+            .map(drop)
+            .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+    }
+
+    /// As [`Channel::next_report`], and adds the descriptors that come beside it to `descriptors`.
+    pub fn next_report_with<'b>(
+        &self,
+        buffer: &'b mut MessageBuffer,
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Result<Option<Report<'b>>, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let length = loop {
+            let into = &mut [IoSliceMut::new(&mut buffer.0)];
+            match recvmsg(&self.0, into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::CONNRESET) => break 0,
+                Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
+                Ok(received) => break received.bytes,
+            }
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                descriptors.extend(received);
+            }
+        }
+        Message::parse(&buffer.0[..length])?.map(Message::report).transpose()
+    }
+
     pub fn order(&self, order: Order) -> Result<(), Errno> {
         let (kind, value) = match order {
             Order::Prepare => (b'P', 0),
             Order::Signal(signal) => (b'S', signal),
+            Order::SignalGroup(signal) => (b'G', signal),
             Order::Continue { foreground } => (b'C', i32::from(foreground)),
         };
         let [a, b, c, d] = value.to_le_bytes();
@@ -117,24 +177,7 @@ impl Channel {
 
     /// The next report, held in `buffer`; `None` at the end of the stream.
     pub fn next_report<'b>(&self, buffer: &'b mut MessageBuffer) -> Result<Option<Report<'b>>, Errno> {
-        let Some(Message { kind, value, text }) = self.receive(buffer)? else { return Ok(None) };
-        let errno = Errno::from_raw(value);
-        let failure = || {
-            let cut = text.iter().position(|b| *b == 0).unwrap_or(text.len());
-            let action = std::str::from_utf8(&text[..cut]).unwrap_or("do");
-            Failure { action, path: text.get(cut + 1..).unwrap_or_default(), errno }
-        };
-        Ok(Some(match kind {
-            b'P' => Report::Started(value),
-            b'R' => Report::Ready,
-            b'S' => Report::Skipped(failure()),
-            b'F' => Report::Failed(failure()),
-            b'W' => Report::Workdir(errno),
-            b'X' => Report::Exec(errno),
-            b'T' => Report::Stopped(value),
-            b'E' => Report::Exited(value),
-            _ => return Err(Errno::EBADMSG),
-        }))
+        self.receive(buffer)?.map(Message::report).transpose()
     }
 
     /// The next order; `None` at the end of the stream.
@@ -143,6 +186,7 @@ impl Channel {
         match kind {
             b'P' => Ok(Some(Order::Prepare)),
             b'S' => Ok(Some(Order::Signal(value))),
+            b'G' => Ok(Some(Order::SignalGroup(value))),
             b'C' => Ok(Some(Order::Continue { foreground: value != 0 })),
             _ => Err(Errno::EBADMSG),
         }
@@ -160,12 +204,43 @@ impl Channel {
                 other => break other?,
             }
         };
-        match &buffer.0[..length] {
+        Message::parse(&buffer.0[..length])
+    }
+}
+
+impl<'b> Message<'b> {
+    /// The message in these bytes; `None` for none at all, which is the end of the stream.
+    fn parse(bytes: &'b [u8]) -> Result<Option<Message<'b>>, Errno> {
+        match bytes {
+            [] => Ok(None),
             [kind, a, b, c, d, text @ ..] => {
                 Ok(Some(Message { kind: *kind, value: i32::from_le_bytes([*a, *b, *c, *d]), text }))
             }
             _ => Err(Errno::EBADMSG),
         }
+    }
+
+    fn report(self) -> Result<Report<'b>, Errno> {
+        let Message { kind, value, text } = self;
+        let errno = Errno::from_raw(value);
+        let failure = || {
+            let cut = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+            let action = std::str::from_utf8(&text[..cut]).unwrap_or("do");
+            Failure { action, path: text.get(cut + 1..).unwrap_or_default(), errno }
+        };
+        Ok(match kind {
+            b'P' => Report::Started(value),
+            READY => Report::Ready,
+            b'S' => Report::Skipped(failure()),
+            b'F' => Report::Failed(failure()),
+            b'W' => Report::Workdir(errno),
+            b'X' => Report::Exec(errno),
+            b'T' => Report::Stopped(value),
+            b'K' => Report::Keyboard(value),
+            b'E' => Report::Exited(value),
+            b'D' => Report::Killed(value),
+            _ => return Err(Errno::EBADMSG),
+        })
     }
 }
 
@@ -201,7 +276,9 @@ mod tests {
             Report::Workdir(Errno::ENOENT),
             Report::Exec(Errno::EACCES),
             Report::Stopped(20),
+            Report::Keyboard(2),
             Report::Exited(143),
+            Report::Killed(9),
         ] {
             inside.report(&report).unwrap();
             assert_eq!(outside.next_report(&mut buffer).unwrap(), Some(report));
@@ -209,14 +286,20 @@ mod tests {
         for order in [
             Order::Prepare,
             Order::Signal(15),
+            Order::SignalGroup(2),
             Order::Continue { foreground: true },
             Order::Continue { foreground: false },
         ] {
             outside.order(order).unwrap();
             assert_eq!(inside.next_order(&mut buffer).unwrap(), Some(order));
         }
-        drop(inside);
+        let mut descriptors = Vec::new();
+        inside.report_ready(&[outside.as_fd(), inside.as_fd()]).unwrap();
+        let report = outside.next_report_with(&mut buffer, &mut descriptors).unwrap();
+        assert_eq!((report, descriptors.len()), (Some(Report::Ready), 2));
+        drop((inside, descriptors));
         assert_eq!(outside.next_report(&mut buffer).unwrap(), None);
+        assert_eq!(outside.next_report_with(&mut buffer, &mut Vec::new()).unwrap(), None);
     }
 
     #[test]

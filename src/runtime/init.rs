@@ -1,37 +1,37 @@
 //! Process 1 of an inside: prepares everything, then only lives, so that the inside does.
 //!
 //! What runs here and in `monitor` runs after `clone` in a copy of karapace that has one thread. It must not allocate, take
-//! locks, print or panic; everything it needs was worked out before.
-//!
-//! Nothing of the host can be reached through these processes by root inside: they are closed to others (not dumpable; their
-//! memory belongs to the caller's user namespace, in which nobody inside has rights), so that what /proc shows of their
-//! descriptors and their program is out of reach.
+//! locks, print or panic; everything it needs was worked out before. Root inside can reach nothing through these processes:
+//! `conceal` says how.
 
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sched::CloneFlags;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, sethostname, setsid, write};
 
 use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
+use super::conceal::conceal;
 use super::plan::{IdMap, Preparation};
-use super::{network, sys};
+use super::{namespaces, network, sys};
+use crate::process;
 
-/// Runs as process 1 of the new namespaces, with all signals blocked, until nobody holds the other end of the channel.
-pub(super) fn main(preparation: &mut Preparation, channel: &Channel) -> ! {
+/// Runs as process 1 of the new namespaces, of the kinds in `kinds`, with all signals blocked, until nobody holds the other end of
+/// the channel. Its start strings are erased.
+pub(super) fn main(preparation: &mut Preparation, kinds: CloneFlags, channel: &Channel) -> ! {
     let mut buffer = MessageBuffer::new();
     // Karapace died before it began.
     if !matches!(channel.next_order(&mut buffer), Ok(Some(Order::Prepare))) {
         sys::exit(125);
     }
-    let report = match prepare(preparation, channel) {
-        Ok(()) => Report::Ready,
-        Err(failure) => Report::Failed(failure),
-    };
-    if channel.report(&report).is_err() || report != Report::Ready {
+    if let Err(failure) = prepare(preparation, kinds, channel) {
+        // When nobody listens any more there is nobody to tell.
+        channel.report(&Report::Failed(failure)).ok();
         sys::exit(125);
     }
     // Nothing is ordered any more; what is waited for is the end.
@@ -48,23 +48,32 @@ pub(super) fn fail(action: &'static str) -> impl Fn(Errno) -> Failure<'static> {
     move |errno| Failure { action, path: b"the session", errno }
 }
 
-/// Makes the inside.
-fn prepare<'p>(preparation: &'p mut Preparation, channel: &Channel) -> Result<(), Failure<'p>> {
+/// Makes the inside, and reports that it is ready.
+fn prepare<'p>(
+    preparation: &'p mut Preparation,
+    kinds: CloneFlags,
+    channel: &Channel,
+) -> Result<(), Failure<'p>> {
     // It outlives the session that began it, and the terminal of that.
     setsid().map_err(fail("detach"))?;
+    // Before it is closed to others, for then the map is root's. There is nobody else in its process namespace yet.
     if let Some(map) = &preparation.id_map {
         map.write_own()?;
     }
-    prctl::set_dumpable(false).map_err(fail("close"))?;
+    let null = open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
+    null.and_then(|null| stand_in(&null, 0)).map_err(fail("let go of the streams of"))?;
+    conceal(&[Some(channel.fd())], 0, preparation.filter.as_ref()).map_err(fail("close"))?;
     prctl::set_name(c"karapace-init").map_err(fail("name"))?;
     // It inherits orphans and has no use for their statuses.
-    sys::ignore_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
+    process::ignore_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
     sethostname(&preparation.hostname).map_err(fail("name the host of"))?;
     if preparation.isolate_network {
         network::raise_loopback().map_err(fail("bring up the network of"))?;
     }
     preparation.mounts.enter(channel)?;
-    release(&[channel], 0).map_err(fail("let go of the descriptors of"))
+    namespaces::announce(kinds, channel).map_err(fail("hand over"))?;
+    // What was mounted by descriptor is mounted now.
+    sys::close_all_but(&[Some(channel.fd())], 3).map_err(fail("let go of the descriptors of"))
 }
 
 impl IdMap {
@@ -84,10 +93,8 @@ fn write_file(path: &'static CStr, bytes: &[u8]) -> Result<(), Failure<'static>>
         .map_err(|errno| Failure { action: "write", path: path.to_bytes(), errno })
 }
 
-/// Closes what a process of the session has no use for: it would keep files of the caller open, and hold up whoever waits for
-/// the end of a pipe that the command has closed. Standard streams below `first` stay.
-pub(super) fn release(channels: &[&Channel; 1], first: i32) -> Result<(), Errno> {
-    sys::close_all_but(&channels.map(Channel::fd))?;
-    let null = open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-    (first..=2).try_for_each(|number| sys::replace_fd(&null, number))
+/// Puts `null` in the place of the standard streams from `first` on: they would keep files of the caller open, and hold up
+/// whoever waits for the end of a pipe that the command has closed.
+pub(super) fn stand_in(null: &OwnedFd, first: i32) -> Result<(), Errno> {
+    (first..=2).try_for_each(|number| sys::replace_fd(null, number))
 }

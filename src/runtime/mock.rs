@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::backend::Namespace;
-use super::{Backend, Namespaces, RuntimeError, Session, Started};
+use super::{Backend, Ended, Namespaces, RuntimeError, Session, Started};
 
 /// Makes the inside as the namespace backend does, and prints the session instead of running its command.
 pub(super) struct Mock;
@@ -13,11 +13,11 @@ impl Backend for Mock {
         Namespace.start(session, ground)
     }
 
-    fn join(&self, session: &Session, _: Namespaces, _: bool) -> Result<i32, RuntimeError> {
+    fn join(&self, session: &Session, _: Namespaces, _: bool) -> Result<Ended, RuntimeError> {
         io::stdout()
             .write_all(describe(session).as_bytes())
             .map_err(|source| RuntimeError::Supervise { action: "print the mock session", source })?;
-        Ok(0)
+        Ok(Ended::with(0))
     }
 }
 
@@ -71,6 +71,7 @@ mod tests {
             user: None,
             seen: None,
             output: None,
+            preserved: 0,
             workdir: None,
             env: vec![("A".into(), "1".into())],
             hostname: "dev".into(),

@@ -18,8 +18,8 @@
 //!   terminal), the host's `resolv.conf`, read-only, an `/etc/hosts` that knows the session's host name, and what the
 //!   [`Policy`] lets in. `/run` and `/tmp` are the environment's own. Missing mount points are made in the environment. On
 //!   the host nothing is mounted.
-//! - **Streams.** Standard input, output and error are the caller's own descriptors, and so are others that the caller
-//!   left open across exec. Nothing is copied or added.
+//! - **Streams.** Standard input, output and error are the caller's own descriptors, and so are as many others as are asked
+//!   for ([`Session::preserved`]). Nothing is copied or added.
 //! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace go to the command; how the
 //!   terminal is shared stands in `terminal`. Real-time signals are not passed on.
 //! - **End.** When the command ends, everything it left behind inside is killed. When karapace dies, however it dies, so
@@ -31,7 +31,9 @@
 
 mod account;
 mod backend;
+mod capabilities;
 mod channel;
+mod conceal;
 mod desktop;
 mod devices;
 mod environment;
@@ -41,6 +43,7 @@ mod host_mounts;
 mod hosts;
 mod init;
 mod inside;
+mod keyboard;
 mod limits;
 mod mock;
 mod monitor;
@@ -61,6 +64,7 @@ mod user;
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -77,6 +81,7 @@ pub use limits::Limits;
 pub use namespaces::Namespaces;
 pub use policy::{Caller, Choices, Policy, Share, ShareKind};
 pub use start::Started;
+pub use supervise::{Ended, Interrupt};
 pub use user::User;
 
 pub(crate) use environment::PATH;
@@ -84,7 +89,9 @@ pub(crate) use plan::{SHELL, has_ids};
 pub(crate) use user::root_shell;
 
 use channel::Channel;
+use conceal::StartStrings;
 use plan::Command;
+use seccomp::Filter;
 use supervise::{Running, SignalMask, failed};
 use terminal::Terminal;
 
@@ -116,6 +123,8 @@ pub struct Session {
     /// A file that takes standard output and error; the command reads nothing then and shares no terminal. `None`: the
     /// caller's own streams.
     pub output: Option<Arc<File>>,
+    /// How many descriptors of the caller's, from 3 on, the command has beside its standard streams.
+    pub preserved: u32,
 }
 
 impl Session {
@@ -127,16 +136,18 @@ impl Session {
     }
 }
 
-/// Runs a command in an inside that is there, and returns its exit status, or 128 + n when signal n killed it. `make` is told
-/// whether the command shares a terminal, and the caller's signal mask.
+/// Runs a command in an inside that is there. `make` is told of the command's terminal ([`Command::terminal`]), and the
+/// caller's signal mask.
 fn join(
     session: &Session,
     namespaces: Namespaces,
-    make: impl FnOnce(bool, SigSet) -> Result<Command, RuntimeError>,
-) -> Result<i32, RuntimeError> {
+    make: impl FnOnce(Option<(OwnedFd, bool)>, SigSet) -> Result<Command, RuntimeError>,
+) -> Result<Ended, RuntimeError> {
     let terminal = if session.output.is_some() { None } else { Terminal::of_job() };
+    let handle = terminal.as_ref().map(|terminal| Ok((terminal.handle()?, terminal.foreground)));
+    let handle = handle.transpose().map_err(failed("share the terminal"))?;
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;
-    let mut command = make(terminal.is_some(), mask.before())?;
+    let mut command = make(handle, mask.before())?;
     // Removed on drop, when nothing of the session lives any more.
     let group = session.policy.limits.enforce();
     command.group = group.as_ref().map(limits::Group::entry).transpose().map_err(failed("limit"))?;
@@ -160,11 +171,12 @@ fn join(
 /// # Errors
 /// [`RuntimeError`]. That nothing lives there is none.
 pub fn signal_all(namespaces: Namespaces, signal: i32) -> Result<(), RuntimeError> {
+    let own = (&StartStrings::find()?, &Filter::new()?);
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;
     let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
     let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
         drop(channel);
-        monitor::signal(&namespaces, signal, &inner)
+        monitor::signal(&namespaces, signal, own, &inner)
     };
     drop((inner, namespaces));
     let sender = start::started(&channel, helper)?;

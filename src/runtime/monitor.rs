@@ -4,6 +4,7 @@
 //! Whatever the command starts stays below the monitor, also what is orphaned (it is a subreaper), so that a session can end
 //! while others go on.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -14,14 +15,19 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::uio::pread;
-use nix::unistd::{Pid, chdir, getpid, setpgid, write};
+use nix::unistd::{Pid, chdir, getpid, pipe2, read, setpgid, setsid, write};
 
 use super::channel::{Channel, MessageBuffer, Order, Report};
-use super::init::{fail, release};
+use super::conceal::{StartStrings, conceal};
+use super::init::{fail, stand_in};
+use super::keyboard::Ear;
 use super::namespaces::Namespaces;
 use super::plan::Command;
-use super::{oci, start, sys, terminal};
+use super::seccomp::Filter;
+use super::{capabilities, oci, start, sys, terminal};
+use crate::process;
 
 type Failure = super::channel::Failure<'static>;
 
@@ -30,7 +36,21 @@ const LIST: usize = 16 << 10;
 
 /// In a process of its own: enters the namespaces and makes the monitor there, as a child of karapace.
 pub(super) fn enter(namespaces: &Namespaces, command: &Command, channel: &Channel) -> ! {
-    let made = namespaces.enter().and_then(|()| sys::clone_process(CloneFlags::CLONE_PARENT));
+    // The runtime of a bundle must not have the filter: there the monitor takes it on once that runs.
+    let filter = command.filter.as_ref().filter(|_| command.bundle.is_none());
+    let keep = [
+        Some(channel.fd()),
+        Some(&command.null),
+        command.output.as_ref(),
+        command.group.as_ref(),
+        command.terminal.as_ref().map(|(handle, _)| handle),
+    ];
+    let made = command
+        .strings
+        .erase()
+        .and_then(|()| namespaces.enter())
+        .and_then(|()| conceal(&keep, command.preserved, filter))
+        .and_then(|()| sys::clone_process(CloneFlags::CLONE_PARENT));
     match made {
         Ok(None) => main(command, channel),
         other => sys::exit(start::announce(other, channel)),
@@ -38,8 +58,18 @@ pub(super) fn enter(namespaces: &Namespaces, command: &Command, channel: &Channe
 }
 
 /// In a process of its own: sends a signal to all that live in the namespaces. Monitors have it blocked.
-pub(super) fn signal(namespaces: &Namespaces, signal: i32, channel: &Channel) -> ! {
-    match namespaces.enter().and_then(|()| sys::clone_process(CloneFlags::CLONE_PARENT)) {
+pub(super) fn signal(
+    namespaces: &Namespaces,
+    signal: i32,
+    (strings, filter): (&StartStrings, &Filter),
+    channel: &Channel,
+) -> ! {
+    let made = strings
+        .erase()
+        .and_then(|()| namespaces.enter())
+        .and_then(|()| conceal(&[Some(channel.fd())], 0, Some(filter)))
+        .and_then(|()| sys::clone_process(CloneFlags::CLONE_PARENT));
+    match made {
         Ok(None) => {
             let all = Pid::from_raw(-1);
             let sent = sys::kill(all, signal).and_then(|()| sys::kill(all, libc::SIGCONT));
@@ -61,17 +91,18 @@ fn main(command: &Command, channel: &Channel) -> ! {
             sys::exit(125)
         }
         Ok(ready) => {
-            let ended = look_after(&ready, command.own_group, channel);
-            let report = match ended {
-                Ok(status) => Report::Exited(status),
-                Err(failure) => Report::Failed(failure),
-            };
+            let ended = look_after(&ready, command, channel);
+            let report = ended.unwrap_or_else(Report::Failed);
             channel.report(&report).ok();
             ready.end_all();
             if let Some(bundle) = &command.bundle {
                 bundle.remove();
             }
-            sys::exit(ended.unwrap_or(125))
+            sys::exit(match report {
+                Report::Exited(status) => status,
+                Report::Killed(signal) => 128 + signal,
+                _ => 125,
+            })
         }
     }
 }
@@ -82,55 +113,71 @@ struct Ready {
     /// Lists the children of this process.
     children: OwnedFd,
     signals: SignalFd,
+    /// Hears the keyboard, where there is one.
+    ear: Option<Ear>,
 }
 
 fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
-    prctl::set_dumpable(false).map_err(fail("close"))?;
     prctl::set_name(c"karapace-run").map_err(fail("name"))?;
     prctl::set_child_subreaper(true).map_err(fail("take in the orphans of"))?;
     // An ignored SIGCHLD, which exec passes on, would make the statuses of children vanish.
-    sys::default_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
+    process::default_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
     let path = c"/proc/thread-self/children";
     let failed = |errno| Failure { action: "read", path: path.to_bytes(), errno };
-    let list = || open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed);
+    let list = || open_in_proc(path).map_err(failed);
     // Before there is a command that could not be ended.
     drop(list()?);
+    // The command waits for the ear: the keyboard may interrupt it as soon as it runs.
+    let (held, hold) = pipe2(OFlag::O_CLOEXEC).map_err(fail("start the command of"))?;
     let started = match sys::clone_process(CloneFlags::empty()).map_err(fail("start the command of"))? {
         Some(command) => command,
         None => {
-            channel.report(&execute(command)).ok();
+            drop(hold);
+            channel.report(&execute(command, held)).ok();
             sys::exit(125)
         }
     };
-    // With a terminal to share, standard input stays the handle on it.
-    let first = if command.own_group { 1 } else { 0 };
-    release(&[channel], first).map_err(fail("let go of the descriptors of"))?;
+    let terminal = command.terminal.as_ref().map(|(handle, _)| handle);
+    let ear = terminal.map(|_| Ear::open(started)).transpose().map_err(fail("listen to the terminal of"))?;
+    drop((held, hold));
+    // Its size is the one that a container's terminal follows.
+    let first = if command.bundle.is_some() && command.terminal.is_some() { 1 } else { 0 };
+    stand_in(&command.null, first).map_err(fail("let go of the streams of"))?;
+    let ours = [Some(channel.fd()), terminal, ear.as_ref().map(Ear::fd)];
+    sys::close_all_but(&ours, 3).map_err(fail("let go of the descriptors of"))?;
+    if let (Some(filter), Some(_)) = (&command.filter, &command.bundle) {
+        sys::set_filter(filter).map_err(fail("filter the system calls of"))?;
+    }
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
-    if command.own_group && command.bundle.is_some() {
-        // The command has another terminal then, which is to follow this one: its foreground group is told of changes. The
-        // command makes the group as well; whoever comes second finds it made.
-        setpgid(started, started).ok();
-        setpgid(Pid::from_raw(0), started).map_err(fail("join the process group of"))?;
-        mask.add(Signal::SIGWINCH);
-    }
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&mask, flags).map_err(fail("receive signals of"))?;
-    Ok(Ready { command: started, children: list()?, signals })
+    Ok(Ready { command: started, children: list()?, signals, ear })
 }
 
-/// Becomes the command. Returns only what went wrong.
-fn execute(command: &Command) -> Report<'static> {
+/// Opens a file of /proc, over which root inside may have mounted anything.
+fn open_in_proc(path: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = open(path, flags, Mode::empty())?;
+    if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC { Ok(file) } else { Err(Errno::ENXIO) }
+}
+
+/// Becomes the command, once the other end of `held` is closed. Returns only what went wrong.
+fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
     let failed = |action| move |errno| Report::Failed(fail(action)(errno));
     let ready = || {
-        if command.own_group {
+        read(&held, &mut [0]).map_err(failed("wait to start"))?;
+        if command.output.is_some() {
+            // Nobody is there to answer what it might ask on the caller's terminal.
+            setsid().map(drop).map_err(failed("detach"))?;
+        } else {
             setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(failed("make a process group for"))?;
-            terminal::give_to(getpid()).map_err(failed("give the terminal to"))?;
+        }
+        if let Some((terminal, true)) = &command.terminal {
+            terminal::give_to(terminal, getpid()).map_err(failed("give the terminal to"))?;
         }
         if let Some(output) = &command.output {
-            let null = open(c"/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-                .map_err(failed("open /dev/null for"))?;
-            let streams = [(&null, 0), (output, 1), (output, 2)];
+            let streams = [(&command.null, 0), (output, 1), (output, 2)];
             streams
                 .iter()
                 .try_for_each(|(fd, number)| sys::replace_fd(fd, *number))
@@ -148,12 +195,13 @@ fn execute(command: &Command) -> Report<'static> {
         if command.no_new_privileges {
             prctl::set_no_new_privs().map_err(failed("bind the privileges of"))?;
         }
-        // While we may without giving up privileges: as the chosen user we may not any more.
-        if let Some(filter) = &command.filter {
-            sys::set_filter(filter).map_err(failed("filter the system calls of"))?;
+        if command.fewer_capabilities {
+            capabilities::give_up().map_err(failed("take capabilities from"))?;
         }
         if let Some(ids) = &command.ids {
             sys::set_ids(ids.uid, ids.gid, &ids.groups).map_err(failed("take on the user of"))?;
+            // A change of ids may open it to others (/proc/sys/fs/suid_dumpable).
+            prctl::set_dumpable(false).map_err(failed("close"))?;
         }
         match chdir(command.workdir.as_c_str()) {
             Err(errno) if command.workdir_required => return Err(Report::Workdir(errno)),
@@ -161,7 +209,8 @@ fn execute(command: &Command) -> Report<'static> {
             _ => {}
         }
         // The Rust runtime ignores it, and exec would pass that on.
-        sys::default_signal(Signal::SIGPIPE).map_err(failed("set up signals of"))?;
+        process::default_signal(Signal::SIGPIPE).map_err(failed("set up signals of"))?;
+        sys::keep_across_exec(3..command.preserved).map_err(failed("pass descriptors on to"))?;
         command.signal_mask.thread_set_mask().map_err(failed("set up signals of"))
     };
     match ready() {
@@ -184,56 +233,41 @@ fn exec_first(command: &Command) -> Errno {
     result
 }
 
-/// Reaps what dies and does what karapace orders, until the command is over. Returns its status.
-fn look_after(ready: &Ready, report_stops: bool, channel: &Channel) -> Result<i32, Failure> {
-    let Ready { command, signals, .. } = ready;
+/// Reaps what dies, does what karapace orders and says what the keyboard sends, until the command is over. Returns how it ended.
+fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Report<'static>, Failure> {
     let mut buffer = MessageBuffer::new();
     loop {
+        let ear = ready.ear.as_ref().map_or(channel.as_fd(), AsFd::as_fd);
         let mut fds = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ready.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(channel.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ear, PollFlags::POLLIN),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             other => other.map_err(fail("wait for"))?,
         };
-        let [died, ordered] = fds.map(|fd| fd.any().unwrap_or(true));
-        if died {
-            while let Some(info) = signals.read_signal().map_err(fail("receive signals of"))? {
-                if info.ssi_signo == libc::SIGWINCH as u32 {
-                    // Before there is a container: it begins with the size that there is.
-                    oci::follow(*command).ok();
-                }
+        let [died, ordered, heard] = fds.map(|fd| fd.any().unwrap_or(true));
+        if let (true, Some(ear)) = (heard, &ready.ear) {
+            match ear.hear().map_err(fail("listen to the terminal of"))? {
+                // Before there is a container: it begins with the size that there is.
+                Some(libc::SIGWINCH) if command.bundle.is_some() => oci::follow(ready.command).unwrap_or(()),
+                Some(libc::SIGWINCH) | None => {}
+                Some(signal) => channel.report(&Report::Keyboard(signal)).map_err(fail("speak for"))?,
             }
-            if let Some(status) = reap(*command, report_stops, channel).map_err(fail("wait for"))? {
-                return Ok(status);
+        }
+        if died {
+            while ready.signals.read_signal().map_err(fail("receive signals of"))?.is_some() {}
+            if let Some(end) = ready.reap(channel).map_err(fail("wait for"))? {
+                return Ok(end);
             }
         }
         if ordered {
             match channel.next_order(&mut buffer).map_err(fail("take orders for"))? {
-                Some(order) => obey(order, *command).map_err(fail("signal"))?,
+                Some(order) => obey(order, ready.command, command).map_err(fail("signal"))?,
                 // Karapace is gone.
-                None => return Ok(125),
+                None => return Ok(Report::Exited(125)),
             }
-        }
-    }
-}
-
-/// Collects every dead child. Returns the command's status, as a shell would show it, once it is over.
-fn reap(command: Pid, report_stops: bool, channel: &Channel) -> Result<Option<i32>, Errno> {
-    let flags = libc::WNOHANG | if report_stops { libc::WUNTRACED } else { 0 };
-    loop {
-        match sys::wait(None, flags) {
-            Ok(None) | Err(Errno::ECHILD) => return Ok(None),
-            Ok(Some((pid, status))) if pid == command => {
-                if libc::WIFSTOPPED(status) {
-                    channel.report(&Report::Stopped(libc::WSTOPSIG(status)))?;
-                } else {
-                    return Ok(Some(shell_status(status)));
-                }
-            }
-            Ok(Some(_)) => {}
-            Err(errno) => return Err(errno),
         }
     }
 }
@@ -243,20 +277,49 @@ pub(super) fn shell_status(status: libc::c_int) -> i32 {
     if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
 }
 
-fn obey(order: Order, command: Pid) -> Result<(), Errno> {
+fn obey(order: Order, process: Pid, command: &Command) -> Result<(), Errno> {
+    let group = Pid::from_raw(-process.as_raw());
     match order {
         Order::Prepare => Ok(()),
-        Order::Signal(signal) => sys::kill(command, signal),
+        Order::Signal(signal) => sys::kill(process, signal),
+        Order::SignalGroup(signal) => sys::kill(group, signal),
         Order::Continue { foreground } => {
-            if foreground {
-                terminal::give_to(command)?;
+            if let (true, Some((terminal, _))) = (foreground, &command.terminal) {
+                terminal::give_to(terminal, process)?;
             }
-            sys::kill(Pid::from_raw(-command.as_raw()), libc::SIGCONT)
+            sys::kill(group, libc::SIGCONT)
         }
     }
 }
 
 impl Ready {
+    /// Collects every dead child, and reports stops where there is a terminal. Returns how the command ended, once it has.
+    fn reap(&self, channel: &Channel) -> Result<Option<Report<'static>>, Errno> {
+        let flags = libc::WNOHANG | if self.ear.is_some() { libc::WUNTRACED } else { 0 };
+        loop {
+            let (pid, status) = match sys::wait(None, flags) {
+                Ok(None) | Err(Errno::ECHILD) => return Ok(None),
+                other => other?.ok_or(Errno::ECHILD)?,
+            };
+            if pid != self.command {
+                continue;
+            }
+            if libc::WIFSTOPPED(status) {
+                channel.report(&Report::Stopped(libc::WSTOPSIG(status)))?;
+            } else if libc::WIFSIGNALED(status) {
+                let signal = libc::WTERMSIG(status);
+                if let (Some(ear), libc::SIGINT | libc::SIGQUIT) = (&self.ear, signal)
+                    && ear.has_heard(signal)?
+                {
+                    channel.report(&Report::Keyboard(signal))?;
+                }
+                return Ok(Some(Report::Killed(signal)));
+            } else {
+                return Ok(Some(Report::Exited(libc::WEXITSTATUS(status))));
+            }
+        }
+    }
+
     /// Kills all that is below this process. The children of who is killed become children of ours and are killed next.
     fn end_all(&self) {
         loop {

@@ -1,24 +1,27 @@
 //! Namespaces kept by descriptors: what a process has to enter to be inside.
 
-use std::fs::File;
+use std::array;
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
 
 use super::RuntimeError;
+use super::channel::Channel;
 use super::supervise::failed;
 
-/// The kinds, by their names in /proc/<pid>/ns, in the order in which they can be entered: the rights to enter the others come
-/// with the user namespace.
-const KINDS: [(&str, CloneFlags); 6] = [
-    ("user", CloneFlags::CLONE_NEWUSER),
-    ("mnt", CloneFlags::CLONE_NEWNS),
-    ("pid", CloneFlags::CLONE_NEWPID),
-    ("uts", CloneFlags::CLONE_NEWUTS),
-    ("ipc", CloneFlags::CLONE_NEWIPC),
-    ("net", CloneFlags::CLONE_NEWNET),
+/// The kinds: their names, where a process finds its own, and their flags; in the order in which they can be entered: the rights
+/// to enter the others come with the user namespace.
+const KINDS: [(&str, &CStr, CloneFlags); 6] = [
+    ("user", c"/proc/self/ns/user", CloneFlags::CLONE_NEWUSER),
+    ("mnt", c"/proc/self/ns/mnt", CloneFlags::CLONE_NEWNS),
+    ("pid", c"/proc/self/ns/pid", CloneFlags::CLONE_NEWPID),
+    ("uts", c"/proc/self/ns/uts", CloneFlags::CLONE_NEWUTS),
+    ("ipc", c"/proc/self/ns/ipc", CloneFlags::CLONE_NEWIPC),
+    ("net", c"/proc/self/ns/net", CloneFlags::CLONE_NEWNET),
 ];
 
 /// Open namespaces, at most one of a kind. They last at least as long as this does: whoever waits for what is mounted in
@@ -32,25 +35,16 @@ impl Namespaces {
     /// # Errors
     /// What the kernel says, as [`RuntimeError::Supervise`].
     pub fn own(kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
-        Namespaces::open("self", kinds)
+        let wanted = KINDS.into_iter().filter(|(_, _, kind)| kinds.contains(*kind));
+        let open = wanted.map(|(_, path, kind)| Ok((kind, open_own(path)?)));
+        open.collect::<Result<_, _>>().map(Namespaces).map_err(failed("open the namespaces of the session"))
     }
 
-    /// Those of a process that the caller may look at, of the kinds in `kinds`.
-    pub(super) fn of(process: Pid, kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
-        Namespaces::open(&process.to_string(), kinds)
-    }
-
-    fn open(process: &str, kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
-        let wanted = KINDS.into_iter().filter(|(_, kind)| kinds.contains(*kind));
-        let open = |(name, kind)| {
-            let file = File::open(format!("/proc/{process}/ns/{name}")).map_err(|e| {
-                failed("open the namespaces of the session")(Errno::from_raw(
-                    e.raw_os_error().unwrap_or(libc::EIO),
-                ))
-            })?;
-            Ok((kind, file.into()))
-        };
-        wanted.map(open).collect::<Result<_, _>>().map(Namespaces)
+    /// From the descriptors that [`announce`] sent, of the kinds in `kinds`. `None` when they do not fit.
+    pub(super) fn announced(kinds: CloneFlags, descriptors: Vec<OwnedFd>) -> Option<Namespaces> {
+        let names = KINDS.iter().filter(|(_, _, kind)| kinds.contains(*kind));
+        let names: Vec<String> = names.map(|(name, ..)| (*name).to_owned()).collect();
+        Namespaces::from_parts(&names, descriptors)
     }
 
     /// From names as [`Namespaces::names`] gives them, and as many descriptors. `None` when they do not fit together.
@@ -60,7 +54,7 @@ impl Namespaces {
     ) -> Option<Namespaces> {
         let mut descriptors = descriptors.into_iter();
         let mut kept = Vec::new();
-        for (name, kind) in KINDS {
+        for (name, _, kind) in KINDS {
             if names.iter().any(|n| n == name) {
                 kept.push((kind, descriptors.next()?));
             }
@@ -70,7 +64,7 @@ impl Namespaces {
 
     /// The names of the kinds, in the order of [`Namespaces::descriptors`].
     pub fn names(&self) -> Vec<String> {
-        let name = |flag: &CloneFlags| KINDS.iter().find(|(_, kind)| kind == flag).map(|(name, _)| *name);
+        let name = |flag: &CloneFlags| KINDS.iter().find(|(.., kind)| kind == flag).map(|(name, ..)| *name);
         self.0.iter().filter_map(|(flag, _)| name(flag)).map(str::to_owned).collect()
     }
 
@@ -86,7 +80,7 @@ impl Namespaces {
                 self.0.push((kind, fd));
             }
         }
-        self.0.sort_by_key(|(flag, _)| KINDS.iter().position(|(_, kind)| kind == flag));
+        self.0.sort_by_key(|(flag, _)| KINDS.iter().position(|(.., kind)| kind == flag));
         self
     }
 
@@ -95,6 +89,24 @@ impl Namespaces {
     pub(super) fn enter(&self) -> Result<(), Errno> {
         self.0.iter().try_for_each(|(kind, fd)| setns(fd, *kind))
     }
+}
+
+/// Reports that the inside is ready, with the namespaces of this process of the kinds in `kinds`: nobody else may open those of a
+/// process that is closed to others. Allocates nothing.
+pub(super) fn announce(kinds: CloneFlags, channel: &Channel) -> Result<(), Errno> {
+    let mut open: [Option<OwnedFd>; KINDS.len()] = array::from_fn(|_| None);
+    let mut count = 0;
+    for (_, path, _) in KINDS.iter().filter(|(.., kind)| kinds.contains(*kind)) {
+        open[count] = Some(open_own(path)?);
+        count += 1;
+    }
+    let sent: [BorrowedFd<'_>; KINDS.len()] =
+        array::from_fn(|at| open[at].as_ref().map_or(channel.as_fd(), AsFd::as_fd));
+    channel.report_ready(&sent[..count])
+}
+
+fn open_own(path: &CStr) -> Result<OwnedFd, Errno> {
+    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 #[cfg(test)]

@@ -6,14 +6,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{OFlag, open};
 use nix::sys::signal::SigSet;
+use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid};
 
 use super::account::Account;
+use super::conceal::StartStrings;
 use super::inside::{Seen, root_error};
 use super::mounts::{Mounts, Wanted};
 use super::oci::Bundle;
 use super::seccomp::Filter;
+use super::supervise::failed;
 use super::sys::ExecStrings;
 use super::user::User;
 use super::{RuntimeError, Session, environment, hosts, terminal};
@@ -32,6 +36,9 @@ pub(super) struct Preparation {
     /// The inside has a network of its own: bring its loopback up.
     pub isolate_network: bool,
     pub mounts: Mounts,
+    /// What process 1 itself may not ask the kernel for.
+    pub filter: Option<Filter>,
+    pub strings: StartStrings,
 }
 
 /// The lines for `/proc/<pid>/uid_map` and `gid_map`.
@@ -51,16 +58,25 @@ pub(super) struct Command {
     pub workdir_required: bool,
     /// The ids to take on; `None` in a user namespace that has no others.
     pub ids: Option<Ids>,
-    /// Make the command a process group of its own and give it the terminal.
-    pub own_group: bool,
-    /// Where its output goes, if not where the caller's goes; it has no input then.
+    /// The caller's terminal, and whether the command has its foreground from the beginning.
+    pub terminal: Option<(OwnedFd, bool)>,
+    /// Where its output goes, if not where the caller's goes; it has no input then, and no terminal.
     pub output: Option<OwnedFd>,
+    /// The first descriptor that is not passed on; at least 3.
+    pub preserved: i32,
     /// The entry of the cgroup that it is to be in; see [`super::limits`].
     pub group: Option<OwnedFd>,
     /// Executing a program gives it no privileges that the command has not.
     pub no_new_privileges: bool,
-    /// What it may not ask the kernel for.
+    /// Take the capabilities of [`super::capabilities`] from it.
+    pub fewer_capabilities: bool,
+    /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by it: it sets one for what
+    /// it runs.
     pub filter: Option<Filter>,
+    /// Of the caller, not for the monitor to keep.
+    pub strings: StartStrings,
+    /// The host's /dev/null, in the place of streams that are not the caller's.
+    pub null: OwnedFd,
     /// The caller's account, where the command runs as the caller.
     pub account: Option<Account>,
     /// What it is started from, where it is an OCI runtime.
@@ -97,16 +113,23 @@ impl Preparation {
             owner: (user.uid, user.gid),
         })?;
         let isolate_network = session.policy.isolate_network;
-        Ok(Preparation { id_map, hostname: hostname(&session.hostname)?, isolate_network, mounts })
+        Ok(Preparation {
+            id_map,
+            hostname: hostname(&session.hostname)?,
+            isolate_network,
+            mounts,
+            filter: filter(session)?,
+            strings: StartStrings::find()?,
+        })
     }
 }
 
 impl Command {
-    /// `many_ids`: the inside has more than one. `own_group` and `signal_mask` are as in [`Command`].
+    /// `many_ids`: the inside has more than one. `terminal` and `signal_mask` are as in [`Command`].
     pub fn new(
         session: &Session,
         many_ids: bool,
-        own_group: bool,
+        terminal: Option<(OwnedFd, bool)>,
         signal_mask: SigSet,
     ) -> Result<Command, RuntimeError> {
         let seen = session.seen()?;
@@ -134,12 +157,16 @@ impl Command {
             workdir: c_string("directory", workdir.to_owned())?,
             workdir_required,
             ids: many_ids.then(|| Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() }),
-            own_group,
+            terminal,
             output,
+            preserved: preserved(session)?,
             group: None,
             // With one id set-user-id programs gain nothing anyway; with more, su and sudo are there to be used.
             no_new_privileges: !many_ids && !policy.privileged,
-            filter: (!policy.privileged).then(Filter::new).transpose()?,
+            fewer_capabilities: has_ids() && !policy.privileged,
+            filter: filter(session)?,
+            strings: StartStrings::find()?,
+            null: null()?,
             account: Account::of(&seen, policy)?,
             bundle: None,
             signal_mask,
@@ -166,6 +193,25 @@ impl IdMap {
 /// of such a user, is denied setgroups for good, and must be treated like that user.
 pub(crate) fn has_ids() -> bool {
     geteuid().is_root() && fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"allow"))
+}
+
+/// The first descriptor that is not passed on to the command.
+pub(super) fn preserved(session: &Session) -> Result<i32, RuntimeError> {
+    i32::try_from(session.preserved).ok().and_then(|count| count.checked_add(3)).ok_or_else(|| {
+        let reason = "is more than a process can have".to_owned();
+        RuntimeError::Policy { what: format!("--preserve-fds {}", session.preserved), reason }
+    })
+}
+
+/// What a session's processes may not ask the kernel for, if they are bound.
+pub(super) fn filter(session: &Session) -> Result<Option<Filter>, RuntimeError> {
+    (!session.policy.privileged).then(Filter::new).transpose()
+}
+
+/// The host's /dev/null: the one inside may be anything.
+pub(super) fn null() -> Result<OwnedFd, RuntimeError> {
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    open(c"/dev/null", flags, Mode::empty()).map_err(failed("open /dev/null for the session"))
 }
 
 /// A descriptor of the file that takes the output, if there is one.

@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
-use nix::sys::prctl;
 use nix::unistd::Pid;
 
 use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
@@ -61,7 +60,10 @@ pub(super) fn start(
             None => {
                 // Or process 1 would keep karapace's end open and never see it close.
                 drop(outer);
-                init::main(&mut preparation, &inner)
+                if preparation.strings.erase().is_err() {
+                    sys::exit(125);
+                }
+                init::main(&mut preparation, kinds, &inner)
             }
         },
         Some(ground) => {
@@ -74,7 +76,7 @@ pub(super) fn start(
         }
     };
     drop((inner, mask));
-    match prepared(&outer, init, kinds) {
+    match prepared(&outer, kinds) {
         Ok(namespaces) => {
             let namespaces = match ground {
                 Some(ground) => namespaces.complete(ground),
@@ -91,14 +93,18 @@ pub(super) fn start(
 }
 
 /// Waits until process 1 has prepared everything. Gives its namespaces.
-fn prepared(channel: &Channel, init: Pid, kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
-    // Now: once it begins it lets nobody look at it.
-    let namespaces = Namespaces::of(init, kinds)?;
+fn prepared(channel: &Channel, kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
     channel.order(Order::Prepare).map_err(failed("start the session"))?;
-    let mut buffer = MessageBuffer::new();
+    let (mut buffer, mut descriptors) = (MessageBuffer::new(), Vec::new());
     loop {
-        match channel.next_report(&mut buffer).map_err(failed("hear from the session"))? {
-            Some(Report::Ready) => return Ok(namespaces),
+        let report = channel.next_report_with(&mut buffer, &mut descriptors);
+        match report.map_err(failed("hear from the session"))? {
+            Some(Report::Ready) => {
+                let namespaces = Namespaces::announced(kinds, descriptors);
+                return namespaces
+                    .ok_or(Errno::EBADMSG)
+                    .map_err(failed("take the namespaces of the session"));
+            }
             Some(Report::Skipped(failure)) => skipped(&failure),
             Some(Report::Failed(failure)) => return Err(refusal::setup(&failure)),
             other => {
@@ -117,13 +123,12 @@ fn from_ground(
     channel: &Channel,
 ) -> ! {
     let enter = || {
+        preparation.strings.erase()?;
         ground.enter()?;
-        // Entering a user namespace closes a process to others; karapace has still to open the namespaces.
-        prctl::set_dumpable(true)?;
         sys::clone_process(kinds | CloneFlags::CLONE_PARENT)
     };
     match enter() {
-        Ok(None) => init::main(preparation, channel),
+        Ok(None) => init::main(preparation, kinds, channel),
         other => sys::exit(announce(other, channel)),
     }
 }

@@ -59,10 +59,57 @@ impl Drop for SignalMask {
     }
 }
 
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit status, or 128 + n when signal n killed it.
+    pub status: i32,
+    /// It was killed by an interrupt that the caller should die of too, so that a shell's loop ends with it.
+    pub interrupt: Option<Interrupt>,
+}
+
+impl Ended {
+    /// An end by itself.
+    pub(super) fn with(status: i32) -> Ended {
+        Ended { status, interrupt: None }
+    }
+}
+
+/// SIGINT or SIGQUIT, and who else has to hear of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interrupt {
+    /// The signal.
+    pub signal: Signal,
+    /// The keyboard sent it to the command's process group alone: all of the caller's is to have it.
+    pub whole_group: bool,
+}
+
 /// What came of a session, as the inside told it.
 enum Outcome {
-    Status(i32),
+    Ended(Ended),
     Error(RuntimeError),
+}
+
+/// What is known of interrupts while a command runs.
+#[derive(Default)]
+struct Interrupts {
+    /// The last that the keyboard sent to the command's group.
+    keyboard: Option<i32>,
+    /// The last that karapace was sent.
+    own: Option<i32>,
+}
+
+impl Interrupts {
+    /// The end of a command that was killed by this signal.
+    fn killed_by(&self, signal: i32) -> Ended {
+        let known = [Signal::SIGINT, Signal::SIGQUIT].into_iter().find(|known| *known as i32 == signal);
+        let (keyboard, own) = (self.keyboard == Some(signal), self.own == Some(signal));
+        let interrupt = known.filter(|_| keyboard || own);
+        Ended {
+            status: 128 + signal,
+            interrupt: interrupt.map(|signal| Interrupt { signal, whole_group: keyboard }),
+        }
+    }
 }
 
 /// A session that has been started.
@@ -78,8 +125,8 @@ pub(super) struct Running<'s> {
 }
 
 impl Running<'_> {
-    /// Passes signals in and reports out until nothing that the command started lives any more. Returns its status.
-    pub fn wait(self) -> Result<i32, RuntimeError> {
+    /// Passes signals in and reports out until nothing that the command started lives any more. Returns how the command ended.
+    pub fn wait(self) -> Result<Ended, RuntimeError> {
         let told = self.converse();
         // Also after an error: what was started ends when our end of the channel is shut.
         self.channel.shut().map_err(failed("end the session"))?;
@@ -97,8 +144,8 @@ impl Running<'_> {
         }
         match told? {
             // Killed before it could tell anything.
-            None => Ok(status),
-            Some(Outcome::Status(status)) => Ok(status),
+            None => Ok(Ended::with(status)),
+            Some(Outcome::Ended(ended)) => Ok(ended),
             Some(Outcome::Error(error)) => Err(error),
         }
     }
@@ -109,6 +156,7 @@ impl Running<'_> {
             // In a group of its own the command does not get our stops, and ours are to follow its own.
             forwarded.add(Signal::SIGTSTP);
         }
+        let mut interrupts = Interrupts::default();
         let signals = self.mask.receive(&forwarded).map_err(failed("receive signals"))?;
         self.order(Order::Prepare)?;
         let mut buffer = MessageBuffer::new();
@@ -125,27 +173,26 @@ impl Running<'_> {
             let [signalled, reported] = fds.map(|fd| fd.any().unwrap_or(true));
             if signalled {
                 while let Some(info) = signals.read_signal().map_err(failed("receive signals"))? {
-                    self.forward(&info)?;
+                    self.forward(&info, &mut interrupts)?;
                 }
             }
             if reported {
                 match self.channel.next_report(&mut buffer).map_err(failed("hear from the session"))? {
-                    Some(report) => outcome = outcome.or(self.digest(&report)?),
+                    Some(report) => outcome = outcome.or(self.digest(&report, &mut interrupts)?),
                     None => return Ok(outcome),
                 }
             }
         }
     }
 
-    fn forward(&self, info: &siginfo) -> Result<(), RuntimeError> {
+    fn forward(&self, info: &siginfo, interrupts: &mut Interrupts) -> Result<(), RuntimeError> {
         let signal = info.ssi_signo as i32;
-        // What the terminal sends reaches the command directly when it is in our process group.
-        let from_terminal =
-            info.ssi_code == libc::SI_KERNEL && signal != libc::SIGHUP && signal != libc::SIGALRM;
-        if from_terminal && self.terminal.is_none() {
-            return Ok(());
+        if matches!(signal, libc::SIGINT | libc::SIGQUIT) {
+            interrupts.own = Some(signal);
         }
-        self.order(Order::Signal(signal))
+        // What the terminal sends, it sends to a group.
+        let from_terminal = info.ssi_code == libc::SI_KERNEL && signal != libc::SIGALRM;
+        self.order(if from_terminal { Order::SignalGroup(signal) } else { Order::Signal(signal) })
     }
 
     /// An order that comes too late, when nobody is left to hear it, is no error.
@@ -157,7 +204,11 @@ impl Running<'_> {
     }
 
     /// Acts on a report; returns how the session ended if it says so.
-    fn digest(&self, report: &Report<'_>) -> Result<Option<Outcome>, RuntimeError> {
+    fn digest(
+        &self,
+        report: &Report<'_>,
+        interrupts: &mut Interrupts,
+    ) -> Result<Option<Outcome>, RuntimeError> {
         Ok(Some(match *report {
             Report::Skipped(failure) => {
                 skipped(&failure);
@@ -171,7 +222,12 @@ impl Running<'_> {
                 }
                 return Ok(None);
             }
-            Report::Exited(status) => Outcome::Status(status),
+            Report::Keyboard(signal) => {
+                interrupts.keyboard = Some(signal);
+                return Ok(None);
+            }
+            Report::Exited(status) => Outcome::Ended(Ended::with(status)),
+            Report::Killed(signal) => Outcome::Ended(interrupts.killed_by(signal)),
             Report::Failed(failure) => Outcome::Error(refusal::setup(&failure)),
             Report::Workdir(errno) => {
                 Outcome::Error(RuntimeError::Workdir { path: self.workdir.clone(), source: errno.into() })

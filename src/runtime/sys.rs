@@ -5,11 +5,10 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::Pid;
 
 use super::seccomp::Filter;
@@ -83,32 +82,27 @@ pub(super) fn kill(pid: Pid, signal: libc::c_int) -> Result<()> {
     }
 }
 
-/// Standard input as a descriptor.
-pub(super) fn stdin() -> BorrowedFd<'static> {
-    // SAFETY: descriptors 0 to 2 are open for as long as the process lives: the Rust runtime opens /dev/null
-    // over missing ones at start, and nothing here closes them (process 1 and others replace them with dup2).
-    unsafe { BorrowedFd::borrow_raw(0) }
-}
-
 /// Puts `fd` in the place of the descriptor `number`, whatever is open there, keeping it across exec.
 pub(super) fn replace_fd(fd: &OwnedFd, number: RawFd) -> Result<()> {
     // SAFETY: only called in processes made by `clone_process`, for descriptors that no owner there uses any more (0 to 2).
     Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
 
-/// Closes every descriptor above 2 but those in `keep`. The process must not use, through any owner, those that it closes.
-pub(super) fn close_all_but(keep: &[&OwnedFd]) -> Result<()> {
+/// Closes every descriptor from `first` on but those in `keep`. The process must not use, through any owner, those that it
+/// closes.
+pub(super) fn close_all_but(keep: &[Option<&OwnedFd>], first: RawFd) -> Result<()> {
     let close = |first: libc::c_uint, last: libc::c_uint| {
         if first > last {
             return Ok(());
         }
         let flags: libc::c_uint = 0;
-        // SAFETY: called by process 1 and by monitors only, which from here on use descriptors 0 to 2, those in `keep` and
-        // what they open later; owners of the closed ones live in frames that never return (both end in `exit`).
+        // SAFETY: called in processes made by `clone_process` only, which from here on use those below the first, those in
+        // `keep` and what they open later; owners of the closed ones live in frames that never return (all end in `exit`).
         Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
     };
-    let mut first = 3;
-    while let Some(kept) = keep.iter().map(|fd| fd.as_raw_fd() as libc::c_uint).filter(|n| *n >= first).min()
+    let mut first = first as libc::c_uint;
+    while let Some(kept) =
+        keep.iter().flatten().map(|fd| fd.as_raw_fd() as libc::c_uint).filter(|n| *n >= first).min()
     {
         close(first, kept.saturating_sub(1))?;
         first = kept + 1;
@@ -116,16 +110,13 @@ pub(super) fn close_all_but(keep: &[&OwnedFd]) -> Result<()> {
     close(first, libc::c_uint::MAX)
 }
 
-/// Gives a signal its default disposition.
-pub(super) fn default_signal(signal: Signal) -> Result<()> {
-    // SAFETY: SIG_DFL installs no handler, so no code can run in signal context because of it.
-    unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(drop)
-}
-
-/// Ignores a signal. For SIGCHLD that means: children leave no zombies.
-pub(super) fn ignore_signal(signal: Signal) -> Result<()> {
-    // SAFETY: SIG_IGN installs no handler, so no code can run in signal context because of it.
-    unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }.map(drop)
+/// Keeps these descriptors, which are the caller's, open across exec.
+pub(super) fn keep_across_exec(descriptors: std::ops::Range<RawFd>) -> Result<()> {
+    for number in descriptors {
+        // SAFETY: plain integers; a number that is not open gives EBADF.
+        Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
+    }
+    Ok(())
 }
 
 /// Takes on the given ids for good (real, effective and saved), and exactly these supplementary groups.

@@ -119,6 +119,7 @@ fn session(args: &[OsString]) -> ! {
         policy: Policy::default(),
         seen: None,
         output: None,
+        preserved: 0,
     };
     let mut manifest = Manifest::for_image("none");
     let mut choices = Choices::default();
@@ -133,6 +134,7 @@ fn session(args: &[OsString]) -> ! {
                 let (key, value) = pair.split_once('=').expect("K=V");
                 session.env.push((key.into(), value.into()));
             }
+            Some("--preserve-fds") => session.preserved = value().parse().expect("a number"),
             Some("--privileged") => choices.privileged = true,
             Some("--mask") => session.mask_control = true,
             Some("--manifest") => manifest = Manifest::read(value().as_ref()).expect("a manifest"),
@@ -152,7 +154,12 @@ fn session(args: &[OsString]) -> ! {
         backend(manifest.runtime.backend).run(&session)
     });
     match done {
-        Ok(status) => exit(status),
+        Ok(ended) => {
+            if let Some(interrupt) = ended.interrupt {
+                karapace::process::die_of(interrupt);
+            }
+            exit(ended.status)
+        }
         Err(error) => {
             eprintln!("runtime: {error}");
             exit(error.exit_status())

@@ -1,15 +1,16 @@
 //! Standard streams go through untouched.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
 use super::end::wait_for;
-use super::{Bench, Test, Who, assert_status, stdout};
+use super::{Bench, Test, assert_status, stdout};
 
 pub const TESTS: &[Test] = &[
     ("64 MiB of any bytes through a pipe", pipe),
     ("no output but the command's", silence),
-    ("further descriptors are passed on", descriptors),
+    ("further descriptors are passed on as asked for", descriptors),
     ("a closed pipe is seen as closed", closed_pipe),
     ("the processes of the session are closed to root inside", closed_processes),
 ];
@@ -46,11 +47,19 @@ fn silence(bench: &Bench) {
 }
 
 fn descriptors(bench: &Bench) {
-    let mut command = Command::new("/bin/sh");
-    bench.become_user(&mut command);
-    command.args(["-c", "exec 7</etc/hostname; exec \"$@\"", "sh"]).arg(bench.root.program()).arg("session");
-    command.arg(bench.root.path()).args(["--", "sh", "-c", "cat <&7"]).stdin(Stdio::null());
-    assert_eq!(stdout(&command.output().unwrap()), std::fs::read_to_string("/etc/hostname").unwrap());
+    let open = |options: &[&str], script: &str| {
+        let mut command = Command::new("/bin/sh");
+        bench.become_user(&mut command);
+        let open = "exec 3</etc/hostname 4</etc/hostname 7</etc/hostname; exec \"$@\"";
+        command.args(["-c", open, "sh"]).arg(bench.root.program()).arg("session");
+        command.arg(bench.root.path()).args(options).args(["--", "sh", "-c", script]).stdin(Stdio::null());
+        stdout(&command.output().unwrap())
+    };
+    let host = std::fs::read_to_string("/etc/hostname").unwrap();
+    let list = "ls /proc/self/fd | while read fd; do [ ! -e /proc/$$/fd/$fd ] || echo $fd; done";
+    assert_eq!(open(&[], list), "0\n1\n2\n");
+    assert_eq!(open(&["--preserve-fds", "2"], list), "0\n1\n2\n3\n4\n");
+    assert_eq!(open(&["--preserve-fds", "1"], "cat <&3"), host);
 }
 
 /// Process 1 and the monitor must not hold what the command has closed.
@@ -67,7 +76,11 @@ fn closed_pipe(bench: &Bench) {
     let inside: Vec<_> = children.split_whitespace().collect();
     assert_eq!(inside.len(), 2, "process 1 and the monitor");
     for pid in inside {
-        wait_for(|| pipe(pid) == std::path::Path::new("/dev/null"));
+        // By its numbers: its path is one of the inside.
+        wait_for(|| {
+            let found = std::fs::metadata(format!("/proc/{pid}/fd/2")).unwrap();
+            found.rdev() == std::fs::metadata("/dev/null").unwrap().rdev()
+        });
         let held = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
         let held: Vec<_> = held.filter_map(|e| std::fs::read_link(e.unwrap().path()).ok()).collect();
         assert!(!held.contains(&own), "{held:?}");
@@ -76,11 +89,13 @@ fn closed_pipe(bench: &Bench) {
     assert_eq!(child.wait().unwrap().code(), Some(3));
 }
 
-/// What they have open, and the program that they are, is out of reach for root of a user's session.
+/// What they have open, the program that they are and what karapace was started with is out of reach for root inside.
 fn closed_processes(bench: &Bench) {
     let script =
-        "for pid in 1 $PPID; do ls /proc/$pid/fd 2>/dev/null; readlink /proc/$pid/exe; done; echo tried";
-    if bench.who == Who::User {
-        assert_eq!(stdout(&bench.sh(script)), "tried\n");
-    }
+        "for pid in 1 $PPID; do readlink /proc/$pid/exe /proc/$pid/cwd /proc/$pid/fd/*; done; echo tried";
+    assert_eq!(stdout(&bench.sh(script)), "tried\n");
+    let mut command = bench.program();
+    let strings = "cat /proc/$PPID/cmdline /proc/1/cmdline";
+    command.env("CANARY", "secret").args(["--", "sh", "-c", strings]).stdin(Stdio::null());
+    assert_eq!(stdout(&command.output().unwrap()).replace('\0', ""), "");
 }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,10 @@ use super::{Bench, Test};
 pub const TESTS: &[Test] = &[
     ("Ctrl-C reaches the command, not karapace", interrupt),
     ("Ctrl-C in a pipeline", interrupt_pipeline),
+    ("Ctrl-C ends a loop of the shell, and a script's", interrupt_loop),
+    ("an interrupt of their own stays inside", own_interrupt),
+    ("a pipeline lends the terminal", lent),
+    ("a shell started in the background", shell_in_background),
     ("Ctrl-Z and fg", suspend),
     ("bg and then fg", background),
     ("job control of a shell inside", inner_jobs),
@@ -148,11 +153,12 @@ fn interrupt(bench: &Bench) {
     t.see("inner");
     t.see("st=7.");
     t.see(PROMPT);
-    t.say("$S -- sh -c 'echo rea\"\"dy; exec sleep 1000'; echo st=$?.");
+    t.say("$S -- sh -c 'echo rea\"\"dy; exec sleep 1000'");
     t.see("ready");
     t.keys("\x03");
-    t.see("st=130.");
     t.see(PROMPT);
+    t.say("echo st=$?.");
+    t.see("st=130.");
     t.leave();
 }
 
@@ -164,6 +170,68 @@ fn interrupt_pipeline(bench: &Bench) {
     t.see("inner");
     t.see("st=7.");
     t.see(PROMPT);
+    t.leave();
+}
+
+fn interrupt_loop(bench: &Bench) {
+    let mut t = Typist::shell(bench);
+    let forever = "for i in 1 2 3; do $S -- sh -c 'echo r''eady; exec sleep 1000'; done";
+    t.say(forever);
+    t.see("ready");
+    t.keys("\x03");
+    assert!(!t.see(PROMPT).contains("ready"));
+    // A script dies of it as well.
+    t.say(&format!("export S; bash -c \"{}\"", forever.replace('$', "\\$")));
+    t.see("ready");
+    t.keys("\x03");
+    assert!(!t.see(PROMPT).contains("ready"));
+    t.say("echo st=$?.");
+    t.see("st=130.");
+    t.leave();
+}
+
+/// Only the keyboard interrupts the caller.
+fn own_interrupt(bench: &Bench) {
+    let mut t = Typist::shell(bench);
+    t.say(
+        "sh -c \"$S -- sh -c 'kill -INT \\$\\$'; echo st=\\$?.; $S -- sh -c 'kill -TERM 0'; echo nd=\\$?.\"",
+    );
+    t.see("st=130.");
+    t.see("nd=143.");
+    t.see(PROMPT);
+    t.leave();
+}
+
+/// With its output redirected the command has not got the foreground, until it wants it.
+fn lent(bench: &Bench) {
+    let mut t = Typist::shell(bench);
+    t.say("$S -- sh -c 'read line; echo got=$line. >/dev/tty; stty -echo; stty echo; echo a''fter' | cat; echo s''t=$?.");
+    std::thread::sleep(Duration::from_millis(300));
+    t.say("words");
+    t.see("got=words.");
+    t.see("after");
+    t.see("st=0.");
+    t.see(PROMPT);
+    t.leave();
+}
+
+fn shell_in_background(bench: &Bench) {
+    let mut t = Typist::shell(bench);
+    t.say("$S -- bash --norc --noprofile --noediting -i &");
+    t.see(PROMPT);
+    std::thread::sleep(Duration::from_millis(500));
+    t.say("echo ou''ter");
+    t.see("outer\r\n");
+    t.say("jobs");
+    t.see("Stopped");
+    t.see(PROMPT);
+    t.say("fg");
+    t.say("PS1='inner''> '");
+    t.see("inner> ");
+    t.say("exit 5");
+    t.see(PROMPT);
+    t.say("echo st=$?.");
+    t.see("st=5.");
     t.leave();
 }
 
@@ -310,7 +378,7 @@ fn no_shell_above(bench: &Bench) {
     t.see("hello\r\n");
     t.keys("\x03");
     while t.read(PATIENCE) {}
-    assert_eq!(t.child.wait().unwrap().code(), Some(130));
+    assert_eq!(t.child.wait().unwrap().signal(), Some(nix::libc::SIGINT));
 }
 
 fn started_in_background(bench: &Bench) {

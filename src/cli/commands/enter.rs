@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use crate::cli::Global;
 use crate::cli::ui::Failure;
+use crate::engine::Error;
 use crate::engine::enter::EnterOptions;
+use crate::process;
 use crate::runtime::{Choices, HomeMode};
 
 /// Open a shell inside an environment, or run a command
@@ -37,6 +39,9 @@ pub(super) struct SessionArgs {
     /// Set a variable to what the caller has; for values that no command line may show
     #[arg(long, hide = true, value_name = "NAME")]
     pass: Vec<String>,
+    /// Pass on N descriptors beside the standard streams, those from 3 on; all others stay outside
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    preserve_fds: u32,
     /// Let the control directory /.karapace be seen inside
     #[arg(long)]
     ctl: bool,
@@ -61,8 +66,25 @@ impl SessionArgs {
             show_control: self.ctl,
             choices: Choices { home: self.home, privileged: self.privileged },
             output: None,
+            preserved: self.preserved()?,
         };
-        Ok(engine.enter(&env, &options)?)
+        let ended = engine.enter(&env, &options)?;
+        if let Some(interrupt) = ended.interrupt {
+            process::die_of(interrupt);
+        }
+        Ok(ended.status)
+    }
+
+    /// How many descriptors are passed on; all of them must be the caller's.
+    fn preserved(&self) -> Result<u32, Error> {
+        let open = process::inherited_descriptors();
+        if self.preserve_fds <= open {
+            return Ok(self.preserve_fds);
+        }
+        let (wanted, missing) = (self.preserve_fds, u64::from(open) + 3);
+        Err(Error::Invalid(format!(
+            "--preserve-fds {wanted}: descriptor {missing} is not open; open it in the shell ({missing}< FILE), or pass on fewer"
+        )))
     }
 }
 

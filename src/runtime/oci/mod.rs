@@ -19,6 +19,7 @@ use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs;
 use std::io::stdin;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,13 +29,19 @@ use nix::sys::signal::SigSet;
 pub(super) use bundle::Bundle;
 pub(super) use resize::follow;
 
+use super::conceal::StartStrings;
 use super::inside::Seen;
 use super::mounts::Mounts;
-use super::plan::{Command, IdMap, Preparation, c_string, c_strings, has_ids, hostname, output, root};
+use super::plan::{
+    Command, IdMap, Preparation, c_string, c_strings, filter, has_ids, hostname, null, output, preserved,
+    root,
+};
 use super::policy::refused;
 use super::sys::ExecStrings;
 use super::user::User;
-use super::{Backend, Namespaces, RuntimeError, Session, Started, environment, hosts, join, start};
+use super::{
+    Backend, Ended, Namespaces, RuntimeError, Session, Started, capabilities, environment, hosts, join, start,
+};
 
 /// The runtimes, the preferred one first, each with what comes before `run`. crun can do without cgroups, and refuses to start
 /// where both versions are mounted: it is shown none.
@@ -65,13 +72,15 @@ impl Backend for Oci {
             hostname: hostname(&session.hostname)?,
             isolate_network: session.policy.isolate_network,
             mounts: Mounts::beside(CString::from(c"/dev/shm"), runtime.hidden()),
+            filter: filter(session)?,
+            strings: StartStrings::find()?,
         };
         start::start(preparation, ground)
     }
 
-    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<i32, RuntimeError> {
+    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError> {
         let runtime = Runtime::on_path()?;
-        join(session, namespaces, |own_group, mask| command(session, &runtime, many_ids, own_group, mask))
+        join(session, namespaces, |terminal, mask| command(session, &runtime, many_ids, terminal, mask))
     }
 }
 
@@ -125,7 +134,7 @@ fn command(
     session: &Session,
     runtime: &Runtime,
     many_ids: bool,
-    own_group: bool,
+    terminal: Option<(OwnedFd, bool)>,
     signal_mask: SigSet,
 ) -> Result<Command, RuntimeError> {
     let seen = session.seen()?;
@@ -136,7 +145,12 @@ fn command(
     let state = format!("{dir}/state");
     let mut argv: Vec<OsString> = vec![runtime.program.clone().into(), "--root".into(), state.clone().into()];
     argv.extend(runtime.options.iter().map(OsString::from));
-    argv.extend(["run", "--bundle", &dir, "karapace"].map(OsString::from));
+    let shares_terminal = matches!(terminal, Some((_, true)));
+    argv.push("run".into());
+    if session.preserved > 0 {
+        argv.push(format!("--preserve-fds={}", session.preserved).into());
+    }
+    argv.extend(["--bundle", &dir, "karapace"].map(OsString::from));
     let envp = [format!("PATH={}", environment::PATH), format!("XDG_RUNTIME_DIR={dir}")];
     Ok(Command {
         programs: c_strings("program name", vec![runtime.program.clone().into()])?,
@@ -145,14 +159,18 @@ fn command(
         workdir: CString::from(c"/"),
         workdir_required: true,
         ids: None,
-        own_group,
+        terminal,
         output: output(session)?,
+        preserved: preserved(session)?,
         group: None,
-        // These are for what the runtime runs, and stand in the bundle.
+        // Those of what the runtime runs stand in the bundle.
         no_new_privileges: false,
-        filter: None,
+        fewer_capabilities: false,
+        filter: filter(session)?,
+        strings: StartStrings::find()?,
+        null: null()?,
         account: None,
-        bundle: Some(bundle(session, &seen, &dir, state, many_ids, own_group)?),
+        bundle: Some(bundle(session, &seen, &dir, state, many_ids, shares_terminal)?),
         signal_mask,
     })
 }
@@ -184,7 +202,11 @@ fn bundle(
         workdir: workdir.as_os_str(),
         ids: (user.uid, user.gid),
         groups: &user.groups,
-        capabilities: if has_ids() { own_capabilities()? } else { u64::MAX },
+        capabilities: match (has_ids(), policy.privileged) {
+            (false, _) => u64::MAX,
+            (true, true) => own_capabilities()?,
+            (true, false) => capabilities::without(own_capabilities()?),
+        },
         terminal: if terminal { Some(terminal_size()) } else { None },
         many_ids,
         mask_control: session.mask_control,

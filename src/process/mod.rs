@@ -1,0 +1,122 @@
+//! This process as the system sees it: what it inherits from who starts it, and what it makes of that.
+//!
+//! A server outlives its starter and serves others, so it begins from a state of its own, whoever starts it: a shell with limits, a
+//! build with a job server, a script that ignores signals. The command of a session gets what the caller has.
+
+mod sys;
+
+use std::fs;
+use std::os::fd::RawFd;
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal, killpg, raise};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{geteuid, getpgrp};
+
+pub(crate) use sys::{default_signal, ignore_signal};
+
+use crate::runtime::Interrupt;
+
+/// Limits of which a server dies, or for which it fails what its callers do: (resource, what `ulimit` calls it, what it does).
+const LIMITS: [(Resource, &str, &str); 5] = [
+    (Resource::RLIMIT_FSIZE, "-f", "larger files cannot be written (EFBIG)"),
+    (Resource::RLIMIT_CPU, "-t", "the mount ends when it has used that much processor time"),
+    (Resource::RLIMIT_AS, "-v", "the mount ends when it needs more memory"),
+    (Resource::RLIMIT_DATA, "-d", "the mount ends when it needs more memory"),
+    (Resource::RLIMIT_NOFILE, "-n", "no more files can be in use at a time"),
+];
+
+/// Fewer open files than this are worth a word.
+const FEW_FILES: u64 = 1024;
+
+/// As many open files as a server asks for where it may: what the kernel allows by default (/proc/sys/fs/nr_open).
+const MANY_FILES: u64 = 1 << 20;
+
+/// Signals that a server leaves as they are: the runtime catches the first two and ignores the third.
+const KEPT: [Signal; 3] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGPIPE];
+
+/// How many descriptors the caller has left open from 3 on without a gap.
+static INHERITED: OnceLock<u32> = OnceLock::new();
+
+/// Keeps the descriptors that this process was started with from all that it will start. To be called first in `main`, before
+/// anything is opened.
+pub fn keep_descriptors() {
+    let open = (3..).take_while(|number: &RawFd| sys::is_open(*number)).count();
+    // On a kernel that cannot they go on as they did.
+    sys::close_on_exec(3).unwrap_or(());
+    INHERITED.get_or_init(|| u32::try_from(open).unwrap_or(u32::MAX));
+}
+
+/// How many descriptors from 3 on are the caller's; those after them may be our own.
+pub fn inherited_descriptors() -> u32 {
+    INHERITED.get().copied().unwrap_or(0)
+}
+
+/// Gives a server a state of its own: file mode mask, signals, limits, place in the queue for the processor and for being killed
+/// when memory runs out. What it may not change is said in the log.
+pub fn become_server() -> Result<(), Errno> {
+    umask(Mode::from_bits_truncate(0o077));
+    for signal in Signal::iterator().filter(|signal| !KEPT.contains(signal)) {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            default_signal(signal)?;
+        }
+    }
+    SigSet::empty().thread_set_mask()?;
+    lift_limits()?;
+    if rustix::process::getpriority_process(None).is_ok_and(|nice| nice > 0)
+        && let Err(error) = rustix::process::setpriority_process(None, 0)
+    {
+        tracing::warn!("stays as nice as who started it: {error}");
+    }
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "0") {
+        tracing::debug!("/proc/self/oom_score_adj stays as it is: {error}");
+    }
+    Ok(())
+}
+
+/// Lifts the limits that would end a server, as far as it may; a file that becomes too long all the same is an error of its
+/// writer (EFBIG), and no signal.
+pub fn lift_limits() -> Result<(), Errno> {
+    ignore_signal(Signal::SIGXFSZ)?;
+    for (resource, ..) in LIMITS {
+        let (_, hard) = getrlimit(resource)?;
+        let most = if resource == Resource::RLIMIT_NOFILE { hard.max(MANY_FILES) } else { RLIM_INFINITY };
+        setrlimit(resource, most, most).or_else(|_| setrlimit(resource, hard, hard))?;
+    }
+    lasting_limits().iter().for_each(|limit| tracing::warn!("{limit}"));
+    Ok(())
+}
+
+/// The limits that a server started by this process keeps, and what they do, a sentence each. Root's lifts all of them.
+pub fn lasting_limits() -> Vec<String> {
+    if geteuid().is_root() {
+        return Vec::new();
+    }
+    let lasting = LIMITS.iter().filter_map(|(resource, option, effect)| {
+        let (_, hard) = getrlimit(*resource).ok()?;
+        let harms = if *resource == Resource::RLIMIT_NOFILE { hard < FEW_FILES } else { hard != RLIM_INFINITY };
+        harms.then(|| {
+            format!(
+                "the hard limit `ulimit -H {option}` of {hard} stays: {effect}; start it from a shell without that limit"
+            )
+        })
+    });
+    lasting.collect()
+}
+
+/// Ends this process by the interrupt that ended its command, as shells expect. Returns only where the signal has no effect.
+pub fn die_of(interrupt: Interrupt) {
+    let Interrupt { signal, whole_group } = interrupt;
+    let die = || {
+        // SIGQUIT leaves a core file: of the command, not of us.
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        default_signal(signal)?;
+        SigSet::from(signal).thread_unblock()?;
+        if whole_group { killpg(getpgrp(), signal) } else { raise(signal) }
+    };
+    if let Err(errno) = die() {
+        tracing::debug!("cannot end by {signal}: {errno}");
+    }
+}
