@@ -20,7 +20,6 @@ use karapace_store::metadata::Metadata;
 use karapace_store::pins::Pin;
 use karapace_store::tree::Trees;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
@@ -32,6 +31,7 @@ use super::keeper::Keeper;
 use super::socket::{Answer, Client, Request, Server};
 use super::{Engine, Error, Result, mountpoint, reference, sessions};
 use crate::lifecycle;
+use crate::process;
 use crate::runtime::ranges::Ranges;
 
 /// How long users of a mount may keep it after it was detached on a signal.
@@ -184,7 +184,8 @@ impl Engine {
         let env = Metadata::load(self.store(), instance)?;
         check_mountable(&env)?;
         check_passthrough(options)?;
-        raise_file_limit();
+        process::lift_limits()
+            .map_err(|e| Error::Invalid(format!("cannot lift the limits of a server: {e}")))?;
         // Blocked before the first thread is made, so that all have it; `watch_signals` receives them.
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         signals.thread_block().map_err(|e| Error::Invalid(format!("cannot block signals: {e}")))?;
@@ -192,15 +193,6 @@ impl Engine {
             Some(snapshot) => serve_snapshot(self, &env, snapshot, options, signals, ready),
             None => serve_view(self, &env, options, signals, ready),
         }
-    }
-}
-
-/// As many open files as the system allows: a serving process keeps those of the environment open that are in use.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(errno) = raised {
-        tracing::warn!("the limit of open files stays as it is: {errno}");
     }
 }
 
@@ -484,6 +476,7 @@ impl Background {
 }
 
 fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
+    process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
     let dir = mountpoint::absolute(&options.dir)?;
     let log_path = log_path(engine, &env.instance);
     let mut log = OpenOptions::new();

@@ -8,6 +8,7 @@ use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir, leave_host, tell_failed, tell_ready};
+use crate::process;
 
 /// Mount an environment as a directory
 ///
@@ -124,6 +125,7 @@ impl Args {
     fn serve_background(&self, global: &Global, told: &mut bool) -> Result<(), Failure> {
         // The terminal's signals are not for us, and no directory but the mount point is kept busy.
         nix::unistd::setsid().map_err(std::io::Error::from)?;
+        process::become_server().map_err(std::io::Error::from)?;
         if self.id_ranges {
             leave_host()?;
         }

@@ -9,6 +9,7 @@ use crate::cli::{Global, exit};
 use crate::engine::mount::{tell_failed, tell_ready};
 use crate::engine::mount_all::default_dir;
 use crate::engine::{Engine, Error};
+use crate::process;
 
 /// How everything is to be mounted.
 pub(super) struct All<'a> {
@@ -33,6 +34,7 @@ impl All<'_> {
                 ui::remark(&format!("all environments are mounted in {}", dir.display()));
                 Ok(())
             };
+            process::lift_limits().map_err(std::io::Error::from)?;
             return Ok(engine.mount_all(&dir, global.verbose(), &mut ready, &|text| ui::complain(text))?);
         }
         let (dir, pid) = engine.mount_all_in_background(&dir, global.verbose())?;
@@ -61,6 +63,7 @@ impl All<'_> {
 
     fn serve(&self, global: &Global, told: &mut bool) -> Result<(), Failure> {
         nix::unistd::setsid().map_err(std::io::Error::from)?;
+        process::become_server().map_err(std::io::Error::from)?;
         let engine = global.engine()?;
         let dir = self.dir()?;
         std::env::set_current_dir("/")?;
