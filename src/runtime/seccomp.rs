@@ -1,9 +1,17 @@
 //! The system calls that a session does without.
 //!
-//! A deny list of what bubblewrap-based tools deny, less what a development environment needs (namespaces, mounts, chroot,
-//! ptrace, perf): kernel logs and accounting, keyrings (which no namespace separates), memory policies, loading kernels and
-//! modules, swap, the clock, opening by handle (which leads out of a mount), and typing into the terminal from which the
+//! A deny list, not an allow list as podman's: what runs inside is a whole distribution with its compilers, debuggers and
+//! container tools, and each call that an allow list forgets is a program that fails there and nowhere else. It is what
+//! bubblewrap-based tools deny, less what a development environment needs (namespaces, mounts, chroot, ptrace, perf): kernel
+//! logs and accounting, keyrings (which no namespace separates), memory policies, loading kernels and modules, swap, setting the
+//! clock, quotas, opening by handle (which leads out of a mount), and typing into or hanging up the terminal from which the
 //! session was started.
+//!
+//! A deny list goes out of date with the kernel. So it was gone through against the kernel's whole table, up to [`LAST_KNOWN`];
+//! later calls fail with ENOSYS, as on a kernel that does not have them.
+//!
+//! adjtimex and clock_adjtime are let through, for they also read the clock's state, and C libraries do: setting needs
+//! CAP_SYS_TIME, which `capabilities` takes.
 
 use std::collections::BTreeMap;
 
@@ -35,39 +43,44 @@ pub(super) const DENIED: &[(&str, libc::c_long)] = &[
     ("move_pages", libc::SYS_move_pages),
     ("open_by_handle_at", libc::SYS_open_by_handle_at),
     ("quotactl", libc::SYS_quotactl),
+    ("quotactl_fd", libc::SYS_quotactl_fd),
     ("request_key", libc::SYS_request_key),
     ("set_mempolicy", libc::SYS_set_mempolicy),
+    ("set_mempolicy_home_node", libc::SYS_set_mempolicy_home_node),
     ("settimeofday", libc::SYS_settimeofday),
     ("swapoff", libc::SYS_swapoff),
     ("swapon", libc::SYS_swapon),
     ("syslog", libc::SYS_syslog),
     #[cfg(target_arch = "x86_64")]
     ("uselib", libc::SYS_uselib),
+    ("vhangup", libc::SYS_vhangup),
 ];
 
-/// Requests of ioctl that are refused with EPERM: what types into a terminal.
-pub(super) const DENIED_IOCTLS: [u64; 2] = [libc::TIOCSTI, TIOCLINUX];
+/// Requests of ioctl that are refused with EPERM: what types into a terminal, hangs it up, or takes the console's output.
+pub(super) const DENIED_IOCTLS: [u64; 4] = [libc::TIOCSTI, TIOCLINUX, libc::TIOCCONS, TIOCVHANGUP];
 
 /// Pasting on a Linux console; not in libc.
 const TIOCLINUX: u64 = 0x541c;
 
-/// The numbers of x32, a second way to make each call, begin here.
-#[cfg(target_arch = "x86_64")]
-const X32: u32 = 0x4000_0000;
+/// Not in libc either (include/uapi/asm-generic/ioctls.h).
+const TIOCVHANGUP: u64 = 0x5437;
+
+/// The last call of Linux 6.18, file_setattr: the same number on all architectures, as for every call since 5.1. The numbers of
+/// x32, a second way to make each call on x86-64, lie above it too.
+const LAST_KNOWN: u32 = 469;
 
 /// A program of the kernel's packet filter language.
 pub(super) struct Filter(pub(super) Vec<libc::sock_filter>);
 
 impl Filter {
-    /// The filter for this machine. A call of another architecture kills the process; x32 fails with ENOSYS.
+    /// The filter for this machine. A call of another architecture kills the process; an unknown one fails with ENOSYS.
     pub fn new() -> Result<Filter, RuntimeError> {
         let program = compile().map_err(|error| refused("system call filter", error.to_string()))?;
         let mut filter: Vec<_> = program
             .iter()
             .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
             .collect();
-        #[cfg(target_arch = "x86_64")]
-        filter.splice(0..0, without_x32());
+        filter.splice(0..0, without_unknown());
         Ok(Filter(filter))
     }
 }
@@ -86,13 +99,12 @@ fn compile() -> Result<seccompiler::BpfProgram, seccompiler::BackendError> {
         .try_into()
 }
 
-#[cfg(target_arch = "x86_64")]
-fn without_x32() -> [libc::sock_filter; 3] {
+fn without_unknown() -> [libc::sock_filter; 3] {
     let step = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
     [
         // The number of the call stands first in what the filter sees.
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 1, X32),
+        step(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 1, LAST_KNOWN),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ]
 }
@@ -132,21 +144,21 @@ mod tests {
         for (name, number) in DENIED {
             assert_eq!(verdict(&filter, here, *number, 0), refused, "{name}");
         }
-        for number in [libc::SYS_read, libc::SYS_clone, libc::SYS_unshare, libc::SYS_mount, libc::SYS_ptrace]
-        {
+        let passed = [libc::SYS_read, libc::SYS_clone, libc::SYS_unshare, libc::SYS_mount, libc::SYS_ptrace];
+        for number in passed.into_iter().chain([i64::from(LAST_KNOWN)]) {
             assert_eq!(verdict(&filter, here, number, 0), libc::SECCOMP_RET_ALLOW, "{number}");
         }
         // The upper half of the request does not hide it.
-        for request in [libc::TIOCSTI, TIOCLINUX, libc::TIOCSTI | 1 << 40] {
+        for request in DENIED_IOCTLS.into_iter().chain([libc::TIOCSTI | 1 << 40]) {
             assert_eq!(verdict(&filter, here, libc::SYS_ioctl, request), refused, "{request:#x}");
         }
         assert_eq!(verdict(&filter, here, libc::SYS_ioctl, libc::TIOCGWINSZ), libc::SECCOMP_RET_ALLOW);
         // i386.
         assert_eq!(verdict(&filter, 0x4000_0003, libc::SYS_read, 0), libc::SECCOMP_RET_KILL_PROCESS);
-        #[cfg(target_arch = "x86_64")]
-        assert_eq!(
-            verdict(&filter, here, i64::from(X32) + libc::SYS_keyctl, 0),
-            libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32
-        );
+        // Of a later kernel, and of x32.
+        let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        for number in [i64::from(LAST_KNOWN) + 1, 0x4000_0000 + libc::SYS_keyctl, -1] {
+            assert_eq!(verdict(&filter, here, number, 0), unknown, "{number}");
+        }
     }
 }
