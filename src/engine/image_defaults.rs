@@ -6,15 +6,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use karapace_store::content::{FileContent, read_at};
 use karapace_store::error::Result;
 use karapace_store::inode::{Body, InodeRecord};
-use karapace_store::paths::{StoredTree, locate, parent};
+use karapace_store::paths::{StoredTree, find};
 use karapace_store::root::Root;
 use karapace_store::tree::Trees;
 
 use crate::oci::Defaults;
 use crate::runtime;
-
-/// How many symbolic links a path may lead through, as in Linux.
-const MAX_HOPS: u32 = 40;
 
 /// The largest list of users that is read.
 const MAX_PASSWD: u64 = 1 << 20;
@@ -61,16 +58,7 @@ pub(super) fn content(record: &Option<InodeRecord>) -> Option<&FileContent> {
 
 /// What is at a path when all links are followed, inside the tree.
 pub(super) fn follow(tree: &StoredTree<'_>, path: &[u8]) -> Result<Option<InodeRecord>> {
-    let mut path = path.to_vec();
-    for _ in 0..MAX_HOPS {
-        let Some(own) = locate(tree, &path)? else { return Ok(None) };
-        let found = tree.find(&own)?;
-        let Some(Body::Symlink(target)) = found.as_ref().map(|record| &record.body) else { return Ok(found) };
-        // An absolute target starts anew: what stands before it is dropped.
-        let above = if target.starts_with(b"/") { b"" } else { parent(&own).unwrap_or_default() };
-        path = [above, target].join(&b'/');
-    }
-    Ok(None)
+    Ok(find(tree, path)?.map(|(record, _)| record))
 }
 
 /// The first bytes of a file, `most` at most.

@@ -153,6 +153,11 @@ pub fn locate<T: PathTree>(tree: &T, path: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(follow(tree, path, &Ignore::default())?.own)
 }
 
+/// What is at a path when every link is followed; None when that is nothing.
+pub fn find<T: PathTree>(tree: &T, path: &[u8]) -> Result<Option<(T::Node, FileKind)>> {
+    Ok(follow(tree, path, &Ignore::default())?.end)
+}
+
 /// Every path that [`scan`] finds at the chosen ones, with what [`resolve`] adds.
 pub fn choose<T: PathTree>(tree: &T, chosen: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     // The chosen paths as they were given, too: the links on the way to them are theirs.
@@ -199,17 +204,19 @@ impl PartialOrd for Ordered {
 }
 
 /// Where following a path led.
-struct Followed {
+struct Followed<N> {
     /// Where the path itself is, not followed; None when it is not there.
     own: Option<Vec<u8>>,
     /// Links among the directories above it.
     way: Vec<Vec<u8>>,
     /// Where its own links lead: each further link and the target; empty when they dangle or loop.
     beyond: Vec<Vec<u8>>,
+    /// What is there in the end; None when it is not there, or they dangle or loop.
+    end: Option<(N, FileKind)>,
 }
 
-fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followed> {
-    let mut followed = Followed { own: None, way: Vec::new(), beyond: Vec::new() };
+fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followed<T::Node>> {
+    let mut followed = Followed { own: None, way: Vec::new(), beyond: Vec::new(), end: None };
     let mut todo: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
     // How many of the components ahead are the path's own, not those of a link.
     let mut own_ahead = todo.len();
@@ -219,9 +226,10 @@ fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followe
     if todo.is_empty() {
         followed.own = Some(b"/".to_vec());
     }
-    // Where the way has come to.
+    // Where the way has come to; a directory's node is the last of `at`.
     let mut end = b"/".to_vec();
-    let failed = |mut followed: Followed| {
+    let mut file = None;
+    let failed = |mut followed: Followed<T::Node>| {
         followed.beyond.clear();
         Ok(followed)
     };
@@ -268,7 +276,10 @@ fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followe
                 end.clone_from(&here);
                 at.push((here, node));
             }
-            _ if todo.is_empty() => end = here,
+            _ if todo.is_empty() => {
+                end = here;
+                file = Some((node, kind));
+            }
             // Below what is no directory there is nothing.
             _ => return failed(followed),
         }
@@ -276,6 +287,8 @@ fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followe
     if followed.own.as_ref().is_some_and(|own| *own != end) && !ignore.covers(&end) {
         followed.beyond.push(end);
     }
+    let directory = || (at.pop().map_or(root, |(_, node)| node), FileKind::Directory);
+    followed.end = Some(file.unwrap_or_else(directory));
     Ok(followed)
 }
 

@@ -204,6 +204,14 @@ fn links_among_the_directories_above_are_taken() {
     assert_eq!(locate(&tree, b"/lib/a").unwrap().unwrap(), b"/usr/lib/a");
     assert_eq!(locate(&tree, b"/lib").unwrap().unwrap(), b"/lib");
     assert!(locate(&tree, b"/lib/none").unwrap().is_none());
+    let kind = |path: &[u8]| find(&tree, path).unwrap().map(|(_, kind)| kind);
+    assert_eq!(kind(b"/lib/a/b"), Some(FileKind::Regular));
+    assert_eq!(kind(b"/lib"), Some(FileKind::Directory));
+    assert_eq!(kind(b"/lib/a/.."), Some(FileKind::Directory));
+    assert_eq!(kind(b"/"), Some(FileKind::Directory));
+    for nothing in ["/lib/none", "/lib/a/b/c", "/lib/a/b/."] {
+        assert_eq!(kind(nothing.as_bytes()), None, "{nothing}");
+    }
 }
 
 #[test]
@@ -225,6 +233,11 @@ fn loops_and_dangling_links_come_alone_and_cut_nothing_short() {
     }
     assert_eq!(place.resolve(&["/hop39"], &[]).len(), 40 + 3);
     assert_eq!(place.resolve(&["/hop40"], &[]), ["/", "/hop40"]);
+    let tree = HostTree::open(&place.top()).unwrap();
+    assert_eq!(find(&tree, b"/hop39").unwrap().map(|(_, kind)| kind), Some(FileKind::Regular));
+    for nothing in ["/hop40", "/self", "/chain", "/through"] {
+        assert!(find(&tree, nothing.as_bytes()).unwrap().is_none(), "{nothing}");
+    }
 }
 
 #[test]
