@@ -14,5 +14,6 @@ pub mod manifest;
 pub mod oci;
 pub mod packages;
 pub mod pin;
+mod private_dir;
 pub mod process;
 pub mod runtime;

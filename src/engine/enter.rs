@@ -1,9 +1,8 @@
 //! Running commands inside an environment.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::mount::Options;
 use super::sessions::Session;
 use super::socket::{Answer, Client, Entrance, Reply, Request, Shape};
 use super::{Engine, Error, Result, mountpoint, policy};
+use crate::private_dir;
 use crate::runtime::{self, Ended, Namespaces, Seen, User, ranges};
 
 /// How long a mount that is just beginning or ending is waited for.
@@ -251,23 +251,15 @@ impl Engine {
         }
     }
 
-    /// A directory for mounts of sessions, where nobody stumbles over it: in the user's runtime directory, else beside the upper.
+    /// A directory for mounts of sessions, which no other user reaches: in the user's runtime directory, else beside the upper.
+    /// Set-user-id programs are in force on a mount of root's, so what holds it is closed.
     fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| {
-            dir.is_absolute() && fs::metadata(dir).is_ok_and(|m| m.is_dir() && m.uid() == geteuid().as_raw())
-        });
-        let dir = match runtime {
-            Some(runtime) => runtime.join("karapace").join(env.instance.to_hex()),
-            None => self.env_dir(&env.instance).join("mnt"),
+        let (parent, name) = match private_dir::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")) {
+            Some(runtime) => (runtime.join("karapace"), env.instance.to_hex()),
+            None => (self.env_dir(&env.instance), "mnt".to_owned()),
         };
-        if let Some(parent) = dir.parent() {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(parent)
-                .map_err(|e| Error::io("create", parent, e))?;
-        }
-        Ok(dir)
+        private_dir::make(&parent).map_err(|e| Error::io("mount below", &parent, e))?;
+        Ok(parent.join(name))
     }
 }
 

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::private_dir;
+
 use super::policy::{Policy, RUNTIME_DIR, Share, ShareKind};
 
 /// What the desktop is asked for.
@@ -96,11 +98,12 @@ impl Desktop<'_> {
         if Path::new(name).is_absolute() {
             return Some(name.into());
         }
-        let dir = (self.variable)("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_absolute());
+        // Whoever could put a socket there would be who the programs inside talk to.
+        let dir = private_dir::runtime_dir((self.variable)("XDG_RUNTIME_DIR"));
         if dir.is_none() {
-            tracing::info!("XDG_RUNTIME_DIR is not set: no {} inside", name.to_string_lossy());
+            tracing::info!("there is no runtime directory: no {} inside", name.to_string_lossy());
         }
-        Some(Path::new(&dir?).join(name))
+        Some(dir?.join(name))
     }
 
     /// Whether it is there to be shown.
@@ -143,6 +146,8 @@ fn bus_path(address: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn applied(wanted: Wanted, variables: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
         let mut policy = Policy::default();
@@ -158,6 +163,7 @@ mod tests {
     fn only_what_is_asked_for_and_there() {
         let scratch = tempfile::tempdir().unwrap();
         let dir = fs::canonicalize(scratch.path()).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
         fs::create_dir_all(dir.join("pulse")).unwrap();
         for name in ["wayland-7", "bus", "pulse/native", "cookies"] {
             fs::write(dir.join(name), "").unwrap();
@@ -186,6 +192,13 @@ mod tests {
         assert_eq!(shares, [format!("{here}/pulse/native /dev/run/pulse/native")]);
         assert!(set.is_empty());
         assert_eq!(applied(Wanted { display: true, sound: true }, &[]), (vec![], vec![]));
+        // One that others can write to, or that somebody linked there.
+        let link = format!("{here}/link");
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        let sound = Wanted { display: false, sound: true };
+        assert_eq!(applied(sound, &[("XDG_RUNTIME_DIR", &link)]), (vec![], vec![]));
+        fs::set_permissions(&dir, Permissions::from_mode(0o1777)).unwrap();
+        assert_eq!(applied(sound, &[("XDG_RUNTIME_DIR", here)]), (vec![], vec![]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What of the host comes in, and what does not.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -242,6 +243,7 @@ fn desktop(bench: &Bench) {
     host.write("wayland-9", "");
     host.write("bus", "");
     host.write("pipewire-0", "");
+    let mode = |mode| fs::set_permissions(host.dir.path(), Permissions::from_mode(mode)).unwrap();
     let run = |sections: &str| {
         let manifest = host.manifest(sections);
         let mut command = bench.program();
@@ -252,6 +254,10 @@ fn desktop(bench: &Bench) {
             .stdin(Stdio::null());
         stdout(&command.output().unwrap())
     };
+    // What others may write to is not used.
+    mode(0o777);
+    assert_eq!(run("[hardware]\naudio = true"), "\n");
+    mode(0o700);
     assert_eq!(run(""), "\n");
     assert_eq!(run("[gui]\napps = [\"x\"]"), "bus\nwayland-9\nwayland-9 unix:path=/dev/run/bus\n");
     assert_eq!(run("[hardware]\naudio = true\ngpu = true"), "pipewire-0\n\n");

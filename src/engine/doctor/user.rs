@@ -1,12 +1,14 @@
 //! What an ordinary user needs.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{User, geteuid};
 
 use super::{Check, on_path};
+use crate::private_dir;
 use crate::runtime::ranges;
 
 /// Ids that an environment's own users and groups take: nobody is 65534.
@@ -75,14 +77,14 @@ pub(super) fn runtime_dir() -> Check {
     let Some(dir) = std::env::var_os(NAME).map(PathBuf::from).filter(|dir| dir.is_absolute()) else {
         return Check::warning(NAME, "not set: no Wayland, audio or D-Bus inside", mend);
     };
-    match fs::metadata(&dir) {
-        Ok(m) if m.is_dir() && m.uid() == geteuid().as_raw() && m.permissions().mode() & 0o077 == 0 => {
-            Check::ok(NAME, dir.display().to_string())
+    match private_dir::check(&dir) {
+        Ok(()) => Check::ok(NAME, dir.display().to_string()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Check::warning(NAME, format!("{}: {e}", dir.display()), mend)
         }
-        Ok(_) => {
-            let found = format!("{} is not a directory for this user alone", dir.display());
+        Err(reason) => {
+            let found = format!("{} is not used: {reason}", dir.display());
             Check::warning(NAME, found, format!("chmod 0700 '{}', as its owner", dir.display()))
         }
-        Err(e) => Check::warning(NAME, format!("{}: {e}", dir.display()), mend),
     }
 }

@@ -1,0 +1,101 @@
+//! Directories that no other user reaches: what is mounted below one is ours alone, and a socket in one is of our own session.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+
+/// Checks that `dir` is a directory of this user, closed to all others, and no symbolic link.
+///
+/// # Errors
+/// What it is instead.
+pub(crate) fn check(dir: &Path) -> io::Result<()> {
+    // Without the slash at its end, which would have a link followed.
+    let dir: PathBuf = dir.components().collect();
+    // As it is, a link included: one look at what was opened, so nothing is exchanged in between.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::fstat(rustix::fs::open(&dir, flags, Mode::empty())?)?;
+    let mode = found.st_mode & 0o7777;
+    let flaw = match FileType::from_raw_mode(found.st_mode) {
+        FileType::Symlink => "it is a symbolic link".to_owned(),
+        FileType::Directory if found.st_uid != rustix::process::geteuid().as_raw() => {
+            format!("it belongs to the user with id {}", found.st_uid)
+        }
+        FileType::Directory if mode & 0o077 != 0 => {
+            format!("it is open to other users (mode {mode:04o}; 0700 is wanted)")
+        }
+        FileType::Directory => return Ok(()),
+        _ => "it is no directory".to_owned(),
+    };
+    Err(io::Error::other(flaw))
+}
+
+/// Makes such a directory where there is none.
+///
+/// # Errors
+/// It cannot be made, or what is there is none.
+pub(crate) fn make(dir: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => check(dir),
+    }
+}
+
+/// The user's runtime directory, as `variable` (XDG_RUNTIME_DIR) names it; None where it names none, or one that is not private.
+pub(crate) fn runtime_dir(variable: Option<OsString>) -> Option<PathBuf> {
+    let dir = PathBuf::from(variable?);
+    if !dir.is_absolute() {
+        return None;
+    }
+    match check(&dir) {
+        Ok(()) => Some(dir),
+        Err(reason) => {
+            tracing::info!("XDG_RUNTIME_DIR is not used: {}: {reason}", dir.display());
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    #[test]
+    fn only_what_is_ours_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("dir");
+        make(&dir).unwrap();
+        make(&dir).unwrap();
+        let reason = |dir: &Path| check(dir).unwrap_err().to_string();
+        for mode in [0o755, 0o710, 0o702] {
+            fs::set_permissions(&dir, Permissions::from_mode(mode)).unwrap();
+            assert!(reason(&dir).contains(&format!("{mode:04o}")), "{mode:o}");
+            assert!(make(&dir).is_err());
+        }
+        fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+        let link = place.path().join("link");
+        symlink(&dir, &link).unwrap();
+        for path in [link.clone(), link.join(""), link.join(".")] {
+            assert!(reason(&path).contains("symbolic link"), "{}", path.display());
+            assert_eq!(runtime_dir(Some(path.into())), None);
+        }
+        let file = place.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(reason(&file).contains("no directory"));
+        assert!(check(&place.path().join("none")).is_err());
+        assert_eq!(runtime_dir(Some(dir.clone().into())), Some(dir));
+        assert_eq!(runtime_dir(Some("relative".into())), None);
+        assert_eq!(runtime_dir(None), None);
+        // Nobody but root makes one of another user's; as root, none of an ordinary user's is taken.
+        if rustix::process::geteuid().is_root() {
+            let other = place.path().join("other");
+            make(&other).unwrap();
+            std::os::unix::fs::chown(&other, Some(65534), None).unwrap();
+            assert!(reason(&other).contains("65534"));
+        }
+    }
+}
