@@ -70,7 +70,7 @@ const STEPS: &[Step] = &[
     step("export dev -o dev.tar", "`digest` is that of an OCI image, else null."),
     step(
         "export-app dev --list",
-        "The programs inside. `name` may be null; `exported` is the file on the host or null.",
+        "The programs inside that can be exported. `exported` is the file on the host or null.",
     ),
     step("export-app dev tool", ""),
     step("export-app dev tool --remove", ""),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser};
 
+use crate::engine::export_app::Menu;
 use crate::engine::{Engine, Error};
 use commands::Command;
 use ui::Failure;
@@ -98,6 +99,11 @@ fn store_root(given: Option<PathBuf>) -> Option<PathBuf> {
 fn user_data() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")))
+}
+
+/// The user's menu of programs; None where nothing says whose.
+fn menu() -> Option<Menu> {
+    user_data().map(Menu)
 }
 
 /// What clap knows of the command line: every command, argument and help text. docs/CLI.md is made from it.

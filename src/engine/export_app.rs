@@ -1,21 +1,23 @@
-//! Programs of an environment in the desktop's menu: their `.desktop` files, rewritten so that they start inside.
+//! Programs of an environment in the desktop's menu: their `.desktop` files, written anew so that they start inside.
 
 mod desktop;
+mod entry;
+mod exec;
+mod exported;
 mod inside;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use karapace_store::atomic;
 use karapace_store::metadata::{Metadata, check_name};
 use serde::Serialize;
 
-use super::mount::Options;
+use super::instance::Instance;
 use super::{Engine, Error, Result};
-use inside::Inside;
-
-/// What an exported file is called begins so.
-const PREFIX: &str = "karapace-";
+use desktop::{Origin, Program};
+use entry::MAX_BYTES;
+use exported::DESKTOP;
+pub use exported::Menu;
+use inside::{Inside, Mounted, Unmounted};
 
 /// Where programs say what they are.
 const APPLICATIONS: &str = "usr/share/applications";
@@ -26,132 +28,121 @@ pub struct App {
     /// The name of its `.desktop` file without that ending: what `export-app` takes.
     pub app: String,
     /// What it calls itself.
-    pub name: Option<String>,
+    pub name: String,
     /// The file on the host, when it is exported.
     pub exported: Option<PathBuf>,
 }
 
-/// Where things go on the host, and what starts them.
-#[derive(Debug, Clone)]
-pub struct Host {
-    /// The user's data directory, `~/.local/share`.
-    pub data: PathBuf,
-    /// The command that begins each Exec line: karapace, with its options.
-    pub command: Vec<String>,
-}
-
-impl Host {
-    fn file(&self, env: &str, app: &str) -> PathBuf {
-        self.data.join("applications").join(format!("{PREFIX}{env}-{app}.desktop"))
-    }
-
-    fn icons(&self) -> PathBuf {
-        self.data.join("icons")
-    }
-}
-
 impl Engine {
-    /// The programs inside that have a `.desktop` file, by name.
-    pub fn apps(&self, env: &Metadata, host: &Host) -> Result<Vec<App>> {
+    /// The programs inside that can be exported, by name.
+    pub fn apps(&self, env: &Metadata, menu: &Menu) -> Result<Vec<App>> {
+        let store = self.own_path()?;
+        let origin = Origin { store: &store, env: &env.name };
         self.look_inside(env, &mut |inside| {
             let mut apps = Vec::new();
             for file in inside.list(APPLICATIONS)? {
-                let Some(app) = file.strip_suffix(".desktop") else { continue };
-                let Some(text) = inside.text(&format!("{APPLICATIONS}/{file}"))? else { continue };
-                if desktop::is_hidden(&text) {
+                let Some(app) = file.strip_suffix(DESKTOP).filter(|app| check_app(app).is_ok()) else {
                     continue;
+                };
+                let Some(text) = inside::text(inside, &path_of(app), MAX_BYTES)? else { continue };
+                match Program::parse(&text) {
+                    Ok(program) if program.hidden => {}
+                    Ok(Program { name, .. }) => {
+                        apps.push(App { app: app.to_owned(), name, exported: menu.find(origin, app)? });
+                    }
+                    Err(refusal) => tracing::info!("{app} is not listed: {refusal}"),
                 }
-                let exported = Some(host.file(&env.name, app)).filter(|path| path.exists());
-                apps.push(App { app: app.to_owned(), name: desktop::value(&text, "Name"), exported });
             }
             Ok(apps)
         })
     }
 
-    /// Puts a program into the desktop's menu. Gives the file.
+    /// Puts a program into the desktop's menu, to be started by `command` (karapace and its options). Gives the file.
     ///
     /// # Errors
-    /// The environment has no such program, or it says nothing of how to start it: nothing was written.
-    pub fn export_app(&self, env: &Metadata, app: &str, host: &Host) -> Result<PathBuf> {
-        let app = app.strip_suffix(".desktop").unwrap_or(app);
+    /// The environment has no such program, its file does not pass, or another file is in the way: nothing was written.
+    pub fn export_app(&self, env: &Metadata, app: &str, menu: &Menu, command: &[String]) -> Result<PathBuf> {
+        let app = app.strip_suffix(DESKTOP).unwrap_or(app);
         check_app(app)?;
-        let (text, icon) = self.look_inside(env, &mut |inside| {
-            let text = inside.text(&format!("{APPLICATIONS}/{app}.desktop"))?.ok_or_else(|| {
+        let store = self.own_path()?;
+        let origin = Origin { store: &store, env: &env.name };
+        let refused = |reason: entry::Refusal| {
+            Error::Invalid(format!("/{} of {} is not exported: {reason}", path_of(app), env.name))
+        };
+        let (program, icon) = self.look_inside(env, &mut |inside| {
+            let text = inside::text(inside, &path_of(app), MAX_BYTES)?.ok_or_else(|| {
                 let known = format!("`karapace export-app {} --list` names those that are", env.name);
-                Error::Invalid(format!(
-                    "{} has no program {app} (/{APPLICATIONS}/{app}.desktop): {known}",
-                    env.name
-                ))
+                Error::Invalid(format!("{} has no program {app} (/{}): {known}", env.name, path_of(app)))
             })?;
-            let icon = match desktop::value(&text, "Icon") {
-                Some(icon) => inside.icon(&icon)?,
+            let program = Program::parse(&text).map_err(refused)?;
+            let icon = match &program.icon {
+                Some(icon) => inside::icon(inside, icon)?,
                 None => None,
             };
-            Ok((text, icon))
+            Ok((program, icon))
         })?;
-        let icon = match icon {
-            Some((ending, bytes)) => {
-                let dir = host.icons();
-                fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
-                let path = dir.join(format!("{PREFIX}{}-{app}.{ending}", env.name));
-                atomic::write_file(&path, &bytes)?;
-                Some(path)
-            }
-            None => None,
-        };
-        let rewritten =
-            desktop::rewritten(&text, &env.name, &host.command, icon.as_deref()).map_err(|reason| {
-                Error::Invalid(format!("/{APPLICATIONS}/{app}.desktop of {}: {reason}", env.name))
-            })?;
-        let path = host.file(&env.name, app);
-        let dir = host.data.join("applications");
-        fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
-        atomic::write_file(&path, rewritten.as_bytes())?;
-        Ok(path)
+        for left_out in &program.left_out {
+            tracing::info!("left out of {app}: {left_out}");
+        }
+        let icon = icon.as_ref().map(|(ending, bytes)| (*ending, bytes.as_slice()));
+        menu.write(origin, app, icon, &|icon| program.file(origin, command, icon).map_err(refused))
     }
 
-    /// Reads from the environment where it is mounted, or mounts it for the moment.
-    fn look_inside<T>(&self, env: &Metadata, look: &mut dyn FnMut(&Inside) -> Result<T>) -> Result<T> {
+    /// Takes a program out of the menu, whether or not its environment is still there. Gives the file.
+    ///
+    /// # Errors
+    /// It is not exported, or its file was not written for an environment of this store.
+    pub fn remove_app(&self, env: &str, app: &str, menu: &Menu) -> Result<PathBuf> {
+        let app = app.strip_suffix(DESKTOP).unwrap_or(app);
+        check_name(env)?;
+        check_app(app)?;
+        menu.remove(Origin { store: &self.own_path()?, env }, app)
+    }
+
+    /// Takes all programs of an environment that is gone out of the menu. What fails is told: the environment is gone all the same.
+    pub fn forget_apps(&self, env: &str, menu: &Menu) {
+        let removed = self.own_path().and_then(|store| menu.remove_all(Origin { store: &store, env }));
+        match removed {
+            Ok(count) => tracing::info!("{count} programs of {env} were in the menu"),
+            Err(error) => tracing::warn!("programs of {env} stay in the menu: {error}"),
+        }
+    }
+
+    /// Has the menu start the programs of an environment by its new name. What fails is told: the environment has it all the same.
+    pub fn rename_apps(&self, old: &str, new: &str, menu: &Menu) {
+        let renamed =
+            self.own_path().and_then(|store| menu.rename_all(Origin { store: &store, env: old }, new));
+        if let Err(error) = renamed {
+            tracing::warn!("programs of {new} stay in the menu as those of {old}: {error}");
+        }
+    }
+
+    /// The store's own path, links resolved: what tells it from other stores.
+    fn own_path(&self) -> Result<String> {
+        let root = self.root();
+        let own = std::fs::canonicalize(root).map_err(|e| Error::io("resolve", root, e))?;
+        text_of(&own)
+    }
+
+    /// Reads from the environment where it is mounted, else from its view. Nothing is mounted for it: as root, that would be open
+    /// to others with set-user-id programs in force.
+    fn look_inside<T>(&self, env: &Metadata, look: &mut dyn FnMut(&dyn Inside) -> Result<T>) -> Result<T> {
         if let Some(mount) = self.live_mount(&env.instance)? {
             if !mount.is_seen_here() {
                 return Err(self.mounted_error(env));
             }
-            return look(&Inside::open(&mount.dir)?);
+            return look(&Mounted::open(&mount.dir)?);
         }
-        let dir =
-            tempfile::tempdir().map_err(|e| Error::io("create a directory in", &std::env::temp_dir(), e))?;
-        let options = Options { read_only: true, ..Options::new(dir.path().to_owned()) };
-        let (at, server) = self.mount(env, &options, false)?;
-        let result = Inside::open(&at).and_then(|inside| look(&inside));
-        self.umount_env(env)?;
-        server.wait();
+        let lock = self.lock_unmounted(env)?;
+        let instance = Instance::open(self, Metadata::load(self.store(), &env.instance)?, lock, true)?;
+        let result = look(&Unmounted(instance.view()));
+        instance.close()?;
         result
     }
 }
 
-/// Takes a program out of the menu, whether or not its environment is still there. Gives the file.
-pub fn remove_app(env: &str, app: &str, host: &Host) -> Result<PathBuf> {
-    let app = app.strip_suffix(".desktop").unwrap_or(app);
-    check_name(env)?;
-    check_app(app)?;
-    let path = host.file(env, app);
-    if let Err(e) = fs::remove_file(&path) {
-        if e.kind() == std::io::ErrorKind::NotFound {
-            return Err(Error::Invalid(format!(
-                "{app} of {env} is not exported: {} is not there",
-                path.display()
-            )));
-        }
-        return Err(Error::io("remove", &path, e));
-    }
-    for ending in inside::ICON_ENDINGS {
-        let icon = host.icons().join(format!("{PREFIX}{env}-{app}.{ending}"));
-        match fs::remove_file(&icon) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &icon, e)),
-            _ => {}
-        }
-    }
-    Ok(path)
+fn path_of(app: &str) -> String {
+    format!("{APPLICATIONS}/{app}{DESKTOP}")
 }
 
 /// It becomes part of a file's name.
@@ -161,6 +152,17 @@ fn check_app(app: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::Invalid(format!("{app:?} is no program's name: it is that of a file in /{APPLICATIONS}")))
+}
+
+/// A path as a `.desktop` file can name it.
+///
+/// # Errors
+/// It is no text.
+pub fn text_of(path: &Path) -> Result<String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| {
+        Error::Invalid(format!("{} is no text, so no .desktop file can name it", path.display()))
+    })
 }
 
 /// The program itself, as the desktop should start it.

@@ -17,6 +17,7 @@ use super::control::Plane;
 use super::instance::{Instance, Wait};
 use super::{Engine, Error, Silent, gc, verify};
 
+mod apps;
 mod damage;
 mod paths;
 mod sharing;

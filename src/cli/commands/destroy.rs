@@ -1,12 +1,12 @@
 use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
-use crate::cli::{Global, exit};
+use crate::cli::{Global, exit, menu};
 use crate::engine::destroy::check_destroy;
 
 /// Remove an environment with its snapshots and uncommitted changes
 ///
-/// What only it used is freed by the next `karapace gc`. Where snapshots have names nothing is removed, unless --snapshots says
+/// What only it used is freed by the next `karapace gc`, and what `export-app` put into the menu goes too. Where snapshots have names nothing is removed, unless --snapshots says
 /// that they go too.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -40,6 +40,9 @@ impl Args {
             }
         }
         engine.destroy(&env, self.snapshots)?;
+        if let Some(menu) = menu() {
+            engine.forget_apps(&env.name, &menu);
+        }
         if global.json() {
             ui::json(&json!({ "name": env.name, "env_id": env.env_id, "destroyed": true }))?;
         }

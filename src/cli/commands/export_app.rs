@@ -1,14 +1,15 @@
 use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
-use crate::cli::{Global, user_data};
+use crate::cli::{Global, menu, store_root};
 use crate::engine::Error;
-use crate::engine::export_app::{Host, remove_app, this_program};
+use crate::engine::export_app::{App, text_of, this_program};
 
 /// Put a program of an environment into the desktop's menu
 ///
 /// Writes a .desktop file and its icon below ~/.local/share; the program then starts with `karapace exec`. Names of files that a
-/// file manager passes to it are those of the host.
+/// file manager passes to it are those of the host. What of the program's own .desktop file is not safe to have on the host is left
+/// out (-v says what) or refused. `rename` and `destroy` of the environment take the files along.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -19,22 +20,24 @@ pub struct Args {
     /// Take it out of the menu, also when the environment is gone (then by its name)
     #[arg(long, conflicts_with = "list")]
     remove: bool,
-    /// List the programs that the environment has, and those that are exported
+    /// List the programs that the environment has and that can be exported, and those that are
     #[arg(long, conflicts_with = "app")]
     list: bool,
 }
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let host = host(global)?;
+        let menu = menu()
+            .ok_or_else(|| Error::Invalid("HOME is not set: where is the desktop's menu?".to_owned()))?;
         let app = self.app.as_deref().unwrap_or_default();
         if self.remove {
-            let name = match global.engine()?.find(&self.env) {
+            let engine = global.engine()?;
+            let name = match engine.find(&self.env) {
                 Ok(env) => env.name,
                 Err(Error::NoEnvironment { .. }) => self.env.clone(),
                 Err(error) => return Err(error.into()),
             };
-            let path = remove_app(&name, app, &host)?.display().to_string();
+            let path = engine.remove_app(&name, app, &menu)?.display().to_string();
             if global.json() {
                 ui::json(&json!({ "path": path, "removed": true }))?;
             }
@@ -43,7 +46,7 @@ impl Args {
         let engine = global.engine()?;
         let env = engine.find(&self.env)?;
         if !self.list {
-            let path = engine.export_app(&env, app, &host)?.display().to_string();
+            let path = engine.export_app(&env, app, &menu, &command(global)?)?.display().to_string();
             if global.json() {
                 ui::json(&json!({ "path": path, "removed": false }))?;
             } else {
@@ -51,16 +54,16 @@ impl Args {
             }
             return Ok(());
         }
-        let apps = engine.apps(&env, &host)?;
+        let apps = engine.apps(&env, &menu)?;
         if global.json() {
             ui::json(&apps)?;
         } else if global.quiet() {
             apps.iter().try_for_each(|app| ui::line(&app.app))?;
         } else {
-            let row = |app: &crate::engine::export_app::App| {
+            let row = |app: &App| {
                 let exported =
                     app.exported.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string());
-                vec![app.app.clone(), app.name.clone().unwrap_or_else(|| "-".to_owned()), exported]
+                vec![app.app.clone(), app.name.clone(), exported]
             };
             ui::table(&["APP", "NAME", "EXPORTED"], &apps.iter().map(row).collect::<Vec<_>>())?;
         }
@@ -68,15 +71,13 @@ impl Args {
     }
 }
 
-/// The store is named only where it is not the one that karapace finds by itself.
-fn host(global: &Global) -> Result<Host, Failure> {
-    let data = user_data()
-        .ok_or_else(|| Error::Invalid("HOME is not set: where is the desktop's menu?".to_owned()))?;
-    let mut command = vec![this_program()?.display().to_string()];
+/// What begins each Exec line. The store is named only where it is not the one that karapace finds by itself.
+fn command(global: &Global) -> Result<Vec<String>, Failure> {
+    let mut command = vec![text_of(&this_program()?)?];
     let store = global.store_root()?;
-    if store != data.join("karapace") {
+    if Some(&store) != store_root(None).as_ref() {
         let store = std::path::absolute(&store).map_err(|e| Error::io("resolve", &store, e))?;
-        command.extend(["--store".to_owned(), store.display().to_string()]);
+        command.extend(["--store".to_owned(), text_of(&store)?]);
     }
-    Ok(Host { data, command })
+    Ok(command)
 }

@@ -1,7 +1,7 @@
 use serde_json::json;
 
-use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
+use crate::cli::{Global, menu};
 
 /// Give an environment another name (unmounted only)
 #[derive(Debug, clap::Args)]
@@ -17,6 +17,9 @@ impl Args {
         let engine = global.engine()?;
         let env = engine.find(&self.env)?;
         engine.rename(&env, &self.name)?;
+        if let Some(menu) = menu() {
+            engine.rename_apps(&env.name, &self.name, &menu);
+        }
         if global.json() {
             ui::json(&json!({ "env_id": env.env_id, "name": self.name }))?;
         }

@@ -1,15 +1,21 @@
-//! Reading files of a mounted environment, links resolved inside it.
+//! Reading files of an environment, links resolved inside it: where it is mounted through the mount, else from the store and its
+//! upper. Nothing is mounted for it.
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
+use karapace_fs::view::View;
+use karapace_store::error::StoreError;
+use karapace_store::inode::{FileKind, Ino, ROOT_INO};
+use karapace_store::paths::{self, PathTree};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::engine::{Error, Result};
 
-/// The largest file that is read.
-const MAX_BYTES: u64 = 8 << 20;
+/// The largest icon that is read.
+const MAX_ICON: u64 = 8 << 20;
 
 /// What icons are, the best first.
 pub(super) const ICON_ENDINGS: [&str; 3] = ["svg", "png", "xpm"];
@@ -25,20 +31,87 @@ const ICON_PLACES: [&str; 4] = [
 const ICON_SIZES: [&str; 8] =
     ["512x512", "256x256", "192x192", "128x128", "96x96", "64x64", "48x48", "32x32"];
 
-pub(super) struct Inside {
+/// The files of an environment. Paths lead to nothing outside of it.
+pub(super) trait Inside {
+    /// The names in a directory, sorted; none when there is none.
+    fn list(&self, path: &str) -> Result<Vec<String>>;
+
+    /// The content of a regular file; None when it is not there, or has more than `most` bytes.
+    fn bytes(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>>;
+}
+
+/// A text file of `most` bytes at most; None when it is not there, or no text.
+pub(super) fn text(inside: &dyn Inside, path: &str, most: u64) -> Result<Option<String>> {
+    Ok(inside.bytes(path, most)?.and_then(|bytes| String::from_utf8(bytes).ok()))
+}
+
+/// The icon that a `.desktop` file names: its ending, and its bytes.
+pub(super) fn icon(inside: &dyn Inside, name: &str) -> Result<Option<(&'static str, Vec<u8>)>> {
+    let known = |path: &str| ICON_ENDINGS.into_iter().find(|ending| path.ends_with(&format!(".{ending}")));
+    if name.starts_with('/') {
+        let Some(ending) = known(name) else { return Ok(None) };
+        return Ok(inside.bytes(name, MAX_ICON)?.map(|bytes| (ending, bytes)));
+    }
+    // Some name the file with its ending, where none should be.
+    let name = known(name).and_then(|ending| name.strip_suffix(ending)?.strip_suffix('.')).unwrap_or(name);
+    if name.contains('/') {
+        return Ok(None);
+    }
+    for place in ICON_PLACES {
+        let sizes = if place.contains('@') { &ICON_SIZES[..] } else { &[""] };
+        for size in sizes {
+            for ending in ICON_ENDINGS {
+                let path = format!("{}/{name}.{ending}", place.replace('@', size));
+                if let Some(bytes) = inside.bytes(&path, MAX_ICON)? {
+                    return Ok(Some((ending, bytes)));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// An environment that is mounted.
+pub(super) struct Mounted {
     root: File,
     path: PathBuf,
 }
 
-impl Inside {
-    pub fn open(root: &Path) -> Result<Inside> {
+impl Mounted {
+    pub fn open(root: &Path) -> Result<Mounted> {
         let file = File::open(root).map_err(|e| Error::io("open", root, e))?;
-        Ok(Inside { root: file, path: root.to_owned() })
+        Ok(Mounted { root: file, path: root.to_owned() })
     }
 
-    /// The names in a directory, sorted; none when there is none.
-    pub fn list(&self, path: &str) -> Result<Vec<String>> {
-        let Some(dir) = self.find(path, OFlags::DIRECTORY)? else { return Ok(Vec::new()) };
+    /// Finds a path. Nothing is opened by that: a device would notice, and a FIFO make us wait.
+    fn find(&self, path: &str) -> Result<Option<File>> {
+        use rustix::io::Errno;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        match openat2(&self.root, path, flags, Mode::empty(), resolve) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(Error::io("open", &self.path.join(path.trim_start_matches('/')), errno.into())),
+        }
+    }
+
+    /// What was found, opened to be read, if it is of this kind.
+    fn open_found(&self, path: &str, kind: rustix::fs::FileType) -> Result<Option<File>> {
+        let failed = |e: io::Error| Error::io("read", &self.path.join(path.trim_start_matches('/')), e);
+        let Some(found) = self.find(path)? else { return Ok(None) };
+        let mode = rustix::fs::fstat(&found).map_err(|e| failed(e.into()))?.st_mode;
+        if rustix::fs::FileType::from_raw_mode(mode) != kind {
+            return Ok(None);
+        }
+        Ok(Some(File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(failed)?))
+    }
+}
+
+impl Inside for Mounted {
+    fn list(&self, path: &str) -> Result<Vec<String>> {
+        let Some(dir) = self.open_found(path, rustix::fs::FileType::Directory)? else {
+            return Ok(Vec::new());
+        };
         let failed = |e: rustix::io::Errno| Error::io("list", &self.path.join(path), e.into());
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&dir).map_err(failed)? {
@@ -48,66 +121,82 @@ impl Inside {
         Ok(names)
     }
 
-    /// A text file; None when it is not there, or no text.
-    pub fn text(&self, path: &str) -> Result<Option<String>> {
-        Ok(self.bytes(path)?.and_then(|bytes| String::from_utf8(bytes).ok()))
+    fn bytes(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_found(path, rustix::fs::FileType::RegularFile)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let read = file.take(most + 1).read_to_end(&mut bytes);
+        read.map_err(|e| Error::io("read", &self.path.join(path.trim_start_matches('/')), e))?;
+        Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= most))
+    }
+}
+
+/// An environment that nobody serves, by its view.
+pub(super) struct Unmounted<'a>(pub &'a View);
+
+impl Inside for Unmounted<'_> {
+    fn list(&self, path: &str) -> Result<Vec<String>> {
+        let Some((dir, FileKind::Directory)) = paths::find(self, path.as_bytes())? else {
+            return Ok(Vec::new());
+        };
+        let names = PathTree::list(self, &dir)?;
+        let mut names: Vec<String> =
+            names.into_iter().filter_map(|name| String::from_utf8(name.into_vec()).ok()).collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
-    /// The icon that a `.desktop` file names: its ending, and its bytes.
-    pub fn icon(&self, name: &str) -> Result<Option<(&'static str, Vec<u8>)>> {
-        let known =
-            |path: &str| ICON_ENDINGS.into_iter().find(|ending| path.ends_with(&format!(".{ending}")));
-        if let Some(path) = name.strip_prefix('/') {
-            let Some(ending) = known(path) else { return Ok(None) };
-            return Ok(self.bytes(path)?.map(|bytes| (ending, bytes)));
-        }
-        // Some name the file with its ending, where none should be.
-        let name =
-            known(name).and_then(|ending| name.strip_suffix(ending)?.strip_suffix('.')).unwrap_or(name);
-        if name.contains('/') {
-            return Ok(None);
-        }
-        for place in ICON_PLACES {
-            let sizes = if place.contains('@') { &ICON_SIZES[..] } else { &[""] };
-            for size in sizes {
-                for ending in ICON_ENDINGS {
-                    let path = format!("{}/{name}.{ending}", place.replace('@', size));
-                    if let Some(bytes) = self.bytes(&path)? {
-                        return Ok(Some((ending, bytes)));
-                    }
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        // A FIFO must not make us wait.
-        let Some(file) = self.find(path, OFlags::NONBLOCK)? else { return Ok(None) };
-        let failed = |e: io::Error| Error::io("read", &self.path.join(path), e);
-        if !file.metadata().map_err(failed)?.is_file() {
+    fn bytes(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
+        let Some((file, FileKind::Regular)) = paths::find(self, path.as_bytes())? else { return Ok(None) };
+        let size = self.0.getattr(file)?.size;
+        if size > most {
             return Ok(None);
         }
         let mut bytes = Vec::new();
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-        Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= MAX_BYTES))
+        self.0.read(file, 0, size as usize, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+}
+
+impl PathTree for Unmounted<'_> {
+    type Node = Ino;
+
+    fn root(&self) -> karapace_store::error::Result<Ino> {
+        Ok(ROOT_INO)
     }
 
-    /// Opens a path without ever leaving the environment.
-    fn find(&self, path: &str, flags: OFlags) -> Result<Option<File>> {
-        use rustix::io::Errno;
-        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
-        match openat2(
-            &self.root,
-            path,
-            flags,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        ) {
-            Ok(file) => Ok(Some(file.into())),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => Ok(None),
-            Err(errno) => Err(Error::io("open", &self.path.join(path), errno.into())),
+    fn lookup(&self, dir: &Ino, name: &[u8]) -> karapace_store::error::Result<Option<(Ino, FileKind)>> {
+        match self.0.lookup(*dir, name) {
+            Ok(attr) => {
+                let kind = FileKind::from_mode(attr.mode);
+                Ok(kind.map(|kind| (attr.ino, kind)))
+            }
+            Err(karapace_fs::Error::NotFound | karapace_fs::Error::NameTooLong) => Ok(None),
+            Err(error) => Err(of_store(error)),
         }
+    }
+
+    fn readlink(&self, link: &Ino) -> karapace_store::error::Result<Vec<u8>> {
+        self.0.readlink(*link).map_err(of_store)
+    }
+
+    fn list(&self, dir: &Ino) -> karapace_store::error::Result<Vec<Box<[u8]>>> {
+        let mut names: Vec<Box<[u8]>> = Vec::new();
+        let listed = self.0.readdir(*dir, 0, false, &mut |item| {
+            if item.name != b"." && item.name != b".." {
+                names.push(item.name.into());
+            }
+            true
+        });
+        listed.map_err(of_store)?;
+        Ok(names)
+    }
+}
+
+/// Walking a tree fails by the store, or by an upper that is damaged.
+fn of_store(error: karapace_fs::Error) -> StoreError {
+    match error {
+        karapace_fs::Error::Store(error) => error,
+        other => StoreError::Invalid(other.to_string()),
     }
 }
 
@@ -134,12 +223,13 @@ mod tests {
         put("usr/share/pixmaps/x.png", "pixmap");
         put("usr/share/icons/hicolor/48x48/apps/x.png", "48");
         put("usr/share/icons/hicolor/128x128/apps/x.png", "128");
-        let inside = Inside::open(&root).unwrap();
-        assert_eq!(inside.text("usr/share/applications/absolute").unwrap().as_deref(), Some("inside"));
-        assert_eq!(inside.text("usr/share/applications/out").unwrap(), None);
+        let inside = Mounted::open(&root).unwrap();
+        let read = |path: &str| text(&inside, path, 100).unwrap();
+        assert_eq!(read("usr/share/applications/absolute").as_deref(), Some("inside"));
+        assert_eq!(read("usr/share/applications/out"), None);
         assert!(inside.list("usr/share/applications").unwrap().contains(&"a.desktop".to_owned()));
         assert!(inside.list("none").unwrap().is_empty());
-        let icon = |name: &str| inside.icon(name).unwrap();
+        let icon = |name: &str| icon(&inside, name).unwrap();
         assert_eq!(icon("x"), Some(("png", b"128".to_vec())));
         assert_eq!(icon("x.png"), Some(("png", b"128".to_vec())));
         assert_eq!(icon("/usr/share/pixmaps/x.png"), Some(("png", b"pixmap".to_vec())));

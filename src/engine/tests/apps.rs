@@ -1,0 +1,219 @@
+//! Programs in the menu: read without a mount, written for one environment of one store, gone with it.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::*;
+use crate::engine::export_app::Menu;
+
+const APPLICATIONS: &str = "usr/share/applications";
+
+fn entry(name: &str) -> String {
+    format!("[Desktop Entry]\nType=Application\nName={name}\nExec={name} %F\nIcon={name}\n")
+}
+
+fn put(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn command() -> Vec<String> {
+    vec!["/opt/karapace".to_owned()]
+}
+
+impl Place {
+    fn menu(&self) -> Menu {
+        Menu(self.dir.path().join("data"))
+    }
+
+    fn add_program(&self, app: &str) {
+        put(&self.rootfs(), &format!("{APPLICATIONS}/{app}.desktop"), &entry(app));
+        put(&self.rootfs(), &format!("usr/share/pixmaps/{app}.png"), "picture");
+    }
+
+    fn export(&self, env: &Metadata, app: &str) -> crate::engine::Result<PathBuf> {
+        self.engine.export_app(env, app, &self.menu(), &command())
+    }
+
+    /// What lies in the menu, sorted.
+    fn files(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for dir in ["applications", "icons"] {
+            let entries = fs::read_dir(self.menu().0.join(dir)).into_iter().flatten();
+            names.extend(entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()));
+        }
+        names.sort();
+        names
+    }
+}
+
+fn refusal<T: std::fmt::Debug>(result: crate::engine::Result<T>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn programs_are_found_without_a_mount() {
+    let place = Place::new();
+    place.add_program("tool");
+    fs::write(place.dir.path().join("secret"), entry("outside")).unwrap();
+    let applications = place.rootfs().join(APPLICATIONS);
+    // Links lead inside, wherever they point.
+    symlink("/late", applications.join("late.desktop")).unwrap();
+    symlink(place.dir.path().join("secret"), applications.join("out.desktop")).unwrap();
+    symlink("loop.desktop", applications.join("loop.desktop")).unwrap();
+    fs::create_dir(applications.join("dir.desktop")).unwrap();
+    nix::unistd::mkfifo(&applications.join("pipe.desktop"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    put(&place.rootfs(), &format!("{APPLICATIONS}/bad.desktop"), &entry("bad").replace("bad %F", "bad; x"));
+    let env = place.import("dev");
+    // What is not committed counts.
+    let instance = place.open(&env);
+    write(instance.view(), "late", &entry("late"));
+    instance.close().unwrap();
+    drop(instance);
+    let apps = place.engine.apps(&env, &place.menu()).unwrap();
+    let apps: Vec<_> = apps.into_iter().map(|app| (app.app, app.name)).collect();
+    assert_eq!(apps, [("late", "late"), ("tool", "tool")].map(|(a, n)| (a.to_owned(), n.to_owned())));
+    for none in ["out", "loop", "dir", "pipe", "none"] {
+        assert!(refusal(place.export(&env, none)).contains("has no program"), "{none}");
+    }
+    assert!(refusal(place.export(&env, "bad")).contains("line 4: Exec: ; stands there without quotes"));
+    assert!(place.files().is_empty());
+    let path = place.export(&env, "tool.desktop").unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("Name=tool (dev)\n") && text.contains("Exec=/opt/karapace exec dev -- tool %F\n"));
+    assert_eq!(place.files(), ["karapace-dev-tool.desktop", "karapace-dev-tool.png"]);
+    assert!(
+        text.contains(&format!("Icon={}\n", place.menu().0.join("icons/karapace-dev-tool.png").display()))
+    );
+    let apps = place.engine.apps(&env, &place.menu()).unwrap();
+    assert_eq!(apps[1].exported.as_ref(), Some(&path));
+    // It is nobody's mount meanwhile, and free afterwards.
+    assert!(place.engine.live_mount(&env.instance).unwrap().is_none());
+    drop(place.open(&env));
+}
+
+#[test]
+fn a_file_is_of_one_environment() {
+    let place = Place::new();
+    place.add_program("b-c");
+    place.add_program("c");
+    let (short, long) = (place.import("a"), place.import("a-b"));
+    place.export(&short, "b-c").unwrap();
+    let refused = refusal(place.export(&long, "c"));
+    assert!(refused.contains("is of the environment a in "), "{refused}");
+    assert!(refusal(place.engine.remove_app("a-b", "c", &place.menu())).contains("of the environment a in "));
+    assert_eq!(place.engine.apps(&long, &place.menu()).unwrap()[1].exported, None);
+    place.engine.forget_apps("a-b", &place.menu());
+    assert_eq!(place.files().len(), 2);
+    // Another store's environment of that name.
+    let other = Place::new();
+    other.add_program("b-c");
+    let theirs = other.import("a");
+    assert!(
+        refusal(other.engine.export_app(&theirs, "b-c", &place.menu(), &command()))
+            .contains("of the environment a in ")
+    );
+    other.engine.forget_apps("a", &place.menu());
+    other.engine.rename_apps("a", "z", &place.menu());
+    assert_eq!(place.files(), ["karapace-a-b-c.desktop", "karapace-a-b-c.png"]);
+    place.engine.remove_app("a", "b-c", &place.menu()).unwrap();
+    assert!(place.files().is_empty());
+    assert!(refusal(place.engine.remove_app("a", "b-c", &place.menu())).contains("is not exported"));
+}
+
+#[test]
+fn what_karapace_did_not_write_stays() {
+    let place = Place::new();
+    place.add_program("tool");
+    let env = place.import("dev");
+    let path = place.export(&env, "tool").unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let elsewhere = place.dir.path().join("elsewhere");
+    fs::rename(&path, &elsewhere).unwrap();
+    // A link to a file of ours is none.
+    symlink(&elsewhere, &path).unwrap();
+    assert!(refusal(place.export(&env, "tool")).contains("not a file that karapace wrote"));
+    assert!(
+        refusal(place.engine.remove_app("dev", "tool", &place.menu()))
+            .contains("not a file that karapace wrote")
+    );
+    place.engine.forget_apps("dev", &place.menu());
+    assert!(path.is_symlink() && elsewhere.exists());
+    fs::remove_file(&path).unwrap();
+    for foreign in [
+        "[Desktop Entry]\nType=Application\nName=x\nExec=x\n",
+        "nonsense",
+        &text.replace("[Desktop Entry]", "[Desktop Entry]\nIcon=/x"),
+    ] {
+        fs::write(&path, foreign).unwrap();
+        assert!(place.export(&env, "tool").is_err());
+        place.engine.forget_apps("dev", &place.menu());
+        assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
+    }
+    // An icon that the file names and that is none of ours.
+    let icon = place.dir.path().join("precious.png");
+    fs::write(&icon, "").unwrap();
+    let own = place.menu().0.join("icons/karapace-dev-tool.png");
+    fs::write(&path, text.replace(own.to_str().unwrap(), icon.to_str().unwrap())).unwrap();
+    place.engine.forget_apps("dev", &place.menu());
+    assert!(!path.exists() && icon.exists());
+    // One of an earlier version did not name its store: who asks by name means it, a destroy does not.
+    let early: String =
+        text.lines().filter(|l| !l.starts_with("X-Karapace-Store")).map(|l| format!("{l}\n")).collect();
+    fs::write(&path, &early).unwrap();
+    place.engine.forget_apps("dev", &place.menu());
+    assert!(path.exists());
+    place.export(&env, "tool").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    fs::write(&path, &early).unwrap();
+    place.engine.remove_app("dev", "tool", &place.menu()).unwrap();
+    assert!(place.files().is_empty());
+}
+
+#[test]
+fn they_follow_a_rename_and_go_with_the_environment() {
+    let place = Place::new();
+    place.add_program("one");
+    place.add_program("two");
+    let (env, other) = (place.import("dev"), place.import("dev-x"));
+    for (env, app) in [(&env, "one"), (&env, "two"), (&other, "one")] {
+        place.export(env, app).unwrap();
+    }
+    // In the way of one of them.
+    let in_the_way = place.menu().0.join("applications/karapace-new-two.desktop");
+    fs::write(&in_the_way, "mine").unwrap();
+    place.engine.rename(&env, "new").unwrap();
+    place.engine.rename_apps("dev", "new", &place.menu());
+    let others = ["karapace-dev-x-one.desktop", "karapace-dev-x-one.png"];
+    let renamed = ["karapace-new-one.desktop", "karapace-new-one.png", "karapace-new-two.desktop"];
+    assert_eq!(place.files(), [&others[..], &renamed].concat());
+    assert_eq!(fs::read_to_string(&in_the_way).unwrap(), "mine");
+    let one = place.menu().0.join("applications/karapace-new-one.desktop");
+    let text = fs::read_to_string(&one).unwrap();
+    assert_eq!(fs::read_to_string(place.export(&place.reload(&env), "one").unwrap()).unwrap(), text);
+    assert!(text.contains("Exec=/opt/karapace exec new -- one %F\n"), "{text}");
+    // By whatever path the store is named.
+    let link = place.dir.path().join("link");
+    symlink(place.engine.root(), &link).unwrap();
+    let engine = Engine::open(&link).unwrap();
+    engine.destroy(&place.reload(&env), true).unwrap();
+    engine.forget_apps("new", &place.menu());
+    assert_eq!(place.files(), [&others[..], &["karapace-new-two.desktop"]].concat());
+}
+
+#[test]
+fn they_outlive_a_rebuild() {
+    let place = Place::new();
+    place.add_program("tool");
+    let manifest = place.manifest("");
+    let options = BuildOptions { name: Some("dev".to_owned()), ..BuildOptions::default() };
+    let before = place.engine.build(&manifest, &options, &Silent).unwrap().metadata;
+    let path = place.export(&before, "tool").unwrap();
+    let after = place.engine.rebuild(&manifest, &options, &Silent).unwrap().metadata;
+    assert_ne!(before.instance, after.instance);
+    assert_eq!(place.engine.apps(&after, &place.menu()).unwrap()[0].exported.as_ref(), Some(&path));
+    place.engine.destroy(&after, true).unwrap();
+    place.engine.forget_apps("dev", &place.menu());
+    assert!(place.files().is_empty());
+}
