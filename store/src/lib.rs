@@ -31,6 +31,7 @@ pub mod rfc3339;
 pub mod root;
 mod staging;
 pub mod tar;
+pub mod text;
 pub mod tree;
 pub mod usage;
 pub mod wal;

@@ -1,4 +1,6 @@
-//! What the files of the control directory say.
+//! What the files of the control directory say: read by scripts, and shown to people as they are.
+
+use std::os::unix::ffi::OsStrExt;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -8,6 +10,7 @@ use super::nodes::{Dir, FileNode, Role};
 use crate::attr::{Attr, DiffEntry, HeadRef};
 use crate::error::{Error, Result};
 use karapace_store::inode::Ino;
+use karapace_store::text;
 
 const VERSION: &str = concat!("karapace ", env!("CARGO_PKG_VERSION"), "\n");
 
@@ -23,7 +26,8 @@ ctl                write commands, one a line; a failing command fails the write
 last               outcome of the last command: `ok commit <hash>` or `error EINVAL <reason>`
 id version         what this is
 status status.json state, head, mount point, uncommitted changes
-diff               uncommitted changes, `A|M|D <path>` a line; a path with a newline is quoted, with \\n \\\\ \\\"
+diff               uncommitted changes, `A|M|D <path>` a line; a path that is no plain text, or begins with a quote,
+                   is in quotes as git has it: \\n \\t \\\\ \\\", other bytes in octal as \\033
 snapshots/         each snapshot as a read-only directory, by hash and by name
                    mkdir snapshots/N commits under the name N, rmdir snapshots/N drops the name
 refs/              one line, the hash: head, latest, base and the names
@@ -98,7 +102,7 @@ impl ControlDir {
 
     /// The node of a file of `.karapace`, with its text as of now.
     pub(super) fn open_top(&self, name: &[u8], file: TopFile) -> Result<Attr> {
-        let text = match file {
+        let content = match file {
             TopFile::Ctl => return Ok(self.open_ctl(Role::Ctl)),
             TopFile::Help => HELP.into(),
             TopFile::Version => VERSION.into(),
@@ -108,7 +112,7 @@ impl ControlDir {
             TopFile::Last => self.last_text(),
             TopFile::Diff => self.diff_text()?,
         };
-        Ok(self.open_text(Dir::Top, name, text))
+        Ok(self.open_text(Dir::Top, name, content))
     }
 
     /// The node of a file with this text; its attributes.
@@ -174,17 +178,17 @@ impl ControlDir {
 
     fn status_text(&self) -> Vec<u8> {
         let s = self.status();
+        let mount = text::path(self.mountpoint.as_os_str().as_bytes());
         format!(
-            "state: {}\nhead: {}\nmount: {}\ndirty_files: {}\ndirty_bytes: {}\ngeneration: {}\n",
-            s.state, s.head, s.mount, s.dirty_files, s.dirty_bytes, s.generation
+            "state: {}\nhead: {}\nmount: {mount}\ndirty_files: {}\ndirty_bytes: {}\ngeneration: {}\n",
+            s.state, s.head, s.dirty_files, s.dirty_bytes, s.generation
         )
         .into_bytes()
     }
 
     fn status_json(&self) -> Result<Vec<u8>> {
-        let mut text = serde_json::to_vec(&self.status()).map_err(|e| Error::Io(e.into()))?;
-        text.push(b'\n');
-        Ok(text)
+        let document = serde_json::to_string(&self.status()).map_err(|e| Error::Io(e.into()))?;
+        Ok(format!("{}\n", text::json(&document)).into_bytes())
     }
 
     fn diff_text(&self) -> Result<Vec<u8>> {
@@ -201,28 +205,16 @@ impl ControlDir {
     }
 }
 
-/// `A|M|D <path>` a line. A path with a newline, or that begins with a quote, is put in quotes.
+/// `A|M|D <path>` a line.
 fn format_diff(entries: &[DiffEntry]) -> Vec<u8> {
-    let mut text = Vec::new();
+    let mut lines = String::new();
     for entry in entries {
-        text.push(entry.kind.letter() as u8);
-        text.push(b' ');
-        if entry.path.contains(&b'\n') || entry.path.first() == Some(&b'"') {
-            text.push(b'"');
-            for &byte in &entry.path {
-                match byte {
-                    b'\n' => text.extend_from_slice(b"\\n"),
-                    b'"' | b'\\' => text.extend_from_slice(&[b'\\', byte]),
-                    other => text.push(other),
-                }
-            }
-            text.push(b'"');
-        } else {
-            text.extend_from_slice(&entry.path);
-        }
-        text.push(b'\n');
+        lines.push(entry.kind.letter());
+        lines.push(' ');
+        lines.push_str(&text::path(&entry.path));
+        lines.push('\n');
     }
-    text
+    lines.into_bytes()
 }
 
 #[cfg(test)]
@@ -237,8 +229,10 @@ mod tests {
             entry(DiffKind::Added, b"/a b"),
             entry(DiffKind::Deleted, b"/\xff\\"),
             entry(DiffKind::Modified, b"/x\ny\"\\"),
+            entry(DiffKind::Added, b"/\x1b[2J"),
         ];
-        assert_eq!(format_diff(&entries), b"A /a b\nD /\xff\\\nM \"/x\\ny\\\"\\\\\"\n");
+        let expected = b"A /a b\nD \"/\\377\\\\\"\nM \"/x\\ny\\\"\\\\\"\nA \"/\\033[2J\"\n";
+        assert_eq!(format_diff(&entries), expected);
         assert_eq!(format_diff(&[]), b"");
     }
 

@@ -8,6 +8,7 @@ use super::{CommandError, ControlDir, ControlPlane, Found};
 use crate::errno::errno_name;
 use crate::error::{Error, Result};
 use karapace_store::inode::Ino;
+use karapace_store::text;
 
 /// How a command ended.
 #[derive(Clone, Debug)]
@@ -18,13 +19,13 @@ impl Outcome {
         Outcome(Err(CommandError { errno, reason: reason.into() }))
     }
 
-    /// `ok commit <hash>` or `error EINVAL <reason>`, without a newline anywhere.
+    /// `ok commit <hash>` or `error EINVAL <reason>`, one line of text whatever the reason quotes.
     pub fn line(&self) -> String {
         let line = match &self.0 {
             Ok(text) => format!("ok {text}"),
             Err(e) => format!("error {} {}", errno_name(e.errno), e.reason),
         };
-        line.trim_end().replace(['\n', '\r'], " ")
+        text::line(line.trim_end()).into_owned()
     }
 }
 
@@ -176,5 +177,17 @@ impl ControlDir {
             }
             _ => Err(Error::Invalid("a control file can be emptied, not resized")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_one_line_of_text() {
+        let outcome = Outcome::failed(libc::EINVAL, "no such path: /a\x1b[2J\nok commit\r\u{9b}\n");
+        assert_eq!(outcome.line(), "error EINVAL no such path: /a\\033[2J\\nok commit\\r\\302\\233");
+        assert_eq!(Outcome(Ok("commit abc".to_owned())).line(), "ok commit abc");
     }
 }
