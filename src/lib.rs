@@ -3,6 +3,7 @@
 //! The library is the program: `src/main.rs` only calls [`cli`]. Layers, top to bottom: [`cli`] (arguments,
 //! output, exit status), [`engine`] (what each command does), [`oci`] (images as they are exported), and the pure
 //! modules [`manifest`], [`lockfile`], [`identity`], [`lifecycle`], [`packages`], [`pin`]. Below stand the crates `karapace-fs` (the view) and `karapace-store`.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod cli;
 pub mod engine;

@@ -165,8 +165,11 @@ impl LockFile {
     /// Parses lock file text; `origin` is named in errors. Ids are not checked: see [`LockFile::verify_integrity`].
     pub fn parse(text: &str, origin: &Path) -> Result<LockFile, LockError> {
         let invalid = |reason: String| LockError::Invalid { path: origin.to_owned(), reason };
-        let lock: LockFile =
-            toml::from_str(text).map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
+        let lock: LockFile = toml::from_str(text).map_err(|e| {
+            let before = &text.as_bytes()[..e.span().map_or(0, |span| span.start).min(text.len())];
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            invalid(format!("line {line}: {}", e.message()))
+        })?;
         if lock.lock_version != LOCK_VERSION {
             let found = lock.lock_version;
             return Err(invalid(format!("version {found}; this karapace reads version {LOCK_VERSION} only")));

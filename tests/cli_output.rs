@@ -36,7 +36,10 @@ const STEPS: &[Step] = &[
     ),
     step("mount dev mnt/dev", "`pid` is the process that serves the mount."),
     step("touch mnt/dev/etc/one", ""),
-    step("diff dev", "`kind` is A, M or D. `path` is text, or an array of its bytes where it is no UTF-8."),
+    step(
+        "diff dev",
+        "`kind` is A, M or D. `path` is text, or `{\"hex\": \"…\"}` with its bytes where it is no UTF-8.",
+    ),
     step(
         "commit dev --name first -m words",
         "`created` is false when nothing had changed; `hash` is then what the environment stands on already. The counts are of paths.",

@@ -20,14 +20,15 @@ fn the_page_is_what_help_says() {
 
 /// The page: the program's own help, then each command's in the order of the overview.
 fn render() -> String {
-    // The width and the variables of whoever runs the test must not show.
-    let mut program = karapace::cli::command()
-        .term_width(100)
-        .mut_args(|arg| if arg.get_env().is_some() { arg.hide_env_values(true) } else { arg });
+    // The width of whoever runs the test must not show.
+    let mut program = karapace::cli::command().term_width(100);
     program.build();
     let mut page = String::from(
         "# Command line\n\nMade from `karapace --help` and `karapace <command> --help` by tests/cli_reference.rs \
-         (`KARAPACE_BLESS=1` writes it anew): do not edit.\nEvery command also takes the global options of the first section.\n",
+         (`KARAPACE_BLESS=1` writes it anew): do not edit.\nEvery command also takes the global options of the first section.\n\n\
+         What a message or a list quotes (names, paths, what an image says) is shown as text on one line: control characters, and those\n\
+         that turn the direction of writing, as git quotes them, `\\n`, `\\033`. `--json` and `diff -z` give everything as it is\n\
+         ([SECURITY.md](SECURITY.md#what-is-shown-to-a-person)).\n",
     );
     section(&mut page, &mut program, true);
     for command in program.get_subcommands_mut() {

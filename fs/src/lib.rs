@@ -2,6 +2,7 @@
 //!
 //! `view` and `upper` hold the semantics and know nothing of FUSE; `fuse` decodes what the kernel asks and
 //! answers it; `control` is the directory `/.karapace`; `session` mounts.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod attr;
 pub mod control;

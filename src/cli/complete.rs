@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
 use karapace_store::Store;
 use karapace_store::metadata::Metadata;
-use karapace_store::rfc3339;
+use karapace_store::{rfc3339, text};
 
 /// As the shell knows it.
 pub const PROGRAM: &str = "karapace";
@@ -47,8 +47,10 @@ fn snapshots(current: &OsStr) -> Vec<CompletionCandidate> {
     words.map(|(word, help)| candidate(word, help)).collect()
 }
 
+/// Shells show both as they are.
 fn candidate(word: String, help: String) -> CompletionCandidate {
-    CompletionCandidate::new(word).help(Some(help.into()))
+    let shown = |text: &str| text::line(text).into_owned();
+    CompletionCandidate::new(shown(&word)).help(Some(shown(&help).into()))
 }
 
 /// What names a snapshot, newest first, with a word on it.

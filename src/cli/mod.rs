@@ -3,8 +3,11 @@
 mod commands;
 mod complete;
 pub mod exit;
+mod log;
 mod table;
 pub mod ui;
+mod usage;
+mod writer;
 
 use std::ffi::OsString;
 use std::io;
@@ -15,6 +18,7 @@ use clap::{Args, CommandFactory, Parser};
 use crate::engine::export_app::Menu;
 use crate::engine::{Engine, Error};
 use commands::Command;
+use log::Log;
 use ui::Failure;
 
 /// Linux environments as directories.
@@ -22,7 +26,7 @@ use ui::Failure;
 /// Karapace keeps root filesystems in a content-addressed store and serves them through FUSE: a mounted environment is a
 /// directory that can be read, written, entered, committed and restored.
 #[derive(Debug, Parser)]
-#[command(name = "karapace", version, max_term_width = 100)]
+#[command(name = "karapace", bin_name = "karapace", version, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -35,7 +39,7 @@ struct Cli {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Where the store is. Default: $XDG_DATA_HOME/karapace, else ~/.local/share/karapace
-    #[arg(long, global = true, value_name = "PATH", env = "KARAPACE_STORE")]
+    #[arg(long, global = true, value_name = "PATH", env = "KARAPACE_STORE", hide_env_values = true)]
     store: Option<PathBuf>,
     /// Print JSON on stdout, and an error as one line of JSON on stderr (docs/JSON.md)
     #[arg(long, global = true)]
@@ -121,7 +125,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     let args: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, &args),
+        Err(error) => return usage::tell(error, &args),
     };
     if cli.global.quiet {
         ui::be_quiet();
@@ -147,40 +151,26 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
                 Failure::Engine(error) => exit::kind(error),
                 _ => "output",
             };
-            complain(cli.global.json, kind, failure.to_string().trim_end(), status);
+            let message = failure.to_string();
+            match &failure {
+                _ if cli.global.json => complain_as_json(kind, message.trim_end(), status),
+                Failure::Engine(error) if error.is_of_lines() => {
+                    ui::complain_in_lines(&format!("karapace: {message}"));
+                }
+                _ => ui::complain(&format!("karapace: {}", message.trim_end())),
+            }
             status
         }
     }
 }
 
-/// Says why the command failed.
-fn complain(as_json: bool, kind: &str, message: &str, status: i32) {
-    if as_json {
-        let error = serde_json::json!({ "kind": kind, "message": message, "status": status });
-        ui::complain(&serde_json::json!({ "error": error }).to_string());
-    } else {
-        ui::complain(&format!("karapace: {message}"));
-    }
+/// Says why the command failed, for a program.
+fn complain_as_json(kind: &str, message: &str, status: i32) {
+    let error = serde_json::json!({ "kind": kind, "message": message, "status": status });
+    writer::tell_json(&serde_json::json!({ "error": error }));
 }
 
-/// Prints what clap has to say; help and version are no failures.
-fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
-    let is_session = args.iter().skip(1).take(8).any(|arg| arg == "enter" || arg == "exec");
-    let status = match (error.use_stderr(), is_session) {
-        (false, _) => 0,
-        (true, true) => exit::RUNTIME,
-        (true, false) => exit::FAILURE,
-    };
-    if status != 0 && args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json") {
-        let text = error.render().to_string();
-        complain(true, "usage", text.trim_start_matches("error: ").trim_end(), status);
-    } else if error.print().is_err() {
-        tracing::debug!("the output is closed");
-    }
-    status
-}
-
-/// The log goes to stderr: a terminal, or the log file of a mount in the background, where the times matter.
+/// The log of a mount in the background goes into a file, where the times matter.
 fn start_log(global: &Global, is_background: bool) {
     let level = if global.trace {
         tracing::Level::TRACE
@@ -191,12 +181,7 @@ fn start_log(global: &Global, is_background: bool) {
     } else {
         tracing::Level::WARN
     };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .with_ansi(anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never)
-        .with_target(global.trace);
-    if is_background || global.verbose() { log.init() } else { log.without_time().init() }
+    Log { level, with_time: is_background || global.verbose(), with_target: global.trace }.start();
 }
 
 #[cfg(test)]

@@ -1,56 +1,49 @@
 //! Tables on stdout: columns as wide as their widest cell, two blanks between.
 
-use std::io::{self, Write};
+use std::io;
 
 use anstyle::{AnsiColor, Style};
+use karapace_store::text;
 use unicode_width::UnicodeWidthStr;
 
-use super::ui;
+use super::writer::{self, Line};
 
 /// An aligned table on stdout. A header that begins with `>` is of a column of numbers, which end on one line.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(render(header, rows, ui::coloured()).as_bytes())?;
-    out.flush()
+    writer::print(render(header, rows, writer::stdout_is_coloured()))
 }
 
-fn render(header: &[&str], rows: &[Vec<String>], coloured: bool) -> String {
-    let titles: Vec<&str> = header.iter().map(|title| title.trim_start_matches('>')).collect();
+fn render(header: &[&str], rows: &[Vec<String>], coloured: bool) -> Vec<Line> {
+    let titles: Vec<String> = header.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
     let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+        rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width());
         cells.chain([titles[column].width()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let mut text = String::new();
-    let mut push = |cells: &mut dyn Iterator<Item = &str>, is_title: bool| {
-        let mut line = String::new();
-        for (column, cell) in cells.enumerate().take(widths.len()) {
+    let line = |cells: &[String], is_title: bool| {
+        let mut line = Line::default();
+        for (column, cell) in cells.iter().enumerate().take(widths.len()) {
             let pad = " ".repeat(widths[column] - cell.width());
             let style = match (coloured, is_title) {
                 (false, _) => Style::new(),
                 (true, true) => Style::new().bold(),
-                (true, false) => style_of(titles[column], cell),
+                (true, false) => style_of(&titles[column], cell),
             };
-            let cell = format!("{style}{cell}{style:#}");
             let (before, after) =
                 if header[column].starts_with('>') { (pad, String::new()) } else { (String::new(), pad) };
-            line.extend([&before, &cell, &after, "  "]);
+            line = line.text(&before).styled(style, cell).text(&after).text("  ");
         }
-        text.push_str(line.trim_end());
-        text.push('\n');
+        line.trimmed()
     };
-    push(&mut titles.iter().copied(), true);
-    for row in &rows {
-        push(&mut row.iter().map(String::as_str), false);
-    }
-    text
+    let below = rows.iter().map(|row| line(row, false));
+    std::iter::once(line(&titles, true)).chain(below).collect()
 }
 
-/// What a name or a path of any characters does to a terminal: nothing.
-fn printable(cell: &str) -> String {
-    cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+/// A cell as it will stand there, for it to be measured. A tab would move what follows.
+fn shown(cell: &str) -> String {
+    text::line(cell).replace('\t', "\\t")
 }
 
 fn style_of(title: &str, cell: &str) -> Style {
@@ -71,24 +64,28 @@ mod tests {
         rows.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect()
     }
 
+    fn drawn(header: &[&str], lines: &[Vec<String>], coloured: bool) -> String {
+        render(header, lines, coloured).iter().map(|line| format!("{line}\n")).collect()
+    }
+
     #[test]
     fn columns_align() {
         let lines = rows(&[&["dev", "Built"], &["x", "Running"]]);
-        assert_eq!(render(&["NAME", "STATE"], &lines, false), "NAME  STATE\ndev   Built\nx     Running\n");
-        assert_eq!(render(&["NAME", "STATE"], &[], false), "NAME  STATE\n");
+        assert_eq!(drawn(&["NAME", "STATE"], &lines, false), "NAME  STATE\ndev   Built\nx     Running\n");
+        assert_eq!(drawn(&["NAME", "STATE"], &[], false), "NAME  STATE\n");
     }
 
     #[test]
     fn numbers_end_on_one_line_and_wide_characters_count_twice() {
         let lines = rows(&[&["日本", "7"], &["a", "1000"]]);
-        assert_eq!(render(&["NAME", ">SIZE"], &lines, false), "NAME  SIZE\n日本     7\na     1000\n");
-        assert_eq!(render(&["NAME"], &rows(&[&["a\x1b[2J\nb"]]), false), "NAME\na?[2J?b\n");
+        assert_eq!(drawn(&["NAME", ">SIZE"], &lines, false), "NAME  SIZE\n日本     7\na     1000\n");
+        assert_eq!(drawn(&["NAME"], &rows(&[&["a\x1b[2J\nb"]]), false), "NAME\na\\033[2J\\nb\n");
     }
 
     #[test]
     fn colours_do_not_move_anything() {
         let lines = rows(&[&["Running", "x"], &["Built", "y"]]);
-        let text = render(&["STATE", "NAME"], &lines, true);
+        let text = drawn(&["STATE", "NAME"], &lines, true);
         assert!(text.contains("\x1b[32mRunning\x1b[0m  x"), "{text:?}");
         assert!(text.contains("Built    y"), "{text:?}");
     }

@@ -1,20 +1,23 @@
 //! Output: data on stdout, everything else on stderr.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use karapace_store::import::Progress;
+use karapace_store::text;
 use parking_lot::Mutex;
-use serde::Serialize;
 
 use super::exit;
+use super::writer::{self, Line};
 use crate::engine::Report;
 
 pub use super::table::table;
+pub use super::writer::json;
 
 /// Why a command did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -36,19 +39,9 @@ impl From<karapace_store::error::StoreError> for Failure {
     }
 }
 
-/// Prints one JSON document and a newline on stdout.
-pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    out.write_all(b"\n")?;
-    out.flush()
-}
-
 /// Prints one line on stdout.
 pub fn line(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    out.flush()
+    writer::print([Line::new(text)])
 }
 
 /// Set by --quiet.
@@ -67,11 +60,6 @@ pub fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Whether stdout gets colours: a terminal, unless NO_COLOR, CLICOLOR or CLICOLOR_FORCE say otherwise.
-pub fn coloured() -> bool {
-    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
-}
-
 /// Prints a remark on stderr, unless --quiet was given.
 pub fn remark(text: &str) {
     if !QUIET.load(Ordering::Relaxed) {
@@ -79,12 +67,14 @@ pub fn remark(text: &str) {
     }
 }
 
-/// Prints on stderr what must be said: errors and notes. That stderr is closed is no reason to fail.
+/// Prints on stderr what must be said: errors and notes, each on one line.
 pub fn complain(text: &str) {
-    let mut err = io::stderr().lock();
-    if writeln!(err, "{text}").is_err() {
-        tracing::debug!("stderr is closed");
-    }
+    writer::tell([Line::new(text)]);
+}
+
+/// The same for a text that has lines of its own, in which what is quoted is escaped already.
+pub fn complain_in_lines(text: &str) {
+    writer::tell(text.lines().map(Line::new));
 }
 
 /// Paths as given on the command line.
@@ -94,38 +84,42 @@ pub fn bytes(paths: &[OsString]) -> Vec<Vec<u8>> {
 
 /// Asks a yes-or-no question on the terminal; `None` when there is no terminal to ask on.
 pub fn confirm(question: &str) -> io::Result<Option<bool>> {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    if !is_asked() {
         return Ok(None);
     }
-    write!(io::stderr(), "{question} [y/N] ")?;
+    writer::ask(&Line::new(&format!("{question} [y/N]")))?;
     let mut reply = String::new();
     io::stdin().lock().read_line(&mut reply)?;
     Ok(Some(matches!(reply.trim(), "y" | "Y" | "yes")))
 }
 
+/// Whether there is somebody to ask.
+fn is_asked() -> bool {
+    io::stdin().is_terminal() && writer::stderr_is_terminal()
+}
+
 /// Asks on the terminal which of several things it shall be, each a name and a line on it; an empty reply is the first. `None` when
 /// there is no terminal to ask on, or the input ends.
 pub fn choose(question: &str, choices: &[(String, String)]) -> io::Result<Option<usize>> {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    if !is_asked() {
         return Ok(None);
     }
-    let mut err = io::stderr();
-    writeln!(err, "{question}")?;
+    complain(question);
     let width = choices.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     for (index, (name, line)) in choices.iter().enumerate() {
-        writeln!(err, "  {}  {name:width$}  {line}", index + 1)?;
+        complain(&format!("  {}  {name:width$}  {line}", index + 1));
     }
     loop {
-        write!(err, "number or name [1]: ")?;
+        writer::ask(&Line::new("number or name [1]:"))?;
         let mut reply = String::new();
         if io::stdin().lock().read_line(&mut reply)? == 0 {
-            writeln!(err)?;
+            complain("");
             return Ok(None);
         }
         if let Some(chosen) = chosen(reply.trim(), choices) {
             return Ok(Some(chosen));
         }
-        writeln!(err, "there is no {:?}", reply.trim())?;
+        complain(&format!("there is no {:?}", reply.trim()));
     }
 }
 
@@ -138,33 +132,14 @@ fn chosen(reply: &str, choices: &[(String, String)]) -> Option<usize> {
     number.map(|number| number - 1).or_else(|| choices.iter().position(|(name, _)| name == reply))
 }
 
-/// A letter of `diff` in its colour: A, M or D.
-pub fn change(letter: char) -> String {
-    use anstyle::{AnsiColor, Style};
-    let style = match letter {
-        _ if !coloured() => Style::new(),
+/// The style of a letter of `diff`: A, M or D.
+pub fn change(letter: char) -> Style {
+    match letter {
+        _ if !writer::stdout_is_coloured() => Style::new(),
         'A' => AnsiColor::Green.on_default(),
         'D' => AnsiColor::Red.on_default(),
         _ => AnsiColor::Yellow.on_default(),
-    };
-    format!("{style}{letter}{style:#}")
-}
-
-/// A path as one line of text: as it is, or quoted where it holds a newline or begins with a quote, as in `.karapace/diff`.
-pub fn path_line(path: &[u8]) -> Vec<u8> {
-    if !path.contains(&b'\n') && path.first() != Some(&b'"') {
-        return path.to_vec();
     }
-    let mut out = vec![b'"'];
-    for &byte in path {
-        match byte {
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            other => out.push(other),
-        }
-    }
-    out.push(b'"');
-    out
 }
 
 /// How much of a program's line a bar shows.
@@ -211,7 +186,7 @@ impl Current {
 impl Bars {
     /// Bars only where somebody watches.
     pub fn on_stderr() -> Bars {
-        let is_terminal = io::stderr().is_terminal();
+        let is_terminal = writer::stderr_is_terminal();
         Bars {
             shown: is_terminal && !QUIET.load(Ordering::Relaxed),
             in_lines: !is_terminal && !WITHOUT_LINES.load(Ordering::Relaxed),
@@ -287,7 +262,7 @@ impl Report for Bars {
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
-        bar.set_prefix(what.to_owned());
+        bar.set_prefix(text::line(what).into_owned());
         if let Some(old) = self.current.lock().replace(Current {
             what: what.to_owned(),
             since: Instant::now(),
@@ -320,9 +295,7 @@ impl Report for Bars {
             self.above(|| remark(line));
         } else if let Some(current) = &*self.current.lock() {
             current.bar.tick();
-            current
-                .bar
-                .set_message(line.chars().filter(|c| !c.is_control()).take(MOST_SHOWN).collect::<String>());
+            current.bar.set_message(text::line(line).chars().take(MOST_SHOWN).collect::<String>());
         }
     }
 }
@@ -346,18 +319,5 @@ mod tests {
             assert_eq!(chosen(reply, &choices), expected, "{reply}");
         }
         assert_eq!(chosen("", &[]), None);
-    }
-
-    #[test]
-    fn paths_stay_on_their_line() {
-        let table: &[(&[u8], &[u8])] = &[
-            (b"/etc/x", b"/etc/x"),
-            (b"/a\"b\\", b"/a\"b\\"),
-            (b"/a\nb\"\\", b"\"/a\\nb\\\"\\\\\""),
-            (b"/\xff", b"/\xff"),
-        ];
-        for (path, expected) in table {
-            assert_eq!(path_line(path), *expected);
-        }
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use karapace_store::inode::Timestamp;
+use karapace_store::text;
 
 use super::{Error, Report, Result};
 
@@ -54,6 +55,8 @@ impl<'a> BuildLog<'a> {
 
     /// Adds a line, and shows it if it is `shown`.
     pub fn line(&mut self, line: &str, shown: bool) -> Result<()> {
+        // The log is for people as well, and what programs of an image print is the image's.
+        let line = &*text::line(line);
         writeln!(self.file, "{line}").map_err(|e| Error::io("write", &self.path, e))?;
         if !line.trim().is_empty() {
             if self.tail.len() == TAIL {
@@ -128,6 +131,10 @@ mod tests {
         assert_eq!(log.tail().lines().count(), TAIL + 1);
         assert!(log.tail().starts_with("\n  line 8\n") && log.tail().ends_with("\n  line 19"));
         assert!(fs::read_to_string(log.path()).unwrap().starts_with("line 0\n\nline 1\n"));
+        log.line("\x1b[2J\tünpacking\u{202e}", true).unwrap();
+        for text in [log.tail(), fs::read_to_string(log.path()).unwrap()] {
+            assert!(text.trim_end().ends_with("\\033[2J\tünpacking\\342\\200\\256"), "{text:?}");
+        }
         let path = log.path().to_owned();
         log.remove().unwrap();
         assert!(!path.exists());

@@ -64,11 +64,11 @@ pub enum Error {
     /// The package manager failed.
     #[error("{command} ended with status {status} inside; its last lines were:{tail}")]
     Install {
-        /// What was run.
+        /// What was run, as plain text.
         command: String,
         /// Its status.
         status: i32,
-        /// The end of its log, each line after a newline.
+        /// The end of its log, each line of plain text after a newline.
         tail: String,
     },
     /// The base image.
@@ -266,6 +266,12 @@ impl Error {
     /// A failed call on a path.
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether its text has lines of its own, in which what is quoted is escaped already. Of any other a newline is part of what it
+    /// quotes.
+    pub fn is_of_lines(&self) -> bool {
+        matches!(self, Error::Install { .. })
     }
 
     /// The errno for this error, where a control file or the socket has to name one.

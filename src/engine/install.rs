@@ -12,6 +12,7 @@ use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::{Dependency, Metadata};
 use karapace_store::paths::{Ignore, StoredTree};
+use karapace_store::text;
 use karapace_store::tree::Trees;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -259,7 +260,8 @@ impl Session<'_, '_> {
     fn failed(&self, argv: &Argv, status: i32) -> Error {
         let words: Vec<&str> =
             argv.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
-        Error::Install { command: words.join(" "), status, tail: self.log.tail() }
+        let command = text::line(&words.join(" ")).into_owned();
+        Error::Install { command, status, tail: self.log.tail() }
     }
 
     /// Runs a command inside to its end and gives its status and what it printed, all of which the log has.

@@ -437,6 +437,7 @@ pub fn tell_failed(error: &Error) -> Result<()> {
     tell(&Readiness::Failed { errno: error.errno(), reason: error.to_string().trim_end().to_owned() })
 }
 
+#[expect(clippy::disallowed_methods, reason = "another karapace reads it")]
 fn tell(readiness: &Readiness) -> Result<()> {
     let told = serde_json::to_vec(readiness).map_err(io::Error::from).and_then(|mut line| {
         line.push(b'\n');

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use karapace_store::text;
+
 use super::backend::Namespace;
 use super::{Backend, Ended, Namespaces, RuntimeError, Session, Started};
 
@@ -13,6 +15,7 @@ impl Backend for Mock {
         Namespace.start(session, ground)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "it stands for what the command would print")]
     fn join(&self, session: &Session, _: Namespaces, _: bool) -> Result<Ended, RuntimeError> {
         io::stdout()
             .write_all(describe(session).as_bytes())
@@ -25,7 +28,8 @@ impl Backend for Mock {
 fn describe(session: &Session) -> String {
     let policy = &session.policy;
     let mut lines = vec!["mock: nothing is run".to_owned()];
-    let mut fact = |name: &str, value: String| lines.push(format!("{name}: {value}"));
+    let mut fact =
+        |name: &str, value: String| lines.push(text::line(&format!("{name}: {value}")).into_owned());
     fact("argv", format!("{:?}", session.argv));
     fact("user", session.user.clone().unwrap_or_else(|| "root".to_owned()));
     fact("workdir", session.workdir.as_ref().map_or("default".to_owned(), |dir| dir.display().to_string()));

@@ -38,6 +38,7 @@ pub(super) struct Terminal {
 
 impl Terminal {
     /// The controlling terminal, if there is one.
+    #[expect(clippy::disallowed_methods, reason = "nothing is written")]
     pub fn of_job() -> Option<Terminal> {
         let open =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open("/dev/tty").ok()?;
@@ -104,6 +105,7 @@ pub(super) fn give_to(terminal: &OwnedFd, group: Pid) -> Result<(), Errno> {
 }
 
 /// The path on the host of the terminal that the session has on one of its standard streams.
+#[expect(clippy::disallowed_methods, reason = "nothing is written")]
 pub(super) fn path() -> Option<PathBuf> {
     ttyname(stdin()).or_else(|_| ttyname(stdout())).or_else(|_| ttyname(stderr())).ok()
 }

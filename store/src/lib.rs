@@ -1,4 +1,5 @@
 //! Content-addressed store.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 #![forbid(unsafe_code)]
 
 pub mod atomic;

@@ -1,10 +1,9 @@
-use std::io::Write;
-
 use clap::ValueEnum;
 use clap_complete::env::Shells;
 
 use crate::cli::complete::PROGRAM;
 use crate::cli::ui::Failure;
+use crate::cli::writer;
 use crate::engine::Error;
 
 /// Print a script that lets a shell complete commands, environments and snapshots
@@ -34,9 +33,6 @@ impl Args {
         let shell = shells.completer(name).ok_or_else(|| Error::Invalid(format!("{name} is not known")))?;
         let mut script = Vec::new();
         shell.write_registration("COMPLETE", PROGRAM, PROGRAM, PROGRAM, &mut script)?;
-        let mut out = std::io::stdout().lock();
-        out.write_all(&script)?;
-        out.flush()?;
-        Ok(())
+        Ok(writer::raw(&script)?)
     }
 }

@@ -1,11 +1,14 @@
-use std::io::Write;
-
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
+use crate::cli::writer::{self, Line};
+use crate::engine::socket::Changed;
 
 /// Show what was added (A), modified (M) and deleted (D)
 ///
 /// Without a snapshot: since the last one. With one: since that. With two: between them.
+///
+/// A path that is not plain text, or begins with a quote, is put in quotes as git does: "/a\nb", with \n, \t, \", \\ and the like,
+/// and other bytes in octal (\033).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -18,6 +21,9 @@ pub struct Args {
     /// Since the base layer
     #[arg(long)]
     base: bool,
+    /// End each entry with a NUL instead of a newline, and give paths as they are
+    #[arg(short = 'z', long, conflicts_with = "json")]
+    null: bool,
 }
 
 impl Args {
@@ -34,13 +40,15 @@ impl Args {
             ui::json(&changes)?;
             return Ok(());
         }
-        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        for change in &changes {
-            write!(out, "{} ", ui::change(change.kind))?;
-            out.write_all(&ui::path_line(&change.path.0))?;
-            out.write_all(b"\n")?;
+        if self.null {
+            let entry =
+                |change: &Changed| [format!("{} ", change.kind).as_bytes(), &change.path.0, b"\0"].concat();
+            return Ok(writer::raw(&changes.iter().flat_map(entry).collect::<Vec<u8>>())?);
         }
-        out.flush()?;
+        writer::print(changes.iter().map(|change| {
+            let letter = change.kind.to_string();
+            Line::default().styled(ui::change(change.kind), &letter).text(" ").path(&change.path.0)
+        }))?;
         Ok(())
     }
 }

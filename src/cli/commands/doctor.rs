@@ -44,7 +44,8 @@ fn tell(checks: &[Check]) -> Result<(), Failure> {
     ui::table(&["CHECK", "WHAT", "FOUND"], &checks.iter().map(row).collect::<Vec<_>>())?;
     let mends: Vec<_> = checks.iter().filter_map(|check| Some((check.name, check.mend.as_ref()?))).collect();
     if !mends.is_empty() {
-        ui::line("\nWhat to do:")?;
+        ui::line("")?;
+        ui::line("What to do:")?;
     }
     for (name, mend) in mends {
         ui::line(&format!("  {name}: {mend}"))?;

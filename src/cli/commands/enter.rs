@@ -2,6 +2,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use karapace_store::text;
+
 use crate::cli::Global;
 use crate::cli::ui::Failure;
 use crate::engine::Error;
@@ -114,7 +116,8 @@ impl clap::builder::TypedValueParser for VariableParser {
                 Ok((part(&bytes[..at]), part(&bytes[at + 1..])))
             }
             _ => {
-                let text = format!("{}: a variable is given as NAME=VALUE\n", value.to_string_lossy());
+                let value = value.to_string_lossy();
+                let text = format!("{}: a variable is given as NAME=VALUE\n", text::line(&value));
                 Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, text).with_cmd(command))
             }
         }

@@ -1,7 +1,5 @@
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use karapace_store::error::StoreError;
@@ -9,6 +7,7 @@ use serde_json::json;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
+use crate::cli::writer;
 use crate::engine::export::{Exported, Format, Target, Wanted};
 use crate::engine::{Engine, Error, Report, reference};
 
@@ -48,13 +47,11 @@ impl Args {
             let exported = self.export(&engine, Target::Path(&self.output), &report)?;
             return self.tell(global, &exported);
         }
-        let stdout = io::stdout();
-        if stdout.is_terminal() {
+        if writer::stdout_is_terminal() {
             let reason = "an archive is nothing for a terminal: name a file with -o, or redirect stdout";
             return Err(Error::Invalid(reason.to_owned()).into());
         }
-        // Not stdout itself, which would look for the ends of lines.
-        let mut out = File::from(stdout.as_fd().try_clone_to_owned()?);
+        let mut out = writer::raw_stdout()?;
         self.export(&engine, Target::Stream(&mut out, Path::new("stdout")), &report)?;
         out.flush()?;
         Ok(())

@@ -142,6 +142,24 @@ gc_answers() {
     last "$ENV" | has '^ok'
 }
 
+# What git quotes so, bash reads between $'…'.
+names_are_text() {
+    local name=$'x\e[31m\a\r\n\xc2\x9b\xe2\x80\xae\xff' shown path= entry found=
+    : >"$DIR/etc/$name"
+    shown=$(grep '\\033' "$CTL/diff")
+    equal "the line of diff" 'A "/etc/x\033[31m\a\r\n\302\233\342\200\256\377"' "$shown"
+    karapace diff "$ENV" | grep -qxF "$shown"
+    equal "control characters in diff" 0 "$(LC_ALL=C tr -d -c '\000-\011\013-\037\177-\377' <"$CTL/diff" | wc -c)"
+    shown=${shown#A \"}
+    eval "path=\$'${shown%\"}'"
+    equal "the path that it means" "/etc/$name" "$path"
+    while IFS= read -r -d '' entry; do
+        [ "$entry" != "A $path" ] || found=1
+    done < <(karapace diff -z "$ENV")
+    [ "$found" ] || wrong "diff -z does not have it"
+    rm "$DIR$path"
+}
+
 cli_does_the_same_mounted() {
     echo cli >"$DIR/etc/cli"
     karapace diff "$ENV" | has -x 'A /etc/cli'
@@ -272,6 +290,7 @@ check "mkdir and rmdir in snapshots/ commit and drop the name" mkdir_commits
 check "restore by prefix, latest, head and ~k" references_by_name_prefix_and_age
 check "commit with no change gives the head and adds nothing" commit_without_change_adds_nothing
 check "gc and gc dry_run=1 answer" gc_answers
+check "names of any bytes are text in diff, and can be read back" names_are_text
 check "commit, diff, restore on the command line while mounted" cli_does_the_same_mounted
 check "commit, diff, restore on the command line while not mounted" cli_does_the_same_unmounted
 check "only the mount's owner may command" others_may_not_command
