@@ -1,7 +1,7 @@
 //! The `karapace` program.
 
 fn main() {
-    karapace::process::keep_descriptors();
+    karapace::process::begin();
     karapace::cli::answer_shell();
     std::process::exit(karapace::cli::run(std::env::args_os()));
 }

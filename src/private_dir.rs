@@ -58,6 +58,11 @@ pub(crate) fn runtime_dir(variable: Option<OsString>) -> Option<PathBuf> {
     }
 }
 
+/// Where sessions of unmounted environments are mounted, below the runtime directory; None where that is not used.
+pub(crate) fn for_sessions() -> Option<PathBuf> {
+    runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map(|dir| dir.join("karapace"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ pub mod control;
 pub mod errno;
 pub mod error;
 mod fuse;
+pub mod pid_namespace;
 pub mod session;
 mod sys;
 pub(crate) mod upper;

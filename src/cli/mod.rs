@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser};
 
 use crate::engine::export_app::Menu;
-use crate::engine::{Engine, Error};
+use crate::engine::{Engine, Error, default_store, user_data};
 use commands::Command;
 use log::Log;
 use ui::Failure;
@@ -94,15 +94,7 @@ impl Global {
 
 /// Where the store is when `given` says so, or nothing does.
 fn store_root(given: Option<PathBuf>) -> Option<PathBuf> {
-    given
-        .filter(|path| !path.as_os_str().is_empty())
-        .or_else(|| user_data().map(|data| data.join("karapace")))
-}
-
-/// Where the user's programs keep their data: $XDG_DATA_HOME, else ~/.local/share.
-fn user_data() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")))
+    given.filter(|path| !path.as_os_str().is_empty()).or_else(default_store)
 }
 
 /// The user's menu of programs; None where nothing says whose.

@@ -8,15 +8,37 @@ use karapace_fs::view::View;
 
 use karapace_store::id::ObjectId;
 
+use parking_lot::Mutex;
+
 use super::instance::{Instance, Wait};
 use super::{Error, Result, Silent, gc, verify};
+use crate::runtime::NamespaceId;
+
+/// Whose programs may use the control directory from inside: those of an inside that was made with `--ctl`.
+#[derive(Default)]
+pub struct Admitted(Mutex<Option<NamespaceId>>);
+
+impl Admitted {
+    /// From now on the processes of this process namespace, and no others.
+    pub fn set(&self, namespace: Option<NamespaceId>) {
+        *self.0.lock() = namespace;
+    }
+}
 
 /// An environment as the control directory of its mount sees it.
-pub struct Plane(pub Arc<Instance>);
+pub struct Plane {
+    instance: Arc<Instance>,
+    admitted: Arc<Admitted>,
+}
 
 impl Plane {
+    /// Of an open environment.
+    pub fn new(instance: Arc<Instance>, admitted: Arc<Admitted>) -> Plane {
+        Plane { instance, admitted }
+    }
+
     fn run(&self, command: &Command) -> Result<String> {
-        let instance = &self.0;
+        let instance = &self.instance;
         match command {
             Command::Commit { name, message, .. } => {
                 let outcome = instance.commit(&[], name.as_deref(), message.as_deref(), Wait::Brief)?;
@@ -47,7 +69,7 @@ impl Plane {
 
 impl ControlPlane for Plane {
     fn id(&self) -> ControlId {
-        let metadata = self.0.metadata();
+        let metadata = self.instance.metadata();
         ControlId {
             short_id: metadata.short_id().to_owned(),
             env_id: metadata.env_id,
@@ -60,12 +82,17 @@ impl ControlPlane for Plane {
         self.run(command).map_err(|e| CommandError { errno: e.errno(), reason: e.to_string() })
     }
 
+    fn admits(&self, process: u32) -> bool {
+        let admitted = *self.admitted.0.lock();
+        admitted.is_some() && admitted == NamespaceId::of_processes(process)
+    }
+
     fn state(&self) -> String {
-        self.0.state()
+        self.instance.state()
     }
 
     fn diff(&self, _view: &View) -> karapace_fs::Result<Vec<DiffEntry>> {
-        self.0.diff(None).map_err(|error| match error {
+        self.instance.diff(None).map_err(|error| match error {
             Error::Fs(error) => error,
             Error::Store(error) => error.into(),
             other => karapace_fs::Error::Corrupt(other.to_string()),
@@ -73,14 +100,14 @@ impl ControlPlane for Plane {
     }
 
     fn uncommitted(&self, _view: &View) -> (u64, u64) {
-        let status = self.0.status();
+        let status = self.instance.status();
         (status.dirty_files, status.dirty_bytes)
     }
 
     fn snapshots(&self) -> Vec<SnapshotInfo> {
         let mut infos = Vec::new();
-        for entry in self.0.metadata().snapshots {
-            match self.0.root_of(&entry.record) {
+        for entry in self.instance.metadata().snapshots {
+            match self.instance.root_of(&entry.record) {
                 Ok(root) => infos.push(SnapshotInfo {
                     hash: entry.hash.to_hex(),
                     name: entry.name,
@@ -95,7 +122,7 @@ impl ControlPlane for Plane {
     }
 
     fn keep_snapshots(&self, roots: &[ObjectId]) -> karapace_fs::Result<()> {
-        self.0.keep_snapshots(roots).map_err(|error| match error {
+        self.instance.keep_snapshots(roots).map_err(|error| match error {
             Error::Fs(error) => error,
             Error::Store(error) => error.into(),
             other => karapace_fs::Error::Corrupt(other.to_string()),
@@ -103,10 +130,10 @@ impl ControlPlane for Plane {
     }
 
     fn head(&self) -> String {
-        self.0.view().head().layer.to_hex()
+        self.instance.view().head().layer.to_hex()
     }
 
     fn base(&self) -> String {
-        self.0.metadata().base_layer.to_hex()
+        self.instance.metadata().base_layer.to_hex()
     }
 }

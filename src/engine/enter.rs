@@ -11,6 +11,7 @@ use karapace_store::metadata::Metadata;
 use nix::unistd::geteuid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::keeper::SHOWS_CONTROL;
 use super::mount::Options;
 use super::sessions::Session;
 use super::socket::{Answer, Client, Entrance, Reply, Request, Shape};
@@ -56,7 +57,7 @@ impl EnterOptions {
             hardware.into_iter().filter_map(|(name, asked)| asked.then_some(name)).collect();
         let hardware = if hardware.is_empty() { "none".to_owned() } else { hardware.join(", ") };
         let mut shape = Shape::from([
-            ("--ctl".to_owned(), self.show_control.to_string()),
+            (SHOWS_CONTROL.to_owned(), self.show_control.to_string()),
             ("--home".to_owned(), home),
             // They see each other's processes, so one that is bound must not meet one that is not.
             ("--privileged".to_owned(), policy.privileged.to_string()),
@@ -87,7 +88,7 @@ impl Engine {
         // Root is a user of every environment.
         let root = options.user.as_deref() == Some(runtime::SELF) && geteuid().is_root();
         let options = &EnterOptions { user: options.user.clone().filter(|_| !root), ..options.clone() };
-        let policy = policy::of(env, &options.choices)?;
+        let policy = policy::of(self, env, &options.choices)?;
         let session = Session::join(self, &env.instance)?;
         let ended = self.run_inside(env, options, &policy);
         let left = session.leave(|| self.end_inside(env));
@@ -254,8 +255,8 @@ impl Engine {
     /// A directory for mounts of sessions, which no other user reaches: in the user's runtime directory, else beside the upper.
     /// Set-user-id programs are in force on a mount of root's, so what holds it is closed.
     fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
-        let (parent, name) = match private_dir::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")) {
-            Some(runtime) => (runtime.join("karapace"), env.instance.to_hex()),
+        let (parent, name) = match private_dir::for_sessions() {
+            Some(dir) => (dir, env.instance.to_hex()),
             None => (self.env_dir(&env.instance), "mnt".to_owned()),
         };
         private_dir::make(&parent).map_err(|e| Error::io("mount below", &parent, e))?;

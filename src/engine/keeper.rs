@@ -14,9 +14,13 @@ use nix::sched::CloneFlags;
 use parking_lot::Mutex;
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::control::Admitted;
 use super::socket::{Answer, Entrance, Reply, Request, Shape};
 use super::{Engine, Error, Result, sessions};
 use crate::runtime::{Namespaces, Seen};
+
+/// The option of a [`Shape`] with which sessions see the control directory.
+pub(super) const SHOWS_CONTROL: &str = "--ctl";
 
 /// How long process 1 may take to end by itself.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -24,16 +28,23 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long process 1 may take to die once it was killed: what is inside may hang in the kernel.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What there is of a mount.
+pub struct Place {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// The mount is for sessions and ends with the last.
+    pub session: bool,
+    /// The serving process is in namespaces of its own, which sessions have to enter first.
+    pub has_ground: bool,
+}
+
 /// What keeps the inside of one environment.
 pub struct Keeper {
     engine: Engine,
     instance: InstanceId,
-    dir: PathBuf,
-    /// The mount is for sessions and ends with the last.
-    session: bool,
-    /// The serving process is in namespaces of its own, which sessions have to enter first.
-    has_ground: bool,
+    place: Place,
     handle: UnmountHandle,
+    admitted: Arc<Admitted>,
     state: Mutex<State>,
 }
 
@@ -55,19 +66,18 @@ struct Held {
 }
 
 impl Keeper {
-    /// For the mount of `instance` at `dir`. A mount for sessions is watched from now on: the session that made it has joined.
+    /// For the mount of `instance` at `place`; says in `admitted` who may use its control directory from inside. A mount for sessions is watched from now on: the session that made it has joined.
     pub fn new(
         engine: &Engine,
         instance: InstanceId,
-        dir: PathBuf,
-        session: bool,
-        has_ground: bool,
+        place: Place,
         handle: UnmountHandle,
+        admitted: Arc<Admitted>,
     ) -> Arc<Keeper> {
         let state = Mutex::default();
-        let keeper = Keeper { engine: engine.clone(), instance, dir, session, has_ground, handle, state };
+        let keeper = Keeper { engine: engine.clone(), instance, place, handle, admitted, state };
         let keeper = Arc::new(keeper);
-        if session {
+        if keeper.place.session {
             keeper.clone().watch();
         }
         keeper
@@ -75,12 +85,12 @@ impl Keeper {
 
     /// Where the mount is.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.place.dir
     }
 
     /// Whether the mount is for sessions and ends with the last.
     pub fn is_for_sessions(&self) -> bool {
-        self.session
+        self.place.session
     }
 
     /// Answers what concerns the inside; `None`: something else was asked.
@@ -98,8 +108,8 @@ impl Keeper {
 
     fn entrance(&self, user: Option<&str>) -> Result<Reply> {
         let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-        let ground = Namespaces::own(if self.has_ground { kinds } else { CloneFlags::empty() })?;
-        let seen = if self.has_ground { Some(Seen::look(&self.dir, user)?) } else { None };
+        let ground = Namespaces::own(if self.place.has_ground { kinds } else { CloneFlags::empty() })?;
+        let seen = if self.place.has_ground { Some(Seen::look(&self.place.dir, user)?) } else { None };
         let mut state = self.state.lock();
         // One whose process 1 was killed is none any more.
         state.inside.take_if(|held| is_over(&held.init, Duration::ZERO));
@@ -107,10 +117,10 @@ impl Keeper {
         let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
         let descriptors: std::io::Result<Vec<_>> =
             ground.descriptors().chain(kept).map(|fd| fd.try_clone_to_owned()).collect();
-        let descriptors = descriptors.map_err(|e| Error::io("copy the namespaces of", &self.dir, e))?;
+        let descriptors = descriptors.map_err(|e| Error::io("copy the namespaces of", &self.place.dir, e))?;
         let entrance = Entrance {
-            dir: self.dir.clone(),
-            session: self.session,
+            dir: self.place.dir.clone(),
+            session: self.place.session,
             ground: ground.names(),
             seen,
             inside: inside.map(|held| (held.shape.clone(), held.namespaces.names())),
@@ -130,6 +140,8 @@ impl Keeper {
         if state.inside.is_some() {
             return Ok(Answer::Taken.into());
         }
+        let shows_control = shape.get(SHOWS_CONTROL).is_some_and(|value| value == "true");
+        self.admitted.set(namespaces.of_processes().filter(|_| shows_control));
         state.inside = Some(Held { shape: shape.clone(), namespaces, init, lifeline });
         drop(state);
         self.clone().watch();
@@ -139,6 +151,7 @@ impl Keeper {
     /// Ends the inside, if there is one; returns when nothing lives in it.
     pub fn end(&self) {
         let Some(held) = self.state.lock().inside.take() else { return };
+        self.admitted.set(None);
         let Held { namespaces, init, lifeline, .. } = held;
         drop((namespaces, lifeline));
         // It has something to clear up, which may hang as everything that touches the mount.
@@ -179,7 +192,7 @@ impl Keeper {
         self.end();
         let mut state = self.state.lock();
         state.watched = false;
-        if !self.session {
+        if !self.place.session {
             drop(last);
             return;
         }

@@ -33,6 +33,7 @@ pub mod mount;
 pub mod mount_all;
 pub mod mountpoint;
 pub mod new;
+mod peer;
 pub mod pin;
 mod policy;
 pub mod rebuild;
@@ -66,6 +67,17 @@ use nix::fcntl::{Flock, FlockArg};
 
 pub use error::{Error, Result};
 pub use report::{Report, Silent};
+
+/// Where the user's programs keep their data: $XDG_DATA_HOME, else ~/.local/share.
+pub fn user_data() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")))
+}
+
+/// Where the user's store is unless another is named.
+pub fn default_store() -> Option<PathBuf> {
+    user_data().map(|data| data.join("karapace"))
+}
 
 /// An open store and what runs on it.
 #[derive(Clone)]

@@ -25,9 +25,9 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::access::perform;
-use super::control::Plane;
+use super::control::{Admitted, Plane};
 use super::instance::Instance;
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Place};
 use super::socket::{Answer, Client, Request, Server};
 use super::{Engine, Error, Result, mountpoint, reference, sessions};
 use crate::lifecycle;
@@ -233,7 +233,8 @@ fn serve_view(
     let read_only = options.read_only || !lifecycle::is_writable(env.state);
     let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);
     instance.hold_pin()?;
-    let plane: Arc<dyn ControlPlane> = Arc::new(Plane(instance.clone()));
+    let admitted = Arc::new(Admitted::default());
+    let plane: Arc<dyn ControlPlane> = Arc::new(Plane::new(instance.clone(), admitted.clone()));
     let mount_options = mount_options(&env, &dir, options, read_only);
     let session = MountedSession::mount(
         instance.view().clone(),
@@ -243,8 +244,8 @@ fn serve_view(
     )?;
     instance.attach(session.invalidator());
     let handle = session.unmount_handle();
-    let keeper =
-        Keeper::new(engine, env.instance, dir.clone(), options.session, options.has_ground, handle.clone());
+    let place = Place { dir: dir.clone(), session: options.session, has_ground: options.has_ground };
+    let keeper = Keeper::new(engine, env.instance, place, handle.clone(), admitted);
     let running = announce(engine, &env, &instance, &handle, &keeper);
     let running = running.and_then(|server| {
         let (instance, path) = (instance.clone(), info_path(engine, &env.instance));

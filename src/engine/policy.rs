@@ -4,12 +4,13 @@ use std::path::Path;
 
 use karapace_store::metadata::Metadata;
 
-use super::Result;
+use super::{Engine, Result, default_store};
 use crate::manifest::Manifest;
+use crate::private_dir;
 use crate::runtime::{Caller, Choices, Policy};
 
 /// The policy for a session in `env`, asked for by this process.
-pub(super) fn of(env: &Metadata, choices: &Choices) -> Result<Policy> {
+pub(super) fn of(engine: &Engine, env: &Metadata, choices: &Choices) -> Result<Policy> {
     let manifest = Manifest::parse(&env.manifest, Path::new("the manifest in the environment's record"))?;
     let instance = env.instance.to_hex();
     let caller = Caller {
@@ -17,5 +18,8 @@ pub(super) fn of(env: &Metadata, choices: &Choices) -> Result<Policy> {
         manifest_dir: env.manifest_dir.as_deref().map(Path::new),
         variable: &|name| std::env::var_os(name),
     };
-    Ok(Policy::new(&manifest, choices, &caller)?)
+    let mut policy = Policy::new(&manifest, choices, &caller)?;
+    let own = [Some(engine.root().to_owned()), default_store(), private_dir::for_sessions()];
+    policy.keep_out(&own.into_iter().flatten().collect::<Vec<_>>())?;
+    Ok(policy)
 }

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::instance::{CommitOutcome, RestoreOutcome, Status};
 use super::snapshots::RemoveOutcome;
 use super::text::PathText;
-use super::{Error, Result};
+use super::{Error, Result, peer};
 use crate::runtime::Seen;
 
 /// File name of the socket in an environment's directory.
@@ -270,6 +270,12 @@ fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply)
     let (line, descriptors) = receive(stream, MAX_REQUEST)?;
     if line.is_empty() {
         return Ok(());
+    }
+    if !peer::is_of_ours(stream) {
+        let reason = "asked from inside a session or a container: run this command outside, or use the control directory of a \
+                      session that shows it (`karapace enter --ctl`)";
+        let refused = Answer::Failed { errno: libc::EPERM, reason: reason.to_owned() };
+        return transmit(stream, &refused, &[]);
     }
     let reply = match serde_json::from_slice(&line) {
         Ok(request) => handler(request, descriptors),

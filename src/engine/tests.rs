@@ -287,7 +287,7 @@ fn commands_of_the_control_directory() {
     let place = Place::new();
     let env = place.import("dev");
     let instance = Arc::new(place.open(&env));
-    let plane = Plane(instance.clone());
+    let plane = Plane::new(instance.clone(), Arc::default());
     let commit = |name: Option<&str>| Command::Commit {
         name: name.map(str::to_owned),
         message: Some("said".to_owned()),

@@ -40,9 +40,11 @@ const KEPT: [Signal; 3] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGPIPE];
 /// How many descriptors the caller has left open from 3 on without a gap.
 static INHERITED: OnceLock<u32> = OnceLock::new();
 
-/// Keeps the descriptors that this process was started with from all that it will start. To be called first in `main`, before
-/// anything is opened.
-pub fn keep_descriptors() {
+/// Begins the program: keeps the descriptors that it was started with from all that it will start, and hears of its children's ends
+/// whatever the caller ignores. To be called first in `main`, before anything is opened.
+pub fn begin() {
+    // Neither fails for these arguments.
+    default_signal(Signal::SIGCHLD).unwrap_or(());
     let open = (3..).take_while(|number: &RawFd| sys::is_open(*number)).count();
     // On a kernel that cannot they go on as they did.
     sys::close_on_exec(3).unwrap_or(());

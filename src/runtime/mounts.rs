@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
@@ -99,6 +100,8 @@ pub(super) struct Wanted<'a> {
     pub mask_control: bool,
     /// What of the host is shown, parents before what lies in them.
     pub shares: &'a [Share],
+    /// Places in what is shown that are covered.
+    pub covered: &'a [PathBuf],
     /// The text of `/etc/hosts`.
     pub hosts: Vec<u8>,
     /// The ids inside of whom the runtime directory belongs to.
@@ -109,7 +112,7 @@ impl Mounts {
     /// All mounts, in the order in which they are attached. What is shared comes before the session's own `/proc`, `/sys` and
     /// `/dev`: no symlink of the environment leads a share over those.
     pub fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
-        let Wanted { root, console, terminal_group, mask_control, shares, hosts, owner } = wanted;
+        let Wanted { root, console, terminal_group, mask_control, shares, covered, hosts, owner } = wanted;
         let mut pts = vec![(c"mode", c"0620".into()), (c"ptmxmode", c"0666".into())];
         if terminal_group {
             pts.push((c"gid", c"5".into()));
@@ -117,6 +120,10 @@ impl Mounts {
         let (on_dev, in_tree): (Vec<_>, Vec<_>) =
             shares.iter().partition(|share| share.inside.starts_with("/dev"));
         let mut list = in_tree.into_iter().map(shared).collect::<Result<Vec<_>, _>>()?;
+        for place in covered {
+            let target = Cow::Owned(c_string("path inside", place.clone().into())?);
+            list.push(Mount { target, point: Point::Existing, ..cover(c"") });
+        }
         list.extend([
             new(c"/proc", c"proc", vec![], DATA_ONLY),
             host(c"/sys", c"/sys".into(), Point::Directory, READ_ONLY),
@@ -141,9 +148,7 @@ impl Mounts {
             ..host(c"/etc/hosts", CString::default(), Point::File, 0)
         });
         if mask_control {
-            let options = vec![(c"mode", c"0555".into()), (c"size", c"4k".into())];
-            let mask = new(c"/.karapace", c"tmpfs", options, READ_ONLY);
-            list.push(Mount { point: Point::Existing, required: false, ..mask });
+            list.push(Mount { point: Point::Existing, required: false, ..cover(c"/.karapace") });
         }
         Ok(Mounts { root: Some(root), list })
     }
@@ -154,11 +159,7 @@ impl Mounts {
         let own = new(c"/proc", c"tmpfs", vec![(c"mode", c"0700".into())], SHARED);
         let mut list =
             vec![new(c"/proc", c"proc", vec![], DATA_ONLY), Mount { target: Cow::Owned(scratch), ..own }];
-        list.extend(hidden.map(|path| Mount {
-            point: Point::Existing,
-            required: false,
-            ..new(path, c"tmpfs", vec![(c"mode", c"0555".into())], READ_ONLY)
-        }));
+        list.extend(hidden.map(|path| Mount { point: Point::Existing, required: false, ..cover(path) }));
         Mounts { root: None, list }
     }
 
@@ -226,6 +227,11 @@ fn new(
     let source = Source::New { kind, options };
     let target = Cow::Borrowed(target);
     Mount { source, target, point: Point::Directory, attributes, required: true, tree: None, made: false }
+}
+
+/// An empty directory that nobody can write to.
+fn cover(target: &'static CStr) -> Mount {
+    new(target, c"tmpfs", vec![(c"mode", c"0555".into()), (c"size", c"4k".into())], READ_ONLY)
 }
 
 fn host(target: &'static CStr, path: CString, point: Point, attributes: u64) -> Mount {

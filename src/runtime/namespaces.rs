@@ -3,11 +3,12 @@
 use std::array;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 
 use super::RuntimeError;
 use super::channel::Channel;
@@ -23,6 +24,18 @@ const KINDS: [(&str, &CStr, CloneFlags); 6] = [
     ("ipc", c"/proc/self/ns/ipc", CloneFlags::CLONE_NEWIPC),
     ("net", c"/proc/self/ns/net", CloneFlags::CLONE_NEWNET),
 ];
+
+/// Which namespace: the device and the number of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NamespaceId(u64, u64);
+
+impl NamespaceId {
+    /// The process namespace of a process that this one may look at.
+    pub fn of_processes(process: u32) -> Option<NamespaceId> {
+        let file = std::fs::metadata(format!("/proc/{process}/ns/pid")).ok()?;
+        Some(NamespaceId(file.dev(), file.ino()))
+    }
+}
 
 /// Open namespaces, at most one of a kind. They last at least as long as this does: whoever waits for what is mounted in
 /// them to end must not hold it.
@@ -71,6 +84,13 @@ impl Namespaces {
     /// The descriptors, for handing them to another process.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.0.iter().map(|(_, fd)| fd.as_fd())
+    }
+
+    /// The process namespace, if it is among them.
+    pub fn of_processes(&self) -> Option<NamespaceId> {
+        let (_, fd) = self.0.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWPID)?;
+        let file = fstat(fd).ok()?;
+        Some(NamespaceId(file.st_dev, file.st_ino))
     }
 
     /// Adds from `other` what is not here yet.

@@ -109,6 +109,7 @@ impl Preparation {
             terminal_group: many_ids,
             mask_control: session.mask_control,
             shares: &session.policy.shares,
+            covered: &session.policy.covered,
             hosts: hosts::text(hosts.as_deref(), &session.hostname),
             owner: (user.uid, user.gid),
         })?;
@@ -205,7 +206,8 @@ pub(super) fn preserved(session: &Session) -> Result<i32, RuntimeError> {
 
 /// What a session's processes may not ask the kernel for, if they are bound.
 pub(super) fn filter(session: &Session) -> Result<Option<Filter>, RuntimeError> {
-    (!session.policy.privileged).then(Filter::new).transpose()
+    let policy = &session.policy;
+    (!policy.privileged).then(|| Filter::new(policy.has_read_only())).transpose()
 }
 
 /// The host's /dev/null: the one inside may be anything.

@@ -2,6 +2,7 @@
 //! anything is made.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::home::HomeMode;
@@ -17,6 +18,8 @@ pub(super) const RUNTIME_DIR: &str = "/dev/run";
 pub struct Policy {
     /// Things of the host that are shown inside.
     pub shares: Vec<Share>,
+    /// Places inside, in what is shared, that are covered: karapace's own directories.
+    pub covered: Vec<PathBuf>,
     /// Variables that lead to them.
     pub variables: Vec<(OsString, OsString)>,
     /// The home directory of the command's user, where it is not the one that the environment names.
@@ -108,6 +111,39 @@ impl Policy {
         // Parents before what lies in them.
         policy.shares.sort_by(|a, b| a.inside.cmp(&b.inside));
         Ok(policy)
+    }
+}
+
+impl Policy {
+    /// Keeps directories of karapace's own out of what is shared: those that are there and lie in it are covered.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Policy`], when what is shared lies in one of them.
+    pub fn keep_out(&mut self, directories: &[PathBuf]) -> Result<(), RuntimeError> {
+        let directories = directories.iter().filter_map(|path| fs::canonicalize(path).ok());
+        for (own, share) in
+            directories.flat_map(|own| self.shares.iter().map(move |share| (own.clone(), share)))
+        {
+            if share.host.starts_with(&own) {
+                let reason = format!(
+                    "{} lies in {}, which is karapace's own and is not shown to sessions",
+                    share.host.display(),
+                    own.display()
+                );
+                return Err(refused(&share.what, reason));
+            }
+            if let Ok(below) = own.strip_prefix(&share.host) {
+                self.covered.push(share.inside.join(below));
+            }
+        }
+        self.covered.sort();
+        self.covered.dedup();
+        Ok(())
+    }
+
+    /// Whether something of the host is shown that must not be written to.
+    pub(super) fn has_read_only(&self) -> bool {
+        self.shares.iter().any(|share| share.read_only)
     }
 }
 

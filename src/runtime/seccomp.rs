@@ -65,6 +65,9 @@ const TIOCLINUX: u64 = 0x541c;
 /// Not in libc either (include/uapi/asm-generic/ioctls.h).
 const TIOCVHANGUP: u64 = 0x5437;
 
+/// Which argument of mount holds its flags.
+pub(super) const MOUNT_FLAGS: u8 = 3;
+
 /// The last call of Linux 6.18, file_setattr: the same number on all architectures, as for every call since 5.1. The numbers of
 /// x32, a second way to make each call on x86-64, lie above it too.
 const LAST_KNOWN: u32 = 469;
@@ -74,8 +77,12 @@ pub(super) struct Filter(pub(super) Vec<libc::sock_filter>);
 
 impl Filter {
     /// The filter for this machine. A call of another architecture kills the process; an unknown one fails with ENOSYS.
-    pub fn new() -> Result<Filter, RuntimeError> {
-        let program = compile().map_err(|error| refused("system call filter", error.to_string()))?;
+    ///
+    /// `keep_read_only`: mounts cannot be changed either. Root inside may change those of its own namespace, also what is shown of the
+    /// host read-only.
+    pub fn new(keep_read_only: bool) -> Result<Filter, RuntimeError> {
+        let program =
+            compile(keep_read_only).map_err(|error| refused("system call filter", error.to_string()))?;
         let mut filter: Vec<_> = program
             .iter()
             .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
@@ -85,7 +92,7 @@ impl Filter {
     }
 }
 
-fn compile() -> Result<seccompiler::BpfProgram, seccompiler::BackendError> {
+fn compile(keep_read_only: bool) -> Result<seccompiler::BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().map(|(_, number)| (*number, Vec::new())).collect();
     let ioctls = DENIED_IOCTLS.map(|request| {
@@ -94,6 +101,12 @@ fn compile() -> Result<seccompiler::BpfProgram, seccompiler::BackendError> {
         SeccompRule::new(vec![asked])
     });
     rules.insert(libc::SYS_ioctl, ioctls.into_iter().collect::<Result<_, _>>()?);
+    if keep_read_only {
+        rules.insert(libc::SYS_mount_setattr, Vec::new());
+        let flag = SeccompCmpOp::MaskedEq(libc::MS_REMOUNT);
+        let changed = SeccompCondition::new(MOUNT_FLAGS, SeccompCmpArgLen::Qword, flag, libc::MS_REMOUNT)?;
+        rules.insert(libc::SYS_mount, vec![SeccompRule::new(vec![changed])?]);
+    }
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), architecture)?
         .try_into()
@@ -138,7 +151,7 @@ mod tests {
 
     #[test]
     fn denies_what_is_listed_and_nothing_else() {
-        let filter = Filter::new().unwrap();
+        let filter = Filter::new(false).unwrap();
         let here = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
         let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
         for (name, number) in DENIED {
@@ -160,5 +173,16 @@ mod tests {
         for number in [i64::from(LAST_KNOWN) + 1, 0x4000_0000 + libc::SYS_keyctl, -1] {
             assert_eq!(verdict(&filter, here, number, 0), unknown, "{number}");
         }
+    }
+
+    #[test]
+    fn what_is_read_only_stays_so() {
+        let (open, kept) = (Filter::new(false).unwrap(), Filter::new(true).unwrap());
+        let here = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+        assert_eq!(verdict(&open, here, libc::SYS_mount_setattr, 0), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(verdict(&kept, here, libc::SYS_mount_setattr, 0), refused);
+        assert_eq!(verdict(&kept, here, libc::SYS_mount, 0), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(verdict(&kept, here, libc::SYS_keyctl, 0), refused);
     }
 }

@@ -29,6 +29,7 @@ use self::nodes::Nodes;
 pub(crate) use self::nodes::TOP;
 use crate::attr::Attr;
 use crate::error::Result;
+use crate::pid_namespace;
 use crate::view::View;
 
 /// Name of the control directory in the root of a mount.
@@ -92,9 +93,11 @@ impl ControlDir {
         }
     }
 
-    /// Whether this user may use the directory: who mounted, and root.
-    pub fn admits(&self, uid: u32) -> bool {
-        uid == 0 || uid == self.owner.0
+    /// Whether a process of this user may use the directory: who mounted, and root, from where the server lives or the engine lets
+    /// them.
+    pub fn admits(&self, uid: u32, process: u32) -> bool {
+        let knows_user = uid == 0 || uid == self.owner.0;
+        knows_user && (pid_namespace::is_ours(process) || self.plane.admits(process))
     }
 
     /// See [`ControlPlane::keep_snapshots`].

@@ -58,6 +58,11 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// The errno that the writer gets, and the reason.
     fn execute(&self, command: &Command) -> Result<String, CommandError>;
 
+    /// Whether a process of another process namespace, by its number as the kernel tells it, may use the directory.
+    fn admits(&self, _process: u32) -> bool {
+        false
+    }
+
     /// State of the environment, as `Built`.
     fn state(&self) -> String;
 

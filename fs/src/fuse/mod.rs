@@ -159,7 +159,7 @@ impl Shared {
     /// The control directory, for a user who may use it.
     fn control_for(&self, req: &Request) -> std::result::Result<&ControlDir, Errno> {
         let control = self.control()?;
-        if control.admits(req.uid()) { Ok(control) } else { Err(Errno::EACCES) }
+        if control.admits(req.uid(), req.pid()) { Ok(control) } else { Err(Errno::EACCES) }
     }
 
     /// Whether the name is the one that is kept for the control directory, whether there is one or not.

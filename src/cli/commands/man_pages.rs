@@ -3,9 +3,9 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::cli::{Global, user_data};
-use crate::engine::Error;
+use crate::engine::{Error, user_data};
 
 /// Write the manual pages, one a command
 #[derive(Debug, clap::Args)]

@@ -5,11 +5,12 @@
 //! wait for all that the command leaves behind.)
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use super::super::policy::{RUNTIME_DIR, Share, ShareKind};
-use super::super::seccomp::{DENIED, DENIED_IOCTLS};
+use super::super::seccomp::{DENIED, DENIED_IOCTLS, MOUNT_FLAGS};
 use super::super::{RuntimeError, policy};
 
 /// The capabilities of Linux 5.9 and later, each at the place of its number.
@@ -76,7 +77,11 @@ pub(super) struct Wanted<'a> {
     pub no_new_privileges: bool,
     /// Whether system calls are denied.
     pub filter: bool,
+    /// Whether mounts cannot be changed: something of the host is shown read-only.
+    pub keep_read_only: bool,
     pub shares: &'a [Share],
+    /// Places in what is shown that are covered.
+    pub covered: &'a [PathBuf],
     /// Where the text of `/etc/hosts` is on the host, and whether the host has a resolv.conf.
     pub hosts: &'a str,
     pub resolv_conf: bool,
@@ -124,7 +129,7 @@ pub(super) fn text(wanted: &Wanted<'_>) -> Result<Vec<u8>, RuntimeError> {
         config["process"]["consoleSize"] = json!({ "width": columns, "height": rows });
     }
     if wanted.filter {
-        config["linux"]["seccomp"] = seccomp();
+        config["linux"]["seccomp"] = seccomp(wanted.keep_read_only);
     }
     let mut text = config.to_string().into_bytes();
     text.push(b'\n');
@@ -147,6 +152,10 @@ fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Value>, RuntimeError> {
     if wanted.many_ids {
         pts.push("gid=5");
     }
+    for place in wanted.covered {
+        let place = utf8("a path inside", place.as_os_str())?;
+        list.push(new(place, "tmpfs", &["nosuid", "nodev", "noexec", "ro", "mode=0555", "size=4k"]));
+    }
     let (uid, gid) = (format!("uid={}", wanted.ids.0), format!("gid={}", wanted.ids.1));
     list.extend([
         new("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -167,7 +176,7 @@ fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Value>, RuntimeError> {
     Ok(list)
 }
 
-fn seccomp() -> Value {
+fn seccomp(keep_read_only: bool) -> Value {
     let architecture = if cfg!(target_arch = "x86_64") { "SCMP_ARCH_X86_64" } else { "SCMP_ARCH_AARCH64" };
     let names: Vec<_> = DENIED.iter().map(|(name, _)| *name).collect();
     let mut rules = vec![json!({ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM })];
@@ -177,6 +186,16 @@ fn seccomp() -> Value {
         });
         json!({ "names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM, "args": [asked] })
     }));
+    if keep_read_only {
+        let asked = json!({
+            "index": MOUNT_FLAGS, "value": libc::MS_REMOUNT, "valueTwo": libc::MS_REMOUNT, "op": "SCMP_CMP_MASKED_EQ"
+        });
+        rules
+            .push(json!({ "names": ["mount_setattr"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM }));
+        rules.push(json!({
+            "names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM, "args": [asked]
+        }));
+    }
     json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": [architecture], "syscalls": rules })
 }
 
@@ -208,7 +227,9 @@ mod tests {
             mask_control: true,
             no_new_privileges: true,
             filter: true,
+            keep_read_only: false,
             shares,
+            covered: &[],
             hosts: "/dev/shm/hosts",
             resolv_conf: false,
         }

@@ -212,7 +212,9 @@ fn bundle(
         mask_control: session.mask_control,
         no_new_privileges: !many_ids && !policy.privileged,
         filter: !policy.privileged,
+        keep_read_only: policy.has_read_only(),
         shares: &policy.shares,
+        covered: &policy.covered,
         hosts: &hosts,
         resolv_conf: Path::new("/etc/resolv.conf").exists(),
     };
