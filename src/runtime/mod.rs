@@ -171,7 +171,7 @@ fn join(
 /// # Errors
 /// [`RuntimeError`]. That nothing lives there is none.
 pub fn signal_all(namespaces: Namespaces, signal: i32) -> Result<(), RuntimeError> {
-    let own = (&StartStrings::find()?, &Filter::new(false)?);
+    let own = (&StartStrings::find()?, &Filter::new()?);
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;
     let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
     let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {

@@ -195,6 +195,10 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
         if command.no_new_privileges {
             prctl::set_no_new_privs().map_err(failed("bind the privileges of"))?;
         }
+        // While we may without giving up privileges: as the chosen user we may not any more.
+        if let Some(filter) = &command.mounts_filter {
+            sys::set_filter(filter).map_err(failed("filter the system calls of"))?;
+        }
         if command.fewer_capabilities {
             capabilities::give_up().map_err(failed("take capabilities from"))?;
         }

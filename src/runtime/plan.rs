@@ -73,6 +73,8 @@ pub(super) struct Command {
     /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by it: it sets one for what
     /// it runs.
     pub filter: Option<Filter>,
+    /// What it may not ask for besides, where something of the host is read-only.
+    pub mounts_filter: Option<Filter>,
     /// Of the caller, not for the monitor to keep.
     pub strings: StartStrings,
     /// The host's /dev/null, in the place of streams that are not the caller's.
@@ -166,6 +168,9 @@ impl Command {
             no_new_privileges: !many_ids && !policy.privileged,
             fewer_capabilities: has_ids() && !policy.privileged,
             filter: filter(session)?,
+            mounts_filter: (!policy.privileged && policy.has_read_only())
+                .then(Filter::of_mounts)
+                .transpose()?,
             strings: StartStrings::find()?,
             null: null()?,
             account: Account::of(&seen, policy)?,
@@ -206,8 +211,7 @@ pub(super) fn preserved(session: &Session) -> Result<i32, RuntimeError> {
 
 /// What a session's processes may not ask the kernel for, if they are bound.
 pub(super) fn filter(session: &Session) -> Result<Option<Filter>, RuntimeError> {
-    let policy = &session.policy;
-    (!policy.privileged).then(|| Filter::new(policy.has_read_only())).transpose()
+    (!session.policy.privileged).then(Filter::new).transpose()
 }
 
 /// The host's /dev/null: the one inside may be anything.

@@ -16,7 +16,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 use super::RuntimeError;
@@ -77,22 +78,29 @@ pub(super) struct Filter(pub(super) Vec<libc::sock_filter>);
 
 impl Filter {
     /// The filter for this machine. A call of another architecture kills the process; an unknown one fails with ENOSYS.
-    ///
-    /// `keep_read_only`: mounts cannot be changed either. Root inside may change those of its own namespace, also what is shown of the
-    /// host read-only.
-    pub fn new(keep_read_only: bool) -> Result<Filter, RuntimeError> {
-        let program =
-            compile(keep_read_only).map_err(|error| refused("system call filter", error.to_string()))?;
-        let mut filter: Vec<_> = program
+    pub fn new() -> Result<Filter, RuntimeError> {
+        let mut filter = Filter::from_program(denied())?;
+        filter.0.splice(0..0, without_unknown());
+        Ok(filter)
+    }
+
+    /// A second one, under which mounts cannot be changed: root inside may change those of its own namespace, also what is shown
+    /// of the host read-only.
+    pub fn of_mounts() -> Result<Filter, RuntimeError> {
+        Filter::from_program(changes_of_mounts())
+    }
+
+    fn from_program(program: Result<BpfProgram, BackendError>) -> Result<Filter, RuntimeError> {
+        let program = program.map_err(|error| refused("system call filter", error.to_string()))?;
+        let steps = program
             .iter()
             .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
             .collect();
-        filter.splice(0..0, without_unknown());
-        Ok(Filter(filter))
+        Ok(Filter(steps))
     }
 }
 
-fn compile(keep_read_only: bool) -> Result<seccompiler::BpfProgram, seccompiler::BackendError> {
+fn denied() -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().map(|(_, number)| (*number, Vec::new())).collect();
     let ioctls = DENIED_IOCTLS.map(|request| {
@@ -101,12 +109,18 @@ fn compile(keep_read_only: bool) -> Result<seccompiler::BpfProgram, seccompiler:
         SeccompRule::new(vec![asked])
     });
     rules.insert(libc::SYS_ioctl, ioctls.into_iter().collect::<Result<_, _>>()?);
-    if keep_read_only {
-        rules.insert(libc::SYS_mount_setattr, Vec::new());
-        let flag = SeccompCmpOp::MaskedEq(libc::MS_REMOUNT);
-        let changed = SeccompCondition::new(MOUNT_FLAGS, SeccompCmpArgLen::Qword, flag, libc::MS_REMOUNT)?;
-        rules.insert(libc::SYS_mount, vec![SeccompRule::new(vec![changed])?]);
-    }
+    compile(rules)
+}
+
+fn changes_of_mounts() -> Result<BpfProgram, BackendError> {
+    let flag = SeccompCmpOp::MaskedEq(libc::MS_REMOUNT);
+    let changed = SeccompCondition::new(MOUNT_FLAGS, SeccompCmpArgLen::Qword, flag, libc::MS_REMOUNT)?;
+    let mount = (libc::SYS_mount, vec![SeccompRule::new(vec![changed])?]);
+    compile(BTreeMap::from([(libc::SYS_mount_setattr, Vec::new()), mount]))
+}
+
+/// Calls that one of their rules fits, or that have none, fail with EPERM.
+fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, BackendError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), architecture)?
         .try_into()
@@ -151,7 +165,7 @@ mod tests {
 
     #[test]
     fn denies_what_is_listed_and_nothing_else() {
-        let filter = Filter::new(false).unwrap();
+        let filter = Filter::new().unwrap();
         let here = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
         let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
         for (name, number) in DENIED {
@@ -177,12 +191,11 @@ mod tests {
 
     #[test]
     fn what_is_read_only_stays_so() {
-        let (open, kept) = (Filter::new(false).unwrap(), Filter::new(true).unwrap());
+        let (open, kept) = (Filter::new().unwrap(), Filter::of_mounts().unwrap());
         let here = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
         let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
         assert_eq!(verdict(&open, here, libc::SYS_mount_setattr, 0), libc::SECCOMP_RET_ALLOW);
         assert_eq!(verdict(&kept, here, libc::SYS_mount_setattr, 0), refused);
         assert_eq!(verdict(&kept, here, libc::SYS_mount, 0), libc::SECCOMP_RET_ALLOW);
-        assert_eq!(verdict(&kept, here, libc::SYS_keyctl, 0), refused);
     }
 }

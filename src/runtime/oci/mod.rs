@@ -167,6 +167,7 @@ fn command(
         no_new_privileges: false,
         fewer_capabilities: false,
         filter: filter(session)?,
+        mounts_filter: None,
         strings: StartStrings::find()?,
         null: null()?,
         account: None,

@@ -2,6 +2,7 @@
 # The caller's descriptors: neither a serving process nor what is inside keeps any; the command gets 0 to 2, and more when
 # they are asked for.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=q
 export ENV

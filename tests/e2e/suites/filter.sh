@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # System calls that docs/SECURITY.md denies to every session: each is made (hostile/calls.c), as root inside.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=guest
 PROJECT=$(mktemp -d /tmp/karapace-filter.XXXXXX)

@@ -2,6 +2,7 @@
 # What a caller has about itself (limits, umask, nice, signals, OOM score, directory) is its command's: a server begins in a
 # state of its own, whoever starts it, and one session's is not another's.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=dev
 export ENV

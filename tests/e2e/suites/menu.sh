@@ -2,6 +2,7 @@
 # Programs of an environment in the desktop's menu: what a hostile image says of its programs, what becomes of the files, and what
 # another user sees meanwhile.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 MENU=$HOME/.local/share/applications
 APPS=$MOUNTS/dev/usr/share/applications

@@ -2,6 +2,7 @@
 # What runs inside stays inside: a hostile program (hostile/poll.c) that looks for processes of karapace from its first
 # instruction, while more than 300 sessions of others begin and end beside it.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=guest
 PROJECT=$(mktemp -d /tmp/karapace-security.XXXXXX)

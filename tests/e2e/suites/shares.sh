@@ -2,6 +2,7 @@
 # Sessions that share a directory of the host in which the store, the runtime directory or their sockets are: neither can be
 # seen nor asked from inside (hostile/connect.c).
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=guest
 OTHER=other
@@ -85,6 +86,19 @@ asked_uncovered() {
         "$STORE" "$STORE/env" "$XDG_RUNTIME_DIR" "$HOME/bin/connect" "$HOME" "$STORE"/env/*/control.sock >"$TMPDIR/asked" 2>/dev/null
     unanswered "$TMPDIR/asked"
 }
+# Root inside may mount what it likes, and change its mounts: not that one.
+stays_read_only() {
+    karapace exec --home ro "$1" -- sh -c '
+        touch "$1/written" && exit 1
+        mount -o remount,bind,rw "$1"
+        mount -o remount,rw "$1"
+        mount --bind "$1" /mnt && mount -o remount,bind,rw /mnt
+        touch "$1/written" /mnt/written' - "$HOME" >"$TMPDIR/tried" 2>&1 || true
+    if [ -e "$HOME/written" ]; then wrong "the real home was written to"; fi
+    grep -qi 'not permitted\|denied\|read-only' "$TMPDIR/tried"
+    # Without it mounts are changed as ever.
+    karapace exec "$1" -- sh -c 'mount -t tmpfs none /mnt && mount -o remount,ro /mnt && ! touch /mnt/x'
+}
 control_directory() {
     local before after
     before=$(inspect "$OTHER" 'd["head"]')
@@ -117,7 +131,7 @@ above() (
     install -d -m 0700 "$XDG_RUNTIME_DIR"
     karapace build --name "$env" >/dev/null 2>&1
     hidden "$inside/store" "$inside/run" "$env" --
-    karapace exec "$env" -- sh -c 'exec /srv/data/connect "$1" "$1"/store/env/*/control.sock' - "$inside" >"$TMPDIR/asked"
+    karapace exec "$env" -- sh -c 'exec /srv/data/connect /srv/data "$1"/store/env/*/control.sock' - "$inside" >"$TMPDIR/asked"
     unanswered "$TMPDIR/asked"
     grep -q '^answer .*/beside.sock 0 beside' "$TMPDIR/asked" || { cat "$TMPDIR/asked"; wrong "no socket is found"; }
 )
@@ -155,6 +169,7 @@ for mode in ro share; do
     check "--home $mode: no socket of karapace's answers" asked_at_home "$ENV" "$mode"
     check "--home $mode: nor when root inside takes away what covers the store" asked_uncovered "$ENV" "$mode"
 done
+check "--home ro: root inside cannot make it writable" stays_read_only "$ENV"
 check "--home share: the control directory of another mount" control_directory "$ENV"
 check "--home share: karapace inside fails clearly" nested "$ENV"
 check "[mounts] of a directory above the store, absolute" absolute

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Signals, terminals and descriptors: karapace stands between a shell and a command as chroot would.
 # runs as: root user
+# files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 ENV=run
 export ENV
