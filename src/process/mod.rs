@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, killpg, raise};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{geteuid, getpgrp};
+use nix::unistd::getpgrp;
+use rustix::thread::{CapabilitySet, capabilities};
 
 pub(crate) use sys::{default_signal, ignore_signal};
 
@@ -33,6 +34,9 @@ const FEW_FILES: u64 = 1024;
 
 /// As many open files as a server asks for where it may: what the kernel allows by default (/proc/sys/fs/nr_open).
 const MANY_FILES: u64 = 1 << 20;
+
+/// What the kernel gives the first program (_STK_LIM in include/uapi/linux/resource.h).
+const STACK: u64 = 8 << 20;
 
 /// Signals that a server leaves as they are: the runtime catches the first two and ignores the third.
 const KEPT: [Signal; 3] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGPIPE];
@@ -87,13 +91,16 @@ pub fn lift_limits() -> Result<(), Errno> {
         let most = if resource == Resource::RLIMIT_NOFILE { hard.max(MANY_FILES) } else { RLIM_INFINITY };
         setrlimit(resource, most, most).or_else(|_| setrlimit(resource, hard, hard))?;
     }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_STACK)?;
+    setrlimit(Resource::RLIMIT_STACK, soft.max(STACK.min(hard)), hard)?;
     lasting_limits().iter().for_each(|limit| tracing::warn!("{limit}"));
     Ok(())
 }
 
-/// The limits that a server started by this process keeps, and what they do, a sentence each. Root's lifts all of them.
+/// The limits that a server started by this process keeps, and what they do, a sentence each. One with CAP_SYS_RESOURCE, as root
+/// has it but in some containers, lifts all of them.
 pub fn lasting_limits() -> Vec<String> {
-    if geteuid().is_root() {
+    if capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_RESOURCE)) {
         return Vec::new();
     }
     let lasting = LIMITS.iter().filter_map(|(resource, option, effect)| {
