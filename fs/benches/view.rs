@@ -42,7 +42,7 @@ fn inner_loops(c: &mut Criterion) {
     let store = Store::open(&place.path().join("store")).expect("a store");
     let head = empty_root(&store).expect("a tree");
     let trees = Arc::new(Trees::new(store.clone()));
-    let view = View::open(&store, &trees, &place.path().join("upper"), head, false).expect("a view");
+    let view = View::open(&store, &trees, &place.path().join("store/upper"), head, false).expect("a view");
     let caller = Caller { uid: 0, gid: 0, umask: 0o022 };
     let regular = libc::S_IFREG | 0o644;
     let names: Vec<Vec<u8>> = (0..FILES).map(|n| format!("file-{n:05}").into_bytes()).collect();

@@ -47,7 +47,7 @@ impl Place {
     }
 
     fn upper(&self) -> PathBuf {
-        self.dir.path().join("upper")
+        self.dir.path().join("store/upper")
     }
 
     /// Opens the view; every time with trees that nobody has read yet.
@@ -311,7 +311,7 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
     };
     let meanwhile = |round: u64| {
         // As gc does from another process.
-        View::upper_roots(&place.upper()).unwrap();
+        View::upper_roots(place.store.files(), &place.upper()).unwrap();
         if round % 3 == 2 {
             view.checkpoint().unwrap();
         } else {

@@ -94,13 +94,13 @@ impl System {
         let root = reference::empty_root(&store);
         let trees = Arc::new(Trees::new(store.clone()));
         let base = head(root, 0);
-        let view = View::open(&store, &trees, &dir.path().join("upper"), base, false).unwrap();
+        let view = View::open(&store, &trees, &dir.path().join("store/upper"), base, false).unwrap();
         let model = Model::new();
         System { snapshots: vec![(base, model.clone())], dir, store, trees, view, model }
     }
 
     fn upper(&self) -> std::path::PathBuf {
-        Path::new(self.dir.path()).join("upper")
+        Path::new(self.dir.path()).join("store/upper")
     }
 
     /// The directory and the name, as the kernel would have found them.

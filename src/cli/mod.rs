@@ -41,6 +41,10 @@ pub(crate) struct Global {
     /// Where the store is. Default: $XDG_DATA_HOME/karapace, else ~/.local/share/karapace
     #[arg(long, global = true, value_name = "PATH", env = "KARAPACE_STORE", hide_env_values = true)]
     store: Option<PathBuf>,
+    /// Look into a store of another user's, which is refused otherwise. For commands that only read; nothing in it is believed to be
+    /// harmless, and nothing is changed or waited for
+    #[arg(long, global = true)]
+    foreign_store: bool,
     /// Print JSON on stdout, and an error as one line of JSON on stderr (docs/JSON.md)
     #[arg(long, global = true)]
     json: bool,
@@ -79,7 +83,8 @@ impl Global {
 
     /// Opens the store.
     pub fn engine(&self) -> Result<Engine, Failure> {
-        let engine = Engine::open(&self.store_root()?)?;
+        let open = if self.foreign_store { Engine::open_foreign } else { Engine::open };
+        let engine = open(&self.store_root()?)?;
         engine.store().set_waits(!self.no_wait);
         Ok(engine)
     }
@@ -127,7 +132,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     }
     start_log(&cli.global, cli.command.is_background());
     let is_session = cli.command.is_session();
-    match cli.command.run(&cli.global) {
+    let ended = match cli.global.foreign_store && !cli.command.only_reads() {
+        true => Err(Failure::Engine(foreign_refused())),
+        false => cli.command.run(&cli.global),
+    };
+    match ended {
         Ok(status) => status,
         Err(Failure::Status(status)) => status,
         // Whoever reads the output has had enough: `karapace list | head -1`.
@@ -154,6 +163,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
             status
         }
     }
+}
+
+/// What its owner may do to another's store is not for us to do.
+fn foreign_refused() -> Error {
+    let reason = "--foreign-store is for commands that only read (list, inspect, snapshots, diff, du, export, verify-store, \
+                  gc --dry-run): run this one as the store's owner";
+    Error::Invalid(reason.to_owned())
 }
 
 /// Says why the command failed, for a program.

@@ -81,7 +81,7 @@ impl Engine {
     pub(super) fn lock_unmounted(&self, env: &Metadata) -> Result<EnvLock> {
         let mut wait = Waiting::begin();
         loop {
-            if Client::connect(&self.env_dir(&env.instance))?.is_some() {
+            if Client::connect(self.store().files(), &self.env_dir(&env.instance))?.is_some() {
                 return Err(self.mounted_error(env));
             }
             if let Some(lock) = self.try_lock(env, &mut wait)? {
@@ -93,7 +93,7 @@ impl Engine {
     fn request(&self, env: &Metadata, request: &Request) -> Result<Answer> {
         let mut wait = Waiting::begin();
         loop {
-            let answer = match Client::connect(&self.env_dir(&env.instance))? {
+            let answer = match Client::connect(self.store().files(), &self.env_dir(&env.instance))? {
                 Some(client) => self.ask(env, client, request)?,
                 None => match self.try_lock(env, &mut wait)? {
                     Some(lock) => {

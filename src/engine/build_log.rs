@@ -1,11 +1,11 @@
 //! What the programs of a build print: into a file, and on to whoever watches. A build that succeeds takes its log away.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use karapace_store::files::Files;
 use karapace_store::inode::Timestamp;
 use karapace_store::text;
 
@@ -22,6 +22,7 @@ const PREFIX: &str = "build-";
 
 /// The log of one build.
 pub(super) struct BuildLog<'a> {
+    files: Files,
     path: PathBuf,
     file: File,
     tail: VecDeque<String>,
@@ -30,15 +31,14 @@ pub(super) struct BuildLog<'a> {
 
 impl<'a> BuildLog<'a> {
     /// Begins a log in `dir`.
-    pub fn begin(dir: &Path, report: &'a dyn Report) -> Result<BuildLog<'a>> {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(dir).map_err(|e| Error::io("create", dir, e))?;
-        sweep(dir)?;
+    pub fn begin(files: &Files, dir: &Path, report: &'a dyn Report) -> Result<BuildLog<'a>> {
+        files.make_dirs(dir).map_err(|e| Error::io("create", dir, e))?;
+        sweep(files, dir)?;
         let name = format!("{PREFIX}{:010}-{}.log", Timestamp::now().secs, std::process::id());
         let path = dir.join(name);
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        let file = files.open_to_append(&path);
         let file = file.map_err(|e| Error::io("create", &path, e))?;
-        Ok(BuildLog { path, file, tail: VecDeque::new(), report })
+        Ok(BuildLog { files: files.clone(), path, file, tail: VecDeque::new(), report })
     }
 
     /// Where it is.
@@ -88,22 +88,19 @@ impl<'a> BuildLog<'a> {
 
     /// Takes the log away: the build succeeded.
     pub fn remove(self) -> Result<()> {
-        fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, e))
+        self.files.remove(&self.path).map_err(|e| Error::io("remove", &self.path, e))
     }
 }
 
 /// Removes the oldest logs, so that with a new one not more than are kept stand there.
-fn sweep(dir: &Path) -> Result<()> {
-    let mut logs: Vec<PathBuf> = fs::read_dir(dir)
-        .map_err(|e| Error::io("list", dir, e))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)))
-        .collect();
+fn sweep(files: &Files, dir: &Path) -> Result<()> {
+    let mut logs = files.names(dir).map_err(|e| Error::io("list", dir, e))?;
+    logs.retain(|name| name.to_string_lossy().starts_with(PREFIX));
     logs.sort();
     let old = (logs.len() + 1).saturating_sub(KEPT);
-    for path in logs.iter().take(old) {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
+    for path in logs.iter().take(old).map(|name| dir.join(name)) {
+        match files.remove(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
             _ => {}
         }
     }
@@ -114,6 +111,7 @@ fn sweep(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::engine::Silent;
+    use std::fs;
 
     #[test]
     fn the_last_lines_are_shown_and_old_logs_go() {
@@ -122,7 +120,7 @@ mod tests {
             fs::write(dir.path().join(format!("{PREFIX}{i:010}-1.log")), "").unwrap();
         }
         fs::write(dir.path().join("other"), "").unwrap();
-        let mut log = BuildLog::begin(dir.path(), &Silent).unwrap();
+        let mut log = BuildLog::begin(&Files::at(dir.path()).unwrap(), dir.path(), &Silent).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), KEPT + 1);
         for i in 0..20 {
             log.line(&format!("line {i}"), true).unwrap();

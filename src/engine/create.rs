@@ -1,7 +1,6 @@
 //! What import and build share: a base layer from an image, and a new environment on it.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use karapace_store::fail;
@@ -114,7 +113,7 @@ impl Engine {
     pub(super) fn make_env_dir(&self, instance: &InstanceId) -> Result<()> {
         let dir = self.env_dir(instance);
         fail::point("create.dir")
-            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir))
+            .and_then(|()| self.store().files().make_dirs(&dir))
             .map_err(|e| Error::io("create", &dir, e))
     }
 

@@ -27,7 +27,7 @@ impl Engine {
         // From here on it is gone; a crash leaves a directory that the next start removes.
         Metadata::delete(self.store(), &env.instance)?;
         let dir = self.env_dir(&env.instance);
-        let removed = fail::point("destroy.dir").and_then(|()| std::fs::remove_dir_all(&dir));
+        let removed = fail::point("destroy.dir").and_then(|()| self.store().files().remove_tree(&dir));
         removed.map_err(|e| Error::io("remove", &dir, e))?;
         drop(lock);
         intent.finish()?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -212,7 +213,9 @@ impl Engine {
         request: &Request,
         descriptors: &[std::os::fd::BorrowedFd<'_>],
     ) -> Result<Option<Reply>> {
-        let Some(client) = Client::connect(&self.env_dir(&env.instance))? else { return Ok(None) };
+        let Some(client) = Client::connect(self.store().files(), &self.env_dir(&env.instance))? else {
+            return Ok(None);
+        };
         match client.exchange(request, descriptors) {
             Ok(reply) => Ok(reply.or(Some(Answer::Ending.into()))),
             Err(error) => Err(self.serving_error(env, &format!("could not be asked ({error})"))),
@@ -252,12 +255,27 @@ impl Engine {
         }
     }
 
+    /// Refuses a directory of the store that leads elsewhere.
+    fn check_place(&self, dir: &Path) -> io::Result<()> {
+        match self.store().files().hold(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
+            // A mount that a killed process left.
+            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// A directory for mounts of sessions, which no other user reaches: in the user's runtime directory, else beside the upper.
     /// Set-user-id programs are in force on a mount of root's, so what holds it is closed.
     fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
         let (parent, name) = match private_dir::for_sessions() {
             Some(dir) => (dir, env.instance.to_hex()),
-            None => (self.env_dir(&env.instance), "mnt".to_owned()),
+            None => {
+                let parent = self.env_dir(&env.instance);
+                let dir = parent.join("mnt");
+                self.check_place(&dir).map_err(|e| Error::io("mount on", &dir, e))?;
+                (parent, "mnt".to_owned())
+            }
         };
         private_dir::make(&parent).map_err(|e| Error::io("mount below", &parent, e))?;
         Ok(parent.join(name))

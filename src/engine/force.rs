@@ -74,22 +74,22 @@ impl Engine {
     fn server_of(&self, env: &Metadata) -> Result<Option<(Pid, OwnedFd)>> {
         let dir = self.env_dir(&env.instance);
         loop {
-            let Some(pid) = listener(&dir)? else { return Ok(None) };
+            let Some(pid) = self.listener(&dir)? else { return Ok(None) };
             match pidfd_open(pid, PidfdFlags::empty()) {
                 // It listens still, so it is the process that the id meant all the time.
-                Ok(process) if listener(&dir)? == Some(pid) => return Ok(Some((pid, process))),
+                Ok(process) if self.listener(&dir)? == Some(pid) => return Ok(Some((pid, process))),
                 Ok(_) | Err(rustix::io::Errno::SRCH) => {}
                 Err(errno) => return Err(Error::io("hold the process that serves", &dir, errno.into())),
             }
         }
     }
-}
 
-/// Who listens on an environment's socket. The kernel knows, and it needs no answer.
-fn listener(env_dir: &Path) -> Result<Option<Pid>> {
-    let Some(client) = Client::connect(env_dir)? else { return Ok(None) };
-    let pid = client.server().map_err(|e| Error::io("ask who serves", env_dir, e))?;
-    Ok(Pid::from_raw(pid))
+    /// Who listens on an environment's socket. The kernel knows, and it needs no answer.
+    fn listener(&self, env_dir: &Path) -> Result<Option<Pid>> {
+        let Some(client) = Client::connect(self.store().files(), env_dir)? else { return Ok(None) };
+        let pid = client.server().map_err(|e| Error::io("ask who serves", env_dir, e))?;
+        Ok(Pid::from_raw(pid))
+    }
 }
 
 /// Has the kernel fail everything that waits for this connection. Whether it did; not everyone may, and not every system has

@@ -89,8 +89,17 @@ pub struct Engine {
 impl Engine {
     /// Opens the store at `root`, making it if there is none. What killed commands left half-done is undone first.
     pub fn open(root: &Path) -> Result<Engine> {
+        Engine::begin(root, Store::open)
+    }
+
+    /// Opens the store at `root` whosever it is; another user's can only be read (see [`Store::open_foreign`]).
+    pub fn open_foreign(root: &Path) -> Result<Engine> {
+        Engine::begin(root, Store::open_foreign)
+    }
+
+    fn begin(root: &Path, open: impl Fn(&Path) -> karapace_store::Result<Arc<Store>>) -> Result<Engine> {
         let root = std::path::absolute(root).map_err(|e| Error::io("resolve", root, e))?;
-        let store = Store::open(&root)?;
+        let store = open(&root)?;
         let engine = Engine { store, root };
         if let Err(error) = engine.end_abandoned_builds() {
             tracing::warn!("a build that was killed is not cleaned up yet: {error}");
@@ -129,7 +138,7 @@ impl Engine {
     /// Serialises "is the name free" with the save that takes it. Held for moments.
     fn lock_names(&self) -> Result<Flock<File>> {
         let dir = self.store.layout().metadata();
-        let file = File::open(&dir).map_err(|e| Error::io("open", &dir, e))?;
+        let file = self.store.files().open_dir(&dir).map_err(|e| Error::io("open", &dir, e))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::io("lock", &dir, errno.into()))
     }
 

@@ -1,8 +1,7 @@
 //! Serving an environment through FUSE: in this process, or in one of its own in the background.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -39,6 +38,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// A mount log above this size in bytes begins anew with the next mount.
 const LOG_LIMIT: u64 = 1 << 20;
+
+/// The largest mount.json that is read, in bytes.
+const MAX_INFO: u64 = 64 << 10;
 
 /// What the source of every mount begins with; the environment's name follows.
 pub(super) const SOURCE: &str = "karapace:";
@@ -130,7 +132,7 @@ pub fn default_dir(env: &Metadata) -> Result<PathBuf> {
 impl Engine {
     /// The environment's mount, if a process serves it now.
     pub fn live_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
-        if Client::connect(&self.env_dir(instance))?.is_none() {
+        if Client::connect(self.store().files(), &self.env_dir(instance))?.is_none() {
             return Ok(None);
         }
         self.recorded_mount(instance)
@@ -139,9 +141,11 @@ impl Engine {
     /// What mount.json says, true or not.
     pub(super) fn recorded_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
         let path = info_path(self, instance);
-        match fs::read(&path) {
+        match self.store().files().read(&path, MAX_INFO) {
             // A file that does not read is as good as none: it is rewritten by the next mount.
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Ok(bytes) => {
+                Ok(serde_json::from_slice(&bytes).ok().filter(|info: &MountInfo| info.dir.is_absolute()))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("read", &path, e)),
         }
@@ -228,7 +232,7 @@ fn serve_view(
     if let Some(old) = engine.recorded_mount(&env.instance)? {
         mountpoint::clear_stale(&old.dir)?;
     }
-    atomic::sweep_temporary(&engine.env_dir(&env.instance))?;
+    atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
     let dir = mountpoint::prepare(&options.dir)?;
     let read_only = options.read_only || !lifecycle::is_writable(env.state);
     let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);
@@ -288,9 +292,9 @@ fn announce(
     };
     let bytes =
         serde_json::to_vec(&info).map_err(|e| Error::Invalid(format!("describing the mount: {e}")))?;
-    atomic::write_file(&info_path(engine, &env.instance), &bytes)?;
+    engine.store().files().write(&info_path(engine, &env.instance), &bytes)?;
     let (instance, handle, keeper) = (instance.clone(), handle.clone(), keeper.clone());
-    Server::start(&engine.env_dir(&env.instance), move |request, descriptors| {
+    Server::start(engine.store().files(), &engine.env_dir(&env.instance), move |request, descriptors| {
         match keeper.answer(&request, descriptors) {
             Some(reply) => reply.unwrap_or_else(|error| failed(&error).into()),
             None => answer(&instance, &handle, keeper.dir(), &request).into(),
@@ -323,7 +327,7 @@ fn finish(instance: &Instance, server: Option<&Server>, info: &Path) {
     if let Err(error) = instance.close() {
         tracing::error!("closing the environment: {error}");
     }
-    if let Err(error) = fs::remove_file(info) {
+    if let Err(error) = instance.engine().store().files().remove(info) {
         tracing::debug!("removing {}: {error}", info.display());
     }
     if let Some(server) = server {
@@ -481,15 +485,10 @@ fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> R
     process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
     let dir = mountpoint::absolute(&options.dir)?;
     let log_path = log_path(engine, &env.instance);
-    let mut log = OpenOptions::new();
-    log.create(true).mode(0o600);
-    let grown = fs::metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT);
-    if grown {
-        log.write(true).truncate(true)
-    } else {
-        log.append(true)
-    };
-    let log = log.open(&log_path).map_err(|e| Error::io("open", &log_path, e))?;
+    let files = engine.store().files();
+    let grown = fs::symlink_metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT);
+    let log = if grown { files.replace(&log_path) } else { files.open_to_append(&log_path) };
+    let log = log.map_err(|e| Error::io("open", &log_path, e))?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("karapace").arg("--store").arg(engine.root());
     if verbose {

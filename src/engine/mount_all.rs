@@ -5,10 +5,9 @@
 //! with this process, leaves the others as they are.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,8 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::mount::{Background, MountInfo, Options, Readiness};
@@ -64,7 +62,7 @@ impl Engine {
     /// The process that mounts everything, if there is one.
     pub fn supervisor(&self) -> Result<Option<Supervisor>> {
         let path = record_path(self);
-        let mut file = match File::open(&path) {
+        let mut file = match self.store().files().open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("open", &path, e)),
@@ -125,7 +123,7 @@ impl Engine {
             return Err(taken(&supervisor));
         }
         let log = log_path(self);
-        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&log);
+        let file = self.store().files().replace(&log);
         let file = file.map_err(|e| Error::io("open", &log, e))?;
         let exe = Path::new("/proc/self/exe");
         let mut command = Command::new(exe);
@@ -160,9 +158,7 @@ impl Engine {
         let mounted = |env: &Metadata| self.live_mount(&env.instance).ok().flatten();
         let before: Vec<_> = before.iter().filter_map(|env| Some((env, mounted(env)?))).collect();
         if let Some(supervisor) = self.supervisor()? {
-            let pid = Pid::from_raw(supervisor.pid as i32);
-            kill(pid, Signal::SIGTERM)
-                .map_err(|errno| Error::io("stop", Path::new("mount --all"), errno.into()))?;
+            self.end_supervisor(&supervisor)?;
             let start = Instant::now();
             while self.supervisor()?.is_some() {
                 if start.elapsed() > PATIENCE {
@@ -189,10 +185,35 @@ impl Engine {
         Ok((done, failed))
     }
 
+    /// Asks the process that mounts everything to end, having made sure that it is the one.
+    fn end_supervisor(&self, supervisor: &Supervisor) -> Result<()> {
+        let failed = |e: io::Error| Error::io("stop", Path::new("mount --all"), e);
+        let pid = i32::try_from(supervisor.pid).ok().and_then(Pid::from_raw);
+        let process = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let process = match process {
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            other => other.map_err(|errno| failed(errno.into()))?,
+        };
+        let path = record_path(self);
+        // Looked at while the process is held: no other can have got its number.
+        let record = self.store().files().stat(&path).map_err(|e| Error::io("read", &path, e))?;
+        if !has_lock(supervisor.pid, record.st_ino)? {
+            return Err(Error::Invalid(format!(
+                "{} says process {}, which does not hold it: `karapace umount` each environment, then end what holds it (fuser {})",
+                path.display(),
+                supervisor.pid,
+                path.display()
+            )));
+        }
+        match pidfd_send_signal(&process, Signal::TERM) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
     fn hold_record(&self, dir: &Path) -> Result<Flock<File>> {
         let path = record_path(self);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = self.store().files().open_or_make(&path);
         let file = file.map_err(|e| Error::io("open", &path, e))?;
         let start = Instant::now();
         let mut open = file;
@@ -219,6 +240,19 @@ impl Engine {
         held.set_len(0).and_then(|()| held.write_all(&text)).map_err(|e| Error::io("write", &path, e))?;
         Ok(held)
     }
+}
+
+/// Whether a process holds a flock on the file with this inode number, as proc_locks(5) has it.
+fn has_lock(pid: u32, inode: u64) -> Result<bool> {
+    let path = Path::new("/proc/locks");
+    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    Ok(table.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.get(5).and_then(|place| place.rsplit(':').next());
+        words.get(1) == Some(&"FLOCK")
+            && words.get(4).is_some_and(|word| *word == pid.to_string())
+            && at.is_some_and(|number| number == inode.to_string())
+    }))
 }
 
 fn taken(supervisor: &Supervisor) -> Error {

@@ -28,6 +28,13 @@ enum Standing {
 /// Gives its absolute path without symlinks.
 pub fn prepare(dir: &Path) -> Result<PathBuf> {
     let standing = match look(dir)? {
+        Standing::Stale if !is_own(dir)? => {
+            let dir = dir.display();
+            return Err(Error::Invalid(format!(
+                "{dir} is a mount whose server is gone, and karapace has not made it for you: unmount it (`umount -l {dir}` as root, \
+                 `fusermount3 -uz {dir}` as its user), or mount elsewhere"
+            )));
+        }
         Standing::Stale => {
             tracing::info!("detaching the stale mount on {}", dir.display());
             detach(dir)?;
@@ -45,8 +52,11 @@ pub fn prepare(dir: &Path) -> Result<PathBuf> {
     fs::canonicalize(dir).map_err(|e| Error::io("resolve", dir, e))
 }
 
-/// Detaches what is mounted on `dir` if its server is gone; anything else is left alone.
+/// Detaches the environment that is mounted on `dir` if its server is gone; anything else is left alone.
 pub fn clear_stale(dir: &Path) -> Result<()> {
+    if !is_own(dir)? {
+        return Ok(());
+    }
     match look(dir) {
         Ok(Standing::Stale) => detach(dir),
         Ok(_) => Ok(()),
@@ -57,9 +67,29 @@ pub fn clear_stale(dir: &Path) -> Result<()> {
     }
 }
 
-/// Whether a mount stands on `dir` whose server is gone.
+/// Whether an environment is mounted on `dir` whose server is gone.
 pub fn is_stale(dir: &Path) -> bool {
-    matches!(look(dir), Ok(Standing::Stale))
+    matches!(is_own(dir), Ok(true)) && matches!(look(dir), Ok(Standing::Stale))
+}
+
+/// Whether the topmost mount on `dir` is an environment's, made by this user.
+fn is_own(dir: &Path) -> Result<bool> {
+    let dir = absolute(dir)?;
+    let path = Path::new("/proc/self/mountinfo");
+    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let place =
+        |line: &&str| line.split(' ').nth(4).map(unescape) == Some(dir.as_os_str().as_bytes().to_vec());
+    let ours = |line: &str| {
+        fuse_line(line).is_some_and(|(_, source)| source.starts_with(SOURCE))
+            && mounter(line) == Some(geteuid().as_raw())
+    };
+    Ok(table.lines().rev().find(place).is_some_and(ours))
+}
+
+/// Who made the FUSE mount of a line of mountinfo.
+fn mounter(line: &str) -> Option<u32> {
+    let options = line.split_once(" - ")?.1.split(' ').nth(2)?;
+    options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
 }
 
 /// Unmounts `dir`; with `lazy`, even while it is in use, as far as new look-ups go.
@@ -206,6 +236,7 @@ mod tests {
             r"81 29 0:52 / /home/u/a\040b rw,nosuid shared:1 - fuse.karapace karapace:dev rw,user_id=1000";
         assert_eq!(fuse_line(line), Some((b"/home/u/a b".to_vec(), "karapace:dev".to_owned())));
         assert_eq!(device(line), Some(52));
+        assert_eq!(mounter(line), Some(1000));
         assert_eq!(fuse_line("29 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
         assert_eq!(unescape(r"\134\x\04"), br"\\x\04");
     }

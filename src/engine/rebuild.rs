@@ -106,7 +106,7 @@ impl Engine {
         step("replace.old", &old_dir)?;
         Metadata::delete(self.store(), &old.instance)?;
         drop(names);
-        let removed = fail::point("replace.dir").and_then(|()| std::fs::remove_dir_all(&old_dir));
+        let removed = fail::point("replace.dir").and_then(|()| self.store().files().remove_tree(&old_dir));
         removed.map_err(|e| Error::io("remove", &old_dir, e))?;
         drop(lock);
         intent.finish()?;

@@ -4,8 +4,7 @@
 //! can be asked without taking it. Whoever clears up after the last session holds it exclusively meanwhile: the command that was
 //! the last to leave, or, where all were killed, the process that serves the environment.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::PathBuf;
 
 use karapace_store::id::InstanceId;
@@ -25,8 +24,7 @@ impl Session {
     /// Joins. Waits while the last of the sessions before ends its mount.
     pub fn join(engine: &Engine, instance: &InstanceId) -> Result<Session> {
         let path = path(engine, instance);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = engine.store().files().open_or_make(&path);
         let file = file.map_err(|e| Error::io("open", &path, e))?;
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock(libc::F_RDLCK))) {
@@ -50,7 +48,7 @@ impl Session {
 /// Waits until no session is inside any more, and keeps others from joining as long as the file is open.
 pub fn wait_for_last(engine: &Engine, instance: &InstanceId) -> Result<File> {
     let path = path(engine, instance);
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = engine.store().files().open_or_make(&path);
     let file = file.map_err(|e| Error::io("open", &path, e))?;
     loop {
         match fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock(libc::F_WRLCK))) {
@@ -63,7 +61,7 @@ pub fn wait_for_last(engine: &Engine, instance: &InstanceId) -> Result<File> {
 
 /// Whether a session is inside.
 pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
-    let Ok(file) = OpenOptions::new().read(true).write(true).open(path(engine, instance)) else {
+    let Ok(file) = engine.store().files().open(&path(engine, instance)) else {
         return false;
     };
     let mut found = lock(libc::F_WRLCK);

@@ -4,7 +4,7 @@
 //! A socket that nobody listens on is stale: connecting says so, and it counts as absent.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,8 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karapace_fs::attr::DiffKind;
+use karapace_store::files::Files;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -178,6 +180,7 @@ impl From<Answer> for Reply {
 
 /// A server, in threads of its own.
 pub struct Server {
+    files: Files,
     path: PathBuf,
     busy: Arc<Busy>,
 }
@@ -192,16 +195,20 @@ struct Busy {
 impl Server {
     /// Listens in `env_dir` and answers with `handler`. The caller holds the environment's lock, so a socket that is there is stale.
     pub fn start(
+        files: &Files,
         env_dir: &Path,
         handler: impl Fn(Request, Vec<OwnedFd>) -> Reply + Send + Sync + 'static,
     ) -> Result<Server> {
         let path = env_dir.join(NAME);
-        match fs::remove_file(&path) {
+        match files.remove(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
             _ => {}
         }
-        let dir = File::open(env_dir).map_err(|e| Error::io("open", env_dir, e))?;
-        let listener = UnixListener::bind(address(&dir)).map_err(|e| Error::io("listen on", &path, e))?;
+        let dir = files.open_dir(env_dir).map_err(|e| Error::io("open", env_dir, e))?;
+        // Through its directory's descriptor: an address holds 108 bytes only, a store's path may be longer.
+        let listener = UnixListener::bind(by_descriptor(&dir).join(NAME))
+            .and_then(|listener| files.set_mode(&path, 0o600).map(|()| listener))
+            .map_err(|e| Error::io("listen on", &path, e))?;
         let busy = Arc::new(Busy::default());
         let (handler, count) = (Arc::new(handler), busy.clone());
         let accept = move || {
@@ -218,12 +225,12 @@ impl Server {
         };
         let thread = std::thread::Builder::new().name("karapace-socket".to_owned());
         thread.spawn(accept).map_err(|e| Error::io("start a thread for", &path, e))?;
-        Ok(Server { path, busy })
+        Ok(Server { files: files.clone(), path, busy })
     }
 
     /// Takes the socket away and lets answers under way be written.
     pub fn stop(&self) {
-        if let Err(error) = fs::remove_file(&self.path) {
+        if let Err(error) = self.files.remove(&self.path) {
             tracing::warn!("removing {}: {error}", self.path.display());
         }
         let mut count = self.busy.count.lock();
@@ -333,15 +340,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects; `Ok(None)` when nobody serves.
-    pub fn connect(env_dir: &Path) -> Result<Option<Client>> {
+    /// Connects; `Ok(None)` when nobody serves. Who serves another user's store is not asked.
+    ///
+    /// # Errors
+    /// What is there is no socket of the store's owner, or a process of another user listens on it.
+    pub fn connect(files: &Files, env_dir: &Path) -> Result<Option<Client>> {
         let path = env_dir.join(NAME);
-        let dir = match File::open(env_dir) {
-            Ok(dir) => dir,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("open", env_dir, e)),
-        };
-        match UnixStream::connect(address(&dir)) {
+        if files.reads_only() {
+            return Ok(None);
+        }
+        match connect(files, &path) {
             Ok(stream) => Ok(Some(Client { stream })),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 Ok(None)
@@ -403,38 +411,57 @@ fn is_stopped(process: i32) -> bool {
     matches!(stat.get(after), Some(b'T' | b't'))
 }
 
-/// The socket through its directory's descriptor: an address holds 108 bytes only, a store's path may be longer.
-fn address(dir: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{NAME}", dir.as_raw_fd()))
+/// A connection to the socket at `path`, once it is known to be the store's owner's, and so is who listens.
+fn connect(files: &Files, path: &Path) -> io::Result<UnixStream> {
+    let socket = files.hold(path)?;
+    if let Some(reason) = files.stranger(&fstat(&socket)?, FileType::Socket) {
+        return Err(io::Error::other(format!("{reason}, so karapace has not made it: remove it")));
+    }
+    let stream = UnixStream::connect(by_descriptor(&socket))?;
+    let server = rustix::net::sockopt::socket_peercred(&stream)?;
+    if server.uid.as_raw() != files.owner() {
+        let (pid, uid) = (server.pid, server.uid);
+        return Err(io::Error::other(format!(
+            "process {pid} of user {uid} listens there, which is not believed"
+        )));
+    }
+    Ok(stream)
+}
+
+/// A path that leads to what a descriptor is of.
+fn by_descriptor(fd: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
 
     #[test]
     fn asks_and_answers_below_a_long_path() {
         let root = tempfile::tempdir().unwrap();
+        let files = Files::at(root.path()).unwrap();
         let dir = root.path().join("x".repeat(100)).join("y".repeat(100));
         fs::create_dir_all(&dir).unwrap();
-        assert!(Client::connect(&dir).unwrap().is_none());
-        let server = Server::start(&dir, |request, descriptors| match request {
+        assert!(Client::connect(&files, &dir).unwrap().is_none());
+        let server = Server::start(&files, &dir, |request, descriptors| match request {
             Request::Diff { .. } => {
                 Answer::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())]).into()
             }
             _ => Reply { answer: Answer::Ending, descriptors },
         })
         .unwrap();
-        let client = Client::connect(&dir).unwrap().expect("a server");
+        let client = Client::connect(&files, &dir).unwrap().expect("a server");
         match client.request(&Request::Diff { since: None }).unwrap() {
             Some(Answer::Diff(paths)) => assert_eq!(paths[0].path.0, b"/a\xff"),
             other => panic!("{other:?}"),
         }
-        let mut client = Client::connect(&dir).unwrap().expect("a server");
+        let mut client = Client::connect(&files, &dir).unwrap().expect("a server");
         client.stream.write_all(b"nonsense\n").unwrap();
         let (reply, _) = receive(&client.stream, MAX_REQUEST).unwrap();
         assert!(String::from_utf8_lossy(&reply).contains("not a request"), "{reply:?}");
-        let client = Client::connect(&dir).unwrap().expect("a server");
+        let client = Client::connect(&files, &dir).unwrap().expect("a server");
         assert_eq!(client.server().unwrap(), std::process::id() as i32);
         let mut file = tempfile::tempfile().unwrap();
         let reply = client.exchange(&Request::EndInside, &[file.as_fd()]).unwrap().expect("an answer");
@@ -442,17 +469,18 @@ mod tests {
         let back: Vec<_> = reply.descriptors.into_iter().map(File::from).collect();
         assert_eq!(back.iter().map(|f| f.metadata().unwrap().len()).collect::<Vec<_>>(), [13]);
         server.stop();
-        assert!(Client::connect(&dir).unwrap().is_none());
+        assert!(Client::connect(&files, &dir).unwrap().is_none());
     }
 
     #[test]
     fn a_stale_socket_is_no_server() {
         let dir = tempfile::tempdir().unwrap();
+        let files = Files::at(dir.path()).unwrap();
         drop(UnixListener::bind(dir.path().join(NAME)).unwrap());
         assert!(dir.path().join(NAME).exists());
-        assert!(Client::connect(dir.path()).unwrap().is_none());
-        let server = Server::start(dir.path(), |_, _| Answer::Unmounted.into()).unwrap();
-        assert!(Client::connect(dir.path()).unwrap().is_some());
+        assert!(Client::connect(&files, dir.path()).unwrap().is_none());
+        let server = Server::start(&files, dir.path(), |_, _| Answer::Unmounted.into()).unwrap();
+        assert!(Client::connect(&files, dir.path()).unwrap().is_some());
         server.stop();
     }
 }

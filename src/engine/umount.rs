@@ -59,7 +59,9 @@ impl Engine {
 
     pub(super) fn unmount_and_wait(&self, env: &Metadata) -> Result<PathBuf> {
         let mount = self.recorded_mount(&env.instance)?;
-        let (Some(client), Some(mount)) = (Client::connect(&self.env_dir(&env.instance))?, &mount) else {
+        let (Some(client), Some(mount)) =
+            (Client::connect(self.store().files(), &self.env_dir(&env.instance))?, &mount)
+        else {
             return self.clear_dead(env, mount.map(|m| m.dir));
         };
         match self.ask(env, client, &Request::Unmount)? {

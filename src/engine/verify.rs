@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use karapace_fs::check::{self, FaultKind};
 use karapace_fs::view::View;
-use karapace_store::atomic;
 use karapace_store::error::StoreError;
 use karapace_store::id::{InstanceId, ObjectId};
 use karapace_store::import::import_path;
@@ -62,10 +61,11 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
     let upper = engine.store().layout().upper(instance);
     let served = || EnvLock::holder(engine.store(), instance).map(|holder| holder.is_some());
     let served_before = served()?;
-    let check = View::check_upper(&upper, served_before).map_err(|error| match error {
-        karapace_fs::Error::Store(error) => error,
-        other => StoreError::corrupt("upper", upper.display(), other.to_string()),
-    })?;
+    let check =
+        View::check_upper(engine.store().files(), &upper, served_before).map_err(|error| match error {
+            karapace_fs::Error::Store(error) => error,
+            other => StoreError::corrupt("upper", upper.display(), other.to_string()),
+        })?;
     // A mount that has just begun removes and makes files of its own.
     let served = served_before || served()?;
     let mut faults = Vec::new();
@@ -83,8 +83,8 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
 
 /// Turns back a wrong bit in a checkpoint; cuts a journal before its damage, having kept a copy. Not while somebody serves it.
 fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Result<Vec<Action>> {
-    let layout = engine.store().layout();
-    let upper = layout.upper(instance);
+    let (store, files) = (engine.store(), engine.store().files());
+    let upper = store.layout().upper(instance);
     let _lock = match EnvLock::try_acquire(engine.store(), instance) {
         Err(StoreError::Locked { holder, .. }) => {
             report.note(&format!(
@@ -98,12 +98,12 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
     let mut actions = Vec::new();
     let name = Some(instance.to_hex());
     let checkpoint = upper.join("checkpoint");
-    let bytes = std::fs::read(&checkpoint).unwrap_or_default();
+    let bytes = files.read(&checkpoint, u64::MAX).unwrap_or_default();
     if !check::is_sound_checkpoint(&bytes) {
         let Some(good) = repair::mend(&bytes, &check::is_sound_checkpoint) else { return Ok(actions) };
         let kept =
-            keep_copy(layout, quarantine::Kind::Uppers, &checkpoint, &format!("{instance}.checkpoint"))?;
-        atomic::write_file(&checkpoint, &good)?;
+            keep_copy(store, quarantine::Kind::Uppers, &checkpoint, &format!("{instance}.checkpoint"))?;
+        files.write(&checkpoint, &good)?;
         let message = format!(
             "checkpoint {}: one bit was wrong and was turned back; as it was: {}",
             checkpoint.display(),
@@ -112,9 +112,9 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
         actions.push(Action::new(Deed::Mended, name.clone(), &checkpoint, message));
     }
     let journal = upper.join("journal");
-    if let Some(end) = check::journal_damage(&upper)? {
-        let kept = keep_copy(layout, quarantine::Kind::Uppers, &journal, &format!("{instance}.journal"))?;
-        let file = std::fs::OpenOptions::new().write(true).open(&journal);
+    if let Some(end) = check::journal_damage(files, &upper)? {
+        let kept = keep_copy(store, quarantine::Kind::Uppers, &journal, &format!("{instance}.journal"))?;
+        let file = files.open_to_change(&journal);
         let cut = file.and_then(|file| file.set_len(end).and_then(|()| file.sync_all()));
         cut.map_err(|e| Error::io("cut", &journal, e))?;
         let message = format!(

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use karapace_store::atomic;
+use karapace_store::files::Files;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -35,10 +36,16 @@ impl Cached {
     pub fn open(cache: &Path, key: &str) -> Result<Cached, ImageError> {
         let key = &blake3::hash(key.as_bytes()).to_hex()[..32];
         let dir = cache.join(key);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at("create", &dir))?;
-        let handle = File::open(&dir).map_err(at("open", &dir))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(at("create", cache))?;
+        let files = Files::at(cache).map_err(at("open", cache))?;
+        files.make_dirs(&dir).map_err(at("create", &dir))?;
+        let handle = files.open_dir(&dir).map_err(at("open", &dir))?;
         let lock = Flock::lock(handle, FlockArg::LockExclusive)
             .map_err(|(_, errno)| at("lock", &dir)(errno.into()))?;
+        // Nobody else gets into the directory: what is ours now stays ours.
+        for path in files.names(&dir).map_err(at("list", &dir))?.iter().map(|name| dir.join(name)) {
+            files.open_to_change(&path).map_err(at("open", &path))?;
+        }
         Ok(Cached { dir, _lock: lock })
     }
 

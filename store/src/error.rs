@@ -63,7 +63,8 @@ pub enum StoreError {
     },
     /// The store is another user's.
     #[error(
-        "{} belongs to {owner}, and you may not use it: run karapace as that user, or choose another store (--store)",
+        "{} belongs to {owner}, who decides which files are read and written through it: run karapace as {owner}, or choose another \
+         store (--store); commands that only read take it with --foreign-store",
         path.display()
     )]
     Owner {
@@ -71,6 +72,18 @@ pub enum StoreError {
         path: PathBuf,
         /// Name or number of its owner.
         owner: String,
+    },
+    /// Others than its owner can write to the store.
+    #[error(
+        "{} can be written to by others (mode {mode:04o}), who then decide which files are read and written through this store: \
+         `chmod go-w {}` closes it, and `karapace verify-store` says what is in it that does not belong there",
+        path.display(), path.display()
+    )]
+    Writable {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// Another machine uses the store.
     #[error(

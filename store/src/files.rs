@@ -1,25 +1,437 @@
-//! The store's files: listing them, and renewing their times.
+//! The files of a store: the one place where those that are no objects are opened, made, replaced and removed.
+//!
+//! A store may have been written to by somebody else, once or now. So nothing here trusts a path: everything is reached from a
+//! descriptor of the store's directory, with no symbolic link on the way, and what is opened must be a regular file of the store's
+//! owner (or root's, who can do anything anyway). Nothing waits for a FIFO. What is changed in place must have one name, since another
+//! one may be a file that is none of the store's. Modes are set, whatever the umask.
+//!
+//! Objects are known by their hash: they are opened without following links or waiting ([`Files::open_object`]), and not looked at.
 
-use std::fs;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
+use crate::atomic::TEMP_PREFIX;
 use crate::error::{IoContext, Result};
-use crate::id::ObjectId;
+use crate::fail;
+use crate::id::{ObjectId, random_name};
 
-/// Everything in a directory, sorted.
-pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(dir).at("list", dir)? {
-        paths.push(entry.at("list", dir)?.path());
+/// Mode of the store's files.
+const PRIVATE: u32 = 0o600;
+
+/// Mode of the store's directories.
+const PRIVATE_DIR: u32 = 0o700;
+
+/// How often a path is resolved anew when the kernel says that something changed on the way.
+const TRIES: u32 = 64;
+
+/// A directory, and the files in it at any depth. Paths are given as they are shown: the directory's own, and what follows below.
+#[derive(Clone, Debug)]
+pub struct Files(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    dir: OwnedFd,
+    owner: u32,
+    reads_only: bool,
+}
+
+/// A file that may have become an object.
+#[derive(Debug)]
+pub struct Shared {
+    /// The file.
+    pub file: File,
+    /// Whether it is open for writing.
+    pub writable: bool,
+    /// How many names it has.
+    pub names: u64,
+}
+
+impl Files {
+    /// Those below `root`. Links that lead there are followed: which directory it is, is the caller's to say.
+    pub fn at(root: &Path) -> io::Result<Files> {
+        Files::open_root(root, false)
     }
-    // As bytes: all but the last component is the same, and a comparison by components takes ten times as long.
-    paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
-    Ok(paths)
+
+    /// The same, with everything refused that changes something.
+    pub(crate) fn for_reading(root: &Path) -> io::Result<Files> {
+        Files::open_root(root, true)
+    }
+
+    fn open_root(root: &Path, reads_only: bool) -> io::Result<Files> {
+        let dir = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let owner = rustix::fs::fstat(&dir)?.st_uid;
+        Ok(Files(Arc::new(Inner { root: root.to_owned(), dir, owner, reads_only })))
+    }
+
+    /// The user whose directory it is.
+    pub fn owner(&self) -> u32 {
+        self.0.owner
+    }
+
+    /// Whether everything is refused that changes something, since another user's files they are.
+    pub fn reads_only(&self) -> bool {
+        self.0.reads_only
+    }
+
+    /// Opens a file for reading.
+    pub fn open(&self, path: &Path) -> io::Result<File> {
+        self.checked(self.open_as(path, OFlags::RDONLY)?)
+    }
+
+    /// Opens a file to change it in place.
+    pub fn open_to_change(&self, path: &Path) -> io::Result<File> {
+        self.may_change()?;
+        with_one_name(self.checked(self.open_as(path, OFlags::RDWR)?)?)
+    }
+
+    /// Opens a file for adding to its end; makes it where there is none.
+    pub fn open_to_append(&self, path: &Path) -> io::Result<File> {
+        drop(self.open_or_make(path)?);
+        with_one_name(self.checked(self.open_as(path, OFlags::WRONLY | OFlags::APPEND)?)?)
+    }
+
+    /// Opens a file to change it in place; makes it, empty, where there is none.
+    pub fn open_or_make(&self, path: &Path) -> io::Result<File> {
+        loop {
+            match self.open_to_change(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other,
+            }
+            match self.make(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Makes a new file, open for reading and writing.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for whatever has the name.
+    pub fn make(&self, path: &Path) -> io::Result<File> {
+        let file = self.make_as(path, PRIVATE)?;
+        if file.metadata()?.permissions().mode() & 0o7777 != PRIVATE {
+            file.set_permissions(fs::Permissions::from_mode(PRIVATE))?;
+        }
+        Ok(file)
+    }
+
+    /// Makes a new file whose mode is `mode` less what the umask takes.
+    pub fn make_as(&self, path: &Path, mode: u32) -> io::Result<File> {
+        self.may_change()?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        Ok(File::from(self.resolve(path, flags, Mode::from_raw_mode(mode))?))
+    }
+
+    /// A file for what comes now: what has the name is replaced, and whoever has that open keeps it.
+    pub fn replace(&self, path: &Path) -> io::Result<File> {
+        loop {
+            match self.remove(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            match self.make(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Opens what has the name of an object, whose bytes are checked by whoever reads them.
+    pub fn open_object(&self, path: &Path) -> io::Result<File> {
+        self.open_as(path, OFlags::RDONLY)
+    }
+
+    /// Opens a file that a commit may have made an object of, for changing it where its mode lets us.
+    pub fn open_shared(&self, path: &Path) -> io::Result<Shared> {
+        let shared = |file: File, writable| {
+            let stat = rustix::fs::fstat(&file)?;
+            match self.stranger(&stat, FileType::RegularFile) {
+                None => Ok(Shared { file, writable, names: stat.st_nlink }),
+                Some(reason) => Err(strange(reason)),
+            }
+        };
+        if !self.0.reads_only {
+            match self.open_as(path, OFlags::RDWR) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                other => return shared(other?, true),
+            }
+        }
+        shared(self.open_as(path, OFlags::RDONLY)?, false)
+    }
+
+    /// Opens a directory: for a lock on it, its listing, its sync.
+    pub fn open_dir(&self, path: &Path) -> io::Result<File> {
+        let dir = self.open_as(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        match self.is_trusted(dir.metadata()?.uid()) {
+            true => Ok(dir),
+            false => Err(strange(format!("it belongs to {}", user_name(dir.metadata()?.uid())))),
+        }
+    }
+
+    /// What is at a path, unless it is a link, held so that it stays what it is: no reading, no writing.
+    pub fn hold(&self, path: &Path) -> io::Result<OwnedFd> {
+        let held = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        // The kernel gives a descriptor of a link itself where nothing can be done with it.
+        match FileType::from_raw_mode(rustix::fs::fstat(&held)?.st_mode) {
+            FileType::Symlink => Err(strange("it is a symbolic link".to_owned())),
+            _ => Ok(held),
+        }
+    }
+
+    /// What the file system says of a path, whose last part is not followed.
+    pub fn stat(&self, path: &Path) -> io::Result<Stat> {
+        Ok(rustix::fs::statat(&self.0.dir, self.below(path)?, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// All of a file; of one that has more than `most` bytes the first so many.
+    pub fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open(path)?.take(most).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The names in a directory, in no order.
+    pub fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::new(self.open_dir(path)?)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Everything in a directory, sorted.
+    pub(crate) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        let mut paths: Vec<PathBuf> =
+            self.names(dir).at("list", dir)?.iter().map(|name| dir.join(name)).collect();
+        // As bytes: all but the last component is the same, and a comparison by components takes ten times as long.
+        paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
+        Ok(paths)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for whatever has the name.
+    pub fn make_dir(&self, path: &Path) -> io::Result<()> {
+        self.may_change()?;
+        let (parent, name) = self.parent(path)?;
+        rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(PRIVATE_DIR))?;
+        // The umask may have taken from it.
+        Ok(rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(PRIVATE_DIR), AtFlags::empty())?)
+    }
+
+    /// Makes directories in one that is there, but for those that are there already.
+    pub fn make_dirs_in<'a>(&self, dir: &Path, names: impl Iterator<Item = &'a str>) -> io::Result<()> {
+        self.may_change()?;
+        let dir = self.open_dir(dir)?;
+        for name in names {
+            match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(PRIVATE_DIR)) {
+                Err(rustix::io::Errno::EXIST) => {}
+                other => {
+                    other?;
+                    rustix::fs::chmodat(&dir, name, Mode::from_raw_mode(PRIVATE_DIR), AtFlags::empty())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a directory, and those above it that are not there.
+    pub fn make_dirs(&self, path: &Path) -> io::Result<()> {
+        match self.open_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other.map(drop),
+        }
+        if let Some(parent) = path.parent().filter(|_| path != self.0.root) {
+            self.make_dirs(parent)?;
+        }
+        match self.make_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open_dir(path).map(drop),
+            other => other,
+        }
+    }
+
+    /// Removes a file, or whatever else has the name but a directory.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        self.may_change()?;
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?)
+    }
+
+    /// Removes a file from a directory that [`Files::open_dir`] has opened before.
+    pub fn remove_from_known(&self, path: &Path) -> io::Result<()> {
+        self.may_change()?;
+        Ok(rustix::fs::unlinkat(&self.0.dir, self.below(path)?, AtFlags::empty())?)
+    }
+
+    /// Removes a directory with all that is in it.
+    pub fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        self.may_change()?;
+        let (parent, name) = self.parent(path)?;
+        fs::remove_dir_all(by_descriptor(&parent).join(name))
+    }
+
+    /// Gives a file or directory another name, whoever had that.
+    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.may_change()?;
+        let (from, name) = self.parent(from)?;
+        let (to, new) = self.parent(to)?;
+        Ok(rustix::fs::renameat(&from, name, &to, new)?)
+    }
+
+    /// Sets the mode of a file, a directory or a socket.
+    pub fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        self.may_change()?;
+        // A descriptor that is neither for reading nor for writing takes no mode by itself.
+        let held = self.hold(path)?;
+        fs::set_permissions(by_descriptor(&held), fs::Permissions::from_mode(mode))
+    }
+
+    /// Makes the entries of a directory durable.
+    pub fn sync_dir(&self, path: &Path) -> Result<()> {
+        self.open_dir(path).and_then(|dir| dir.sync_all()).at("sync", path)
+    }
+
+    /// Replaces a file by one with these bytes: a reader sees the old or the new content, whole. Durable on return. The directory
+    /// must exist.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let dir = path.parent().unwrap_or(path);
+        let temp = dir.join(format!("{TEMP_PREFIX}{}", random_name()?));
+        let mut file = self.make(&temp).at("create a temporary file in", dir)?;
+        if let Err(error) = self.fill(&mut file, bytes, &temp, path) {
+            // What went wrong matters more than that it stays: it is swept.
+            if let Err(error) = self.remove(&temp) {
+                tracing::debug!("removing {}: {error}", temp.display());
+            }
+            return Err(error);
+        }
+        fail::point("file.sync-dir").at("sync", dir)?;
+        self.sync_dir(dir)
+    }
+
+    fn fill(&self, file: &mut File, bytes: &[u8], temp: &Path, path: &Path) -> Result<()> {
+        fail::point("file.write").and_then(|()| file.write_all(bytes)).at("write", temp)?;
+        fail::point("file.sync").and_then(|()| file.sync_all()).at("sync", temp)?;
+        fail::point("file.rename").and_then(|()| self.rename(temp, path)).at("replace", path)
+    }
+
+    fn may_change(&self) -> io::Result<()> {
+        if !self.0.reads_only {
+            return Ok(());
+        }
+        let reason = "the store is another user's, and open for reading only (--foreign-store)";
+        Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, reason))
+    }
+
+    fn is_trusted(&self, uid: u32) -> bool {
+        uid == self.0.owner || uid == 0
+    }
+
+    /// A regular file of the owner's.
+    fn checked(&self, file: File) -> io::Result<File> {
+        let stat = rustix::fs::fstat(&file)?;
+        match self.stranger(&stat, FileType::RegularFile) {
+            None => Ok(file),
+            Some(reason) => Err(strange(reason)),
+        }
+    }
+
+    /// What keeps a thing from being one of the store's, of the kind that is expected.
+    pub fn stranger(&self, stat: &Stat, kind: FileType) -> Option<String> {
+        if FileType::from_raw_mode(stat.st_mode) != kind {
+            let expected = if kind == FileType::Socket { "socket" } else { "regular file" };
+            return Some(format!("it is no {expected}"));
+        }
+        (!self.is_trusted(stat.st_uid)).then(|| format!("it belongs to {}", user_name(stat.st_uid)))
+    }
+
+    fn open_as(&self, path: &Path, flags: OFlags) -> io::Result<File> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Ok(File::from(self.resolve(path, flags, Mode::empty())?))
+    }
+
+    /// The directory that a path is in, and its name there.
+    fn parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let parent = path.parent().unwrap_or(path);
+        Ok((self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?, name))
+    }
+
+    /// A path from the directory on.
+    fn below<'a>(&self, path: &'a Path) -> io::Result<&'a Path> {
+        let below = path.strip_prefix(&self.0.root).map_err(|_| {
+            let root = self.0.root.display();
+            io::Error::new(io::ErrorKind::InvalidInput, format!("it is not below {root}"))
+        })?;
+        Ok(if below.as_os_str().is_empty() { Path::new(".") } else { below })
+    }
+
+    /// Opens a path below the directory's descriptor, with no link on the way.
+    fn resolve(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        let below = self.below(path)?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match rustix::fs::openat2(&self.0.dir, below, flags | OFlags::CLOEXEC, mode, resolve) {
+                Ok(opened) => return Ok(opened),
+                Err(rustix::io::Errno::INTR) => {}
+                // Something was renamed meanwhile.
+                Err(rustix::io::Errno::AGAIN) if tries < TRIES => {}
+                Err(rustix::io::Errno::LOOP) => {
+                    return Err(strange("it leads over a symbolic link".to_owned()));
+                }
+                Err(rustix::io::Errno::NXIO) => return Err(strange("it is no regular file".to_owned())),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// A path that leads to what a descriptor is of.
+fn by_descriptor(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// The error for what karapace has not made.
+fn strange(what: String) -> io::Error {
+    io::Error::other(format!(
+        "{what}, and karapace puts no such thing into a store: find out who did, and remove it"
+    ))
+}
+
+/// A file whose content is this name's alone.
+fn with_one_name(file: File) -> io::Result<File> {
+    match file.metadata()?.nlink() {
+        0 | 1 => Ok(file),
+        _ => Err(strange("it has more than one name (hard links)".to_owned())),
+    }
+}
+
+/// What to call a user.
+pub(crate) fn user_name(uid: u32) -> String {
+    match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        _ => format!("user {uid}"),
+    }
 }
 
 /// A path's last component, unless it is no UTF-8.
@@ -48,3 +460,6 @@ pub(crate) fn refresh(path: &Path) -> Result<bool> {
         Err(errno) => Err(errno).at("set the time of", path),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::atomic::{TEMP_PREFIX, fsync_dir};
+use crate::atomic::TEMP_PREFIX;
 use crate::error::{IoContext, Result, StoreError};
 use crate::fail;
 use crate::id::{InstanceId, LayerHash, ObjectId, RecordId};
@@ -100,7 +100,7 @@ fn collect_with(marks: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Re
     sweep.objects(store, &marked.objects)?;
     sweep.unfinished(store)?;
     fail::point("gc.sweep-staging").at("list", &store.layout().staging())?;
-    let swept = staging::sweep(store.layout(), options.dry_run)?;
+    let swept = staging::sweep(store, options.dry_run)?;
     sweep.report.staging += swept.batches;
     sweep.report.bytes += swept.bytes;
     Ok(sweep.report)
@@ -114,6 +114,9 @@ fn lock(store: &Store, options: &GcOptions<'_>) -> Result<StoreLock> {
 /// The next moment that the store's file system can tell from what has happened on it, by its own clock, which may lag behind the
 /// system's or be another machine's.
 fn next_time(store: &Store) -> Result<Timestamp> {
+    if store.is_read_only() {
+        return Ok(Timestamp::now());
+    }
     let staging = store.layout().staging();
     let now = || -> Result<Timestamp> {
         let file = tempfile::tempfile_in(&staging).at("create a file in", &staging)?;
@@ -175,7 +178,7 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
         }
     }
     keep_parents(&mut records, &layers, &by_hash);
-    instances.extend(wal::instances(store.layout()).map_err(refuse)?);
+    instances.extend(wal::instances(store).map_err(refuse)?);
     instances.sort_unstable();
     instances.dedup();
     for instance in &instances {
@@ -190,7 +193,7 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
         upper.objects.iter().for_each(|object| reach.object(*object, &by));
     }
     let by = Rc::from("the pin of a running mount");
-    let pinned = pins::live(store.layout()).map_err(refuse)?;
+    let pinned = pins::live(store).map_err(refuse)?;
     pinned.roots.into_iter().for_each(|root| reach.root(root, &by));
     pinned.objects.into_iter().for_each(|object| reach.object(object, &by));
     reach.run(&mut Strict { cancelled: options.cancelled, objects: &mut objects })?;
@@ -199,7 +202,7 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
 
 /// Refuses where an environment's record is missing and its changes are there: what it and its snapshots refer to is not known.
 fn refuse_orphans(store: &Store) -> Result<()> {
-    for dir in files::list(&store.layout().envs())? {
+    for dir in store.files().list(&store.layout().envs())? {
         let instance = files::name(&dir).and_then(|name| name.parse::<InstanceId>().ok());
         if let Some(instance) = instance
             && integrity::is_orphan(store, &instance)?
@@ -274,9 +277,9 @@ impl Sweep<'_> {
 
     fn objects(&mut self, store: &Store, marked: &Marks) -> Result<()> {
         let gone = |path: &Path| files::object_id(path).is_some_and(|id| !marked.contains(&id));
-        for dir in files::list(store.layout().objects())? {
+        for dir in store.files().list(store.layout().objects())? {
             // What is no object is left for verify-store to report.
-            if dir.is_dir() {
+            if dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 self.report.objects += self.directory(store, &dir, &gone, self.start)?;
             }
         }
@@ -300,7 +303,7 @@ impl Sweep<'_> {
         is_gone: &dyn Fn(&Path) -> bool,
         limit: Timestamp,
     ) -> Result<u64> {
-        let mut gone = files::list(dir)?;
+        let mut gone = store.files().list(dir)?;
         gone.retain(|path| is_gone(path));
         if gone.is_empty() {
             return Ok(0);
@@ -317,13 +320,13 @@ impl Sweep<'_> {
                 continue;
             }
             if !self.options.dry_run {
-                fail::point("gc.remove").and_then(|()| fs::remove_file(path)).at("remove", path)?;
+                fail::point("gc.remove").and_then(|()| store.files().remove(path)).at("remove", path)?;
             }
             removed += 1;
             self.report.bytes += freed(&metadata);
         }
         if removed > 0 && !self.options.dry_run {
-            fsync_dir(dir)?;
+            store.files().sync_dir(dir)?;
         }
         Ok(removed)
     }

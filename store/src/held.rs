@@ -5,17 +5,16 @@
 //! sweep never takes one that is about to be held. A line with the blake3 of the content ends each: one wrong digit in an id would
 //! be another id.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 
-use crate::atomic::fsync_dir;
 use crate::error::{IoContext, Result};
 use crate::fail;
+use crate::files::Files;
 use crate::id::random_name;
 
 /// The largest file that a scan reads: far above what a maker writes.
@@ -23,6 +22,7 @@ const MAX_BYTES: u64 = 16 << 20;
 
 /// A file held by this process; dropping it removes the file.
 pub(crate) struct HeldFile {
+    files: Files,
     path: PathBuf,
     _file: Flock<File>,
     keep: bool,
@@ -30,18 +30,18 @@ pub(crate) struct HeldFile {
 
 impl HeldFile {
     /// Makes `dir/<random>` with `bytes`, durable on return.
-    pub fn create(dir: &Path, bytes: &[u8]) -> Result<HeldFile> {
+    pub fn create(files: &Files, dir: &Path, bytes: &[u8]) -> Result<HeldFile> {
         let path = dir.join(random_name()?);
-        let _guard = lock_dir(dir)?;
-        let file = write(&path, bytes)?;
-        Ok(HeldFile { path, _file: file, keep: false })
+        let _guard = lock_dir(files, dir)?;
+        let file = write(files, &path, bytes)?;
+        Ok(HeldFile { files: files.clone(), path, _file: file, keep: false })
     }
 
     /// Replaces the content, all or nothing, durable on return; the file is held throughout.
     pub fn replace(&mut self, bytes: &[u8]) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        let _guard = lock_dir(dir)?;
-        self._file = write(&self.path, bytes)?;
+        let _guard = lock_dir(&self.files, dir)?;
+        self._file = write(&self.files, &self.path, bytes)?;
         Ok(())
     }
 
@@ -53,8 +53,9 @@ impl HeldFile {
     /// Removes the file, durably.
     pub fn remove(mut self) -> Result<()> {
         self.keep = true;
-        fail::point("held.remove").and_then(|()| fs::remove_file(&self.path)).at("remove", &self.path)?;
-        fsync_dir(self.path.parent().unwrap_or(Path::new(".")))
+        let removed = fail::point("held.remove").and_then(|()| self.files.remove(&self.path));
+        removed.at("remove", &self.path)?;
+        self.files.sync_dir(self.path.parent().unwrap_or(Path::new(".")))
     }
 }
 
@@ -63,7 +64,7 @@ impl Drop for HeldFile {
         if self.keep {
             return;
         }
-        match fs::remove_file(&self.path) {
+        match self.files.remove(&self.path) {
             Ok(()) => {}
             // Where nothing can be removed, nothing is collected either.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {}
@@ -89,28 +90,28 @@ impl Found {
 }
 
 /// Every complete file of `dir`. Temporary files of dead makers are removed on the way.
-pub(crate) fn scan(dir: &Path) -> Result<Vec<Found>> {
+pub(crate) fn scan(files: &Files, dir: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    if !has_files(dir)? {
+    if !has_files(files, dir)? {
         return Ok(found);
     }
-    let _guard = lock_dir(dir)?;
-    for entry in fs::read_dir(dir).at("list", dir)? {
-        let entry = entry.at("list", dir)?;
-        let path = entry.path();
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+    let _guard = lock_dir(files, dir)?;
+    for name in files.names(dir).at("list", dir)? {
+        let path = dir.join(&name);
+        if name.as_encoded_bytes().starts_with(b".") {
             // Under the directory's lock no maker is between creating and renaming.
-            match fs::remove_file(&path) {
+            match files.remove(&path) {
                 Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => {}
                 removed => removed.at("remove", &path)?,
             }
             continue;
         }
-        let file = File::open(&path).at("open", &path)?;
+        let file = files.open(&path).at("open", &path)?;
         let mut bytes = Vec::new();
         (&file).take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
         let dead = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
-        let dead = dead.map(|file| HeldFile { path: path.clone(), _file: file, keep: false });
+        let dead =
+            dead.map(|file| HeldFile { files: files.clone(), path: path.clone(), _file: file, keep: false });
         found.push(Found { path, content: content(bytes), dead });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -138,33 +139,32 @@ fn checksum(bytes: &[u8]) -> Vec<u8> {
 pub(crate) type Unreadable = Vec<(PathBuf, String)>;
 
 /// Spares a scan of an empty directory the lock.
-fn has_files(dir: &Path) -> Result<bool> {
-    match fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
+fn has_files(files: &Files, dir: &Path) -> Result<bool> {
+    match files.names(dir) {
+        Ok(names) => Ok(!names.is_empty()),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e).at("list", dir),
     }
 }
 
 /// Held for moments only: nobody waits for anything while holding it.
-fn lock_dir(dir: &Path) -> Result<Flock<File>> {
-    let file = File::open(dir).at("open", dir)?;
+fn lock_dir(files: &Files, dir: &Path) -> Result<Flock<File>> {
+    let file = files.open_dir(dir).at("open", dir)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).at("lock", dir)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
+fn write(files: &Files, path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temp = dir.join(format!(".{name}"));
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp);
-    let file = file.at("create", &temp)?;
+    let file = files.replace(&temp).at("create", &temp)?;
     let mut file =
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).at("lock", &temp)?;
     let bytes = encoded(bytes);
     fail::point("held.write").and_then(|()| file.write_all(&bytes)).at("write", &temp)?;
     file.sync_data().at("sync", &temp)?;
-    fail::point("held.rename").and_then(|()| fs::rename(&temp, path)).at("rename", &temp)?;
-    fsync_dir(dir)?;
+    fail::point("held.rename").and_then(|()| files.rename(&temp, path)).at("rename", &temp)?;
+    files.sync_dir(dir)?;
     Ok(file)
 }
 
@@ -176,13 +176,15 @@ pub(crate) fn encoded(content: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn any_flipped_bit_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let file = HeldFile::create(dir.path(), br#"{"a":"00"}"#).unwrap();
+        let files = Files::at(dir.path()).unwrap();
+        let file = HeldFile::create(&files, dir.path(), br#"{"a":"00"}"#).unwrap();
         let whole = fs::read(&file.path).unwrap();
-        let parsed = || scan(dir.path()).unwrap()[0].parse::<serde_json::Value>();
+        let parsed = || scan(&files, dir.path()).unwrap()[0].parse::<serde_json::Value>();
         assert_eq!(parsed().unwrap()["a"], "00");
         // In place: its maker's lock is on this file.
         for bit in 0..whole.len() * 8 {

@@ -8,13 +8,13 @@
 //! The same machine: the same boot id (containers have machine ids of their own, and one kernel, whose flocks reach all of them), or,
 //! after a restart, the same machine id.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Read as _;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::statfs::{self, statfs};
+use nix::sys::statfs::{self, fstatfs};
 
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::id::ObjectId;
@@ -89,8 +89,7 @@ impl HostClaim {
         if store.is_read_only() {
             return Ok(HostClaim { path, file: None });
         }
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = store.files().open_or_make(&path);
         // Exclusive is the last holder's for a moment only.
         let file = Flock::lock(file.at("open", &path)?, FlockArg::LockShared)
             .map_err(|(_, errno)| errno)
@@ -118,7 +117,7 @@ fn write(file: &File, text: &str, path: &Path) -> Result<()> {
     file.write_all_at(text.as_bytes(), 0).at("write", path)?;
     file.set_len(text.len() as u64).at("write", path)?;
     // Other machines see it when it has reached the server; on a local disk nobody but this kernel looks.
-    match statfs(path).at("stat the file system of", path)?.filesystem_type() {
+    match fstatfs(file).at("stat the file system of", path)?.filesystem_type() {
         statfs::EXT4_SUPER_MAGIC
         | statfs::XFS_SUPER_MAGIC
         | statfs::BTRFS_SUPER_MAGIC

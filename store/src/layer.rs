@@ -1,11 +1,7 @@
 //! Layer records: what a snapshot is, on what it stands, and the tree that results (SPEC §5).
 
-use std::fs::{self, File};
-use std::io::Read;
-
 use serde::{Deserialize, Serialize};
 
-use crate::atomic;
 use crate::error::{IoContext, Result, StoreError};
 use crate::id::{LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
@@ -70,7 +66,7 @@ impl LayerRecord {
         fail::point("layer.write").at("write", &path)?;
         // A record of that name has these bytes: but only one that reads well is left alone.
         if LayerRecord::read(store, &id).is_err() || !files::refresh(&path)? {
-            atomic::write_file(&path, &bytes)?;
+            store.files().write(&path, &bytes)?;
         }
         Ok(id)
     }
@@ -81,15 +77,12 @@ impl LayerRecord {
     /// [`StoreError::Missing`] when there is none, [`StoreError::Corrupt`] when its bytes are not those named.
     pub fn read(store: &Store, id: &RecordId) -> Result<LayerRecord> {
         let path = store.layout().layer(id);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let bytes = match store.files().read(&path, MAX_BYTES) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(StoreError::missing("layer record", id));
             }
-            Err(e) => return Err(e).at("open", &path),
+            other => other.at("read", &path)?,
         };
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
         if RecordId::of(&bytes) != *id {
             return Err(StoreError::corrupt("layer record", id, "its bytes are not those its name says"));
         }
@@ -100,8 +93,7 @@ impl LayerRecord {
     pub fn list(store: &Store) -> Result<Vec<RecordId>> {
         let dir = store.layout().layers();
         let mut ids = Vec::new();
-        for entry in fs::read_dir(&dir).at("list", &dir)? {
-            let name = entry.at("list", &dir)?.file_name();
+        for name in store.files().names(&dir).at("list", &dir)? {
             ids.extend(name.to_str().and_then(|n| n.parse::<RecordId>().ok()));
         }
         ids.sort_unstable();
@@ -118,6 +110,7 @@ pub fn snapshot_hash(env_id: &str, parent: &LayerHash, tar_hash: &TarHash) -> La
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::fs;
 
     /// A base layer's record for a tree.
     pub(crate) fn base(tree: ObjectId) -> LayerRecord {

@@ -8,7 +8,7 @@ pub mod content;
 pub mod deep;
 pub mod error;
 pub mod fail;
-mod files;
+pub mod files;
 pub mod gc;
 mod held;
 mod host;

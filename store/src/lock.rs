@@ -3,9 +3,9 @@
 //! They are flocks, so they end with the process that holds them. Each holder leaves its pid and command in the lock file, for
 //! messages only: the lock itself is the kernel's. Flocks may not reach other machines: see `host`.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,7 @@ impl StoreLock {
         let claim = HostClaim::take(store)?;
         match try_lock(open(store, &path)?, exclusive, &path)? {
             Attempt::Got(file) => Ok(StoreLock { _file: signed(store, file, &path)?, _claim: claim }),
-            Attempt::Busy(_) => Err(StoreError::Locked { path: path.clone(), holder: holder(&path) }),
+            Attempt::Busy(_) => Err(StoreError::Locked { path: path.clone(), holder: holder(store, &path) }),
         }
     }
 
@@ -79,7 +79,7 @@ impl StoreLock {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        tracing::warn!("waiting for the store's lock {}: {} holds it", path.display(), holder(&path));
+        tracing::warn!("waiting for the store's lock {}: {} holds it", path.display(), holder(store, &path));
         loop {
             let kind = if exclusive { FlockArg::LockExclusive } else { FlockArg::LockShared };
             match Flock::lock(file, kind) {
@@ -105,7 +105,7 @@ impl CollectionLock {
         let claim = HostClaim::take(store)?;
         match try_lock(open(store, &path)?, true, &path)? {
             Attempt::Got(file) => Ok(CollectionLock { _file: signed(store, file, &path)?, _claim: claim }),
-            Attempt::Busy(_) => Err(StoreError::Locked { holder: holder(&path), path }),
+            Attempt::Busy(_) => Err(StoreError::Locked { holder: holder(store, &path), path }),
         }
     }
 }
@@ -126,7 +126,7 @@ impl EnvLock {
         let path = dir.join("lock");
         let claim = HostClaim::take(store)?;
         loop {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).at("create", &dir)?;
+            store.files().make_dirs(&dir).at("create", &dir)?;
             let file = match open(store, &path) {
                 Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     continue;
@@ -136,7 +136,7 @@ impl EnvLock {
             let file = match try_lock(file, true, &path)? {
                 Attempt::Got(file) => file,
                 Attempt::Busy(_) => {
-                    return Err(StoreError::Locked { path: path.clone(), holder: holder(&path) });
+                    return Err(StoreError::Locked { path: path.clone(), holder: holder(store, &path) });
                 }
             };
             if store.is_read_only() {
@@ -144,7 +144,7 @@ impl EnvLock {
             }
             // A destroy may have removed the file between open and lock: then the lock is on nothing.
             let held = file.metadata().at("read", &path)?;
-            match fs::metadata(&path) {
+            match path.symlink_metadata() {
                 Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
                     return Ok(EnvLock { _file: signed(store, file, &path)?, path, _claim: claim });
                 }
@@ -158,14 +158,14 @@ impl EnvLock {
     /// Who holds an environment's lock, as `pid 12 (command)`; `None` when nobody does.
     pub fn holder(store: &Store, instance: &InstanceId) -> Result<Option<String>> {
         let path = store.layout().env_dir(instance).join("lock");
-        let file = match File::open(&path) {
+        let file = match store.files().open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).at("open", &path),
         };
         Ok(match try_lock(file, false, &path)? {
             Attempt::Got(_) => None,
-            Attempt::Busy(_) => Some(holder(&path)),
+            Attempt::Busy(_) => Some(holder(store, &path)),
         })
     }
 
@@ -181,16 +181,15 @@ enum Attempt {
 }
 
 fn open(store: &Store, path: &Path) -> Result<File> {
+    let files = store.files();
     if !store.is_read_only() {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        return options.open(path).at("open", path);
+        return files.open_or_make(path).at("open", path);
     }
-    match File::open(path) {
+    match files.open(path) {
         // What nobody ever locked stands for itself.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let dir = path.parent().unwrap_or(path);
-            File::open(dir).at("open", dir)
+            files.open_dir(dir).at("open", dir)
         }
         other => other.at("open", path),
     }
@@ -231,11 +230,10 @@ fn command_line() -> String {
 }
 
 /// What a holder left in its lock file. Of several that share the lock, the latest.
-fn holder(path: &Path) -> String {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(512).read_to_string(&mut text));
-    match text.trim() {
-        known if read.is_ok() && !known.is_empty() => known.to_owned(),
+fn holder(store: &Store, path: &Path) -> String {
+    let read = store.files().read(path, 512).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    match read.as_deref().map(str::trim) {
+        Some(known) if !known.is_empty() => known.replace(char::is_control, " "),
         _ => "another process".to_owned(),
     }
 }
@@ -302,7 +300,7 @@ mod tests {
         let (_dir, store) = store();
         let instance = InstanceId::random().unwrap();
         let stale = EnvLock::try_acquire(&store, &instance).unwrap();
-        fs::remove_dir_all(store.layout().env_dir(&instance)).unwrap();
+        std::fs::remove_dir_all(store.layout().env_dir(&instance)).unwrap();
         EnvLock::try_acquire(&store, &instance).unwrap();
         drop(stale);
     }

@@ -1,13 +1,11 @@
 //! Environment records: one JSON file an instance, replaced all at once.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{self, fsync_dir};
 use crate::error::{IoContext, Result, StoreError};
 use crate::fail;
 use crate::id::{InstanceId, LayerHash, RecordId};
@@ -134,15 +132,12 @@ impl Metadata {
     /// [`StoreError::Corrupt`] when it is not what was saved.
     pub fn load(store: &Store, instance: &InstanceId) -> Result<Metadata> {
         let path = Self::path(store, instance);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let bytes = match store.files().read(&path, MAX_BYTES) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(StoreError::missing("environment", instance));
             }
-            Err(e) => return Err(e).at("open", &path),
+            other => other.at("read", &path)?,
         };
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
         Self::decode(&bytes, instance, &path)
     }
 
@@ -183,16 +178,16 @@ impl Metadata {
         bytes.push(b'\n');
         let path = Self::path(store, &self.instance);
         fail::point("metadata.save").at("replace", &path)?;
-        atomic::write_file(&path, &bytes)
+        store.files().write(&path, &bytes)
     }
 
     /// Removes a record, durably: the environment is gone, whatever is left of it.
     pub fn delete(store: &Store, instance: &InstanceId) -> Result<()> {
         let path = Self::path(store, instance);
-        match fail::point("metadata.delete").and_then(|()| fs::remove_file(&path)) {
+        match fail::point("metadata.delete").and_then(|()| store.files().remove(&path)) {
             Ok(()) => {
                 fail::point("metadata.deleted").at("remove", &path)?;
-                fsync_dir(&store.layout().metadata())
+                store.files().sync_dir(&store.layout().metadata())
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(StoreError::missing("environment", instance))
@@ -205,8 +200,7 @@ impl Metadata {
     pub fn instances(store: &Store) -> Result<Vec<InstanceId>> {
         let dir = store.layout().metadata();
         let mut ids = Vec::new();
-        for entry in fs::read_dir(&dir).at("list", &dir)? {
-            let name = entry.at("list", &dir)?.file_name();
+        for name in store.files().names(&dir).at("list", &dir)? {
             ids.extend(name.to_str().and_then(|n| n.parse::<InstanceId>().ok()));
         }
         ids.sort_unstable();
@@ -329,6 +323,7 @@ fn unwritable(error: serde_json::Error) -> StoreError {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::fs;
 
     /// An environment standing on one base layer, saved.
     pub(crate) fn saved(store: &Store, name: &str, env_id: &str, base: RecordId) -> Metadata {

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use crate::error::{IoContext as _, Result, StoreError};
-use crate::files;
+use crate::files::{self, Files};
 use crate::id::ObjectId;
 use crate::layout::Layout;
 use crate::quarantine;
@@ -19,11 +19,16 @@ pub use batch::{Batch, BatchStats, ObjectWriter, protect};
 #[derive(Clone, Debug)]
 pub struct Objects {
     layout: Layout,
+    files: Files,
 }
 
 impl Objects {
-    pub(crate) fn new(layout: Layout) -> Self {
-        Self { layout }
+    pub(crate) fn new(layout: Layout, files: Files) -> Self {
+        Self { layout, files }
+    }
+
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -41,9 +46,10 @@ impl Objects {
     /// of it is sound can still be read by who verifies.
     pub fn open(&self, id: &ObjectId) -> Result<File> {
         let path = self.layout.object(id);
-        match File::open(&path) {
+        match self.files.open_object(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                quarantine::object(&self.layout, id)?.ok_or_else(|| StoreError::missing("object", id))
+                quarantine::object(&self.files, &self.layout, id)?
+                    .ok_or_else(|| StoreError::missing("object", id))
             }
             other => other.at("open", &path),
         }

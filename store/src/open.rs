@@ -1,18 +1,16 @@
 //! Opening and creating a store.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
-use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{AccessFlags, Uid, User, access};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
-use crate::atomic;
 use crate::error::{IoContext as _, Result, StoreError};
+use crate::files::{Files, user_name};
 use crate::layout::Layout;
 use crate::object::Objects;
 
@@ -25,8 +23,10 @@ pub struct Store {
     objects: Objects,
     /// Whether locks are waited for.
     waits: AtomicBool,
-    /// The file system that it lies on takes no writes.
+    /// The file system that it lies on takes no writes, or it is another user's.
     read_only: bool,
+    /// It is another user's.
+    foreign: bool,
 }
 
 impl Store {
@@ -35,8 +35,21 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Version`] when it has another format, [`StoreError::NotWhole`] when a part of it is gone that held something,
-    /// [`StoreError::Owner`] when it is another user's.
+    /// [`StoreError::Owner`] when it is another user's, [`StoreError::Writable`] when others can write to it.
     pub fn open(root: &Path) -> Result<Arc<Store>> {
+        Store::open_of(root, false)
+    }
+
+    /// Opens the store at `root` whosever it is. Another user's can be read only, and nothing that its owner's processes hold is
+    /// waited for.
+    ///
+    /// # Errors
+    /// As [`Store::open`], but for those of the owner.
+    pub fn open_foreign(root: &Path) -> Result<Arc<Store>> {
+        Store::open_of(root, true)
+    }
+
+    fn open_of(root: &Path, any_owner: bool) -> Result<Arc<Store>> {
         // Absolute, so that a later change of the working directory (a daemon's chdir to /) is harmless.
         let root = std::path::absolute(root).at("resolve", root)?;
         if root.metadata().is_ok_and(|there| !there.is_dir()) {
@@ -45,25 +58,53 @@ impl Store {
             return Err(StoreError::Invalid(what));
         }
         let layout = Layout::new(&root);
-        check_owner(&layout)?;
-        let mut read_only = false;
-        if check_version(&layout)? {
-            read_only = is_read_only(&layout)?;
-            complete(&layout, read_only)?;
-        } else {
-            create(&layout)?;
+        let mut files = match Files::at(&root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Those above it, too: a directory that others write to is no place for it.
+                DirBuilder::new().recursive(true).mode(0o700).create(&root).at("create", &root)?;
+                Files::at(&root)
+            }
+            other => other,
         }
-        Ok(Arc::new(Store { objects: Objects::new(layout), waits: AtomicBool::new(true), read_only }))
+        .at("open", &root)?;
+        let foreign = files.owner() != nix::unistd::geteuid().as_raw();
+        if foreign && !any_owner {
+            return Err(StoreError::Owner { path: root, owner: user_name(files.owner()) });
+        }
+        if foreign {
+            files = Files::for_reading(&root).at("open", &root)?;
+        }
+        check_directories(&files, &layout, foreign)?;
+        let read_only = foreign || is_read_only(&files, &layout)?;
+        if check_version(&files, &layout)? {
+            complete(&files, &layout, read_only)?;
+        } else {
+            create(&files, &layout)?;
+        }
+        let waits = AtomicBool::new(!foreign);
+        Ok(Arc::new(Store { objects: Objects::new(layout, files), waits, read_only, foreign }))
     }
 
-    /// Whether the store lies on a file system that takes no writes: then nothing changes it, and nothing is locked or pinned.
+    /// Its files that are no objects.
+    pub fn files(&self) -> &Files {
+        self.objects.files()
+    }
+
+    /// Whether the store is another user's.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
+    }
+
+    /// Whether the store lies on a file system that takes no writes, or is another user's: then we change nothing in it, and pin
+    /// nothing.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
     /// Whether a lock that another process holds is waited for (as it is unless this is called) or is an error at once.
     pub fn set_waits(&self, waits: bool) {
-        self.waits.store(waits, Ordering::Relaxed);
+        // Its owner could make us wait for ever.
+        self.waits.store(waits && !self.foreign, Ordering::Relaxed);
     }
 
     /// See [`Store::set_waits`].
@@ -83,13 +124,12 @@ impl Store {
 }
 
 /// Whether there is a store of our format; false when there is none at all.
-fn check_version(layout: &Layout) -> Result<bool> {
+fn check_version(files: &Files, layout: &Layout) -> Result<bool> {
     let path = layout.version();
-    let mut text = String::new();
-    match File::open(&path) {
-        Ok(file) => file.take(256).read_to_string(&mut text).at("read", &path)?,
+    let text = match files.read(&path, 256) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error).at("open", &path),
+        Err(error) => return Err(error).at("read", &path),
     };
     if text.trim() != FORMAT.to_string() {
         return Err(StoreError::Version { found: text.trim().to_owned(), supported: FORMAT, path });
@@ -97,41 +137,57 @@ fn check_version(layout: &Layout) -> Result<bool> {
     Ok(true)
 }
 
-/// Refuses the store of another user where we may not write, and warns root, who may.
-fn check_owner(layout: &Layout) -> Result<()> {
-    let ours = nix::unistd::geteuid();
-    let place = [layout.store_dir(), layout.root()];
-    let Some((path, there)) = place.iter().find_map(|path| Some((*path, path.metadata().ok()?))) else {
-        return Ok(());
+/// Refuses a store that somebody else can change: who does decides what is read and written through it.
+fn check_directories(files: &Files, layout: &Layout, foreign: bool) -> Result<()> {
+    // Gives whether others get into it, who have got as far as `reached` says.
+    let look = |dir: &Path, reached: bool| -> Result<bool> {
+        let Some(mode) = mode_of(files, dir)? else { return Ok(false) };
+        // Who looks into another's store is not made safer by keeping third ones from it.
+        if reached && mode & 0o022 != 0 && !foreign {
+            return Err(StoreError::Writable { path: dir.to_owned(), mode });
+        }
+        Ok(reached && mode & 0o011 != 0)
     };
-    if there.uid() == ours.as_raw() {
-        return Ok(());
+    let reached = look(layout.root(), true)?;
+    for dir in [layout.envs(), layout.images(), layout.logs(), layout.quarantine()] {
+        look(&dir, reached)?;
     }
-    let owner = match User::from_uid(Uid::from_raw(there.uid())) {
-        Ok(Some(user)) => user.name,
-        _ => format!("user {}", there.uid()),
-    };
-    if !ours.is_root() && access(path, AccessFlags::W_OK | AccessFlags::X_OK) == Err(Errno::EACCES) {
-        return Err(StoreError::Owner { path: path.to_owned(), owner });
-    }
-    if ours.is_root() {
-        tracing::warn!(
-            "{} belongs to {owner}, who cannot read what root makes in it: better run karapace as {owner}",
-            path.display()
-        );
+    let reached = look(layout.store_dir(), reached)?;
+    for dir in private_directories(layout).iter().filter(|dir| dir.parent() == Some(layout.store_dir())) {
+        look(dir, reached)?;
     }
     Ok(())
 }
 
-fn is_read_only(layout: &Layout) -> Result<bool> {
-    let dir = layout.store_dir();
-    Ok(statvfs(dir).at("stat the file system of", dir)?.flags().contains(FsFlags::ST_RDONLY))
+/// The mode of a directory of the store's owner; `None` where there is nothing.
+fn mode_of(files: &Files, dir: &Path) -> Result<Option<u32>> {
+    match files.open_dir(dir).and_then(|dir| dir.metadata()) {
+        Ok(metadata) => Ok(Some(metadata.permissions().mode() & 0o7777)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // For whoever needs it to report.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error).at("open", dir),
+    }
+}
+
+/// The directories of a store that are the owner's alone.
+pub(crate) fn private_directories(layout: &Layout) -> Vec<PathBuf> {
+    let mut dirs = vec![layout.store_dir().to_owned(), layout.objects().to_owned()];
+    dirs.extend([layout.layers(), layout.metadata(), layout.staging(), layout.wal(), layout.pins()]);
+    dirs.extend([layout.envs(), layout.images()]);
+    dirs
+}
+
+fn is_read_only(files: &Files, layout: &Layout) -> Result<bool> {
+    let root = layout.root();
+    let dir = files.open_dir(root).at("open", root)?;
+    Ok(fstatvfs(&dir).at("stat the file system of", root)?.flags().contains(FsFlags::ST_RDONLY))
 }
 
 /// Whether something is in a directory; not where there is none.
-fn has_entries(dir: &Path) -> Result<bool> {
-    match fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
+fn has_entries(files: &Files, dir: &Path) -> Result<bool> {
+    match files.names(dir) {
+        Ok(names) => Ok(!names.is_empty()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).at("list", dir),
     }
@@ -146,14 +202,14 @@ fn lasting(layout: &Layout) -> [PathBuf; 4] {
 ///
 /// An environment's record refers to layers, objects and its upper: where there are records, these were there. Where the records
 /// themselves are missing, anything else that is there tells of them.
-fn complete(layout: &Layout, read_only: bool) -> Result<()> {
+fn complete(files: &Files, layout: &Layout, read_only: bool) -> Result<()> {
     let lasting = lasting(layout);
     let missing: Vec<&PathBuf> = lasting.iter().filter(|dir| is_missing(dir)).collect();
     let no_records = missing.contains(&&layout.metadata());
     for dir in &missing {
         let witnesses = if no_records { &lasting[1..] } else { &lasting[..1] };
         for witness in witnesses {
-            if has_entries(witness)? {
+            if has_entries(files, witness)? {
                 let reason = format!(
                     "{} is not empty, so something was lost. Put back the directory from a backup; without one, `mkdir {}` lets \
                      `karapace verify-store` say what is left",
@@ -167,7 +223,7 @@ fn complete(layout: &Layout, read_only: bool) -> Result<()> {
     let passing = [layout.staging(), layout.wal(), layout.pins(), layout.images()];
     for dir in lasting.iter().chain(&passing).filter(|dir| !read_only && is_missing(dir)) {
         tracing::warn!("{} was missing and has been made again", dir.display());
-        make_dir(dir)?;
+        files.make_dirs(dir).at("create", dir)?;
     }
     Ok(())
 }
@@ -177,16 +233,12 @@ fn is_missing(dir: &Path) -> bool {
     dir.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-fn make_dir(dir: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).at("create", dir)
-}
-
 /// Makes the directories, then the version file: what has a version is whole.
-fn create(layout: &Layout) -> Result<()> {
+fn create(files: &Files, layout: &Layout) -> Result<()> {
     let lasting = lasting(layout);
     for dir in &lasting {
         // Another process may have made the store, and used it, since we looked.
-        if has_entries(dir)? && !check_version(layout)? {
+        if has_entries(files, dir)? && !check_version(files, layout)? {
             let reason = format!(
                 "{} is not empty: this is not a whole store. If it is one of format {FORMAT}, write {FORMAT} into that file; else \
                  choose another directory (--store)",
@@ -195,18 +247,17 @@ fn create(layout: &Layout) -> Result<()> {
             return Err(StoreError::NotWhole { path: layout.version(), reason });
         }
     }
-    make_dir(layout.store_dir())?;
-    for dir in lasting.iter().chain(&[layout.staging(), layout.wal(), layout.pins(), layout.images()]) {
-        make_dir(dir)?;
+    for dir in private_directories(layout) {
+        files.make_dirs(&dir).at("create", &dir)?;
     }
-    atomic::write_file(&layout.version(), format!("{FORMAT}\n").as_bytes())?;
-    atomic::fsync_dir(layout.root())
+    files.write(&layout.version(), format!("{FORMAT}\n").as_bytes())?;
+    files.sync_dir(layout.root())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::fs;
 
     #[test]
     fn creates_private_directories_and_opens_again() {

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, StoreError};
 use crate::held::{self, HeldFile, Unreadable};
 use crate::id::ObjectId;
-use crate::layout::Layout;
 use crate::open::Store;
 
 #[derive(Serialize, Deserialize)]
@@ -42,7 +41,7 @@ impl Pin {
         if store.is_read_only() {
             return Ok(Pin { file: None });
         }
-        Ok(Pin { file: Some(HeldFile::create(&store.layout().pins(), &encode(roots, &[])?)?) })
+        Ok(Pin { file: Some(HeldFile::create(store.files(), &store.layout().pins(), &encode(roots, &[])?)?) })
     }
 
     /// Pins `roots`, and single content `objects`, instead of what was pinned before, in one step.
@@ -63,15 +62,15 @@ fn encode(roots: &[ObjectId], objects: &[ObjectId]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// Any pin that cannot be read, or that there is no directory of pins: what running mounts need is not known then.
-pub(crate) fn live(layout: &Layout) -> Result<Pinned> {
-    let dir = layout.pins();
+pub(crate) fn live(store: &Store) -> Result<Pinned> {
+    let dir = store.layout().pins();
     if dir.symlink_metadata().is_err() {
         let dir = dir.display();
         return Err(StoreError::Invalid(format!(
             "{dir} is missing, so what running mounts use is not known: unmount them, then `karapace verify-store --repair`"
         )));
     }
-    let (pinned, unreadable) = read(layout)?;
+    let (pinned, unreadable) = read(store)?;
     match unreadable.into_iter().next() {
         None => Ok(pinned),
         Some((path, reason)) => {
@@ -81,9 +80,9 @@ pub(crate) fn live(layout: &Layout) -> Result<Pinned> {
 }
 
 /// What living processes pin, and the pins that cannot be read. Pins of dead ones are removed.
-pub(crate) fn read(layout: &Layout) -> Result<(Pinned, Unreadable)> {
+pub(crate) fn read(store: &Store) -> Result<(Pinned, Unreadable)> {
     let (mut pinned, mut unreadable) = (Pinned::default(), Vec::new());
-    for found in held::scan(&layout.pins())? {
+    for found in held::scan(store.files(), &store.layout().pins())? {
         if found.dead.is_some() {
             continue; // dropping it removes the file
         }
@@ -108,13 +107,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let (a, b) = (ObjectId::of(b"a"), ObjectId::of(b"b"));
-        assert_eq!(live(store.layout()).unwrap(), Pinned::default());
+        assert_eq!(live(&store).unwrap(), Pinned::default());
         let mut pin = Pin::hold(&store, &[a]).unwrap();
-        assert_eq!(live(store.layout()).unwrap().roots, [a]);
+        assert_eq!(live(&store).unwrap().roots, [a]);
         pin.set(&[b], &[a]).unwrap();
-        assert_eq!(live(store.layout()).unwrap(), Pinned { roots: vec![b], objects: vec![a] });
+        assert_eq!(live(&store).unwrap(), Pinned { roots: vec![b], objects: vec![a] });
         drop(pin);
-        assert_eq!(live(store.layout()).unwrap(), Pinned::default());
+        assert_eq!(live(&store).unwrap(), Pinned::default());
         assert_eq!(fs::read_dir(store.layout().pins()).unwrap().count(), 0);
     }
 
@@ -125,7 +124,7 @@ mod tests {
         let pins = store.layout().pins();
         fs::write(pins.join("00"), encode(&[ObjectId::of(b"a")], &[]).unwrap()).unwrap();
         fs::write(pins.join(".torn"), b"{").unwrap();
-        assert_eq!(live(store.layout()).unwrap(), Pinned::default());
+        assert_eq!(live(&store).unwrap(), Pinned::default());
         assert_eq!(fs::read_dir(pins).unwrap().count(), 0);
     }
 }

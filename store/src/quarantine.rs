@@ -1,17 +1,16 @@
 //! `quarantine/`: what was damaged, set aside so that the same content can be stored anew. Nothing there counts for
 //! anything, but that what is sound of a set aside object can still be read; no command deletes it.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::atomic::{self, fsync_dir};
 use crate::error::{IoContext as _, Result};
-use crate::files;
+use crate::files::Files;
 use crate::id::ObjectId;
 use crate::inode::Timestamp;
 use crate::layout::Layout;
+use crate::open::Store;
 use crate::rfc3339;
 
 /// What kind of thing is set aside: the directory it goes to.
@@ -45,31 +44,31 @@ impl Kind {
 }
 
 /// Moves a file to `quarantine/<date>/<kind>/<name>`, durable on return; gives its place there.
-pub fn set_aside(layout: &Layout, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
-    let to = place(layout, kind, name)?;
-    fs::rename(file, &to).at("rename", file)?;
-    to.parent().map_or(Ok(()), fsync_dir)?;
-    file.parent().map_or(Ok(()), fsync_dir)?;
+pub fn set_aside(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
+    let (to, files) = (place(store, kind, name)?, store.files());
+    files.rename(file, &to).at("rename", file)?;
+    to.parent().map_or(Ok(()), |dir| files.sync_dir(dir))?;
+    file.parent().map_or(Ok(()), |dir| files.sync_dir(dir))?;
     Ok(to)
 }
 
 /// Puts a copy of a file there instead, for one that is mended in place.
-pub fn keep_copy(layout: &Layout, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
-    let to = place(layout, kind, name)?;
-    let bytes = fs::read(file).at("read", file)?;
-    atomic::write_file(&to, &bytes)?;
+pub fn keep_copy(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
+    let to = place(store, kind, name)?;
+    let bytes = store.files().read(file, u64::MAX).at("read", file)?;
+    store.files().write(&to, &bytes)?;
     Ok(to)
 }
 
 /// An object that was set aside, open; the latest where it was several times.
-pub(crate) fn object(layout: &Layout, id: &ObjectId) -> Result<Option<File>> {
+pub(crate) fn object(files: &Files, layout: &Layout, id: &ObjectId) -> Result<Option<File>> {
     let top = layout.quarantine();
     if top.symlink_metadata().is_err() {
         return Ok(None);
     }
-    for date in files::list(&top)?.into_iter().rev() {
+    for date in files.list(&top)?.into_iter().rev() {
         let path = date.join(Kind::Objects.dir()).join(id.to_hex());
-        match File::open(&path) {
+        match files.open_object(&path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             other => return other.at("open", &path).map(Some),
         }
@@ -78,25 +77,26 @@ pub(crate) fn object(layout: &Layout, id: &ObjectId) -> Result<Option<File>> {
 }
 
 /// How many files are set aside.
-pub(crate) fn count(layout: &Layout) -> Result<u64> {
-    let top = layout.quarantine();
+pub(crate) fn count(store: &Store) -> Result<u64> {
+    let top = store.layout().quarantine();
     let mut todo = if top.symlink_metadata().is_ok() { vec![top] } else { Vec::new() };
     let mut files = 0;
     while let Some(dir) = todo.pop() {
-        for path in files::list(&dir)? {
-            if path.is_dir() { todo.push(path) } else { files += 1 }
+        for path in store.files().list(&dir)? {
+            let is_dir = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+            if is_dir { todo.push(path) } else { files += 1 }
         }
     }
     Ok(files)
 }
 
 /// A free name for a thing, in a directory that is there.
-fn place(layout: &Layout, kind: Kind, name: &str) -> Result<PathBuf> {
+fn place(store: &Store, kind: Kind, name: &str) -> Result<PathBuf> {
     let date: String = rfc3339::format(Timestamp::now()).chars().take(10).collect();
-    let dir = layout.quarantine().join(date).join(kind.dir());
-    DirBuilder::new().recursive(true).mode(0o700).create(&dir).at("create", &dir)?;
+    let dir = store.layout().quarantine().join(date).join(kind.dir());
+    store.files().make_dirs(&dir).at("create", &dir)?;
     for made in dir.ancestors().skip(1).take(3) {
-        fsync_dir(made)?;
+        store.files().sync_dir(made)?;
     }
     let free = |path: &PathBuf| path.symlink_metadata().is_err();
     let numbered = (1..).map(|n: u64| dir.join(format!("{name}.{n}")));
@@ -106,7 +106,7 @@ fn place(layout: &Layout, kind: Kind, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::open::Store;
+    use std::fs;
     use std::io::Read as _;
 
     #[test]
@@ -120,13 +120,13 @@ mod tests {
             let path = layout.object(&id);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, bytes).unwrap();
-            places.push(set_aside(layout, Kind::Objects, &path, &id.to_hex()).unwrap());
+            places.push(set_aside(&store, Kind::Objects, &path, &id.to_hex()).unwrap());
             assert!(!path.exists());
         }
         assert_ne!(places[0], places[1]);
-        let copied = keep_copy(layout, Kind::Uppers, &places[1], "journal").unwrap();
+        let copied = keep_copy(&store, Kind::Uppers, &places[1], "journal").unwrap();
         assert!(copied.starts_with(layout.quarantine()) && places[1].exists());
-        assert_eq!(count(layout).unwrap(), 3);
+        assert_eq!(count(&store).unwrap(), 3);
         let mut text = String::new();
         store.objects().open(&id).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "one");

@@ -7,18 +7,15 @@
 //! A commit, a restore and a collection have no intent: each happens by one rename (of the environment's record, or of the
 //! upper's checkpoint) or deletes only what nobody refers to, so there is nothing to undo.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::fsync_dir;
 use crate::error::{IoContext, Result, StoreError};
 use crate::fail;
 use crate::held::{self, HeldFile, Unreadable};
 use crate::id::InstanceId;
-use crate::layout::Layout;
 use crate::lock::StoreLock;
 use crate::metadata::{EnvState, Metadata};
 use crate::open::Store;
@@ -102,7 +99,7 @@ impl Wal {
         let content = Content { pid: std::process::id(), existed, intent };
         let bytes = serde_json::to_vec(&content)
             .map_err(|e| StoreError::Invalid(format!("writing down an intent: {e}")))?;
-        let file = HeldFile::create(&layout.wal(), &bytes)?;
+        let file = HeldFile::create(store.files(), &layout.wal(), &bytes)?;
         fail::point("wal.begun").at("write", &layout.wal())?;
         Ok(WalEntry { store: store.clone(), open: Some((file, content)) })
     }
@@ -142,7 +139,7 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
         Err(error) => return Err(error),
     };
     let mut intents = Vec::new();
-    for found in held::scan(&store.layout().wal())? {
+    for found in held::scan(store.files(), &store.layout().wal())? {
         let parsed = found.parse::<Content>();
         let Some(file) = found.dead else { continue };
         let content = match parsed {
@@ -164,7 +161,7 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
         file.remove()?;
         intents.push(content.intent);
     }
-    staging::sweep(store.layout(), false)?;
+    staging::sweep(store, false)?;
     Ok(intents)
 }
 
@@ -172,8 +169,8 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
 ///
 /// # Errors
 /// Any intent that cannot be read.
-pub(crate) fn instances(layout: &Layout) -> Result<Vec<InstanceId>> {
-    let (instances, unreadable) = read(layout)?;
+pub(crate) fn instances(store: &Store) -> Result<Vec<InstanceId>> {
+    let (instances, unreadable) = read(store)?;
     match unreadable.into_iter().next() {
         None => Ok(instances),
         Some((path, reason)) => {
@@ -183,9 +180,9 @@ pub(crate) fn instances(layout: &Layout) -> Result<Vec<InstanceId>> {
 }
 
 /// The same, and the intents that cannot be read.
-pub(crate) fn read(layout: &Layout) -> Result<(Vec<InstanceId>, Unreadable)> {
+pub(crate) fn read(store: &Store) -> Result<(Vec<InstanceId>, Unreadable)> {
     let (mut instances, mut unreadable) = (Vec::new(), Vec::new());
-    for found in held::scan(&layout.wal())? {
+    for found in held::scan(store.files(), &store.layout().wal())? {
         match found.parse::<Content>() {
             Ok(content) => instances.extend(content.intent.instances()),
             Err(reason) => unreadable.push((found.path.clone(), reason)),
@@ -200,7 +197,7 @@ pub(crate) fn read(layout: &Layout) -> Result<(Vec<InstanceId>, Unreadable)> {
 /// The intents of dead processes, for who has something to do before [`replay`] undoes them.
 pub fn abandoned(store: &Store) -> Result<Vec<Intent>> {
     let mut intents = Vec::new();
-    for found in held::scan(&store.layout().wal())? {
+    for found in held::scan(store.files(), &store.layout().wal())? {
         let parsed = found.parse::<Content>();
         let Some(file) = found.dead else { continue };
         file.leave();
@@ -243,8 +240,8 @@ fn undo(store: &Store, content: &Content) -> Result<()> {
         _ => return Ok(()),
     };
     let dir = store.layout().env_dir(&gone);
-    match fs::remove_dir_all(&dir) {
-        Ok(()) => fsync_dir(dir.parent().unwrap_or(&dir)),
+    match store.files().remove_tree(&dir) {
+        Ok(()) => store.files().sync_dir(dir.parent().unwrap_or(&dir)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e).at("remove", &dir),
     }
@@ -255,6 +252,7 @@ mod tests {
     use super::*;
     use crate::id::RecordId;
     use crate::metadata::tests::saved;
+    use std::fs;
 
     fn store() -> (tempfile::TempDir, Arc<Store>) {
         let dir = tempfile::tempdir().unwrap();
@@ -293,7 +291,7 @@ mod tests {
         let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
         fs::create_dir_all(store.layout().upper(&instance)).unwrap();
         die(entry);
-        assert_eq!(instances(store.layout()).unwrap(), [instance]);
+        assert_eq!(instances(&store).unwrap(), [instance]);
         assert_eq!(replay(&store).unwrap(), [Intent::Import { instance }]);
         assert!(!store.layout().env_dir(&instance).exists());
         assert_eq!(replay(&store).unwrap(), []);
@@ -308,7 +306,9 @@ mod tests {
         fs::create_dir_all(store.layout().upper(&there)).unwrap();
         die(Wal::begin(&store, Intent::Import { instance: there }).unwrap());
         let content = Content { pid: 1, existed: false, intent: Intent::Import { instance: complete } };
-        HeldFile::create(&store.layout().wal(), &serde_json::to_vec(&content).unwrap()).unwrap().leave();
+        HeldFile::create(store.files(), &store.layout().wal(), &serde_json::to_vec(&content).unwrap())
+            .unwrap()
+            .leave();
         assert_eq!(replay(&store).unwrap().len(), 2);
         assert!(store.layout().upper(&complete).exists() && store.layout().upper(&there).exists());
         Metadata::load(&store, &complete).unwrap();

@@ -208,6 +208,18 @@ refused_with() { equal "errno of '${3:0:60}'" "$1" "$(errno_of "$2" "$3")"; }
 objects() { find "$STORE/store/objects" -type f | wc -l; }
 store_bytes() { du -s --block-size=1 "$STORE" | cut -f1; }
 
+# small_environment DIRECTORY: the environment `dev`, whose etc/file is one in the base, two in the snapshot `first`, and three since.
+small_environment() {
+    mkdir -p "$1/etc"
+    echo one >"$1/etc/file"
+    karapace import "$1" --name dev
+    karapace mount dev
+    echo two >"$MOUNTS/dev/etc/file"
+    karapace commit dev --name first
+    echo three >"$MOUNTS/dev/etc/file"
+    karapace umount dev
+}
+
 # fixture DIRECTORY: makes a small root file system, quick to import, with one of everything that an
 # ordinary user may make in it.
 fixture() (

@@ -6,13 +6,13 @@
 //! what looks wrong counts only when it still does after the records were read anew.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use karapace_store::content::BLOCK;
+use karapace_store::files::Files;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Body, Ino};
 
@@ -70,16 +70,16 @@ impl View {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when any of its records cannot be read.
-    pub fn upper_roots(upper: &Path) -> Result<UpperRoots> {
-        Ok(read(upper)?.map_or_else(UpperRoots::default, roots))
+    pub fn upper_roots(files: &Files, upper: &Path) -> Result<UpperRoots> {
+        Ok(read(files, upper)?.map_or_else(UpperRoots::default, roots))
     }
 
     /// Checks the upper at `upper` on disk, reading every data file; `served` says whether a process has it open.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when checkpoint or journal cannot be read: then nothing is known of the data files.
-    pub fn check_upper(upper: &Path, served: bool) -> Result<UpperCheck> {
-        let Some(loaded) = read(upper)? else { return Ok(UpperCheck::default()) };
+    pub fn check_upper(files: &Files, upper: &Path, served: bool) -> Result<UpperCheck> {
+        let Some(loaded) = read(files, upper)? else { return Ok(UpperCheck::default()) };
         let mut faults = Table::new(&loaded).check(&loaded.upper.data, !served)?;
         let roots = roots(loaded);
         for _ in 1..LOOKS {
@@ -87,7 +87,7 @@ impl View {
                 break;
             }
             std::thread::sleep(PAUSE);
-            let Some(loaded) = read(upper)? else { return Ok(UpperCheck::default()) };
+            let Some(loaded) = read(files, upper)? else { return Ok(UpperCheck::default()) };
             let again = Table::new(&loaded).check(&loaded.upper.data, !served)?;
             faults.retain(|fault| {
                 again.iter().any(|other| (other.kind, &other.file) == (fault.kind, &fault.file))
@@ -99,9 +99,9 @@ impl View {
 
 /// Where the sound records of the journal of the upper at `upper` end, in bytes, when it has a damaged record behind them that
 /// was durable; `None` when it has not.
-pub fn journal_damage(upper: &Path) -> Result<Option<u64>> {
-    match Checkpoint::read(&upper.join("checkpoint"))? {
-        Some(checkpoint) => journal::damage(&upper.join("journal"), checkpoint.epoch),
+pub fn journal_damage(files: &Files, upper: &Path) -> Result<Option<u64>> {
+    match Checkpoint::read(files, &upper.join("checkpoint"))? {
+        Some(checkpoint) => journal::damage(files, &upper.join("journal"), checkpoint.epoch),
         None => Ok(None),
     }
 }
@@ -112,7 +112,7 @@ pub fn is_sound_checkpoint(bytes: &[u8]) -> bool {
 }
 
 /// Checkpoint and journal as of one moment; `None` when there is no upper.
-fn read(upper: &Path) -> Result<Option<Loaded>> {
+fn read(files: &Files, upper: &Path) -> Result<Option<Loaded>> {
     let none = HeadRef {
         layer: LayerHash::from_bytes([0; 32]),
         record: RecordId::from_bytes([0; 32]),
@@ -120,10 +120,10 @@ fn read(upper: &Path) -> Result<Option<Loaded>> {
     };
     let mut attempts = 0;
     loop {
-        if !upper.join("checkpoint").exists() && !super::has_changes(upper)? {
+        if upper.join("checkpoint").symlink_metadata().is_err() && !super::has_changes(files, upper)? {
             return Ok(None);
         }
-        match Upper::open(upper, none, false) {
+        match Upper::open(files, upper, none, false) {
             // A mount may have replaced the checkpoint and begun a new journal between the reading of the two.
             Err(Error::Corrupt(_)) if attempts < READINGS => attempts += 1,
             other => return other.map(Some),
@@ -225,7 +225,7 @@ impl Table {
             // Of a removed file that is open nothing is kept; and where one is lost that is fresh, the base counts.
             if row.nlink > 0 && !matches!(row.data, DataState::FreshBlocks { .. }) {
                 let file = data.path_of(*ino, generation);
-                let fault = row.fault(*ino, &file);
+                let fault = row.fault(*ino, data.files(), &file);
                 faults.extend(fault.map(|(kind, reason)| UpperFault { kind, file, reason }));
             }
         }
@@ -245,8 +245,8 @@ impl Table {
 
 impl Row {
     /// What is wrong with the data file.
-    fn fault(&self, ino: Ino, file: &Path) -> Option<(FaultKind, String)> {
-        let length = match read_through(file) {
+    fn fault(&self, ino: Ino, files: &Files, file: &Path) -> Option<(FaultKind, String)> {
+        let length = match read_through(files, file) {
             Ok(length) => length,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Some((
@@ -291,12 +291,9 @@ impl Row {
 }
 
 /// Reads a file to its end, for the host to say whether it can; gives its length.
-fn read_through(path: &Path) -> io::Result<u64> {
-    let mut file = File::open(path)?;
+fn read_through(files: &Files, path: &Path) -> io::Result<u64> {
+    let mut file = files.open(path)?;
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
     // What is one hole needs no reading, and a sparse file of a terabyte must not take hours.
     if metadata.blocks() * 512 >= metadata.size() {
         io::copy(&mut file, &mut io::sink())?;
@@ -305,15 +302,13 @@ fn read_through(path: &Path) -> io::Result<u64> {
 }
 
 /// Whether a directory holds any file below its subdirectories, one level down.
-pub(super) fn holds_files(dir: &Path) -> io::Result<bool> {
-    let list = |dir: &Path| match fs::read_dir(dir) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        other => other.map(Some),
+pub(super) fn holds_files(files: &Files, dir: &Path) -> io::Result<bool> {
+    let list = |dir: &Path| match files.names(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
     };
-    for sub in list(dir)?.into_iter().flatten() {
-        if let Some(mut entries) = list(&sub?.path())?
-            && entries.next().is_some()
-        {
+    for sub in list(dir)? {
+        if !list(&dir.join(sub))?.is_empty() {
             return Ok(true);
         }
     }

@@ -4,12 +4,11 @@
 //! u64, the items (see `record`), blake3 of all before. It names the lower view, so replacing this one file is what makes
 //! a commit or a restore happen.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use karapace_store::atomic;
 use karapace_store::codec::Decoder;
+use karapace_store::files::Files;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 
 use crate::attr::HeadRef;
@@ -28,7 +27,7 @@ pub(crate) struct Checkpoint {
 
 impl Checkpoint {
     /// Writes the checkpoint durably in place of the one at `path`.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub fn write(&self, files: &Files, path: &Path) -> Result<()> {
         let mut out = Vec::with_capacity(256);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&self.epoch.to_le_bytes());
@@ -39,12 +38,12 @@ impl Checkpoint {
         encode_all(&self.items, &mut out);
         let sum = ObjectId::of(&out);
         out.extend_from_slice(sum.as_bytes());
-        Ok(atomic::write_file(path, &out)?)
+        Ok(files.write(path, &out)?)
     }
 
     /// Reads it; `None` when there is none.
-    pub fn read(path: &Path) -> Result<Option<Checkpoint>> {
-        let bytes = match std::fs::read(path) {
+    pub fn read(files: &Files, path: &Path) -> Result<Option<Checkpoint>> {
+        let bytes = match files.read(path, u64::MAX) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::host("read checkpoint", path, e)),
@@ -53,9 +52,9 @@ impl Checkpoint {
     }
 
     /// The epoch of the one at `path`, unchecked; `None` when there is none that can be read.
-    pub fn epoch_at(path: &Path) -> Option<u64> {
+    pub fn epoch_at(files: &Files, path: &Path) -> Option<u64> {
         let mut head = [0; 12];
-        File::open(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
+        files.open(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
         let epoch = u64::from_le_bytes(head[4..].try_into().ok()?);
         (head[..4] == *MAGIC).then_some(epoch)
     }

@@ -4,15 +4,17 @@
 //! writer copies it to a file of the next generation (`DataDir::unseal`). A link count above one says the same after a
 //! crash, when the flag is lost.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use karapace_store::fail;
+use karapace_store::files::Files;
 use karapace_store::inode::{Ino, Timestamp};
 use lru::LruCache;
 use nix::errno::Errno;
@@ -80,7 +82,10 @@ pub(crate) struct DataStat {
 /// The directory of data files and the descriptors open in it.
 #[derive(Debug)]
 pub(crate) struct DataDir {
+    files: Files,
     path: PathBuf,
+    /// Which subdirectories were looked at: they are ours, and lead nowhere.
+    known: [AtomicBool; 256],
     open: Mutex<LruCache<(Ino, u32), Arc<File>>>,
     ahead: Mutex<Ahead>,
 }
@@ -94,21 +99,32 @@ struct Ahead {
 }
 
 impl DataDir {
-    pub fn new(path: PathBuf) -> DataDir {
+    pub fn new(files: &Files, path: PathBuf) -> DataDir {
         // OPEN_FILES is a non-zero constant.
         let capacity = NonZeroUsize::new(OPEN_FILES).unwrap_or(NonZeroUsize::MIN);
         // Held at AHEAD by `make_ahead`, which has to remove what leaves.
         let ahead = Ahead { files: LruCache::unbounded(), credit: AHEAD };
-        DataDir { path, open: Mutex::new(LruCache::new(capacity)), ahead: Mutex::new(ahead) }
+        DataDir {
+            files: files.clone(),
+            path,
+            known: [const { AtomicBool::new(false) }; 256],
+            open: Mutex::new(LruCache::new(capacity)),
+            ahead: Mutex::new(ahead),
+        }
+    }
+
+    /// Where the files are opened.
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Makes the 256 subdirectories, so that no write has to.
     pub fn create(&self) -> Result<()> {
-        for i in 0..=255u8 {
-            let dir = self.path.join(format!("{i:02x}"));
-            std::fs::create_dir_all(&dir).map_err(|e| Error::host("create directory", &dir, e))?;
-        }
-        Ok(())
+        let names: Vec<String> = (0..=255u8).map(|i| format!("{i:02x}")).collect();
+        self.files
+            .make_dirs(&self.path)
+            .and_then(|()| self.files.make_dirs_in(&self.path, names.iter().map(String::as_str)))
+            .map_err(|e| Error::host("create directory", &self.path, e))
     }
 
     pub fn path(&self, data: &DataFile) -> PathBuf {
@@ -132,10 +148,10 @@ impl DataDir {
         let file = match self.made_ahead(data) {
             Some(file) => file,
             None => {
-                let made = match make(&path) {
+                let made = match self.make(&path) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                        std::fs::remove_file(&path).map_err(|e| Error::host("remove leftover", &path, e))?;
-                        make(&path)
+                        self.files.remove(&path).map_err(|e| Error::host("remove leftover", &path, e))?;
+                        self.make(&path)
                     }
                     other => other,
                 };
@@ -155,7 +171,7 @@ impl DataDir {
         let mut ahead = self.ahead.lock();
         let Some(credit) = ahead.credit.checked_sub(1) else { return };
         // Where there is a file already, somebody writes to it or it is a leftover: neither is ours.
-        let Ok(file) = make(&self.path_of(ino, 0)) else { return };
+        let Ok(file) = self.make(&self.path_of(ino, 0)) else { return };
         ahead.credit = credit;
         ahead.files.put(ino, Arc::new(file));
         if ahead.files.len() > AHEAD
@@ -190,18 +206,10 @@ impl DataDir {
             return Ok(file.clone());
         }
         let path = self.path(data);
-        let mut read_only = false;
-        let opened = OpenOptions::new().read(true).write(true).open(&path).or_else(|e| match e.kind() {
-            // An object's mode is 0444, and so is that of a file on its way to become one.
-            io::ErrorKind::PermissionDenied => {
-                read_only = true;
-                File::open(&path)
-            }
-            _ => Err(e),
-        });
-        let file = Arc::new(opened.map_err(|e| Error::host("open", &path, e))?);
-        let meta = file.metadata().map_err(|e| Error::host("stat", &path, e))?;
-        if read_only || meta.nlink() > 1 {
+        // An object's mode is 0444, and so is that of a file on its way to become one.
+        let shared = self.files.open_shared(&path).map_err(|e| Error::host("open", &path, e))?;
+        let file = Arc::new(shared.file);
+        if !shared.writable || shared.names > 1 {
             data.sealed.store(true, Ordering::Release);
         }
         self.open.lock().put(key, file.clone());
@@ -211,16 +219,20 @@ impl DataDir {
     /// Size and mtime as the host has them; also what `DataFile::allocated` answers from then on.
     pub fn stat(&self, data: &DataFile) -> Result<DataStat> {
         let cached = self.open.lock().peek(&(data.ino, data.generation)).cloned();
-        let meta = match cached {
-            Some(file) => file.metadata(),
-            None => std::fs::metadata(self.path(data)),
+        let stat = match cached {
+            Some(file) => file.metadata().map(|m| (m.size(), m.blocks(), m.mtime(), m.mtime_nsec())),
+            None => self.files.stat(&self.path(data)).map(|s| {
+                (
+                    s.st_size as u64,
+                    s.st_blocks as u64,
+                    s.st_mtime,
+                    i64::try_from(s.st_mtime_nsec).unwrap_or(0),
+                )
+            }),
         };
-        let meta = meta.map_err(|e| Error::host("stat", &self.path(data), e))?;
-        data.allocated.store(meta.blocks() * 512, Ordering::Relaxed);
-        Ok(DataStat {
-            size: meta.size(),
-            mtime: Timestamp { secs: meta.mtime(), nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0) },
-        })
+        let (size, blocks, secs, nanos) = stat.map_err(|e| Error::host("stat", &self.path(data), e))?;
+        data.allocated.store(blocks * 512, Ordering::Relaxed);
+        Ok(DataStat { size, mtime: Timestamp { secs, nanos: u32::try_from(nanos).unwrap_or(0) } })
     }
 
     /// Bytes that a file nobody writes to any more occupies on the host, about; 0 when it cannot be told.
@@ -253,12 +265,11 @@ impl DataDir {
     /// Takes the seal off a file that shares its bytes with no object. The caller keeps writers out.
     pub fn unshare(&self, data: &DataFile) -> Result<()> {
         let path = self.path(data);
-        let meta = std::fs::metadata(&path).map_err(|e| Error::host("stat", &path, e))?;
-        if meta.nlink() > 1 {
+        let stat = self.files.stat(&path).map_err(|e| Error::host("stat", &path, e))?;
+        if stat.st_nlink > 1 {
             return Ok(());
         }
-        std::fs::set_permissions(&path, Permissions::from_mode(0o600))
-            .map_err(|e| Error::host("set the mode of", &path, e))?;
+        self.files.set_mode(&path, 0o600).map_err(|e| Error::host("set the mode of", &path, e))?;
         // The descriptor kept may be one for reading only.
         self.open.lock().pop(&(data.ino, data.generation));
         data.sealed.store(false, Ordering::Release);
@@ -269,11 +280,25 @@ impl DataDir {
     pub fn remove(&self, data: &DataFile) {
         self.open.lock().pop(&(data.ino, data.generation));
         let path = self.path(data);
-        if let Err(e) = fail::point("data.remove").and_then(|()| std::fs::remove_file(&path))
+        if let Err(e) = fail::point("data.remove").and_then(|()| self.remove_at(data, &path))
             && e.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!("cannot remove data file {}: {e}", path.display());
         }
+    }
+
+    fn remove_at(&self, data: &DataFile, path: &Path) -> io::Result<()> {
+        let known = &self.known[(data.ino & 0xff) as usize];
+        if !known.load(Ordering::Relaxed) {
+            self.files.open_dir(path.parent().unwrap_or(path))?;
+            known.store(true, Ordering::Relaxed);
+        }
+        self.files.remove_from_known(path)
+    }
+
+    /// A new, empty data file.
+    fn make(&self, path: &Path) -> io::Result<File> {
+        self.files.make_as(path, 0o600)
     }
 
     /// Removes every file that `keep` does not name: what a crash left behind.
@@ -281,7 +306,7 @@ impl DataDir {
         let strangers = self.strangers(keep)?;
         for path in &strangers {
             fail::point("data.sweep")
-                .and_then(|()| std::fs::remove_file(path))
+                .and_then(|()| self.files.remove(path))
                 .map_err(|e| Error::host("remove leftover", path, e))?;
         }
         Ok(strangers.len() as u64)
@@ -292,18 +317,14 @@ impl DataDir {
         let mut strangers = Vec::new();
         for i in 0..=255u8 {
             let dir = self.path.join(format!("{i:02x}"));
-            let entries = match std::fs::read_dir(&dir) {
-                Ok(entries) => entries,
+            let names = match self.files.names(&dir) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(Error::host("list", &dir, e)),
+                other => other.map_err(|e| Error::host("list", &dir, e))?,
             };
-            for entry in entries {
-                let entry = entry.map_err(|e| Error::host("list", &dir, e))?;
-                let known = parse_name(entry.file_name().as_encoded_bytes()).is_some_and(|(i, g)| keep(i, g));
-                if !known {
-                    strangers.push(entry.path());
-                }
-            }
+            let known = |name: &OsString| {
+                parse_name(name.as_encoded_bytes()).is_some_and(|(ino, generation)| keep(ino, generation))
+            };
+            strangers.extend(names.iter().filter(|name| !known(name)).map(|name| dir.join(name)));
         }
         Ok(strangers)
     }
@@ -330,14 +351,9 @@ impl DataDir {
     pub fn sync_with_name(&self, data: &DataFile, file: &File) -> Result<()> {
         self.sync(data, file)?;
         let dir = self.path.join(format!("{:02x}", data.ino & 0xff));
-        let open = File::open(&dir).and_then(|d| d.sync_all());
+        let open = self.files.open_dir(&dir).and_then(|d| d.sync_all());
         open.map_err(|e| Error::host("sync", &dir, e))
     }
-}
-
-/// A new, empty data file.
-fn make(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn parse_name(name: &[u8]) -> Option<(Ino, u32)> {
@@ -401,7 +417,7 @@ mod tests {
 
     fn dir() -> (tempfile::TempDir, DataDir) {
         let tmp = tempfile::tempdir().unwrap();
-        let dir = DataDir::new(tmp.path().join("data"));
+        let dir = DataDir::new(&Files::at(tmp.path()).unwrap(), tmp.path().join("data"));
         dir.create().unwrap();
         (tmp, dir)
     }

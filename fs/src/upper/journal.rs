@@ -9,14 +9,15 @@
 //! Behind the records the host has room allocated (beyond the length of the file), so that on a full disk what gives
 //! room back, and what has to be said because it has happened, can still be written.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karapace_store::atomic::TEMP_PREFIX;
 use karapace_store::fail;
+use karapace_store::files::Files;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
@@ -60,23 +61,17 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// A new, durable journal of this epoch in place of the one at `path`.
-    pub fn create(path: &Path, epoch: u64) -> Result<Journal> {
+    pub fn create(files: &Files, path: &Path, epoch: u64) -> Result<Journal> {
         let temp = path.with_file_name(format!("{TEMP_PREFIX}journal"));
         let write = || -> io::Result<File> {
             fail::point("journal.create")?;
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temp)?;
+            let mut file = files.replace(&temp)?;
             file.write_all(MAGIC)?;
             file.write_all(&epoch.to_le_bytes())?;
             file.sync_all()?;
-            std::fs::rename(&temp, path)?;
+            files.rename(&temp, path)?;
             if let Some(dir) = path.parent() {
-                File::open(dir)?.sync_all()?;
+                files.open_dir(dir)?.sync_all()?;
             }
             Ok(file)
         };
@@ -98,9 +93,10 @@ impl Journal {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when a record is damaged that was durable; nothing is changed then.
-    pub fn load(path: &Path, epoch: u64, write: bool) -> Result<Option<(Journal, Vec<Item>)>> {
+    pub fn load(files: &Files, path: &Path, epoch: u64, write: bool) -> Result<Option<(Journal, Vec<Item>)>> {
         let host = |e| Error::host("read journal", path, e);
-        let mut file = match OpenOptions::new().read(true).write(write).open(path) {
+        let opened = if write { files.open_to_change(path) } else { files.open(path) };
+        let mut file = match opened {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(host(e)),
@@ -245,8 +241,8 @@ pub(crate) fn inspect(bytes: &[u8], path: &Path, epoch: u64) -> Result<Option<(F
 }
 
 /// Where the sound records before a damage end, in bytes of the file; `None` when no record that was durable is damaged.
-pub(crate) fn damage(path: &Path, epoch: u64) -> Result<Option<u64>> {
-    let bytes = match std::fs::read(path) {
+pub(crate) fn damage(files: &Files, path: &Path, epoch: u64) -> Result<Option<u64>> {
+    let bytes = match files.read(path, u64::MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|e| Error::host("read journal", path, e))?,
     };
@@ -279,15 +275,16 @@ mod tests {
     #[test]
     fn replays_what_was_appended_and_drops_a_torn_end() {
         let tmp = tempfile::tempdir().unwrap();
+        let files = Files::at(tmp.path()).unwrap();
         let path = tmp.path().join("journal");
-        let mut journal = Journal::create(&path, 3).unwrap();
+        let mut journal = Journal::create(&files, &path, 3).unwrap();
         journal.append(&items(10), Room::Ordinary).unwrap();
         let first = journal.end as usize;
         journal.append(&items(11), Room::Reserved).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for length in HEADER as usize..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            let (journal, found) = Journal::load(&path, 3, true).unwrap().unwrap();
+            let (journal, found) = Journal::load(&files, &path, 3, true).unwrap().unwrap();
             let expected = if length < first { Vec::new() } else { items(10) };
             assert_eq!(found, expected, "cut to {length}");
             assert_eq!(std::fs::metadata(&path).unwrap().len(), journal.end);
@@ -297,26 +294,28 @@ mod tests {
     #[test]
     fn a_flipped_bit_ends_the_replay() {
         let tmp = tempfile::tempdir().unwrap();
+        let files = Files::at(tmp.path()).unwrap();
         let path = tmp.path().join("journal");
-        let mut journal = Journal::create(&path, 1).unwrap();
+        let mut journal = Journal::create(&files, &path, 1).unwrap();
         journal.append(&items(10), Room::Ordinary).unwrap();
         let first = journal.end as usize;
         journal.append(&items(11), Room::Reserved).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[first + 20] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let (mut journal, found) = Journal::load(&path, 1, true).unwrap().unwrap();
+        let (mut journal, found) = Journal::load(&files, &path, 1, true).unwrap().unwrap();
         assert_eq!(found, items(10));
         journal.append(&items(12), Room::Ordinary).unwrap();
-        let (_, found) = Journal::load(&path, 1, true).unwrap().unwrap();
+        let (_, found) = Journal::load(&files, &path, 1, true).unwrap().unwrap();
         assert_eq!(found, [items(10), items(12)].concat());
     }
 
     #[test]
     fn damage_to_a_synced_record_is_an_error_and_changes_nothing() {
         let tmp = tempfile::tempdir().unwrap();
+        let files = Files::at(tmp.path()).unwrap();
         let path = tmp.path().join("journal");
-        let mut journal = Journal::create(&path, 1).unwrap();
+        let mut journal = Journal::create(&files, &path, 1).unwrap();
         journal.append(&items(10), Room::Ordinary).unwrap();
         let first = journal.end as usize;
         journal.append(&items(11), Room::Ordinary).unwrap();
@@ -326,7 +325,7 @@ mod tests {
         bytes[first + 25] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
         for write in [false, true] {
-            let error = Journal::load(&path, 1, write).unwrap_err().to_string();
+            let error = Journal::load(&files, &path, 1, write).unwrap_err().to_string();
             for word in [format!("byte {first} "), "record 2".to_owned(), path.display().to_string()] {
                 assert!(error.contains(&word), "{word}: {error}");
             }
@@ -337,11 +336,12 @@ mod tests {
     #[test]
     fn a_journal_of_the_form_before_is_continued_in_it() {
         let tmp = tempfile::tempdir().unwrap();
+        let files = Files::at(tmp.path()).unwrap();
         let path = tmp.path().join("journal");
         let header = [&PLAIN_MAGIC[..], &7u64.to_le_bytes()].concat();
         std::fs::write(&path, header).unwrap();
         for round in 0..3 {
-            let (mut journal, found) = Journal::load(&path, 7, true).unwrap().unwrap();
+            let (mut journal, found) = Journal::load(&files, &path, 7, true).unwrap().unwrap();
             assert_eq!(found.len(), round * 2);
             journal.append(&items(10), Room::Ordinary).unwrap();
             journal.synced(journal.last());
@@ -351,10 +351,11 @@ mod tests {
     #[test]
     fn epochs_decide_whether_it_counts() {
         let tmp = tempfile::tempdir().unwrap();
+        let files = Files::at(tmp.path()).unwrap();
         let path = tmp.path().join("journal");
-        Journal::create(&path, 2).unwrap();
-        assert!(Journal::load(&path, 3, true).unwrap().is_none());
-        assert!(Journal::load(&path, 2, true).unwrap().is_some());
-        assert!(Journal::load(&path, 1, true).is_err());
+        Journal::create(&files, &path, 2).unwrap();
+        assert!(Journal::load(&files, &path, 3, true).unwrap().is_none());
+        assert!(Journal::load(&files, &path, 2, true).unwrap().is_some());
+        assert!(Journal::load(&files, &path, 1, true).is_err());
     }
 }

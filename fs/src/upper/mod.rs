@@ -18,13 +18,13 @@ pub(crate) mod journal;
 pub(crate) mod record;
 pub(crate) mod scan;
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use karapace_store::atomic::{self, fsync_dir};
+use karapace_store::atomic;
 use karapace_store::fail;
+use karapace_store::files::Files;
 use parking_lot::Mutex;
 
 use crate::attr::HeadRef;
@@ -43,12 +43,12 @@ pub(crate) const CHECKPOINT_AFTER: u64 = 64 << 20;
 const OPERATION: u64 = 64 << 10;
 
 /// Whether an upper whose checkpoint is not there holds changes all the same: the checkpoint is the first file that is made.
-fn has_changes(dir: &Path) -> Result<bool> {
+fn has_changes(files: &Files, dir: &Path) -> Result<bool> {
     if dir.join("journal").symlink_metadata().is_ok() {
         return Ok(true);
     }
     let data = dir.join("data");
-    check::holds_files(&data).map_err(|e| Error::host("list", &data, e))
+    check::holds_files(files, &data).map_err(|e| Error::host("list", &data, e))
 }
 
 /// What an item says in this run of the kernel; `None` for nothing.
@@ -75,6 +75,7 @@ pub(crate) fn is_full(error: &Error) -> bool {
 /// An open upper.
 #[derive(Debug)]
 pub(crate) struct Upper {
+    files: Files,
     dir: PathBuf,
     pub data: DataDir,
     /// The present run of the kernel; where it is not known, nothing is fresh.
@@ -129,12 +130,12 @@ pub(crate) struct Loaded {
 impl Upper {
     /// Opens the upper at `dir`, made new on `head` when there is none. With `write` false nothing is changed on disk,
     /// and there must be one.
-    pub fn open(dir: &Path, head: HeadRef, write: bool) -> Result<Loaded> {
+    pub fn open(files: &Files, dir: &Path, head: HeadRef, write: bool) -> Result<Loaded> {
         let checkpoint_path = dir.join("checkpoint");
-        let data = DataDir::new(dir.join("data"));
-        let checkpoint = match Checkpoint::read(&checkpoint_path)? {
+        let data = DataDir::new(files, dir.join("data"));
+        let checkpoint = match Checkpoint::read(files, &checkpoint_path)? {
             Some(checkpoint) => checkpoint,
-            None if has_changes(dir)? => {
+            None if has_changes(files, dir)? => {
                 return Err(Error::Corrupt(format!(
                     "the upper at {} has changes but its checkpoint is missing: restore that file, or move the directory away to go on without them",
                     dir.display()
@@ -143,26 +144,26 @@ impl Upper {
             None => {
                 let fresh = Checkpoint { epoch: 1, head, items: Vec::new() };
                 if write {
-                    std::fs::create_dir_all(dir).map_err(|e| Error::host("create directory", dir, e))?;
+                    files.make_dirs(dir).map_err(|e| Error::host("create directory", dir, e))?;
                     data.create()?;
                     for made in [&dir.join("data"), dir].into_iter().chain(dir.parent()) {
-                        fsync_dir(made)?;
+                        files.sync_dir(made)?;
                     }
-                    fresh.write(&checkpoint_path)?;
+                    fresh.write(files, &checkpoint_path)?;
                 }
                 fresh
             }
         };
         if write {
-            atomic::sweep_temporary(dir)?;
+            atomic::sweep_temporary(files, dir)?;
         }
         let journal_path = dir.join("journal");
         let epoch = checkpoint.epoch;
-        let (journal, replayed) = match Journal::load(&journal_path, epoch, write)? {
+        let (journal, replayed) = match Journal::load(files, &journal_path, epoch, write)? {
             Some((journal, items)) => (write.then_some(journal), items),
             None => (None, Vec::new()),
         };
-        if !write && Checkpoint::read(&checkpoint_path)?.is_some_and(|c| c.epoch != epoch) {
+        if !write && Checkpoint::read(files, &checkpoint_path)?.is_some_and(|c| c.epoch != epoch) {
             let dir = dir.display();
             return Err(Error::Corrupt(format!(
                 "the upper at {dir} was changed while it was read; try again"
@@ -172,6 +173,7 @@ impl Upper {
         // What another process appended counts as one record that is not durable.
         let log = Log { epoch, write, journal, appended: 1, synced: 0, broken: false };
         let upper = Upper {
+            files: files.clone(),
             dir: dir.to_owned(),
             data,
             boot,
@@ -240,13 +242,13 @@ impl Upper {
         // Closed first, for its room is free only then.
         log.journal = None;
         let path = self.dir.join("journal");
-        let mut journal = Journal::create(&path, log.epoch).or_else(|error| {
+        let mut journal = Journal::create(&self.files, &path, log.epoch).or_else(|error| {
             if !is_full(&error) {
                 return Err(error);
             }
-            match std::fs::remove_file(&path) {
+            match self.files.remove(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::host("remove", &path, e)),
-                _ => Journal::create(&path, log.epoch),
+                _ => Journal::create(&self.files, &path, log.epoch),
             }
         })?;
         if let Err(error) = journal.make_room(0) {
@@ -358,7 +360,7 @@ impl Upper {
 
     /// Makes everything durable that was ever written to the upper's file system.
     pub fn sync_all_data(&self) -> Result<()> {
-        let dir = File::open(&self.dir).map_err(|e| Error::host("open", &self.dir, e))?;
+        let dir = self.files.open_dir(&self.dir).map_err(|e| Error::host("open", &self.dir, e))?;
         nix::unistd::syncfs(&dir).map_err(|e| Error::host("sync the file system of", &self.dir, e.into()))
     }
 
@@ -408,11 +410,11 @@ impl Upper {
     fn write_checkpoint(&self, checkpoint: &Checkpoint) -> Result<bool> {
         fail::point("checkpoint.write")?;
         let path = self.dir.join("checkpoint");
-        let Err(error) = checkpoint.write(&path) else { return Ok(true) };
-        if Checkpoint::epoch_at(&path) != Some(checkpoint.epoch) {
+        let Err(error) = checkpoint.write(&self.files, &path) else { return Ok(true) };
+        if Checkpoint::epoch_at(&self.files, &path) != Some(checkpoint.epoch) {
             return Err(error);
         }
-        let again = fsync_dir(&self.dir);
+        let again = self.files.sync_dir(&self.dir);
         if let Err(again) = &again {
             tracing::error!(
                 "{error}, and again: {again}; until a checkpoint succeeds, a power loss may undo the last one"
@@ -447,6 +449,11 @@ mod tests {
         HeadRef { layer, record: RecordId::from_bytes([2; 32]), root: ObjectId::from_bytes([3; 32]) }
     }
 
+    fn open(dir: &tempfile::TempDir) -> Loaded {
+        let files = Files::at(dir.path()).unwrap();
+        Upper::open(&files, &dir.path().join("upper"), head(), true).unwrap()
+    }
+
     fn append(upper: &Upper, ino: u64) {
         upper.append(&[Item::Next { ino }], Room::Ordinary).unwrap();
     }
@@ -455,7 +462,7 @@ mod tests {
     #[test]
     fn the_buried_go_when_they_are_many() {
         let dir = tempfile::tempdir().unwrap();
-        let upper = Upper::open(&dir.path().join("upper"), head(), true).unwrap().upper;
+        let upper = open(&dir).upper;
         let bury = |ino: u64| {
             let data = DataFile::new(ino, 0);
             upper.data.create_file(&data).unwrap();
@@ -502,7 +509,7 @@ mod tests {
         for step in steps {
             for errno in [libc::ENOSPC, libc::EDQUOT, libc::EIO] {
                 let dir = tempfile::tempdir().unwrap();
-                let upper = Upper::open(&dir.path().join("upper"), head(), true).unwrap().upper;
+                let upper = open(&dir).upper;
                 append(&upper, 100);
                 let armed = arm(step, Action::Fail(errno), 1);
                 let done = upper.checkpoint(head(), vec![Item::Next { ino: 101 }]);
@@ -510,7 +517,7 @@ mod tests {
                 append(&upper, 102);
                 upper.sync().unwrap();
                 drop(upper);
-                let found = Upper::open(&dir.path().join("upper"), head(), true).unwrap();
+                let found = open(&dir);
                 let before = if done.is_ok() { 101 } else { 100 };
                 let items = [found.settled, found.replayed].concat();
                 assert_eq!(

@@ -94,7 +94,7 @@ impl View {
         head: HeadRef,
         read_only: bool,
     ) -> Result<View> {
-        let loaded = Upper::open(upper, head, !read_only)?;
+        let loaded = Upper::open(store.files(), upper, head, !read_only)?;
         let root = trees.root(&loaded.head.root)?;
         let mut state = State::new(root, loaded.head);
         state.apply(loaded.settled)?;

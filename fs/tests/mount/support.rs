@@ -232,7 +232,7 @@ impl Mount {
     /// A second view of the same upper, as the next mount would find it after a kill; it changes nothing.
     pub fn reopened(&self) -> View {
         let Fixture { store, trees, root } = &self.fixture;
-        View::open(store, trees, &root.path().join("upper"), self.view.head(), true).expect("view")
+        View::open(store, trees, &root.path().join("store/upper"), self.view.head(), true).expect("view")
     }
 
     /// A second, read-only mount of the same.
@@ -318,7 +318,8 @@ impl Fixture {
         let root = self.base().expect("a tree to start from");
         let head =
             HeadRef { layer: LayerHash::from_bytes([0; 32]), record: RecordId::from_bytes([0; 32]), root };
-        View::open(&self.store, &self.trees, &self.root.path().join("upper"), head, false).expect("view")
+        View::open(&self.store, &self.trees, &self.root.path().join("store/upper"), head, false)
+            .expect("view")
     }
 
     fn base(&self) -> karapace_store::Result<ObjectId> {

@@ -82,7 +82,7 @@ fn many_extended_attributes_cost_what_changes() {
         env.view.removexattr(ino, &name(i)).unwrap();
     }
     env.view.setxattr(ino, &name(1), b"replaced", libc::XATTR_REPLACE).unwrap();
-    let journal = std::fs::metadata(env.dir.path().join("upper/journal")).unwrap().len();
+    let journal = std::fs::metadata(env.dir.path().join("store/upper/journal")).unwrap().len();
     assert!(journal < 2 << 20, "{journal} bytes of journal");
     let ctime = env.view.getattr(ino).unwrap().ctime;
     env.reopen();

@@ -93,7 +93,7 @@ fn a_data_file_that_is_gone_is_an_error_and_the_rest_goes_on() {
     let (lost, fine) = (env.file("lost", b"text"), env.file("fine", b"text"));
     env.view.close().unwrap();
     env.reopen();
-    let data = env.dir.path().join(format!("upper/data/{:02x}/{lost:x}", lost & 0xff));
+    let data = env.dir.path().join(format!("store/upper/data/{:02x}/{lost:x}", lost & 0xff));
     std::fs::remove_file(data).unwrap();
     let mut buf = Vec::new();
     assert_eq!(env.view.read(lost, 0, 10, &mut buf).unwrap_err().errno(), libc::EIO);

@@ -69,7 +69,7 @@ impl Large {
     }
 
     fn data_file(&self) -> PathBuf {
-        let files = fs::read_dir(self.env.dir.path().join("upper/data")).unwrap().flat_map(|dir| {
+        let files = fs::read_dir(self.env.dir.path().join("store/upper/data")).unwrap().flat_map(|dir| {
             fs::read_dir(dir.unwrap().path()).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>()
         });
         let files: Vec<PathBuf> = files.collect();
@@ -90,7 +90,7 @@ fn a_kill_keeps_them() {
     }
     // One that was opened for reading only changes nothing.
     large.write(20 * BLOCK, b"last");
-    let (store, upper) = (&large.env.store, large.env.dir.path().join("upper"));
+    let (store, upper) = (&large.env.store, large.env.dir.path().join("store/upper"));
     let trees = std::sync::Arc::new(karapace_store::tree::Trees::new(store.clone()));
     let head = large.env.view.head();
     let reader = karapace_fs::view::View::open(store, &trees, &upper, head, true).unwrap();
@@ -254,7 +254,7 @@ fn a_checkpoint_alone_makes_nothing_safe() {
     large.write(9 * BLOCK + 2, b"not synced");
     large.env.view.checkpoint().unwrap();
     large.write(11 * BLOCK + 2, b"nor this");
-    let upper = large.env.dir.path().join("upper");
+    let upper = large.env.dir.path().join("store/upper");
     let copy = large.env.dir.path().join("copy");
     fs::create_dir(&copy).unwrap();
     for file in ["journal", "checkpoint"] {

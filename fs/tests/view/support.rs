@@ -26,12 +26,12 @@ impl Env {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
         let base = head(crate::reference::empty_root(&store), 0);
-        let view = open(&store, dir.path().join("upper"), base);
+        let view = open(&store, dir.path().join("store/upper"), base);
         Env { dir, store, view, commits: 0 }
     }
 
     pub fn reopen(&mut self) {
-        self.view = open(&self.store, self.dir.path().join("upper"), self.view.head());
+        self.view = open(&self.store, self.dir.path().join("store/upper"), self.view.head());
     }
 
     pub fn commit(&mut self) -> HeadRef {

@@ -26,6 +26,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// Whether nothing is removed.
+    pub fn only_reads(&self) -> bool {
+        self.dry_run
+    }
+
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let engine = global.engine()?;
         let bars = Bars::stoppable();

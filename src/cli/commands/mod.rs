@@ -116,6 +116,19 @@ impl Command {
         matches!(self, Command::Mount(args) if args.is_background())
     }
 
+    /// Whether it changes nothing in the store, nor in what runs on it.
+    pub fn only_reads(&self) -> bool {
+        match self {
+            Command::List(_) | Command::Inspect(_) | Command::Diff(_) | Command::Du(_) => true,
+            Command::Export(_) | Command::Doctor(_) => true,
+            Command::Completions(_) | Command::ManPages(_) => true,
+            Command::Snapshots(args) => args.only_reads(),
+            Command::VerifyStore(args) => args.only_reads(),
+            Command::Gc(args) => args.only_reads(),
+            _ => false,
+        }
+    }
+
     /// Whether the exit status belongs to a command inside.
     pub fn is_session(&self) -> bool {
         matches!(self, Command::Enter(_) | Command::Exec(_))

@@ -46,6 +46,11 @@ impl Rm {
 }
 
 impl Args {
+    /// Whether it only lists.
+    pub fn only_reads(&self) -> bool {
+        self.command.is_none()
+    }
+
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         if let Some(Sub::Rm(rm)) = &self.command {
             return rm.run(global);

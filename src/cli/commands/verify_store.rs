@@ -21,6 +21,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// Whether nothing is mended.
+    pub fn only_reads(&self) -> bool {
+        !self.repair
+    }
+
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let (engine, bars) = (global.engine()?, Bars::on_stderr());
         let result = match self.repair {

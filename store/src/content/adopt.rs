@@ -12,10 +12,11 @@ use crate::parallel::in_pieces;
 
 /// Takes in the finished files at `paths`, each as by [`adopt`], with the small ones hashed on several threads.
 pub fn adopt_all(paths: Vec<PathBuf>, batch: &mut Batch) -> Result<Vec<FileContent>> {
+    let opener = &*batch;
     let found: Vec<Vec<Result<_>>> = in_pieces(&paths, |piece| {
         let mut bytes = Vec::new();
         let one = |path: &PathBuf| {
-            let file = File::open(path).at("open", path)?;
+            let file = opener.open_staged(path)?;
             let size = file.metadata().at("stat", path)?.len();
             plain(path, &file, size, &mut bytes)
         };
@@ -28,7 +29,7 @@ pub fn adopt_all(paths: Vec<PathBuf>, batch: &mut Batch) -> Result<Vec<FileConte
                 batch.adopt(path, content.size, content.hash)?;
                 content
             }
-            None => adopt(&path, &File::open(&path).at("open", &path)?, batch)?,
+            None => adopt(&path, &batch.open_staged(&path)?, batch)?,
         });
     }
     Ok(contents)

@@ -44,8 +44,8 @@ impl Place {
     }
 
     fn objects(&self) -> usize {
-        let objects = files::list(self.store.layout().objects()).unwrap();
-        objects.iter().map(|dir| files::list(dir).unwrap().len()).sum()
+        let objects = self.store.files().list(self.store.layout().objects()).unwrap();
+        objects.iter().map(|dir| self.store.files().list(dir).unwrap().len()).sum()
     }
 
     /// A dry run, then a run that must do what it said.

@@ -145,15 +145,15 @@ impl Check<'_> {
 
     fn objects(&mut self, progress: &dyn Progress) -> Result<()> {
         let mut buf = vec![0; 1 << 20];
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         for dir in self.list(self.store.layout().objects())? {
-            if !dir.is_dir() {
+            if !dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 self.stray(dir);
                 continue;
             }
             // By names in an open directory: walking down the whole path for each costs as much as reading a small object.
-            let shard = File::open(&dir).at("open", &dir)?;
-            for path in files::list(&dir)? {
+            let shard = self.store.files().open_dir(&dir).at("open", &dir)?;
+            for path in self.list(&dir)? {
                 let Some(id) = files::object_id(&path) else {
                     self.stray(path);
                     continue;
@@ -300,14 +300,14 @@ impl Check<'_> {
     /// What living processes need kept, and what dead ones had begun.
     fn held(&mut self, reach: &mut Reach) -> Result<()> {
         let by = Rc::from("the pin of a running mount");
-        let (pinned, unreadable) = pins::read(self.store.layout())?;
+        let (pinned, unreadable) = pins::read(self.store)?;
         pinned.roots.into_iter().for_each(|root| reach.root(root, &by));
         pinned.objects.into_iter().for_each(|object| reach.object(object, &by));
         for (path, reason) in unreadable {
             let message = format!("the pin {} cannot be read: {reason}", path.display());
             self.findings.push(Finding::new(Kind::CorruptPin, message).file(&path));
         }
-        for (path, reason) in wal::read(self.store.layout())?.1 {
+        for (path, reason) in wal::read(self.store)?.1 {
             let message = format!("the intent {} cannot be read: {reason}", path.display());
             self.findings.push(Finding::new(Kind::CorruptIntent, message).file(&path));
         }
@@ -328,7 +328,7 @@ impl Check<'_> {
         }
         let (mut objects, mut bytes) = (0, 0);
         for dir in self.list(self.store.layout().objects())? {
-            for path in if dir.is_dir() { files::list(&dir)? } else { Vec::new() } {
+            for path in if dir.is_dir() { self.list(&dir)? } else { Vec::new() } {
                 let id = files::object_id(&path);
                 if id.is_some_and(|id| self.read.contains(&id) && !self.marked.contains(&id)) {
                     objects += 1;

@@ -1,6 +1,6 @@
 //! What lies where: directories that must be there, files that do not belong, modes and owners.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,18 +14,11 @@ use crate::error::{IoContext, Result};
 use crate::id::InstanceId;
 use crate::layout::Layout;
 use crate::metadata::Metadata;
+use crate::open::private_directories;
 use crate::{files, quarantine, wal};
 
 /// Bits of an object's mode by which somebody could change it.
 const WRITABLE: u32 = 0o222;
-
-/// The directories of a store that are the owner's alone.
-pub(super) fn private_directories(layout: &Layout) -> Vec<PathBuf> {
-    let mut dirs = vec![layout.store_dir().to_owned(), layout.objects().to_owned()];
-    dirs.extend([layout.layers(), layout.metadata(), layout.staging(), layout.wal(), layout.pins()]);
-    dirs.extend([layout.envs(), layout.images()]);
-    dirs
-}
 
 /// Of those, what could not be lost without losing anything but itself.
 pub(super) fn can_be_made_anew(layout: &Layout, dir: &Path) -> bool {
@@ -36,10 +29,10 @@ impl Check<'_> {
     /// Directories, top-level strays, environments' directories, what is set aside.
     pub(super) fn places(&mut self) -> Result<()> {
         let layout = self.store.layout();
-        self.owner = fs::metadata(layout.store_dir()).at("read", layout.store_dir())?.uid();
+        self.owner = self.store.files().owner();
         let owner = self.owner;
         for dir in private_directories(layout) {
-            match fs::metadata(&dir) {
+            match dir.symlink_metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     let message = match can_be_made_anew(layout, &dir) {
                         true => format!("the directory {} is missing: --repair makes it anew", dir.display()),
@@ -76,7 +69,8 @@ impl Check<'_> {
                     .iter()
                     .any(|own| own == path)
                 || path.parent() == Some(layout.store_dir())
-                    && (path.is_file() && (name.starts_with('.') || name == "version"))
+                    && (path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
+                        && (name.starts_with('.') || name == "version"))
         };
         for top in [layout.root(), layout.store_dir()] {
             for path in self.list(top)? {
@@ -86,7 +80,7 @@ impl Check<'_> {
             }
         }
         self.environment_directories()?;
-        let set_aside = quarantine::count(layout)?;
+        let set_aside = quarantine::count(self.store)?;
         if set_aside > 0 {
             let message = format!(
                 "{set_aside} damaged files were set aside in {}: remove that directory when you need them no more",
@@ -105,6 +99,11 @@ impl Check<'_> {
                 self.stray(path);
                 continue;
             };
+            for file in self.list(&path)? {
+                if file.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
+                    self.stray(file);
+                }
+            }
             if is_orphan(self.store, &instance)? {
                 let message = format!(
                     "{} has uncommitted changes, and the environment's record is missing: put {} back from a copy, or remove that directory to give them up; nothing is collected before",
@@ -156,7 +155,7 @@ impl Check<'_> {
         if dir.symlink_metadata().is_err() {
             return Ok(Vec::new());
         }
-        files::list(dir)
+        self.store.files().list(dir)
     }
 }
 
@@ -169,6 +168,6 @@ pub(crate) fn is_orphan(store: &crate::Store, instance: &InstanceId) -> Result<b
     if !suspicious() {
         return Ok(false);
     }
-    let (intended, _) = wal::read(store.layout())?;
+    let (intended, _) = wal::read(store)?;
     Ok(!intended.contains(instance) && suspicious())
 }

@@ -1,9 +1,8 @@
 //! Mending: what can be derived is made anew, what cannot is set aside, and nothing is deleted.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +11,6 @@ use serde::Serialize;
 
 use super::places::can_be_made_anew;
 use super::{Finding, Kind};
-use crate::atomic::{self, fsync_dir};
 use crate::content::{self, BLOCK, BlockList, FileContent};
 use crate::error::{IoContext, Result};
 use crate::id::{InstanceId, ObjectId, RecordId};
@@ -120,11 +118,11 @@ fn make_directory(store: &Store, dir: &Path) -> Result<Option<Action>> {
     if !can_be_made_anew(store.layout(), dir) {
         return Ok(None);
     }
-    match DirBuilder::new().mode(0o700).create(dir) {
+    match store.files().make_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         other => other.at("create", dir)?,
     }
-    dir.parent().map_or(Ok(()), fsync_dir)?;
+    dir.parent().map_or(Ok(()), |parent| store.files().sync_dir(parent))?;
     let message = format!("the directory {} was made anew", dir.display());
     Ok(Some(Action::new(Deed::Rebuilt, None, dir, message)))
 }
@@ -140,14 +138,14 @@ fn set_mode(store: &Store, path: &Path) -> Result<Option<Action>> {
     if metadata.permissions().mode() & 0o7777 == mode {
         return Ok(None);
     }
-    fs::set_permissions(path, Permissions::from_mode(mode)).at("set the mode of", path)?;
+    store.files().set_mode(path, mode).at("set the mode of", path)?;
     let message = format!("{} has mode {mode:04o} again", path.display());
     Ok(Some(Action::new(Deed::Rebuilt, None, path, message)))
 }
 
 fn move_intent(store: &Store, path: &Path) -> Result<Option<Action>> {
     let name = crate::files::name(path).unwrap_or("intent");
-    let to = set_aside(store.layout(), quarantine::Kind::Wal, path, name)?;
+    let to = set_aside(store, quarantine::Kind::Wal, path, name)?;
     let message = format!("the intent {name} was set aside: {}", to.display());
     Ok(Some(Action::new(Deed::SetAside, None, path, message)))
 }
@@ -156,18 +154,23 @@ fn mend_object(store: &Arc<Store>, id: &ObjectId) -> Result<Option<Action>> {
     let path = store.layout().object(id);
     let Ok(metadata) = path.symlink_metadata() else { return Ok(None) };
     // What the host cannot read is set aside like what reads wrongly.
-    let small = if metadata.len() <= MEND_MAX { fs::read(&path).unwrap_or_default() } else { Vec::new() };
+    let files = store.files();
+    let small = match metadata.len() <= MEND_MAX {
+        true => files.read(&path, u64::MAX).unwrap_or_default(),
+        false => Vec::new(),
+    };
     let is_right = |bytes: &[u8]| ObjectId::of(bytes) == *id;
     let whole = match metadata.len() <= MEND_MAX {
         true => is_right(&small),
-        false => fs::File::open(&path)
+        false => files
+            .open_object(&path)
             .and_then(|file| super::hash(file, &mut vec![0; 1 << 20]))
             .is_ok_and(|(_, hash)| hash == *id),
     };
     if whole {
         return Ok(None);
     }
-    let to = set_aside(store.layout(), quarantine::Kind::Objects, &path, &id.to_hex())?;
+    let to = set_aside(store, quarantine::Kind::Objects, &path, &id.to_hex())?;
     let name = Some(id.to_hex());
     if let Some(good) = mend(&small, &is_right) {
         let mut batch = Batch::new(store)?;
@@ -189,11 +192,11 @@ fn mend_layer(store: &Store, id: &RecordId) -> Result<Option<Action>> {
     if LayerRecord::read(store, id).is_ok() || path.symlink_metadata().is_err() {
         return Ok(None);
     }
-    let bytes = fs::read(&path).unwrap_or_default();
-    let to = set_aside(store.layout(), quarantine::Kind::Layers, &path, &id.to_hex())?;
+    let bytes = store.files().read(&path, u64::MAX).unwrap_or_default();
+    let to = set_aside(store, quarantine::Kind::Layers, &path, &id.to_hex())?;
     let name = Some(id.to_hex());
     if let Some(good) = mend(&bytes, &|bytes| RecordId::of(bytes) == *id) {
-        atomic::write_file(&path, &good)?;
+        store.files().write(&path, &good)?;
         let message =
             format!("layer record {id}: one bit was wrong and was turned back; as it was: {}", to.display());
         return Ok(Some(Action::new(Deed::Mended, name, &path, message)));
@@ -211,11 +214,11 @@ fn mend_environment(store: &Store, instance: &InstanceId) -> Result<Option<Actio
     if Metadata::load(store, instance).is_ok() {
         return Ok(None);
     }
-    let Ok(bytes) = fs::read(&path) else { return Ok(None) };
+    let Ok(bytes) = store.files().read(&path, u64::MAX) else { return Ok(None) };
     let is_right = |bytes: &[u8]| Metadata::decode(bytes, instance, &path).is_ok();
     let Some(good) = mend(&bytes, &is_right) else { return Ok(None) };
-    let to = keep_copy(store.layout(), quarantine::Kind::Environments, &path, &instance.to_hex())?;
-    atomic::write_file(&path, &good)?;
+    let to = keep_copy(store, quarantine::Kind::Environments, &path, &instance.to_hex())?;
+    store.files().write(&path, &good)?;
     let message = format!(
         "environment record {instance}: one bit was wrong and was turned back; as it was: {}",
         to.display()

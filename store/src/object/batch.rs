@@ -2,19 +2,19 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, RenameFlags, renameat, renameat2};
+use nix::libc;
 use nix::unistd::{linkat, syncfs};
 
 use super::read_verified;
-use crate::atomic::fsync_dir;
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
 use crate::id::{ObjectId, random_name};
@@ -91,8 +91,8 @@ impl Batch {
         let staging = store.layout().staging();
         loop {
             let dir = staging.join(random_name()?);
-            DirBuilder::new().mode(0o700).create(&dir).at("create", &dir)?;
-            let handle = match File::open(&dir) {
+            store.files().make_dir(&dir).at("create", &dir)?;
+            let handle = match store.files().open_dir(&dir) {
                 // A sweep may take the directory between its creation and the lock: try another.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 result => result.at("open", &dir)?,
@@ -184,7 +184,7 @@ impl Batch {
         match self.staged.get(id) {
             Some(staged) => {
                 let path = self.path_of(staged);
-                read_verified(File::open(&path).at("open", &path)?, path, id, max)
+                read_verified(self.open_staged(&path)?, path, id, max)
             }
             None => self.store.objects().read(id, max),
         }
@@ -195,10 +195,19 @@ impl Batch {
         match self.staged.get(id) {
             Some(staged) => {
                 let path = self.path_of(staged);
-                File::open(&path).at("open", &path)
+                self.open_staged(&path)
             }
             None => self.store.objects().open(id),
         }
+    }
+
+    /// Opens what is on its way to become an object.
+    pub(crate) fn open_staged(&self, path: &Path) -> Result<File> {
+        if path.starts_with(self.store.layout().root()) {
+            return self.store.files().open_object(path).at("open", path);
+        }
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        File::options().read(true).custom_flags(flags).open(path).at("open", path)
     }
 
     /// Publishes everything that was added. Durable on return: the objects, and their directory entries, also of
@@ -217,10 +226,10 @@ impl Batch {
             self.syncfs()?;
         } else {
             for byte in dirs {
-                fsync_dir(&objects.join(format!("{byte:02x}")))?;
+                self.store.files().sync_dir(&objects.join(format!("{byte:02x}")))?;
             }
             if new_dirs {
-                fsync_dir(objects)?;
+                self.store.files().sync_dir(objects)?;
             }
         }
         fail::passed("batch.done");
@@ -234,7 +243,11 @@ impl Batch {
         staged.sort_unstable_by_key(|(id, _)| id.as_bytes()[0]);
         let published: Vec<Result<_>> = in_pieces(&staged, |piece| {
             let (mut stats, mut new_dirs) = (BatchStats::default(), false);
+            let mut known = None;
             for (id, staged) in piece {
+                if known.replace(id.as_bytes()[0]) != Some(id.as_bytes()[0]) {
+                    self.look_at_directory(id)?;
+                }
                 fail::point("batch.publish").at("publish", &self.dir)?;
                 match self.publish(id, staged)? {
                     Published::Present => continue,
@@ -254,6 +267,16 @@ impl Batch {
             new_dirs |= new;
         }
         Ok((all, new_dirs))
+    }
+
+    /// Refuses a directory of objects that leads elsewhere.
+    fn look_at_directory(&self, id: &ObjectId) -> Result<()> {
+        let path = self.store.layout().object(id);
+        let dir = path.parent().unwrap_or(&path);
+        match self.store.files().open_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("open", dir),
+            _ => Ok(()),
+        }
     }
 
     /// Counts a staged object in, and sets the disk to work on those that are there when they have become many bytes.
@@ -315,13 +338,7 @@ impl Batch {
         let number = self.next;
         self.next += 1;
         let path = self.path(number);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(MODE)
-            .open(&path)
-            .at("create", &path)?;
+        let file = self.store.files().make_as(&path, MODE).at("create", &path)?;
         let needs_chmod = match self.needs_chmod {
             Some(known) => known,
             None => file.metadata().at("stat", &path)?.permissions().mode() & 0o7777 != MODE,
@@ -335,7 +352,7 @@ impl Batch {
 
     fn copy(&mut self, from: &Path) -> Result<At> {
         // io::copy reflinks or copies in the kernel where it can.
-        let mut source = File::open(from).at("open", from)?;
+        let mut source = self.open_staged(from)?;
         let (number, _, mut target) = self.create()?;
         io::copy(&mut source, &mut target).at("copy", from)?;
         Ok(At::Staging(number))
@@ -348,7 +365,7 @@ impl Batch {
         }
         for staged in staged.values() {
             let path = self.path_of(staged);
-            File::open(&path).and_then(|file| file.sync_data()).at("sync", &path)?;
+            self.open_staged(&path)?.sync_data().at("sync", &path)?;
         }
         Ok(())
     }
@@ -373,7 +390,7 @@ impl Batch {
                 Err(Errno::ENOENT) if matches!(published, Published::New) => {
                     published = Published::InNewDirectory;
                     let dir = to.parent().unwrap_or(&to);
-                    match DirBuilder::new().mode(0o700).create(dir) {
+                    match self.store.files().make_dir(dir) {
                         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                             return Err(error).at("create", dir);
                         }
@@ -392,7 +409,7 @@ impl Drop for Batch {
             tracing::debug!("{error}; nothing of it was published");
         }
         // What stays is a dead batch's: gc sweeps it.
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
+        if let Err(error) = self.store.files().remove_tree(&self.dir) {
             tracing::warn!("cannot remove {}: {error}; gc will", self.dir.display());
         }
     }
@@ -450,7 +467,7 @@ impl ObjectWriter {
         }
         let id = ObjectId::from(self.hasher.finalize());
         if batch.has(&id)? {
-            fs::remove_file(&self.path).at("remove", &self.path)?;
+            batch.store.files().remove(&self.path).at("remove", &self.path)?;
         } else {
             batch.stage(id, Staged { at: At::Staging(self.number), bytes: self.bytes })?;
         }

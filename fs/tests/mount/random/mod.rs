@@ -54,7 +54,7 @@ impl Mounted {
     fn new(dir: &Path, plain: &Path) -> Mounted {
         let store = Store::open(&dir.join("store")).expect("store");
         let root = import_path(&store, plain, &NoProgress).expect("import").root;
-        let (upper, mountpoint) = (dir.join("upper"), dir.join("mount"));
+        let (upper, mountpoint) = (dir.join("store/upper"), dir.join("mount"));
         std::fs::create_dir(&mountpoint).expect("mount point");
         let trees = Arc::new(Trees::new(store.clone()));
         let view = Arc::new(View::open(&store, &trees, &upper, head(root, 0), false).expect("view"));
