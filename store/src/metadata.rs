@@ -163,7 +163,26 @@ impl Metadata {
         if metadata.instance != *instance {
             return Err(corrupt("it is another environment's record"));
         }
+        metadata.check_texts().map_err(|reason| corrupt(&reason))?;
         Ok(metadata)
+    }
+
+    /// Why the record cannot be one that karapace wrote, whatever its checksum: names become names of directories, and all of it is
+    /// shown.
+    fn check_texts(&self) -> std::result::Result<(), String> {
+        let odd = |what: &str, text: &str| format!("{what} is {text:?}, which karapace never writes");
+        check_name(&self.name).map_err(|_| odd("its name", &self.name))?;
+        if self.env_id.len() != 64 || !self.env_id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(odd("its env_id", &self.env_id));
+        }
+        for name in self.snapshots.iter().filter_map(|snapshot| snapshot.name.as_deref()) {
+            check_name(name).map_err(|_| odd("the name of a snapshot", name))?;
+        }
+        let is_odd = |dir: &&str| !dir.starts_with('/') || dir.contains('\0');
+        match self.manifest_dir.as_deref().filter(is_odd) {
+            Some(dir) => Err(odd("the manifest's directory", dir)),
+            None => Ok(()),
+        }
     }
 
     /// Writes the record, all or nothing, durable on return; sets `checksum`.
@@ -435,5 +454,36 @@ pub(crate) mod tests {
         assert!(matches!(Metadata::find(&store, "bad"), Err(StoreError::Corrupt { .. })));
         let list = Metadata::list(&store).unwrap();
         assert!(list[0].is_ok() && list[1].is_err());
+    }
+
+    /// Whoever can write to a store can give a record a sound checksum.
+    #[test]
+    fn a_record_with_a_name_that_is_none_is_refused() {
+        let (_dir, store) = store();
+        let good = saved(&store, "good", &"0".repeat(64), RecordId::of(b"r"));
+        let snapshot = |name: &str| SnapshotEntry {
+            hash: good.head,
+            record: good.head_record,
+            parent: good.head,
+            name: Some(name.to_owned()),
+            message: None,
+            created_at: good.created_at,
+        };
+        let odd = [
+            Metadata { name: "../../x".into(), ..good.clone() },
+            Metadata { name: String::new(), ..good.clone() },
+            Metadata { name: ".".into(), ..good.clone() },
+            Metadata { env_id: "../x".into(), ..good.clone() },
+            Metadata { manifest_dir: Some("relative".into()), ..good.clone() },
+            Metadata { snapshots: vec![snapshot("a/b")], ..good.clone() },
+        ];
+        for mut odd in odd {
+            odd.checksum = odd.sum().unwrap();
+            fs::write(Metadata::path(&store, &odd.instance), serde_json::to_vec(&odd).unwrap()).unwrap();
+            let error = Metadata::load(&store, &odd.instance).unwrap_err();
+            assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains("never writes"), "{error}");
+            assert!(Metadata::list(&store).unwrap()[0].is_err());
+        }
     }
 }
