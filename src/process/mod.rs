@@ -63,7 +63,8 @@ pub fn inherited_descriptors() -> u32 {
 /// Gives a server a state of its own: file mode mask, signals, limits, place in the queue for the processor and for being killed
 /// when memory runs out. What it may not change is said in the log.
 pub fn become_server() -> Result<(), Errno> {
-    umask(Mode::from_bits_truncate(0o077));
+    // For mount points; what is in the store has modes of its own.
+    umask(Mode::from_bits_truncate(0o022));
     for signal in Signal::iterator().filter(|signal| !KEPT.contains(signal)) {
         if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
             default_signal(signal)?;
