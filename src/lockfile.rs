@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use karapace_store::input;
 use serde::{Deserialize, Serialize};
 
 use crate::identity;
@@ -10,6 +11,9 @@ use crate::manifest::Manifest;
 
 /// The lock file version this program reads and writes.
 pub const LOCK_VERSION: u32 = 2;
+
+/// Most bytes of a lock file, which has a table for each package.
+const LOCK_MAX: u64 = 64 << 20;
 
 /// A lock file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +159,7 @@ impl LockFile {
 
     /// Reads and parses the lock file at `path`; `Ok(None)` when there is none.
     pub fn read(path: &Path) -> Result<Option<LockFile>, LockError> {
-        match std::fs::read_to_string(path) {
+        match input::read_text(path, LOCK_MAX) {
             Ok(text) => LockFile::parse(&text, path).map(Some),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(LockError::Read { path: path.to_owned(), source }),

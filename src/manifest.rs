@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use karapace_store::input;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -16,6 +17,9 @@ use crate::pin;
 
 /// The manifest version this program reads and writes.
 pub const MANIFEST_VERSION: u32 = 1;
+
+/// Most bytes of a manifest.
+pub(crate) const MANIFEST_MAX: u64 = 1 << 20;
 
 /// A manifest that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -188,7 +192,7 @@ impl Manifest {
 
     /// Reads and parses the manifest at `path`.
     pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
-        let text = std::fs::read_to_string(path)
+        let text = input::read_text(path, MANIFEST_MAX)
             .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
         let mut manifest = Manifest::parse(&text, path)?;
         let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -200,17 +201,11 @@ impl Bars {
         Bars { shows_output, ..self }
     }
 
-    /// The same for work that ends cleanly when it is interrupted. A second signal ends the program at once.
+    /// The same for work that ends cleanly when it is interrupted, from its beginning.
     pub fn stoppable() -> Bars {
-        let handler = || {
-            if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(exit::INTERRUPTED);
-            }
-        };
-        if let Err(error) = ctrlc::set_handler(handler) {
-            tracing::warn!("an interruption ends this command at once: {error}");
-        }
-        Bars::on_stderr()
+        let bars = Bars::on_stderr();
+        bars.heed_interruptions();
+        bars
     }
 }
 
@@ -234,10 +229,17 @@ impl Progress for Bars {
             }
         }
     }
+
+    fn is_cancelled(&self) -> bool {
+        STOP.load(Ordering::Relaxed)
+    }
 }
 
-/// Set by the first SIGINT, SIGTERM or SIGHUP after [`Bars::stoppable`].
+/// Set by the first SIGINT, SIGTERM or SIGHUP after [`Report::heed_interruptions`].
 static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Signals are caught once only.
+static HEEDED: Once = Once::new();
 
 impl Report for Bars {
     fn begin(&self, what: &str, bytes: Option<u64>) {
@@ -282,8 +284,18 @@ impl Report for Bars {
         }
     }
 
-    fn is_cancelled(&self) -> bool {
-        STOP.load(Ordering::Relaxed)
+    /// A second signal ends the program at once.
+    fn heed_interruptions(&self) {
+        let handler = || {
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(exit::INTERRUPTED);
+            }
+        };
+        HEEDED.call_once(|| {
+            if let Err(error) = ctrlc::set_handler(handler) {
+                tracing::warn!("an interruption ends this command at once: {error}");
+            }
+        });
     }
 
     fn note(&self, text: &str) {

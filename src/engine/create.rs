@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use karapace_store::error::StoreError;
 use karapace_store::fail;
 use karapace_store::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use karapace_store::import::import_path;
@@ -47,6 +48,7 @@ impl Engine {
     /// Brings an archive or a directory into the store. Call with the store's lock held, shared.
     pub(super) fn import_base(&self, path: &Path, report: &dyn Report) -> Result<Base> {
         let size = fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| m.len());
+        report.heed_interruptions();
         report.begin("importing", size);
         let imported = import_path(self.store(), path, report);
         report.end();
@@ -60,6 +62,9 @@ impl Engine {
         let tar_hash = identity_hash(&trees, None, &root);
         report.end();
         let tar_hash = tar_hash?;
+        if report.is_cancelled() {
+            return Err(StoreError::Cancelled.into());
+        }
         Ok(Base {
             root: imported.root,
             hash: LayerHash::from_bytes(*tar_hash.as_bytes()),

@@ -70,6 +70,7 @@ impl Engine {
         let lower = LayerRecord::read(self.store(), &onto.record)?.tree;
         let trees = Trees::new(self.store().clone());
         let root = trees.root(&lower)?;
+        report.heed_interruptions();
         report.begin("importing", None);
         let imported = import_upper(&trees, &root, upper, report);
         report.end();

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use karapace_store::atomic;
+use karapace_store::{atomic, input};
 
 use super::build::BuildOptions;
 use super::{Engine, Error, Report, Result};
 use crate::lockfile::{LockError, LockFile};
-use crate::manifest::Manifest;
+use crate::manifest::{MANIFEST_MAX, Manifest};
 use crate::pin;
 
 /// What pinning gave.
@@ -38,7 +38,7 @@ impl Engine {
     ) -> Result<PinOutcome> {
         let options = BuildOptions { offline, ..BuildOptions::default() };
         let mut plan = self.plan(path, &options)?;
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let text = input::read_text(path, MANIFEST_MAX).map_err(|e| Error::io("read", path, e))?;
         let old = std::mem::take(&mut plan.manifest.base.image);
         // What it was pinned to before does not matter.
         pin::bare(&old).clone_into(&mut plan.manifest.base.image);

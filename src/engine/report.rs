@@ -16,10 +16,9 @@ pub trait Report: Progress {
     /// A line that a program printed which runs for the user.
     fn output(&self, _line: &str) {}
 
-    /// Whether the user wants the work to stop. Asked often.
-    fn is_cancelled(&self) -> bool {
-        false
-    }
+    /// From here on the work asks whether it is to stop ([`Progress::is_cancelled`]), and ends cleanly. Before, an interruption ends
+    /// the program.
+    fn heed_interruptions(&self) {}
 }
 
 /// Reports to nobody; remarks go to the log.

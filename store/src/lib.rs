@@ -15,6 +15,7 @@ mod host;
 pub mod id;
 pub mod import;
 pub mod inode;
+pub mod input;
 pub mod integrity;
 pub mod layer;
 pub mod layout;

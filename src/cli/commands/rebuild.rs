@@ -16,7 +16,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let report = Bars::stoppable().showing_output(global.verbose());
+        let report = Bars::on_stderr().showing_output(global.verbose());
         let rebuilt = global.engine()?.rebuild(&self.build.manifest, &self.build.options(), &report)?;
         let env = &rebuilt.metadata;
         if let Some(saved) = &rebuilt.saved {

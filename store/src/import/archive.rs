@@ -170,7 +170,7 @@ impl<R: Read> Members<'_, '_, R> {
     }
 }
 
-/// Puts the ranges of a sparse member where they belong in an unnamed file of the store.
+/// Puts the ranges of a sparse member where they belong in an unnamed file of the store. What is all zeros becomes a hole.
 pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -> Result<File> {
     let dir = store.layout().staging();
     let file = tempfile::tempfile_in(&dir).at("create a file in", &dir)?;
@@ -183,17 +183,27 @@ pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -
             if got == 0 {
                 break; // the map was checked against what is stored, so the body has failed and says so
             }
-            file.write_all_at(&buf[..got], at).at("write a file in", &dir)?;
+            if !content::is_zero(&buf[..got]) {
+                file.write_all_at(&buf[..got], at).at("write a file in", &dir)?;
+            }
             at += got as u64;
         }
     }
     Ok(file)
 }
 
+/// The same with the first `size` bytes of `body`, or as many as there are.
+pub(super) fn spool_whole(store: &Store, body: &mut dyn Read, size: u64) -> Result<File> {
+    let mut body = body.take(size);
+    let file = spool(store, &mut body, &[(0, size)])?;
+    file.set_len(size - body.limit()).at("write a file in", &store.layout().staging())?;
+    Ok(file)
+}
+
 /// The current member's bytes; keeps what went wrong with them, to be told apart from what goes wrong in the store.
-struct Body<'a, R> {
-    reader: &'a mut Reader<R>,
-    failed: Option<String>,
+pub(super) struct Body<'a, R> {
+    pub reader: &'a mut Reader<R>,
+    pub failed: Option<String>,
 }
 
 impl<R: Read> Read for Body<'_, R> {
@@ -206,7 +216,7 @@ impl<R: Read> Read for Body<'_, R> {
     }
 }
 
-/// Tells the progress how many bytes of the source were read.
+/// Tells the progress how many bytes of the source were read, and ends when that wants it to.
 pub(super) struct Counted<'a, R> {
     pub input: R,
     pub progress: &'a dyn Progress,
@@ -214,8 +224,24 @@ pub(super) struct Counted<'a, R> {
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.progress.is_cancelled() {
+            return Err(io::Error::other("stopped on request"));
+        }
         let got = self.input.read(buf)?;
         self.progress.add(got as u64, 0);
         Ok(got)
+    }
+}
+
+/// For what is read once more: it counts no bytes.
+pub(super) struct Uncounted<'a>(pub &'a dyn Progress);
+
+impl Progress for Uncounted<'_> {
+    fn add(&self, _bytes: u64, entries: u64) {
+        self.0.add(0, entries);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
     }
 }

@@ -2,22 +2,27 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Cursor, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::archive::{broken, spool};
+use super::archive::{Body, broken, spool, spool_whole};
+use super::oci::{Layer, MAX_DOCUMENT, check_size};
 use crate::error::{IoContext, Result};
+use crate::input;
 use crate::open::Store;
-use crate::tar::{MemberKind, Reader};
+use crate::tar::{Member, MemberKind, Reader, TarError};
 
 /// How many members of an archive are remembered at most. An image has a few for each layer.
 const MAX_MEMBERS: usize = 1 << 16;
+
+/// How many bytes the documents of a compressed archive may have together: they are kept in memory.
+const MAX_KEPT: u64 = 64 << 20;
 
 /// How many links are followed for one name.
 const MAX_LINKS: usize = 40;
@@ -28,10 +33,18 @@ pub(super) struct Blob {
     pub size: u64,
 }
 
-/// Gives files by their names, which are untrusted; nothing outside is ever opened.
+impl Blob {
+    pub fn of(bytes: &[u8]) -> Blob {
+        Blob { reader: Box::new(Cursor::new(bytes.to_vec())), size: bytes.len() as u64 }
+    }
+}
+
+/// A file, or why there is none of the name, in words that follow it.
+pub(super) type Found = std::result::Result<Blob, &'static str>;
+
+/// Gives files by their names, which are untrusted; nothing outside is ever opened, and nothing but regular files.
 pub(super) trait Files {
-    /// `None` when there is no regular file of this name.
-    fn open(&self, name: &str) -> Result<Option<Blob>>;
+    fn open(&self, name: &str) -> Result<Found>;
     /// How messages call it.
     fn source(&self) -> &str;
 }
@@ -51,16 +64,24 @@ impl Directory {
 }
 
 impl Files for Directory {
-    fn open(&self, name: &str) -> Result<Option<Blob>> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    fn open(&self, name: &str) -> Result<Found> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let opened = match rustix::fs::openat2(&self.directory, name, flags, Mode::empty(), beneath) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            other => other.map_err(io::Error::from).at("open", &self.path.join(name))?,
+        let path = self.path.join(name);
+        let found = match rustix::fs::openat2(&self.directory, name, flags, Mode::empty(), beneath) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Err("is missing")),
+            Err(Errno::XDEV) => return Ok(Err("is a link that leads out of the image")),
+            Err(Errno::LOOP) => return Ok(Err("is a link that leads nowhere")),
+            other => other.at("open", &path)?,
         };
-        let file = File::from(opened);
-        let found = file.metadata().at("read", &self.path.join(name))?;
-        Ok(found.is_file().then(|| Blob { reader: Box::new(file), size: found.len() }))
+        let stat = rustix::fs::fstat(&found).at("read", &path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(Err("is no regular file"));
+        }
+        let file = input::reopen(found).at("open", &path)?;
+        // No more than that of a file that grows.
+        let size = file.metadata().at("read", &path)?.len();
+        Ok(Ok(Blob { reader: Box::new(file.take(size)), size }))
     }
 
     fn source(&self) -> &str {
@@ -69,81 +90,156 @@ impl Files for Directory {
 }
 
 enum Place {
-    /// Offset and size in the archive.
+    /// Offset and size in an archive that is not compressed.
     Inside(u64, u64),
-    /// A sparse member, laid out, and its size.
+    /// A member that was put into a file of its own, and its size.
     Copy(Arc<File>, u64),
+    /// A document of a compressed archive.
+    Kept(Vec<u8>),
+    /// Another member of a compressed archive: which one, and its size. See [`Archive::unpack`].
+    Packed(u64, u64),
     /// Another member.
     Link(String),
 }
 
 /// An image in an archive.
 pub(super) struct Archive {
-    file: Arc<File>,
+    /// The archive, where it is not compressed.
+    file: Option<Arc<File>>,
     members: HashMap<String, Place>,
     source: String,
 }
 
 impl Archive {
     /// Reads the headers of an uncompressed archive, from its start.
-    pub fn index(store: &Store, file: &File, source: &str) -> Result<Archive> {
-        let file = Arc::new(file.try_clone().at("open", Path::new(source))?);
-        let length = file.metadata().at("read", Path::new(source))?.len();
-        let mut reader = Reader::seeking(At { file: file.clone(), at: 0, end: length });
-        let mut members = HashMap::new();
-        while let Some(member) = reader.next_member().map_err(|error| broken(source, &error))? {
-            // A name that is no text is none that an image refers to.
-            let Some(name) = std::str::from_utf8(&member.path).ok().and_then(|name| resolve("", name)) else {
-                continue;
-            };
-            let link = |base: &str| std::str::from_utf8(&member.link).ok().and_then(|to| resolve(base, to));
-            let place = match (member.kind, &member.ranges) {
-                (MemberKind::Regular, None) => Place::Inside(reader.position(), member.size),
-                (MemberKind::Regular, Some(ranges)) => {
-                    let copy = spool(store, &mut reader, ranges)?;
-                    Place::Copy(Arc::new(copy), member.size)
-                }
-                (MemberKind::HardLink, _) => Place::Link(link("").unwrap_or_default()),
-                (MemberKind::Symlink, _) => {
-                    let above = name.rsplit_once('/').map_or("", |(above, _)| above);
-                    Place::Link(link(above).unwrap_or_default())
-                }
-                _ => continue,
-            };
-            members.insert(name, place);
-            if members.len() > MAX_MEMBERS {
-                return Err(broken(
-                    source,
-                    &format!("an image of more than {MAX_MEMBERS} files is not taken in"),
-                ));
+    pub fn index(store: &Store, file: &Arc<File>, source: &str) -> Result<Archive> {
+        let input = At::whole(file, source)?;
+        let members = members(Reader::seeking(input), source, |reader, member, _| match &member.ranges {
+            None => Ok(Place::Inside(reader.position(), member.size)),
+            Some(ranges) => Ok(Place::Copy(Arc::new(spool(store, reader, ranges)?), member.size)),
+        })?;
+        Ok(Archive { file: Some(file.clone()), members, source: source.to_owned() })
+    }
+
+    /// Goes through a compressed archive, given uncompressed, and keeps what may be a document. The rest is passed over: how
+    /// much it is nobody knows, and what of it is needed the documents say.
+    pub fn survey(input: &mut dyn Read, source: &str) -> Result<Archive> {
+        let mut kept = 0;
+        let reader = Reader::new(BufReader::with_capacity(256 << 10, input));
+        let members = members(reader, source, |reader, member, number| {
+            let elsewhere = Ok(Place::Packed(number, member.size));
+            if member.ranges.is_some() || member.size > MAX_DOCUMENT {
+                return elsewhere;
+            }
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).map_err(|error| broken(source, &error))?;
+            if !matches!(bytes.trim_ascii_start(), [b'{' | b'[', ..]) {
+                return elsewhere;
+            }
+            kept += member.size;
+            if kept > MAX_KEPT {
+                let reason = format!("its documents have more than {MAX_KEPT} bytes together");
+                return Err(broken(source, &reason));
+            }
+            Ok(Place::Kept(bytes))
+        })?;
+        Ok(Archive { file: None, members, source: source.to_owned() })
+    }
+
+    /// Puts the files of these layers where they can be read; `input` is what was surveyed, once more.
+    pub fn unpack(&mut self, store: &Store, input: &mut dyn Read, layers: &[Layer]) -> Result<()> {
+        let mut wanted = HashMap::new();
+        for layer in layers {
+            if let Some((name, Place::Packed(number, size))) = self.find(&layer.file) {
+                check_size(self, &layer.file, layer.size.unwrap_or(*size), *size)?;
+                wanted.insert(*number, (name, *size));
             }
         }
-        Ok(Archive { file, members, source: source.to_owned() })
+        let mut reader = Reader::new(BufReader::with_capacity(256 << 10, input));
+        let mut number = 0;
+        while !wanted.is_empty()
+            && let Some(member) = reader.next_member().map_err(|error| broken(&self.source, &error))?
+        {
+            if let Some((name, size)) = wanted.remove(&number).filter(|(_, size)| *size == member.size) {
+                let mut body = Body { reader: &mut reader, failed: None };
+                let copied = match &member.ranges {
+                    None => spool_whole(store, &mut body, size),
+                    Some(ranges) => spool(store, &mut body, ranges),
+                };
+                if let Some(reason) = body.failed {
+                    return Err(broken(&self.source, &reason));
+                }
+                self.members.insert(name, Place::Copy(Arc::new(copied?), size));
+            }
+            number += 1;
+        }
+        Ok(())
     }
 
     /// Whether some member is in this directory at the top, or is it.
     pub fn has_at_top(&self, name: &str) -> bool {
         self.members.keys().any(|member| member.split('/').next() == Some(name))
     }
+
+    /// The member that a name leads to, and its own name.
+    fn find(&self, name: &str) -> Option<(String, &Place)> {
+        let mut name = resolve("", name)?;
+        for _ in 0..MAX_LINKS {
+            match self.members.get(&name)? {
+                Place::Link(to) => name.clone_from(to),
+                place => return Some((name, place)),
+            }
+        }
+        None
+    }
+}
+
+/// The members of an archive that an image may refer to; `place` says where a regular one is, given its number among all.
+fn members<R: Read>(
+    mut reader: Reader<R>,
+    source: &str,
+    mut place: impl FnMut(&mut Reader<R>, &Member, u64) -> Result<Place>,
+) -> Result<HashMap<String, Place>> {
+    let mut members = HashMap::new();
+    let failed = |error: TarError| broken(source, &error);
+    let mut number = 0;
+    while let Some(member) = reader.next_member().map_err(failed)? {
+        number += 1;
+        // A name that is no text is none that an image refers to.
+        let Some(name) = std::str::from_utf8(&member.path).ok().and_then(|name| resolve("", name)) else {
+            continue;
+        };
+        let link = |base: &str| std::str::from_utf8(&member.link).ok().and_then(|to| resolve(base, to));
+        let found = match member.kind {
+            MemberKind::Regular => place(&mut reader, &member, number - 1)?,
+            MemberKind::HardLink => Place::Link(link("").unwrap_or_default()),
+            MemberKind::Symlink => {
+                let above = name.rsplit_once('/').map_or("", |(above, _)| above);
+                Place::Link(link(above).unwrap_or_default())
+            }
+            _ => continue,
+        };
+        members.insert(name, found);
+        if members.len() > MAX_MEMBERS {
+            let reason = format!("an image of more than {MAX_MEMBERS} files is not taken in");
+            return Err(broken(source, &reason));
+        }
+    }
+    Ok(members)
 }
 
 impl Files for Archive {
-    fn open(&self, name: &str) -> Result<Option<Blob>> {
-        let Some(mut name) = resolve("", name) else { return Ok(None) };
-        for _ in 0..MAX_LINKS {
-            let (file, at, size) = match self.members.get(&name) {
-                None => return Ok(None),
-                Some(Place::Link(to)) => {
-                    name = to.clone();
-                    continue;
-                }
-                Some(Place::Inside(at, size)) => (&self.file, *at, *size),
-                Some(Place::Copy(file, size)) => (file, 0, *size),
-            };
-            let reader = Box::new(At { file: file.clone(), at, end: at.saturating_add(size) });
-            return Ok(Some(Blob { reader, size }));
-        }
-        Ok(None)
+    fn open(&self, name: &str) -> Result<Found> {
+        let Some((_, place)) = self.find(name) else { return Ok(Err("is missing")) };
+        let (file, at, size) = match (place, &self.file) {
+            (Place::Kept(bytes), _) => return Ok(Ok(Blob::of(bytes))),
+            (Place::Inside(at, size), Some(file)) => (file, *at, *size),
+            (Place::Copy(file, size), _) => (file, 0, *size),
+            (Place::Packed(..), _) => return Ok(Err("is not what the image says of it")),
+            (Place::Inside(..) | Place::Link(_), _) => return Ok(Err("is missing")),
+        };
+        let reader = Box::new(At { file: file.clone(), at, end: at.saturating_add(size) });
+        Ok(Ok(Blob { reader, size }))
     }
 
     fn source(&self) -> &str {
@@ -167,10 +263,18 @@ fn resolve(base: &str, name: &str) -> Option<String> {
 }
 
 /// A stretch of a file, read with a position of its own.
-struct At {
+pub(super) struct At {
     file: Arc<File>,
     at: u64,
     end: u64,
+}
+
+impl At {
+    /// All of a file that `source` names.
+    pub fn whole(file: &Arc<File>, source: &str) -> Result<At> {
+        let end = file.metadata().at("read", Path::new(source))?.len();
+        Ok(At { file: file.clone(), at: 0, end })
+    }
 }
 
 impl Read for At {

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::Intake;
 use super::builder::{Attributes, Builder, Content, DirId, LeafId, MAX_METADATA, ROOT};
 use super::overlay::{self, Special};
+use super::{Intake, Progress};
 use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
 use crate::inode::{FileKind, Timestamp, Xattrs};
@@ -93,6 +93,9 @@ impl Walk<'_, '_> {
                 stack.pop();
                 continue;
             };
+            if self.intake.progress.is_cancelled() {
+                return Err(StoreError::Cancelled);
+            }
             let below = self.entry(level, &name)?;
             self.intake.progress.add(0, 1);
             stack.extend(below);
@@ -232,7 +235,7 @@ impl Walk<'_, '_> {
             self.count(bytes);
             return Ok(content);
         }
-        let mut source = Source { file, failed: None, read: 0 };
+        let mut source = Source { file, failed: None, read: 0, progress: self.intake.progress };
         let content = content::ingest(&mut source, &mut self.intake.batch);
         self.count(source.read);
         match source.failed {
@@ -248,14 +251,18 @@ impl Walk<'_, '_> {
 }
 
 /// A file being read; keeps its error, to be told apart from what goes wrong in the store.
-struct Source {
+struct Source<'a> {
     file: File,
     failed: Option<io::Error>,
     read: u64,
+    progress: &'a dyn Progress,
 }
 
-impl Read for Source {
+impl Read for Source<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.progress.is_cancelled() {
+            return Err(io::Error::other("stopped on request"));
+        }
         match self.file.read(buf) {
             Ok(got) => {
                 self.read += got as u64;

@@ -1,6 +1,6 @@
 //! Ways in for the tests that feed decoders any bytes (tests/decoders): no store, no files.
 
-use super::blobs::{Blob, Files};
+use super::blobs::{Blob, Files, Found};
 use super::builder::{Attributes, Builder, Content};
 use super::oci::{self, Sha};
 use crate::content::FileContent;
@@ -37,7 +37,7 @@ fn replace(document: &mut Vec<u8>, what: &str, by: &str) {
 struct Documents(Vec<Vec<u8>>);
 
 impl Files for Documents {
-    fn open(&self, name: &str) -> Result<Option<Blob>> {
+    fn open(&self, name: &str) -> Result<Found> {
         let found = match name {
             "oci-layout" => Some(&br#"{"imageLayoutVersion":"1.0.0"}"#[..]),
             "index.json" | "manifest.json" => self.0.first().map(Vec::as_slice),
@@ -46,10 +46,7 @@ impl Files for Documents {
                     .is_some_and(|hex| Sha::of(document).to_string().ends_with(hex))
             }),
         };
-        Ok(found.map(|bytes| {
-            let (bytes, size) = (bytes.to_vec(), bytes.len() as u64);
-            Blob { reader: Box::new(std::io::Cursor::new(bytes)), size }
-        }))
+        Ok(found.map(Blob::of).ok_or("is missing"))
     }
 
     fn source(&self) -> &str {

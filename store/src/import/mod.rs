@@ -18,15 +18,13 @@ mod overlay;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use self::builder::{Builder, MAX_METADATA};
 use crate::error::{IoContext, Result, StoreError};
 use crate::id::ObjectId;
+use crate::input;
 use crate::object::Batch;
 use crate::open::Store;
 use crate::root::Root;
@@ -39,6 +37,11 @@ const MAX_WARNINGS: usize = 100;
 pub trait Progress: Sync {
     /// `bytes` more of the source were read (of an archive: as it is stored, compressed) and `entries` more were taken in.
     fn add(&self, bytes: u64, entries: u64);
+
+    /// Whether the user wants the work to stop. Asked often.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// For callers that show no progress.
@@ -79,37 +82,32 @@ pub struct Imported {
 ///
 /// # Errors
 /// [`crate::StoreError::Invalid`] for what is broken, truncated or hostile, naming the entry or the blob;
-/// [`crate::StoreError::Io`] for what cannot be read, naming the path. The store is as it was before.
+/// [`crate::StoreError::Io`] for what cannot be read, naming the path; [`crate::StoreError::Cancelled`] when `progress` says so.
+/// The store is as it was before.
 pub fn import_path(store: &Arc<Store>, path: &Path, progress: &dyn Progress) -> Result<Imported> {
-    let file = File::open(path).at("open", path)?;
-    let mut intake = Intake::new(store, progress)?;
-    let source = path.display().to_string();
-    if file.metadata().at("read", path)?.is_dir() {
-        let builder = match image::in_directory(&mut intake, &file, path)? {
-            Some(builder) => builder,
-            None => directory::import(&mut intake, path, file.into(), false)?,
-        };
-        return intake.finish(builder);
-    }
-    let mut magic = [0; compress::MAGIC];
-    let got = file.read_at(&mut magic, 0).at("read", path)?;
-    let plain = compress::is_plain(&magic[..got]).then(|| file.try_clone().at("open", path)).transpose()?;
-    let builder = image::in_stream(&mut intake, file, plain, &source)?;
-    intake.finish(builder)
+    let file = input::open(path).at("import", path)?;
+    Intake::of(store, progress, |intake| {
+        if !file.metadata().at("read", path)?.is_dir() {
+            return image::in_archive(intake, &Arc::new(file), &path.display().to_string());
+        }
+        match image::in_directory(intake, &file, path)? {
+            Some(builder) => Ok(builder),
+            None => directory::import(intake, path, file.into(), false),
+        }
+    })
 }
 
-/// Imports an archive from a stream, such as a download. Otherwise like [`import_path`].
-///
-/// # Errors
-/// As [`import_path`].
-pub fn import_reader(
+/// Imports an archive from a stream, which is put into an unnamed file first.
+#[cfg(test)]
+pub(crate) fn import_reader(
     store: &Arc<Store>,
-    reader: impl Read + Send,
+    mut reader: impl std::io::Read,
     progress: &dyn Progress,
 ) -> Result<Imported> {
-    let mut intake = Intake::new(store, progress)?;
-    let builder = image::in_stream(&mut intake, reader, None, "the stream")?;
-    intake.finish(builder)
+    Intake::of(store, progress, |intake| {
+        let file = archive::spool_whole(store, &mut reader, u64::MAX)?;
+        image::in_archive(intake, &Arc::new(file), "the stream")
+    })
 }
 
 /// Imports the upper directory of an overlay, as overlayfs or fuse-overlayfs wrote it, over the tree that it lay on. The
@@ -119,16 +117,17 @@ pub fn import_reader(
 /// As [`import_path`]; also for what `lower` does not have and the upper refers to (a renamed directory, the data of a file
 /// whose metadata alone was copied), naming the path.
 pub fn import_upper(trees: &Trees, lower: &Root, path: &Path, progress: &dyn Progress) -> Result<Imported> {
-    let file = File::open(path).at("open", path)?;
+    let file = input::open(path).at("import", path)?;
     if !file.metadata().at("read", path)?.is_dir() {
         let path = path.display();
         return Err(StoreError::Invalid(format!("cannot import {path}: an overlay's upper is a directory")));
     }
-    let mut intake = Intake::new(trees.store(), progress)?;
-    let mut tree = Builder::from_tree(trees, lower, MAX_METADATA)?;
-    let upper = directory::import(&mut intake, path, file.into(), true)?;
-    tree.cover(upper)?;
-    intake.finish(tree)
+    Intake::of(trees.store(), progress, |intake| {
+        let mut tree = Builder::from_tree(trees, lower, MAX_METADATA)?;
+        let upper = directory::import(intake, path, file.into(), true)?;
+        tree.cover(upper)?;
+        Ok(tree)
+    })
 }
 
 /// What an import under way has brought into the store.
@@ -142,8 +141,20 @@ struct Intake<'a> {
 }
 
 impl<'a> Intake<'a> {
-    fn new(store: &'a Arc<Store>, progress: &'a dyn Progress) -> Result<Intake<'a>> {
-        Ok(Intake { store, batch: Batch::new(store)?, warnings: Warnings::default(), progress, bytes: 0 })
+    /// Imports what `take_in` makes of it.
+    fn of(
+        store: &'a Arc<Store>,
+        progress: &'a dyn Progress,
+        take_in: impl FnOnce(&mut Intake<'a>) -> Result<Builder>,
+    ) -> Result<Imported> {
+        let warnings = Warnings::default();
+        let mut intake = Intake { store, batch: Batch::new(store)?, warnings, progress, bytes: 0 };
+        let taken = take_in(&mut intake);
+        // Whoever was stopped in the middle of something may have called it the source's fault.
+        if progress.is_cancelled() {
+            return Err(StoreError::Cancelled);
+        }
+        intake.finish(taken?)
     }
 
     /// Writes the tree and makes everything durable.

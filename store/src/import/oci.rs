@@ -14,7 +14,7 @@ use super::blobs::{Blob, Files};
 use crate::error::{IoContext, Result, StoreError};
 
 /// The largest document that is read. Registries allow manifests of 4 MiB.
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
 
 /// How deep an index may lie in another.
 const MAX_NESTING: usize = 8;
@@ -37,6 +37,8 @@ pub(super) struct Image {
 pub(super) struct Layer {
     /// The file that it is in.
     pub file: String,
+    /// How many bytes that file must have, where something says so.
+    pub size: Option<u64>,
     /// What that file's bytes must be, where something says so.
     pub digest: Option<Sha>,
     /// What the uncompressed archive must be, where the configuration says so.
@@ -136,7 +138,7 @@ struct Candidate {
 
 /// Whether `files` are an OCI image layout.
 pub(super) fn is_layout(files: &dyn Files) -> Result<bool> {
-    let (Some(layout), Some(_)) = (files.open("oci-layout")?, files.open("index.json")?) else {
+    let (Ok(layout), Ok(_)) = (files.open("oci-layout")?, files.open("index.json")?) else {
         return Ok(false);
     };
     Ok(layout.size <= MAX_DOCUMENT && parse::<Layout>(&whole(files, "oci-layout", layout)?).is_ok())
@@ -144,7 +146,7 @@ pub(super) fn is_layout(files: &dyn Files) -> Result<bool> {
 
 /// Whether `files` are what `docker save` writes.
 pub(super) fn is_saved(files: &dyn Files) -> Result<bool> {
-    let Some(list) = files.open("manifest.json")?.filter(|list| list.size <= MAX_DOCUMENT) else {
+    let Some(list) = files.open("manifest.json")?.ok().filter(|list| list.size <= MAX_DOCUMENT) else {
         return Ok(false);
     };
     Ok(parse::<Vec<Saved>>(&whole(files, "manifest.json", list)?).is_ok_and(|list| !list.is_empty()))
@@ -177,7 +179,8 @@ pub(super) fn of_layout(files: &dyn Files) -> Result<Image> {
     for layer in &manifest.layers {
         check_layer_kind(files, layer)?;
         let digest = sha(files, &layer.digest)?;
-        layers.push(Layer { file: blob_name(digest), digest: Some(digest), diff_id: None });
+        let file = blob_name(digest);
+        layers.push(Layer { file, size: Some(layer.size), digest: Some(digest), diff_id: None });
     }
     let mut image = Image { layers, notes: Vec::new() };
     tracing::debug!(manifest = descriptor.digest, layers = image.layers.len(), "image chosen");
@@ -215,7 +218,7 @@ pub(super) fn of_saved(files: &dyn Files) -> Result<Image> {
     let config: Config = parse(&bytes).map_err(|reason| unreadable(files, &saved.config, &reason))?;
     let layers = saved.layers.into_iter().map(|file| {
         let digest = file.strip_prefix("blobs/sha256/").and_then(Sha::parse);
-        Layer { file, digest, diff_id: None }
+        Layer { file, size: None, digest, diff_id: None }
     });
     let mut image = Image { layers: layers.collect(), notes: Vec::new() };
     take_config(files, &mut image, &config)?;
@@ -237,7 +240,7 @@ fn collect(
         }
         let digest = sha(files, &descriptor.digest)?;
         // An index may name manifests of other platforms that were left out of the copy.
-        if files.open(&blob_name(digest))?.is_none() && descriptor.platform.is_some() {
+        if files.open(&blob_name(digest))?.is_err() && descriptor.platform.is_some() {
             let platform = descriptor.platform.clone().unwrap_or_default();
             let manifest = Manifest { config: descriptor.clone(), layers: Vec::new() };
             candidates.push(Candidate { descriptor, manifest, platform });
@@ -422,9 +425,18 @@ pub(super) fn check(files: &dyn Files, name: &str, expected: Sha, found: Sha) ->
     Err(refuse(files, &format!("blob {name} is damaged: its digest should be {expected} and is {found}")))
 }
 
+/// Refuses a blob that has not as many bytes as is said of it.
+pub(super) fn check_size(files: &dyn Files, name: &str, expected: u64, found: u64) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    let reason = format!("blob {name} is damaged: it should have {expected} bytes and has {found}");
+    Err(refuse(files, &reason))
+}
+
 /// Opens a file that the image refers to.
 pub(super) fn open(files: &dyn Files, name: &str) -> Result<Blob> {
-    files.open(name)?.ok_or_else(|| refuse(files, &format!("its blob {name} is missing")))
+    files.open(name)?.map_err(|reason| refuse(files, &format!("its blob {name} {reason}")))
 }
 
 fn blob_name(digest: Sha) -> String {
@@ -443,13 +455,7 @@ fn verified(files: &dyn Files, descriptor: &Descriptor) -> Result<Vec<u8>> {
     let digest = sha(files, &descriptor.digest)?;
     let name = blob_name(digest);
     let blob = open(files, &name)?;
-    if blob.size != descriptor.size {
-        let (size, found) = (descriptor.size, blob.size);
-        return Err(refuse(
-            files,
-            &format!("blob {name} is damaged: it should have {size} bytes and has {found}"),
-        ));
-    }
+    check_size(files, &name, descriptor.size, blob.size)?;
     let bytes = whole(files, &name, blob)?;
     check(files, &name, digest, Sha::of(&bytes))?;
     Ok(bytes)

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod image;
+mod intake;
 mod upper;
 
 use std::collections::BTreeMap;

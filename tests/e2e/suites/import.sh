@@ -197,11 +197,103 @@ sparse() {
     done
 }
 
+staged() { find "$STORE/store/staging" -mindepth 1; }
+
+# What would keep us waiting is told at once, wherever a file is asked for.
+no_file_is_told() {
+    local project=$WORK/project
+    mkdir -p "$project"
+    mkfifo "$WORK/fifo"
+    ln -s fifo "$WORK/link"
+    for image in "$WORK/fifo" "$WORK/link" "file://$WORK/fifo"; do
+        refused timeout 30 karapace import "$image" --name fifo
+        says 'it is a FIFO'
+    done
+    refused timeout 30 karapace import /dev/zero --name device
+    says 'it is a character device'
+    refused timeout 30 karapace import "$WORK/fifo" --onto layout --name upper
+    says 'it is a FIFO'
+    cd "$project"
+    printf 'manifest_version = 1\n[base]\nimage = "%s"\n' "$WORK/fifo" >karapace.toml
+    refused timeout 30 karapace build
+    says 'it is a FIFO'
+    mkfifo karapace.lock
+    refused timeout 30 karapace build
+    says 'cannot read lock file .*it is a FIFO'
+    mv karapace.lock karapace.toml
+    refused timeout 30 karapace build
+    says 'cannot read manifest .*it is a FIFO'
+    refused timeout 30 karapace pin
+    says 'it is a FIFO'
+    # In the image of a layout.
+    cp -r "$LAYOUT" "$WORK/piped"
+    local blob
+    blob=$(find "$WORK/piped/blobs/sha256" -type f -size +1k | head -n1)
+    rm "$blob"
+    mkfifo "$blob"
+    refused timeout 30 karapace import "$WORK/piped" --name piped
+    says "$(basename "$blob") is no regular file"
+    equal staged "" "$(staged)"
+}
+
+# An archive that looks like an image, and is a bomb of zeros: on a file system that has no room for them.
+bomb_takes_no_room() {
+    mkdir "$WORK/bomb"
+    /usr/bin/python3 - <<'PYTHON' | gzip -1 >"$WORK/bomb.tar.gz"
+import io, sys, tarfile
+out = tarfile.open(fileobj=sys.stdout.buffer, mode="w|")
+class Zeros(io.RawIOBase):
+    def read(self, size=-1):
+        return bytes(size)
+def add(name, size, body):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    out.addfile(info, body)
+add("blobs/sha256/" + "a" * 64, 400 << 20, Zeros())
+add("kept", 4, io.BytesIO(b"kept"))
+out.close()
+PYTHON
+    mount -t tmpfs -o size=64m,mode=755 bomb "$WORK/bomb"
+    karapace --store "$WORK/bomb/store" import "$WORK/bomb.tar.gz" --name bomb
+    equal entries 5 "$(karapace --store "$WORK/bomb/store" export bomb | tar -t | grep -c .)"
+    umount "$WORK/bomb"
+}
+
+# interrupted SIGNAL IMAGE: the import ends cleanly, and leaves nothing.
+interrupted() {
+    local status=0 before
+    before=$(objects)
+    karapace import "$2" --name interrupted &
+    until_true 20 sh -c "find '$STORE/store/staging' -mindepth 2 | grep -q ."
+    kill "-$1" $!
+    wait $! || status=$?
+    equal status 130 "$status"
+    equal staged "" "$(staged)"
+    equal objects "$before" "$(objects)"
+    if karapace inspect interrupted; then wrong "there is an environment"; fi
+}
+
+# Large enough for a signal to come in the middle.
+interruptions() {
+    mkdir "$WORK/much"
+    for number in $(seq 40); do head -c 20M /dev/urandom >"$WORK/much/$number"; done
+    tar -C "$WORK/much" -cf "$WORK/much.tar" .
+    interrupted TERM "$WORK/much"
+    rm -r "$WORK/much"
+    interrupted INT "$WORK/much.tar"
+    rm "$WORK/much.tar"
+}
+
 need "umoci makes an image" image
 check "an image is what umoci unpacks" image_is_what_umoci_unpacks
 check "skopeo's docker-archive of it imports as it does" copies saved "docker-archive:$WORK/saved.tar:image:1" "$WORK/saved.tar"
 check "skopeo's oci-archive of it imports as it does" copies archive "oci-archive:$WORK/archive.tar:image" "$WORK/archive.tar"
 check "a damaged blob is refused by name" damaged_copy_is_refused
+check "FIFOs and devices in the place of files are told at once" no_file_is_told
+if [ "$ACTOR" = root ]; then
+    check "a bomb of zeros takes no room" bomb_takes_no_room
+fi
+check "SIGTERM and SIGINT end an import and leave nothing" interruptions
 lower() { fixture "$WORK/lower" && karapace import "$WORK/lower" --name lower; }
 need "a lower directory" lower
 if [ "$ACTOR" = root ]; then

@@ -7,18 +7,18 @@ use super::*;
 use crate::import::oci::Sha;
 
 /// An image layout that is being written.
-struct Layout {
-    dir: PathBuf,
+pub(super) struct Layout {
+    pub(super) dir: PathBuf,
 }
 
 /// A descriptor of a blob.
-fn descriptor(kind: &str, blob: &[u8], more: &str) -> String {
+pub(super) fn descriptor(kind: &str, blob: &[u8], more: &str) -> String {
     format!(r#"{{"mediaType":"{kind}","digest":"{}","size":{}{more}}}"#, Sha::of(blob), blob.len())
 }
 
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 impl Layout {
@@ -28,7 +28,7 @@ impl Layout {
         Layout { dir }
     }
 
-    fn path(&self, blob: &[u8]) -> PathBuf {
+    pub(super) fn path(&self, blob: &[u8]) -> PathBuf {
         self.dir.join("blobs").join(Sha::of(blob).to_string().replace(':', "/"))
     }
 
@@ -56,7 +56,7 @@ impl Layout {
     }
 
     /// A layout of one image whose layers are not compressed.
-    fn of(dir: PathBuf, layers: &[Vec<u8>]) -> Layout {
+    pub(super) fn of(dir: PathBuf, layers: &[Vec<u8>]) -> Layout {
         let layout = Layout::new(dir);
         let layers: Vec<_> = layers.iter().map(|tar| (LAYER, tar.clone(), &tar[..])).collect();
         let manifest = layout.manifest("amd64", &layers);
@@ -87,14 +87,14 @@ impl Place {
     }
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
 /// Two layers with a bit of everything.
-fn two_layers() -> Vec<Vec<u8>> {
+pub(super) fn two_layers() -> Vec<Vec<u8>> {
     let lower = archive(&[
         (b"etc/", b'5', b"", b""),
         (b"etc/gone", b'0', b"", b"gone"),
