@@ -60,8 +60,12 @@ impl Cached {
     /// The file behind `source`: the one that is here if its bytes are those wanted or the server says that it has no other,
     /// else downloaded.
     pub fn fetch(&self, source: &Source, http: &Http<'_>) -> Result<Fetched, ImageError> {
-        let known = self.known()?;
-        let known = match (known, &source.sha256) {
+        let known = match (self.known()?, &source.sha256) {
+            // Of another time, which took more.
+            (Some(known), _) if known.size > source.limit.bytes => {
+                self.discard()?;
+                None
+            }
             (Some(known), Some(sha256)) if known.sha256 == *sha256 => return Ok(self.fetched(known)),
             (Some(known), None) if known.url == source.url => Some(known),
             _ => None,
@@ -81,6 +85,12 @@ impl Cached {
             }),
             (Err(error), _) => Err(error),
         }
+    }
+
+    /// Removes the archive and what is known of it.
+    pub fn discard(&self) -> Result<(), ImageError> {
+        remove_if_there(&self.known_path())?;
+        remove_if_there(&self.archive())
     }
 
     /// Puts a whole download in the place of the archive, if it is what it should be.

@@ -1,26 +1,22 @@
 //! One file over HTTP, into a file beside the cache's own. What broke off is taken up where it ended (RFC 9110 §14: Range,
-//! If-Range), in this run or a later one.
+//! If-Range), in this run or a later one. What is refused, because it is too large or not the file itself, is removed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use karapace_store::atomic;
 use serde::{Deserialize, Serialize};
-use ureq::Body;
-use ureq::http::Response;
 
 use super::ImageError;
 use super::cache::remove_if_there;
 use super::error::at;
+use super::transfer::{Pace, Patience, Reply, get};
 use crate::engine::Report;
 
-/// How long a server may be silent before a download is given up.
-const SILENCE: Duration = Duration::from_secs(60);
-
-/// How often in a row a connection may break off with nothing received.
+/// How often in a row a connection may break off with no more received than there was before.
 const FUTILE: u32 = 3;
 
 /// The pause before a connection is tried again that gave nothing.
@@ -35,6 +31,24 @@ pub(super) struct Source {
     pub sha256: Option<String>,
     /// How many they are, where it is known and the server does not say. For the progress bar only.
     pub size: Option<u64>,
+    /// The most that is taken, whatever the server says and sends.
+    pub limit: Limit,
+}
+
+/// The most bytes of a file, and why, in words that follow the number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    pub bytes: u64,
+    pub why: &'static str,
+}
+
+impl Limit {
+    /// Of an image of which nothing else is known.
+    pub const IMAGE: Limit = Limit { bytes: 64 << 30, why: "the most that is taken of an image" };
+
+    fn refusal(&self) -> String {
+        format!("it has more than {} bytes, {}; nothing of it was kept", self.bytes, self.why)
+    }
 }
 
 /// What a server calls one version of a file.
@@ -45,8 +59,9 @@ pub(super) struct Validators {
 }
 
 impl Validators {
-    fn of(response: &Response<Body>) -> Validators {
-        Validators { etag: header(response, "etag"), last_modified: header(response, "last-modified") }
+    fn of(reply: &Reply) -> Validators {
+        let header = |name| reply.header(name).map(str::to_owned);
+        Validators { etag: header("etag"), last_modified: header("last-modified") }
     }
 
     /// What a range may be asked for against: a weak etag does not promise equal bytes.
@@ -67,11 +82,8 @@ pub(super) enum Answer {
 /// How one request went.
 enum Outcome {
     Ended(Answer),
-    /// The connection ended early; `progress` says whether anything came.
-    Broken {
-        progress: bool,
-        reason: String,
-    },
+    /// The connection ended early, for this reason.
+    Broken(String),
     /// What there was of the file is of no use and has been removed.
     StartOver,
 }
@@ -79,6 +91,7 @@ enum Outcome {
 /// Downloads, and tells how far they are.
 pub(super) struct Http<'a> {
     agent: ureq::Agent,
+    patience: Patience,
     report: &'a dyn Report,
 }
 
@@ -93,17 +106,22 @@ struct Begun {
 }
 
 impl<'a> Http<'a> {
-    pub fn new(report: &'a dyn Report) -> Http<'a> {
+    pub fn new(report: &'a dyn Report, patience: Patience) -> Http<'a> {
+        let silence = Some(patience.silence);
         let agent = ureq::Agent::config_builder()
-            .timeout_connect(Some(SILENCE))
-            .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE))
+            .timeout_resolve(silence)
+            .timeout_connect(silence)
+            .timeout_send_request(silence)
+            .timeout_recv_response(silence)
+            .timeout_per_read(silence)
             .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .user_agent(concat!("karapace/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
             .build()
             .new_agent();
-        Http { agent, report }
+        Http { agent, patience, report }
     }
 
     /// Downloads into `part`, unless the server still has what `known` names. What an earlier download left in `part` is
@@ -114,25 +132,26 @@ impl<'a> Http<'a> {
         known: Option<&Validators>,
         part: &Path,
     ) -> Result<Answer, ImageError> {
-        let mut futile = 0;
+        let (mut futile, mut longest) = (0, 0);
+        let mut pace = Pace::new(self.patience);
         loop {
-            match self.attempt(source, known, part)? {
+            let reason = match self.attempt(source, known, part, &mut pace)? {
                 Outcome::Ended(answer) => return Ok(answer),
-                Outcome::StartOver => {}
-                Outcome::Broken { progress: true, reason } => {
-                    futile = 0;
-                    tracing::info!("{}: {reason}; taken up again", source.url);
-                }
-                Outcome::Broken { progress: false, reason } if futile < FUTILE => {
-                    futile += 1;
-                    tracing::info!("{}: {reason}; tried again", source.url);
-                    std::thread::sleep(PAUSE);
-                }
-                Outcome::Broken { reason, .. } => {
-                    let kept = fs::metadata(part).map_or(0, |m| m.len());
-                    let reason = format!("{reason}; {kept} bytes are kept: the next try goes on from there");
-                    return Err(failed(source, reason));
-                }
+                Outcome::StartOver => continue,
+                Outcome::Broken(reason) => reason,
+            };
+            let kept = fs::metadata(part).map_or(0, |m| m.len());
+            // What came again and broke off again is no step ahead, nor is one that took too long.
+            let slow = pace.add(0).err();
+            if kept > longest && slow.is_none() {
+                (futile, longest) = (0, kept);
+                tracing::info!("{}: {reason}; taken up again", source.url);
+            } else if futile < FUTILE && slow.is_none() {
+                futile += 1;
+                tracing::info!("{}: {reason}; tried again", source.url);
+                std::thread::sleep(PAUSE);
+            } else {
+                return Err(given_up(source, slow.unwrap_or(reason), kept));
             }
         }
     }
@@ -142,23 +161,32 @@ impl<'a> Http<'a> {
         source: &Source,
         known: Option<&Validators>,
         part: &Path,
+        pace: &mut Pace,
     ) -> Result<Outcome, ImageError> {
         let begun = Begun::load(source, part);
-        let mut request = self.agent.get(&source.url);
-        if let Some(etag) = known.and_then(|k| k.etag.as_deref()) {
-            request = request.header("If-None-Match", etag);
+        let mut headers = Vec::new();
+        if let Some(etag) = known.and_then(|k| k.etag.clone()) {
+            headers.push(("If-None-Match", etag));
         }
-        if let Some(date) = known.and_then(|k| k.last_modified.as_deref()) {
-            request = request.header("If-Modified-Since", date);
+        if let Some(date) = known.and_then(|k| k.last_modified.clone()) {
+            headers.push(("If-Modified-Since", date));
         }
         if let Some(begun) = &begun {
-            request = request.header("Range", format!("bytes={}-", begun.length));
+            headers.push(("Range", format!("bytes={}-", begun.length)));
             if let Some(version) = begun.validators.strong() {
-                request = request.header("If-Range", version);
+                headers.push(("If-Range", version.to_owned()));
             }
         }
-        let response = request.call().map_err(|e| failed(source, e.to_string()))?;
-        match (response.status().as_u16(), begun) {
+        let reply = get(&self.agent, &source.url, &headers, self.patience);
+        let reply = reply.map_err(|reason| failed(source, reason))?;
+        if let (200 | 206, Some(encoding)) = (reply.status, reply.encoding()) {
+            let reason = format!(
+                "the server sends it encoded ({encoding}), though it was asked for the file as it is; nothing of it was kept: \
+                 give another address, or the file itself"
+            );
+            return Err(refused(source, part, reason));
+        }
+        match (reply.status, begun) {
             (304, begun) if known.is_some() => {
                 if begun.is_some() {
                     Begun::discard(part)?;
@@ -166,11 +194,11 @@ impl<'a> Http<'a> {
                 Ok(Outcome::Ended(Answer::Unchanged))
             }
             (200, _) => {
-                let begun = Begun::start(source, &response, part)?;
-                self.receive(source, response, begun, part)
+                let begun = Begun::start(source, &reply, part)?;
+                self.receive(source, reply, begun, part, pace)
             }
-            (206, Some(begun)) if first_byte(&response) == Some(begun.length) => {
-                self.receive(source, response, begun, part)
+            (206, Some(begun)) if first_byte(&reply) == Some(begun.length) => {
+                self.receive(source, reply, begun, part, pace)
             }
             (206 | 416, Some(_)) => {
                 Begun::discard(part)?;
@@ -183,23 +211,24 @@ impl<'a> Http<'a> {
     fn receive(
         &self,
         source: &Source,
-        response: Response<Body>,
+        reply: Reply,
         begun: Begun,
         part: &Path,
+        pace: &mut Pace,
     ) -> Result<Outcome, ImageError> {
-        let length = response.body().content_length();
-        let total = length.map(|rest| begun.length + rest).or(source.size);
-        self.report.begin("downloading", total);
+        let end = reply.length.map(|rest| begun.length.saturating_add(rest));
+        if end.is_some_and(|end| end > source.limit.bytes) {
+            return Err(refused(source, part, source.limit.refusal()));
+        }
+        self.report.begin("downloading", end.or(source.size));
         self.report.add(begun.length, 0);
-        let received = self.append(response.into_body().into_reader(), part);
+        let received = self.append(source, &reply, begun.length, part, pace);
         self.report.end();
-        let (received, broken) = received?;
-        let progress = received > 0;
-        match (broken, length) {
-            (Some(reason), _) => Ok(Outcome::Broken { progress, reason }),
-            (None, Some(length)) if length != received => {
-                let reason = format!("the connection ended after {} bytes", begun.length + received);
-                Ok(Outcome::Broken { progress, reason })
+        let (length, broken) = received?;
+        match (broken, end) {
+            (Some(reason), _) => Ok(Outcome::Broken(reason)),
+            (None, Some(end)) if end != length => {
+                Ok(Outcome::Broken(format!("the connection ended after {length} bytes")))
             }
             (None, _) => {
                 File::open(part).and_then(|file| file.sync_all()).map_err(at("sync", part))?;
@@ -209,21 +238,36 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// Appends what the server sends; gives its length, and why it ended before its end.
-    fn append(&self, mut from: impl Read, part: &Path) -> Result<(u64, Option<String>), ImageError> {
+    /// Appends what the server sends to the `length` bytes that there are; gives the new length, and why it ended before its end.
+    fn append(
+        &self,
+        source: &Source,
+        reply: &Reply,
+        mut length: u64,
+        part: &Path,
+        pace: &mut Pace,
+    ) -> Result<(u64, Option<String>), ImageError> {
         let mut file = OpenOptions::new().append(true).open(part).map_err(at("open", part))?;
-        let mut buffer = vec![0; 256 << 10];
-        let mut received = 0;
         loop {
-            let n = match from.read(&mut buffer) {
-                Ok(0) => return Ok((received, None)),
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Ok((received, Some(format!("the connection broke off: {e}")))),
+            let piece = match reply.next() {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return Ok((length, None)),
+                Err(reason) => return Ok((length, Some(reason))),
             };
-            file.write_all(&buffer[..n]).map_err(at("write", part))?;
-            received += n as u64;
-            self.report.add(n as u64, 0);
+            let more = piece.len() as u64;
+            if length + more > source.limit.bytes {
+                return Err(refused(source, part, source.limit.refusal()));
+            }
+            if let Err(error) = file.write_all(&piece) {
+                // Kept, it would leave no room for anything else.
+                if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
+                    Begun::discard(part)?;
+                }
+                return Err(at("write", part)(error));
+            }
+            length += more;
+            self.report.add(more, 0);
+            pace.add(more).map_err(|reason| given_up(source, reason, length))?;
         }
     }
 }
@@ -242,12 +286,12 @@ impl Begun {
     }
 
     /// Begins anew.
-    fn start(source: &Source, response: &Response<Body>, part: &Path) -> Result<Begun, ImageError> {
+    fn start(source: &Source, reply: &Reply, part: &Path) -> Result<Begun, ImageError> {
         Begun::discard(part)?;
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         options.open(part).map_err(at("create", part))?;
-        let begun = Begun { url: source.url.clone(), validators: Validators::of(response), length: 0 };
+        let begun = Begun { url: source.url.clone(), validators: Validators::of(reply), length: 0 };
         let record = record_of(part);
         serde_json::to_vec(&begun)
             .map_err(io::Error::from)
@@ -267,17 +311,23 @@ fn record_of(part: &Path) -> PathBuf {
     part.with_extension("part.json")
 }
 
-fn header(response: &Response<Body>, name: &str) -> Option<String> {
-    response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-}
-
 /// N of `Content-Range: bytes N-M/TOTAL`.
-fn first_byte(response: &Response<Body>) -> Option<u64> {
-    let range = header(response, "content-range")?;
+fn first_byte(reply: &Reply) -> Option<u64> {
+    let range = reply.header("content-range")?;
     let (first, _) = range.trim().strip_prefix("bytes")?.trim_start().split_once('-')?;
     first.parse().ok()
 }
 
 fn failed(source: &Source, reason: String) -> ImageError {
     ImageError::Download { url: source.url.clone(), reason }
+}
+
+/// The error for what may be tried again later.
+fn given_up(source: &Source, reason: String, kept: u64) -> ImageError {
+    failed(source, format!("{reason}; {kept} bytes are kept: the next try goes on from there"))
+}
+
+/// The error for what is not wanted, of which nothing stays.
+fn refused(source: &Source, part: &Path, reason: String) -> ImageError {
+    Begun::discard(part).err().unwrap_or_else(|| failed(source, reason))
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use karapace_store::error::hint;
+
 /// An image that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -72,7 +74,7 @@ pub enum ImageError {
         reason: String,
     },
     /// The cache of downloads failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Cache {
         /// The verb, as in "cannot VERB PATH".
         action: &'static str,

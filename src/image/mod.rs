@@ -3,7 +3,8 @@
 //! - `mod`: what a reference means;
 //! - `streams`: names, looked up in an image server's lists;
 //! - `cache`: what was downloaded, and whether it is still what it was;
-//! - `download`: one file over HTTP, taken up where it broke off.
+//! - `download`: one file over HTTP, taken up where it broke off, and no more of it than is wanted;
+//! - `transfer`: one request over HTTP, which does not keep anybody waiting.
 
 mod cache;
 mod download;
@@ -11,15 +12,18 @@ mod error;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use karapace_store::input;
+
 use crate::engine::Report;
 use cache::Cached;
-use download::{Http, Source};
+use download::{Http, Limit, Source};
+use transfer::Patience;
 
 pub use error::ImageError;
 
@@ -99,16 +103,20 @@ impl Image {
     /// Makes the image available as a local path: a remote one is downloaded below `cache`, or taken from there when it is
     /// what the server has, or unasked when `offline`.
     pub fn fetch(&self, cache: &Path, offline: bool, report: &dyn Report) -> Result<Fetched, ImageError> {
-        let http = Http::new(report);
+        let http = Http::new(report, Patience::default());
         match self {
             Image::Local(path) => {
-                fs::metadata(path).map_err(|source| ImageError::Path { path: path.clone(), source })?;
+                input::open(path).map_err(|source| ImageError::Path { path: path.clone(), source })?;
                 Ok(Fetched { path: path.clone(), origin: None })
             }
             Image::Remote { url, sha256 } => {
-                let source = Source { url: url.clone(), sha256: sha256.clone(), size: None };
-                let cached = Cached::open(cache, url)?;
-                if offline { cached.offline(url, sha256.as_deref()) } else { cached.fetch(&source, &http) }
+                let (url, sha256) = (url.clone(), sha256.clone());
+                let source = Source { url, sha256, size: None, limit: Limit::IMAGE };
+                let cached = Cached::open(cache, &source.url)?;
+                if offline {
+                    return cached.offline(&source.url, source.sha256.as_deref());
+                }
+                cached.fetch(&source, &http)
             }
             Image::Named(name) => {
                 let server = streams::server();

@@ -6,8 +6,7 @@
 //! `images.linuxcontainers.org` serves.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
+use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -15,14 +14,14 @@ use serde::de::DeserializeOwned;
 
 use super::ImageError;
 use super::cache::Cached;
-use super::download::{Http, Source};
+use super::download::{Http, Limit, Source};
 use super::error::at;
 
 /// The image server, unless `KARAPACE_IMAGE_SERVER` names another.
 const SERVER: &str = "https://images.linuxcontainers.org";
 
-/// Most bytes of a list: it is held in memory.
-const MOST: u64 = 64 << 20;
+/// The most of a list: it is held in memory.
+const LIST: Limit = Limit { bytes: 64 << 20, why: "the most that is read of a list of images" };
 
 /// Names of ours for names of the server's.
 const SHORT: [(&str, &str); 1] = [("rolling", "opensuse/tumbleweed")];
@@ -108,7 +107,11 @@ pub(super) fn find(server: &str, name: &str, cache: &Path, http: &Http<'_>) -> R
         return Err(wrong(name, format!("{server} lists it with no sha256")));
     }
     let url = address(server, &item.path).ok_or_else(|| wrong(name, bad_path(server, &item.path)))?;
-    Ok(Source { url, sha256: Some(item.sha256.to_ascii_lowercase()), size: item.size })
+    let limit = match item.size {
+        Some(bytes) if bytes < Limit::IMAGE.bytes => Limit { bytes, why: "as its server's list says" },
+        _ => Limit::IMAGE,
+    };
+    Ok(Source { url, sha256: Some(item.sha256.to_ascii_lowercase()), size: item.size, limit })
 }
 
 /// One of the server's lists; a copy in the cache is used while the server has no other.
@@ -120,15 +123,15 @@ fn list<T: DeserializeOwned>(
     http: &Http<'_>,
 ) -> Result<T, ImageError> {
     let url = address(server, path).ok_or_else(|| wrong(name, bad_path(server, path)))?;
-    let source = Source { url: url.clone(), sha256: None, size: None };
-    let here = Cached::open(cache, &url)?.fetch(&source, http)?.path;
-    let mut bytes = Vec::new();
-    let read = File::open(&here).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
-    read.map_err(at("read", &here))?;
-    if bytes.len() as u64 > MOST {
-        return Err(wrong(name, format!("{url} has more than {MOST} bytes")));
+    let source = Source { url: url.clone(), sha256: None, size: None, limit: LIST };
+    let cached = Cached::open(cache, &url)?;
+    let here = cached.fetch(&source, http)?.path;
+    let bytes = fs::read(&here).map_err(at("read", &here))?;
+    let list = serde_json::from_slice(&bytes);
+    if list.is_err() {
+        cached.discard()?;
     }
-    serde_json::from_slice(&bytes).map_err(|e| wrong(name, format!("{url} is no list of images: {e}")))
+    list.map_err(|e| wrong(name, format!("{url} is no list of images: {e}")))
 }
 
 /// The product of this machine's architecture that has `name` among its aliases; its newest version with a root filesystem.

@@ -1,5 +1,8 @@
+mod hostile;
+
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
 use super::*;
@@ -45,21 +48,26 @@ fn serve(answers: Vec<String>) -> (String, JoinHandle<Vec<String>>) {
         let mut heads = Vec::new();
         for answer in answers {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut head = String::new();
-            for line in BufReader::new(stream.try_clone().unwrap()).lines() {
-                let line = line.unwrap();
-                if line.is_empty() {
-                    break;
-                }
-                head.push_str(&line.to_lowercase());
-                head.push('\n');
-            }
-            heads.push(head);
+            heads.push(head(&stream));
             stream.write_all(answer.as_bytes()).unwrap();
         }
         heads
     });
     (url, server)
+}
+
+/// A request's head, in lower case.
+fn head(stream: &TcpStream) -> String {
+    let mut head = String::new();
+    for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+        let line = line.unwrap();
+        if line.is_empty() {
+            break;
+        }
+        head.push_str(&line.to_lowercase());
+        head.push('\n');
+    }
+    head
 }
 
 /// An answer with a body; `length` is what it says, which may be more than comes.

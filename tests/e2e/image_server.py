@@ -1,7 +1,8 @@
 """An image server on loopback: image_server.py DIRECTORY LOG [CUT].
 
 Serves DIRECTORY with ETags, conditional requests and ranges, and logs a line for each request: the status, the path, the
-range. With CUT, an answer breaks off after that many bytes. Prints its address, then serves until it is killed.
+range. With CUT, an answer breaks off after that many bytes. What is asked for below /stalled/ begins and never goes on; below
+/encoded/ it comes with a Content-Encoding. Prints its address, then serves until it is killed.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import http.server
 import os
 import re
 import sys
+import time
 
 directory, log = sys.argv[1:3]
 cut = int(sys.argv[3]) if len(sys.argv) > 3 else None
@@ -18,7 +20,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        path = os.path.join(directory, self.path.lstrip("/"))
+        if self.path.startswith("/stalled/"):
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(b"hello")
+            self.wfile.flush()
+            time.sleep(1000)
+        name = self.path.lstrip("/")
+        encoding = {"Content-Encoding": "gzip"} if name.startswith("encoded/") else {}
+        path = os.path.join(directory, name.removeprefix("encoded/"))
         if not os.path.isfile(path):
             return self.answer(404, b"")
         with open(path, "rb") as file:
@@ -31,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             first = int(wanted[1])
             span = "bytes %d-%d/%d" % (first, len(content) - 1, len(content))
             return self.answer(206, content[first:], ETag=etag, **{"Content-Range": span})
-        self.answer(200, content, ETag=etag)
+        self.answer(200, content, ETag=etag, **encoding)
 
     def answer(self, status, body, **headers):
         with open(log, "a") as file:
@@ -52,5 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+# Clients go when they like.
+server.handle_error = lambda *_: None
 print("http://127.0.0.1:%d" % server.server_address[1], flush=True)
 server.serve_forever()

@@ -129,6 +129,34 @@ pinned_address() {
     says '64 hex digits'
 }
 
+encoded() {
+    refused karapace import "$KARAPACE_IMAGE_SERVER/encoded/one/rootfs.tar.xz" --name encoded
+    says 'Content-Encoding: "gzip".*nothing of it was kept'
+    equal "parts left" "" "$(find "$STORE/images" -name 'archive.part*')"
+}
+
+# terminated COMMAND...: SIGTERM ends a download that does not go on, and nobody takes what came for the whole.
+terminated() {
+    local status=0 pid
+    "$@" &
+    pid=$!
+    until_true 20 sh -c "find '$STORE/images' -name archive.part -size 5c | grep -q ."
+    kill "$pid"
+    until_true 10 gone "$pid" || kill -KILL "$pid"
+    wait "$pid" || status=$?
+    equal status 143 "$status"
+    refused karapace import "$KARAPACE_IMAGE_SERVER/stalled/x.tar" --name stalled --offline
+    says 'has not been downloaded yet'
+    find "$STORE/images" -name 'archive.part*' -delete
+}
+
+interrupted() {
+    mkdir -p "$PLAIN/stalled"
+    printf 'manifest_version = 1\n[base]\nimage = "%s"\n' "$KARAPACE_IMAGE_SERVER/stalled/x.tar" >"$PLAIN/stalled/karapace.toml"
+    terminated karapace import "$KARAPACE_IMAGE_SERVER/stalled/x.tar" --name stalled
+    terminated karapace build "$PLAIN/stalled/karapace.toml"
+}
+
 need "two versions of an image" archives
 serve
 need "import by name is the archive's tree" by_name
@@ -140,6 +168,8 @@ check "with the server gone: --offline, and only what was downloaded" offline
 serve
 check "bytes with another checksum are refused and not kept" wrong_checksum
 check "an unknown name is told with what there is" unknown_name
+check "what comes encoded is refused and not kept" encoded
+check "a signal ends a download that does not go on" interrupted
 kill "$SERVER"
 serve 1000000
 check "a connection that breaks off every megabyte" broken_connections
