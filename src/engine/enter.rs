@@ -108,9 +108,10 @@ impl Engine {
             let place = self.place(env, options)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
             let mut seen = match place.entrance.seen {
-                Some(seen) => seen,
+                Some(seen) => *seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
             };
+            seen.notes.iter().for_each(|note| tracing::warn!("{note}"));
             seen.become_caller(policy, many_ids)?;
             let shape = options.shape(policy, (!many_ids).then_some(&seen.user));
             let request = runtime::Session {

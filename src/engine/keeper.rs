@@ -122,7 +122,7 @@ impl Keeper {
             dir: self.place.dir.clone(),
             session: self.place.session,
             ground: ground.names(),
-            seen,
+            seen: seen.map(Box::new),
             inside: inside.map(|held| (held.shape.clone(), held.namespaces.names())),
         };
         Ok(Reply { answer: Answer::Entrance(entrance), descriptors })

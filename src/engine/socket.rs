@@ -108,7 +108,7 @@ pub struct Entrance {
     /// The namespaces in which it is mounted, if the server made some of its own; their descriptors come first.
     pub ground: Vec<String>,
     /// What a session depends on, if there is a ground: who is outside of it cannot see into the mount.
-    pub seen: Option<Seen>,
+    pub seen: Option<Box<Seen>>,
     /// The inside that there is: its shape and its namespaces, whose descriptors follow.
     pub inside: Option<(Shape, Vec<String>)>,
 }

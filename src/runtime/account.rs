@@ -43,10 +43,10 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    pub(super) fn look(inside: &Inside) -> Result<Accounts, RuntimeError> {
-        let list = |path| Ok(inside.read(Path::new(path))?.unwrap_or_default());
+    pub(super) fn look(inside: &Inside) -> Accounts {
+        let list = |path| inside.read(Path::new(path)).unwrap_or_default();
         let shells = SHELLS.iter().map(PathBuf::from).filter(|shell| inside.is_program(shell)).collect();
-        Ok(Accounts { passwd: list("/etc/passwd")?, group: list("/etc/group")?, shells })
+        Accounts { passwd: list("/etc/passwd"), group: list("/etc/group"), shells }
     }
 }
 
@@ -143,8 +143,8 @@ impl Account {
             let list = sys::open_tree(path, false)?;
             sys::add_attributes(&list, attributes | libc::MOUNT_ATTR_RDONLY, false)?;
             match sys::move_mount(&list, target, false) {
-                // An environment without that list.
-                Err(Errno::ENOENT) => {}
+                // An environment without that list, or with a directory there, over which no file can lie.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EINVAL) => {}
                 other => other?,
             }
         }
@@ -152,8 +152,8 @@ impl Account {
         let made = self.home.as_ref().map_or(Ok(()), |home| self.make_home(home));
         umask(mask);
         match made {
-            // Of an environment that cannot be written to.
-            Err(Errno::EROFS) => Ok(()),
+            // Of an environment that cannot be written to, or has something else in the way.
+            Err(Errno::EROFS | Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
             other => other,
         }
     }
@@ -187,7 +187,8 @@ mod tests {
         let user =
             User { uid: 0, gid: 0, groups: vec![0], name: vec![], home: "/".into(), shell: "/bin/sh".into() };
         let accounts = Some(Box::new(Accounts { passwd: vec![], group: vec![], shells: vec![] }));
-        let seen = Seen { user, has_home: false, hosts: None, accounts };
+        let (directories, notes) = (vec![], vec![]);
+        let seen = Seen { user, has_home: false, hosts: None, accounts, directories, notes };
         let shared = Policy { home: Some("/home/me".into()), ..Policy::default() };
         let oci = Policy { backend: Backend::Oci, ..Policy::default() };
         for (policy, many_ids, reason) in

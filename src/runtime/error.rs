@@ -17,14 +17,6 @@ pub enum RuntimeError {
         /// What to do about it; empty, or text that goes on after the error.
         hint: &'static str,
     },
-    /// A file of the environment that is needed to start (the list of users) cannot be read.
-    #[error("cannot read {path} inside the environment: {source}")]
-    Read {
-        /// The path as it is inside.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
     /// A value of the request that no session can have.
     #[error("{what} {value:?} {reason}")]
     Invalid {

@@ -1,5 +1,6 @@
 //! Reading files of an environment from outside of it, as a process inside would see them.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -34,23 +35,36 @@ pub struct Seen {
     /// What the caller becomes a user of, where [`SELF`] is asked for.
     #[serde(default)]
     pub accounts: Option<Box<Accounts>>,
+    /// What a session covers with a file of its own and is a directory there: it stays as it is.
+    #[serde(default)]
+    pub directories: Vec<PathBuf>,
+    /// What the session goes without, for the user.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
+
+/// Files that a session has of its own.
+const OWN_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 impl Seen {
     /// Looks below `root`, of which this process must be able to see the inside. `user` as in
     /// [`Session::user`](super::Session::user).
     ///
     /// # Errors
-    /// [`RuntimeError::Root`], [`RuntimeError::Read`], [`RuntimeError::UnknownUser`].
+    /// [`RuntimeError::Root`], [`RuntimeError::UnknownUser`]. Files that cannot be read are none: [`Seen::notes`] tells.
     pub fn look(root: &Path, user: Option<&str>) -> Result<Seen, RuntimeError> {
         let inside = Inside::open(root)?;
         let (user, accounts) = match user {
-            Some(SELF) => (None, Some(Box::new(Accounts::look(&inside)?))),
+            Some(SELF) => (None, Some(Box::new(Accounts::look(&inside)))),
             named => (named, None),
         };
-        let user = User::find(&inside, user)?;
+        let hosts = inside.read(Path::new("/etc/hosts"));
+        let user = User::find(&inside, user);
+        let notes = inside.notes.take();
+        let user = user.inspect_err(|_| notes.iter().for_each(|note| tracing::warn!("{note}")))?;
         let has_home = inside.is_directory(&user.home);
-        Ok(Seen { user, has_home, hosts: inside.read(Path::new("/etc/hosts"))?, accounts })
+        let directories = OWN_FILES.map(PathBuf::from).into_iter().filter(|path| inside.is_directory(path));
+        Ok(Seen { user, has_home, hosts, accounts, directories: directories.collect(), notes })
     }
 }
 
@@ -58,6 +72,8 @@ impl Seen {
 /// never leads outside.
 pub(super) struct Inside {
     root: OwnedFd,
+    /// What could not be read, and why.
+    notes: RefCell<Vec<String>>,
 }
 
 impl Inside {
@@ -67,22 +83,36 @@ impl Inside {
         let fd = open(root, flags, Mode::empty()).map_err(failed)?;
         // O_PATH asks nobody, not even the process that serves the mount.
         fstat(&fd).map_err(failed)?;
-        Ok(Inside { root: fd })
+        Ok(Inside { root: fd, notes: RefCell::default() })
     }
 
-    /// The bytes of a regular file; `None` when there is none by that name.
-    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RuntimeError> {
-        let failed = |source: io::Error| RuntimeError::Read { path: path.to_owned(), source };
-        let Some(file) = self.open_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map_err(failed)? else {
-            return Ok(None);
-        };
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(failed(io::Error::other("not a regular file")));
+    /// The bytes of a regular file; `None` when there is none by that name, and where it cannot be read, which is noted: no image
+    /// shall keep its user out by what it has there.
+    pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
+        self.try_read(path).unwrap_or_else(|error| {
+            let note = format!(
+                "cannot read {} inside the environment ({error}); going on without it",
+                path.display()
+            );
+            let mut notes = self.notes.borrow_mut();
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+            None
+        })
+    }
+
+    fn try_read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_file(path, OFlag::O_PATH)? else { return Ok(None) };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
         }
+        // What stands there may be another by now, but nobody is waited for.
+        let Some(file) = self.open_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else { return Ok(None) };
         let mut bytes = Vec::new();
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > FILE_MAX {
-            return Err(failed(io::Error::other("far too long for what it should be")));
+            return Err(io::Error::other("it is far too long for what it should be"));
         }
         Ok(Some(bytes))
     }

@@ -58,7 +58,7 @@ enum Source {
 /// What a mount is attached to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Point {
-    /// A directory, made with its parents when it is missing; a symlink to one is followed.
+    /// A directory, made when it is missing; of a share with its parents, and a symlink to one is followed.
     Directory,
     /// A file, made (empty, and its parents with it) when it is missing; a symlink is covered itself, so it may as well
     /// dangle.
@@ -313,16 +313,17 @@ impl Mount {
             (_, Some(tree)) => tree,
             (_, None) => return Ok(()),
         };
-        let follow = self.point == Point::Directory;
         // Only shares lie deeper than in a directory that every system has: of the others a missing parent means that the
-        // environment is none that needs them.
+        // environment is none that needs them. Nor do the others follow a symlink: a `/dev` that is `/` would hide all.
         let deep = matches!(self.source, Source::Checked { .. });
+        let follow = deep && self.point == Point::Directory;
         match sys::move_mount(tree, &self.target, follow) {
             Err(Errno::ENOENT) if self.point != Point::Existing => {
                 let passing = matches!(self.source, Source::Checked { .. } | Source::Text(_));
                 self.made = make_point(&self.target, self.point, deep)? && passing;
                 sys::move_mount(tree, &self.target, follow)
             }
+            Err(Errno::EINVAL) => Err(misfit(&self.target, self.point)),
             other => other,
         }
     }
@@ -339,6 +340,16 @@ impl Mount {
             Point::File if lstat(self.target.as_ref())?.st_size == 0 => unlink(self.target.as_ref()),
             Point::File | Point::Existing => Ok(()),
         }
+    }
+}
+
+/// What the kernel calls invalid of a mount point: it is a directory where a file is attached, or the other way round.
+fn misfit(path: &CStr, point: Point) -> Errno {
+    let is_directory = lstat(path).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFDIR);
+    match point {
+        Point::File if is_directory => Errno::EISDIR,
+        Point::Directory | Point::Existing if !is_directory => Errno::ENOTDIR,
+        _ => Errno::EINVAL,
     }
 }
 

@@ -55,6 +55,11 @@ pub(super) fn setup(failure: &Failure<'_>) -> RuntimeError {
             "; the kernel gives an ordinary user a new /proc only where nothing is mounted over parts of the present one, \
              as container engines do"
         }
+        b"/proc" | b"/sys" | b"/dev"
+            if matches!(failure.errno, Errno::ENOTDIR | Errno::ENOENT | Errno::ELOOP) =>
+        {
+            "; what the environment has there is no directory: mount it (karapace mount) and put one in its place"
+        }
         _ if failure.errno == Errno::EROFS => {
             "; make the directory in the environment while it is mounted writable"
         }

@@ -33,8 +33,8 @@ impl User {
     /// Finds `name`, `uid`, `name:group` or `uid:gid` (names and numbers may be mixed); `None` is uid 0.
     /// A number needs no entry; a name must have one.
     pub(super) fn find(inside: &Inside, wanted: Option<&str>) -> Result<User, RuntimeError> {
-        let passwd = inside.read(Path::new(PASSWD))?.unwrap_or_default();
-        let group = inside.read(Path::new(GROUP))?.unwrap_or_default();
+        let passwd = inside.read(Path::new(PASSWD)).unwrap_or_default();
+        let group = inside.read(Path::new(GROUP)).unwrap_or_default();
         let mut user = find(&passwd, &group, wanted.unwrap_or("0"))?;
         if !user.shell.is_absolute() || !inside.is_program(&user.shell) {
             user.shell = PathBuf::from(SHELL);

@@ -2,7 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use super::{Bench, Test, Who, assert_status, stdout};
 
@@ -17,6 +21,8 @@ pub const TESTS: &[Test] = &[
     ("login shell", login_shell),
     ("host's resolv.conf over any kind of file", resolv_conf),
     ("no resolv.conf where there is no /etc", no_etc),
+    ("whatever stands where a session has files of its own", odd_files),
+    ("no /proc, /sys or /dev to be mounted on", odd_directories),
     ("control directory is masked", mask),
     ("symlinks lead nowhere outside", symlinks),
     ("nothing is mounted on the host", host_is_untouched),
@@ -167,6 +173,93 @@ fn no_etc(bench: &Bench) {
     let output = bench.sh("id -u; ls -d /etc");
     fs::rename(&aside, &etc).unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n");
+}
+
+/// What a shell says inside, within half a minute.
+fn soon(bench: &Bench, script: &str) -> Output {
+    let mut command = bench.program();
+    command
+        .args(["--", "sh", "-c", script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn odd_files(bench: &Bench) {
+    let etc = bench.root.path().join("etc");
+    for name in ["hosts", "resolv.conf", "passwd", "group"] {
+        let (path, aside) = (etc.join(name), etc.join("aside"));
+        let was_there = fs::rename(&path, &aside).is_ok();
+        for kind in ["a directory", "a FIFO", "a loop", "a dangling link", "a link to a FIFO", "too long"] {
+            match kind {
+                "a directory" => fs::create_dir(&path).unwrap(),
+                "a FIFO" => mkfifo(&path, Mode::from_bits_truncate(0o644)).unwrap(),
+                "a loop" => symlink(name, &path).unwrap(),
+                "a dangling link" => symlink("/no/such/file", &path).unwrap(),
+                "a link to a FIFO" => {
+                    mkfifo(&etc.join("fifo"), Mode::from_bits_truncate(0o644)).unwrap();
+                    symlink("fifo", &path).unwrap();
+                }
+                _ => fs::File::create(&path).unwrap().set_len(20 << 20).unwrap(),
+            }
+            let look =
+                "id -u; [ -f /etc/hosts ] && cat /etc/hosts; [ -f /etc/resolv.conf ] && echo resolv.conf";
+            let output = soon(bench, look);
+            let what = format!("{name} is {kind}");
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.starts_with("0\n"), "{what}: {said} {}", String::from_utf8_lossy(&output.stderr));
+            // Only a directory cannot be covered.
+            let missing = |file: &str| name == file && kind == "a directory";
+            assert_eq!(said.contains("127.0.1.1\tinside"), !missing("hosts"), "{what}: {said}");
+            assert_eq!(said.contains("resolv.conf"), !missing("resolv.conf"), "{what}: {said}");
+            fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();
+            fs::remove_file(etc.join("fifo")).unwrap_or_default();
+        }
+        if was_there {
+            fs::rename(&aside, &path).unwrap();
+        }
+    }
+    // The point that was made for it stays, as after any session.
+    fs::remove_file(etc.join("resolv.conf")).unwrap_or_default();
+}
+
+fn odd_directories(bench: &Bench) {
+    // Those of the first session, of whoever runs them.
+    stdout(&bench.sh("true"));
+    let root = bench.root.path();
+    let names =
+        || -> Vec<_> { fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+    for name in ["proc", "sys", "dev"] {
+        let (path, aside) = (root.join(name), root.join("tmp/aside"));
+        fs::rename(&path, &aside).unwrap();
+        let mut results = Vec::new();
+        for target in [None, Some("/"), Some("tmp"), Some("/no/such"), Some(name)] {
+            match target {
+                None => fs::write(&path, "").unwrap(),
+                Some(target) => symlink(target, &path).unwrap(),
+            }
+            let before = names();
+            results.push((target, soon(bench, "true"), before, names()));
+            fs::remove_file(&path).unwrap();
+        }
+        fs::rename(&aside, &path).unwrap();
+        for (target, output, before, after) in results {
+            assert_status(&output, 125);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains(&format!("cannot mount /{name}")), "{target:?}: {said}");
+            assert!(said.contains("is no directory: mount it"), "{target:?}: {said}");
+            assert_eq!(after, before, "{name} to {target:?} leaves something");
+        }
+    }
 }
 
 fn mask(bench: &Bench) {

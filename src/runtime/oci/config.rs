@@ -82,8 +82,8 @@ pub(super) struct Wanted<'a> {
     pub shares: &'a [Share],
     /// Places in what is shown that are covered.
     pub covered: &'a [PathBuf],
-    /// Where the text of `/etc/hosts` is on the host, and whether the host has a resolv.conf.
-    pub hosts: &'a str,
+    /// Where the text of `/etc/hosts` is on the host, and whether the host's resolv.conf comes in.
+    pub hosts: Option<&'a str>,
     pub resolv_conf: bool,
 }
 
@@ -172,7 +172,7 @@ fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Value>, RuntimeError> {
         let options = ["bind", "nosuid", "nodev", "noexec", "ro"];
         list.push(bind("/etc/resolv.conf", "/etc/resolv.conf", &options));
     }
-    list.push(bind("/etc/hosts", wanted.hosts, &["bind", "nosuid", "nodev"]));
+    list.extend(wanted.hosts.map(|hosts| bind("/etc/hosts", hosts, &["bind", "nosuid", "nodev"])));
     Ok(list)
 }
 
@@ -230,9 +230,13 @@ mod tests {
             keep_read_only: false,
             shares,
             covered: &[],
-            hosts: "/dev/shm/hosts",
+            hosts: Some("/dev/shm/hosts"),
             resolv_conf: false,
         }
+    }
+
+    fn places(mounts: &[Value]) -> Vec<&str> {
+        mounts.iter().map(|mount| mount["destination"].as_str().unwrap()).collect()
     }
 
     #[test]
@@ -249,11 +253,14 @@ mod tests {
         let text = text(&wanted(&["sh".into()], &shares)).unwrap();
         let config: Value = serde_json::from_slice(&text).unwrap();
         let mounts = config["mounts"].as_array().unwrap();
-        let places: Vec<_> = mounts.iter().map(|m| m["destination"].as_str().unwrap()).collect();
         assert_eq!(
-            places,
+            places(mounts),
             ["/work", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/dev/run", "/dev/dri", "/etc/hosts"]
         );
+        // Of an environment with a directory there.
+        let argv = ["sh".into()];
+        let list = super::mounts(&Wanted { hosts: None, ..wanted(&argv, &[]) }).unwrap();
+        assert!(!places(&list).contains(&"/etc/hosts"), "{list:?}");
         assert_eq!(mounts[0]["options"], json!(["rbind", "rnosuid", "rro", "rnodev"]));
         assert_eq!(mounts[7]["options"], json!(["rbind", "rnosuid", "rro", "rnoexec"]));
         assert_eq!(

@@ -194,6 +194,8 @@ fn bundle(
         false => session.argv.clone(),
     };
     let hosts = format!("{dir}/hosts");
+    // The runtime would refuse to lay a file over a directory.
+    let is_file = |path: &str| !seen.directories.iter().any(|found| found == Path::new(path));
     // An ordinary user has many ids only in a user namespace that has the root too.
     let root = root(session, many_ids && !has_ids())?;
     let wanted = config::Wanted {
@@ -216,8 +218,8 @@ fn bundle(
         keep_read_only: policy.has_read_only(),
         shares: &policy.shares,
         covered: &policy.covered,
-        hosts: &hosts,
-        resolv_conf: Path::new("/etc/resolv.conf").exists(),
+        hosts: is_file("/etc/hosts").then_some(hosts.as_str()),
+        resolv_conf: Path::new("/etc/resolv.conf").exists() && is_file("/etc/resolv.conf"),
     };
     let config = config::text(&wanted)?;
     let path = |path: String| c_string("path", path.into());

@@ -160,6 +160,64 @@ unmounted() {
     equal content kept "$(cat "$DIR/etc/unmounted")"
 }
 
+# odd KIND FILE: puts something else in the place of a file.
+odd() {
+    case $1 in
+    directory) mkdir "$2" ;;
+    fifo) mkfifo "$2" ;;
+    loop) ln -s "${2##*/}" "$2" ;;
+    dangling) ln -s /no/such/file "$2" ;;
+    long) truncate -s 20M "$2" ;;
+    esac
+}
+
+# Whatever stands where a session looks or has files of its own, its user gets in, and is told.
+odd_files() {
+    local file kind
+    cp -a "$DIR/etc" "$TMPDIR/etc"
+    for file in hosts resolv.conf passwd group; do
+        for kind in directory fifo loop dangling long; do
+            rm -f "$DIR/etc/$file"
+            odd "$kind" "$DIR/etc/$file"
+            equal "uid, $file: $kind" 0 "$(timeout 30 karapace exec "$ENV" -- id -u 2>"$TMPDIR/said")"
+            case $file-$kind in
+            resolv.conf-directory) has 'cannot mount /etc/resolv.conf.*going on without it' <"$TMPDIR/said" ;;
+            resolv.conf-*) equal "said, $file: $kind" "" "$(cat "$TMPDIR/said")" ;;
+            *-loop | *-dangling) ;;
+            *) has "cannot read /etc/$file inside the environment.*going on without it" <"$TMPDIR/said" ;;
+            esac
+            if [ "$file-$kind" != hosts-directory ]; then timeout 30 karapace exec "$ENV" -- cat /etc/hosts | has "$ENV"; fi
+            if [ "$ACTOR" = user ]; then
+                equal "own uid, $file: $kind" "$(id -u)" "$(timeout 30 karapace exec --user self "$ENV" -- id -u 2>/dev/null)"
+            fi
+            rm -rf "${DIR:?}/etc/$file"
+        done
+        if [ -e "$TMPDIR/etc/$file" ]; then cp -a "$TMPDIR/etc/$file" "$DIR/etc/$file"; fi
+    done
+}
+
+# What nothing can be mounted on is told, with what to do.
+odd_directories() {
+    local name kind
+    for name in proc sys dev; do
+        mv "$DIR/$name" "$DIR/aside"
+        for kind in fifo loop dangling long; do
+            odd "$kind" "$DIR/$name"
+            status_of 125 timeout 30 karapace exec "$ENV" -- true 2>"$TMPDIR/said"
+            has "cannot mount /$name.*is no directory: mount it" <"$TMPDIR/said"
+            rm "$DIR/$name"
+        done
+        mv "$DIR/aside" "$DIR/$name"
+    done
+    # The shell of who has none.
+    mv "$DIR/usr/bin/dash" "$DIR/usr/bin/aside"
+    status_of 127 karapace exec "$ENV" -- /bin/sh -c true
+    mkfifo "$DIR/usr/bin/dash"
+    status_of 126 timeout 30 karapace exec "$ENV" -- /bin/sh -c true
+    mv "$DIR/usr/bin/aside" "$DIR/usr/bin/dash"
+    x true
+}
+
 need "a Debian, mounted" setup
 check "exit statuses: 0, 1, 42, 125, 126, 127, 128+n" statuses
 check "stdin, stdout and stderr go through unchanged" streams
@@ -173,5 +231,7 @@ check "commit while a program runs inside" commit_while_running
 check "the control directory is masked inside" control_is_masked_inside
 check "enter on a terminal: size, Ctrl-C, status" terminal
 check "no process outlives exec" nothing_stays_behind
+check "whatever stands in the place of /etc/hosts and the like" odd_files
+check "no place for /proc, /sys, /dev or a shell" odd_directories
 check "exec of an environment that is not mounted" unmounted
 finish_suite
