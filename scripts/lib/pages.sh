@@ -1,37 +1,42 @@
 # shellcheck shell=bash
 # Checks of pages in docs/ that name tests. Sourced after common.sh, in the root of the tree.
 
-# test_exists NAME: a test of docs/SEMANTICS.md, as its first lines explain the names.
+# test_exists NAME: a test as the pages name it. `e2e SUITE: CHECK`; `runtime: NAME`, one of tests/runtime; else a path of modules and
+# the test's function: of a crate's own tests (fs::, engine::, process::, runtime::) or of tests/ in fs or here.
 test_exists() {
     local suite title module file
-    if [[ $1 == 'e2e '* ]]; then
+    case $1 in
+    'e2e '*)
         suite=${1#e2e }
         title=${suite#*: }
         grep -qF -e "check \"$title\"" -e "need \"$title\"" "tests/e2e/suites/${suite%%: *}.sh" 2>/dev/null
         return
-    fi
-    module=${1%::*}
-    case $module in
-    fs::*) file=fs/src/$(printf '%s' "${module#fs::}" | sed 's,::,/,g').rs ;;
-    engine::*) file=src/$(printf '%s' "$module" | sed 's,::,/,g').rs ;;
-    *) file=fs/tests/$(printf '%s' "$module" | sed 's,::,/,g').rs ;;
+        ;;
+    'runtime: '*)
+        grep -qF "(\"${1#runtime: }\", " tests/runtime/*.rs
+        return
+        ;;
     esac
-    grep -A3 '#\[test\]' "$file" 2>/dev/null | grep -q "fn ${1##*::}()"
+    module=$(printf '%s' "${1%::*}" | sed 's,::,/,g')
+    for file in "fs/src/${module#fs/}.rs" "src/$module.rs" "src/$module/tests.rs" "fs/tests/$module.rs" "tests/$module.rs" "tests/$module/main.rs"; do
+        grep -A3 '#\[test\]' "$file" 2>/dev/null | grep -q "fn ${1##*::}()" && return
+    done
+    return 1
 }
 
-# semantics_page: every test that the page names exists, and every promise names one (or the model test).
-semantics_page() {
-    local page=docs/SEMANTICS.md name row status=0
+# promises_page PAGE: every test that the page's tables of promises name exists, and every promise names one (or the model test).
+promises_page() {
+    local page=$1 name row status=0
     while read -r name; do
         test_exists "$name" || {
             echo "$page names a test that does not exist: $name"
             status=1
         }
-    done < <(grep -oE '`(e2e [a-z-]+: [^`]+|(model|view|mount|kernel|concurrency|fs|engine)(::[a-z0-9_]+)+)`' "$page" | tr -d '`' | sort -u)
+    done < <(grep -oE '`((e2e [a-z-]+|runtime): [^`]+|(model|view|mount|kernel|concurrency|fs|engine|image|escapes|process|runtime)(::[a-z0-9_]+)+)`' "$page" | tr -d '`' | sort -u)
     while read -r row; do
         echo "$page: a promise without a test: $row"
         status=1
     done < <(sed -n '/^| promise | test |$/,/^$/p' "$page" | grep -vE '^(\| promise|\|---|$)' |
-        grep -vE '\|[^|]*(model|::|e2e |DURABILITY\.md)[^|]*\|$')
+        grep -vE '\|[^|]*(model|::|e2e |runtime: |DURABILITY\.md)[^|]*\|$')
     return "$status"
 }

@@ -20,12 +20,13 @@
 //!   the host nothing is mounted.
 //! - **Streams.** Standard input, output and error are the caller's own descriptors, and so are as many others as are asked
 //!   for ([`Session::preserved`]). Nothing is copied or added.
-//! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace go to the command; how the
-//!   terminal is shared stands in `terminal`. Real-time signals are not passed on.
+//! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace go to the command, which is a process group of
+//!   its own; how the terminal is shared stands in `terminal`. Real-time signals are not passed on.
 //! - **End.** When the command ends, everything it left behind inside is killed. When karapace dies, however it dies, so
 //!   does everything that its command started. With the last session ends process 1, and all else that may live inside.
 //! - **Privileges.** Some system calls are denied (`seccomp`), and a command that has one id cannot gain privileges by executing a
-//!   program. A root session is no cage: its root has all capabilities of the caller's.
+//!   program. What karapace itself has inside shows nothing of the caller (`conceal`). A root session is no cage: its root has most
+//!   capabilities of the caller's (`capabilities`).
 //!
 //! Needs Linux 5.12 (`openat2`, the fd-based mount calls, `mount_setattr`).
 
