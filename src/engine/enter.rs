@@ -67,6 +67,8 @@ impl EnterOptions {
             ("hardware".to_owned(), hardware),
             ("network_isolation".to_owned(), policy.isolate_network.to_string()),
             ("resource_limits".to_owned(), policy.limits.to_string()),
+            // Under which mounts cannot be changed.
+            ("read-only mounts".to_owned(), policy.has_read_only().to_string()),
         ]);
         if let Some(user) = account {
             shape.insert("--user".to_owned(), format!("{}:{}", user.uid, user.gid));
@@ -89,7 +91,7 @@ impl Engine {
         // Root is a user of every environment.
         let root = options.user.as_deref() == Some(runtime::SELF) && geteuid().is_root();
         let options = &EnterOptions { user: options.user.clone().filter(|_| !root), ..options.clone() };
-        let policy = policy::of(self, env, &options.choices)?;
+        let policy = policy::of(env, &options.choices)?;
         let session = Session::join(self, &env.instance)?;
         let ended = self.run_inside(env, options, &policy);
         let left = session.leave(|| self.end_inside(env));
@@ -106,14 +108,16 @@ impl Engine {
         let backend = runtime::backend(policy.backend);
         let (request, namespaces, many_ids) = loop {
             let place = self.place(env, options)?;
+            // The mount may have made one of them.
+            let policy = policy::without_our_own(self, policy)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
             let mut seen = match place.entrance.seen {
                 Some(seen) => *seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
             };
             seen.notes.iter().for_each(|note| tracing::warn!("{note}"));
-            seen.become_caller(policy, many_ids)?;
-            let shape = options.shape(policy, (!many_ids).then_some(&seen.user));
+            seen.become_caller(&policy, many_ids)?;
+            let shape = options.shape(&policy, (!many_ids).then_some(&seen.user));
             let request = runtime::Session {
                 root: place.entrance.dir,
                 argv: options.argv.clone(),
@@ -123,7 +127,7 @@ impl Engine {
                 env: options.env.clone(),
                 hostname: env.name.clone(),
                 mask_control: !options.show_control,
-                policy: policy.clone(),
+                policy,
                 output: options.output.clone(),
                 preserved: options.preserved,
             };

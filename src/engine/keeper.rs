@@ -111,8 +111,7 @@ impl Keeper {
         let ground = Namespaces::own(if self.place.has_ground { kinds } else { CloneFlags::empty() })?;
         let seen = if self.place.has_ground { Some(Seen::look(&self.place.dir, user)?) } else { None };
         let mut state = self.state.lock();
-        // One whose process 1 was killed is none any more.
-        state.inside.take_if(|held| is_over(&held.init, Duration::ZERO));
+        self.forget_dead(&mut state);
         let inside = state.inside.as_ref();
         let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
         let descriptors: std::io::Result<Vec<_>> =
@@ -136,7 +135,7 @@ impl Keeper {
         let namespaces = Namespaces::from_parts(names, descriptors)
             .ok_or_else(|| Error::Invalid("names and namespaces do not fit together".to_owned()))?;
         let mut state = self.state.lock();
-        state.inside.take_if(|held| is_over(&held.init, Duration::ZERO));
+        self.forget_dead(&mut state);
         if state.inside.is_some() {
             return Ok(Answer::Taken.into());
         }
@@ -148,10 +147,22 @@ impl Keeper {
         Ok(Answer::Held.into())
     }
 
+    /// An inside whose process 1 was killed is none any more.
+    fn forget_dead(&self, state: &mut State) {
+        if state.inside.as_ref().is_some_and(|held| is_over(&held.init, Duration::ZERO)) {
+            // While the namespace is still there: its number is given again.
+            self.admitted.set(None);
+            state.inside = None;
+        }
+    }
+
     /// Ends the inside, if there is one; returns when nothing lives in it.
     pub fn end(&self) {
-        let Some(held) = self.state.lock().inside.take() else { return };
+        let mut state = self.state.lock();
         self.admitted.set(None);
+        let held = state.inside.take();
+        drop(state);
+        let Some(held) = held else { return };
         let Held { namespaces, init, lifeline, .. } = held;
         drop((namespaces, lifeline));
         // It has something to clear up, which may hang as everything that touches the mount.

@@ -260,7 +260,9 @@ fn serve_view(
     let server = match running {
         Ok(server) => server,
         Err(error) => {
-            handle.detach()?;
+            if let Err(error) = handle.detach() {
+                tracing::error!("detaching: {error}");
+            }
             finish(&instance, None, &info_path(engine, &env.instance));
             return Err(error);
         }
@@ -357,7 +359,9 @@ fn serve_snapshot(
     let handle = session.unmount_handle();
     watch_signals(signals, handle.clone(), || ())?;
     if let Err(error) = ready(&dir) {
-        handle.detach()?;
+        if let Err(error) = handle.detach() {
+            tracing::error!("detaching: {error}");
+        }
         return Err(error);
     }
     session.wait().map_err(|e| Error::io("serve", &dir, e))

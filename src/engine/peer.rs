@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use karapace_fs::pid_namespace;
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 
 /// Whether the process that connected lives in this process's own process namespace.
@@ -21,6 +22,7 @@ pub(super) fn is_of_ours(stream: &UnixStream) -> bool {
     match getsockopt(stream, sockopt::PeerPidfd) {
         Ok(process) => fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd()))
             .is_ok_and(|text| pid_namespace::has_our_depth(&text)),
-        Err(_) => pid_namespace::is_ours(number),
+        Err(Errno::ENOPROTOOPT) => pid_namespace::is_ours(number),
+        Err(_) => false,
     }
 }

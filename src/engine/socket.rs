@@ -1,6 +1,6 @@
 //! `env/<instance>/control.sock`: how a command reaches the process that serves an environment.
 //!
-//! One JSON line each way a connection; open namespaces travel beside it as descriptors. The directory is the user's alone (0700), so whoever can connect may ask.
+//! One JSON line each way a connection; open namespaces travel beside it as descriptors. The directory is the user's alone (0700), so whoever can connect may ask, but for programs inside ([`peer`]).
 //! A socket that nobody listens on is stale: connecting says so, and it counts as absent.
 
 use std::collections::BTreeMap;
@@ -44,6 +44,9 @@ const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// How long the answers under way may take to be written when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a process that may not ask anything has for its request.
+const BRIEF: Duration = Duration::from_millis(100);
 
 /// What is asked of the serving process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,13 +275,16 @@ impl Drop for Guard {
 }
 
 fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply) -> io::Result<()> {
-    // A connection that says nothing (someone asks whether we live) must not keep a thread.
-    stream.set_read_timeout(Some(FAREWELL))?;
-    let (line, descriptors) = receive(stream, MAX_REQUEST)?;
+    let is_ours = peer::is_of_ours(stream);
+    // A connection that says nothing (someone asks whether we live) must not keep a thread. Of a stranger no more is read than lets
+    // the refusal arrive.
+    let (patience, most) = if is_ours { (FAREWELL, MAX_REQUEST) } else { (BRIEF, 1) };
+    stream.set_read_timeout(Some(patience))?;
+    let (line, descriptors) = receive(stream, most)?;
     if line.is_empty() {
         return Ok(());
     }
-    if !peer::is_of_ours(stream) {
+    if !is_ours {
         let reason = "asked from inside a session or a container: run this command outside, or use the control directory of a \
                       session that shows it (`karapace enter --ctl`)";
         let refused = Answer::Failed { errno: libc::EPERM, reason: reason.to_owned() };
@@ -325,6 +331,9 @@ fn receive(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd
             if let RecvAncillaryMessage::ScmRights(received) = message {
                 descriptors.extend(received);
             }
+        }
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(io::Error::other("more descriptors than a message can carry"));
         }
         if got.bytes == 0 {
             break;

@@ -18,18 +18,16 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 pub(crate) use sys::{default_signal, ignore_signal};
 
-use crate::runtime::Interrupt;
-
-/// Limits of which a server dies, or for which it fails what its callers do: (resource, what `ulimit` calls it, what it does).
-const LIMITS: [(Resource, &str, &str); 5] = [
-    (Resource::RLIMIT_FSIZE, "-f", "larger files cannot be written (EFBIG)"),
-    (Resource::RLIMIT_CPU, "-t", "the mount ends when it has used that much processor time"),
-    (Resource::RLIMIT_AS, "-v", "the mount ends when it needs more memory"),
-    (Resource::RLIMIT_DATA, "-d", "the mount ends when it needs more memory"),
-    (Resource::RLIMIT_NOFILE, "-n", "no more files can be in use at a time"),
+/// Limits that would end a server or make it fail its callers' requests: (resource, what `ulimit` calls it, its unit, what it does).
+const LIMITS: [(Resource, &str, &str, &str); 5] = [
+    (Resource::RLIMIT_FSIZE, "-f", "bytes", "larger files cannot be written (EFBIG)"),
+    (Resource::RLIMIT_CPU, "-t", "seconds", "the mount ends when it has used that much processor time"),
+    (Resource::RLIMIT_AS, "-v", "bytes", "the mount ends when it needs more memory"),
+    (Resource::RLIMIT_DATA, "-d", "bytes", "the mount ends when it needs more memory"),
+    (Resource::RLIMIT_NOFILE, "-n", "files", "no more files can be in use at a time"),
 ];
 
-/// Fewer open files than this are worth a word.
+/// A limit below this many open files is worth a warning.
 const FEW_FILES: u64 = 1024;
 
 /// As many open files as a server asks for where it may: what the kernel allows by default (/proc/sys/fs/nr_open).
@@ -50,8 +48,9 @@ pub fn begin() {
     // Neither fails for these arguments.
     default_signal(Signal::SIGCHLD).unwrap_or(());
     let open = (3..).take_while(|number: &RawFd| sys::is_open(*number)).count();
-    // On a kernel that cannot they go on as they did.
-    sys::close_on_exec(3).unwrap_or(());
+    if let Err(errno) = sys::close_on_exec(3) {
+        tracing::debug!("descriptors stay open in what is started: {errno}");
+    }
     INHERITED.get_or_init(|| u32::try_from(open).unwrap_or(u32::MAX));
 }
 
@@ -60,8 +59,8 @@ pub fn inherited_descriptors() -> u32 {
     INHERITED.get().copied().unwrap_or(0)
 }
 
-/// Gives a server a state of its own: file mode mask, signals, limits, place in the queue for the processor and for being killed
-/// when memory runs out. What it may not change is said in the log.
+/// Gives a server a state of its own, but for its limits: file mode mask, signals, place in the queue for the processor and for being
+/// killed when memory runs out. What it may not change is said in the log.
 pub fn become_server() -> Result<(), Errno> {
     // For mount points; what is in the store has modes of its own.
     umask(Mode::from_bits_truncate(0o022));
@@ -71,7 +70,6 @@ pub fn become_server() -> Result<(), Errno> {
         }
     }
     SigSet::empty().thread_set_mask()?;
-    lift_limits()?;
     if rustix::process::getpriority_process(None).is_ok_and(|nice| nice > 0)
         && let Err(error) = rustix::process::setpriority_process(None, 0)
     {
@@ -83,7 +81,7 @@ pub fn become_server() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Lifts the limits that would end a server, as far as it may; a file that becomes too long all the same is an error of its
+/// Lifts the limits that would end a server, as far as it may, and says in the log what stays; a file that becomes too long all the same is an error of its
 /// writer (EFBIG), and no signal.
 pub fn lift_limits() -> Result<(), Errno> {
     ignore_signal(Signal::SIGXFSZ)?;
@@ -94,26 +92,38 @@ pub fn lift_limits() -> Result<(), Errno> {
     }
     let (soft, hard) = getrlimit(Resource::RLIMIT_STACK)?;
     setrlimit(Resource::RLIMIT_STACK, soft.max(STACK.min(hard)), hard)?;
-    lasting_limits().iter().for_each(|limit| tracing::warn!("{limit}"));
+    harmful_limits().iter().for_each(|limit| tracing::warn!("{limit}"));
     Ok(())
 }
 
-/// The limits that a server started by this process keeps, and what they do, a sentence each. One with CAP_SYS_RESOURCE, as root
+/// The limits that a server started by this process will keep, and what they do, a sentence each. One with CAP_SYS_RESOURCE, as root
 /// has it but in some containers, lifts all of them.
 pub fn lasting_limits() -> Vec<String> {
-    if capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_RESOURCE)) {
-        return Vec::new();
-    }
-    let lasting = LIMITS.iter().filter_map(|(resource, option, effect)| {
+    let lifts = capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_RESOURCE));
+    if lifts { Vec::new() } else { harmful_limits() }
+}
+
+/// The hard limits of this process that would harm a server.
+fn harmful_limits() -> Vec<String> {
+    let lasting = LIMITS.iter().filter_map(|(resource, option, unit, effect)| {
         let (_, hard) = getrlimit(*resource).ok()?;
         let harms = if *resource == Resource::RLIMIT_NOFILE { hard < FEW_FILES } else { hard != RLIM_INFINITY };
         harms.then(|| {
             format!(
-                "the hard limit `ulimit -H {option}` of {hard} stays: {effect}; start it from a shell without that limit"
+                "the hard limit `ulimit -H {option}` of {hard} {unit} stays: {effect}; start it from a shell without that limit"
             )
         })
     });
     lasting.collect()
+}
+
+/// An interrupt, SIGINT or SIGQUIT, that ended a command, and who else has to hear of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interrupt {
+    /// The signal.
+    pub signal: Signal,
+    /// The keyboard sent it to the command's process group alone: all of the caller's is to have it.
+    pub whole_group: bool,
 }
 
 /// Ends this process by the interrupt that ended its command, as shells expect. Returns only where the signal has no effect.

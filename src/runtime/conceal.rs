@@ -1,6 +1,6 @@
 //! What a process of karapace gives up before a program inside can see it.
 //!
-//! Process 1, a monitor and the sender of `stop` are copies of karapace in the process namespace of the inside, and root inside
+//! Process 1, a monitor, its ear and the sender of `stop` are copies of karapace in the process namespace of the inside, and root inside
 //! looks at every process there. So before the clone that puts them there they lose what the caller has: the variables and
 //! arguments of karapace, its descriptors, its right to make the denied system calls. They are not dumpable, so the kernel
 //! refuses to show or trace them ([`ptrace(2)`], "Ptrace access mode checking"): their memory belongs to the user namespace of

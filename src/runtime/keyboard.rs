@@ -16,18 +16,29 @@ use nix::sched::CloneFlags;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, pipe2, read, setpgid, write};
+use nix::unistd::{Pid, getpid, getppid, pipe2, read, setpgid, write};
 
 use super::sys;
 
 /// What is heard. SIGUSR1 is the monitor's question whether there is more.
 const HEARD: [Signal; 4] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, QUESTION];
 
-/// Higher than the number of every other: signals are received in the order of their numbers.
+/// Higher than SIGINT and SIGQUIT, which are asked about: signals are received in the order of their numbers.
 const QUESTION: Signal = Signal::SIGUSR1;
 
 /// How long the answer may take; a program inside may have stopped the ear.
 const PATIENCE_MS: u16 = 200;
+
+/// What an ear says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// The terminal sent this signal.
+    Signal(i32),
+    /// It has said all that it had heard when it was asked.
+    All,
+    /// It has ended: a program inside killed it.
+    Gone,
+}
 
 /// The monitor's end.
 pub(super) struct Ear {
@@ -41,8 +52,9 @@ impl Ear {
     pub fn open(command: Pid) -> Result<Ear, Errno> {
         setpgid(command, command)?;
         let (pipe, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+        let monitor = getpid();
         let Some(process) = sys::clone_process(CloneFlags::empty())? else {
-            sys::exit(i32::from(listen(&theirs).is_err()))
+            sys::exit(i32::from(listen(monitor, &theirs).is_err()))
         };
         setpgid(process, command)?;
         Ok(Ear { process, pipe })
@@ -53,13 +65,14 @@ impl Ear {
         &self.pipe
     }
 
-    /// The next signal that the terminal sent, once there is something to read.
-    pub fn hear(&self) -> Result<Option<i32>, Errno> {
+    /// What it says next, once there is something to read.
+    pub fn hear(&self) -> Result<Heard, Errno> {
         let mut number = [0];
-        match read(&self.pipe, &mut number)? {
-            0 => Ok(None),
-            _ => Ok(Some(i32::from(number[0])).filter(|number| *number != QUESTION as i32)),
-        }
+        Ok(match (read(&self.pipe, &mut number)?, i32::from(number[0])) {
+            (0, _) => Heard::Gone,
+            (_, number) if number == QUESTION as i32 => Heard::All,
+            (_, number) => Heard::Signal(number),
+        })
     }
 
     /// Whether the terminal has sent this signal and the monitor has not heard of it yet: the command may die of it before the
@@ -74,9 +87,9 @@ impl Ear {
                 other => other?,
             };
             match self.hear()? {
-                Some(heard) if heard == signal => return Ok(true),
-                Some(_) => {}
-                None => return Ok(false),
+                Heard::Signal(heard) if heard == signal => return Ok(true),
+                Heard::Signal(_) => {}
+                Heard::All | Heard::Gone => return Ok(false),
             }
         }
     }
@@ -89,9 +102,12 @@ impl AsFd for Ear {
 }
 
 /// Writes the number of each signal that is heard. All are blocked here, so none has another effect.
-fn listen(to: &OwnedFd) -> Result<(), Errno> {
-    // Before anything else: the monitor may be killed by a program inside.
+fn listen(monitor: Pid, to: &OwnedFd) -> Result<(), Errno> {
+    // A program inside may kill the monitor, also before this.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() != monitor {
+        return Err(Errno::ESRCH);
+    }
     sys::close_all_but(&[Some(to)], 0)?;
     let signals = SignalFd::with_flags(&HEARD.into_iter().collect::<SigSet>(), SfdFlags::SFD_CLOEXEC)?;
     loop {

@@ -82,7 +82,7 @@ pub use limits::Limits;
 pub use namespaces::{NamespaceId, Namespaces};
 pub use policy::{Caller, Choices, Policy, Share, ShareKind};
 pub use start::Started;
-pub use supervise::{Ended, Interrupt};
+pub use supervise::Ended;
 pub use user::User;
 
 pub(crate) use environment::PATH;

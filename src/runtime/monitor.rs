@@ -22,7 +22,7 @@ use nix::unistd::{Pid, chdir, getpid, pipe2, read, setpgid, setsid, write};
 use super::channel::{Channel, MessageBuffer, Order, Report};
 use super::conceal::{StartStrings, conceal};
 use super::init::{fail, stand_in};
-use super::keyboard::Ear;
+use super::keyboard::{Ear, Heard};
 use super::namespaces::Namespaces;
 use super::plan::Command;
 use super::seccomp::Filter;
@@ -127,7 +127,7 @@ fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     let list = || open_in_proc(path).map_err(failed);
     // Before there is a command that could not be ended.
     drop(list()?);
-    // The command waits for the ear: the keyboard may interrupt it as soon as it runs.
+    // The command waits until it is looked after; the keyboard may interrupt it as soon as it runs.
     let (held, hold) = pipe2(OFlag::O_CLOEXEC).map_err(fail("start the command of"))?;
     let started = match sys::clone_process(CloneFlags::empty()).map_err(fail("start the command of"))? {
         Some(command) => command,
@@ -139,11 +139,11 @@ fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     };
     let terminal = command.terminal.as_ref().map(|(handle, _)| handle);
     let ear = terminal.map(|_| Ear::open(started)).transpose().map_err(fail("listen to the terminal of"))?;
-    drop((held, hold));
+    drop(held);
     // Its size is the one that a container's terminal follows.
     let first = if command.bundle.is_some() && command.terminal.is_some() { 1 } else { 0 };
     stand_in(&command.null, first).map_err(fail("let go of the streams of"))?;
-    let ours = [Some(channel.fd()), terminal, ear.as_ref().map(Ear::fd)];
+    let ours = [Some(channel.fd()), Some(&hold), terminal, ear.as_ref().map(Ear::fd)];
     sys::close_all_but(&ours, 3).map_err(fail("let go of the descriptors of"))?;
     if let (Some(filter), Some(_)) = (&command.filter, &command.bundle) {
         sys::set_filter(filter).map_err(fail("filter the system calls of"))?;
@@ -152,7 +152,9 @@ fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     mask.add(Signal::SIGCHLD);
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&mask, flags).map_err(fail("receive signals of"))?;
-    Ok(Ready { command: started, children: list()?, signals, ear })
+    let children = list()?;
+    write(&hold, b"x").map_err(fail("start the command of"))?;
+    Ok(Ready { command: started, children, signals, ear })
 }
 
 /// Opens a file of /proc, over which root inside may have mounted anything.
@@ -162,11 +164,14 @@ fn open_in_proc(path: &CStr) -> Result<OwnedFd, Errno> {
     if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC { Ok(file) } else { Err(Errno::ENXIO) }
 }
 
-/// Becomes the command, once the other end of `held` is closed. Returns only what went wrong.
+/// Becomes the command, once it is told to by a byte from `held`. Returns only what went wrong.
 fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
     let failed = |action| move |errno| Report::Failed(fail(action)(errno));
     let ready = || {
-        read(&held, &mut [0]).map_err(failed("wait to start"))?;
+        if read(&held, &mut [0]).map_err(failed("start the command of"))? == 0 {
+            // Nobody would look after it; whoever failed has said so.
+            sys::exit(125);
+        }
         if command.output.is_some() {
             // Nobody is there to answer what it might ask on the caller's terminal.
             setsid().map(drop).map_err(failed("detach"))?;
@@ -239,30 +244,34 @@ fn exec_first(command: &Command) -> Errno {
 
 /// Reaps what dies, does what karapace orders and says what the keyboard sends, until the command is over. Returns how it ended.
 fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Report<'static>, Failure> {
-    let mut buffer = MessageBuffer::new();
+    let (mut buffer, mut ear) = (MessageBuffer::new(), ready.ear.as_ref());
     loop {
-        let ear = ready.ear.as_ref().map_or(channel.as_fd(), AsFd::as_fd);
         let mut fds = [
             PollFd::new(ready.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(channel.as_fd(), PollFlags::POLLIN),
-            PollFd::new(ear, PollFlags::POLLIN),
+            PollFd::new(ear.map_or(channel.as_fd(), AsFd::as_fd), PollFlags::POLLIN),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             other => other.map_err(fail("wait for"))?,
         };
         let [died, ordered, heard] = fds.map(|fd| fd.any().unwrap_or(true));
-        if let (true, Some(ear)) = (heard, &ready.ear) {
-            match ear.hear().map_err(fail("listen to the terminal of"))? {
+        if let (true, Some(open)) = (heard, ear) {
+            match open.hear().map_err(fail("listen to the terminal of"))? {
                 // Before there is a container: it begins with the size that there is.
-                Some(libc::SIGWINCH) if command.bundle.is_some() => oci::follow(ready.command).unwrap_or(()),
-                Some(libc::SIGWINCH) | None => {}
-                Some(signal) => channel.report(&Report::Keyboard(signal)).map_err(fail("speak for"))?,
+                Heard::Signal(libc::SIGWINCH) if command.bundle.is_some() => {
+                    oci::follow(ready.command).unwrap_or(());
+                }
+                Heard::Signal(libc::SIGWINCH) | Heard::All => {}
+                Heard::Signal(signal) => {
+                    channel.report(&Report::Keyboard(signal)).map_err(fail("speak for"))?;
+                }
+                Heard::Gone => ear = None,
             }
         }
         if died {
             while ready.signals.read_signal().map_err(fail("receive signals of"))?.is_some() {}
-            if let Some(end) = ready.reap(channel).map_err(fail("wait for"))? {
+            if let Some(end) = ready.reap(ear, channel).map_err(fail("wait for"))? {
                 return Ok(end);
             }
         }
@@ -298,7 +307,7 @@ fn obey(order: Order, process: Pid, command: &Command) -> Result<(), Errno> {
 
 impl Ready {
     /// Collects every dead child, and reports stops where there is a terminal. Returns how the command ended, once it has.
-    fn reap(&self, channel: &Channel) -> Result<Option<Report<'static>>, Errno> {
+    fn reap(&self, ear: Option<&Ear>, channel: &Channel) -> Result<Option<Report<'static>>, Errno> {
         let flags = libc::WNOHANG | if self.ear.is_some() { libc::WUNTRACED } else { 0 };
         loop {
             let (pid, status) = match sys::wait(None, flags) {
@@ -312,7 +321,7 @@ impl Ready {
                 channel.report(&Report::Stopped(libc::WSTOPSIG(status)))?;
             } else if libc::WIFSIGNALED(status) {
                 let signal = libc::WTERMSIG(status);
-                if let (Some(ear), libc::SIGINT | libc::SIGQUIT) = (&self.ear, signal)
+                if let (Some(ear), libc::SIGINT | libc::SIGQUIT) = (ear, signal)
                     && ear.has_heard(signal)?
                 {
                     channel.report(&Report::Keyboard(signal))?;

@@ -142,7 +142,7 @@ impl Policy {
     }
 
     /// Whether something of the host is shown that must not be written to.
-    pub(super) fn has_read_only(&self) -> bool {
+    pub fn has_read_only(&self) -> bool {
         self.shares.iter().any(|share| share.read_only)
     }
 }

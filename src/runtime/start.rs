@@ -60,7 +60,10 @@ pub(super) fn start(
             None => {
                 // Or process 1 would keep karapace's end open and never see it close.
                 drop(outer);
-                if preparation.strings.erase().is_err() {
+                if let Err(errno) = preparation.strings.erase() {
+                    let failure = Failure { action: "hide the arguments of", path: b"the session", errno };
+                    // When nobody listens any more there is nobody to tell.
+                    inner.report(&Report::Failed(failure)).ok();
                     sys::exit(125);
                 }
                 init::main(&mut preparation, kinds, &inner)

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
 use super::terminal::Terminal;
 use super::{RuntimeError, monitor, refusal, sys};
+use crate::process::Interrupt;
 
 /// Signals that are passed on to the command.
 const FORWARDED: [Signal; 8] = [
@@ -73,15 +74,6 @@ impl Ended {
     pub(super) fn with(status: i32) -> Ended {
         Ended { status, interrupt: None }
     }
-}
-
-/// SIGINT or SIGQUIT, and who else has to hear of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Interrupt {
-    /// The signal.
-    pub signal: Signal,
-    /// The keyboard sent it to the command's process group alone: all of the caller's is to have it.
-    pub whole_group: bool,
 }
 
 /// What came of a session, as the inside told it.

@@ -44,13 +44,13 @@ pub(super) struct SessionArgs {
     /// Pass on N descriptors beside the standard streams, those from 3 on; all others stay outside
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     preserve_fds: u32,
-    /// Let the control directory /.karapace be seen inside
+    /// Show the control directory /.karapace inside, and let programs there use it
     #[arg(long)]
     ctl: bool,
     /// Whose home directory the command sees
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     home: HomeMode,
-    /// Deny no system call, and let programs gain privileges where they have one id
+    /// Deny no system call, let root keep all capabilities, and let programs gain privileges where they have one id
     #[arg(long)]
     privileged: bool,
 }

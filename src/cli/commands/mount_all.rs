@@ -64,6 +64,7 @@ impl All<'_> {
     fn serve(&self, global: &Global, told: &mut bool) -> Result<(), Failure> {
         nix::unistd::setsid().map_err(std::io::Error::from)?;
         process::become_server().map_err(std::io::Error::from)?;
+        process::lift_limits().map_err(std::io::Error::from)?;
         let engine = global.engine()?;
         let dir = self.dir()?;
         std::env::set_current_dir("/")?;

@@ -191,7 +191,7 @@ fn seccomp(keep_read_only: bool) -> Value {
             "index": MOUNT_FLAGS, "value": libc::MS_REMOUNT, "valueTwo": libc::MS_REMOUNT, "op": "SCMP_CMP_MASKED_EQ"
         });
         rules
-            .push(json!({ "names": ["mount_setattr"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM }));
+            .push(json!({ "names": ["mount_setattr", "open_tree_attr"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM }));
         rules.push(json!({
             "names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM, "args": [asked]
         }));
