@@ -15,8 +15,7 @@ impl Engine {
     /// [`Error::Running`] and [`Error::Mounted`] while it is in use, [`Error::NamedSnapshots`] when it has such a snapshot.
     pub fn destroy(&self, env: &Metadata, snapshots: bool) -> Result<()> {
         check_destroy(env, snapshots)?;
-        self.check_idle(env)?;
-        let lock = self.lock_unmounted(env)?;
+        let lock = self.lock_idle(env)?;
         let _shared = StoreLock::shared(self.store())?;
         // What was named while we waited counts too.
         check_destroy(&Metadata::load(self.store(), &env.instance)?, snapshots)?;

@@ -14,7 +14,7 @@ use karapace_fs::view::View;
 use karapace_store::atomic;
 use karapace_store::id::InstanceId;
 use karapace_store::layer::LayerRecord;
-use karapace_store::lock::StoreLock;
+use karapace_store::lock::{EnvLock, StoreLock};
 use karapace_store::metadata::Metadata;
 use karapace_store::pins::Pin;
 use karapace_store::tree::Trees;
@@ -584,6 +584,19 @@ impl Engine {
             Some(mount) if self.is_supervised(&mount)? => self.unmount_and_wait(env).map(|_| ()),
             Some(_) => Err(self.mounted_error(env)),
             None => Ok(()),
+        }
+    }
+
+    /// Takes the lock of an environment that is not in use. A mount that somebody's `mount --all` just makes may show only when the lock
+    /// is asked for: it is ended as well.
+    pub(super) fn lock_idle(&self, env: &Metadata) -> Result<EnvLock> {
+        self.check_idle(env)?;
+        match self.lock_unmounted(env) {
+            Err(Error::Mounted { .. }) => {
+                self.check_idle(env)?;
+                self.lock_unmounted(env)
+            }
+            other => other,
         }
     }
 

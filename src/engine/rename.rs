@@ -9,8 +9,7 @@ use super::{Engine, Result};
 impl Engine {
     /// Gives `env` another name. Unmounted environments only: their mount point is named after them.
     pub fn rename(&self, env: &Metadata, name: &str) -> Result<()> {
-        self.check_idle(env)?;
-        let _lock = self.lock_unmounted(env)?;
+        let _lock = self.lock_idle(env)?;
         let _shared = StoreLock::shared(self.store())?;
         let _names = self.lock_names()?;
         self.check_name_free(name, Some(&env.instance))?;

@@ -20,8 +20,7 @@ impl Engine {
 
     fn change_state(&self, env: &Metadata, to: EnvState) -> Result<()> {
         lifecycle::check(env.state, to)?;
-        self.check_idle(env)?;
-        let _lock = self.lock_unmounted(env)?;
+        let _lock = self.lock_idle(env)?;
         let _shared = StoreLock::shared(self.store())?;
         let mut current = Metadata::load(self.store(), &env.instance)?;
         lifecycle::check(current.state, to)?;
