@@ -51,7 +51,10 @@ pub fn kind(error: &Error) -> &'static str {
         | Error::NoPath { .. }
         | Error::NotMounted { .. } => "not-found",
         Error::Served { errno: libc::ENOENT, .. } => "not-found",
-        Error::NameTaken { .. } | Error::FileExists { .. } | Error::SnapshotNameTaken { .. } => "exists",
+        Error::NameTaken { .. }
+        | Error::OtherBuild { .. }
+        | Error::FileExists { .. }
+        | Error::SnapshotNameTaken { .. } => "exists",
         Error::Served { errno: libc::EEXIST, .. } => "exists",
         Error::AmbiguousSnapshot { .. } => "ambiguous",
         Error::ReadOnly { .. } | Error::Served { errno: libc::EROFS, .. } => "state",

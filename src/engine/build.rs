@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use karapace_store::atomic;
 use karapace_store::lock::StoreLock;
-use karapace_store::metadata::{Dependency, Metadata};
+use karapace_store::metadata::{Dependency, Metadata, check_name};
 
-use super::create::{Base, Built, check_name_early};
+use super::create::{Base, Built};
 use super::install::Packages;
 use super::scratch::Scratch;
 use super::{Engine, Error, Report, Result};
@@ -51,6 +51,8 @@ pub(super) struct Plan {
     pub lock_path: PathBuf,
     /// What it says.
     pub pinned: Option<LockFile>,
+    /// The environment that has the wanted name, with its lock: what is built is that one, or nothing.
+    holder: Option<(Box<Metadata>, LockFile)>,
 }
 
 /// What a manifest resolved to, in the store. Nothing refers to it but what is held here.
@@ -81,11 +83,11 @@ pub(super) enum Resolution {
 impl Engine {
     /// Builds the environment that the manifest at `path` describes, and writes its lock file beside it.
     pub fn build(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<BuildOutcome> {
-        let plan = self.plan(path, options)?;
+        let mut plan = self.plan(path, options)?;
         if let Some(name) = &options.name {
-            karapace_store::metadata::check_name(name)?;
+            plan.holder = self.holder(name, &plan)?;
         }
-        let existing = |lock: &LockFile| self.existing(&lock.env_id, options.name.as_deref());
+        let existing = |lock: &LockFile| self.existing(&lock.env_id, options.name.as_deref(), &plan);
         let resolved = match self.resolve(&plan, options, report, &existing)? {
             Resolution::New(resolved) => resolved,
             Resolution::Exists(metadata, lock) => {
@@ -94,7 +96,7 @@ impl Engine {
             }
         };
         let name = options.name.clone().unwrap_or_else(|| resolved.lock.short_id.clone());
-        check_name_early(self, &name)?;
+        self.check_name_free(&name, None)?;
         // The lock file first: if it cannot be written, nothing was built.
         plan.write_lock(&resolved.lock)?;
         let metadata = self.create(&name, &plan.manifest, &resolved.built())?;
@@ -116,7 +118,7 @@ impl Engine {
             pinned.verify_integrity()?;
             pinned.verify_manifest_intent(&manifest)?;
         }
-        Ok(Plan { path: path.to_owned(), manifest, lock_path, pinned })
+        Ok(Plan { path: path.to_owned(), manifest, lock_path, pinned, holder: None })
     }
 
     /// Brings the base into the store and the packages onto it. `existing` looks for an environment that is what would be built.
@@ -145,6 +147,11 @@ impl Engine {
             if let Some(dependency) = found {
                 return Ok(new(lock, base, dependency, None, shared));
             }
+        }
+        if let Some((metadata, lock)) = plan.holder_for(&base, &pins)?
+            && !options.update
+        {
+            return Ok(Resolution::Exists(metadata, Box::new(lock)));
         }
         if options.offline {
             let path = plan.path.clone();
@@ -183,8 +190,29 @@ impl Engine {
         }
     }
 
+    /// The environment that has this name, with what it resolved to.
+    ///
+    /// # Errors
+    /// [`Error::OtherBuild`] if no image and no versions of packages make it what the manifest describes.
+    fn holder(&self, name: &str, plan: &Plan) -> Result<Option<(Box<Metadata>, LockFile)>> {
+        check_name(name)?;
+        let mut all = Metadata::list(self.store())?.into_iter().flatten();
+        let Some(metadata) = all.find(|env| env.name == name) else { return Ok(None) };
+        let Ok(lock) = LockFile::parse(&metadata.lock, Path::new("recorded in the store")) else {
+            return Err(plan.other_build(name));
+        };
+        let packages: Vec<&String> = lock.resolved_packages.iter().map(|package| &package.name).collect();
+        let same = LockFile::resolve(&plan.manifest, &lock.base_image_digest, lock.resolved_packages.clone());
+        if packages != plan.manifest.system.packages.iter().collect::<Vec<_>>()
+            || same.env_id != metadata.env_id
+        {
+            return Err(plan.other_build(name));
+        }
+        Ok(Some((Box::new(metadata), lock)))
+    }
+
     /// The environment of this identity: the one of the wanted name, or without one the oldest.
-    fn existing(&self, env_id: &str, name: Option<&str>) -> Result<Option<Metadata>> {
+    fn existing(&self, env_id: &str, name: Option<&str>, plan: &Plan) -> Result<Option<Metadata>> {
         let mut same: Vec<Metadata> = Metadata::list(self.store())?
             .into_iter()
             .flatten()
@@ -192,10 +220,12 @@ impl Engine {
             .collect();
         same.sort_by_key(|m| m.created_at);
         let found = same.into_iter().next();
-        if let (None, Some(name)) = (&found, name) {
-            check_name_early(self, name)?;
+        match name {
+            Some(name) if found.is_none() && !Metadata::name_is_free(self.store(), name, None)? => {
+                Err(plan.other_build(name))
+            }
+            _ => Ok(found),
         }
-        Ok(found)
     }
 }
 
@@ -209,6 +239,21 @@ impl Plan {
         };
         let asked = |pin: &&LockedPackage| self.manifest.system.packages.contains(&pin.name);
         lock.resolved_packages.iter().filter(asked).cloned().collect()
+    }
+
+    /// The environment that has the wanted name, as far as it can be what is built on this base with these pins.
+    fn holder_for(&self, base: &Base, pins: &[LockedPackage]) -> Result<Option<(Box<Metadata>, LockFile)>> {
+        let Some((metadata, lock)) = &self.holder else { return Ok(None) };
+        if lock.base_image_digest != base.digest
+            || !pins.iter().all(|pin| lock.resolved_packages.contains(pin))
+        {
+            return Err(self.other_build(&metadata.name));
+        }
+        Ok(Some((metadata.clone(), lock.clone())))
+    }
+
+    fn other_build(&self, name: &str) -> Error {
+        Error::OtherBuild { name: name.to_owned(), path: self.path.clone() }
     }
 
     /// Whether the lock file pins every package, so that nobody has to be asked for a version.

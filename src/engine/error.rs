@@ -100,6 +100,17 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The name that a build is to have belongs to an environment that is another one.
+    #[error(
+        "an environment named {name} exists already and is not what {} builds: `karapace rebuild {} --name {name}` builds it anew \
+         and keeps its snapshots; or choose another name", path.display(), path.display()
+    )]
+    OtherBuild {
+        /// The name.
+        name: String,
+        /// The manifest.
+        path: PathBuf,
+    },
     /// The file is there and `--force` was not given.
     #[error("{} exists already: use --force to replace it", path.display())]
     FileExists {
@@ -281,9 +292,10 @@ impl Error {
             Error::Fs(e) => e.errno(),
             Error::Served { errno, .. } => *errno,
             Error::NoSnapshot { .. } | Error::NoEnvironment { .. } | Error::NoPath { .. } => libc::ENOENT,
-            Error::SnapshotNameTaken { .. } | Error::NameTaken { .. } | Error::FileExists { .. } => {
-                libc::EEXIST
-            }
+            Error::SnapshotNameTaken { .. }
+            | Error::NameTaken { .. }
+            | Error::OtherBuild { .. }
+            | Error::FileExists { .. } => libc::EEXIST,
             Error::ReadOnly { .. } => libc::EROFS,
             Error::Mounted { .. }
             | Error::MountedElsewhere { .. }

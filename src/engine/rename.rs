@@ -9,6 +9,8 @@ use super::{Engine, Result};
 impl Engine {
     /// Gives `env` another name. Unmounted environments only: their mount point is named after them.
     pub fn rename(&self, env: &Metadata, name: &str) -> Result<()> {
+        // Before a wait for another command; what counts is the check below.
+        self.check_name_free(name, Some(&env.instance))?;
         let _lock = self.lock_idle(env)?;
         let _shared = StoreLock::shared(self.store())?;
         let _names = self.lock_names()?;

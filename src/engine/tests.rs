@@ -18,6 +18,7 @@ use super::instance::{Instance, Wait};
 use super::{Engine, Error, Silent, gc, verify};
 
 mod apps;
+mod build;
 mod damage;
 mod paths;
 mod sharing;
@@ -333,7 +334,9 @@ fn build_gives_back_what_exists_and_respects_the_lock() {
     fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
     assert!(matches!(build(Some("three"), true), Err(Error::Lock(_))));
     let lock = fs::read(&first.lock_path).unwrap();
-    assert!(matches!(build(Some("dev"), false), Err(Error::NameTaken { .. })));
+    let error = build(Some("dev"), false).err().unwrap();
+    assert!(matches!(error, Error::OtherBuild { .. }), "{error}");
+    assert!(error.to_string().contains("karapace.toml --name dev` builds it anew"), "{error}");
     assert_eq!(fs::read(&first.lock_path).unwrap(), lock);
     assert_eq!(place.names(), ["dev", "two"]);
 }

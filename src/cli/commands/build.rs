@@ -10,7 +10,8 @@ use crate::engine::build::BuildOptions;
 ///
 /// Imports the base image, and with the package manager that is found in it installs the packages of [system] and [gui], without
 /// those that are merely recommended. Writes the lock file beside the manifest. What exists already (same content and same name) is
-/// given back unchanged; with another --name it becomes a second environment that shares everything.
+/// given back unchanged; with another --name it becomes a second environment that shares everything. A --name that belongs to an
+/// environment of other content is refused before anything is installed: `rebuild` puts a new one in its place.
 ///
 /// Versions that the lock file pins are kept, as long as the image is the same and the distribution still has them; packages that
 /// are new in the manifest come in their newest version.

@@ -28,6 +28,8 @@ pub struct Args {
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let here = Path::new(".");
+        // Before anything is asked.
+        karapace_store::metadata::check_name(&self.name).map_err(Error::from)?;
         let template = match (self.template, &self.image) {
             (Some(template), _) => template,
             (None, Some(_)) => Template::Minimal,

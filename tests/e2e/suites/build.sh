@@ -171,6 +171,10 @@ offline_needs_what_is_there() {
     manifest tiny extra nowhere
     refused build build --offline --name offline
     says 'offline was given'
+    # Another environment's name: nothing is installed to find that out.
+    refused build build --name dev
+    says 'karapace rebuild .*--name dev'
+    [ ! -e "$STORE/logs" ] || equal "logs of a build" "" "$(ls "$STORE/logs")"
     equal lock "extra 1.0 tiny 2.0" "$(versions)"
 }
 

@@ -1,0 +1,34 @@
+//! What `build` and `pin` say and write.
+
+use std::fs;
+
+use super::Place;
+use crate::engine::build::BuildOptions;
+use crate::engine::{Error, Silent};
+use crate::lockfile::{LockFile, LockedPackage};
+use crate::manifest::Manifest;
+
+#[test]
+fn a_taken_name_is_refused_before_anything_is_installed() {
+    let place = Place::new();
+    let mut env = place.import("dev");
+    let path = place.manifest("[system]\npackages = [\"git\"]\n");
+    let named = BuildOptions { name: Some("dev".to_owned()), ..BuildOptions::default() };
+    let build = |options: &BuildOptions| place.engine.build(&path, options, &Silent);
+    // The image has no package manager: whatever gets as far says so.
+    assert!(matches!(build(&named), Err(Error::OtherBuild { .. })));
+    // What has this content by its record is given back without asking for versions.
+    let digest = LockFile::parse(&env.lock, &path).unwrap().base_image_digest;
+    let git = LockedPackage { name: "git".to_owned(), version: "1.0".to_owned() };
+    let lock = LockFile::resolve(&Manifest::read(&path).unwrap(), &digest, vec![git]);
+    (env.lock, env.env_id) = (lock.to_toml(), lock.env_id.clone());
+    env.save(place.engine.store()).unwrap();
+    let update = BuildOptions { update: true, ..named.clone() };
+    assert!(matches!(build(&update), Err(Error::NoPackageManager { .. })));
+    let again = build(&named).unwrap();
+    assert!(!again.created && again.metadata == env);
+    assert_eq!(LockFile::read(&again.lock_path).unwrap(), Some(lock));
+    fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
+    fs::remove_file(&again.lock_path).unwrap();
+    assert!(matches!(build(&update), Err(Error::OtherBuild { .. })));
+}
