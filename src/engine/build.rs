@@ -285,6 +285,6 @@ impl Plan {
         }
         let path =
             std::path::absolute(&self.lock_path).map_err(|e| Error::io("resolve", &self.lock_path, e))?;
-        Ok(atomic::write_file(&path, lock.to_toml().as_bytes())?)
+        Ok(atomic::write_user_file(&path, lock.to_toml().as_bytes())?)
     }
 }

@@ -5,9 +5,10 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use karapace_store::atomic::{become_like, fsync_dir};
 use karapace_store::error::{IoContext as _, StoreError};
 use karapace_store::id::{InstanceId, LayerHash, ObjectId};
 use karapace_store::layer::{LayerKind, LayerRecord};
@@ -319,7 +320,7 @@ fn stream<T>(target: Target<'_>, source: Source<'_, T>) -> Result<T> {
         Target::Stream(out, name) => return Ok(buffered(out, name, source)?.0),
         Target::Path(path) => path,
     };
-    let path = match fs::metadata(path) {
+    let (path, old) = match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
             let shown = path.display();
             return Err(Error::Invalid(format!("{shown} is a directory: name a file")));
@@ -330,21 +331,24 @@ fn stream<T>(target: Target<'_>, source: Source<'_, T>) -> Result<T> {
             return Ok(buffered(file, path, source)?.0);
         }
         // Through links, so that these stay.
-        Ok(_) => fs::canonicalize(path).at("resolve", path)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        Ok(metadata) => (fs::canonicalize(path).at("resolve", path)?, Some(metadata)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
         Err(e) => return Err(e).at("read", path)?,
     };
-    write_file(&path, source)
+    write_file(&path, old.as_ref(), source)
 }
 
-fn write_file<T>(path: &PathBuf, source: Source<'_, T>) -> Result<T> {
+fn write_file<T>(path: &Path, old: Option<&fs::Metadata>, source: Source<'_, T>) -> Result<T> {
     let parent = oci::parent(path);
+    let like_old =
+        |file: &File| old.map_or(Ok(()), |old| become_like(file, old)).at("set owner and mode of", path);
     match unnamed_in(parent) {
         Ok(file) => {
+            like_old(&file)?;
             let (made, file) = buffered(file, path, source)?;
             file.sync_all().at("write", path)?;
             name_file(&file, parent, path)?;
-            karapace_store::atomic::fsync_dir(parent)?;
+            fsync_dir(parent)?;
             return Ok(made);
         }
         // Not every file system has files without a name.
@@ -356,10 +360,11 @@ fn write_file<T>(path: &PathBuf, source: Source<'_, T>) -> Result<T> {
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(parent)
         .at("create a file in", parent)?;
+    like_old(temporary.as_file())?;
     let (made, temporary) = buffered(temporary, path, source)?;
     temporary.as_file().sync_all().at("write", path)?;
     temporary.persist(path).map_err(|e| e.error).at("rename a file to", path)?;
-    karapace_store::atomic::fsync_dir(parent)?;
+    fsync_dir(parent)?;
     Ok(made)
 }
 

@@ -61,7 +61,7 @@ pub fn new_manifest(
     let text = format!("# karapace build --name {name}\n{text}");
     // What is wrong with the image is told before the file is there.
     Manifest::parse(&text, &path)?;
-    atomic::write_file(&path, text.as_bytes())?;
+    atomic::write_user_file(&path, text.as_bytes())?;
     Ok(path)
 }
 

@@ -57,7 +57,7 @@ impl Engine {
         let changed = new != text;
         if changed {
             let path = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
-            atomic::write_file(&path, new.as_bytes())?;
+            atomic::write_user_file(&path, new.as_bytes())?;
         }
         if let Some(lock) = &lock {
             plan.write_lock(lock)?;

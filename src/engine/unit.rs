@@ -17,7 +17,7 @@ impl Engine {
         let units = config.join("systemd/user");
         fs::create_dir_all(&units).map_err(|e| Error::io("create", &units, e))?;
         let path = units.join(UNIT);
-        atomic::write_file(&path, unit(program, self.root(), dir)?.as_bytes())?;
+        atomic::write_user_file(&path, unit(program, self.root(), dir)?.as_bytes())?;
         Ok(path)
     }
 }

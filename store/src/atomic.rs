@@ -1,19 +1,75 @@
 //! Durable replacement of small files.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::Path;
 
 use crate::error::{IoContext as _, Result, StoreError};
+use crate::fail;
 use crate::files::Files;
 
 /// Replaces `path` by a file (mode 0600) with these bytes: a reader sees the old or the new content, whole.
 /// Durable on return. The directory must exist. For files that are in no store: in one, [`Files::write`].
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .ok_or_else(|| StoreError::invalid(format!("{} has no parent directory", path.display())))?;
+    let dir = directory_of(path)?;
     Files::at(dir).at("open", dir)?.write(path, bytes)
+}
+
+/// The same for a file of the user's beside the store: a new one has the mode that the umask leaves of 0666, one that is there keeps
+/// its mode and, as far as the caller may give it away, its owner; a symbolic link to it stays.
+pub fn write_user_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(old) => {
+            let path = fs::canonicalize(path).at("resolve", path)?;
+            // Open to nobody to whom the old one was not, at no time.
+            replace(&path, bytes, Permissions::from_mode(old.mode() & 0o700), Some(&old))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            replace(path, bytes, Permissions::from_mode(0o666), None)
+        }
+        Err(e) => Err(e).at("read", path),
+    }
+}
+
+fn directory_of(path: &Path) -> Result<&Path> {
+    path.parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .ok_or_else(|| StoreError::invalid(format!("{} has no parent directory", path.display())))
+}
+
+fn replace(path: &Path, bytes: &[u8], permissions: Permissions, like: Option<&Metadata>) -> Result<()> {
+    let dir = directory_of(path)?;
+    let mut temp = tempfile::Builder::new()
+        .prefix(TEMP_PREFIX)
+        .permissions(permissions)
+        .tempfile_in(dir)
+        .at("create a temporary file in", dir)?;
+    fail::point("file.write").and_then(|()| temp.write_all(bytes)).at("write", temp.path())?;
+    if let Some(old) = like {
+        become_like(temp.as_file(), old).at("set owner and mode of", temp.path())?;
+    }
+    fail::point("file.sync").and_then(|()| temp.as_file().sync_all()).at("sync", temp.path())?;
+    fail::point("file.rename").at("replace", path)?;
+    temp.persist(path).map_err(|error| error.error).at("replace", path)?;
+    fail::point("file.sync-dir").at("sync", dir)?;
+    fsync_dir(dir)
+}
+
+/// Gives a new file the owner and the mode of the one that it replaces. An owner whom the caller may not name is left: the file is
+/// the caller's then, as with any editor that replaces files.
+pub fn become_like(new: &File, old: &Metadata) -> io::Result<()> {
+    let now = new.metadata()?;
+    for (uid, gid) in [(None, Some(old.gid())), (Some(old.uid()), None)] {
+        if uid.is_none_or(|uid| uid == now.uid()) && gid.is_none_or(|gid| gid == now.gid()) {
+            continue;
+        }
+        match fchown(new, uid, gid) {
+            Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
+            _ => {}
+        }
+    }
+    new.set_permissions(Permissions::from_mode(old.mode() & 0o777))
 }
 
 /// How the names of unfinished files begin; whatever lists a directory skips them.
@@ -47,6 +103,35 @@ mod tests {
         write_file(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_users_file_has_the_mode_of_the_umask_and_keeps_one_that_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().mode() & 0o7777;
+        let (plain, new) = (dir.path().join("plain"), dir.path().join("new"));
+        // What the umask makes of a file is what it makes of ours.
+        fs::write(&plain, "").unwrap();
+        write_user_file(&new, b"one").unwrap();
+        assert_eq!(mode("new"), mode("plain"));
+        std::os::unix::fs::symlink("new", dir.path().join("link")).unwrap();
+        for kept in [0o640, 0o600, 0o755, 0o444] {
+            fs::set_permissions(&new, Permissions::from_mode(kept)).unwrap();
+            write_user_file(&dir.path().join("link"), b"two").unwrap();
+            assert_eq!(mode("new"), kept);
+        }
+        assert!(dir.path().join("link").is_symlink());
+        assert_eq!(fs::read(&new).unwrap(), b"two");
+        write_file(&new, b"ours").unwrap();
+        assert_eq!(mode("new"), 0o600);
+        // Another owner, where that can be tried.
+        if nix::unistd::geteuid().is_root() {
+            fchown(File::open(&new).unwrap(), Some(1234), Some(4321)).unwrap();
+            write_user_file(&new, b"three").unwrap();
+            let now = fs::metadata(&new).unwrap();
+            assert_eq!((now.uid(), now.gid(), now.mode() & 0o777), (1234, 4321, 0o600));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]

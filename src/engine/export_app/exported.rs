@@ -262,7 +262,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     }
-    Ok(atomic::write_file(path, bytes)?)
+    Ok(atomic::write_user_file(path, bytes)?)
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -1,9 +1,12 @@
 //! What `build` and `pin` say and write.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use super::Place;
 use crate::engine::build::BuildOptions;
+use crate::engine::new::{Template, new_manifest};
 use crate::engine::{Error, Silent};
 use crate::lockfile::{LockFile, LockedPackage};
 use crate::manifest::Manifest;
@@ -31,4 +34,24 @@ fn a_taken_name_is_refused_before_anything_is_installed() {
     fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
     fs::remove_file(&again.lock_path).unwrap();
     assert!(matches!(build(&update), Err(Error::OtherBuild { .. })));
+}
+
+#[test]
+fn what_belongs_into_git_has_the_mode_of_any_file() {
+    let place = Place::new();
+    let path = place.manifest("");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let plain = mode(&path);
+    let pin = || place.engine.pin(&path, true, false, &Silent).unwrap();
+    let lock = pin().lock.unwrap();
+    assert_eq!((mode(&path), mode(&lock)), (plain, plain));
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(&lock, Permissions::from_mode(0o604)).unwrap();
+    fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
+    assert!(pin().changed);
+    assert_eq!((mode(&path), mode(&lock)), (0o640, 0o604));
+    let units =
+        place.engine.install_unit(Path::new("/bin/true"), Path::new("/srv"), place.dir.path()).unwrap();
+    let manifest = new_manifest(&place.rootfs(), "dev", Template::Minimal, None, false).unwrap();
+    assert_eq!((mode(&units), mode(&manifest)), (plain, plain));
 }
