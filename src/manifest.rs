@@ -103,10 +103,22 @@ pub struct Hardware {
 /// One entry of `[mounts]`, written `host:container`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Host path as written, relative to the manifest or absolute.
+    /// Host path as written: relative to the manifest, absolute, or from the home directory of whoever enters (`~/`).
     pub host: String,
     /// Absolute path inside.
     pub container: String,
+}
+
+impl Mount {
+    /// Of a host path from the caller's home directory, what stands behind `~`.
+    pub fn from_home(&self) -> Option<&str> {
+        if self.host == "~" { Some("") } else { self.host.strip_prefix("~/") }
+    }
+
+    /// Whether the host path starts from the manifest's directory.
+    pub fn is_relative(&self) -> bool {
+        !self.host.starts_with('/') && self.from_home().is_none()
+    }
 }
 
 impl Serialize for Mount {

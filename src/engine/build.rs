@@ -83,7 +83,7 @@ pub(super) enum Resolution {
 impl Engine {
     /// Builds the environment that the manifest at `path` describes, and writes its lock file beside it.
     pub fn build(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<BuildOutcome> {
-        let mut plan = self.plan(path, options)?;
+        let mut plan = self.plan(path, options, report)?;
         if let Some(name) = &options.name {
             plan.holder = self.holder(name, &plan)?;
         }
@@ -104,10 +104,16 @@ impl Engine {
     }
 
     /// Reads a manifest and its lock file, and checks what can be checked without the image.
-    pub(super) fn plan(&self, path: &Path, options: &BuildOptions) -> Result<Plan> {
+    pub(super) fn plan(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<Plan> {
         let manifest = Manifest::read(path)?;
-        runtime::check_places(&manifest.mounts)
+        let caller = runtime::Caller {
+            instance: "",
+            manifest_dir: manifest.directory.as_deref(),
+            variable: &|name| std::env::var_os(name),
+        };
+        let warnings = runtime::check_mounts(&manifest.mounts, &caller)
             .map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
+        warnings.iter().for_each(|warning| report.note(warning));
         if options.require_pinned_image && !pin::is_pinned(&manifest.base.image) {
             return Err(Error::Unpinned { path: path.to_owned(), image: manifest.base.image });
         }

@@ -16,7 +16,7 @@ use karapace_store::wal::{Intent, Wal};
 
 use super::{Engine, Error, Report, Result};
 use crate::lockfile::LockFile;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Mount};
 
 /// An image in the store: its tree, not yet referred to by anything. The holder keeps the store's lock.
 pub(super) struct Base {
@@ -169,7 +169,7 @@ pub(super) fn check_name_early(engine: &Engine, name: &str) -> Result<()> {
 
 /// What to record of where a manifest lies: its directory, where host paths in it are relative.
 fn manifest_dir(manifest: &Manifest) -> Result<Option<String>> {
-    let relative = manifest.mounts.values().any(|mount| !mount.host.starts_with('/'));
+    let relative = manifest.mounts.values().any(Mount::is_relative);
     manifest.directory.as_deref().filter(|_| relative).map(path_text).transpose()
 }
 

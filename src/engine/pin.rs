@@ -37,7 +37,7 @@ impl Engine {
         report: &dyn Report,
     ) -> Result<PinOutcome> {
         let options = BuildOptions { offline, ..BuildOptions::default() };
-        let mut plan = self.plan(path, &options)?;
+        let mut plan = self.plan(path, &options, report)?;
         let text = input::read_text(path, MANIFEST_MAX).map_err(|e| Error::io("read", path, e))?;
         let old = std::mem::take(&mut plan.manifest.base.image);
         // What it was pinned to before does not matter.

@@ -36,7 +36,7 @@ impl Engine {
         options: &BuildOptions,
         report: &dyn Report,
     ) -> Result<RebuildOutcome> {
-        let plan = self.plan(path, options)?;
+        let plan = self.plan(path, options, report)?;
         let old = self.to_rebuild(&plan, options.name.as_deref())?;
         self.check_rebuildable(&old)?;
         let resolved = match self.resolve(&plan, options, report, &|_| Ok(None))? {

@@ -28,17 +28,7 @@ pub(super) fn apply(
     if mode == HomeMode::Private {
         return Ok(());
     }
-    let home = variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    let Some(home) = home else {
-        return Err(refused("--home", "the caller's HOME is not set to an absolute path"));
-    };
-    let host = fs::canonicalize(&home)
-        .map_err(|source| refused("--home", format!("{}: {source}", home.display())))?;
-    let system = ["/", "/dev", "/etc", "/proc", "/sys", "/usr", "/bin", "/lib"];
-    if !host.is_dir() || system.iter().any(|path| host == Path::new(path) || home == Path::new(path)) {
-        let reason = format!("the caller's HOME is {}, which is no home directory", home.display());
-        return Err(refused("--home", reason));
-    }
+    let (home, host) = of_caller("--home", variable)?;
     policy.shares.push(Share {
         what: "--home".to_owned(),
         host,
@@ -48,6 +38,25 @@ pub(super) fn apply(
     });
     policy.home = Some(home);
     Ok(())
+}
+
+/// The caller's home directory, as HOME names it and without symlinks; refused to `what` where it is no home.
+pub(super) fn of_caller(
+    what: &str,
+    variable: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<(PathBuf, PathBuf), RuntimeError> {
+    let home = variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let Some(home) = home else {
+        return Err(refused(what, "the caller's HOME is not set to an absolute path"));
+    };
+    let host =
+        fs::canonicalize(&home).map_err(|source| refused(what, format!("{}: {source}", home.display())))?;
+    let system = ["/", "/dev", "/etc", "/proc", "/sys", "/usr", "/bin", "/lib"];
+    if !host.is_dir() || system.iter().any(|path| host == Path::new(path) || home == Path::new(path)) {
+        let reason = format!("the caller's HOME is {}, which is no home directory", home.display());
+        return Err(refused(what, reason));
+    }
+    Ok((home, host))
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::RuntimeError;
-use super::policy::{Share, ShareKind, refused};
+use super::policy::{Caller, Share, ShareKind, refused};
+use super::{RuntimeError, home};
 use crate::manifest::Mount;
 
 /// Absolute host paths must lie below one of these.
@@ -15,51 +16,118 @@ const ALLOWED: [&str; 2] = ["/home", "/tmp"];
 /// What no mount may cover inside: the session's own, and the control directory.
 const COVERED: [&str; 4] = ["/proc", "/sys", "/dev", "/.karapace"];
 
-/// The shares that `[mounts]` asks for. Relative host paths start from `base`, the manifest's directory.
+/// The shares that `[mounts]` asks for.
 pub(super) fn shares(
     mounts: &BTreeMap<String, Mount>,
-    base: Option<&Path>,
+    caller: &Caller<'_>,
 ) -> Result<Vec<Share>, RuntimeError> {
-    mounts.iter().map(|(label, mount)| share(label, mount, base)).collect()
+    mounts.iter().map(|(label, mount)| share(label, mount, caller)).collect()
 }
 
-/// Refuses what no session would mount, wherever the host's paths lead: for `build`, which tells early.
+/// Refuses early what every session would refuse, for `build`. Gives what sessions will refuse unless it changes: paths that are not
+/// there yet.
 ///
 /// # Errors
-/// [`RuntimeError::Policy`] for a place inside that may not be covered.
-pub fn check_places(mounts: &BTreeMap<String, Mount>) -> Result<(), RuntimeError> {
-    mounts.iter().try_for_each(|(label, mount)| place(&key(label), &mount.container).map(drop))
+/// [`RuntimeError::Policy`] as [`Policy::new`](super::Policy::new).
+pub fn check_mounts(
+    mounts: &BTreeMap<String, Mount>,
+    caller: &Caller<'_>,
+) -> Result<Vec<String>, RuntimeError> {
+    let mut warnings = Vec::new();
+    for (label, mount) in mounts {
+        let what = key(label);
+        place(&what, &mount.container)?;
+        let source = Source::of(&what, mount, caller)?;
+        match fs::canonicalize(&source.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                source.check(&what, mount, &nearest(&source.path))?;
+                warnings.push(format!(
+                    "{what}: {}: {error}; enter and exec refuse until it is there",
+                    source.path.display()
+                ));
+            }
+            _ => drop(share(label, mount, caller)?),
+        }
+    }
+    Ok(warnings)
 }
 
-fn share(label: &str, mount: &Mount, base: Option<&Path>) -> Result<Share, RuntimeError> {
-    let what = key(label);
-    let inside = place(&what, &mount.container)?;
-    let written = Path::new(&mount.host);
-    let path = if written.is_absolute() {
-        written.to_owned()
-    } else {
-        let base = base.ok_or_else(|| {
+/// A host path as it is meant.
+struct Source {
+    path: PathBuf,
+    /// What it may lead below; `None`: anywhere.
+    roots: Option<Vec<PathBuf>>,
+}
+
+impl Source {
+    fn of(what: &str, mount: &Mount, caller: &Caller<'_>) -> Result<Source, RuntimeError> {
+        let mut roots: Vec<PathBuf> = ALLOWED.iter().map(PathBuf::from).collect();
+        if let Some(rest) = mount.from_home() {
+            let (home, resolved) = home::of_caller(what, caller.variable)?;
+            let path = home.join(rest.trim_start_matches('/'));
+            roots.push(resolved);
+            return Ok(Source { path, roots: Some(roots) });
+        }
+        if !mount.is_relative() {
+            return Ok(Source { path: PathBuf::from(&mount.host), roots: Some(roots) });
+        }
+        let base = caller.manifest_dir.ok_or_else(|| {
             let reason = format!(
                 "{} is relative to the manifest, and where that lies is not recorded: build the environment from its \
                  manifest again under a new name, or write an absolute path",
                 mount.host
             );
-            refused(&what, reason)
+            refused(what, reason)
         })?;
-        base.join(written)
-    };
-    let host = fs::canonicalize(&path).map_err(|source| {
-        let path = path.display();
-        refused(&what, format!("{path}: {source}; create it, or change the manifest and rebuild"))
-    })?;
-    if written.is_absolute() && !is_allowed(&host) {
-        let leads = if host == written { String::new() } else { format!(", which is {},", host.display()) };
-        let reason = format!(
-            "{}{leads} is not below /home or /tmp; an absolute host path must be, a relative one may be anywhere",
-            mount.host
-        );
-        return Err(refused(what, reason));
+        Ok(Source { path: base.join(&mount.host), roots: None })
     }
+
+    /// Refuses a resolved path that is not below what may be mounted. Those are resolved too: `/home` is a symlink on some systems.
+    fn check(&self, what: &str, mount: &Mount, host: &Path) -> Result<(), RuntimeError> {
+        let Some(roots) = &self.roots else { return Ok(()) };
+        let (home, shared) = (mount.from_home().is_some(), ALLOWED.len());
+        let is_below = |(number, root): (usize, &PathBuf)| {
+            let root = fs::canonicalize(root).unwrap_or_else(|_| root.clone());
+            // One's own home is one's own, what holds everybody's is not.
+            host.starts_with(&root) && (number >= shared || host != root)
+        };
+        if roots.iter().enumerate().any(is_below) {
+            return Ok(());
+        }
+        let leads = if host == Path::new(&mount.host) {
+            String::new()
+        } else {
+            format!(", which is {},", host.display())
+        };
+        let rule = if home {
+            "the caller's home, /home or /tmp; what is written with ~/ must be"
+        } else {
+            "/home or /tmp; an absolute host path must be, a relative one may be anywhere"
+        };
+        Err(refused(what, format!("{}{leads} is not below {rule}", mount.host)))
+    }
+}
+
+/// A path that is not there, resolved as far as it is.
+fn nearest(path: &Path) -> PathBuf {
+    let there = path.ancestors().find_map(|above| fs::canonicalize(above).ok().map(|real| (above, real)));
+    match there {
+        Some((above, real)) => {
+            path.strip_prefix(above).map_or_else(|_| path.to_owned(), |rest| real.join(rest))
+        }
+        None => path.to_owned(),
+    }
+}
+
+fn share(label: &str, mount: &Mount, caller: &Caller<'_>) -> Result<Share, RuntimeError> {
+    let what = key(label);
+    let inside = place(&what, &mount.container)?;
+    let source = Source::of(&what, mount, caller)?;
+    let host = fs::canonicalize(&source.path).map_err(|error| {
+        let path = source.path.display();
+        refused(&what, format!("{path}: {error}; create it, or change the manifest and rebuild"))
+    })?;
+    source.check(&what, mount, &host)?;
     let kind = fs::metadata(&host)
         .map_err(|source| refused(&what, format!("{}: {source}", host.display())))?
         .file_type();
@@ -95,24 +163,29 @@ fn place(what: &str, container: &str) -> Result<PathBuf, RuntimeError> {
     }
 }
 
-/// Whether a resolved path lies below a directory that all may mount from. Those are resolved too: `/home` is a symlink on
-/// some systems.
-fn is_allowed(host: &Path) -> bool {
-    ALLOWED.iter().any(|root| {
-        let root = fs::canonicalize(root).unwrap_or_else(|_| PathBuf::from(root));
-        host != root && host.starts_with(&root)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
 
+    fn mount(host: &str, container: &str) -> Mount {
+        Mount { host: host.to_owned(), container: container.to_owned() }
+    }
+
+    /// What a session and what a build say to a mount, for a caller with this HOME whose manifest lies in `base`.
+    fn both(host: &str, container: &str, base: &Path, home: Option<&Path>) -> [Result<String, String>; 2] {
+        let variable = |key: &str| home.filter(|_| key == "HOME").map(|home| home.as_os_str().to_owned());
+        let caller = Caller { instance: "test", manifest_dir: Some(base), variable: &variable };
+        let mount = mount(host, container);
+        let session = share("data", &mount, &caller).map(|share| share.host.display().to_string());
+        let build = check_mounts(&BTreeMap::from([("data".to_owned(), mount)]), &caller);
+        [session.map_err(|e| e.to_string()), build.map(|told| told.join("\n")).map_err(|e| e.to_string())]
+    }
+
     fn try_share(host: &str, container: &str, base: Option<&Path>) -> Result<Share, String> {
-        let mount = Mount { host: host.to_owned(), container: container.to_owned() };
-        share("data", &mount, base).map_err(|e| e.to_string())
+        let caller = Caller { instance: "test", manifest_dir: base, variable: &|_| None };
+        share("data", &mount(host, container), &caller).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -146,7 +219,45 @@ mod tests {
             let error = try_share(&host, container, Some(dir.path())).unwrap_err();
             assert!(error.starts_with("mounts.data: "), "{error}");
             assert!(error.contains(reason), "{host}:{container} gave {error:?}, not {reason:?}");
+            // A build says the same, but for what may still come.
+            let [_, build] = both(&host, container, dir.path(), None);
+            if reason == "create it" {
+                assert!(
+                    build.as_ref().is_ok_and(|told| told.contains("refuse until it is there")),
+                    "{build:?}"
+                );
+            } else {
+                assert_eq!(build, Err(error));
+            }
         }
+        let [session, build] = both("/var/no/such/thing", "/data", dir.path(), None);
+        assert!(session.unwrap_err().contains("No such file") && build.unwrap_err().contains(outside));
+    }
+
+    #[test]
+    fn the_callers_home() {
+        let dir = tempfile::Builder::new().prefix("kp-mounts").tempdir_in("/var/tmp").unwrap();
+        let home = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir(home.join("work")).unwrap();
+        symlink("/etc", home.join("out")).unwrap();
+        let both = |host: &str, home| both(host, "/data", Path::new("/tmp"), home);
+        let work = home.join("work").display().to_string();
+        assert_eq!(both("~/work", Some(&home)), [Ok(work), Ok(String::new())]);
+        assert_eq!(both("~", Some(&home))[0], Ok(home.display().to_string()));
+        let [session, build] = both("~/missing", Some(&home));
+        assert!(session.unwrap_err().contains("create it") && build.unwrap().contains("until it is there"));
+        for (host, home, reason) in [
+            ("~/out", Some(home.as_path()), "~/out, which is /etc, is not below the caller's home"),
+            ("~/..", Some(&home), "~/.., which is /var/tmp, is not below the caller's home"),
+            ("~/x", Some(Path::new("/")), "no home directory"),
+            ("~/x", None, "HOME is not set"),
+        ] {
+            let [session, build] = both(host, home);
+            assert!(session.as_ref().is_err_and(|said| said.contains(reason)), "{host}: {session:?}");
+            assert_eq!(build.map(drop), session.map(drop));
+        }
+        // A directory of that name beside the manifest.
+        assert!(both("~else/x", Some(&home))[0].as_ref().is_err_and(|said| said.contains("/tmp/~else/x")));
     }
 
     #[test]

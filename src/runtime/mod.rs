@@ -76,7 +76,7 @@ pub use account::{Accounts, SELF};
 pub use backend::{Backend, backend};
 pub use error::RuntimeError;
 pub use home::HomeMode;
-pub use host_mounts::check_places;
+pub use host_mounts::check_mounts;
 pub use inside::Seen;
 pub use limits::Limits;
 pub use namespaces::{NamespaceId, Namespaces};

@@ -102,7 +102,7 @@ impl Policy {
             },
             ..Policy::default()
         };
-        policy.shares = host_mounts::shares(&manifest.mounts, caller.manifest_dir)?;
+        policy.shares = host_mounts::shares(&manifest.mounts, caller)?;
         home::apply(&mut policy, choices.home, caller.variable)?;
         devices::apply(&mut policy, manifest.hardware, Path::new("/dev"));
         let wanted =
