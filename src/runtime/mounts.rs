@@ -15,6 +15,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, lstat, umask};
 use nix::unistd::{UnlinkatFlags, chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, unlinkat, write};
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 use super::channel::{Channel, Failure, Report};
 use super::plan::c_string;
 use super::policy::{RUNTIME_DIR, Share, ShareKind};
@@ -188,9 +190,14 @@ impl Mounts {
         if let (Some(tree), Some(root)) = (&tree, &self.root) {
             change_root(tree, root).map_err(|e| failure("change the root to", root, e))?;
         }
+        // What is made for a mount is made in the environment, never in what the host shows there.
+        let own = match &self.root {
+            Some(_) => Some(mount_id(c"/").map_err(|e| failure("look at", c"/", e))?),
+            None => None,
+        };
         let mask = umask(Mode::from_bits_truncate(0o022));
         for (number, mount) in self.list.iter_mut().enumerate() {
-            match mount.attach() {
+            match mount.attach(own) {
                 Ok(()) => {}
                 Err(errno) if mount.required => {
                     failed = Some((number, errno));
@@ -293,17 +300,17 @@ impl Mount {
         Ok(Some(tree))
     }
 
-    /// Attaches what is detached, or has to be made in its place.
-    fn attach(&mut self) -> Result<(), Errno> {
+    /// Attaches what is detached, or has to be made in its place. `own`: the mount in which a point may be made; `None`: any.
+    fn attach(&mut self, own: Option<u64>) -> Result<(), Errno> {
         if !matches!(self.source, Source::Text(_)) {
-            return self.attach_tree();
+            return self.attach_tree(own);
         }
-        let attached = self.attach_tree();
+        let attached = self.attach_tree(own);
         // Not before: what has no name any more cannot be attached.
         unlink(TEXT).and(attached)
     }
 
-    fn attach_tree(&mut self) -> Result<(), Errno> {
+    fn attach_tree(&mut self, own: Option<u64>) -> Result<(), Errno> {
         let written;
         let tree = match (&self.source, &self.tree) {
             (Source::Text(text), _) => {
@@ -318,7 +325,7 @@ impl Mount {
         let deep = matches!(self.source, Source::Checked { .. });
         let follow = deep && self.point == Point::Directory;
         match sys::move_mount(tree, &self.target, follow) {
-            Err(Errno::ENOENT) if self.point != Point::Existing => {
+            Err(Errno::ENOENT) if self.point != Point::Existing && may_make(&self.target, own)? => {
                 let passing = matches!(self.source, Source::Checked { .. } | Source::Text(_));
                 self.made = make_point(&self.target, self.point, deep)? && passing;
                 sys::move_mount(tree, &self.target, follow)
@@ -353,6 +360,29 @@ fn misfit(path: &CStr, point: Point) -> Errno {
     }
 }
 
+/// Whether what a mount is attached to may be made at `path`: in the mount `own`, which is the environment's, or on the session's own
+/// `/dev`. In a directory that the host shares it would stay on the host when the session is killed, and taking it away at the end
+/// would end the mount of another session there.
+fn may_make(path: &CStr, own: Option<u64>) -> Result<bool, Errno> {
+    let Some(own) = own.filter(|_| !path.to_bytes().starts_with(b"/dev/")) else { return Ok(true) };
+    let mut nearest = own;
+    each_parent(path, |parent| match mount_id(parent) {
+        Ok(id) => {
+            nearest = id;
+            Ok(true)
+        }
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    })?;
+    Ok(nearest == own)
+}
+
+/// The mount that shows a path. Allocates nothing.
+fn mount_id(path: &CStr) -> Result<u64, Errno> {
+    let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
+    found.map(|found| found.stx_mnt_id).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+}
+
 /// Makes what a mount is attached to, with what lies above it when `deep`. Returns whether it was missing.
 fn make_point(path: &CStr, point: Point, deep: bool) -> Result<bool, Errno> {
     match make_last(path, point) {
@@ -380,6 +410,14 @@ fn make_last(path: &CStr, point: Point) -> Result<bool, Errno> {
 
 /// Makes the directories above `path` that are missing. Allocates nothing.
 pub(super) fn make_parents(path: &CStr) -> Result<(), Errno> {
+    each_parent(path, |parent| match mkdir(parent, Mode::from_bits_truncate(0o755)) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(true),
+        Err(errno) => Err(errno),
+    })
+}
+
+/// Goes through the directories above `path`, the highest first and `/` left out, as long as `visit` gives true. Allocates nothing.
+fn each_parent(path: &CStr, mut visit: impl FnMut(&CStr) -> Result<bool, Errno>) -> Result<(), Errno> {
     let mut buffer = [0; libc::PATH_MAX as usize];
     let bytes = path.to_bytes();
     if bytes.len() >= buffer.len() {
@@ -388,10 +426,8 @@ pub(super) fn make_parents(path: &CStr) -> Result<(), Errno> {
     for at in (1..bytes.len()).filter(|at| bytes[*at] == b'/') {
         buffer[..at].copy_from_slice(&bytes[..at]);
         buffer[at] = 0;
-        let parent = CStr::from_bytes_until_nul(&buffer).map_err(|_| Errno::EINVAL)?;
-        match mkdir(parent, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(errno),
+        if !visit(CStr::from_bytes_until_nul(&buffer).map_err(|_| Errno::EINVAL)?)? {
+            break;
         }
     }
     Ok(())

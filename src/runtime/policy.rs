@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::home::HomeMode;
@@ -110,6 +111,7 @@ impl Policy {
         desktop::apply(&mut policy, wanted, caller.variable);
         // Parents before what lies in them.
         policy.shares.sort_by(|a, b| a.inside.cmp(&b.inside));
+        check_points(&mut policy.shares)?;
         Ok(policy)
     }
 }
@@ -147,7 +149,80 @@ impl Policy {
     }
 }
 
+/// Where a place inside lies on the host, if it lies in a directory that is shared.
+fn on_host(shares: &[Share], inside: &Path) -> Option<PathBuf> {
+    let holds = |share: &&Share| {
+        share.kind == ShareKind::Directory && share.inside != inside && inside.starts_with(&share.inside)
+    };
+    let nearest = shares.iter().filter(holds).max_by_key(|share| share.inside.as_os_str().len())?;
+    Some(nearest.host.join(inside.strip_prefix(&nearest.inside).ok()?))
+}
+
+/// The path on the host, if it is not there, that a mount at `inside` would need in a shared directory.
+pub(super) fn missing_on_host(shares: &[Share], inside: &Path) -> Option<PathBuf> {
+    // A symlink is covered itself, or leads to a place inside that has to be looked for there.
+    on_host(shares, inside)
+        .filter(|path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
+}
+
+/// Sees to it that no share needs a mount point made in what another one shows of the host: refuses what was asked for by name, and
+/// leaves out the rest.
+fn check_points(shares: &mut Vec<Share>) -> Result<(), RuntimeError> {
+    let all = shares.clone();
+    for share in &all {
+        let Some(missing) = missing_on_host(&all, &share.inside) else { continue };
+        let (inside, missing) = (share.inside.display(), missing.display());
+        if !share.what.starts_with("mounts.") && share.what != "--home" {
+            tracing::info!("{}: the host has no {missing} to show it at {inside}", share.what);
+            shares.retain(|other| other != share);
+            continue;
+        }
+        let reason = format!(
+            "{inside} lies in a directory of the host that is shown there, which has no such place, and none is made on the host: \
+             create {missing}, or choose another path inside"
+        );
+        return Err(refused(share.what.clone(), reason));
+    }
+    Ok(())
+}
+
 /// A refusal: what asks, and why it does not get it.
 pub(super) fn refused(what: impl Into<String>, reason: impl Into<String>) -> RuntimeError {
     RuntimeError::Policy { what: what.into(), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_mounted_where_the_host_would_need_a_place_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("home/there")).unwrap();
+        let share = |what: &str, host: &str, inside: &str| Share {
+            what: what.to_owned(),
+            host: dir.path().join(host),
+            inside: inside.into(),
+            kind: ShareKind::Directory,
+            read_only: false,
+        };
+        let home = share("--home", "home", "/home/me");
+        let mut fine =
+            vec![home.clone(), share("mounts.a", "x", "/home/me/there"), share("mounts.b", "x", "/home/me2")];
+        let all = fine.clone();
+        check_points(&mut fine).unwrap();
+        assert_eq!(fine, all);
+        let mut refused = vec![home.clone(), share("mounts.a", "x", "/home/me/a/b")];
+        let said = check_points(&mut refused).unwrap_err().to_string();
+        let missing = dir.path().join("home/a/b");
+        assert!(
+            said.starts_with("mounts.a: /home/me/a/b lies in") && said.contains(missing.to_str().unwrap()),
+            "{said}"
+        );
+        // A socket of the desktop is left out instead.
+        let mut desktop = vec![home.clone(), share("gui.apps", "x", "/home/me/.X11")];
+        check_points(&mut desktop).unwrap();
+        assert_eq!(desktop, [home]);
+        assert_eq!(missing_on_host(&all, Path::new("/etc/hosts")), None);
+    }
 }

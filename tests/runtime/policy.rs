@@ -12,6 +12,7 @@ use super::{Bench, Test, Who, assert_status, stdout};
 pub const TESTS: &[Test] = &[
     ("mounts of the manifest", mounts),
     ("a mount leaves no trace in the environment", no_trace),
+    ("a mount makes nothing on the host", nothing_made_on_the_host),
     ("mounts that are refused", refusals),
     ("a symlink inside leads no mount over the session's own", symlink_inside),
     ("home directory: private, share, ro", homes),
@@ -65,6 +66,9 @@ fn run(bench: &Bench, manifest: &str, script: &str) -> Output {
 fn mounts(bench: &Bench) {
     let host = Host::new(bench);
     let file = host.write("file", "of the host\n");
+    let work = host.dir.path().join("work");
+    fs::create_dir(&work).unwrap();
+    host.give(&work);
     let manifest = host.manifest(&format!(
         "[mounts]\nwork = \"./:/srv/deep/work\"\none = \"{}:/root/one\"\nunder = \"./:/srv/deep\"",
         file.display()
@@ -77,8 +81,40 @@ fn mounts(bench: &Bench) {
     assert!(lines[2..].iter().all(|line| line.contains("nosuid") && line.contains("nodev")), "{output}");
     assert_eq!(lines[2..].len(), 3, "{output}");
     assert_eq!(fs::read_to_string(host.dir.path().join("new")).unwrap(), "new\n");
-    // Made for the mount below, in the one above, which is the host's.
-    assert!(host.dir.path().join("file").exists());
+}
+
+/// What a mount would be attached to is not made on the host, whether it is asked for or the session's own.
+fn nothing_made_on_the_host(bench: &Bench) {
+    let host = Host::new(bench);
+    let file = host.write("file", "x\n");
+    let names = || {
+        let mut names: Vec<_> =
+            fs::read_dir(host.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let refused = host.manifest(&format!(
+        "[mounts]\nall = \"./:/srv\"\nconf = \"{}:/srv/deep/resolv.conf\"",
+        file.display()
+    ));
+    let output = run(bench, &refused, "echo ran");
+    assert_status(&output, 125);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.stdout.is_empty() && said.contains("mounts.conf: /srv/deep/resolv.conf lies in"),
+        "{said}"
+    );
+    // An /etc of the host's gets no resolv.conf and no hosts; also when only a symlink inside leads there.
+    let etc = host.manifest("[mounts]\netc = \"./:/etc\"");
+    assert_eq!(stdout(&run(bench, &etc, "cat /etc/file; ls /etc")), "x\nfile\nkarapace.toml\n");
+    // It is mounted after what it leads into.
+    let link = bench.root.path().join("z-link");
+    std::os::unix::fs::symlink("/srv", &link).unwrap();
+    let manifest = format!("[mounts]\nall = \"./:/srv\"\nconf = \"{}:/z-link/deep/conf\"", file.display());
+    let output = run(bench, &host.manifest(&manifest), "echo ran");
+    fs::remove_file(&link).unwrap();
+    assert_status(&output, 125);
+    assert_eq!(names(), ["file", "karapace.toml"]);
 }
 
 fn no_trace(bench: &Bench) {

@@ -5,11 +5,11 @@
 //! wait for all that the command leaves behind.)
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::policy::{RUNTIME_DIR, Share, ShareKind};
+use super::super::policy::{RUNTIME_DIR, Share, ShareKind, missing_on_host};
 use super::super::seccomp::{DENIED, DENIED_IOCTLS, MOUNT_FLAGS};
 use super::super::{RuntimeError, policy};
 
@@ -168,11 +168,15 @@ fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Value>, RuntimeError> {
     for one in &on_dev {
         list.push(share(one)?);
     }
-    if wanted.resolv_conf {
+    // The runtime makes what is missing, also in a directory of the host.
+    let may_be = |inside: &str| missing_on_host(wanted.shares, Path::new(inside)).is_none();
+    if wanted.resolv_conf && may_be("/etc/resolv.conf") {
         let options = ["bind", "nosuid", "nodev", "noexec", "ro"];
         list.push(bind("/etc/resolv.conf", "/etc/resolv.conf", &options));
     }
-    list.extend(wanted.hosts.map(|hosts| bind("/etc/hosts", hosts, &["bind", "nosuid", "nodev"])));
+    if may_be("/etc/hosts") {
+        list.extend(wanted.hosts.map(|hosts| bind("/etc/hosts", hosts, &["bind", "nosuid", "nodev"])));
+    }
     Ok(list)
 }
 
