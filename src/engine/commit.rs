@@ -263,19 +263,20 @@ impl Instance {
                 entry.message = entry.message.take().or(message.map(str::to_owned));
                 return;
             }
-            let made = metadata.snapshots.iter().rev().find(|s| s.record == head.record).map(|s| s.parent);
-            let layer = LayerRef { hash: head.layer, record: head.record };
-            let below = || reference::parent(metadata, layer).map(|parent| parent.hash);
-            let parent = made.or_else(below).unwrap_or(metadata.base_layer);
-            let entry = SnapshotEntry {
-                hash: head.layer,
-                record: head.record,
-                parent,
-                name: Some(name.to_owned()),
-                message: message.map(str::to_owned),
-                created_at: Timestamp::now(),
+            let twin = metadata.snapshots.iter().rposition(|s| s.record == head.record);
+            // Beside the snapshot that it names, and as old: what is newest stays so.
+            let (at, parent, created_at) = match twin {
+                Some(at) => (at + 1, metadata.snapshots[at].parent, metadata.snapshots[at].created_at),
+                None => {
+                    let layer = LayerRef { hash: head.layer, record: head.record };
+                    let below = reference::parent(metadata, layer).map(|parent| parent.hash);
+                    (0, below.unwrap_or(metadata.base_layer), metadata.created_at)
+                }
             };
-            metadata.snapshots.push(entry);
+            let (name, message) = (Some(name.to_owned()), message.map(str::to_owned));
+            let entry =
+                SnapshotEntry { hash: head.layer, record: head.record, parent, name, message, created_at };
+            metadata.snapshots.insert(at, entry);
         })?;
         Ok(())
     }

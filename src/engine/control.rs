@@ -121,6 +121,10 @@ impl ControlPlane for Plane {
         infos
     }
 
+    fn latest(&self) -> Option<String> {
+        self.0.metadata().latest().map(|entry| entry.hash.to_hex())
+    }
+
     fn keep_snapshots(&self, roots: &[ObjectId]) -> karapace_fs::Result<()> {
         self.instance.keep_snapshots(roots).map_err(|error| match error {
             Error::Fs(error) => error,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use karapace_store::id::LayerHash;
 use karapace_store::inode::Timestamp;
 use karapace_store::lock::StoreLock;
-use karapace_store::metadata::{Metadata, SnapshotEntry};
+use karapace_store::metadata::{Metadata, SnapshotEntry, made};
 use karapace_store::rfc3339;
 use serde::Serialize;
 
@@ -79,12 +79,7 @@ impl Engine {
 
 /// The hashes of the snapshots that go, oldest first. One hash may stand in several entries, which stay or go together.
 fn expired(snapshots: &[SnapshotEntry], head: &LayerHash, keep: &Keep, now: Timestamp) -> Vec<LayerHash> {
-    let mut newest_first: Vec<&SnapshotEntry> = Vec::new();
-    for entry in snapshots.iter().rev() {
-        if newest_first.iter().all(|other| other.hash != entry.hash) {
-            newest_first.push(entry);
-        }
-    }
+    let newest_first: Vec<&SnapshotEntry> = made(snapshots).into_iter().rev().collect();
     let limit = keep.within.map(|within| now.secs.saturating_sub_unsigned(within.as_secs()));
     let stays = |(rank, entry): (usize, &SnapshotEntry)| {
         entry.hash == *head
@@ -116,7 +111,7 @@ fn tell_of_the_future(env: &Metadata, now: Timestamp, report: &dyn Report) {
 }
 
 fn line(env: &Metadata, hash: &LayerHash) -> Expired {
-    let newest = env.snapshots.iter().rev().find(|s| s.hash == *hash);
+    let newest = env.made().into_iter().find(|s| s.hash == *hash);
     Expired {
         env: env.name.clone(),
         hash: hash.to_hex(),

@@ -36,7 +36,7 @@ pub fn resolve(metadata: &Metadata, reference: &str) -> Result<LayerRef> {
     match reference {
         "head" => return Ok(head),
         "base" => return Ok(base),
-        "latest" => return metadata.snapshots.last().map(layer_of).ok_or_else(missing),
+        "latest" => return metadata.latest().map(layer_of).ok_or_else(missing),
         _ => {}
     }
     if let Some(steps) = reference.strip_prefix('~') {

@@ -22,6 +22,7 @@ mod build;
 mod damage;
 mod paths;
 mod sharing;
+mod snapshots;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 

@@ -13,6 +13,10 @@ use crate::inode::Timestamp;
 use crate::open::Store;
 use crate::rfc3339;
 
+mod made;
+
+pub use made::made;
+
 /// The version of the record that this code reads and writes.
 pub const VERSION: u32 = 1;
 
@@ -296,6 +300,19 @@ impl Metadata {
     /// Whether a layer is one that it was built from, and no snapshot.
     pub fn is_built_from(&self, layer: &LayerHash) -> bool {
         self.base_layer == *layer || self.dependency.is_some_and(|d| d.layer == *layer)
+    }
+
+    /// Its snapshots in the order in which they were made, each once, whatever number of names it has: see [`made`].
+    pub fn made(&self) -> Vec<&SnapshotEntry> {
+        made(&self.snapshots)
+    }
+
+    /// The newest snapshot: what `latest` means. A name for what the environment was built from makes no snapshot newer, but it is one
+    /// where there is no other.
+    pub fn latest(&self) -> Option<&SnapshotEntry> {
+        let made = self.made();
+        let own = made.iter().rev().find(|entry| !self.is_built_from(&entry.hash));
+        own.or(made.last()).copied()
     }
 
     /// The first 12 digits of the env_id.

@@ -168,9 +168,7 @@ impl ControlDir {
     fn refs(&self) -> Vec<(String, String)> {
         let snapshots = self.plane.snapshots();
         let mut refs = vec![("base".to_owned(), self.plane.base()), ("head".to_owned(), self.plane.head())];
-        if let Some(latest) = snapshots.iter().max_by_key(|s| s.created_at) {
-            refs.push(("latest".to_owned(), latest.hash.clone()));
-        }
+        refs.extend(self.plane.latest().map(|hash| ("latest".to_owned(), hash)));
         refs.extend(snapshots.into_iter().filter_map(|s| s.name.map(|name| (name, s.hash))));
         refs
     }

@@ -83,6 +83,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// All snapshots, oldest first.
     fn snapshots(&self) -> Vec<SnapshotInfo>;
 
+    /// Hash of the newest snapshot, which `latest` means in commands too.
+    fn latest(&self) -> Option<String>;
+
     /// From now on keeps what these root objects of snapshots reach, and no others: they are being looked at. Called with the roots
     /// before and one that `snapshots` has just listed, or with some of them.
     ///

@@ -112,6 +112,10 @@ impl ControlPlane for FakePlane {
         "Built".into()
     }
 
+    fn latest(&self) -> Option<String> {
+        self.snapshots.lock().last().map(|s| s.hash.clone())
+    }
+
     fn snapshots(&self) -> Vec<SnapshotInfo> {
         self.snapshots.lock().clone()
     }

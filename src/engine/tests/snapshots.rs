@@ -1,0 +1,32 @@
+//! Names of snapshots, and which one is the newest.
+
+use super::{Place, commit, write};
+use crate::engine::control::Plane;
+use crate::engine::instance::Wait;
+use crate::engine::reference;
+use karapace_fs::control::ControlPlane;
+use std::sync::Arc;
+
+#[test]
+fn a_name_for_an_old_snapshot_does_not_make_it_the_latest() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = Arc::new(place.open(&env));
+    write(instance.view(), "a", "1");
+    let old = commit(&instance, Some("old"));
+    write(instance.view(), "a", "2");
+    let new = commit(&instance, Some("new"));
+    let plane = Plane(instance.clone());
+    for (reference, name) in [("old", "again"), ("base", "pristine")] {
+        instance.restore(reference, &[], Wait::Long).unwrap();
+        commit(&instance, Some(name));
+        let env = place.reload(&env);
+        assert_eq!(reference::resolve(&env, "latest").unwrap().hash, new);
+        assert_eq!(plane.latest(), Some(new.to_hex()));
+        assert_eq!(env.latest().unwrap().hash, new);
+    }
+    let snapshots = place.reload(&env).snapshots;
+    let names: Vec<_> = snapshots.iter().map(|s| (s.hash, s.name.as_deref().unwrap())).collect();
+    assert_eq!(names, [(env.base_layer, "pristine"), (old, "old"), (old, "again"), (new, "new")]);
+    assert_eq!(snapshots[1].created_at, snapshots[2].created_at);
+}
