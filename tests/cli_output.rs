@@ -52,7 +52,7 @@ const STEPS: &[Step] = &[
     step("commit dev", ""),
     step(
         "snapshots dev",
-        "Oldest first. `name` and `message` may be null; `head` marks the one that the environment stands on.",
+        "Oldest first. `name`, the first of `names`, and `message` may be null; `head` marks the one that the environment stands on.",
     ),
     step("restore dev first", "`saved` is the snapshot that took uncommitted changes, or null."),
     step(

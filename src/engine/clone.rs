@@ -95,10 +95,13 @@ pub(super) fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
     let mut chain: Vec<SnapshotEntry> = Vec::new();
     let mut at = layer.hash;
     while !env.is_built_from(&at) && chain.len() < env.snapshots.len() {
-        let Some(entry) = env.snapshots.iter().rev().find(|s| s.hash == at) else { break };
-        chain.push(entry.clone());
-        at = entry.parent;
+        let before = chain.len();
+        chain.extend(env.snapshots.iter().rev().filter(|s| s.hash == at).cloned());
+        // The newest record is the one that the others stand on.
+        let Some(newest) = chain.get(before) else { break };
+        at = newest.parent;
     }
+    chain.extend(env.snapshots.iter().rev().filter(|s| env.is_built_from(&s.hash)).cloned());
     chain.reverse();
     chain
 }

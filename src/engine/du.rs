@@ -8,11 +8,11 @@ use karapace_store::error::StoreError;
 use karapace_store::id::LayerHash;
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
-use karapace_store::rfc3339;
 use karapace_store::usage::{Group, Survey, Usage};
 use serde::Serialize;
 
 use super::gc::upper_roots;
+use super::snapshots::snapshots;
 use super::{Engine, Error, Result};
 
 /// What an environment takes. Sizes on disk are as `du` counts them, in bytes.
@@ -85,25 +85,18 @@ impl Engine {
         // Whatever becomes of the snapshots, base, packages and head stay.
         others.layers.extend([env.base_record, env.foundation().1, env.head_record]);
         others.uppers.push(upper_roots(self, &env.instance)?);
-        let mut hashes: Vec<LayerHash> = Vec::new();
-        for snapshot in &env.snapshots {
-            if !hashes.contains(&snapshot.hash) {
-                hashes.push(snapshot.hash);
-            }
-        }
-        let mut groups: Vec<Group> = hashes.iter().map(|hash| group_of(&env, hash)).collect();
+        let made = env.made();
+        let mut groups: Vec<Group> = made.iter().map(|entry| group_of(&env, &entry.hash)).collect();
         groups.push(others);
         let usages = survey.measure(&groups)?;
         let mut lines = Vec::new();
-        for (hash, usage) in hashes.iter().zip(usages) {
-            let entries: Vec<_> = env.snapshots.iter().filter(|s| s.hash == *hash).collect();
-            let Some(newest) = entries.last() else { continue };
-            let shown = survey.shown(&newest.record)?;
+        for (line, (entry, usage)) in snapshots(&env).into_iter().zip(made.iter().zip(usages)) {
+            let shown = survey.shown(&entry.record)?;
             lines.push(SnapshotUsage {
-                hash: hash.to_hex(),
-                names: entries.iter().filter_map(|s| s.name.clone()).collect(),
-                created_at: rfc3339::format(newest.created_at),
-                head: *hash == env.head,
+                hash: line.hash,
+                names: line.names,
+                created_at: line.created_at,
+                head: line.head,
                 entries: shown.entries,
                 apparent_bytes: shown.bytes,
                 bytes: usage.bytes,

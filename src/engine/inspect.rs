@@ -62,7 +62,7 @@ impl Engine {
             state: sessions::shown_state(self, env).to_string(),
             head: env.head.to_hex(),
             base_layer: env.base_layer.to_hex(),
-            snapshots: env.snapshots.len(),
+            snapshots: env.made().len(),
             mount: self.shown_mount(env),
             created_at: rfc3339::format(env.created_at),
             updated_at: rfc3339::format(env.updated_at),

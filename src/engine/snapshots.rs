@@ -20,8 +20,10 @@ pub struct RemoveOutcome {
 pub struct SnapshotLine {
     /// Its hash.
     pub hash: String,
-    /// Its name.
+    /// Its first name.
     pub name: Option<String>,
+    /// All its names, oldest first.
+    pub names: Vec<String>,
     /// The layer that it was made on, or the nearest one below that is left.
     pub parent: String,
     /// When it was made, RFC 3339.
@@ -32,18 +34,22 @@ pub struct SnapshotLine {
     pub head: bool,
 }
 
-/// The snapshots of an environment, newest last. The head is marked once, on its newest record.
+/// The snapshots of an environment, newest last.
 pub fn snapshots(env: &Metadata) -> Vec<SnapshotLine> {
-    let head = env.snapshots.iter().rposition(|s| s.record == env.head_record);
-    let line = |(index, s): (usize, &karapace_store::metadata::SnapshotEntry)| SnapshotLine {
-        hash: s.hash.to_hex(),
-        name: s.name.clone(),
-        parent: s.parent.to_hex(),
-        created_at: rfc3339::format(s.created_at),
-        message: s.message.clone(),
-        head: Some(index) == head,
+    let line = |made: &SnapshotEntry| {
+        let all = || env.snapshots.iter().filter(|s| s.hash == made.hash);
+        let names: Vec<String> = all().filter_map(|s| s.name.clone()).collect();
+        SnapshotLine {
+            hash: made.hash.to_hex(),
+            name: names.first().cloned(),
+            names,
+            parent: made.parent.to_hex(),
+            created_at: rfc3339::format(made.created_at),
+            message: made.message.clone().or_else(|| all().find_map(|s| s.message.clone())),
+            head: made.hash == env.head,
+        }
     };
-    env.snapshots.iter().enumerate().map(line).collect()
+    env.made().into_iter().map(line).collect()
 }
 
 impl Engine {

@@ -26,11 +26,11 @@ impl Args {
         if global.json() {
             ui::json(&json!({
                 "name": env.name, "env_id": env.env_id, "short_id": env.short_id(), "instance": env.instance.to_hex(), "before": rebuilt.before,
-                "snapshots": env.snapshots.len(), "saved": rebuilt.saved.map(|saved| saved.hash),
+                "snapshots": env.made().len(), "saved": rebuilt.saved.map(|saved| saved.hash),
             }))?;
             return Ok(());
         }
-        let count = env.snapshots.len();
+        let count = env.made().len();
         ui::remark(&format!("{} rebuilt (env_id {}), {count} snapshots kept", env.name, env.short_id()));
         ui::line(&if global.quiet() { env.instance.to_hex() } else { env.env_id.clone() })?;
         Ok(())

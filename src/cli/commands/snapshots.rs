@@ -63,14 +63,7 @@ impl Args {
             return Ok(());
         }
         if global.quiet() {
-            // One with several names stands in as many lines.
-            let mut hashes: Vec<&str> = Vec::new();
-            for line in &lines {
-                if !hashes.contains(&line.hash.as_str()) {
-                    hashes.push(&line.hash);
-                }
-            }
-            hashes.iter().try_for_each(|hash| ui::line(hash))?;
+            lines.iter().try_for_each(|line| ui::line(&line.hash))?;
             return Ok(());
         }
         let row = |line: &crate::engine::snapshots::SnapshotLine| {
@@ -80,7 +73,7 @@ impl Args {
             vec![
                 if line.head { "*" } else { "" }.to_owned(),
                 line.hash.clone(),
-                line.name.clone().unwrap_or_else(|| "-".to_owned()),
+                if line.names.is_empty() { "-".to_owned() } else { line.names.join(", ") },
                 time,
                 message.to_owned(),
             ]

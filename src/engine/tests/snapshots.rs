@@ -1,9 +1,11 @@
 //! Names of snapshots, and which one is the newest.
 
 use super::{Place, commit, write};
+use crate::engine::clone::CloneFrom;
 use crate::engine::control::Plane;
 use crate::engine::instance::Wait;
-use crate::engine::reference;
+use crate::engine::snapshots::snapshots;
+use crate::engine::{Silent, reference};
 use karapace_fs::control::ControlPlane;
 use std::sync::Arc;
 
@@ -29,4 +31,31 @@ fn a_name_for_an_old_snapshot_does_not_make_it_the_latest() {
     let names: Vec<_> = snapshots.iter().map(|s| (s.hash, s.name.as_deref().unwrap())).collect();
     assert_eq!(names, [(env.base_layer, "pristine"), (old, "old"), (old, "again"), (new, "new")]);
     assert_eq!(snapshots[1].created_at, snapshots[2].created_at);
+}
+
+#[test]
+fn a_snapshot_with_two_names_is_one() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    commit(&instance, Some("pristine"));
+    write(instance.view(), "a", "1");
+    let hash = commit(&instance, Some("one"));
+    commit(&instance, Some("two"));
+    write(instance.view(), "a", "2");
+    commit(&instance, None);
+    drop(instance);
+    let env = place.reload(&env);
+    let clone = place.engine.clone_env(&env, CloneFrom::Head, "other", &Silent).unwrap();
+    for env in [env, clone] {
+        assert_eq!(place.engine.inspect(&env).unwrap().summary.snapshots, 3);
+        let lines = snapshots(&env);
+        let names: Vec<_> = lines.iter().map(|line| line.names.join(" ")).collect();
+        assert_eq!(names, ["pristine", "one two", ""]);
+        assert_eq!((&lines[1].hash, lines[1].name.as_deref()), (&hash.to_hex(), Some("one")));
+        assert_eq!(lines.iter().map(|line| line.head).collect::<Vec<_>>(), [false, false, true]);
+        let usage = place.engine.usage_of(&env).unwrap().1;
+        assert_eq!(usage.iter().map(|line| line.names.join(" ")).collect::<Vec<_>>(), names);
+        assert_eq!(reference::resolve(&env, "two").unwrap().hash, hash);
+    }
 }
