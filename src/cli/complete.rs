@@ -3,7 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap_complete::{ArgValueCompleter, CompletionCandidate};
+use clap::ValueHint;
+use clap_complete::engine::ValueCompleter as _;
+use clap_complete::{ArgValueCompleter, CompletionCandidate, PathCompleter};
 use karapace_store::Store;
 use karapace_store::metadata::Metadata;
 use karapace_store::{rfc3339, text};
@@ -14,7 +16,10 @@ pub const PROGRAM: &str = "karapace";
 /// Tells each argument how it is completed, by its name, in all commands.
 pub fn with_completers(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|arg| match arg.get_id().as_str() {
-        "env" | "target" | "onto" => arg.add(ArgValueCompleter::new(environments)),
+        // A name on an image server is no file, most images are.
+        "image" => arg.value_hint(ValueHint::AnyPath),
+        "target" => arg.add(ArgValueCompleter::new(mounts)),
+        "env" | "onto" => arg.add(ArgValueCompleter::new(environments)),
         "snapshot" | "snapshots" | "from" | "to" => arg.add(ArgValueCompleter::new(snapshots)),
         _ => arg,
     });
@@ -33,6 +38,13 @@ fn environments(current: &OsStr) -> Vec<CompletionCandidate> {
     }
     let matching = all.iter().filter(|env| env.name.starts_with(current));
     matching.map(|env| candidate(env.name.clone(), format!("{} {}", env.short_id(), env.state))).collect()
+}
+
+/// Names of environments, and directories.
+fn mounts(current: &OsStr) -> Vec<CompletionCandidate> {
+    let mut words = environments(current);
+    words.extend(PathCompleter::dir().complete(current));
+    words
 }
 
 /// Snapshots of the environment that stands on the command line already.
@@ -89,4 +101,30 @@ fn all() -> Vec<Metadata> {
 /// The words of the command line that is completed: the shell passes them after `--`.
 fn line() -> Vec<OsString> {
     std::env::args_os().skip_while(|arg| arg != "--").skip(1).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a shell is offered for the last of these words in a directory.
+    fn offered(words: &[&str], dir: &std::path::Path) -> Vec<String> {
+        let args = [PROGRAM].iter().chain(words).map(OsString::from).collect();
+        let mut command = crate::cli::command();
+        let offered = clap_complete::engine::complete(&mut command, args, words.len(), Some(dir)).unwrap();
+        offered.iter().map(|word| word.get_value().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn images_are_files() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("rootfs.tar.xz"), "").unwrap();
+        std::fs::create_dir(dir.path().join("root")).unwrap();
+        let both = ["root/", "rootfs.tar.xz"];
+        assert_eq!(offered(&["import", "root"], dir.path()), both);
+        assert_eq!(offered(&["new", "x", "--image", "root"], dir.path()), both);
+        assert_eq!(offered(&["build", "rootfs"], dir.path()), both[1..]);
+        let there = dir.path().join("root").display().to_string();
+        assert_eq!(offered(&["umount", &there], dir.path()), [format!("{there}/")]);
+    }
 }

@@ -90,11 +90,12 @@ bash_completes() {
             "$(complete -p karapace | sed -n "s/.*-F \([^ ]*\) .*/\1/p")" karapace "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
             printf "%s\n" "${COMPREPLY[@]}" | sed "s/ *$//"
         }
-        complete_line karapace mou | grep -qx mount
-        complete_line karapace mount d | grep -qx dev
-        complete_line karapace restore dev o | grep -qx one
-        complete_line karapace clone dev@o | grep -q one
-        complete_line karapace new x --template r | grep -qx rust-dev
+        complete_line karapace mou | grep -qx mount || exit 1
+        complete_line karapace mount d | grep -qx dev || exit 1
+        complete_line karapace restore dev o | grep -qx one || exit 1
+        complete_line karapace clone dev@o | grep -q one || exit 1
+        complete_line karapace new x --template r | grep -qx rust-dev || exit 1
+        cd "$TMPDIR" && touch image.tar.xz && complete_line karapace import image | grep -qx image.tar.xz || exit 1
         complete_line karapace --store /nowhere mount d | grep -qx dev && exit 1
         [ ! -e /nowhere ]
     '
