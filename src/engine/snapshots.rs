@@ -96,6 +96,7 @@ impl Instance {
     pub fn drop_name(&self, name: &str, wait: Wait) -> Result<()> {
         let _shared = self.lock_store(wait)?;
         let _turn = self.take_turn()?;
+        self.check_writable()?;
         let metadata = self.metadata();
         let index = metadata.snapshots.iter().position(|s| s.name.as_deref() == Some(name));
         let Some(index) = index else {

@@ -3,10 +3,12 @@
 use super::{Place, commit, write};
 use crate::engine::clone::CloneFrom;
 use crate::engine::control::Plane;
-use crate::engine::instance::Wait;
+use crate::engine::instance::{Instance, Wait};
 use crate::engine::snapshots::snapshots;
 use crate::engine::{Silent, reference};
 use karapace_fs::control::ControlPlane;
+use karapace_store::lock::EnvLock;
+use karapace_store::metadata::Metadata;
 use std::sync::Arc;
 
 #[test]
@@ -31,6 +33,27 @@ fn a_name_for_an_old_snapshot_does_not_make_it_the_latest() {
     let names: Vec<_> = snapshots.iter().map(|s| (s.hash, s.name.as_deref().unwrap())).collect();
     assert_eq!(names, [(env.base_layer, "pristine"), (old, "old"), (old, "again"), (new, "new")]);
     assert_eq!(snapshots[1].created_at, snapshots[2].created_at);
+}
+
+#[test]
+fn a_frozen_environment_keeps_its_names() {
+    let place = Place::new();
+    let env = place.import("dev");
+    let instance = place.open(&env);
+    write(instance.view(), "a", "1");
+    commit(&instance, Some("one"));
+    drop(instance);
+    let read_only = |env| {
+        let lock = EnvLock::try_acquire(place.engine.store(), &env).unwrap();
+        Instance::open(&place.engine, Metadata::load(place.engine.store(), &env).unwrap(), lock, true)
+            .unwrap()
+    };
+    let error = read_only(env.instance).drop_name("one", Wait::Brief).unwrap_err();
+    assert_eq!(error.errno(), libc::EROFS, "{error}");
+    place.engine.freeze(&place.reload(&env)).unwrap();
+    let instance = place.open(&env);
+    assert_eq!(instance.drop_name("one", Wait::Brief).unwrap_err().errno(), libc::EROFS);
+    assert_eq!(place.reload(&env).snapshots[0].name.as_deref(), Some("one"));
 }
 
 #[test]

@@ -267,6 +267,12 @@ frozen_is_erofs() {
     unchanged_by refused_with EROFS "$ENV" commit
     grep -q '^error EROFS' "$CTL/last"
     if echo x 2>/dev/null >"$DIR/etc/x"; then wrong "a frozen environment could be written"; fi
+    local name
+    name=$(karapace --json snapshots "$ENV" | json - 'next(s["name"] for s in d if s["name"])')
+    refused rmdir "$CTL/snapshots/$name"
+    says 'Read-only file system'
+    [ -d "$CTL/snapshots/$name" ]
+    refused mkdir "$CTL/snapshots/another"
     refused karapace commit "$ENV"
     karapace umount "$ENV"
 }
