@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use karapace_store::atomic::{become_like, fsync_dir};
+use karapace_store::compress::{Compression, Compressor};
 use karapace_store::error::{IoContext as _, StoreError};
 use karapace_store::id::{InstanceId, LayerHash, ObjectId};
 use karapace_store::layer::{LayerKind, LayerRecord};
@@ -27,7 +28,7 @@ use nix::unistd::linkat;
 use super::layering::normalised;
 use super::reference::{self, LayerRef};
 use super::{Engine, Error, Report, Result, damage};
-use crate::oci::{self, Archive, Blob, Directory, Documents, Layer};
+use crate::oci::{self, Archive, Blob, Directory, Documents, Layer, Packed};
 
 /// How much is gathered for one write.
 const BUFFER: usize = 256 << 10;
@@ -53,14 +54,27 @@ pub struct Wanted<'a> {
     pub format: Format,
     /// Only these paths, with what their links lead to and the directories above; all when empty. [`Format::Tar`] only.
     pub paths: &'a [Vec<u8>],
+    /// How a tar is compressed, or the layers of an image. `None`: a tar as its name ends, layers not at all.
+    pub compression: Option<Compression>,
 }
 
 /// Where it goes.
 pub enum Target<'a> {
     /// Into a stream, which errors call by the name.
     Stream(&'a mut dyn Write, &'a Path),
-    /// Into a file, whole or not at all; with [`Format::Oci`] into a layout directory, unless the name ends in `.tar`.
+    /// Into a file, whole or not at all; with [`Format::Oci`] into a layout directory, unless the name ends as that of an archive does
+    /// (`.tar`, `.tar.gz`, …), which is then compressed as its name says.
     Path(&'a Path),
+}
+
+impl Target<'_> {
+    /// What the name of a file says.
+    fn compression(&self) -> Compression {
+        match self {
+            Target::Path(path) => Compression::of_archive(path).unwrap_or_default(),
+            Target::Stream(..) => Compression::None,
+        }
+    }
 }
 
 /// What was exported.
@@ -87,14 +101,19 @@ impl Engine {
             let reason = "an OCI image is of the whole environment: chosen paths go into a tar";
             return Err(Error::Invalid(reason.to_owned()));
         }
+        let layers = wanted.compression.unwrap_or_default();
+        if wanted.format == Format::Oci && oci::layer_type(layers).is_none() {
+            let reason = "the layers of an OCI image are compressed with gzip or zstd, or not at all";
+            return Err(Error::Invalid(reason.to_owned()));
+        }
         if wanted.snapshot.is_none() {
             self.note_uncommitted(env, report)?;
         }
         let export = Export::begin(self, env, wanted.snapshot, report)?;
         report.begin("exporting", None);
         let exported = match wanted.format {
-            Format::Tar => export.tar(wanted.paths, target),
-            Format::Oci => export.oci(target),
+            Format::Tar => export.tar(wanted, target),
+            Format::Oci => export.oci(layers, target),
         };
         report.end();
         exported.map_err(|error| {
@@ -119,6 +138,8 @@ impl Engine {
 /// An export under way: its trees are safe from collections.
 struct Export<'a> {
     trees: Trees,
+    /// The environment's name.
+    name: String,
     /// The layers from the base to the one that is exported.
     chain: Vec<(LayerRecord, Arc<Root>)>,
     report: &'a dyn Report,
@@ -147,7 +168,7 @@ impl<'a> Export<'a> {
             .into_iter()
             .map(|record| with_root(record).map(|(root, record)| (record, root)))
             .collect::<Result<_>>()?;
-        Ok(Export { trees, chain, report, _pin: pin })
+        Ok(Export { trees, name: env.name, chain, report, _pin: pin })
     }
 
     /// The exported layer and its root.
@@ -159,11 +180,12 @@ impl<'a> Export<'a> {
         FullTar { trees: &self.trees, dialect, progress: self.report, name }
     }
 
-    fn tar(&self, paths: &[Vec<u8>], target: Target<'_>) -> Result<Exported> {
+    fn tar(&self, wanted: &Wanted<'_>, target: Target<'_>) -> Result<Exported> {
         let (record, root) = self.last()?;
-        let chosen = if paths.is_empty() { None } else { Some(self.chosen(root, paths)?) };
+        let chosen = if wanted.paths.is_empty() { None } else { Some(self.chosen(root, wanted.paths)?) };
         let is_chosen = |path: &[u8]| chosen.as_ref().is_none_or(|chosen| chosen.contains(path));
-        let written = stream(target, &mut |out, name| {
+        let compression = wanted.compression.unwrap_or_else(|| target.compression());
+        let written = stream(target, compression, &mut |out, name| {
             Ok(self.full(Dialect::Pax, name).tree(root, Some(&is_chosen), out)?)
         })?;
         self.tell(&written);
@@ -184,28 +206,31 @@ impl<'a> Export<'a> {
         Ok(choose(&tree, &paths, &ignore)?.into_iter().collect())
     }
 
-    fn oci(&self, target: Target<'_>) -> Result<Exported> {
+    fn oci(&self, compression: Compression, target: Target<'_>) -> Result<Exported> {
         match target {
-            Target::Path(path) if is_layout_directory(path) => self.oci_directory(path),
-            target => self.oci_archive(target),
+            Target::Path(path) if is_layout_directory(path) => self.oci_directory(compression, path),
+            target => self.oci_archive(compression, target),
         }
     }
 
-    fn oci_directory(&self, path: &Path) -> Result<Exported> {
+    fn oci_directory(&self, compression: Compression, path: &Path) -> Result<Exported> {
         let directory = Directory::create(path)?;
-        let layers = self.layers(&mut |index| directory.blob(&mut |out| self.layer(index, path, out)))?;
-        let documents = self.documents(&layers)?;
+        let blob = |index| directory.blob(compression, &mut |out| self.layer(index, path, out));
+        let layers = self.layers(&mut |index| blob(index))?;
+        let documents = self.documents(compression, &layers)?;
         directory.finish(&documents)?;
         self.exported(&layers, &documents)
     }
 
-    fn oci_archive(&self, target: Target<'_>) -> Result<Exported> {
+    fn oci_archive(&self, compression: Compression, target: Target<'_>) -> Result<Exported> {
         let hashed = Path::new("the hash of a layer");
-        let layers = self.layers(&mut |index| oci::measure(&mut |out| self.layer(index, hashed, out)))?;
-        let documents = self.documents(&layers)?;
-        let blobs: Vec<Blob> = layers.iter().map(|(layer, _)| layer.blob.clone()).collect();
-        stream(target, &mut |out, name| {
-            let archive = Archive::new(out, name)?;
+        let measure = |index| oci::measure(compression, &mut |out| self.layer(index, hashed, out));
+        let layers = self.layers(&mut |index| measure(index))?;
+        let documents = self.documents(compression, &layers)?;
+        let blobs: Vec<Blob> = layers.iter().map(|(layer, _)| layer.tar.blob.clone()).collect();
+        let archived = target.compression();
+        stream(target, archived, &mut |out, name| {
+            let archive = Archive::new(out, name, compression)?;
             let layer = &mut |index, out: &mut dyn Write| self.layer(index, name, out).map(|_| ());
             Ok(archive.finish(&blobs, &documents, layer)?)
         })?;
@@ -230,11 +255,11 @@ impl<'a> Export<'a> {
     /// Every layer of the chain, made by `make`.
     fn layers(
         &self,
-        make: &mut dyn FnMut(usize) -> std::result::Result<(Blob, Written), StoreError>,
+        make: &mut dyn FnMut(usize) -> std::result::Result<(Packed, Written), StoreError>,
     ) -> Result<Vec<(Layer, u64)>> {
         let mut layers = Vec::new();
         for (index, (record, _)) in self.chain.iter().enumerate() {
-            let (blob, written) = make(index)?;
+            let (tar, written) = make(index)?;
             self.tell(&written);
             let verb = match record.kind {
                 LayerKind::Base => "import",
@@ -242,7 +267,7 @@ impl<'a> Export<'a> {
                 LayerKind::Snapshot => "commit",
             };
             let layer = Layer {
-                blob,
+                tar,
                 newest: written.newest,
                 created_by: format!("karapace {verb}"),
                 comment: record.message.clone(),
@@ -252,10 +277,11 @@ impl<'a> Export<'a> {
         Ok(layers)
     }
 
-    fn documents(&self, layers: &[(Layer, u64)]) -> Result<Documents> {
+    fn documents(&self, compression: Compression, layers: &[(Layer, u64)]) -> Result<Documents> {
         let defaults = super::image_defaults::of(&self.trees, &self.last()?.1)?;
         let layers: Vec<Layer> = layers.iter().map(|(layer, _)| layer.clone()).collect();
-        let documents = Documents::new(&layers, &defaults);
+        let layer_type = oci::layer_type(compression).unwrap_or_default();
+        let documents = Documents::new(&layers, layer_type, &defaults, &oci::reference(&self.name));
         Ok(documents.map_err(|e| StoreError::Invalid(format!("writing the image's documents: {e}")))?)
     }
 
@@ -307,7 +333,7 @@ fn chain(engine: &Engine, env: &Metadata, layer: &LayerRef) -> Result<Vec<LayerR
 fn is_layout_directory(path: &Path) -> bool {
     match fs::metadata(path) {
         Ok(metadata) => metadata.is_dir(),
-        Err(_) => path.extension().is_none_or(|extension| extension != "tar"),
+        Err(_) => Compression::of_archive(path).is_none(),
     }
 }
 
@@ -315,9 +341,9 @@ fn is_layout_directory(path: &Path) -> bool {
 type Source<'a, T> = &'a mut dyn FnMut(&mut dyn Write, &Path) -> Result<T>;
 
 /// Writes to the target: to a file under another name first, so that what has the name is whole.
-fn stream<T>(target: Target<'_>, source: Source<'_, T>) -> Result<T> {
+fn stream<T>(target: Target<'_>, compression: Compression, source: Source<'_, T>) -> Result<T> {
     let path = match target {
-        Target::Stream(out, name) => return Ok(buffered(out, name, source)?.0),
+        Target::Stream(out, name) => return Ok(buffered(out, compression, name, source)?.0),
         Target::Path(path) => path,
     };
     let (path, old) = match fs::metadata(path) {
@@ -328,24 +354,29 @@ fn stream<T>(target: Target<'_>, source: Source<'_, T>) -> Result<T> {
         // A device or a pipe: nothing may take its place.
         Ok(metadata) if !metadata.is_file() => {
             let file = File::options().write(true).open(path).at("open", path)?;
-            return Ok(buffered(file, path, source)?.0);
+            return Ok(buffered(file, compression, path, source)?.0);
         }
         // Through links, so that these stay.
         Ok(metadata) => (fs::canonicalize(path).at("resolve", path)?, Some(metadata)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
         Err(e) => return Err(e).at("read", path)?,
     };
-    write_file(&path, old.as_ref(), source)
+    write_file(&path, old.as_ref(), compression, source)
 }
 
-fn write_file<T>(path: &Path, old: Option<&fs::Metadata>, source: Source<'_, T>) -> Result<T> {
+fn write_file<T>(
+    path: &Path,
+    old: Option<&fs::Metadata>,
+    compression: Compression,
+    source: Source<'_, T>,
+) -> Result<T> {
     let parent = oci::parent(path);
     let like_old =
         |file: &File| old.map_or(Ok(()), |old| become_like(file, old)).at("set owner and mode of", path);
     match unnamed_in(parent) {
         Ok(file) => {
             like_old(&file)?;
-            let (made, file) = buffered(file, path, source)?;
+            let (made, file) = buffered(file, compression, path, source)?;
             file.sync_all().at("write", path)?;
             name_file(&file, parent, path)?;
             fsync_dir(parent)?;
@@ -361,7 +392,7 @@ fn write_file<T>(path: &Path, old: Option<&fs::Metadata>, source: Source<'_, T>)
         .tempfile_in(parent)
         .at("create a file in", parent)?;
     like_old(temporary.as_file())?;
-    let (made, temporary) = buffered(temporary, path, source)?;
+    let (made, temporary) = buffered(temporary, compression, path, source)?;
     temporary.as_file().sync_all().at("write", path)?;
     temporary.persist(path).map_err(|e| e.error).at("rename a file to", path)?;
     fsync_dir(parent)?;
@@ -396,9 +427,15 @@ fn name_file(file: &File, parent: &Path, path: &Path) -> Result<()> {
     }
 }
 
-fn buffered<T, W: Write>(out: W, name: &Path, source: Source<'_, T>) -> Result<(T, W)> {
+fn buffered<T, W: Write>(
+    out: W,
+    compression: Compression,
+    name: &Path,
+    source: Source<'_, T>,
+) -> Result<(T, W)> {
+    let out = Compressor::new(compression, out).at("write", name)?;
     let mut out = BufWriter::with_capacity(BUFFER, out);
     let made = source(&mut out, name)?;
     let out = out.into_inner().map_err(io::IntoInnerError::into_error).at("write", name)?;
-    Ok((made, out))
+    Ok((made, out.finish().at("write", name)?))
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use karapace_store::atomic::fsync_dir;
+use karapace_store::compress::{Compression, Compressor};
 use karapace_store::error::{IoContext as _, Result, StoreError};
 use karapace_store::inode::Timestamp;
 use karapace_store::tar::{Encoder, EntryHeader, Records};
@@ -76,12 +77,43 @@ impl<W: Write> Write for Hashing<W> {
 /// What writes a blob's bytes.
 type Source<'a, T> = &'a mut dyn FnMut(&mut dyn Write) -> Result<T>;
 
+/// The tar of a layer as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// Its blob.
+    pub blob: Blob,
+    /// The digest of the tar before it was compressed.
+    pub diff_id: String,
+}
+
 /// The blob that `source` writes, without keeping it.
-pub fn measure<T>(source: Source<'_, T>) -> Result<(Blob, T)> {
-    let mut out = BufWriter::with_capacity(BUFFER, Hashing::new(io::sink()));
+pub fn measure<T>(compression: Compression, source: Source<'_, T>) -> Result<(Packed, T)> {
+    let (packed, _, made) = pack(io::sink(), compression, Path::new("a layer"), source)?;
+    Ok((packed, made))
+}
+
+/// Writes what `source` gives to `out`, compressed; errors call it `name`.
+fn pack<W: Write, T>(
+    out: W,
+    compression: Compression,
+    name: &Path,
+    source: Source<'_, T>,
+) -> Result<(Packed, W, T)> {
+    let blob = Hashing::new(out);
+    if compression == Compression::None {
+        let mut out = BufWriter::with_capacity(BUFFER, blob);
+        let made = source(&mut out)?;
+        let blob = out.into_inner().map_err(io::IntoInnerError::into_error).at("write", name)?;
+        let packed = Packed { diff_id: blob.blob().digest, blob: blob.blob() };
+        return Ok((packed, blob.out, made));
+    }
+    let compressor = Compressor::new(compression, blob).at("write", name)?;
+    let mut out = BufWriter::with_capacity(BUFFER, Hashing::new(compressor));
     let made = source(&mut out)?;
-    out.flush().at("hash", Path::new("a layer"))?;
-    Ok((out.get_ref().blob(), made))
+    let tar = out.into_inner().map_err(io::IntoInnerError::into_error).at("write", name)?;
+    let diff_id = tar.blob().digest;
+    let blob = tar.out.finish().at("write", name)?;
+    Ok((Packed { blob: blob.blob(), diff_id }, blob.out, made))
 }
 
 /// A layout directory under way. Dropped before [`Directory::finish`] it leaves nothing behind.
@@ -117,17 +149,14 @@ impl Directory {
     }
 
     /// Stores the blob that `source` writes.
-    pub fn blob<T>(&self, source: Source<'_, T>) -> Result<(Blob, T)> {
+    pub fn blob<T>(&self, compression: Compression, source: Source<'_, T>) -> Result<(Packed, T)> {
         let unnamed = self.dir.path().join("blob");
         let file = File::create_new(&unnamed).at("create", &unnamed)?;
-        let mut out = BufWriter::with_capacity(BUFFER, Hashing::new(file));
-        let made = source(&mut out)?;
-        let written = out.flush().and_then(|()| out.get_ref().out.sync_all());
-        written.at("write", &self.target)?;
-        let blob = out.get_ref().blob();
-        let path = self.dir.path().join(blob.path());
+        let (packed, file, made) = pack(file, compression, &self.target, source)?;
+        file.sync_all().at("write", &self.target)?;
+        let path = self.dir.path().join(packed.blob.path());
         fs::rename(&unnamed, &path).at("rename", &unnamed)?;
-        Ok((blob, made))
+        Ok((packed, made))
     }
 
     /// Adds the documents and puts the layout in its place.
@@ -162,12 +191,14 @@ pub(crate) fn parent(path: &Path) -> &Path {
 pub struct Archive<'a> {
     tar: Encoder<&'a mut dyn Write>,
     name: &'a Path,
+    /// Of the layers.
+    compression: Compression,
 }
 
 impl<'a> Archive<'a> {
     /// Begins an archive on `out`, which errors call `name`.
-    pub fn new(out: &'a mut dyn Write, name: &'a Path) -> Result<Archive<'a>> {
-        let mut archive = Archive { tar: Encoder::new(out), name };
+    pub fn new(out: &'a mut dyn Write, name: &'a Path, compression: Compression) -> Result<Archive<'a>> {
+        let mut archive = Archive { tar: Encoder::new(out), name, compression };
         for directory in ["blobs/", "blobs/sha256/"] {
             archive.header(directory, b'5', 0o755, 0)?;
         }
@@ -208,11 +239,8 @@ impl<'a> Archive<'a> {
     fn layer(&mut self, blob: &Blob, source: Source<'_, ()>) -> Result<()> {
         self.header(&blob.path(), b'0', 0o644, blob.size)?;
         let name = self.name;
-        let mut out =
-            BufWriter::with_capacity(BUFFER, Hashing::new(Body { tar: &mut self.tar, left: blob.size }));
-        source(&mut out)?;
-        out.flush().at("write", name)?;
-        if out.get_ref().blob() == *blob {
+        let body = Body { tar: &mut self.tar, left: blob.size };
+        if pack(body, self.compression, name, source)?.0.blob == *blob {
             return Ok(());
         }
         Err(StoreError::Invalid(format!(
@@ -280,11 +308,11 @@ mod tests {
         out.write_all(bytes).at("write", Path::new("out"))
     }
 
-    fn archive() -> Vec<u8> {
-        let blobs: Vec<Blob> =
-            LAYERS.iter().map(|bytes| measure(&mut |out| write(bytes, out)).unwrap().0).collect();
+    fn archive(compression: Compression) -> Vec<u8> {
+        let measured = |bytes: &&[u8]| measure(compression, &mut |out| write(bytes, out)).unwrap().0.blob;
+        let blobs: Vec<Blob> = LAYERS.iter().map(measured).collect();
         let mut bytes: Vec<u8> = Vec::new();
-        let archive = Archive::new(&mut bytes, Path::new("out")).unwrap();
+        let archive = Archive::new(&mut bytes, Path::new("out"), compression).unwrap();
         archive.finish(&blobs, &documents(), &mut |i, out| write(LAYERS[i], out)).unwrap();
         bytes
     }
@@ -306,26 +334,29 @@ mod tests {
 
     #[test]
     fn the_directory_and_the_archive_hold_the_same() {
-        let place = tempfile::tempdir().unwrap();
-        let target = place.path().join("image");
-        fs::create_dir(&target).unwrap();
-        let directory = Directory::create(&target).unwrap();
-        for bytes in LAYERS {
-            let (blob, ()) = directory.blob(&mut |out| write(bytes, out)).unwrap();
-            assert_eq!(blob, Blob::of(bytes));
-        }
-        directory.finish(&documents()).unwrap();
-        let archived = files(&archive());
-        assert_eq!(archived.len(), 6);
-        for (path, bytes) in &archived {
-            assert_eq!(&fs::read(target.join(path)).unwrap(), bytes, "{path}");
-            if let Some(digest) = path.strip_prefix("blobs/sha256/") {
-                assert_eq!(Blob::of(bytes).digest, format!("sha256:{digest}"));
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let place = tempfile::tempdir().unwrap();
+            let target = place.path().join("image");
+            fs::create_dir(&target).unwrap();
+            let directory = Directory::create(&target).unwrap();
+            for bytes in LAYERS {
+                let (packed, ()) = directory.blob(compression, &mut |out| write(bytes, out)).unwrap();
+                assert_eq!(packed.diff_id, Blob::of(bytes).digest);
+                assert_eq!(packed.blob == Blob::of(bytes), compression == Compression::None);
             }
+            directory.finish(&documents()).unwrap();
+            let archived = files(&archive(compression));
+            assert_eq!(archived.len(), 6);
+            for (path, bytes) in &archived {
+                assert_eq!(&fs::read(target.join(path)).unwrap(), bytes, "{path}");
+                if let Some(digest) = path.strip_prefix("blobs/sha256/") {
+                    assert_eq!(Blob::of(bytes).digest, format!("sha256:{digest}"));
+                }
+            }
+            assert_eq!(fs::read_dir(target.join("blobs/sha256")).unwrap().count(), 4);
+            assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+            assert_eq!(archive(compression), archive(compression));
         }
-        assert_eq!(fs::read_dir(target.join("blobs/sha256")).unwrap().count(), 4);
-        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
-        assert_eq!(archive(), archive());
     }
 
     #[test]
@@ -336,7 +367,7 @@ mod tests {
         fs::write(target.join("x"), b"x").unwrap();
         assert!(Directory::create(&target).err().unwrap().to_string().contains("is not empty"));
         let directory = Directory::create(&place.path().join("other")).unwrap();
-        directory.blob(&mut |out| write(b"x", out)).unwrap();
+        directory.blob(Compression::None, &mut |out| write(b"x", out)).unwrap();
         drop(directory);
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
     }
@@ -344,10 +375,10 @@ mod tests {
     #[test]
     fn a_layer_that_changes_between_the_passes_is_an_error() {
         for second in [&b"sec0nd"[..], b"longer than it was", b"short"] {
-            let (blob, ()) = measure(&mut |out| write(b"second", out)).unwrap();
+            let (packed, ()) = measure(Compression::None, &mut |out| write(b"second", out)).unwrap();
             let mut bytes: Vec<u8> = Vec::new();
-            let archive = Archive::new(&mut bytes, Path::new("out")).unwrap();
-            let result = archive.finish(&[blob], &documents(), &mut |_, out| write(second, out));
+            let archive = Archive::new(&mut bytes, Path::new("out"), Compression::None).unwrap();
+            let result = archive.finish(&[packed.blob], &documents(), &mut |_, out| write(second, out));
             assert!(result.is_err(), "{second:?}");
         }
     }

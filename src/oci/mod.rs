@@ -2,26 +2,46 @@
 //!
 //! Formats: the OCI image specification 1.0 (image-layout, index, manifest, config, layer). Everything written follows from
 //! what is given, so equal images are equal bytes: fields stand in one order, times come with the layers, and layers are not
-//! compressed. Uncompressed layers are one of the specification's forms, which all tools take; the bytes of a compressor change
-//! with its version, and whoever pushes the image to a registry compresses it then (`skopeo copy --dest-compress`).
+//! compressed unless that is asked for. Uncompressed layers are one of the specification's forms, which all tools take; the bytes of a
+//! compressor change with its version, and whoever pushes the image to a registry compresses it then (`skopeo copy --dest-compress`).
 
 mod layout;
 
+use karapace_store::compress::Compression;
 use karapace_store::inode::Timestamp;
 use karapace_store::rfc3339;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use layout::parent;
-pub use layout::{Archive, Blob, Directory, measure};
-
-/// The name of the image within its layout, and the one that tools look for when none is given.
-const REFERENCE: &str = "latest";
+pub use layout::{Archive, Blob, Directory, Packed, measure};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// The media type of a layer; `None` where the specification has none.
+pub fn layer_type(compression: Compression) -> Option<&'static str> {
+    match compression {
+        Compression::None => Some("application/vnd.oci.image.layer.v1.tar"),
+        Compression::Gzip => Some("application/vnd.oci.image.layer.v1.tar+gzip"),
+        Compression::Zstd => Some("application/vnd.oci.image.layer.v1.tar+zstd"),
+        Compression::Xz => None,
+    }
+}
+
+/// The name of an image in its layout: that of the environment, as far as the name of an image can be (lower case, words of letters
+/// and digits with one separator between). Tools call the image by it when they take it in.
+pub fn reference(environment: &str) -> String {
+    let lower = environment.to_ascii_lowercase();
+    let words: Vec<&str> = lower.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    // A single separator stays what it is.
+    if words.iter().all(|word| !word.is_empty()) {
+        return lower;
+    }
+    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    if words.is_empty() { "environment".to_owned() } else { words.join("-") }
+}
 
 /// The content of the file `oci-layout`.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -44,7 +64,7 @@ pub struct Defaults {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     /// Its tar.
-    pub blob: Blob,
+    pub tar: Packed,
     /// The newest modification time in it, if it has any entry.
     pub newest: Option<Timestamp>,
     /// What made it.
@@ -65,16 +85,21 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// Those of an image of these layers, the lowest first.
-    pub fn new(layers: &[Layer], defaults: &Defaults) -> serde_json::Result<Documents> {
+    /// Those of an image of these layers, which are of this media type, the lowest first.
+    pub fn new(
+        layers: &[Layer],
+        layer_type: &'static str,
+        defaults: &Defaults,
+        reference: &str,
+    ) -> serde_json::Result<Documents> {
         let config = serde_json::to_vec(&config(layers, defaults))?;
         let manifest = serde_json::to_vec(&Manifest {
             schema_version: 2,
             media_type: MANIFEST,
             config: Descriptor::new(CONFIG, &Blob::of(&config)),
-            layers: layers.iter().map(|layer| Descriptor::new(LAYER, &layer.blob)).collect(),
+            layers: layers.iter().map(|layer| Descriptor::new(layer_type, &layer.tar.blob)).collect(),
         })?;
-        let reference = Reference { name: REFERENCE };
+        let reference = Reference { name: reference };
         let manifests =
             [Descriptor { annotations: Some(reference), ..Descriptor::new(MANIFEST, &Blob::of(&manifest)) }];
         let index = serde_json::to_vec(&Index { schema_version: 2, media_type: INDEX, manifests })?;
@@ -108,7 +133,7 @@ fn config<'a>(layers: &'a [Layer], defaults: &'a Defaults) -> Config<'a> {
         },
         rootfs: RootFs {
             kind: "layers",
-            diff_ids: layers.iter().map(|layer| layer.blob.digest.as_str()).collect(),
+            diff_ids: layers.iter().map(|layer| layer.tar.diff_id.as_str()).collect(),
         },
         history,
     }
@@ -123,41 +148,41 @@ impl Blob {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+struct Descriptor<'a> {
     media_type: &'static str,
     digest: String,
     size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    annotations: Option<Reference>,
+    annotations: Option<Reference<'a>>,
 }
 
-impl Descriptor {
-    fn new(media_type: &'static str, blob: &Blob) -> Descriptor {
+impl<'a> Descriptor<'a> {
+    fn new(media_type: &'static str, blob: &Blob) -> Descriptor<'a> {
         Descriptor { media_type, digest: blob.digest.clone(), size: blob.size, annotations: None }
     }
 }
 
 #[derive(Serialize)]
-struct Reference {
+struct Reference<'a> {
     #[serde(rename = "org.opencontainers.image.ref.name")]
-    name: &'static str,
+    name: &'a str,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Index {
+struct Index<'a> {
     schema_version: u32,
     media_type: &'static str,
-    manifests: [Descriptor; 1],
+    manifests: [Descriptor<'a>; 1],
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest {
+struct Manifest<'a> {
     schema_version: u32,
     media_type: &'static str,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+    config: Descriptor<'a>,
+    layers: Vec<Descriptor<'a>>,
 }
 
 #[derive(Serialize)]
@@ -201,7 +226,7 @@ mod tests {
 
     fn layer(bytes: &[u8], secs: i64, comment: Option<&str>) -> Layer {
         Layer {
-            blob: Blob::of(bytes),
+            tar: Packed { blob: Blob::of(bytes), diff_id: Blob::of(bytes).digest },
             newest: Some(Timestamp { secs, nanos: 0 }),
             created_by: "karapace commit".to_owned(),
             comment: comment.map(str::to_owned),
@@ -217,7 +242,7 @@ mod tests {
             layer(b"two", 5, Some("a \"b\"")),
             layer(b"3", i64::MAX, None),
         ];
-        let documents = Documents::new(&layers, &defaults).unwrap();
+        let documents = Documents::new(&layers, "application/x", &defaults, "dev").unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let one = "sha256:7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
         assert_eq!(Blob::of(b"one").digest, one);
@@ -235,6 +260,15 @@ mod tests {
         );
         let index = text(&documents.index);
         assert!(index.contains(&Blob::of(&documents.manifest).digest), "{index}");
-        assert!(index.contains(r#""org.opencontainers.image.ref.name":"latest""#), "{index}");
+        assert!(index.contains(r#""org.opencontainers.image.ref.name":"dev""#), "{index}");
+    }
+
+    #[test]
+    fn names_of_images() {
+        let table =
+            [("dev", "dev"), ("My_Env-2", "my_env-2"), ("_a--b__c-", "a-b-c"), ("-_-", "environment")];
+        for (environment, image) in table {
+            assert_eq!(reference(environment), image);
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod atomic;
 pub mod codec;
+pub mod compress;
 pub mod content;
 pub mod deep;
 pub mod error;

@@ -2,6 +2,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use karapace_store::compress::Compression;
 use karapace_store::error::StoreError;
 use serde_json::json;
 
@@ -14,7 +15,8 @@ use crate::engine::{Engine, Error, Report, reference};
 /// Write an environment as a tar of its root filesystem, or as an OCI image
 ///
 /// What is written is the snapshot that it stands on; uncommitted changes are not in it, and are told. Equal content gives equal bytes.
-/// An OCI image has the base as one layer and each snapshot as a further one.
+/// An OCI image has the base as one layer and each snapshot as a further one; its name in the layout is the environment's
+/// (skopeo copy oci:DIR:ENV …), in lower case.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix; with @ and a snapshot (hash, prefix, name, latest, base or ~k) that one
@@ -23,10 +25,13 @@ pub struct Args {
     /// tar: with all attributes, sparse files and hard links. oci: an image layout for podman, skopeo and others
     #[arg(long, value_enum, default_value = "tar")]
     format: FormatArg,
-    /// The file to write, whole or not at all; - is stdout. An OCI image becomes a layout directory, or one archive where the
-    /// name ends in .tar
+    /// The file to write, whole or not at all; - is stdout. A name that ends in .tar.gz, .tgz, .tar.zst or .tar.xz is compressed so.
+    /// An OCI image becomes a layout directory, or one archive where the name ends in .tar or one of those
     #[arg(short, long, value_name = "FILE", default_value = "-", hide_default_value = true)]
     output: PathBuf,
+    /// How the tar is compressed, whatever its name says, or the layers of an OCI image (not xz; none by default)
+    #[arg(long, value_enum, value_name = "HOW")]
+    compress: Option<CompressArg>,
     /// Only these paths, from the environment's root, with what their links lead to and the directories above. tar only
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
@@ -37,6 +42,26 @@ pub struct Args {
 enum FormatArg {
     Tar,
     Oci,
+}
+
+/// How to compress it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum CompressArg {
+    Gzip,
+    Zstd,
+    Xz,
+    None,
+}
+
+impl From<CompressArg> for Compression {
+    fn from(arg: CompressArg) -> Compression {
+        match arg {
+            CompressArg::Gzip => Compression::Gzip,
+            CompressArg::Zstd => Compression::Zstd,
+            CompressArg::Xz => Compression::Xz,
+            CompressArg::None => Compression::None,
+        }
+    }
 }
 
 impl Args {
@@ -64,7 +89,8 @@ impl Args {
             FormatArg::Tar => Format::Tar,
             FormatArg::Oci => Format::Oci,
         };
-        let wanted = Wanted { snapshot, format, paths: &ui::bytes(&self.paths) };
+        let compression = self.compress.map(Compression::from);
+        let wanted = Wanted { snapshot, format, paths: &ui::bytes(&self.paths), compression };
         engine.export(&env, &wanted, target, report).map_err(|error| match error {
             // Whoever reads has had enough, as of any other output.
             Error::Store(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {

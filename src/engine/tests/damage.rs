@@ -191,7 +191,7 @@ fn what_needs_something_damaged_names_path_and_environment() {
     let top = *trees.root(&LayerRecord::read(store, &env.head_record).unwrap().tree).unwrap().tree().unwrap();
     let export = |format| {
         let (mut out, name) = (Vec::new(), Path::new("the archive"));
-        let wanted = Wanted { snapshot: None, format, paths: &[] };
+        let wanted = Wanted { snapshot: None, format, paths: &[], compression: None };
         let target = export::Target::Stream(&mut out, name);
         place.engine.export(&place.reload(&env), &wanted, target, &Silent)
     };

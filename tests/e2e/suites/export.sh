@@ -212,7 +212,7 @@ skopeo_takes_the_image() {
     equal digest "$(cat "$TMPDIR/digest")" "$(json "$TMPDIR/inspected" 'd["Digest"]')"
     equal layers 4 "$(json "$TMPDIR/inspected" 'len(d["Layers"])')"
     equal os linux "$(json "$TMPDIR/inspected" 'd["Os"]')"
-    skopeo inspect --config "oci:$OUT/image:latest" >"$TMPDIR/config"
+    skopeo inspect --config "oci:$OUT/image:dev" >"$TMPDIR/config"
     equal command "['/bin/sh']" "$(json "$TMPDIR/config" 'd["config"]["Cmd"]')"
     equal comments "['first \"commit\"', 'second']" \
         "$(json "$TMPDIR/config" '[h["comment"] for h in d["history"] if "comment" in h]')"
@@ -225,7 +225,7 @@ skopeo_takes_the_image() {
 umoci_unpacks_the_view() {
     local options=()
     [ "$ACTOR" = root ] || options=(--rootless)
-    umoci unpack "${options[@]}" --image "$OUT/image:latest" "$OUT/bundle"
+    umoci unpack "${options[@]}" --image "$OUT/image:dev" "$OUT/bundle"
     same_as_view "$OUT/bundle/rootfs"
 }
 
@@ -253,6 +253,43 @@ the_image_is_the_same_bytes_again() {
     skopeo inspect "oci-archive:$OUT/image.tar" >/dev/null
     refused karapace export dev --format oci -o "$OUT/image"
     says 'not empty'
+}
+
+# The tar inside is the same; the bytes are the same each time.
+compressed_as_asked() {
+    local end program
+    karapace export dev -o "$OUT/plain.tar"
+    for end in tar.gz:gzip tgz:gzip tar.zst:zstd tar.xz:xz; do
+        program=${end#*:} end=${end%:*}
+        karapace export dev -o "$OUT/packed.$end"
+        "$program" -dc <"$OUT/packed.$end" | cmp - "$OUT/plain.tar"
+        karapace export dev -o "$OUT/again.$end"
+        cmp "$OUT/packed.$end" "$OUT/again.$end"
+        rm "$OUT/packed.$end" "$OUT/again.$end"
+    done
+    karapace export dev --compress zstd | zstd -dc | cmp - "$OUT/plain.tar"
+    karapace export dev --compress none -o "$OUT/not.tar.gz"
+    cmp "$OUT/not.tar.gz" "$OUT/plain.tar"
+    karapace export dev --compress gzip -o "$OUT/odd" -- etc
+    gzip -t <"$OUT/odd"
+    rm "$OUT/plain.tar" "$OUT/not.tar.gz" "$OUT/odd"
+    # An image: its layers as asked, and the archive as it is named.
+    refused karapace export dev --format oci --compress xz -o "$OUT/none"
+    says 'gzip or zstd'
+    for program in gzip zstd; do
+        karapace export dev --format oci --compress "$program" -o "$OUT/packed"
+        skopeo inspect --raw "oci:$OUT/packed:dev" | json - 'set(l["mediaType"] for l in d["layers"])' | has "{'application/vnd.oci.image.layer.v1.tar+$program'}"
+        skopeo copy --insecure-policy "oci:$OUT/packed:dev" "dir:$OUT/unpacked" >/dev/null
+        karapace import "$OUT/packed" --name back
+        karapace import "$OUT/image" --name plain
+        equal "the same tree" "$(inspect plain 'd["base_layer"]')" "$(inspect back 'd["base_layer"]')"
+        karapace destroy -y back
+        karapace destroy -y plain
+        rm -rf "$OUT/packed" "$OUT/unpacked"
+    done
+    karapace export dev --format oci -o "$OUT/image.tar.gz"
+    gzip -dc <"$OUT/image.tar.gz" | cmp - "$OUT/image.tar"
+    rm "$OUT/image.tar.gz"
 }
 
 an_earlier_snapshot() {
@@ -362,6 +399,7 @@ check "skopeo takes the OCI layout" skopeo_takes_the_image
 check "umoci unpacks it to the view" umoci_unpacks_the_view
 check "our import of it is the same tree" our_import_flattens_it
 check "directory and archive are the same bytes each time" the_image_is_the_same_bytes_again
+check "compressed by name and by option" compressed_as_asked
 check "an earlier snapshot, and the base" an_earlier_snapshot
 check "a snapshot that was removed" a_removed_snapshot
 check "sockets and names that mean a deletion are told" what_cannot_be_told_is_said
