@@ -61,6 +61,7 @@ pub fn kind(error: &Error) -> &'static str {
         Error::Mounted { .. }
         | Error::MountedElsewhere { .. }
         | Error::Running { .. }
+        | Error::Held { .. }
         | Error::DirBusy { .. } => "busy",
         Error::Served { errno: libc::EBUSY, .. } => "busy",
         Error::Serving { .. } => "server",

@@ -92,9 +92,13 @@ impl Engine {
 
     fn request(&self, env: &Metadata, request: &Request) -> Result<Answer> {
         let mut wait = Waiting::begin();
+        let before = Metadata::load(self.store(), &env.instance)?;
         loop {
             let answer = match Client::connect(self.store().files(), &self.env_dir(&env.instance))? {
-                Some(client) => self.ask(env, client, request)?,
+                Some(client) => match self.ask(env, client, request)? {
+                    Some(answer) => answer,
+                    None => self.unanswered(&before, request, &mut wait)?,
+                },
                 None => match self.try_lock(env, &mut wait)? {
                     Some(lock) => {
                         // Read again under the lock: another command may have changed it meanwhile.
@@ -121,14 +125,34 @@ impl Engine {
         }
     }
 
-    pub(super) fn ask(&self, env: &Metadata, client: Client, request: &Request) -> Result<Answer> {
-        match client.request(request) {
-            Ok(Some(answer)) => Ok(answer),
-            Ok(None) => {
-                Err(self.serving_error(env, "ended before it answered; what it acknowledged is kept"))
-            }
-            Err(error) => Err(self.serving_error(env, &format!("could not be asked ({error})"))),
+    /// Asks the serving process. `None`: it ended without an answer, and may have done what was asked.
+    pub(super) fn ask(&self, env: &Metadata, client: Client, request: &Request) -> Result<Option<Answer>> {
+        let asked = client.request(request);
+        asked.map_err(|error| self.serving_error(env, &format!("could not be asked ({error})")))
+    }
+
+    /// What to make of a request without an answer: it is asked again, once, if it only looks, or if the record shows that nothing was
+    /// done. A restore is not: `~1` may have become another snapshot.
+    fn unanswered(&self, before: &Metadata, request: &Request, wait: &mut Waiting) -> Result<Answer> {
+        let now = Metadata::load(self.store(), &before.instance)?;
+        let same = (&now.snapshots, now.head_record) == (&before.snapshots, before.head_record);
+        let again = match request {
+            Request::Diff { .. } | Request::Status => true,
+            Request::Commit { .. } | Request::RemoveSnapshots { .. } => same,
+            _ => false,
+        };
+        if again && !wait.unanswered {
+            wait.unanswered = true;
+            return Ok(Answer::Ending);
         }
+        let made = now.snapshots.iter().find(|snapshot| !before.snapshots.contains(snapshot));
+        let what = match (request, made) {
+            (Request::Commit { .. }, Some(made)) => {
+                format!("ended before it answered, but had made the snapshot {:.12}", made.hash)
+            }
+            _ => "ended before it answered; what it acknowledged is kept".to_owned(),
+        };
+        Err(self.serving_error(before, &what))
     }
 
     /// The lock, or `None` after a short pause while another command has it.
@@ -161,11 +185,13 @@ impl Engine {
 struct Waiting {
     start: Instant,
     said: bool,
+    /// A request went without an answer already.
+    unanswered: bool,
 }
 
 impl Waiting {
     fn begin() -> Waiting {
-        Waiting { start: Instant::now(), said: false }
+        Waiting { start: Instant::now(), said: false, unanswered: false }
     }
 
     /// Says once for whom, when it has become long.

@@ -140,7 +140,7 @@ impl Engine {
                 // The keeper's copy of the lifeline is the only one from here on.
                 break (request, inside.namespaces, many_ids);
             }
-            // Another session was faster: join its own.
+            // Another session was faster, or the mount ended: begin again.
             inside.end()?;
         };
         Ok(backend.join(&request, namespaces, many_ids)?)
@@ -205,9 +205,10 @@ impl Engine {
         descriptors.extend(inside.namespaces.descriptors());
         match self.exchange(env, &request, &descriptors)?.map(|reply| reply.answer) {
             Some(Answer::Held) => Ok(true),
-            Some(Answer::Taken) => Ok(false),
+            // Taken by another session, or the mount is going away: there is another one to join or to make.
+            None | Some(Answer::Taken | Answer::Ending) => Ok(false),
             Some(Answer::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
-            _ => Err(self.serving_error(env, "ended before the command was run")),
+            _ => Err(self.serving_error(env, "gave an answer that this version does not know")),
         }
     }
 

@@ -183,7 +183,8 @@ pub enum Error {
     },
     /// Mounted where this process does not see it.
     #[error(
-        "{env} is mounted at {} in another mount namespace: use it from in there, or `karapace umount {env}` first",
+        "{env} is served, but {} is no mount here: it is mounted in another mount namespace, where it can be used, or was detached while \
+         in use. `karapace umount {env}` ends it or says who has it, `karapace umount --force {env}` ends it in any case",
         dir.display()
     )]
     MountedElsewhere {
@@ -236,6 +237,17 @@ pub enum Error {
     DirBusy {
         /// The directory.
         dir: PathBuf,
+    },
+    /// Unmounted here, and still in use.
+    #[error(
+        "{env} is not mounted here any more, and goes on for the processes that have it still: {holders}. It ends with them, or at \
+         once with `karapace umount --force {env}`"
+    )]
+    Held {
+        /// The environment.
+        env: String,
+        /// Who has it.
+        holders: String,
     },
     /// The process that serves the environment said no.
     #[error("{reason}")]
@@ -300,6 +312,7 @@ impl Error {
             Error::Mounted { .. }
             | Error::MountedElsewhere { .. }
             | Error::Running { .. }
+            | Error::Held { .. }
             | Error::DirBusy { .. } => libc::EBUSY,
             Error::DirNotEmpty { .. } => libc::ENOTEMPTY,
             Error::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),

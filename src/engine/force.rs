@@ -44,11 +44,17 @@ impl Engine {
             Some(env) => self.server_of(env)?,
             None => None,
         };
-        let connection = mountpoint::fuse_device(&forced.dir)?;
-        if server.is_none() && connection.is_none() {
+        let here = mountpoint::fuse_device(&forced.dir)?;
+        if server.is_none() && here.is_none() {
             return Err(Error::NotMounted { what: target.to_owned() });
         }
-        if connection.is_some() {
+        // Where it is not mounted here any more, what was recorded counts, as long as it is served: then no other has the number.
+        let recorded = match (&env, &server) {
+            (Some(env), Some(_)) => self.recorded_mount(&env.instance)?.and_then(|mount| mount.device),
+            _ => None,
+        };
+        let connection = here.or(recorded);
+        if here.is_some() {
             // Who serves it may be what keeps it from being detached; then it goes once that is gone.
             match mountpoint::unmount(&forced.dir, true) {
                 Ok(()) => forced.done.push(format!("detached {}", forced.dir.display())),

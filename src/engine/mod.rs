@@ -20,6 +20,7 @@ pub mod export;
 pub mod export_app;
 pub mod force;
 pub mod gc;
+mod holders;
 mod image_defaults;
 pub mod import;
 pub mod inspect;

@@ -102,6 +102,9 @@ pub struct MountInfo {
     /// Made for `enter` and `exec`.
     #[serde(default)]
     pub session: bool,
+    /// The minor device number of the mount, by which it is found wherever it still is. Not shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u32>,
 }
 
 impl MountInfo {
@@ -291,6 +294,7 @@ fn announce(
         dir: keeper.dir().to_owned(),
         pid: std::process::id(),
         session: keeper.is_for_sessions(),
+        device: mountpoint::fuse_device(keeper.dir())?,
     };
     let bytes =
         serde_json::to_vec(&info).map_err(|e| Error::Invalid(format!("describing the mount: {e}")))?;
@@ -385,12 +389,12 @@ fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Sen
     let watch = move || {
         let Ok(signal) = signals.wait() else { return };
         tracing::info!("unmounting on {signal}");
-        match handle.unmount() {
-            Ok(()) => return,
-            Err(error) => tracing::info!("detaching, for it cannot be unmounted: {error}"),
-        }
-        if let Err(error) = handle.detach() {
-            tracing::error!("detaching: {error}");
+        // Unmounted here, it may still be mounted in another mount namespace, or be open since it was detached.
+        if let Err(error) = handle.unmount() {
+            tracing::info!("detaching, for it cannot be unmounted: {error}");
+            if let Err(error) = handle.detach() {
+                tracing::error!("detaching: {error}");
+            }
         }
         let end = Instant::now() + GRACE;
         while handle.is_connected() && Instant::now() < end {
@@ -565,7 +569,7 @@ impl Engine {
     /// The environment's mount and state for listings; never fails for one that is merely not mounted.
     pub(super) fn shown_mount(&self, env: &Metadata) -> Option<MountInfo> {
         match self.live_mount(&env.instance) {
-            Ok(mount) => mount,
+            Ok(mount) => mount.map(|mount| MountInfo { device: None, ..mount }),
             Err(error) => {
                 tracing::warn!("{}: {error}", env.name);
                 None

@@ -152,6 +152,11 @@ fn device(line: &str) -> Option<u32> {
     line.split(' ').nth(2)?.split_once(':')?.1.parse().ok()
 }
 
+/// Whether a table of mounts (as /proc/PID/mountinfo) has the FUSE mount of this minor device number.
+pub(super) fn has_device(table: &str, minor: u32) -> bool {
+    table.lines().any(|line| fuse_line(line).is_some() && device(line) == Some(minor))
+}
+
 /// The mount points of all environments and snapshots that this process sees, stale ones among them.
 pub fn all_of_ours() -> Result<Vec<PathBuf>> {
     let path = Path::new("/proc/self/mountinfo");
@@ -237,6 +242,8 @@ mod tests {
         assert_eq!(fuse_line(line), Some((b"/home/u/a b".to_vec(), "karapace:dev".to_owned())));
         assert_eq!(device(line), Some(52));
         assert_eq!(mounter(line), Some(1000));
+        assert!(has_device(line, 52) && !has_device(line, 5));
+        assert!(!has_device("29 1 0:52 / / rw - tmpfs tmpfs rw", 52));
         assert_eq!(fuse_line("29 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
         assert_eq!(unescape(r"\134\x\04"), br"\\x\04");
     }

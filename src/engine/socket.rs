@@ -367,13 +367,23 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer, however long it takes. `Ok(None)`: the process ended without one.
+    /// Asks and waits for the answer, however long it takes. `Ok(None)`: the process ended without one, and may have done it.
     pub fn request(self, request: &Request) -> io::Result<Option<Answer>> {
         Ok(self.exchange(request, &[])?.map(|reply| reply.answer))
     }
 
     /// The same with descriptors, both ways.
     pub fn exchange(self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
+        match self.talk(request, descriptors) {
+            // The kernel says these only of a request that was not read to its end: nothing was done, so it can be asked again.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Ok(Some(Answer::Ending.into()))
+            }
+            other => other,
+        }
+    }
+
+    fn talk(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
         transmit(&self.stream, request, descriptors)?;
         self.await_answer()?;
         let (line, descriptors) = receive(&self.stream, usize::MAX)?;
@@ -479,6 +489,42 @@ mod tests {
         assert_eq!(back.iter().map(|f| f.metadata().unwrap().len()).collect::<Vec<_>>(), [13]);
         server.stop();
         assert!(Client::connect(&files, &dir).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_server_that_goes_away_is_ending_as_long_as_nothing_was_done() {
+        let commit = Request::Commit { name: None, message: None, paths: Vec::new() };
+        let ask = |request: &Request, server: &dyn Fn(UnixListener)| {
+            let dir = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(dir.path().join(NAME)).unwrap();
+            let client = Client::connect(dir.path()).unwrap().expect("a server");
+            server(listener);
+            client.request(request).unwrap()
+        };
+        // Never taken, taken and closed, and closed with the request unread.
+        let gone: [&dyn Fn(UnixListener); 2] = [&drop, &|listener| drop(listener.accept().unwrap())];
+        for server in gone {
+            assert!(matches!(ask(&commit, server), Some(Answer::Ending)));
+        }
+        let after = |read: bool| {
+            let dir = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(dir.path().join(NAME)).unwrap();
+            let client = Client::connect(dir.path()).unwrap().expect("a server");
+            let server = std::thread::spawn(move || {
+                let stream = listener.accept().unwrap().0;
+                let mut events = [PollFd::new(&stream, PollFlags::IN)];
+                poll(&mut events, None).unwrap();
+                if read {
+                    receive(&stream, MAX_REQUEST).unwrap();
+                }
+            });
+            let answer = client.request(&commit).unwrap();
+            server.join().unwrap();
+            answer
+        };
+        assert!(matches!(after(false), Some(Answer::Ending)));
+        // It may have been done.
+        assert!(after(true).is_none());
     }
 
     #[test]

@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 
-use super::mount::SOURCE;
+use super::holders::{Holder, holders, named};
+use super::mount::{MountInfo, SOURCE};
 use super::socket::{Answer, Client, Request};
 use super::{Engine, Error, Result, mountpoint, sessions};
 
 /// How long the serving process may take to write its checkpoint after the mount is gone.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is looked who keeps the mount from ending.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Unmounts what `target` names: an environment, or a directory that one (or a snapshot of one) is mounted on. Returns when
@@ -65,18 +69,44 @@ impl Engine {
             return self.clear_dead(env, mount.map(|m| m.dir));
         };
         match self.ask(env, client, &Request::Unmount)? {
-            Answer::Unmounted | Answer::Ending => {}
-            Answer::Failed { errno, reason } => return Err(Error::Served { errno, reason }),
+            // Without an answer it has ended, and with it what it served.
+            None | Some(Answer::Unmounted | Answer::Ending) => {}
+            Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, "gave an answer that this version does not know")),
         }
+        self.wait_for_end(env, mount)?;
+        // Where it was killed instead.
+        mountpoint::clear_stale(&mount.dir)?;
+        Ok(mount.dir.clone())
+    }
+
+    /// Waits until the process is through that served a mount which is gone from here.
+    ///
+    /// # Errors
+    /// [`Error::Held`] where others have the mount still, in another mount namespace or open.
+    fn wait_for_end(&self, env: &Metadata, mount: &MountInfo) -> Result<()> {
         let start = Instant::now();
+        let mut next_look = LOOK;
+        let mut before: Vec<Holder> = Vec::new();
         while EnvLock::holder(self.store(), &env.instance)?.is_some() {
             if start.elapsed() > PATIENCE {
                 return Err(self.serving_error(env, "is unmounted and does not come to an end"));
             }
+            if start.elapsed() > next_look {
+                next_look += LOOK;
+                let mut found = mount.device.map(holders).unwrap_or_default();
+                found.retain(|holder| holder.pid != mount.pid);
+                // One that is just ending is not there the next time.
+                let stay: Vec<Holder> =
+                    found.iter().filter(|holder| before.contains(holder)).cloned().collect();
+                if !stay.is_empty() {
+                    return Err(Error::Held { env: env.name.clone(), holders: named(&stay) });
+                }
+                before = found;
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(mount.dir.clone())
+        Ok(())
     }
 
     /// Nobody serves the environment: a killed process may have left its mount point behind.

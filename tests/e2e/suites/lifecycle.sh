@@ -224,6 +224,74 @@ destroy_wants_it_unmounted() {
     equal "objects after destroy and gc" 0 "$(objects)"
 }
 
+# What is asked while the mount goes away is answered, by the server or without it.
+asked_while_it_ends() {
+    local round one pids
+    for round in $(seq 12); do
+        pids=()
+        karapace umount "$ENV" &
+        pids+=($!)
+        for one in diff inspect commit du; do
+            karapace "$one" "$ENV" >"$TMPDIR/asked.$round.$one" 2>&1 &
+            pids+=($!)
+        done
+        for one in "${pids[@]}"; do wait "$one" || { cat "$TMPDIR"/asked.*; return 1; }; done
+        karapace mount "$ENV"
+    done
+}
+
+# Detached while in use, it is served on: who has it is said at once.
+detached_while_in_use() {
+    (cd "$DIR" && exec sleep 72003) &
+    local user=$! start=$SECONDS
+    # shellcheck disable=SC2064 # this process, now
+    trap "kill $user 2>/dev/null || true" EXIT
+    until_true 10 grep -qx sleep "/proc/$user/comm"
+    if [ "$ACTOR" = root ]; then umount -l "$DIR"; else fusermount3 -uz "$DIR"; fi
+    not_mounted "$DIR"
+    refused karapace mount "$ENV"
+    says 'is no mount here'
+    refused karapace umount "$ENV"
+    says "$user \\(sleep\\)\\..*umount --force $ENV"
+    [ $((SECONDS - start)) -lt 20 ] || wrong "it took $((SECONDS - start)) s"
+    kill "$user"
+    wait "$user" || true
+    until_true 20 karapace mount "$ENV"
+    as_worked
+}
+
+# A mount namespace that was made meanwhile has a copy of the mount.
+copied_elsewhere() {
+    local options=(--mount) copy="" start=$SECONDS
+    trap 'kill ${copy:-} 2>/dev/null || true' EXIT
+    [ "$ACTOR" = root ] || options=(--user --map-root-user --mount)
+    unshare "${options[@]}" sleep 72004 &
+    copy=$!
+    until_true 10 grep -qx sleep "/proc/$copy/comm"
+    refused karapace umount "$ENV"
+    says "$copy \\(sleep, in another mount namespace\\)"
+    not_mounted "$DIR"
+    [ $((SECONDS - start)) -lt 20 ] || wrong "it took $((SECONDS - start)) s"
+    karapace umount --force "$ENV"
+    kill -0 "$copy"
+    karapace mount "$ENV"
+    as_worked
+    # A signal ends what serves it as well.
+    local server
+    kill "$copy"
+    wait "$copy" || true
+    unshare "${options[@]}" sleep 72004 &
+    copy=$!
+    until_true 10 grep -qx sleep "/proc/$copy/comm"
+    server=$(server_of "$ENV")
+    kill "$server"
+    until_true 30 gone "$server"
+    kill "$copy"
+    wait "$copy" || true
+    karapace mount "$ENV"
+    as_worked
+}
+
 wrong_names_are_told() {
     status_of 1 karapace mount nowhere
     refused karapace inspect nowhere
@@ -240,6 +308,9 @@ check "mount returns when the mount answers" mount_answers_at_once
 check "wrong names are refused by name" wrong_names_are_told
 check "everything written is there after umount and mount" survives_umount
 check "everything written is there after kill -9; the stale mount is cleared" survives_kill
+check "what is asked while the mount goes away is answered" asked_while_it_ends
+check "detached while in use: who has it is said at once" detached_while_in_use
+check "a copy in another mount namespace is said at once" copied_elsewhere
 check "kill -9 while writing: every write that returned is there" killed_in_the_middle
 check "umount clears a stale mount" stale_mount_is_cleared_by_umount
 check "a second mount is refused and says where the first is" second_mount_is_refused
