@@ -122,7 +122,7 @@ impl ControlPlane for Plane {
     }
 
     fn latest(&self) -> Option<String> {
-        self.0.metadata().latest().map(|entry| entry.hash.to_hex())
+        self.instance.metadata().latest().map(|entry| entry.hash.to_hex())
     }
 
     fn keep_snapshots(&self, roots: &[ObjectId]) -> karapace_fs::Result<()> {

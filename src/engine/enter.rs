@@ -120,6 +120,7 @@ impl Engine {
             let shape = options.shape(&policy, (!many_ids).then_some(&seen.user));
             let request = runtime::Session {
                 root: place.entrance.dir,
+                served: true,
                 argv: options.argv.clone(),
                 user: options.user.clone(),
                 seen: Some(seen),

@@ -496,8 +496,9 @@ mod tests {
         let commit = Request::Commit { name: None, message: None, paths: Vec::new() };
         let ask = |request: &Request, server: &dyn Fn(UnixListener)| {
             let dir = tempfile::tempdir().unwrap();
-            let listener = UnixListener::bind(dir.path().join(NAME)).unwrap();
-            let client = Client::connect(dir.path()).unwrap().expect("a server");
+            let (files, listener) =
+                (Files::at(dir.path()).unwrap(), UnixListener::bind(dir.path().join(NAME)).unwrap());
+            let client = Client::connect(&files, dir.path()).unwrap().expect("a server");
             server(listener);
             client.request(request).unwrap()
         };
@@ -508,8 +509,9 @@ mod tests {
         }
         let after = |read: bool| {
             let dir = tempfile::tempdir().unwrap();
-            let listener = UnixListener::bind(dir.path().join(NAME)).unwrap();
-            let client = Client::connect(dir.path()).unwrap().expect("a server");
+            let (files, listener) =
+                (Files::at(dir.path()).unwrap(), UnixListener::bind(dir.path().join(NAME)).unwrap());
+            let client = Client::connect(&files, dir.path()).unwrap().expect("a server");
             let server = std::thread::spawn(move || {
                 let stream = listener.accept().unwrap().0;
                 let mut events = [PollFd::new(&stream, PollFlags::IN)];

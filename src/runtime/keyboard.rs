@@ -60,6 +60,11 @@ impl Ear {
         Ok(Ear { process, pipe })
     }
 
+    /// The process.
+    pub fn process(&self) -> Pid {
+        self.process
+    }
+
     /// Where it is heard.
     pub fn fd(&self) -> &OwnedFd {
         &self.pipe

@@ -71,6 +71,7 @@ mod tests {
         };
         let session = Session {
             root: "/anywhere".into(),
+            served: false,
             argv: vec!["sh".into(), "-c".into(), "exit 3".into()],
             user: None,
             seen: None,

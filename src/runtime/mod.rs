@@ -101,6 +101,8 @@ use terminal::Terminal;
 pub struct Session {
     /// The directory of the host where the environment is mounted. Any other root file system does as well.
     pub root: PathBuf,
+    /// The root is a FUSE mount: anything else that is found there lies below one that has ended, and is left alone.
+    pub served: bool,
     /// The command and its arguments. A name without a slash is looked for in the PATH of the inside. Empty: the login
     /// shell of the user, `/bin/sh` where that is missing.
     pub argv: Vec<OsString>,

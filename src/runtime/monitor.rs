@@ -217,6 +217,12 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
             // Already in the root directory then.
             _ => {}
         }
+        if command.terminal.is_some() {
+            // Where the caller ignores them, as bash does in $(...), the command would get an error where it is to be lent the terminal.
+            for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGTSTP] {
+                process::default_signal(signal).map_err(failed("set up signals of"))?;
+            }
+        }
         // The Rust runtime ignores it, and exec would pass that on.
         process::default_signal(Signal::SIGPIPE).map_err(failed("set up signals of"))?;
         sys::keep_across_exec(3..command.preserved).map_err(failed("pass descriptors on to"))?;
@@ -314,6 +320,12 @@ impl Ready {
                 Ok(None) | Err(Errno::ECHILD) => return Ok(None),
                 other => other?.ok_or(Errno::ECHILD)?,
             };
+            if let Some(ear) = ear
+                && ear.process() == pid
+                && libc::WIFSTOPPED(status)
+            {
+                sys::kill(pid, libc::SIGCONT)?;
+            }
             if pid != self.command {
                 continue;
             }

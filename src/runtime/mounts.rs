@@ -9,10 +9,11 @@ use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use karapace_store::inode::ROOT_INO;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, lstat, umask};
+use nix::sys::stat::{Mode, fstat, lstat, umask};
 use nix::unistd::{UnlinkatFlags, chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, unlinkat, write};
 
 use rustix::fs::{AtFlags, StatxFlags};
@@ -86,6 +87,8 @@ struct Mount {
 pub(super) struct Mounts {
     /// What becomes `/`; `None`: what is already.
     root: Option<CString>,
+    /// The root must be a FUSE mount.
+    served: bool,
     /// Parents before what lies below them.
     list: Vec<Mount>,
 }
@@ -94,6 +97,8 @@ pub(super) struct Mounts {
 pub(super) struct Wanted<'a> {
     /// The environment: an absolute path of the host.
     pub root: CString,
+    /// It must be a FUSE mount.
+    pub served: bool,
     /// The terminal of the session: an absolute path of the host.
     pub console: Option<CString>,
     /// Whether the group 5, which owns terminals on every distribution, exists inside.
@@ -114,7 +119,8 @@ impl Mounts {
     /// All mounts, in the order in which they are attached. What is shared comes before the session's own `/proc`, `/sys` and
     /// `/dev`: no symlink of the environment leads a share over those.
     pub fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
-        let Wanted { root, console, terminal_group, mask_control, shares, covered, hosts, owner } = wanted;
+        let Wanted { root, served, console, terminal_group, mask_control, shares, covered, hosts, owner } =
+            wanted;
         let mut pts = vec![(c"mode", c"0620".into()), (c"ptmxmode", c"0666".into())];
         if terminal_group {
             pts.push((c"gid", c"5".into()));
@@ -152,7 +158,7 @@ impl Mounts {
         if mask_control {
             list.push(Mount { point: Point::Existing, required: false, ..cover(c"/.karapace") });
         }
-        Ok(Mounts { root: Some(root), list })
+        Ok(Mounts { root: Some(root), served, list })
     }
 
     /// The host's own tree, for commands that prepare a root themselves: with a `/proc` of the new process ids, and over `scratch`
@@ -162,7 +168,7 @@ impl Mounts {
         let mut list =
             vec![new(c"/proc", c"proc", vec![], DATA_ONLY), Mount { target: Cow::Owned(scratch), ..own }];
         list.extend(hidden.map(|path| Mount { point: Point::Existing, required: false, ..cover(path) }));
-        Mounts { root: None, list }
+        Mounts { root: None, served: false, list }
     }
 
     /// Makes the environment the root of this process's mount namespace, which must be its own, and mounts
@@ -170,7 +176,7 @@ impl Mounts {
     pub fn enter(&mut self, channel: &Channel) -> Result<(), Failure<'_>> {
         private().map_err(|errno| failure("make private", c"/", errno))?;
         let tree = match &self.root {
-            Some(root) => Some(sys::open_tree(root, true).map_err(|e| failure("bind", root, e))?),
+            Some(root) => Some(open_root(root, self.served).map_err(|e| failure("bind", root, e))?),
             None => None,
         };
         let mut failed = None;
@@ -448,6 +454,19 @@ pub(super) fn write_new(path: &CStr, text: &[u8]) -> Result<(), Errno> {
         rest = &rest[write(&file, rest)?..];
     }
     Ok(())
+}
+
+/// Refuses a directory that should be a mount of an environment and is not. Such a mount's root has the number 1, which no directory
+/// that one is mounted on has: it lies below the root of a file system.
+pub(super) fn check_served(directory: &OwnedFd, served: bool) -> Result<(), Errno> {
+    if served && fstat(directory)?.st_ino != ROOT_INO { Err(Errno::ENOTCONN) } else { Ok(()) }
+}
+
+/// A detached copy of the root. Where it must be served and nothing is mounted there any more, it is ENOTCONN, as of a dead mount.
+fn open_root(root: &CStr, served: bool) -> Result<OwnedFd, Errno> {
+    let tree = sys::open_tree(root, true)?;
+    check_served(&tree, served)?;
+    Ok(tree)
 }
 
 fn failure<'a>(action: &'static str, path: &'a CStr, errno: Errno) -> Failure<'a> {

@@ -107,6 +107,7 @@ impl Preparation {
         };
         let mounts = Mounts::plan(Wanted {
             root: c_string("root", root.into())?,
+            served: session.served,
             console,
             terminal_group: many_ids,
             mask_control: session.mask_control,

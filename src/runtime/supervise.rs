@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::channel::{Channel, Failure, MessageBuffer, Order, Report};
@@ -148,6 +149,8 @@ impl Running<'_> {
             // In a group of its own the command does not get our stops, and ours are to follow its own.
             forwarded.add(Signal::SIGTSTP);
         }
+        // Of the monitor, which a program inside may stop.
+        forwarded.add(Signal::SIGCHLD);
         let mut interrupts = Interrupts::default();
         let signals = self.mask.receive(&forwarded).map_err(failed("receive signals"))?;
         self.order(Order::Prepare)?;
@@ -179,12 +182,25 @@ impl Running<'_> {
 
     fn forward(&self, info: &siginfo, interrupts: &mut Interrupts) -> Result<(), RuntimeError> {
         let signal = info.ssi_signo as i32;
+        if signal == libc::SIGCHLD {
+            return self.let_go_on();
+        }
         if matches!(signal, libc::SIGINT | libc::SIGQUIT) {
             interrupts.own = Some(signal);
         }
         // What the terminal sends, it sends to a group.
         let from_terminal = info.ssi_code == libc::SI_KERNEL && signal != libc::SIGALRM;
         self.order(if from_terminal { Order::SignalGroup(signal) } else { Order::Signal(signal) })
+    }
+
+    /// Lets the monitor go on if it was stopped: nobody would take care of the command.
+    fn let_go_on(&self) -> Result<(), RuntimeError> {
+        let stops = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(self.monitor), stops) {
+            Ok(WaitStatus::Stopped(..)) => sys::kill(self.monitor, libc::SIGCONT).map_err(failed("signal")),
+            // Its end is heard from the channel.
+            _ => Ok(()),
+        }
     }
 
     /// An order that comes too late, when nobody is left to hear it, is no error.

@@ -110,6 +110,7 @@ fn session(args: &[OsString]) -> ! {
     let mut rest = args.iter();
     let mut session = Session {
         root: PathBuf::from(rest.next().expect("a root")),
+        served: false,
         argv: Vec::new(),
         user: None,
         workdir: None,

@@ -20,7 +20,7 @@ fn a_name_for_an_old_snapshot_does_not_make_it_the_latest() {
     let old = commit(&instance, Some("old"));
     write(instance.view(), "a", "2");
     let new = commit(&instance, Some("new"));
-    let plane = Plane(instance.clone());
+    let plane = Plane::new(instance.clone(), Arc::default());
     for (reference, name) in [("old", "again"), ("base", "pristine")] {
         instance.restore(reference, &[], Wait::Long).unwrap();
         commit(&instance, Some(name));

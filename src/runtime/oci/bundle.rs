@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, mkdir, unlink, unlinkat};
 
 use super::super::channel::Report;
@@ -22,6 +23,8 @@ pub(in super::super) struct Bundle {
     pub(super) files: Vec<(CString, Vec<u8>)>,
     /// The environment's directory.
     pub(super) root: CString,
+    /// It must be a FUSE mount.
+    pub(super) served: bool,
     /// Paths inside where the program may be. Empty: it is not looked for.
     pub(super) programs: Vec<CString>,
     /// The directory to start in, where it must be one of the environment's.
@@ -35,6 +38,11 @@ impl Bundle {
         let failed = |action| move |errno| Report::Failed(fail(action)(errno));
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(self.root.as_c_str(), flags, Mode::empty()).map_err(failed("open the root of"))?;
+        let served =
+            fstatfs(&root).map_err(failed("open the root of"))?.filesystem_type() == FUSE_SUPER_MAGIC;
+        if self.served && !served {
+            return Err(failed("open the root of")(Errno::ENOTCONN));
+        }
         if let Some(workdir) = &self.workdir {
             open_below(&root, workdir.as_c_str(), flags).map_err(Report::Workdir)?;
         }
@@ -103,6 +111,7 @@ mod tests {
                 directories: vec![c(own.as_os_str().as_bytes())],
                 files: vec![(c(own.join("config.json").as_os_str().as_bytes()), b"{}".to_vec())],
                 root: c(root.as_os_str().as_bytes()),
+                served: false,
                 programs: programs.iter().map(|p| c(p.as_bytes())).collect(),
                 workdir: workdir.map(|dir| c(dir.as_bytes())),
             };

@@ -232,6 +232,7 @@ fn bundle(
             (path(hosts.clone())?, hosts::text(seen.hosts.as_deref(), &session.hostname)),
         ],
         root: c_string("root", root.into())?,
+        served: session.served,
         programs: programs(session, &argv[0], &variables, &workdir)?,
         workdir: must_be.map(|dir| c_string("directory", dir.into())).transpose()?,
     })
