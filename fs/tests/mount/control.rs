@@ -54,7 +54,11 @@ fn errors_reach_the_shell_and_change_nothing() {
                 "Invalid argument",
                 "error EINVAL line 2: ",
             ),
-            ("echo restore 9999 > .karapace/ctl", "No such file", "error ENOENT no snapshot matches 9999\n"),
+            (
+                "echo restore 9999 > .karapace/ctl",
+                "No such file",
+                "error ENOENT no snapshot\\nmatches 9999\n",
+            ),
             ("dd if=/dev/zero of=.karapace/ctl bs=4097 count=1", "Argument list too long", "error E2BIG "),
             ("echo restore panic > .karapace/ctl", "Input/output error", "error EIO restore failed inside"),
         ] {
@@ -92,7 +96,7 @@ fn each_open_reads_its_own_outcome() {
     first.read_to_string(&mut a).expect("read");
     second.read_to_string(&mut b).expect("read");
     assert_eq!(a, format!("ok commit {}\n", FakePlane::hash(1)));
-    assert_eq!(b, "error ENOENT no snapshot matches 9999\n");
+    assert_eq!(b, "error ENOENT no snapshot\\nmatches 9999\n");
     // The same descriptor again: the next outcome.
     first.write_all(b"commit\n").expect("commit");
     a.clear();

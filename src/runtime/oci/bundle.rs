@@ -7,13 +7,12 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::stat::{Mode, fstat};
-use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, mkdir, unlink, unlinkat};
 
 use super::super::channel::Report;
 use super::super::init::fail;
 use super::super::inside::open_below;
-use super::super::mounts::write_new;
+use super::super::mounts::{check_served, write_new};
 
 /// What a runtime is given, and what is looked at before, for its own failures look like failures of the command.
 pub(in super::super) struct Bundle {
@@ -38,11 +37,7 @@ impl Bundle {
         let failed = |action| move |errno| Report::Failed(fail(action)(errno));
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(self.root.as_c_str(), flags, Mode::empty()).map_err(failed("open the root of"))?;
-        let served =
-            fstatfs(&root).map_err(failed("open the root of"))?.filesystem_type() == FUSE_SUPER_MAGIC;
-        if self.served && !served {
-            return Err(failed("open the root of")(Errno::ENOTCONN));
-        }
+        check_served(&root, self.served).map_err(failed("open the root of"))?;
         if let Some(workdir) = &self.workdir {
             open_below(&root, workdir.as_c_str(), flags).map_err(Report::Workdir)?;
         }
