@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use karapace_store::atomic::{become_like, fsync_dir};
 use karapace_store::compress::{Compression, Compressor};
 use karapace_store::error::{IoContext as _, StoreError};
 use karapace_store::id::{InstanceId, LayerHash, ObjectId};
+use karapace_store::input::by_descriptor;
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
@@ -407,10 +407,7 @@ fn unnamed_in(dir: &Path) -> nix::Result<File> {
 
 /// Gives the file a name, in place of what has it.
 fn name_file(file: &File, parent: &Path, path: &Path) -> Result<()> {
-    let link = |to: &Path| {
-        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-        linkat(AT_FDCWD, own.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)
-    };
+    let link = |to: &Path| linkat(AT_FDCWD, &by_descriptor(file), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW);
     match link(path) {
         Err(Errno::EEXIST) => {
             let temporary = parent.join(format!(".karapace-export-{}", InstanceId::random()?.to_hex()));

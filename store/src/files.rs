@@ -10,7 +10,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -26,15 +26,13 @@ use crate::atomic::TEMP_PREFIX;
 use crate::error::{IoContext, Result};
 use crate::fail;
 use crate::id::{ObjectId, random_name};
+use crate::input::{by_descriptor, open_in};
 
 /// Mode of the store's files.
 const PRIVATE: u32 = 0o600;
 
 /// Mode of the store's directories.
 const PRIVATE_DIR: u32 = 0o700;
-
-/// How often a path is resolved anew when the kernel says that something changed on the way.
-const TRIES: u32 = 64;
 
 /// A directory, and the files in it at any depth. Paths are given as they are shown: the directory's own, and what follows below.
 #[derive(Clone, Debug)]
@@ -388,27 +386,12 @@ impl Files {
     fn resolve(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let below = self.below(path)?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match rustix::fs::openat2(&self.0.dir, below, flags | OFlags::CLOEXEC, mode, resolve) {
-                Ok(opened) => return Ok(opened),
-                Err(rustix::io::Errno::INTR) => {}
-                // Something was renamed meanwhile.
-                Err(rustix::io::Errno::AGAIN) if tries < TRIES => {}
-                Err(rustix::io::Errno::LOOP) => {
-                    return Err(strange("it leads over a symbolic link".to_owned()));
-                }
-                Err(rustix::io::Errno::NXIO) => return Err(strange("it is no regular file".to_owned())),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        open_in(&self.0.dir, below, flags, mode, resolve).map_err(|errno| match errno {
+            rustix::io::Errno::LOOP => strange("it leads over a symbolic link".to_owned()),
+            rustix::io::Errno::NXIO => strange("it is no regular file".to_owned()),
+            errno => errno.into(),
+        })
     }
-}
-
-/// A path that leads to what a descriptor is of.
-fn by_descriptor(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 /// The error for what karapace has not made.

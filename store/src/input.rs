@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// How often a path is resolved anew when the kernel says that something changed on the way.
+const TRIES: u32 = 64;
 
 /// Opens a regular file or a directory for reading, through symbolic links.
 ///
@@ -17,12 +21,14 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Opens for reading what an O_PATH descriptor stands for, as [`open`] does: it can no longer be exchanged for something else.
-pub(crate) fn reopen(found: OwnedFd) -> io::Result<File> {
+///
+/// # Errors
+/// As [`open`].
+pub fn reopen(found: OwnedFd) -> io::Result<File> {
     let reason = match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
         FileType::RegularFile | FileType::Directory => {
-            let own = format!("/proc/self/fd/{}", found.as_raw_fd());
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            return Ok(rustix::fs::open(own, flags, Mode::empty())?.into());
+            return Ok(rustix::fs::open(by_descriptor(&found), flags, Mode::empty())?.into());
         }
         FileType::Fifo => "it is a FIFO (a named pipe): put what it gives into a file, and give that",
         FileType::Socket => "it is a socket: give a file or a directory",
@@ -33,25 +39,55 @@ pub(crate) fn reopen(found: OwnedFd) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
+/// Opens a path from a directory on, as openat2 does. The kernel gives up a path with `..` when anything is renamed meanwhile, by
+/// whomever: it is resolved anew then, for nobody can be blamed.
+///
+/// # Errors
+/// What the system says.
+pub fn open_in(
+    dir: &impl AsFd,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if tries < TRIES => {}
+            other => return other,
+        }
+    }
+}
+
+/// A path that leads to what a descriptor is of.
+pub fn by_descriptor(fd: &impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
+}
+
 /// The text of a file that a person wrote, of at most `most` bytes.
 ///
 /// # Errors
 /// As [`open`], and for a file that is longer or no UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
-    let mut text = String::new();
-    open(path)?.take(most + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > most {
+    let mut bytes = Vec::new();
+    open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    // First, for what is cut off may end in half a character.
+    if bytes.len() as u64 > most {
         let reason = format!("it has more than the {most} bytes that are read of such a file");
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
-    Ok(text)
+    String::from_utf8(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("it is no UTF-8 text: {error}")))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{TryRecvError, channel};
     use std::time::Duration;
 
     use super::*;
@@ -88,5 +124,39 @@ mod tests {
         assert!(open(dir.path()).unwrap().metadata().unwrap().is_dir());
         assert_eq!(read_text(&here("file"), 4).unwrap(), "text");
         assert!(read_text(&here("file"), 3).unwrap_err().to_string().contains("more than the 3 bytes"));
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_not_called_no_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "123é").unwrap();
+        let error = |most| read_text(&file, most).unwrap_err().to_string();
+        assert!(error(3).contains("more than the 3 bytes"), "{}", error(3));
+        std::fs::write(&file, b"123\xc3").unwrap();
+        assert!(error(4).contains("no UTF-8"), "{}", error(4));
+    }
+
+    #[test]
+    fn renames_meanwhile_do_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(&one, "").unwrap();
+        let root = open(dir.path()).unwrap();
+        let (ended, goes_on) = channel::<()>();
+        let renames = std::thread::spawn(move || {
+            while goes_on.try_recv() == Err(TryRecvError::Empty) {
+                std::fs::rename(&one, &two).unwrap();
+                std::fs::rename(&two, &one).unwrap();
+            }
+        });
+        let path = PathBuf::from("sub/../".repeat(20));
+        for _ in 0..20_000 {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            open_in(&root, &path, OFlags::PATH, Mode::empty(), resolve).unwrap();
+        }
+        drop(ended);
+        renames.join().unwrap();
     }
 }

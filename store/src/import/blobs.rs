@@ -65,10 +65,10 @@ impl Directory {
 
 impl Files for Directory {
     fn open(&self, name: &str) -> Result<Found> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let flags = OFlags::PATH;
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let path = self.path.join(name);
-        let found = match rustix::fs::openat2(&self.directory, name, flags, Mode::empty(), beneath) {
+        let found = match input::open_in(&self.directory, Path::new(name), flags, Mode::empty(), beneath) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Err("is missing")),
             Err(Errno::XDEV) => return Ok(Err("is a link that leads out of the image")),
             Err(Errno::LOOP) => return Ok(Err("is a link that leads nowhere")),

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,7 @@ use super::{Intake, Progress};
 use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
 use crate::inode::{FileKind, Timestamp, Xattrs};
+use crate::input::by_descriptor;
 
 impl<T> IoContext<T> for rustix::io::Result<T> {
     fn at(self, action: &'static str, path: &Path) -> Result<T> {
@@ -318,8 +319,7 @@ fn xattrs(file: &OwnedFd) -> io::Result<Xattrs> {
 
 /// Of what must not be opened (devices, FIFOs, links): by name, through the directory's descriptor.
 fn named_xattrs(directory: &OwnedFd, name: &CStr) -> io::Result<Xattrs> {
-    let mut path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-    path.push(OsStr::from_bytes(name.to_bytes()));
+    let path = by_descriptor(directory).join(OsStr::from_bytes(name.to_bytes()));
     collect_xattrs(&|buf| rustix::fs::llistxattr(&path, buf), &|name, buf| {
         rustix::fs::lgetxattr(&path, name, buf)
     })
