@@ -10,14 +10,12 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -190,9 +188,10 @@ impl Files {
         }
     }
 
-    /// What the file system says of a path, whose last part is not followed.
+    /// What the file system says of a path. A link at its end is told of, not followed.
     pub fn stat(&self, path: &Path) -> io::Result<Stat> {
-        Ok(rustix::fs::statat(&self.0.dir, self.below(path)?, AtFlags::SYMLINK_NOFOLLOW)?)
+        let held = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(rustix::fs::fstat(held)?)
     }
 
     /// All of a file; of one that has more than `most` bytes the first so many.
@@ -231,9 +230,22 @@ impl Files {
     pub fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.may_change()?;
         let (parent, name) = self.parent(path)?;
-        rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(PRIVATE_DIR))?;
-        // The umask may have taken from it.
-        Ok(rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(PRIVATE_DIR), AtFlags::empty())?)
+        self.make_dir_at(&parent, name)
+    }
+
+    fn make_dir_at(&self, parent: &impl AsFd, name: &OsStr) -> io::Result<()> {
+        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(PRIVATE_DIR))?;
+        // The umask may have taken from the mode. Another may have put something else there by now.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&made)?;
+        if !self.is_trusted(stat.st_uid) {
+            return Err(strange(format!("it belongs to {}", user_name(stat.st_uid))));
+        }
+        if stat.st_mode & 0o7777 == PRIVATE_DIR {
+            return Ok(());
+        }
+        fs::set_permissions(by_descriptor(&made), fs::Permissions::from_mode(PRIVATE_DIR))
     }
 
     /// Makes directories in one that is there, but for those that are there already.
@@ -241,12 +253,9 @@ impl Files {
         self.may_change()?;
         let dir = self.open_dir(dir)?;
         for name in names {
-            match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(PRIVATE_DIR)) {
-                Err(rustix::io::Errno::EXIST) => {}
-                other => {
-                    other?;
-                    rustix::fs::chmodat(&dir, name, Mode::from_raw_mode(PRIVATE_DIR), AtFlags::empty())?;
-                }
+            match self.make_dir_at(&dir, OsStr::new(name)) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other?,
             }
         }
         Ok(())
@@ -301,6 +310,19 @@ impl Files {
         // A descriptor that is neither for reading nor for writing takes no mode by itself.
         let held = self.hold(path)?;
         fs::set_permissions(by_descriptor(&held), fs::Permissions::from_mode(mode))
+    }
+
+    /// Whether there is a file; if so its change time is now (see [`crate::object::Objects::refresh`]).
+    pub(crate) fn refresh(&self, path: &Path) -> Result<bool> {
+        // The access time says nothing: a call that changes nothing need not count as a change.
+        let set = |(parent, name): (OwnedFd, &OsStr)| {
+            let (omit, now) = (&TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW);
+            Ok(utimensat(&parent, name, omit, now, UtimensatFlags::NoFollowSymlink)?)
+        };
+        match self.may_change().and_then(|()| self.parent(path)).and_then(set) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            other => other.at("set the time of", path).map(|()| true),
+        }
     }
 
     /// Makes the entries of a directory durable.
@@ -409,8 +431,8 @@ fn with_one_name(file: File) -> io::Result<File> {
     }
 }
 
-/// What to call a user.
-pub(crate) fn user_name(uid: u32) -> String {
+/// What to call a user in a message.
+pub fn user_name(uid: u32) -> String {
     match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
         _ => format!("user {uid}"),
@@ -426,22 +448,6 @@ pub(crate) fn name(path: &Path) -> Option<&str> {
 pub(crate) fn object_id(path: &Path) -> Option<ObjectId> {
     let (prefix, rest) = (name(path.parent()?)?, name(path)?);
     (prefix.len() == 2).then(|| format!("{prefix}{rest}").parse().ok()).flatten()
-}
-
-/// Whether there is a file; if so its change time is now (see [`crate::object::Objects::refresh`]).
-pub(crate) fn refresh(path: &Path) -> Result<bool> {
-    // The access time says nothing: a call that changes nothing need not count as a change.
-    match utimensat(
-        AT_FDCWD,
-        path,
-        &TimeSpec::UTIME_OMIT,
-        &TimeSpec::UTIME_NOW,
-        UtimensatFlags::NoFollowSymlink,
-    ) {
-        Ok(()) => Ok(true),
-        Err(Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(errno).at("set the time of", path),
-    }
 }
 
 #[cfg(test)]

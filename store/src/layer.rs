@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{IoContext, Result, StoreError};
+use crate::fail;
 use crate::id::{LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
 use crate::open::Store;
 use crate::rfc3339;
 use crate::tar::TarHash;
-use crate::{fail, files};
 
 /// The largest record that is read: far above any that is written.
 const MAX_BYTES: u64 = 1 << 20;
@@ -65,7 +65,7 @@ impl LayerRecord {
         let path = store.layout().layer(&id);
         fail::point("layer.write").at("write", &path)?;
         // A record of that name has these bytes: but only one that reads well is left alone.
-        if LayerRecord::read(store, &id).is_err() || !files::refresh(&path)? {
+        if LayerRecord::read(store, &id).is_err() || !store.files().refresh(&path)? {
             store.files().write(&path, &bytes)?;
         }
         Ok(id)

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use crate::error::{IoContext as _, Result, StoreError};
-use crate::files::{self, Files};
+use crate::files::Files;
 use crate::id::ObjectId;
 use crate::layout::Layout;
 use crate::quarantine;
@@ -66,7 +66,7 @@ impl Objects {
     /// # Errors
     /// When it is there and its times cannot be set: it belongs to another user.
     pub fn refresh(&self, id: &ObjectId) -> Result<bool> {
-        files::refresh(&self.layout.object(id))
+        self.files.refresh(&self.layout.object(id))
     }
 
     /// The object's length in bytes.

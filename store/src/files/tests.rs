@@ -1,5 +1,6 @@
 use super::*;
 use std::os::unix::fs::symlink;
+use std::sync::mpsc::{TryRecvError, channel};
 
 /// A store's directory, and a file beside it that is none of the store's.
 struct Place {
@@ -73,11 +74,17 @@ fn links_are_not_followed_at_the_end_or_on_the_way() {
         place.files.replace(&below).unwrap_err();
         place.files.write(&below, b"other").unwrap_err();
         place.files.make_dir(&dir.join("made")).unwrap_err();
+        place.files.stat(&below).unwrap_err();
+        place.files.refresh(&below).unwrap_err();
         place.files.make_dirs(&dir.join("made/deep")).unwrap_err();
         place.files.rename(&below, &place.path("taken")).unwrap_err();
         place.check_victims(name);
     }
     assert_eq!(fs::read(place.path("sub/victim")).unwrap(), b"kept");
+    let told = place.files.stat(&place.path("link")).unwrap();
+    assert_eq!(FileType::from_raw_mode(told.st_mode), FileType::Symlink);
+    assert!(place.files.refresh(&place.path("sub/victim")).unwrap());
+    assert!(!place.files.refresh(&place.path("sub/none")).unwrap());
     let error = place.files.open(&place.path("link")).unwrap_err().to_string();
     assert!(error.contains("symbolic link") && error.contains("remove it"), "{error}");
 }
@@ -99,6 +106,44 @@ fn what_has_the_name_is_replaced_and_removed_itself() {
     make();
     place.files.replace(&place.path("link")).unwrap().write_all(b"ours").unwrap();
     place.check_victims("replaced");
+}
+
+/// A directory that is exchanged for a link as soon as it is there.
+#[test]
+fn a_new_directory_gets_its_mode_and_nothing_else_does() {
+    let place = Place::new();
+    let (other, link, made) = (place.dir.path().join("other"), place.path("link"), place.path("made"));
+    let kept = 0o755;
+    fs::set_permissions(&other, fs::Permissions::from_mode(kept)).unwrap();
+    symlink("../other", &link).unwrap();
+    let (ended, goes_on) = channel::<()>();
+    let (from, to) = (link.clone(), made.clone());
+    let exchanges = std::thread::spawn(move || {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        while goes_on.try_recv() == Err(TryRecvError::Empty) {
+            // It fails while there is none.
+            renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_EXCHANGE).unwrap_or_default();
+        }
+    });
+    for _ in 0..1000 {
+        // It may end in either.
+        place.files.make_dir(&made).unwrap_or_default();
+        // The two may change places meanwhile.
+        while fs::remove_dir(&made).is_err() && fs::remove_dir(&link).is_err() {}
+        let gone = |path: &Path| path.symlink_metadata().is_err();
+        if gone(&link) {
+            fs::rename(&made, &link).unwrap();
+        }
+        assert_eq!(fs::metadata(&other).unwrap().permissions().mode() & 0o777, kept);
+    }
+    drop(ended);
+    exchanges.join().unwrap();
+    place.files.make_dirs_in(&place.path("sub"), ["x", "y"].into_iter()).unwrap();
+    place.files.make_dirs_in(&place.path("sub"), ["y", "z"].into_iter()).unwrap();
+    for name in ["x", "y", "z"] {
+        let mode = fs::metadata(place.path("sub").join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, PRIVATE_DIR, "{name}");
+    }
 }
 
 #[test]
