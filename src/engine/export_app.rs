@@ -17,7 +17,7 @@ use desktop::{Origin, Program};
 use entry::MAX_BYTES;
 use exported::DESKTOP;
 pub use exported::Menu;
-use inside::{Inside, Mounted, Unmounted};
+use inside::{Inside, Lack, Mounted, Unmounted};
 
 /// Where programs say what they are.
 const APPLICATIONS: &str = "usr/share/applications";
@@ -44,8 +44,11 @@ impl Engine {
                 let Some(app) = file.strip_suffix(DESKTOP).filter(|app| check_app(app).is_ok()) else {
                     continue;
                 };
-                let Some(text) = inside::text(inside, &path_of(app), MAX_BYTES)? else { continue };
-                match Program::parse(&text) {
+                let text = match inside::text(inside, &path_of(app), MAX_BYTES)? {
+                    Err(Lack::Missing) => continue,
+                    found => found.map_err(refusal),
+                };
+                match text.and_then(|text| Program::parse(&text)) {
                     Ok(program) if program.hidden => {}
                     Ok(Program { name, .. }) => {
                         apps.push(App { app: app.to_owned(), name, exported: menu.find(origin, app)? });
@@ -70,9 +73,12 @@ impl Engine {
             Error::Invalid(format!("/{} of {} is not exported: {reason}", path_of(app), env.name))
         };
         let (program, icon) = self.look_inside(env, &mut |inside| {
-            let text = inside::text(inside, &path_of(app), MAX_BYTES)?.ok_or_else(|| {
-                let known = format!("`karapace export-app {} --list` names those that are", env.name);
-                Error::Invalid(format!("{} has no program {app} (/{}): {known}", env.name, path_of(app)))
+            let text = inside::text(inside, &path_of(app), MAX_BYTES)?.map_err(|lack| match lack {
+                Lack::Missing => {
+                    let known = format!("`karapace export-app {} --list` names those that are", env.name);
+                    Error::Invalid(format!("{} has no program {app} (/{}): {known}", env.name, path_of(app)))
+                }
+                lack => refused(refusal(lack)),
             })?;
             let program = Program::parse(&text).map_err(refused)?;
             let icon = match &program.icon {
@@ -139,6 +145,15 @@ impl Engine {
         instance.close()?;
         result
     }
+}
+
+/// Why a file is not exported that cannot be read as text.
+fn refusal(lack: Lack) -> entry::Refusal {
+    entry::Refusal::of_file(match lack {
+        Lack::Missing => "it is no regular file".to_owned(),
+        Lack::TooLarge => format!("it is larger than {MAX_BYTES} bytes"),
+        Lack::NotText => "it is no UTF-8 text".to_owned(),
+    })
 }
 
 fn path_of(app: &str) -> String {

@@ -105,9 +105,6 @@ impl<'a> Group<'a> {
 /// # Errors
 /// Lines that are neither comment nor group nor key, a group that is there twice, anything but comments before the first.
 pub(super) fn parse(text: &str) -> Result<Vec<Group<'_>>> {
-    if text.len() as u64 > MAX_BYTES {
-        return Err(Refusal::of_file(format!("it is larger than {MAX_BYTES} bytes")));
-    }
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let number = index + 1;
@@ -240,7 +237,6 @@ mod tests {
             let refused = parse(text).unwrap_err().to_string();
             assert!(refused.contains(reason), "{text:?}: {refused}");
         }
-        assert!(parse(&"#".repeat(MAX_BYTES as usize + 1)).is_err());
         let twice = parse("[Desktop Entry]\nType=Application\n Type =Link\n").unwrap();
         assert_eq!(twice[0].check_unique().unwrap_err().to_string(), "line 3: Type: this key is there twice");
     }

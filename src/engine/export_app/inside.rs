@@ -3,14 +3,15 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use karapace_fs::view::View;
 use karapace_store::error::StoreError;
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
+use karapace_store::input::{open_in, reopen};
 use karapace_store::paths::{self, PathTree};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::engine::{Error, Result};
 
@@ -31,18 +32,33 @@ const ICON_PLACES: [&str; 4] = [
 const ICON_SIZES: [&str; 8] =
     ["512x512", "256x256", "192x192", "128x128", "96x96", "64x64", "48x48", "32x32"];
 
+/// Why there is nothing to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// Nothing is there, or no regular file.
+    Missing,
+    /// It has more bytes than are read.
+    TooLarge,
+    /// It is no UTF-8.
+    NotText,
+}
+
+/// What a file has.
+pub(super) type Found<T> = std::result::Result<T, Lack>;
+
 /// The files of an environment. Paths lead to nothing outside of it.
 pub(super) trait Inside {
     /// The names in a directory, sorted; none when there is none.
     fn list(&self, path: &str) -> Result<Vec<String>>;
 
-    /// The content of a regular file; None when it is not there, or has more than `most` bytes.
-    fn bytes(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>>;
+    /// The content of a regular file that has `most` bytes at most.
+    fn bytes(&self, path: &str, most: u64) -> Result<Found<Vec<u8>>>;
 }
 
-/// A text file of `most` bytes at most; None when it is not there, or no text.
-pub(super) fn text(inside: &dyn Inside, path: &str, most: u64) -> Result<Option<String>> {
-    Ok(inside.bytes(path, most)?.and_then(|bytes| String::from_utf8(bytes).ok()))
+/// A text file of `most` bytes at most.
+pub(super) fn text(inside: &dyn Inside, path: &str, most: u64) -> Result<Found<String>> {
+    let bytes = inside.bytes(path, most)?;
+    Ok(bytes.and_then(|bytes| String::from_utf8(bytes).map_err(|_| Lack::NotText)))
 }
 
 /// The icon that a `.desktop` file names: its ending, and its bytes.
@@ -50,7 +66,7 @@ pub(super) fn icon(inside: &dyn Inside, name: &str) -> Result<Option<(&'static s
     let known = |path: &str| ICON_ENDINGS.into_iter().find(|ending| path.ends_with(&format!(".{ending}")));
     if name.starts_with('/') {
         let Some(ending) = known(name) else { return Ok(None) };
-        return Ok(inside.bytes(name, MAX_ICON)?.map(|bytes| (ending, bytes)));
+        return Ok(inside.bytes(name, MAX_ICON)?.ok().map(|bytes| (ending, bytes)));
     }
     // Some name the file with its ending, where none should be.
     let name = known(name).and_then(|ending| name.strip_suffix(ending)?.strip_suffix('.')).unwrap_or(name);
@@ -62,7 +78,7 @@ pub(super) fn icon(inside: &dyn Inside, name: &str) -> Result<Option<(&'static s
         for size in sizes {
             for ending in ICON_ENDINGS {
                 let path = format!("{}/{name}.{ending}", place.replace('@', size));
-                if let Some(bytes) = inside.bytes(&path, MAX_ICON)? {
+                if let Ok(bytes) = inside.bytes(&path, MAX_ICON)? {
                     return Ok(Some((ending, bytes)));
                 }
             }
@@ -83,33 +99,25 @@ impl Mounted {
         Ok(Mounted { root: file, path: root.to_owned() })
     }
 
-    /// Finds a path. Nothing is opened by that: a device would notice, and a FIFO make us wait.
-    fn find(&self, path: &str) -> Result<Option<File>> {
-        use rustix::io::Errno;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
+    /// Opens a path if it is of this kind. Nothing else is opened: a device would notice, and a FIFO make us wait.
+    fn open_if(&self, path: &str, kind: FileType) -> Result<Option<File>> {
+        let failed = |e: io::Error| Error::io("open", &self.path.join(path.trim_start_matches('/')), e);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        match openat2(&self.root, path, flags, Mode::empty(), resolve) {
-            Ok(file) => Ok(Some(file.into())),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(errno) => Err(Error::io("open", &self.path.join(path.trim_start_matches('/')), errno.into())),
-        }
-    }
-
-    /// What was found, opened to be read, if it is of this kind.
-    fn open_found(&self, path: &str, kind: rustix::fs::FileType) -> Result<Option<File>> {
-        let failed = |e: io::Error| Error::io("read", &self.path.join(path.trim_start_matches('/')), e);
-        let Some(found) = self.find(path)? else { return Ok(None) };
-        let mode = rustix::fs::fstat(&found).map_err(|e| failed(e.into()))?.st_mode;
-        if rustix::fs::FileType::from_raw_mode(mode) != kind {
+        let found = match open_in(&self.root, Path::new(path), OFlags::PATH, Mode::empty(), resolve) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            other => other.map_err(|errno| failed(errno.into()))?,
+        };
+        let mode = rustix::fs::fstat(&found).map_err(|errno| failed(errno.into()))?.st_mode;
+        if FileType::from_raw_mode(mode) != kind {
             return Ok(None);
         }
-        Ok(Some(File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(failed)?))
+        reopen(found).map(Some).map_err(failed)
     }
 }
 
 impl Inside for Mounted {
     fn list(&self, path: &str) -> Result<Vec<String>> {
-        let Some(dir) = self.open_found(path, rustix::fs::FileType::Directory)? else {
+        let Some(dir) = self.open_if(path, FileType::Directory)? else {
             return Ok(Vec::new());
         };
         let failed = |e: rustix::io::Errno| Error::io("list", &self.path.join(path), e.into());
@@ -121,12 +129,12 @@ impl Inside for Mounted {
         Ok(names)
     }
 
-    fn bytes(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
-        let Some(file) = self.open_found(path, rustix::fs::FileType::RegularFile)? else { return Ok(None) };
+    fn bytes(&self, path: &str, most: u64) -> Result<Found<Vec<u8>>> {
+        let Some(file) = self.open_if(path, FileType::RegularFile)? else { return Ok(Err(Lack::Missing)) };
         let mut bytes = Vec::new();
         let read = file.take(most + 1).read_to_end(&mut bytes);
         read.map_err(|e| Error::io("read", &self.path.join(path.trim_start_matches('/')), e))?;
-        Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= most))
+        Ok(if bytes.len() as u64 > most { Err(Lack::TooLarge) } else { Ok(bytes) })
     }
 }
 
@@ -145,15 +153,17 @@ impl Inside for Unmounted<'_> {
         Ok(names)
     }
 
-    fn bytes(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>> {
-        let Some((file, FileKind::Regular)) = paths::find(self, path.as_bytes())? else { return Ok(None) };
+    fn bytes(&self, path: &str, most: u64) -> Result<Found<Vec<u8>>> {
+        let Some((file, FileKind::Regular)) = paths::find(self, path.as_bytes())? else {
+            return Ok(Err(Lack::Missing));
+        };
         let size = self.0.getattr(file)?.size;
         if size > most {
-            return Ok(None);
+            return Ok(Err(Lack::TooLarge));
         }
         let mut bytes = Vec::new();
         self.0.read(file, 0, size as usize, &mut bytes)?;
-        Ok(Some(bytes))
+        Ok(Ok(bytes))
     }
 }
 
@@ -225,8 +235,11 @@ mod tests {
         put("usr/share/icons/hicolor/128x128/apps/x.png", "128");
         let inside = Mounted::open(&root).unwrap();
         let read = |path: &str| text(&inside, path, 100).unwrap();
-        assert_eq!(read("usr/share/applications/absolute").as_deref(), Some("inside"));
-        assert_eq!(read("usr/share/applications/out"), None);
+        assert_eq!(read("usr/share/applications/absolute").as_deref(), Ok("inside"));
+        assert_eq!(read("usr/share/applications/out"), Err(Lack::Missing));
+        fs::write(root.join("long"), [b'x'; 101]).unwrap();
+        fs::write(root.join("latin"), b"caf\xe9").unwrap();
+        assert_eq!((read("long"), read("latin")), (Err(Lack::TooLarge), Err(Lack::NotText)));
         assert!(inside.list("usr/share/applications").unwrap().contains(&"a.desktop".to_owned()));
         assert!(inside.list("none").unwrap().is_empty());
         let icon = |name: &str| icon(&inside, name).unwrap();

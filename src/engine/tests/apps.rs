@@ -65,6 +65,8 @@ fn programs_are_found_without_a_mount() {
     fs::create_dir(applications.join("dir.desktop")).unwrap();
     nix::unistd::mkfifo(&applications.join("pipe.desktop"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     put(&place.rootfs(), &format!("{APPLICATIONS}/bad.desktop"), &entry("bad").replace("bad %F", "bad; x"));
+    put(&place.rootfs(), &format!("{APPLICATIONS}/large.desktop"), &"#".repeat((1 << 20) + 1));
+    fs::write(applications.join("latin.desktop"), b"[Desktop Entry]\nName=caf\xe9\n").unwrap();
     let env = place.import("dev");
     // What is not committed counts.
     let instance = place.open(&env);
@@ -77,6 +79,10 @@ fn programs_are_found_without_a_mount() {
     for none in ["out", "loop", "dir", "pipe", "none"] {
         assert!(refusal(place.export(&env, none)).contains("has no program"), "{none}");
     }
+    assert!(
+        refusal(place.export(&env, "large")).contains("is not exported: it is larger than 1048576 bytes")
+    );
+    assert!(refusal(place.export(&env, "latin")).contains("is not exported: it is no UTF-8 text"));
     assert!(refusal(place.export(&env, "bad")).contains("line 4: Exec: ; stands there without quotes"));
     assert!(place.files().is_empty());
     let path = place.export(&env, "tool.desktop").unwrap();
