@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use karapace_store::files::user_name;
 use rustix::fs::{FileType, Mode, OFlags};
 
 /// Checks that `dir` is a directory of this user, closed to all others, and no symbolic link.
@@ -21,7 +22,7 @@ pub(crate) fn check(dir: &Path) -> io::Result<()> {
     let flaw = match FileType::from_raw_mode(found.st_mode) {
         FileType::Symlink => "it is a symbolic link".to_owned(),
         FileType::Directory if found.st_uid != rustix::process::geteuid().as_raw() => {
-            format!("it belongs to the user with id {}", found.st_uid)
+            format!("it belongs to {}", user_name(found.st_uid))
         }
         FileType::Directory if mode & 0o077 != 0 => {
             format!("it is open to other users (mode {mode:04o}; 0700 is wanted)")
@@ -99,8 +100,8 @@ mod tests {
         if rustix::process::geteuid().is_root() {
             let other = place.path().join("other");
             make(&other).unwrap();
-            std::os::unix::fs::chown(&other, Some(65534), None).unwrap();
-            assert!(reason(&other).contains("65534"));
+            std::os::unix::fs::chown(&other, Some(54_321), None).unwrap();
+            assert_eq!(reason(&other), "it belongs to user 54321");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use karapace_store::atomic;
+use karapace_store::files::user_name;
 use nix::unistd::geteuid;
 
 use super::desktop::{self, ENVIRONMENT, Origin, STORE};
@@ -152,8 +153,9 @@ impl Menu {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "{} belongs to the user with id {owner}: run export-app as the user whose menu it is (HOME and XDG_DATA_HOME say where that lies)",
-            there.display()
+            "{} belongs to {}: run export-app as the user whose menu it is (HOME and XDG_DATA_HOME say where that lies)",
+            there.display(),
+            user_name(owner)
         )))
     }
 

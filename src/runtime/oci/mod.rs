@@ -246,11 +246,11 @@ fn terminal_size() -> (u16, u16) {
 
 /// The capabilities of this process, which are those of a session of root.
 fn own_capabilities() -> Result<u64, RuntimeError> {
-    let failed = |source| RuntimeError::Supervise { action: "read this process's capabilities", source };
-    let status = fs::read_to_string("/proc/self/status").map_err(failed)?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-    bits.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))
+    let sets = rustix::thread::capabilities(None).map_err(|errno| RuntimeError::Supervise {
+        action: "read this process's capabilities",
+        source: errno.into(),
+    })?;
+    Ok(sets.effective.bits())
 }
 
 fn workdir(session: &Session, seen: &Seen) -> PathBuf {
