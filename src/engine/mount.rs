@@ -494,7 +494,7 @@ fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> R
     let dir = mountpoint::absolute(&options.dir)?;
     let log_path = log_path(engine, &env.instance);
     let files = engine.store().files();
-    let grown = fs::symlink_metadata(&log_path).is_ok_and(|m| m.len() > LOG_LIMIT);
+    let grown = files.stat(&log_path).is_ok_and(|stat| stat.st_size as u64 > LOG_LIMIT);
     let log = if grown { files.replace(&log_path) } else { files.open_to_append(&log_path) };
     let log = log.map_err(|e| Error::io("open", &log_path, e))?;
     let mut command = Command::new("/proc/self/exe");

@@ -120,7 +120,7 @@ fn read(files: &Files, upper: &Path) -> Result<Option<Loaded>> {
     };
     let mut attempts = 0;
     loop {
-        if upper.join("checkpoint").symlink_metadata().is_err() && !super::has_changes(files, upper)? {
+        if !super::is_there(files, &upper.join("checkpoint"))? && !super::has_changes(files, upper)? {
             return Ok(None);
         }
         match Upper::open(files, upper, none, false) {

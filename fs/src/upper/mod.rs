@@ -44,11 +44,19 @@ const OPERATION: u64 = 64 << 10;
 
 /// Whether an upper whose checkpoint is not there holds changes all the same: the checkpoint is the first file that is made.
 fn has_changes(files: &Files, dir: &Path) -> Result<bool> {
-    if dir.join("journal").symlink_metadata().is_ok() {
+    if is_there(files, &dir.join("journal"))? {
         return Ok(true);
     }
     let data = dir.join("data");
     check::holds_files(files, &data).map_err(|e| Error::host("list", &data, e))
+}
+
+/// Whether anything has this name.
+fn is_there(files: &Files, path: &Path) -> Result<bool> {
+    match files.stat(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|_| true).map_err(|e| Error::host("look at", path, e)),
+    }
 }
 
 /// What an item says in this run of the kernel; `None` for nothing.
