@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
@@ -17,9 +17,9 @@ use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getegid, geteuid};
 
-use crate::attr::Invalidation;
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::{Error, Result};
+pub use crate::fuse::Invalidator;
 use crate::fuse::{IdMap, Server, Service};
 use crate::view::View;
 
@@ -65,7 +65,7 @@ pub struct MountOptions {
 
 /// The kernel connection of a mount, shared by everything that talks to the kernel unasked.
 struct Connection {
-    device: File,
+    device: Arc<File>,
     mountpoint: PathBuf,
 }
 
@@ -101,17 +101,18 @@ impl MountedSession {
         view.set_read_only(options.read_only);
         let by_root = geteuid().is_root();
         let service = service(view.clone(), trees, control, &mountpoint, options);
-        let control = service.control.clone();
+        let (control, kernel) = (service.control.clone(), service.kernel.clone());
         let server =
             Server::new(service).map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
         let session = Session::new(server, &mountpoint, &config(options, by_root))
             .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root)))?;
-        // Own descriptor of the same connection: fuser gives no way to send a notification with flags.
         let device = session
             .as_fd()
             .try_clone_to_owned()
             .map_err(|e| Error::host("keep the FUSE connection of", &mountpoint, e))?;
-        let connection = Arc::new(Connection { device: device.into(), mountpoint: mountpoint.clone() });
+        let connection = Connection { device: Arc::new(device.into()), mountpoint: mountpoint.clone() };
+        let connection = Arc::new(connection);
+        kernel.get_or_init(|| Invalidator::new(connection.device.clone()));
         let background =
             session.spawn().map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
         let upkeep = keep_up(view).map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
@@ -123,7 +124,7 @@ impl MountedSession {
 
     /// For telling the kernel what to forget.
     pub fn invalidator(&self) -> Invalidator {
-        Invalidator(self.connection.clone())
+        Invalidator::new(self.connection.device.clone())
     }
 
     /// For ending the mount from another thread.
@@ -144,72 +145,6 @@ impl MountedSession {
         }
         result
     }
-}
-
-/// Tells the kernel what changed under it. Cheap to clone.
-#[derive(Clone)]
-pub struct Invalidator(Arc<Connection>);
-
-impl Invalidator {
-    /// Makes the kernel look up, or read, again what changed in the live view. What is mounted on a directory
-    /// stays. Waits for operations that are under way in the directories concerned: call it with no lock of the
-    /// view held.
-    ///
-    /// # Errors
-    /// When the kernel refuses a notification; the remaining ones are sent all the same. That the kernel did not
-    /// know a name or an inode is no error.
-    pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
-        let mut result = Ok(());
-        for invalidation in invalidations {
-            let message = notification(invalidation);
-            match nix::unistd::write(&self.0.device, &message) {
-                // A name below something that was, and is, no directory for the kernel.
-                Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                // The mount is gone, and everything that was to be forgotten with it.
-                Err(Errno::ENODEV | Errno::ENOTCONN) => return Ok(()),
-                Err(errno) => {
-                    tracing::error!(?invalidation, %errno, "the kernel refused to forget");
-                    result = Err(errno.into());
-                }
-            }
-        }
-        result
-    }
-}
-
-/// Codes and flags of `fuse_notify_*` (linux/fuse.h).
-const NOTIFY_INVAL_INODE: i32 = 2;
-const NOTIFY_INVAL_ENTRY: i32 = 3;
-/// Expire the entry instead of dropping it: a drop unmounts what is mounted there.
-const EXPIRE_ONLY: u32 = 1;
-/// `struct fuse_out_header`: length, code, unique.
-const HEADER: usize = 16;
-
-/// A notification for the live view, whose node ids are its inode numbers.
-fn notification(invalidation: &Invalidation) -> Vec<u8> {
-    let (code, body) = match invalidation {
-        Invalidation::Entry { parent, name } => {
-            let mut body = Vec::with_capacity(16 + name.len() + 1);
-            body.extend_from_slice(&parent.to_ne_bytes());
-            body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
-            body.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
-            body.extend_from_slice(name);
-            body.push(0);
-            (NOTIFY_INVAL_ENTRY, body)
-        }
-        Invalidation::Inode { ino } => {
-            // From offset 0, length 0: attributes and all data.
-            let mut body = vec![0; 24];
-            body[..8].copy_from_slice(&ino.to_ne_bytes());
-            (NOTIFY_INVAL_INODE, body)
-        }
-    };
-    let mut message = Vec::with_capacity(HEADER + body.len());
-    message.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
-    message.extend_from_slice(&code.to_ne_bytes());
-    message.extend_from_slice(&0u64.to_ne_bytes());
-    message.extend_from_slice(&body);
-    message
 }
 
 /// Ends a mount. Cheap to clone.
@@ -315,6 +250,8 @@ fn service(
         ids: IdMap::of_this_process(),
         kernel_permissions: by_root || options.allow_other,
         passthrough: options.passthrough && options.read_only && by_root,
+        threads: options.threads.max(1),
+        kernel: Arc::new(OnceLock::new()),
     }
 }
 
@@ -373,25 +310,4 @@ fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
     let device = std::fs::metadata(mountpoint)?.dev();
     let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", libc::major(device), libc::minor(device));
     std::fs::write(path, (READ_AHEAD / 1024).to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn notifications_as_the_kernel_reads_them() {
-        let entry = notification(&Invalidation::Entry { parent: 7, name: (*b"ab").into() });
-        assert_eq!(entry.len(), 16 + 16 + 3);
-        assert_eq!(entry[..4], 35u32.to_ne_bytes());
-        assert_eq!(entry[4..8], 3i32.to_ne_bytes());
-        assert_eq!(entry[16..24], 7u64.to_ne_bytes());
-        assert_eq!(entry[24..28], 2u32.to_ne_bytes());
-        assert_eq!(entry[28..32], 1u32.to_ne_bytes());
-        assert_eq!(&entry[32..], b"ab\0");
-        let inode = notification(&Invalidation::Inode { ino: 9 });
-        assert_eq!(inode.len(), 16 + 24);
-        assert_eq!(inode[16..24], 9u64.to_ne_bytes());
-        assert_eq!(inode[24..], [0; 16]);
-    }
 }

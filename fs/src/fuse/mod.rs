@@ -7,14 +7,17 @@ mod filesystem;
 mod idmap;
 mod listing;
 mod nodes;
+mod notify;
 mod passthrough;
 mod privileges;
 mod reply;
 mod requests;
+mod seek;
 mod workers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
 
 use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
 use karapace_store::id::ObjectId;
@@ -23,6 +26,7 @@ use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
 use self::nodes::{CONTROL, LIVE, Views, split};
+pub use self::notify::Invalidator;
 use self::passthrough::Passthrough;
 use self::reply::{FOREVER, NEVER, file_attr};
 use self::workers::Workers;
@@ -39,6 +43,9 @@ const PASSTHROUGH_DEPTH: u32 = 1;
 
 /// Threads that wait for fsync.
 const SYNC_THREADS: usize = 2;
+
+/// Threads that wait for the kernel to write back what it has over holes.
+const SEEK_THREADS: usize = 2;
 
 /// Threads that read ahead of a walk, and the most parts that wait for them.
 const AHEAD_THREADS: usize = 2;
@@ -63,6 +70,10 @@ pub(crate) struct Service {
     pub kernel_permissions: bool,
     /// Whether the kernel may read large files from their objects by itself: on a read-only mount made by root.
     pub passthrough: bool,
+    /// Request threads.
+    pub threads: usize,
+    /// For what requests themselves have to tell the kernel; set before the first one is served.
+    pub kernel: Arc<OnceLock<Invalidator>>,
 }
 
 /// fuser's file system: a handle to the state that requests share.
@@ -76,7 +87,12 @@ struct Shared {
     ids: IdMap,
     kernel_permissions: bool,
     passthrough: Option<Passthrough>,
+    kernel: Arc<OnceLock<Invalidator>>,
+    threads: usize,
+    /// Request threads that wait for others to answer what the kernel asks meanwhile.
+    waiting: AtomicUsize,
     workers: Workers,
+    seekers: Workers,
     ahead: Workers,
 }
 
@@ -100,7 +116,11 @@ impl Server {
             ids: service.ids,
             kernel_permissions: service.kernel_permissions,
             passthrough: service.passthrough.then(Passthrough::default),
+            kernel: service.kernel,
+            threads: service.threads,
+            waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,
+            seekers: Workers::new("seek", SEEK_THREADS)?,
             ahead: Workers::new("ahead", AHEAD_THREADS)?,
         })))
     }

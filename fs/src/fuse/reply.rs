@@ -6,7 +6,7 @@ use fuser::{FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
 use karapace_store::inode::{FileKind, Timestamp};
 
 use super::idmap::IdMap;
-use super::nodes::node_id;
+use super::nodes::{LIVE, node_id};
 use crate::attr::{Attr, RenameMode, SetTime};
 use crate::error::{Error, Result};
 
@@ -20,15 +20,18 @@ const BLOCK_SIZE: u32 = 4096;
 
 /// Attributes for the kernel: node id, shown ids, the kernel's encoding of devices.
 pub(crate) fn file_attr(attr: &Attr, index: u16, ids: Option<&IdMap>) -> FileAttr {
+    let kind = FileKind::from_mode(attr.mode).unwrap_or(FileKind::Regular);
+    // tar takes a file of no blocks for a hole without asking where data is; there may be some in the kernel's pages.
+    let may_hold = index == LIVE && kind == FileKind::Regular && attr.size > 0;
     FileAttr {
         ino: INodeNo(node_id(index, attr.ino)),
         size: attr.size,
-        blocks: attr.blocks,
+        blocks: attr.blocks.max(u64::from(may_hold)),
         atime: system_time(attr.atime),
         mtime: system_time(attr.mtime),
         ctime: system_time(attr.ctime),
         crtime: UNIX_EPOCH,
-        kind: file_type(FileKind::from_mode(attr.mode).unwrap_or(FileKind::Regular)),
+        kind: file_type(kind),
         perm: (attr.mode & 0o7777) as u16,
         nlink: attr.nlink,
         uid: ids.map_or(attr.uid, |ids| ids.uid(attr.uid)),

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::{
-    AccessFlags, Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, WriteFlags,
+    AccessFlags, Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, WriteFlags,
 };
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
@@ -496,31 +496,10 @@ impl Shared {
                 self.drop_set_id_for(req, &view, ino)?;
                 view.fallocate(ino, mode, range.0, range.1)
             }),
-            // Not ENOSYS, which the kernel would take for the whole mount; the same in `lseek`.
+            // Not ENOSYS, which the kernel would take for the whole mount.
             Node::Control(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
         });
         done(reply, result);
-    }
-
-    pub(super) fn lseek(&self, node: INodeNo, offset: i64, whence: i32, reply: ReplyLseek) {
-        let result = self.node(node).and_then(|node| {
-            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-            match node {
-                Node::View { view, ino, .. } => guard("lseek", || view.lseek(ino, offset, whence)),
-                Node::Control(ino) => {
-                    let control = self.control()?;
-                    guard("lseek", || match control.size(ino)? {
-                        size if offset >= size => Err(Error::NoSuchOffset),
-                        size if whence == libc::SEEK_HOLE => Ok(size),
-                        _ => Ok(offset),
-                    })
-                }
-            }
-        });
-        match result {
-            Ok(offset) => reply.offset(offset as i64),
-            Err(errno) => reply.error(errno),
-        }
     }
 }
 

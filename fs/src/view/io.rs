@@ -145,7 +145,7 @@ impl View {
     }
 
     /// The caller holds the state lock.
-    fn data_for_reading(&self, data: &DataFile) -> Result<Arc<File>> {
+    pub(super) fn data_for_reading(&self, data: &DataFile) -> Result<Arc<File>> {
         self.upper.as_ref().ok_or(Error::Stale)?.data.file(data)
     }
 
@@ -375,36 +375,6 @@ impl View {
         bytes.resize(size.saturating_sub(start).min(BLOCK) as usize, 0);
         Ok(bytes)
     }
-
-    /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `offset`.
-    pub fn lseek(&self, ino: Ino, offset: u64, whence: i32) -> Result<u64> {
-        if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
-            return Err(Error::Invalid("only SEEK_DATA and SEEK_HOLE are asked of a file system"));
-        }
-        let state = self.state.read();
-        let node = state.node(ino)?;
-        let size = node.meta.size;
-        let body = file_body(node)?;
-        if offset >= size {
-            return Err(Error::NoSuchOffset);
-        }
-        let ranges = match body {
-            FileBody::Whole(data) => {
-                let file = self.data_for_reading(data)?;
-                drop(state);
-                return host_seek(&file, offset, whence);
-            }
-            FileBody::Lower(content) => content.data_ranges(),
-            FileBody::Blocks(b) => block_ranges(b, size),
-        };
-        let at = ranges.iter().find(|(start, len)| start + len > offset);
-        match (whence == libc::SEEK_DATA, at) {
-            (true, None) => Err(Error::NoSuchOffset),
-            (true, Some((start, _))) => Ok((*start).max(offset)),
-            (false, Some((start, len))) if *start <= offset => Ok((start + len).min(size)),
-            (false, _) => Ok(offset),
-        }
-    }
 }
 
 /// How a range of a file of blocks, clamped to its size, is put together.
@@ -432,28 +402,6 @@ fn pieces(body: &BlockBody, offset: u64, size: usize) -> Vec<Piece> {
     pieces
 }
 
-/// Data ranges of a file of blocks, ascending and coalesced.
-fn block_ranges(body: &BlockBody, size: u64) -> Vec<(u64, u64)> {
-    let mut ranges: Vec<(u64, u64)> = body.dirty.runs().iter().map(|(f, n)| (f * BLOCK, n * BLOCK)).collect();
-    for (start, len) in body.base.data_ranges() {
-        let len = len.min(body.limit.saturating_sub(start));
-        if len > 0 {
-            ranges.push((start, len));
-        }
-    }
-    ranges.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::new();
-    for (start, len) in ranges {
-        let len = len.min(size.saturating_sub(start));
-        match merged.last_mut() {
-            Some((s, l)) if *s + *l >= start => *l = (*l).max(start + len - *s),
-            _ if len > 0 => merged.push((start, len)),
-            _ => {}
-        }
-    }
-    merged
-}
-
 fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for block in blocks {
@@ -463,16 +411,6 @@ fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
         }
     }
     runs
-}
-
-fn host_seek(file: &File, offset: u64, whence: i32) -> Result<u64> {
-    use nix::unistd::{Whence, lseek64};
-    let whence = if whence == libc::SEEK_DATA { Whence::SeekData } else { Whence::SeekHole };
-    match lseek64(file, i64::try_from(offset).map_err(|_| Error::NoSuchOffset)?, whence) {
-        Ok(at) => Ok(at as u64),
-        Err(nix::errno::Errno::ENXIO) => Err(Error::NoSuchOffset),
-        Err(e) => Err(Error::Io(e.into())),
-    }
 }
 
 /// Fills `buf` as far as the file goes.

@@ -20,6 +20,7 @@ mod remove;
 mod rename;
 mod resize;
 mod restore;
+mod seek;
 mod sync;
 pub(crate) mod table;
 mod walk;
@@ -47,6 +48,7 @@ use crate::view::table::{Forgotten, State};
 use crate::view::walk::Walks;
 
 pub use commit::{Published, Stays, Stored};
+pub use seek::Sought;
 pub use walk::Ahead;
 
 /// Longest name of a directory entry, in bytes.

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
+use fuser::INodeNo;
+
 use crate::harness::{Mounted, child_argument};
 use crate::sys::Mapping;
 use crate::toy::Op;
@@ -90,6 +92,27 @@ fn mapped(child: &str) {
     assert!(mounted.toy.lock().node(ino).data.starts_with(b"mapped"), "the child saw its call return");
     let flags = mounted.toy.seen(Op::Write)[0].write.unwrap().2;
     assert!(flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE), "marked as coming from the page cache");
+}
+
+/// The kernel asks for data and holes without writing back what it has over them; told to forget these pages before the LSEEK is
+/// answered, it writes them back, and the WRITE is answered meanwhile.
+#[test]
+fn a_mapped_store_arrives_with_a_notification_under_lseek() {
+    let mounted = Mounted::new();
+    let ino = mounted.toy.file("f", &[b'.'; 8192]);
+    mounted.toy.hold(Op::LSeek, "");
+    let script = "python3 -c \"import mmap, os; fd = os.open('f', os.O_RDWR); m = mmap.mmap(fd, 0); m[0:6] = b'mapped'; \
+                  os.lseek(fd, 0, os.SEEK_DATA); print(m[0:6])\"";
+    std::thread::scope(|scope| {
+        let output = scope.spawn(|| mounted.shell_as(0, script));
+        mounted.toy.wait_held();
+        assert_eq!(mounted.toy.count(Op::Write), 0, "the LSEEK alone brings nothing");
+        mounted.notifier().inval_inode(INodeNo(ino), 0, 4096).unwrap();
+        assert!(mounted.toy.lock().node(ino).data.starts_with(b"mapped"), "it has arrived");
+        mounted.toy.release();
+        let output = output.join().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "b'mapped'\n");
+    });
 }
 
 /// In a process of its own; `push` is given the mapping, and what it returns lives until the check.

@@ -36,16 +36,21 @@ pub fn same(name: &str, script: &str, mount: &Path, plain: &Path, who: &str) {
 }
 
 /// Name and text of each script.
-pub const SCRIPTS: [(&str, &str); 5] = [
+pub const SCRIPTS: [(&str, &str); 6] = [
     ("attributes", include_str!("surface/attributes.py")),
     ("data", include_str!("surface/data.py")),
     ("locks", include_str!("surface/locks.py")),
+    ("mapped", include_str!("surface/mapped.py")),
     ("names", include_str!("surface/names.py")),
     ("special", include_str!("surface/special.py")),
 ];
 
 fn as_root(name: &str) {
-    let (mount, disk) = (Mount::new(), SmallDisk::ext4());
+    on(&Mount::new(), name);
+}
+
+fn on(mount: &Mount, name: &str) {
+    let disk = SmallDisk::ext4();
     let (_, script) = SCRIPTS.iter().find(|(n, _)| *n == name).expect("a script");
     same(name, script, &mount.path(""), disk.path(), "root");
 }
@@ -63,6 +68,40 @@ fn data() {
 #[test]
 fn locks() {
     as_root("locks");
+}
+
+#[test]
+fn mapped() {
+    as_root("mapped");
+}
+
+/// What is written back has to be answered while the one thread has an LSEEK to answer.
+#[test]
+fn mapped_with_one_thread() {
+    on(&Mount::with(|options| options.threads = 1), "mapped");
+}
+
+/// Over the holes of a committed file, of which nothing has been written since the mount.
+#[test]
+fn mapped_and_committed() {
+    let mount = Mount::new();
+    mount.ok("bash", "for f in whole-blocks less; do printf end | dd of=$f bs=1 seek=3000000 status=none; done; truncate -s 900000 less");
+    mount.commit();
+    let script = r#"
+for name in ('whole-blocks', 'less'):
+    size = os.stat(name).st_size
+    for at in (size - 5, 0, 500000):
+        w = Writer(name); w.store(at); fd = os.open(name, os.O_RDONLY)
+        assert os.lseek(fd, at, os.SEEK_DATA) == at and os.lseek(fd, at, os.SEEK_HOLE) > at, (name, at)
+        for copy in ('cp', 'cp --sparse=always'):
+            w.do("m[%d:%d] = b'HELLO'" % (at, at + 5))
+            subprocess.check_call('%s %s to; cmp %s to' % (copy, name, name), shell=True)
+            assert open('to', 'rb').read()[at:at + 5] == b'HELLO', (name, at)
+            w.store(at)
+        w.end(); os.close(fd)
+"#;
+    let shared = [include_str!("surface/common.py"), include_str!("surface/mapped.py")].concat();
+    mount.ok("python3", &format!("import sys; sys.argv += ['.', '.', 'root']\n{shared}\n{script}"));
 }
 
 #[test]

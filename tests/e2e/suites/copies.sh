@@ -168,8 +168,56 @@ of_the_lower_view() {
     karapace verify-store
 }
 
+# The mapping is of a process of its own: a descriptor that is closed has its file's pages written back.
+mapped_while_copied() {
+    local stored=0 size copy
+    mkdir "$WORK/mapped" "$PLAIN/out/mapped"
+    for size in 1M 64M; do
+        coproc WRITER { python3 -c '
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); os.ftruncate(fd, int(sys.argv[2][:-1]) << 20)
+m = mmap.mmap(fd, 0); os.close(fd); end = len(m)
+print(flush=True)
+for line in sys.stdin:
+    for at in (0, end // 2, end - 5): m[at:at + 5] = line.encode()[:5]
+    print(flush=True)
+' "$WORK/mapped/file" "$size"; }
+        local from=${WRITER[0]} to=${WRITER[1]} pid=$WRITER_PID
+        read -r -u "$from"
+        for copy in 'cp' 'cp --sparse=always' 'cp -a' 'rsync -S' archive; do
+            printf '%05d\n' "$((++stored))" >&"$to"
+            read -r -u "$from"
+            copied "$copy"
+            equal "what $copy copied of $size" "$stored $stored $stored" "$(words "$size")"
+        done
+        exec {to}>&-
+        wait "$pid"
+        rm "$WORK/mapped/file"
+    done
+}
+# copied COMMAND: out of the mount.
+copied() {
+    rm -f "$PLAIN/out/mapped/file"
+    if [ "$1" = archive ]; then
+        # 1: it changed while it was read, by what was written back.
+        tar --sparse -cf "$TMPDIR/mapped.tar" -C "$WORK/mapped" file || [ $? -eq 1 ]
+        tar -xf "$TMPDIR/mapped.tar" -C "$PLAIN/out/mapped"
+    else
+        $1 "$WORK/mapped/file" "$PLAIN/out/mapped/file"
+    fi
+}
+# words SIZE: the numbers at the beginning, in the middle and at the end of the copy.
+words() {
+    local end=$((${1%M} << 20)) at words=()
+    for at in 0 $((end / 2)) $((end - 5)); do
+        words+=("$(tail -c +$((at + 1)) "$PLAIN/out/mapped/file" | head -c 5 | tr '\0' x | sed 's/^0*//')")
+    done
+    echo "${words[*]}"
+}
+
 need "a directory with every attribute, and an environment" setup
 check "cp -a into, within and out of the mount" cp_keeps_all
+check "copies have what another process stored through a mapping" mapped_while_copied
 check "tar --xattrs --acls --selinux --sparse, both ways" tar_keeps_all
 check "rsync -aHAX --delete, both ways; the second run finds nothing" rsync_keeps_all
 check "rsync carries changes as on ext4" rsync_carries_changes

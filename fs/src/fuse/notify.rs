@@ -1,0 +1,125 @@
+//! What the kernel is told unasked.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use crate::attr::Invalidation;
+
+/// Codes and flags of `fuse_notify_*` (linux/fuse.h).
+const NOTIFY_INVAL_INODE: i32 = 2;
+const NOTIFY_INVAL_ENTRY: i32 = 3;
+/// Expire the entry instead of dropping it: a drop unmounts what is mounted there.
+const EXPIRE_ONLY: u32 = 1;
+/// `struct fuse_out_header`: length, code, unique.
+const HEADER: usize = 16;
+
+/// Tells the kernel what changed under it. Cheap to clone.
+#[derive(Clone)]
+pub struct Invalidator(Arc<File>);
+
+impl Invalidator {
+    /// For the connection that `device` is a descriptor of. Its own, for fuser gives no way to send a notification with flags.
+    pub(crate) fn new(device: Arc<File>) -> Invalidator {
+        Invalidator(device)
+    }
+
+    /// Makes the kernel look up, or read, again what changed in the live view. What is mounted on a directory
+    /// stays. Waits for operations that are under way in the directories concerned: call it with no lock of the
+    /// view held.
+    ///
+    /// # Errors
+    /// When the kernel refuses a notification; the remaining ones are sent all the same. That the kernel did not
+    /// know a name or an inode is no error.
+    pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
+        let mut result = Ok(());
+        for invalidation in invalidations {
+            // The live view's node ids are its inode numbers.
+            let message = match invalidation {
+                Invalidation::Entry { parent, name } => entry(*parent, name),
+                Invalidation::Inode { ino } => inode(*ino, &(0..0)),
+            };
+            match self.notify(&message) {
+                Ok(()) => {}
+                // The mount is gone, and everything that was to be forgotten with it.
+                Err(Errno::ENODEV | Errno::ENOTCONN) => return Ok(()),
+                Err(errno) => {
+                    tracing::error!(?invalidation, %errno, "the kernel refused to forget");
+                    result = Err(errno.into());
+                }
+            }
+        }
+        result
+    }
+
+    /// Has the kernel write back what was stored through mappings in this range, and forget its pages and the attributes. Returns
+    /// when the writes have been answered: others must be there to do that.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the mount is gone.
+    pub(super) fn write_back(&self, node: u64, range: &Range<u64>) -> io::Result<()> {
+        self.notify(&inode(node, range)).map_err(io::Error::from)
+    }
+
+    fn notify(&self, message: &[u8]) -> Result<(), Errno> {
+        match nix::unistd::write(&self.0, message) {
+            // The kernel does not know it, or a name below something that was, and is, no directory for it.
+            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+fn entry(parent: u64, name: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(16 + name.len() + 1);
+    body.extend_from_slice(&parent.to_ne_bytes());
+    body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
+    body.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
+    body.extend_from_slice(name);
+    body.push(0);
+    message(NOTIFY_INVAL_ENTRY, &body)
+}
+
+/// Attributes, and the data of `range`; all data where it is empty and begins with 0.
+fn inode(node: u64, range: &Range<u64>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(24);
+    for field in [node, range.start, range.end - range.start] {
+        body.extend_from_slice(&field.to_ne_bytes());
+    }
+    message(NOTIFY_INVAL_INODE, &body)
+}
+
+fn message(code: i32, body: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(HEADER + body.len());
+    message.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
+    message.extend_from_slice(&code.to_ne_bytes());
+    message.extend_from_slice(&0u64.to_ne_bytes());
+    message.extend_from_slice(body);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notifications_as_the_kernel_reads_them() {
+        let name = entry(7, b"ab");
+        assert_eq!(name.len(), 16 + 16 + 3);
+        assert_eq!(name[..4], 35u32.to_ne_bytes());
+        assert_eq!(name[4..8], 3i32.to_ne_bytes());
+        assert_eq!(name[16..24], 7u64.to_ne_bytes());
+        assert_eq!(name[24..28], 2u32.to_ne_bytes());
+        assert_eq!(name[28..32], 1u32.to_ne_bytes());
+        assert_eq!(&name[32..], b"ab\0");
+        let all = inode(9, &(0..0));
+        assert_eq!(all.len(), 16 + 24);
+        assert_eq!(all[16..24], 9u64.to_ne_bytes());
+        assert_eq!(all[24..], [0; 16]);
+        let part = inode(9, &(4096..5000));
+        assert_eq!(part[24..], [4096u64.to_ne_bytes(), 904u64.to_ne_bytes()].concat());
+    }
+}
