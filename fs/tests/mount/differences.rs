@@ -37,6 +37,45 @@ assert not int.from_bytes(statx.raw[:4], 'little') & 0x800, 'a birth time'
     );
 }
 
+/// The kernel seeks by itself, as far as 64 bits go; nothing can be put there.
+#[test]
+fn offsets_end_where_the_hosts_do() {
+    python(
+        r#"
+fd = os.open('f', os.O_CREAT | os.O_RDWR)
+for at in (1 << 50, 1 << 62):
+    assert os.lseek(fd, at, os.SEEK_SET) == at and os.read(fd, 1) == b''
+    for call in (os.write, fd, b'x'), (os.pwrite, fd, b'x', at), (os.ftruncate, fd, at), (fallocate, fd, 0, at - 4096, 4096):
+        fails(errno.EFBIG, *call)
+    for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+        fails(errno.ENXIO, os.lseek, fd, at, whence)
+assert os.fstat(fd).st_size == 0
+fails(errno.EINVAL, os.lseek, fd, -1, os.SEEK_SET)
+"#,
+    );
+}
+
+#[test]
+fn what_belongs_to_disks_is_refused() {
+    python(
+        r#"
+GETVERSION, FIFREEZE, FITRIM, NOWAIT, QUOTACTL_FD, GETQUOTA = 0x80087601, 0xC0045877, 0xC0185879, 8, 443, 0x800007 << 8
+def call(function, *args):
+    if function(*args) < 0: raise OSError(ctypes.get_errno(), 'call')
+open('f', 'wb').write(bytes(1 << 20)); os.chmod('f', 0o600)
+fd, dir = os.open('f', os.O_RDWR), os.open('.', os.O_RDONLY)
+fails(errno.ENOTTY, fcntl.ioctl, fd, GETVERSION, bytearray(8))
+fails(errno.EOPNOTSUPP, fcntl.ioctl, dir, FIFREEZE, 0)
+fails(errno.ENOTTY, fcntl.ioctl, dir, FITRIM, bytearray(b'\0' * 8 + b'\xff' * 8 + b'\0' * 8))
+fails(errno.EOPNOTSUPP, os.preadv, fd, [bytearray(5)], 0, NOWAIT)
+fails(errno.EOPNOTSUPP, os.pwritev, fd, [b'x'], 0, NOWAIT)
+assert os.pwrite(fd, b'SWAPSPACE2', 4086) == 10 and os.pwrite(fd, (1).to_bytes(4, 'little') + (255).to_bytes(4, 'little'), 1024) == 8
+fails(errno.EINVAL, call, libc.swapon, b'f', 0)
+fails(errno.ENOSYS, call, libc.syscall, QUOTACTL_FD, dir, GETQUOTA, 0, ctypes.create_string_buffer(128))
+"#,
+    );
+}
+
 #[test]
 fn what_ext4_cannot_do() {
     python(
