@@ -26,7 +26,8 @@ pub use read::read_at;
 pub use update::update;
 pub use verified::Verified;
 
-/// Block size in bytes: the grain of holes, of hashes and of changes.
+/// Block size in bytes: the grain of hashes and of changes, and of what follows from the bytes: a block of zeros is a hole. Other
+/// holes are kept where the host's file has them.
 pub const BLOCK: u64 = 64 << 10;
 
 /// Up to so many bytes a file without holes is one object, named by the hash of its bytes.
@@ -34,6 +35,10 @@ pub const SMALL_MAX: u64 = 1 << 20;
 
 /// The largest file: `i64::MAX` bytes, as for the kernel.
 pub const FILE_MAX: u64 = i64::MAX as u64;
+
+/// A file in more pieces than this is packed anew: its record must stay small beside its directory's others. That
+/// many come from random writes of a gigabyte at least, so the copy is paid for.
+const EXTENTS_MAX: usize = 16 << 10;
 
 /// blake3 of no bytes: the hash of the empty file, of which no object is stored.
 pub(crate) const EMPTY_HASH: ObjectId = ObjectId::from_bytes([

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use karapace_store::content::{BLOCK, FileContent};
+use karapace_store::content::{BLOCK, Extent, FileContent};
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, Timestamp, Xattrs};
 
@@ -80,6 +80,28 @@ impl BlockBody {
     /// Whether a sync would make anything of it safe.
     pub fn has_fresh(&self) -> bool {
         self.fresh_since.is_some() || !self.fresh.is_empty()
+    }
+
+    /// Bytes that the file occupies, in the store and on the host.
+    pub fn occupied(&self) -> u64 {
+        let below = |end: u64| end.min(self.limit);
+        let of = |extent: Extent| below(extent.end()).saturating_sub(extent.offset);
+        let stored: u64 = self.base.extents().map(of).sum();
+        let (mut replaced, mut runs) = (0, self.dirty.runs().into_iter().peekable());
+        for extent in self.base.extents() {
+            while runs.next_if(|(first, count)| (first + count) * BLOCK <= extent.offset).is_some() {}
+            // The last of them may reach into the next extent too.
+            while let Some((first, count)) = runs.peek().copied().filter(|run| run.0 * BLOCK < extent.end()) {
+                let run =
+                    (first * BLOCK).max(extent.offset)..below((first + count) * BLOCK).min(extent.end());
+                replaced += run.end.saturating_sub(run.start);
+                if (first + count) * BLOCK > extent.end() {
+                    break;
+                }
+                runs.next();
+            }
+        }
+        stored - replaced + self.data.allocated(self.dirty.len() * BLOCK)
     }
 
     /// As a put of the inode has it; the file has `size` bytes.
@@ -245,9 +267,7 @@ impl Node {
         let blocks = match &self.body {
             NodeBody::File(FileBody::Lower(content)) => stored_bytes(content).div_ceil(512),
             NodeBody::File(FileBody::Whole(data)) => data.allocated(m.size).div_ceil(512),
-            NodeBody::File(FileBody::Blocks(b)) => {
-                stored_bytes(&b.base).max(b.dirty.len() * BLOCK).min(m.size).div_ceil(512)
-            }
+            NodeBody::File(FileBody::Blocks(b)) => b.occupied().min(m.size).div_ceil(512),
             NodeBody::Dir(_) => 8,
             _ => 0,
         };

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 
-use karapace_store::content::BLOCK;
+use karapace_store::content::{BLOCK, FileContent};
 use karapace_store::inode::Ino;
 
 use crate::error::{Error, Result};
@@ -38,61 +38,80 @@ impl View {
         if offset >= size {
             return Ok(Sought { at: None, hole: 0..0 });
         }
-        let data_at = |ranges: &[(u64, u64)], from: u64| {
-            let next = ranges.iter().find(|(start, len)| start + len > from);
-            next.map(|(start, len)| (*start).max(from)..(start + len).min(size))
-        };
-        let ranges = match body {
+        match body {
+            FileBody::Lower(content) => {
+                let content = content.clone();
+                drop(state);
+                sought(offset, size, whence, |from| Ok(stored(&content, from..size)))
+            }
             FileBody::Whole(data) => {
                 let file = self.data_for_reading(data)?;
                 drop(state);
-                return sought(offset, size, whence, |from| host_data(&file, from));
+                sought(offset, size, whence, |from| host_data(&file, from))
             }
-            FileBody::Lower(content) => content.data_ranges(),
-            FileBody::Blocks(b) => block_ranges(b, size),
-        };
-        sought(offset, size, whence, |from| Ok(data_at(&ranges, from)))
+            FileBody::Blocks(b) => {
+                let (body, file) = (b.clone(), self.data_for_reading(&b.data)?);
+                drop(state);
+                sought(offset, size, whence, |from| in_blocks(&body, &file, from, size))
+            }
+        }
     }
 }
 
-/// `data` gives what data there is next, at or after an offset.
+/// `piece` gives a piece of data, the next one at or after an offset.
 fn sought(
     offset: u64,
     size: u64,
     whence: i32,
-    data: impl Fn(u64) -> Result<Option<Range<u64>>>,
+    piece: impl Fn(u64) -> Result<Option<Range<u64>>>,
 ) -> Result<Sought> {
-    let first = data(offset)?;
     let start = |data: &Option<Range<u64>>| data.as_ref().map_or(size, |data| data.start.min(size));
+    let first = piece(offset)?;
     if whence == libc::SEEK_DATA {
         return Ok(Sought { hole: offset..start(&first), at: first.map(|data| data.start) });
     }
-    let hole = first.filter(|data| data.start <= offset).map_or(offset, |data| data.end.min(size));
+    let (mut hole, mut next) = (offset, first);
+    while hole < size && start(&next) <= hole {
+        hole = next.map_or(size, |data| data.end.min(size));
+        next = piece(hole)?;
+    }
     // Where it ends at the end of the file, it is none.
-    let end = if hole < size { start(&data(hole)?) } else { hole };
-    Ok(Sought { at: Some(hole), hole: hole..end })
+    Ok(Sought { at: Some(hole), hole: hole..start(&next).max(hole) })
 }
 
-/// Data ranges of a file of blocks, ascending and coalesced.
-fn block_ranges(body: &BlockBody, size: u64) -> Vec<(u64, u64)> {
-    let mut ranges: Vec<(u64, u64)> = body.dirty.runs().iter().map(|(f, n)| (f * BLOCK, n * BLOCK)).collect();
-    for (start, len) in body.base.data_ranges() {
-        let len = len.min(body.limit.saturating_sub(start));
-        if len > 0 {
-            ranges.push((start, len));
+/// The first piece of a content that lies in `within`.
+fn stored(content: &FileContent, within: Range<u64>) -> Option<Range<u64>> {
+    let clip = |piece: Range<u64>| piece.start.max(within.start)..piece.end.min(within.end);
+    let piece = if content.is_plain() {
+        clip(0..content.size)
+    } else {
+        let next = content.extents.partition_point(|extent| extent.end() <= within.start);
+        content.extents.get(next).map(|extent| clip(extent.offset..extent.end()))?
+    };
+    (!piece.is_empty()).then_some(piece)
+}
+
+/// The next piece of a file of blocks: the upper's blocks have the holes of the data file, the others those of the base.
+fn in_blocks(body: &BlockBody, file: &File, from: u64, size: u64) -> Result<Option<Range<u64>>> {
+    let mut at = from;
+    while at < size {
+        let ours = body.dirty.contains(at / BLOCK);
+        let mut end = at / BLOCK + 1;
+        while end * BLOCK < size && body.dirty.contains(end) == ours {
+            end += 1;
         }
-    }
-    ranges.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::new();
-    for (start, len) in ranges {
-        let len = len.min(size.saturating_sub(start));
-        match merged.last_mut() {
-            Some((s, l)) if *s + *l >= start => *l = (*l).max(start + len - *s),
-            _ if len > 0 => merged.push((start, len)),
-            _ => {}
+        let end = (end * BLOCK).min(size);
+        let piece = if ours {
+            host_data(file, at)?.filter(|data| data.start < end).map(|data| data.start..data.end.min(end))
+        } else {
+            stored(&body.base, at..end.min(body.limit).max(at))
+        };
+        if piece.is_some() {
+            return Ok(piece);
         }
+        at = end;
     }
-    merged
+    Ok(None)
 }
 
 /// The data at or after `offset` in a file of the host.

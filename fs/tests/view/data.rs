@@ -1,5 +1,6 @@
 //! Content of files.
 
+use karapace_store::content::BLOCK;
 use karapace_store::inode::ROOT_INO;
 
 use crate::support::{Env, pattern};
@@ -36,6 +37,68 @@ fn a_damaged_object_is_an_error_and_the_rest_goes_on() {
     assert_eq!(buf, pattern(3 << 20, 5)[..1 << 20], "blocks that are whole are given out");
     assert_eq!(errno(env.view.read(ino(b"large"), 2 << 20, 4096, &mut buf)), libc::EIO);
     assert_eq!(env.read(ino(b"fine")), b"nothing wrong here");
+}
+
+/// Length, offset and distance of holes: pages, blocks of the store and what is neither.
+#[test]
+fn holes_outlive_commits_and_writes_elsewhere() {
+    let size = 14 << 20;
+    for (length, offset, step) in
+        [(4096, 0, 69632), (32768, 0, 69632), (49152, 4096, 69632), (61440, 8192, 69632), (65536, 0, 131072)]
+    {
+        let mut env = Env::new();
+        let ino = env.file("holes", &pattern(size, 3));
+        let mut expected = pattern(size, 3);
+        let mut holes = Vec::new();
+        for at in (offset..size - length).step_by(step) {
+            let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            env.view.fallocate(ino, punch, at as u64, length as u64).unwrap();
+            expected[at..at + length].fill(0);
+            holes.push((at as u64, length as u64));
+        }
+        let seen = |env: &Env, ino| {
+            let (mut holes, mut at) = (Vec::new(), 0);
+            while let Ok(hole) = env.view.lseek(ino, at, libc::SEEK_HOLE) {
+                at = env.view.lseek(ino, hole, libc::SEEK_DATA).unwrap_or(size as u64);
+                if at > hole {
+                    holes.push((hole, at - hole));
+                }
+            }
+            holes
+        };
+        let blocks = |env: &Env, ino| env.view.getattr(ino).unwrap().blocks;
+        let occupied = blocks(&env, ino);
+        assert!(seen(&env, ino) == holes, "{length}: new");
+        env.commit();
+        env.reopen();
+        let ino = env.view.lookup(ROOT_INO, b"holes").unwrap().ino;
+        assert!(seen(&env, ino) == holes && blocks(&env, ino) <= occupied, "{length}: committed");
+
+        env.view.write(ino, 7_000_000, b"x", false).unwrap();
+        expected[7_000_000] = b'x';
+        holes.retain(|(at, length)| {
+            (at + length) / BLOCK < 7_000_000 / BLOCK || *at / BLOCK > 7_000_000 / BLOCK
+        });
+        for when in ["written", "committed again", "opened again"] {
+            let kept: Vec<_> = seen(&env, ino).into_iter().filter(|hole| holes.contains(hole)).collect();
+            assert!(kept == holes && blocks(&env, ino) <= occupied + 256, "{length}: {when}");
+            assert!(env.read(ino) == expected, "{length}: {when}");
+            match when {
+                "written" => drop(env.commit()),
+                _ => env.reopen(),
+            }
+            let again = env.view.lookup(ROOT_INO, b"holes").unwrap().ino;
+            assert_eq!(again, ino);
+        }
+
+        env.view.write(ino, 7_000_000, b"y", false).unwrap();
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let before = blocks(&env, ino);
+        env.view.fallocate(ino, punch, 3_000_000, 300_000).unwrap();
+        // The blocks in which it begins and ends are whole from here on.
+        let data = env.view.lseek(ino, 3_080_192, libc::SEEK_DATA).unwrap();
+        assert!(data >= 3_276_800 && blocks(&env, ino) <= before + 256, "{length}: {data}");
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::ingest::{blocks_of, has_no_hole, host_ranges, ingest_ranges, ingest_small, read_block};
-use super::{BLOCK, BlockList, Extent, FileContent, SMALL_MAX, block_count, block_length, is_zero};
+use super::{
+    BLOCK, BlockList, EXTENTS_MAX, Extent, FileContent, SMALL_MAX, block_count, block_length, is_zero,
+};
 use crate::error::{IoContext as _, Result};
 use crate::id::ObjectId;
 use crate::object::{Batch, protect, read_full_at};
@@ -49,7 +51,7 @@ pub fn adopt(path: &Path, file: &File, batch: &mut Batch) -> Result<FileContent>
     }
     let ranges = host_ranges(file, size)?;
     if blocks_of(&ranges, size).count() as u64 == block_count(size)
-        && let Some(content) = adopt_whole(path, file, size, batch)?
+        && let Some(content) = adopt_whole(path, file, size, &ranges, batch)?
     {
         return Ok(content);
     }
@@ -73,7 +75,13 @@ fn plain(path: &Path, file: &File, size: u64, bytes: &mut Vec<u8>) -> Result<Opt
 }
 
 /// Adopts a file above [`SMALL_MAX`]; None as soon as a block turns out to be a hole.
-fn adopt_whole(path: &Path, file: &File, size: u64, batch: &mut Batch) -> Result<Option<FileContent>> {
+fn adopt_whole(
+    path: &Path,
+    file: &File,
+    size: u64,
+    ranges: &[(u64, u64)],
+    batch: &mut Batch,
+) -> Result<Option<FileContent>> {
     let mut list = BlockList::new(size);
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BLOCK as usize];
@@ -90,6 +98,9 @@ fn adopt_whole(path: &Path, file: &File, size: u64, batch: &mut Batch) -> Result
     protect(file).at("set the mode of", path)?;
     batch.adopt(path.to_owned(), size, object)?;
     let hash = batch.put(&list.encode())?;
-    let extents = vec![Extent { offset: 0, length: size, object, object_offset: 0 }];
+    // The object has the holes too, those within a block.
+    let ranges = if ranges.len() > EXTENTS_MAX { &[(0, size)] } else { ranges };
+    let extent = |&(offset, length): &(u64, u64)| Extent { offset, length, object, object_offset: offset };
+    let extents = ranges.iter().map(extent).collect();
     Ok(Some(FileContent::listed(size, hash, extents)))
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use super::{BLOCK, BlockList, Extent, FILE_MAX, FileContent, SMALL_MAX, block_length, is_zero};
+use super::{BLOCK, BlockList, EXTENTS_MAX, Extent, FILE_MAX, FileContent, SMALL_MAX, block_length, is_zero};
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::id::ObjectId;
 use crate::object::{Batch, ObjectWriter, read_full_at};
@@ -61,22 +61,43 @@ pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Ba
     for block in blocks_of(data, size) {
         let bytes = &mut buffer[..block_length(block, size) as usize];
         read_block(file, block, bytes)?;
-        packer.push(block, bytes, batch)?;
+        packer.push_parts(block, bytes, &parts_of(data, block, size), batch)?;
     }
     packer.finish(Vec::new(), batch)
+}
+
+/// The parts of a block that `ranges` cover, as offset in the block and length. All of it where there are very many ranges: each is
+/// an extent.
+fn parts_of(ranges: &[(u64, u64)], block: u64, size: u64) -> Vec<(usize, usize)> {
+    let (start, end) = (block * BLOCK, block * BLOCK + block_length(block, size));
+    if ranges.len() > EXTENTS_MAX {
+        return vec![(0, (end - start) as usize)];
+    }
+    let first = ranges.partition_point(|(offset, length)| offset + length <= start);
+    let inside = ranges[first..].iter().take_while(|(offset, _)| *offset < end);
+    let parts = inside.map(|(offset, length)| {
+        let (from, to) = ((*offset).max(start), (offset + length).min(end));
+        ((from - start) as usize, (to - from) as usize)
+    });
+    parts.filter(|(_, length)| *length > 0).collect()
 }
 
 /// The ranges of the first `size` bytes of `file` where the file system has data, as (offset, length); the rest reads as
 /// zeros. One range where it does not say. Moves the file's offset.
 pub fn host_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
+    host_ranges_in(file, 0, size)
+}
+
+/// The same between two offsets.
+fn host_ranges_in(file: &File, from: u64, size: u64) -> Result<Vec<(u64, u64)>> {
     let mut ranges = Vec::new();
-    let mut offset = 0;
+    let mut offset = from;
     while offset < size {
         let start = match lseek(file.as_fd(), offset as i64, Whence::SeekData) {
             Ok(start) => start as u64,
             // No data from here on.
             Err(Errno::ENXIO) => break,
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(vec![(0, size)]),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(vec![(from, size - from)]),
             Err(errno) => return Err(errno).at("seek in", Path::new(INPUT)),
         };
         if start >= size {
@@ -126,6 +147,25 @@ impl Packer {
 
     /// Adds a block, whole but for the file's last; blocks must come in order.
     pub fn push(&mut self, block: u64, bytes: &[u8], batch: &mut Batch) -> Result<()> {
+        self.push_parts(block, bytes, &[(0, bytes.len())], batch)
+    }
+
+    /// Adds a block of a file that has it at its place, and leaves the host's holes out.
+    pub fn push_from(&mut self, block: u64, bytes: &[u8], file: &File, batch: &mut Batch) -> Result<()> {
+        let start = block * BLOCK;
+        let end = start + bytes.len() as u64;
+        let parts = parts_of(&host_ranges_in(file, start, end)?, block, end);
+        self.push_parts(block, bytes, &parts, batch)
+    }
+
+    /// Adds a block of which only `parts` are kept: the rest is zeros.
+    fn push_parts(
+        &mut self,
+        block: u64,
+        bytes: &[u8],
+        parts: &[(usize, usize)],
+        batch: &mut Batch,
+    ) -> Result<()> {
         if is_zero(bytes) {
             self.list.set(block, None);
             return Ok(());
@@ -135,12 +175,15 @@ impl Packer {
             Some(writer) => writer,
             None => batch.writer()?,
         };
-        let (offset, length) = (block * BLOCK, bytes.len() as u64);
-        match self.pieces.last_mut() {
-            Some(last) if last.0 + last.1 == offset => last.1 += length,
-            _ => self.pieces.push((offset, length, writer.position())),
+        for &(at, length) in parts {
+            let offset = block * BLOCK + at as u64;
+            match self.pieces.last_mut() {
+                Some(last) if last.0 + last.1 == offset => last.1 += length as u64,
+                _ => self.pieces.push((offset, length as u64, writer.position())),
+            }
+            let part = &bytes[at..at + length];
+            writer.write_all(part).at("write", &batch.store().layout().staging())?;
         }
-        writer.write_all(bytes).at("write", &batch.store().layout().staging())?;
         self.writer = Some(writer);
         Ok(())
     }

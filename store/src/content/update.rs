@@ -4,14 +4,12 @@ use std::fs::File;
 
 use super::ingest::{Packer, ingest_small, range_in_memory, read_block};
 use super::read::read_extents;
-use super::{BLOCK, BlockList, Extent, FileContent, SMALL_MAX, block_count, block_length, is_zero};
+use super::{
+    BLOCK, BlockList, EXTENTS_MAX, Extent, FileContent, SMALL_MAX, block_count, block_length, is_zero,
+};
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 use crate::object::Batch;
-
-/// A file in more pieces than this is packed anew: its record must stay small beside its directory's others. That
-/// many come from random writes of a gigabyte at least, so the copy is paid for.
-const EXTENTS_MAX: usize = 16 << 10;
 
 /// `base` with the blocks `dirty` (in any order) replaced by those of `data`, where they lie at their natural offsets,
 /// and cut or extended with zeros to `size` bytes. The base's bytes at or beyond `base_limit` read as zeros, and so do
@@ -53,7 +51,7 @@ pub fn update(
     for &block in &dirty {
         let bytes = &mut buffer[..block_length(block, size) as usize];
         read_block(data, block, bytes)?;
-        packer.push(block, bytes, batch)?;
+        packer.push_from(block, bytes, data, batch)?;
     }
     let kept = kept_extents(base, limit, &dirty, &packer.list);
     let content = packer.finish(kept, batch)?;
