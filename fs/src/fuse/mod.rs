@@ -8,6 +8,7 @@ mod idmap;
 mod listing;
 mod nodes;
 mod notify;
+mod pages;
 mod passthrough;
 mod privileges;
 mod reply;

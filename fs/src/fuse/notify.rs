@@ -55,8 +55,8 @@ impl Invalidator {
         result
     }
 
-    /// Has the kernel write back what was stored through mappings in this range, and forget its pages and the attributes. Returns
-    /// when the writes have been answered: others must be there to do that.
+    /// Has the kernel write back what was stored through mappings in this range (all of the file where it is empty), and forget its
+    /// pages and the attributes. Returns when the writes have been answered: others must be there to do that.
     ///
     /// # Errors
     /// When the kernel refuses, or the mount is gone.

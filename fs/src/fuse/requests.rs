@@ -110,7 +110,10 @@ impl Shared {
         }
     }
 
-    pub(super) fn setattr(&self, req: &Request, node: INodeNo, set: &SetAttr, reply: ReplyAttr) {
+    pub(super) fn setattr(self: &Arc<Self>, req: &Request, node: INodeNo, set: &SetAttr, reply: ReplyAttr) {
+        if let Some((view, ino)) = self.wants_pages_first(node, set) {
+            return self.setattr_after_pages(node, (view, ino), *set, reply);
+        }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
                 let attr = guard("setattr", || {
@@ -369,6 +372,9 @@ impl Shared {
             Ok(Node::View { view, ino, .. }) => {
                 let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
                 let written = guard("write", || {
+                    if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                        view.note_mapped(ino)?;
+                    }
                     if kill_priv {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }

@@ -6,7 +6,6 @@
 //! further stores: holes only shrink.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use fuser::{Errno, INodeNo, ReplyLseek};
 use karapace_store::inode::Ino;
@@ -51,28 +50,12 @@ impl Shared {
         }
     }
 
-    /// Does `work`, which waits for other requests to be answered: here, as long as another request thread does not wait so, for
-    /// that is sooner done; else on a thread of its own kind.
-    fn with_request_threads_free(self: &Arc<Self>, work: impl FnOnce(&Shared) + Send + 'static) {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 < self.threads {
-            work(self);
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return;
-        }
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        let shared = self.clone();
-        self.seekers.run(move || work(&shared));
-    }
-
     /// Has what lies over the hole written back, until the answer rests on none that the kernel may have pages over.
     fn look_again(&self, seek: &Seek, mut sought: Sought) -> Outcome<u64> {
         let mut clean = 0..0;
         while sought.hole.start < clean.start || sought.hole.end > clean.end {
             clean = sought.hole;
-            guard("lseek", || {
-                let kernel = self.kernel.get().ok_or(Error::Stale)?;
-                Ok(kernel.write_back(seek.node.0, &clean)?)
-            })?;
+            guard("lseek", || self.write_back(seek.node, &clean))?;
             sought = seek.look()?;
         }
         sought.at.ok_or(Errno::ENXIO)

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use karapace_store::content::{BLOCK, FileContent};
 use karapace_store::fail;
@@ -44,8 +45,26 @@ enum ReadFrom {
 impl View {
     /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Fewer only at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
-        let from = self.plan_read(&self.state.read(), ino, offset, size)?;
+        let from = {
+            let state = self.state.read();
+            state.node(ino)?.mapped.store(true, Ordering::Relaxed);
+            self.plan_read(&state, ino, offset, size)?
+        };
         self.read_from(from, offset, buf).map_err(|error| self.name_damage(&self.state.read(), ino, error))
+    }
+
+    /// Notes that pages of a mapping were written back.
+    pub fn note_mapped(&self, ino: Ino) -> Result<()> {
+        self.state.read().node(ino)?.mapped.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the kernel may have pages of a mapping, as far as reads and what was written back tell; from here on it has none, until
+    /// they tell so again.
+    pub fn take_mapped(&self, ino: Ino) -> Result<bool> {
+        let state = self.state.read();
+        let node = state.node(ino)?;
+        Ok(node.file().is_some() && node.mapped.swap(false, Ordering::Relaxed))
     }
 
     /// Whether the inode is a file whose content is verified by blocks, in the lower view.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use karapace_store::content::{BLOCK, Extent, FileContent};
 use karapace_store::id::ObjectId;
@@ -178,6 +179,8 @@ pub(crate) struct Node {
     pub touched: bool,
     /// Data was written since the last fsync.
     pub unsynced: bool,
+    /// The kernel may have pages that are mapped: it read some, or wrote some back. What only write(2) brings is rarely mapped.
+    pub mapped: AtomicBool,
     /// References the kernel holds.
     pub lookups: u64,
     /// Inodes in the table whose `place` is in this directory.
@@ -218,6 +221,7 @@ impl Node {
             stale_times: false,
             touched: false,
             unsynced: false,
+            mapped: AtomicBool::new(false),
             lookups: 0,
             children: 0,
             version: 0,

@@ -488,6 +488,7 @@ fn refresh(state: &mut State, record: InodeRecord, place: Option<Place>, linked:
     let Some(old) = state.nodes.remove(&ino) else { return };
     let place = if linked { None } else { place.or(old.place) };
     let mut node = Node::from_record(record, place, linked);
+    node.mapped = old.mapped;
     node.lookups = old.lookups;
     node.children = old.children;
     node.version = old.version + 1;

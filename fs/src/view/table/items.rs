@@ -225,6 +225,7 @@ impl State {
         node.touched = node.file().is_some_and(|f| f.data().is_some());
         match self.nodes.remove(&ino) {
             Some(old) => {
+                node.mapped = old.mapped;
                 node.lookups = old.lookups;
                 node.children = old.children;
                 node.version = old.version + 1;

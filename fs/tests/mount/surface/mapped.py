@@ -64,3 +64,13 @@ def other_calls_see_it_too():
     case('linked', lambda fd, w: (os.link('f', 'g'), seeks(os.open('g', os.O_RDONLY)), os.unlink('g')))
     case('without a name', lambda fd, w: (os.unlink('f'), seeks(fd), put('f')))
     case('the end', lambda fd, w: (os.lseek(fd, 0, os.SEEK_END), os.fstat(fd).st_size))
+
+@item
+def a_time_that_was_set_outlives_write_back():
+    for push in ('m.flush()', 'm.close()'):
+        w = Writer('f', MB); w.store(0); os.utime('f', ns=(5, 6)); w.do(push); show(push, os.stat('f').st_mtime_ns)
+        w.end(); os.unlink('f')
+    put('g', b'x' * 8192); w = Writer('g'); w.store(100); w.do('m.flush()'); w.store(5000); os.utime('g', ns=(5, 6)); w.do('m.close()')
+    show(os.stat('g').st_mtime_ns, open('g', 'rb').read()[5000:5005]); w.end()
+    # What is stored later counts.
+    w = Writer('f', MB); os.utime('f', ns=(5, 6)); w.store(0); w.do('m.flush()'); show(os.stat('f').st_mtime_ns > 6); w.end()

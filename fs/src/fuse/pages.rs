@@ -1,0 +1,67 @@
+//! What the kernel has in pages of mappings and has told nobody.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fuser::{INodeNo, ReplyAttr};
+use karapace_store::inode::Ino;
+
+use super::nodes::LIVE;
+use super::reply::{FOREVER, file_attr};
+use super::{Shared, guard};
+use crate::attr::SetAttr;
+use crate::error::{Error, Result};
+use crate::view::View;
+
+impl Shared {
+    /// Does `work`, which waits for other requests to be answered: here, as long as another request thread does not wait so, for
+    /// that is sooner done; else on a thread of its own kind.
+    pub(super) fn with_request_threads_free(self: &Arc<Self>, work: impl FnOnce(&Shared) + Send + 'static) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 < self.threads {
+            work(self);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        let shared = self.clone();
+        self.seekers.run(move || work(&shared));
+    }
+
+    /// Has the kernel write back what it has in this range of a file (all of it where it is empty), and forget these pages; see
+    /// [`Shared::with_request_threads_free`].
+    pub(super) fn write_back(&self, node: INodeNo, range: &Range<u64>) -> Result<()> {
+        let kernel = self.kernel.get().ok_or(Error::Stale)?;
+        Ok(kernel.write_back(node.0, range)?)
+    }
+
+    /// Whether pages that a mapping has changed are to be written back before this: what comes later would change the modification
+    /// time that is set. Not with a size: the kernel writes nothing back while that is unanswered.
+    pub(super) fn wants_pages_first(&self, node: INodeNo, set: &SetAttr) -> Option<(Arc<View>, Ino)> {
+        if set.mtime.is_none() || set.size.is_some() || set.kill_priv {
+            return None;
+        }
+        let (index, view, ino) = self.view(node).ok()?;
+        let found = index == LIVE && !view.is_read_only() && view.take_mapped(ino).is_ok_and(|mapped| mapped);
+        found.then_some((view, ino))
+    }
+
+    pub(super) fn setattr_after_pages(
+        self: &Arc<Self>,
+        node: INodeNo,
+        (view, ino): (Arc<View>, Ino),
+        set: SetAttr,
+        reply: ReplyAttr,
+    ) {
+        self.with_request_threads_free(move |shared| {
+            let result = guard("setattr", || {
+                shared.write_back(node, &(0..0))?;
+                view.setattr(ino, &set)
+            });
+            match result {
+                Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr, LIVE, Some(&shared.ids))),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+}
