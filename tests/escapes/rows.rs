@@ -47,7 +47,6 @@ pub const ROWS: &[(&str, Row)] = &[
     ("the place of a store", |world| (world.printed(&["--store", HOSTILE, "migrate"]), SHOWN)),
     ("the log", log),
     ("verify-store", verify_store),
-    ("export-app --list", |world| (world.printed(&["export-app", "dev", "--list", "-q"]), SHOWN)),
     ("mount", mount),
     ("list, of what is mounted", list),
     ("control files", control_files),
