@@ -6,10 +6,11 @@ use karapace_store::error::StoreError;
 use karapace_store::lock::{self, EnvLock};
 use karapace_store::metadata::Metadata;
 
+use super::client::Client;
 use super::instance::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
 use super::mount::log_path;
 use super::snapshots::RemoveOutcome;
-use super::socket::{Answer, Changed, Client, Request};
+use super::socket::{Answer, Changed, Request};
 use super::text::PathText;
 use super::{Engine, Error, Result};
 

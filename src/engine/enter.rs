@@ -12,10 +12,11 @@ use karapace_store::metadata::Metadata;
 use nix::unistd::geteuid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::client::Client;
 use super::keeper::SHOWS_CONTROL;
 use super::mount::Options;
 use super::sessions::Session;
-use super::socket::{Answer, Client, Entrance, Reply, Request, Shape};
+use super::socket::{Answer, Entrance, Reply, Request, Shape};
 use super::{Engine, Error, Result, mountpoint, policy};
 use crate::private_dir;
 use crate::runtime::{self, Ended, Namespaces, Seen, User, ranges};

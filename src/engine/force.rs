@@ -12,8 +12,8 @@ use std::time::Duration;
 use karapace_store::metadata::Metadata;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::client::Client;
 use super::keeper::is_over;
-use super::socket::Client;
 use super::{Engine, Error, Result, mountpoint};
 
 /// Where the kernel lists its FUSE connections, by the device number of the mount.

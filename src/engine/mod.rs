@@ -3,8 +3,10 @@
 //! Nothing here prints or knows of arguments; progress and remarks go to a [`Report`].
 
 pub mod access;
+pub mod background;
 pub mod build;
 mod build_log;
+pub mod client;
 pub mod clone;
 pub mod commit;
 pub mod control;

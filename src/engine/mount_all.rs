@@ -23,7 +23,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::mount::{Background, MountInfo, Options, Readiness};
+use super::background::{Background, Readiness};
+use super::mount::{MountInfo, Options};
 use super::{Engine, Error, Result, mountpoint};
 
 /// How often mounts are looked after that ended by themselves, or could not be made.

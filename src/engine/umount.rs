@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 
+use super::client::Client;
 use super::holders::{Holder, holders, named};
 use super::mount::{MountInfo, SOURCE};
-use super::socket::{Answer, Client, Request};
+use super::socket::{Answer, Request};
 use super::{Engine, Error, Result, mountpoint, sessions};
 
 /// How long the serving process may take to write its checkpoint after the mount is gone.

@@ -7,7 +7,8 @@ use serde_json::json;
 use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir, leave_host, tell_failed, tell_ready};
+use crate::engine::background::{leave_host, tell_failed, tell_ready};
+use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir};
 use crate::process;
 
 /// Mount an environment as a directory

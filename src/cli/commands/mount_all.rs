@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit};
-use crate::engine::mount::{tell_failed, tell_ready};
+use crate::engine::background::{tell_failed, tell_ready};
 use crate::engine::mount_all::default_dir;
 use crate::engine::{Engine, Error};
 use crate::process;
