@@ -233,5 +233,5 @@ fn a_manifest_that_cannot_be_read() {
         format!("cannot read manifest {}: No such file or directory (os error 2)", missing.display())
     );
     std::fs::write(&missing, b"\xff").unwrap();
-    assert!(Manifest::read(&missing).unwrap_err().to_string().contains("valid UTF-8"));
+    assert!(Manifest::read(&missing).unwrap_err().to_string().contains("no UTF-8 text"));
 }

@@ -22,8 +22,6 @@ impl World {
     pub fn new() -> World {
         let world = World { dir: tempfile::tempdir().unwrap() };
         world.put("rootfs/etc/hostname", b"base\n");
-        let app = format!("rootfs/usr/share/applications/{HOSTILE}.desktop");
-        world.put(&app, b"[Desktop Entry]\nType=Application\nName=Tool\nExec=tool\n");
         fs::create_dir(world.path("home")).unwrap();
         world.done(&["import", "rootfs", "--name", "dev"]);
         world

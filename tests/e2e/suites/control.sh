@@ -144,7 +144,7 @@ gc_answers() {
 
 # What git quotes so, bash reads between $'…'.
 names_are_text() {
-    local name=$'x\e[31m\a\r\n\xc2\x9b\xe2\x80\xae\xff' shown path= entry found=
+    local name=$'x\e[31m\a\r\n\xc2\x9b\xe2\x80\xae\xff' shown path="" entry found=""
     : >"$DIR/etc/$name"
     shown=$(grep '\\033' "$CTL/diff")
     equal "the line of diff" 'A "/etc/x\033[31m\a\r\n\302\233\342\200\256\377"' "$shown"

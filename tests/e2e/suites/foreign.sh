@@ -49,7 +49,7 @@ victims() { find "$VICTIMS" -printf "%p %y %m %U %s %T@ $STAMP\n"; }
 path_of() {
     local instance layer object
     instance=$(ls "$STORE/env")
-    layer=$(ls "$STORE/store/layers" | head -n1)
+    layer=$(cd "$STORE/store/layers" && printf "%s\n" * | head -n1)
     object=$(cd "$STORE/store/objects" && find . -type f | sort | head -n1)
     case $1 in
         store/objects/O) echo "$FALSE/store/objects/${object#./}" ;;
