@@ -15,6 +15,7 @@ install -d -m 0700 "$XDG_RUNTIME_DIR" "$HOME/bin"
 
 setup() {
     gcc -O2 -static -Wall -Wextra -Werror -o "$HOME/bin/connect" "$SCRATCH/tree/e2e/hostile/connect.c"
+    gcc -O2 -static -Wall -Wextra -Werror -o "$HOME/bin/writable" "$SCRATCH/tree/e2e/hostile/writable.c"
     cp "$HOME/bin/connect" .
     cp "$(command -v karapace)" "$HOME/bin/karapace"
     ln -s "$STORE" "$HOME/link"
@@ -92,9 +93,12 @@ stays_read_only() {
         touch "$1/written" && exit 1
         mount -o remount,bind,rw "$1"
         mount -o remount,rw "$1"
+        "$1/bin/writable" "$1" /mnt
         mount --bind "$1" /mnt && mount -o remount,bind,rw /mnt
         touch "$1/written" /mnt/written' - "$HOME" >"$TMPDIR/tried" 2>&1 || true
     if [ -e "$HOME/written" ]; then wrong "the real home was written to"; fi
+    grep -qx 'done' "$TMPDIR/tried"
+    if grep 'written by' "$TMPDIR/tried"; then wrong "it was written to by another mount"; fi
     grep -qi 'not permitted\|denied\|read-only' "$TMPDIR/tried"
     # Without it mounts are changed as ever.
     karapace exec "$1" -- sh -c 'mount -t tmpfs none /mnt && mount -o remount,ro /mnt && ! touch /mnt/x'
