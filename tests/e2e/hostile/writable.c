@@ -32,11 +32,16 @@ int main(int argc, char **argv) {
     if (argc != 3)
         return 2;
     struct attributes writable = {.clear = MOUNT_ATTR_RDONLY};
-    long tree = syscall(SYS_OPEN_TREE_ATTR, AT_FDCWD, argv[1], OPEN_TREE_CLONE, &writable, sizeof writable);
-    use("open_tree_attr", tree, argv[2]);
-    tree = syscall(SYS_OPEN_TREE, AT_FDCWD, argv[1], OPEN_TREE_CLONE);
-    if (tree >= 0 && syscall(SYS_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH, &writable, sizeof writable) == 0)
-        use("mount_setattr", tree, argv[2]);
+    // With what is mounted below, too: a copy without that is refused where those mounts are the host's.
+    unsigned flags[] = {0, AT_RECURSIVE};
+    for (int i = 0; i < 2; i++) {
+        long tree = syscall(SYS_OPEN_TREE_ATTR, AT_FDCWD, argv[1], OPEN_TREE_CLONE | flags[i], &writable, sizeof writable);
+        use("open_tree_attr", tree, argv[2]);
+        tree = syscall(SYS_OPEN_TREE, AT_FDCWD, argv[1], OPEN_TREE_CLONE | flags[i]);
+        if (tree >= 0 &&
+            syscall(SYS_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | flags[i], &writable, sizeof writable) == 0)
+            use("mount_setattr", tree, argv[2]);
+    }
     puts("done");
     return 0;
 }

@@ -94,7 +94,7 @@ stays_read_only() {
         mount -o remount,bind,rw "$1"
         mount -o remount,rw "$1"
         "$1/bin/writable" "$1" /mnt
-        mount --bind "$1" /mnt && mount -o remount,bind,rw /mnt
+        mount --rbind "$1" /mnt && mount -o remount,bind,rw /mnt
         touch "$1/written" /mnt/written' - "$HOME" >"$TMPDIR/tried" 2>&1 || true
     if [ -e "$HOME/written" ]; then wrong "the real home was written to"; fi
     grep -qx 'done' "$TMPDIR/tried"
