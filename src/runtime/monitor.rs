@@ -201,7 +201,7 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
             prctl::set_no_new_privs().map_err(failed("bind the privileges of"))?;
         }
         // While we may without giving up privileges: as the chosen user we may not any more.
-        if let Some(filter) = &command.mounts_filter {
+        if let Some(filter) = &command.further_filter {
             sys::set_filter(filter).map_err(failed("filter the system calls of"))?;
         }
         if command.fewer_capabilities {

@@ -73,8 +73,8 @@ pub(super) struct Command {
     /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by it: it sets one for what
     /// it runs.
     pub filter: Option<Filter>,
-    /// What it may not ask for besides, where something of the host is read-only.
-    pub mounts_filter: Option<Filter>,
+    /// What the command may not ask for besides: where something of the host is read-only, and as an OCI runtime.
+    pub further_filter: Option<Filter>,
     /// Of the caller, not for the monitor to keep.
     pub strings: StartStrings,
     /// The host's /dev/null, in the place of streams that are not the caller's.
@@ -169,7 +169,7 @@ impl Command {
             no_new_privileges: !many_ids && !policy.privileged,
             fewer_capabilities: has_ids() && !policy.privileged,
             filter: filter(session)?,
-            mounts_filter: (!policy.privileged && policy.has_read_only())
+            further_filter: (!policy.privileged && policy.has_read_only())
                 .then(Filter::of_mounts)
                 .transpose()?,
             strings: StartStrings::find()?,

@@ -83,7 +83,7 @@ impl Filter {
     /// The filter for this machine. A call of another architecture kills the process; an unknown one fails with ENOSYS.
     pub fn new() -> Result<Filter, RuntimeError> {
         let mut filter = Filter::from_program(denied())?;
-        filter.0.splice(0..0, without_unknown());
+        filter.0.splice(0..0, none_after(LAST_KNOWN));
         Ok(filter)
     }
 
@@ -91,6 +91,14 @@ impl Filter {
     /// of the host read-only.
     pub fn of_mounts() -> Result<Filter, RuntimeError> {
         Filter::from_program(changes_of_mounts())
+    }
+
+    /// One for an OCI runtime and what it runs, whose own filter takes names: calls of which its library may not know the name fail with
+    /// ENOSYS, open_tree_attr and those after it.
+    pub fn of_runtime() -> Filter {
+        let mut filter = none_after(OPEN_TREE_ATTR as u32 - 1).to_vec();
+        filter.push(step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));
+        Filter(filter)
     }
 
     fn from_program(program: Result<BpfProgram, BackendError>) -> Result<Filter, RuntimeError> {
@@ -129,12 +137,16 @@ fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, Backend
         .try_into()
 }
 
-fn without_unknown() -> [libc::sock_filter; 3] {
-    let step = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+fn step(code: u32, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf, k }
+}
+
+/// Calls with a higher number than this fail with ENOSYS.
+fn none_after(number: u32) -> [libc::sock_filter; 3] {
     [
         // The number of the call stands first in what the filter sees.
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 1, LAST_KNOWN),
+        step(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 1, number),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ]
 }
@@ -202,5 +214,9 @@ mod tests {
             assert_eq!(verdict(&kept, here, number, 0), refused, "{number}");
         }
         assert_eq!(verdict(&kept, here, libc::SYS_mount, 0), libc::SECCOMP_RET_ALLOW);
+        let runtime = Filter::of_runtime();
+        let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        assert_eq!(verdict(&runtime, here, OPEN_TREE_ATTR, 0), unknown);
+        assert_eq!(verdict(&runtime, here, libc::SYS_mount_setattr, 0), libc::SECCOMP_RET_ALLOW);
     }
 }

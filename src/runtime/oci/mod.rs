@@ -37,6 +37,7 @@ use super::plan::{
     root,
 };
 use super::policy::refused;
+use super::seccomp::Filter;
 use super::sys::ExecStrings;
 use super::user::User;
 use super::{
@@ -167,7 +168,7 @@ fn command(
         no_new_privileges: false,
         fewer_capabilities: false,
         filter: filter(session)?,
-        mounts_filter: None,
+        further_filter: (!session.policy.privileged).then(Filter::of_runtime),
         strings: StartStrings::find()?,
         null: null()?,
         account: None,

@@ -173,6 +173,14 @@ unmounted() {
     not_mounted "$MOUNTS/$ENV"
 }
 
+stays_read_only() {
+    gcc -O2 -static -Wall -Wextra -Werror -o "$HOME/writable" "$SCRATCH/tree/e2e/hostile/writable.c"
+    karapace exec --home ro "$ENV" -- sh -c '"$1/writable" "$1" /mnt; mount -o remount,bind,rw "$1"; touch "$1/written"' - "$HOME" \
+        >"$TMPDIR/tried" 2>&1 || true
+    grep -qx 'done' "$TMPDIR/tried"
+    [ ! -e "$HOME/written" ]
+}
+
 no_runtime() {
     local status=0 only=$TMPDIR/only
     mkdir -p "$only"
@@ -194,5 +202,6 @@ check "enter on a terminal: its size, Ctrl-C, status" terminal
 check "a second session" joined
 check "an environment that is not mounted" unmounted
 check "the ids of the user, when it is not mounted" ids
+check "--home ro: root inside cannot make it writable" stays_read_only
 check "no runtime on PATH is told" no_runtime
 finish_suite
