@@ -9,7 +9,7 @@
 //!
 //! A program executed anew inside would belong to root inside again, so none is.
 //!
-//! Nothing here allocates: it runs after `clone`.
+//! What runs after `clone`, erasing and concealing, allocates nothing.
 //!
 //! [`ptrace(2)`]: https://man7.org/linux/man-pages/man2/ptrace.2.html
 
