@@ -116,23 +116,24 @@ impl Shared {
         }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
-                let attr = guard("setattr", || {
+                let (ttl, attr) = guard("setattr", || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
-                        return view.getattr(ino);
+                        // The write behind it may drop them, and the kernel does not ask again for what it may keep.
+                        return Ok((NEVER, view.getattr(ino)?));
                     }
                     if set.kill_priv || only_privileges {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
                     if !only_privileges {
-                        return view.setattr(ino, set);
+                        return Ok((FOREVER, view.setattr(ino, set)?));
                     }
                     // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown that names
                     // nobody. (It asks, too, when root writes to a file that had
                     // capabilities, and root would keep set-user-id; the two cannot be told apart.)
-                    Shared::drop_set_id(&view, ino)
+                    Ok((FOREVER, Shared::drop_set_id(&view, ino)?))
                 })?;
-                Ok((FOREVER, file_attr(&attr, index, Some(&self.ids))))
+                Ok((ttl, file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control_for(req)?;

@@ -92,6 +92,15 @@ def what_changes_which_time():
     to = os.open('g', os.O_RDWR); put('h', b'bytes'); before = os.fstat(to); time.sleep(0.012); os.copy_file_range(os.open('h', os.O_RDONLY), to, 5); show('copy_file_range', os.fstat(to).st_mtime_ns > before.st_mtime_ns)
 
 @item
+def set_id_and_an_inherited_descriptor():
+    if WHO != 'root': return
+    # stat(1) asks for the mode alone, which the kernel answers from what it keeps.
+    mode = lambda: subprocess.check_output(['stat', '-c', '%a', 'p'])
+    put('p', b'text'); os.chmod('p', 0o6755); fd = os.open('p', os.O_WRONLY); show(mode())
+    def write(): os.setgroups([]); os.setgid(1234); os.setuid(1234); return os.write(fd, b'y')
+    show(child(write), mode())
+
+@item
 def access_control_lists():
     N = 0xffffffff
     acl = lambda *entries: struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *e) for e in entries)
