@@ -59,6 +59,9 @@ pub struct MountOptions {
     /// Let the kernel read a large file from its object by itself, once it has been verified whole. For a read-only mount made
     /// by root.
     pub passthrough: bool,
+    /// Let root make id-mapped mounts of this one (mount_setattr(2), MOUNT_ATTR_IDMAP; Linux 6.12). The kernel sends no caller's ids then
+    /// but with what makes something, so there is no control directory. For a mount made by root.
+    pub idmap: bool,
     /// What `mount` and `df` show as the source.
     pub fsname: String,
 }
@@ -105,7 +108,7 @@ impl MountedSession {
         let server =
             Server::new(service).map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
         let session = Session::new(server, &mountpoint, &config(options, by_root))
-            .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root)))?;
+            .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, options.idmap)))?;
         let device = session
             .as_fd()
             .try_clone_to_owned()
@@ -238,7 +241,8 @@ fn service(
     options: &MountOptions,
 ) -> Service {
     let by_root = geteuid().is_root();
-    let control = control.filter(|_| options.ctl != CtlDir::Disabled).map(|plane| {
+    let idmap = options.idmap && by_root;
+    let control = control.filter(|_| options.ctl != CtlDir::Disabled && !idmap).map(|plane| {
         let owner = (geteuid().as_raw(), getegid().as_raw());
         Arc::new(ControlDir::new(plane, view.clone(), mountpoint.to_owned(), owner))
     });
@@ -250,6 +254,7 @@ fn service(
         ids: IdMap::of_this_process(),
         kernel_permissions: by_root || options.allow_other,
         passthrough: options.passthrough && options.read_only && by_root,
+        idmap,
         threads: options.threads.max(1),
         kernel: Arc::new(OnceLock::new()),
     }
@@ -290,8 +295,10 @@ fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
 }
 
 /// Says what to do about the usual reasons for a mount to fail.
-fn explain(error: io::Error, by_root: bool) -> io::Error {
-    let advice = if !Path::new("/dev/fuse").exists() {
+fn explain(error: io::Error, by_root: bool, idmap: bool) -> io::Error {
+    let advice = if idmap && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+        "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave --idmap out"
+    } else if !Path::new("/dev/fuse").exists() {
         "there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)"
     } else if by_root {
         return error;

@@ -169,6 +169,7 @@ fn arguments(options: &Options) -> Vec<String> {
         ("--read-only", options.read_only),
         ("--allow-other", options.allow_other),
         ("--passthrough", options.passthrough),
+        ("--idmap", options.idmap),
         ("--session", options.session),
         ("--id-ranges", options.ranges.is_some()),
     ];

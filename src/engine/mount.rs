@@ -62,6 +62,8 @@ pub struct Options {
     pub threads: usize,
     /// Let the kernel read large files by itself; read-only, and by root.
     pub passthrough: bool,
+    /// Let root make id-mapped mounts of it, which has no control directory then; by root.
+    pub idmap: bool,
     /// The mount is for `enter` and `exec` only and ends with the last of them.
     pub session: bool,
     /// Serve in a user and mount namespace of its own that has these ids.
@@ -81,6 +83,7 @@ impl Options {
             allow_other: false,
             threads: DEFAULT_THREADS,
             passthrough: false,
+            idmap: false,
             session: false,
             ranges: None,
             has_ground: false,
@@ -166,7 +169,7 @@ impl Engine {
     pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
         // What can be refused here is refused before a process is started.
         check_mountable(env)?;
-        check_passthrough(options)?;
+        check_root_options(options)?;
         if options.snapshot.is_none() {
             self.end_orphaned_session(env)?;
             if self.live_mount(&env.instance)?.is_some() {
@@ -186,7 +189,7 @@ impl Engine {
     ) -> Result<()> {
         let env = Metadata::load(self.store(), instance)?;
         check_mountable(&env)?;
-        check_passthrough(options)?;
+        check_root_options(options)?;
         process::lift_limits()
             .map_err(|e| Error::Invalid(format!("cannot lift the limits of a server: {e}")))?;
         // Blocked before the first thread is made, so that all have it; `watch_signals` receives them.
@@ -207,11 +210,17 @@ fn check_mountable(env: &Metadata) -> Result<()> {
     Err(Error::Invalid(format!("{} is {state} and cannot be mounted or entered", env.name)))
 }
 
-/// The kernel takes objects from root only, and would not see what is written.
-fn check_passthrough(options: &Options) -> Result<()> {
+/// Refuses what is for root. The kernel takes objects from root only, and would not see what is written; on a user's mount all
+/// ids are one.
+fn check_root_options(options: &Options) -> Result<()> {
     let read_only = options.read_only || options.snapshot.is_some();
     if options.passthrough && !(read_only && geteuid().is_root()) {
         let reason = "--passthrough is for root, with --read-only or --snapshot: leave it out, and requests are answered as usual";
+        return Err(Error::Invalid(reason.to_owned()));
+    }
+    if options.idmap && !geteuid().is_root() {
+        let reason =
+            "--idmap is for root: the kernel lets nobody else make id-mapped mounts of FUSE file systems";
         return Err(Error::Invalid(reason.to_owned()));
     }
     Ok(())
@@ -375,6 +384,7 @@ fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool)
         allow_other: options.allow_other,
         threads: options.threads,
         passthrough: options.passthrough,
+        idmap: options.idmap,
         fsname: format!("{SOURCE}{}", env.name),
     }
 }

@@ -13,15 +13,14 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::Server;
 use super::nodes::split;
 use super::reply::{set_time, timestamp};
+use super::{Server, Shared};
 use crate::attr::SetAttr;
 
 impl Filesystem for Server {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.0.configure(config);
-        Ok(())
+        self.0.configure(config)
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -68,7 +67,7 @@ impl Filesystem for Server {
         };
         // With HANDLE_KILLPRIV_V2 dropping set-user-id is left to us: at a change of owner, and at a change of size by
         // a caller without CAP_FSETID. fuser does not show FATTR_KILL_SUIDGID, so "not root" stands for the latter.
-        set.kill_priv = uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0);
+        set.kill_priv = uid.is_some() || gid.is_some() || (size.is_some() && Shared::caller_uid(req) != 0);
         self.0.setattr(req, ino, &set, reply);
     }
 

@@ -16,6 +16,7 @@ mod requests;
 mod seek;
 mod workers;
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
@@ -71,6 +72,8 @@ pub(crate) struct Service {
     pub kernel_permissions: bool,
     /// Whether the kernel may read large files from their objects by itself: on a read-only mount made by root.
     pub passthrough: bool,
+    /// Whether the mount may be mounted again with other ids: without control directory, and where the kernel checks permissions.
+    pub idmap: bool,
     /// Request threads.
     pub threads: usize,
     /// For what requests themselves have to tell the kernel; set before the first one is served.
@@ -88,6 +91,7 @@ struct Shared {
     ids: IdMap,
     kernel_permissions: bool,
     passthrough: Option<Passthrough>,
+    idmap: bool,
     kernel: Arc<OnceLock<Invalidator>>,
     threads: usize,
     /// Request threads that wait for others to answer what the kernel asks meanwhile.
@@ -108,7 +112,7 @@ impl Server {
     ///
     /// # Errors
     /// When its threads cannot be started.
-    pub fn new(service: Service) -> std::io::Result<Server> {
+    pub fn new(service: Service) -> io::Result<Server> {
         Ok(Server(Arc::new(Shared {
             views: Views::new(service.live),
             trees: service.trees,
@@ -117,6 +121,7 @@ impl Server {
             ids: service.ids,
             kernel_permissions: service.kernel_permissions,
             passthrough: service.passthrough.then(Passthrough::default),
+            idmap: service.idmap,
             kernel: service.kernel,
             threads: service.threads,
             waiting: AtomicUsize::new(0),
@@ -192,7 +197,11 @@ impl Shared {
         Caller { uid: self.ids.uid(req.uid()), gid: self.ids.gid(req.gid()), umask }
     }
 
-    fn configure(&self, config: &mut KernelConfig) {
+    /// Agrees with the kernel on how it asks.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` when id-mapped mounts are asked for and the kernel has none of FUSE: what else it may lack only makes it slow.
+    fn configure(&self, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_BIG_WRITES
             | InitFlags::FUSE_MAX_PAGES
@@ -214,6 +223,9 @@ impl Shared {
                 tracing::warn!(most, "the kernel cannot read objects by itself");
             }
         }
+        if self.idmap && config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP).is_err() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
         for flag in wanted.iter() {
             if let Err(missing) = config.add_capabilities(flag) {
                 tracing::warn!(?missing, "the kernel lacks a FUSE capability");
@@ -222,6 +234,7 @@ impl Shared {
         if let Err(nearest) = config.set_max_write(MAX_WRITE) {
             tracing::warn!(nearest, "the size of write requests is limited");
         }
+        Ok(())
     }
 
     /// Has read what `find` names, unless there is much to read as it is. For when the request itself has been answered.

@@ -11,14 +11,29 @@ use crate::attr::{Attr, SetAttr};
 use crate::error::Result;
 use crate::view::View;
 
+/// What the kernel sends as user id where it sends none: on a mount that may be id-mapped (FUSE_ALLOW_IDMAP), with all requests
+/// but those that make something (`fuse_get_req` in fs/fuse/dev.c).
+const NO_ID: u32 = u32::MAX;
+
 impl Shared {
+    /// The user id that the caller accesses files with, as the host has it. Where the request has none it is what /proc says of the
+    /// caller, who waits for the answer; [`NO_ID`] for a process in another process namespace.
+    pub(super) fn caller_uid(req: &Request) -> u32 {
+        if req.uid() != NO_ID {
+            return req.uid();
+        }
+        let status = status_of(req.pid());
+        ids_in(&status, "Uid:").nth(FILE_ACCESS_ID).unwrap_or(NO_ID)
+    }
+
     /// Whether a request that asks for nothing but that set-user-id goes is to be heeded. The kernel sends it before a write, for which
     /// it has seen a right to write, but also when anybody at all asks chown(2) to change nobody: that must not take
     /// set-user-id from a program of another's. (A write through an inherited descriptor says again what it
     /// takes, and fallocate(2) is asked about in [`Shared::drop_set_id_for`].)
     pub(super) fn may_drop_privileges(&self, req: &Request, view: &View, ino: Ino) -> Result<bool> {
         let attr = view.getattr(ino)?;
-        let owns = req.uid() == 0 || req.uid() == self.ids.uid(attr.uid);
+        let uid = Shared::caller_uid(req);
+        let owns = uid == 0 || (req.uid() != NO_ID && uid == self.ids.uid(attr.uid));
         Ok(!self.kernel_permissions || owns || attr.mode & 0o022 != 0)
     }
 
@@ -31,7 +46,7 @@ impl Shared {
     /// Before fallocate(2), which has no word for it as a write has: drops what a caller who is not root may not keep.
     pub(super) fn drop_set_id_for(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
         let set_id = view.getattr(ino)?.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-        if !self.kernel_permissions || req.uid() == 0 || !set_id {
+        if !self.kernel_permissions || !set_id || Shared::caller_uid(req) == 0 {
             return Ok(());
         }
         self.drop_foreign_set_gid(req, view, ino)?;
@@ -57,26 +72,32 @@ impl Shared {
     }
 }
 
+/// The place of the id for file access in the lines `Uid:` and `Gid:` of proc_pid_status(5).
+const FILE_ACCESS_ID: usize = 3;
+
 /// Whether the caller is in a group, by its file access group or its supplementary ones, or is root, who need not be. The
-/// caller waits for the answer to its request, so what /proc tells of it holds.
+/// caller waits for the answer to its request, so what /proc tells of it holds. Nobody but root counts as in a group where requests have
+/// no ids: /proc has the host's, the mount may show others.
 fn is_in_group(req: &Request, gid: u32) -> bool {
-    if req.uid() == 0 || req.gid() == gid {
+    if Shared::caller_uid(req) == 0 {
         return true;
     }
-    let path = format!("/proc/{}/status", req.pid());
-    match fs::read_to_string(&path) {
-        Ok(status) => supplementary(&status).any(|group| group == gid),
-        Err(error) => {
-            // In another process namespace, which has its own numbers.
-            tracing::debug!(path, %error, "taken as in no other group");
-            false
-        }
-    }
+    req.uid() != NO_ID
+        && (req.gid() == gid || ids_in(&status_of(req.pid()), "Groups:").any(|group| group == gid))
 }
 
-/// The ids in the line `Groups:` of proc_pid_status(5).
-fn supplementary(status: &str) -> impl Iterator<Item = u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+/// proc_pid_status(5) of a caller; empty for one in another process namespace, which has its own numbers.
+fn status_of(pid: u32) -> String {
+    let path = format!("/proc/{pid}/status");
+    fs::read_to_string(&path).unwrap_or_else(|error| {
+        tracing::debug!(path, %error, "the caller's ids are not known");
+        String::new()
+    })
+}
+
+/// The ids in one line of proc_pid_status(5).
+fn ids_in<'a>(status: &'a str, name: &str) -> impl Iterator<Item = u32> + use<'a> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.unwrap_or("").split_ascii_whitespace().filter_map(|id| id.parse().ok())
 }
 
@@ -85,9 +106,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_of_a_process() {
-        let status = "Name:\tcat\nGid:\t7\t7\t7\t7\nGroups:\t4 24 1000 \nNStgid:\t9\n";
-        assert_eq!(supplementary(status).collect::<Vec<_>>(), [4, 24, 1000]);
-        assert_eq!(supplementary("Groups:\t \n").count() + supplementary("").count(), 0);
+    fn ids_of_a_process() {
+        let status = "Name:\tcat\nUid:\t1\t2\t3\t4\nGid:\t7\t7\t7\t7\nGroups:\t4 24 1000 \nNStgid:\t9\n";
+        assert_eq!(ids_in(status, "Groups:").collect::<Vec<_>>(), [4, 24, 1000]);
+        assert_eq!(ids_in(status, "Uid:").nth(FILE_ACCESS_ID), Some(4));
+        assert_eq!(ids_in("Groups:\t \n", "Groups:").count() + ids_in("", "Groups:").count(), 0);
     }
 }

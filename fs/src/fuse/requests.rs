@@ -474,7 +474,7 @@ impl Shared {
     pub(super) fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
         let result = self.node(node).and_then(|node| match node {
             Node::View { view, ino, .. } => {
-                let trusted = self.ids.shows_trusted(req.uid());
+                let trusted = self.ids.shows_trusted(Shared::caller_uid(req));
                 guard("listxattr", || view.listxattr(ino, trusted))
             }
             Node::Control(_) => Ok(Vec::new()),

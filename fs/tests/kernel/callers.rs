@@ -7,9 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use crate::harness::{Mounted, NOBODY, child_argument, child_of, own_namespace, set_mode};
+use crate::harness::{Mounted, NOBODY, child_argument, child_of, karapace_flags, own_namespace, set_mode};
 use crate::sys;
-use crate::toy::Op;
+use crate::toy::{Op, Toy};
 
 /// Mount options of an ordinary user's mount: no default_permissions, no allow_other.
 fn as_user() -> Mounted {
@@ -72,6 +72,45 @@ fn device_nodes_are_refused_by_the_kernel() {
     let inside = "unshare --user --map-root-user mknod null c 1 3";
     assert!(!mounted.shell_as(NOBODY, inside).status.success());
     assert_eq!(mounted.toy.count(Op::MkNod), 0);
+}
+
+/// FUSE_ALLOW_IDMAP: an id-mapped mount is possible, what is made there carries the ids that the server is to store, and
+/// everything else, through either mount, carries none.
+#[test]
+fn an_id_mapped_mount_sends_ids_with_creates_only() {
+    let plain = Mounted::new();
+    let target = plain.path("").parent().unwrap().join("shifted");
+    fs::create_dir(&target).unwrap();
+    let mut holder = std::process::Command::new("unshare");
+    holder.args(["--user", "sh", "-c", "echo; exec sleep 60"]).stdout(std::process::Stdio::piped());
+    let mut holder = holder.spawn().unwrap();
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let map = |kind: &str| fs::write(format!("/proc/{}/{kind}_map", holder.id()), "0 100000 65536\n");
+    map("uid").and(map("gid")).unwrap();
+    let refused = sys::mount_id_mapped(&plain.path(""), &target, holder.id()).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "without the flag");
+    drop(plain);
+
+    let toy = Toy::new(karapace_flags() | fuser::InitFlags::FUSE_ALLOW_IDMAP);
+    let mounted = Mounted::serve(toy, "user_id=0,group_id=0,allow_other,default_permissions");
+    let target = mounted.path("").parent().unwrap().join("shifted");
+    fs::create_dir(&target).unwrap();
+    set_mode(&mounted.path(""), 0o777);
+    let file = mounted.toy.file("f", b"text");
+    mounted.toy.lock().node(file).uid = 7;
+    sys::mount_id_mapped(&mounted.path(""), &target, holder.id()).unwrap();
+    assert_eq!(fs::metadata(target.join("f")).unwrap().uid(), 100_007);
+    mounted.toy.clear();
+    let script = format!("cd {} && mkdir d && chmod 700 d && rmdir d && cat f", target.display());
+    assert!(mounted.shell_as(100_033, &script).status.success());
+    fs::set_permissions(mounted.path("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(mounted.toy.seen(Op::MkDir)[0].uid, 33);
+    let others: Vec<_> =
+        mounted.toy.all().into_iter().filter(|seen| !matches!(seen.op, Op::MkDir | Op::Forget)).collect();
+    assert!(others.iter().any(|seen| seen.op == Op::SetAttr), "{others:?}");
+    assert!(others.iter().all(|seen| seen.uid == u32::MAX), "{others:?}");
+    holder.kill().and_then(|()| holder.wait()).unwrap();
+    nix::mount::umount(&target).unwrap();
 }
 
 /// A mount made inside a user namespace with a range of ids: allow_other and default_permissions are allowed there,

@@ -3,9 +3,12 @@
 #[path = "../sys/mapping.rs"]
 mod mapping;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
@@ -50,4 +53,46 @@ pub fn output_in_user_namespace(mut command: Command, map: &str) -> io::Result<O
         go.write_all(b"g")?;
         mapped.and(running.join().expect("the thread that waits for the child"))
     })
+}
+
+/// mount_setattr(2): `source` mounted again on `target`, its ids shown as the user namespace of process `pid` maps them.
+pub fn mount_id_mapped(source: &Path, target: &Path, pid: u32) -> io::Result<()> {
+    let namespace = File::open(format!("/proc/{pid}/ns/user"))?;
+    let path = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes());
+    let (source, target) = (path(source)?, path(target)?);
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path outlives the call, which gives a descriptor that nobody else owns.
+    let tree = unsafe {
+        let fd = checked(libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, source.as_ptr(), flags))?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_fd().as_raw_fd() as u64,
+    };
+    let (empty, size) = (c"".as_ptr(), size_of_val(&attributes));
+    let fd = tree.as_raw_fd();
+    // SAFETY: the attributes are as large as is said, and outlive the call as the path does.
+    unsafe {
+        checked(libc::syscall(
+            libc::SYS_mount_setattr,
+            fd,
+            empty,
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size,
+        ))?;
+    }
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
+    // SAFETY: both paths outlive the call.
+    unsafe {
+        checked(libc::syscall(libc::SYS_move_mount, fd, empty, libc::AT_FDCWD, target.as_ptr(), flags))?;
+    }
+    Ok(())
+}
+
+fn checked(result: libc::c_long) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }

@@ -180,6 +180,7 @@ pub fn options(dir: &Path) -> MountOptions {
         allow_other: false,
         threads: 2,
         passthrough: false,
+        idmap: false,
         fsname: "karapace:test".into(),
     }
 }

@@ -23,7 +23,7 @@ pub struct Args {
     dir: Option<PathBuf>,
     /// Mount every environment below one directory, ~/karapace or the one that is named instead of an environment. They appear and
     /// disappear as environments are built, renamed, archived and destroyed; frozen ones are read-only
-    #[arg(long, conflicts_with_all = ["dir", "read_only", "snapshot", "ctl_dir", "allow_other", "passthrough", "threads"])]
+    #[arg(long, conflicts_with_all = ["dir", "read_only", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"])]
     all: bool,
     /// Mount nothing now: write a systemd user unit that does so at login, ~/.config/systemd/user/karapace.service
     #[arg(long, requires = "all", conflicts_with = "foreground")]
@@ -47,6 +47,10 @@ pub struct Args {
     /// first open of a file verifies all of it. For root, on a read-only mount
     #[arg(long)]
     passthrough: bool,
+    /// Let root make id-mapped mounts of this one (systemd-nspawn -U, podman run --rootfs DIR:idmap, mount -o X-mount.idmap=). There is
+    /// no control directory then. For root; Linux 6.12
+    #[arg(long)]
+    idmap: bool,
     /// Threads that serve requests
     #[arg(long, value_name = "N", default_value_t = DEFAULT_THREADS, value_parser = threads)]
     threads: usize,
@@ -152,6 +156,7 @@ impl Args {
             },
             allow_other: self.allow_other,
             passthrough: self.passthrough,
+            idmap: self.idmap,
             threads: self.threads,
             session: self.session,
             ranges: None,
