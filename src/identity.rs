@@ -1,11 +1,11 @@
-//! The identity of an environment (SPEC §4): a hash of what its manifest resolved to. Pure.
+//! The identity of an environment (docs/MANIFEST.md, "Identity"): a hash of what its manifest resolved to. Pure.
 
 use crate::lockfile::LockFile;
 
 /// Number of digits of a short id.
 pub const SHORT_ID_LEN: usize = 12;
 
-/// The `env_id` of what `lock` pins: blake3 over its parts, in the order SPEC §4 gives, nothing in between.
+/// The `env_id` of what `lock` pins: blake3 over its parts, in the order that docs/MANIFEST.md gives, nothing in between.
 ///
 /// The `env_id` and `short_id` fields of `lock` itself take no part.
 pub fn env_id(lock: &LockFile) -> String {

@@ -1,4 +1,4 @@
-//! What may follow what in an environment's life (SPEC §8). Pure.
+//! What may follow what in an environment's life (docs/MANIFEST.md, "Life of an environment"). Pure.
 
 use karapace_store::metadata::EnvState;
 

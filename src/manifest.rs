@@ -72,7 +72,7 @@ pub struct Manifest {
 /// `[base]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Base {
-    /// Image reference as written (SPEC §3.1), trimmed.
+    /// Image reference as written (docs/MANIFEST.md), trimmed.
     pub image: String,
 }
 

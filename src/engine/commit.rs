@@ -90,8 +90,8 @@ impl Instance {
         Published { head, next_ino: stored.root.next_ino }
     }
 
-    /// Makes a snapshot of the view, or of the chosen paths of it (SPEC §5.1), the rest staying uncommitted. With no change the
-    /// head is given back and nothing is added, but for the name.
+    /// Makes a snapshot of the view, or of the chosen paths of it (docs/MANIFEST.md, "Chosen paths"), the rest
+    /// staying uncommitted. With no change the head is given back and nothing is added, but for the name.
     pub fn commit(
         &self,
         paths: &[Vec<u8>],

@@ -192,8 +192,8 @@ impl<'a> Export<'a> {
         Ok(Exported { layer: record.hash, entries: written.entries, digest: None })
     }
 
-    /// The chosen paths with all that is below them and what they need (SPEC §5.1). Nothing is ignored: what the manifest keeps
-    /// out of layers is in the tree only where the base has it.
+    /// The chosen paths with all that is below them and what they need (docs/MANIFEST.md, "Chosen paths").
+    /// Nothing is ignored: what the manifest keeps out of layers is in the tree only where the base has it.
     fn chosen(&self, root: &Root, paths: &[Vec<u8>]) -> Result<HashSet<Vec<u8>>> {
         let tree = StoredTree::new(&self.trees, root);
         let ignore = Ignore::default();

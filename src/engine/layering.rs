@@ -1,4 +1,5 @@
-//! Which part of a stored view becomes a layer, and which part of a snapshot comes back: the rules of SPEC §5.1 applied to trees.
+//! Which part of a stored view becomes a layer, and which part of a snapshot comes back: the rules of
+//! docs/MANIFEST.md, "Chosen paths", applied to trees.
 
 use std::collections::HashSet;
 

@@ -9,7 +9,7 @@ use karapace_store::error::hint;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// A form that SPEC §3.1 names and this version does not have.
+    /// An address that this version does not read, such as one of a registry.
     #[error(
         "base image {image:?} is {what}, which this version does not support; give a name (debian/12), or the path, file:// or http(s):// address of a root filesystem (archive, directory, OCI layout, or what `docker save` writes)"
     )]

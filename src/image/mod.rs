@@ -1,4 +1,4 @@
-//! Where a base image comes from: the forms of `base.image` (SPEC §3.1).
+//! Where a base image comes from: the forms of `base.image` (docs/MANIFEST.md).
 //!
 //! - `mod`: what a reference means;
 //! - `streams`: names, looked up in an image server's lists;

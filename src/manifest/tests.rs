@@ -235,3 +235,31 @@ fn a_manifest_that_cannot_be_read() {
     std::fs::write(&missing, b"\xff").unwrap();
     assert!(Manifest::read(&missing).unwrap_err().to_string().contains("no UTF-8 text"));
 }
+
+/// docs/MANIFEST.md: each example is a manifest, and the table has each key.
+#[test]
+fn the_page_is_right() {
+    let page = include_str!("../../docs/MANIFEST.md");
+    let texts = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let examples: Vec<Manifest> =
+        texts.map(|text| Manifest::parse(text, Path::new("MANIFEST.md")).expect(text)).collect();
+    let mut keys = Vec::new();
+    add_keys("", &examples[0].to_toml().parse().unwrap(), &mut keys);
+    let rows = page.lines().take_while(|line| !line.starts_with("```"));
+    let mut named: Vec<&str> = rows.filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    keys.sort();
+    named.sort_unstable();
+    assert_eq!(named, keys, "the keys of the table, and those of its full example");
+}
+
+/// The dotted keys of a table; each label of `mounts` is LABEL.
+fn add_keys(prefix: &str, table: &toml::Table, keys: &mut Vec<String>) {
+    for (key, value) in table {
+        let name = format!("{prefix}{}", if prefix == "mounts." { "LABEL" } else { key });
+        match value {
+            toml::Value::Table(inner) => add_keys(&format!("{name}."), inner, keys),
+            _ if keys.contains(&name) => {}
+            _ => keys.push(name),
+        }
+    }
+}

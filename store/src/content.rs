@@ -1,6 +1,6 @@
 //! Content of regular files: its identity, and where its bytes lie.
 //!
-//! The identity (SPEC §5) depends on the bytes alone. A *plain* file (at most [`SMALL_MAX`] bytes and no block
+//! The identity (docs/STORE-FORMAT.md) depends on the bytes alone. A *plain* file (at most [`SMALL_MAX`] bytes and no block
 //! that is all zeros) is named by the blake3 of its bytes, which is also the object that holds it. Any other is
 //! named by its [`BlockList`], the list of its blocks' hashes, so that it is brought up to date in the time of
 //! what changed; its bytes lie wherever its extents say.

@@ -1,4 +1,4 @@
-//! Layer records: what a snapshot is, on what it stands, and the tree that results (SPEC §5).
+//! Layer records: what a snapshot is, on what it stands, and the tree that results (docs/STORE-FORMAT.md).
 
 use serde::{Deserialize, Serialize};
 

@@ -23,7 +23,7 @@ pub const VERSION: u32 = 1;
 /// The largest record that is read.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Where an environment stands in its life (SPEC §8).
+/// Where an environment stands in its life (docs/MANIFEST.md, "Life of an environment").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EnvState {
     /// Described, not built.
@@ -89,7 +89,7 @@ pub struct Metadata {
     pub instance: InstanceId,
     /// Its name, unique in the store.
     pub name: String,
-    /// What it was built from (SPEC §4), 64 hex digits; may repeat.
+    /// What it was built from (docs/MANIFEST.md, "Identity"), 64 hex digits; may repeat.
     pub env_id: String,
     /// Where it stands.
     pub state: EnvState,

@@ -1,7 +1,9 @@
-//! Which paths an operation on chosen paths takes (SPEC §5.1): [`scan`] walks, [`resolve`] adds what the found paths need.
+//! Which paths an operation on chosen paths takes (docs/MANIFEST.md, "Chosen paths"): [`scan`] walks,
+//! [`resolve`] adds what the found paths need.
 //!
-//! Both work on any [`PathTree`]: a tree of the store ([`StoredTree`]) or a directory of the host ([`HostTree`]). Paths are absolute
-//! within the tree, `/` is its root, and no step ever leaves it: links are followed by name inside the tree.
+//! Both work on any [`PathTree`]: a tree of the store ([`StoredTree`]) or a directory of the host
+//! ([`HostTree`]). Paths are absolute within the tree, `/` is its root, and no step ever leaves it: links are
+//! followed by name inside the tree.
 
 mod host;
 mod stored;

@@ -43,7 +43,7 @@ fn read_back(store: &Store, content: &FileContent) -> Vec<u8> {
     bytes
 }
 
-/// The identity as SPEC §5 words it, and the data ranges.
+/// The identity as docs/STORE-FORMAT.md words it, and the data ranges.
 fn naive(bytes: &[u8]) -> (bool, ObjectId, Vec<(u64, u64)>) {
     let mut list = BlockList::new(bytes.len() as u64);
     let mut ranges: Vec<(u64, u64)> = Vec::new();

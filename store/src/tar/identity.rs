@@ -1,4 +1,5 @@
-//! The identity tar: the deterministic stream whose blake3 is a layer's `tar_hash` (SPEC §5). It is hashed, never stored.
+//! The identity tar: the deterministic stream whose blake3 is a layer's `tar_hash` (docs/STORE-FORMAT.md). It
+//! is hashed, never stored.
 //!
 //! The entries are those of [`super::layer`]. It is thin:
 //! - Modification times are 0.
@@ -36,8 +37,8 @@ pub fn identity_hash(trees: &Trees, old: Option<&Root>, new: &Root) -> Result<Ta
     Ok(TarHash::from_bytes(*hasher.finalize().as_bytes()))
 }
 
-/// What pins an image (SPEC §3.1): covers every path, kind, mode, owner, xattr, link target and content, but no times. The tar hash of the
-/// whole tree.
+/// What pins an image (docs/MANIFEST.md): covers every path, kind, mode, owner, xattr, link target and content,
+/// but no times. The tar hash of the whole tree.
 pub fn content_digest(trees: &Trees, root: &Root) -> Result<ObjectId> {
     identity_hash(trees, None, root).map(|hash| ObjectId::from_bytes(*hash.as_bytes()))
 }
