@@ -40,3 +40,20 @@ promises_page() {
         grep -vE '\|[^|]*(model|::|e2e |runtime: |DURABILITY\.md)[^|]*\|$')
     return "$status"
 }
+
+# named_files PAGE...: every file of the project that a page names is there. `a/{b,c}.rs` names several; SUITE and such stand for any.
+named_files() {
+    local page name file status=0
+    for page in "$@"; do
+        while read -r name; do
+            # Safe: the pattern below lets through letters, digits and braces only.
+            for file in $(eval "printf '%s\n' $name"); do
+                [ -e "$file" ] || {
+                    echo "$page names a file that does not exist: $file"
+                    status=1
+                }
+            done
+        done < <(grep -oE '`(src|fs|store/src|tests|scripts|docs)/[a-z0-9_./{},-]+`' "$page" | tr -d '`' | sort -u)
+    done
+    return "$status"
+}
