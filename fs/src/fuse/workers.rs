@@ -1,5 +1,6 @@
 //! Threads for requests that may take long, so that the request threads stay free.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -46,12 +47,21 @@ impl Workers {
             self.offered.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
-        let offered = self.offered.clone();
+        let offered = Offered(self.offered.clone());
         let work = Box::new(move || {
             work();
-            offered.fetch_sub(1, Ordering::Relaxed);
+            drop(offered);
         });
         self.sender.send(work).is_ok()
+    }
+}
+
+/// Counts a work as done when dropped, also when it panicked.
+struct Offered(Arc<AtomicUsize>);
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -60,7 +70,12 @@ fn serve(receiver: &Mutex<Receiver<Work>>) {
         // The lock is held while waiting, which makes the other threads wait for the lock instead: the same.
         let work = receiver.lock().recv();
         match work {
-            Ok(work) => work(),
+            Ok(work) => {
+                // The panic itself has been reported by the hook. Another work must find the thread.
+                if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                    tracing::error!("work in the background panicked and was left undone");
+                }
+            }
             Err(_) => return,
         }
     }
@@ -72,4 +87,21 @@ fn serve(receiver: &Mutex<Receiver<Work>>) {
 /// When the thread cannot be started; `work` is dropped then.
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     thread::Builder::new().name(format!("karapace-{name}")).spawn(work).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The only thread survives what panics, and a work that was offered and panicked counts no more.
+    #[test]
+    fn a_panic_ends_its_work_only() {
+        let workers = Workers::new("test", 1).unwrap();
+        workers.run(|| panic!("on purpose"));
+        assert!(workers.offer(1, || panic!("on purpose")));
+        let (sender, receiver) = channel();
+        workers.run(move || sender.send("done").unwrap());
+        assert_eq!(receiver.recv(), Ok("done"));
+        assert!(workers.offer(1, || ()));
+    }
 }
