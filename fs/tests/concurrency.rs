@@ -224,10 +224,10 @@ fn saving_and_syncing_go_on_under_commits() {
         let ino = create(&view, dir, b"new");
         view.write(ino, 0, text.as_bytes(), false).unwrap();
         if round.is_multiple_of(2) {
-            view.fsync(ino, false).unwrap();
+            view.fsync(ino).unwrap();
         }
         view.rename(&CALLER, dir, b"new", dir, b"file", RenameMode::Replace).unwrap();
-        view.fsync(ino, true).unwrap();
+        view.fsync(ino).unwrap();
         assert_eq!(view.lseek(ino, 0, libc::SEEK_DATA).unwrap(), 0);
         assert_eq!(read(&view, ino), text.as_bytes());
         view.write(ino, 0, text.as_bytes(), false).unwrap();
@@ -304,7 +304,7 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
                     known.insert(other, bytes);
                 }
             }
-            10 => view.fsync(ino, false).unwrap(),
+            10 => view.fsync(ino).unwrap(),
             _ => assert!(read(&view, ino) == known[&name], "t{t} round {round}"),
         }
         view.forget(ino, 1);
@@ -371,7 +371,7 @@ fn writers_and_restores() {
         };
         view.write(ino, 0, name.as_bytes(), false).unwrap();
         assert_eq!(read(&view, ino), name.as_bytes());
-        view.fsync(ino, false).unwrap();
+        view.fsync(ino).unwrap();
         view.forget(ino, 1);
         std::thread::sleep(Duration::from_millis(round % 7));
     };

@@ -64,32 +64,32 @@ impl Shared {
     pub(super) fn forget(self: &Arc<Self>, index: u16, ino: Ino, count: u64) {
         // There is nobody to answer; what went wrong is in the log.
         let _logged: Outcome<()> = guard("forget", || {
-            match (index, &self.control) {
-                (CONTROL, Some(control)) => control.forget(ino, count),
-                (CONTROL, None) => {}
-                _ if self.views.forget(index, ino, count) => {
-                    let shared = self.clone();
-                    self.workers.run(move || {
-                        let keep = |roots: &[ObjectId]| shared.keep_snapshots(roots);
-                        if let Err(error) = shared.views.keep_no_more(&keep) {
-                            tracing::warn!(
-                                "{error}; a snapshot that nobody looks at any more stays in the store for now"
-                            );
-                        }
-                    });
+            if index == CONTROL {
+                if let Some(control) = &self.control {
+                    control.forget(ino, count);
                 }
-                _ if index == LIVE && self.views.live().wants_trim() => {
-                    let view = self.views.live().clone();
+                return Ok(());
+            }
+            if self.views.forget(index, ino, count) {
+                let shared = self.clone();
+                self.workers.run(move || shared.keep_no_more());
+            } else if index == LIVE {
+                let view = self.views.live().clone();
+                if view.wants_trim() {
                     self.workers.run(move || view.trim());
-                }
-                _ if index == LIVE && self.views.live().wants_relief() => {
-                    let view = self.views.live().clone();
+                } else if view.wants_relief() {
                     self.workers.run(move || view.relieve());
                 }
-                _ => {}
             }
             Ok(())
         });
+    }
+
+    /// Lets go of snapshots that nobody looks at any more.
+    fn keep_no_more(&self) {
+        if let Err(error) = self.views.keep_no_more(&|roots: &[ObjectId]| self.keep_snapshots(roots)) {
+            tracing::warn!("{error}; a snapshot that nobody looks at any more stays in the store for now");
+        }
     }
 
     pub(super) fn getattr(&self, node: INodeNo, reply: ReplyAttr) {
@@ -411,11 +411,11 @@ impl Shared {
         });
     }
 
-    pub(super) fn fsync(&self, node: INodeNo, datasync: bool, reply: ReplyEmpty) {
+    pub(super) fn fsync(&self, node: INodeNo, reply: ReplyEmpty) {
         match self.node(node) {
             // Not on a request thread: a disk may take its time.
             Ok(Node::View { view, ino, .. }) => {
-                self.workers.run(move || done(reply, guard("fsync", || view.fsync(ino, datasync))));
+                self.workers.run(move || done(reply, guard("fsync", || view.fsync(ino))));
             }
             Ok(Node::Control(_)) => reply.ok(),
             Err(errno) => reply.error(errno),
@@ -427,12 +427,13 @@ impl Shared {
             Ok(Node::View { view, .. }) => view,
             Ok(Node::Control(_)) | Err(_) => self.views.live().clone(),
         };
-        match guard("statfs", || view.statfs()) {
+        // Not on a request thread: what was removed is made free first, which syncs the journal.
+        self.workers.run(move || match guard("statfs", || view.statfs()) {
             Ok(s) => {
                 reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize)
             }
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     pub(super) fn setxattr(

@@ -40,7 +40,7 @@ impl Large {
     }
 
     fn fsync(&self) {
-        self.env.view.fsync(self.ino, false).unwrap();
+        self.env.view.fsync(self.ino).unwrap();
     }
 
     fn reopen(&mut self) {
@@ -98,7 +98,7 @@ fn a_kill_keeps_them() {
     reader.lookup(ROOT_INO, b"large").unwrap();
     reader.read(large.ino, 20 * BLOCK as u64, 4, &mut buf).unwrap();
     assert_eq!(buf, b"last");
-    reader.fsync(large.ino, false).unwrap();
+    reader.fsync(large.ino).unwrap();
     drop(reader);
     large.reopen();
     large.holds_what_was_written();

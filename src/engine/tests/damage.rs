@@ -37,7 +37,7 @@ impl Place {
         }
         for n in 0..4 {
             write(instance.view(), &format!("new-{n}"), "new");
-            instance.view().fsync(ROOT_INO, false).unwrap();
+            instance.view().fsync(ROOT_INO).unwrap();
         }
         // As a process that is killed: nothing is closed.
         drop(instance);
