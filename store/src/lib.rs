@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 #![forbid(unsafe_code)]
 
+pub mod acl;
 pub mod atomic;
 pub mod codec;
 pub mod compress;

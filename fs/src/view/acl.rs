@@ -1,36 +1,20 @@
 //! POSIX ACLs, as far as a file system has to keep them true: an access ACL and the permission bits say the same, and
 //! new inodes inherit the directory's default ACL. The kernel enforces them.
 //!
-//! The format of the xattr values is `struct posix_acl_xattr_header` and `posix_acl_xattr_entry` of the kernel's
-//! include/uapi/linux/posix_acl_xattr.h; the rules are those of acl(5).
+//! Form and rules are those of [`karapace_store::acl`].
 
+use karapace_store::acl::{
+    self, DEFAULT, Entry, GROUP, GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, encode, is_minimal,
+};
 use karapace_store::inode::{FileKind, Xattrs};
 
 use crate::error::{Error, Result};
 
-/// Name of the access ACL's xattr.
-pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
-/// Name of the default ACL's xattr.
-const DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(super) use karapace_store::acl::ACCESS;
 
 /// Whether the name is that of an ACL.
 pub(super) fn is_acl(name: &[u8]) -> bool {
     name == ACCESS || name == DEFAULT
-}
-
-const VERSION: u32 = 2;
-const USER_OBJ: u16 = 0x01;
-const USER: u16 = 0x02;
-const GROUP_OBJ: u16 = 0x04;
-const GROUP: u16 = 0x08;
-const MASK: u16 = 0x10;
-const OTHER: u16 = 0x20;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    tag: u16,
-    permissions: u16,
-    id: u32,
 }
 
 /// Permission bits and xattrs of a new inode.
@@ -40,56 +24,15 @@ pub(super) struct Inherited {
 }
 
 fn parse(value: &[u8]) -> Result<Vec<Entry>> {
-    let bad = || Error::Invalid("not a POSIX ACL");
-    let (head, entries) = value.split_at_checked(4).ok_or_else(bad)?;
-    if head != VERSION.to_le_bytes() || entries.len() % 8 != 0 {
-        return Err(bad());
-    }
-    let entry = |b: &[u8]| Entry {
-        tag: u16::from_le_bytes([b[0], b[1]]),
-        permissions: u16::from_le_bytes([b[2], b[3]]),
-        id: u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
-    };
-    Ok(entries.chunks_exact(8).map(entry).collect())
-}
-
-fn encode(entries: &[Entry]) -> Vec<u8> {
-    let mut out = VERSION.to_le_bytes().to_vec();
-    for e in entries {
-        out.extend_from_slice(&e.tag.to_le_bytes());
-        out.extend_from_slice(&e.permissions.to_le_bytes());
-        out.extend_from_slice(&e.id.to_le_bytes());
-    }
-    out
+    let known = |entry: &Entry| matches!(entry.tag, USER_OBJ | USER | GROUP_OBJ | GROUP | MASK | OTHER);
+    let entries = acl::parse(value).filter(|entries| entries.iter().all(known));
+    entries.ok_or(Error::Invalid("not a POSIX ACL"))
 }
 
 /// The permission bits that an access ACL stands for, and whether they say all that it says.
 pub(super) fn mode_of(value: &[u8], mode: u32) -> Result<(u32, bool)> {
     let entries = parse(value)?;
-    let mut bits = mode & 0o777;
-    let mut minimal = true;
-    let mut group = None;
-    for e in &entries {
-        let permissions = u32::from(e.permissions & 7);
-        match e.tag {
-            USER_OBJ => bits = (bits & 0o077) | permissions << 6,
-            OTHER => bits = (bits & 0o770) | permissions,
-            GROUP_OBJ => group = group.or(Some(permissions)),
-            MASK => {
-                group = Some(permissions);
-                minimal = false;
-            }
-            USER | GROUP => minimal = false,
-            _ => return Err(Error::Invalid("not a POSIX ACL")),
-        }
-    }
-    if let Some(mask) = entries.iter().find(|e| e.tag == MASK) {
-        group = Some(u32::from(mask.permissions & 7));
-    }
-    if let Some(group) = group {
-        bits = (bits & 0o707) | group << 3;
-    }
-    Ok((bits, minimal))
+    Ok((acl::mode_of(&entries, mode) & 0o777, is_minimal(&entries)))
 }
 
 /// The xattrs after chmod to `mode`, when there is an access ACL to change.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::builder::{Attributes, Builder, Content, check_xattrs, normalise, refuse};
 use super::{Intake, Progress};
+use crate::acl;
 use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
 use crate::inode::FileKind;
@@ -78,13 +79,11 @@ impl<R: Read> Members<'_, '_, R> {
             }
         }
         let path = member.path;
-        for note in member.notes {
-            self.intake.warnings.push(format!("{:?}: {note}", String::from_utf8_lossy(&path)));
-        }
+        let mut notes = member.notes;
         if let Err(reason) = check_xattrs(&member.xattrs) {
             return Ok(Err(reason));
         }
-        let attributes = Attributes {
+        let mut attributes = Attributes {
             mode: member.mode,
             uid: member.uid,
             gid: member.gid,
@@ -92,6 +91,13 @@ impl<R: Read> Members<'_, '_, R> {
             other_times: None,
             xattrs: member.xattrs.into_iter().collect(),
         };
+        // A further name has no attributes of its own.
+        if let Some(kind) = file_kind(member.kind) {
+            acl::reconcile(kind, &mut attributes.mode, &mut attributes.xattrs, &mut notes);
+        }
+        for note in notes {
+            self.intake.warnings.push(format!("{:?}: {note}", String::from_utf8_lossy(&path)));
+        }
         let (major, minor) = member.device;
         let special = |kind| Content::Special(kind, rustix::fs::makedev(major, minor));
         Ok(match member.kind {
@@ -168,6 +174,19 @@ impl<R: Read> Members<'_, '_, R> {
         self.intake.bytes += ranges.map_or(size, |r| r.iter().map(|r| r.1).sum());
         content
     }
+}
+
+/// The kind of inode that a member makes; `None` for a further name of one.
+fn file_kind(kind: MemberKind) -> Option<FileKind> {
+    Some(match kind {
+        MemberKind::Regular => FileKind::Regular,
+        MemberKind::HardLink => return None,
+        MemberKind::Symlink => FileKind::Symlink,
+        MemberKind::CharDevice => FileKind::CharDevice,
+        MemberKind::BlockDevice => FileKind::BlockDevice,
+        MemberKind::Directory => FileKind::Directory,
+        MemberKind::Fifo => FileKind::Fifo,
+    })
 }
 
 /// Puts the ranges of a sparse member where they belong in an unnamed file of the store. What is all zeros becomes a hole.

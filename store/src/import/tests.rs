@@ -1,5 +1,6 @@
 //! Imports of real archives and directories, and of hostile archives.
 
+mod acl;
 mod hostile;
 mod image;
 mod intake;

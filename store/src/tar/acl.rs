@@ -4,27 +4,26 @@ use std::collections::BTreeMap;
 
 use super::encode::Records;
 use super::pax::{Pax, decimal};
+use crate::acl::{
+    ACCESS, DEFAULT, Entry, GROUP, GROUP_OBJ, MASK, OTHER, UNDEFINED, USER, USER_OBJ, encode,
+    parse as parse_value,
+};
 use crate::inode::Xattrs;
 
-const VERSION: u32 = 2;
-/// The id of entries that name nobody.
-const UNDEFINED: u32 = u32::MAX;
-
 /// The records and the xattrs that they stand for.
-const KINDS: [(&str, &str); 2] =
-    [("SCHILY.acl.access", "system.posix_acl_access"), ("SCHILY.acl.default", "system.posix_acl_default")];
+const KINDS: [(&str, &[u8]); 2] = [("SCHILY.acl.access", ACCESS), ("SCHILY.acl.default", DEFAULT)];
 
 /// Turns `SCHILY.acl.access` and `.default` into `system.posix_acl_*`, unless the archive carries those xattrs as they are.
 /// An ACL that cannot be turned (a user or group by name only) is left out, and `notes` says so.
 pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, notes: &mut Vec<String>) {
     for (record, xattr) in KINDS {
         let Some(text) = pax.get(record) else { continue };
-        if xattrs.contains_key(xattr.as_bytes()) {
+        if xattrs.contains_key(xattr) {
             continue;
         }
         match parse(text) {
             Some(value) => {
-                xattrs.insert(xattr.as_bytes().to_vec(), value);
+                xattrs.insert(xattr.to_vec(), value);
             }
             None => notes.push(format!(
                 "its ACL {:?} was left out: users and groups must be given by number (tar --numeric-owner)",
@@ -37,34 +36,28 @@ pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, n
 /// Adds the ACLs among these xattrs as text, users and groups by number. A value that is no ACL has no text.
 pub(super) fn to_records(xattrs: &Xattrs, records: &mut Records) {
     for (record, xattr) in KINDS {
-        if let Some(text) = xattrs.get(xattr.as_bytes()).and_then(text) {
+        if let Some(text) = xattrs.get(xattr).and_then(text) {
             records.insert(record.as_bytes().to_vec(), text.into_bytes());
         }
     }
 }
 
 fn text(value: &[u8]) -> Option<String> {
-    let entries = value.strip_prefix(&VERSION.to_le_bytes())?;
-    if entries.is_empty() || entries.len() % 8 != 0 {
-        return None;
-    }
-    let texts: Option<Vec<String>> = entries.chunks_exact(8).map(entry_text).collect();
+    let entries = parse_value(value).filter(|entries| !entries.is_empty())?;
+    let texts: Option<Vec<String>> = entries.into_iter().map(entry_text).collect();
     Some(texts?.join(","))
 }
 
-fn entry_text(entry: &[u8]) -> Option<String> {
-    let tag = u16::from_le_bytes(entry[..2].try_into().ok()?);
-    let bits = u16::from_le_bytes(entry[2..4].try_into().ok()?);
-    let id = u32::from_le_bytes(entry[4..].try_into().ok()?);
-    let name = match tag {
-        0x01 | 0x02 => "user",
-        0x04 | 0x08 => "group",
-        0x10 => "mask",
-        0x20 => "other",
+fn entry_text(entry: Entry) -> Option<String> {
+    let name = match entry.tag {
+        USER_OBJ | USER => "user",
+        GROUP_OBJ | GROUP => "group",
+        MASK => "mask",
+        OTHER => "other",
         _ => return None,
     };
-    let qualifier = if matches!(tag, 0x02 | 0x08) { id.to_string() } else { String::new() };
-    let bit = |mask, letter| if bits & mask != 0 { letter } else { '-' };
+    let qualifier = if matches!(entry.tag, USER | GROUP) { entry.id.to_string() } else { String::new() };
+    let bit = |mask, letter| if entry.permissions & mask != 0 { letter } else { '-' };
     Some(format!("{name}:{qualifier}:{}{}{}", bit(4, 'r'), bit(2, 'w'), bit(1, 'x')))
 }
 
@@ -78,17 +71,11 @@ fn parse(text: &[u8]) -> Option<Vec<u8>> {
         }
     }
     entries.sort_unstable();
-    let mut value = VERSION.to_le_bytes().to_vec();
-    for (tag, id, permissions) in entries {
-        value.extend_from_slice(&tag.to_le_bytes());
-        value.extend_from_slice(&permissions.to_le_bytes());
-        value.extend_from_slice(&id.to_le_bytes());
-    }
-    Some(value)
+    Some(encode(&entries))
 }
 
-/// `tag:qualifier:permissions[:number]` → (tag, id, permissions).
-fn parse_entry(entry: &[u8]) -> Option<(u16, u32, u16)> {
+/// `tag:qualifier:permissions[:number]`.
+fn parse_entry(entry: &[u8]) -> Option<Entry> {
     let fields: Vec<&[u8]> = entry.split(|&b| b == b':').map(<[u8]>::trim_ascii).collect();
     // Mask and other may be written without their empty qualifier.
     let (tag, qualifier, permissions, number) = match fields[..] {
@@ -98,12 +85,12 @@ fn parse_entry(entry: &[u8]) -> Option<(u16, u32, u16)> {
         _ => return None,
     };
     let tag = match (tag, qualifier.is_empty()) {
-        (b"user" | b"u", true) => 0x01,
-        (b"user" | b"u", false) => 0x02,
-        (b"group" | b"g", true) => 0x04,
-        (b"group" | b"g", false) => 0x08,
-        (b"mask" | b"m", true) => 0x10,
-        (b"other" | b"o", true) => 0x20,
+        (b"user" | b"u", true) => USER_OBJ,
+        (b"user" | b"u", false) => USER,
+        (b"group" | b"g", true) => GROUP_OBJ,
+        (b"group" | b"g", false) => GROUP,
+        (b"mask" | b"m", true) => MASK,
+        (b"other" | b"o", true) => OTHER,
         _ => return None,
     };
     let id = if qualifier.is_empty() {
@@ -111,7 +98,7 @@ fn parse_entry(entry: &[u8]) -> Option<(u16, u32, u16)> {
     } else {
         u32::try_from(decimal(number.unwrap_or(qualifier))?).ok()?
     };
-    let bits = permissions.iter().try_fold(0u16, |bits, b| {
+    let permissions = permissions.iter().try_fold(0u16, |bits, b| {
         Some(match b {
             b'r' => bits | 4,
             b'w' => bits | 2,
@@ -120,7 +107,7 @@ fn parse_entry(entry: &[u8]) -> Option<(u16, u32, u16)> {
             _ => return None,
         })
     })?;
-    Some((tag, id, bits))
+    Some(Entry { tag, id, permissions })
 }
 
 #[cfg(test)]
