@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use karapace_store::atomic;
+use karapace_store::import::Mounts;
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::{Dependency, Metadata, check_name};
 
@@ -184,7 +185,7 @@ impl Engine {
         let fetched = Image::parse(image, base_dir)?;
         let fetched = fetched.fetch(&self.store().layout().images(), offline, report)?;
         let shared = StoreLock::shared(self.store())?;
-        let base = self.import_base(&fetched.path, report)?;
+        let base = self.import_base(&fetched.path, Mounts::LeaveOut, report)?;
         match pinned {
             Some(pinned) if pinned != base.digest => Err(Error::OtherContent {
                 path: plan.path.clone(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use karapace_store::error::StoreError;
 use karapace_store::fail;
 use karapace_store::id::{InstanceId, LayerHash, ObjectId, RecordId};
-use karapace_store::import::import_path;
+use karapace_store::import::{Mounts, import_mounted};
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::metadata::{Dependency, EnvState, Metadata};
@@ -46,11 +46,11 @@ pub(super) struct Built<'a> {
 
 impl Engine {
     /// Brings an archive or a directory into the store. Call with the store's lock held, shared.
-    pub(super) fn import_base(&self, path: &Path, report: &dyn Report) -> Result<Base> {
+    pub(super) fn import_base(&self, path: &Path, mounts: Mounts, report: &dyn Report) -> Result<Base> {
         let size = fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| m.len());
         report.heed_interruptions();
         report.begin("importing", size);
-        let imported = import_path(self.store(), path, report);
+        let imported = import_mounted(self.store(), path, mounts, report);
         report.end();
         let imported = imported?;
         for warning in &imported.warnings {

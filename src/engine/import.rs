@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use karapace_store::id::InstanceId;
-use karapace_store::import::import_upper;
+use karapace_store::import::{Mounts, import_upper};
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::lock::StoreLock;
@@ -14,7 +14,7 @@ use karapace_store::tree::{Trees, diff};
 use super::clone::chain;
 use super::create::{Built, check_name_early, path_text};
 use super::reference::{self, LayerRef};
-use super::{Engine, Report, Result};
+use super::{Engine, Error, Report, Result};
 use crate::image::Image;
 use crate::lockfile::LockFile;
 use crate::manifest::Manifest;
@@ -30,12 +30,14 @@ pub struct ImportOutcome {
 }
 
 impl Engine {
-    /// Imports a root filesystem (archive, directory, image, or the http address of an archive) as the environment `name`.
+    /// Imports a root filesystem (archive, directory, image, or the http address of an archive) as the environment `name`; of a
+    /// directory, `mounts` says what becomes of mounts below it.
     pub fn import(
         &self,
         image: &str,
         name: &str,
         offline: bool,
+        mounts: Mounts,
         report: &dyn Report,
     ) -> Result<ImportOutcome> {
         check_name_early(self, name)?;
@@ -44,8 +46,13 @@ impl Engine {
         let image = if here.exists() { path_text(here)? } else { image.to_owned() };
         let images = self.store().layout().images();
         let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
+        if mounts == Mounts::TakeIn && !path.is_dir() {
+            return Err(Error::Invalid(format!(
+                "{image} is no directory, so nothing is mounted below it: leave --cross-mounts out"
+            )));
+        }
         let _shared = StoreLock::shared(self.store())?;
-        let base = self.import_base(&path, report)?;
+        let base = self.import_base(&path, mounts, report)?;
         let manifest = Manifest::for_image(&image);
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
         let metadata = self.create(name, &manifest, &Built { lock: &lock, base: &base, dependency: None })?;
@@ -60,6 +67,7 @@ impl Engine {
         env: &Metadata,
         reference: Option<&str>,
         name: &str,
+        mounts: Mounts,
         report: &dyn Report,
     ) -> Result<ImportOutcome> {
         check_name_early(self, name)?;
@@ -72,7 +80,7 @@ impl Engine {
         let root = trees.root(&lower)?;
         report.heed_interruptions();
         report.begin("importing", None);
-        let imported = import_upper(&trees, &root, upper, report);
+        let imported = import_upper(&trees, &root, upper, mounts, report);
         report.end();
         let imported = imported?;
         for warning in &imported.warnings {

@@ -7,6 +7,7 @@ use karapace_fs::attr::Caller;
 use karapace_fs::control::{Command, ControlPlane};
 use karapace_fs::view::View;
 use karapace_store::id::LayerHash;
+use karapace_store::import::Mounts;
 use karapace_store::inode::ROOT_INO;
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::{EnvState, Metadata};
@@ -48,7 +49,7 @@ impl Place {
 
     fn import(&self, name: &str) -> Metadata {
         let path = self.rootfs();
-        self.engine.import(path.to_str().unwrap(), name, false, &Silent).unwrap().metadata
+        self.engine.import(path.to_str().unwrap(), name, false, Mounts::LeaveOut, &Silent).unwrap().metadata
     }
 
     fn reload(&self, env: &Metadata) -> Metadata {
@@ -97,7 +98,8 @@ fn a_taken_name_changes_nothing() {
     let place = Place::new();
     let env = place.import("dev");
     assert!(fs::create_dir(place.rootfs().join("more")).is_ok());
-    let again = place.engine.import(place.rootfs().to_str().unwrap(), "dev", false, &Silent);
+    let again =
+        place.engine.import(place.rootfs().to_str().unwrap(), "dev", false, Mounts::LeaveOut, &Silent);
     assert!(matches!(again, Err(Error::NameTaken { .. })));
     assert_eq!(place.reload(&env), env);
     assert_eq!(place.names(), ["dev"]);
@@ -455,7 +457,10 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     fs::write(upper.join("etc/.wh.hostname"), "").unwrap();
     fs::write(upper.join("etc/new"), "new\n").unwrap();
     let import = |onto: Option<&str>, name: &str| {
-        place.engine.import_upper(&upper, &env, onto, name, &Silent).map(|outcome| outcome.metadata)
+        place
+            .engine
+            .import_upper(&upper, &env, onto, name, Mounts::LeaveOut, &Silent)
+            .map(|outcome| outcome.metadata)
     };
     let made = import(None, "merged").unwrap();
     assert_eq!((&made.env_id, made.base_layer, made.snapshots.len()), (&env.env_id, env.base_layer, 1));
@@ -465,7 +470,11 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     let changes: Vec<String> = changes.iter().map(text).collect();
     assert_eq!(changes, ["D /etc/hostname", "A /etc/new"]);
     // The same onto the snapshot that it made: nothing is left to change.
-    let again = place.engine.import_upper(&upper, &made, Some("latest"), "again", &Silent).unwrap().metadata;
+    let again = place
+        .engine
+        .import_upper(&upper, &made, Some("latest"), "again", Mounts::LeaveOut, &Silent)
+        .unwrap()
+        .metadata;
     assert_eq!((again.snapshots, again.head), (made.snapshots.clone(), made.head));
     assert!(matches!(import(None, "merged"), Err(Error::NameTaken { .. })));
     assert!(matches!(import(Some("nowhere"), "x"), Err(Error::NoSnapshot { .. })));

@@ -8,6 +8,7 @@ use std::process::Command;
 use karapace::engine::instance::Instance;
 use karapace::engine::{Engine, Silent};
 use karapace_fs::attr::Caller;
+use karapace_store::import::Mounts;
 use karapace_store::inode::ROOT_INO;
 use karapace_store::lock::EnvLock;
 
@@ -20,7 +21,8 @@ pub fn all() -> Seeds {
     let rootfs = dir.path().join("rootfs");
     furnish(&rootfs);
     let engine = Engine::open(&dir.path().join("store")).unwrap();
-    let metadata = engine.import(rootfs.to_str().unwrap(), "seed", false, &Silent).unwrap().metadata;
+    let metadata =
+        engine.import(rootfs.to_str().unwrap(), "seed", false, Mounts::LeaveOut, &Silent).unwrap().metadata;
     let mut seeds = Seeds::new();
     let layout = engine.store().layout();
     let lock = EnvLock::try_acquire(engine.store(), &metadata.instance).unwrap();

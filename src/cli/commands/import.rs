@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use karapace_store::import::Mounts;
 use serde_json::json;
 
 use crate::cli::Global;
@@ -13,6 +14,9 @@ use crate::cli::ui::{self, Bars, Failure};
 ///
 /// A name like debian/12, where no such file is, is looked up on the image server: that of the LXC project, or the one that
 /// KARAPACE_IMAGE_SERVER names. An address may carry its checksum: https://…/rootfs.tar.xz#sha256=….
+///
+/// Of a directory one file system is taken: what is mounted below it is left out, and named; the mount points stay, empty. What
+/// vanishes while the directory is read is left out and named, too.
 ///
 /// With --onto, IMAGE is the upper directory of an overlay as overlayfs, fuse-overlayfs or podman leave it (unmounted), and the
 /// environment is what the mounted overlay showed: that environment with one snapshot more.
@@ -29,13 +33,17 @@ pub struct Args {
     /// Use the archive that was downloaded before, without asking the server
     #[arg(long)]
     offline: bool,
+    /// Take in what is mounted below a directory, but for the state of the kernel (proc, sysfs, cgroup, …)
+    #[arg(long)]
+    cross_mounts: bool,
 }
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let engine = global.engine()?;
+        let mounts = if self.cross_mounts { Mounts::TakeIn } else { Mounts::LeaveOut };
         let imported = match &self.onto {
-            None => engine.import(&self.image, &self.name, self.offline, &Bars::on_stderr())?,
+            None => engine.import(&self.image, &self.name, self.offline, mounts, &Bars::on_stderr())?,
             Some(onto) => {
                 let (env, snapshot) = match onto.split_once('@') {
                     Some((env, snapshot)) => (env, Some(snapshot)),
@@ -43,7 +51,7 @@ impl Args {
                 };
                 let env = engine.find(env)?;
                 let upper = Path::new(&self.image);
-                engine.import_upper(upper, &env, snapshot, &self.name, &Bars::on_stderr())?
+                engine.import_upper(upper, &env, snapshot, &self.name, mounts, &Bars::on_stderr())?
             }
         };
         let env = &imported.metadata;

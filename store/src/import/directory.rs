@@ -5,21 +5,29 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::Intake;
 use super::builder::{Attributes, Builder, Content, DirId, LeafId, MAX_METADATA, ROOT};
+use super::host::{Source, attributes, data_ranges, named_xattrs, open, xattrs};
+use super::mounts::{Look, MountId, Mounts, leads_into_pseudo, pseudo};
 use super::overlay::{self, Special};
-use super::{Intake, Progress};
+use super::told::Told;
+use crate::acl;
 use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
-use crate::inode::{FileKind, Timestamp, Xattrs};
-use crate::input::by_descriptor;
+use crate::inode::FileKind;
+
+/// How often an entry is looked at anew that became something else after it was looked at.
+const TRIES: u32 = 8;
+
+const READ_LINK: &str = "read the link";
 
 impl<T> IoContext<T> for rustix::io::Result<T> {
     fn at(self, action: &'static str, path: &Path) -> Result<T> {
@@ -28,15 +36,29 @@ impl<T> IoContext<T> for rustix::io::Result<T> {
 }
 
 /// `top` is `path`, opened. As an `upper` it is a layer over something else.
-pub(super) fn import(intake: &mut Intake<'_>, path: &Path, top: OwnedFd, upper: bool) -> Result<Builder> {
+///
+/// Others may change the directory meanwhile: what vanishes is told and left out. The top itself must stay.
+pub(super) fn import(
+    intake: &mut Intake<'_>,
+    path: &Path,
+    top: OwnedFd,
+    upper: bool,
+    mounts: Mounts,
+) -> Result<Builder> {
+    if let Some(name) = pseudo(&top).at("read", path)? {
+        let reason = format!("it shows the state of the kernel ({name}) and holds no files");
+        return Err(refuse(path, &reason));
+    }
     let root = intake.store.layout().root();
     let own = rustix::fs::stat(root).at("read", root)?;
     let mut walk = Walk {
         intake,
         builder: Builder::new(MAX_METADATA),
         upper,
+        mounts,
         linked: HashMap::new(),
         own: (own.st_dev, own.st_ino),
+        told: Told::default(),
     };
     let stat = rustix::fs::fstat(&top).at("read", path)?;
     if upper {
@@ -45,7 +67,22 @@ pub(super) fn import(intake: &mut Intake<'_>, path: &Path, top: OwnedFd, upper: 
     let mut attributes = attributes(&stat, xattrs(&top).at("read the attributes of", path)?);
     let level = walk.mark(ROOT, path, &mut attributes)?;
     walk.builder.set_root(attributes);
-    walk.run(Level { xattr_whiteouts: level, ..Level::open(top, path.to_owned(), ROOT)? })?;
+    let names = list(&top, path)?;
+    let watched = top.try_clone().at("open", path)?;
+    walk.run(Level {
+        mount: Look::of(&top).at("read", path)?.mount,
+        directory: top,
+        path: path.to_owned(),
+        node: ROOT,
+        names,
+        xattr_whiteouts: level,
+    })?;
+    if rustix::fs::fstat(&watched).at("read", path)?.st_nlink == 0 {
+        return Err(refuse(path, "it was removed meanwhile"));
+    }
+    for note in walk.told.notes() {
+        walk.intake.warnings.push_total(note);
+    }
     Ok(walk.builder)
 }
 
@@ -54,10 +91,12 @@ struct Walk<'a, 'b> {
     builder: Builder,
     /// Whether it is an overlay's upper directory.
     upper: bool,
+    mounts: Mounts,
     /// Inodes of several names that were met, by device and number.
     linked: HashMap<(u64, u64), LeafId>,
     /// The store itself, by device and number.
     own: (u64, u64),
+    told: Told,
 }
 
 /// A directory that is being gone through.
@@ -68,21 +107,21 @@ struct Level {
     names: std::vec::IntoIter<CString>,
     /// Whether an empty file with a certain attribute is a whiteout here.
     xattr_whiteouts: bool,
+    /// Where it lies.
+    mount: MountId,
 }
 
-impl Level {
-    fn open(directory: OwnedFd, path: PathBuf, node: DirId) -> Result<Level> {
-        let mut names: Vec<CString> = Vec::new();
-        for entry in Dir::read_from(&directory).at("list", &path)? {
-            let entry = entry.at("list", &path)?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                names.push(entry.file_name().to_owned());
-            }
+/// The names in a directory, in a fixed order, so that warnings and objects come in one.
+fn list(directory: &OwnedFd, path: &Path) -> Result<std::vec::IntoIter<CString>> {
+    let mut names: Vec<CString> = Vec::new();
+    for entry in Dir::read_from(directory).at("list", path)? {
+        let entry = entry.at("list", path)?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
         }
-        // In a fixed order, so that warnings and objects come in one.
-        names.sort_unstable();
-        Ok(Level { directory, path, node, names: names.into_iter(), xattr_whiteouts: false })
     }
+    names.sort_unstable();
+    Ok(names.into_iter())
 }
 
 impl Walk<'_, '_> {
@@ -94,9 +133,6 @@ impl Walk<'_, '_> {
                 stack.pop();
                 continue;
             };
-            if self.intake.progress.is_cancelled() {
-                return Err(StoreError::Cancelled);
-            }
             let below = self.entry(level, &name)?;
             self.intake.progress.add(0, 1);
             stack.extend(below);
@@ -106,13 +142,42 @@ impl Walk<'_, '_> {
 
     /// Takes one entry in; a directory is given back, to be gone through.
     fn entry(&mut self, level: &Level, name: &CStr) -> Result<Option<Level>> {
-        let (directory, parent) = (&level.directory, level.node);
         let path = level.path.join(OsStr::from_bytes(name.to_bytes()));
-        let refuse = |reason: String| refuse(&path, &reason);
+        let mut tries = 0;
+        loop {
+            if self.intake.progress.is_cancelled() {
+                return Err(StoreError::Cancelled);
+            }
+            tries += 1;
+            match self.entry_as_it_is(level, name, &path) {
+                // Asked again, for what a file needs besides may be what is not there.
+                Err(error) if is_gone(&error, &path) && is_missing(&level.directory, name) => {
+                    self.told.vanished.push(&path);
+                    return Ok(None);
+                }
+                Err(error) if is_gone(&error, &path) && tries < TRIES => {}
+                Err(error) if was_replaced(&error, &path) => {
+                    if tries == TRIES {
+                        let reason =
+                            "it becomes something else again and again: end what does it, or import a copy";
+                        return Err(refuse(&path, reason));
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn entry_as_it_is(&mut self, level: &Level, name: &CStr, path: &Path) -> Result<Option<Level>> {
+        let (directory, parent) = (&level.directory, level.node);
+        let refuse = |reason: String| refuse(path, &reason);
         let bytes = name.to_bytes();
-        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).at("read", &path)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let key = (stat.st_dev, stat.st_ino);
+        // First, and with no question to the file system: one that is left out may not answer.
+        let look = Look::at(directory, name).at("read", path)?;
+        if look.mount != level.mount && self.is_left_out(directory, name, path)? {
+            return self.mount_point(level, name, path, &look).map(|()| None);
+        }
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).at("read", path)?;
         if self.upper {
             match overlay::special(bytes, &stat).map_err(refuse)? {
                 Some(Special::Whiteout(hidden)) => {
@@ -125,19 +190,15 @@ impl Walk<'_, '_> {
                 None => {}
             }
         }
+        let key = (stat.st_dev, stat.st_ino);
+        let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
             if key == self.own {
                 let note = format!("{} was left out: it is the store itself", path.display());
                 self.intake.warnings.push(note);
                 return Ok(None);
             }
-            let opened = open(directory, name, OFlags::DIRECTORY).at("open", &path)?;
-            let stat = rustix::fs::fstat(&opened).at("read", &path)?;
-            let mut attributes = attributes(&stat, xattrs(&opened).at("read the attributes of", &path)?);
-            let node = self.builder.add_directory(parent, bytes, Attributes::default()).map_err(refuse)?;
-            let xattr_whiteouts = self.mark(node, &path, &mut attributes)?;
-            self.builder.add_directory(parent, bytes, attributes).map_err(refuse)?;
-            return Ok(Some(Level { xattr_whiteouts, ..Level::open(opened, path, node)? }));
+            return self.directory(level, name, path);
         }
         if kind == FileType::Socket {
             self.intake.warnings.push(format!("{} was left out: it is a socket", path.display()));
@@ -149,11 +210,11 @@ impl Walk<'_, '_> {
             return self.builder.add_link(parent, bytes, leaf).map(|()| None).map_err(refuse);
         }
         let (attributes, content) = match kind {
-            FileType::RegularFile => match self.regular(level, name, &path)? {
+            FileType::RegularFile => match self.regular(level, name, path)? {
                 Some(regular) => regular,
                 None => return self.builder.hide(parent, bytes).map(|()| None).map_err(refuse),
             },
-            _ => self.other(directory, name, &path, &stat)?,
+            _ => self.other(directory, name, path, &stat)?,
         };
         let leaf = self.builder.add(parent, bytes, attributes, content).map_err(refuse)?;
         if stat.st_nlink > 1 {
@@ -162,12 +223,60 @@ impl Walk<'_, '_> {
         Ok(None)
     }
 
+    /// Takes in a directory that is there to be gone through.
+    fn directory(&mut self, level: &Level, name: &CStr, path: &Path) -> Result<Option<Level>> {
+        let refuse = |reason: String| refuse(path, &reason);
+        let opened = open(&level.directory, name, OFlags::DIRECTORY).at("open", path)?;
+        // Opening it may have mounted something there.
+        let look = Look::of(&opened).at("read", path)?;
+        if look.mount != level.mount && self.is_left_out(&level.directory, name, path)? {
+            return self.mount_point(level, name, path, &look).map(|()| None);
+        }
+        let stat = rustix::fs::fstat(&opened).at("read", path)?;
+        let mut attributes = attributes(&stat, xattrs(&opened).at("read the attributes of", path)?);
+        let names = list(&opened, path)?;
+        let bytes = name.to_bytes();
+        let node = self.builder.add_directory(level.node, bytes, Attributes::default()).map_err(refuse)?;
+        let xattr_whiteouts = self.mark(node, path, &mut attributes)?;
+        self.builder.add_directory(level.node, bytes, attributes).map_err(refuse)?;
+        let (path, mount) = (path.to_owned(), look.mount);
+        Ok(Some(Level { directory: opened, path, node, names, xattr_whiteouts, mount }))
+    }
+
+    /// Whether what is mounted at a name is left out; tells of it.
+    fn is_left_out(&mut self, directory: &OwnedFd, name: &CStr, path: &Path) -> Result<bool> {
+        match self.mounts {
+            Mounts::LeaveOut => self.told.mounts.push(path),
+            Mounts::TakeIn if leads_into_pseudo(directory, name).at("read", path)? => {
+                self.told.pseudo.push(path);
+            }
+            Mounts::TakeIn => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Keeps a mount point without what is mounted there: an empty directory, or an empty file.
+    fn mount_point(&mut self, level: &Level, name: &CStr, path: &Path, look: &Look) -> Result<()> {
+        let (parent, bytes, attributes) = (level.node, name.to_bytes(), look.attributes());
+        if look.is_directory() {
+            return match self.builder.add_directory(parent, bytes, attributes) {
+                Ok(_) => Ok(()),
+                Err(reason) => Err(refuse(path, &reason)),
+            };
+        }
+        match self.builder.add(parent, bytes, attributes, Content::Regular(FileContent::empty())) {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(refuse(path, &reason)),
+        }
+    }
+
     /// Takes the overlay's own attributes of a directory out, and says whether whiteouts in it may be empty files.
     fn mark(&mut self, node: DirId, path: &Path, attributes: &mut Attributes) -> Result<bool> {
         if !self.upper {
             return Ok(false);
         }
         let own = overlay::take(attributes).map_err(|reason| refuse(path, &reason))?;
+        self.reconcile(FileKind::Directory, path, attributes);
         if own.opaque {
             self.builder.set_opaque(node);
         }
@@ -186,7 +295,7 @@ impl Walk<'_, '_> {
     ) -> Result<(Attributes, Content)> {
         let content = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(directory, name, Vec::new()).at("read", path)?;
+                let target = rustix::fs::readlinkat(directory, name, Vec::new()).at(READ_LINK, path)?;
                 Content::Symlink(target.into_bytes().into())
             }
             FileType::Fifo => Content::Special(FileKind::Fifo, 0),
@@ -198,8 +307,22 @@ impl Walk<'_, '_> {
         let mut attributes = attributes(stat, xattrs);
         if self.upper {
             overlay::take(&mut attributes).map_err(|reason| refuse(path, &reason))?;
+            let kind = match &content {
+                Content::Special(kind, _) => *kind,
+                _ => FileKind::Symlink,
+            };
+            self.reconcile(kind, path, &mut attributes);
         }
         Ok((attributes, content))
+    }
+
+    /// Of an inode whose mode an overlay keeps elsewhere than its ACL. What the kernel tells of others is right.
+    fn reconcile(&mut self, kind: FileKind, path: &Path, attributes: &mut Attributes) {
+        let mut notes = Vec::new();
+        acl::reconcile(kind, &mut attributes.mode, &mut attributes.xattrs, &mut notes);
+        for note in notes {
+            self.intake.warnings.push(format!("{}: {note}", path.display()));
+        }
     }
 
     /// `None` for an empty file that is a whiteout.
@@ -207,11 +330,13 @@ impl Walk<'_, '_> {
         let file = open(&level.directory, name, OFlags::NONBLOCK).at("open", path)?;
         let stat = rustix::fs::fstat(&file).at("read", path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(refuse(path, "it is being replaced"));
+            return Err(Errno::LOOP).at("open", path);
         }
         let mut attributes = attributes(&stat, xattrs(&file).at("read the attributes of", path)?);
         if self.upper {
             let own = overlay::take(&mut attributes).map_err(|reason| refuse(path, &reason))?;
+            let kind = own.stands_for.map_or(FileKind::Regular, |(kind, _)| kind);
+            self.reconcile(kind, path, &mut attributes);
             if own.whiteout && level.xattr_whiteouts && stat.st_size == 0 {
                 return Ok(None);
             }
@@ -222,17 +347,22 @@ impl Walk<'_, '_> {
                 return Ok(Some((attributes, Content::Special(kind, device))));
             }
         }
-        let content = self.content(File::from(file), &stat, path)?;
+        let file = File::from(file);
+        let content = self.content(&file, &stat, path)?;
+        let now = rustix::fs::fstat(&file).at("read", path)?;
+        if written_state(&now) != written_state(&stat) {
+            self.told.changed.push(path);
+        }
         Ok(Some((attributes, Content::Regular(content))))
     }
 
-    fn content(&mut self, file: File, stat: &Stat, path: &Path) -> Result<FileContent> {
+    fn content(&mut self, file: &File, stat: &Stat, path: &Path) -> Result<FileContent> {
         let size = stat.st_size as u64;
         // Fewer blocks than bytes: it has holes, which are found rather than read.
         if (stat.st_blocks as u64).saturating_mul(512) < size {
-            let ranges = data_ranges(&file, size).at("look for holes in", path)?;
+            let ranges = data_ranges(file, size).at("look for holes in", path)?;
             let bytes: u64 = ranges.iter().map(|r| r.1).sum();
-            let content = content::ingest_ranges(&file, size, &ranges, &mut self.intake.batch)?;
+            let content = content::ingest_ranges(file, size, &ranges, &mut self.intake.batch)?;
             self.count(bytes);
             return Ok(content);
         }
@@ -251,111 +381,35 @@ impl Walk<'_, '_> {
     }
 }
 
-/// A file being read; keeps its error, to be told apart from what goes wrong in the store.
-struct Source<'a> {
-    file: File,
-    failed: Option<io::Error>,
-    read: u64,
-    progress: &'a dyn Progress,
+/// What is another after a file was written to.
+fn written_state(stat: &Stat) -> (i64, i64, u64) {
+    (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
 }
 
-impl Read for Source<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.progress.is_cancelled() {
-            return Err(io::Error::other("stopped on request"));
-        }
-        match self.file.read(buf) {
-            Ok(got) => {
-                self.read += got as u64;
-                Ok(got)
-            }
-            Err(error) => {
-                let copy = io::Error::new(error.kind(), error.to_string());
-                self.failed = Some(error);
-                Err(copy)
-            }
-        }
+/// Whether something at `path` was not there any more: it was listed before.
+fn is_gone(error: &StoreError, path: &Path) -> bool {
+    errno_at(error, path).is_some_and(|errno| matches!(errno, Errno::NOENT | Errno::STALE))
+}
+
+fn is_missing(directory: &OwnedFd, name: &CStr) -> bool {
+    matches!(Look::at(directory, name), Err(Errno::NOENT | Errno::STALE))
+}
+
+/// Whether something at `path` is no longer of the kind that it was found to be.
+fn was_replaced(error: &StoreError, path: &Path) -> bool {
+    let kinds = [Errno::LOOP, Errno::NOTDIR, Errno::NXIO];
+    let link = matches!(error, StoreError::Io { action: READ_LINK, .. });
+    errno_at(error, path).is_some_and(|errno| kinds.contains(&errno) || (link && errno == Errno::INVAL))
+}
+
+/// What the system said of the entry itself; not of what is in the store.
+fn errno_at(error: &StoreError, path: &Path) -> Option<Errno> {
+    match error {
+        StoreError::Io { path: of, source, .. } if of == path => Errno::from_io_error(source),
+        _ => None,
     }
-}
-
-fn open(directory: &OwnedFd, name: &CStr, more: OFlags) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
-    rustix::fs::openat(directory, name, flags, Mode::empty())
-}
-
-/// Offset and length of what is not a hole.
-fn data_ranges(file: &File, size: u64) -> rustix::io::Result<Vec<(u64, u64)>> {
-    let (mut ranges, mut at) = (Vec::new(), 0);
-    while at < size {
-        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => break,
-            other => other?,
-        };
-        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(size);
-        if start >= end {
-            break;
-        }
-        ranges.push((start, end - start));
-        at = end;
-    }
-    Ok(ranges)
-}
-
-fn attributes(stat: &Stat, xattrs: Xattrs) -> Attributes {
-    let mtime = Timestamp { secs: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
-    let mode = stat.st_mode & 0o7777;
-    Attributes { mode, uid: stat.st_uid, gid: stat.st_gid, mtime, other_times: None, xattrs }
 }
 
 fn refuse(path: &Path, reason: &str) -> StoreError {
     StoreError::Invalid(format!("cannot import {}: {reason}", path.display()))
-}
-
-fn xattrs(file: &OwnedFd) -> io::Result<Xattrs> {
-    collect_xattrs(&|buf| rustix::fs::flistxattr(file, buf), &|name, buf| {
-        rustix::fs::fgetxattr(file, name, buf)
-    })
-}
-
-/// Of what must not be opened (devices, FIFOs, links): by name, through the directory's descriptor.
-fn named_xattrs(directory: &OwnedFd, name: &CStr) -> io::Result<Xattrs> {
-    let path = by_descriptor(directory).join(OsStr::from_bytes(name.to_bytes()));
-    collect_xattrs(&|buf| rustix::fs::llistxattr(&path, buf), &|name, buf| {
-        rustix::fs::lgetxattr(&path, name, buf)
-    })
-}
-
-type List<'a> = &'a dyn Fn(&mut [u8]) -> rustix::io::Result<usize>;
-type Get<'a> = &'a dyn Fn(&OsStr, &mut [u8]) -> rustix::io::Result<usize>;
-
-fn collect_xattrs(list: List<'_>, get: Get<'_>) -> io::Result<Xattrs> {
-    let names = match grow(list) {
-        Err(Errno::NOTSUP) => return Ok(Xattrs::default()),
-        other => other?,
-    };
-    let mut all = Xattrs::new();
-    for name in names.split(|&b| b == 0).filter(|n| !n.is_empty()) {
-        let value = match grow(&|buf| get(OsStr::from_bytes(name), buf)) {
-            // It went between the two calls, or is one that only the kernel may read.
-            Err(Errno::NODATA) => continue,
-            other => other?,
-        };
-        all.set(name, &value);
-    }
-    Ok(all)
-}
-
-/// Calls with a larger buffer until the answer fits; the kernel allows 64 KiB.
-fn grow(call: &dyn Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
-    let mut buf = vec![0; 256];
-    loop {
-        match call(&mut buf) {
-            Ok(length) => {
-                buf.truncate(length);
-                return Ok(buf);
-            }
-            Err(Errno::RANGE) if buf.len() < 1 << 20 => buf.resize(buf.len() * 16, 0),
-            Err(errno) => return Err(errno),
-        }
-    }
 }

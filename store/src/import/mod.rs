@@ -12,14 +12,19 @@ mod compress;
 mod directory;
 #[doc(hidden)]
 pub mod fuzzing;
+mod host;
 mod image;
+mod mounts;
 mod oci;
 mod overlay;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::path::Path;
 use std::sync::Arc;
+
+pub use self::mounts::Mounts;
 
 use self::builder::{Builder, MAX_METADATA};
 use crate::error::{IoContext, Result, StoreError};
@@ -76,6 +81,7 @@ pub struct Imported {
 
 /// Imports a root filesystem, told apart by its content: a tar archive (plain, gzip, xz or zstd), a directory, an OCI image layout
 /// (a directory, or a tar archive of one), or an archive as `docker save` writes it. Of an image all layers become one tree.
+/// Mounts below a directory are left out.
 ///
 /// The caller holds [`crate::lock::StoreLock::shared`] from before this call until something durable refers to the root: a
 /// collection in between would take it.
@@ -85,6 +91,19 @@ pub struct Imported {
 /// [`crate::StoreError::Io`] for what cannot be read, naming the path; [`crate::StoreError::Cancelled`] when `progress` says so.
 /// The store is as it was before.
 pub fn import_path(store: &Arc<Store>, path: &Path, progress: &dyn Progress) -> Result<Imported> {
+    import_mounted(store, path, Mounts::LeaveOut, progress)
+}
+
+/// As [`import_path`]; of a directory says what becomes of mounts below.
+///
+/// # Errors
+/// As [`import_path`].
+pub fn import_mounted(
+    store: &Arc<Store>,
+    path: &Path,
+    mounts: Mounts,
+    progress: &dyn Progress,
+) -> Result<Imported> {
     let file = input::open(path).at("import", path)?;
     Intake::of(store, progress, |intake| {
         if !file.metadata().at("read", path)?.is_dir() {
@@ -92,7 +111,7 @@ pub fn import_path(store: &Arc<Store>, path: &Path, progress: &dyn Progress) -> 
         }
         match image::in_directory(intake, &file, path)? {
             Some(builder) => Ok(builder),
-            None => directory::import(intake, path, file.into(), false),
+            None => directory::import(intake, path, file.into(), false, mounts),
         }
     })
 }
@@ -116,7 +135,13 @@ pub(crate) fn import_reader(
 /// # Errors
 /// As [`import_path`]; also for what `lower` does not have and the upper refers to (a renamed directory, the data of a file
 /// whose metadata alone was copied), naming the path.
-pub fn import_upper(trees: &Trees, lower: &Root, path: &Path, progress: &dyn Progress) -> Result<Imported> {
+pub fn import_upper(
+    trees: &Trees,
+    lower: &Root,
+    path: &Path,
+    mounts: Mounts,
+    progress: &dyn Progress,
+) -> Result<Imported> {
     let file = input::open(path).at("import", path)?;
     if !file.metadata().at("read", path)?.is_dir() {
         let path = path.display();
@@ -124,7 +149,7 @@ pub fn import_upper(trees: &Trees, lower: &Root, path: &Path, progress: &dyn Pro
     }
     Intake::of(trees.store(), progress, |intake| {
         let mut tree = Builder::from_tree(trees, lower, MAX_METADATA)?;
-        let upper = directory::import(intake, path, file.into(), true)?;
+        let upper = directory::import(intake, path, file.into(), true, mounts)?;
         tree.cover(upper)?;
         Ok(tree)
     })
@@ -171,6 +196,8 @@ impl<'a> Intake<'a> {
 struct Warnings {
     kept: Vec<String>,
     more: u64,
+    /// Those that count by themselves.
+    totals: Vec<String>,
 }
 
 impl Warnings {
@@ -182,10 +209,16 @@ impl Warnings {
         }
     }
 
+    /// A warning that stands for many; there are few of these.
+    fn push_total(&mut self, warning: String) {
+        self.totals.push(warning);
+    }
+
     fn into_vec(mut self) -> Vec<String> {
         if self.more > 0 {
             self.kept.push(format!("and {} more of that kind", self.more));
         }
+        self.kept.append(&mut self.totals);
         self.kept
     }
 }

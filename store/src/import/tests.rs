@@ -1,6 +1,7 @@
 //! Imports of real archives and directories, and of hostile archives.
 
 mod acl;
+mod changing;
 mod hostile;
 mod image;
 mod intake;

@@ -48,7 +48,7 @@ fn what_is_neither_file_nor_directory_is_told_at_once() {
     let (done, result) = channel();
     let fifo = here("fifo");
     std::thread::spawn(move || {
-        done.send(import_upper(&trees, &trees.root(&empty).unwrap(), &fifo, &NoProgress))
+        done.send(import_upper(&trees, &trees.root(&empty).unwrap(), &fifo, Mounts::LeaveOut, &NoProgress))
     });
     let error = result.recv_timeout(Duration::from_secs(20)).unwrap().unwrap_err().to_string();
     assert!(error.contains("it is a FIFO"), "{error}");

@@ -51,7 +51,7 @@ impl Overlay {
     fn import(&self) -> Result<Imported> {
         let trees = Trees::new(self.place.store.clone());
         let lower = trees.root(&self.lower).unwrap();
-        import_upper(&trees, &lower, &self.place.src(), &NoProgress)
+        import_upper(&trees, &lower, &self.place.src(), Mounts::LeaveOut, &NoProgress)
     }
 
     /// What shows: paths, with the content of files.

@@ -1,0 +1,131 @@
+//! Directories that others change while they are imported.
+
+use std::sync::Mutex;
+
+use super::*;
+
+/// Calls a function whenever the import asks or tells something, with how many entries were taken in.
+struct Meddler<F>(Mutex<(u64, F)>);
+
+impl<F: FnMut(u64) + Send> Meddler<F> {
+    fn new(meddle: F) -> Self {
+        Self(Mutex::new((0, meddle)))
+    }
+}
+
+impl<F: FnMut(u64) + Send> Progress for Meddler<F> {
+    fn add(&self, _bytes: u64, entries: u64) {
+        let (count, meddle) = &mut *self.0.lock().unwrap();
+        *count += entries;
+        meddle(*count);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.add(0, 0);
+        false
+    }
+}
+
+fn names(place: &Place, root: &ObjectId) -> Vec<String> {
+    place.list(root).keys().map(|path| String::from_utf8_lossy(path).into_owned()).collect()
+}
+
+#[test]
+fn what_vanishes_is_told_and_left_out() {
+    let place = Place::new();
+    let src = place.src();
+    for dir in ["b-dir", "c-dir"] {
+        fs::create_dir(src.join(dir)).unwrap();
+        fs::write(src.join(dir).join("in"), "").unwrap();
+    }
+    for file in ["a", "d-file", "e", "g"] {
+        fs::write(src.join(file), file).unwrap();
+    }
+    symlink("a", src.join("f-link")).unwrap();
+    // In the order of names: after `a`, a directory, a file and a link go.
+    let meddler = Meddler::new(|entries| {
+        if entries == 1 {
+            drop(fs::remove_dir_all(src.join("b-dir")));
+            drop(fs::remove_file(src.join("d-file")));
+            drop(fs::remove_file(src.join("f-link")));
+        }
+    });
+    let imported = import_path(&place.store, &src, &meddler).unwrap();
+    assert_eq!(names(&place, &imported.root), ["/", "/a", "/c-dir", "/c-dir/in", "/e", "/g"]);
+    let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
+    assert!(warning.starts_with("3 names vanished"), "{warning}");
+    for name in ["b-dir", "d-file", "f-link"] {
+        assert!(warning.contains(&src.join(name).display().to_string()), "{warning}");
+    }
+}
+
+#[test]
+fn what_vanishes_of_a_directory_that_is_gone_through_is_told() {
+    let place = Place::new();
+    let src = place.src();
+    fs::create_dir(src.join("dir")).unwrap();
+    for number in 0..10 {
+        fs::write(src.join(format!("dir/{number}")), "").unwrap();
+    }
+    // The directory counts when it has been listed.
+    let meddler = Meddler::new(|entries| {
+        if entries == 2 {
+            drop(fs::remove_dir_all(src.join("dir")));
+        }
+    });
+    let imported = import_path(&place.store, &src, &meddler).unwrap();
+    assert_eq!(names(&place, &imported.root), ["/", "/dir", "/dir/0"]);
+    let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
+    assert!(warning.starts_with("9 names vanished") && warning.ends_with("and 4 more"), "{warning}");
+}
+
+#[test]
+fn what_changes_while_it_is_read_is_told_and_kept() {
+    let place = Place::new();
+    let src = place.src();
+    fs::write(src.join("log"), vec![1; 1 << 20]).unwrap();
+    let sparse = fs::File::create(src.join("sparse")).unwrap();
+    sparse.set_len(8 << 20).unwrap();
+    sparse.write_all_at(&[2; 4096], 4 << 20).unwrap();
+    fs::write(src.join("still"), "still").unwrap();
+    let log = fs::File::options().append(true).open(src.join("log")).unwrap();
+    let (mut said, mut size) = (0, 8 << 20);
+    let meddler = Meddler::new(|entries| {
+        said += 1;
+        // While the log is read, which asks before each piece; the other is cut off while its bytes are counted.
+        if entries == 0 && (3..6).contains(&said) {
+            (&log).write_all(b"more").unwrap();
+        }
+        if entries == 1 {
+            size -= 4096;
+            sparse.set_len(size).unwrap();
+        }
+    });
+    let imported = import_path(&place.store, &src, &meddler).unwrap();
+    assert_eq!(names(&place, &imported.root), ["/", "/log", "/sparse", "/still"]);
+    let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
+    assert!(warning.starts_with("2 files changed") && !warning.contains("still"), "{warning}");
+    assert!(warning.contains("/log, ") && warning.ends_with("/sparse"), "{warning}");
+    let list = place.list(&imported.root);
+    assert!(place.content(&list[&b"/log"[..]]).starts_with(&[1; 1 << 20]));
+}
+
+#[test]
+fn the_top_must_not_vanish() {
+    let place = Place::new();
+    let src = place.src();
+    for name in ["a", "b", "c"] {
+        fs::write(src.join(name), name).unwrap();
+    }
+    let meddler = Meddler::new(|entries| {
+        if entries == 1 {
+            drop(fs::remove_dir_all(&src));
+        }
+    });
+    let error = import_path(&place.store, &src, &meddler).unwrap_err().to_string();
+    assert!(error.contains("it was removed meanwhile"), "{error}");
+    let gone = place.dir.path().join("never");
+    assert!(matches!(import_path(&place.store, &gone, &NoProgress), Err(StoreError::Io { .. })));
+    let error = import_path(&place.store, Path::new("/proc"), &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("state of the kernel (proc)"), "{error}");
+}

@@ -1,0 +1,100 @@
+//! What a walk through a directory of the host tells at its end: counted, with the first names.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// So many names are told.
+const NAMES: usize = 5;
+
+/// Paths that something holds of.
+#[derive(Default)]
+pub(super) struct Paths {
+    first: Vec<PathBuf>,
+    count: u64,
+}
+
+impl Paths {
+    pub fn push(&mut self, path: &Path) {
+        self.count += 1;
+        if self.first.len() < NAMES {
+            self.first.push(path.to_owned());
+        }
+    }
+
+    /// `one` or `many`, with the number for `{}`, and the names; nothing when there are none.
+    fn note(&self, one: &str, many: &str) -> Option<String> {
+        let sentence = match self.count {
+            0 => return None,
+            1 => one.to_owned(),
+            count => many.replace("{}", &count.to_string()),
+        };
+        let names: Vec<String> = self.first.iter().map(|path| path.display().to_string()).collect();
+        let mut note = format!("{sentence}: {}", names.join(", "));
+        match self.count - self.first.len() as u64 {
+            0 => {}
+            more => write!(note, " and {more} more").expect("a string takes all"),
+        }
+        Some(note)
+    }
+}
+
+/// What became of some of what was met.
+#[derive(Default)]
+pub(super) struct Told {
+    /// Was listed, and not there any more.
+    pub vanished: Paths,
+    /// Files that were written to while they were read.
+    pub changed: Paths,
+    /// Mount points of what was left out.
+    pub mounts: Paths,
+    /// The same, of file systems that show the state of the kernel.
+    pub pseudo: Paths,
+}
+
+impl Told {
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        [
+            self.vanished.note(
+                "one name vanished while the directory was read, and was left out",
+                "{} names vanished while the directory was read, and were left out",
+            ),
+            self.changed.note(
+                "one file changed while it was read, and what was read of it is kept",
+                "{} files changed while they were read, and what was read of them is kept",
+            ),
+            self.mounts.note(
+                "one mount was left out, and its mount point kept empty (`karapace import --cross-mounts` takes it in)",
+                "{} mounts were left out, and their mount points kept empty (`karapace import --cross-mounts` takes them in)",
+            ),
+            self.pseudo.note(
+                "one mount was left out, for it shows the state of the kernel and holds no files",
+                "{} mounts were left out, for they show the state of the kernel and hold no files",
+            ),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_counted_and_the_first_are_told() {
+        let mut told = Told::default();
+        assert_eq!(told.notes().count(), 0);
+        told.changed.push(Path::new("/a"));
+        for number in 0..7 {
+            told.vanished.push(Path::new(&format!("/v{number}")));
+        }
+        let notes: Vec<String> = told.notes().collect();
+        assert_eq!(
+            notes,
+            [
+                "7 names vanished while the directory was read, and were left out: /v0, /v1, /v2, /v3, /v4 and 2 more",
+                "one file changed while it was read, and what was read of it is kept: /a",
+            ]
+        );
+    }
+}
