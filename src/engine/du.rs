@@ -172,7 +172,11 @@ fn on_disk(dir: &Path) -> Result<u64> {
         };
         bytes += metadata.blocks() * 512;
         if metadata.is_dir() {
-            for entry in fs::read_dir(&path).map_err(|e| Error::io("list", &path, e))? {
+            let entries = match fs::read_dir(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other.map_err(|e| Error::io("list", &path, e))?,
+            };
+            for entry in entries {
                 todo.push(entry.map_err(|e| Error::io("list", &path, e))?.path());
             }
         }
