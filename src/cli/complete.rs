@@ -90,11 +90,8 @@ fn all() -> Vec<Metadata> {
         }
     }
     let Some(root) = super::store_root(given) else { return Vec::new() };
-    if !karapace_store::layout::Layout::new(&root).version().exists() {
-        return Vec::new();
-    }
     // A shell that completes has no place for an error.
-    let listed = Store::open(&root).and_then(|store| Metadata::list(&store));
+    let listed = Store::open_existing(&root).and_then(|store| Metadata::list(&store));
     listed.unwrap_or_default().into_iter().flatten().collect()
 }
 

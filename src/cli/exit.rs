@@ -72,7 +72,7 @@ pub fn kind(error: &Error) -> &'static str {
 
 fn store_kind(error: &StoreError) -> &'static str {
     match error {
-        StoreError::Missing { kind: "environment", .. } => "not-found",
+        StoreError::Missing { kind: "environment", .. } | StoreError::NoStore { .. } => "not-found",
         StoreError::Missing { .. } | StoreError::Corrupt { .. } | StoreError::NotWhole { .. } => "corrupt",
         StoreError::Version { .. } => "version",
         StoreError::Locked { .. } | StoreError::OtherHost { .. } => "locked",
@@ -115,6 +115,7 @@ mod tests {
             (StoreError::Locked { path: "x".into(), holder: "y".into() }.into(), 3, "locked"),
             (StoreError::OtherHost { path: "x".into(), host: "y".into() }.into(), 3, "locked"),
             (StoreError::NotWhole { path: "x".into(), reason: "y".into() }.into(), 3, "corrupt"),
+            (StoreError::NoStore { path: "x".into(), is_there: true }.into(), 1, "not-found"),
             (StoreError::Owner { path: "x".into(), owner: "y".into() }.into(), 1, "invalid"),
             (StoreError::Invalid("x".into()).into(), 1, "invalid"),
             (StoreError::Cancelled.into(), 130, "interrupted"),

@@ -11,9 +11,10 @@ mod writer;
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser};
+use karapace_store::StoreError;
 
 use crate::engine::export_app::Menu;
 use crate::engine::{Engine, Error, default_store, user_data};
@@ -81,9 +82,27 @@ impl Global {
         self.verbose || self.trace
     }
 
-    /// Opens the store.
+    /// Opens the store, which must be there: for commands that act on environments.
     pub fn engine(&self) -> Result<Engine, Failure> {
-        let open = if self.foreign_store { Engine::open_foreign } else { Engine::open };
+        self.open(if self.foreign_store { Engine::open_foreign } else { Engine::open_existing })
+    }
+
+    /// The same for commands that have something to say of no environments as well: nothing, where the user has not begun a store
+    /// yet. One that is named must be there.
+    pub fn engine_if_any(&self) -> Result<Option<Engine>, Failure> {
+        let is_default = self.store.as_ref().is_none_or(|path| path.as_os_str().is_empty());
+        match self.engine() {
+            Err(Failure::Engine(Error::Store(StoreError::NoStore { .. }))) if is_default => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Opens the store, and makes it where there is none: for commands that bring something into it.
+    pub fn engine_to_begin(&self) -> Result<Engine, Failure> {
+        self.open(Engine::open)
+    }
+
+    fn open(&self, open: impl Fn(&Path) -> Result<Engine, Error>) -> Result<Engine, Failure> {
         let engine = open(&self.store_root()?)?;
         engine.store().set_waits(!self.no_wait);
         Ok(engine)

@@ -95,7 +95,12 @@ impl Engine {
         Engine::begin(root, Store::open)
     }
 
-    /// Opens the store at `root` whosever it is; another user's can only be read (see [`Store::open_foreign`]).
+    /// Opens the store at `root`, which must be there.
+    pub fn open_existing(root: &Path) -> Result<Engine> {
+        Engine::begin(root, Store::open_existing)
+    }
+
+    /// Opens the store at `root`, which must be there, whosever it is; another user's can only be read (see [`Store::open_foreign`]).
     pub fn open_foreign(root: &Path) -> Result<Engine> {
         Engine::begin(root, Store::open_foreign)
     }

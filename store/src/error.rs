@@ -53,6 +53,18 @@ pub enum StoreError {
         /// The version file.
         path: PathBuf,
     },
+    /// There is no store, and none was to be made.
+    #[error(
+        "{}: `karapace import` or `build` begins one there; if there should be one, see whether --store or KARAPACE_STORE names \
+         the right directory, and whether what it lies on is mounted. Nothing was changed",
+        no_store(path, *is_there)
+    )]
+    NoStore {
+        /// Where it would be.
+        path: PathBuf,
+        /// Whether there is a directory, with no store in it.
+        is_there: bool,
+    },
     /// A part of the store is gone that must have held something: it is no empty store.
     #[error("{} is missing, and {reason}: nothing was changed", path.display())]
     NotWhole {
@@ -157,6 +169,13 @@ pub fn hint(error: &io::Error) -> &'static str {
         }
         Some(libc::EROFS) => "; only what reads works on a read-only file system",
         _ => "",
+    }
+}
+
+fn no_store(path: &Path, is_there: bool) -> String {
+    match is_there {
+        true => format!("{} holds no store (it has no file store/version)", path.display()),
+        false => format!("there is no store at {}", path.display()),
     }
 }
 

@@ -17,6 +17,13 @@ use crate::object::Objects;
 /// The format that this program reads and writes.
 pub const FORMAT: u32 = 3;
 
+/// What is made where there is no store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    Store,
+    Nothing,
+}
+
 /// An open store. Opening takes no lock.
 #[derive(Debug)]
 pub struct Store {
@@ -37,19 +44,27 @@ impl Store {
     /// [`StoreError::Version`] when it has another format, [`StoreError::NotWhole`] when a part of it is gone that held something,
     /// [`StoreError::Owner`] when it is another user's, [`StoreError::Writable`] when others can write to it.
     pub fn open(root: &Path) -> Result<Arc<Store>> {
-        Store::open_of(root, false)
+        Store::open_of(root, Begin::Store, false)
     }
 
-    /// Opens the store at `root` whosever it is. Another user's can be read only, and nothing that its owner's processes hold is
-    /// waited for.
+    /// As [`Store::open`], of a store that is there.
     ///
     /// # Errors
-    /// As [`Store::open`], but for those of the owner.
-    pub fn open_foreign(root: &Path) -> Result<Arc<Store>> {
-        Store::open_of(root, true)
+    /// As [`Store::open`], and [`StoreError::NoStore`] where there is none; then nothing was changed.
+    pub fn open_existing(root: &Path) -> Result<Arc<Store>> {
+        Store::open_of(root, Begin::Nothing, false)
     }
 
-    fn open_of(root: &Path, any_owner: bool) -> Result<Arc<Store>> {
+    /// Opens the store at `root`, where one is, whosever it is. Another user's can be read only, and nothing that its owner's
+    /// processes hold is waited for.
+    ///
+    /// # Errors
+    /// As [`Store::open_existing`], but for those of the owner.
+    pub fn open_foreign(root: &Path) -> Result<Arc<Store>> {
+        Store::open_of(root, Begin::Nothing, true)
+    }
+
+    fn open_of(root: &Path, begin: Begin, any_owner: bool) -> Result<Arc<Store>> {
         // Absolute, so that a later change of the working directory (a daemon's chdir to /) is harmless.
         let root = std::path::absolute(root).at("resolve", root)?;
         if root.metadata().is_ok_and(|there| !there.is_dir()) {
@@ -60,6 +75,9 @@ impl Store {
         let layout = Layout::new(&root);
         let mut files = match Files::at(&root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if begin == Begin::Nothing {
+                    return Err(StoreError::NoStore { path: root, is_there: false });
+                }
                 // Those above it, too: a directory that others write to is no place for it.
                 DirBuilder::new().recursive(true).mode(0o700).create(&root).at("create", &root)?;
                 Files::at(&root)
@@ -79,6 +97,10 @@ impl Store {
         if check_version(&files, &layout)? {
             complete(&files, &layout, read_only)?;
         } else {
+            check_empty(&files, &layout)?;
+            if begin == Begin::Nothing {
+                return Err(StoreError::NoStore { path: root, is_there: true });
+            }
             create(&files, &layout)?;
         }
         let waits = AtomicBool::new(!foreign);
@@ -233,8 +255,8 @@ fn is_missing(dir: &Path) -> bool {
     dir.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Makes the directories, then the version file: what has a version is whole.
-fn create(files: &Files, layout: &Layout) -> Result<()> {
+/// Refuses what has no version and holds something that lasts: a store that has lost its version.
+fn check_empty(files: &Files, layout: &Layout) -> Result<()> {
     let lasting = lasting(layout);
     for dir in &lasting {
         // Another process may have made the store, and used it, since we looked.
@@ -247,6 +269,11 @@ fn create(files: &Files, layout: &Layout) -> Result<()> {
             return Err(StoreError::NotWhole { path: layout.version(), reason });
         }
     }
+    Ok(())
+}
+
+/// Makes the directories, then the version file: what has a version is whole.
+fn create(files: &Files, layout: &Layout) -> Result<()> {
     for dir in private_directories(layout) {
         files.make_dirs(&dir).at("create", &dir)?;
     }
@@ -335,6 +362,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_store_that_is_to_be_there_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a/b");
+        for open in [Store::open_existing, Store::open_foreign] {
+            let error = open(&root).unwrap_err();
+            assert!(matches!(&error, StoreError::NoStore { is_there: false, .. }), "{error}");
+            assert!(error.to_string().contains(&root.display().to_string()), "{error}");
+            assert!(!dir.path().join("a").exists());
+            let error = open(dir.path()).unwrap_err();
+            assert!(matches!(&error, StoreError::NoStore { is_there: true, .. }), "{error}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        Store::open(&root).unwrap();
+        Store::open_existing(&root).unwrap();
+        // One that has lost its version is told as what it is.
+        fs::remove_file(root.join("store/version")).unwrap();
+        fs::create_dir(root.join("env/something")).unwrap();
+        assert!(matches!(Store::open_existing(&root), Err(StoreError::NotWhole { .. })));
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl BuildArgs {
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let report = Bars::on_stderr().showing_output(global.verbose());
-        let built = global.engine()?.build(&self.build.manifest, &self.build.options(), &report)?;
+        let built = global.engine_to_begin()?.build(&self.build.manifest, &self.build.options(), &report)?;
         let env = &built.metadata;
         if global.json() {
             ui::json(&json!({

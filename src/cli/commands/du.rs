@@ -17,8 +17,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let engine = global.engine()?;
         if let Some(env) = &self.env {
+            let engine = global.engine()?;
             let (usage, snapshots) = engine.usage_of(&engine.find(env)?)?;
             if global.json() {
                 ui::json(&json!({ "environment": usage, "snapshots": snapshots }))?;
@@ -27,7 +27,10 @@ impl Args {
             environments(&[usage])?;
             return self::snapshots(&snapshots);
         }
-        let (usages, unreadable) = engine.usage()?;
+        let (usages, unreadable) = match global.engine_if_any()? {
+            Some(engine) => engine.usage()?,
+            None => Default::default(),
+        };
         if global.json() {
             ui::json(&usages)?;
         } else {

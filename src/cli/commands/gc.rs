@@ -1,12 +1,13 @@
+use karapace_store::gc::GcReport;
 use karapace_store::inode::Timestamp;
 use serde_json::json;
 use std::time::Duration;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
-use crate::engine::Report;
 use crate::engine::gc::collect;
 use crate::engine::keep::{Expiry, Keep, parse_age};
+use crate::engine::{Engine, Report};
 
 /// Remove from the store what no environment uses
 ///
@@ -31,17 +32,24 @@ impl Args {
         self.dry_run
     }
 
-    pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let engine = global.engine()?;
-        let bars = Bars::stoppable();
+    fn collect(&self, engine: &Engine, bars: &Bars) -> Result<(Expiry, GcReport), Failure> {
         let keep = Keep { last: self.keep_last, within: self.keep_within };
         let expiry = if keep.last.is_some() || keep.within.is_some() {
-            engine.expire(&keep, Timestamp::now(), self.dry_run, &bars)?
+            engine.expire(&keep, Timestamp::now(), self.dry_run, bars)?
         } else {
             Expiry::default()
         };
-        let mut report = collect(&engine, self.dry_run, &bars)?;
+        let mut report = collect(engine, self.dry_run, bars)?;
         report.bytes += expiry.bytes;
+        Ok((expiry, report))
+    }
+
+    pub fn run(&self, global: &Global) -> Result<(), Failure> {
+        let bars = Bars::stoppable();
+        let (expiry, report) = match global.engine_if_any()? {
+            Some(engine) => self.collect(&engine, &bars)?,
+            None => Default::default(),
+        };
         if global.json() {
             ui::json(&json!({
                 "dry_run": self.dry_run, "snapshots": expiry.snapshots, "objects": report.objects, "layers": report.layers,

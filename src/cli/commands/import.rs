@@ -40,7 +40,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let engine = global.engine()?;
+        // An overlay's upper belongs to an environment that is there.
+        let engine = if self.onto.is_some() { global.engine()? } else { global.engine_to_begin()? };
         let mounts = if self.cross_mounts { Mounts::TakeIn } else { Mounts::LeaveOut };
         let imported = match &self.onto {
             None => engine.import(&self.image, &self.name, self.offline, mounts, &Bars::on_stderr())?,

@@ -8,7 +8,10 @@ pub struct Args {}
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let (environments, unreadable) = global.engine()?.list()?;
+        let (environments, unreadable) = match global.engine_if_any()? {
+            Some(engine) => engine.list()?,
+            None => Default::default(),
+        };
         if global.json() {
             ui::json(&environments)?;
         } else if global.quiet() {

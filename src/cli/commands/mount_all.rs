@@ -24,7 +24,7 @@ impl All<'_> {
         if self.background_child {
             return self.run_background(global);
         }
-        let engine = global.engine()?;
+        let engine = all_of(global)?;
         let dir = self.dir()?;
         if self.install_unit {
             return install_unit(global, &engine, &dir);
@@ -65,7 +65,7 @@ impl All<'_> {
         nix::unistd::setsid().map_err(std::io::Error::from)?;
         process::become_server().map_err(std::io::Error::from)?;
         process::lift_limits().map_err(std::io::Error::from)?;
-        let engine = global.engine()?;
+        let engine = all_of(global)?;
         let dir = self.dir()?;
         std::env::set_current_dir("/")?;
         let mut ready = |dir: &Path| {
@@ -73,6 +73,14 @@ impl All<'_> {
             tell_ready(dir)
         };
         Ok(engine.mount_all(&dir, global.verbose(), &mut ready, &|text| tracing::warn!("{text}"))?)
+    }
+}
+
+/// The store whose environments are mounted as they come: the user's may be begun later. One that is named must be there.
+fn all_of(global: &Global) -> Result<Engine, Failure> {
+    match global.engine_if_any()? {
+        Some(engine) => Ok(engine),
+        None => global.engine_to_begin(),
     }
 }
 
@@ -95,7 +103,10 @@ fn install_unit(global: &Global, engine: &Engine, dir: &Path) -> Result<(), Fail
 
 /// Unmounts everything.
 pub(super) fn umount_all(global: &Global) -> Result<(), Failure> {
-    let (done, failed) = global.engine()?.umount_all()?;
+    let (done, failed) = match global.engine_if_any()? {
+        Some(engine) => engine.umount_all()?,
+        None => Default::default(),
+    };
     if global.json() {
         let dirs: Vec<String> = done.iter().map(|dir| dir.display().to_string()).collect();
         ui::json(&json!({ "dirs": dirs, "failed": failed }))?;

@@ -32,7 +32,7 @@ impl Args {
             return self.check(global);
         }
         let report = Bars::on_stderr();
-        let pinned = global.engine()?.pin(&self.manifest, self.write_lock, self.offline, &report)?;
+        let pinned = global.engine_to_begin()?.pin(&self.manifest, self.write_lock, self.offline, &report)?;
         if global.json() {
             let lock = pinned.lock.map(|path| path.display().to_string());
             ui::json(&json!({ "image": pinned.image, "changed": pinned.changed, "lock": lock }))?;

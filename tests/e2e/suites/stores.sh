@@ -197,7 +197,53 @@ owners() {
     fi
 }
 
+# With --store, the variable, and as the default; what a reading or acting command meets is left as it is.
+missing_store() {
+    local command empty=$TMPDIR/empty typo=$TMPDIR/typo/store
+    mkdir "$empty"
+    echo mine >"$empty/file"
+    for command in list du gc 'gc --dry-run' verify-store 'verify-store --repair' 'inspect dev' 'diff dev' 'snapshots dev' \
+        'export dev' 'mount dev' 'mount --all' 'umount dev' 'umount --all' "umount --force $TMPDIR" 'commit dev' 'restore dev base' \
+        'clone dev --name two' 'rename dev two' 'freeze dev' 'archive dev' 'destroy dev -y' 'stop dev' 'export-app dev x' \
+        "import $BASE --onto dev --name two" '--foreign-store list'; do
+        # shellcheck disable=SC2086 # several words
+        refused karapace --store "$typo" $command
+        says "there is no store at $typo"
+        says 'karapace import'
+        # shellcheck disable=SC2086 # several words
+        KARAPACE_STORE=$empty refused karapace $command
+        says "$empty holds no store"
+        equal "$command" file "$(ls -A "$empty")"
+        [ ! -e "$TMPDIR/typo" ] || wrong "$command made a directory"
+    done
+    for command in 'exec dev true' 'enter dev'; do
+        # shellcheck disable=SC2086 # several words
+        status_of 125 karapace --store "$typo" $command
+    done
+    karapace --store "$typo" doctor || true
+    status_of 1 karapace --json --store "$typo" list 2>"$TMPDIR/said"
+    has '"kind":"not-found"' <"$TMPDIR/said"
+    # The user's own, which need not be there.
+    mkdir "$TMPDIR/newcomer"
+    export HOME=$TMPDIR/newcomer
+    unset KARAPACE_STORE XDG_DATA_HOME
+    equal list '[]' "$(karapace --json list)"
+    equal du '[]' "$(karapace --json du)"
+    karapace list | has NAME
+    karapace gc | has '^0 objects'
+    karapace verify-store
+    karapace umount --all
+    refused karapace inspect dev
+    says "there is no store at $HOME/.local/share/karapace"
+    equal "the home directory" "" "$(ls -A "$HOME")"
+    [ ! -e "$TMPDIR/typo" ] || wrong "something made a directory"
+    # What begins one.
+    karapace --store "$typo" import "$BASE" --name dev
+    karapace --store "$typo" list | has dev
+}
+
 need "an environment" setup
+check "a store that is not there is not made by commands that act on one" missing_store
 check "a store on a read-only file system is read, and nothing else" read_only
 check "a store on a full file system says so, stays whole, and goes on when there is room" full
 check "directories that are missing are missed, or made again where nothing was lost" parts_are_missing
