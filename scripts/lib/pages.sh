@@ -2,7 +2,7 @@
 # Checks of pages in docs/ that name tests. Sourced after common.sh, in the root of the tree.
 
 # test_exists NAME: a test as the pages name it. `e2e SUITE: CHECK`; `runtime: NAME`, one of tests/runtime; else a path of modules and
-# the test's function: of a crate's own tests (fs::, engine::, process::, runtime::) or of tests/ in fs or here.
+# the test's function: of a crate's own tests (store::, fs::, engine::, process::, runtime::) or of tests/ in fs or here.
 test_exists() {
     local suite title module file
     case $1 in
@@ -18,7 +18,7 @@ test_exists() {
         ;;
     esac
     module=$(printf '%s' "${1%::*}" | sed 's,::,/,g')
-    for file in "fs/src/${module#fs/}.rs" "src/$module.rs" "src/$module/tests.rs" "fs/tests/$module.rs" "tests/$module.rs" "tests/$module/main.rs"; do
+    for file in "store/src/${module#store/}.rs" "fs/src/${module#fs/}.rs" "src/$module.rs" "src/$module/tests.rs" "fs/tests/$module.rs" "tests/$module.rs" "tests/$module/main.rs"; do
         grep -A3 '#\[test\]' "$file" 2>/dev/null | grep -q "fn ${1##*::}()" && return
     done
     return 1
@@ -32,7 +32,7 @@ promises_page() {
             echo "$page names a test that does not exist: $name"
             status=1
         }
-    done < <(grep -oE '`((e2e [a-z-]+|runtime): [^`]+|(model|view|mount|kernel|concurrency|fs|engine|image|escapes|process|runtime)(::[a-z0-9_]+)+)`' "$page" | tr -d '`' | sort -u)
+    done < <(grep -oE '`((e2e [a-z-]+|runtime): [^`]+|(model|view|mount|kernel|concurrency|store::[a-z0-9_]+|fs|engine|image|escapes|process|runtime)(::[a-z0-9_]+)+)`' "$page" | tr -d '`' | sort -u)
     while read -r row; do
         echo "$page: a promise without a test: $row"
         status=1
