@@ -106,9 +106,8 @@ impl Engine {
         step("replace.old", &old_dir)?;
         Metadata::delete(self.store(), &old.instance)?;
         drop(names);
-        let removed = fail::point("replace.dir").and_then(|()| self.store().files().remove_tree(&old_dir));
+        let removed = fail::point("replace.dir").and_then(|()| self.remove_env_dir(&old_dir, lock));
         removed.map_err(|e| Error::io("remove", &old_dir, e))?;
-        drop(lock);
         intent.finish()?;
         Ok(metadata)
     }
