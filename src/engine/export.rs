@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use karapace_store::atomic::{become_like, fsync_dir};
+use karapace_store::atomic::{become_like, fsync_name};
 use karapace_store::compress::{Compression, Compressor};
 use karapace_store::error::{IoContext as _, StoreError};
 use karapace_store::id::{InstanceId, LayerHash, ObjectId};
@@ -379,7 +379,7 @@ fn write_file<T>(
             let (made, file) = buffered(file, compression, path, source)?;
             file.sync_all().at("write", path)?;
             name_file(&file, parent, path)?;
-            fsync_dir(parent)?;
+            fsync_name(parent, &file)?;
             return Ok(made);
         }
         // Not every file system has files without a name.
@@ -394,8 +394,8 @@ fn write_file<T>(
     like_old(temporary.as_file())?;
     let (made, temporary) = buffered(temporary, compression, path, source)?;
     temporary.as_file().sync_all().at("write", path)?;
-    temporary.persist(path).map_err(|e| e.error).at("rename a file to", path)?;
-    fsync_dir(parent)?;
+    let file = temporary.persist(path).map_err(|e| e.error).at("rename a file to", path)?;
+    fsync_name(parent, &file)?;
     Ok(made)
 }
 

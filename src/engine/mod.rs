@@ -62,6 +62,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karapace_store::Store;
+use karapace_store::durability::{Doubt, FileSystem};
 use karapace_store::error::StoreError;
 use karapace_store::id::InstanceId;
 use karapace_store::metadata::Metadata;
@@ -122,6 +123,17 @@ impl Engine {
     /// The store.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// What its user should know of how durable the store is where it lies. That it lies in memory is left out unless `all` is asked for.
+    ///
+    /// # Errors
+    /// When its file system cannot be looked at.
+    pub fn durability_remarks(&self, all: bool) -> Result<Vec<String>> {
+        let found = self.store.file_systems()?.iter();
+        let found = found.filter(|found| all || found.doubt != Some(Doubt::Memory));
+        let place = self.root.display();
+        Ok(found.filter_map(FileSystem::remark).map(|said| format!("the store {place}: {said}")).collect())
     }
 
     /// The store's root directory, absolute.

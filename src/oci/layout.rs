@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use karapace_store::atomic::fsync_dir;
+use karapace_store::atomic::{fsync_dir, fsync_name};
 use karapace_store::compress::{Compression, Compressor};
 use karapace_store::error::{IoContext as _, Result, StoreError};
 use karapace_store::inode::Timestamp;
@@ -178,7 +178,9 @@ impl Directory {
         fs::rename(self.dir.path(), &self.target).at("create", &self.target)?;
         // It has its name now: there is nothing left to remove.
         drop(self.dir.keep());
-        fsync_dir(parent(&self.target))
+        let inside = self.target.join("oci-layout");
+        fsync_name(parent(&self.target), &File::open(&inside).at("open", &inside)?)?;
+        Ok(())
     }
 }
 

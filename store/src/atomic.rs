@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
-use crate::files::Files;
+use crate::files::{self, Files};
 
 /// Replaces `path` by a file (mode 0600) with these bytes: a reader sees the old or the new content, whole.
 /// Durable on return. The directory must exist. For files that are in no store: in one, [`Files::write`].
@@ -51,9 +51,9 @@ fn replace(path: &Path, bytes: &[u8], permissions: Permissions, like: Option<&Me
     }
     fail::point("file.sync").and_then(|()| temp.as_file().sync_all()).at("sync", temp.path())?;
     fail::point("file.rename").at("replace", path)?;
-    temp.persist(path).map_err(|error| error.error).at("replace", path)?;
+    let file = temp.persist(path).map_err(|error| error.error).at("replace", path)?;
     fail::point("file.sync-dir").at("sync", dir)?;
-    fsync_dir(dir)
+    fsync_name(dir, &file)
 }
 
 /// Gives a new file the owner and the mode of the one that it replaces. An owner whom the caller may not name is left: the file is
@@ -84,6 +84,11 @@ pub fn sweep_temporary(files: &Files, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the name durable that an open file has got in the directory `path`, which is in no store.
+pub fn fsync_name(path: &Path, file: &File) -> Result<()> {
+    File::open(path).and_then(|dir| files::sync_name(&dir, file)).at("sync", path)
 }
 
 /// Makes the entries of the directory `path`, which is in no store, durable.

@@ -21,6 +21,7 @@ use nix::sys::time::TimeSpec;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::atomic::TEMP_PREFIX;
+use crate::durability::may_ignore_names;
 use crate::error::{IoContext, Result};
 use crate::fail;
 use crate::id::{ObjectId, random_name};
@@ -330,6 +331,25 @@ impl Files {
         self.open_dir(path).and_then(|dir| dir.sync_all()).at("sync", path)
     }
 
+    /// Makes the name durable that an open file has got in a directory.
+    pub fn sync_name(&self, dir: &Path, file: &File) -> io::Result<()> {
+        sync_name(&self.open_dir(dir)?, file)
+    }
+
+    /// Makes the entries of a directory durable where there is no file at hand that has got its name there: after a removal. Where
+    /// the sync of a directory may do nothing, a new file is synced: what happened before is written with it.
+    pub fn sync_dir_surely(&self, path: &Path) -> Result<()> {
+        let dir = self.open_dir(path).at("open", path)?;
+        dir.sync_all().at("sync", path)?;
+        if may_ignore_names(&dir).at("look at the file system of", path)? {
+            let marker = path.join(format!("{TEMP_PREFIX}{}", random_name()?));
+            let synced = self.make(&marker).and_then(|file| file.sync_all());
+            self.remove(&marker).at("remove", &marker)?;
+            synced.at("sync", &marker)?;
+        }
+        Ok(())
+    }
+
     /// Replaces a file by one with these bytes: a reader sees the old or the new content, whole. Durable on return. The directory
     /// must exist.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
@@ -344,7 +364,7 @@ impl Files {
             return Err(error);
         }
         fail::point("file.sync-dir").at("sync", dir)?;
-        self.sync_dir(dir)
+        self.sync_name(dir, &file).at("sync", dir)
     }
 
     fn fill(&self, file: &mut File, bytes: &[u8], temp: &Path, path: &Path) -> Result<()> {
@@ -414,6 +434,13 @@ impl Files {
             errno => errno.into(),
         })
     }
+}
+
+/// Makes the name durable that a file has got in a directory, both open.
+pub(crate) fn sync_name(dir: &File, file: &File) -> io::Result<()> {
+    dir.sync_all()?;
+    // The file's own sync brings its name along, once it has it.
+    if may_ignore_names(dir)? { file.sync_all() } else { Ok(()) }
 }
 
 /// The error for what karapace has not made.

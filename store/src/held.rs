@@ -164,7 +164,7 @@ fn write(files: &Files, path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
     fail::point("held.write").and_then(|()| file.write_all(&bytes)).at("write", &temp)?;
     file.sync_data().at("sync", &temp)?;
     fail::point("held.rename").and_then(|()| files.rename(&temp, path)).at("rename", &temp)?;
-    files.sync_dir(dir)?;
+    files.sync_name(dir, &file).at("sync", dir)?;
     Ok(file)
 }
 

@@ -8,6 +8,7 @@ pub mod codec;
 pub mod compress;
 pub mod content;
 pub mod deep;
+pub mod durability;
 pub mod error;
 pub mod fail;
 pub mod files;

@@ -210,7 +210,7 @@ impl Metadata {
         match fail::point("metadata.delete").and_then(|()| store.files().remove(&path)) {
             Ok(()) => {
                 fail::point("metadata.deleted").at("remove", &path)?;
-                store.files().sync_dir(&store.layout().metadata())
+                store.files().sync_dir_surely(&store.layout().metadata())
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(StoreError::missing("environment", instance))

@@ -4,11 +4,12 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+use crate::durability::FileSystem;
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::files::{Files, user_name};
 use crate::layout::Layout;
@@ -34,6 +35,8 @@ pub struct Store {
     read_only: bool,
     /// It is another user's.
     foreign: bool,
+    /// What it lies on; looked at once, when somebody asks.
+    file_systems: OnceLock<Vec<FileSystem>>,
 }
 
 impl Store {
@@ -104,7 +107,13 @@ impl Store {
             create(&files, &layout)?;
         }
         let waits = AtomicBool::new(!foreign);
-        Ok(Arc::new(Store { objects: Objects::new(layout, files), waits, read_only, foreign }))
+        Ok(Arc::new(Store {
+            objects: Objects::new(layout, files),
+            waits,
+            read_only,
+            foreign,
+            file_systems: OnceLock::new(),
+        }))
     }
 
     /// Its files that are no objects.
@@ -121,6 +130,19 @@ impl Store {
     /// nothing.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// The file systems that it lies on: first that of the objects and records, then, where it is another one, that of the
+    /// environments' changes.
+    ///
+    /// # Errors
+    /// When one cannot be looked at.
+    pub fn file_systems(&self) -> Result<&[FileSystem]> {
+        if let Some(known) = self.file_systems.get() {
+            return Ok(known);
+        }
+        let found = FileSystem::of_store(self.files(), self.layout())?;
+        Ok(self.file_systems.get_or_init(|| found))
     }
 
     /// Whether a lock that another process holds is waited for (as it is unless this is called) or is an error at once.

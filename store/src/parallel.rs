@@ -10,11 +10,22 @@ const THREADS: usize = 4;
 /// So many items are worth a thread of their own.
 const SHARE: usize = 64;
 
+/// Threads at most for work that waits for the disk: file systems write for many who wait at once.
+const WAITING: usize = 8;
+
 /// Calls `work` with the items in as many pieces as there are processors to work on them, each on a thread, and gives the answers in
 /// the order of the pieces. Few items are worked on here.
 pub fn in_pieces<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = processors.min(THREADS).min(items.len() / SHARE);
+    on_threads(items, processors.min(THREADS).min(items.len() / SHARE), work)
+}
+
+/// The same for work that waits for the disk with each item.
+pub fn in_waiting_pieces<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
+    on_threads(items, WAITING.min(items.len()), work)
+}
+
+fn on_threads<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     if threads < 2 {
         return vec![work(items)];
     }
@@ -33,9 +44,10 @@ mod tests {
     fn every_item_is_worked_on_once_and_in_order() {
         for count in [0, 1, SHARE, 2 * SHARE, 10 * SHARE + 7] {
             let items: Vec<usize> = (0..count).collect();
-            let doubled: Vec<usize> =
-                in_pieces(&items, |piece| piece.iter().map(|n| n * 2).collect::<Vec<_>>()).concat();
-            assert_eq!(doubled, (0..count).map(|n| n * 2).collect::<Vec<_>>());
+            let double = |piece: &[usize]| piece.iter().map(|n| n * 2).collect::<Vec<_>>();
+            let doubled = items.iter().map(|n| n * 2).collect::<Vec<_>>();
+            assert_eq!(in_pieces(&items, double).concat(), doubled);
+            assert_eq!(in_waiting_pieces(&items, double).concat(), doubled);
         }
     }
 }

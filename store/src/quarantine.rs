@@ -47,7 +47,8 @@ impl Kind {
 pub fn set_aside(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
     let (to, files) = (place(store, kind, name)?, store.files());
     files.rename(file, &to).at("rename", file)?;
-    to.parent().map_or(Ok(()), |dir| files.sync_dir(dir))?;
+    let moved = files.open_object(&to).at("open", &to)?;
+    to.parent().map_or(Ok(()), |dir| files.sync_name(dir, &moved)).at("sync", &to)?;
     file.parent().map_or(Ok(()), |dir| files.sync_dir(dir))?;
     Ok(to)
 }

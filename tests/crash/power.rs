@@ -170,6 +170,13 @@ impl Mounted {
         run(Command::new("mount").args(["-o", options]).arg(image).arg(dir)).expect("mount");
         Mounted { dir: dir.to_owned() }
     }
+
+    /// `below` once more, passed through by a FUSE server.
+    fn passed_through(below: &Path, dir: &Path) -> Mounted {
+        fs::create_dir_all(dir).expect("a directory");
+        run(Command::new("bindfs").arg(below).arg(dir)).expect("bindfs (the package bindfs)");
+        Mounted { dir: dir.to_owned() }
+    }
 }
 
 impl Drop for Mounted {
@@ -225,8 +232,24 @@ fn workload(session: &mut Session, random: &mut Random, operations: usize) -> Ch
     Ok(())
 }
 
+/// What lies between the store and the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Host {
+    /// ext4 with these mount options.
+    Ext4(&'static str),
+    /// That, and a FUSE server above it, which the kernel asks neither for syncfs nor, as most have none, for fsync of directories.
+    Bindfs(&'static str),
+}
+
+impl Host {
+    fn options(self) -> &'static str {
+        let (Host::Ext4(options) | Host::Bindfs(options)) = self;
+        options
+    }
+}
+
 /// Runs a workload on a disk and cuts the power so many times; each time what is left is looked at afterwards.
-fn power_cuts(seed: u64, options: &str, cuts: usize) {
+fn power_cuts(seed: u64, host: Host, cuts: usize) {
     let scratch =
         tempfile::Builder::new().prefix("karapace-power-").tempdir_in("/dev/shm").expect("/dev/shm");
     let disk = Disk::formatted(scratch.path(), SIZE).expect("a disk");
@@ -234,10 +257,12 @@ fn power_cuts(seed: u64, options: &str, cuts: usize) {
     fs::create_dir(&served).expect("a directory");
     let serving = disk.serve(&served).expect("the disk");
     let mut random = Random::new(seed ^ 0x30b);
-    let what = format!("power cuts (seed {seed}, {options})");
+    let what = format!("power cuts (seed {seed}, {host:?})");
     let (history, taken) = {
-        let mounted = Mounted::new(&served.join("image"), &scratch.path().join("host"), options);
-        let mut session = Session::at(&mounted.dir, seed);
+        let mounted = Mounted::new(&served.join("image"), &scratch.path().join("host"), host.options());
+        let through = matches!(host, Host::Bindfs(_))
+            .then(|| Mounted::passed_through(&mounted.dir, &scratch.path().join("through")));
+        let mut session = Session::at(&through.as_ref().unwrap_or(&mounted).dir, seed);
         let history = Arc::new(Mutex::new(History::default()));
         history.lock().expect("history").begin_durable(&session.model);
         history.lock().expect("history").end();
@@ -318,13 +343,22 @@ fn check_cut(session: &mut Session, history: &History, cut: &Cut) -> Check<()> {
     session.check_all(1)
 }
 
+fn power_cuts_on(rounds: u64, cuts: usize, hosts: &[Host]) {
+    need_root();
+    let on = |seed| hosts.iter().map(move |host| (seed, *host));
+    let work: Vec<(u64, Host)> = seeds(rounds).into_iter().flat_map(on).collect();
+    side_by_side(&work, |(seed, host)| power_cuts(*seed, *host, cuts));
+}
+
 #[test]
 fn power_cuts_at_random_times() {
-    need_root();
     let (rounds, cuts) = if long() { (8, 60) } else { (1, 8) };
-    let work: Vec<(u64, &str)> = seeds(rounds)
-        .into_iter()
-        .flat_map(|seed| ["loop,commit=1", "loop,commit=1,nodelalloc"].map(|options| (seed, options)))
-        .collect();
-    side_by_side(&work, |(seed, options)| power_cuts(*seed, options, cuts));
+    power_cuts_on(rounds, cuts, &["loop,commit=1", "loop,commit=1,nodelalloc"].map(Host::Ext4));
+}
+
+/// ext4 commits its journal by itself as seldom as it does on a machine of a user.
+#[test]
+fn power_cuts_on_a_fuse_file_system() {
+    let (rounds, cuts) = if long() { (8, 60) } else { (1, 16) };
+    power_cuts_on(rounds, cuts, &["loop", "loop,nodelalloc"].map(Host::Bindfs));
 }

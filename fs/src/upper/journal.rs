@@ -71,7 +71,7 @@ impl Journal {
             file.sync_all()?;
             files.rename(&temp, path)?;
             if let Some(dir) = path.parent() {
-                files.open_dir(dir)?.sync_all()?;
+                files.sync_name(dir, &file)?;
             }
             Ok(file)
         };

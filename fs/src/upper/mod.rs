@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use karapace_store::atomic;
+use karapace_store::durability::{Barrier, FileSystem};
 use karapace_store::fail;
 use karapace_store::files::Files;
 use parking_lot::Mutex;
@@ -366,10 +367,17 @@ impl Upper {
         !safe.is_empty()
     }
 
-    /// Makes everything durable that was ever written to the upper's file system.
-    pub fn sync_all_data(&self) -> Result<()> {
+    /// Makes everything durable that was ever written to the upper's file system; false, and nothing is done, where that takes a
+    /// sync of each file.
+    pub fn sync_all_data(&self) -> Result<bool> {
         let dir = self.files.open_dir(&self.dir).map_err(|e| Error::host("open", &self.dir, e))?;
-        nix::unistd::syncfs(&dir).map_err(|e| Error::host("sync the file system of", &self.dir, e.into()))
+        let found = FileSystem::of(&dir);
+        let found = found.map_err(|e| Error::host("look at the file system of", &self.dir, e))?;
+        if found.barrier != Barrier::Whole {
+            return Ok(false);
+        }
+        let synced = nix::unistd::syncfs(&dir);
+        synced.map_err(|e| Error::host("sync the file system of", &self.dir, e.into())).map(|()| true)
     }
 
     /// Whether the journal has grown so far that a checkpoint pays.

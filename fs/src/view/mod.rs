@@ -384,7 +384,9 @@ impl View {
         let Some(upper) = self.upper.as_ref().filter(|_| !self.is_read_only()) else { return Ok(()) };
         upper.data.drop_ahead();
         let fresh = self.fresh_files()?;
-        upper.sync_all_data()?;
+        if !upper.sync_all_data()? {
+            self.sync_each(upper, &fresh)?;
+        }
         let mut state = self.state.write();
         fresh.iter().for_each(|found| found.drop_fresh(&mut state));
         drop(state);

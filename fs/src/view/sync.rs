@@ -7,6 +7,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use karapace_store::inode::Ino;
+use karapace_store::parallel::in_waiting_pieces;
 
 use crate::error::{Error, Result};
 use crate::upper::Upper;
@@ -93,6 +94,27 @@ impl View {
             node.unsynced = true;
         }
         synced
+    }
+
+    /// Syncs every file that was written since its last sync, and those that are given, each by itself.
+    pub(super) fn sync_each(&self, upper: &Upper, fresh: &[ToSync]) -> Result<()> {
+        let unsynced = |node: &Node| node.unsynced && !node.is_orphan();
+        let all = self.state.read();
+        let files: Vec<Ino> = all.dirty_nodes().filter(|(_, n)| unsynced(n)).map(|(ino, _)| ino).collect();
+        drop(all);
+        let sync = |files: &[Ino]| {
+            files.iter().try_for_each(|ino| {
+                let found = {
+                    let mut state = self.state.write();
+                    let node = state.node_mut(*ino)?;
+                    node.unsynced = false;
+                    ToSync::of(upper, node)?
+                };
+                found.map_or(Ok(()), |found| self.sync_data(upper, &found))
+            })
+        };
+        in_waiting_pieces(&files, sync).into_iter().collect::<Result<()>>()?;
+        fresh.iter().try_for_each(|found| upper.data.sync_with_name(&found.data, &found.file))
     }
 
     /// Journals that the blocks count which were fresh when the sync began that is through now.

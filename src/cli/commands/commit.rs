@@ -27,6 +27,9 @@ impl Args {
         let env = engine.find(&self.env)?;
         let outcome =
             engine.commit(&env, &ui::bytes(&self.paths), self.name.as_deref(), self.message.as_deref())?;
+        if outcome.created {
+            engine.durability_remarks(false)?.iter().for_each(|said| ui::remark(said));
+        }
         if global.json() {
             ui::json(&outcome)?;
             return Ok(());

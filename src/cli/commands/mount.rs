@@ -97,6 +97,9 @@ impl Args {
         let env = engine.find(self.env.as_deref().unwrap_or_default())?;
         let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
         let options = self.options(dir);
+        if !self.read_only && self.snapshot.is_none() {
+            engine.durability_remarks(true)?.iter().for_each(|said| ui::remark(said));
+        }
         if self.foreground {
             return Ok(engine.serve(&env.instance, &options, &mut |dir| {
                 ui::remark(&format!("{} is mounted at {}", env.name, dir.display()));

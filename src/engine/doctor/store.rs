@@ -1,13 +1,14 @@
 //! Where the store lies, and what stands in it.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use karapace_store::Store;
+use karapace_store::durability::{Barrier, FileSystem};
 use karapace_store::inode::Timestamp;
 use karapace_store::layout::Layout;
 use karapace_store::metadata::Metadata;
 use karapace_store::rfc3339;
-use nix::sys::statfs::statfs;
 use nix::sys::statvfs::statvfs;
 
 use super::Check;
@@ -47,28 +48,29 @@ fn store(root: &Path) -> Check {
 
 fn file_system(place: &Path) -> Check {
     const NAME: &str = "file system";
-    let magic = match statfs(place) {
-        Ok(stat) => stat.filesystem_type().0 as u64,
-        Err(errno) => {
-            return Check::warning(NAME, format!("unknown: {errno}"), "choose another with --store");
+    let found = match File::open(place).and_then(|dir| FileSystem::of(&dir)) {
+        Ok(found) => found,
+        Err(error) => {
+            return Check::warning(NAME, format!("unknown: {error}"), "choose another with --store");
         }
     };
     let mend = "put the store on a local file system: --store PATH, or KARAPACE_STORE";
-    match magic & 0xffff_ffff {
-        0xef53 => Check::ok(NAME, "ext4"),
-        0x5846_5342 => Check::ok(NAME, "xfs"),
-        0x9123_683e => Check::ok(NAME, "btrfs"),
-        0x2fc1_2fc1 => Check::ok(NAME, "zfs"),
-        0xca45_1a4e => Check::ok(NAME, "bcachefs"),
-        0xf2f5_2010 => Check::ok(NAME, "f2fs"),
-        0x0102_1994 => Check::warning(NAME, "tmpfs: gone with the next start of the machine", mend),
-        0x6969 => Check::warning(NAME, "nfs: slow, and its locks hold on one machine only", mend),
-        0xff53_4d42 | 0xfe53_4d42 => Check::warning(NAME, "cifs: slow, and without owners and modes", mend),
-        0x0102_1997 => Check::warning(NAME, "9p: slow, and without reliable locks", mend),
-        0x6573_5546 => Check::warning(NAME, "fuse: slow, and its promises are its server's", mend),
-        0x4d44 => Check::failed(NAME, "fat: has neither modes nor links", mend),
-        0x794c_7630 => Check::ok(NAME, "overlayfs"),
-        other => Check::ok(NAME, format!("type {other:#x}, which is not tested")),
+    let name = &found.name;
+    if matches!(name.as_str(), "vfat" | "msdos") {
+        return Check::failed(NAME, format!("{name}: has neither modes nor links"), mend);
+    }
+    let trait_of = match name.as_str() {
+        "nfs" | "nfs4" => Some("slow, and its locks hold on one machine only"),
+        "cifs" | "smb3" => Some("slow, and without owners and modes"),
+        "9p" => Some("slow, and without reliable locks"),
+        _ => None,
+    };
+    let mut said: Vec<String> = trait_of.map(|what| format!("{name}: {what}")).into_iter().collect();
+    said.extend(found.remark());
+    match said.is_empty() {
+        false => Check::warning(NAME, said.join("; "), mend),
+        true if found.barrier == Barrier::Whole => Check::ok(NAME, name),
+        true => Check::ok(NAME, format!("{name}: each file is synced by itself, which takes longer")),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Writing objects together, with one durability barrier.
 
+mod barriers;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, Permissions};
@@ -15,14 +17,12 @@ use nix::libc;
 use nix::unistd::{linkat, syncfs};
 
 use super::read_verified;
+use crate::durability::Barrier;
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
 use crate::id::{ObjectId, random_name};
 use crate::open::Store;
 use crate::parallel::in_pieces;
-
-/// Up to so many files (or directories) are synced one by one; more are cheaper by one syncfs.
-const FEW: usize = 8;
 
 /// After so many staged bytes the disk is set to work, so that the barrier at the end has little left to wait for.
 const EARLY: u64 = 64 << 20;
@@ -49,6 +49,8 @@ pub struct BatchStats {
 #[derive(Debug)]
 pub struct Batch {
     store: Arc<Store>,
+    /// How it is made durable.
+    barrier: Barrier,
     dir: PathBuf,
     /// `dir`, locked. Its descriptor is older than what is staged, so the system's sync through it tells of each error in
     /// writing that.
@@ -89,6 +91,7 @@ impl Batch {
     /// An empty batch.
     pub fn new(store: &Arc<Store>) -> Result<Batch> {
         let staging = store.layout().staging();
+        let barrier = store.file_systems()?.first().map_or(Barrier::Named, |found| found.barrier);
         loop {
             let dir = staging.join(random_name()?);
             store.files().make_dir(&dir).at("create", &dir)?;
@@ -108,6 +111,7 @@ impl Batch {
             fail::point("batch.stage").at("lock", &dir)?;
             return Ok(Batch {
                 store: Arc::clone(store),
+                barrier,
                 dir,
                 lock,
                 unwritten: 0,
@@ -218,20 +222,8 @@ impl Batch {
         fail::point("batch.sync").at("sync", &self.dir)?;
         self.make_durable(&staged)?;
         let (stats, new_dirs) = self.publish_all(&staged)?;
-        let mut dirs = std::mem::take(&mut self.skipped);
-        dirs.extend(staged.keys().map(|id| id.as_bytes()[0]));
-        let objects = self.store.layout().objects();
-        fail::point("batch.sync-names").at("sync", objects)?;
-        if dirs.len() > FEW {
-            self.syncfs()?;
-        } else {
-            for byte in dirs {
-                self.store.files().sync_dir(&objects.join(format!("{byte:02x}")))?;
-            }
-            if new_dirs {
-                self.store.files().sync_dir(objects)?;
-            }
-        }
+        fail::point("batch.sync-names").at("sync", self.store.layout().objects())?;
+        self.make_names_durable(&staged, new_dirs)?;
         fail::passed("batch.done");
         Ok(stats)
     }
@@ -356,22 +348,6 @@ impl Batch {
         let (number, _, mut target) = self.create()?;
         io::copy(&mut source, &mut target).at("copy", from)?;
         Ok(At::Staging(number))
-    }
-
-    /// The data barrier: contents are on disk before any name points at them.
-    fn make_durable(&self, staged: &HashMap<ObjectId, Staged>) -> Result<()> {
-        if staged.len() > FEW {
-            return self.syncfs();
-        }
-        for staged in staged.values() {
-            let path = self.path_of(staged);
-            self.open_staged(&path)?.sync_data().at("sync", &path)?;
-        }
-        Ok(())
-    }
-
-    fn syncfs(&self) -> Result<()> {
-        syncfs(&*self.lock).at("sync the file system of", &self.dir)
     }
 
     /// Gives an object its name, unless the store has it: another batch was faster, or nobody looked before.

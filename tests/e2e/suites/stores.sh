@@ -242,6 +242,59 @@ missing_store() {
     karapace --store "$typo" list | has dev
 }
 
+# Where the kernel does not ask for a sync of the whole: files are synced one by one, and it is said.
+on_a_fuse_file_system() {
+    local through=$TMPDIR/through env
+    mkdir -p "$TMPDIR/below" "$through" "$TMPDIR/mnt"
+    bindfs --no-allow-other "$TMPDIR/below" "$through"
+    export KARAPACE_STORE=$through/store
+    karapace import "$BASE" --name dev
+    # Warnings are none of its failures; what else this machine lacks is not the question.
+    karapace doctor >"$TMPDIR/refused" 2>&1 || true
+    says 'file system.*fuse.*each file is synced by itself.*up to its FUSE server'
+    karapace mount dev "$TMPDIR/mnt" 2>"$TMPDIR/refused"
+    says "$through/store: on fuse.* each file is synced by itself"
+    for env in {1..30}; do echo "$env" >"$TMPDIR/mnt/etc/new$env"; done
+    karapace commit dev --name many 2>"$TMPDIR/refused"
+    says "$through/store: on fuse.* each file is synced by itself"
+    karapace commit dev 2>"$TMPDIR/refused"
+    has "nothing has changed" "$TMPDIR/refused"
+    if has "synced" "$TMPDIR/refused"; then wrong "said where nothing was made"; fi
+    karapace --quiet umount dev
+    karapace --quiet mount dev "$TMPDIR/mnt" 2>"$TMPDIR/refused"
+    equal "what --quiet says" "" "$(cat "$TMPDIR/refused")"
+    echo later >"$TMPDIR/mnt/etc/file"
+    karapace commit dev --name later
+    karapace restore dev many
+    equal "the file" one "$(cat "$TMPDIR/mnt/etc/file")"
+    echo kept >"$TMPDIR/mnt/etc/kept"
+    karapace umount dev
+    karapace mount dev "$TMPDIR/mnt"
+    equal "what was written" "kept 30" "$(cat "$TMPDIR/mnt/etc/kept") $(cat "$TMPDIR/mnt/etc/new30")"
+    karapace umount dev
+    karapace gc
+    karapace verify-store
+    karapace destroy dev --snapshots --yes
+    umount "$through" 2>/dev/null || fusermount3 -u "$through"
+}
+
+# What is good is not talked about.
+on_a_known_file_system() {
+    copy_of known
+    karapace doctor >"$TMPDIR/refused" 2>&1 || true
+    case $(stat -f -c %T "$KARAPACE_STORE") in
+    ext2/ext3 | xfs | btrfs) ;;
+    *) echo "note: $TMPDIR is on none that is known as good" && return ;;
+    esac
+    if has "synced by itself" "$TMPDIR/refused"; then wrong "doctor warns"; fi
+    mkdir -p "$TMPDIR/mnt"
+    karapace mount dev "$TMPDIR/mnt" 2>"$TMPDIR/refused"
+    echo more >"$TMPDIR/mnt/etc/more"
+    karapace commit dev 2>>"$TMPDIR/refused"
+    if has "synced" "$TMPDIR/refused"; then wrong "a remark"; fi
+    karapace umount dev
+}
+
 need "an environment" setup
 check "a store that is not there is not made by commands that act on one" missing_store
 check "a store on a read-only file system is read, and nothing else" read_only
@@ -251,4 +304,6 @@ check "versions: older, newer, garbage, none" versions
 check "a file, no HOME, a path longer than a socket's address" places
 check "another host is refused by name, and its mark can be removed" another_host
 check "another user's store is refused with its owner, root's and to root" owners
+check "a store on a FUSE file system works; doctor, mount and commit say what it rests on" on_a_fuse_file_system
+check "a store on ext4, XFS or btrfs is not talked about" on_a_known_file_system
 finish_suite

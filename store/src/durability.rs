@@ -1,0 +1,240 @@
+//! How what is written to a file system gets to its disk for sure.
+//!
+//! syncfs(2) makes many files durable at once, where the file system does so; of others it is not known, or known not to be so: a FUSE
+//! server is not even asked. Names of directories likewise: a FUSE server without FSYNCDIR lets fsync of a directory succeed and do
+//! nothing. What is not known as good is not taken for good. docs/DURABILITY.md has the table with its sources.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::sys::statfs::{self, FsType, fstatfs};
+use rustix::fs::{AtFlags, StatxFlags};
+
+use crate::error::{IoContext as _, Result};
+use crate::files::Files;
+use crate::layout::Layout;
+
+/// What makes many files and their names durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// One syncfs.
+    Whole,
+    /// An fsync of each file, and of each directory.
+    Each,
+    /// An fsync of each file before it has its name and once more after it, for that of the directory may do nothing.
+    Named,
+}
+
+/// Why a power loss may take what was made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It is memory.
+    Memory,
+    /// It is served by a process, which may do nothing when it is asked.
+    Server,
+    /// It was mounted with this option, which makes a sync do less.
+    Option(&'static str),
+    /// Nobody has looked into it.
+    Unknown,
+}
+
+/// The file system that a directory lies on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its type as the table of mounts has it, such as `ext4` or `fuse.bindfs`; `type 0x…` where that table does not tell.
+    pub name: String,
+    /// What makes files in it durable.
+    pub barrier: Barrier,
+    /// What is to be said about it.
+    pub doubt: Option<Doubt>,
+}
+
+/// One line of the table of mounts.
+struct Mount<'a> {
+    kind: &'a str,
+    options: &'a str,
+}
+
+impl FileSystem {
+    /// That of an open file or directory.
+    pub fn of(file: &impl AsFd) -> io::Result<FileSystem> {
+        let magic = fstatfs(file)?.filesystem_type();
+        // A table that cannot be read tells nothing; then the type's number decides.
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+        Ok(match mount_of(&table, stat.stx_mnt_id) {
+            Some(mount) => FileSystem::judged(mount.kind, mount.options),
+            None => FileSystem::judged(&name_of(magic), ""),
+        })
+    }
+
+    /// By the names that the table of mounts has for type and options.
+    fn judged(name: &str, options: &str) -> FileSystem {
+        let (barrier, doubt) = match name {
+            "ext3" | "ext4" | "xfs" | "btrfs" | "f2fs" | "zfs" | "bcachefs" => (Barrier::Whole, None),
+            "tmpfs" | "ramfs" => (Barrier::Whole, Some(Doubt::Memory)),
+            "ext2" | "overlay" | "nfs" | "nfs4" | "ceph" | "virtiofs" | "9p" | "ecryptfs" => {
+                (Barrier::Each, None)
+            }
+            "fuse" | "fuseblk" => (Barrier::Named, Some(Doubt::Server)),
+            _ if name.starts_with("fuse.") => (Barrier::Named, Some(Doubt::Server)),
+            _ => (Barrier::Named, Some(Doubt::Unknown)),
+        };
+        let weak = [
+            "volatile",
+            "fsync=volatile",
+            "nobarrier",
+            "barrier=0",
+            "fsync_mode=nobarrier",
+            "journal_flush_disabled",
+            "nostrictsync",
+        ];
+        let weak = weak.into_iter().find(|weak| options.split(',').any(|option| option == *weak));
+        FileSystem { name: name.to_owned(), barrier, doubt: weak.map(Doubt::Option).or(doubt) }
+    }
+
+    /// What its user should know of durability; `None` where there is nothing to be said.
+    pub fn remark(&self) -> Option<String> {
+        let name = &self.name;
+        Some(match self.doubt? {
+            Doubt::Memory => format!("{name} is memory: nothing of it outlives the machine's next start"),
+            Doubt::Server => format!(
+                "on {name} each file is synced by itself, which takes longer, and what a power loss leaves is up to its FUSE server"
+            ),
+            Doubt::Option(option) => format!(
+                "{name} is mounted with {option}: what was committed may be lost or damaged by a power loss"
+            ),
+            Doubt::Unknown => format!(
+                "what {name} keeps over a power loss is not known: each file is synced by itself, which takes longer"
+            ),
+        })
+    }
+
+    /// Those of the directories of a store that may lie on different ones: of what it holds for good, and of environments' changes.
+    pub(crate) fn of_store(files: &Files, layout: &Layout) -> Result<Vec<FileSystem>> {
+        let mut all = Vec::new();
+        for dir in [layout.objects().to_owned(), layout.envs()] {
+            let open = files.open_dir(&dir).at("open", &dir)?;
+            let found = FileSystem::of(&open).at("look at the file system of", &dir)?;
+            if !all.contains(&found) {
+                all.push(found);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Those of whose directories an fsync is known to do what it says; ZFS and bcachefs have no name for their numbers.
+const KEEPS_NAMES: [FsType; 9] = [
+    statfs::EXT4_SUPER_MAGIC,
+    statfs::XFS_SUPER_MAGIC,
+    statfs::BTRFS_SUPER_MAGIC,
+    statfs::F2FS_SUPER_MAGIC,
+    statfs::TMPFS_MAGIC,
+    statfs::OVERLAYFS_SUPER_MAGIC,
+    statfs::NFS_SUPER_MAGIC,
+    FsType(0x2fc1_2fc1),
+    FsType(0xca45_1a4e),
+];
+
+/// Whether fsync of this directory may succeed and do nothing: asked for each sync of one, so of the type's number alone.
+pub(crate) fn may_ignore_names(dir: &File) -> io::Result<bool> {
+    Ok(!KEEPS_NAMES.contains(&fstatfs(dir)?.filesystem_type()))
+}
+
+/// The mount with this number.
+fn mount_of(table: &str, id: u64) -> Option<Mount<'_>> {
+    table.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        if before.split(' ').next()?.parse() != Ok(id) {
+            return None;
+        }
+        let mut fields = after.split(' ');
+        let kind = fields.next()?;
+        Some(Mount { kind, options: fields.nth(1).unwrap_or_default() })
+    })
+}
+
+/// The name of a type that has its number for itself: as ext2 has that of ext4, and virtiofs that of FUSE.
+fn name_of(magic: FsType) -> String {
+    match magic {
+        statfs::XFS_SUPER_MAGIC => "xfs".to_owned(),
+        statfs::BTRFS_SUPER_MAGIC => "btrfs".to_owned(),
+        statfs::TMPFS_MAGIC => "tmpfs".to_owned(),
+        statfs::OVERLAYFS_SUPER_MAGIC => "overlay".to_owned(),
+        statfs::FUSE_SUPER_MAGIC => "fuse".to_owned(),
+        FsType(number) => format!("type {:#x}", number as u32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel is not known to write with one syncfs is synced file by file.
+    #[test]
+    fn only_what_is_known_as_good_is_synced_as_a_whole() {
+        for name in ["ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs"] {
+            let found = FileSystem::judged(name, "rw,relatime");
+            assert_eq!((found.barrier, found.remark()), (Barrier::Whole, None), "{name}");
+        }
+        for name in ["ext2", "overlay", "nfs", "nfs4", "ceph", "virtiofs", "9p", "ecryptfs"] {
+            let found = FileSystem::judged(name, "rw");
+            assert_eq!((found.barrier, found.remark()), (Barrier::Each, None), "{name}");
+        }
+        for name in
+            ["fuse", "fuseblk", "fuse.bindfs", "fuse.mergerfs", "cifs", "fusefs-like", "type 0xef53", ""]
+        {
+            let found = FileSystem::judged(name, "rw");
+            assert_eq!(found.barrier, Barrier::Named, "{name}");
+            assert!(found.remark().is_some_and(|said| said.contains(name)), "{name}");
+        }
+        assert_eq!(FileSystem::judged("tmpfs", "rw").doubt, Some(Doubt::Memory));
+    }
+
+    #[test]
+    fn options_that_make_a_sync_do_less_are_told() {
+        for (name, options, found) in [
+            ("overlay", "rw,lowerdir=/a,upperdir=/volatile,workdir=/w", None),
+            ("overlay", "rw,lowerdir=/a,upperdir=/u,workdir=/w,volatile", Some("volatile")),
+            ("overlay", "rw,fsync=volatile", Some("fsync=volatile")),
+            ("ext4", "rw,barrier=0", Some("barrier=0")),
+            ("btrfs", "rw,nobarrier,space_cache=v2", Some("nobarrier")),
+            ("cifs", "rw,nostrictsync", Some("nostrictsync")),
+        ] {
+            let judged = FileSystem::judged(name, options);
+            assert_eq!(
+                judged.doubt.filter(|doubt| *doubt != Doubt::Unknown),
+                found.map(Doubt::Option),
+                "{options}"
+            );
+            assert!(found.is_none_or(|option| judged.remark().is_some_and(|said| said.contains(option))));
+        }
+    }
+
+    #[test]
+    fn the_table_of_mounts_is_read_by_number() {
+        let table = "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,barrier=0\n\
+                     212 21 0:50 / /a\\040b rw,nosuid shared:2 master:3 - fuse.bindfs /x\\040y rw,user_id=0\n\
+                     213 21 0:51 / /c rw - overlay overlay rw,volatile";
+        let read = |id| mount_of(table, id).map(|mount| (mount.kind, mount.options));
+        assert_eq!(read(21), Some(("ext4", "rw,barrier=0")));
+        assert_eq!(read(212), Some(("fuse.bindfs", "rw,user_id=0")));
+        assert_eq!(read(213), Some(("overlay", "rw,volatile")));
+        assert_eq!(read(2), None);
+    }
+
+    /// proc is none that anything lasts in, and there everywhere.
+    #[test]
+    fn an_open_directory_tells_its_own() {
+        let proc = FileSystem::of(&File::open("/proc").unwrap()).unwrap();
+        assert_eq!((proc.name.as_str(), proc.doubt), ("proc", Some(Doubt::Unknown)));
+        let dir = tempfile::tempdir().unwrap();
+        let found = FileSystem::of(&File::open(dir.path()).unwrap()).unwrap();
+        assert!(!found.name.is_empty());
+        assert!(may_ignore_names(&File::open("/proc").unwrap()).unwrap());
+        let known = found.barrier == Barrier::Whole;
+        assert!(!known || !may_ignore_names(&File::open(dir.path()).unwrap()).unwrap(), "{}", found.name);
+    }
+}
