@@ -3,7 +3,7 @@
 use karapace_store::inode::{FileKind, Ino, Timestamp};
 
 use crate::attr::{Attr, SetAttr, SetTime};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::upper::journal::Room;
 use crate::upper::record::Item;
 use crate::view::table::{State, attr_item};
@@ -17,6 +17,10 @@ impl View {
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let upper = self.writable()?;
         let _gate = self.gate.read();
+        // Kernels from 6.6 on refuse it themselves.
+        if set.mode.is_some() && self.state.read().node(ino)?.kind() == FileKind::Symlink {
+            return Err(Error::NotSupported);
+        }
         // A truncation must not cut under a write to the same file that is between two of its steps.
         let data = self.state.read().node(ino)?.file().and_then(|f| f.data().cloned());
         let _lock = data.as_ref().filter(|_| set.size.is_some()).map(|d| d.lock.lock());

@@ -275,9 +275,14 @@ impl Node {
             NodeBody::Dir(_) => 8,
             _ => 0,
         };
+        let mode = match m.kind() {
+            // Trees of older stores have links with the modes of archives; Linux gives one no other than this.
+            FileKind::Symlink => FileKind::Symlink.to_mode() | 0o777,
+            _ => m.mode,
+        };
         Attr {
             ino,
-            mode: m.mode,
+            mode,
             nlink: m.nlink,
             uid: m.uid,
             gid: m.gid,

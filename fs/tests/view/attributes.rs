@@ -1,9 +1,49 @@
 //! Attributes: times, extended attributes.
 
 use karapace_fs::attr::{SetAttr, SetTime};
-use karapace_store::inode::{ROOT_INO, Timestamp};
+use karapace_store::Store;
+use karapace_store::inode::{Body, InodeRecord, ROOT_INO, Timestamp, Xattrs};
+use karapace_store::object::Batch;
+use karapace_store::root::Root;
+use karapace_store::tree::{Entry, Target, write_dir};
 
-use crate::support::Env;
+use crate::support::{Env, head, open};
+
+/// Stores of before imports saw to it have links with the modes of archives. They stay as they are, and nobody sees it.
+#[test]
+fn a_symbolic_link_has_the_one_mode_of_links_whatever_the_tree_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let zero = Timestamp { secs: 0, nanos: 0 };
+    let record = |ino, mode, body| InodeRecord {
+        ino,
+        mode,
+        nlink: if ino == ROOT_INO { 2 } else { 1 },
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        xattrs: Xattrs::default(),
+        body,
+    };
+    let mut batch = Batch::new(&store).unwrap();
+    let link = record(2, libc::S_IFLNK | 0o644, Body::Symlink(b"target"[..].into()));
+    let entry = Entry { name: b"link"[..].into(), target: Target::Inode(link) };
+    let tree = write_dir(&mut batch, &mut [entry].into_iter()).unwrap().tree;
+    let inode = record(ROOT_INO, libc::S_IFDIR | 0o755, Body::Directory { tree, links: false });
+    let root = Root { inode, links: None, next_ino: 3 }.write(&mut batch).unwrap();
+    batch.commit().unwrap();
+    let view = open(&store, dir.path().join("store/upper"), head(root, 0));
+    let attr = view.lookup(ROOT_INO, b"link").unwrap();
+    assert_eq!((attr.mode, attr.size), (libc::S_IFLNK | 0o777, 6));
+    // A kernel of before 6.6 lets this come here.
+    let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    assert_eq!(view.setattr(attr.ino, &mode).unwrap_err().errno(), libc::EOPNOTSUPP);
+    let owner = SetAttr { uid: Some(7), ..SetAttr::default() };
+    assert_eq!(view.setattr(attr.ino, &owner).unwrap().mode, libc::S_IFLNK | 0o777);
+}
 
 #[test]
 fn times_are_kept_to_the_nanosecond() {
