@@ -6,6 +6,7 @@
 use std::io::{self, BufReader, Read};
 
 use super::header::{Header, flag};
+use super::member::{Member, MemberKind, device, id, kind};
 use super::pax::{MAX_PAX, Pax};
 use super::sparse::{self, Ranges};
 use super::{BLOCK, acl};
@@ -13,56 +14,6 @@ use crate::inode::Timestamp;
 
 /// The longest name that a GNU `L` or `K` header may carry.
 const MAX_LONG_NAME: u64 = 1 << 20;
-
-/// What a member of an archive is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemberKind {
-    /// A file with content.
-    Regular,
-    /// A further name of the member that `link` names.
-    HardLink,
-    /// A symbolic link to `link`.
-    Symlink,
-    /// A character device, numbered by `device`.
-    CharDevice,
-    /// A block device, numbered by `device`.
-    BlockDevice,
-    /// A directory.
-    Directory,
-    /// A named pipe.
-    Fifo,
-}
-
-/// One member's header, with everything that extended headers said of it.
-#[derive(Debug)]
-pub struct Member {
-    /// The name as the archive has it: any bytes but NUL, not normalised.
-    pub path: Vec<u8>,
-    /// The target of a hard link or a symbolic one, else empty.
-    pub link: Vec<u8>,
-    /// What it is.
-    pub kind: MemberKind,
-    /// Permission bits, 07777 at most.
-    pub mode: u32,
-    /// Owner, as a number; names in the archive are not looked at.
-    pub uid: u32,
-    /// Group, as a number.
-    pub gid: u32,
-    /// Modification time.
-    pub mtime: Timestamp,
-    /// Major and minor number of a device.
-    pub device: (u32, u32),
-    /// Extended attributes, ACLs among them, sorted by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The file's size in bytes, holes included.
-    pub size: u64,
-    /// Of a sparse file, the ranges (offset, length) that the body holds one after another.
-    pub ranges: Option<Vec<(u64, u64)>>,
-    /// Whether a name that looks like a whiteout is a name and no deletion: our own writer says so in a record.
-    pub literal: bool,
-    /// What could not be kept, in words for the user.
-    pub notes: Vec<String>,
-}
 
 /// What stops the reading of an archive.
 #[derive(Debug, thiserror::Error)]
@@ -167,7 +118,7 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         let mut local = Pax::default();
-        let (mut long_name, mut long_link) = (None, None);
+        let (mut long_name, mut long_link, mut solaris_acl) = (None, None, false);
         let first = self.offset;
         loop {
             let start = self.offset;
@@ -205,10 +156,19 @@ impl<R: Read> Reader<R> {
                     self.open_body(size);
                     self.skip_body()?;
                 }
+                flag::SOLARIS_ACL => {
+                    solaris_acl = true;
+                    self.open_body(size);
+                    self.skip_body()?;
+                }
                 _ => {
                     let mut pax = self.globals.clone();
                     pax.overlay(local);
-                    return self.member(&header, size, &pax, long_name, long_link, start).map(Some);
+                    let mut member = self.member(&header, size, &pax, long_name, long_link, start)?;
+                    if solaris_acl {
+                        member.notes.push("its ACL in the form of Solaris was left out".to_owned());
+                    }
+                    return Ok(Some(member));
                 }
             }
         }
@@ -234,10 +194,19 @@ impl<R: Read> Reader<R> {
         if path.contains(&0) || link.contains(&0) {
             return Err(broken("its name or its link's target holds a NUL byte"));
         }
-        let kind = kind(header.type_flag(), &path)
-            .ok_or_else(|| broken(&format!("its type {:?} is not known", char::from(header.type_flag()))))?;
+        let type_flag = header.type_flag();
+        if type_flag == flag::GNU_MULTI_VOLUME {
+            return Err(broken("it is continued from another volume: give all volumes as one archive"));
+        }
+        let known = kind(type_flag, &path);
+        // As POSIX has it for types that a reader does not know.
+        let kind = known.unwrap_or(MemberKind::Regular);
         let attributes = || -> Result<Member, &'static str> {
             let (mut xattrs, mut notes) = (pax.xattrs()?, Vec::new());
+            if known.is_none() {
+                let type_flag = type_flag.escape_ascii();
+                notes.push(format!("its type '{type_flag}' is not known, it was taken as a regular file"));
+            }
             acl::from_records(pax, &mut xattrs, &mut notes);
             let device = match kind {
                 MemberKind::CharDevice | MemberKind::BlockDevice => device(pax, header)?,
@@ -277,7 +246,7 @@ impl<R: Read> Reader<R> {
                 (member.size, member.ranges) = self.content(header, pax, stored).map_err(at)?;
             }
             // GNU tar and Go write a size with some of these but never a body; a dump directory's listing is skipped.
-            MemberKind::Directory if header.type_flag() == flag::GNU_DUMPDIR => self.open_body(stored),
+            MemberKind::Directory if type_flag == flag::GNU_DUMPDIR => self.open_body(stored),
             _ => {}
         }
         (member.path, member.link) = (path, link);
@@ -475,39 +444,4 @@ impl From<TarError> for Fault {
     fn from(error: TarError) -> Self {
         Self::Tar(error)
     }
-}
-
-fn kind(type_flag: u8, path: &[u8]) -> Option<MemberKind> {
-    Some(match type_flag {
-        // Before ustar a directory was a file with a slash at its end.
-        0 | flag::REGULAR if path.ends_with(b"/") => MemberKind::Directory,
-        0 | flag::REGULAR | flag::CONTIGUOUS | flag::GNU_SPARSE => MemberKind::Regular,
-        flag::HARD_LINK => MemberKind::HardLink,
-        flag::SYMLINK => MemberKind::Symlink,
-        flag::CHAR => MemberKind::CharDevice,
-        flag::BLOCK => MemberKind::BlockDevice,
-        flag::DIRECTORY | flag::GNU_DUMPDIR => MemberKind::Directory,
-        flag::FIFO => MemberKind::Fifo,
-        _ => return None,
-    })
-}
-
-fn id(pax: Option<u64>, header: Option<i64>) -> Result<u32, &'static str> {
-    match pax {
-        Some(id) => u32::try_from(id).ok(),
-        None => header.and_then(|id| u32::try_from(id).ok()),
-    }
-    .ok_or("its owner's or group's number is out of range")
-}
-
-/// Twelve and twenty bits: a kernel that is given more takes it for another device.
-fn device(pax: &Pax, header: &Header) -> Result<(u32, u32), &'static str> {
-    const UNKNOWN: &str = "its device number is no number";
-    let (major, minor) = header.device().ok_or(UNKNOWN)?;
-    let number = |key, own: i64, limit: u32| {
-        let number = pax.number(key)?.or(u64::try_from(own).ok());
-        let number = number.and_then(|n| u32::try_from(n).ok()).filter(|n| *n < limit);
-        number.ok_or("its device number is beyond what Linux has")
-    };
-    Ok((number("SCHILY.devmajor", major, 1 << 12)?, number("SCHILY.devminor", minor, 1 << 20)?))
 }

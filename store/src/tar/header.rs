@@ -19,6 +19,8 @@ pub(super) mod flag {
     pub const GNU_SPARSE: u8 = b'S';
     pub const GNU_DUMPDIR: u8 = b'D';
     pub const GNU_VOLUME: u8 = b'V';
+    pub const GNU_MULTI_VOLUME: u8 = b'M';
+    pub const SOLARIS_ACL: u8 = b'A';
 }
 
 /// One header block as it was read.

@@ -7,15 +7,17 @@ mod full;
 mod header;
 mod identity;
 mod layer;
+mod member;
 mod pax;
 mod sparse;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{Member, MemberKind, Reader, TarError};
+pub use decode::{Reader, TarError};
 pub use encode::{Encoder, EntryHeader, Records};
 pub use full::{Dialect, FullTar, Written};
 pub use identity::{TarHash, content_digest, identity_hash};
+pub use member::{Member, MemberKind};
 
 /// Tar's unit: headers are one, bodies are padded to a multiple.
 const BLOCK: usize = 512;

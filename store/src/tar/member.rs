@@ -1,0 +1,90 @@
+//! One member of an archive, and what its header's fields make of it.
+
+use super::header::{Header, flag};
+use super::pax::Pax;
+use crate::inode::Timestamp;
+
+/// What a member of an archive is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberKind {
+    /// A file with content.
+    Regular,
+    /// A further name of the member that `link` names.
+    HardLink,
+    /// A symbolic link to `link`.
+    Symlink,
+    /// A character device, numbered by `device`.
+    CharDevice,
+    /// A block device, numbered by `device`.
+    BlockDevice,
+    /// A directory.
+    Directory,
+    /// A named pipe.
+    Fifo,
+}
+
+/// One member's header, with everything that extended headers said of it.
+#[derive(Debug)]
+pub struct Member {
+    /// The name as the archive has it: any bytes but NUL, not normalised.
+    pub path: Vec<u8>,
+    /// The target of a hard link or a symbolic one, else empty.
+    pub link: Vec<u8>,
+    /// What it is.
+    pub kind: MemberKind,
+    /// Permission bits, 07777 at most.
+    pub mode: u32,
+    /// Owner, as a number; names in the archive are not looked at.
+    pub uid: u32,
+    /// Group, as a number.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Timestamp,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// Extended attributes, ACLs among them, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The file's size in bytes, holes included.
+    pub size: u64,
+    /// Of a sparse file, the ranges (offset, length) that the body holds one after another.
+    pub ranges: Option<Vec<(u64, u64)>>,
+    /// Whether a name that looks like a whiteout is a name and no deletion: our own writer says so in a record.
+    pub literal: bool,
+    /// What could not be kept, in words for the user.
+    pub notes: Vec<String>,
+}
+
+pub(super) fn kind(type_flag: u8, path: &[u8]) -> Option<MemberKind> {
+    Some(match type_flag {
+        // Before ustar a directory was a file with a slash at its end.
+        0 | flag::REGULAR if path.ends_with(b"/") => MemberKind::Directory,
+        0 | flag::REGULAR | flag::CONTIGUOUS | flag::GNU_SPARSE => MemberKind::Regular,
+        flag::HARD_LINK => MemberKind::HardLink,
+        flag::SYMLINK => MemberKind::Symlink,
+        flag::CHAR => MemberKind::CharDevice,
+        flag::BLOCK => MemberKind::BlockDevice,
+        flag::DIRECTORY | flag::GNU_DUMPDIR => MemberKind::Directory,
+        flag::FIFO => MemberKind::Fifo,
+        _ => return None,
+    })
+}
+
+pub(super) fn id(pax: Option<u64>, header: Option<i64>) -> Result<u32, &'static str> {
+    match pax {
+        Some(id) => u32::try_from(id).ok(),
+        None => header.and_then(|id| u32::try_from(id).ok()),
+    }
+    .ok_or("its owner's or group's number is out of range")
+}
+
+/// Twelve and twenty bits: a kernel that is given more takes it for another device.
+pub(super) fn device(pax: &Pax, header: &Header) -> Result<(u32, u32), &'static str> {
+    const UNKNOWN: &str = "its device number is no number";
+    let (major, minor) = header.device().ok_or(UNKNOWN)?;
+    let number = |key, own: i64, limit: u32| {
+        let number = pax.number(key)?.or(u64::try_from(own).ok());
+        let number = number.and_then(|n| u32::try_from(n).ok()).filter(|n| *n < limit);
+        number.ok_or("its device number is beyond what Linux has")
+    };
+    Ok((number("SCHILY.devmajor", major, 1 << 12)?, number("SCHILY.devminor", minor, 1 << 20)?))
+}
