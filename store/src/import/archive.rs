@@ -83,6 +83,10 @@ impl<R: Read> Members<'_, '_, R> {
         if let Err(reason) = check_xattrs(&member.xattrs) {
             return Ok(Err(reason));
         }
+        // A further name has no attributes of its own.
+        let own_kind = file_kind(member.kind);
+        let kind = own_kind.unwrap_or(FileKind::Regular);
+        member.xattrs.retain(|(name, _)| self.intake.warnings.keeps(&path, kind, name));
         let mut attributes = Attributes {
             mode: member.mode,
             uid: member.uid,
@@ -91,15 +95,13 @@ impl<R: Read> Members<'_, '_, R> {
             other_times: None,
             xattrs: member.xattrs.into_iter().collect(),
         };
-        // A further name has no attributes of its own.
-        if let Some(kind) = file_kind(member.kind) {
+        if let Some(kind) = own_kind {
             acl::reconcile(kind, &mut attributes.mode, &mut attributes.xattrs, &mut notes);
         }
         for note in notes {
             self.intake.warnings.push(format!("{:?}: {note}", String::from_utf8_lossy(&path)));
         }
         let (major, minor) = member.device;
-        let special = |kind| Content::Special(kind, rustix::fs::makedev(major, minor));
         Ok(match member.kind {
             MemberKind::Directory => self.builder.put_directory(&path, attributes),
             MemberKind::HardLink => self.link(&path, &member.link),
@@ -108,9 +110,10 @@ impl<R: Read> Members<'_, '_, R> {
                 self.builder.put(&path, attributes, content)
             }
             MemberKind::Symlink => self.builder.put(&path, attributes, Content::Symlink(member.link.into())),
-            MemberKind::CharDevice => self.builder.put(&path, attributes, special(FileKind::CharDevice)),
-            MemberKind::BlockDevice => self.builder.put(&path, attributes, special(FileKind::BlockDevice)),
-            MemberKind::Fifo => self.builder.put(&path, attributes, special(FileKind::Fifo)),
+            MemberKind::CharDevice | MemberKind::BlockDevice | MemberKind::Fifo => {
+                let content = Content::Special(kind, rustix::fs::makedev(major, minor));
+                self.builder.put(&path, attributes, content)
+            }
         })
     }
 

@@ -11,7 +11,7 @@ mod write;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::check::{check_name, too_deep};
-pub(super) use self::check::{check_xattrs, normalise, refuse};
+pub(super) use self::check::{check_xattrs, normalise, refuse, why_not_settable};
 use crate::content::{Extent, FileContent};
 use crate::inode::{FileKind, Ino, Timestamp, Xattrs};
 use crate::tree::WrittenDir;
@@ -222,6 +222,11 @@ impl Builder {
             _ => {}
         }
         self.renames |= matches!(content, Content::Below(..));
+        let attributes = match content {
+            // Linux gives a symbolic link no other mode, whatever an archive says.
+            Content::Symlink(_) => Attributes { mode: 0o777, ..attributes },
+            _ => attributes,
+        };
         check_name(parent == ROOT, name)?;
         let leaf = self.push(attributes, Shape::Content(content))?;
         self.add_link(parent, name, leaf)?;

@@ -1,8 +1,10 @@
 //! Reading, and decompression by content, in a thread of its own.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Scope;
+
+use flate2::bufread::GzDecoder;
 
 /// Bytes handed over at a time, and how many such pieces may wait.
 const PIECE: usize = 256 << 10;
@@ -31,7 +33,7 @@ pub(super) fn decompress<'scope, 'env>(
     let input = BufReader::with_capacity(PIECE, Cursor::new(magic).chain(input));
     let decoder: Box<dyn Read + Send + 'scope> = match kind {
         Kind::Plain => Box::new(input),
-        Kind::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Kind::Gzip => Box::new(Gzip { member: Some(GzDecoder::new(input)) }),
         Kind::Xz => {
             let stream =
                 liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)?;
@@ -69,6 +71,46 @@ impl Kind {
             [b'h', b's', b'q', b's', ..] => Kind::Other("squashfs"),
             _ => Kind::Plain,
         }
+    }
+}
+
+/// Members of gzip one after another, and zeros after the last: they fill up a tape's block, and gzip(1) passes over them.
+struct Gzip<R> {
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let got = member.read(buf)?;
+            if got > 0 || buf.is_empty() {
+                return Ok(got);
+            }
+            // Asked before the member is let go: an error leaves everything as it is, for the next call.
+            match member.get_mut().fill_buf()?.first() {
+                None => return Ok(0),
+                Some(0) => return skip_zeros(member.get_mut()),
+                Some(_) => self.member = self.member.take().map(|over| GzDecoder::new(over.into_inner())),
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Reads to the end, where nothing but zeros may come; gives 0, for the end.
+fn skip_zeros(input: &mut impl BufRead) -> io::Result<usize> {
+    loop {
+        let length = match input.fill_buf() {
+            Ok([]) => return Ok(0),
+            Ok(zeros) if zeros.iter().all(|&b| b == 0) => zeros.len(),
+            Ok(_) => {
+                let what = "after the gzip stream and zeros there is something else";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        input.consume(length);
     }
 }
 

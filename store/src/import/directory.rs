@@ -66,6 +66,7 @@ pub(super) fn import(
     }
     let mut attributes = attributes(&stat, xattrs(&top).at("read the attributes of", path)?);
     let level = walk.mark(ROOT, path, &mut attributes)?;
+    walk.sift(path, FileKind::Directory, &mut attributes);
     walk.builder.set_root(attributes);
     let names = list(&top, path)?;
     let watched = top.try_clone().at("open", path)?;
@@ -238,6 +239,7 @@ impl Walk<'_, '_> {
         let bytes = name.to_bytes();
         let node = self.builder.add_directory(level.node, bytes, Attributes::default()).map_err(refuse)?;
         let xattr_whiteouts = self.mark(node, path, &mut attributes)?;
+        self.sift(path, FileKind::Directory, &mut attributes);
         self.builder.add_directory(level.node, bytes, attributes).map_err(refuse)?;
         let (path, mount) = (path.to_owned(), look.mount);
         Ok(Some(Level { directory: opened, path, node, names, xattr_whiteouts, mount }))
@@ -286,6 +288,13 @@ impl Walk<'_, '_> {
         Ok(own.xattr_whiteouts)
     }
 
+    /// Leaves attributes out, with a note, that another file system has and nobody could set here.
+    fn sift(&mut self, path: &Path, kind: FileKind, attributes: &mut Attributes) {
+        let path = path.as_os_str().as_bytes();
+        let kept = attributes.xattrs.iter().filter(|(name, _)| self.intake.warnings.keeps(path, kind, name));
+        attributes.xattrs = kept.collect();
+    }
+
     fn other(
         &mut self,
         directory: &OwnedFd,
@@ -313,6 +322,7 @@ impl Walk<'_, '_> {
             };
             self.reconcile(kind, path, &mut attributes);
         }
+        self.sift(path, FileKind::from_mode(stat.st_mode).unwrap_or(FileKind::Fifo), &mut attributes);
         Ok((attributes, content))
     }
 
@@ -337,6 +347,7 @@ impl Walk<'_, '_> {
             let own = overlay::take(&mut attributes).map_err(|reason| refuse(path, &reason))?;
             let kind = own.stands_for.map_or(FileKind::Regular, |(kind, _)| kind);
             self.reconcile(kind, path, &mut attributes);
+            self.sift(path, kind, &mut attributes);
             if own.whiteout && level.xattr_whiteouts && stat.st_size == 0 {
                 return Ok(None);
             }
@@ -347,6 +358,7 @@ impl Walk<'_, '_> {
                 return Ok(Some((attributes, Content::Special(kind, device))));
             }
         }
+        self.sift(path, FileKind::Regular, &mut attributes);
         let file = File::from(file);
         let content = self.content(&file, &stat, path)?;
         let now = rustix::fs::fstat(&file).at("read", path)?;

@@ -20,6 +20,7 @@ mod overlay;
 #[cfg(test)]
 mod tests;
 mod told;
+mod warnings;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 pub use self::mounts::Mounts;
 
 use self::builder::{Builder, MAX_METADATA};
+use self::warnings::Warnings;
 use crate::error::{IoContext, Result, StoreError};
 use crate::id::ObjectId;
 use crate::input;
@@ -34,9 +36,6 @@ use crate::object::Batch;
 use crate::open::Store;
 use crate::root::Root;
 use crate::tree::Trees;
-
-/// The most warnings that are kept word by word.
-const MAX_WARNINGS: usize = 100;
 
 /// Is told how an operation comes along, from whatever thread does the work.
 pub trait Progress: Sync {
@@ -188,37 +187,5 @@ impl<'a> Intake<'a> {
         let written = self.batch.commit()?;
         let stats = ImportStats { entries, bytes: self.bytes, objects_new: written.objects };
         Ok(Imported { root, stats, warnings: self.warnings.into_vec() })
-    }
-}
-
-/// Collects warnings; beyond a number they are only counted.
-#[derive(Default)]
-struct Warnings {
-    kept: Vec<String>,
-    more: u64,
-    /// Those that count by themselves.
-    totals: Vec<String>,
-}
-
-impl Warnings {
-    fn push(&mut self, warning: String) {
-        if self.kept.len() < MAX_WARNINGS {
-            self.kept.push(warning);
-        } else {
-            self.more += 1;
-        }
-    }
-
-    /// A warning that stands for many; there are few of these.
-    fn push_total(&mut self, warning: String) {
-        self.totals.push(warning);
-    }
-
-    fn into_vec(mut self) -> Vec<String> {
-        if self.more > 0 {
-            self.kept.push(format!("and {} more of that kind", self.more));
-        }
-        self.kept.append(&mut self.totals);
-        self.kept
     }
 }

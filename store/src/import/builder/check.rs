@@ -2,9 +2,13 @@
 
 use super::{MAX_DEPTH, Reason};
 use crate::error::StoreError;
+use crate::inode::FileKind;
 
 /// The name at the root that belongs to the control files.
 const RESERVED: &[u8] = b".karapace";
+
+/// What there is of the namespace `system.`.
+const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// How many bytes of names of extended attributes listxattr(2) gives of one inode, each with a NUL.
 const MAX_NAMES: usize = 64 << 10;
@@ -53,6 +57,18 @@ pub(in crate::import) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<(
         }
     }
     Ok(())
+}
+
+/// Why Linux would not let anybody set an attribute of this name on such an inode, in words; nothing where it
+/// would. An archive of another system has such, and other file systems list some: nobody could give them to a copy.
+pub(in crate::import) fn why_not_settable(name: &[u8], kind: FileKind) -> Option<&'static str> {
+    let below = |prefix: &[u8]| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
+    if below(b"user.") {
+        let may = matches!(kind, FileKind::Regular | FileKind::Directory);
+        return (!may).then_some("Linux knows user attributes of files and directories only");
+    }
+    let known = below(b"trusted.") || below(b"security.") || ACLS.contains(&name);
+    (!known).then_some("it is in no namespace of Linux's")
 }
 
 /// The error that names an entry.

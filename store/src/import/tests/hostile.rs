@@ -6,7 +6,7 @@ use super::*;
 use crate::import::builder::Builder;
 
 /// An archive with some bytes of its first header changed, and the checksum made right again.
-fn patched(mut archive: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn patched(mut archive: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     archive[at..at + bytes.len()].copy_from_slice(bytes);
     archive[148..156].fill(b' ');
     let sum: u32 = archive[..512].iter().map(|&b| u32::from(b)).sum();
@@ -15,14 +15,14 @@ fn patched(mut archive: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// An extended header of this type with this body.
-fn extended(type_flag: u8, body: &[u8]) -> Vec<u8> {
+pub(super) fn extended(type_flag: u8, body: &[u8]) -> Vec<u8> {
     let mut whole = archive(&[(b"extended", b'0', b"", body)]);
     whole.truncate(whole.len() - 1024);
     patched(whole, 156, &[type_flag])
 }
 
 /// PAX records, each with its length before it.
-fn records(all: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn records(all: &[(&str, &[u8])]) -> Vec<u8> {
     let mut out = Vec::new();
     for (key, value) in all {
         let rest = key.len() + value.len() + 3;
@@ -35,7 +35,7 @@ fn records(all: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// One file `f` with a PAX header of these records before it.
-fn pax(all: &[(&str, &[u8])], body: &[u8]) -> Vec<u8> {
+pub(super) fn pax(all: &[(&str, &[u8])], body: &[u8]) -> Vec<u8> {
     [extended(b'x', &records(all)), archive(&[(b"f", b'0', b"", body)])].concat()
 }
 
