@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 
-use super::builder::{Attributes, Builder, Content, check_xattrs, normalise, refuse};
+use super::builder::{Attributes, Builder, Content, Way, check_xattrs, normalise, refuse};
 use super::{Intake, Progress};
 use crate::acl;
 use crate::content::{self, FileContent};
@@ -73,9 +73,9 @@ impl<R: Read> Members<'_, '_, R> {
                 }
             }
             match self.builder.follow(below, &member.path) {
-                Ok(None) => {}
-                Ok(Some(path)) => member.path = path,
-                Err(reason) => return Ok(Err(reason)),
+                Ok(Way::Straight) => {}
+                Ok(Way::To(path)) => member.path = path,
+                Ok(Way::Nowhere(reason)) | Err(reason) => return Ok(Err(reason)),
             }
         }
         let path = member.path;
@@ -118,11 +118,11 @@ impl<R: Read> Members<'_, '_, R> {
     }
 
     fn link(&mut self, path: &[u8], target: &[u8]) -> std::result::Result<(), String> {
-        let followed = match self.below {
-            Some(below) => self.builder.follow(below, target)?,
-            None => None,
-        };
-        self.builder.put_link(path, followed.as_deref().unwrap_or(target))
+        match self.below.map(|below| self.builder.follow(below, target)).transpose()? {
+            None | Some(Way::Straight) => self.builder.put_link(path, target),
+            Some(Way::To(target)) => self.builder.put_link(path, &target),
+            Some(Way::Nowhere(reason)) => Err(format!("the target of its hard link: {reason}")),
+        }
     }
 
     /// Whether a member of a layer says what does not show of the layers below; notes that. By its name alone: writers differ
@@ -145,9 +145,11 @@ impl<R: Read> Members<'_, '_, R> {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err("it is a whiteout of no name that a file can have".to_owned());
         }
-        let followed = match self.below {
-            Some(below) => self.builder.follow(below, path)?,
-            None => None,
+        let followed = match self.below.map(|below| self.builder.follow(below, path)).transpose()? {
+            None | Some(Way::Straight) => None,
+            Some(Way::To(path)) => Some(path),
+            // What is not there is hidden already.
+            Some(Way::Nowhere(_)) => return Ok(true),
         };
         let (directory, _) = self.builder.place(followed.as_deref().unwrap_or(path))?;
         if **name == *OPAQUE {

@@ -5,6 +5,7 @@
 
 mod check;
 mod cover;
+mod follow;
 mod lower;
 mod write;
 
@@ -12,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::check::{check_name, too_deep};
 pub(super) use self::check::{check_xattrs, normalise, refuse, why_not_settable};
+pub(super) use self::follow::Way;
 use crate::content::{Extent, FileContent};
 use crate::inode::{FileKind, Ino, Timestamp, Xattrs};
 use crate::tree::WrittenDir;
@@ -77,6 +79,8 @@ enum Shape {
     Content(Content),
     /// A hard link whose target had not come yet: its normalised name.
     Pending(Vec<Box<[u8]>>),
+    /// A hard link to what the layers below have, whatever becomes of its name there.
+    Same(LeafId),
     /// Its record has been written, in the link table if it has several names.
     Written(FileKind),
 }
@@ -270,39 +274,6 @@ impl Builder {
         let end = path.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
         let above = normalise(&path[..end])?;
         Ok((self.parent(&above)?, &path[end..]))
-    }
-
-    /// The path that an entry of this layer has once symbolic links above it are followed that lie in `below` and are
-    /// not replaced by the layer: `lib/x` over `lib -> usr/lib` is `usr/lib/x`. `None` when there is none.
-    pub fn follow(&self, below: &Builder, path: &[u8]) -> Reason<Option<Vec<u8>>> {
-        let components = normalise(path)?;
-        let Some((name, above)) = components.split_last() else { return Ok(None) };
-        let (mut own, mut under) = (Some(self.root), Some(below.root));
-        for (depth, component) in above.iter().enumerate() {
-            let child = |builder: &Builder, at: Option<DirId>| {
-                at.and_then(|at| builder.directories[at.0].children.get(component).copied())
-            };
-            let (ours, theirs) = (child(self, own), child(below, under));
-            let directory = |child| match child {
-                Some(Child::Directory(directory)) => Some(directory),
-                _ => None,
-            };
-            if let (None, Some(Child::Leaf(_))) = (ours, theirs) {
-                let above = &components[..=depth];
-                let mut found = below.resolve(above).ok_or_else(|| {
-                    let above = above.join(&b'/');
-                    format!("{:?} above it leads to no directory", String::from_utf8_lossy(&above))
-                })?;
-                found.extend(components[depth + 1..components.len() - 1].iter().cloned());
-                found.push(name.clone());
-                return Ok(Some(found.join(&b'/')));
-            }
-            if matches!(ours, Some(Child::Leaf(_))) || (ours.is_none() && theirs.is_none()) {
-                return Ok(None);
-            }
-            (own, under) = (directory(ours), directory(theirs));
-        }
-        Ok(None)
     }
 
     /// Whether the layer itself has a directory at this path.

@@ -1,7 +1,7 @@
 //! Ways in for the tests that feed decoders any bytes (tests/decoders): no store, no files.
 
 use super::blobs::{Blob, Files, Found};
-use super::builder::{Attributes, Builder, Content};
+use super::builder::{Attributes, Builder, Content, Way};
 use super::oci::{self, Sha};
 use crate::content::FileContent;
 use crate::error::Result;
@@ -56,26 +56,29 @@ impl Files for Documents {
 
 /// Reads a tar archive, and lays it as a layer over itself.
 pub fn archive(bytes: &[u8]) {
-    let Some(mut tree) = tree(bytes) else { return };
-    let Some(layer) = tree_of(bytes, true) else { return };
+    let Some(mut tree) = tree_of(bytes, None) else { return };
+    let Some(layer) = tree_of(bytes, Some(&tree)) else { return };
     if tree.cover(layer).is_ok() {
         tree.check();
     }
 }
 
-fn tree(bytes: &[u8]) -> Option<Builder> {
-    tree_of(bytes, false)
-}
-
-/// The tree of an archive's members, their content left out. `None` for one that is refused.
-fn tree_of(bytes: &[u8], layer: bool) -> Option<Builder> {
+/// The tree of an archive's members, their content left out: as a layer, if it lies on something. `None` for one that is refused.
+fn tree_of(bytes: &[u8], below: Option<&Builder>) -> Option<Builder> {
     let mut reader = Reader::new(bytes);
-    if layer {
+    if below.is_some() {
         reader = reader.unterminated();
     }
     let mut builder = Builder::new(64 << 20);
     while let Some(member) = reader.next_member().ok()? {
-        let path = member.path;
+        let mut path = member.path;
+        if let Some(below) = below {
+            match builder.follow(below, &path).ok()? {
+                Way::Straight => {}
+                Way::To(found) => path = found,
+                Way::Nowhere(_) => continue,
+            }
+        }
         let attributes = Attributes {
             mode: member.mode,
             xattrs: member.xattrs.into_iter().collect(),
@@ -85,14 +88,17 @@ fn tree_of(bytes: &[u8], layer: bool) -> Option<Builder> {
             MemberKind::Directory => builder.put_directory(&path, attributes),
             MemberKind::HardLink => builder.put_link(&path, &member.link),
             MemberKind::Symlink => builder.put(&path, attributes, Content::Symlink(member.link.into())),
-            _ if layer && member.mode & 1 == 1 => {
+            _ if below.is_some() && member.mode & 1 == 1 => {
                 builder.place(&path).and_then(|(directory, name)| builder.hide(directory, name))
             }
             _ => builder.put(&path, attributes, Content::Regular(FileContent::empty())),
         };
         put.ok()?;
     }
-    builder.settle().ok()?;
+    // What is below a layer its links may lead to.
+    if below.is_none() {
+        builder.settle().ok()?;
+    }
     Some(builder)
 }
 

@@ -5,6 +5,7 @@ mod changing;
 mod hostile;
 mod image;
 mod intake;
+mod layers;
 mod members;
 mod upper;
 

@@ -20,8 +20,11 @@ impl Builder {
     /// Directories that the layer does not touch are in the result as they are. So the work is what the layer has, and what
     /// lies in the directories that it touches.
     pub fn cover(&mut self, layer: Builder) -> Result<()> {
-        let renames = layer.renames;
+        let (renames, links) = (layer.renames, layer.pending.then_some(self.leaves.len()));
         let (top, was) = (self.take_over(layer), self.root);
+        if let Some(first) = links {
+            self.link_below(first, was);
+        }
         let mut unresolved = BTreeMap::new();
         let mut todo = vec![Step { directory: top, below: Some(was), path: Vec::new() }];
         while let Some(step) = todo.pop() {
@@ -63,6 +66,18 @@ impl Builder {
             directory
         }));
         DirId(layer.root.0 + directories)
+    }
+
+    /// Settles the hard links, among the leaves from `first` on, to what is below the layer: which it had not itself when they
+    /// came. A whiteout takes that name away, not the file.
+    fn link_below(&mut self, first: usize, was: DirId) {
+        for leaf in first..self.leaves.len() {
+            if let Shape::Pending(wanted) = &self.leaves[leaf].shape
+                && let Some(Child::Leaf(found)) = self.find(was, wanted)
+            {
+                self.leaves[leaf].shape = Shape::Same(found);
+            }
+        }
     }
 
     /// Finds out what lies below one directory of the layer and below its children. Gives the directory below that shows

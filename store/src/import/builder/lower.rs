@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Attributes, Builder, Child, Content, DirId, LeafId, ROOT, Shape, refuse};
+use super::{Attributes, Builder, Content, DirId, LeafId, ROOT, Shape, refuse};
 use crate::error::Result;
 use crate::inode::{Body, Ino, InodeRecord};
 use crate::root::Root;
@@ -61,42 +61,6 @@ impl Builder {
             linked.insert(record.ino, leaf);
         }
         Ok(None)
-    }
-
-    /// Where a directory below leads that `path` names, when symbolic links in it are followed within the tree.
-    /// `None` when there is no such directory.
-    pub fn resolve(&self, path: &[Box<[u8]>]) -> Option<Vec<Box<[u8]>>> {
-        let mut todo: Vec<Box<[u8]>> = path.iter().rev().cloned().collect();
-        let mut at: Vec<(Box<[u8]>, DirId)> = Vec::new();
-        let mut followed = 0;
-        while let Some(name) = todo.pop() {
-            match &*name {
-                b"" | b"." => continue,
-                b".." => {
-                    at.pop();
-                    continue;
-                }
-                _ => {}
-            }
-            let here = at.last().map_or(self.root, |(_, directory)| *directory);
-            match self.directories[here.0].children.get(&name)? {
-                Child::Directory(directory) => at.push((name, *directory)),
-                Child::Leaf(leaf) => {
-                    let Shape::Content(Content::Symlink(target)) = &self.leaves[leaf.0].shape else {
-                        return None;
-                    };
-                    followed += 1;
-                    if followed > super::MAX_LINKS {
-                        return None;
-                    }
-                    if target.starts_with(b"/") {
-                        at.clear();
-                    }
-                    todo.extend(target.split(|&b| b == b'/').rev().map(Box::from));
-                }
-            }
-        }
-        Some(at.into_iter().map(|(name, _)| name).collect())
     }
 }
 

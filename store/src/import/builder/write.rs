@@ -65,7 +65,14 @@ impl Builder {
         let mut chain = Vec::new();
         let mut at = leaf;
         let target = loop {
-            let Shape::Pending(wanted) = &self.leaves[at.0].shape else { break at };
+            let wanted = match &self.leaves[at.0].shape {
+                Shape::Pending(wanted) => wanted,
+                Shape::Same(found) => {
+                    at = *found;
+                    continue;
+                }
+                _ => break at,
+            };
             match known.get(&at) {
                 // On its own way.
                 Some(&same) if same == at => return Err("it is a hard link to itself".to_owned()),
@@ -196,7 +203,7 @@ impl Leaf {
             Shape::Content(Content::Symlink(target)) => (FileKind::Symlink, 0, Body::Symlink(target)),
             Shape::Content(Content::Special(kind, rdev)) => (kind, rdev, Body::Special),
             // Nothing is pending once links are settled, nor of the layers below once they are covered.
-            Shape::Pending(_) | Shape::Content(Content::Below(..)) => {
+            Shape::Pending(_) | Shape::Same(_) | Shape::Content(Content::Below(..)) => {
                 (FileKind::Regular, 0, Body::Regular(FileContent::empty()))
             }
             Shape::Written(kind) => {

@@ -70,12 +70,12 @@ fn names(place: &Place, root: &ObjectId) -> Vec<String> {
 }
 
 impl Place {
-    fn import_dir(&self, dir: &Path) -> Result<Imported> {
+    pub(super) fn import_dir(&self, dir: &Path) -> Result<Imported> {
         import_path(&self.store, dir, &NoProgress)
     }
 
     /// What an image of these layers becomes.
-    fn layered(&self, layers: &[Vec<u8>]) -> Result<Imported> {
+    pub(super) fn layered(&self, layers: &[Vec<u8>]) -> Result<Imported> {
         let dir = tempfile::tempdir().unwrap();
         self.import_dir(&Layout::of(dir.path().join("image"), layers).dir)
     }
