@@ -11,7 +11,7 @@ use karapace_store::error::hint;
 pub enum ImageError {
     /// An address that this version does not read, such as one of a registry.
     #[error(
-        "base image {image:?} is {what}, which this version does not support; give a name (debian/12), or the path, file:// or http(s):// address of a root filesystem (archive, directory, OCI layout, or what `docker save` writes)"
+        "base image {image:?} is {what}, which this version does not support; give a name (debian/12), or the path, file:// or http(s):// address of a root filesystem (archive, directory, OCI layout, or what `docker save` or `skopeo copy … dir:` writes)"
     )]
     Unsupported {
         /// As written.

@@ -62,8 +62,9 @@ workspace = \"./:/workspace\"\n[runtime]\nbackend = \"namespace\"\n[runtime.reso
 const COMMANDS: &[u8] =
     b"commit name=a message=hello async=1\n\nrestore ~2\ngc dry_run=1\nverify\nrestore head\n";
 
-/// An index, a manifest and a configuration; a nested index; what `docker save` writes.
-const IMAGES: [&str; 3] = [
+/// An index, a manifest and a configuration; a nested index; what `docker save` writes, and wrote before 1.10; a directory of
+/// skopeo's.
+const IMAGES: [&str; 5] = [
     "{\"manifests\":[{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"digest\":\"@1\",\"size\":#1,\
 \"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}}]}\0{\"config\":{\"mediaType\":\
 \"application/vnd.oci.image.config.v1+json\",\"digest\":\"@2\",\"size\":#2},\"layers\":[{\"mediaType\":\
@@ -72,6 +73,12 @@ const IMAGES: [&str; 3] = [
     "{\"manifests\":[{\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"digest\":\"@1\",\"size\":#1}]}\0\
 {\"manifests\":[]}",
     "[{\"Config\":\"blobs/sha256/@1\",\"RepoTags\":[\"a:b\"],\"Layers\":[\"x/layer.tar\"]}]\0{\"rootfs\":{}}",
+    "{\"a\":{\"b\":\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}}\0\
+{\"id\":\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\",\"parent\":\
+\"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\",\"os\":\"linux\"}\0\
+{\"id\":\"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\"}",
+    "{\"config\":{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"@1\",\"size\":#1},\"layers\":[]}\0\
+{\"os\":\"linux\"}",
 ];
 
 fn furnish(rootfs: &Path) {

@@ -224,9 +224,9 @@ pub(super) fn spool_whole(store: &Store, body: &mut dyn Read, size: u64) -> Resu
     Ok(file)
 }
 
-/// The current member's bytes; keeps what went wrong with them, to be told apart from what goes wrong in the store.
+/// The current member's bytes, or a stream's; keeps what went wrong with them, to be told apart from what goes wrong in the store.
 pub(super) struct Body<'a, R> {
-    pub reader: &'a mut Reader<R>,
+    pub reader: &'a mut R,
     pub failed: Option<String>,
 }
 

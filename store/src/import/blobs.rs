@@ -1,6 +1,6 @@
 //! The files that an image consists of, in a directory or in an uncompressed tar archive.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
 use std::os::fd::OwnedFd;
@@ -8,11 +8,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::archive::{Body, broken, spool, spool_whole};
+use super::copied::VERSION;
 use super::oci::{Layer, MAX_DOCUMENT, check_size};
+use super::sha::Sha;
 use crate::error::{IoContext, Result};
 use crate::input;
 use crate::open::Store;
@@ -45,6 +47,16 @@ pub(super) type Found = std::result::Result<Blob, &'static str>;
 /// Gives files by their names, which are untrusted; nothing outside is ever opened, and nothing but regular files.
 pub(super) trait Files {
     fn open(&self, name: &str) -> Result<Found>;
+    /// Whether there is such a file, though it may be one that cannot be opened yet ([`Archive::unpack`]).
+    fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.open(name)?.is_ok())
+    }
+    /// The name of the file with the blob of this digest.
+    fn blob_name(&self, digest: Sha) -> String {
+        format!("blobs/sha256/{}", digest.hex())
+    }
+    /// What is at the top, files and directories.
+    fn names(&self) -> Result<Vec<String>>;
     /// How messages call it.
     fn source(&self) -> &str;
 }
@@ -82,6 +94,16 @@ impl Files for Directory {
         // No more than that of a file that grows.
         let size = file.metadata().at("read", &path)?.len();
         Ok(Ok(Blob { reader: Box::new(file.take(size)), size }))
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.directory).at("list", &self.path)?.take(MAX_MEMBERS) {
+            let entry = entry.at("list", &self.path)?;
+            // A name that is no text is none of an image's.
+            names.extend(entry.file_name().to_str().ok().map(str::to_owned));
+        }
+        Ok(names)
     }
 
     fn source(&self) -> &str {
@@ -133,7 +155,7 @@ impl Archive {
             }
             let mut bytes = Vec::new();
             reader.read_to_end(&mut bytes).map_err(|error| broken(source, &error))?;
-            if !matches!(bytes.trim_ascii_start(), [b'{' | b'[', ..]) {
+            if !matches!(bytes.trim_ascii_start(), [b'{' | b'[', ..]) && !bytes.starts_with(VERSION) {
                 return elsewhere;
             }
             kept += member.size;
@@ -240,6 +262,15 @@ impl Files for Archive {
         };
         let reader = Box::new(At { file: file.clone(), at, end: at.saturating_add(size) });
         Ok(Ok(Blob { reader, size }))
+    }
+
+    fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.find(name).is_some())
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let tops: BTreeSet<&str> = self.members.keys().filter_map(|name| name.split('/').next()).collect();
+        Ok(tops.into_iter().map(str::to_owned).collect())
     }
 
     fn source(&self) -> &str {

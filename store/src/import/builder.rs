@@ -276,6 +276,18 @@ impl Builder {
         Ok((self.parent(&above)?, &path[end..]))
     }
 
+    /// The names in the directory of this path, in order; none where there is no such directory.
+    pub fn names_below(&self, path: &[&str]) -> Vec<String> {
+        let path: Vec<Box<[u8]>> = path.iter().map(|name| name.as_bytes().into()).collect();
+        match self.find(self.root, &path) {
+            Some(Child::Directory(directory)) => {
+                let names = self.directories[directory.0].children.keys();
+                names.map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether the layer itself has a directory at this path.
     pub fn has_directory(&self, path: &[Box<[u8]>]) -> bool {
         matches!(self.find(self.root, path), Some(Child::Directory(_)))

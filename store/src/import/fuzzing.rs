@@ -2,7 +2,10 @@
 
 use super::blobs::{Blob, Files, Found};
 use super::builder::{Attributes, Builder, Content, Way};
-use super::oci::{self, Sha};
+use super::copied::Copied;
+use super::legacy;
+use super::oci;
+use super::sha::Sha;
 use crate::content::FileContent;
 use crate::error::Result;
 use crate::tar::{MemberKind, Reader};
@@ -20,7 +23,9 @@ pub fn image(bytes: &[u8]) {
     }
     let files = Documents(documents);
     // Both readers, whatever it looks like: an error is an answer.
-    for image in [oci::of_layout(&files), oci::of_saved(&files)].into_iter().flatten() {
+    let copied = Copied::of(&files).ok().flatten().map(|copied| oci::of_layout(&copied));
+    let images = [oci::of_layout(&files), oci::of_saved(&files)].into_iter().chain(copied).flatten();
+    for image in images.chain(legacy::image(&files).ok().flatten()) {
         assert!(image.layers.len() <= 512);
     }
 }
@@ -40,13 +45,21 @@ impl Files for Documents {
     fn open(&self, name: &str) -> Result<Found> {
         let found = match name {
             "oci-layout" => Some(&br#"{"imageLayoutVersion":"1.0.0"}"#[..]),
-            "index.json" | "manifest.json" => self.0.first().map(Vec::as_slice),
-            _ => self.0.iter().map(Vec::as_slice).find(|document| {
-                name.strip_prefix("blobs/sha256/")
-                    .is_some_and(|hex| Sha::of(document).to_string().ends_with(hex))
+            "index.json" | "manifest.json" | "repositories" => self.0.first().map(Vec::as_slice),
+            _ if name.ends_with("/layer.tar") => Some(&b""[..]),
+            _ => self.0.iter().map(Vec::as_slice).find(|document| match name.strip_suffix("/json") {
+                Some(id) => {
+                    let own = format!("\"id\":\"{id}\"");
+                    document.windows(own.len()).any(|window| window == own.as_bytes())
+                }
+                None => Sha::of(document).hex() == name.strip_prefix("blobs/sha256/").unwrap_or(name),
             }),
         };
         Ok(found.map(Blob::of).ok_or("is missing"))
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        Ok(self.0.iter().map(|document| Sha::of(document).hex()).collect())
     }
 
     fn source(&self) -> &str {

@@ -12,8 +12,11 @@ use super::archive::{Counted, Uncounted, broken, take_in};
 use super::blobs::{Archive, At, Directory, Files};
 use super::builder::{Builder, MAX_METADATA};
 use super::compress::{MAGIC, decompress, is_plain};
-use super::oci::{self, Image, Layer, Sha};
-use super::{Intake, Progress};
+use super::copied::Copied;
+use super::legacy;
+use super::oci::{self, Image, Layer};
+use super::sha::Sha;
+use super::{Intake, Progress, ROOT_NAMES};
 use crate::error::{IoContext, Result};
 use crate::tar::Reader;
 
@@ -27,14 +30,25 @@ pub(super) fn in_directory(
     path: &Path,
 ) -> Result<Option<Builder>> {
     let files = Directory::new(directory, path)?;
-    let image = if oci::is_layout(&files)? {
-        oci::of_layout(&files)?
-    } else if oci::is_saved(&files)? && !path.join("usr").exists() && !path.join("etc").exists() {
-        oci::of_saved(&files)?
-    } else {
-        return Ok(None);
-    };
-    layers(intake, &files, image).map(Some)
+    let is_root = ROOT_NAMES.iter().any(|name| path.join(name).exists());
+    match if is_root && !oci::is_layout(&files)? { None } else { in_files(&files)? } {
+        Some(image) => layers(intake, &files, image).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The image that `files` are, in whichever form.
+fn in_files(files: &dyn Files) -> Result<Option<Image>> {
+    if oci::is_layout(files)? {
+        return oci::of_layout(files).map(Some);
+    }
+    if oci::is_saved(files)? {
+        return oci::of_saved(files).map(Some);
+    }
+    match Copied::of(files)? {
+        Some(copied) => oci::of_layout(&copied).map(Some),
+        None => legacy::image(files),
+    }
 }
 
 /// Takes in an archive: an image, or a root filesystem.
@@ -49,11 +63,26 @@ pub(super) fn in_archive(intake: &mut Intake<'_>, file: &Arc<File>, source: &str
     }
     let again = Uncounted(intake.progress);
     let progress: &dyn Progress = if maybe { &again } else { intake.progress };
-    unpacked(Counted { input: whole()?, progress }, source, |input| {
+    root_filesystem(intake, Counted { input: whole()?, progress }, source)
+}
+
+/// Takes in an archive that is no image.
+pub(super) fn root_filesystem(
+    intake: &mut Intake<'_>,
+    input: impl Read + Send,
+    source: &str,
+) -> Result<Builder> {
+    unpacked(input, source, |input| {
         let mut builder = Builder::new(MAX_METADATA);
         take_in(intake, &mut builder, None, input, source)?;
+        intake.doubt(&builder, source);
         Ok(builder)
     })
+}
+
+/// Whether an archive with these bytes at its start, compressed or not, may be an image.
+pub(super) fn begins_like_one(head: &[u8], source: &str) -> Result<bool> {
+    unpacked(head, source, |input| Ok(may_be_image(input)))
 }
 
 /// The same of an archive whose first member may be an image's; nothing where it is none. A compressed one is gone through
@@ -70,15 +99,8 @@ fn in_image(
     } else {
         Archive::index(intake.store, file, source)?
     };
-    let image = if ["etc", "usr", "bin"].iter().any(|name| files.has_at_top(name)) {
-        return Ok(None);
-    } else if oci::is_layout(&files)? {
-        oci::of_layout(&files)?
-    } else if oci::is_saved(&files)? {
-        oci::of_saved(&files)?
-    } else {
-        return Ok(None);
-    };
+    let is_root = ROOT_NAMES.iter().any(|name| files.has_at_top(name));
+    let Some(image) = (if is_root { None } else { in_files(&files)? }) else { return Ok(None) };
     if is_packed {
         let input = Counted { input: At::whole(file, source)?, progress: &Uncounted(intake.progress) };
         unpacked(input, source, |input| files.unpack(intake.store, input, &image.layers))?;
@@ -160,8 +182,9 @@ fn is_of_image(path: &[&[u8]]) -> bool {
     }
     let ends = [&b".json"[..], b".tar", b".tar.gz", b".tgz"];
     more.is_empty()
-        && (matches!(*first, b"oci-layout" | b"repositories")
+        && (matches!(*first, b"oci-layout" | b"repositories" | b"version")
             || first.starts_with(b"sha256:")
+            || first.starts_with(b"signature-")
             || ends.iter().any(|end| first.ends_with(end)))
 }
 

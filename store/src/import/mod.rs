@@ -9,14 +9,18 @@ mod archive;
 mod blobs;
 mod builder;
 mod compress;
+mod copied;
 mod directory;
 #[doc(hidden)]
 pub mod fuzzing;
 mod host;
 mod image;
+mod legacy;
 mod mounts;
 mod oci;
 mod overlay;
+mod sha;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -36,6 +40,14 @@ use crate::object::Batch;
 use crate::open::Store;
 use crate::root::Root;
 use crate::tree::Trees;
+
+pub use self::stream::import_stream;
+
+/// One of them every root filesystem has at its top.
+const ROOT_NAMES: [&str; 3] = ["bin", "etc", "usr"];
+
+/// How many of the names at the top a doubt tells.
+const MAX_TOLD: usize = 5;
 
 /// Is told how an operation comes along, from whatever thread does the work.
 pub trait Progress: Sync {
@@ -79,8 +91,8 @@ pub struct Imported {
 }
 
 /// Imports a root filesystem, told apart by its content: a tar archive (plain, gzip, xz or zstd), a directory, an OCI image layout
-/// (a directory, or a tar archive of one), or an archive as `docker save` writes it. Of an image all layers become one tree.
-/// Mounts below a directory are left out.
+/// (a directory, or a tar archive of one), what `docker save` writes, or what `skopeo copy` writes to `dir:`. Of an image all
+/// layers become one tree. Mounts below a directory are left out.
 ///
 /// The caller holds [`crate::lock::StoreLock::shared`] from before this call until something durable refers to the root: a
 /// collection in between would take it.
@@ -110,21 +122,12 @@ pub fn import_mounted(
         }
         match image::in_directory(intake, &file, path)? {
             Some(builder) => Ok(builder),
-            None => directory::import(intake, path, file.into(), false, mounts),
+            None => {
+                let builder = directory::import(intake, path, file.into(), false, mounts)?;
+                intake.doubt(&builder, &path.display().to_string());
+                Ok(builder)
+            }
         }
-    })
-}
-
-/// Imports an archive from a stream, which is put into an unnamed file first.
-#[cfg(test)]
-pub(crate) fn import_reader(
-    store: &Arc<Store>,
-    mut reader: impl std::io::Read,
-    progress: &dyn Progress,
-) -> Result<Imported> {
-    Intake::of(store, progress, |intake| {
-        let file = archive::spool_whole(store, &mut reader, u64::MAX)?;
-        image::in_archive(intake, &Arc::new(file), "the stream")
     })
 }
 
@@ -179,6 +182,31 @@ impl<'a> Intake<'a> {
             return Err(StoreError::Cancelled);
         }
         intake.finish(taken?)
+    }
+
+    /// Warns of what was taken as a root filesystem and hardly is one: a part of an image, or what has the root filesystem in a
+    /// directory of its own.
+    fn doubt(&mut self, builder: &Builder, source: &str) {
+        let top = builder.names_below(&[]);
+        let is_root = |names: &[String]| names.iter().any(|name| ROOT_NAMES.contains(&name.as_str()));
+        if is_root(&top) {
+            return;
+        }
+        let inside = top.iter().find(|name| is_root(&builder.names_below(&[name])));
+        let advice = match inside {
+            Some(inside) => format!("{inside}/ in it looks like one: import that alone"),
+            None => "if it is an image, give the whole of it (docker save, skopeo copy … oci:DIR)".to_owned(),
+        };
+        let mut told =
+            top.iter().take(MAX_TOLD).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+        match top.len().saturating_sub(MAX_TOLD) {
+            0 if top.is_empty() => told.push_str("nothing"),
+            0 => {}
+            more => told.push_str(&format!(" and {more} more")),
+        }
+        self.warnings.push(format!(
+            "{source} was taken as a root filesystem, but has no bin, etc or usr at its top, only {told}; {advice}"
+        ));
     }
 
     /// Writes the tree and makes everything durable.

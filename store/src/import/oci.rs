@@ -7,10 +7,10 @@
 use std::io::Read;
 
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
 use super::archive::broken;
 use super::blobs::{Blob, Files};
+use super::sha::Sha;
 use crate::error::{IoContext, Result, StoreError};
 
 /// The largest document that is read. Registries allow manifests of 4 MiB.
@@ -21,7 +21,13 @@ const MAX_NESTING: usize = 8;
 
 /// How many documents are read to find the image, and how many layers it may have. Docker allows 127 layers.
 const MAX_DOCUMENTS: usize = 256;
-const MAX_LAYERS: usize = 512;
+pub(super) const MAX_LAYERS: usize = 512;
+
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Of Docker's first schema, which names its layers otherwise and cannot be read.
+pub(super) const V1_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v1+json";
 
 /// An image that was chosen.
 #[derive(Debug, Default)]
@@ -45,19 +51,16 @@ pub(super) struct Layer {
     pub diff_id: Option<Sha>,
 }
 
-/// A sha256.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sha(pub [u8; 32]);
-
 #[derive(Deserialize)]
 struct Index {
     #[serde(default)]
     manifests: Vec<Descriptor>,
 }
 
+/// What refers to a blob.
 #[derive(Deserialize, Clone)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+pub(super) struct Descriptor {
     #[serde(default)]
     media_type: String,
     digest: String,
@@ -84,8 +87,9 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
+/// What of an image's configuration is of interest.
 #[derive(Deserialize)]
-struct Config {
+pub(super) struct Config {
     #[serde(flatten)]
     platform: Platform,
     #[serde(default)]
@@ -138,18 +142,14 @@ struct Candidate {
 
 /// Whether `files` are an OCI image layout.
 pub(super) fn is_layout(files: &dyn Files) -> Result<bool> {
-    let (Ok(layout), Ok(_)) = (files.open("oci-layout")?, files.open("index.json")?) else {
-        return Ok(false);
-    };
-    Ok(layout.size <= MAX_DOCUMENT && parse::<Layout>(&whole(files, "oci-layout", layout)?).is_ok())
+    let Some(layout) = small(files, "oci-layout")? else { return Ok(false) };
+    Ok(files.open("index.json")?.is_ok() && parse::<Layout>(&layout).is_ok())
 }
 
 /// Whether `files` are what `docker save` writes.
 pub(super) fn is_saved(files: &dyn Files) -> Result<bool> {
-    let Some(list) = files.open("manifest.json")?.ok().filter(|list| list.size <= MAX_DOCUMENT) else {
-        return Ok(false);
-    };
-    Ok(parse::<Vec<Saved>>(&whole(files, "manifest.json", list)?).is_ok_and(|list| !list.is_empty()))
+    let Some(list) = small(files, "manifest.json")? else { return Ok(false) };
+    Ok(parse::<Vec<Saved>>(&list).is_ok_and(|list| !list.is_empty()))
 }
 
 /// The image of a layout: the one for this machine, where there are several.
@@ -179,7 +179,7 @@ pub(super) fn of_layout(files: &dyn Files) -> Result<Image> {
     for layer in &manifest.layers {
         check_layer_kind(files, layer)?;
         let digest = sha(files, &layer.digest)?;
-        let file = blob_name(digest);
+        let file = files.blob_name(digest);
         layers.push(Layer { file, size: Some(layer.size), digest: Some(digest), diff_id: None });
     }
     let mut image = Image { layers, notes: Vec::new() };
@@ -201,7 +201,7 @@ pub(super) fn of_saved(files: &dyn Files) -> Result<Image> {
             })
             .collect();
         let names = names.join(", ");
-        return Err(refuse(files, &format!("it holds several images ({names}): save the wanted one alone")));
+        return Err(several(files, &names));
     }
     let Some(saved) = list.pop() else { return Err(refuse(files, "its manifest.json names no image")) };
     if saved.layers.len() > MAX_LAYERS {
@@ -240,7 +240,7 @@ fn collect(
         }
         let digest = sha(files, &descriptor.digest)?;
         // An index may name manifests of other platforms that were left out of the copy.
-        if files.open(&blob_name(digest))?.is_err() && descriptor.platform.is_some() {
+        if files.open(&files.blob_name(digest))?.is_err() && descriptor.platform.is_some() {
             let platform = descriptor.platform.clone().unwrap_or_default();
             let manifest = Manifest { config: descriptor.clone(), layers: Vec::new() };
             candidates.push(Candidate { descriptor, manifest, platform });
@@ -270,8 +270,7 @@ fn collect(
 }
 
 fn is_index(media_type: &str) -> bool {
-    media_type == "application/vnd.oci.image.index.v1+json"
-        || media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
+    media_type == INDEX || media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
 }
 
 /// What an image's configuration says that it is for; nothing where that is not one.
@@ -311,6 +310,13 @@ fn choose(files: &dyn Files, mut candidates: Vec<Candidate>) -> Result<Candidate
             ),
         )),
         None => Err(refuse(files, &format!("it holds no image for linux/{machine}, but: {list}"))),
+    }
+}
+
+impl Descriptor {
+    /// Its digest, where that is a sha256.
+    pub fn sha(&self) -> Option<Sha> {
+        self.digest.strip_prefix("sha256:").and_then(Sha::parse)
     }
 }
 
@@ -357,7 +363,7 @@ fn check_layer_kind(files: &dyn Files, layer: &Descriptor) -> Result<()> {
 }
 
 /// Notes what the configuration says of the layers, and what of it is not applied.
-fn take_config(files: &dyn Files, image: &mut Image, config: &Config) -> Result<()> {
+pub(super) fn take_config(files: &dyn Files, image: &mut Image, config: &Config) -> Result<()> {
     let diff_ids = &config.rootfs.diff_ids;
     if !diff_ids.is_empty() && diff_ids.len() != image.layers.len() {
         let (ids, layers) = (diff_ids.len(), image.layers.len());
@@ -393,30 +399,6 @@ fn take_config(files: &dyn Files, image: &mut Image, config: &Config) -> Result<
     Ok(())
 }
 
-impl Sha {
-    pub fn of(bytes: &[u8]) -> Sha {
-        Sha(Sha256::digest(bytes).into())
-    }
-
-    fn parse(hex: &str) -> Option<Sha> {
-        let mut bytes = [0; 32];
-        if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return None;
-        }
-        for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-        }
-        Some(Sha(bytes))
-    }
-}
-
-impl std::fmt::Display for Sha {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("sha256:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
 /// Refuses a blob whose bytes are not those of its digest.
 pub(super) fn check(files: &dyn Files, name: &str, expected: Sha, found: Sha) -> Result<()> {
     if expected == found {
@@ -439,10 +421,6 @@ pub(super) fn open(files: &dyn Files, name: &str) -> Result<Blob> {
     files.open(name)?.map_err(|reason| refuse(files, &format!("its blob {name} {reason}")))
 }
 
-fn blob_name(digest: Sha) -> String {
-    format!("blobs/{}", digest.to_string().replace(':', "/"))
-}
-
 fn sha(files: &dyn Files, digest: &str) -> Result<Sha> {
     digest.strip_prefix("sha256:").and_then(Sha::parse).ok_or_else(|| {
         let shown: String = digest.chars().take(100).collect();
@@ -453,12 +431,25 @@ fn sha(files: &dyn Files, digest: &str) -> Result<Sha> {
 /// A document in a blob, checked against its digest.
 fn verified(files: &dyn Files, descriptor: &Descriptor) -> Result<Vec<u8>> {
     let digest = sha(files, &descriptor.digest)?;
-    let name = blob_name(digest);
+    let name = files.blob_name(digest);
     let blob = open(files, &name)?;
     check_size(files, &name, descriptor.size, blob.size)?;
     let bytes = whole(files, &name, blob)?;
     check(files, &name, digest, Sha::of(&bytes))?;
     Ok(bytes)
+}
+
+/// The bytes of a file that may be a document, if there is such a file.
+pub(super) fn small(files: &dyn Files, name: &str) -> Result<Option<Vec<u8>>> {
+    match files.open(name)?.ok().filter(|file| file.size <= MAX_DOCUMENT) {
+        Some(file) => whole(files, name, file).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The error for an archive of several images, which are named.
+pub(super) fn several(files: &dyn Files, names: &str) -> StoreError {
+    refuse(files, &format!("it holds several images ({names}): save the wanted one alone"))
 }
 
 fn document<T: for<'de> Deserialize<'de>>(files: &dyn Files, name: &str) -> Result<T> {
@@ -491,6 +482,6 @@ fn unreadable(files: &dyn Files, name: &str, reason: &str) -> StoreError {
     refuse(files, &format!("{name} cannot be read: {reason}"))
 }
 
-fn refuse(files: &dyn Files, reason: &str) -> StoreError {
+pub(super) fn refuse(files: &dyn Files, reason: &str) -> StoreError {
     broken(files.source(), &reason)
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use super::*;
-use crate::import::oci::Sha;
+use crate::import::sha::Sha;
 
 /// An image layout that is being written.
 pub(super) struct Layout {

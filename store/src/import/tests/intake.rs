@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::image::{CONFIG, LAYER, Layout, MANIFEST, descriptor, gzip, two_layers};
 use super::*;
-use crate::import::oci::Sha;
+use crate::import::sha::Sha;
 
 /// An import that is given twenty seconds. Its thread is left waiting when it takes longer.
 fn import_soon(place: &Place, path: PathBuf) -> Result<Imported> {

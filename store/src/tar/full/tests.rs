@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::id::ObjectId;
-use crate::import::{NoProgress, import_reader};
+use crate::import::{NoProgress, import_stream};
 use crate::inode::{Body, Xattrs};
 use crate::open::Store;
 use crate::tar::encode::xattr_records;
@@ -79,7 +79,7 @@ impl Place {
     }
 
     fn root_id(&self, archive: &[u8]) -> ObjectId {
-        import_reader(self.trees.store(), archive, &NoProgress).unwrap().root
+        import_stream(self.trees.store(), archive, "the archive", &NoProgress).unwrap().root
     }
 
     fn full(&self, dialect: Dialect) -> FullTar<'_> {
