@@ -6,7 +6,7 @@ use std::path::Path;
 use karapace_store::error::StoreError;
 use karapace_store::fail;
 use karapace_store::id::{InstanceId, LayerHash, ObjectId, RecordId};
-use karapace_store::import::{Mounts, import_mounted};
+use karapace_store::import::{Imported, Mounts, import_mounted};
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::metadata::{Dependency, EnvState, Metadata};
@@ -48,9 +48,19 @@ impl Engine {
     /// Brings an archive or a directory into the store. Call with the store's lock held, shared.
     pub(super) fn import_base(&self, path: &Path, mounts: Mounts, report: &dyn Report) -> Result<Base> {
         let size = fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| m.len());
+        self.base_of_import(size, report, || import_mounted(self.store(), path, mounts, report))
+    }
+
+    /// The same with what `import` brings in, of `size` bytes if that is known.
+    pub(super) fn base_of_import(
+        &self,
+        size: Option<u64>,
+        report: &dyn Report,
+        import: impl FnOnce() -> karapace_store::error::Result<Imported>,
+    ) -> Result<Base> {
         report.heed_interruptions();
         report.begin("importing", size);
-        let imported = import_mounted(self.store(), path, mounts, report);
+        let imported = import();
         report.end();
         let imported = imported?;
         for warning in &imported.warnings {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use karapace_store::id::InstanceId;
-use karapace_store::import::{Mounts, import_upper};
+use karapace_store::import::{Mounts, import_stream, import_upper};
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::lock::StoreLock;
@@ -15,7 +15,7 @@ use super::clone::chain;
 use super::create::{Built, check_name_early, path_text};
 use super::reference::{self, LayerRef};
 use super::{Engine, Error, Report, Result};
-use crate::image::Image;
+use crate::image::{Image, Pipe};
 use crate::lockfile::LockFile;
 use crate::manifest::Manifest;
 
@@ -30,8 +30,8 @@ pub struct ImportOutcome {
 }
 
 impl Engine {
-    /// Imports a root filesystem (archive, directory, image, or the http address of an archive) as the environment `name`; of a
-    /// directory, `mounts` says what becomes of mounts below it.
+    /// Imports a root filesystem (archive, directory, image, the http address of an archive, or what comes out of a FIFO or with `-`
+    /// out of standard input) as the environment `name`; of a directory, `mounts` says what becomes of mounts below it.
     pub fn import(
         &self,
         image: &str,
@@ -41,18 +41,33 @@ impl Engine {
         report: &dyn Report,
     ) -> Result<ImportOutcome> {
         check_name_early(self, name)?;
-        // On a command line a word that is there as a file is a file, whatever else it might name.
-        let here = Path::new(image);
-        let image = if here.exists() { path_text(here)? } else { image.to_owned() };
-        let images = self.store().layout().images();
-        let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
-        if mounts == Mounts::TakeIn && !path.is_dir() {
-            return Err(Error::Invalid(format!(
+        let no_directory = || {
+            Error::Invalid(format!(
                 "{image} is no directory, so nothing is mounted below it: leave --cross-mounts out"
-            )));
-        }
-        let _shared = StoreLock::shared(self.store())?;
-        let base = self.import_base(&path, mounts, report)?;
+            ))
+        };
+        let (base, image, _shared) = match Pipe::open(image)? {
+            Some(_) if mounts == Mounts::TakeIn => return Err(no_directory()),
+            Some(pipe) => {
+                let shared = StoreLock::shared(self.store())?;
+                let base = self.base_of_import(None, report, || {
+                    import_stream(self.store(), pipe.reader(report), pipe.name(), report)
+                })?;
+                (base, image.to_owned(), shared)
+            }
+            None => {
+                // On a command line a word that is there as a file is a file, whatever else it might name.
+                let here = Path::new(image);
+                let image = if here.exists() { path_text(here)? } else { image.to_owned() };
+                let images = self.store().layout().images();
+                let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
+                if mounts == Mounts::TakeIn && !path.is_dir() {
+                    return Err(no_directory());
+                }
+                let shared = StoreLock::shared(self.store())?;
+                (self.import_base(&path, mounts, report)?, image, shared)
+            }
+        };
         let manifest = Manifest::for_image(&image);
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
         let metadata = self.create(name, &manifest, &Built { lock: &lock, base: &base, dependency: None })?;

@@ -39,6 +39,12 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
+    /// Standard input gives no archive.
+    #[error("cannot import standard input: {reason}")]
+    Pipe {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// `--offline` and nothing in the cache.
     #[error("{what} has not been downloaded yet, and --offline was given")]
     Offline {

@@ -4,11 +4,13 @@
 //! - `streams`: names, looked up in an image server's lists;
 //! - `cache`: what was downloaded, and whether it is still what it was;
 //! - `download`: one file over HTTP, taken up where it broke off, and no more of it than is wanted;
+//! - `pipe`: standard input and FIFOs, for imports alone;
 //! - `transfer`: one request over HTTP, which does not keep anybody waiting.
 
 mod cache;
 mod download;
 mod error;
+mod pipe;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ use download::{Http, Limit, Source};
 use transfer::Patience;
 
 pub use error::ImageError;
+pub use pipe::Pipe;
 
 /// Suffixes that make a bare word a path rather than an image name.
 const ARCHIVE_SUFFIXES: [&str; 7] = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
@@ -81,6 +84,9 @@ impl Image {
         }
         if image.starts_with("oci://") {
             return Err(unsupported("an image in an OCI registry"));
+        }
+        if image == pipe::STDIN {
+            return Err(unsupported("standard input, which only `karapace import` reads"));
         }
         if image.contains("://") {
             return Err(unsupported("an address of an unknown kind"));

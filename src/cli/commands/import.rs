@@ -9,8 +9,11 @@ use crate::cli::ui::{self, Bars, Failure};
 /// Make an environment from a root filesystem, with no manifest
 ///
 /// IMAGE is told apart by its content: a tar archive, plain or compressed with gzip, xz or zstd; a directory; an OCI image
-/// layout, a directory or an archive of one; an archive as `docker save` writes it. An image's layers become one base layer; of
-/// several platforms this machine's is taken.
+/// layout, a directory or an archive of one; what `docker save` writes, of before version 1.10 too; a directory as `skopeo copy …
+/// dir:PATH` or `podman save --format docker-dir` leaves it. An image's layers become one base layer; of several platforms this
+/// machine's is taken.
+///
+/// With - the archive comes from standard input: `docker export ID | karapace import - --name N`. A FIFO is read in the same way.
 ///
 /// A name like debian/12, where no such file is, is looked up on the image server: that of the LXC project, or the one that
 /// KARAPACE_IMAGE_SERVER names. An address may carry its checksum: https://…/rootfs.tar.xz#sha256=….
@@ -22,7 +25,7 @@ use crate::cli::ui::{self, Bars, Failure};
 /// environment is what the mounted overlay showed: that environment with one snapshot more.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Archive, directory, http(s):// address of an archive, or name of an image (debian/12)
+    /// Archive, directory, - for standard input, http(s):// address of an archive, or name of an image (debian/12)
     image: String,
     /// Name of the environment
     #[arg(long)]
