@@ -54,7 +54,11 @@ const STEPS: &[Step] = &[
         "snapshots dev",
         "Oldest first. `name`, the first of `names`, and `message` may be null; `head` marks the one that the environment stands on.",
     ),
-    step("restore dev first", "`saved` is the snapshot that took uncommitted changes, or null."),
+    step(
+        "restore dev first",
+        "`saved` is the snapshot that took uncommitted changes, or null; `touched` how many files, links and the like got the present \
+         time, as with `--touch` or paths.",
+    ),
     step(
         "restore dev latest -- /etc/two",
         "With paths, `changed` says how many paths differ by it; `hash` is the snapshot they came from.",

@@ -9,6 +9,7 @@ use karapace_store::metadata::Metadata;
 use super::client::Client;
 use super::instance::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
 use super::mount::log_path;
+use super::restore::Times;
 use super::snapshots::RemoveOutcome;
 use super::socket::{Answer, Changed, Request};
 use super::text::PathText;
@@ -43,8 +44,9 @@ impl Engine {
         env: &Metadata,
         reference: &str,
         paths: &[Vec<u8>],
+        times: Option<Times>,
     ) -> Result<RestoreOutcome> {
-        let request = Request::Restore { reference: reference.to_owned(), paths: texts(paths) };
+        let request = Request::Restore { reference: reference.to_owned(), paths: texts(paths), times };
         match self.request(env, &request)? {
             Answer::Restore(outcome) => Ok(outcome),
             other => Err(self.unexpected(env, &other)),
@@ -210,8 +212,8 @@ pub(super) fn perform(instance: &Instance, request: &Request) -> Result<Answer> 
         Request::Commit { name, message, paths } => {
             Answer::Commit(instance.commit(&bytes(paths), name.as_deref(), message.as_deref(), Wait::Long)?)
         }
-        Request::Restore { reference, paths } => {
-            Answer::Restore(instance.restore(reference, &bytes(paths), Wait::Long)?)
+        Request::Restore { reference, paths, times } => {
+            Answer::Restore(instance.restore(reference, &bytes(paths), *times, Wait::Long)?)
         }
         Request::RemoveSnapshots { references } => {
             Answer::Removed(instance.remove_snapshots(references, Wait::Long)?)

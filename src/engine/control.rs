@@ -11,6 +11,7 @@ use karapace_store::id::ObjectId;
 use parking_lot::Mutex;
 
 use super::instance::{Instance, Wait};
+use super::restore::Times;
 use super::{Error, Result, Silent, gc, verify};
 use crate::runtime::NamespaceId;
 
@@ -44,8 +45,9 @@ impl Plane {
                 let outcome = instance.commit(&[], name.as_deref(), message.as_deref(), Wait::Brief)?;
                 Ok(format!("commit {}", outcome.hash))
             }
-            Command::Restore { reference } => {
-                let outcome = instance.restore(reference, &[], Wait::Brief)?;
+            Command::Restore { reference, touch } => {
+                let times = if *touch { Times::Present } else { Times::Kept };
+                let outcome = instance.restore(reference, &[], Some(times), Wait::Brief)?;
                 Ok(match outcome.saved {
                     Some(saved) => format!("restore {} (uncommitted changes are in {saved})", outcome.hash),
                     None => format!("restore {}", outcome.hash),

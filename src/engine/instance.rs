@@ -67,6 +67,9 @@ pub struct RestoreOutcome {
     /// Of a restore of chosen paths: how many paths changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changed: Option<u64>,
+    /// How many inodes that are no directories got the present time as their modification time.
+    #[serde(default)]
+    pub touched: u64,
 }
 
 /// Figures for `inspect` and `status`.

@@ -5,13 +5,14 @@ use std::collections::HashSet;
 
 use karapace_fs::view::Stored;
 use karapace_store::id::ObjectId;
-use karapace_store::inode::{FileKind, Ino, InodeRecord};
+use karapace_store::inode::{FileKind, Ino, InodeRecord, Timestamp};
 use karapace_store::object::Batch;
 use karapace_store::paths::{self, Ignore, StoredTree, is_at_or_below};
 use karapace_store::root::Root;
 use karapace_store::tar::{TarHash, identity_hash};
-use karapace_store::tree::{Change, Numbers, Picks, Trees, diff, graft, names_of};
+use karapace_store::tree::{Change, Numbers, Picks, Retimed, Trees, diff, graft, names_of, retime};
 
+use super::restore::Times;
 use super::{Error, Result};
 
 /// Why a path cannot be restored.
@@ -38,6 +39,14 @@ pub struct Counts {
     pub modified: u64,
     /// Paths that are gone.
     pub deleted: u64,
+}
+
+/// A tree to restore.
+pub struct Restored {
+    /// Its object; durable.
+    pub id: ObjectId,
+    /// How many inodes that are no directories get the present time.
+    pub touched: u64,
 }
 
 /// Paths from a command line in their only form: one that is not absolute counts from the environment's root.
@@ -136,9 +145,10 @@ impl Layering<'_> {
     }
 
     /// The tree to restore for the tree of a snapshot, over a view whose tree is `now`: what is ignored stays as it is now.
-    pub fn restored(&self, target: &ObjectId, now: &Root, next_ino: Ino) -> Result<ObjectId> {
+    pub fn restored(&self, target: &ObjectId, now: &Root, times: Times, next_ino: Ino) -> Result<Restored> {
         let root = self.trees.root(target)?;
-        self.keep_ignored(&root, target, now, next_ino)
+        let id = self.keep_ignored(&root, target, now, next_ino)?;
+        self.timed(id, now, times)
     }
 
     /// Those of the chosen paths that something uncommitted may be at: they are in `now`, or the head has them.
@@ -167,9 +177,9 @@ impl Layering<'_> {
         snapshot: &Root,
         now: &Root,
         now_id: &ObjectId,
-        chosen: &[Vec<u8>],
+        (chosen, times): (&[Vec<u8>], Times),
         next_ino: Ino,
-    ) -> Result<(ObjectId, u64)> {
+    ) -> Result<(Restored, u64)> {
         let (tree, here) = (StoredTree::new(self.trees, snapshot), StoredTree::new(self.trees, now));
         let tops = tops(&tree, &here, chosen, NOT_RESTORABLE)?;
         let mut picks = Picks::default();
@@ -187,12 +197,26 @@ impl Layering<'_> {
         let numbers = Numbers { next_ino, onto_is_newer: false };
         let (root, id) = self.write(now, now_id, snapshot, &picks, numbers)?;
         let id = self.keep_ignored(&root, &id, now, root.next_ino.max(next_ino))?;
+        let restored = self.timed(id, now, times)?;
         let mut changed = 0;
-        diff(self.trees, Some(now), &*self.trees.root(&id)?, &mut |_, _| {
+        diff(self.trees, Some(now), &*self.trees.root(&restored.id)?, &mut |_, _| {
             changed += 1;
             Ok(())
         })?;
-        Ok((id, changed))
+        Ok((restored, changed))
+    }
+
+    /// The tree `id`, which is to come in the place of `now`, with the modification times that were asked for.
+    fn timed(&self, id: ObjectId, now: &Root, times: Times) -> Result<Restored> {
+        if times == Times::Kept {
+            return Ok(Restored { id, touched: 0 });
+        }
+        let root = self.trees.root(&id)?;
+        let mut batch = Batch::new(self.trees.store())?;
+        let Retimed { root: timed, touched } = retime(self.trees, &mut batch, now, &root, Timestamp::now())?;
+        let id = if timed == *root { id } else { timed.write(&mut batch)? };
+        batch.commit()?;
+        Ok(Restored { id, touched })
     }
 
     /// `root` with the ignored paths as `now` has them. Where it lacks the directories above them, these come along only when

@@ -5,6 +5,7 @@ use karapace_store::fail;
 use karapace_store::id::LayerHash;
 use karapace_store::metadata::Metadata;
 use karapace_store::root::Root;
+use serde::{Deserialize, Serialize};
 
 use super::commit::Keep;
 use super::instance::{Instance, RestoreOutcome, Wait};
@@ -15,11 +16,35 @@ use super::{Engine, Error, Result, damage};
 /// How often a restore stores what was written meanwhile before it gives up.
 const ATTEMPTS: u32 = 20;
 
+/// Which modification times a restore leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Times {
+    /// The snapshot's.
+    Kept,
+    /// The present time for what the restore changes the content of, or brings; of everything else those that are there now (see
+    /// [`karapace_store::tree::retime`]).
+    Present,
+}
+
+impl Times {
+    /// What nobody asked otherwise about: a whole restore is the snapshot again; chosen paths are new to what was made of those before.
+    fn by_default(paths: &[Vec<u8>]) -> Times {
+        if paths.is_empty() { Times::Kept } else { Times::Present }
+    }
+}
+
 impl Engine {
     /// Makes `env` equal to a snapshot (see [`super::reference`]), or brings the chosen paths of it back; what that would overwrite
-    /// is committed first.
-    pub fn restore(&self, env: &Metadata, reference: &str, paths: &[Vec<u8>]) -> Result<RestoreOutcome> {
-        self.request_restore(env, reference, paths)
+    /// is committed first. `times`: kept by default, the present one for chosen paths.
+    pub fn restore(
+        &self,
+        env: &Metadata,
+        reference: &str,
+        paths: &[Vec<u8>],
+        times: Option<Times>,
+    ) -> Result<RestoreOutcome> {
+        self.request_restore(env, reference, paths, times)
     }
 }
 
@@ -28,6 +53,7 @@ struct Swapped {
     saved: Option<LayerHash>,
     stale: Vec<Invalidation>,
     changed: Option<u64>,
+    touched: u64,
 }
 
 impl Instance {
@@ -35,7 +61,13 @@ impl Instance {
     ///
     /// With `paths`, these come from the snapshot instead (or go, where it has nothing there), as uncommitted changes; what is
     /// uncommitted at them is committed first, and nothing else is touched.
-    pub fn restore(&self, reference: &str, paths: &[Vec<u8>], wait: Wait) -> Result<RestoreOutcome> {
+    pub fn restore(
+        &self,
+        reference: &str,
+        paths: &[Vec<u8>],
+        times: Option<Times>,
+        wait: Wait,
+    ) -> Result<RestoreOutcome> {
         let _shared = self.lock_store(wait)?;
         let _turn = self.take_turn()?;
         self.check_writable()?;
@@ -43,8 +75,12 @@ impl Instance {
         let LayerRef { hash, record } = reference::resolve(&self.metadata(), reference)?;
         let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
         let paths = normalised(paths, &self.ignore)?;
-        let swapped =
-            if paths.is_empty() { self.swap_whole(target) } else { self.swap_paths(target, &paths) };
+        let times = times.unwrap_or_else(|| Times::by_default(&paths));
+        let swapped = if paths.is_empty() {
+            self.swap_whole(target, times)
+        } else {
+            self.swap_paths(target, &paths, times)
+        };
         let swapped = swapped.map_err(|error| {
             let env = self.metadata().name;
             damage::named(self.store(), &env, &[target.root, self.view.head().root], error)
@@ -64,11 +100,12 @@ impl Instance {
         }
         // A record that could not be written is mended when the environment is opened next.
         recorded?;
-        Ok(RestoreOutcome { hash, saved: swapped.saved, changed: swapped.changed })
+        let Swapped { saved, changed, touched, .. } = swapped;
+        Ok(RestoreOutcome { hash, saved, changed, touched })
     }
 
     /// Commits what is uncommitted and restores `target` on that very state: a write in between begins it anew.
-    fn swap_whole(&self, target: HeadRef) -> Result<Swapped> {
+    fn swap_whole(&self, target: HeadRef, times: Times) -> Result<Swapped> {
         let message = format!("before restore of {}", &target.layer.to_hex()[..12]);
         let mut saved = None;
         for _ in 0..ATTEMPTS {
@@ -78,10 +115,11 @@ impl Instance {
                 saved = outcome.created.then_some(outcome.hash).or(saved);
                 continue;
             };
-            let root = self
-                .with_layering(|layering, now| layering.restored(&target.root, now, self.view.next_ino()))?;
-            match self.view.restore(HeadRef { root, ..target }, generation) {
-                Ok(stale) => return Ok(Swapped { saved, stale, changed: None }),
+            let restored = self.with_layering(|layering, now| {
+                layering.restored(&target.root, now, times, self.view.next_ino())
+            })?;
+            match self.view.restore(HeadRef { root: restored.id, ..target }, generation) {
+                Ok(stale) => return Ok(Swapped { saved, stale, changed: None, touched: restored.touched }),
                 Err(karapace_fs::Error::TryAgain) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -90,7 +128,7 @@ impl Instance {
     }
 
     /// Commits what is uncommitted at the chosen paths and brings them back over a tree of all there is.
-    fn swap_paths(&self, target: HeadRef, paths: &[Vec<u8>]) -> Result<Swapped> {
+    fn swap_paths(&self, target: HeadRef, paths: &[Vec<u8>], times: Times) -> Result<Swapped> {
         let snapshot = self.trees.root(&target.root)?;
         let message = format!("before restore of paths from {}", &target.layer.to_hex()[..12]);
         let mut saved = None;
@@ -107,11 +145,12 @@ impl Instance {
             }
             let Some(generation) = self.view.clean_generation()? else { continue };
             let head = self.view.head();
-            let (root, changed) = self.with_layering(|layering, now| {
-                layering.restored_paths(&snapshot, now, &head.root, paths, self.view.next_ino())
+            let (restored, changed) = self.with_layering(|layering, now| {
+                layering.restored_paths(&snapshot, now, &head.root, (paths, times), self.view.next_ino())
             })?;
-            match self.view.restore(HeadRef { root, ..head }, generation) {
-                Ok(stale) => return Ok(Swapped { saved, stale, changed: Some(changed) }),
+            let (changed, touched) = (Some(changed), restored.touched);
+            match self.view.restore(HeadRef { root: restored.id, ..head }, generation) {
+                Ok(stale) => return Ok(Swapped { saved, stale, changed, touched }),
                 Err(karapace_fs::Error::TryAgain) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -23,6 +23,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::instance::{CommitOutcome, RestoreOutcome, Status};
+use super::restore::Times;
 use super::snapshots::RemoveOutcome;
 use super::text::PathText;
 use super::{Error, Result, peer};
@@ -62,6 +63,8 @@ pub enum Request {
         reference: String,
         /// Only at these paths; everywhere when empty.
         paths: Vec<PathText>,
+        /// Which modification times it leaves, if not the usual ones.
+        times: Option<Times>,
     },
     /// Remove snapshots.
     RemoveSnapshots {

@@ -24,6 +24,7 @@ mod damage;
 mod paths;
 mod sharing;
 mod snapshots;
+mod times;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 
@@ -151,7 +152,7 @@ fn a_name_for_an_unchanged_view_names_its_head() {
     };
     let expected = [(env.base_layer, "pristine"), (hash, "one"), (hash, "alias")];
     assert_eq!(names(&env), expected.map(|(hash, name)| (hash, name.to_owned())));
-    instance.restore("pristine", &[], Wait::Long).unwrap();
+    instance.restore("pristine", &[], None, Wait::Long).unwrap();
     assert_eq!(read(instance.view(), "a"), None);
     for name in ["pristine", "alias", "one"] {
         instance.drop_name(name, Wait::Long).unwrap();
@@ -168,18 +169,18 @@ fn restore_saves_what_is_uncommitted() {
     write(instance.view(), "a", "1");
     let first = commit(&instance, None);
     write(instance.view(), "a", "2");
-    let outcome = instance.restore("head", &[], Wait::Long).unwrap();
+    let outcome = instance.restore("head", &[], None, Wait::Long).unwrap();
     assert_eq!(outcome.hash, first);
     let saved = outcome.saved.expect("the second version");
     assert_eq!(read(instance.view(), "a").as_deref(), Some("1"));
     assert!(instance.diff(None).unwrap().is_empty());
-    let again = instance.restore(&saved.to_hex()[..12], &[], Wait::Long).unwrap();
+    let again = instance.restore(&saved.to_hex()[..12], &[], None, Wait::Long).unwrap();
     assert_eq!((again.hash, again.saved), (saved, None));
     assert_eq!(read(instance.view(), "a").as_deref(), Some("2"));
-    instance.restore("~2", &[], Wait::Long).unwrap();
+    instance.restore("~2", &[], None, Wait::Long).unwrap();
     assert_eq!(read(instance.view(), "a"), None);
     assert_eq!(place.reload(&env).head, env.base_layer);
-    assert_eq!(instance.restore("0000", &[], Wait::Long).unwrap_err().errno(), libc::ENOENT);
+    assert_eq!(instance.restore("0000", &[], None, Wait::Long).unwrap_err().errno(), libc::ENOENT);
     drop(instance);
     let instance = place.open(&env);
     assert_eq!(read(instance.view(), "a"), None);
@@ -214,7 +215,7 @@ fn frozen_environments_refuse_and_stay() {
     let frozen = place.reload(&env);
     assert_eq!(frozen.state, EnvState::Frozen);
     assert_eq!(place.engine.commit(&frozen, &[], None, None).unwrap_err().errno(), libc::EROFS);
-    assert_eq!(place.engine.restore(&frozen, "base", &[]).unwrap_err().errno(), libc::EROFS);
+    assert_eq!(place.engine.restore(&frozen, "base", &[], None).unwrap_err().errno(), libc::EROFS);
     assert!(matches!(place.engine.freeze(&frozen), Err(Error::Lifecycle(_))));
     assert_eq!(place.reload(&env), frozen);
     place.engine.archive(&frozen).unwrap();
@@ -297,7 +298,7 @@ fn commands_of_the_control_directory() {
         message: Some("said".to_owned()),
         run_async: false,
     };
-    let restore = |reference: &str| Command::Restore { reference: reference.to_owned() };
+    let restore = |reference: &str| Command::Restore { reference: reference.to_owned(), touch: false };
     write(instance.view(), "a", "1");
     let done = plane.execute(&commit(Some("one"))).unwrap();
     assert_eq!(done, format!("commit {}", plane.head()));
@@ -384,7 +385,7 @@ fn a_rebuild_keeps_name_and_snapshots_and_takes_what_is_uncommitted_along() {
     assert_eq!(new.snapshots.iter().map(|s| s.hash).collect::<Vec<_>>(), [named, saved]);
     assert_eq!(place.names(), ["dev"]);
     assert!(!place.engine.store().layout().env_dir(&first.instance).exists());
-    place.engine.restore(&new, "latest", &[]).unwrap();
+    place.engine.restore(&new, "latest", &[], None).unwrap();
     let head = place.reload(&new).head;
     assert_eq!(head, saved);
     // What the snapshots were made on is no longer known: the chain begins with them.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! commit [name=N] [message=…] [async=1]
-//! restore <hash|prefix|name|head|latest|~k>
+//! restore <hash|prefix|name|head|latest|~k> [touch=1]
 //! gc [dry_run=1]
 //! verify
 //! ```
@@ -31,6 +31,8 @@ pub enum Command {
     Restore {
         /// A hash or prefix, a name, `head`, `latest` or `~k`; resolved when it runs.
         reference: String,
+        /// Give what it changes the present time.
+        touch: bool,
     },
     /// Collect garbage in the store; always a job.
     Gc {
@@ -144,11 +146,12 @@ fn parse_commit(rest: &str) -> Result<Command, String> {
 }
 
 fn parse_restore(rest: &str) -> Result<Command, String> {
-    let mut words = rest.split_whitespace();
-    let Some(reference) = words.next() else {
+    let rest = rest.trim();
+    let (reference, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    if reference.is_empty() {
         return Err("restore needs a snapshot: a hash or prefix, a name, head, latest or ~k".to_owned());
-    };
-    if let Some(extra) = words.next() {
+    }
+    if let Some(extra) = rest.split_whitespace().find(|word| !word.contains('=')) {
         return Err(format!("restore takes one snapshot, not also {extra:?}"));
     }
     let body = reference.strip_prefix('~').unwrap_or(reference);
@@ -159,7 +162,11 @@ fn parse_restore(rest: &str) -> Result<Command, String> {
     if !good {
         return Err(format!("bad snapshot {reference:?}: a hash or prefix, a name, head, latest or ~k"));
     }
-    Ok(Command::Restore { reference: reference.to_owned() })
+    let mut touch = None;
+    for (key, value) in arguments(rest, &["touch"])? {
+        set(&mut touch, key, flag(key, &value)?)?;
+    }
+    Ok(Command::Restore { reference: reference.to_owned(), touch: touch.unwrap_or(false) })
 }
 
 /// Splits `key=value …`; only keys of `known` are taken, in any order.
@@ -234,7 +241,7 @@ mod tests {
     }
 
     fn restore(reference: &str) -> Command {
-        Command::Restore { reference: reference.into() }
+        Command::Restore { reference: reference.into(), touch: false }
     }
 
     #[test]
@@ -262,6 +269,8 @@ mod tests {
             ("restore head", vec![restore("head")]),
             ("restore ~12\n", vec![restore("~12")]),
             ("restore 0a1b", vec![restore("0a1b")]),
+            ("restore  a touch=1 ", vec![Command::Restore { reference: "a".into(), touch: true }]),
+            ("restore a touch=0", vec![restore("a")]),
             ("gc", vec![Command::Gc { dry_run: false }]),
             ("gc dry_run=1", vec![Command::Gc { dry_run: true }]),
             ("verify", vec![Command::Verify]),
@@ -293,6 +302,11 @@ mod tests {
             (b"commit message=\"a\"b", "right after"),
             (b"restore", "needs a snapshot"),
             (b"restore a b", "takes one snapshot"),
+            (b"restore a touch", "takes one snapshot"),
+            (b"restore a touch=yes", "touch is 0 or 1"),
+            (b"restore a touch=1 touch=1", "touch is given twice"),
+            (b"restore a keep=1", "unknown argument"),
+            (b"restore touch=1", "bad snapshot"),
             (b"restore ~", "bad snapshot"),
             (b"restore ~x", "bad snapshot"),
             (b"restore ../etc", "bad snapshot"),

@@ -30,7 +30,10 @@ fn shells_write_commands_in_every_form() {
             ("{ echo commit; echo; echo commit; } > .karapace/ctl", vec![commit(), commit()]),
             ("echo > .karapace/ctl", vec![]),
             ("> .karapace/ctl", vec![]),
-            ("cd .karapace && echo 'restore 000' > ctl", vec![Command::Restore { reference: "000".into() }]),
+            (
+                "cd .karapace && echo 'restore 000' > ctl",
+                vec![Command::Restore { reference: "000".into(), touch: false }],
+            ),
         ] {
             mount.plane.asked.lock().clear();
             mount.ok(shell, script);

@@ -80,12 +80,12 @@ impl ControlPlane for FakePlane {
         self.asked.lock().push(command.clone());
         match command {
             Command::Commit { name, message, .. } => self.commit(name.clone(), message.clone()),
-            Command::Restore { reference } if reference == "wait" => {
+            Command::Restore { reference, .. } if reference == "wait" => {
                 self.wait();
                 Ok("restore wait".into())
             }
-            Command::Restore { reference } if reference == "panic" => panic!("asked to"),
-            Command::Restore { reference } => {
+            Command::Restore { reference, .. } if reference == "panic" => panic!("asked to"),
+            Command::Restore { reference, .. } => {
                 let known = self.snapshots.lock().iter().any(|s| s.hash.starts_with(reference));
                 if known {
                     return Ok(format!("restore {reference}"));

@@ -2,17 +2,25 @@ use std::ffi::OsString;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
+use crate::engine::restore::Times;
 
 /// Make an environment equal to one of its snapshots
 ///
 /// Uncommitted changes are committed first, so that nothing is lost. With paths after `--`, only these come back, as uncommitted
-/// changes.
+/// changes; what changes by it gets the present time, so that make and cargo build anew what was made of it. A whole restore
+/// leaves the snapshot's times.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
     env: String,
     /// Hash, unique prefix of 4 or more digits, name, head, latest, base, or ~k for the k-th parent of head
     snapshot: String,
+    /// Give what the restore changes the present time as its modification time; so it is with paths
+    #[arg(long, conflicts_with = "keep_times")]
+    touch: bool,
+    /// Leave the snapshot's modification times; so it is without paths
+    #[arg(long)]
+    keep_times: bool,
     /// Only these paths, from the environment's root, and what their links lead to
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
@@ -22,7 +30,12 @@ impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let engine = global.engine()?;
         let env = engine.find(&self.env)?;
-        let outcome = engine.restore(&env, &self.snapshot, &ui::bytes(&self.paths))?;
+        let times = match (self.touch, self.keep_times) {
+            (true, _) => Some(Times::Present),
+            (_, true) => Some(Times::Kept),
+            _ => None,
+        };
+        let outcome = engine.restore(&env, &self.snapshot, &ui::bytes(&self.paths), times)?;
         if global.json() {
             ui::json(&outcome)?;
             return Ok(());

@@ -213,8 +213,8 @@ fn what_needs_something_damaged_names_path_and_environment() {
             named(export(format).map(|_| ()), &object, path);
         }
         // Neither reads content: a snapshot is restored whatever one of its files is, and shared with a clone.
-        place.engine.restore(&place.reload(&env), "one", &[]).unwrap();
-        place.engine.restore(&place.reload(&env), "two", &[]).unwrap();
+        place.engine.restore(&place.reload(&env), "one", &[], None).unwrap();
+        place.engine.restore(&place.reload(&env), "two", &[], None).unwrap();
         flip(&file, middle(&file));
     }
     export(Format::Tar).unwrap();
@@ -229,7 +229,7 @@ fn what_needs_something_damaged_names_path_and_environment() {
     let clone = place.engine.clone_env(&env, CloneFrom::Snapshot("one"), "other", &Silent);
     named(clone.map(|_| ()), &root, "/");
     assert_eq!(place.names(), ["dev"]);
-    let restored = place.engine.restore(&place.reload(&env), "one", &[]);
+    let restored = place.engine.restore(&place.reload(&env), "one", &[], None);
     named(restored.map(|_| ()), &root, "/");
 }
 

@@ -101,7 +101,7 @@ fn restore_paths(
     reference: &str,
     chosen: &[&str],
 ) -> super::super::instance::RestoreOutcome {
-    instance.restore(reference, &paths(chosen), Wait::Long).unwrap()
+    instance.restore(reference, &paths(chosen), None, Wait::Long).unwrap()
 }
 
 /// In each tree that something stands on, a number stands for one inode and link counts are right.
@@ -162,12 +162,12 @@ fn a_commit_of_chosen_paths_leaves_the_rest_uncommitted() {
     assert_eq!(files(instance.view()), before);
     assert_eq!(diff(&instance), ["A /a", "A /d/c"]);
     // The snapshots have what was chosen only; a restore saves the rest first.
-    let outcome = instance.restore("~1", &[], Wait::Long).unwrap();
+    let outcome = instance.restore("~1", &[], None, Wait::Long).unwrap();
     assert!(outcome.saved.is_some());
     let here: Vec<_> = files(instance.view()).into_keys().collect();
     assert_eq!(here, ["/d", "/d/b", "/etc", "/etc/hostname"]);
     assert!(diff(&instance).is_empty());
-    instance.restore("latest", &[], Wait::Long).unwrap();
+    instance.restore("latest", &[], None, Wait::Long).unwrap();
     assert_eq!(files(instance.view()), before);
     sound(&place, &instance);
 }
@@ -181,7 +181,7 @@ fn a_path_that_is_not_there_changes_nothing() {
     for wrong in [&["/none"][..], &["/a", "/none"], &["/a/x"]] {
         let error = instance.commit(&paths(wrong), None, None, Wait::Long).unwrap_err();
         assert_eq!(error.errno(), libc::ENOENT, "{error}");
-        let error = instance.restore("base", &paths(wrong), Wait::Long).unwrap_err();
+        let error = instance.restore("base", &paths(wrong), None, Wait::Long).unwrap_err();
         assert_eq!(error.errno(), libc::ENOENT, "{error}");
     }
     for wrong in ["", "/a/../b"] {
@@ -227,7 +227,7 @@ fn half_a_move_can_be_committed() {
     assert_eq!(diff(&instance), ["D /d", "D /d/e", "D /d/e/f"]);
     sound(&place, &instance);
     commit(&instance, None);
-    instance.restore("~1", &[], Wait::Long).unwrap();
+    instance.restore("~1", &[], None, Wait::Long).unwrap();
     let here = files(view);
     assert_eq!((here["/d/e/f"].as_deref(), here["/moved/e/f"].as_deref()), (Some("1"), Some("2")));
     sound(&place, &instance);
@@ -325,7 +325,7 @@ fn ignored_paths_enter_no_snapshot_and_stay_over_commit_and_restore() {
             && !there.contains_key("/cache/deep")
     );
     // A restore takes away what is not ignored, and the directory above it stays.
-    instance.restore("base", &[], Wait::Long).unwrap();
+    instance.restore("base", &[], None, Wait::Long).unwrap();
     let mut after = before.clone();
     after.remove("/a");
     assert_eq!(files(view), after);
@@ -337,12 +337,12 @@ fn ignored_paths_enter_no_snapshot_and_stay_over_commit_and_restore() {
     gc::collect(&place.engine, false, &Silent).unwrap();
     assert_eq!(files(instance.view()), after);
     put(instance.view(), "/tmp/new", "newer");
-    instance.restore("latest", &[], Wait::Long).unwrap();
+    instance.restore("latest", &[], None, Wait::Long).unwrap();
     assert_eq!(files(instance.view())["/tmp/new"].as_deref(), Some("newer"));
     sound(&place, &instance);
     // Chosen by name they are refused, and below what is chosen passed over.
     assert!(instance.commit(&paths(&["/tmp/new"]), None, None, Wait::Long).is_err());
-    assert!(instance.restore("base", &paths(&["/tmp"]), Wait::Long).is_err());
+    assert!(instance.restore("base", &paths(&["/tmp"]), None, Wait::Long).is_err());
     restore_paths(&instance, "base", &["/"]);
     assert_eq!(files(instance.view())["/tmp/new"].as_deref(), Some("newer"));
     sound(&place, &instance);
@@ -371,7 +371,7 @@ fn moves_and_links_across_the_border_of_what_is_ignored() {
     commit(&instance, None);
     assert!(diff(&instance).is_empty());
     sound(&place, &instance);
-    instance.restore("~1", &[], Wait::Long).unwrap();
+    instance.restore("~1", &[], None, Wait::Long).unwrap();
     assert_eq!(files(view)["/x"].as_deref(), Some("1"));
     sound(&place, &instance);
 }
@@ -411,11 +411,11 @@ fn snapshots_removed_from_the_middle_leave_the_others_whole() {
         assert_eq!(resolved.hash, made[index].0, "{reference}");
     }
     for index in [0, 2, 4, 5] {
-        instance.restore(&made[index].0.to_hex(), &[], Wait::Long).unwrap();
+        instance.restore(&made[index].0.to_hex(), &[], None, Wait::Long).unwrap();
         assert_eq!(files(instance.view()), made[index].1);
     }
     // The chain goes on from one whose parent is gone.
-    instance.restore(&made[4].0.to_hex(), &[], Wait::Long).unwrap();
+    instance.restore(&made[4].0.to_hex(), &[], None, Wait::Long).unwrap();
     put(instance.view(), "/more", "x");
     commit(&instance, Some("three"));
     assert_eq!(super::super::reference::resolve(&instance.metadata(), "~2").unwrap().hash, made[2].0);
@@ -489,7 +489,7 @@ fn random_choices_give_what_was_chosen() {
                 }
                 7 => {
                     let (hash, there) = snapshots[dice.roll(snapshots.len())].clone();
-                    if let Some(saved) = instance.restore(&hash, &[], Wait::Long).unwrap().saved {
+                    if let Some(saved) = instance.restore(&hash, &[], None, Wait::Long).unwrap().saved {
                         snapshots.push((saved.to_hex(), view.clone()));
                     }
                     head = there;
@@ -514,7 +514,7 @@ fn random_choices_give_what_was_chosen() {
         sound(&place, &instance);
         gc::collect(&place.engine, false, &Silent).unwrap();
         for (hash, there) in &snapshots {
-            instance.restore(hash, &[], Wait::Long).unwrap();
+            instance.restore(hash, &[], None, Wait::Long).unwrap();
             assert_eq!(&files(instance.view()), there, "seed {seed}: {hash}");
         }
         sound(&place, &instance);
@@ -575,7 +575,7 @@ fn a_restore_that_numbers_linked_inodes_anew_leaves_nothing_to_commit() {
     commit(&instance, None);
     // Held open: the restored inode cannot have its number.
     let held = view.lookup(ROOT_INO, b"b").unwrap().ino;
-    instance.restore("~1", &[], Wait::Long).unwrap();
+    instance.restore("~1", &[], None, Wait::Long).unwrap();
     assert_ne!(view.lookup(ROOT_INO, b"b").unwrap().ino, held);
     assert!(diff(&instance).is_empty(), "{:?}", diff(&instance));
     assert_eq!(instance.status().dirty_files, 0);

@@ -22,7 +22,7 @@ fn a_name_for_an_old_snapshot_does_not_make_it_the_latest() {
     let new = commit(&instance, Some("new"));
     let plane = Plane::new(instance.clone(), Arc::default());
     for (reference, name) in [("old", "again"), ("base", "pristine")] {
-        instance.restore(reference, &[], Wait::Long).unwrap();
+        instance.restore(reference, &[], None, Wait::Long).unwrap();
         commit(&instance, Some(name));
         let env = place.reload(&env);
         assert_eq!(reference::resolve(&env, "latest").unwrap().hash, new);

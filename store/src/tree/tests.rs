@@ -9,6 +9,7 @@ use crate::inode::{Body, Timestamp, Xattrs};
 
 mod diff;
 mod graft;
+mod retime;
 
 pub(super) struct Place {
     _dir: tempfile::TempDir,

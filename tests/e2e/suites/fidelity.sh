@@ -58,7 +58,7 @@ restores_from_the_base() {
 restores_single_paths() {
     rm -rf "$TOP"
     commit "$ENV" >/dev/null
-    karapace restore "$ENV" "$(cat "$TMPDIR/hash")" -- /srv/features
+    karapace restore "$ENV" "$(cat "$TMPDIR/hash")" --keep-times -- /srv/features
     python3 "$TOOL" describe "$TOP" >"$TMPDIR/single"
     ctl "$ENV" "restore $(cat "$TMPDIR/hash")"
 }

@@ -108,6 +108,72 @@ uncommitted_changes_are_committed_first() {
     ctl "$ENV" "restore $(cat "$TMPDIR/third")"
 }
 
+# What make made of a file is made anew once a restore of paths brings another one in its place, mounted or not.
+make_builds_anew() {
+    local dir=$DIR/srv/build hash before how
+    mkdir "$dir"
+    printf 'out: in other\n\tcat in other >out\n' >"$dir/Makefile"
+    echo one >"$dir/in"
+    echo other >"$dir/other"
+    touch -d '2002-02-02' "$dir/in" "$dir/other"
+    before=$(stat -c '%n %y %z %i' "$dir/other" "$dir/Makefile")
+    hash=$(commit "$ENV")
+    for how in mounted unmounted; do
+        echo two >"$dir/in"
+        make -C "$dir"
+        equal "$how, made of the other content" "two other" "$(tr '\n' ' ' <"$dir/out" | sed 's/ $//')"
+        [ "$how" = mounted ] || karapace umount "$ENV"
+        karapace --json restore "$ENV" "$hash" -- /srv/build/in /srv/build/other >"$TMPDIR/outcome"
+        [ "$how" = mounted ] || karapace mount "$ENV"
+        make -C "$dir"
+        equal "$how, made of what was restored" "one other" "$(tr '\n' ' ' <"$dir/out" | sed 's/ $//')"
+        equal "$how, touched" 1 "$(json "$TMPDIR/outcome" 'd["touched"]')"
+        equal "$how, what did not differ" "$before" "$(stat -c '%n %y %z %i' "$dir/other" "$dir/Makefile")"
+        # Once more nothing differs, and the time does not go back behind what was made.
+        karapace restore "$ENV" "$hash" -- /srv/build/in
+        make -q -C "$dir"
+        [ "$dir/in" -nt "$dir/other" ]
+    done
+    karapace diff "$ENV" "$hash" | diff - <(printf 'M /srv/build/in\nA /srv/build/out\n')
+}
+
+# Directories follow their names, as they do where something is written.
+times_are_kept_or_present_on_request() {
+    local dir=$DIR/srv/times hash
+    mkdir "$dir"
+    echo one >"$dir/file"
+    ln -s one "$dir/link"
+    echo same >"$dir/same"
+    touch -h -d '2002-02-02' "$dir/file" "$dir/link" "$dir/same" "$dir"
+    hash=$(commit "$ENV")
+    old() { equal "$1" "$2" "$(cd "$dir" && find . ! -newermt 2003-01-01 | LC_ALL=C sort | xargs)"; }
+    change() {
+        echo two >"$dir/file"
+        ln -sfn two "$dir/link"
+        if [ "${1:-}" ]; then touch -d '2001-01-01' "$dir"; fi
+    }
+    change
+    karapace restore "$ENV" "$hash" --keep-times -- /srv/times
+    old "paths, --keep-times" ". ./file ./link ./same"
+    change dir
+    karapace restore "$ENV" "$hash" -- /srv/times/file /srv/times/link
+    old "paths" ". ./same"
+    change
+    karapace restore "$ENV" "$hash"
+    old "whole" ". ./file ./link ./same"
+    change dir
+    karapace restore "$ENV" "$hash" --touch
+    old "whole, --touch" ". ./same"
+    equal "diff" "M /srv/times/file M /srv/times/link" "$(karapace diff "$ENV" | xargs)"
+    rm "$dir/file"
+    ctl "$ENV" "restore $hash touch=1"
+    equal content one "$(cat "$dir/file")"
+    old "ctl, touch=1" "./same"
+    ctl "$ENV" "restore $hash"
+    same_tree "$dir" "$DIR/.karapace/snapshots/$hash/srv/times" times
+    refused karapace restore "$ENV" "$hash" --touch --keep-times
+}
+
 # A program that runs in the mount sees the restored state at its next look-up; a file that it holds open keeps what
 # it had.
 running_program_sees_restore() {
@@ -171,6 +237,8 @@ check "after commit diff is empty" commit_empties_diff
 check "restore of the base brings all of it back" restores_base
 check "restore brings back mode, owner, times, xattrs, links, holes" restores_each_attribute
 check "restore over uncommitted changes commits them first" uncommitted_changes_are_committed_first
+check "make builds anew what it made of what a restore of paths replaced" make_builds_anew
+check "times are kept or present, as asked for" times_are_kept_or_present_on_request
 check "a running program sees the restore; its open file does not" running_program_sees_restore
 check "programs inside exec see it, and their /proc and /dev stay" mounts_inside_stay
 check "what root mounted inside stays" host_mount_inside_stays

@@ -70,7 +70,7 @@ restores_chosen_paths() {
     bash -euc 'cd "$1/etc"; exec 4<changed; cat changed >/dev/null; ls >/dev/null; echo ready >"$2"
         read -r _ <"$3"; cat changed; cat <&4; cat deleted' - "$DIR" "$TMPDIR/ready" "$TMPDIR/go" >"$TMPDIR/seen" &
     read -r _ <"$TMPDIR/ready"
-    karapace restore "$ENV" base -- /etc/changed /etc/deleted 2>"$TMPDIR/message"
+    karapace restore "$ENV" base --keep-times -- /etc/changed /etc/deleted 2>"$TMPDIR/message"
     echo go >"$TMPDIR/go"
     wait $!
     equal seen "to be changed other to be deleted" "$(tr '\n' ' ' <"$TMPDIR/seen" | sed 's/ $//')"

@@ -10,7 +10,7 @@ use crate::paths::components;
 
 /// A tree as text: one word a path, `path=number:content` for a file (`path=number~content` for a name of a linked inode, `path=number/`
 /// for a directory).
-fn build(place: &Place, text: &str, next_ino: Ino) -> Root {
+pub(super) fn build(place: &Place, text: &str, next_ino: Ino) -> Root {
     let mut batch = place.batch();
     let mut dirs: BTreeMap<Vec<u8>, (Ino, Listing)> = BTreeMap::new();
     dirs.insert(Vec::new(), (1, Listing::new()));

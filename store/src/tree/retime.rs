@@ -1,0 +1,232 @@
+//! Modification times after a restore.
+//!
+//! Programs that compare times (make, cargo, caches of listings) take a file for unchanged when an older one comes in its place. So
+//! what a restore brings gets the present time, as git gives it to what it checks out, and nothing that stays gets an older one.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::deep::deep;
+use crate::error::{IoContext, Result, StoreError};
+use crate::id::ObjectId;
+use crate::inode::{Body, FileKind, Ino, InodeRecord, Timestamp};
+use crate::object::Batch;
+use crate::root::Root;
+
+use super::diff::differs;
+use super::{Target, Trees, update_dir, update_links};
+
+/// What [`retime`] made.
+#[derive(Clone, Debug)]
+pub struct Retimed {
+    /// The tree.
+    pub root: Root,
+    /// How many inodes that are no directories got the time.
+    pub touched: u64,
+}
+
+/// `after` with the modification times that it would have if `before` had been written over to become it at the time `now`: that time
+/// for what is no directory where it came or has another content, and for directories in which a name came, went, or stands for another
+/// kind. What else is in both keeps the modification time that `before` has, and all its times where nothing of it differs. A change
+/// time is `now` where anything differs. Objects are added to `batch`.
+///
+/// `after` is stored; both are trees of one environment's history, so one number means one inode in both.
+pub fn retime(
+    trees: &Trees,
+    batch: &mut Batch,
+    before: &Root,
+    after: &Root,
+    now: Timestamp,
+) -> Result<Retimed> {
+    let mut retime = Retime { trees, batch, before, after, now, names: HashMap::new(), touched: 0 };
+    deep(|| retime.run()).at("start a thread for", trees.store().layout().root())?
+}
+
+struct Retime<'a> {
+    trees: &'a Trees,
+    batch: &'a mut Batch,
+    before: &'a Root,
+    after: &'a Root,
+    now: Timestamp,
+    /// Linked inodes of `after` at names that were looked at.
+    names: HashMap<Ino, Names>,
+    touched: u64,
+}
+
+/// What stood at the names of a linked inode.
+#[derive(Default)]
+struct Names {
+    /// An inode with the same content.
+    same: Option<InodeRecord>,
+    /// One with another content stood at one of them.
+    differs: bool,
+}
+
+impl Retime<'_> {
+    fn run(&mut self) -> Result<Retimed> {
+        let old = Target::Inode(self.before.inode.clone());
+        let root = self.entry(Some(&old), &Target::Inode(self.after.inode.clone()))?;
+        let inode = match root {
+            Some(Target::Inode(inode)) => inode,
+            _ => self.after.inode.clone(),
+        };
+        let links = self.links()?;
+        let links = match links.is_empty() {
+            true => self.after.links,
+            false => update_links(self.trees, self.batch, self.after.links.as_ref(), &links)?,
+        };
+        Ok(Retimed { root: Root { inode, links, next_ino: self.after.next_ino }, touched: self.touched })
+    }
+
+    /// What is to stand in the place of `new`, where `old` stood, if anything else.
+    fn entry(&mut self, old: Option<&Target>, new: &Target) -> Result<Option<Target>> {
+        if old == Some(new) && !self.links_differ_below(new) {
+            return Ok(None);
+        }
+        let old = old.map(|old| self.record(self.before, old)).transpose()?;
+        let record = match new {
+            Target::Link { ino, .. } => {
+                self.note(*ino, old)?;
+                return Ok(None);
+            }
+            Target::Inode(record) => record,
+        };
+        let retimed = match record.kind() {
+            FileKind::Directory => self.directory(old.as_ref(), record)?,
+            _ => self.file(old.as_ref(), record),
+        };
+        Ok((retimed != *record).then_some(Target::Inode(retimed)))
+    }
+
+    /// The times of what is no directory. `old`: what it was, if it was.
+    fn file(&mut self, old: Option<&InodeRecord>, new: &InodeRecord) -> InodeRecord {
+        match old.filter(|old| same_content(old, new)) {
+            Some(old) => self.as_before(old, new),
+            None => {
+                self.touched += 1;
+                InodeRecord { mtime: self.now, ctime: self.now, ..new.clone() }
+            }
+        }
+    }
+
+    /// `new` with the modification time of `old`, and with its other times if nothing else of it differs.
+    fn as_before(&self, old: &InodeRecord, new: &InodeRecord) -> InodeRecord {
+        let new = InodeRecord { mtime: old.mtime, ..new.clone() };
+        if differs(old, &new) || old.nlink != new.nlink {
+            return InodeRecord { ctime: self.now, ..new };
+        }
+        InodeRecord { atime: old.atime, ctime: old.ctime, ..new }
+    }
+
+    fn directory(&mut self, old: Option<&InodeRecord>, new: &InodeRecord) -> Result<InodeRecord> {
+        let old = old.filter(|old| old.kind() == FileKind::Directory);
+        let (tree, links) = listing(new);
+        let mut left = match old {
+            Some(old) => self.entries(listing(old).0)?,
+            None => BTreeMap::new(),
+        };
+        let (mut edits, mut relisted) = (BTreeMap::new(), old.is_none());
+        for (name, target) in self.entries(tree)? {
+            let was = left.remove(&name);
+            relisted |= was.as_ref().map(kind) != Some(kind(&target));
+            if let Some(edit) = self.entry(was.as_ref(), &target)? {
+                edits.insert(name, Some(edit));
+            }
+        }
+        relisted |= !left.is_empty();
+        let body = match edits.is_empty() {
+            true => Body::Directory { tree, links },
+            false => {
+                let written = update_dir(self.trees, self.batch, tree.as_ref(), &edits)?;
+                Body::Directory { tree: written.tree, links: written.links }
+            }
+        };
+        let new = InodeRecord { body, ..new.clone() };
+        Ok(match old.filter(|_| !relisted) {
+            Some(old) => self.as_before(old, &new),
+            None => InodeRecord { mtime: self.now, ctime: self.now, ..new },
+        })
+    }
+
+    /// Remembers what stood at a name of the linked inode `ino`.
+    fn note(&mut self, ino: Ino, old: Option<InodeRecord>) -> Result<()> {
+        let new = self.linked(self.after, ino)?;
+        let names = self.names.entry(ino).or_default();
+        match old {
+            Some(old) if same_content(&old, &new) => names.same = Some(old),
+            Some(_) => names.differs = true,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The link table's changes, once all names were looked at.
+    fn links(&mut self) -> Result<BTreeMap<Ino, Option<InodeRecord>>> {
+        let mut changes = BTreeMap::new();
+        for (ino, names) in std::mem::take(&mut self.names) {
+            let new = self.linked(self.after, ino)?;
+            // By its number too: only new names of it may have been looked at.
+            let itself = self.trees.link(self.before, ino)?.filter(|old| same_content(old, &new));
+            let old = itself.or(names.same).filter(|_| !names.differs);
+            let retimed = self.file(old.as_ref(), &new);
+            if retimed != new {
+                changes.insert(ino, Some(retimed));
+            }
+        }
+        Ok(changes)
+    }
+
+    fn record(&self, root: &Root, target: &Target) -> Result<InodeRecord> {
+        match target {
+            Target::Inode(record) => Ok(record.clone()),
+            Target::Link { ino, .. } => self.linked(root, *ino),
+        }
+    }
+
+    fn linked(&self, root: &Root, ino: Ino) -> Result<InodeRecord> {
+        let missing = || StoreError::corrupt("link table", ino, "an inode that is named is not in it");
+        self.trees.link(root, ino)?.ok_or_else(missing)
+    }
+
+    /// Whether equal entries may stand for linked inodes that differ.
+    fn links_differ_below(&self, entry: &Target) -> bool {
+        let holds_links = match entry {
+            Target::Link { .. } => true,
+            Target::Inode(record) => listing(record).1,
+        };
+        holds_links && self.before.links != self.after.links
+    }
+
+    fn entries(&self, tree: Option<ObjectId>) -> Result<BTreeMap<Box<[u8]>, Target>> {
+        let mut entries = BTreeMap::new();
+        if let Some(tree) = tree {
+            self.trees.for_each(&tree, &mut |entry| {
+                entries.insert(entry.name().into(), entry.to_target()?);
+                Ok(())
+            })?;
+        }
+        Ok(entries)
+    }
+}
+
+/// Whether two inodes, none of them a directory, are of one kind and hold the same.
+fn same_content(old: &InodeRecord, new: &InodeRecord) -> bool {
+    let body = match (&old.body, &new.body) {
+        (Body::Regular(old), Body::Regular(new)) => (old.size, old.hash) == (new.size, new.hash),
+        (old, new) => old == new,
+    };
+    body && (old.kind(), old.rdev) == (new.kind(), new.rdev)
+}
+
+fn kind(target: &Target) -> FileKind {
+    match target {
+        Target::Inode(record) => record.kind(),
+        Target::Link { kind, .. } => *kind,
+    }
+}
+
+fn listing(record: &InodeRecord) -> (Option<ObjectId>, bool) {
+    match record.body {
+        Body::Directory { tree, links } => (tree, links),
+        _ => (None, false),
+    }
+}
