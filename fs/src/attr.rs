@@ -138,6 +138,46 @@ pub enum Invalidation {
     },
 }
 
+/// What a name has become by a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// It is there now, or is of this kind now.
+    Come(FileKind),
+    /// It is there no more; it was of this kind.
+    Gone(FileKind),
+    /// It has another content.
+    Content,
+    /// Something else of it differs; of a directory, its names may.
+    Other,
+}
+
+/// What those who watch a directory are to hear of a restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The path from the root of the view, beginning with `/`; empty for the root itself.
+    pub path: Vec<u8>,
+    /// The directory that it is in (of the root, itself).
+    pub parent: Ino,
+    /// What happened.
+    pub became: Became,
+}
+
+impl Told {
+    /// Its name in the directory.
+    pub fn name(&self) -> &[u8] {
+        self.path.iter().rposition(|byte| *byte == b'/').map_or(&[], |at| &self.path[at + 1..])
+    }
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// What the kernel has to forget, to be sent with no lock held.
+    pub stale: Vec<Invalidation>,
+    /// What those who watch are to hear once that is sent. Bounded: of many names only their directories.
+    pub told: Vec<Told>,
+}
+
 /// Where a view stands: the layer that its lower is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadRef {

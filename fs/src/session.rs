@@ -19,8 +19,8 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::{Error, Result};
-pub use crate::fuse::Invalidator;
 use crate::fuse::{IdMap, Server, Service};
+pub use crate::fuse::{Invalidator, PROBE, Watchers};
 use crate::view::View;
 
 /// Bytes that the kernel reads ahead on a mount made by root, where the kernel's default of 128 KiB can be raised.
@@ -77,6 +77,7 @@ pub struct MountedSession {
     background: BackgroundSession,
     connection: Arc<Connection>,
     control: Option<Arc<ControlDir>>,
+    watchers: Watchers,
     /// Its end ends the upkeep of the view.
     upkeep: Sender<()>,
 }
@@ -105,6 +106,7 @@ impl MountedSession {
         let by_root = geteuid().is_root();
         let service = service(view.clone(), trees, control, &mountpoint, options);
         let (control, kernel) = (service.control.clone(), service.kernel.clone());
+        let watchers = service.watchers.clone();
         let server =
             Server::new(service).map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
         let session = Session::new(server, &mountpoint, &config(options, by_root))
@@ -122,12 +124,17 @@ impl MountedSession {
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
         }
-        Ok(MountedSession { background, connection, control, upkeep })
+        Ok(MountedSession { background, connection, control, watchers, upkeep })
     }
 
     /// For telling the kernel what to forget.
     pub fn invalidator(&self) -> Invalidator {
         Invalidator::new(self.connection.device.clone())
+    }
+
+    /// For telling programs that watch files.
+    pub fn watchers(&self) -> Watchers {
+        self.watchers.clone()
     }
 
     /// For ending the mount from another thread.
@@ -257,6 +264,7 @@ fn service(
         idmap,
         threads: options.threads.max(1),
         kernel: Arc::new(OnceLock::new()),
+        watchers: Watchers::default(),
     }
 }
 

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::commit::Between;
+use super::watchers::Teller;
 use super::{Engine, Error, Result, reference, sessions};
 use crate::lifecycle;
 use crate::manifest::Manifest;
@@ -99,6 +100,7 @@ pub struct Instance {
     /// Root objects of snapshots that are looked at through the control directory.
     looked_at: Mutex<Vec<ObjectId>>,
     pub(super) invalidator: OnceLock<Invalidator>,
+    pub(super) teller: OnceLock<Teller>,
     lock: EnvLock,
 }
 
@@ -141,6 +143,7 @@ impl Instance {
             pin: Mutex::new(None),
             looked_at: Mutex::default(),
             invalidator: OnceLock::new(),
+            teller: OnceLock::new(),
             lock,
         })
     }
@@ -168,9 +171,9 @@ impl Instance {
         metadata
     }
 
-    /// From now on a restore tells the kernel through `invalidator` what to forget.
-    pub fn attach(&self, invalidator: Invalidator) {
-        if self.invalidator.set(invalidator).is_err() {
+    /// From now on a restore tells the kernel through `invalidator` what to forget, and then, by `teller`, programs that watch files.
+    pub fn attach(&self, invalidator: Invalidator, teller: Teller) {
+        if self.invalidator.set(invalidator).is_err() || self.teller.set(teller).is_err() {
             tracing::error!("an environment was attached to two mounts");
         }
     }

@@ -56,6 +56,7 @@ pub mod text;
 pub mod umount;
 pub mod unit;
 pub mod verify;
+pub mod watchers;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -27,6 +27,7 @@ use super::control::{Admitted, Plane};
 use super::instance::Instance;
 use super::keeper::{Keeper, Place};
 use super::socket::{Answer, Request, Server};
+use super::watchers::Teller;
 use super::{Engine, Error, Result, mountpoint, reference, sessions};
 use crate::lifecycle;
 use crate::process;
@@ -254,7 +255,7 @@ fn serve_view(
         Some(plane),
         &mount_options,
     )?;
-    instance.attach(session.invalidator());
+    instance.attach(session.invalidator(), Teller::new(session.watchers(), dir.clone()));
     let handle = session.unmount_handle();
     let place = Place { dir: dir.clone(), session: options.session, has_ground: options.has_ground };
     let keeper = Keeper::new(engine, env.instance, place, handle.clone(), admitted);

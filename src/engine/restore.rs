@@ -1,6 +1,6 @@
 //! Going back to a snapshot, whole or for chosen paths.
 
-use karapace_fs::attr::{HeadRef, Invalidation};
+use karapace_fs::attr::{HeadRef, Restored};
 use karapace_store::fail;
 use karapace_store::id::LayerHash;
 use karapace_store::metadata::Metadata;
@@ -51,7 +51,7 @@ impl Engine {
 /// What a restore did to the view.
 struct Swapped {
     saved: Option<LayerHash>,
-    stale: Vec<Invalidation>,
+    restored: Restored,
     changed: Option<u64>,
     touched: u64,
 }
@@ -68,8 +68,8 @@ impl Instance {
         times: Option<Times>,
         wait: Wait,
     ) -> Result<RestoreOutcome> {
-        let _shared = self.lock_store(wait)?;
-        let _turn = self.take_turn()?;
+        let shared = self.lock_store(wait)?;
+        let turn = self.take_turn()?;
         self.check_writable()?;
         // Resolved before the commit below: `head`, `latest` and `~k` mean what they meant when asked.
         let LayerRef { hash, record } = reference::resolve(&self.metadata(), reference)?;
@@ -92,7 +92,7 @@ impl Instance {
             .update_metadata(|metadata| (metadata.head, metadata.head_record) = (head.layer, head.record));
         self.pin_head();
         if let Some(invalidator) = self.invalidator.get() {
-            invalidator.send(&swapped.stale).map_err(|e| {
+            invalidator.send(&swapped.restored.stale).map_err(|e| {
                 Error::Invalid(format!(
                     "{hash} is restored, but the kernel keeps old entries ({e}): unmount and mount again"
                 ))
@@ -100,7 +100,12 @@ impl Instance {
         }
         // A record that could not be written is mended when the environment is opened next.
         recorded?;
-        let Swapped { saved, changed, touched, .. } = swapped;
+        let Swapped { saved, changed, touched, restored } = swapped;
+        // Others need not wait for it.
+        drop((turn, shared));
+        if let Some(teller) = self.teller.get() {
+            teller.tell(&restored.told);
+        }
         Ok(RestoreOutcome { hash, saved, changed, touched })
     }
 
@@ -119,7 +124,9 @@ impl Instance {
                 layering.restored(&target.root, now, times, self.view.next_ino())
             })?;
             match self.view.restore(HeadRef { root: restored.id, ..target }, generation) {
-                Ok(stale) => return Ok(Swapped { saved, stale, changed: None, touched: restored.touched }),
+                Ok(done) => {
+                    return Ok(Swapped { saved, restored: done, changed: None, touched: restored.touched });
+                }
                 Err(karapace_fs::Error::TryAgain) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -150,7 +157,7 @@ impl Instance {
             })?;
             let (changed, touched) = (Some(changed), restored.touched);
             match self.view.restore(HeadRef { root: restored.id, ..head }, generation) {
-                Ok(stale) => return Ok(Swapped { saved, stale, changed, touched }),
+                Ok(done) => return Ok(Swapped { saved, restored: done, changed, touched }),
                 Err(karapace_fs::Error::TryAgain) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -29,7 +29,7 @@ pub use codec::check_index;
 pub use codec::{EntryRef, Keys, Tree};
 pub use diff::{Change, Renumbered, changed_links, diff, diff_with_times};
 pub use graft::{Numbers, Picks, graft, names_of};
-pub use retime::{Retimed, retime};
+pub use retime::{Retimed, retime, same_content};
 pub use split::{write_dir, write_links};
 pub use update::{update_dir, update_links};
 pub(crate) use walk::resolve;

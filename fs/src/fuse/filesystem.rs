@@ -92,8 +92,8 @@ impl Filesystem for Server {
         self.0.mkdir(req, parent, name.as_bytes(), (mode, umask), reply);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.0.unlink(parent, name.as_bytes(), reply);
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.unlink(req, parent, name.as_bytes(), reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -14,6 +14,7 @@ mod privileges;
 mod reply;
 mod requests;
 mod seek;
+mod watchers;
 mod workers;
 
 use std::io;
@@ -31,6 +32,7 @@ use self::nodes::{CONTROL, LIVE, Views, split};
 pub use self::notify::Invalidator;
 use self::passthrough::Passthrough;
 use self::reply::{FOREVER, NEVER, file_attr};
+pub use self::watchers::{PROBE, Watchers};
 use self::workers::Workers;
 use crate::attr::{Attr, Caller};
 use crate::control::{ControlDir, DIR_NAME, Found};
@@ -78,6 +80,8 @@ pub(crate) struct Service {
     pub threads: usize,
     /// For what requests themselves have to tell the kernel; set before the first one is served.
     pub kernel: Arc<OnceLock<Invalidator>>,
+    /// Who makes calls for those that watch.
+    pub watchers: Watchers,
 }
 
 /// fuser's file system: a handle to the state that requests share.
@@ -93,6 +97,7 @@ struct Shared {
     passthrough: Option<Passthrough>,
     idmap: bool,
     kernel: Arc<OnceLock<Invalidator>>,
+    watchers: Watchers,
     threads: usize,
     /// Request threads that wait for others to answer what the kernel asks meanwhile.
     waiting: AtomicUsize,
@@ -123,6 +128,7 @@ impl Server {
             passthrough: service.passthrough.then(Passthrough::default),
             idmap: service.idmap,
             kernel: service.kernel,
+            watchers: service.watchers,
             threads: service.threads,
             waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,

@@ -30,6 +30,12 @@ impl Shared {
         if self.is_reserved(parent, name) {
             return self.lookup_control_dir(reply);
         }
+        let reply = if self.watchers.sent(req) {
+            let Some(reply) = self.lookup_for_watchers(parent, name, reply) else { return };
+            reply
+        } else {
+            reply
+        };
         match self.node(parent) {
             Ok(Node::View { index, view, ino }) => match guard("lookup", || view.lookup(ino, name)) {
                 Err(errno) if errno.code() == libc::ENOENT => reply.entry(&FOREVER, &absent(), GENERATION),
@@ -111,6 +117,10 @@ impl Shared {
     }
 
     pub(super) fn setattr(self: &Arc<Self>, req: &Request, node: INodeNo, set: &SetAttr, reply: ReplyAttr) {
+        if self.watchers.sent(req) {
+            // It sets what is so already.
+            return self.getattr(node, reply);
+        }
         if let Some((view, ino)) = self.wants_pages_first(node, set) {
             return self.setattr_after_pages(node, (view, ino), *set, reply);
         }
@@ -189,6 +199,10 @@ impl Shared {
         reply: ReplyEntry,
     ) {
         let (mode, umask, rdev) = how;
+        if self.watchers.sent(req) {
+            let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
+            return self.create_for_watchers(parent, name, kind, reply);
+        }
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
             let attr = guard("mknod", || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))?;
@@ -216,6 +230,9 @@ impl Shared {
         how: (u32, u32),
         reply: ReplyEntry,
     ) {
+        if self.watchers.sent(req) {
+            return self.create_for_watchers(parent, name, FileKind::Directory, reply);
+        }
         if let Ok(Node::Control(ino)) = self.node(parent) {
             if let Err(errno) = self.control_for(req) {
                 return reply.error(errno);
@@ -245,6 +262,9 @@ impl Shared {
         target: &[u8],
         reply: ReplyEntry,
     ) {
+        if self.watchers.sent(req) {
+            return self.create_for_watchers(parent, name, FileKind::Symlink, reply);
+        }
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, 0);
             Ok((index, guard("symlink", || view.symlink(&caller, ino, name, target))?))
@@ -278,8 +298,10 @@ impl Shared {
         }
     }
 
-    pub(super) fn unlink(&self, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        let result = if self.is_reserved(parent, name) {
+    pub(super) fn unlink(&self, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
+        let result = if self.watchers.sent(req) {
+            self.remove_for_watchers(parent, name)
+        } else if self.is_reserved(parent, name) {
             Err(Errno::EPERM)
         } else {
             self.view(parent).and_then(|(_, view, ino)| guard("unlink", || view.unlink(ino, name)))
@@ -290,6 +312,9 @@ impl Shared {
     pub(super) fn rmdir(self: &Arc<Self>, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
         if self.is_reserved(parent, name) {
             return reply.error(Errno::EBUSY);
+        }
+        if self.watchers.sent(req) {
+            return done(reply, self.remove_for_watchers(parent, name));
         }
         match self.node(parent) {
             Ok(Node::View { view, ino, .. }) => done(reply, guard("rmdir", || view.rmdir(ino, name))),

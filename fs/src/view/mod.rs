@@ -12,6 +12,7 @@ mod content;
 mod create;
 mod diff;
 pub(crate) mod dir;
+mod exchange;
 mod io;
 mod link;
 pub(crate) mod node;
@@ -23,6 +24,7 @@ mod restore;
 mod seek;
 mod sync;
 pub(crate) mod table;
+mod told;
 mod walk;
 mod xattr;
 
@@ -171,6 +173,11 @@ impl View {
         let node = state.node_mut(ino)?;
         node.lookups += 1;
         Ok(node.attr(ino))
+    }
+
+    /// How many references to an inode there are.
+    pub fn references(&self, ino: Ino) -> u64 {
+        self.state.read().nodes.get(&ino).map_or(0, |node| node.lookups)
     }
 
     /// Gives up references of the kernel.

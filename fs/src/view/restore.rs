@@ -15,12 +15,14 @@ use karapace_store::object::Batch;
 use karapace_store::root::Root;
 use karapace_store::tree::{Target, update_dir, update_links};
 
-use crate::attr::{HeadRef, Invalidation};
+use crate::attr::{HeadRef, Invalidation, Restored};
 use crate::error::{Error, Result};
 use crate::upper::record::Item;
 use crate::view::View;
-use crate::view::node::{FileBody, Node, NodeBody, Place};
-use crate::view::table::{Forgotten, State};
+use crate::view::exchange::{Reset, drop_idle, refresh, swap};
+use crate::view::node::{FileBody, NodeBody, Place};
+use crate::view::table::State;
+use crate::view::told::Telling;
 use karapace_store::deep::deep;
 
 /// What has to happen to the inode table, and what the kernel has to hear.
@@ -41,6 +43,7 @@ struct Plan<'a> {
     /// Fresh numbers of linked inodes.
     relinked: HashMap<Ino, Ino>,
     invalid: Vec<Invalidation>,
+    telling: Telling,
 }
 
 /// What a name stands for in the old and in the new view.
@@ -55,12 +58,12 @@ struct Listed {
 impl View {
     /// Makes the view equal to `target`; durable on return. `generation` is the one as of which the view equalled its head
     /// (see [`View::clean_generation`]): when something has changed since, nothing is done and the error is
-    /// [`Error::TryAgain`]. Gives back what the kernel has to forget, to be sent with no lock held.
-    pub fn restore(&self, target: HeadRef, generation: u64) -> Result<Vec<Invalidation>> {
+    /// [`Error::TryAgain`].
+    pub fn restore(&self, target: HeadRef, generation: u64) -> Result<Restored> {
         deep(|| self.exchange_lower(target, generation))?
     }
 
-    fn exchange_lower(&self, target: HeadRef, generation: u64) -> Result<Vec<Invalidation>> {
+    fn exchange_lower(&self, target: HeadRef, generation: u64) -> Result<Restored> {
         let _committing = self.committing.lock();
         let upper = self.writable()?;
         let _gate = self.gate.write();
@@ -84,12 +87,13 @@ impl View {
             renumbered: false,
             relinked: HashMap::new(),
             invalid: Vec::new(),
+            telling: Telling::default(),
             state: &mut state,
         };
         plan.relink()?;
         let (root, root_id) = plan.compare_roots(&target.root)?;
         plan.refresh_linked()?;
-        let Plan { batch, detached, attached, homes, invalid, .. } = plan;
+        let Plan { batch, detached, attached, homes, invalid, telling, .. } = plan;
         batch.commit()?;
         fail::point("restore.swap")?;
         let head = HeadRef { root: root_id, ..target };
@@ -107,7 +111,7 @@ impl View {
         drop_idle(&mut state);
         drop(state);
         upper.discard(data.into_iter().filter_map(|d| d.file));
-        Ok(invalid)
+        Ok(Restored { stale: invalid, told: telling.done() })
     }
 
     /// Brings the directories into the table that inodes in the table have come to stand in.
@@ -203,8 +207,19 @@ impl Plan<'_> {
                 (Some(Target::Inode(a)), Some(Target::Inode(b))) => self.is_same_dir(a, b),
                 _ => false,
             };
+            if known && !same_dir {
+                self.tell(&place, old.as_ref(), new.as_ref())?;
+            }
             let edit = match (old, new) {
-                (Some(Target::Inode(a)), Some(Target::Inode(b))) if same_dir => self.both(place, &a, b)?,
+                (Some(Target::Inode(a)), Some(Target::Inode(b))) if same_dir => {
+                    if known {
+                        self.telling.directory(dir, &name, &a, &b);
+                    }
+                    self.telling.enter(&name);
+                    let edit = self.both(place, &a, b)?;
+                    self.telling.leave();
+                    edit
+                }
                 (old, new) => {
                     let keeps = number(old.as_ref()) == number(new.as_ref());
                     let old_ino = number(old.as_ref());
@@ -231,6 +246,18 @@ impl Plan<'_> {
         }
         let written = update_dir(&self.view.trees, &mut self.batch, new_tree.as_ref(), &edits)?;
         Ok(Listed { tree: written.tree, links: written.links })
+    }
+
+    /// Notes what is to be told of a name.
+    fn tell(&mut self, place: &Place, old: Option<&Target>, new: Option<&Target>) -> Result<()> {
+        let inode = |root: &Root, target: Option<&Target>| match target {
+            Some(Target::Inode(record)) => Ok(Some(record.clone())),
+            Some(Target::Link { ino, .. }) => self.view.trees.link(root, *ino),
+            None => Ok(None),
+        };
+        let (old, new) = (inode(&self.old_root, old)?, inode(&self.new_root, new)?);
+        self.telling.name(place.parent, &place.name, old.as_ref(), new.as_ref());
+        Ok(())
     }
 
     /// A directory that stays where it is, under the number that it has.
@@ -421,94 +448,5 @@ fn listing(record: &InodeRecord) -> (Option<ObjectId>, bool) {
     match record.body {
         Body::Directory { tree, links } => (tree, links),
         _ => (None, false),
-    }
-}
-
-/// An inode that was dirty and is not any more.
-struct Reset {
-    ino: Ino,
-    /// Its data file, of no use now.
-    file: Option<Arc<crate::upper::data::DataFile>>,
-    /// Whether the comparison has not said what it is now.
-    reread: bool,
-}
-
-/// Puts the new lower view under the table.
-fn swap(
-    state: &mut State,
-    root: Root,
-    head: HeadRef,
-    next_ino: Ino,
-    detached: HashSet<Ino>,
-    attached: HashMap<Ino, (InodeRecord, Option<Place>)>,
-) -> Vec<Reset> {
-    let mut resets = Vec::new();
-    for (ino, node) in state.nodes.iter_mut().filter(|(_, n)| n.dirty && !n.is_orphan()) {
-        let file = node.file().and_then(FileBody::data).cloned();
-        let gone = detached.contains(ino) && !attached.contains_key(ino);
-        if gone {
-            // Still open somewhere: it keeps its bytes until the kernel forgets it.
-            continue;
-        }
-        node.dirty = false;
-        resets.push(Reset { ino: *ino, file, reread: !attached.contains_key(ino) });
-    }
-    for ino in detached.iter().filter(|ino| !attached.contains_key(ino)) {
-        if let Some(node) = state.nodes.get_mut(ino) {
-            node.meta.nlink = 0;
-            node.place = None;
-            node.version += 1;
-        }
-    }
-    for (_, (record, place)) in attached {
-        let linked = place.is_none() && record.ino != ROOT_INO;
-        refresh(state, record, place, linked);
-    }
-    state.root = Arc::new(root);
-    state.head = head;
-    state.next_ino = next_ino;
-    state.gone_links.clear();
-    state.drop_clean();
-    state.generation += 1;
-    resets
-}
-
-/// Drops what nobody holds any more.
-fn drop_idle(state: &mut State) {
-    let idle = state.nodes.iter().filter(|(_, n)| n.lookups == 0 && n.children == 0);
-    let idle: Vec<Ino> = idle.map(|(ino, _)| *ino).collect();
-    for ino in idle {
-        state.release(ino, &mut Forgotten::default());
-    }
-}
-
-/// Makes a node of the table what the record says, and keeps who holds it.
-fn refresh(state: &mut State, record: InodeRecord, place: Option<Place>, linked: bool) {
-    let ino = record.ino;
-    let Some(old) = state.nodes.remove(&ino) else { return };
-    let place = if linked { None } else { place.or(old.place) };
-    let mut node = Node::from_record(record, place, linked);
-    node.mapped = old.mapped;
-    node.lookups = old.lookups;
-    node.children = old.children;
-    node.version = old.version + 1;
-    state.nodes.insert(ino, Box::new(node));
-}
-
-impl Node {
-    /// Whether the kernel would see another inode after the node became what the record says.
-    fn record_differs(&self, record: &InodeRecord) -> bool {
-        let same_body = match (&record.body, &self.body) {
-            (Body::Directory { tree, .. }, NodeBody::Dir(d)) => *tree == d.tree && d.changes.is_empty(),
-            (Body::Regular(a), NodeBody::File(FileBody::Lower(b))) => a.hash == b.hash,
-            (Body::Symlink(a), NodeBody::Symlink(b)) => a == b,
-            (Body::Special, NodeBody::Special) => true,
-            _ => false,
-        };
-        let m = &self.meta;
-        !same_body
-            || (record.mode, record.nlink, record.uid, record.gid) != (m.mode, m.nlink, m.uid, m.gid)
-            || (record.atime, record.mtime, record.ctime) != (m.atime, m.mtime, m.ctime)
-            || record.xattrs != self.xattrs
     }
 }

@@ -17,3 +17,4 @@ mod surface;
 #[path = "../sys/mapping.rs"]
 mod sys;
 mod user;
+mod watchers;

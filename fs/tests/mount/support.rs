@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use karapace_fs::attr::HeadRef;
+use karapace_fs::attr::{HeadRef, Told};
 use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, SnapshotInfo};
-use karapace_fs::session::{CtlDir, Invalidator, MountOptions, MountedSession, UnmountHandle};
+use karapace_fs::session::{CtlDir, Invalidator, MountOptions, MountedSession, UnmountHandle, Watchers};
 use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::content;
@@ -133,6 +133,7 @@ impl ControlPlane for FakePlane {
 pub struct Served {
     pub invalidator: Invalidator,
     pub unmounter: UnmountHandle,
+    pub watchers: Watchers,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -148,8 +149,9 @@ impl Served {
         let session = MountedSession::mount(view.clone(), trees.clone(), plane, options)
             .expect("these tests need the right to mount (run them as root)");
         let (invalidator, unmounter) = (session.invalidator(), session.unmount_handle());
+        let watchers = session.watchers();
         let thread = Some(std::thread::spawn(move || session.wait()));
-        Served { invalidator, unmounter, thread }
+        Served { invalidator, unmounter, watchers, thread }
     }
 
     /// Waits for the end of the mount.
@@ -227,11 +229,12 @@ impl Mount {
             .expect("something to commit")
     }
 
-    /// Makes the view equal to a snapshot, and tells the kernel.
-    pub fn restore(&self, target: HeadRef) {
+    /// Makes the view equal to a snapshot, and tells the kernel. Gives what watchers are to hear.
+    pub fn restore(&self, target: HeadRef) -> Vec<Told> {
         let generation = self.view.clean_generation().expect("diff").expect("nothing uncommitted");
         let changed = self.view.restore(target, generation).expect("restore");
-        self.served.invalidator.send(&changed).expect("send");
+        self.served.invalidator.send(&changed.stale).expect("send");
+        changed.told
     }
 
     /// A second view of the same upper, as the next mount would find it after a kill; it changes nothing.

@@ -42,7 +42,7 @@ impl Env {
 
     pub fn restore(&self, to: HeadRef) -> Vec<Invalidation> {
         let generation = self.view.clean_generation().unwrap().expect("committed before");
-        self.view.restore(to, generation).unwrap()
+        self.view.restore(to, generation).unwrap().stale
     }
 
     /// A file in the root; its reference is kept, as by a program that has it open.

@@ -29,6 +29,7 @@ mod rename;
 mod restore;
 mod snapshots;
 mod stop;
+mod tell_watchers;
 mod umount;
 mod verify_store;
 
@@ -71,6 +72,8 @@ pub enum Command {
     ExportApp(export_app::Args),
     Completions(completions::Args),
     ManPages(man_pages::Args),
+    #[command(hide = true)]
+    TellWatchers(tell_watchers::Args),
 }
 
 impl Command {
@@ -107,6 +110,7 @@ impl Command {
             Command::ExportApp(args) => args.run(global),
             Command::Completions(args) => args.run(),
             Command::ManPages(args) => args.run(global),
+            Command::TellWatchers(args) => args.run(),
         }?;
         Ok(0)
     }

@@ -209,7 +209,7 @@ impl Retime<'_> {
 }
 
 /// Whether two inodes, none of them a directory, are of one kind and hold the same.
-fn same_content(old: &InodeRecord, new: &InodeRecord) -> bool {
+pub fn same_content(old: &InodeRecord, new: &InodeRecord) -> bool {
     let body = match (&old.body, &new.body) {
         (Body::Regular(old), Body::Regular(new)) => (old.size, old.hash) == (new.size, new.hash),
         (old, new) => old == new,

@@ -1,0 +1,234 @@
+#!/usr/bin/env bash
+# What programs that watch files in a mount hear of a restore.
+# runs as: root user
+. "$(dirname "$0")/../checks.sh"
+ENV=watched
+DIR=$MOUNTS/$ENV
+WATCHER=$SCRATCH/tree/e2e/watcher.py
+EVENTS=$TMPDIR/events
+
+setup() {
+    fixture "$PLAIN/fixture"
+    fixture_tar "$PLAIN/fixture" "$TMPDIR/fixture.tar"
+    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
+    karapace mount "$ENV"
+}
+
+# watched DIRECTORY: from here to the end of the check all of it is watched.
+watched() {
+    rm -f "$EVENTS"
+    python3 "$WATCHER" watch "$1" "$EVENTS" &
+    # shellcheck disable=SC2064 # this process, now
+    trap "kill $! 2>/dev/null || true" EXIT
+    until_true 20 grep -q '^READY' "$EVENTS"
+}
+
+# heard SINCE: the events since that line of the log, each once. What was queued before is in it.
+heard() {
+    local cookie=cookie.$RANDOM
+    mkdir "$WATCHED/$cookie"
+    until_true 20 grep -q "^CREATE $cookie" "$EVENTS"
+    rmdir "$WATCHED/$cookie"
+    until_true 20 grep -q "^DELETE $cookie" "$EVENTS"
+    tail -n "+$(($1 + 1))" "$EVENTS" | sed '/cookie/d' | LC_ALL=C sort -u
+}
+lines() { wc -l <"$EVENTS"; }
+
+each_change_is_heard() {
+    local way hash before
+    WATCHED=$DIR/srv/watched
+    mkdir -p "$WATCHED/sub/back-dir/deep"
+    cd "$WATCHED"
+    for name in changed attribute back sub/back sub/back-dir/deep/file same sub/linked; do echo one >"$name"; done
+    ln -s one link
+    ln -s one back-link
+    ln sub/linked sub/linked-too
+    mkfifo back-fifo
+    printf '#!/bin/sh\n' >program
+    chmod +x program
+    hash=$(commit "$ENV")
+    watched "$WATCHED"
+    for way in ctl command; do
+        echo two >changed
+        echo two >program
+        chmod 0600 attribute
+        rm -r back sub/back sub/back-dir back-link back-fifo
+        ln -sfn two link
+        echo two >sub/linked
+        echo x >extra
+        mkdir -p sub/extra-dir/deep
+        echo x >sub/extra-dir/deep/file
+        ln -s x sub/extra-link
+        heard 0 >/dev/null
+        before=$(lines)
+        case $way in
+            ctl) ctl "$ENV" "restore $hash" ;;
+            command) karapace restore "$ENV" "$hash" --keep-times -- /srv/watched ;;
+        esac
+        # What paths bring is uncommitted.
+        [ "$way" = command ] || equal "dirty, by $way" 0 "$(inspect "$ENV" 'd["dirty_files"]')"
+        heard "$before" >"$TMPDIR/heard"
+        LC_ALL=C sort >"$TMPDIR/expected" <<'EXPECTED'
+MODIFY changed
+CLOSE_WRITE changed
+MODIFY program
+ATTRIB attribute
+CREATE back
+CLOSE_WRITE back
+CREATE back-link
+CREATE back-fifo
+CREATE sub/back
+CLOSE_WRITE sub/back
+CREATE sub/back-dir
+MODIFY link
+MODIFY sub/linked
+CLOSE_WRITE sub/linked
+MODIFY sub/linked-too
+CLOSE_WRITE sub/linked-too
+DELETE extra
+DELETE sub/extra-dir
+DELETE sub/extra-link
+EXPECTED
+        diff "$TMPDIR/expected" "$TMPDIR/heard" || wrong "by $way"
+        # The calls that raised them changed nothing.
+        same_tree "$DIR/.karapace/snapshots/$hash/srv/watched" "$WATCHED" times
+        equal "diff, by $way" "" "$(karapace diff "$ENV" "$hash")"
+        # Where nothing changes, nothing is heard.
+        before=$(lines)
+        karapace restore "$ENV" "$hash" --keep-times -- /srv/watched
+        # But of a directory that comes anew, under another number: watches in the one before hear no more.
+        equal "heard of nothing, by $way" "" "$(heard "$before" | sed '/^ATTRIB sub\/back-dir$/d')"
+    done
+}
+
+git_with_a_monitor_sees_a_restore() {
+    local tree=$DIR/srv/tree hash
+    mkdir "$tree"
+    cd "$tree"
+    git init -q .
+    git config user.email a@example.org
+    git config user.name A
+    printf '#!/bin/sh\nexec python3 %s hook %s %s "$@"\n' "$WATCHER" "$EVENTS" "$tree" >"$TMPDIR/hook"
+    chmod +x "$TMPDIR/hook"
+    watched "$tree"
+    git config core.fsmonitor "$TMPDIR/hook"
+    mkdir sub
+    echo one >file
+    echo one >sub/gone
+    git add .
+    git commit -qm one
+    hash=$(commit "$ENV")
+    echo two >file
+    rm sub/gone
+    echo two >sub/new
+    git add -A
+    git commit -qm two
+    equal "status before" "" "$(git status --porcelain)"
+    karapace restore "$ENV" "$hash" -- /srv/tree/file /srv/tree/sub
+    equal "status" " D sub/new  M file ?? sub/gone" "$(git status --porcelain -uall | LC_ALL=C sort | tr '\n' ' ' | sed 's/ $//')"
+    git commit -qam three
+    equal "committed" one "$(git show HEAD:file)"
+}
+
+# Two snapshots, each with names that the other lacks: whoever looks sees each come and go once a restore, and nothing else.
+others_see_nothing_but_the_restore() {
+    local dir=$DIR/srv/flips a b round looker rounds=30 looks=() names=(a d1 l1 b d2 l2)
+    mkdir "$dir"
+    cd "$dir"
+    echo a >a
+    mkdir d1
+    ln -s a l1
+    a=$(commit "$ENV")
+    rm -r a d1 l1
+    echo b >b
+    mkdir d2
+    ln -s b l2
+    b=$(commit "$ENV")
+    watched "$dir"
+    mkfifo "$TMPDIR/hold"
+    exec 5<>"$TMPDIR/hold"
+    for looker in 1 2 3; do
+        python3 "$WATCHER" flips "$dir" "${names[@]}" <"$TMPDIR/hold" >"$TMPDIR/flips.$looker" 2>"$TMPDIR/asked.$looker" &
+        looks+=($!)
+    done
+    # Another who makes and removes names there meanwhile.
+    (until [ -e "$TMPDIR/enough" ]; do
+        echo x >own
+        mv own moved
+        rm moved || wrong "its own file is gone" || exit 1
+        # A restore waits for a moment without writes.
+        sleep 0.05
+    done) &
+    looks+=($!)
+    sleep 0.5
+    for round in $(seq "$rounds"); do
+        if [ $((round % 2)) = 1 ]; then set -- "$a" "a d1 l1"; else set -- "$b" "b d2 l2"; fi
+        until_true 30 karapace restore "$ENV" "$1" -- "${names[@]/#//srv/flips/}"
+        equal "there" "$2" "$(printf '%s\n' * | grep -vE '^(own|moved)$' | xargs)"
+        for looker in 1 2 3; do
+            until_true 60 has_lines "$TMPDIR/flips.$looker" $((6 * round))
+        done
+    done
+    touch "$TMPDIR/enough"
+    echo end >&5
+    for looker in "${looks[@]}"; do wait "$looker" || wrong "a looker or a writer failed"; done
+    for looker in 1 2 3; do
+        equal "changes that were seen" $((6 * rounds)) "$(wc -l <"$TMPDIR/flips.$looker")"
+    done
+    echo "note: $(cat "$TMPDIR"/asked.* | xargs) look-ups by three over $rounds restores"
+    # Of what a looker has seen first the kernel says that it changed.
+    has -E '^(CREATE|MODIFY) d1$' <"$EVENTS" || wrong "d1 has not come"
+    has '^DELETE d1$' <"$EVENTS" || wrong "d1 has not gone"
+}
+has_lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }
+
+many_are_told_of_directories() {
+    local hash start took
+    WATCHED=$DIR/srv/many
+    mkdir "$WATCHED"
+    cd "$WATCHED"
+    for i in $(seq 5000); do echo "$i" >"f$i"; done
+    hash=$(commit "$ENV")
+    watched "$WATCHED"
+    rm f*
+    heard 0 >/dev/null
+    local before
+    before=$(lines)
+    start=$(date +%s%N)
+    karapace restore "$ENV" "$hash" --keep-times -- /srv/many
+    took=$((($(date +%s%N) - start) / 1000000))
+    equal "heard" "ATTRIB ." "$(heard "$before")"
+    equal files 5000 "$(find . -name 'f*' | wc -l)"
+    rm f[1-3]???
+    commit "$ENV" >/dev/null
+    before=$(lines)
+    start=$(date +%s%N)
+    karapace restore "$ENV" "$hash" --keep-times -- /srv/many
+    echo "note: 5000 names told as one in $took ms, 3000 in $((($(date +%s%N) - start) / 1000000)) ms"
+    equal "created" 3000 "$(heard "$before" | grep -c '^CREATE f')"
+}
+
+mounts_inside_stay() {
+    [ "$ACTOR" = root ] || return 0
+    local hash
+    mkdir -p "$DIR/srv/mounts/in"
+    echo one >"$DIR/srv/mounts/file"
+    hash=$(commit "$ENV")
+    mount -t tmpfs -o size=64k tmpfs "$DIR/srv/mounts/in"
+    echo kept >"$DIR/srv/mounts/in/kept"
+    rm "$DIR/srv/mounts/file"
+    chmod 0700 "$DIR/srv/mounts"
+    watched "$DIR/srv/mounts"
+    karapace restore "$ENV" "$hash" -- /srv/mounts
+    until_true 20 grep -q '^CREATE file' "$EVENTS"
+    equal content kept "$(cat "$DIR/srv/mounts/in/kept")"
+    umount "$DIR/srv/mounts/in"
+}
+
+need "an environment with one of everything" setup
+check "each change that a restore makes is heard, and its telling changes nothing" each_change_is_heard
+check "git with a file system monitor sees what a restore brought" git_with_a_monitor_sees_a_restore
+check "who looks meanwhile sees each name come and go once" others_see_nothing_but_the_restore
+check "of more names than can be told the directories are" many_are_told_of_directories
+check "what is mounted beside what is told stays" mounts_inside_stay
+finish_suite
