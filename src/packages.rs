@@ -29,6 +29,19 @@ pub struct Wanted {
     pub name: String,
     /// The only version that will do.
     pub version: Option<String>,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// Where a package comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The manager's lists.
+    Lists,
+    /// The base has it in the wanted version.
+    Base,
+    /// A file that the lists do not name: its address.
+    File(String),
 }
 
 /// A command line.
@@ -54,6 +67,28 @@ const LEFT_BEHIND: [&str; 11] = [
     "/var/cache/ldconfig/aux-cache",
     "/var/tmp",
 ];
+
+/// The architectures by which packages of rpm are told apart, as `name.architecture`.
+const RPM_ARCHITECTURES: [&str; 12] = [
+    "aarch64",
+    "armv7hl",
+    "i386",
+    "i586",
+    "i686",
+    "loongarch64",
+    "noarch",
+    "ppc64le",
+    "riscv64",
+    "s390x",
+    "x86_64",
+    "x86_64_v2",
+];
+
+/// What rpm locks, in each place where distributions have its database.
+const RPM_LOCKS: [&str; 2] = ["/usr/lib/sysimage/rpm/.rpm.lock", "/var/lib/rpm/.rpm.lock"];
+
+/// How many lines before the word of a script's failure are told: what the script said.
+const LINES_OF_A_SCRIPT: usize = 3;
 
 /// Where apt's packages find out that they must not start services.
 const POLICY_RC_D: &str = "/usr/sbin/policy-rc.d";
@@ -141,7 +176,7 @@ impl Manager {
         match self {
             Manager::Apt => vec![argv(&["apt-cache", "madison"], names)],
             Manager::Dnf => {
-                let format = "%{name} %{evr}\n";
+                let format = "%{name} %{evr} %{arch}\n";
                 vec![argv(&["dnf", "-q", "repoquery", "--showduplicates", "--qf", format], names)]
             }
             Manager::Zypper => {
@@ -149,7 +184,8 @@ impl Manager {
                     ["zypper", "-n", "--no-refresh", "search", "--details", "--match-exact", "-t", "package"];
                 vec![argv(&before, names)]
             }
-            Manager::Pacman => vec![argv(&["pacman", "-Si"], names)],
+            // With the address of each, for [`Manager::file_of`].
+            Manager::Pacman => each(&["pacman", "-Sddp", "--noconfirm", "--print-format", "%n %v %l"]),
             Manager::Apk => each(&["apk", "list", "--available"]),
             Manager::Xbps => each(&["xbps-query", "-R", "-p", "pkgver"]),
         }
@@ -158,38 +194,52 @@ impl Manager {
     /// Reads what [`Manager::ask_available`] printed.
     pub fn read_available(self, output: &str, names: &[String]) -> Versions {
         let mut found = Versions::new();
-        let mut name = String::new();
         for line in output.lines() {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-            let pair = match self {
-                Manager::Apt if cells.len() >= 3 => Some((cells[0].to_owned(), cells[1].to_owned())),
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match (self, cells.as_slice(), words.as_slice()) {
+                (Manager::Apt, [name, version, _, ..], _) => {
+                    found_one(&mut found, Some(((*name).to_owned(), (*version).to_owned())), names);
+                }
                 // Status, name, type, version, architecture, repository.
-                Manager::Zypper if cells.len() >= 5 && cells[2] == "package" => {
-                    Some((cells[1].to_owned(), cells[3].to_owned()))
+                (Manager::Zypper, [_, name, "package", version, architecture, ..], _)
+                | (Manager::Dnf, _, [name, version, architecture]) => {
+                    found_rpm(&mut found, name, version, architecture, names);
                 }
-                Manager::Dnf => two_words(line),
-                Manager::Pacman => {
-                    match line.split_once(':').map(|(key, value)| (key.trim(), value.trim())) {
-                        Some(("Name", value)) => {
-                            value.clone_into(&mut name);
-                            None
-                        }
-                        Some(("Version", value)) => Some((name.clone(), value.to_owned())),
-                        _ => None,
-                    }
+                (Manager::Pacman, _, [name, version, _]) => {
+                    found_one(&mut found, Some(((*name).to_owned(), (*version).to_owned())), names);
                 }
-                Manager::Apk => line.split_whitespace().next().and_then(|word| split_version(word, 2)),
-                Manager::Xbps => split_version(line.trim(), 1),
-                _ => None,
-            };
-            found_one(&mut found, pair, names);
+                (Manager::Apk, _, [word, ..]) => found_one(&mut found, split_version(word, 2), names),
+                (Manager::Xbps, ..) => found_one(&mut found, split_version(line.trim(), 1), names),
+                _ => {}
+            }
         }
         found
     }
 
+    /// The address where another version of a package may be than the one that the lists have, from what [`Manager::ask_available`]
+    /// printed: beside that one. `None` where the lists have all versions, or not this package.
+    pub fn file_of(self, output: &str, name: &str, version: &str) -> Option<String> {
+        if self != Manager::Pacman {
+            return None;
+        }
+        output.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [found, newest, address] = words.as_slice() else { return None };
+            let (directory, file) = address.rsplit_once('/')?;
+            // `name-version-release-architecture.pkg.tar.zst`
+            let end = file.strip_prefix(&format!("{name}-{newest}-"))?;
+            (*found == name).then(|| format!("{directory}/{name}-{version}-{end}"))
+        })
+    }
+
+    /// What tries whether there is a package at this address, and installs nothing.
+    pub fn try_file(self, address: &str) -> Argv {
+        argv(&["pacman", "-Uddw", "--noconfirm"], &[address.to_owned()])
+    }
+
     /// What installs these packages, without those that are merely recommended.
     pub fn install(self, wanted: &[Wanted]) -> Vec<Argv> {
-        let names: Vec<String> = wanted.iter().map(|one| one.name.clone()).collect();
         let exact = |sign: &str| -> Vec<String> {
             let one = |one: &Wanted| match &one.version {
                 Some(version) => format!("{}{sign}{version}", one.name),
@@ -205,24 +255,59 @@ impl Manager {
             }
             Manager::Dnf => {
                 let before = ["dnf", "-y", "--setopt=install_weak_deps=False", "install"];
-                vec![argv(&before, &exact("-"))]
+                let exact = wanted.iter().map(|one| match (&one.version, split_architecture(&one.name)) {
+                    (Some(version), (name, Some(architecture))) => format!("{name}-{version}.{architecture}"),
+                    (Some(version), (name, None)) => format!("{name}-{version}"),
+                    (None, _) => one.name.clone(),
+                });
+                vec![argv(&before, &exact.collect::<Vec<_>>())]
             }
             Manager::Zypper => {
                 let before = ["zypper", "--non-interactive", "install", "--no-recommends", "--oldpackage"];
                 vec![argv(&before, &exact("="))]
             }
-            // Arch knows no partial upgrades: everything comes to the state of the lists. A version cannot be chosen.
-            Manager::Pacman => vec![argv(&["pacman", "-Su", "--noconfirm", "--needed"], &names)],
+            Manager::Pacman => install_by_pacman(wanted),
             Manager::Apk => {
                 let mut commands = vec![argv(&["apk", "add"], &exact("="))];
                 // So that the list of what is wanted does not hold the versions for ever.
                 if wanted.iter().any(|one| one.version.is_some()) {
+                    let names: Vec<String> = wanted.iter().map(|one| one.name.clone()).collect();
                     commands.push(argv(&["apk", "add", "--no-network"], &names));
                 }
                 commands
             }
             Manager::Xbps => vec![argv(&["xbps-install", "-y"], &exact("-"))],
         }
+    }
+
+    /// Whether a command that ended with this status did what it was to do.
+    pub fn is_success(self, status: i32) -> bool {
+        // zypper's from 100 on inform. Of these: what was updated wants a reboot (102), or is zypper itself (103).
+        status == 0 || (self == Manager::Zypper && matches!(status, 102 | 103))
+    }
+
+    /// What is said of each script of a package that failed, in the output of an installation, with the lines before it: rpm and
+    /// pacman install such a package all the same, and succeed. Empty when none failed.
+    pub fn failed_scripts(self, output: &str) -> Vec<&str> {
+        let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let mut told: Vec<&str> = Vec::new();
+        let (mut in_packages, mut end) = (false, 0);
+        for (i, line) in lines.iter().enumerate() {
+            if line.starts_with(":: ") {
+                // Of pacman. What hooks do afterwards is no script of a package.
+                in_packages = line.starts_with(":: Processing package changes");
+            }
+            let failed = match self {
+                Manager::Dnf | Manager::Zypper => line.contains(" scriptlet failed"),
+                Manager::Pacman => in_packages && line.contains("command failed to execute correctly"),
+                Manager::Apt | Manager::Apk | Manager::Xbps => false,
+            };
+            if failed {
+                told.extend(&lines[i.saturating_sub(LINES_OF_A_SCRIPT).max(end)..=i]);
+                end = i + 1;
+            }
+        }
+        told
     }
 
     /// What lists all that is installed.
@@ -233,7 +318,7 @@ impl Manager {
                 argv(&["dpkg-query", "-W", "-f", format], &[])
             }
             Manager::Dnf | Manager::Zypper => {
-                let format = "%{NAME} %|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\n";
+                let format = "%{NAME} %|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE} %{ARCH}\n";
                 argv(&["rpm", "-qa", "--qf", format], &[])
             }
             Manager::Pacman => argv(&["pacman", "-Q"], &[]),
@@ -255,8 +340,11 @@ impl Manager {
                         found_one(&mut found, Some((name, (*version).to_owned())), names);
                     }
                 }
-                (Manager::Dnf | Manager::Zypper | Manager::Pacman, _) => {
-                    found_one(&mut found, two_words(line), names);
+                (Manager::Dnf | Manager::Zypper, [name, version, architecture]) => {
+                    found_rpm(&mut found, name, version, architecture, names);
+                }
+                (Manager::Pacman, [name, version]) => {
+                    found_one(&mut found, Some(((*name).to_owned(), (*version).to_owned())), names);
                 }
                 (Manager::Apk, [word, ..]) => found_one(&mut found, split_version(word, 2), names),
                 (Manager::Xbps, ["ii" | "uu", word, ..]) => {
@@ -294,15 +382,24 @@ impl Manager {
                 "/var/cache/dnf",
                 "/var/cache/libdnf5",
                 "/var/cache/yum",
+                "/var/lib/dnf/repos",
                 "/var/log/dnf.librepo.log",
                 "/var/log/dnf.log",
                 "/var/log/dnf.rpm.log",
                 "/var/log/dnf5.log",
                 "/var/log/hawkey.log",
+                RPM_LOCKS[0],
+                RPM_LOCKS[1],
             ],
-            Manager::Zypper => {
-                &["/var/cache/zypp", "/var/cache/zypper", "/var/log/zypp", "/var/log/zypper.log"]
-            }
+            Manager::Zypper => &[
+                "/var/cache/zypp",
+                "/var/cache/zypper",
+                "/var/lib/zypp/AnonymousUniqueId",
+                "/var/log/zypp",
+                "/var/log/zypper.log",
+                RPM_LOCKS[0],
+                RPM_LOCKS[1],
+            ],
             Manager::Pacman => &["/var/cache/pacman/pkg", "/var/lib/pacman/sync", "/var/log/pacman.log"],
             Manager::Apk => &["/etc/apk/cache", "/var/cache/apk", "/var/log/apk.log"],
             Manager::Xbps => &["/var/cache/xbps"],
@@ -336,11 +433,37 @@ fn argv(before: &[&str], after: &[String]) -> Argv {
     before.iter().map(|word| (*word).to_owned()).chain(after.iter().cloned()).collect()
 }
 
-fn two_words(line: &str) -> Option<(String, String)> {
-    let mut words = line.split_whitespace();
-    match (words.next(), words.next(), words.next()) {
-        (Some(name), Some(version), None) => Some((name.to_owned(), version.to_owned())),
-        _ => None,
+/// All comes to the state of the lists, for Arch knows no partial upgrades; then what is pinned to another version, by its file.
+fn install_by_pacman(wanted: &[Wanted]) -> Vec<Argv> {
+    let mut upgrade = argv(&["pacman", "-Su", "--noconfirm", "--needed"], &[]);
+    let mut files = Vec::new();
+    for one in wanted {
+        match &one.source {
+            Source::Lists => upgrade.push(one.name.clone()),
+            Source::Base => upgrade.extend(["--ignore".to_owned(), one.name.clone()]),
+            Source::File(address) => files.push(address.clone()),
+        }
+    }
+    let mut commands = vec![upgrade];
+    if !files.is_empty() {
+        commands.push(argv(&["pacman", "-U", "--noconfirm", "--needed"], &files));
+    }
+    commands
+}
+
+/// The name of a package of rpm, without the architecture that may follow it, and that.
+fn split_architecture(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once('.') {
+        Some((bare, architecture)) if RPM_ARCHITECTURES.contains(&architecture) => (bare, Some(architecture)),
+        _ => (name, None),
+    }
+}
+
+/// A package of rpm has two names, one with its architecture; an epoch of zero is none, written or not.
+fn found_rpm(found: &mut Versions, name: &str, version: &str, architecture: &str, names: &[String]) {
+    let version = version.strip_prefix("0:").unwrap_or(version);
+    for name in [name.to_owned(), format!("{name}.{architecture}")] {
+        found_one(found, Some((name, version.to_owned())), names);
     }
 }
 

@@ -5,7 +5,7 @@
 PACKAGES_USE="fuse3 mmdebstrap uidmap gcc libc6-dev"
 # What the tests need besides.
 PACKAGES_TEST="attr acl rsync rpm fuse-overlayfs git libarchive-tools skopeo umoci sqlite3 python3 python3-venv make shellcheck e2fsprogs util-linux time procps openssl xz-utils zstd hostname stress-ng"
-PACKAGES_TEST+=" btrfs-progs xfsprogs crun bsdutils zsh fish man-db desktop-file-utils systemd bindfs"
+PACKAGES_TEST+=" btrfs-progs xfsprogs crun bsdutils zsh fish man-db desktop-file-utils systemd bindfs createrepo-c pacman-package-manager"
 
 # The package of Python's own tests, which is of one version: the tests run the distribution's Python on a mount.
 package_of_python_tests() {

@@ -40,3 +40,6 @@ rootfs_minbase() { rootfs debian-minbase; }
 rootfs_dev() {
     rootfs debian-dev git,python3-venv,gcc,libc6-dev,make,sqlite3,attr,acl,ca-certificates
 }
+
+# With package managers of other distributions beside apt: some 13,000 entries, 360 MB.
+rootfs_managers() { rootfs debian-managers dnf,zypper,rpm,pacman-package-manager; }

@@ -24,7 +24,7 @@ use super::scratch::Scratch;
 use super::{Engine, Error, Report, Result};
 use crate::lockfile::{LockError, LockFile, LockedPackage};
 use crate::manifest::Manifest;
-use crate::packages::{Argv, Manager, Versions, Wanted};
+use crate::packages::{Argv, Manager, Source, Versions, Wanted};
 use crate::runtime::ranges;
 
 /// How often we look whether the user wants it to stop.
@@ -32,6 +32,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an interrupted command may take to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// What says which distribution it is: the first of these that is there.
+const OS_RELEASES: [&[u8]; 2] = [b"/etc/os-release", b"/usr/lib/os-release"];
 
 /// The largest os-release that is read.
 const MAX_OS_RELEASE: u64 = 64 << 10;
@@ -147,10 +150,13 @@ impl Engine {
         let trees = Trees::new(self.store().clone());
         let root = trees.root(&base.root)?;
         let tree = StoredTree::new(&trees, &root);
-        let os_release = match content(&follow(&tree, b"/etc/os-release")?) {
-            Some(file) => read_up_to(&trees, file, file.size.min(MAX_OS_RELEASE))?,
-            None => Vec::new(),
-        };
+        let mut os_release = Vec::new();
+        for path in OS_RELEASES {
+            if let Some(file) = content(&follow(&tree, path)?) {
+                os_release = read_up_to(&trees, file, file.size.min(MAX_OS_RELEASE))?;
+                break;
+            }
+        }
         // A program that cannot be looked up is none.
         let has = |path: &str| {
             follow(&tree, path.as_bytes())
@@ -185,6 +191,17 @@ impl Engine {
     }
 }
 
+/// What is known of the packages that are pinned.
+#[derive(Default)]
+struct Known {
+    /// What the base has.
+    in_base: Vec<LockedPackage>,
+    /// What the manager's lists have.
+    available: Versions,
+    /// What the manager said of it.
+    answers: String,
+}
+
 /// A package manager at work in a scratch environment.
 struct Session<'a, 'b> {
     engine: &'a Engine,
@@ -201,32 +218,60 @@ impl Session<'_, '_> {
             manifest.system.packages.iter().chain(&manifest.gui.apps).cloned().collect();
         names.sort();
         names.dedup();
-        let pinned: Vec<String> = packages.pins.iter().map(|pin| pin.name.clone()).collect();
-        let mut available = Versions::new();
-        for argv in if pinned.is_empty() { Vec::new() } else { self.manager.ask_available(&pinned) } {
-            // It fails where it knows none of the names, which is an answer too.
-            let (_, output) = self.run(&argv, false)?;
-            for (name, versions) in self.manager.read_available(&output, &pinned) {
-                available.entry(name).or_default().extend(versions);
-            }
-        }
+        let known = self.known(packages.pins)?;
         let mut gone = Vec::new();
         let mut wanted = Vec::new();
         for name in names {
-            let mut version = None;
-            if let Some(pin) = packages.pins.iter().find(|pin| pin.name == name) {
-                let there = available.get(&name).map(Vec::as_slice).unwrap_or_default();
-                if there.contains(&pin.version) {
-                    version = Some(pin.version.clone());
-                } else {
-                    let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-                    gone.push(format!("{name} {} (there is {there})", pin.version));
-                }
+            let pin = packages.pins.iter().find(|pin| pin.name == name);
+            let source = match pin {
+                Some(pin) => self.source(pin, &known)?,
+                None => Some(Source::Lists),
+            };
+            if let (Some(pin), None) = (pin, &source) {
+                let there = known.available.get(&name).map(Vec::as_slice).unwrap_or_default();
+                let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+                gone.push(format!("{name} {} (there is {there})", pin.version));
             }
-            wanted.push(Wanted { name, version });
+            let version = pin.filter(|_| source.is_some()).map(|pin| pin.version.clone());
+            wanted.push(Wanted { name, version, source: source.unwrap_or(Source::Lists) });
         }
         refuse_or_note(gone, packages.locked, self.log)?;
         Ok(wanted)
+    }
+
+    /// Asks which versions of the pinned packages there are.
+    fn known(&mut self, pins: &[LockedPackage]) -> Result<Known> {
+        let mut known = Known::default();
+        if pins.is_empty() {
+            return Ok(known);
+        }
+        let names: Vec<String> = pins.iter().map(|pin| pin.name.clone()).collect();
+        let (_, output) = self.run(&self.manager.ask_installed(), false)?;
+        known.in_base = self.manager.read_installed(&output, &names);
+        for argv in self.manager.ask_available(&names) {
+            // It fails where it knows none of the names, which is an answer too.
+            let (_, output) = self.run(&argv, false)?;
+            for (name, versions) in self.manager.read_available(&output, &names) {
+                known.available.entry(name).or_default().extend(versions);
+            }
+            known.answers.push_str(&output);
+        }
+        Ok(known)
+    }
+
+    /// Where a pinned package is to be had in its version; `None` where it is not.
+    fn source(&mut self, pin: &LockedPackage, known: &Known) -> Result<Option<Source>> {
+        if known.in_base.contains(pin) {
+            return Ok(Some(Source::Base));
+        }
+        if known.available.get(&pin.name).is_some_and(|there| there.contains(&pin.version)) {
+            return Ok(Some(Source::Lists));
+        }
+        let Some(file) = self.manager.file_of(&known.answers, &pin.name, &pin.version) else {
+            return Ok(None);
+        };
+        let (status, _) = self.run(&self.manager.try_file(&file), false)?;
+        Ok((status == 0).then_some(Source::File(file)))
     }
 
     /// The exact versions of what was installed.
@@ -251,17 +296,17 @@ impl Session<'_, '_> {
     }
 
     fn must(&mut self, argv: &Argv) -> Result<()> {
-        match self.run(argv, true)?.0 {
-            0 => Ok(()),
-            status => Err(self.failed(argv, status)),
+        let (status, output) = self.run(argv, true)?;
+        let scripts = self.manager.failed_scripts(&output);
+        if !scripts.is_empty() {
+            let said = scripts.iter().map(|line| format!("\n  {}", text::line(line))).collect();
+            return Err(Error::PackageScript { command: plain(argv), said });
         }
+        if self.manager.is_success(status) { Ok(()) } else { Err(self.failed(argv, status)) }
     }
 
     fn failed(&self, argv: &Argv, status: i32) -> Error {
-        let words: Vec<&str> =
-            argv.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
-        let command = text::line(&words.join(" ")).into_owned();
-        Error::Install { command, status, tail: self.log.tail() }
+        Error::Install { command: plain(argv), status, tail: self.log.tail() }
     }
 
     /// Runs a command inside to its end and gives its status and what it printed, all of which the log has.
@@ -321,6 +366,12 @@ impl Session<'_, '_> {
 
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
+
+/// A command without its options, as plain text.
+fn plain(argv: &Argv) -> String {
+    let words: Vec<&str> = argv.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    text::line(&words.join(" ")).into_owned()
+}
 
 /// The lines of a stream, as they come; a carriage return ends one as well.
 fn read_lines(stream: PipeReader) -> Receiver<String> {

@@ -1,5 +1,5 @@
-//! Detection, command lines and answers of each manager. The answers of apt and dpkg follow what they were seen to say; of the others
-//! they are written after their manuals.
+//! Detection, command lines and answers of each manager. The answers of apk and xbps are written after their manuals, those of the
+//! others follow what they were seen to say.
 
 use super::*;
 
@@ -46,10 +46,7 @@ fn detection() {
 
 #[test]
 fn command_lines() {
-    let wanted = [
-        Wanted { name: "git".into(), version: Some("1:2-3".into()) },
-        Wanted { name: "vim".into(), version: None },
-    ];
+    let wanted = [wanted("git", Some("1:2-3"), Source::Lists), wanted("vim", None, Source::Lists)];
     let table: &[(Manager, &[&str])] = &[
         (Manager::Apt, &["apt-get -q -y --no-install-recommends --allow-downgrades install git=1:2-3 vim"]),
         (Manager::Dnf, &["dnf -y --setopt=install_weak_deps=False install git-1:2-3 vim"]),
@@ -67,8 +64,83 @@ fn command_lines() {
     }
     let asked = |manager: Manager| lines(&manager.ask_available(&names(&["git", "vim"])));
     assert_eq!(asked(Manager::Apt), ["apt-cache madison git vim"]);
-    assert_eq!(asked(Manager::Pacman), ["pacman -Si git vim"]);
+    let print = "pacman -Sddp --noconfirm --print-format %n %v %l";
+    assert_eq!(asked(Manager::Pacman), [format!("{print} git"), format!("{print} vim")]);
     assert_eq!(asked(Manager::Xbps), ["xbps-query -R -p pkgver git", "xbps-query -R -p pkgver vim"]);
+}
+
+fn wanted(name: &str, version: Option<&str>, source: Source) -> Wanted {
+    Wanted { name: name.to_owned(), version: version.map(str::to_owned), source }
+}
+
+#[test]
+fn an_architecture_stands_behind_the_version_for_dnf_alone() {
+    let wanted =
+        [wanted("glibc.i686", Some("2-1"), Source::Lists), wanted("python3.11", Some("1:3-1"), Source::Base)];
+    assert_eq!(
+        lines(&Manager::Dnf.install(&wanted)),
+        ["dnf -y --setopt=install_weak_deps=False install glibc-2-1.i686 python3.11-1:3-1"]
+    );
+    let zypper = lines(&Manager::Zypper.install(&wanted));
+    assert!(zypper[0].ends_with(" glibc.i686=2-1 python3.11=1:3-1"), "{zypper:?}");
+}
+
+#[test]
+fn pacman_installs_other_versions_than_its_lists_have_by_their_files() {
+    let answer = "greet 1:2.0-1 http://mirror/extra/greet-1:2.0-1-any.pkg.tar.zst\n";
+    let file = Manager::Pacman.file_of(answer, "greet", "1:1.0-1").unwrap();
+    assert_eq!(file, "http://mirror/extra/greet-1:1.0-1-any.pkg.tar.zst");
+    assert_eq!(Manager::Pacman.file_of(answer, "other", "1.0-1"), None);
+    assert_eq!(Manager::Dnf.file_of(answer, "greet", "1:1.0-1"), None);
+    assert_eq!(Manager::Pacman.try_file(&file).join(" "), format!("pacman -Uddw --noconfirm {file}"));
+    let wanted = [
+        wanted("greet", Some("1:1.0-1"), Source::File(file.clone())),
+        wanted("kept", Some("1-1"), Source::Base),
+        wanted("new", None, Source::Lists),
+    ];
+    assert_eq!(
+        lines(&Manager::Pacman.install(&wanted)),
+        [
+            "pacman -Su --noconfirm --needed --ignore kept new".to_owned(),
+            format!("pacman -U --noconfirm --needed {file}")
+        ]
+    );
+}
+
+#[test]
+fn scripts_that_failed_are_told_whatever_the_status() {
+    let dnf = "  Running scriptlet: broken-1.0-1.fc9.noarch           1/1 \npost of broken\n\
+               warning: %post(broken-1.0-1.fc9.noarch) scriptlet failed, exit status 1\n\n\
+               Error in POSTIN scriptlet in rpm package broken\n\nComplete!\n";
+    let told = [
+        "Running scriptlet: broken-1.0-1.fc9.noarch           1/1",
+        "post of broken",
+        "warning: %post(broken-1.0-1.fc9.noarch) scriptlet failed, exit status 1",
+    ];
+    assert_eq!(Manager::Dnf.failed_scripts(dnf), told);
+    assert_eq!(Manager::Zypper.failed_scripts(dnf), told);
+    let pacman = ":: Processing package changes...\ninstalling broken...\nbroken sets itself up\n\
+                  error: command failed to execute correctly\ninstalling other...\n\
+                  error: command failed to execute correctly\n\
+                  :: Running post-transaction hooks...\n(1/1) Reloading...\nerror: command failed to execute correctly\n";
+    assert_eq!(
+        Manager::Pacman.failed_scripts(pacman),
+        [
+            ":: Processing package changes...",
+            "installing broken...",
+            "broken sets itself up",
+            "error: command failed to execute correctly",
+            "installing other...",
+            "error: command failed to execute correctly",
+        ]
+    );
+    for manager in ALL {
+        assert!(manager.failed_scripts("Setting up git ...\nComplete!\n").is_empty());
+        assert_eq!([0, 1, 8, 100, 104, 106, 107].map(|status| manager.is_success(status)), {
+            [true, false, false, false, false, false, false]
+        });
+        assert_eq!(manager.is_success(102), manager == Manager::Zypper);
+    }
 }
 
 /// A manager, what it answered, the names that were asked for, and what is known then.
@@ -86,11 +158,18 @@ fn installed_versions() {
         ),
         (
             Manager::Dnf,
-            "git 2.47.0-1.fc41\nvim-enhanced 2:9.1.825-1.fc41\ngit-core 2.47.0-1.fc41\ngit 2.47.0-1.fc41\n",
-            &["git", "vim-enhanced", "vim"],
-            &[("git", "2.47.0-1.fc41"), ("vim-enhanced", "2:9.1.825-1.fc41")],
+            "git 0:2.47.0-1.fc41 x86_64\nvim-enhanced 2:9.1.825-1.fc41 x86_64\ngit-core 2.47.0-1.fc41 x86_64\n\
+             glibc 2.40-3.fc41 x86_64\nglibc 2.40-3.fc41 i686\n",
+            &["git", "vim-enhanced", "vim", "glibc", "glibc.i686"],
+            &[
+                // A written epoch of zero is none for all that compares versions.
+                ("git", "2.47.0-1.fc41"),
+                ("glibc", "2.40-3.fc41"),
+                ("glibc.i686", "2.40-3.fc41"),
+                ("vim-enhanced", "2:9.1.825-1.fc41"),
+            ],
         ),
-        (Manager::Zypper, "git 2.47.0-1.1\n", &["git"], &[("git", "2.47.0-1.1")]),
+        (Manager::Zypper, "git 2.47.0-1.1 x86_64\n", &["git"], &[("git", "2.47.0-1.1")]),
         (Manager::Pacman, "git 2.47.0-1\nlinux-api-headers 6.10-1\n", &["git"], &[("git", "2.47.0-1")]),
         (
             Manager::Apk,
@@ -122,7 +201,11 @@ fn available_versions() {
              git | 1:2.39.5-0+deb12u1 | http://deb.debian.org/debian-security bookworm-security/main amd64 Packages\n",
             &["1:2.39.5-0+deb12u2", "1:2.39.5-0+deb12u1"],
         ),
-        (Manager::Dnf, "git 2.46.2-1.fc41\ngit 2.47.0-1.fc41\n\n", &["2.46.2-1.fc41", "2.47.0-1.fc41"]),
+        (
+            Manager::Dnf,
+            "git 2.46.2-1.fc41 x86_64\n\ngit 2.47.0-1.fc41 x86_64\n\n",
+            &["2.46.2-1.fc41", "2.47.0-1.fc41"],
+        ),
         (
             Manager::Zypper,
             "S  | Name | Type    | Version    | Arch   | Repository\n---+------+---------+------------+--------+---\n\
@@ -131,8 +214,8 @@ fn available_versions() {
         ),
         (
             Manager::Pacman,
-            "Repository      : extra\nName            : git\nVersion         : 2.47.0-1\nDescription     : the\n\
-             Depends On      : curl  expat>=2.0\n",
+            "error: target not found: nothing\n\
+             git 2.47.0-1 https://mirror/extra/os/x86_64/git-2.47.0-1-x86_64.pkg.tar.zst\n",
             &["2.47.0-1"],
         ),
         (

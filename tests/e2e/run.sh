@@ -58,7 +58,7 @@ trap tidy EXIT
 trap 'exit 130' INT TERM HUP
 
 # The files from elsewhere that suites may need: the variable in which a suite finds the path, and what fetches it.
-declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [DEBS]=packages_debs [PATCH]=packages_patch)
+declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]=packages_patch)
 
 # words KEY NAME: what the line `# KEY: ...` of a suite says.
 words() { sed -n "s/^# $1: //p" "$ROOT/tests/e2e/suites/$2.sh"; }

@@ -16,6 +16,7 @@ show() {
 }
 show MINBASE rootfs/minbase.tar MINBASE_TAR
 show DEV rootfs/dev.tar DEV_TAR
+show MANAGERS rootfs/managers.tar MANAGERS_TAR
 show DEBS debs DEBS
 show PATCH patch PATCH_SOURCE
 

@@ -31,6 +31,7 @@ for tool in ${tools[@]+"${tools[@]}"}; do cp "$TOOLS/$tool" "$scratch/bin/"; don
 # Where the suite's user can read them, without a copy.
 : >"$scratch/rootfs/minbase.tar"
 : >"$scratch/rootfs/dev.tar"
+: >"$scratch/rootfs/managers.tar"
 cp -r "$REPOSITORY/tests/e2e" "$scratch/tree/e2e"
 # Each is killed with the one that started it, and all that is in the process namespace with unshare.
 setpriv --pdeathsig KILL timeout --kill-after=10 "$LIMIT_SECONDS" \

@@ -167,6 +167,19 @@ says_which_version_is_gone() {
     equal versions "extra 1.0 tiny 2.0" "$(versions)"
     rm -rf "$TMPDIR/store" "$TMPDIR/store2"
 }
+# What the base has and no list does was installed there, and is there.
+what_the_base_has_is_locked() {
+    cp "$LOCK" "$TMPDIR/other"
+    manifest bash tiny
+    build build --name base
+    has 'name = "bash"' <"$LOCK"
+    cp "$LOCK" "$TMPDIR/lock"
+    karapace destroy -y base
+    build build --locked --name base
+    cmp "$LOCK" "$TMPDIR/lock"
+    karapace destroy -y base
+    cp "$TMPDIR/other" "$LOCK"
+}
 offline_needs_what_is_there() {
     manifest tiny extra nowhere
     refused build build --offline --name offline
@@ -375,6 +388,7 @@ check "with one package more the base is shared" shares_the_base
 check "--locked in another store gives the same env_id" same_identity_elsewhere
 check "a build keeps the lock's versions, --update takes the newest" keeps_the_locked_version
 check "a version that is gone is named" says_which_version_is_gone
+check "--locked takes a version that the base alone has" what_the_base_has_is_locked
 check "--offline installs nothing" offline_needs_what_is_there
 check "a failed build leaves nothing but its log" failure_leaves_its_log
 check "an interrupted build leaves nothing but its log" interruption_leaves_its_log
