@@ -401,8 +401,14 @@ impl Manager {
                 RPM_LOCKS[1],
             ],
             Manager::Pacman => &["/var/cache/pacman/pkg", "/var/lib/pacman/sync", "/var/log/pacman.log"],
-            Manager::Apk => &["/etc/apk/cache", "/var/cache/apk", "/var/log/apk.log"],
-            Manager::Xbps => &["/var/cache/xbps"],
+            Manager::Apk => &[
+                "/etc/apk/cache",
+                "/lib/apk/db/lock",
+                "/usr/lib/apk/db/lock",
+                "/var/cache/apk",
+                "/var/log/apk.log",
+            ],
+            Manager::Xbps => &["/var/cache/xbps", "/var/db/xbps/lock"],
         };
         LEFT_BEHIND.iter().chain(own).copied()
     }

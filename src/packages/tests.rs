@@ -1,5 +1,4 @@
-//! Detection, command lines and answers of each manager. The answers of apk and xbps are written after their manuals, those of the
-//! others follow what they were seen to say.
+//! Detection, command lines and answers of each manager. The answers follow what the programs were seen to say.
 
 use super::*;
 
