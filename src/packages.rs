@@ -282,8 +282,8 @@ impl Manager {
 
     /// Whether a command that ended with this status did what it was to do.
     pub fn is_success(self, status: i32) -> bool {
-        // zypper's from 100 on inform. Of these: what was updated wants a reboot (102), or is zypper itself (103).
-        status == 0 || (self == Manager::Zypper && matches!(status, 102 | 103))
+        // zypper's from 100 on inform. Of these: what was updated wants a reboot (102), or is zypper itself (103); a script failed (107).
+        status == 0 || (self == Manager::Zypper && matches!(status, 102 | 103 | 107))
     }
 
     /// What is said of each script of a package that failed, in the output of an installation, with the lines before it: rpm and

@@ -71,14 +71,6 @@ pub enum Error {
         /// The end of its log, each line of plain text after a newline.
         tail: String,
     },
-    /// A script of a package failed, whatever the package manager made of it.
-    #[error("{command}: the script of a package failed:{said}")]
-    PackageScript {
-        /// What was run, as plain text.
-        command: String,
-        /// What was said of it, each line of plain text after a newline.
-        said: String,
-    },
     /// The base image.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -302,7 +294,7 @@ impl Error {
     /// Whether its text has lines of its own, in which what is quoted is escaped already. Of any other a newline is part of what it
     /// quotes.
     pub fn is_of_lines(&self) -> bool {
-        matches!(self, Error::Install { .. } | Error::PackageScript { .. })
+        matches!(self, Error::Install { .. })
     }
 
     /// The errno for this error, where a control file or the socket has to name one.
