@@ -60,13 +60,15 @@ pub(super) fn swap(
     resets
 }
 
-/// Drops what nobody holds any more.
-pub(super) fn drop_idle(state: &mut State) {
+/// Drops what nobody holds any more. The data of what is given back is nobody's.
+pub(super) fn drop_idle(state: &mut State) -> Forgotten {
+    let mut forgotten = Forgotten::default();
     let idle = state.nodes.iter().filter(|(_, n)| n.lookups == 0 && n.children == 0);
     let idle: Vec<Ino> = idle.map(|(ino, _)| *ino).collect();
     for ino in idle {
-        state.release(ino, &mut Forgotten::default());
+        state.release(ino, &mut forgotten);
     }
+    forgotten
 }
 
 /// Makes a node of the table what the record says, and keeps who holds it.

@@ -108,9 +108,9 @@ impl View {
         {
             tracing::error!("restored, but for some inodes that are open: {error}; mount again");
         }
-        drop_idle(&mut state);
+        let forgotten = drop_idle(&mut state);
         drop(state);
-        upper.discard(data.into_iter().filter_map(|d| d.file));
+        upper.discard(data.into_iter().filter_map(|d| d.file).chain(forgotten.data));
         Ok(Restored { stale: invalid, told: telling.done() })
     }
 

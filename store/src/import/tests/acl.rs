@@ -46,6 +46,7 @@ fn an_acl_decides_over_the_mode_of_its_header() {
             ("no-mask", b'0', 0o750, &access(b"user::rwx,user:1000:rwx,group::r-x,other::---")),
             ("default", b'0', 0o644, &[("SCHILY.acl.default", MINIMAL)]),
             ("link", b'2', 0o777, &access(NAMED)),
+            ("etc/", b'5', 0o755, &[]),
         ]))
         .unwrap();
     let list = place.list(&imported.root);

@@ -26,6 +26,12 @@ impl<F: FnMut(u64) + Send> Progress for Meddler<F> {
     }
 }
 
+/// A directory to be imported that is taken for a root filesystem: `usr`, the last by name.
+fn source(place: &Place) -> std::path::PathBuf {
+    fs::create_dir(place.src().join("usr")).unwrap();
+    place.src()
+}
+
 fn names(place: &Place, root: &ObjectId) -> Vec<String> {
     place.list(root).keys().map(|path| String::from_utf8_lossy(path).into_owned()).collect()
 }
@@ -33,7 +39,7 @@ fn names(place: &Place, root: &ObjectId) -> Vec<String> {
 #[test]
 fn what_vanishes_is_told_and_left_out() {
     let place = Place::new();
-    let src = place.src();
+    let src = source(&place);
     for dir in ["b-dir", "c-dir"] {
         fs::create_dir(src.join(dir)).unwrap();
         fs::write(src.join(dir).join("in"), "").unwrap();
@@ -51,7 +57,7 @@ fn what_vanishes_is_told_and_left_out() {
         }
     });
     let imported = import_path(&place.store, &src, &meddler).unwrap();
-    assert_eq!(names(&place, &imported.root), ["/", "/a", "/c-dir", "/c-dir/in", "/e", "/g"]);
+    assert_eq!(names(&place, &imported.root), ["/", "/a", "/c-dir", "/c-dir/in", "/e", "/g", "/usr"]);
     let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
     assert!(warning.starts_with("3 names vanished"), "{warning}");
     for name in ["b-dir", "d-file", "f-link"] {
@@ -62,7 +68,7 @@ fn what_vanishes_is_told_and_left_out() {
 #[test]
 fn what_vanishes_of_a_directory_that_is_gone_through_is_told() {
     let place = Place::new();
-    let src = place.src();
+    let src = source(&place);
     fs::create_dir(src.join("dir")).unwrap();
     for number in 0..10 {
         fs::write(src.join(format!("dir/{number}")), "").unwrap();
@@ -74,7 +80,7 @@ fn what_vanishes_of_a_directory_that_is_gone_through_is_told() {
         }
     });
     let imported = import_path(&place.store, &src, &meddler).unwrap();
-    assert_eq!(names(&place, &imported.root), ["/", "/dir", "/dir/0"]);
+    assert_eq!(names(&place, &imported.root), ["/", "/dir", "/dir/0", "/usr"]);
     let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
     assert!(warning.starts_with("9 names vanished") && warning.ends_with("and 4 more"), "{warning}");
 }
@@ -82,7 +88,7 @@ fn what_vanishes_of_a_directory_that_is_gone_through_is_told() {
 #[test]
 fn what_changes_while_it_is_read_is_told_and_kept() {
     let place = Place::new();
-    let src = place.src();
+    let src = source(&place);
     fs::write(src.join("log"), vec![1; 1 << 20]).unwrap();
     let sparse = fs::File::create(src.join("sparse")).unwrap();
     sparse.set_len(8 << 20).unwrap();
@@ -102,7 +108,7 @@ fn what_changes_while_it_is_read_is_told_and_kept() {
         }
     });
     let imported = import_path(&place.store, &src, &meddler).unwrap();
-    assert_eq!(names(&place, &imported.root), ["/", "/log", "/sparse", "/still"]);
+    assert_eq!(names(&place, &imported.root), ["/", "/log", "/sparse", "/still", "/usr"]);
     let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
     assert!(warning.starts_with("2 files changed") && !warning.contains("still"), "{warning}");
     assert!(warning.contains("/log, ") && warning.ends_with("/sparse"), "{warning}");
