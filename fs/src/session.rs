@@ -41,6 +41,19 @@ pub enum CtlDir {
     Disabled,
 }
 
+/// A flag of mount(8) that the kernel heeds by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flag {
+    /// Every change is refused, and writing to the control files is; `mount -o remount,rw` ends it.
+    ReadOnly,
+    /// Set-user-id, set-group-id and file capabilities count for nothing.
+    NoSuid,
+    /// Device nodes cannot be opened.
+    NoDev,
+    /// Nothing is executed.
+    NoExec,
+}
+
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -49,6 +62,8 @@ pub struct MountOptions {
     /// Refuse every change with `EROFS`. Control files stay writable for the kernel: what a command may do is
     /// the engine's to decide.
     pub read_only: bool,
+    /// What the kernel is to see to beside. A mount made by an ordinary user has [`Flag::NoSuid`] and [`Flag::NoDev`] always.
+    pub flags: Vec<Flag>,
     /// The control directory.
     pub ctl: CtlDir,
     /// Let other users in, with permissions checked by the kernel. Always so on a mount made by root; an ordinary
@@ -274,10 +289,20 @@ fn config(options: &MountOptions, by_root: bool) -> Config {
     if by_root {
         // fuser mounts by itself then, and hands the kernel only what it takes for an option of its own.
         config.mount_options.push(MountOption::CUSTOM("subtype=karapace".to_owned()));
-        config.mount_options.extend([MountOption::Suid, MountOption::Dev]);
     } else {
         config.mount_options.push(MountOption::Subtype("karapace".to_owned()));
     }
+    let flag = |flag, there, without: Option<MountOption>| {
+        if options.flags.contains(&flag) { Some(there) } else { without }
+    };
+    config.mount_options.extend(flag(Flag::ReadOnly, MountOption::RO, None));
+    config.mount_options.extend(flag(Flag::NoExec, MountOption::NoExec, None));
+    config.mount_options.extend(flag(
+        Flag::NoSuid,
+        MountOption::NoSuid,
+        by_root.then_some(MountOption::Suid),
+    ));
+    config.mount_options.extend(flag(Flag::NoDev, MountOption::NoDev, by_root.then_some(MountOption::Dev)));
     config.acl = SessionACL::Owner;
     if by_root || options.allow_other {
         // Who lets others in has them checked.

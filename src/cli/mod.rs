@@ -18,7 +18,7 @@ use karapace_store::StoreError;
 
 use crate::engine::export_app::Menu;
 use crate::engine::{Engine, Error, default_store, user_data};
-use commands::Command;
+use commands::{Command, mount_helper};
 use log::Log;
 use ui::Failure;
 
@@ -139,6 +139,9 @@ pub fn answer_shell() {
 /// Runs the program with these arguments (the program's name first) and gives its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     let args: Vec<OsString> = args.into_iter().collect();
+    if mount_helper::is_called(args.first()) {
+        return mount_helper::run(&args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return usage::tell(error, &args),
@@ -171,16 +174,22 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
                 Failure::Engine(error) => exit::kind(error),
                 _ => "output",
             };
-            let message = failure.to_string();
-            match &failure {
-                _ if cli.global.json => complain_as_json(kind, message.trim_end(), status),
-                Failure::Engine(error) if error.is_of_lines() => {
-                    ui::complain_in_lines(&format!("karapace: {message}"));
-                }
-                _ => ui::complain(&format!("karapace: {}", message.trim_end())),
+            if cli.global.json {
+                complain_as_json(kind, failure.to_string().trim_end(), status);
+            } else {
+                tell_failure("karapace", &failure);
             }
             status
         }
+    }
+}
+
+/// Says why `program` failed, for people.
+fn tell_failure(program: &str, failure: &Failure) {
+    let message = format!("{program}: {failure}");
+    match failure {
+        Failure::Engine(error) if error.is_of_lines() => ui::complain_in_lines(&message),
+        _ => ui::complain(message.trim_end()),
     }
 }
 

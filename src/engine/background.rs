@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use karapace_fs::session::CtlDir;
+use karapace_fs::session::{CtlDir, Flag};
 use karapace_store::metadata::Metadata;
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
@@ -165,6 +165,7 @@ fn arguments(options: &Options) -> Vec<String> {
     if let Some(snapshot) = &options.snapshot {
         args.push(format!("--snapshot={snapshot}"));
     }
+    args.extend(options.flags.iter().map(|flag| format!("-o{}", flag_name(*flag))));
     let flags = [
         ("--read-only", options.read_only),
         ("--allow-other", options.allow_other),
@@ -175,4 +176,14 @@ fn arguments(options: &Options) -> Vec<String> {
     ];
     args.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| (*flag).to_owned()));
     args
+}
+
+/// What mount(8) calls a flag.
+fn flag_name(flag: Flag) -> &'static str {
+    match flag {
+        Flag::ReadOnly => "ro",
+        Flag::NoSuid => "nosuid",
+        Flag::NoDev => "nodev",
+        Flag::NoExec => "noexec",
+    }
 }

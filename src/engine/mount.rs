@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karapace_fs::control::ControlPlane;
-use karapace_fs::session::{CtlDir, MountOptions, MountedSession, UnmountHandle};
+use karapace_fs::session::{CtlDir, Flag, MountOptions, MountedSession, UnmountHandle};
 use karapace_fs::view::View;
 use karapace_store::atomic;
 use karapace_store::id::InstanceId;
@@ -40,7 +40,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const MAX_INFO: u64 = 64 << 10;
 
 /// What the source of every mount begins with; the environment's name follows.
-pub(super) const SOURCE: &str = "karapace:";
+pub const SOURCE: &str = "karapace:";
 
 /// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a slow request
 /// (a cold read) from holding up the others.
@@ -53,6 +53,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Refuse every change.
     pub read_only: bool,
+    /// What the kernel is to see to.
+    pub flags: Vec<Flag>,
     /// Mount this snapshot, read-only, instead of the environment's view.
     pub snapshot: Option<String>,
     /// How the control directory shows.
@@ -79,6 +81,7 @@ impl Options {
         Options {
             dir,
             read_only: false,
+            flags: Vec::new(),
             snapshot: None,
             ctl_dir: CtlDir::default(),
             allow_other: false,
@@ -381,6 +384,7 @@ fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool)
     MountOptions {
         mountpoint: dir.to_owned(),
         read_only,
+        flags: options.flags.clone(),
         ctl: options.ctl_dir,
         allow_other: options.allow_other,
         threads: options.threads,

@@ -35,6 +35,14 @@ echo "tester:x:$TEST_UID:" >>"$SCRATCH/etc/group"
 echo "tester:100000:65536" | tee "$SCRATCH/etc/subuid" >"$SCRATCH/etc/subgid"
 mount --bind "$SCRATCH/etc" /etc
 
+# mount(8) looks for helpers in /sbin alone. A file that is empty, and the user's, for the suite's own lines.
+sbin=$(readlink -f /sbin)
+mkdir "$SCRATCH/sbin"
+ln -s "$SCRATCH/bin/karapace" "$SCRATCH/sbin/mount.fuse.karapace"
+mount -t overlay -o "lowerdir=$SCRATCH/sbin:$sbin" overlay "$sbin"
+: >"$SCRATCH/etc/fstab"
+chown "$TEST_UID" "$SCRATCH/etc/fstab"
+
 # A plain journaled ext4 to compare with: the scratch directory's own file system where it is one.
 mkdir "$SCRATCH/home" "$SCRATCH/plain" "$SCRATCH/tmp"
 chmod 1777 "$SCRATCH/tmp"

@@ -177,6 +177,7 @@ impl Drop for Served {
 pub fn options(dir: &Path) -> MountOptions {
     MountOptions {
         mountpoint: dir.to_owned(),
+        flags: Vec::new(),
         read_only: false,
         ctl: CtlDir::Hidden,
         allow_other: false,

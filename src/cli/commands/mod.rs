@@ -22,6 +22,7 @@ mod man_pages;
 mod migrate;
 mod mount;
 mod mount_all;
+pub mod mount_helper;
 mod new;
 mod pin;
 mod rebuild;

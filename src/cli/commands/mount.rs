@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use karapace_fs::session::CtlDir;
+use karapace_fs::session::{CtlDir, Flag};
+use karapace_store::metadata::Metadata;
 use serde_json::json;
 
 use super::mount_all::All;
@@ -9,6 +10,7 @@ use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::background::{leave_host, tell_failed, tell_ready};
 use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir};
+use crate::engine::{Engine, Error};
 use crate::process;
 
 /// Mount an environment as a directory
@@ -23,7 +25,7 @@ pub struct Args {
     dir: Option<PathBuf>,
     /// Mount every environment below one directory, ~/karapace or the one that is named instead of an environment. They appear and
     /// disappear as environments are built, renamed, archived and destroyed; frozen ones are read-only
-    #[arg(long, conflicts_with_all = ["dir", "read_only", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"])]
+    #[arg(long, conflicts_with_all = ["dir", "read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"])]
     all: bool,
     /// Mount nothing now: write a systemd user unit that does so at login, ~/.config/systemd/user/karapace.service
     #[arg(long, requires = "all", conflicts_with = "foreground")]
@@ -34,6 +36,10 @@ pub struct Args {
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
+    /// Flags that the kernel heeds, as with mount(8). With ro it refuses changes and commands to the control files by itself, until
+    /// `mount -o remount,rw`
+    #[arg(short = 'o', long = "option", value_enum, value_delimiter = ',', value_name = "FLAG")]
+    flags: Vec<MountFlag>,
     /// Mount this snapshot, read-only and without control directory
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
@@ -72,6 +78,25 @@ enum Ctl {
     Disabled,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum MountFlag {
+    Ro,
+    Nosuid,
+    Nodev,
+    Noexec,
+}
+
+impl From<MountFlag> for Flag {
+    fn from(flag: MountFlag) -> Flag {
+        match flag {
+            MountFlag::Ro => Flag::ReadOnly,
+            MountFlag::Nosuid => Flag::NoSuid,
+            MountFlag::Nodev => Flag::NoDev,
+            MountFlag::Noexec => Flag::NoExec,
+        }
+    }
+}
+
 fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..=64) => Ok(n),
@@ -94,9 +119,7 @@ impl Args {
             return self.run_background(global);
         }
         let engine = global.engine()?;
-        let env = engine.find(self.env.as_deref().unwrap_or_default())?;
-        let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
-        let options = self.options(dir);
+        let (env, options) = self.resolve(&engine)?;
         if !self.read_only && self.snapshot.is_none() {
             engine.durability_remarks(true)?.iter().for_each(|said| ui::remark(said));
         }
@@ -114,6 +137,14 @@ impl Args {
             ui::line(&dir.display().to_string())?;
         }
         Ok(())
+    }
+
+    /// The environment that is meant, and how it is to be mounted.
+    pub(super) fn resolve(&self, engine: &Engine) -> Result<(Metadata, Options), Error> {
+        let env = engine.find(self.env.as_deref().unwrap_or_default())?;
+        let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
+        let options = self.options(dir);
+        Ok((env, options))
     }
 
     pub fn is_background(&self) -> bool {
@@ -138,10 +169,9 @@ impl Args {
             leave_host()?;
         }
         let engine = global.engine()?;
-        let env = engine.find(self.env.as_deref().unwrap_or_default())?;
-        let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
+        let (env, options) = self.resolve(&engine)?;
         std::env::set_current_dir("/")?;
-        Ok(engine.serve(&env.instance, &self.options(dir), &mut |dir| {
+        Ok(engine.serve(&env.instance, &options, &mut |dir| {
             *told = true;
             tell_ready(dir)
         })?)
@@ -151,6 +181,7 @@ impl Args {
         Options {
             dir,
             read_only: self.read_only,
+            flags: self.flags.iter().copied().map(Flag::from).collect(),
             snapshot: self.snapshot.clone(),
             ctl_dir: match self.ctl_dir {
                 Ctl::Hidden => CtlDir::Hidden,

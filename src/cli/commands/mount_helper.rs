@@ -1,0 +1,301 @@
+//! The program under the name `mount.fuse.karapace`, which mount(8) runs for the type `fuse.karapace`: `mount SOURCE DIR -o OPTIONS`
+//! and lines of fstab become `karapace mount`.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+
+use super::Command;
+use crate::cli::ui::Failure;
+use crate::cli::{Cli, start_log, tell_failure, usage};
+use crate::engine::mount::SOURCE;
+use crate::engine::{Error, default_store, mountpoint, reference};
+
+/// What mount(8) looks for in /sbin.
+const NAME: &str = "mount.fuse.karapace";
+
+/// Statuses of mount(8): a wrong command line, and a mount that failed.
+const INVOCATION: i32 = 1;
+const MOUNT: i32 = 32;
+
+/// Options for mount(8), systemd and people, and those that change nothing here: access times are never written.
+const IGNORED: [&str; 20] = [
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "async",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "silent",
+    "loud",
+    "nostrictatime",
+];
+
+/// What /proc/mounts says of a FUSE mount, which comes along when it is mounted anew.
+const OF_KERNEL: [&str; 7] =
+    ["user_id", "group_id", "default_permissions", "allow_other", "max_read", "blksize", "rootmode"];
+
+/// Mounts an environment for mount(8), as its type fuse.karapace
+///
+/// Install it as a link to karapace: ln -s "$(command -v karapace)" /sbin/mount.fuse.karapace
+#[derive(Debug, Parser)]
+#[command(name = NAME, version)]
+struct Helper {
+    /// Name, env_id or unique prefix of an environment; `karapace:` may stand before, and after @ a snapshot
+    #[arg(value_name = "[karapace:]ENV[@SNAPSHOT]")]
+    source: String,
+    /// Where
+    dir: PathBuf,
+    /// Take no notice of options that are not known
+    #[arg(short = 's')]
+    sloppy: bool,
+    /// Do everything but mount
+    #[arg(short = 'f')]
+    fake: bool,
+    /// Has no meaning any more
+    #[arg(short = 'n')]
+    no_mtab: bool,
+    /// Say more
+    #[arg(short = 'v')]
+    verbose: bool,
+    /// A mount namespace, which is refused
+    #[arg(short = 'N', value_name = "NAMESPACE")]
+    namespace: Option<PathBuf>,
+    /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled, threads=N, passthrough; remount
+    #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// The type, which is this one
+    #[arg(short = 't', value_name = "TYPE")]
+    kind: Option<String>,
+}
+
+/// What the options come to.
+#[derive(Debug, Default)]
+struct Asked {
+    remount: bool,
+    /// Flags of the kernel's, as `karapace mount -o` takes them.
+    flags: Vec<&'static str>,
+    /// Options of `karapace mount`.
+    words: Vec<OsString>,
+    store: Option<PathBuf>,
+}
+
+/// Why nothing was mounted.
+enum Refused {
+    Invocation(String),
+    Mount(Failure),
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Refused {
+        Refused::Mount(failure)
+    }
+}
+
+/// Whether the program was called by the helper's name.
+pub fn is_called(program: Option<&OsString>) -> bool {
+    program.is_some_and(|path| Path::new(path).file_name() == Some(OsStr::new(NAME)))
+}
+
+/// Runs as the helper and gives the exit status, one of mount(8)'s.
+pub fn run(args: &[OsString]) -> i32 {
+    let helper = match Helper::try_parse_from(args) {
+        Ok(helper) => helper,
+        Err(error) => return usage::tell(error, args).min(INVOCATION),
+    };
+    match helper.act() {
+        Ok(()) => 0,
+        Err(Refused::Invocation(reason)) => {
+            tell_failure(NAME, &Failure::Engine(Error::Invalid(reason)));
+            INVOCATION
+        }
+        Err(Refused::Mount(failure)) => {
+            tell_failure(NAME, &failure);
+            MOUNT
+        }
+    }
+}
+
+impl Helper {
+    fn act(&self) -> Result<(), Refused> {
+        if let Some(namespace) = &self.namespace {
+            let namespace = namespace.display();
+            return Err(Refused::Invocation(format!(
+                "cannot mount in another namespace: use `nsenter --mount={namespace} mount ...` instead of -N"
+            )));
+        }
+        let asked = Asked::read(&self.options, self.sloppy).map_err(Refused::Invocation)?;
+        if asked.remount {
+            return if self.fake { Ok(()) } else { remount(&self.dir, &asked.flags) };
+        }
+        let cli = Cli::try_parse_from(self.command_line(asked)).map_err(|error| {
+            let reason = error.render().to_string();
+            let reason = reason.trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned();
+            Refused::Invocation(reason)
+        })?;
+        let Command::Mount(mount) = &cli.command else { return Ok(()) };
+        start_log(&cli.global, false);
+        let engine = cli.global.engine()?;
+        let (env, options) = mount.resolve(&engine).map_err(Failure::from)?;
+        if !self.fake {
+            engine.mount(&env, &options, cli.global.verbose()).map_err(Failure::from)?;
+        }
+        Ok(())
+    }
+
+    /// The same as a command of karapace's.
+    fn command_line(&self, asked: Asked) -> Vec<OsString> {
+        let mut line: Vec<OsString> = vec!["karapace".into()];
+        if let Some(store) = asked.store.or_else(store_of_account) {
+            line.extend(["--store".into(), store.into()]);
+        }
+        if self.verbose {
+            line.push("--verbose".into());
+        }
+        line.push("mount".into());
+        line.extend(asked.words);
+        line.extend(asked.flags.iter().map(|flag| format!("-o{flag}").into()));
+        let (env, snapshot) = reference::split(self.source.strip_prefix(SOURCE).unwrap_or(&self.source));
+        line.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}").into()));
+        line.extend(["--".into(), env.into(), self.dir.clone().into()]);
+        line
+    }
+}
+
+impl Asked {
+    /// What the options say; of those that contradict each other the last counts. Fails on one that is not known, with the reason, unless
+    /// `sloppy`.
+    fn read(options: &[String], sloppy: bool) -> Result<Asked, String> {
+        let remount = options.iter().any(|option| option == "remount");
+        let mut asked = Asked { remount, ..Asked::default() };
+        for option in options {
+            let (name, value) = match option.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (option.as_str(), None),
+            };
+            match (name, value) {
+                ("ro" | "rw", None) => asked.set("ro", name == "ro"),
+                ("nosuid" | "suid", None) => asked.set("nosuid", name == "nosuid"),
+                ("nodev" | "dev", None) => asked.set("nodev", name == "nodev"),
+                ("noexec" | "exec", None) => asked.set("noexec", name == "noexec"),
+                ("store", Some(path)) if path.starts_with('/') => asked.store = Some(path.into()),
+                ("store", _) => return Err(format!("{option}: the store must be named by an absolute path")),
+                ("passthrough", None) => asked.words.extend(["--passthrough".into(), "--read-only".into()]),
+                ("allow_other", None) => asked.words.push("--allow-other".into()),
+                ("threads", Some(number)) => asked.words.push(format!("--threads={number}").into()),
+                ("ctl_dir", Some(how)) => asked.words.push(format!("--ctl-dir={how}").into()),
+                ("remount" | "", None) => {}
+                _ if IGNORED.contains(&name)
+                    || name == "comment"
+                    || name.to_lowercase().starts_with("x-") => {}
+                _ if asked.remount && OF_KERNEL.contains(&name) => {}
+                _ if sloppy => {}
+                _ => {
+                    return Err(format!(
+                        "unknown option {option}: karapace mounts take those that `{NAME} --help` names"
+                    ));
+                }
+            }
+        }
+        Ok(asked)
+    }
+
+    fn set(&mut self, flag: &'static str, on: bool) {
+        self.flags.retain(|other| *other != flag);
+        if on {
+            self.flags.push(flag);
+        }
+    }
+}
+
+/// Where the account's store is when the environment of the process does not say so: mount(8) hands on no HOME, systemd has none.
+fn store_of_account() -> Option<PathBuf> {
+    let is_told = std::env::var_os("KARAPACE_STORE").is_some() || default_store().is_some();
+    if is_told { None } else { std::env::home_dir().map(|home| home.join(".local/share/karapace")) }
+}
+
+/// Gives the mount on `dir` other flags of the kernel's: these, and no others.
+fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
+    let source = mountpoint::fuse_source(dir).map_err(Failure::from)?;
+    if !source.is_some_and(|source| source.starts_with(SOURCE)) {
+        let reason = format!("no environment is mounted on {}: leave `remount` out", dir.display());
+        return Err(Failure::Engine(Error::Invalid(reason)).into());
+    }
+    let mut all = MsFlags::MS_REMOUNT | MsFlags::MS_NOATIME;
+    for flag in flags {
+        all |= match *flag {
+            "ro" => MsFlags::MS_RDONLY,
+            "nosuid" => MsFlags::MS_NOSUID,
+            "nodev" => MsFlags::MS_NODEV,
+            _ => MsFlags::MS_NOEXEC,
+        };
+    }
+    mount(None::<&str>, dir, None::<&str>, all, None::<&str>).map_err(|errno| {
+        let what = match errno {
+            Errno::EBUSY => "make read-only, for something in it is open for writing,",
+            _ => "remount",
+        };
+        Failure::Engine(Error::io(what, dir, errno.into())).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(args: &[&str]) -> Result<String, String> {
+        let helper = Helper::try_parse_from([NAME].iter().chain(args)).map_err(|error| error.to_string())?;
+        let asked = Asked::read(&helper.options, helper.sloppy)?;
+        let words: Vec<String> =
+            helper.command_line(asked).iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        assert!(Cli::try_parse_from(&words).is_ok(), "{words:?}");
+        Ok(words.join(" "))
+    }
+
+    #[test]
+    fn options_of_fstab_become_a_command() {
+        let table = [
+            ("karapace:dev /mnt -o rw,store=/s", "karapace --store /s mount -- dev /mnt"),
+            (
+                "dev@base /mnt -o ro,store=/s -t fuse.karapace -n",
+                "karapace --store /s mount -oro --snapshot=base -- dev /mnt",
+            ),
+            (
+                "dev /mnt -v -o rw,noexec,nosuid,nodev,user=me,exec,dev,store=/s,_netdev,x-systemd.automount,nofail,X-y=z",
+                "karapace --store /s --verbose mount -onosuid -- dev /mnt",
+            ),
+            (
+                "dev /mnt -o store=/s,allow_other,threads=4,ctl_dir=visible,passthrough,ro",
+                "karapace --store /s mount --allow-other --threads=4 --ctl-dir=visible --passthrough --read-only -oro -- dev /mnt",
+            ),
+            ("dev /mnt -s -o store=/s,acl", "karapace --store /s mount -- dev /mnt"),
+        ];
+        for (given, expected) in table {
+            let args: Vec<&str> = given.split(' ').collect();
+            assert_eq!(line(&args).as_deref(), Ok(expected), "{given}");
+        }
+    }
+
+    #[test]
+    fn unknown_options_are_named() {
+        for option in ["acl", "strictatime", "user_id=0", "ro=1", "store=relative", "threads"] {
+            let refused = line(&["dev", "/mnt", "-o", &format!("rw,{option}")]).unwrap_err();
+            assert!(refused.contains(option), "{option}: {refused}");
+        }
+        assert!(Asked::read(&["remount".to_owned(), "user_id=0".to_owned()], false).is_ok());
+    }
+}
