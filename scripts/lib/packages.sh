@@ -65,5 +65,37 @@ download_source() {
 # that is there already, with hard links (perl-base).
 packages_debs() { kept packages/debs download_debs hello less cpio netbase perl-base; }
 
-# A C project whose own test suite works on files: GNU patch, with configure, gnulib and 44 tests.
-packages_patch() { kept packages/patch download_source patch; }
+# The source of a package whose own tests work on files: patch (configure, gnulib and 44 tests), git, coreutils, sqlite3.
+packages_source() { kept "packages/$1" download_source "$1"; }
+
+# pnpm, which no Debian package has, as the npm registry keeps it.
+packages_pnpm() { kept packages/pnpm npm pack --silent pnpm@9.15.9; }
+
+# Lines for apt of two releases of Debian or Ubuntu that follow each other (old.list, new.list), and the settings with which the
+# machine reaches them (apt.conf): of its own release and the next, or of the one before and its own.
+apt_releases() { kept packages/releases write_releases; }
+write_releases() {
+    local series names own other
+    own=$(distribution_sources | sed -nE 's/^deb [^ ]+ ([a-z]+) .*/\1/p' | sort -u | head -n 1)
+    series=$(grep -l ",$own," /usr/share/distro-info/{debian,ubuntu}.csv | head -n 1)
+    # Those that are out, in order.
+    names=$(awk -F, -v now="$(date +%F)" 'NR > 1 && $5 != "" && $5 <= now { print $3 }' "$series")
+    apt_settings >apt.conf
+    other=$(sed -n "/^$own\$/{n;p}" <<<"$names")
+    if [ -n "$other" ] && release_of "$own" "$other" >new.list && reaches new.list; then
+        distribution_sources >old.list
+        return
+    fi
+    other=$(sed -n "/^$own\$/{x;p;d};x" <<<"$names" | head -n 1)
+    distribution_sources >new.list
+    [ -n "$other" ] && release_of "$own" "$other" >old.list && reaches old.list
+}
+release_of() { distribution_sources | sed "s/ $1\([ -]\)/ $2\1/"; }
+# reaches LIST: apt can read it.
+reaches() {
+    mkdir -p lists/partial
+    as_root apt-get -qq -o "Dir::Etc::SourceList=$PWD/$1" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$PWD/lists" update
+    local status=$?
+    rm -rf lists
+    return "$status"
+}

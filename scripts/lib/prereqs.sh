@@ -7,6 +7,10 @@ PACKAGES_USE="fuse3 mmdebstrap uidmap gcc libc6-dev"
 PACKAGES_TEST="attr acl rsync rpm fuse-overlayfs git libarchive-tools skopeo umoci sqlite3 python3 python3-venv make shellcheck e2fsprogs util-linux time procps openssl xz-utils zstd hostname stress-ng"
 PACKAGES_TEST+=" btrfs-progs xfsprogs crun bsdutils zsh fish man-db desktop-file-utils systemd bindfs createrepo-c pacman-package-manager"
 
+# What scripts/real needs besides: databases, backups, watchers, caches, and what other projects' tests are built with.
+PACKAGES_REAL="postgresql mariadb-server-core mariadb-client-core python3-lmdb lmdb-utils restic borgbackup fio watchman ccache"
+PACKAGES_REAL+=" zlib1g-dev tcl-dev perl autoconf automake gperf libacl1-dev libattr1-dev libselinux1-dev bison texinfo distro-info-data"
+
 # The package of Python's own tests, which is of one version: the tests run the distribution's Python on a mount.
 package_of_python_tests() {
     /usr/bin/python3 -c 'import sys; print("libpython{}.{}-testsuite".format(*sys.version_info[:2]))'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suites: tests/e2e/run.sh [--as root|user] [SUITE...]
 #
-# A suite is tests/e2e/suites/NAME.sh; its line `# runs as: root user` says as whom it is run, `# tools: NAME...` what it
+# A suite is tests/e2e/suites/NAME.sh, or NAME.sh in KARAPACE_SUITES; its line `# runs as: root user` says as whom it is run, `# tools: NAME...` what it
 # needs that is no Debian package (scripts/lib/tools.sh), and `# files: NAME...` which files from elsewhere (FETCH below). A
 # suite that lacks one of them fails, and the others run. Each run has a process, mount and user table of its own
 # (suite.sh, sandbox.sh): whatever a suite starts or mounts is gone when it ends, also when this script is killed, and
@@ -9,6 +9,8 @@
 # ended.
 #
 # KARAPACE_BIN   the program to test; target/release/karapace, built if need be, by default
+# KARAPACE_SUITES
+#                another directory of suites below tests/ (tests/real/suites: scripts/real)
 # KARAPACE_JOBS  how many suites run side by side; as many as there are processors by default
 # KARAPACE_FSX_OPERATIONS, KARAPACE_FSX_SEEDS
 #                how much fsx does, and from which seeds (suites/fsx.sh)
@@ -34,17 +36,17 @@ fi
 [ "$(id -u)" -eq 0 ] || die "run the end-to-end suites as root: they make namespaces, mounts and a user of their own"
 [ -c /dev/fuse ] || die "/dev/fuse is missing: nothing can be mounted here (modprobe fuse)"
 
+SUITES=${KARAPACE_SUITES:-$ROOT/tests/e2e/suites}
 names=("$@")
-[ $# -gt 0 ] || mapfile -t names < <(cd "$ROOT/tests/e2e/suites" && printf '%s\n' *.sh | sed 's/\.sh$//')
+[ $# -gt 0 ] || mapfile -t names < <(cd "$SUITES" && printf '%s\n' *.sh | sed 's/\.sh$//')
 for name in "${names[@]}"; do
-    [ -f "$ROOT/tests/e2e/suites/$name.sh" ] ||
-        die "there is no suite $name; there are: $(cd "$ROOT/tests/e2e/suites" && echo *.sh)"
+    [ -f "$SUITES/$name.sh" ] || die "there is no suite $name; there are: $(cd "$SUITES" && echo *.sh)"
 done
 if [ -z "${KARAPACE_BIN:-}" ]; then
     (cd "$ROOT" && cargo build --release --quiet) || die "the release build failed"
     KARAPACE_BIN=$TARGET/release/karapace
 fi
-export KARAPACE_BIN TOOLS REPOSITORY=$ROOT
+export KARAPACE_BIN TOOLS SUITES REPOSITORY=$ROOT
 jobs=${KARAPACE_JOBS:-$(nproc)}
 
 logs=$(mktemp -d)
@@ -58,10 +60,11 @@ trap tidy EXIT
 trap 'exit 130' INT TERM HUP
 
 # The files from elsewhere that suites may need: the variable in which a suite finds the path, and what fetches it.
-declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]=packages_patch)
+declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]="packages_source patch"
+    [GIT]="packages_source git" [COREUTILS]="packages_source coreutils" [SQLITE]="packages_source sqlite3" [PNPM]=packages_pnpm [RELEASES]=apt_releases)
 
 # words KEY NAME: what the line `# KEY: ...` of a suite says.
-words() { sed -n "s/^# $1: //p" "$ROOT/tests/e2e/suites/$2.sh"; }
+words() { sed -n "s/^# $1: //p" "$SUITES/$2.sh"; }
 
 # provide KIND WORD: fetches or installs it, once for all suites; false when it cannot be had, with the reason in $logs.
 declare -A provided=()
@@ -73,7 +76,8 @@ provide() {
             (ensure_tool "$2") 2>"$log" || provided[$2]=no
         else
             export "${2?}"
-            printf -v "$2" %s "$("${FETCH[$2]}" 2>"$log")"
+            # shellcheck disable=SC2086 # words
+            printf -v "$2" %s "$(${FETCH[$2]} 2>"$log")"
             [ -n "${!2}" ] || provided[$2]=no
         fi
         cat "$log" >&2

@@ -2,7 +2,7 @@
 # Runs one suite as root or as an ordinary user, inside the namespaces that run.sh made: the user, the open mode of
 # /dev/fuse and the plain file system to compare with exist in here only.
 set -euo pipefail
-name=$1
+suite=$1
 : "${SCRATCH:?}" "${ACTOR:?}" "${REPOSITORY:?}"
 readonly TEST_UID=54321
 
@@ -18,7 +18,12 @@ show MINBASE rootfs/minbase.tar MINBASE_TAR
 show DEV rootfs/dev.tar DEV_TAR
 show MANAGERS rootfs/managers.tar MANAGERS_TAR
 show DEBS debs DEBS
-show PATCH patch PATCH_SOURCE
+show PATCH sources/patch PATCH_SOURCE
+show GIT sources/git GIT_SOURCE
+show COREUTILS sources/coreutils COREUTILS_SOURCE
+show SQLITE sources/sqlite3 SQLITE_SOURCE
+show PNPM sources/pnpm PNPM_PACKAGE
+show RELEASES sources/releases RELEASES
 
 # A private node of /dev/fuse, open to all, as distributions have it.
 mkdir "$SCRATCH/dev"
@@ -65,7 +70,6 @@ for variable in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR RUSTUP_TOOLCHAIN KARAPAC
 done
 environment+=("REAL_HOME=$HOME")
 cd "$SCRATCH/home"
-suite=$SCRATCH/tree/e2e/suites/$name.sh
 if [ "$ACTOR" = root ]; then
     exec env -i "${environment[@]}" USER=root LOGNAME=root bash "$suite"
 fi

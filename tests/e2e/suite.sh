@@ -3,7 +3,7 @@
 # says what the environment must hold. What the suite says goes to stdout; the status is the suite's.
 set -uo pipefail
 name=$1 actor=$2
-: "${KARAPACE_BIN:?}" "${TOOLS:?}" "${REPOSITORY:?}"
+: "${KARAPACE_BIN:?}" "${TOOLS:?}" "${REPOSITORY:?}" "${SUITES:?}"
 
 # A suite that takes longer hangs.
 LIMIT_SECONDS=1200
@@ -24,19 +24,20 @@ trap tidy EXIT
 trap 'exit 130' INT TERM HUP
 
 chmod 0755 "$scratch"
-mkdir "$scratch/bin" "$scratch/rootfs" "$scratch/tree" "$scratch/debs" "$scratch/patch"
+mkdir "$scratch/bin" "$scratch/rootfs" "$scratch/tree" "$scratch/debs" "$scratch/sources"
 cp "$KARAPACE_BIN" "$scratch/bin/karapace"
-read -ra tools < <(sed -n 's/^# tools: //p' "$REPOSITORY/tests/e2e/suites/$name.sh")
+read -ra tools < <(sed -n 's/^# tools: //p' "$SUITES/$name.sh")
 for tool in ${tools[@]+"${tools[@]}"}; do cp "$TOOLS/$tool" "$scratch/bin/"; done
 # Where the suite's user can read them, without a copy.
 : >"$scratch/rootfs/minbase.tar"
 : >"$scratch/rootfs/dev.tar"
 : >"$scratch/rootfs/managers.tar"
-cp -r "$REPOSITORY/tests/e2e" "$scratch/tree/e2e"
+mkdir "$scratch/sources"/{patch,git,coreutils,sqlite3,pnpm,releases}
+cp -r "$REPOSITORY/tests/e2e" "$REPOSITORY/tests/real" "$scratch/tree/"
 # Each is killed with the one that started it, and all that is in the process namespace with unshare.
 setpriv --pdeathsig KILL timeout --kill-after=10 "$LIMIT_SECONDS" \
     setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child --mount-proc \
-    env SCRATCH="$scratch" ACTOR="$actor" bash "$scratch/tree/e2e/sandbox.sh" "$name" 2>&1 &
+    env SCRATCH="$scratch" ACTOR="$actor" bash "$scratch/tree/e2e/sandbox.sh" "$scratch/tree/${SUITES#"$REPOSITORY/tests/"}/$name.sh" 2>&1 &
 child=$!
 status=0
 wait "$child" || status=$?

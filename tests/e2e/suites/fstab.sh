@@ -117,24 +117,24 @@ remount_is_roots() {
 errors() {
     # mount(8) leaves this as it is.
     export KARAPACE_STORE=$STORE
-    local helper="mount -t fuse.karapace"
-    refused $helper karapace:dev "$DIR" -o rw,acl
+    local helper=(mount -t fuse.karapace)
+    refused "${helper[@]}" karapace:dev "$DIR" -o rw,acl
     says 'unknown option acl'
-    status_of 1 $helper karapace:dev "$DIR" -o acl
-    refused $helper karapace:dev "$DIR" -o threads=none
+    status_of 1 "${helper[@]}" karapace:dev "$DIR" -o acl
+    refused "${helper[@]}" karapace:dev "$DIR" -o threads=none
     says 'from 1 to 64'
-    status_of 32 $helper karapace:nosuch "$DIR"
-    status_of 32 $helper dev@nosuch "$DIR"
-    status_of 32 $helper dev "$TMPDIR"
+    status_of 32 "${helper[@]}" karapace:nosuch "$DIR"
+    status_of 32 "${helper[@]}" dev@nosuch "$DIR"
+    status_of 32 "${helper[@]}" dev "$TMPDIR"
     status_of 1 /sbin/mount.fuse.karapace dev
     status_of 1 /sbin/mount.fuse.karapace dev "$DIR" -N /proc/1/ns/mnt
     not_mounted "$DIR"
     # All but the mount.
-    $helper -f karapace:dev "$DIR"
+    "${helper[@]}" -f karapace:dev "$DIR"
     not_mounted "$DIR"
-    $helper -s karapace:dev "$DIR" -o acl
+    "${helper[@]}" -s karapace:dev "$DIR" -o acl
     [ -s "$DIR/etc/file" ]
-    status_of 32 $helper dev "$DIR"
+    status_of 32 "${helper[@]}" dev "$DIR"
     unmounted_by umount
     [ "$ACTOR" = root ] || return 0
     # A store of somebody else's.
