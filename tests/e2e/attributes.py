@@ -2,7 +2,7 @@
 
 A path is named by what it is: kind, mode, owner, links, size, device, modification time in nanoseconds, link target,
 content, where its data lies, extended attributes, and which path it shares its inode with. A directory's own size is
-left out: it is the file system's. With --no-owners owners are left out, with --no-times times.
+left out: it is the file system's. With --no-owners owners are left out, with --no-times times, with --no-holes where data lies.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ def data(descriptor, size):
     return ",".join(f"{first}-{last}" for first, last in ranges)
 
 
-def content(path, size):
+def content(path, size, holes):
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        found = data(descriptor, size)
+        found = data(descriptor, size) if holes else "anywhere"
         os.lseek(descriptor, 0, os.SEEK_SET)
         with open(descriptor, "rb", closefd=False) as file:
             return f"{hashlib.file_digest(file, 'sha256').hexdigest()} data {found}"
@@ -41,7 +41,7 @@ def content(path, size):
         os.close(descriptor)
 
 
-def describe(path, first_names, owners, times):
+def describe(path, first_names, owners, times, holes):
     status = os.lstat(path)
     mode = status.st_mode
     words = [stat.filemode(mode), f"links {status.st_nlink}"]
@@ -57,7 +57,7 @@ def describe(path, first_names, owners, times):
     if stat.S_ISLNK(mode):
         words.append(f"-> {os.readlink(path)!r}")
     if stat.S_ISREG(mode):
-        words.append(content(path, status.st_size))
+        words.append(content(path, status.st_size, holes))
     for name in sorted(os.listxattr(path, follow_symlinks=False)):
         words.append(f"{name}={os.getxattr(path, name, follow_symlinks=False).hex()}")
     return f"{path!r} " + " ".join(words)
@@ -77,4 +77,5 @@ options, directory = sys.argv[1:-1], sys.argv[-1]
 os.chdir(directory)
 first_names = {}
 for path in paths(b"."):
-    print(describe(path, first_names, "--no-owners" not in options, "--no-times" not in options))
+    told = [f"--no-{what}" not in options for what in ("owners", "times", "holes")]
+    print(describe(path, first_names, *told))

@@ -6,7 +6,7 @@ name=$1 actor=$2
 : "${KARAPACE_BIN:?}" "${TOOLS:?}" "${REPOSITORY:?}" "${SUITES:?}"
 
 # A suite that takes longer hangs.
-LIMIT_SECONDS=1200
+LIMIT_SECONDS=${KARAPACE_LIMIT_SECONDS:-1200}
 
 scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/karapace-e2e.XXXXXX") || exit 1
 child=""
