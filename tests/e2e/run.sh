@@ -14,6 +14,8 @@
 # KARAPACE_JOBS  how many suites run side by side; as many as there are processors by default
 # KARAPACE_FSX_OPERATIONS, KARAPACE_FSX_SEEDS
 #                how much fsx does, and from which seeds (suites/fsx.sh)
+# KARAPACE_LIMIT_SECONDS
+#                how long a suite may take; 1200 by default
 # KARAPACE_KEEP  when set, the scratch directories of failed suites stay
 # TMPDIR         where the scratch directories go (/var/tmp by default); some 15 GB are needed for each suite that runs
 #
@@ -27,6 +29,8 @@ set -uo pipefail
 . "$ROOT/scripts/lib/tools.sh"
 # shellcheck source=scripts/lib/packages.sh
 . "$ROOT/scripts/lib/packages.sh"
+# shellcheck source=scripts/lib/built.sh
+. "$ROOT/scripts/lib/built.sh"
 
 only_as=""
 if [ "${1:-}" = --as ]; then
@@ -61,7 +65,7 @@ trap 'exit 130' INT TERM HUP
 
 # The files from elsewhere that suites may need: the variable in which a suite finds the path, and what fetches it.
 declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]="packages_source patch"
-    [GIT]="packages_source git" [COREUTILS]="packages_source coreutils" [SQLITE]="packages_source sqlite3" [PNPM]=packages_pnpm [RELEASES]=apt_releases)
+    [GIT]="packages_built git" [COREUTILS]="packages_built coreutils" [SQLITE]="packages_built sqlite3" [PNPM]=packages_pnpm [RELEASES]=apt_releases)
 
 # words KEY NAME: what the line `# KEY: ...` of a suite says.
 words() { sed -n "s/^# $1: //p" "$SUITES/$2.sh"; }

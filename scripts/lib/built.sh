@@ -1,0 +1,36 @@
+# shellcheck shell=bash
+# Other projects built from Debian's source packages, for their own tests. Kept under target/packages, and built once for all runs. Sourced
+# after packages.sh.
+
+# packages_built NAME: the source tree of a package with its programs and its tests built in it; the file `origin` in it names the directory
+# that it was built in, which the build wrote into some of its files.
+packages_built() {
+    local source
+    source=$(packages_source "$1") || return
+    kept "packages/$1-built" build "$1" "$source"
+}
+build() {
+    tar -xf "$(find "$2" -name '*.orig.tar.*' ! -name '*.asc')" --strip-components=1 &&
+        tar -xf "$(find "$2" -name '*.debian.tar.*')" || return
+    local change
+    while read -r change _; do
+        patch -s -p1 <"debian/patches/$change" || return
+    done < <(grep -vsE '^(#|$)' debian/patches/series)
+    # By the name that make uses, whatever symbolic links lead there.
+    cd -P . && pwd >origin
+    "build_$1"
+}
+build_git() {
+    make -j2 --silent NO_CURL=1 NO_EXPAT=1 NO_GETTEXT=1 NO_TCLTK=1 NO_PYTHON=1 NO_OPENSSL=1 NO_INSTALL_HARDLINKS=1 CFLAGS=-O1 all
+}
+build_coreutils() {
+    # The patches touch what the build's own files are made from; times, all the same, say that nothing is to be made anew.
+    find . \( -name '*.in' -o -name '*.hin' -o -name aclocal.m4 -o -name configure -o -name '*.1' \) -exec touch -r origin {} + &&
+        FORCE_UNSAFE_CONFIGURE=1 CFLAGS='-O1 -g0' ./configure --quiet --disable-nls --enable-no-install-program=kill,uptime &&
+        make -j2 --silent all
+}
+build_sqlite3() {
+    local tcl
+    tcl=$(find /usr/lib -name tclConfig.sh | sort -V | tail -n 1)
+    ./configure --quiet --with-tcl="$(dirname "$tcl")" CFLAGS='-O1 -g0' && make -j2 testfixture
+}
