@@ -23,14 +23,3 @@ build() {
 build_git() {
     make -j2 --silent NO_CURL=1 NO_EXPAT=1 NO_GETTEXT=1 NO_TCLTK=1 NO_PYTHON=1 NO_OPENSSL=1 NO_INSTALL_HARDLINKS=1 CFLAGS=-O1 all
 }
-build_coreutils() {
-    # The patches touch what the build's own files are made from; times, all the same, say that nothing is to be made anew.
-    find . \( -name '*.in' -o -name '*.hin' -o -name aclocal.m4 -o -name configure -o -name '*.1' \) -exec touch -r origin {} + &&
-        FORCE_UNSAFE_CONFIGURE=1 CFLAGS='-O1 -g0' ./configure --quiet --disable-nls --enable-no-install-program=kill,uptime &&
-        make -j2 --silent all
-}
-build_sqlite3() {
-    local tcl
-    tcl=$(find /usr/lib -name tclConfig.sh | sort -V | tail -n 1)
-    ./configure --quiet --with-tcl="$(dirname "$tcl")" CFLAGS='-O1 -g0' && make -j2 testfixture
-}

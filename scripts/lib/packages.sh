@@ -65,7 +65,7 @@ download_source() {
 # that is there already, with hard links (perl-base).
 packages_debs() { kept packages/debs download_debs hello less cpio netbase perl-base; }
 
-# The source of a package whose own tests work on files: patch (configure, gnulib and 44 tests), git, coreutils, sqlite3.
+# The source of a package whose own tests work on files: patch (configure, gnulib and 44 tests), git.
 packages_source() { kept "packages/$1" download_source "$1"; }
 
 # pnpm, which no Debian package has, as the npm registry keeps it.
