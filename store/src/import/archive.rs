@@ -151,7 +151,9 @@ impl<R: Read> Members<'_, '_, R> {
             // What is not there is hidden already.
             Some(Way::Nowhere(_)) => return Ok(true),
         };
-        let (directory, _) = self.builder.place(followed.as_deref().unwrap_or(path))?;
+        // By its components: what some tools make a directory ends in a slash.
+        let plain = components.join(&b'/');
+        let (directory, _) = self.builder.place(followed.as_deref().unwrap_or(&plain))?;
         if **name == *OPAQUE {
             self.builder.set_opaque(directory);
         } else {

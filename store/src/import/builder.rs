@@ -7,6 +7,7 @@ mod check;
 mod cover;
 mod follow;
 mod lower;
+mod trail;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::trail::Trail;
 use super::{Builder, Child, Content, DirId, LeafId, Marks, Redirect, Shape, refuse};
 use crate::content::FileContent;
 use crate::error::Result;
@@ -10,7 +11,7 @@ use crate::error::Result;
 struct Step {
     directory: DirId,
     below: Option<DirId>,
-    path: Vec<u8>,
+    path: Trail,
 }
 
 impl Builder {
@@ -26,14 +27,14 @@ impl Builder {
             self.link_below(first, was);
         }
         let mut unresolved = BTreeMap::new();
-        let mut todo = vec![Step { directory: top, below: Some(was), path: Vec::new() }];
+        let mut todo = vec![Step { directory: top, below: Some(was), path: Trail::default() }];
         while let Some(step) = todo.pop() {
             // What is covered is part of the result by what covers it alone.
             if let Some(below) = step.below
                 && std::mem::replace(&mut self.directories[below.0].taken, true)
             {
                 let reason = "two directories of the upper say that they were one directory below";
-                return Err(refuse(&step.path, reason));
+                return Err(refuse(&step.path.path(), reason));
             }
             let directory = step.directory;
             let shown = self.merge(step, was, &mut todo, &mut unresolved)?;
@@ -43,7 +44,7 @@ impl Builder {
             if let Shape::Content(Content::Below(..)) = self.leaves[leaf.0].shape {
                 let reason =
                     "it has metadata alone, and below it there is no regular file of its size with the data";
-                return Err(refuse(&path, reason));
+                return Err(refuse(&path.path(), reason));
             }
         }
         self.root = top;
@@ -87,7 +88,7 @@ impl Builder {
         step: Step,
         was: DirId,
         todo: &mut Vec<Step>,
-        unresolved: &mut BTreeMap<LeafId, Vec<u8>>,
+        unresolved: &mut BTreeMap<LeafId, Trail>,
     ) -> Result<Option<(DirId, Box<Marks>)>> {
         let marks = self.directories[step.directory.0].marks.take().unwrap_or_default();
         let below = step.below.filter(|_| !marks.opaque);
@@ -97,19 +98,18 @@ impl Builder {
             .map(|(name, &child)| (name.clone(), child))
             .collect();
         for (name, child) in children {
-            let path =
-                if step.path.is_empty() { name.to_vec() } else { [&step.path, &b"/"[..], &name].concat() };
             match child {
                 Child::Directory(directory) => {
-                    let below =
-                        self.below(directory, &name, below, &marks, was).map_err(|r| refuse(&path, &r))?;
+                    let below = self.below(directory, &name, below, &marks, was);
+                    let path = step.path.below(name);
+                    let below = below.map_err(|reason| refuse(&path.path(), &reason))?;
                     todo.push(Step { directory, below, path });
                 }
                 Child::Leaf(leaf) => {
                     if let Some(content) = self.content_below(leaf, &name, below, was) {
                         self.leaves[leaf.0].shape = Shape::Content(Content::Regular(content));
                     } else if let Shape::Content(Content::Below(..)) = self.leaves[leaf.0].shape {
-                        unresolved.insert(leaf, path);
+                        unresolved.insert(leaf, step.path.below(name));
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::trail::Trail;
 use super::{
     Attributes, Builder, Child, Content, DirId, Directory, Leaf, LeafId, MAX_DEPTH, Reason, Shape, refuse,
 };
@@ -37,7 +38,7 @@ impl Builder {
             return Ok(());
         }
         let mut known = HashMap::new();
-        let mut todo = vec![(self.root, Vec::new())];
+        let mut todo = vec![(self.root, Trail::default())];
         while let Some((directory, path)) = todo.pop() {
             let children: Vec<_> = self.directories[directory.0]
                 .children
@@ -46,11 +47,11 @@ impl Builder {
                 .collect();
             for (name, child) in children {
                 match child {
-                    Child::Directory(below) => todo.push((below, [&path, &b"/"[..], &name].concat())),
+                    Child::Directory(below) => todo.push((below, path.below(name))),
                     Child::Leaf(leaf) => {
                         let target = self
                             .target(leaf, &mut known)
-                            .map_err(|reason| refuse(&[&path, &b"/"[..], &name].concat()[1..], &reason))?;
+                            .map_err(|reason| refuse(&path.below(name.clone()).path(), &reason))?;
                         self.directories[directory.0].children.insert(name, Child::Leaf(target));
                     }
                 }

@@ -155,3 +155,14 @@ fn a_hard_link_to_what_its_layer_takes_away_keeps_the_content() {
         assert!(error.contains("\"h\""), "{error}");
     }
 }
+
+/// umoci, and containers/storage under skopeo, go by the name alone.
+#[test]
+fn a_whiteout_may_be_a_directory() {
+    let place = Place::new();
+    let rest = "dangling->nowhere l->b";
+    let one = with(&place, &[(b"b/.wh.a/", b'5', b"", b"")]).unwrap();
+    assert_eq!(one, format!("a/ a/a=aa b/ b/k=bk {rest}"));
+    let all = with(&place, &[(b"b/.wh..wh..opq/", b'5', b"", b"")]).unwrap();
+    assert_eq!(all, format!("a/ a/a=aa b/ {rest}"));
+}
