@@ -195,7 +195,7 @@ fn unknown_in_colour(world: &World) -> (Vec<u8>, &'static str) {
 /// A store in a hostile place that tells on stderr what it lacks.
 fn log(world: &World) -> (Vec<u8>, &'static str) {
     let root = format!("log-{HOSTILE}");
-    world.done(&["--store", &root, "list"]);
+    world.done(&["--store", &root, "import", "rootfs", "--name", "dev"]);
     fs::remove_dir(world.path(format!("{root}/store/staging"))).unwrap();
     let output = world.run(&["--store", &root, "--trace", "list"]);
     (output.stderr, SHOWN)

@@ -17,14 +17,14 @@ impl View {
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let upper = self.writable()?;
         let _gate = self.gate.read();
-        // Kernels from 6.6 on refuse it themselves.
-        if set.mode.is_some() && self.state.read().node(ino)?.kind() == FileKind::Symlink {
-            return Err(Error::NotSupported);
-        }
         // A truncation must not cut under a write to the same file that is between two of its steps.
         let data = self.state.read().node(ino)?.file().and_then(|f| f.data().cloned());
         let _lock = data.as_ref().filter(|_| set.size.is_some()).map(|d| d.lock.lock());
         let mut state = self.state.write();
+        // Kernels from 6.6 on refuse it themselves.
+        if set.mode.is_some() && state.node(ino)?.kind() == FileKind::Symlink {
+            return Err(Error::NotSupported);
+        }
         let mut room = Room::Ordinary;
         if let Some(size) = set.size {
             if size > state.node(ino)?.meta.size {

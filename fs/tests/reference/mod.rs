@@ -252,7 +252,11 @@ impl Model {
     }
 
     pub fn chmod(&mut self, path: &Path, mode: u32) -> Result<(), i32> {
-        self.inode(path)?.mode = mode & 0o7777;
+        let inode = self.inode(path)?;
+        if matches!(inode.kind, Kind::Symlink(_)) {
+            return Err(libc::EOPNOTSUPP);
+        }
+        inode.mode = mode & 0o7777;
         Ok(())
     }
 

@@ -29,7 +29,7 @@ setup() {
 without_option() {
     karapace umount "$ENV"
     karapace mount "$ENV"
-    refused python3 "$HELPER" "$DIR" "$SHIFTED" $FIRST 65536
+    refused python3 "$HELPER" "$DIR" "$SHIFTED" "$FIRST" 65536
     says 'mount_setattr: EINVAL'
     karapace umount "$ENV"
     karapace mount --idmap "$ENV"
@@ -47,7 +47,7 @@ both() {
 through() {
     # shellcheck disable=SC2016 # for the shell inside
     unshare --mount --propagation private bash -c 'python3 "$1" "$2" "$3" "$4" 65536 && cd "$3" && shift 4 && "$@" || echo "status $?"' \
-        - "$HELPER" "$1" "$SHIFTED" $FIRST "${@:2}"
+        - "$HELPER" "$1" "$SHIFTED" "$FIRST" "${@:2}"
 }
 
 # as ID COMMAND...: with this id of the host as user and group.
@@ -59,7 +59,7 @@ shown() {
 }
 
 creates() {
-    as $FIRST 'echo x >work/file; mkdir work/dir; ln -s t work/link; mkfifo work/fifo; stat -c "%n %u %g %F" work/*'
+    as "$FIRST" 'echo x >work/file; mkdir work/dir; ln -s t work/link; mkfifo work/fifo; stat -c "%n %u %g %F" work/*'
     equal "on the mount itself" "0 0" "$(stat -c '%u %g' "$DIR/work/file")"
     equal "of a directory" "0 0" "$(stat -c '%u %g' "$DIR/work/dir")"
     # An id that the mount does not show cannot make anything: EOVERFLOW.
@@ -67,7 +67,7 @@ creates() {
 }
 
 permissions() {
-    as $FIRST 'cat etc/33; echo more >>etc/roots; chmod 640 work/file; chown 100033 work/file; stat -c "%u %a" work/file' 
+    as "$FIRST" 'cat etc/33; echo more >>etc/roots; chmod 640 work/file; chown 100033 work/file; stat -c "%u %a" work/file' 
     as 100033 'cat etc/33 && echo x >>etc/33 && cat etc/33'
     as 33 'cat etc/33; echo x >>etc/roots; touch work/no'
 }
