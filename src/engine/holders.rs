@@ -45,7 +45,8 @@ pub fn holders(minor: u32) -> Vec<Holder> {
             if seen.contains(&own) {
                 return false;
             }
-            let table = fs::read_to_string(place.join("mountinfo")).unwrap_or_default();
+            let table = fs::read(place.join("mountinfo")).unwrap_or_default();
+            let table = String::from_utf8_lossy(&table);
             seen.push(own);
             mountpoint::has_device(&table, minor)
         });

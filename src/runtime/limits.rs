@@ -76,7 +76,11 @@ impl Limits {
 
     /// Makes a cgroup with these limits for a session of this process. The error says why it cannot be.
     fn group(&self) -> Result<Group, String> {
-        let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
+        // Mount points may have names that are no text.
+        let read = |path: &str| match fs::read(path) {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) => Err(format!("{path}: {error}")),
+        };
         let places = places(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?;
         let mut reasons: Vec<String> = Vec::new();
         for place in places {

@@ -61,7 +61,8 @@ impl FileSystem {
     pub fn of(file: &impl AsFd) -> io::Result<FileSystem> {
         let magic = fstatfs(file)?.filesystem_type();
         // A table that cannot be read tells nothing; then the type's number decides.
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let table = String::from_utf8_lossy(&table);
         let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
         Ok(match mount_of(&table, stat.stx_mnt_id) {
             Some(mount) => FileSystem::judged(mount.kind, mount.options),
@@ -74,7 +75,8 @@ impl FileSystem {
         let (barrier, doubt) = match name {
             "ext3" | "ext4" | "xfs" | "btrfs" | "f2fs" | "zfs" | "bcachefs" => (Barrier::Whole, None),
             "tmpfs" | "ramfs" => (Barrier::Whole, Some(Doubt::Memory)),
-            "ext2" | "overlay" | "nfs" | "nfs4" | "ceph" | "virtiofs" | "9p" | "ecryptfs" => {
+            // Of the second, which of the three it is cannot be told.
+            "ext2" | "ext2/3/4" | "overlay" | "nfs" | "nfs4" | "ceph" | "virtiofs" | "9p" | "ecryptfs" => {
                 (Barrier::Each, None)
             }
             "fuse" | "fuseblk" => (Barrier::Named, Some(Doubt::Server)),
@@ -159,6 +161,7 @@ fn mount_of(table: &str, id: u64) -> Option<Mount<'_>> {
 /// The name of a type that has its number for itself: as ext2 has that of ext4, and virtiofs that of FUSE.
 fn name_of(magic: FsType) -> String {
     match magic {
+        statfs::EXT4_SUPER_MAGIC => "ext2/3/4".to_owned(),
         statfs::XFS_SUPER_MAGIC => "xfs".to_owned(),
         statfs::BTRFS_SUPER_MAGIC => "btrfs".to_owned(),
         statfs::TMPFS_MAGIC => "tmpfs".to_owned(),
