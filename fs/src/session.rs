@@ -20,7 +20,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::{Error, Result};
 use crate::fuse::{IdMap, Server, Service};
-pub use crate::fuse::{Invalidator, PROBE, Watchers};
+pub use crate::fuse::{Invalidator, Watchers};
 use crate::view::View;
 
 /// Bytes that the kernel reads ahead on a mount made by root, where the kernel's default of 128 KiB can be raised.

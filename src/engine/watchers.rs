@@ -9,17 +9,19 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use karapace_fs::attr::{Became, Told};
-use karapace_fs::session::{PROBE, Watchers};
+use karapace_fs::session::Watchers;
+use karapace_store::id::InstanceId;
 use karapace_store::inode::FileKind;
+use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{
     AtFlags, Mode, Nsecs, OFlags, ResolveFlags, Timestamps, UTIME_NOW, UTIME_OMIT, mkdirat, mknodat, open,
-    openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    openat2, statat, symlinkat, unlinkat, utimensat,
 };
-use rustix::io::Errno;
+use rustix::io::Errno as HostErrno;
 use serde::{Deserialize, Serialize};
 
 use super::text::PathText;
@@ -30,6 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The hidden command that the process runs.
 pub const COMMAND: &str = "tell-watchers";
+
+/// All that the process is told.
+#[derive(Serialize, Deserialize)]
+struct Task {
+    /// See [`Watchers::begin`].
+    probe: String,
+    steps: Vec<Step>,
+}
 
 /// One path for the process.
 #[derive(Serialize, Deserialize)]
@@ -83,8 +93,13 @@ impl Teller {
         if told.is_empty() {
             return;
         }
-        let (start, _turn) = (Instant::now(), self.turn.lock());
-        match self.run(told) {
+        let start = Instant::now();
+        let turn = self.turn.try_lock_for(PATIENCE);
+        let done = match &turn {
+            Some(_) => self.run(told),
+            None => Err(io::Error::other("an earlier restore is still told")),
+        };
+        match done {
             Ok(()) => tracing::debug!("told watchers of {} paths in {:?}", told.len(), start.elapsed()),
             Err(error) => {
                 let dir = self.dir.display();
@@ -96,19 +111,25 @@ impl Teller {
     }
 
     fn run(&self, told: &[Told]) -> io::Result<()> {
-        let steps: Vec<Step> = told.iter().map(Step::new).collect();
-        let steps = serde_json::to_vec(&steps)?;
+        let probe = format!(".karapace-{}", InstanceId::random().map_err(io::Error::other)?.to_hex());
+        let task = Task { probe, steps: told.iter().map(Step::new).collect() };
+        let text = serde_json::to_vec(&task)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("karapace").arg(COMMAND).arg(&self.dir);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn()?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         // Before it has read what to do.
-        let is_alone = self.watchers.begin(child.id(), told);
-        let written = match input {
-            Some(mut input) if is_alone => input.write_all(&steps),
-            _ => Ok(()),
-        };
+        let is_alone = self.watchers.begin(child.id(), &task.probe, told);
+        if let Some(mut input) = input.filter(|_| is_alone) {
+            // A process that does not read is not waited for here; its end ends the thread.
+            let write = move || {
+                if let Err(error) = input.write_all(&text) {
+                    tracing::debug!("telling {COMMAND}: {error}");
+                }
+            };
+            std::thread::Builder::new().name("karapace-tell".to_owned()).spawn(write)?;
+        }
         let ended = output.map_or(Ok(true), |output| ends_in_time(output.as_fd()));
         let in_time = matches!(ended, Ok(true));
         if !in_time && let Err(error) = child.kill() {
@@ -123,7 +144,6 @@ impl Teller {
             return Err(io::Error::other(format!("it took more than {} s", PATIENCE.as_secs())));
         }
         let succeeded = reap();
-        written?;
         match (is_alone, succeeded) {
             (false, _) => Err(io::Error::other("the process for an earlier one has not ended")),
             (_, false) => Err(io::Error::other("the process that makes the calls failed")),
@@ -138,7 +158,7 @@ fn ends_in_time(output: BorrowedFd<'_>) -> io::Result<bool> {
     let mut events = [PollFd::new(&output, PollFlags::IN)];
     loop {
         match poll(&mut events, Some(&timeout)) {
-            Err(Errno::INTR) => {}
+            Err(HostErrno::INTR) => {}
             Err(error) => return Err(error.into()),
             Ok(ready) => return Ok(ready > 0),
         }
@@ -147,10 +167,9 @@ fn ends_in_time(output: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// Waits for the end of the process, whose number stays its own until it is waited for. Whether it succeeded.
 fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
-    let id = Id::Pid(Pid::from_raw(child.id().cast_signed()));
-    if let Err(error) = waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
-        tracing::debug!("waiting for {COMMAND}: {error}");
-    }
+    let id = || Id::Pid(Pid::from_raw(child.id().cast_signed()));
+    // Not known any more before it has ended: what it calls then would be done.
+    while waitid(id(), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
     if let Some(watchers) = watchers {
         watchers.end();
     }
@@ -161,11 +180,11 @@ fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
 pub fn make_calls(dir: &Path) -> Result<()> {
     let mut text = Vec::new();
     io::stdin().read_to_end(&mut text).map_err(|e| Error::io("read", Path::new("standard input"), e))?;
-    let steps: Vec<Step> = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
+    let Task { probe, steps } = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = open(dir, flags, Mode::empty()).map_err(|e| Error::io("open", dir, e.into()))?;
     // Only where the server knows this process do its calls change nothing.
-    if statat(&root, PROBE, AtFlags::SYMLINK_NOFOLLOW).err() != Some(Errno::ALREADY) {
+    if statat(&root, probe, AtFlags::SYMLINK_NOFOLLOW).err() != Some(HostErrno::ALREADY) {
         return Err(Error::Invalid(format!(
             "{} is not the mount, or does not know this process",
             dir.display()
@@ -184,11 +203,15 @@ pub fn make_calls(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A directory in the mount; not one that is mounted there.
-fn directory(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
-    let path = [b".", path].concat();
+/// Opens what is in the mount, and nothing that is mounted on it: that is not ours to touch.
+fn open_here(dir: impl AsFd, path: &[u8], flags: OFlags) -> Option<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    openat2(root, &path[..], OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve).ok()
+    openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve).ok()
+}
+
+/// A directory in the mount.
+fn directory(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
+    open_here(root, &[b".", path].concat(), OFlags::PATH | OFlags::DIRECTORY)
 }
 
 /// One path. What fails is passed over: it has changed again, or this user may not do it.
@@ -223,15 +246,18 @@ fn make_call(dir: BorrowedFd<'_>, name: &[u8], act: Act) {
 fn set_times(dir: BorrowedFd<'_>, name: &[u8], access: Nsecs) {
     let time = |tv_nsec| rustix::fs::Timespec { tv_sec: 0, tv_nsec };
     let times = Timestamps { last_access: time(access), last_modification: time(UTIME_NOW) };
-    let _refused = utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW);
+    if let Some(file) = open_here(dir, name, OFlags::PATH | OFlags::NOFOLLOW) {
+        let _refused = utimensat(&file, "", &times, AtFlags::EMPTY_PATH);
+    }
 }
 
 /// Opens a regular file for writing, and closes it: IN_CLOSE_WRITE. Not a program: it could not be started meanwhile.
 fn write_none(dir: BorrowedFd<'_>, name: &[u8]) {
-    let is_plain = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-        .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_mode & 0o111 == 0);
+    let found = open_here(dir, name, OFlags::PATH | OFlags::NOFOLLOW);
+    let is_plain = found
+        .and_then(|file| statat(&file, "", AtFlags::EMPTY_PATH).ok())
+        .is_some_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_mode & 0o111 == 0);
     if is_plain {
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        drop(openat(dir, name, flags, Mode::empty()));
+        drop(open_here(dir, name, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY));
     }
 }

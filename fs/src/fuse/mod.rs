@@ -16,6 +16,7 @@ mod requests;
 mod seek;
 mod watchers;
 mod workers;
+mod xattr;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,7 +33,7 @@ use self::nodes::{CONTROL, LIVE, Views, split};
 pub use self::notify::Invalidator;
 use self::passthrough::Passthrough;
 use self::reply::{FOREVER, NEVER, file_attr};
-pub use self::watchers::{PROBE, Watchers};
+pub use self::watchers::Watchers;
 use self::workers::Workers;
 use crate::attr::{Attr, Caller};
 use crate::control::{ControlDir, DIR_NAME, Found};

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use fuser::{
     AccessFlags, Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, WriteFlags,
+    ReplyWrite, Request, WriteFlags,
 };
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
-use super::idmap::IdMap;
 use super::nodes::{CONTROL, LIVE};
 use super::reply::{FOREVER, NEVER, absent, decode_dev, file_attr, rename_mode};
 use super::workers::spawn;
@@ -23,7 +22,7 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-type Outcome<T> = Result<T, Errno>;
+pub(super) type Outcome<T> = Result<T, Errno>;
 
 impl Shared {
     pub(super) fn lookup(self: &Arc<Self>, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEntry) {
@@ -461,60 +460,6 @@ impl Shared {
         });
     }
 
-    pub(super) fn setxattr(
-        &self,
-        req: &Request,
-        node: INodeNo,
-        name: &[u8],
-        value: &[u8],
-        flags: i32,
-        reply: ReplyEmpty,
-    ) {
-        let result = self.view(node).and_then(|(_, view, ino)| {
-            if !IdMap::has_ids(name) {
-                return guard("setxattr", || view.setxattr(ino, name, value, flags));
-            }
-            let stored = self.ids.stored_acl(value);
-            guard("setxattr", || {
-                if self.kernel_permissions && IdMap::is_access_acl(name) {
-                    // The kernel asks for it in a field that fuser 0.18 does not offer (FUSE_SETXATTR_EXT).
-                    self.drop_any_foreign_set_gid(req, &view, ino)?;
-                }
-                view.setxattr(ino, name, &stored, flags)
-            })
-        });
-        done(reply, result);
-    }
-
-    pub(super) fn getxattr(&self, node: INodeNo, name: &[u8], size: u32, reply: ReplyXattr) {
-        let result = self.node(node).and_then(|node| match node {
-            Node::View { view, ino, .. } => {
-                let value = guard("getxattr", || view.getxattr(ino, name))?;
-                Ok(if IdMap::has_ids(name) { self.ids.shown_acl(&value) } else { value })
-            }
-            Node::Control(_) => Err(Errno::ENODATA),
-        });
-        sized(reply, size, result);
-    }
-
-    pub(super) fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        let result = self.node(node).and_then(|node| match node {
-            Node::View { view, ino, .. } => {
-                let trusted = self.ids.shows_trusted(Shared::caller_uid(req));
-                guard("listxattr", || view.listxattr(ino, trusted))
-            }
-            Node::Control(_) => Ok(Vec::new()),
-        });
-        sized(reply, size, result);
-    }
-
-    pub(super) fn removexattr(&self, node: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        done(
-            reply,
-            self.view(node).and_then(|(_, view, ino)| guard("removexattr", || view.removexattr(ino, name))),
-        );
-    }
-
     /// `range`: offset, length.
     pub(super) fn fallocate(
         &self,
@@ -536,19 +481,9 @@ impl Shared {
     }
 }
 
-fn done(reply: ReplyEmpty, result: Outcome<()>) {
+pub(super) fn done(reply: ReplyEmpty, result: Outcome<()>) {
     match result {
         Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-/// A value for a buffer of `size` bytes, or with 0 only its length.
-fn sized(reply: ReplyXattr, size: u32, result: Outcome<Vec<u8>>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
         Err(errno) => reply.error(errno),
     }
 }

@@ -24,9 +24,6 @@ use super::{GENERATION, Shared, guard};
 use crate::attr::{Attr, Became, Told};
 use crate::error::Error;
 
-/// A name in the root that answers EALREADY to the process, and to nobody else: so it knows that it is known.
-pub const PROBE: &str = ".karapace-watchers";
-
 /// The process that makes calls for watchers, as the server knows it. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Watchers(Arc<Known>);
@@ -35,24 +32,33 @@ pub struct Watchers(Arc<Known>);
 type Names = HashMap<(Ino, Box<[u8]>), Became>;
 
 #[derive(Default)]
+struct Task {
+    names: Names,
+    /// A name in the root that answers EALREADY to the process: so it knows that it is known.
+    probe: String,
+}
+
+#[derive(Default)]
 struct Known {
     /// Its number; 0 when there is none.
     process: AtomicU32,
     /// What it is to find.
-    names: RwLock<Names>,
+    task: RwLock<Task>,
     /// How many names were shown to it that there are not.
     ghosts: AtomicU64,
 }
 
 impl Watchers {
-    /// From now on the requests of `process`, of one thread, are answered as calls that do what is `told`. It must not be waited for
-    /// before [`Watchers::end`], for its number to stay its own. False, and nothing is done, while there is another.
-    pub fn begin(&self, process: u32, told: &[Told]) -> bool {
-        let mut names = self.0.names.write();
+    /// From now on the requests of `process`, of one thread, are answered as calls that do what is `told`; a look-up of `probe` in the root
+    /// answers EALREADY to it. That must be a name that nobody can have asked for, since the kernel keeps what is not there. The process
+    /// must not be waited for before [`Watchers::end`], for its number to stay its own. False, and nothing is done, while there is another.
+    pub fn begin(&self, process: u32, probe: &str, told: &[Told]) -> bool {
+        let mut task = self.0.task.write();
         if self.0.process.load(Ordering::Acquire) != 0 {
             return false;
         }
-        *names = told.iter().map(|told| ((told.parent, told.name().into()), told.became)).collect();
+        let names = told.iter().map(|told| ((told.parent, told.name().into()), told.became)).collect();
+        *task = Task { names, probe: probe.to_owned() };
         self.0.process.store(process, Ordering::Release);
         true
     }
@@ -60,7 +66,7 @@ impl Watchers {
     /// The process has ended.
     pub fn end(&self) {
         self.0.process.store(0, Ordering::Release);
-        self.0.names.write().clear();
+        *self.0.task.write() = Task::default();
     }
 
     /// Whether a request is the process's. The kernel tells 0 of processes that it cannot number.
@@ -69,7 +75,11 @@ impl Watchers {
     }
 
     fn became(&self, parent: Ino, name: &[u8]) -> Option<Became> {
-        self.0.names.read().get(&(parent, Box::from(name))).copied()
+        self.0.task.read().names.get(&(parent, Box::from(name))).copied()
+    }
+
+    fn is_probe(&self, name: &[u8]) -> bool {
+        self.0.task.read().probe.as_bytes() == name
     }
 
     /// Attributes of something that is not there, under a number that nothing has.
@@ -101,7 +111,7 @@ impl Shared {
         reply: ReplyEntry,
     ) -> Option<ReplyEntry> {
         let (LIVE, dir) = split(parent.0) else { return Some(reply) };
-        if dir == ROOT_INO && name == PROBE.as_bytes() {
+        if dir == ROOT_INO && self.watchers.is_probe(name) {
             reply.error(Errno::from_i32(libc::EALREADY));
             return None;
         }

@@ -1,6 +1,8 @@
 //! What of a restore those are told of who watch directories: every name that changed in a directory that the kernel knows, for who
 //! watches one has it held there.
 
+use std::collections::HashSet;
+
 use karapace_store::inode::{FileKind, Ino, InodeRecord};
 use karapace_store::tree::same_content;
 
@@ -20,6 +22,7 @@ pub(super) struct Telling {
     names: Vec<Told>,
     /// Directories in which a name changed.
     dirs: Vec<Told>,
+    noted: HashSet<Ino>,
     too_many: bool,
 }
 
@@ -51,7 +54,7 @@ impl Telling {
     }
 
     fn add(&mut self, parent: Ino, name: &[u8], became: Became) {
-        if self.dirs.last().is_none_or(|told| told.path != self.path) && self.dirs.len() < MAX_DIRS {
+        if self.dirs.len() < MAX_DIRS && self.noted.insert(parent) {
             self.dirs.push(Told { path: self.path.clone(), parent, became: Became::Other });
         }
         self.too_many |= self.names.len() == MAX_NAMES;

@@ -148,7 +148,7 @@ fn statfs_and_mount_options() {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     let dir = dir.to_str().expect("text").trim_end_matches('/');
     let line = mounts.lines().find(|l| l.split(' ').nth(1) == Some(dir)).expect("mounted");
-    assert!(line.starts_with("karapace:test ") && line.contains(" fuse.karapace "), "{line}");
+    assert!(line.starts_with("karapace+test ") && line.contains(" fuse.karapace "), "{line}");
     for option in ["default_permissions", "allow_other", "noatime"] {
         assert!(line.contains(option), "{option}: {line}");
     }

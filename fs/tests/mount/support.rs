@@ -184,7 +184,7 @@ pub fn options(dir: &Path) -> MountOptions {
         threads: 2,
         passthrough: false,
         idmap: false,
-        fsname: "karapace:test".into(),
+        fsname: "karapace+test".into(),
     }
 }
 

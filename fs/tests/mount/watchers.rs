@@ -5,7 +5,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 
 use karapace_fs::attr::{Became, Told};
-use karapace_fs::session::PROBE;
 use karapace_store::inode::FileKind;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -68,10 +67,10 @@ fn calls_of_the_process_are_heard_and_change_nothing() {
     // This thread is the process.
     let watchers = &mount.served.watchers;
     let itself = nix::unistd::gettid().as_raw().cast_unsigned();
-    assert!(watchers.begin(itself, &list));
-    assert!(!watchers.begin(itself + 1, &list), "one at a time");
-    assert_eq!(fs::symlink_metadata(path(PROBE)).unwrap_err().raw_os_error(), Some(libc::EALREADY));
-    assert!(!another(|| path(PROBE).exists()));
+    assert!(watchers.begin(itself, "probe", &list));
+    assert!(!watchers.begin(itself + 1, "other", &list), "one at a time");
+    assert_eq!(fs::symlink_metadata(path("probe")).unwrap_err().raw_os_error(), Some(libc::EALREADY));
+    assert!(!another(|| path("probe").exists()));
     let mode = Mode::from_bits_truncate(0o600);
     mknod(&path("d/back"), SFlag::S_IFREG, mode, 0).expect("it is made as if it were not there");
     fs::remove_file(path("d/extra")).expect("it is removed as if it were there");

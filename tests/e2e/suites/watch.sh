@@ -225,10 +225,44 @@ mounts_inside_stay() {
     umount "$DIR/srv/mounts/in"
 }
 
+# What lies on a name that is told is the host's, and not touched.
+what_lies_on_it_is_not_touched() {
+    [ "$ACTOR" = root ] || return 0
+    local hash host=$TMPDIR/host
+    mkdir -p "$DIR/srv/under/dir" "$host/dir"
+    echo one | tee "$DIR/srv/under/file" >"$host/file"
+    touch -d @1000000000 "$host/file" "$host/dir"
+    hash=$(commit "$ENV")
+    echo two >"$DIR/srv/under/file"
+    chmod 0700 "$DIR/srv/under/dir"
+    mount --bind "$host/file" "$DIR/srv/under/file"
+    mount --bind "$host/dir" "$DIR/srv/under/dir"
+    watched "$DIR/srv/under"
+    karapace restore "$ENV" "$hash"
+    equal "times of the host's" "1000000000 1000000000" "$(stat -c %Y "$host/file" "$host/dir" | xargs)"
+    # What lay on the file fell off with it.
+    umount "$DIR/srv/under/dir"
+    equal content one "$(cat "$DIR/srv/under/file")"
+}
+
+# Anybody may look for names in the root: the process is known all the same.
+names_are_not_guessed() {
+    local hash
+    hash=$(commit "$ENV")
+    stat "$DIR/.karapace-watchers" "$DIR/.karapace-0" || true
+    echo '{"probe":"etc","steps":[]}' | refused karapace tell-watchers "$DIR"
+    echo x >"$DIR/etc/guessed"
+    watched "$DIR/etc"
+    karapace restore "$ENV" "$hash"
+    until_true 20 grep -q '^DELETE guessed' "$EVENTS"
+}
+
 need "an environment with one of everything" setup
 check "each change that a restore makes is heard, and its telling changes nothing" each_change_is_heard
 check "git with a file system monitor sees what a restore brought" git_with_a_monitor_sees_a_restore
 check "who looks meanwhile sees each name come and go once" others_see_nothing_but_the_restore
 check "of more names than can be told the directories are" many_are_told_of_directories
 check "what is mounted beside what is told stays" mounts_inside_stay
+check "what lies on a name that is told is not touched" what_lies_on_it_is_not_touched
+check "the process is known by a name that nobody guesses" names_are_not_guessed
 finish_suite

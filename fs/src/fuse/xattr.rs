@@ -1,0 +1,73 @@
+//! Extended attributes: ids in ACLs as the mount shows them, and who sees which names.
+
+use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
+
+use super::idmap::IdMap;
+use super::requests::{Outcome, done};
+use super::{Node, Shared, guard};
+
+impl Shared {
+    pub(super) fn setxattr(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.view(node).and_then(|(_, view, ino)| {
+            if !IdMap::has_ids(name) {
+                return guard("setxattr", || view.setxattr(ino, name, value, flags));
+            }
+            let stored = self.ids.stored_acl(value);
+            guard("setxattr", || {
+                if self.kernel_permissions && IdMap::is_access_acl(name) {
+                    // The kernel asks for it in a field that fuser 0.18 does not offer (FUSE_SETXATTR_EXT).
+                    self.drop_any_foreign_set_gid(req, &view, ino)?;
+                }
+                view.setxattr(ino, name, &stored, flags)
+            })
+        });
+        done(reply, result);
+    }
+
+    pub(super) fn getxattr(&self, node: INodeNo, name: &[u8], size: u32, reply: ReplyXattr) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { view, ino, .. } => {
+                let value = guard("getxattr", || view.getxattr(ino, name))?;
+                Ok(if IdMap::has_ids(name) { self.ids.shown_acl(&value) } else { value })
+            }
+            Node::Control(_) => Err(Errno::ENODATA),
+        });
+        sized(reply, size, result);
+    }
+
+    pub(super) fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let result = self.node(node).and_then(|node| match node {
+            Node::View { view, ino, .. } => {
+                let trusted = self.ids.shows_trusted(Shared::caller_uid(req));
+                guard("listxattr", || view.listxattr(ino, trusted))
+            }
+            Node::Control(_) => Ok(Vec::new()),
+        });
+        sized(reply, size, result);
+    }
+
+    pub(super) fn removexattr(&self, node: INodeNo, name: &[u8], reply: ReplyEmpty) {
+        done(
+            reply,
+            self.view(node).and_then(|(_, view, ino)| guard("removexattr", || view.removexattr(ino, name))),
+        );
+    }
+}
+
+/// A value for a buffer of `size` bytes, or with 0 only its length.
+fn sized(reply: ReplyXattr, size: u32, result: Outcome<Vec<u8>>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
