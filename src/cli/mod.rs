@@ -92,7 +92,12 @@ impl Global {
     pub fn engine_if_any(&self) -> Result<Option<Engine>, Failure> {
         let is_default = self.store.as_ref().is_none_or(|path| path.as_os_str().is_empty());
         match self.engine() {
-            Err(Failure::Engine(Error::Store(StoreError::NoStore { .. }))) if is_default => Ok(None),
+            // A directory without one, or a link to nothing, is a disk that is not mounted rather than a beginner's.
+            Err(Failure::Engine(Error::Store(StoreError::NoStore { path, is_there: false })))
+                if is_default && path.symlink_metadata().is_err() =>
+            {
+                Ok(None)
+            }
             other => other.map(Some),
         }
     }
@@ -133,6 +138,9 @@ pub fn command() -> clap::Command {
 
 /// When a shell asks for completions (see `karapace completions`), answers it and ends the program.
 pub fn answer_shell() {
+    if mount_helper::is_called(std::env::args_os().next().as_ref()) {
+        return;
+    }
     clap_complete::CompleteEnv::with_factory(command).bin(complete::PROGRAM).complete();
 }
 

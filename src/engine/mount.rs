@@ -39,8 +39,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The largest mount.json that is read, in bytes.
 const MAX_INFO: u64 = 64 << 10;
 
-/// What the source of every mount begins with; the environment's name follows.
-pub const SOURCE: &str = "karapace:";
+/// What the source of every mount begins with; the environment's name follows. With a colon, as of `host:directory`, df and du
+/// would take the mount for a remote one: `df --local` left it out, and du called a bind mount inside a damaged file system
+/// (`ME_REMOTE` of gnulib's mountlist.c).
+pub const SOURCE: &str = "karapace+";
 
 /// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a slow request
 /// (a cold read) from holding up the others.

@@ -74,16 +74,7 @@ pub fn is_stale(dir: &Path) -> bool {
 
 /// Whether the topmost mount on `dir` is an environment's, made by this user.
 fn is_own(dir: &Path) -> Result<bool> {
-    let dir = absolute(dir)?;
-    let path = Path::new("/proc/self/mountinfo");
-    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let place =
-        |line: &&str| line.split(' ').nth(4).map(unescape) == Some(dir.as_os_str().as_bytes().to_vec());
-    let ours = |line: &str| {
-        fuse_line(line).is_some_and(|(_, source)| source.starts_with(SOURCE))
-            && mounter(line) == Some(geteuid().as_raw())
-    };
-    Ok(table.lines().rev().find(place).is_some_and(ours))
+    Ok(mounter_of_ours(dir)? == Some(geteuid().as_raw()))
 }
 
 /// Who made the FUSE mount of a line of mountinfo.
@@ -127,10 +118,39 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
     Err(Error::Invalid(format!("cannot unmount {}: {words}", dir.display())))
 }
 
+/// /proc/self/mountinfo, in which bytes beyond ASCII are escaped like blanks: a mount point may have any name, anybody's too.
+fn mount_table() -> Result<String> {
+    let path = Path::new("/proc/self/mountinfo");
+    let table = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    Ok(escaped(&table))
+}
+
+fn escaped(table: &[u8]) -> String {
+    let mut text = String::with_capacity(table.len());
+    for &byte in table {
+        if byte.is_ascii() {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("\\{byte:03o}"));
+        }
+    }
+    text
+}
+
+/// Who made the environment's mount on `dir`, by user id; `None` where the topmost mount there is none.
+pub fn mounter_of_ours(dir: &Path) -> Result<Option<u32>> {
+    let dir = absolute(dir)?;
+    let table = mount_table()?;
+    let place =
+        |line: &&str| line.split(' ').nth(4).map(unescape).as_deref() == Some(dir.as_os_str().as_bytes());
+    let line = table.lines().rev().find(place);
+    let ours = line.filter(|line| fuse_line(line).is_some_and(|(_, source)| source.starts_with(SOURCE)));
+    Ok(ours.and_then(mounter))
+}
+
 /// The source of the FUSE mount on `dir` as /proc/self/mountinfo has it; the topmost where several are.
 pub fn fuse_source(dir: &Path) -> Result<Option<String>> {
-    let path = Path::new("/proc/self/mountinfo");
-    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let table = mount_table()?;
     let mut from_top = table.lines().rev().filter_map(fuse_line);
     Ok(from_top.find(|(at, _)| at == dir.as_os_str().as_bytes()).map(|(_, source)| source))
 }
@@ -138,8 +158,7 @@ pub fn fuse_source(dir: &Path) -> Result<Option<String>> {
 /// The minor device number of the environment or snapshot mounted on `dir`: of its connection, for the kernel. Does not touch the
 /// mount.
 pub fn fuse_device(dir: &Path) -> Result<Option<u32>> {
-    let path = Path::new("/proc/self/mountinfo");
-    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let table = mount_table()?;
     let ours = |line: &&str| {
         fuse_line(line)
             .is_some_and(|(at, source)| at == dir.as_os_str().as_bytes() && source.starts_with(SOURCE))
@@ -159,8 +178,7 @@ pub(super) fn has_device(table: &str, minor: u32) -> bool {
 
 /// The mount points of all environments and snapshots that this process sees, stale ones among them.
 pub fn all_of_ours() -> Result<Vec<PathBuf>> {
-    let path = Path::new("/proc/self/mountinfo");
-    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let table = mount_table()?;
     let ours =
         table.lines().filter_map(fuse_line).filter(|(_, source)| source.starts_with(super::mount::SOURCE));
     Ok(ours.map(|(at, _)| PathBuf::from(OsString::from_vec(at))).collect())
@@ -236,10 +254,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn mount_points_of_any_bytes() {
+        let line = b"81 29 0:52 / /home/u/\xff\xfe rw - fuse.karapace karapace+dev rw,user_id=7\n";
+        let text = escaped(line);
+        assert_eq!(
+            fuse_line(text.trim_end()),
+            Some((b"/home/u/\xff\xfe".to_vec(), "karapace+dev".to_owned()))
+        );
+        assert_eq!(mounter(text.trim_end()), Some(7));
+    }
+
+    #[test]
     fn mountinfo_lines() {
         let line =
-            r"81 29 0:52 / /home/u/a\040b rw,nosuid shared:1 - fuse.karapace karapace:dev rw,user_id=1000";
-        assert_eq!(fuse_line(line), Some((b"/home/u/a b".to_vec(), "karapace:dev".to_owned())));
+            r"81 29 0:52 / /home/u/a\040b rw,nosuid shared:1 - fuse.karapace karapace+dev rw,user_id=1000";
+        assert_eq!(fuse_line(line), Some((b"/home/u/a b".to_vec(), "karapace+dev".to_owned())));
         assert_eq!(device(line), Some(52));
         assert_eq!(mounter(line), Some(1000));
         assert!(has_device(line, 52) && !has_device(line, 5));

@@ -55,8 +55,8 @@ const OF_KERNEL: [&str; 7] =
 #[derive(Debug, Parser)]
 #[command(name = NAME, version)]
 struct Helper {
-    /// Name, env_id or unique prefix of an environment; `karapace:` may stand before, and after @ a snapshot
-    #[arg(value_name = "[karapace:]ENV[@SNAPSHOT]")]
+    /// Name, env_id or unique prefix of an environment; `karapace+` may stand before, and after @ a snapshot
+    #[arg(value_name = "[karapace+]ENV[@SNAPSHOT]")]
     source: String,
     /// Where
     dir: PathBuf,
@@ -228,14 +228,17 @@ fn store_of_account() -> Option<PathBuf> {
     if is_told { None } else { std::env::home_dir().map(|home| home.join(".local/share/karapace")) }
 }
 
-/// Gives the mount on `dir` other flags of the kernel's: these, and no others.
+/// Gives the mount on `dir` other flags of the kernel's: these, and of a user's mount those that it must have.
 fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
-    let source = mountpoint::fuse_source(dir).map_err(Failure::from)?;
-    if !source.is_some_and(|source| source.starts_with(SOURCE)) {
+    let Some(mounter) = mountpoint::mounter_of_ours(dir).map_err(Failure::from)? else {
         let reason = format!("no environment is mounted on {}: leave `remount` out", dir.display());
         return Err(Failure::Engine(Error::Invalid(reason)).into());
-    }
+    };
     let mut all = MsFlags::MS_REMOUNT | MsFlags::MS_NOATIME;
+    if mounter != 0 {
+        // The user decides what is in it.
+        all |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    }
     for flag in flags {
         all |= match *flag {
             "ro" => MsFlags::MS_RDONLY,
@@ -269,7 +272,7 @@ mod tests {
     #[test]
     fn options_of_fstab_become_a_command() {
         let table = [
-            ("karapace:dev /mnt -o rw,store=/s", "karapace --store /s mount -- dev /mnt"),
+            ("karapace+dev /mnt -o rw,store=/s", "karapace --store /s mount -- dev /mnt"),
             (
                 "dev@base /mnt -o ro,store=/s -t fuse.karapace -n",
                 "karapace --store /s mount -oro --snapshot=base -- dev /mnt",

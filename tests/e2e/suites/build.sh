@@ -196,7 +196,7 @@ nothing_left() {
     equal environments "['dev', 'more', 'plain', 'updated']" "$(environments)"
     equal "directories of environments" 4 "$(find "$STORE/env" -mindepth 1 -maxdepth 1 | wc -l)"
     equal intents "" "$(ls "$STORE/store/wal")"
-    if grep karapace:build- /proc/self/mountinfo; then wrong "still mounted"; fi
+    if grep karapace+build- /proc/self/mountinfo; then wrong "still mounted"; fi
     if pgrep -f 'apt-get.*install'; then wrong "still running"; fi
 }
 failure_leaves_its_log() {

@@ -121,7 +121,7 @@ nothing_left() {
     equal environments "$*" "$(environments | tr -d "[]',")"
     equal "directories of environments" $# "$(find "$STORE/env" -mindepth 1 -maxdepth 1 | wc -l)"
     equal intents "" "$(ls "$STORE/store/wal")"
-    if grep karapace:build- /proc/self/mountinfo; then wrong "still mounted"; fi
+    if grep karapace+build- /proc/self/mountinfo; then wrong "still mounted"; fi
 }
 
 server() {
