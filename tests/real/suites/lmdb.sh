@@ -68,8 +68,8 @@ the_same() {
     cmp "$EXT4/$1.copy" "$WORK/$1.copy"
 }
 
-# begin DIRECTORY MODE: two writers in the background; one where they write into the map itself, for the kill of two damages such a
-# database on ext4 at times.
+# begin DIRECTORY MODE: two writers in the background; one where they write into the map itself, for a kill of two damaged such a
+# database on ext4 once, in one of some thirty runs.
 begin() {
     rm -f "$TMPDIR/log".* "$1/$2"*
     local writer writers=(b c)
