@@ -59,6 +59,10 @@ fn uppermost(files: &dyn Files) -> Result<BTreeSet<String>> {
             below.extend(level.parent);
             all.insert(name);
         }
+        // Each costs the reading of a document, which may be long.
+        if all.len() > MAX_LAYERS {
+            return Err(oci::refuse(files, &format!("it has more than {MAX_LAYERS} layers")));
+        }
     }
     Ok(all.difference(&below).cloned().collect())
 }

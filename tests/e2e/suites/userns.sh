@@ -26,8 +26,9 @@ def add(path, kind=tarfile.REGTYPE, mode=0o644, uid=0, gid=0, data=b"", device=(
         entry.pax_headers["SCHILY.xattr." + name.replace("_", ".")] = value
     archive.addfile(entry, io.BytesIO(data))
 def acl(*named):
-    return [(1, 6, 0xffffffff), *((tag, bits, id) for tag, bits, id in named), (4, 0, 0xffffffff), (16, 6, 0xffffffff),
-            (32, 0, 0xffffffff)]
+    # In the order that Linux wants: users (2) before the group's own entry, groups (8) behind it.
+    users, groups = ([entry for entry in named if entry[0] == tag] for tag in (2, 8))
+    return [(1, 6, 0xffffffff), *users, (4, 0, 0xffffffff), *groups, (16, 6, 0xffffffff), (32, 0, 0xffffffff)]
 for path in ["etc", "owned", "acl", "dev", "bin"]:
     add(path, tarfile.DIRTYPE, 0o755)
 add("etc/os-release", data=b'PRETTY_NAME="Ranged"\n', trusted_t="1", user_u="2")
