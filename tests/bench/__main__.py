@@ -15,13 +15,13 @@ import trees
 from systems import FuseOverlay, Karapace, Native, Overlay, run
 from table import Table
 
-GROUPS = ("warm", "cold", "writes", "changes", "large", "many", "store", "objects", "sessions")
+GROUPS = ("warm", "cold", "writes", "changes", "storms", "large", "many", "store", "objects", "sessions")
 
 
 class Full:
     """The sizes that the targets are for. Rounds cost most where fuse-overlayfs writes."""
 
-    rounds = dict(warm=5, cold=2, writes=2, changes=2, large=2, many=2, store=2, objects=1, sessions=5)
+    rounds = dict(warm=5, cold=2, writes=2, changes=2, storms=2, large=2, many=2, store=2, objects=1, sessions=5)
     archive = trees.ARCHIVED
     names = 2000
     large = large.GIB
@@ -33,7 +33,7 @@ class Full:
 class Quick:
     """Shows in three minutes what became slower."""
 
-    rounds = dict(warm=2, cold=2, writes=1, changes=1, large=1, many=1, store=1, objects=1, sessions=2)
+    rounds = dict(warm=2, cold=2, writes=1, changes=1, storms=1, large=1, many=1, store=1, objects=1, sessions=2)
     archive = trees.ARCHIVED[:2]
     names = 1000
     large = 128 * large.MIB
@@ -101,6 +101,7 @@ def main():
         "cold": [lambda: trees.cold(table, of_trees, rounds["cold"])],
         "writes": [lambda: trees.writes(table, of_few, rounds["writes"], archive, entries, size.names)],
         "changes": [lambda: trees.lower_changes(table, of_few, rounds["changes"])],
+        "storms": [lambda: trees.storms(table, of_few, rounds["storms"], size.names)],
         "large": [
             lambda: large.sequential(table, of_one, rounds["large"], size.large),
             lambda: large.first_write(table, of_one, rounds["large"], size.large),

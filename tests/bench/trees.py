@@ -178,6 +178,43 @@ def lower_changes(table, systems, rounds):
             system.close()
 
 
+def storms(table, systems, rounds, count):
+    """Many small calls to one new file or directory, which nothing but their number makes dear."""
+    group = "small calls in a row (seconds a call)"
+
+    def write(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+        try:
+            return each(range(count), lambda _: os.write(descriptor, bytes(512)))
+        finally:
+            os.close(descriptor)
+
+    def attribute(path):
+        os.setxattr(path, "user.k", b"v")
+        os.getxattr(path, "user.k")
+        os.listxattr(path)
+        os.removexattr(path, "user.k")
+
+    def link(path):
+        os.link(path, path + ".l")
+        os.unlink(path + ".l")
+
+    for number in range(rounds):
+        for system in rotated(systems, number):
+            system.open()
+            path = str(system.dir / "srv/file")
+
+            def add(name, value):
+                table.row(group, name).add(system.name, value)
+                system.settle()
+
+            add("write of 512 bytes (dd bs=512)", write(path))
+            add("setxattr, getxattr, listxattr, removexattr", each([path] * count, attribute) / 4)
+            add("link and unlink", each([path] * count, link) / 2)
+            add("mkdir and rmdir", each([path + ".d"] * count, lambda d: (os.mkdir(d), os.rmdir(d))) / 2)
+            system.close()
+
+
 def importing(table, karapace, rounds, archive):
     """The import of the archive against `tar xf` and its sync."""
     row = table.row("the store (seconds)", "import of %d MB" % (os.path.getsize(archive) // 1000000), ("native", 1.2))
