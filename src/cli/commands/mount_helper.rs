@@ -75,7 +75,7 @@ struct Helper {
     /// A mount namespace, which is refused
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
-    /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled, threads=N, passthrough; remount
+    /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled, threads=N, passthrough, idmap; remount
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS")]
     options: Vec<String>,
     /// The type, which is this one
@@ -194,10 +194,14 @@ impl Asked {
                 ("noexec" | "exec", None) => asked.set("noexec", name == "noexec"),
                 ("store", Some(path)) if path.starts_with('/') => asked.store = Some(path.into()),
                 ("store", _) => return Err(format!("{option}: the store must be named by an absolute path")),
-                ("passthrough", None) => asked.words.extend(["--passthrough".into(), "--read-only".into()]),
-                ("allow_other", None) => asked.words.push("--allow-other".into()),
-                ("threads", Some(number)) => asked.words.push(format!("--threads={number}").into()),
-                ("ctl_dir", Some(how)) => asked.words.push(format!("--ctl-dir={how}").into()),
+                ("passthrough", None) => {
+                    asked.say("--passthrough", "");
+                    asked.say("--read-only", "");
+                }
+                ("allow_other", None) => asked.say("--allow-other", ""),
+                ("idmap", None) => asked.say("--idmap", ""),
+                ("threads", Some(number)) => asked.say("--threads=", number),
+                ("ctl_dir", Some(how)) => asked.say("--ctl-dir=", how),
                 ("remount" | "", None) => {}
                 _ if IGNORED.contains(&name)
                     || name == "comment"
@@ -212,6 +216,12 @@ impl Asked {
             }
         }
         Ok(asked)
+    }
+
+    /// Adds an argument, in place of an earlier one with this beginning.
+    fn say(&mut self, option: &str, value: &str) {
+        self.words.retain(|word| !word.to_string_lossy().starts_with(option));
+        self.words.push(format!("{option}{value}").into());
     }
 
     fn set(&mut self, flag: &'static str, on: bool) {
@@ -284,6 +294,11 @@ mod tests {
             (
                 "dev /mnt -o store=/s,allow_other,threads=4,ctl_dir=visible,passthrough,ro",
                 "karapace --store /s mount --allow-other --threads=4 --ctl-dir=visible --passthrough --read-only -oro -- dev /mnt",
+            ),
+            // Those of the command line come behind those of fstab.
+            (
+                "dev /mnt -o store=/s,threads=2,idmap,allow_other,threads=4,allow_other",
+                "karapace --store /s mount --idmap --threads=4 --allow-other -- dev /mnt",
             ),
             ("dev /mnt -s -o store=/s,acl", "karapace --store /s mount -- dev /mnt"),
         ];
