@@ -128,7 +128,10 @@ impl Teller {
                     tracing::debug!("telling {COMMAND}: {error}");
                 }
             };
-            std::thread::Builder::new().name("karapace-tell".to_owned()).spawn(write)?;
+            // Without a thread its input ends at once, and so does it.
+            if let Err(error) = std::thread::Builder::new().name("karapace-tell".to_owned()).spawn(write) {
+                tracing::debug!("telling {COMMAND}: {error}");
+            }
         }
         let ended = output.map_or(Ok(true), |output| ends_in_time(output.as_fd()));
         let in_time = matches!(ended, Ok(true));
