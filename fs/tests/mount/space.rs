@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nix::mount::{MsFlags, mount, umount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::support::Mount;
 
@@ -44,7 +44,8 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        if let Err(errno) = umount(self.0.path()) {
+        // A process that another test has just forked may hold it for a moment: then it goes with that.
+        if let Err(errno) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
             eprintln!("cannot unmount {}: {errno}", self.0.path().display());
         }
     }
