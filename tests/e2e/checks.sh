@@ -188,6 +188,19 @@ with_commits() {
     return "$status"
 }
 
+# serve DIRECTORY: over http on loopback until the suite ends; the port is in $TMPDIR/port.
+serve() {
+    python3 - "$1" "$TMPDIR/port" >"$TMPDIR/server.log" 2>&1 <<'PYTHON' &
+import functools, http.server, sys
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+with open(sys.argv[2], "w") as port:
+    port.write("%d\n" % server.server_port)
+server.serve_forever()
+PYTHON
+    until_true 20 test -s "$TMPDIR/port"
+}
+
 # errno_of ENV LINES: the errno with which ctl refuses these lines, by name.
 errno_of() {
     python3 - "$MOUNTS/$1/.karapace/ctl" "$2" <<'PYTHON'

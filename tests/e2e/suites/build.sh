@@ -73,15 +73,7 @@ setup() {
     package tiny 1.0
     package extra 1.0
     index
-    python3 - "$REPO" "$TMPDIR/port" >"$TMPDIR/server.log" 2>&1 <<'PYTHON' &
-import functools, http.server, sys
-handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-with open(sys.argv[2], "w") as port:
-    port.write("%d\n" % server.server_port)
-server.serve_forever()
-PYTHON
-    until_true 20 test -s "$TMPDIR/port"
+    serve "$REPO"
     echo "deb [trusted=yes] http://127.0.0.1:$(cat "$TMPDIR/port") ./" >"$CHANGED/etc/apt/sources.list"
     make_image
     manifest

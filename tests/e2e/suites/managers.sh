@@ -126,15 +126,7 @@ nothing_left() {
 
 server() {
     mkdir -p "$PROJECT" "$REPO/rpm" "$REPO/pacman"
-    python3 - "$REPO" "$TMPDIR/port" >"$TMPDIR/server.log" 2>&1 <<'PYTHON' &
-import functools, http.server, sys
-handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-with open(sys.argv[2], "w") as port:
-    port.write("%d\n" % server.server_port)
-server.serve_forever()
-PYTHON
-    until_true 20 test -s "$TMPDIR/port"
+    serve "$REPO"
 }
 repository() {
     rm -f "$LOCK"
