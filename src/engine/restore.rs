@@ -16,6 +16,9 @@ use super::{Engine, Error, Result, damage};
 /// How often a restore stores what was written meanwhile before it gives up.
 const ATTEMPTS: u32 = 20;
 
+/// From this attempt on, who writes waits.
+const HELD_FROM: u32 = 3;
+
 /// Which modification times a restore leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -113,25 +116,20 @@ impl Instance {
     fn swap_whole(&self, target: HeadRef, times: Times) -> Result<Swapped> {
         let message = format!("before restore of {}", &target.layer.to_hex()[..12]);
         let mut saved = None;
-        for _ in 0..ATTEMPTS {
+        let (restored, touched) = self.undisturbed(|| {
             let is_committed = self.between()?.files == 0;
             let Some(generation) = self.view.clean_generation()?.filter(|_| is_committed) else {
                 let outcome = self.commit_changes(None, Keep::Nothing, None, Some(&message))?;
                 saved = outcome.created.then_some(outcome.hash).or(saved);
-                continue;
+                return Ok(None);
             };
-            let restored = self.with_layering(|layering, now| {
+            let made = self.with_layering(|layering, now| {
                 layering.restored(&target.root, now, times, self.view.next_ino())
             })?;
-            match self.view.restore(HeadRef { root: restored.id, ..target }, generation) {
-                Ok(done) => {
-                    return Ok(Swapped { saved, restored: done, changed: None, touched: restored.touched });
-                }
-                Err(karapace_fs::Error::TryAgain) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(karapace_fs::Error::Busy.into())
+            let done = self.exchange(HeadRef { root: made.id, ..target }, generation)?;
+            Ok(done.map(|done| (done, made.touched)))
+        })?;
+        Ok(Swapped { saved, restored, changed: None, touched })
     }
 
     /// Commits what is uncommitted at the chosen paths and brings them back over a tree of all there is.
@@ -139,7 +137,7 @@ impl Instance {
         let snapshot = self.trees.root(&target.root)?;
         let message = format!("before restore of paths from {}", &target.layer.to_hex()[..12]);
         let mut saved = None;
-        for _ in 0..ATTEMPTS {
+        let (restored, changed, touched) = self.undisturbed(|| {
             // First so that all is in one tree, in which the paths can be looked at.
             if self.view.clean_generation()?.is_none() {
                 self.settle()?;
@@ -150,19 +148,47 @@ impl Instance {
                 let outcome = self.commit_changes(Some(&here), Keep::Nothing, None, Some(&message))?;
                 saved = outcome.created.then_some(outcome.hash).or(saved);
             }
-            let Some(generation) = self.view.clean_generation()? else { continue };
+            let Some(generation) = self.view.clean_generation()? else { return Ok(None) };
             let head = self.view.head();
-            let (restored, changed) = self.with_layering(|layering, now| {
+            let (made, changed) = self.with_layering(|layering, now| {
                 layering.restored_paths(&snapshot, now, &head.root, (paths, times), self.view.next_ino())
             })?;
-            let (changed, touched) = (Some(changed), restored.touched);
-            match self.view.restore(HeadRef { root: restored.id, ..head }, generation) {
-                Ok(done) => return Ok(Swapped { saved, restored: done, changed, touched }),
-                Err(karapace_fs::Error::TryAgain) => {}
-                Err(error) => return Err(error.into()),
+            let done = self.exchange(HeadRef { root: made.id, ..head }, generation)?;
+            Ok(done.map(|done| (done, changed, made.touched)))
+        })?;
+        Ok(Swapped { saved, restored, changed: Some(changed), touched })
+    }
+
+    /// Calls `attempt` until it is done, which it is when nothing was written during it. The first attempts leave writers alone;
+    /// where some write all the time, they wait during a later one.
+    fn undisturbed<T>(&self, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let mut hold = None;
+        for count in 0..ATTEMPTS {
+            if count == HELD_FROM {
+                hold = Some(self.view.hold());
+            }
+            if let Some(done) = attempt()? {
+                return Ok(done);
             }
         }
-        Err(karapace_fs::Error::Busy.into())
+        drop(hold);
+        let env = self.metadata().name;
+        Err(Error::Served {
+            errno: libc::EBUSY,
+            reason: format!(
+                "files in {env} changed during each of {ATTEMPTS} attempts, and nothing was restored (what was uncommitted is in a \
+                 snapshot now): stop what writes there and try again"
+            ),
+        })
+    }
+
+    /// Puts the view on `target` unless something has changed since `generation`: None then.
+    fn exchange(&self, target: HeadRef, generation: u64) -> Result<Option<Restored>> {
+        match self.view.restore(target, generation) {
+            Ok(done) => Ok(Some(done)),
+            Err(karapace_fs::Error::TryAgain) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Calls `f` with the rules for this environment and the tree that the upper lies over.

@@ -22,6 +22,7 @@ mod apps;
 mod build;
 mod damage;
 mod paths;
+mod restore;
 mod sharing;
 mod snapshots;
 mod times;

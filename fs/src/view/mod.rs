@@ -13,6 +13,7 @@ mod create;
 mod diff;
 pub(crate) mod dir;
 mod exchange;
+mod gate;
 mod io;
 mod link;
 pub(crate) mod node;
@@ -45,11 +46,13 @@ use crate::upper::journal::Room;
 use crate::upper::record::Item;
 use crate::upper::{Upper, is_full};
 use crate::view::content::ContentReader;
+use crate::view::gate::Gate;
 use crate::view::node::{FileBody, NodeBody};
 use crate::view::table::{Forgotten, State};
 use crate::view::walk::Walks;
 
 pub use commit::{Published, Stays, Stored};
+pub use gate::Hold;
 pub use seek::Sought;
 pub use walk::Ahead;
 
@@ -65,7 +68,7 @@ pub struct View {
     walks: Mutex<Walks>,
     state: RwLock<State>,
     /// Shared while an operation changes something, exclusive while a commit seals and while a restore swaps.
-    gate: RwLock<()>,
+    gate: Gate,
     /// One commit or restore at a time.
     committing: Mutex<()>,
     /// `None` in a snapshot view.
@@ -134,7 +137,7 @@ impl View {
             content: Arc::new(ContentReader::new(store.clone())),
             walks: Mutex::default(),
             state: RwLock::new(state),
-            gate: RwLock::new(()),
+            gate: Gate::default(),
             committing: Mutex::new(()),
             upper,
             read_only: AtomicBool::new(read_only),
@@ -297,6 +300,12 @@ impl View {
     /// Refuses or allows changes from now on; a snapshot view stays read-only.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only || self.upper.is_none(), Ordering::Release);
+    }
+
+    /// Keeps what would change the view waiting until the hold is dropped, for a caller with several steps between which nothing may
+    /// change. One at a time: the caller has its environment's turn for commits and restores.
+    pub fn hold(&self) -> Hold<'_> {
+        self.gate.hold()
     }
 
     /// A number above all that the view has given away.

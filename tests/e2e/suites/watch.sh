@@ -18,8 +18,9 @@ setup() {
 watched() {
     rm -f "$EVENTS"
     python3 "$WATCHER" watch "$1" "$EVENTS" &
+    WATCHER_PID=$!
     # shellcheck disable=SC2064 # this process, now
-    trap "kill $! 2>/dev/null || true" EXIT
+    trap "kill $WATCHER_PID 2>/dev/null || true" EXIT
     until_true 20 grep -q '^READY' "$EVENTS"
 }
 
@@ -156,14 +157,14 @@ others_see_nothing_but_the_restore() {
         echo x >own
         mv own moved
         rm moved || wrong "its own file is gone" || exit 1
-        # A restore waits for a moment without writes.
-        sleep 0.05
     done) &
     looks+=($!)
+    # shellcheck disable=SC2064 # these processes, and the watcher
+    trap "touch '$TMPDIR/enough'; kill $WATCHER_PID ${looks[*]} 2>/dev/null || true" EXIT
     sleep 0.5
     for round in $(seq "$rounds"); do
         if [ $((round % 2)) = 1 ]; then set -- "$a" "a d1 l1"; else set -- "$b" "b d2 l2"; fi
-        until_true 30 karapace restore "$ENV" "$1" -- "${names[@]/#//srv/flips/}"
+        karapace restore "$ENV" "$1" -- "${names[@]/#//srv/flips/}"
         equal "there" "$2" "$(printf '%s\n' * | grep -vE '^(own|moved)$' | xargs)"
         for looker in 1 2 3; do
             until_true 60 has_lines "$TMPDIR/flips.$looker" $((6 * round))
