@@ -1,4 +1,5 @@
-//! The log, on stderr: a terminal, or the log file of a mount in the background. One line an event, of text only.
+//! The log, on stderr: a terminal, or the log file of a mount in the background. One line an event, of text only, that begins with
+//! the request or command it belongs to.
 #![allow(clippy::disallowed_methods, reason = "each event is one line of the writer's")]
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -9,44 +10,69 @@ use std::panic::PanicHookInfo;
 use anstyle::{AnsiColor, Style};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{FmtSpan, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{self as log, FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::writer::{self, Line};
 
+/// The variable that says what is logged: levels by module, as `karapace_fs::fuse=trace,info`.
+pub const VARIABLE: &str = "KARAPACE_LOG";
+
 /// How events are shown.
 pub struct Log {
-    /// The least grave that are shown.
+    /// The least grave that are shown, where the variable says nothing else.
     pub level: Level,
     /// With the time of each.
     pub with_time: bool,
-    /// With the module that each comes from.
-    pub with_target: bool,
 }
 
 impl Log {
-    /// From now on events and panics are shown.
+    /// From now on events and panics are shown. What the variable holds that is not understood is told, and then left out.
     pub fn start(self) {
         std::panic::set_hook(Box::new(tell_panic));
-        let format = Format { log: self, coloured: writer::stderr_is_coloured() };
-        tracing_subscriber::fmt()
-            .with_max_level(format.log.level)
-            .with_writer(io::stderr)
-            .event_format(format)
+        let asked = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
+        let directives = asked.as_deref().map(str::parse::<Targets>);
+        let is_asked = matches!(directives, Some(Ok(_)));
+        let targets = match directives {
+            Some(Ok(targets)) => targets,
+            Some(Err(error)) => {
+                let text = format!(
+                    "karapace: {VARIABLE} is not understood ({error}) and left out: write it as karapace_fs=trace,info"
+                );
+                writer::tell([Line::new(&text)]);
+                Targets::new()
+            }
+            None => Targets::new(),
+        };
+        let level = targets.default_level().unwrap_or(self.level.into());
+        let format = Format {
+            with_time: self.with_time || is_asked,
+            with_target: self.level == Level::TRACE || is_asked,
+            is_coloured: writer::stderr_is_coloured(),
+        };
+        let lines = log::layer().with_writer(io::stderr).with_ansi(false).with_span_events(FmtSpan::CLOSE);
+        tracing_subscriber::registry()
+            .with(lines.event_format(format))
+            .with(targets.with_default(level))
             .init();
     }
 }
 
 struct Format {
-    log: Log,
-    coloured: bool,
+    with_time: bool,
+    /// With the module that each event comes from.
+    with_target: bool,
+    is_coloured: bool,
 }
 
 impl Format {
     fn style(&self, style: Style) -> Style {
-        if self.coloured { style } else { Style::new() }
+        if self.is_coloured { style } else { Style::new() }
     }
 }
 
@@ -57,21 +83,26 @@ where
 {
     fn format_event(
         &self,
-        _: &FmtContext<'_, S, N>,
+        context: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
         let dimmed = self.style(Style::new().dimmed());
         let mut line = Line::default();
-        if self.log.with_time {
+        if self.with_time {
             let mut time = String::new();
             SystemTime.format_time(&mut Writer::new(&mut time))?;
             line = line.styled(dimmed, &time).text(" ");
         }
         let level = *event.metadata().level();
         line = line.styled(self.style(colour(level).on_default()), &format!("{level:>5}")).text(" ");
-        if self.log.with_target {
+        if self.with_target {
             line = line.styled(dimmed, &format!("{}:", event.metadata().target())).text(" ");
+        }
+        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            let extensions = span.extensions();
+            let fields = extensions.get::<FormattedFields<N>>().map_or("", |fields| fields.as_str());
+            line = line.styled(dimmed, &format!("{}{{{fields}}}:", span.name())).text(" ");
         }
         let mut fields = Fields::default();
         event.record(&mut fields);
@@ -94,6 +125,13 @@ fn colour(level: Level) -> AnsiColor {
 struct Fields(String);
 
 impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.record_debug(field, &format_args!("{value}")),
+            _ => self.record_debug(field, &value),
+        }
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let before = if self.0.is_empty() { "" } else { " " };
         let written = match field.name() {

@@ -61,7 +61,7 @@ pub(crate) struct Global {
     /// Say more on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// Say everything on stderr, for finding faults
+    /// Say everything on stderr, for finding faults; KARAPACE_LOG says of what (CONTRIBUTING.md, "Look into a mount")
     #[arg(long, global = true)]
     trace: bool,
 }
@@ -225,7 +225,7 @@ fn start_log(global: &Global, is_background: bool) {
     } else {
         tracing::Level::WARN
     };
-    Log { level, with_time: is_background || global.verbose(), with_target: global.trace }.start();
+    Log { level, with_time: is_background || global.verbose() }.start();
 }
 
 #[cfg(test)]

@@ -288,8 +288,9 @@ fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply)
         let refused = Answer::Failed { errno: libc::EPERM, reason: reason.to_owned() };
         return transmit(stream, &refused, &[]);
     }
-    let reply = match serde_json::from_slice(&line) {
-        Ok(request) => handler(request, descriptors),
+    let reply = match serde_json::from_slice::<Request>(&line) {
+        Ok(request) => tracing::debug_span!("command", from = "socket", ?request)
+            .in_scope(|| handler(request, descriptors)),
         Err(error) => {
             Answer::Failed { errno: libc::EINVAL, reason: format!("not a request: {error}") }.into()
         }

@@ -31,6 +31,7 @@ impl Outcome {
 
 /// Runs one command to its end; a panic in it is an error of it.
 pub(super) fn execute(plane: &dyn ControlPlane, command: &Command) -> Outcome {
+    let _span = tracing::debug_span!("command", from = "control", ?command).entered();
     match catch_unwind(AssertUnwindSafe(|| plane.execute(command))) {
         Ok(result) => Outcome(result),
         Err(_) => {

@@ -1,4 +1,4 @@
-//! fuser's trait: one line a request, to `requests` and `listing`.
+//! fuser's trait: a span for each request, which then goes to `requests` and `listing`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,12 +18,29 @@ use super::reply::{set_time, timestamp};
 use super::{Server, Shared};
 use crate::attr::SetAttr;
 
+/// Until the end of its block, what is logged belongs to this request: to who asks for what, of which node.
+macro_rules! span {
+    ($operation:literal, $request:ident, $node:ident $(, $($fields:tt)+)?) => {
+        tracing::trace_span!(
+            "request",
+            unique = $request.unique().0,
+            operation = $operation,
+            node = $node.0,
+            pid = $request.pid(),
+            errno = tracing::field::Empty,
+            $($($fields)+)?
+        )
+        .entered()
+    };
+}
+
 impl Filesystem for Server {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.0.configure(config)
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _span = span!("lookup", req, parent, name = ?name);
         self.0.lookup(req, parent, name.as_bytes(), reply);
     }
 
@@ -32,7 +49,8 @@ impl Filesystem for Server {
         self.0.forget(index, ino, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _span = span!("getattr", req, ino);
         self.0.getattr(ino, reply);
     }
 
@@ -54,6 +72,7 @@ impl Filesystem for Server {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _span = span!("setattr", req, ino);
         let ids = &self.0.ids;
         let mut set = SetAttr {
             mode,
@@ -71,7 +90,8 @@ impl Filesystem for Server {
         self.0.setattr(req, ino, &set, reply);
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _span = span!("readlink", req, ino);
         self.0.readlink(ino, reply);
     }
 
@@ -85,22 +105,27 @@ impl Filesystem for Server {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _span = span!("mknod", req, parent, name = ?name);
         self.0.mknod(req, parent, name.as_bytes(), (mode, umask, rdev), reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _span = span!("mkdir", req, parent, name = ?name);
         self.0.mkdir(req, parent, name.as_bytes(), (mode, umask), reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = span!("unlink", req, parent, name = ?name);
         self.0.unlink(req, parent, name.as_bytes(), reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = span!("rmdir", req, parent, name = ?name);
         self.0.rmdir(req, parent, name.as_bytes(), reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _span = span!("symlink", req, parent, name = ?link_name);
         self.0.symlink(req, parent, link_name.as_bytes(), target.as_os_str().as_bytes(), reply);
     }
 
@@ -114,20 +139,23 @@ impl Filesystem for Server {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _span = span!("rename", req, parent, name = ?name, to = newparent.0, new = ?newname);
         self.0.rename(req, (parent, name.as_bytes()), (newparent, newname.as_bytes()), flags, reply);
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _span = span!("link", req, ino, to = newparent.0, new = ?newname);
         self.0.link(ino, newparent, newname.as_bytes(), reply);
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _span = span!("open", req, ino);
         self.0.open(ino, reply);
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -135,6 +163,7 @@ impl Filesystem for Server {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _span = span!("release", req, ino);
         self.0.release(ino, fh);
         reply.ok();
     }
@@ -163,13 +192,14 @@ impl Filesystem for Server {
         reply.error(Errno::ENOSYS);
     }
 
-    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let _span = span!("access", req, ino);
         self.0.access(ino, mask, reply);
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -178,6 +208,7 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _span = span!("read", req, ino, offset, size);
         self.0.read(ino, offset, size as usize, reply);
     }
 
@@ -193,18 +224,22 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _span = span!("write", req, ino, offset, size = data.len());
         self.0.write(req, ino, offset, data, write_flags, reply);
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _span = span!("fsync", req, ino);
         self.0.fsync(ino, reply);
     }
 
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _span = span!("fsyncdir", req, ino);
         self.0.fsync(ino, reply);
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let _span = span!("readdir", req, ino, offset);
         self.0.readdir(req, ino, offset, reply);
     }
 
@@ -216,10 +251,12 @@ impl Filesystem for Server {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let _span = span!("readdirplus", req, ino, offset);
         self.0.readdirplus(req, ino, offset, reply);
     }
 
-    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _span = span!("statfs", req, ino);
         self.0.statfs(ino, reply);
     }
 
@@ -233,18 +270,22 @@ impl Filesystem for Server {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _span = span!("setxattr", req, ino, name = ?name);
         self.0.setxattr(req, ino, name.as_bytes(), value, flags, reply);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _span = span!("getxattr", req, ino, name = ?name);
         self.0.getxattr(ino, name.as_bytes(), size, reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _span = span!("listxattr", req, ino);
         self.0.listxattr(req, ino, size, reply);
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = span!("removexattr", req, ino, name = ?name);
         self.0.removexattr(ino, name.as_bytes(), reply);
     }
 
@@ -258,18 +299,20 @@ impl Filesystem for Server {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _span = span!("fallocate", req, ino, offset, length, mode);
         self.0.fallocate(req, ino, (offset, length), mode, reply);
     }
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _span = span!("lseek", req, ino, offset, whence);
         self.0.lseek(ino, offset, whence, reply);
     }
 

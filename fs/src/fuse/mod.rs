@@ -161,7 +161,11 @@ fn guard<T>(request: &'static str, work: impl FnOnce() -> Result<T>) -> std::res
     {
         tracing::error!(request, %error, "a request failed");
     }
-    Err(Errno::from_i32(error.errno()))
+    let errno = error.errno();
+    if tracing::enabled!(tracing::Level::TRACE) {
+        tracing::Span::current().record("errno", errno);
+    }
+    Err(Errno::from_i32(errno))
 }
 
 impl Shared {

@@ -36,6 +36,7 @@ impl Workers {
 
     /// Runs `work` on one of the threads, or here when none is left.
     pub fn run(&self, work: impl FnOnce() + Send + 'static) {
+        let work = in_this_span(work);
         if let Err(unsent) = self.sender.send(Box::new(work)) {
             (unsent.0)();
         }
@@ -86,7 +87,13 @@ fn serve(receiver: &Mutex<Receiver<Work>>) {
 /// # Errors
 /// When the thread cannot be started; `work` is dropped then.
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    thread::Builder::new().name(format!("karapace-{name}")).spawn(work).map(drop)
+    thread::Builder::new().name(format!("karapace-{name}")).spawn(in_this_span(work)).map(drop)
+}
+
+/// What `work` logs belongs to the request that it is for.
+fn in_this_span(work: impl FnOnce()) -> impl FnOnce() {
+    let span = tracing::Span::current();
+    move || span.in_scope(work)
 }
 
 #[cfg(test)]

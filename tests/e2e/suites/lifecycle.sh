@@ -141,6 +141,27 @@ PYTHON
     karapace mount "$ENV"
 }
 
+# Each request of the kernel is in the log of a server that is to tell: who asked, for what, and the answer.
+requests_are_logged() {
+    karapace umount "$ENV"
+    local before log=$STORE/env
+    KARAPACE_LOG='karapace_fs::fuse=trace,debug' karapace mount "$ENV"
+    log=$log/$(inspect "$ENV" 'd["instance"]')/mount.log
+    python3 -c 'import os, sys
+print(os.getpid())
+try: os.stat(sys.argv[1])
+except FileNotFoundError: pass' "$DIR/never" >"$TMPDIR/asker"
+    ctl "$ENV" "commit message=logged"
+    karapace umount "$ENV"
+    has -E "request\{unique=[0-9]+ operation=\"lookup\" node=1 pid=$(cat "$TMPDIR/asker") name=\"never\" errno=2\}: close time" <"$log"
+    has -E 'request\{.*operation="write".*\}: command\{from="control" command=Commit .*logged.*\}: close time' <"$log"
+    KARAPACE_LOG=karapace=lots karapace mount "$ENV" 2>"$TMPDIR/told"
+    has 'KARAPACE_LOG is not understood' <"$TMPDIR/told"
+    before=$(grep -c 'request{' "$log")
+    ls "$DIR/etc" >/dev/null
+    equal "requests in the log of a mount that is not to tell" "$before" "$(grep -c 'request{' "$log")"
+}
+
 busy_umount_is_refused() {
     (
         cd "$DIR/etc" || exit
@@ -318,6 +339,7 @@ check "mount in a directory of one's choice" elsewhere
 check "SIGTERM unmounts cleanly" ends_with TERM
 check "SIGINT unmounts cleanly" ends_with INT
 check "mount --foreground ends with SIGINT, status 0" foreground_ends_with_sigint
+check "requests and commands are logged where that is asked for" requests_are_logged
 check "umount of a mount in use is refused" busy_umount_is_refused
 check "a mount that hangs is ended by force, and nothing is lost" hung "$ENV"
 check "the same by its directory" hung "$DIR"
