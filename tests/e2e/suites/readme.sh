@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What README shows for daily use works as it stands there, line by line, on the image that scripts/quickstart makes.
+# What README's tour and docs/GUIDE.md show works as it stands there, line by line, on the image that scripts/quickstart makes.
 # runs as: root user
 # files: MINBASE
 . "$(dirname "$0")/../checks.sh"
@@ -8,10 +8,10 @@ WORK=$(mktemp -d /tmp/karapace-readme.XXXXXX)
 trap 'rm -rf "$WORK"' EXIT
 cd "$WORK" || exit 1
 
-# block NUMBER: the lines of a code block below "Daily use", without remarks.
+# block PAGE HEADING NUMBER: the lines of a code block below a heading, without remarks.
 block() {
-    awk -v want="$1" '/^## /{ part = $0 } part != "## Daily use" { next }
-        /^```/ { open = !open; number += open; next } open && number == want' "$REPOSITORY/README.md" |
+    awk -v heading="## $2" -v want="$3" '/^## /{ part = $0 } part != heading { next }
+        /^```/ { open = !open; number += open; next } open && number == want' "$REPOSITORY/$1" |
         sed 's/[[:space:]]\{2,\}#.*//; /^$/d'
 }
 
@@ -43,7 +43,7 @@ after() {
 
 commands() {
     local line count=0
-    block 1 >"$TMPDIR/lines"
+    block docs/GUIDE.md "Daily use" 1 >"$TMPDIR/lines"
     while read -r line <&3; do
         echo "$line"
         before "$line"
@@ -57,13 +57,29 @@ commands() {
 
 control_files() {
     karapace mount dev
-    block 2 >"$TMPDIR/lines"
+    block docs/GUIDE.md "Daily use" 2 >"$TMPDIR/lines"
     # It goes to the directory by the name that everybody has.
     bash -euc "$(cat "$TMPDIR/lines")" | has 'commit name=before-upgrade\|ok commit'
     [ "$(wc -l <"$TMPDIR/lines")" -ge 5 ]
     karapace umount dev
 }
 
+# The environments are gone afterwards, for the guide begins with the same name.
+tour() {
+    ln -s "$MINBASE_TAR" rootfs.tar
+    block README.md "A tour of two minutes" 1 >"$TMPDIR/lines"
+    [ "$(wc -l <"$TMPDIR/lines")" -ge 9 ]
+    bash -xec "$(cat "$TMPDIR/lines")" >"$TMPDIR/out"
+    has '^D /etc/apt$' <"$TMPDIR/out"
+    karapace mount dev
+    [ -d "$DIR/etc/apt" ]
+    equal "what was changed in the tour" "" "$(karapace diff dev)"
+    karapace umount dev
+    karapace destroy -y --snapshots dev
+    karapace destroy -y --snapshots try
+}
+
+check "the tour" tour
 check "the commands of daily use" commands
 check "the control files" control_files
 finish_suite
