@@ -1,20 +1,15 @@
 //! Karapace keeps Linux environments in a content-addressed store and serves them as directories through FUSE.
 //!
 //! The library is the program: `src/main.rs` only calls [`cli`]. Layers, top to bottom: [`cli`] (arguments,
-//! output, exit status), [`engine`] (what each command does), [`oci`] (images as they are exported), and the pure
-//! modules [`manifest`], [`lockfile`], [`identity`], [`lifecycle`], [`packages`], [`pin`]. Below stand the crates `karapace-fs` (the view) and `karapace-store`.
+//! output, exit status), [`engine`] (what each command does), [`oci`] (images as they are exported), and
+//! [`description`] (manifest and lock file). Below stand the crates `karapace-fs` (the view) and `karapace-store`.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod cli;
+pub mod description;
 pub mod engine;
-pub mod identity;
 pub mod image;
-pub mod lifecycle;
-pub mod lockfile;
-pub mod manifest;
 pub mod oci;
-pub mod packages;
-pub mod pin;
 mod private_dir;
 pub mod process;
 pub mod runtime;

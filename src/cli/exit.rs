@@ -100,7 +100,7 @@ fn store_status(error: &StoreError) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::Manifest;
+    use crate::description::manifest::Manifest;
     use std::path::Path;
 
     #[test]
@@ -108,7 +108,11 @@ mod tests {
         let manifest = Manifest::parse("", Path::new("karapace.toml")).unwrap_err();
         let table: Vec<(Error, i32, &str)> = vec![
             (manifest.into(), 2, "manifest"),
-            (crate::lockfile::LockError::Absent { path: "karapace.lock".into() }.into(), 2, "lock"),
+            (
+                crate::description::lockfile::LockError::Absent { path: "karapace.lock".into() }.into(),
+                2,
+                "lock",
+            ),
             (StoreError::missing("environment", "x").into(), 1, "not-found"),
             (StoreError::missing("object", "x").into(), 3, "corrupt"),
             (StoreError::corrupt("tree", "x", "y").into(), 3, "corrupt"),

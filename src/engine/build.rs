@@ -11,10 +11,10 @@ use super::create::{Base, Built};
 use super::install::Packages;
 use super::scratch::Scratch;
 use super::{Engine, Error, Report, Result};
+use crate::description::lockfile::{LockError, LockFile, LockedPackage};
+use crate::description::manifest::Manifest;
+use crate::description::pin;
 use crate::image::{Image, Origin};
-use crate::lockfile::{LockError, LockFile, LockedPackage};
-use crate::manifest::Manifest;
-use crate::pin;
 use crate::runtime;
 
 /// How to build.

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use karapace_store::error::{StoreError, hint};
 
+use crate::description::lifecycle::LifecycleError;
+use crate::description::lockfile::LockError;
+use crate::description::manifest::ManifestError;
 use crate::image::ImageError;
-use crate::lifecycle::LifecycleError;
-use crate::lockfile::LockError;
-use crate::manifest::ManifestError;
 use crate::runtime::RuntimeError;
 
 /// Why a command failed.

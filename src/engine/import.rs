@@ -15,9 +15,9 @@ use super::clone::chain;
 use super::create::{Built, check_name_early, path_text};
 use super::reference::{self, LayerRef};
 use super::{Engine, Error, Report, Result};
+use crate::description::lockfile::LockFile;
+use crate::description::manifest::Manifest;
 use crate::image::{Image, Pipe};
-use crate::lockfile::LockFile;
-use crate::manifest::Manifest;
 
 /// What an import made.
 pub struct ImportOutcome {

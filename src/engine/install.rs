@@ -22,9 +22,9 @@ use super::create::Base;
 use super::image_defaults::{content, follow, read_up_to};
 use super::scratch::Scratch;
 use super::{Engine, Error, Report, Result};
-use crate::lockfile::{LockError, LockFile, LockedPackage};
-use crate::manifest::Manifest;
-use crate::packages::{Argv, Manager, Source, Versions, Wanted};
+use crate::description::lockfile::{LockError, LockFile, LockedPackage};
+use crate::description::manifest::Manifest;
+use crate::description::packages::{Argv, Manager, Source, Versions, Wanted};
 use crate::runtime::ranges;
 
 /// How often we look whether the user wants it to stop.

@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 use super::commit::Between;
 use super::watchers::Teller;
 use super::{Engine, Error, Result, reference, sessions};
-use crate::lifecycle;
-use crate::manifest::Manifest;
+use crate::description::lifecycle;
+use crate::description::manifest::Manifest;
 
 /// How long a command from a control file waits for the store's lock before it fails with EAGAIN: its writer cannot be
 /// interrupted.

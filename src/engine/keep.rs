@@ -10,7 +10,7 @@ use karapace_store::rfc3339;
 use serde::Serialize;
 
 use super::{Engine, Report, Result};
-use crate::lifecycle;
+use crate::description::lifecycle;
 
 /// What is kept of each environment's snapshots: what either rule keeps, what has a name, and what the environment stands on.
 #[derive(Debug, Clone, Copy, Default)]

@@ -29,7 +29,7 @@ use super::keeper::{Keeper, Place};
 use super::socket::{Answer, Request, Server};
 use super::watchers::Teller;
 use super::{Engine, Error, Result, mountpoint, reference, sessions};
-use crate::lifecycle;
+use crate::description::lifecycle;
 use crate::process;
 use crate::runtime::ranges::Ranges;
 

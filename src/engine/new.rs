@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use karapace_store::{atomic, metadata};
 
 use super::{Error, Result};
-use crate::manifest::Manifest;
+use crate::description::manifest::Manifest;
 
 /// What a manifest begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

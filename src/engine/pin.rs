@@ -6,9 +6,9 @@ use karapace_store::{atomic, input};
 
 use super::build::BuildOptions;
 use super::{Engine, Error, Report, Result};
-use crate::lockfile::{LockError, LockFile};
-use crate::manifest::{MANIFEST_MAX, Manifest};
-use crate::pin;
+use crate::description::lockfile::{LockError, LockFile};
+use crate::description::manifest::{MANIFEST_MAX, Manifest};
+use crate::description::pin;
 
 /// What pinning gave.
 pub struct PinOutcome {

@@ -5,7 +5,7 @@ use std::path::Path;
 use karapace_store::metadata::Metadata;
 
 use super::{Engine, Result, default_store};
-use crate::manifest::Manifest;
+use crate::description::manifest::Manifest;
 use crate::private_dir;
 use crate::runtime::{Caller, Choices, Policy};
 

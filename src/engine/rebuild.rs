@@ -11,7 +11,7 @@ use karapace_store::wal::{Intent, Wal};
 use super::build::{BuildOptions, Plan, Resolution, Resolved};
 use super::instance::{CommitOutcome, Instance, Wait};
 use super::{Engine, Error, Report, Result, mountpoint};
-use crate::lifecycle;
+use crate::description::lifecycle;
 
 /// What a rebuild gave.
 pub struct RebuildOutcome {

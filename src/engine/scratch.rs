@@ -15,8 +15,8 @@ use super::create::{Base, Built};
 use super::instance::Instance;
 use super::layering::Layer;
 use super::{Engine, Error, Result, mountpoint, sessions};
-use crate::lockfile::LockFile;
-use crate::manifest::Manifest;
+use crate::description::lockfile::LockFile;
+use crate::description::manifest::Manifest;
 
 /// How long the commands of a build that was killed may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,7 +5,7 @@ use karapace_store::lock::StoreLock;
 use karapace_store::metadata::{EnvState, Metadata};
 
 use super::{Engine, Result};
-use crate::lifecycle;
+use crate::description::lifecycle;
 
 impl Engine {
     /// From now on nothing changes in `env`; it can be mounted and entered read-only. Unmounted environments only.

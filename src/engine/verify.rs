@@ -17,8 +17,8 @@ use serde::Serialize;
 
 use super::gc::store_roots;
 use super::{Engine, Error, Report, Result, Silent};
+use crate::description::manifest::Manifest;
 use crate::image::Image;
-use crate::manifest::Manifest;
 
 /// What a repair did, and what is left.
 #[derive(Debug, Serialize)]

@@ -18,7 +18,7 @@ use super::mounts::{make_parents, private, write_new};
 use super::plan::c_string;
 use super::policy::{Policy, refused};
 use super::{RuntimeError, SHELL, User, sys};
-use crate::manifest::Backend;
+use crate::description::manifest::Backend;
 
 /// The name by which `--user` means the caller.
 pub const SELF: &str = "self";

@@ -5,7 +5,7 @@ use nix::sched::CloneFlags;
 use super::oci::Oci;
 use super::plan::{Command, Preparation, has_ids};
 use super::{Ended, Namespaces, RuntimeError, Session, Started, join, mock, start};
-use crate::manifest;
+use crate::description::manifest;
 
 /// Makes insides and runs commands in them.
 pub trait Backend {

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::policy::{Policy, Share, ShareKind};
-use crate::manifest::Hardware;
+use crate::description::manifest::Hardware;
 
 /// What begins so is NVIDIA's: `nvidia0`, `nvidiactl`, `nvidia-uvm`, `nvidia-caps`.
 const NVIDIA: &str = "nvidia";

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::policy::{Caller, Share, ShareKind, refused};
 use super::{RuntimeError, home};
-use crate::manifest::Mount;
+use crate::description::manifest::Mount;
 
 /// Absolute host paths must lie below one of these.
 const ALLOWED: [&str; 2] = ["/home", "/tmp"];

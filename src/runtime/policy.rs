@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use super::home::HomeMode;
 use super::limits::Limits;
 use super::{RuntimeError, desktop, devices, home, host_mounts};
-use crate::manifest::{self, Manifest};
+use crate::description::manifest;
+use crate::description::manifest::Manifest;
 
 /// Where `XDG_RUNTIME_DIR` is inside: on the session's own `/dev`, so that nothing of it is written into the environment.
 pub(super) const RUNTIME_DIR: &str = "/dev/run";

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use karapace::lockfile::LockFile;
-use karapace::manifest::Manifest;
+use karapace::description::lockfile::LockFile;
+use karapace::description::manifest::Manifest;
 use karapace_store::codec::Decoder;
 use karapace_store::content::BlockList;
 use karapace_store::inode::InodeRecord;

@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output, Stdio, exit};
 
-use karapace::manifest::Manifest;
+use karapace::description::manifest::Manifest;
 use karapace::runtime::{Caller, Choices, HomeMode, Policy, Session, backend};
 use rootfs::RootFs;
 

@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::Place;
+use crate::description::lockfile::{LockFile, LockedPackage};
+use crate::description::manifest::Manifest;
 use crate::engine::build::BuildOptions;
 use crate::engine::new::{Template, new_manifest};
 use crate::engine::{Error, Silent};
-use crate::lockfile::{LockFile, LockedPackage};
-use crate::manifest::Manifest;
 
 #[test]
 fn a_taken_name_is_refused_before_anything_is_installed() {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::lockfile::LockedPackage;
+use super::lockfile::LockedPackage;
 
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use karapace_store::input;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::packages::is_package_name;
-use crate::pin;
+use super::packages::is_package_name;
+use super::pin;
 
 /// The manifest version this program reads and writes.
 pub const MANIFEST_VERSION: u32 = 1;

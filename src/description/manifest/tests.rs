@@ -239,7 +239,7 @@ fn a_manifest_that_cannot_be_read() {
 /// docs/MANIFEST.md: each example is a manifest, and the table has each key.
 #[test]
 fn the_page_is_right() {
-    let page = include_str!("../../docs/MANIFEST.md");
+    let page = include_str!("../../../docs/MANIFEST.md");
     let texts = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
     let examples: Vec<Manifest> =
         texts.map(|text| Manifest::parse(text, Path::new("MANIFEST.md")).expect(text)).collect();

@@ -1,6 +1,6 @@
 //! The identity of an environment (docs/MANIFEST.md, "Identity"): a hash of what its manifest resolved to. Pure.
 
-use crate::lockfile::LockFile;
+use super::lockfile::LockFile;
 
 /// Number of digits of a short id.
 pub const SHORT_ID_LEN: usize = 12;
@@ -63,7 +63,7 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lockfile::{LockedMount, LockedPackage};
+    use crate::description::lockfile::{LockedMount, LockedPackage};
 
     fn lock() -> LockFile {
         LockFile {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use karapace_store::input;
 use serde::{Deserialize, Serialize};
 
-use crate::identity;
-use crate::manifest::Manifest;
+use super::identity;
+use super::manifest::Manifest;
 
 /// The lock file version this program reads and writes.
 pub const LOCK_VERSION: u32 = 2;
@@ -234,7 +234,7 @@ impl LockFile {
 }
 
 fn locked_mounts(manifest: &Manifest) -> Vec<LockedMount> {
-    let mount = |(label, mount): (&String, &crate::manifest::Mount)| LockedMount {
+    let mount = |(label, mount): (&String, &super::manifest::Mount)| LockedMount {
         label: label.clone(),
         host_path: mount.host.clone(),
         container_path: mount.container.clone(),
