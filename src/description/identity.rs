@@ -1,6 +1,6 @@
 //! The identity of an environment (docs/MANIFEST.md, "Identity"): a hash of what its manifest resolved to. Pure.
 
-use super::lockfile::LockFile;
+use super::locked::LockFile;
 
 /// Number of digits of a short id.
 pub const SHORT_ID_LEN: usize = 12;
@@ -63,7 +63,7 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::description::lockfile::{LockedMount, LockedPackage};
+    use crate::description::locked::{LockedMount, LockedPackage};
 
     fn lock() -> LockFile {
         LockFile {

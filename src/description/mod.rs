@@ -5,6 +5,7 @@
 
 pub mod identity;
 pub mod lifecycle;
+pub mod locked;
 pub mod lockfile;
 pub mod manifest;
 pub mod packages;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lockfile::LockedPackage;
+use super::locked::LockedPackage;
 
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

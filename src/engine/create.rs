@@ -15,7 +15,7 @@ use karapace_store::tree::Trees;
 use karapace_store::wal::{Intent, Wal};
 
 use super::{Engine, Error, Report, Result};
-use crate::description::lockfile::LockFile;
+use crate::description::locked::LockFile;
 use crate::description::manifest::{Manifest, Mount};
 
 /// An image in the store: its tree, not yet referred to by anything. The holder keeps the store's lock.

@@ -15,7 +15,7 @@ use super::clone::chain;
 use super::create::{Built, check_name_early, path_text};
 use super::reference::{self, LayerRef};
 use super::{Engine, Error, Report, Result};
-use crate::description::lockfile::LockFile;
+use crate::description::locked::LockFile;
 use crate::description::manifest::Manifest;
 use crate::image::{Image, Pipe};
 

@@ -74,10 +74,8 @@ impl Engine {
         let status = self.request_status(env)?;
         // Read again: opening an environment after a crash may have moved the head.
         let env = self.find(&env.instance.to_hex())?;
-        let lock = crate::description::lockfile::LockFile::parse(
-            &env.lock,
-            std::path::Path::new("the recorded lock"),
-        );
+        let lock =
+            crate::description::locked::LockFile::parse(&env.lock, std::path::Path::new("the recorded lock"));
         Ok(Details {
             summary: self.summary(&env),
             status,

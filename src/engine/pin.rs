@@ -6,7 +6,8 @@ use karapace_store::{atomic, input};
 
 use super::build::BuildOptions;
 use super::{Engine, Error, Report, Result};
-use crate::description::lockfile::{LockError, LockFile};
+use crate::description::locked::LockFile;
+use crate::description::lockfile::LockError;
 use crate::description::manifest::{MANIFEST_MAX, Manifest};
 use crate::description::pin;
 

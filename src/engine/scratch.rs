@@ -15,7 +15,7 @@ use super::create::{Base, Built};
 use super::instance::Instance;
 use super::layering::Layer;
 use super::{Engine, Error, Result, mountpoint, sessions};
-use crate::description::lockfile::LockFile;
+use crate::description::locked::LockFile;
 use crate::description::manifest::Manifest;
 
 /// How long the commands of a build that was killed may take to be gone.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use karapace::description::lockfile::LockFile;
+use karapace::description::locked::LockFile;
 use karapace::description::manifest::Manifest;
 use karapace_store::codec::Decoder;
 use karapace_store::content::BlockList;

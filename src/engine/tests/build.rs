@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::Place;
-use crate::description::lockfile::{LockFile, LockedPackage};
+use crate::description::locked::{LockFile, LockedPackage};
 use crate::description::manifest::Manifest;
 use crate::engine::build::BuildOptions;
 use crate::engine::new::{Template, new_manifest};
