@@ -12,4 +12,5 @@ pub mod image;
 pub mod oci;
 mod private_dir;
 pub mod process;
+pub mod report;
 pub mod runtime;

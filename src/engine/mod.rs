@@ -42,7 +42,6 @@ mod policy;
 pub mod rebuild;
 pub mod reference;
 pub mod rename;
-pub mod report;
 pub mod restore;
 mod scratch;
 pub mod sessions;
@@ -70,8 +69,8 @@ use karapace_store::metadata::Metadata;
 use karapace_store::wal;
 use nix::fcntl::{Flock, FlockArg};
 
+pub use crate::report::{Report, Silent};
 pub use error::{Error, Result};
-pub use report::{Report, Silent};
 
 /// Where the user's programs keep their data: $XDG_DATA_HOME, else ~/.local/share.
 pub fn user_data() -> Option<PathBuf> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::download::{Answer, Http, Source, Validators};
-use super::error::at;
+use super::error::{at, remove_if_there};
 use super::{Fetched, ImageError, Origin};
 
 /// What is known of a downloaded archive: `validators.json`.
@@ -165,11 +165,4 @@ fn sha256_of(path: &Path) -> io::Result<(String, u64)> {
         }
     }
     Ok((hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(), size))
-}
-
-pub(super) fn remove_if_there(path: &Path) -> Result<(), ImageError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(e)),
-        _ => Ok(()),
-    }
 }

@@ -11,10 +11,9 @@ use karapace_store::atomic;
 use serde::{Deserialize, Serialize};
 
 use super::ImageError;
-use super::cache::remove_if_there;
-use super::error::at;
+use super::error::{at, remove_if_there};
 use super::transfer::{Pace, Patience, Reply, get};
-use crate::engine::Report;
+use crate::report::Report;
 
 /// How often in a row a connection may break off with no more received than there was before.
 const FUTILE: u32 = 3;

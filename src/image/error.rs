@@ -1,5 +1,6 @@
 //! Why an image cannot be had.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -95,4 +96,12 @@ pub enum ImageError {
 pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
     let path = path.to_owned();
     move |source| ImageError::Cache { action, path, source }
+}
+
+/// Removes a file of the cache, which may be gone already.
+pub(super) fn remove_if_there(path: &Path) -> Result<(), ImageError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(e)),
+        _ => Ok(()),
+    }
 }

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use karapace_store::input;
 
-use crate::engine::Report;
+use crate::report::Report;
 use cache::Cached;
 use download::{Http, Limit, Source};
 use transfer::Patience;

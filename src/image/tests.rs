@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::engine::Silent;
+use crate::report::Silent;
 
 #[test]
 fn forms() {
