@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, Parser};
 use karapace_store::StoreError;
 
-use crate::engine::export_app::Menu;
+use crate::engine::export::app::Menu;
 use crate::engine::{Engine, Error, default_store, user_data};
 use commands::{Command, mount_helper};
 use log::Log;

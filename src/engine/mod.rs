@@ -2,60 +2,19 @@
 //!
 //! Nothing here prints or knows of arguments; progress and remarks go to a [`Report`].
 
-pub mod access;
-pub mod background;
-pub mod build;
-mod build_log;
-pub mod client;
-pub mod clone;
-pub mod commit;
-pub mod control;
-pub mod create;
-mod damage;
-pub mod destroy;
-pub mod diff;
 pub mod doctor;
-pub mod du;
-pub mod enter;
 pub mod error;
 pub mod export;
-pub mod export_app;
-pub mod force;
-pub mod gc;
-mod holders;
-mod image_defaults;
-pub mod import;
-pub mod inspect;
-mod install;
 pub mod instance;
-pub mod keep;
-pub mod keeper;
-pub mod layering;
-pub mod list;
+pub mod make;
 pub mod mount;
-pub mod mount_all;
-pub mod mountpoint;
-pub mod new;
-mod peer;
-pub mod pin;
-mod policy;
-pub mod rebuild;
-pub mod reference;
-pub mod rename;
-pub mod restore;
-mod scratch;
-pub mod sessions;
-pub mod snapshots;
-pub mod socket;
-pub mod state;
-pub mod stop;
+pub mod record;
+pub mod server;
+pub mod session;
 #[cfg(test)]
 mod tests;
 pub mod text;
-pub mod umount;
-pub mod unit;
-pub mod verify;
-pub mod watchers;
+pub mod upkeep;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -13,10 +13,11 @@ use karapace_store::lock::EnvLock;
 use karapace_store::metadata::{EnvState, Metadata};
 use std::sync::Arc;
 
-use super::build::BuildOptions;
-use super::control::Plane;
-use super::instance::{Instance, Wait};
-use super::{Engine, Error, Silent, gc, verify};
+use super::instance::open::{Instance, Wait};
+use super::make::build::BuildOptions;
+use super::server::control::Plane;
+use super::upkeep::{gc, verify};
+use super::{Engine, Error, Silent};
 
 mod apps;
 mod build;
@@ -227,7 +228,7 @@ fn frozen_environments_refuse_and_stay() {
 fn an_open_environment_is_not_destroyed_or_renamed_under_its_user() {
     let place = Place::new();
     let env = place.import("dev");
-    let session = super::sessions::Session::join(&place.engine, &env.instance).unwrap();
+    let session = super::instance::sessions::Session::join(&place.engine, &env.instance).unwrap();
     assert!(matches!(place.engine.destroy(&env, false), Err(Error::Running { .. })));
     assert!(matches!(place.engine.rename(&env, "other"), Err(Error::Running { .. })));
     session.leave(|| Ok(())).unwrap();
@@ -390,8 +391,8 @@ fn a_rebuild_keeps_name_and_snapshots_and_takes_what_is_uncommitted_along() {
     let head = place.reload(&new).head;
     assert_eq!(head, saved);
     // What the snapshots were made on is no longer known: the chain begins with them.
-    let layer = super::reference::resolve(&place.reload(&new), "one").unwrap();
-    assert_eq!(super::reference::parent(&place.reload(&new), layer), None);
+    let layer = super::instance::reference::resolve(&place.reload(&new), "one").unwrap();
+    assert_eq!(super::instance::reference::parent(&place.reload(&new), layer), None);
     place.engine.freeze(&new).unwrap();
     let refused = place.engine.rebuild(&path, &options, &Silent).err().unwrap().to_string();
     assert!(refused.contains("Frozen cannot be rebuilt"), "{refused}");
@@ -410,9 +411,9 @@ fn a_pin_changes_one_line_and_holds_the_content() {
     };
     let error = place.engine.build(&path, &strict, &Silent).err().unwrap().to_string();
     assert!(error.contains("is not pinned to a content: `karapace pin"), "{error}");
-    assert!(!super::pin::is_pinned(&path).unwrap().0);
+    assert!(!super::make::pin::is_pinned(&path).unwrap().0);
     let pinned = place.engine.pin(&path, true, false, &Silent).unwrap();
-    assert!(pinned.changed && pinned.lock.is_some() && super::pin::is_pinned(&path).unwrap().0);
+    assert!(pinned.changed && pinned.lock.is_some() && super::make::pin::is_pinned(&path).unwrap().0);
     let new = fs::read_to_string(&path).unwrap();
     let changed = text.lines().zip(new.lines()).filter(|(old, new)| old != new).count();
     assert_eq!((changed, text.lines().count()), (1, new.lines().count()), "{new}");
@@ -440,7 +441,7 @@ fn differences_between_layers_and_the_view() {
     instance.close().unwrap();
     drop(instance);
     let env = place.reload(&env);
-    let show = |changes: Vec<super::socket::Changed>| -> Vec<String> {
+    let show = |changes: Vec<super::server::socket::Changed>| -> Vec<String> {
         changes.iter().map(|c| format!("{} {}", c.kind, String::from_utf8_lossy(&c.path.0))).collect()
     };
     assert_eq!(show(place.engine.diff(&env).unwrap()), ["A /c"]);
@@ -468,7 +469,8 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     assert_eq!((&made.env_id, made.base_layer, made.snapshots.len()), (&env.env_id, env.base_layer, 1));
     assert_eq!((made.head, made.snapshots[0].parent), (made.snapshots[0].hash, env.base_layer));
     let changes = place.engine.diff_since(&made, "base").unwrap();
-    let text = |c: &super::socket::Changed| format!("{} {}", c.kind, String::from_utf8_lossy(&c.path.0));
+    let text =
+        |c: &super::server::socket::Changed| format!("{} {}", c.kind, String::from_utf8_lossy(&c.path.0));
     let changes: Vec<String> = changes.iter().map(text).collect();
     assert_eq!(changes, ["D /etc/hostname", "A /etc/new"]);
     // The same onto the snapshot that it made: nothing is left to change.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use karapace::engine::instance::Instance;
+use karapace::engine::instance::open::Instance;
 use karapace::engine::{Engine, Silent};
 use karapace_fs::attr::Caller;
 use karapace_store::import::Mounts;

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
-use crate::engine::build::BuildOptions;
+use crate::engine::make::build::BuildOptions;
 
 /// Build the environment that a manifest describes
 ///

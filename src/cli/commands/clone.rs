@@ -2,8 +2,9 @@ use serde_json::json;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
-use crate::engine::clone::CloneFrom;
-use crate::engine::{Error, reference};
+use crate::engine::Error;
+use crate::engine::instance::reference;
+use crate::engine::make::clone::CloneFrom;
 
 /// Make a second environment that shares everything with the first
 ///

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit, menu};
-use crate::engine::destroy::check_destroy;
+use crate::engine::record::destroy::check_destroy;
 
 /// Remove an environment with its snapshots and uncommitted changes
 ///

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit};
-use crate::engine::du::{EnvUsage, SnapshotUsage};
+use crate::engine::upkeep::du::{EnvUsage, SnapshotUsage};
 
 /// Show what environments take on disk, shared with others and on their own
 ///

@@ -7,7 +7,7 @@ use karapace_store::text;
 use crate::cli::Global;
 use crate::cli::ui::Failure;
 use crate::engine::Error;
-use crate::engine::enter::EnterOptions;
+use crate::engine::session::enter::EnterOptions;
 use crate::process;
 use crate::runtime::{Choices, HomeMode};
 

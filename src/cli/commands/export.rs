@@ -9,8 +9,9 @@ use serde_json::json;
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
 use crate::cli::writer;
-use crate::engine::export::{Exported, Format, Target, Wanted};
-use crate::engine::{Engine, Error, Report, reference};
+use crate::engine::export::image::{Exported, Format, Target, Wanted};
+use crate::engine::instance::reference;
+use crate::engine::{Engine, Error, Report};
 
 /// Write an environment as a tar of its root filesystem, or as an OCI image
 ///

@@ -3,7 +3,7 @@ use serde_json::json;
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, menu, store_root};
 use crate::engine::Error;
-use crate::engine::export_app::{App, text_of, this_program};
+use crate::engine::export::app::{App, text_of, this_program};
 
 /// Put a program of an environment into the desktop's menu
 ///

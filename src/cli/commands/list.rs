@@ -17,7 +17,7 @@ impl Args {
         } else if global.quiet() {
             environments.iter().try_for_each(|env| ui::line(&env.instance))?;
         } else {
-            let row = |env: &crate::engine::inspect::Summary| {
+            let row = |env: &crate::engine::record::inspect::Summary| {
                 vec![
                     env.name.clone(),
                     env.short_id.clone(),

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::background::{leave_host, tell_failed, tell_ready};
-use crate::engine::mount::{DEFAULT_THREADS, Options, default_dir};
+use crate::engine::mount::background::{leave_host, tell_failed, tell_ready};
+use crate::engine::mount::serve::{DEFAULT_THREADS, Options, default_dir};
 use crate::engine::{Engine, Error};
 use crate::process;
 

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit};
-use crate::engine::background::{tell_failed, tell_ready};
-use crate::engine::mount_all::default_dir;
+use crate::engine::mount::all::default_dir;
+use crate::engine::mount::background::{tell_failed, tell_ready};
 use crate::engine::{Engine, Error};
 use crate::process;
 

@@ -11,8 +11,10 @@ use nix::mount::{MsFlags, mount};
 use super::Command;
 use crate::cli::ui::Failure;
 use crate::cli::{Cli, start_log, tell_failure, usage};
-use crate::engine::mount::SOURCE;
-use crate::engine::{Error, default_store, mountpoint, reference};
+use crate::engine::instance::reference;
+use crate::engine::mount::point;
+use crate::engine::mount::serve::SOURCE;
+use crate::engine::{Error, default_store};
 
 /// What mount(8) looks for in /sbin.
 const NAME: &str = "mount.fuse.karapace";
@@ -240,7 +242,7 @@ fn store_of_account() -> Option<PathBuf> {
 
 /// Gives the mount on `dir` other flags of the kernel's: these, and of a user's mount those that it must have.
 fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
-    let Some(mounter) = mountpoint::mounter_of_ours(dir).map_err(Failure::from)? else {
+    let Some(mounter) = point::mounter_of_ours(dir).map_err(Failure::from)? else {
         let reason = format!("no environment is mounted on {}: leave `remount` out", dir.display());
         return Err(Failure::Engine(Error::Invalid(reason)).into());
     };

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::Error;
-use crate::engine::new::{Template, free_path, new_manifest};
+use crate::engine::make::new::{Template, free_path, new_manifest};
 
 /// Write a karapace.toml in the current directory
 ///

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Bars, Failure};
 use crate::cli::{Global, exit};
-use crate::engine::pin::is_pinned;
+use crate::engine::make::pin::is_pinned;
 
 /// Write the content of the base image into the manifest
 ///

@@ -1,6 +1,6 @@
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::snapshots::snapshots;
+use crate::engine::instance::snapshots::snapshots;
 
 /// List the snapshots of an environment, newest last, or remove some
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,7 @@ impl Args {
             lines.iter().try_for_each(|line| ui::line(&line.hash))?;
             return Ok(());
         }
-        let row = |line: &crate::engine::snapshots::SnapshotLine| {
+        let row = |line: &crate::engine::instance::snapshots::SnapshotLine| {
             let time = line.created_at.split('.').next().unwrap_or_default().replace('T', " ");
             // A message may have several lines; a list shows the first.
             let message = line.message.as_deref().and_then(|m| m.lines().next()).unwrap_or_default();

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use crate::cli::ui::Failure;
-use crate::engine::watchers::make_calls;
+use crate::engine::instance::watchers::make_calls;
 
 /// Make the calls that programs hear of which watch files
 ///

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Bars, Failure};
 use crate::cli::{Global, exit};
-use crate::engine::verify::{Repaired, verify, verify_and_repair};
+use crate::engine::upkeep::verify::{Repaired, verify, verify_and_repair};
 
 /// Read the whole store and check everything in it
 ///

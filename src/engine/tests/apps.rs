@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::*;
-use crate::engine::export_app::Menu;
+use crate::engine::export::app::Menu;
 
 const APPLICATIONS: &str = "usr/share/applications";
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::Place;
 use crate::description::locked::{LockFile, LockedPackage};
 use crate::description::manifest::Manifest;
-use crate::engine::build::BuildOptions;
-use crate::engine::new::{Template, new_manifest};
+use crate::engine::make::build::BuildOptions;
+use crate::engine::make::new::{Template, new_manifest};
 use crate::engine::{Error, Silent};
 
 #[test]

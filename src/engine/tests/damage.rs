@@ -11,9 +11,10 @@ use karapace_store::layer::LayerRecord;
 use karapace_store::pins::Pin;
 use karapace_store::tree::{Target, Trees};
 
-use super::super::clone::CloneFrom;
-use super::super::export::{self, Format, Wanted};
 use super::*;
+use crate::engine::export::image;
+use crate::engine::export::image::{Format, Wanted};
+use crate::engine::make::clone::CloneFrom;
 
 /// Entries of a directory whose listing is split.
 const MANY: usize = 1100;
@@ -192,7 +193,7 @@ fn what_needs_something_damaged_names_path_and_environment() {
     let export = |format| {
         let (mut out, name) = (Vec::new(), Path::new("the archive"));
         let wanted = Wanted { snapshot: None, format, paths: &[], compression: None };
-        let target = export::Target::Stream(&mut out, name);
+        let target = image::Target::Stream(&mut out, name);
         place.engine.export(&place.reload(&env), &wanted, target, &Silent)
     };
     let named = |result: std::result::Result<(), Error>, object: &ObjectId, path: &str| {

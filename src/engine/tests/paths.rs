@@ -7,8 +7,8 @@ use karapace_store::inode::{Body, FileKind, Ino};
 use karapace_store::layer::LayerRecord;
 use karapace_store::tree::{Trees, walk};
 
-use super::super::build::BuildOptions;
 use super::*;
+use crate::engine::make::build::BuildOptions;
 
 /// Paths of a view with the content of files; `None` is a directory.
 type Files = BTreeMap<String, Option<String>>;
@@ -92,7 +92,7 @@ fn paths(paths: &[&str]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| path.as_bytes().to_vec()).collect()
 }
 
-fn commit_paths(instance: &Instance, chosen: &[&str]) -> super::super::instance::CommitOutcome {
+fn commit_paths(instance: &Instance, chosen: &[&str]) -> crate::engine::instance::open::CommitOutcome {
     instance.commit(&paths(chosen), None, None, Wait::Long).unwrap()
 }
 
@@ -100,7 +100,7 @@ fn restore_paths(
     instance: &Instance,
     reference: &str,
     chosen: &[&str],
-) -> super::super::instance::RestoreOutcome {
+) -> crate::engine::instance::open::RestoreOutcome {
     instance.restore(reference, &paths(chosen), None, Wait::Long).unwrap()
 }
 
@@ -407,7 +407,7 @@ fn snapshots_removed_from_the_middle_leave_the_others_whole() {
     sound(&place, &instance);
     // ~k counts those that are left.
     for (reference, index) in [("~0", 5), ("~1", 4), ("~2", 2), ("~3", 0)] {
-        let resolved = super::super::reference::resolve(&instance.metadata(), reference).unwrap();
+        let resolved = crate::engine::instance::reference::resolve(&instance.metadata(), reference).unwrap();
         assert_eq!(resolved.hash, made[index].0, "{reference}");
     }
     for index in [0, 2, 4, 5] {
@@ -418,7 +418,10 @@ fn snapshots_removed_from_the_middle_leave_the_others_whole() {
     instance.restore(&made[4].0.to_hex(), &[], None, Wait::Long).unwrap();
     put(instance.view(), "/more", "x");
     commit(&instance, Some("three"));
-    assert_eq!(super::super::reference::resolve(&instance.metadata(), "~2").unwrap().hash, made[2].0);
+    assert_eq!(
+        crate::engine::instance::reference::resolve(&instance.metadata(), "~2").unwrap().hash,
+        made[2].0
+    );
 }
 
 /// A generator of numbers that is always the same.
@@ -550,7 +553,7 @@ fn comparing_snapshots_does_not_open_what_is_equal() {
     drop(instance);
     let env = place.reload(&env);
     let between = || place.engine.diff_between(&env, "one", "two");
-    let listed = |changes: Vec<super::super::socket::Changed>| -> Vec<_> {
+    let listed = |changes: Vec<crate::engine::server::socket::Changed>| -> Vec<_> {
         changes.into_iter().map(|c| (c.kind, String::from_utf8(c.path.0).unwrap())).collect()
     };
     assert_eq!(listed(between().unwrap()), [('M', "/differs/f".to_owned())]);

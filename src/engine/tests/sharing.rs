@@ -1,7 +1,7 @@
 //! Clones, what environments share and have for themselves, and how long snapshots are kept.
 
 use super::*;
-use crate::engine::clone::CloneFrom;
+use crate::engine::make::clone::CloneFrom;
 
 impl Place {
     /// Changes the file `name` of an environment and commits it.
@@ -158,7 +158,7 @@ fn what_is_uncommitted_counts_as_the_environments_own() {
 
 #[test]
 fn old_snapshots_go_as_a_dry_run_says() {
-    use crate::engine::keep::Keep;
+    use crate::engine::upkeep::retention::Keep;
     let place = Place::new();
     let (env, other) = (place.import("dev"), place.import("frozen"));
     for (n, name) in [(1, None), (2, Some("kept")), (3, None), (4, None)] {

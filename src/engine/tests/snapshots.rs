@@ -1,11 +1,12 @@
 //! Names of snapshots, and which one is the newest.
 
 use super::{Place, commit, write};
-use crate::engine::clone::CloneFrom;
-use crate::engine::control::Plane;
-use crate::engine::instance::{Instance, Wait};
-use crate::engine::snapshots::snapshots;
-use crate::engine::{Silent, reference};
+use crate::engine::Silent;
+use crate::engine::instance::open::{Instance, Wait};
+use crate::engine::instance::reference;
+use crate::engine::instance::snapshots::snapshots;
+use crate::engine::make::clone::CloneFrom;
+use crate::engine::server::control::Plane;
 use karapace_fs::control::ControlPlane;
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;

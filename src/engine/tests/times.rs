@@ -3,8 +3,8 @@
 use karapace_store::inode::{InodeRecord, Timestamp};
 use karapace_store::tree::{Target, Trees};
 
-use super::super::restore::Times;
 use super::*;
+use crate::engine::instance::restore::Times;
 
 /// The record of a file in the root directory.
 fn record(instance: &Instance, name: &str) -> InodeRecord {

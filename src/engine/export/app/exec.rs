@@ -1,0 +1,272 @@
+//! Exec lines: arguments, quotes and field codes (Desktop Entry Specification 1.5, "The Exec key"). Pure.
+//!
+//! Desktops differ in what they do with a line that the specification does not allow; some give it to a shell. So such a line is
+//! refused, and what is written is quoted anew.
+
+use super::entry::escaped;
+
+/// What must be quoted: a shell may see something in it.
+const RESERVED: &str = " \t\n\"'\\><~|&;$*?#()`";
+
+/// What an argument may be made of that is not quoted.
+const PLAIN: &str = "/._-+:,@=";
+
+/// Field codes that a desktop replaces: files and addresses, the icon, the name, this file.
+const CODES: &str = "fFuUick";
+
+/// Those that name files. There is one at most in a line.
+const FILES: &str = "fFuU";
+
+/// Those that are an argument by themselves, because they become several.
+const ALONE: &str = "FUi";
+
+/// Those that desktops drop by now.
+const DEPRECATED: &str = "dDnNvm";
+
+/// What an argument consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Code(char),
+}
+
+/// A command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Exec(Vec<Vec<Part>>);
+
+impl Exec {
+    /// Parses the value of an Exec key, once its escapes are resolved.
+    ///
+    /// # Errors
+    /// Why the specification does not allow it.
+    pub fn parse(value: &str) -> Result<Exec, String> {
+        if let Some(c) = value.chars().find(|c| c.is_control()) {
+            return Err(format!("it has the control character {}", c.escape_debug()));
+        }
+        let mut args = Vec::new();
+        let mut rest = value.trim_matches(' ');
+        while !rest.is_empty() {
+            let (arg, after) = match rest.strip_prefix('"') {
+                Some(quoted) => parse_quoted(quoted)?,
+                None => parse_plain(rest)?,
+            };
+            if !after.is_empty() && !after.starts_with(' ') {
+                return Err("quotes are for whole arguments".to_owned());
+            }
+            args.extend(arg);
+            rest = after.trim_start_matches(' ');
+        }
+        match args.first().map(Vec::as_slice) {
+            Some([Part::Text(program)]) if !program.is_empty() => {}
+            None | Some([Part::Text(_)]) => return Err("it names no program".to_owned()),
+            Some(_) => return Err("a field code stands where the program should".to_owned()),
+        }
+        let files = args.iter().flatten().filter(|p| matches!(p, Part::Code(code) if FILES.contains(*code)));
+        if files.count() > 1 {
+            return Err("it has more than one of %f, %F, %u and %U".to_owned());
+        }
+        Ok(Exec(args))
+    }
+
+    /// The line that runs this by `command`, written as the value of a key.
+    pub fn behind(&self, command: &[String]) -> Result<String, String> {
+        let mut words = command.iter().map(|word| quoted(word)).collect::<Result<Vec<_>, _>>()?;
+        for arg in &self.0 {
+            words.push(written(arg)?);
+        }
+        Ok(escaped(&words.join(" ")))
+    }
+
+    /// The words that stand for themselves, up to the first that has a field code.
+    pub fn words(&self) -> Vec<&str> {
+        let words = self.0.iter().map_while(|arg| match arg.as_slice() {
+            [Part::Text(text)] => Some(text.as_str()),
+            _ => None,
+        });
+        words.collect()
+    }
+
+    /// The line with another word in the place of one that has no field code.
+    pub fn with_word(mut self, index: usize, word: &str) -> Exec {
+        self.0[index] = vec![Part::Text(word.to_owned())];
+        self
+    }
+}
+
+type Parsed<'a> = Result<(Option<Vec<Part>>, &'a str), String>;
+
+/// An argument in quotes, whose opening one was taken, and what follows it.
+fn parse_quoted(text: &str) -> Parsed<'_> {
+    let mut arg = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match (c, chars.clone().next().map(|(_, next)| next)) {
+            ('"', _) => return Ok((Some(vec![Part::Text(arg)]), &text[at + 1..])),
+            ('\\', Some(next @ ('"' | '`' | '$' | '\\'))) | ('%', Some(next @ '%')) => {
+                arg.push(next);
+                chars.next();
+            }
+            ('\\', _) => return Err("in quotes a backslash stands before \", `, $ or \\ only".to_owned()),
+            ('`' | '$', _) => return Err(format!("{c} stands in quotes without a backslash")),
+            ('%', _) => return Err("a field code stands in quotes".to_owned()),
+            _ => arg.push(c),
+        }
+    }
+    Err("a quote is not closed".to_owned())
+}
+
+/// An argument without quotes, and what follows it; none where it was a field code that means nothing any more.
+fn parse_plain(text: &str) -> Parsed<'_> {
+    let end = text.find(' ').unwrap_or(text.len());
+    let (word, after) = text.split_at(end);
+    let mut parts = Vec::new();
+    let mut literal = String::new();
+    let mut chars = word.chars();
+    while let Some(c) = chars.next() {
+        if RESERVED.contains(c) {
+            return Err(format!("{c} stands there without quotes"));
+        }
+        if c != '%' {
+            literal.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('%') => literal.push('%'),
+            Some(code) if DEPRECATED.contains(code) => {}
+            Some(code) if CODES.contains(code) => {
+                if ALONE.contains(code) && word.len() > 2 {
+                    return Err(format!("%{code} is an argument by itself"));
+                }
+                if !literal.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut literal)));
+                }
+                parts.push(Part::Code(code));
+            }
+            Some(other) => return Err(format!("%{} is no field code", other.escape_debug())),
+            None => return Err("it ends in %".to_owned()),
+        }
+    }
+    if !literal.is_empty() {
+        parts.push(Part::Text(literal));
+    }
+    Ok((Some(parts).filter(|parts| !parts.is_empty()), after))
+}
+
+/// An argument as it stands in a line, but for the escapes of all values.
+fn written(arg: &[Part]) -> Result<String, String> {
+    match arg {
+        [Part::Text(word)] => quoted(word),
+        parts => parts.iter().map(beside_a_code).collect(),
+    }
+}
+
+/// What stands beside a field code cannot be quoted.
+fn beside_a_code(part: &Part) -> Result<String, String> {
+    match part {
+        Part::Code(code) => Ok(format!("%{code}")),
+        Part::Text(text) if text.chars().all(|c| is_plain(c) || c == '%') => Ok(text.replace('%', "%%")),
+        Part::Text(text) => Err(format!("{text:?} beside a field code cannot be quoted")),
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || PLAIN.contains(c)
+}
+
+/// A word that stands for itself, whatever is in it.
+fn quoted(word: &str) -> Result<String, String> {
+    if word.contains(char::is_control) {
+        return Err(format!("{word:?} has a control character"));
+    }
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return Ok(word.to_owned());
+    }
+    let mut inner = String::new();
+    for c in word.chars() {
+        match c {
+            '"' | '`' | '$' | '\\' => inner.extend(['\\', c]),
+            '%' => inner.push_str("%%"),
+            other => inner.push(other),
+        }
+    }
+    Ok(format!("\"{inner}\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::export::app::entry::unescaped;
+
+    fn again(value: &str) -> Result<String, String> {
+        unescaped(&Exec::parse(value)?.behind(&[])?, false)
+    }
+
+    #[test]
+    fn arguments_are_quoted_anew() {
+        for (value, expected) in [
+            ("editor %U", "editor %U"),
+            ("  a   b ", "a b"),
+            ("\"editor\" \"plain\" \"\"", "editor plain \"\""),
+            ("sh -c \"touch x && y\"", "sh -c \"touch x && y\""),
+            (r#"a "b \" \` \$ \\ c""#, r#"a "b \" \` \$ \\ c""#),
+            ("a 100%% \"5 %% off\"", "a \"100%%\" \"5 %% off\""),
+            ("a --file=%f", "a --file=%f"),
+            ("a 5%%%f", "a 5%%%f"),
+            ("a %i %c %k %F", "a %i %c %k %F"),
+            ("a %d %D %n %N %v %m --x=%d b", "a --x= b"),
+            ("a {b} [c] ä!", "a \"{b}\" \"[c]\" \"ä!\""),
+        ] {
+            assert_eq!(again(value).as_deref(), Ok(expected), "{value}");
+            assert_eq!(again(expected).as_deref(), Ok(expected), "{value}: it is read as it was written");
+        }
+        let exec = Exec::parse("editor %U").unwrap();
+        let command = ["/opt/a b/karapace".to_owned(), "--store".to_owned(), "/s$x%\\`\"".to_owned()];
+        let line = exec.behind(&command).unwrap();
+        assert_eq!(line, r#""/opt/a b/karapace" --store "/s\\$x%%\\\\\\`\\"" editor %U"#);
+        let words = Exec::parse(&unescaped(&line, false).unwrap()).unwrap();
+        assert_eq!(words.words(), [&command[0], &command[1], &command[2], "editor"]);
+        assert_eq!(words.with_word(1, "x y").behind(&[]).unwrap().split(' ').nth(2), Some("\"x"));
+        assert!(exec.behind(&["a\nb".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn what_the_specification_does_not_allow_is_refused() {
+        for (value, reason) in [
+            ("", "names no program"),
+            ("\"\" x", "names no program"),
+            ("%f x", "where the program should"),
+            ("foo; touch /tmp/x", "; stands there without quotes"),
+            ("a|b", "| stands"),
+            ("a & b", "& stands"),
+            ("a $(touch x)", "$ stands there"),
+            ("a `b`", "` stands"),
+            ("a > b", "> stands"),
+            ("a ~/b", "~ stands"),
+            ("a *", "* stands"),
+            ("a #b", "# stands"),
+            ("sh -c 'x'", "' stands"),
+            ("a\\ b", "\\ stands"),
+            ("a b\"c d\"", "\" stands"),
+            ("a \"b\"c", "whole arguments"),
+            ("a \"b", "not closed"),
+            ("a \"b\\\"", "not closed"),
+            ("a \"$(touch x)\"", "$ stands in quotes"),
+            ("a \"`x`\"", "` stands in quotes"),
+            ("a \"\\x\"", "a backslash stands before"),
+            ("a \"%f\"", "a field code stands in quotes"),
+            ("a \"50%\"", "a field code stands in quotes"),
+            ("a %x", "%x is no field code"),
+            ("a %", "ends in %"),
+            ("a --f=%F", "%F is an argument by itself"),
+            ("a %i%i", "%i is an argument"),
+            ("a %f %u", "more than one of"),
+            ("a {%f}", "cannot be quoted"),
+            ("a \"b\nc\"", "control character \\n"),
+            ("a\tb", "control character \\t"),
+            ("a\u{9b}b", "control character"),
+        ] {
+            let refused = again(value).unwrap_err();
+            assert!(refused.contains(reason), "{value:?}: {refused}");
+        }
+    }
+}

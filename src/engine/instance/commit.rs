@@ -1,0 +1,327 @@
+//! Making a snapshot.
+//!
+//! The view is stored as a tree; the layer is that tree, but for what the manifest ignores, or the head's tree with the chosen paths
+//! of it. The view then stands on the layer, and its upper lies over the tree that was stored: what the layer left out is still
+//! there, and still counts as uncommitted.
+
+use karapace_fs::attr::HeadRef;
+use karapace_fs::view::{Published, Stays, Stored};
+use karapace_store::error::StoreError;
+use karapace_store::id::{LayerHash, ObjectId, RecordId};
+use karapace_store::inode::{Body, Timestamp};
+use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
+use karapace_store::metadata::{Metadata, SnapshotEntry};
+use karapace_store::paths::Ignore;
+use karapace_store::tree::{Change, diff};
+
+use super::layering::{Counts, Layer, Layering, normalised};
+use super::open::{CommitOutcome, Instance, Wait, check_snapshot_name};
+use super::reference::{self, LayerRef};
+use crate::engine::{Engine, Error, Result};
+
+impl Engine {
+    /// Makes a snapshot of what `env` is now, or of the chosen paths of it, durable on return.
+    pub fn commit(
+        &self,
+        env: &Metadata,
+        paths: &[Vec<u8>],
+        name: Option<&str>,
+        message: Option<&str>,
+    ) -> Result<CommitOutcome> {
+        name.map(check_snapshot_name).transpose()?;
+        self.request_commit(env, paths, name, message)
+    }
+}
+
+/// What a commit leaves behind in the upper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// What is ignored.
+    Upper,
+    /// Nothing: the tree below it takes all there is.
+    Nothing,
+}
+
+/// What differs between the head's layer and the tree that the upper lies over, ignored paths left out.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Between {
+    record: Option<RecordId>,
+    root: Option<ObjectId>,
+    /// Paths.
+    pub files: u64,
+    /// Bytes of the files among them.
+    pub bytes: u64,
+}
+
+/// What a commit changes in the environment's record, as it was before.
+struct Before {
+    snapshots: Vec<SnapshotEntry>,
+    head: LayerHash,
+    head_record: RecordId,
+}
+
+impl Before {
+    fn of(metadata: &Metadata) -> Before {
+        let Metadata { snapshots, head, head_record, .. } = metadata;
+        Before { snapshots: snapshots.clone(), head: *head, head_record: *head_record }
+    }
+}
+
+impl Instance {
+    /// Puts all that is in the upper into the tree below it; the layer that the view stands on stays what it is.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.view.store(None, &mut |stored| Ok(Some(self.settled(stored))))?;
+        self.pin_head();
+        Ok(())
+    }
+
+    /// The layer that all there is makes on the tree `base`, but for what `ignore` covers; None when that is nothing.
+    pub(in crate::engine) fn layer_on(&self, base: &ObjectId, ignore: &Ignore) -> Result<Option<Layer>> {
+        self.settle()?;
+        let id = self.view.head().root;
+        let (old, root) = (self.trees.root(base)?, self.trees.root(&id)?);
+        let stored = Stored { old: old.clone(), root: (*root).clone(), id };
+        let layering = Layering { trees: &self.trees, ignore, head: &old, head_id: *base };
+        layering.layer(&stored, None, self.view.next_ino())
+    }
+
+    fn settled(&self, stored: &Stored) -> Published {
+        let head = HeadRef { root: stored.id, ..self.view.head() };
+        Published { head, next_ino: stored.root.next_ino }
+    }
+
+    /// Makes a snapshot of the view, or of the chosen paths of it (docs/MANIFEST.md, "Chosen paths"), the rest
+    /// staying uncommitted. With no change the head is given back and nothing is added, but for the name.
+    pub fn commit(
+        &self,
+        paths: &[Vec<u8>],
+        name: Option<&str>,
+        message: Option<&str>,
+        wait: Wait,
+    ) -> Result<CommitOutcome> {
+        let _shared = self.lock_store(wait)?;
+        let _turn = self.take_turn()?;
+        self.check_writable()?;
+        if let Some(name) = name {
+            self.check_snapshot_name(name)?;
+        }
+        let paths = normalised(paths, &self.ignore)?;
+        let chosen = (!paths.is_empty()).then_some(&paths[..]);
+        let outcome = self.commit_changes(chosen, Keep::Upper, name, message)?;
+        if let (false, Some(name)) = (outcome.created, name) {
+            self.name_head(name, message)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Commits what differs from the head's layer, or of it the chosen paths. With [`Keep::Nothing`] the upper is empty afterwards,
+    /// whether or not there was something to commit.
+    pub(super) fn commit_changes(
+        &self,
+        chosen: Option<&[Vec<u8>]>,
+        keep: Keep,
+        name: Option<&str>,
+        message: Option<&str>,
+    ) -> Result<CommitOutcome> {
+        let mut counts = Counts::default();
+        let mut failure = None;
+        let before = Before::of(&self.metadata.lock());
+        let mut recorded = None;
+        let stays = |path: &[u8]| self.ignore.covers(path);
+        let stays: Option<Stays<'_>> = (keep == Keep::Upper && !self.ignore.is_empty()).then_some(&stays);
+        let done = self.view.store(stays, &mut |stored| {
+            let published = self.layer_of(stored, chosen).and_then(|layer| match layer {
+                Some(layer) => {
+                    counts = layer.counts;
+                    let published = self.publish(stored, &layer, name, message)?;
+                    recorded = Some(published.head.layer);
+                    Ok(Some(published))
+                }
+                None if keep == Keep::Nothing => Ok(Some(self.settled(stored))),
+                None => Ok(None),
+            });
+            published.map_err(|error| match error {
+                Error::Store(error) => error,
+                error => {
+                    failure = Some(error);
+                    StoreError::Cancelled
+                }
+            })
+        });
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        match (done, recorded) {
+            (Err(error), Some(hash)) => return Err(self.take_back(before, hash, error.into())),
+            (done, _) => drop(done?),
+        }
+        self.pin_head();
+        let Counts { added, modified, deleted } = counts;
+        let created = added + modified + deleted > 0;
+        Ok(CommitOutcome { hash: self.view.head().layer, created, added, modified, deleted })
+    }
+
+    /// After a commit whose snapshot was recorded and which the view could not be put on: takes the record back, so that nothing has
+    /// happened, or says that this failed, too. The caller has the turn.
+    fn take_back(&self, before: Before, hash: LayerHash, error: Error) -> Error {
+        let undone = self.update_metadata(|metadata| {
+            metadata.snapshots = before.snapshots;
+            (metadata.head, metadata.head_record) = (before.head, before.head_record);
+        });
+        let Err(second) = undone else { return error };
+        let reason = format!(
+            "{error}; the snapshot {hash} was made all the same and stays, for it could not be taken back: {second}. What it \
+             holds counts as uncommitted until the next commit"
+        );
+        Error::Served { errno: error.errno(), reason }
+    }
+
+    /// The layer that a stored view makes on the head; None when it would be empty.
+    fn layer_of(&self, stored: &Stored, chosen: Option<&[Vec<u8>]>) -> Result<Option<Layer>> {
+        let head_id = self.root_of(&self.view.head().record)?;
+        let head = self.trees.root(&head_id)?;
+        let layering = Layering { trees: &self.trees, ignore: &self.ignore, head: &head, head_id };
+        layering.layer(stored, chosen, self.view.next_ino())
+    }
+
+    /// Records a layer, then the environment's record, which makes it visible.
+    fn publish(
+        &self,
+        stored: &Stored,
+        made: &Layer,
+        name: Option<&str>,
+        message: Option<&str>,
+    ) -> Result<Published> {
+        let parent = self.view.head().layer;
+        let env_id = self.metadata.lock().env_id.clone();
+        let hash = snapshot_hash(&env_id, &parent, &made.tar_hash);
+        let created_at = Timestamp::now();
+        let layer = LayerRecord {
+            hash,
+            kind: LayerKind::Snapshot,
+            parent: Some(parent),
+            object_refs: vec![made.id],
+            read_only: true,
+            tar_hash: made.tar_hash,
+            tree: made.id,
+            created_at,
+            message: message.map(str::to_owned),
+        };
+        let record = LayerRecord::write(self.store(), &layer)?;
+        self.update_metadata(|metadata| {
+            let entry = SnapshotEntry {
+                hash,
+                record,
+                parent,
+                name: name.map(str::to_owned),
+                message: message.map(str::to_owned),
+                created_at,
+            };
+            add_snapshot(&mut metadata.snapshots, entry);
+            (metadata.head, metadata.head_record) = (hash, record);
+        })?;
+        let head = HeadRef { layer: hash, record, root: stored.id };
+        Ok(Published { head, next_ino: made.next_ino })
+    }
+
+    /// What counts as uncommitted although it is not in the upper: a commit or restore of chosen paths left it in the tree below.
+    pub(super) fn between(&self) -> Result<Between> {
+        let head = self.view.head();
+        let known = *self.between.lock();
+        if let Some(known) =
+            known.filter(|known| (known.record, known.root) == (Some(head.record), Some(head.root)))
+        {
+            return Ok(known);
+        }
+        let layer = self.trees.root(&self.root_of(&head.record)?)?;
+        let below = self.trees.root(&head.root)?;
+        let mut found = Between { record: Some(head.record), root: Some(head.root), files: 0, bytes: 0 };
+        diff(&self.trees, Some(&layer), &below, &mut |path, change| {
+            if self.ignore.covers(path) {
+                return Ok(());
+            }
+            found.files += 1;
+            if let Change::Added(new) | Change::Modified { new, .. } = change
+                && let Body::Regular(content) = &new.body
+            {
+                found.bytes += content.size;
+            }
+            Ok(())
+        })?;
+        *self.between.lock() = Some(found);
+        Ok(found)
+    }
+
+    /// Names the layer that the view stands on.
+    fn name_head(&self, name: &str, message: Option<&str>) -> Result<()> {
+        let head = self.view.head();
+        self.update_metadata(|metadata| {
+            let unnamed =
+                metadata.snapshots.iter_mut().rev().find(|s| s.record == head.record && s.name.is_none());
+            if let Some(entry) = unnamed {
+                entry.name = Some(name.to_owned());
+                entry.message = entry.message.take().or(message.map(str::to_owned));
+                return;
+            }
+            let twin = metadata.snapshots.iter().rposition(|s| s.record == head.record);
+            // Beside the snapshot that it names, and as old: what is newest stays so.
+            let (at, parent, created_at) = match twin {
+                Some(at) => (at + 1, metadata.snapshots[at].parent, metadata.snapshots[at].created_at),
+                None => {
+                    let layer = LayerRef { hash: head.layer, record: head.record };
+                    let below = reference::parent(metadata, layer).map(|parent| parent.hash);
+                    (0, below.unwrap_or(metadata.base_layer), metadata.created_at)
+                }
+            };
+            let (name, message) = (Some(name.to_owned()), message.map(str::to_owned));
+            let entry =
+                SnapshotEntry { hash: head.layer, record: head.record, parent, name, message, created_at };
+            metadata.snapshots.insert(at, entry);
+        })?;
+        Ok(())
+    }
+}
+
+/// Appends a snapshot. The same content committed on the same parent has the same hash: then the newer record takes the older
+/// one's place in the list, unless each has a name of its own.
+fn add_snapshot(snapshots: &mut Vec<SnapshotEntry>, mut entry: SnapshotEntry) {
+    let twin = snapshots.iter().position(|s| {
+        s.hash == entry.hash && (s.name.is_none() || entry.name.is_none() || s.name == entry.name)
+    });
+    if let Some(index) = twin {
+        let old = snapshots.remove(index);
+        entry.name = entry.name.or(old.name);
+        entry.message = entry.message.or(old.message);
+    }
+    snapshots.push(entry);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(hash: u8, record: u8, name: Option<&str>, message: Option<&str>) -> SnapshotEntry {
+        SnapshotEntry {
+            hash: LayerHash::from_bytes([hash; 32]),
+            record: RecordId::from_bytes([record; 32]),
+            parent: LayerHash::from_bytes([0; 32]),
+            name: name.map(str::to_owned),
+            message: message.map(str::to_owned),
+            created_at: Timestamp { secs: 0, nanos: 0 },
+        }
+    }
+
+    #[test]
+    fn a_snapshot_made_again_moves_to_the_end_and_keeps_its_name() {
+        let mut list = vec![entry(1, 1, Some("one"), Some("first")), entry(2, 2, None, None)];
+        add_snapshot(&mut list, entry(1, 3, None, None));
+        assert_eq!(list, [entry(2, 2, None, None), entry(1, 3, Some("one"), Some("first"))]);
+    }
+
+    #[test]
+    fn two_names_for_one_snapshot_are_two_entries() {
+        let mut list = vec![entry(1, 1, Some("one"), None)];
+        add_snapshot(&mut list, entry(1, 2, Some("two"), None));
+        assert_eq!(list.len(), 2);
+    }
+}

@@ -1,0 +1,57 @@
+//! What differs: the view from a layer, or two layers.
+
+use karapace_fs::attr::DiffKind;
+use karapace_store::layer::LayerRecord;
+use karapace_store::lock::StoreLock;
+use karapace_store::metadata::Metadata;
+use karapace_store::tree::{Change, Trees, diff};
+
+use super::reference::{self, LayerRef};
+use crate::engine::server::socket::Changed;
+use crate::engine::{Engine, Result};
+
+impl Engine {
+    /// What stands uncommitted in `env`.
+    pub fn diff(&self, env: &Metadata) -> Result<Vec<Changed>> {
+        self.request_diff(env, None)
+    }
+
+    /// How many paths stand uncommitted in `env`: cheap when it was not touched at all.
+    pub(in crate::engine) fn count_uncommitted(&self, env: &Metadata) -> Result<usize> {
+        // What was touched may be as before: a session makes mount points, and takes them away again.
+        match self.request_status(env)?.dirty_files {
+            0 => Ok(0),
+            _ => Ok(self.diff(env)?.len()),
+        }
+    }
+
+    /// What the view of `env` has different from the layer `since`.
+    pub fn diff_since(&self, env: &Metadata, since: &str) -> Result<Vec<Changed>> {
+        self.request_diff(env, Some(since))
+    }
+
+    /// What the layer `to` has different from the layer `from`.
+    pub fn diff_between(&self, env: &Metadata, from: &str, to: &str) -> Result<Vec<Changed>> {
+        self.diff_layers(&reference::resolve(env, from)?, &reference::resolve(env, to)?)
+    }
+
+    fn diff_layers(&self, from: &LayerRef, to: &LayerRef) -> Result<Vec<Changed>> {
+        let store = self.store();
+        let _shared = StoreLock::shared(store)?;
+        let trees = Trees::new(store.clone());
+        let root = |layer: &LayerRef| -> Result<_> {
+            Ok(trees.root(&LayerRecord::read(store, &layer.record)?.tree)?)
+        };
+        let mut changes = Vec::new();
+        diff(&trees, Some(&*root(from)?), &*root(to)?, &mut |path, change| {
+            let kind = match change {
+                Change::Added(_) => DiffKind::Added,
+                Change::Removed(_) => DiffKind::Deleted,
+                Change::Modified { .. } => DiffKind::Modified,
+            };
+            changes.push(Changed::new(kind, path.to_vec()));
+            Ok(())
+        })?;
+        Ok(changes)
+    }
+}

@@ -1,0 +1,202 @@
+//! Going back to a snapshot, whole or for chosen paths.
+
+use karapace_fs::attr::{HeadRef, Restored};
+use karapace_store::fail;
+use karapace_store::id::LayerHash;
+use karapace_store::metadata::Metadata;
+use karapace_store::root::Root;
+use serde::{Deserialize, Serialize};
+
+use super::commit::Keep;
+use super::damage;
+use super::layering::{Layering, normalised};
+use super::open::{Instance, RestoreOutcome, Wait};
+use super::reference::{self, LayerRef};
+use crate::engine::{Engine, Error, Result};
+
+/// How often a restore stores what was written meanwhile before it gives up.
+const ATTEMPTS: u32 = 20;
+
+/// From this attempt on, who writes waits.
+const HELD_FROM: u32 = 3;
+
+/// Which modification times a restore leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Times {
+    /// The snapshot's.
+    Kept,
+    /// The present time for what the restore changes the content of, or brings; of everything else those that are there now (see
+    /// [`karapace_store::tree::retime`]).
+    Present,
+}
+
+impl Times {
+    /// What nobody asked otherwise about: a whole restore is the snapshot again; chosen paths are new to what was made of those before.
+    fn by_default(paths: &[Vec<u8>]) -> Times {
+        if paths.is_empty() { Times::Kept } else { Times::Present }
+    }
+}
+
+impl Engine {
+    /// Makes `env` equal to a snapshot (see [`super::reference`]), or brings the chosen paths of it back; what that would overwrite
+    /// is committed first. `times`: kept by default, the present one for chosen paths.
+    pub fn restore(
+        &self,
+        env: &Metadata,
+        reference: &str,
+        paths: &[Vec<u8>],
+        times: Option<Times>,
+    ) -> Result<RestoreOutcome> {
+        self.request_restore(env, reference, paths, times)
+    }
+}
+
+/// What a restore did to the view.
+struct Swapped {
+    saved: Option<LayerHash>,
+    restored: Restored,
+    changed: Option<u64>,
+    touched: u64,
+}
+
+impl Instance {
+    /// Makes the view equal to a snapshot, ignored paths excepted. Uncommitted changes are committed first.
+    ///
+    /// With `paths`, these come from the snapshot instead (or go, where it has nothing there), as uncommitted changes; what is
+    /// uncommitted at them is committed first, and nothing else is touched.
+    pub fn restore(
+        &self,
+        reference: &str,
+        paths: &[Vec<u8>],
+        times: Option<Times>,
+        wait: Wait,
+    ) -> Result<RestoreOutcome> {
+        let shared = self.lock_store(wait)?;
+        let turn = self.take_turn()?;
+        self.check_writable()?;
+        // Resolved before the commit below: `head`, `latest` and `~k` mean what they meant when asked.
+        let LayerRef { hash, record } = reference::resolve(&self.metadata(), reference)?;
+        let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
+        let paths = normalised(paths, &self.ignore)?;
+        let times = times.unwrap_or_else(|| Times::by_default(&paths));
+        let swapped = if paths.is_empty() {
+            self.swap_whole(target, times)
+        } else {
+            self.swap_paths(target, &paths, times)
+        };
+        let swapped = swapped.map_err(|error| {
+            let env = self.metadata().name;
+            damage::named(self.store(), &env, &[target.root, self.view.head().root], error)
+        })?;
+        fail::passed("restore.record");
+        // The view is another one now: whatever fails here, the kernel has to hear of it.
+        let head = self.view.head();
+        let recorded = self
+            .update_metadata(|metadata| (metadata.head, metadata.head_record) = (head.layer, head.record));
+        self.pin_head();
+        if let Some(invalidator) = self.invalidator.get() {
+            invalidator.send(&swapped.restored.stale).map_err(|e| {
+                Error::Invalid(format!(
+                    "{hash} is restored, but the kernel keeps old entries ({e}): unmount and mount again"
+                ))
+            })?;
+        }
+        // A record that could not be written is mended when the environment is opened next.
+        recorded?;
+        let Swapped { saved, changed, touched, restored } = swapped;
+        // Others need not wait for it.
+        drop((turn, shared));
+        if let Some(teller) = self.teller.get() {
+            teller.tell(&restored.told);
+        }
+        Ok(RestoreOutcome { hash, saved, changed, touched })
+    }
+
+    /// Commits what is uncommitted and restores `target` on that very state: a write in between begins it anew.
+    fn swap_whole(&self, target: HeadRef, times: Times) -> Result<Swapped> {
+        let message = format!("before restore of {}", &target.layer.to_hex()[..12]);
+        let mut saved = None;
+        let (restored, touched) = self.undisturbed(|| {
+            let is_committed = self.between()?.files == 0;
+            let Some(generation) = self.view.clean_generation()?.filter(|_| is_committed) else {
+                let outcome = self.commit_changes(None, Keep::Nothing, None, Some(&message))?;
+                saved = outcome.created.then_some(outcome.hash).or(saved);
+                return Ok(None);
+            };
+            let made = self.with_layering(|layering, now| {
+                layering.restored(&target.root, now, times, self.view.next_ino())
+            })?;
+            let done = self.exchange(HeadRef { root: made.id, ..target }, generation)?;
+            Ok(done.map(|done| (done, made.touched)))
+        })?;
+        Ok(Swapped { saved, restored, changed: None, touched })
+    }
+
+    /// Commits what is uncommitted at the chosen paths and brings them back over a tree of all there is.
+    fn swap_paths(&self, target: HeadRef, paths: &[Vec<u8>], times: Times) -> Result<Swapped> {
+        let snapshot = self.trees.root(&target.root)?;
+        let message = format!("before restore of paths from {}", &target.layer.to_hex()[..12]);
+        let mut saved = None;
+        let (restored, changed, touched) = self.undisturbed(|| {
+            // First so that all is in one tree, in which the paths can be looked at.
+            if self.view.clean_generation()?.is_none() {
+                self.settle()?;
+            }
+            let here: Vec<Vec<u8>> =
+                self.with_layering(|layering, now| layering.present(now, &snapshot, paths))?;
+            if !here.is_empty() {
+                let outcome = self.commit_changes(Some(&here), Keep::Nothing, None, Some(&message))?;
+                saved = outcome.created.then_some(outcome.hash).or(saved);
+            }
+            let Some(generation) = self.view.clean_generation()? else { return Ok(None) };
+            let head = self.view.head();
+            let (made, changed) = self.with_layering(|layering, now| {
+                layering.restored_paths(&snapshot, now, &head.root, (paths, times), self.view.next_ino())
+            })?;
+            let done = self.exchange(HeadRef { root: made.id, ..head }, generation)?;
+            Ok(done.map(|done| (done, changed, made.touched)))
+        })?;
+        Ok(Swapped { saved, restored, changed: Some(changed), touched })
+    }
+
+    /// Calls `attempt` until it is done, which it is when nothing was written during it. The first attempts leave writers alone;
+    /// where some write all the time, they wait during a later one.
+    fn undisturbed<T>(&self, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let mut hold = None;
+        for count in 0..ATTEMPTS {
+            if count == HELD_FROM {
+                hold = Some(self.view.hold());
+            }
+            if let Some(done) = attempt()? {
+                return Ok(done);
+            }
+        }
+        drop(hold);
+        let env = self.metadata().name;
+        Err(Error::Served {
+            errno: libc::EBUSY,
+            reason: format!(
+                "files in {env} changed during each of {ATTEMPTS} attempts, and nothing was restored (what was uncommitted is in a \
+                 snapshot now): stop what writes there and try again"
+            ),
+        })
+    }
+
+    /// Puts the view on `target` unless something has changed since `generation`: None then.
+    fn exchange(&self, target: HeadRef, generation: u64) -> Result<Option<Restored>> {
+        match self.view.restore(target, generation) {
+            Ok(done) => Ok(Some(done)),
+            Err(karapace_fs::Error::TryAgain) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Calls `f` with the rules for this environment and the tree that the upper lies over.
+    fn with_layering<T>(&self, f: impl FnOnce(&Layering<'_>, &Root) -> Result<T>) -> Result<T> {
+        let below = self.view.head();
+        let head_id = self.root_of(&below.record)?;
+        let (head, now) = (self.trees.root(&head_id)?, self.trees.root(&below.root)?);
+        f(&Layering { trees: &self.trees, ignore: &self.ignore, head: &head, head_id }, &now)
+    }
+}

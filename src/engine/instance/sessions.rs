@@ -1,0 +1,125 @@
+//! Who is inside an environment: each `enter` or `exec` holds a shared lock on `env/<instance>/sessions` while it runs.
+//!
+//! The lock is the kernel's (an open-file-description lock), so a killed session leaves nothing behind, and whether there is any
+//! can be asked without taking it. Whoever clears up after the last session holds it exclusively meanwhile: the command that was
+//! the last to leave, or, where all were killed, the process that serves the environment.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use karapace_store::id::InstanceId;
+use karapace_store::metadata::{EnvState, Metadata};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::engine::{Engine, Error, Result};
+
+/// One session; ends on drop.
+pub struct Session {
+    file: File,
+    path: PathBuf,
+}
+
+impl Session {
+    /// Joins. Waits while the last of the sessions before ends its mount.
+    pub fn join(engine: &Engine, instance: &InstanceId) -> Result<Session> {
+        let path = path(engine, instance);
+        let file = engine.store().files().open_or_make(&path);
+        let file = file.map_err(|e| Error::io("open", &path, e))?;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock(libc::F_RDLCK))) {
+                Ok(_) => return Ok(Session { file, path }),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::io("lock", &path, errno.into())),
+            }
+        }
+    }
+
+    /// Ends the session; when no other is left, runs `last` before any new one can join.
+    pub fn leave(self, last: impl FnOnce() -> Result<()>) -> Result<()> {
+        match fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK))) {
+            Ok(_) => last(),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(()),
+            Err(errno) => Err(Error::io("lock", &self.path, errno.into())),
+        }
+    }
+}
+
+/// Waits until no session is inside any more, and keeps others from joining as long as the file is open.
+pub fn wait_for_last(engine: &Engine, instance: &InstanceId) -> Result<File> {
+    let path = path(engine, instance);
+    let file = engine.store().files().open_or_make(&path);
+    let file = file.map_err(|e| Error::io("open", &path, e))?;
+    loop {
+        match fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock(libc::F_WRLCK))) {
+            Ok(_) => return Ok(file),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::io("lock", &path, errno.into())),
+        }
+    }
+}
+
+/// Whether a session is inside.
+pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
+    let Ok(file) = engine.store().files().open(&path(engine, instance)) else {
+        return false;
+    };
+    let mut found = lock(libc::F_WRLCK);
+    match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found)) {
+        // A write lock is held by who clears up after the last session.
+        Ok(_) => i32::from(found.l_type) == libc::F_RDLCK,
+        Err(errno) => {
+            tracing::warn!("asking for sessions of {instance}: {errno}");
+            false
+        }
+    }
+}
+
+/// The state to show: Running while a session is inside; the record itself never says so, for who would take it back after a kill.
+pub fn shown_state(engine: &Engine, metadata: &Metadata) -> EnvState {
+    if metadata.state == EnvState::Built && running(engine, &metadata.instance) {
+        EnvState::Running
+    } else {
+        metadata.state
+    }
+}
+
+fn path(engine: &Engine, instance: &InstanceId) -> PathBuf {
+    engine.env_dir(instance).join("sessions")
+}
+
+fn lock(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_to_leave_cleans_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let instance = InstanceId::from_bytes([7; 16]);
+        std::fs::create_dir_all(engine.env_dir(&instance)).unwrap();
+        assert!(!running(&engine, &instance));
+        let first = Session::join(&engine, &instance).unwrap();
+        let second = Session::join(&engine, &instance).unwrap();
+        assert!(running(&engine, &instance));
+        let (mut after_first, mut after_second) = (false, false);
+        let note = |flag: &mut bool| {
+            *flag = true;
+            Ok(())
+        };
+        first.leave(|| note(&mut after_first)).unwrap();
+        second.leave(|| note(&mut after_second)).unwrap();
+        assert_eq!((after_first, after_second), (false, true));
+        assert!(!running(&engine, &instance));
+    }
+}

@@ -1,0 +1,266 @@
+//! Telling programs that watch files in a mount what a restore changed: the process that makes the calls which the kernel raises
+//! events for, and the server's side of it (see `fs/src/fuse/watchers.rs`, which answers them).
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use karapace_fs::attr::{Became, Told};
+use karapace_fs::session::Watchers;
+use karapace_store::id::InstanceId;
+use karapace_store::inode::FileKind;
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{
+    AtFlags, Mode, Nsecs, OFlags, ResolveFlags, Timestamps, UTIME_NOW, UTIME_OMIT, mkdirat, mknodat, open,
+    openat2, statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno as HostErrno;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::text::PathText;
+use crate::engine::{Error, Result};
+
+/// How long a restore waits for the process. A directory's lock that another one holds can keep it waiting.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The hidden command that the process runs.
+pub const COMMAND: &str = "tell-watchers";
+
+/// All that the process is told.
+#[derive(Serialize, Deserialize)]
+struct Task {
+    /// See [`Watchers::begin`].
+    probe: String,
+    steps: Vec<Step>,
+}
+
+/// One path for the process.
+#[derive(Serialize, Deserialize)]
+struct Step {
+    path: PathText,
+    act: Act,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Act {
+    /// Make a thing of the kind with these type bits.
+    Make(u32),
+    /// Remove a thing.
+    Remove { directory: bool },
+    /// Write a file.
+    Change,
+    /// Change attributes.
+    Touch,
+}
+
+impl Step {
+    fn new(told: &Told) -> Step {
+        let act = match told.became {
+            Became::Come(kind) => Act::Make(kind.to_mode()),
+            Became::Gone(kind) => Act::Remove { directory: kind == FileKind::Directory },
+            Became::Content => Act::Change,
+            Became::Other => Act::Touch,
+        };
+        Step { path: PathText(told.path.clone()), act }
+    }
+}
+
+/// Tells watchers in one mount.
+pub struct Teller {
+    watchers: Watchers,
+    dir: PathBuf,
+    /// One process at a time.
+    turn: Mutex<()>,
+}
+
+impl Teller {
+    /// Of the mount on `dir`, as this process sees it.
+    pub fn new(watchers: Watchers, dir: PathBuf) -> Teller {
+        Teller { watchers, dir, turn: Mutex::default() }
+    }
+
+    /// Has the events raised, and returns when they are queued or it took too long. What fails is for the log: the restore has happened.
+    /// Not to be called by a thread that answers the kernel.
+    pub fn tell(&self, told: &[Told]) {
+        if told.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        let turn = self.turn.try_lock_for(PATIENCE);
+        let done = match &turn {
+            Some(_) => self.run(told),
+            None => Err(io::Error::other("an earlier restore is still told")),
+        };
+        match done {
+            Ok(()) => tracing::debug!("told watchers of {} paths in {:?}", told.len(), start.elapsed()),
+            Err(error) => {
+                let dir = self.dir.display();
+                tracing::warn!(
+                    "programs that watch files in {dir} may not have heard of the restore: {error}"
+                );
+            }
+        }
+    }
+
+    fn run(&self, told: &[Told]) -> io::Result<()> {
+        let probe = format!(".karapace-{}", InstanceId::random().map_err(io::Error::other)?.to_hex());
+        let task = Task { probe, steps: told.iter().map(Step::new).collect() };
+        let text = serde_json::to_vec(&task)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("karapace").arg(COMMAND).arg(&self.dir);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.spawn()?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        // Before it has read what to do.
+        let is_alone = self.watchers.begin(child.id(), &task.probe, told);
+        if let Some(mut input) = input.filter(|_| is_alone) {
+            // A process that does not read is not waited for here; its end ends the thread.
+            let write = move || {
+                if let Err(error) = input.write_all(&text) {
+                    tracing::debug!("telling {COMMAND}: {error}");
+                }
+            };
+            // Without a thread its input ends at once, and so does it.
+            if let Err(error) = std::thread::Builder::new().name("karapace-tell".to_owned()).spawn(write) {
+                tracing::debug!("telling {COMMAND}: {error}");
+            }
+        }
+        let ended = output.map_or(Ok(true), |output| ends_in_time(output.as_fd()));
+        let in_time = matches!(ended, Ok(true));
+        if !in_time && let Err(error) = child.kill() {
+            tracing::debug!("killing {COMMAND}: {error}");
+        }
+        let watchers = is_alone.then(|| self.watchers.clone());
+        let reap = move || reap(child, watchers);
+        if !in_time {
+            // A call of it may have to be answered first.
+            std::thread::Builder::new().name("karapace-reaper".to_owned()).spawn(reap)?;
+            ended?;
+            return Err(io::Error::other(format!("it took more than {} s", PATIENCE.as_secs())));
+        }
+        let succeeded = reap();
+        match (is_alone, succeeded) {
+            (false, _) => Err(io::Error::other("the process for an earlier one has not ended")),
+            (_, false) => Err(io::Error::other("the process that makes the calls failed")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Waits until the process has ended, which closes its output.
+fn ends_in_time(output: BorrowedFd<'_>) -> io::Result<bool> {
+    let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let mut events = [PollFd::new(&output, PollFlags::IN)];
+    loop {
+        match poll(&mut events, Some(&timeout)) {
+            Err(HostErrno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(ready) => return Ok(ready > 0),
+        }
+    }
+}
+
+/// Waits for the end of the process, whose number stays its own until it is waited for. Whether it succeeded.
+fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
+    let id = || Id::Pid(Pid::from_raw(child.id().cast_signed()));
+    // Not known any more before it has ended: what it calls then would be done.
+    while waitid(id(), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+    if let Some(watchers) = watchers {
+        watchers.end();
+    }
+    child.wait().is_ok_and(|status| status.success())
+}
+
+/// Makes the calls, in the mount on `dir`, that standard input lists. For the process that [`Teller::tell`] starts.
+pub fn make_calls(dir: &Path) -> Result<()> {
+    let mut text = Vec::new();
+    io::stdin().read_to_end(&mut text).map_err(|e| Error::io("read", Path::new("standard input"), e))?;
+    let Task { probe, steps } = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = open(dir, flags, Mode::empty()).map_err(|e| Error::io("open", dir, e.into()))?;
+    // Only where the server knows this process do its calls change nothing.
+    if statat(&root, probe, AtFlags::SYMLINK_NOFOLLOW).err() != Some(HostErrno::ALREADY) {
+        return Err(Error::Invalid(format!(
+            "{} is not the mount, or does not know this process",
+            dir.display()
+        )));
+    }
+    let mut parent: Option<(Vec<u8>, Option<OwnedFd>)> = None;
+    for Step { path: PathText(path), act } in steps {
+        let (above, name) = path.split_at(path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1));
+        if parent.as_ref().is_none_or(|(known, _)| known != above) {
+            parent = Some((above.to_vec(), directory(&root, above)));
+        }
+        if let Some((_, Some(dir))) = &parent {
+            make_call(dir.as_fd(), if name.is_empty() { b"." } else { name }, act);
+        }
+    }
+    Ok(())
+}
+
+/// Opens what is in the mount, and nothing that is mounted on it: that is not ours to touch.
+fn open_here(dir: impl AsFd, path: &[u8], flags: OFlags) -> Option<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve).ok()
+}
+
+/// A directory in the mount.
+fn directory(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
+    open_here(root, &[b".", path].concat(), OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// One path. What fails is passed over: it has changed again, or this user may not do it.
+fn make_call(dir: BorrowedFd<'_>, name: &[u8], act: Act) {
+    match act {
+        Act::Remove { directory } => {
+            let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            let _refused = unlinkat(dir, name, flags);
+        }
+        Act::Make(bits) => {
+            let kind = rustix::fs::FileType::from_raw_mode(bits);
+            let made = match FileKind::from_mode(bits) {
+                Some(FileKind::Directory) => mkdirat(dir, name, Mode::RWXU),
+                Some(FileKind::Symlink) => symlinkat("none", dir, name),
+                _ => mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, 0),
+            };
+            // The kernel knew it already, by another name or from before.
+            if made.is_err() {
+                set_times(dir, name, UTIME_OMIT);
+            }
+            write_none(dir, name);
+        }
+        Act::Change => {
+            set_times(dir, name, UTIME_OMIT);
+            write_none(dir, name);
+        }
+        Act::Touch => set_times(dir, name, UTIME_NOW),
+    }
+}
+
+/// Raises IN_MODIFY, or with the access time IN_ATTRIB.
+fn set_times(dir: BorrowedFd<'_>, name: &[u8], access: Nsecs) {
+    let time = |tv_nsec| rustix::fs::Timespec { tv_sec: 0, tv_nsec };
+    let times = Timestamps { last_access: time(access), last_modification: time(UTIME_NOW) };
+    if let Some(file) = open_here(dir, name, OFlags::PATH | OFlags::NOFOLLOW) {
+        let _refused = utimensat(&file, "", &times, AtFlags::EMPTY_PATH);
+    }
+}
+
+/// Opens a regular file for writing, and closes it: IN_CLOSE_WRITE. Not a program: it could not be started meanwhile.
+fn write_none(dir: BorrowedFd<'_>, name: &[u8]) {
+    let found = open_here(dir, name, OFlags::PATH | OFlags::NOFOLLOW);
+    let is_plain = found
+        .and_then(|file| statat(&file, "", AtFlags::EMPTY_PATH).ok())
+        .is_some_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_mode & 0o111 == 0);
+    if is_plain {
+        drop(open_here(dir, name, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY));
+    }
+}

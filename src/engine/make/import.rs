@@ -1,0 +1,149 @@
+//! An environment from an image, with no manifest.
+
+use std::path::Path;
+
+use karapace_store::id::InstanceId;
+use karapace_store::import::{Mounts, import_stream, import_upper};
+use karapace_store::inode::Timestamp;
+use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
+use karapace_store::lock::StoreLock;
+use karapace_store::metadata::{Metadata, SnapshotEntry};
+use karapace_store::tar::identity_hash;
+use karapace_store::tree::{Trees, diff};
+
+use super::clone::chain;
+use super::create::{Built, check_name_early, path_text};
+use crate::description::locked::LockFile;
+use crate::description::manifest::Manifest;
+use crate::engine::instance::reference;
+use crate::engine::instance::reference::LayerRef;
+use crate::engine::{Engine, Error, Report, Result};
+use crate::image::{Image, Pipe};
+
+/// What an import made.
+pub struct ImportOutcome {
+    /// The environment.
+    pub metadata: Metadata,
+    /// Names taken in.
+    pub entries: u64,
+    /// Bytes of file content taken in.
+    pub bytes: u64,
+}
+
+impl Engine {
+    /// Imports a root filesystem (archive, directory, image, the http address of an archive, or what comes out of a FIFO or with `-`
+    /// out of standard input) as the environment `name`; of a directory, `mounts` says what becomes of mounts below it.
+    pub fn import(
+        &self,
+        image: &str,
+        name: &str,
+        offline: bool,
+        mounts: Mounts,
+        report: &dyn Report,
+    ) -> Result<ImportOutcome> {
+        check_name_early(self, name)?;
+        let no_directory = || {
+            Error::Invalid(format!(
+                "{image} is no directory, so nothing is mounted below it: leave --cross-mounts out"
+            ))
+        };
+        let (base, image, _shared) = match Pipe::open(image)? {
+            Some(_) if mounts == Mounts::TakeIn => return Err(no_directory()),
+            Some(pipe) => {
+                let shared = StoreLock::shared(self.store())?;
+                let base = self.base_of_import(None, report, || {
+                    import_stream(self.store(), pipe.reader(report), pipe.name(), report)
+                })?;
+                (base, image.to_owned(), shared)
+            }
+            None => {
+                // On a command line a word that is there as a file is a file, whatever else it might name.
+                let here = Path::new(image);
+                let image = if here.exists() { path_text(here)? } else { image.to_owned() };
+                let images = self.store().layout().images();
+                let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
+                if mounts == Mounts::TakeIn && !path.is_dir() {
+                    return Err(no_directory());
+                }
+                let shared = StoreLock::shared(self.store())?;
+                (self.import_base(&path, mounts, report)?, image, shared)
+            }
+        };
+        let manifest = Manifest::for_image(&image);
+        let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
+        let metadata = self.create(name, &manifest, &Built { lock: &lock, base: &base, dependency: None })?;
+        Ok(ImportOutcome { metadata, entries: base.entries, bytes: base.bytes })
+    }
+
+    /// Imports the upper directory of an overlay that lay on a snapshot of `env`, by default its head, as the environment `name`:
+    /// what `env` was, and a snapshot of what the mounted overlay showed.
+    pub fn import_upper(
+        &self,
+        upper: &Path,
+        env: &Metadata,
+        reference: Option<&str>,
+        name: &str,
+        mounts: Mounts,
+        report: &dyn Report,
+    ) -> Result<ImportOutcome> {
+        check_name_early(self, name)?;
+        let _shared = StoreLock::shared(self.store())?;
+        // As it is under the lock: from here on nothing of it can go.
+        let env = Metadata::load(self.store(), &env.instance)?;
+        let onto = reference::resolve(&env, reference.unwrap_or("head"))?;
+        let lower = LayerRecord::read(self.store(), &onto.record)?.tree;
+        let trees = Trees::new(self.store().clone());
+        let root = trees.root(&lower)?;
+        report.heed_interruptions();
+        report.begin("importing", None);
+        let imported = import_upper(&trees, &root, upper, mounts, report);
+        report.end();
+        let imported = imported?;
+        for warning in &imported.warnings {
+            report.note(warning);
+        }
+        let now = Timestamp::now();
+        let mut snapshots = chain(&env, &onto);
+        let mut head = onto;
+        let shown = trees.root(&imported.root)?;
+        let mut differs = false;
+        diff(&trees, Some(&root), &shown, &mut |_, _| {
+            differs = true;
+            Ok(())
+        })?;
+        if differs {
+            let tar_hash = identity_hash(&trees, Some(&root), &shown)?;
+            let hash = snapshot_hash(&env.env_id, &onto.hash, &tar_hash);
+            let message = Some(format!("import of {}", upper.display()));
+            let layer = LayerRecord {
+                hash,
+                kind: LayerKind::Snapshot,
+                parent: Some(onto.hash),
+                object_refs: vec![imported.root],
+                read_only: true,
+                tar_hash,
+                tree: imported.root,
+                created_at: now,
+                message: message.clone(),
+            };
+            let record = LayerRecord::write(self.store(), &layer)?;
+            let entry =
+                SnapshotEntry { hash, record, parent: onto.hash, name: None, message, created_at: now };
+            snapshots.push(entry);
+            head = LayerRef { hash, record };
+        }
+        let metadata = self.add_environment(Metadata {
+            instance: InstanceId::random()?,
+            name: name.to_owned(),
+            state: karapace_store::metadata::EnvState::Built,
+            head: head.hash,
+            head_record: head.record,
+            created_at: now,
+            updated_at: now,
+            snapshots,
+            ..env
+        })?;
+        let (entries, bytes) = (imported.stats.entries, imported.stats.bytes);
+        Ok(ImportOutcome { metadata, entries, bytes })
+    }
+}

@@ -1,0 +1,140 @@
+//! What the programs of a build print: into a file, and on to whoever watches. A build that succeeds takes its log away.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use karapace_store::files::Files;
+use karapace_store::inode::Timestamp;
+use karapace_store::text;
+
+use crate::engine::{Error, Report, Result};
+
+/// How many lines an error shows.
+const TAIL: usize = 12;
+
+/// How many logs are kept; older ones go when a build begins.
+const KEPT: usize = 20;
+
+/// What every log is called: this, and then when and by whom it was begun.
+const PREFIX: &str = "build-";
+
+/// The log of one build.
+pub(super) struct BuildLog<'a> {
+    files: Files,
+    path: PathBuf,
+    file: File,
+    tail: VecDeque<String>,
+    report: &'a dyn Report,
+}
+
+impl<'a> BuildLog<'a> {
+    /// Begins a log in `dir`.
+    pub fn begin(files: &Files, dir: &Path, report: &'a dyn Report) -> Result<BuildLog<'a>> {
+        files.make_dirs(dir).map_err(|e| Error::io("create", dir, e))?;
+        sweep(files, dir)?;
+        let name = format!("{PREFIX}{:010}-{}.log", Timestamp::now().secs, std::process::id());
+        let path = dir.join(name);
+        let file = files.open_to_append(&path);
+        let file = file.map_err(|e| Error::io("create", &path, e))?;
+        Ok(BuildLog { files: files.clone(), path, file, tail: VecDeque::new(), report })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A command begins: the last lines are its own from here on.
+    pub fn command(&mut self, argv: &[String]) -> Result<()> {
+        self.line(&format!("+ {}", argv.join(" ")), false)?;
+        self.tail.clear();
+        Ok(())
+    }
+
+    /// Adds a line, and shows it if it is `shown`.
+    pub fn line(&mut self, line: &str, shown: bool) -> Result<()> {
+        // The log is for people as well, and what programs of an image print is the image's.
+        let line = &*text::line(line);
+        writeln!(self.file, "{line}").map_err(|e| Error::io("write", &self.path, e))?;
+        if !line.trim().is_empty() {
+            if self.tail.len() == TAIL {
+                self.tail.pop_front();
+            }
+            self.tail.push_back(line.to_owned());
+        }
+        if shown {
+            self.report.output(line);
+        }
+        Ok(())
+    }
+
+    /// Tells the user something; the log has it too.
+    pub fn note(&mut self, text: &str) -> Result<()> {
+        self.report.note(text);
+        self.line(&format!("note: {text}"), false)
+    }
+
+    /// Whether the user wants the build to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.report.is_cancelled()
+    }
+
+    /// The last lines, one below the other and indented.
+    pub fn tail(&self) -> String {
+        self.tail.iter().map(|line| format!("\n  {line}")).collect()
+    }
+
+    /// Takes the log away: the build succeeded.
+    pub fn remove(self) -> Result<()> {
+        self.files.remove(&self.path).map_err(|e| Error::io("remove", &self.path, e))
+    }
+}
+
+/// Removes the oldest logs, so that with a new one not more than are kept stand there.
+fn sweep(files: &Files, dir: &Path) -> Result<()> {
+    let mut logs = files.names(dir).map_err(|e| Error::io("list", dir, e))?;
+    logs.retain(|name| name.to_string_lossy().starts_with(PREFIX));
+    logs.sort();
+    let old = (logs.len() + 1).saturating_sub(KEPT);
+    for path in logs.iter().take(old).map(|name| dir.join(name)) {
+        match files.remove(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Silent;
+    use std::fs;
+
+    #[test]
+    fn the_last_lines_are_shown_and_old_logs_go() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..30 {
+            fs::write(dir.path().join(format!("{PREFIX}{i:010}-1.log")), "").unwrap();
+        }
+        fs::write(dir.path().join("other"), "").unwrap();
+        let mut log = BuildLog::begin(&Files::at(dir.path()).unwrap(), dir.path(), &Silent).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), KEPT + 1);
+        for i in 0..20 {
+            log.line(&format!("line {i}"), true).unwrap();
+            log.line("", true).unwrap();
+        }
+        assert_eq!(log.tail().lines().count(), TAIL + 1);
+        assert!(log.tail().starts_with("\n  line 8\n") && log.tail().ends_with("\n  line 19"));
+        assert!(fs::read_to_string(log.path()).unwrap().starts_with("line 0\n\nline 1\n"));
+        log.line("\x1b[2J\tünpacking\u{202e}", true).unwrap();
+        for text in [log.tail(), fs::read_to_string(log.path()).unwrap()] {
+            assert!(text.trim_end().ends_with("\\033[2J\tünpacking\\342\\200\\256"), "{text:?}");
+        }
+        let path = log.path().to_owned();
+        log.remove().unwrap();
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,115 @@
+//! A new environment in the place of an old one, from the same manifest.
+
+use std::path::Path;
+
+use karapace_store::fail;
+use karapace_store::inode::Timestamp;
+use karapace_store::lock::EnvLock;
+use karapace_store::metadata::Metadata;
+use karapace_store::wal::{Intent, Wal};
+
+use super::build::{BuildOptions, Plan, Resolution, Resolved};
+use crate::description::lifecycle;
+use crate::engine::instance::open::{CommitOutcome, Instance, Wait};
+use crate::engine::mount::point;
+use crate::engine::{Engine, Error, Report, Result};
+
+/// What a rebuild gave.
+pub struct RebuildOutcome {
+    /// The environment that stands now.
+    pub metadata: Metadata,
+    /// The env_id of the one that stood before.
+    pub before: String,
+    /// The snapshot that took what was uncommitted, if there was something.
+    pub saved: Option<CommitOutcome>,
+}
+
+impl Engine {
+    /// Builds what the manifest at `path` describes and puts it in the place of the environment that was built from it before: the one
+    /// of the name that is wanted, else the one that the lock file speaks of. Name and snapshots stay, what is uncommitted becomes one
+    /// more snapshot. Until the new environment stands, the old one does.
+    ///
+    /// # Errors
+    /// An environment that is mounted, entered, frozen or archived is refused, before anything is built.
+    pub fn rebuild(
+        &self,
+        path: &Path,
+        options: &BuildOptions,
+        report: &dyn Report,
+    ) -> Result<RebuildOutcome> {
+        let plan = self.plan(path, options, report)?;
+        let old = self.to_rebuild(&plan, options.name.as_deref())?;
+        self.check_rebuildable(&old)?;
+        let resolved = match self.resolve(&plan, options, report, &|_| Ok(None))? {
+            Resolution::New(resolved) => resolved,
+            Resolution::Exists(env, _) => return Err(Error::NameTaken { name: env.name }),
+        };
+        self.check_rebuildable(&Metadata::load(self.store(), &old.instance)?)?;
+        let lock = self.lock_unmounted(&old)?;
+        // Under one lock with the replacement: what was written until then is in the snapshot.
+        let instance = Instance::open(self, Metadata::load(self.store(), &old.instance)?, lock, false)?;
+        let message = format!("before rebuild of {}", instance.metadata().name);
+        let saved = instance.commit(&[], None, Some(&message), Wait::Long)?;
+        let old = instance.metadata();
+        let lock = instance.into_lock()?;
+        plan.write_lock(&resolved.lock)?;
+        let metadata = self.replace(&old, lock, &plan, &resolved)?;
+        Ok(RebuildOutcome { metadata, before: old.env_id, saved: Some(saved).filter(|saved| saved.created) })
+    }
+
+    fn to_rebuild(&self, plan: &Plan, name: Option<&str>) -> Result<Metadata> {
+        if let Some(name) = name {
+            return self.find(name);
+        }
+        let unknown =
+            |why: String| Error::Invalid(format!("{why}: name the environment to rebuild with --name"));
+        let Some(lock) = &plan.pinned else {
+            return Err(unknown(format!("there is no lock file {}", plan.lock_path.display())));
+        };
+        let mut same: Vec<Metadata> = Metadata::list(self.store())?.into_iter().flatten().collect();
+        same.retain(|env| env.env_id == lock.env_id);
+        match same.len() {
+            1 => Ok(same.remove(0)),
+            0 => Err(unknown(format!("no environment is what {} pins", plan.lock_path.display()))),
+            _ => {
+                let names: Vec<String> = same.into_iter().map(|env| env.name).collect();
+                Err(unknown(format!("{} are built from this manifest", names.join(", "))))
+            }
+        }
+    }
+
+    fn check_rebuildable(&self, env: &Metadata) -> Result<()> {
+        lifecycle::check_rebuild(env.state)?;
+        self.check_idle(env)
+    }
+
+    /// Puts a new environment in the place of `old`, whose lock is `lock`. Call with the store's lock held, shared.
+    fn replace(&self, old: &Metadata, lock: EnvLock, plan: &Plan, resolved: &Resolved) -> Result<Metadata> {
+        let mut metadata = self.new_metadata(&old.name, &plan.manifest, &resolved.built())?;
+        metadata.snapshots.clone_from(&old.snapshots);
+        metadata.created_at = old.created_at;
+        metadata.updated_at = Timestamp::now();
+        if let Some(mount) = self.recorded_mount(&old.instance)? {
+            point::clear_stale(&mount.dir)?;
+        }
+        let intent = Intent::Replace { instance: metadata.instance, old: old.instance };
+        let intent = Wal::begin(self.store(), intent)?;
+        let (dir, old_dir) = (self.env_dir(&metadata.instance), self.env_dir(&old.instance));
+        let step =
+            |name: &'static str, dir: &Path| fail::point(name).map_err(|e| Error::io("replace", dir, e));
+        step("replace.begun", &dir)?;
+        self.make_env_dir(&metadata.instance)?;
+        let names = self.lock_names()?;
+        self.check_name_free(&metadata.name, Some(&old.instance))?;
+        step("replace.record", &dir)?;
+        // From here on the new one stands; a crash leaves the old one to the next start, which removes it.
+        metadata.save(self.store())?;
+        step("replace.old", &old_dir)?;
+        Metadata::delete(self.store(), &old.instance)?;
+        drop(names);
+        let removed = fail::point("replace.dir").and_then(|()| self.remove_env_dir(&old_dir, lock));
+        removed.map_err(|e| Error::io("remove", &old_dir, e))?;
+        intent.finish()?;
+        Ok(metadata)
+    }
+}

@@ -1,0 +1,438 @@
+//! Every environment a directory: a process that mounts each below one directory with the usual mount, and follows as they are
+//! built, renamed, frozen and destroyed.
+//!
+//! Each environment has a serving process of its own, as by `mount`; this one only starts them. So what goes wrong with one, or
+//! with this process, leaves the others as they are.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use karapace_store::id::InstanceId;
+use karapace_store::metadata::{EnvState, Metadata};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use super::background::{Background, Readiness};
+use super::point;
+use super::serve::{MountInfo, Options};
+use crate::engine::{Engine, Error, Result};
+
+/// How often mounts are looked after that ended by themselves, or could not be made.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long a stop may take: each mount in use has its grace.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `mount-all` in the store's directory: who mounts everything, and where. Believed only while that process holds its lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supervisor {
+    /// Its process id.
+    pub pid: u32,
+    /// The directory that all are mounted below.
+    pub dir: PathBuf,
+}
+
+/// `~/karapace`.
+pub fn default_dir() -> Result<PathBuf> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let home =
+        home.ok_or_else(|| Error::Invalid("HOME is not set: name a directory to mount in".to_owned()))?;
+    Ok(PathBuf::from(home).join("karapace"))
+}
+
+fn record_path(engine: &Engine) -> PathBuf {
+    engine.store().layout().mount_all()
+}
+
+/// Where the process in the background writes what it has to say.
+pub fn log_path(engine: &Engine) -> PathBuf {
+    engine.store().layout().mount_all_log()
+}
+
+impl Engine {
+    /// The process that mounts everything, if there is one.
+    pub fn supervisor(&self) -> Result<Option<Supervisor>> {
+        let path = record_path(self);
+        let mut file = match self.store().files().open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("open", &path, e)),
+        };
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(|e| Error::io("read", &path, e))?;
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(None),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(serde_json::from_str(&text).ok()),
+            Err((_, errno)) => Err(Error::io("lock", &path, errno.into())),
+        }
+    }
+
+    /// Whether a mount is one that `mount --all` made and makes again.
+    pub(super) fn is_supervised(&self, mount: &MountInfo) -> Result<bool> {
+        Ok(self.supervisor()?.is_some_and(|supervisor| mount.dir.parent() == Some(&supervisor.dir)))
+    }
+
+    /// Mounts everything below `dir` until [`Engine::umount_all`], SIGTERM or SIGINT. `ready` is called once, when all that can be
+    /// mounted is; `tell` hears of what cannot, and why, once each time.
+    ///
+    /// # Errors
+    /// Another process does it already.
+    pub fn mount_all(
+        &self,
+        dir: &Path,
+        verbose: bool,
+        ready: &mut dyn FnMut(&Path) -> Result<()>,
+        tell: &dyn Fn(&str),
+    ) -> Result<()> {
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        let dir = fs::canonicalize(dir).map_err(|e| Error::io("resolve", dir, e))?;
+        let _held = self.hold_record(&dir)?;
+        let (mut waker, stop) = UnixStream::pair().map_err(|e| Error::io("wait for changes in", &dir, e))?;
+        let handler = move || {
+            if let Err(error) = waker.write_all(b"x") {
+                tracing::error!("cannot be stopped: {error}");
+            }
+        };
+        ctrlc::set_handler(handler).map_err(|e| Error::Invalid(format!("cannot wait for signals: {e}")))?;
+        let watched = self.store().layout().metadata();
+        let watch = Watch::begin(&watched).map_err(|errno| Error::io("watch", &watched, errno.into()))?;
+        let mut mounts = Mounts { engine: self, dir: &dir, verbose, tell, known: BTreeMap::new() };
+        mounts.follow()?;
+        ready(&dir)?;
+        while !watch.wait(&stop).map_err(|errno| Error::io("watch", &watched, errno.into()))? {
+            if let Err(error) = mounts.follow() {
+                tell(&error.to_string());
+            }
+        }
+        mounts.end();
+        Ok(())
+    }
+
+    /// The same in a process in the background; returns when all that can be mounted is. Gives its directory and process id.
+    pub fn mount_all_in_background(&self, dir: &Path, verbose: bool) -> Result<(PathBuf, u32)> {
+        if let Some(supervisor) = self.supervisor()? {
+            return Err(taken(&supervisor));
+        }
+        let log = log_path(self);
+        let file = self.store().files().replace(&log);
+        let file = file.map_err(|e| Error::io("open", &log, e))?;
+        let exe = Path::new("/proc/self/exe");
+        let mut command = Command::new(exe);
+        command.arg0("karapace").arg("--store").arg(self.root());
+        if verbose {
+            command.arg("--verbose");
+        }
+        command
+            .args(["mount", "--all", "--foreground", "--background-child", "--"])
+            .arg(point::absolute(dir)?);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        let mut child = command.spawn().map_err(|e| Error::io("run", exe, e))?;
+        let mut line = String::new();
+        if let Some(out) = child.stdout.take() {
+            BufReader::new(out).read_line(&mut line).map_err(|e| Error::io("read from", exe, e))?;
+        }
+        match serde_json::from_str(&line) {
+            Ok(Readiness::Mounted { dir }) => Ok((dir, child.id())),
+            Ok(Readiness::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
+            Ok(Readiness::Alone) | Err(_) => {
+                let what = "ended before anything was mounted".to_owned();
+                Err(Error::Serving { env: "all environments".to_owned(), what, log })
+            }
+        }
+    }
+
+    /// Ends `mount --all`, and every mount of an environment. Gives the directories, and what could not be unmounted with the
+    /// reason.
+    pub fn umount_all(&self) -> Result<(Vec<PathBuf>, Vec<String>)> {
+        let (mut done, mut failed) = (Vec::new(), Vec::new());
+        let before: Vec<_> = self.readable()?.0;
+        let mounted = |env: &Metadata| self.live_mount(&env.instance).ok().flatten();
+        let before: Vec<_> = before.iter().filter_map(|env| Some((env, mounted(env)?))).collect();
+        if let Some(supervisor) = self.supervisor()? {
+            self.end_supervisor(&supervisor)?;
+            let start = Instant::now();
+            while self.supervisor()?.is_some() {
+                if start.elapsed() > PATIENCE {
+                    let what = format!("(pid {}) does not come to an end", supervisor.pid);
+                    return Err(Error::Serving {
+                        env: "all environments".to_owned(),
+                        what,
+                        log: log_path(self),
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        for (env, mount) in before {
+            if self.live_mount(&env.instance)?.is_none() {
+                done.push(mount.dir);
+                continue;
+            }
+            match self.umount_env(env) {
+                Ok(dir) => done.push(dir),
+                Err(error) => failed.push(error.to_string()),
+            }
+        }
+        Ok((done, failed))
+    }
+
+    /// Asks the process that mounts everything to end, having made sure that it is the one.
+    fn end_supervisor(&self, supervisor: &Supervisor) -> Result<()> {
+        let failed = |e: io::Error| Error::io("stop", Path::new("mount --all"), e);
+        let pid = i32::try_from(supervisor.pid).ok().and_then(Pid::from_raw);
+        let process = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let process = match process {
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            other => other.map_err(|errno| failed(errno.into()))?,
+        };
+        let path = record_path(self);
+        // Looked at while the process is held: no other can have got its number.
+        let record = self.store().files().stat(&path).map_err(|e| Error::io("read", &path, e))?;
+        if !has_lock(supervisor.pid, record.st_ino)? {
+            return Err(Error::Invalid(format!(
+                "{} says process {}, which does not hold it: `karapace umount` each environment, then end what holds it (fuser {})",
+                path.display(),
+                supervisor.pid,
+                path.display()
+            )));
+        }
+        match pidfd_send_signal(&process, Signal::TERM) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
+    fn hold_record(&self, dir: &Path) -> Result<Flock<File>> {
+        let path = record_path(self);
+        let file = self.store().files().open_or_make(&path);
+        let file = file.map_err(|e| Error::io("open", &path, e))?;
+        let start = Instant::now();
+        let mut open = file;
+        let mut held = loop {
+            match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => break held,
+                Err((file, Errno::EWOULDBLOCK)) => {
+                    if let Some(other) = self.supervisor()? {
+                        return Err(taken(&other));
+                    }
+                    // Somebody only asks for it, or is about to write its record.
+                    if start.elapsed() > TICK {
+                        return Err(Error::Invalid("mount --all is starting already".to_owned()));
+                    }
+                    open = file;
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err((_, errno)) => return Err(Error::io("lock", &path, errno.into())),
+            }
+        };
+        let record = Supervisor { pid: std::process::id(), dir: dir.to_owned() };
+        let text =
+            serde_json::to_vec(&record).map_err(|e| Error::Invalid(format!("describing the mounts: {e}")))?;
+        held.set_len(0).and_then(|()| held.write_all(&text)).map_err(|e| Error::io("write", &path, e))?;
+        Ok(held)
+    }
+}
+
+/// Whether a process holds a flock on the file with this inode number, as proc_locks(5) has it.
+fn has_lock(pid: u32, inode: u64) -> Result<bool> {
+    let path = Path::new("/proc/locks");
+    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    Ok(table.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.get(5).and_then(|place| place.rsplit(':').next());
+        words.get(1) == Some(&"FLOCK")
+            && words.get(4).is_some_and(|word| *word == pid.to_string())
+            && at.is_some_and(|number| number == inode.to_string())
+    }))
+}
+
+fn taken(supervisor: &Supervisor) -> Error {
+    Error::Invalid(format!(
+        "all environments are mounted in {} already (pid {}): `karapace umount --all` first",
+        supervisor.dir.display(),
+        supervisor.pid
+    ))
+}
+
+/// Changes of environments' records.
+struct Watch(Inotify);
+
+impl Watch {
+    fn begin(dir: &Path) -> nix::Result<Watch> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        // Records are replaced by renames.
+        let changes = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_CLOSE_WRITE;
+        inotify.add_watch(dir, changes)?;
+        Ok(Watch(inotify))
+    }
+
+    /// Waits for a change or a tick; true when it is time to stop.
+    fn wait(&self, stop: &UnixStream) -> nix::Result<bool> {
+        let mut waiting =
+            [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let tick = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::MAX);
+        match poll(&mut waiting, tick) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let (stopped, changed) = (ready(&waiting[0]), ready(&waiting[1]));
+        if changed {
+            match self.0.read_events() {
+                Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(stopped)
+    }
+}
+
+/// One environment as it was last seen.
+struct Known {
+    metadata: Metadata,
+    standing: Standing,
+}
+
+enum Standing {
+    /// Mounted here; by a process that this one started, or by one that an earlier one left.
+    Mounted(PathBuf, Option<Background>),
+    /// Somebody unmounted it: it stays so until its record changes.
+    Unmounted,
+    /// It cannot be mounted, for this reason; tried again.
+    Failed(String),
+}
+
+struct Mounts<'a> {
+    engine: &'a Engine,
+    dir: &'a Path,
+    verbose: bool,
+    tell: &'a dyn Fn(&str),
+    known: BTreeMap<InstanceId, Known>,
+}
+
+impl Mounts<'_> {
+    /// Brings the mounts to what the records say.
+    fn follow(&mut self) -> Result<()> {
+        let (environments, _) = self.engine.readable()?;
+        let gone: Vec<InstanceId> = self.known.keys().copied().collect();
+        for instance in gone.into_iter().filter(|id| environments.iter().all(|env| env.instance != *id)) {
+            self.forget(&instance);
+        }
+        for env in environments {
+            if matches!(env.state, EnvState::Archived | EnvState::Defined) {
+                self.forget(&env.instance);
+            } else {
+                self.look_after(env);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is no more, or was archived, has been unmounted by whoever did that; its directory goes.
+    fn forget(&mut self, instance: &InstanceId) {
+        if let Some(known) = self.known.remove(instance) {
+            self.clear(&known.metadata.name);
+        }
+    }
+
+    fn clear(&self, name: &str) {
+        // Only an empty directory goes, so nothing can be lost; a mount that is still there keeps it.
+        if let Err(error) = fs::remove_dir(self.dir.join(name)) {
+            tracing::debug!("{name}: {error}");
+        }
+    }
+
+    fn look_after(&mut self, env: Metadata) {
+        let mut standing = None;
+        if let Some(known) = self.known.remove(&env.instance) {
+            if known.metadata.name != env.name {
+                self.clear(&known.metadata.name);
+            }
+            let changed = (&known.metadata.name, known.metadata.state) != (&env.name, env.state);
+            standing = match known.standing {
+                Standing::Mounted(dir, process) => self.still_mounted(&env, dir, process, changed),
+                Standing::Unmounted if !changed => Some(Standing::Unmounted),
+                Standing::Failed(reason) if !changed => Some(self.mount(&env, Some(&reason))),
+                _ => None,
+            };
+        }
+        let standing = standing.unwrap_or_else(|| self.mount(&env, None));
+        self.known.insert(env.instance, Known { metadata: env, standing });
+    }
+
+    /// How a mounted one stands now; None when it is to be mounted again.
+    fn still_mounted(
+        &self,
+        env: &Metadata,
+        dir: PathBuf,
+        mut process: Option<Background>,
+        changed: bool,
+    ) -> Option<Standing> {
+        let ended = match &mut process {
+            Some(process) => process.ended(),
+            None => match self.engine.live_mount(&env.instance) {
+                Ok(Some(mount)) if mount.dir == dir => None,
+                _ => Some(true),
+            },
+        };
+        match ended {
+            None => Some(Standing::Mounted(dir, process)),
+            Some(true) if !changed => {
+                (self.tell)(&format!(
+                    "{} was unmounted: `karapace mount {}` mounts it again",
+                    env.name, env.name
+                ));
+                self.clear(&env.name);
+                Some(Standing::Unmounted)
+            }
+            Some(true) => None,
+            Some(false) => {
+                (self.tell)(&format!("the process serving {} was killed: mounting it again", env.name));
+                None
+            }
+        }
+    }
+
+    fn mount(&self, env: &Metadata, known_reason: Option<&str>) -> Standing {
+        let dir = self.dir.join(&env.name);
+        if let Ok(Some(mount)) = self.engine.live_mount(&env.instance)
+            && mount.dir == dir
+        {
+            return Standing::Mounted(dir, None);
+        }
+        match self.engine.mount(env, &Options::new(dir), self.verbose) {
+            Ok((dir, process)) => Standing::Mounted(dir, Some(process)),
+            Err(error) => {
+                let reason = error.to_string();
+                if known_reason != Some(&reason) {
+                    (self.tell)(&format!("{} is not mounted here: {reason}", env.name));
+                }
+                Standing::Failed(reason)
+            }
+        }
+    }
+
+    /// Unmounts what was mounted here. What is in use stays mounted, by its own process.
+    fn end(mut self) {
+        for (_, known) in std::mem::take(&mut self.known) {
+            let Standing::Mounted(_, process) = known.standing else { continue };
+            match self.engine.umount_env(&known.metadata) {
+                Ok(_) => process.into_iter().for_each(Background::wait),
+                Err(Error::NotMounted { .. }) => {}
+                Err(error) => (self.tell)(&format!("{} stays mounted: {error}", known.metadata.name)),
+            }
+            self.clear(&known.metadata.name);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Who keeps a mount from ending that is not in the tree of directories any more: it lives on in another mount namespace, or for
+//! files that are open.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use super::point;
+
+/// The most that are named.
+const MOST: usize = 5;
+
+/// A process that has a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its id.
+    pub pid: u32,
+    /// Its name.
+    name: String,
+    /// The mount is in a mount namespace of its own, not merely open.
+    elsewhere: bool,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let elsewhere = if self.elsewhere { ", in another mount namespace" } else { "" };
+        write!(f, "{} ({}{elsewhere})", self.pid, self.name)
+    }
+}
+
+/// The processes that have the FUSE mount with this minor device number, one for each further mount namespace, as far as this process
+/// may look. Asks nothing of the mount.
+pub fn holders(minor: u32) -> Vec<Holder> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mut seen: Vec<Option<PathBuf>> = vec![namespace("self")];
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let place = entry.path();
+        let elsewhere = namespace(&pid.to_string()).is_some_and(|own| {
+            let own = Some(own);
+            if seen.contains(&own) {
+                return false;
+            }
+            let table = fs::read(place.join("mountinfo")).unwrap_or_default();
+            let table = String::from_utf8_lossy(&table);
+            seen.push(own);
+            point::has_device(&table, minor)
+        });
+        if elsewhere || has_open(&place, minor) {
+            let comm = fs::read_to_string(place.join("comm")).unwrap_or_default();
+            found.push(Holder { pid, name: comm.trim_end().to_owned(), elsewhere });
+        }
+    }
+    found
+}
+
+/// A list of them for a message.
+pub fn named(holders: &[Holder]) -> String {
+    let mut names: Vec<String> = holders.iter().take(MOST).map(Holder::to_string).collect();
+    if holders.len() > MOST {
+        names.push(format!("{} more", holders.len() - MOST));
+    }
+    names.join(", ")
+}
+
+/// Whether a process has a file, a directory or its program there.
+fn has_open(place: &Path, minor: u32) -> bool {
+    let fixed = ["cwd", "root", "exe"].map(|name| place.join(name));
+    let open = fs::read_dir(place.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+    fixed.into_iter().chain(open).any(|link| {
+        // Nothing but the device is asked for, and nothing from the server: it may not answer.
+        let found = statx(CWD, &link, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
+        found.is_ok_and(|found| (found.stx_dev_major, found.stx_dev_minor) == (0, minor))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_some() {
+        let holder = |pid, elsewhere| Holder { pid, name: "sh".to_owned(), elsewhere };
+        assert_eq!(named(&[holder(1, false), holder(2, true)]), "1 (sh), 2 (sh, in another mount namespace)");
+        let many: Vec<_> = (1..=7).map(|pid| holder(pid, false)).collect();
+        assert!(named(&many).ends_with("5 (sh), 2 more"));
+    }
+
+    #[test]
+    fn a_process_with_a_file_open_is_found() {
+        // A file system without a disk has the major number 0, as FUSE has.
+        let Ok(file) = tempfile::tempfile_in("/dev/shm") else { return };
+        let device = statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::empty()).unwrap();
+        let own = std::process::id();
+        assert_eq!(device.stx_dev_major, 0);
+        assert!(holders(device.stx_dev_minor).iter().any(|holder| holder.pid == own && !holder.elsewhere));
+        drop(file);
+    }
+}

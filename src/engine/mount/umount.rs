@@ -1,0 +1,125 @@
+//! Ending mounts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use karapace_store::lock::EnvLock;
+use karapace_store::metadata::Metadata;
+
+use super::holders::{Holder, holders, named};
+use super::point;
+use super::serve::{MountInfo, SOURCE};
+use crate::engine::instance::sessions;
+use crate::engine::server::client::Client;
+use crate::engine::server::socket::{Answer, Request};
+use crate::engine::{Engine, Error, Result};
+
+/// How long the serving process may take to write its checkpoint after the mount is gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is looked who keeps the mount from ending.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Unmounts what `target` names: an environment, or a directory that one (or a snapshot of one) is mounted on. Returns when
+    /// the serving process is through. Gives the directory.
+    pub fn umount(&self, target: &str) -> Result<PathBuf> {
+        match self.mount_named(target)? {
+            (Some(env), _) => self.umount_env(&env),
+            (None, dir) => point::unmount(&dir, false).map(|()| dir),
+        }
+    }
+
+    /// The environment that a command line names, and its directory as far as one is recorded. No environment: a snapshot is
+    /// mounted there.
+    pub(super) fn mount_named(&self, target: &str) -> Result<(Option<Metadata>, PathBuf)> {
+        if !target.contains('/') {
+            match self.find(target) {
+                Ok(env) => {
+                    let mount = self.recorded_mount(&env.instance)?;
+                    return Ok((Some(env), mount.map_or_else(PathBuf::new, |mount| mount.dir)));
+                }
+                Err(error) if fs::symlink_metadata(target).is_err() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let dir = point::absolute(Path::new(target))?;
+        for env in Metadata::list(self.store())?.into_iter().flatten() {
+            if self.recorded_mount(&env.instance)?.is_some_and(|mount| mount.dir == dir) {
+                return Ok((Some(env), dir));
+            }
+        }
+        match point::fuse_source(&dir)? {
+            Some(source) if source.starts_with(SOURCE) => Ok((None, dir)),
+            _ => Err(Error::NotMounted { what: target.to_owned() }),
+        }
+    }
+
+    /// Unmounts an environment and waits until its lock is free.
+    pub fn umount_env(&self, env: &Metadata) -> Result<PathBuf> {
+        if sessions::running(self, &env.instance) {
+            return Err(Error::Running { env: env.name.clone() });
+        }
+        self.unmount_and_wait(env)
+    }
+
+    pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata) -> Result<PathBuf> {
+        let mount = self.recorded_mount(&env.instance)?;
+        let (Some(client), Some(mount)) =
+            (Client::connect(self.store().files(), &self.env_dir(&env.instance))?, &mount)
+        else {
+            return self.clear_dead(env, mount.map(|m| m.dir));
+        };
+        match self.ask(env, client, &Request::Unmount)? {
+            // Without an answer it has ended, and with it what it served.
+            None | Some(Answer::Unmounted | Answer::Ending) => {}
+            Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
+            _ => return Err(self.serving_error(env, "gave an answer that this version does not know")),
+        }
+        self.wait_for_end(env, mount)?;
+        // Where it was killed instead.
+        point::clear_stale(&mount.dir)?;
+        Ok(mount.dir.clone())
+    }
+
+    /// Waits until the process is through that served a mount which is gone from here.
+    ///
+    /// # Errors
+    /// [`Error::Held`] where others have the mount still, in another mount namespace or open.
+    fn wait_for_end(&self, env: &Metadata, mount: &MountInfo) -> Result<()> {
+        let start = Instant::now();
+        let mut next_look = LOOK;
+        let mut before: Vec<Holder> = Vec::new();
+        while EnvLock::holder(self.store(), &env.instance)?.is_some() {
+            if start.elapsed() > PATIENCE {
+                return Err(self.serving_error(env, "is unmounted and does not come to an end"));
+            }
+            if start.elapsed() > next_look {
+                next_look += LOOK;
+                let mut found = mount.device.map(holders).unwrap_or_default();
+                found.retain(|holder| holder.pid != mount.pid);
+                // One that is just ending is not there the next time.
+                let stay: Vec<Holder> =
+                    found.iter().filter(|holder| before.contains(holder)).cloned().collect();
+                if !stay.is_empty() {
+                    return Err(Error::Held { env: env.name.clone(), holders: named(&stay) });
+                }
+                before = found;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Nobody serves the environment: a killed process may have left its mount point behind.
+    fn clear_dead(&self, env: &Metadata, dir: Option<PathBuf>) -> Result<PathBuf> {
+        match dir {
+            Some(dir) if point::is_stale(&dir) => {
+                point::clear_stale(&dir)?;
+                Ok(dir)
+            }
+            _ => Err(Error::NotMounted { what: env.name.clone() }),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! A systemd user unit that mounts everything when the user's session begins.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use karapace_store::atomic;
+
+use crate::engine::{Engine, Error, Result};
+
+/// The unit's name.
+pub const UNIT: &str = "karapace.service";
+
+impl Engine {
+    /// Writes the unit for `mount --all` of this store below `dir` into `config`, the user's configuration directory. Gives its path.
+    pub fn install_unit(&self, program: &Path, dir: &Path, config: &Path) -> Result<PathBuf> {
+        let units = config.join("systemd/user");
+        fs::create_dir_all(&units).map_err(|e| Error::io("create", &units, e))?;
+        let path = units.join(UNIT);
+        atomic::write_user_file(&path, unit(program, self.root(), dir)?.as_bytes())?;
+        Ok(path)
+    }
+}
+
+fn unit(program: &Path, store: &Path, dir: &Path) -> Result<String> {
+    let (program, store, dir) = (quoted(program)?, quoted(store)?, quoted(dir)?);
+    Ok(format!(
+        "[Unit]\n\
+         Description=Karapace environments as directories\n\
+         \n\
+         [Service]\n\
+         ExecStart={program} --store {store} mount --all --foreground {dir}\n\
+         Restart=on-failure\n\
+         TimeoutStopSec=60\n\
+         \n\
+         [Install]\n\
+         WantedBy=default.target\n"
+    ))
+}
+
+/// A path as one word of ExecStart=, whatever it holds.
+fn quoted(path: &Path) -> Result<String> {
+    let text =
+        std::str::from_utf8(path.as_os_str().as_bytes()).ok().filter(|text| !text.contains(char::is_control));
+    let Some(text) = text else {
+        return Err(Error::Invalid(format!("{}: a unit file cannot name this path", path.display())));
+    };
+    let mut word = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => word.extend(['\\', c]),
+            '%' | '$' => word.extend([c, c]),
+            other => word.push(other),
+        }
+    }
+    word.push('"');
+    Ok(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_one_word_each() {
+        let text = unit(Path::new("/a b/karapace"), Path::new("/s%t\"x"), Path::new("/h$e\\r")).unwrap();
+        assert!(text.contains(
+            "ExecStart=\"/a b/karapace\" --store \"/s%%t\\\"x\" mount --all --foreground \"/h$$e\\\\r\"\n"
+        ));
+        assert!(unit(Path::new("/a\nb"), Path::new("/s"), Path::new("/d")).is_err());
+    }
+}

@@ -1,0 +1,21 @@
+//! Listing environments.
+
+use karapace_store::error::StoreError;
+use karapace_store::metadata::Metadata;
+
+use super::inspect::Summary;
+use crate::engine::{Engine, Result};
+
+impl Engine {
+    /// All environments by name, and what is wrong with the records that do not read.
+    pub fn list(&self) -> Result<(Vec<Summary>, Vec<StoreError>)> {
+        let (mut environments, mut unreadable) = (Vec::new(), Vec::new());
+        for loaded in Metadata::list(self.store())? {
+            match loaded {
+                Ok(env) => environments.push(self.summary(&env)),
+                Err(error) => unreadable.push(error),
+            }
+        }
+        Ok((environments, unreadable))
+    }
+}

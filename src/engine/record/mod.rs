@@ -1,0 +1,9 @@
+//! What an environment's record says, shown ([`list`], [`inspect`]) and changed ([`rename`], [`state`]), to its end ([`destroy`]).
+//!
+//! May use `mount`, `server` and `instance`.
+
+pub mod destroy;
+pub mod inspect;
+pub mod list;
+pub mod rename;
+pub mod state;

@@ -1,0 +1,24 @@
+//! Renaming an environment.
+
+use karapace_store::inode::Timestamp;
+use karapace_store::lock::StoreLock;
+use karapace_store::metadata::Metadata;
+
+use crate::engine::{Engine, Result};
+
+impl Engine {
+    /// Gives `env` another name. Unmounted environments only: their mount point is named after them.
+    pub fn rename(&self, env: &Metadata, name: &str) -> Result<()> {
+        // Before a wait for another command; what counts is the check below.
+        self.check_name_free(name, Some(&env.instance))?;
+        let _lock = self.lock_idle(env)?;
+        let _shared = StoreLock::shared(self.store())?;
+        let _names = self.lock_names()?;
+        self.check_name_free(name, Some(&env.instance))?;
+        let mut current = Metadata::load(self.store(), &env.instance)?;
+        current.name = name.to_owned();
+        current.updated_at = Timestamp::now();
+        current.save(self.store())?;
+        Ok(())
+    }
+}

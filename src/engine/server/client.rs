@@ -1,0 +1,122 @@
+//! Asking the process that serves an environment, through its control socket.
+
+use std::fs;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use karapace_store::files::Files;
+use karapace_store::input::by_descriptor;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat};
+
+use super::socket::{Answer, NAME, Reply, Request, receive, transmit};
+use crate::engine::{Error, Result};
+
+/// How long to wait for an answer before looking why there is none.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// A connection to a serving process, for one request.
+pub struct Client {
+    pub(super) stream: UnixStream,
+}
+
+impl Client {
+    /// Connects; `Ok(None)` when nobody serves. Who serves another user's store is not asked.
+    ///
+    /// # Errors
+    /// What is there is no socket of the store's owner, or a process of another user listens on it.
+    pub fn connect(files: &Files, env_dir: &Path) -> Result<Option<Client>> {
+        let path = env_dir.join(NAME);
+        if files.reads_only() {
+            return Ok(None);
+        }
+        match connect(files, &path) {
+            Ok(stream) => Ok(Some(Client { stream })),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(e) => Err(Error::io("connect to", &path, e)),
+        }
+    }
+
+    /// Asks and waits for the answer, however long it takes. `Ok(None)`: the process ended without one, and may have done it.
+    pub fn request(self, request: &Request) -> io::Result<Option<Answer>> {
+        Ok(self.exchange(request, &[])?.map(|reply| reply.answer))
+    }
+
+    /// The same with descriptors, both ways.
+    pub fn exchange(self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
+        match self.talk(request, descriptors) {
+            // The kernel says these only of a request that was not read to its end: nothing was done, so it can be asked again.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Ok(Some(Answer::Ending.into()))
+            }
+            other => other,
+        }
+    }
+
+    fn talk(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
+        transmit(&self.stream, request, descriptors)?;
+        self.await_answer()?;
+        let (line, descriptors) = receive(&self.stream, usize::MAX)?;
+        if line.last() != Some(&b'\n') {
+            return Ok(None);
+        }
+        Ok(Some(Reply { answer: serde_json::from_slice(&line)?, descriptors }))
+    }
+
+    /// Waits until an answer begins. A server that was stopped would be waited for without end: says so, once.
+    fn await_answer(&self) -> io::Result<()> {
+        let mut said = false;
+        loop {
+            let mut events = [PollFd::new(&self.stream, PollFlags::IN)];
+            match poll(&mut events, Some(&PATIENCE)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(0) => {
+                    let server = self.server()?;
+                    if !said && is_stopped(server) {
+                        tracing::warn!(
+                            "process {server}, which serves it, is stopped and does not answer: let it go on with `kill -CONT {server}`, \
+                             or end it with `karapace umount --force`"
+                        );
+                        said = true;
+                    }
+                }
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// The process that listens at the other end.
+    pub fn server(&self) -> io::Result<i32> {
+        Ok(rustix::net::sockopt::socket_peercred(&self.stream)?.pid.as_raw_nonzero().get())
+    }
+}
+
+/// Whether a process was stopped by a signal or by a debugger (the state in proc_pid_stat(5)).
+fn is_stopped(process: i32) -> bool {
+    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The state follows the name, which may hold anything but ends with the last parenthesis.
+    let after = stat.iter().rposition(|byte| *byte == b')').map_or(stat.len(), |at| at + 2);
+    matches!(stat.get(after), Some(b'T' | b't'))
+}
+
+/// A connection to the socket at `path`, once it is known to be the store's owner's, and so is who listens.
+fn connect(files: &Files, path: &Path) -> io::Result<UnixStream> {
+    let socket = files.hold(path)?;
+    if let Some(reason) = files.stranger(&fstat(&socket)?, FileType::Socket) {
+        return Err(io::Error::other(format!("{reason}, so karapace has not made it: remove it")));
+    }
+    let stream = UnixStream::connect(by_descriptor(&socket))?;
+    let server = rustix::net::sockopt::socket_peercred(&stream)?;
+    if server.uid.as_raw() != files.owner() {
+        let (pid, uid) = (server.pid, server.uid);
+        return Err(io::Error::other(format!(
+            "process {pid} of user {uid} listens there, which is not believed"
+        )));
+    }
+    Ok(stream)
+}

@@ -1,0 +1,231 @@
+//! The serving process as keeper of the inside: it holds the namespaces in which the sessions of its environment run, hands
+//! them to those that join, and ends the inside when the last session is gone, however that came about.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use karapace_fs::session::UnmountHandle;
+use karapace_store::id::InstanceId;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use parking_lot::Mutex;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::control::Admitted;
+use super::socket::{Answer, Entrance, Reply, Request, Shape};
+use crate::engine::instance::sessions;
+use crate::engine::{Engine, Error, Result};
+use crate::runtime::{Namespaces, Seen};
+
+/// The option of a [`Shape`] with which sessions see the control directory.
+pub(in crate::engine) const SHOWS_CONTROL: &str = "--ctl";
+
+/// How long process 1 may take to end by itself.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long process 1 may take to die once it was killed: what is inside may hang in the kernel.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What there is of a mount.
+pub struct Place {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// The mount is for sessions and ends with the last.
+    pub session: bool,
+    /// The serving process is in namespaces of its own, which sessions have to enter first.
+    pub has_ground: bool,
+}
+
+/// What keeps the inside of one environment.
+pub struct Keeper {
+    engine: Engine,
+    instance: InstanceId,
+    place: Place,
+    handle: UnmountHandle,
+    admitted: Arc<Admitted>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    inside: Option<Held>,
+    /// A thread waits for the last session.
+    watched: bool,
+    /// The lock that keeps new sessions away while the mount ends.
+    _last: Option<File>,
+}
+
+/// An inside.
+struct Held {
+    shape: Shape,
+    namespaces: Namespaces,
+    init: OwnedFd,
+    lifeline: OwnedFd,
+}
+
+impl Keeper {
+    /// For the mount of `instance` at `place`; says in `admitted` who may use its control directory from inside. A mount for sessions is watched from now on: the session that made it has joined.
+    pub fn new(
+        engine: &Engine,
+        instance: InstanceId,
+        place: Place,
+        handle: UnmountHandle,
+        admitted: Arc<Admitted>,
+    ) -> Arc<Keeper> {
+        let state = Mutex::default();
+        let keeper = Keeper { engine: engine.clone(), instance, place, handle, admitted, state };
+        let keeper = Arc::new(keeper);
+        if keeper.place.session {
+            keeper.clone().watch();
+        }
+        keeper
+    }
+
+    /// Where the mount is.
+    pub fn dir(&self) -> &Path {
+        &self.place.dir
+    }
+
+    /// Whether the mount is for sessions and ends with the last.
+    pub fn is_for_sessions(&self) -> bool {
+        self.place.session
+    }
+
+    /// Answers what concerns the inside; `None`: something else was asked.
+    pub fn answer(self: &Arc<Keeper>, request: &Request, descriptors: Vec<OwnedFd>) -> Option<Result<Reply>> {
+        Some(match request {
+            Request::Enter { user } => self.entrance(user.as_deref()),
+            Request::Hold { shape, namespaces } => self.hold(shape, namespaces, descriptors),
+            Request::EndInside => {
+                self.end();
+                Ok(Answer::InsideEnded.into())
+            }
+            _ => return None,
+        })
+    }
+
+    fn entrance(&self, user: Option<&str>) -> Result<Reply> {
+        let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+        let ground = Namespaces::own(if self.place.has_ground { kinds } else { CloneFlags::empty() })?;
+        let seen = if self.place.has_ground { Some(Seen::look(&self.place.dir, user)?) } else { None };
+        let mut state = self.state.lock();
+        self.forget_dead(&mut state);
+        let inside = state.inside.as_ref();
+        let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
+        let descriptors: std::io::Result<Vec<_>> =
+            ground.descriptors().chain(kept).map(|fd| fd.try_clone_to_owned()).collect();
+        let descriptors = descriptors.map_err(|e| Error::io("copy the namespaces of", &self.place.dir, e))?;
+        let entrance = Entrance {
+            dir: self.place.dir.clone(),
+            session: self.place.session,
+            ground: ground.names(),
+            seen: seen.map(Box::new),
+            inside: inside.map(|held| (held.shape.clone(), held.namespaces.names())),
+        };
+        Ok(Reply { answer: Answer::Entrance(entrance), descriptors })
+    }
+
+    fn hold(self: &Arc<Keeper>, shape: &Shape, names: &[String], descriptors: Vec<OwnedFd>) -> Result<Reply> {
+        let mut descriptors = descriptors.into_iter();
+        let (Some(lifeline), Some(init)) = (descriptors.next(), descriptors.next()) else {
+            return Err(Error::Invalid("an inside without process 1".to_owned()));
+        };
+        let namespaces = Namespaces::from_parts(names, descriptors)
+            .ok_or_else(|| Error::Invalid("names and namespaces do not fit together".to_owned()))?;
+        let mut state = self.state.lock();
+        self.forget_dead(&mut state);
+        if state.inside.is_some() {
+            return Ok(Answer::Taken.into());
+        }
+        let shows_control = shape.get(SHOWS_CONTROL).is_some_and(|value| value == "true");
+        self.admitted.set(namespaces.of_processes().filter(|_| shows_control));
+        state.inside = Some(Held { shape: shape.clone(), namespaces, init, lifeline });
+        drop(state);
+        self.clone().watch();
+        Ok(Answer::Held.into())
+    }
+
+    /// An inside whose process 1 was killed is none any more.
+    fn forget_dead(&self, state: &mut State) {
+        if state.inside.as_ref().is_some_and(|held| is_over(&held.init, Duration::ZERO)) {
+            // While the namespace is still there: its number is given again.
+            self.admitted.set(None);
+            state.inside = None;
+        }
+    }
+
+    /// Ends the inside, if there is one; returns when nothing lives in it.
+    pub fn end(&self) {
+        let mut state = self.state.lock();
+        self.admitted.set(None);
+        let held = state.inside.take();
+        drop(state);
+        let Some(held) = held else { return };
+        let Held { namespaces, init, lifeline, .. } = held;
+        drop((namespaces, lifeline));
+        // It has something to clear up, which may hang as everything that touches the mount.
+        if is_over(&init, FAREWELL) {
+            return;
+        }
+        match pidfd_send_signal(&init, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => tracing::warn!("killing process 1 of the sessions: {errno}"),
+        }
+        if !is_over(&init, PATIENCE) {
+            tracing::warn!("what runs inside does not die: it hangs in the kernel");
+        }
+    }
+
+    /// Has a thread wait until no session is left, if none does.
+    fn watch(self: Arc<Keeper>) {
+        if std::mem::replace(&mut self.state.lock().watched, true) {
+            return;
+        }
+        let keeper = self.clone();
+        let watch = move || match sessions::wait_for_last(&keeper.engine, &keeper.instance) {
+            Ok(last) => keeper.clear_up(last),
+            Err(error) => {
+                keeper.state.lock().watched = false;
+                tracing::error!("what killed sessions leave stays: {error}");
+            }
+        };
+        let thread = std::thread::Builder::new().name("karapace-sessions".to_owned());
+        if let Err(error) = thread.spawn(watch) {
+            self.state.lock().watched = false;
+            tracing::error!("cannot start a thread, so what killed sessions leave stays: {error}");
+        }
+    }
+
+    /// No session is left, and while `last` is open none begins.
+    fn clear_up(&self, last: File) {
+        self.end();
+        let mut state = self.state.lock();
+        state.watched = false;
+        if !self.place.session {
+            drop(last);
+            return;
+        }
+        state._last = Some(last);
+        drop(state);
+        if let Err(error) = self.handle.unmount().or_else(|_| self.handle.detach()) {
+            tracing::error!("ending the mount of the sessions: {error}");
+        }
+    }
+}
+
+/// Whether the process of a pidfd is over, or is within `patience`.
+pub(in crate::engine) fn is_over(process: &OwnedFd, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(ready) if ready > 0 => return true,
+            _ if left.is_zero() => return false,
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! `env/<instance>/control.sock`: how a command reaches the process that serves an environment.
+//!
+//! One JSON line each way a connection; open namespaces travel beside it as descriptors. The directory is the user's alone (0700), so whoever can connect may ask, but for programs inside (`peer.rs`).
+//! A socket that nobody listens on is stale: connecting says so, and it counts as absent.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use karapace_fs::attr::DiffKind;
+use karapace_store::files::Files;
+use karapace_store::input::by_descriptor;
+use parking_lot::{Condvar, Mutex};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+use super::peer;
+use crate::engine::instance::open::{CommitOutcome, RestoreOutcome, Status};
+use crate::engine::instance::restore::Times;
+use crate::engine::instance::snapshots::RemoveOutcome;
+use crate::engine::text::PathText;
+use crate::engine::{Error, Result};
+use crate::runtime::Seen;
+
+/// File name of the socket in an environment's directory.
+pub(super) const NAME: &str = "control.sock";
+
+/// Longest request taken, in bytes.
+const MAX_REQUEST: usize = 4 << 20;
+
+/// Most descriptors of one message.
+const MAX_DESCRIPTORS: usize = 16;
+
+/// How long the answers under way may take to be written when the server ends.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a process that may not ask anything has for its request.
+const BRIEF: Duration = Duration::from_millis(100);
+
+/// What is asked of the serving process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Make a snapshot.
+    Commit {
+        /// Its name.
+        name: Option<String>,
+        /// Its message.
+        message: Option<String>,
+        /// Only these paths; all when empty.
+        paths: Vec<PathText>,
+    },
+    /// Make the view equal to a snapshot.
+    Restore {
+        /// As in [`crate::engine::instance::reference`].
+        reference: String,
+        /// Only at these paths; everywhere when empty.
+        paths: Vec<PathText>,
+        /// Which modification times it leaves, if not the usual ones.
+        times: Option<Times>,
+    },
+    /// Remove snapshots.
+    RemoveSnapshots {
+        /// As in [`crate::engine::instance::reference`].
+        references: Vec<String>,
+    },
+    /// What differs from the head.
+    Diff {
+        /// From this snapshot instead.
+        since: Option<String>,
+    },
+    /// Figures of the upper.
+    Status,
+    /// How to get inside.
+    Enter {
+        /// Who wants to, for those who cannot look the user up themselves.
+        user: Option<String>,
+    },
+    /// Keep a new inside for those who join. Comes with its lifeline, a pidfd of its process 1 and its namespaces.
+    Hold {
+        /// The options that made it.
+        shape: Shape,
+        /// Which namespaces they are.
+        namespaces: Vec<String>,
+    },
+    /// End the inside, if there is one, with all that lives in it.
+    EndInside,
+    /// Unmount and end. Answered when it is unmounted; the process ends soon after.
+    Unmount,
+}
+
+/// What an inside was made with: options that all its sessions share, by name.
+pub type Shape = BTreeMap<String, String>;
+
+/// The answer to [`Request::Enter`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entrance {
+    /// Where the environment is mounted.
+    pub dir: PathBuf,
+    /// The mount ends with the last session.
+    pub session: bool,
+    /// The namespaces in which it is mounted, if the server made some of its own; their descriptors come first.
+    pub ground: Vec<String>,
+    /// What a session depends on, if there is a ground: who is outside of it cannot see into the mount.
+    pub seen: Option<Box<Seen>>,
+    /// The inside that there is: its shape and its namespaces, whose descriptors follow.
+    pub inside: Option<(Shape, Vec<String>)>,
+}
+
+/// One path that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// `A`, `M` or `D`.
+    pub kind: char,
+    /// The path from the environment's root.
+    pub path: PathText,
+}
+
+impl Changed {
+    /// From what a view says.
+    pub fn new(kind: DiffKind, path: Vec<u8>) -> Changed {
+        Changed { kind: kind.letter(), path: PathText(path) }
+    }
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To `Commit`.
+    Commit(CommitOutcome),
+    /// To `Restore`.
+    Restore(RestoreOutcome),
+    /// To `RemoveSnapshots`.
+    Removed(RemoveOutcome),
+    /// To `Diff`.
+    Diff(Vec<Changed>),
+    /// To `Status`.
+    Status(Status),
+    /// To `Enter`.
+    Entrance(Entrance),
+    /// To `Hold`.
+    Held,
+    /// To `Hold`: another was faster.
+    Taken,
+    /// To `EndInside`.
+    InsideEnded,
+    /// To `Unmount`.
+    Unmounted,
+    /// It failed.
+    Failed {
+        /// Its errno.
+        errno: i32,
+        /// Its words.
+        reason: String,
+    },
+    /// The process is ending: ask again, of the next one or the files.
+    Ending,
+}
+
+/// What a handler has to say.
+pub struct Reply {
+    /// The answer.
+    pub answer: Answer,
+    /// Descriptors that go with it.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Reply {
+        Reply { answer, descriptors: Vec::new() }
+    }
+}
+
+/// A server, in threads of its own.
+pub struct Server {
+    files: Files,
+    path: PathBuf,
+    busy: Arc<Busy>,
+}
+
+/// Connections under way.
+#[derive(Default)]
+struct Busy {
+    count: Mutex<usize>,
+    idle: Condvar,
+}
+
+impl Server {
+    /// Listens in `env_dir` and answers with `handler`. The caller holds the environment's lock, so a socket that is there is stale.
+    pub fn start(
+        files: &Files,
+        env_dir: &Path,
+        handler: impl Fn(Request, Vec<OwnedFd>) -> Reply + Send + Sync + 'static,
+    ) -> Result<Server> {
+        let path = env_dir.join(NAME);
+        match files.remove(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
+            _ => {}
+        }
+        let dir = files.open_dir(env_dir).map_err(|e| Error::io("open", env_dir, e))?;
+        // Through its directory's descriptor: an address holds 108 bytes only, a store's path may be longer.
+        let listener = UnixListener::bind(by_descriptor(&dir).join(NAME))
+            .and_then(|listener| files.set_mode(&path, 0o600).map(|()| listener))
+            .map_err(|e| Error::io("listen on", &path, e))?;
+        let busy = Arc::new(Busy::default());
+        let (handler, count) = (Arc::new(handler), busy.clone());
+        let accept = move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(stream) => converse(stream, handler.clone(), count.clone()),
+                    Err(error) => {
+                        // Out of descriptors, most likely: do not spin on it.
+                        tracing::warn!("accepting a connection: {error}");
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("karapace-socket".to_owned());
+        thread.spawn(accept).map_err(|e| Error::io("start a thread for", &path, e))?;
+        Ok(Server { files: files.clone(), path, busy })
+    }
+
+    /// Takes the socket away and lets answers under way be written.
+    pub fn stop(&self) {
+        if let Err(error) = self.files.remove(&self.path) {
+            tracing::warn!("removing {}: {error}", self.path.display());
+        }
+        let mut count = self.busy.count.lock();
+        while *count > 0 {
+            if self.busy.idle.wait_for(&mut count, FAREWELL).timed_out() {
+                tracing::warn!("{} connections are left without an answer", *count);
+                return;
+            }
+        }
+    }
+}
+
+/// Answers one connection on a thread of its own.
+fn converse<H: Fn(Request, Vec<OwnedFd>) -> Reply + Send + Sync + 'static>(
+    stream: UnixStream,
+    handler: Arc<H>,
+    busy: Arc<Busy>,
+) {
+    *busy.count.lock() += 1;
+    let guard = Guard(busy);
+    let talk = move || {
+        let _guard = guard;
+        if let Err(error) = answer(&stream, &*handler) {
+            tracing::debug!("a connection ended early: {error}");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("karapace-request".to_owned()).spawn(talk) {
+        tracing::warn!("starting a thread for a request: {error}");
+    }
+}
+
+struct Guard(Arc<Busy>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        *self.0.count.lock() -= 1;
+        self.0.idle.notify_all();
+    }
+}
+
+fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply) -> io::Result<()> {
+    let is_ours = peer::is_of_ours(stream);
+    // A connection that says nothing (someone asks whether we live) must not keep a thread. Of a stranger no more is read than lets
+    // the refusal arrive.
+    let (patience, most) = if is_ours { (FAREWELL, MAX_REQUEST) } else { (BRIEF, 1) };
+    stream.set_read_timeout(Some(patience))?;
+    let (line, descriptors) = receive(stream, most)?;
+    if line.is_empty() {
+        return Ok(());
+    }
+    if !is_ours {
+        let reason = "asked from inside a session or a container: run this command outside, or use the control directory of a \
+                      session that shows it (`karapace enter --ctl`)";
+        let refused = Answer::Failed { errno: libc::EPERM, reason: reason.to_owned() };
+        return transmit(stream, &refused, &[]);
+    }
+    let reply = match serde_json::from_slice::<Request>(&line) {
+        Ok(request) => tracing::debug_span!("command", from = "socket", ?request)
+            .in_scope(|| handler(request, descriptors)),
+        Err(error) => {
+            Answer::Failed { errno: libc::EINVAL, reason: format!("not a request: {error}") }.into()
+        }
+    };
+    let descriptors: Vec<_> = reply.descriptors.iter().map(AsFd::as_fd).collect();
+    transmit(stream, &reply.answer, &descriptors)
+}
+
+/// Writes one line, and hands the descriptors over with its first byte.
+pub(super) fn transmit(
+    stream: &UnixStream,
+    message: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("more descriptors than a message can carry"));
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
+    let mut stream = stream;
+    stream.write_all(&line[sent..])
+}
+
+/// Reads up to the end of a line or of the stream, at most `most` bytes, and takes the descriptors that came along.
+pub(super) fn receive(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
+    let mut buffer = vec![0; 64 << 10];
+    while line.last() != Some(&b'\n') && line.len() < most {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got =
+            match recvmsg(stream, &mut [IoSliceMut::new(&mut buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)
+            {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other?,
+            };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                descriptors.extend(received);
+            }
+        }
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(io::Error::other("more descriptors than a message can carry"));
+        }
+        if got.bytes == 0 {
+            break;
+        }
+        line.extend_from_slice(&buffer[..got.bytes]);
+    }
+    Ok((line, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::server::client::Client;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use std::fs::{self, File};
+
+    #[test]
+    fn asks_and_answers_below_a_long_path() {
+        let root = tempfile::tempdir().unwrap();
+        let files = Files::at(root.path()).unwrap();
+        let dir = root.path().join("x".repeat(100)).join("y".repeat(100));
+        fs::create_dir_all(&dir).unwrap();
+        assert!(Client::connect(&files, &dir).unwrap().is_none());
+        let server = Server::start(&files, &dir, |request, descriptors| match request {
+            Request::Diff { .. } => {
+                Answer::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())]).into()
+            }
+            _ => Reply { answer: Answer::Ending, descriptors },
+        })
+        .unwrap();
+        let client = Client::connect(&files, &dir).unwrap().expect("a server");
+        match client.request(&Request::Diff { since: None }).unwrap() {
+            Some(Answer::Diff(paths)) => assert_eq!(paths[0].path.0, b"/a\xff"),
+            other => panic!("{other:?}"),
+        }
+        let mut client = Client::connect(&files, &dir).unwrap().expect("a server");
+        client.stream.write_all(b"nonsense\n").unwrap();
+        let (reply, _) = receive(&client.stream, MAX_REQUEST).unwrap();
+        assert!(String::from_utf8_lossy(&reply).contains("not a request"), "{reply:?}");
+        let client = Client::connect(&files, &dir).unwrap().expect("a server");
+        assert_eq!(client.server().unwrap(), std::process::id() as i32);
+        let mut file = tempfile::tempfile().unwrap();
+        let reply = client.exchange(&Request::EndInside, &[file.as_fd()]).unwrap().expect("an answer");
+        file.write_all(b"the same file").unwrap();
+        let back: Vec<_> = reply.descriptors.into_iter().map(File::from).collect();
+        assert_eq!(back.iter().map(|f| f.metadata().unwrap().len()).collect::<Vec<_>>(), [13]);
+        server.stop();
+        assert!(Client::connect(&files, &dir).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_server_that_goes_away_is_ending_as_long_as_nothing_was_done() {
+        let commit = Request::Commit { name: None, message: None, paths: Vec::new() };
+        let ask = |request: &Request, server: &dyn Fn(UnixListener)| {
+            let dir = tempfile::tempdir().unwrap();
+            let (files, listener) =
+                (Files::at(dir.path()).unwrap(), UnixListener::bind(dir.path().join(NAME)).unwrap());
+            let client = Client::connect(&files, dir.path()).unwrap().expect("a server");
+            server(listener);
+            client.request(request).unwrap()
+        };
+        // Never taken, taken and closed, and closed with the request unread.
+        let gone: [&dyn Fn(UnixListener); 2] = [&drop, &|listener| drop(listener.accept().unwrap())];
+        for server in gone {
+            assert!(matches!(ask(&commit, server), Some(Answer::Ending)));
+        }
+        let after = |read: bool| {
+            let dir = tempfile::tempdir().unwrap();
+            let (files, listener) =
+                (Files::at(dir.path()).unwrap(), UnixListener::bind(dir.path().join(NAME)).unwrap());
+            let client = Client::connect(&files, dir.path()).unwrap().expect("a server");
+            let server = std::thread::spawn(move || {
+                let stream = listener.accept().unwrap().0;
+                let mut events = [PollFd::new(&stream, PollFlags::IN)];
+                poll(&mut events, None).unwrap();
+                if read {
+                    receive(&stream, MAX_REQUEST).unwrap();
+                }
+            });
+            let answer = client.request(&commit).unwrap();
+            server.join().unwrap();
+            answer
+        };
+        assert!(matches!(after(false), Some(Answer::Ending)));
+        // It may have been done.
+        assert!(after(true).is_none());
+    }
+
+    #[test]
+    fn a_stale_socket_is_no_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::at(dir.path()).unwrap();
+        drop(UnixListener::bind(dir.path().join(NAME)).unwrap());
+        assert!(dir.path().join(NAME).exists());
+        assert!(Client::connect(&files, dir.path()).unwrap().is_none());
+        let server = Server::start(&files, dir.path(), |_, _| Answer::Unmounted.into()).unwrap();
+        assert!(Client::connect(&files, dir.path()).unwrap().is_some());
+        server.stop();
+    }
+}

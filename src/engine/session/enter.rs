@@ -1,0 +1,307 @@
+//! Running commands inside an environment.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use karapace_store::metadata::Metadata;
+use nix::unistd::geteuid;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::policy;
+use crate::engine::instance::sessions::Session;
+use crate::engine::mount::point;
+use crate::engine::mount::serve::Options;
+use crate::engine::server::client::Client;
+use crate::engine::server::keeper::SHOWS_CONTROL;
+use crate::engine::server::socket::{Answer, Entrance, Reply, Request, Shape};
+use crate::engine::{Engine, Error, Result};
+use crate::private_dir;
+use crate::runtime::{self, Ended, Namespaces, Seen, User, ranges};
+
+/// How long a mount that is just beginning or ending is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it is looked for.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What to run.
+#[derive(Debug, Clone, Default)]
+pub struct EnterOptions {
+    /// The command; empty for the user's shell.
+    pub argv: Vec<OsString>,
+    /// Who runs it; [`runtime::SELF`]: the user of this process, which is root where that is root.
+    pub user: Option<String>,
+    /// Where it starts.
+    pub workdir: Option<PathBuf>,
+    /// Further variables.
+    pub env: Vec<(OsString, OsString)>,
+    /// Whether the control directory is shown inside.
+    pub show_control: bool,
+    /// What of the host it sees.
+    pub choices: runtime::Choices,
+    /// A file that takes all output; the command has no input then. `None`: the caller's own streams.
+    pub output: Option<Arc<File>>,
+    /// How many of the caller's descriptors, from 3 on, the command gets.
+    pub preserved: u32,
+}
+
+impl EnterOptions {
+    /// What all sessions of an inside share of the options and of the policy. `account`: the only one there, where there is one
+    /// id only.
+    fn shape(&self, policy: &runtime::Policy, account: Option<&User>) -> Shape {
+        let home = clap::ValueEnum::to_possible_value(&self.choices.home);
+        let home = home.map_or_else(String::new, |value| value.get_name().to_owned());
+        let hardware = [("gpu", policy.hardware.gpu), ("audio", policy.hardware.audio)];
+        let hardware: Vec<_> =
+            hardware.into_iter().filter_map(|(name, asked)| asked.then_some(name)).collect();
+        let hardware = if hardware.is_empty() { "none".to_owned() } else { hardware.join(", ") };
+        let mut shape = Shape::from([
+            (SHOWS_CONTROL.to_owned(), self.show_control.to_string()),
+            ("--home".to_owned(), home),
+            // They see each other's processes, so one that is bound must not meet one that is not.
+            ("--privileged".to_owned(), policy.privileged.to_string()),
+            // Of the manifest, which `rebuild` may change meanwhile.
+            ("backend".to_owned(), policy.backend.as_str().to_owned()),
+            ("hardware".to_owned(), hardware),
+            ("network_isolation".to_owned(), policy.isolate_network.to_string()),
+            ("resource_limits".to_owned(), policy.limits.to_string()),
+            // Under which mounts cannot be changed.
+            ("read-only mounts".to_owned(), policy.has_read_only().to_string()),
+        ]);
+        if let Some(user) = account {
+            shape.insert("--user".to_owned(), format!("{}:{}", user.uid, user.gid));
+        }
+        shape
+    }
+}
+
+/// What is known of an environment's mount before a command is run on it.
+struct Place {
+    entrance: Entrance,
+    ground: Option<Namespaces>,
+    inside: Option<(Shape, Namespaces)>,
+}
+
+impl Engine {
+    /// Runs a command inside `env` to its end. An environment that is not mounted is mounted for the time of
+    /// its sessions; where an ordinary user has a range of ids, in a user namespace that has them.
+    pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<Ended> {
+        // Root is a user of every environment.
+        let root = options.user.as_deref() == Some(runtime::SELF) && geteuid().is_root();
+        let options = &EnterOptions { user: options.user.clone().filter(|_| !root), ..options.clone() };
+        let policy = policy::of(env, &options.choices)?;
+        let session = Session::join(self, &env.instance)?;
+        let ended = self.run_inside(env, options, &policy);
+        let left = session.leave(|| self.end_inside(env));
+        let ended = ended?;
+        // The command's own status matters more than a mount that stays; the next session uses it and ends it.
+        if let Err(error) = left {
+            tracing::warn!("ending the session: {error}");
+        }
+        Ok(ended)
+    }
+
+    /// Joins the inside that there is, or makes one.
+    fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<Ended> {
+        let backend = runtime::backend(policy.backend);
+        let (request, namespaces, many_ids) = loop {
+            let place = self.place(env, options)?;
+            // The mount may have made one of them.
+            let policy = policy::without_our_own(self, policy)?;
+            let many_ids = place.ground.is_some() || runtime::has_ids();
+            let mut seen = match place.entrance.seen {
+                Some(seen) => *seen,
+                None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
+            };
+            seen.notes.iter().for_each(|note| tracing::warn!("{note}"));
+            seen.become_caller(&policy, many_ids)?;
+            let shape = options.shape(&policy, (!many_ids).then_some(&seen.user));
+            let request = runtime::Session {
+                root: place.entrance.dir,
+                served: true,
+                argv: options.argv.clone(),
+                user: options.user.clone(),
+                seen: Some(seen),
+                workdir: options.workdir.clone(),
+                env: options.env.clone(),
+                hostname: env.name.clone(),
+                mask_control: !options.show_control,
+                policy,
+                output: options.output.clone(),
+                preserved: options.preserved,
+            };
+            if let Some((theirs, namespaces)) = place.inside {
+                check_shape(env, &shape, &theirs)?;
+                break (request, namespaces, many_ids);
+            }
+            let inside = backend.start(&request, place.ground)?;
+            if self.hand_over(env, &inside, shape)? {
+                // The keeper's copy of the lifeline is the only one from here on.
+                break (request, inside.namespaces, many_ids);
+            }
+            // Another session was faster, or the mount ended: begin again.
+            inside.end()?;
+        };
+        Ok(backend.join(&request, namespaces, many_ids)?)
+    }
+
+    /// Where the environment is mounted, mounting it if it is not, and who is inside.
+    fn place(&self, env: &Metadata, options: &EnterOptions) -> Result<Place> {
+        let start = Instant::now();
+        loop {
+            let request = Request::Enter { user: options.user.clone() };
+            match self.exchange(env, &request, &[])? {
+                Some(Reply { answer: Answer::Entrance(entrance), descriptors }) => {
+                    return self.place_of(env, entrance, descriptors);
+                }
+                Some(Reply { answer: Answer::Failed { errno, reason }, .. }) => {
+                    return Err(Error::Served { errno, reason });
+                }
+                // It is ending.
+                Some(_) => std::thread::sleep(PAUSE),
+                None => match self.mount_for_sessions(env) {
+                    Ok(()) => {}
+                    // Two sessions that begin at once both mount; the slower one uses the other's.
+                    Err(Error::Mounted { .. } | Error::Running { .. })
+                    | Err(Error::Served { errno: libc::EBUSY, .. })
+                        if start.elapsed() < PATIENCE =>
+                    {
+                        std::thread::sleep(PAUSE);
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(self.serving_error(env, "is ending and does not come to an end"));
+            }
+        }
+    }
+
+    fn place_of(&self, env: &Metadata, entrance: Entrance, mut descriptors: Vec<OwnedFd>) -> Result<Place> {
+        let kept = descriptors.split_off(entrance.ground.len().min(descriptors.len()));
+        let odd = || self.serving_error(env, "gave namespaces that do not fit");
+        let ground = Namespaces::from_parts(&entrance.ground, descriptors).ok_or_else(odd)?;
+        let inside = match &entrance.inside {
+            Some((shape, names)) => {
+                Some((shape.clone(), Namespaces::from_parts(names, kept).ok_or_else(odd)?))
+            }
+            None => None,
+        };
+        let has_ground = !entrance.ground.is_empty();
+        if !has_ground && !point::is_ours(&entrance.dir) {
+            return Err(Error::MountedElsewhere { env: env.name.clone(), dir: entrance.dir });
+        }
+        Ok(Place { entrance, ground: has_ground.then_some(ground), inside })
+    }
+
+    /// Gives a new inside to the serving process to keep. False: it keeps one already.
+    fn hand_over(&self, env: &Metadata, inside: &runtime::Started, shape: Shape) -> Result<bool> {
+        let pid = Pid::from_raw(inside.init.as_raw());
+        let init = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let init = init.map_err(|e| Error::io("hold process 1 of", Path::new(&env.name), e.into()))?;
+        let request = Request::Hold { shape, namespaces: inside.namespaces.names() };
+        let mut descriptors = vec![inside.lifeline.as_fd(), init.as_fd()];
+        descriptors.extend(inside.namespaces.descriptors());
+        match self.exchange(env, &request, &descriptors)?.map(|reply| reply.answer) {
+            Some(Answer::Held) => Ok(true),
+            // Taken by another session, or the mount is going away: there is another one to join or to make.
+            None | Some(Answer::Taken | Answer::Ending) => Ok(false),
+            Some(Answer::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
+            _ => Err(self.serving_error(env, "gave an answer that this version does not know")),
+        }
+    }
+
+    /// Asks the serving process; `None` when there is none.
+    pub(super) fn exchange(
+        &self,
+        env: &Metadata,
+        request: &Request,
+        descriptors: &[std::os::fd::BorrowedFd<'_>],
+    ) -> Result<Option<Reply>> {
+        let Some(client) = Client::connect(self.store().files(), &self.env_dir(&env.instance))? else {
+            return Ok(None);
+        };
+        match client.exchange(request, descriptors) {
+            Ok(reply) => Ok(reply.or(Some(Answer::Ending.into()))),
+            Err(error) => Err(self.serving_error(env, &format!("could not be asked ({error})"))),
+        }
+    }
+
+    /// Mounts the environment for sessions: with all ids that the user may have, or with one.
+    fn mount_for_sessions(&self, env: &Metadata) -> Result<()> {
+        let options = Options { session: true, ..Options::new(self.session_dir(env)?) };
+        if !geteuid().is_root() {
+            match ranges::available() {
+                Ok(ranges) => {
+                    let ranged = Options { ranges: Some(ranges), ..options.clone() };
+                    match self.mount(env, &ranged, false) {
+                        Err(error @ Error::NoIds { .. }) => tracing::warn!("one id only: {error}"),
+                        other => return other.map(drop),
+                    }
+                }
+                Err(reason) => {
+                    tracing::info!("one id only: {reason}; to mend it, run as root: {}", reason.cure());
+                }
+            }
+        }
+        self.mount(env, &options, false).map(drop)
+    }
+
+    /// Ends the inside after its last session, and the mount if it was made for sessions.
+    fn end_inside(&self, env: &Metadata) -> Result<()> {
+        match self.exchange(env, &Request::EndInside, &[])?.map(|reply| reply.answer) {
+            Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
+            None => return Ok(()),
+            Some(_) => {}
+        }
+        match self.recorded_mount(&env.instance)? {
+            Some(mount) if mount.session => self.unmount_and_wait(env).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a directory of the store that leads elsewhere.
+    fn check_place(&self, dir: &Path) -> io::Result<()> {
+        match self.store().files().hold(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
+            // A mount that a killed process left.
+            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// A directory for mounts of sessions, which no other user reaches: in the user's runtime directory, else beside the upper.
+    /// Set-user-id programs are in force on a mount of root's, so what holds it is closed.
+    fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
+        let (parent, name) = match private_dir::for_sessions() {
+            Some(dir) => (dir, env.instance.to_hex()),
+            None => {
+                let parent = self.env_dir(&env.instance);
+                let dir = parent.join("mnt");
+                self.check_place(&dir).map_err(|e| Error::io("mount on", &dir, e))?;
+                (parent, "mnt".to_owned())
+            }
+        };
+        private_dir::make(&parent).map_err(|e| Error::io("mount below", &parent, e))?;
+        Ok(parent.join(name))
+    }
+}
+
+/// Refuses to join an inside that was made with other options.
+fn check_shape(env: &Metadata, ours: &Shape, theirs: &Shape) -> Result<()> {
+    let show = |shape: &Shape, key: &str| shape.get(key).cloned().unwrap_or_else(|| "unset".to_owned());
+    match ours.keys().chain(theirs.keys()).find(|key| ours.get(*key) != theirs.get(*key)) {
+        None => Ok(()),
+        Some(key) => Err(Error::OtherShape {
+            env: env.name.clone(),
+            option: key.clone(),
+            theirs: show(theirs, key),
+            ours: show(ours, key),
+        }),
+    }
+}

@@ -1,0 +1,39 @@
+//! Collecting garbage.
+
+use karapace_fs::view::View;
+use karapace_store::error::StoreError;
+use karapace_store::gc::{self, GcOptions, GcReport, UpperRoots};
+use karapace_store::id::InstanceId;
+
+use crate::engine::{Engine, Report, Result};
+
+/// Removes from the store what nothing refers to; with `dry_run` only counts it. Takes the store's lock, shared and for moments
+/// exclusively. Mounted environments stay usable: what they changed is read from their uppers on disk, which are always current.
+pub fn collect(engine: &Engine, dry_run: bool, report: &dyn Report) -> Result<GcReport> {
+    report.begin("collecting", None);
+    let uppers = |instance: &InstanceId| upper_roots(engine, instance);
+    let cancelled = || report.is_cancelled();
+    let options = GcOptions { dry_run, uppers: &uppers, cancelled: &cancelled };
+    let result = gc::collect(engine.store(), &options);
+    report.end();
+    Ok(result?)
+}
+
+/// What an environment's upper refers to, as the store wants to hear it.
+pub(super) fn upper_roots(
+    engine: &Engine,
+    instance: &InstanceId,
+) -> std::result::Result<UpperRoots, StoreError> {
+    let upper = engine.store().layout().upper(instance);
+    let found = View::upper_roots(engine.store().files(), &upper).map_err(|error| match error {
+        karapace_fs::Error::Store(error) => error,
+        other => StoreError::corrupt("upper", upper.display(), other.to_string()),
+    })?;
+    Ok(store_roots(found))
+}
+
+/// The same, once it is known.
+pub(super) fn store_roots(found: karapace_fs::view::UpperRoots) -> UpperRoots {
+    let objects = found.contents.iter().flat_map(|content| content.objects()).collect();
+    UpperRoots { roots: found.roots, trees: found.trees, objects }
+}
