@@ -1,7 +1,7 @@
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::cli::writer::{self, Line};
-use crate::engine::server::socket::Changed;
+use crate::engine::instance::diff::Changed;
 
 /// Show what was added (A), modified (M) and deleted (D)
 ///

@@ -9,7 +9,7 @@ use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::mount::background::{leave_host, tell_failed, tell_ready};
-use crate::engine::mount::serve::{DEFAULT_THREADS, Options, default_dir};
+use crate::engine::mount::options::{DEFAULT_THREADS, Options, default_dir};
 use crate::engine::{Engine, Error};
 use crate::process;
 

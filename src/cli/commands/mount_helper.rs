@@ -13,7 +13,7 @@ use crate::cli::ui::Failure;
 use crate::cli::{Cli, start_log, tell_failure, usage};
 use crate::engine::instance::reference;
 use crate::engine::mount::point;
-use crate::engine::mount::serve::SOURCE;
+use crate::engine::mount::point::SOURCE;
 use crate::engine::{Error, default_store};
 
 /// What mount(8) looks for in /sbin.

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::instance::restore::Times;
+use crate::engine::instance::layering::Times;
 
 /// Make an environment equal to one of its snapshots
 ///

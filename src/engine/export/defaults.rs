@@ -3,13 +3,12 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
-use karapace_store::content::{FileContent, read_at};
 use karapace_store::error::Result;
-use karapace_store::inode::{Body, InodeRecord};
-use karapace_store::paths::{StoredTree, find};
+use karapace_store::paths::StoredTree;
 use karapace_store::root::Root;
 use karapace_store::tree::Trees;
 
+use crate::engine::instance::stored::{content, follow, read_up_to};
 use crate::oci::Defaults;
 use crate::runtime;
 
@@ -46,27 +45,6 @@ fn defaults(command: &str, architecture: Option<&str>) -> Defaults {
         command: command.to_owned(),
         path: runtime::PATH.to_owned(),
     }
-}
-
-/// The content, if it is a regular file.
-pub(in crate::engine) fn content(record: &Option<InodeRecord>) -> Option<&FileContent> {
-    match record.as_ref().map(|record| &record.body) {
-        Some(Body::Regular(content)) => Some(content),
-        _ => None,
-    }
-}
-
-/// What is at a path when all links are followed, inside the tree.
-pub(in crate::engine) fn follow(tree: &StoredTree<'_>, path: &[u8]) -> Result<Option<InodeRecord>> {
-    Ok(find(tree, path)?.map(|(record, _)| record))
-}
-
-/// The first bytes of a file, `most` at most.
-pub(in crate::engine) fn read_up_to(trees: &Trees, content: &FileContent, most: u64) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; most as usize];
-    let length = read_at(trees.store(), content, 0, &mut bytes)?;
-    bytes.truncate(length);
-    Ok(bytes)
 }
 
 /// The machine of an ELF file (`e_machine`, at byte 18 in the file's own byte order) in Go's words, which OCI uses.

@@ -15,7 +15,7 @@ use karapace_store::paths::Ignore;
 use karapace_store::tree::{Change, diff};
 
 use super::layering::{Counts, Layer, Layering, normalised};
-use super::open::{CommitOutcome, Instance, Wait, check_snapshot_name};
+use super::open::{Between, CommitOutcome, Instance, Wait, check_snapshot_name};
 use super::reference::{self, LayerRef};
 use crate::engine::{Engine, Error, Result};
 
@@ -40,17 +40,6 @@ pub(super) enum Keep {
     Upper,
     /// Nothing: the tree below it takes all there is.
     Nothing,
-}
-
-/// What differs between the head's layer and the tree that the upper lies over, ignored paths left out.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Between {
-    record: Option<RecordId>,
-    root: Option<ObjectId>,
-    /// Paths.
-    pub files: u64,
-    /// Bytes of the files among them.
-    pub bytes: u64,
 }
 
 /// What a commit changes in the environment's record, as it was before.

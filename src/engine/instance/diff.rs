@@ -5,10 +5,27 @@ use karapace_store::layer::LayerRecord;
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::tree::{Change, Trees, diff};
+use serde::{Deserialize, Serialize};
 
 use super::reference::{self, LayerRef};
-use crate::engine::server::socket::Changed;
+use crate::engine::text::PathText;
 use crate::engine::{Engine, Result};
+
+/// One path that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// `A`, `M` or `D`.
+    pub kind: char,
+    /// The path from the environment's root.
+    pub path: PathText,
+}
+
+impl Changed {
+    /// From what a view says.
+    pub fn new(kind: DiffKind, path: Vec<u8>) -> Changed {
+        Changed { kind: kind.letter(), path: PathText(path) }
+    }
+}
 
 impl Engine {
     /// What stands uncommitted in `env`.

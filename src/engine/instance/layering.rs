@@ -11,12 +11,23 @@ use karapace_store::paths::{self, Ignore, StoredTree, is_at_or_below};
 use karapace_store::root::Root;
 use karapace_store::tar::{TarHash, identity_hash};
 use karapace_store::tree::{Change, Numbers, Picks, Retimed, Trees, diff, graft, names_of, retime};
+use serde::{Deserialize, Serialize};
 
-use super::restore::Times;
 use crate::engine::{Error, Result};
 
 /// Why a path cannot be restored.
 const NOT_RESTORABLE: &str = "neither in the snapshot nor in the environment";
+
+/// Which modification times a restore leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Times {
+    /// The snapshot's.
+    Kept,
+    /// The present time for what the restore changes the content of, or brings; of everything else those that are there now (see
+    /// [`karapace_store::tree::retime`]).
+    Present,
+}
 
 /// A layer to be recorded.
 pub struct Layer {

@@ -1,7 +1,8 @@
 //! One environment, open in this process: its view and its record, and what changes both. The lowest wing.
 //!
 //! [`open`] holds it; [`commit`], [`restore`] and [`snapshots`] work on it, and [`layering`] makes the trees they store. [`reference`] says
-//! what a name means, [`diff`] what differs, [`sessions`] who is inside, [`watchers`] tells programs that watch files.
+//! what a name means, [`diff`] what differs, [`sessions`] who is inside, [`watchers`] tells programs that watch files;
+//! `stored` reads a file of a tree, and `damage` names the path that needs what is damaged.
 //! May use `description`, `process`, and the crates below; no other wing.
 
 pub mod commit;
@@ -13,4 +14,5 @@ pub mod reference;
 pub mod restore;
 pub mod sessions;
 pub mod snapshots;
+pub(super) mod stored;
 pub mod watchers;

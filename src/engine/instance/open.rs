@@ -24,7 +24,6 @@ use karapace_store::tree::Trees;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::commit::Between;
 use super::watchers::Teller;
 use super::{reference, sessions};
 use crate::description::lifecycle;
@@ -81,6 +80,17 @@ pub struct Status {
     pub dirty_files: u64,
     /// Bytes of file data in the upper.
     pub dirty_bytes: u64,
+}
+
+/// What differs between the head's layer and the tree that the upper lies over, ignored paths left out.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Between {
+    pub(super) record: Option<RecordId>,
+    pub(super) root: Option<ObjectId>,
+    /// Paths.
+    pub files: u64,
+    /// Bytes of the files among them.
+    pub bytes: u64,
 }
 
 /// An environment, open in this process, which holds its lock.

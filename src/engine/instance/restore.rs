@@ -5,11 +5,10 @@ use karapace_store::fail;
 use karapace_store::id::LayerHash;
 use karapace_store::metadata::Metadata;
 use karapace_store::root::Root;
-use serde::{Deserialize, Serialize};
 
 use super::commit::Keep;
 use super::damage;
-use super::layering::{Layering, normalised};
+use super::layering::{Layering, Times, normalised};
 use super::open::{Instance, RestoreOutcome, Wait};
 use super::reference::{self, LayerRef};
 use crate::engine::{Engine, Error, Result};
@@ -19,17 +18,6 @@ const ATTEMPTS: u32 = 20;
 
 /// From this attempt on, who writes waits.
 const HELD_FROM: u32 = 3;
-
-/// Which modification times a restore leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Times {
-    /// The snapshot's.
-    Kept,
-    /// The present time for what the restore changes the content of, or brings; of everything else those that are there now (see
-    /// [`karapace_store::tree::retime`]).
-    Present,
-}
 
 impl Times {
     /// What nobody asked otherwise about: a whole restore is the snapshot again; chosen paths are new to what was made of those before.

@@ -24,7 +24,7 @@ use crate::description::locked::{LockFile, LockedPackage};
 use crate::description::lockfile::LockError;
 use crate::description::manifest::Manifest;
 use crate::description::packages::{Argv, Manager, Source, Versions, Wanted};
-use crate::engine::export::defaults::{content, follow, read_up_to};
+use crate::engine::instance::stored::{content, follow, read_up_to};
 use crate::engine::{Engine, Error, Report, Result};
 use crate::runtime::ranges;
 

@@ -24,8 +24,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::background::{Background, Readiness};
+use super::info::MountInfo;
+use super::options::Options;
 use super::point;
-use super::serve::{MountInfo, Options};
 use crate::engine::{Engine, Error, Result};
 
 /// How often mounts are looked after that ended by themselves, or could not be made.

@@ -10,8 +10,9 @@ use karapace_store::metadata::Metadata;
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
+use super::options::{Options, check_mountable, check_root_options};
 use super::point;
-use super::serve::{Options, log_path};
+use crate::engine::server::access::log_path;
 use crate::engine::{Engine, Error, Result};
 use crate::process;
 
@@ -96,12 +97,24 @@ impl Background {
     }
 }
 
-pub(super) fn spawn(
-    engine: &Engine,
-    env: &Metadata,
-    options: &Options,
-    verbose: bool,
-) -> Result<(PathBuf, Background)> {
+impl Engine {
+    /// Mounts in a background process and returns the mount point when the mount answers.
+    /// `verbose` makes its log say more.
+    pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
+        // What can be refused here is refused before a process is started.
+        check_mountable(env)?;
+        check_root_options(options)?;
+        if options.snapshot.is_none() {
+            self.end_orphaned_session(env)?;
+            if self.live_mount(&env.instance)?.is_some() {
+                return Err(self.mounted_error(env));
+            }
+        }
+        spawn(self, env, options, verbose)
+    }
+}
+
+fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
     process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
     let dir = point::absolute(&options.dir)?;
     let log_path = log_path(engine, &env.instance);

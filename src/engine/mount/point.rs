@@ -12,8 +12,12 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::statfs::statfs;
 use nix::unistd::geteuid;
 
-use super::serve::SOURCE;
 use crate::engine::{Error, Result};
+
+/// What the source of every mount begins with; the environment's name follows. With a colon, as of `host:directory`, df and du
+/// would take the mount for a remote one: `df --local` left it out, and du called a bind mount inside a damaged file system
+/// (`ME_REMOTE` of gnulib's mountlist.c).
+pub const SOURCE: &str = "karapace+";
 
 /// What stands at a path where a mount is wanted.
 #[derive(Debug, PartialEq, Eq)]
@@ -179,8 +183,7 @@ pub(super) fn has_device(table: &str, minor: u32) -> bool {
 /// The mount points of all environments and snapshots that this process sees, stale ones among them.
 pub fn all_of_ours() -> Result<Vec<PathBuf>> {
     let table = mount_table()?;
-    let ours =
-        table.lines().filter_map(fuse_line).filter(|(_, source)| source.starts_with(super::serve::SOURCE));
+    let ours = table.lines().filter_map(fuse_line).filter(|(_, source)| source.starts_with(SOURCE));
     Ok(ours.map(|(at, _)| PathBuf::from(OsString::from_vec(at))).collect())
 }
 

@@ -1,192 +1,40 @@
-//! Serving an environment through FUSE: in this process, or in one of its own in the background.
+//! Serving an environment through FUSE in this process, until it is unmounted.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karapace_fs::control::ControlPlane;
-use karapace_fs::session::{CtlDir, Flag, MountOptions, MountedSession, UnmountHandle};
+use karapace_fs::session::{MountOptions, MountedSession, UnmountHandle};
 use karapace_fs::view::View;
 use karapace_store::atomic;
 use karapace_store::id::InstanceId;
 use karapace_store::layer::LayerRecord;
-use karapace_store::lock::{EnvLock, StoreLock};
+use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::pins::Pin;
 use karapace_store::tree::Trees;
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::geteuid;
-use serde::{Deserialize, Serialize};
 
-use super::background::{Background, spawn};
-use super::point;
+use super::info::{MountInfo, info_path};
+use super::options::{Options, check_mountable, check_root_options};
+use super::point::{self, SOURCE};
 use crate::description::lifecycle;
 use crate::engine::instance::open::Instance;
+use crate::engine::instance::reference;
 use crate::engine::instance::watchers::Teller;
-use crate::engine::instance::{reference, sessions};
 use crate::engine::server::access::perform;
-use crate::engine::server::client::Client;
 use crate::engine::server::control::{Admitted, Plane};
 use crate::engine::server::keeper::{Keeper, Place};
 use crate::engine::server::socket::{Answer, Request, Server};
 use crate::engine::{Engine, Error, Result};
 use crate::process;
-use crate::runtime::ranges::Ranges;
 
 /// How long users of a mount may keep it after it was detached on a signal.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The largest mount.json that is read, in bytes.
-const MAX_INFO: u64 = 64 << 10;
-
-/// What the source of every mount begins with; the environment's name follows. With a colon, as of `host:directory`, df and du
-/// would take the mount for a remote one: `df --local` left it out, and du called a bind mount inside a damaged file system
-/// (`ME_REMOTE` of gnulib's mountlist.c).
-pub const SOURCE: &str = "karapace+";
-
-/// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a slow request
-/// (a cold read) from holding up the others.
-pub const DEFAULT_THREADS: usize = 2;
-
-/// How to mount.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Where.
-    pub dir: PathBuf,
-    /// Refuse every change.
-    pub read_only: bool,
-    /// What the kernel is to see to.
-    pub flags: Vec<Flag>,
-    /// Mount this snapshot, read-only, instead of the environment's view.
-    pub snapshot: Option<String>,
-    /// How the control directory shows.
-    pub ctl_dir: CtlDir,
-    /// Let other users in.
-    pub allow_other: bool,
-    /// Serving threads.
-    pub threads: usize,
-    /// Let the kernel read large files by itself; read-only, and by root.
-    pub passthrough: bool,
-    /// Let root make id-mapped mounts of it, which has no control directory then; by root.
-    pub idmap: bool,
-    /// The mount is for `enter` and `exec` only and ends with the last of them.
-    pub session: bool,
-    /// Serve in a user and mount namespace of its own that has these ids.
-    pub ranges: Option<Ranges>,
-    /// The process is in such namespaces.
-    pub has_ground: bool,
-}
-
-impl Options {
-    /// The defaults, on `dir`.
-    pub fn new(dir: PathBuf) -> Options {
-        Options {
-            dir,
-            read_only: false,
-            flags: Vec::new(),
-            snapshot: None,
-            ctl_dir: CtlDir::default(),
-            allow_other: false,
-            threads: DEFAULT_THREADS,
-            passthrough: false,
-            idmap: false,
-            session: false,
-            ranges: None,
-            has_ground: false,
-        }
-    }
-}
-
-/// `env/<instance>/mount.json`: where a mount is and who serves it. Believed only while the control socket answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountInfo {
-    /// The mount point.
-    pub dir: PathBuf,
-    /// The serving process.
-    pub pid: u32,
-    /// Made for `enter` and `exec`.
-    #[serde(default)]
-    pub session: bool,
-    /// The minor device number of the mount, by which it is found wherever it still is. Not shown.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device: Option<u32>,
-}
-
-impl MountInfo {
-    /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are that are
-    /// made inside a user namespace.
-    pub(in crate::engine) fn is_seen_here(&self) -> bool {
-        point::is_ours(&self.dir)
-    }
-}
-
-/// The log of an environment's background mounts.
-pub fn log_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
-    engine.env_dir(instance).join("mount.log")
-}
-
-fn info_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
-    engine.env_dir(instance).join("mount.json")
-}
-
-/// Where an environment is mounted when nothing else is said: `~/karapace/<name>`.
-pub fn default_dir(env: &Metadata) -> Result<PathBuf> {
-    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-    let home =
-        home.ok_or_else(|| Error::Invalid("HOME is not set: name a directory to mount on".to_owned()))?;
-    Ok(PathBuf::from(home).join("karapace").join(&env.name))
-}
-
 impl Engine {
-    /// The environment's mount, if a process serves it now.
-    pub fn live_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
-        if Client::connect(self.store().files(), &self.env_dir(instance))?.is_none() {
-            return Ok(None);
-        }
-        self.recorded_mount(instance)
-    }
-
-    /// What mount.json says, true or not.
-    pub(in crate::engine) fn recorded_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
-        let path = info_path(self, instance);
-        match self.store().files().read(&path, MAX_INFO) {
-            // A file that does not read is as good as none: it is rewritten by the next mount.
-            Ok(bytes) => {
-                Ok(serde_json::from_slice(&bytes).ok().filter(|info: &MountInfo| info.dir.is_absolute()))
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io("read", &path, e)),
-        }
-    }
-
-    pub(in crate::engine) fn mounted_error(&self, env: &Metadata) -> Error {
-        match self.recorded_mount(&env.instance) {
-            Ok(Some(info)) if info.session => Error::Running { env: env.name.clone() },
-            Ok(Some(info)) if !info.is_seen_here() => {
-                Error::MountedElsewhere { env: env.name.clone(), dir: info.dir }
-            }
-            Ok(Some(info)) => Error::Mounted { env: env.name.clone(), dir: info.dir, pid: info.pid },
-            _ => self.serving_error(env, "is starting or ending"),
-        }
-    }
-
-    /// Mounts in a background process and returns the mount point when the mount answers.
-    /// `verbose` makes its log say more.
-    pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
-        // What can be refused here is refused before a process is started.
-        check_mountable(env)?;
-        check_root_options(options)?;
-        if options.snapshot.is_none() {
-            self.end_orphaned_session(env)?;
-            if self.live_mount(&env.instance)?.is_some() {
-                return Err(self.mounted_error(env));
-            }
-        }
-        spawn(self, env, options, verbose)
-    }
-
     /// Serves in this process until unmounted. `ready` is called once, with the mount point, when the mount answers; when it
     /// fails, nobody waits for the mount and it ends.
     pub fn serve(
@@ -208,30 +56,6 @@ impl Engine {
             None => serve_view(self, &env, options, signals, ready),
         }
     }
-}
-
-fn check_mountable(env: &Metadata) -> Result<()> {
-    if lifecycle::is_enterable(env.state) {
-        return Ok(());
-    }
-    let state = env.state.to_string().to_lowercase();
-    Err(Error::Invalid(format!("{} is {state} and cannot be mounted or entered", env.name)))
-}
-
-/// Refuses what is for root. The kernel takes objects from root only, and would not see what is written; on a user's mount all
-/// ids are one.
-fn check_root_options(options: &Options) -> Result<()> {
-    let read_only = options.read_only || options.snapshot.is_some();
-    if options.passthrough && !(read_only && geteuid().is_root()) {
-        let reason = "--passthrough is for root, with --read-only or --snapshot: leave it out, and requests are answered as usual";
-        return Err(Error::Invalid(reason.to_owned()));
-    }
-    if options.idmap && !geteuid().is_root() {
-        let reason =
-            "--idmap is for root: the kernel lets nobody else make id-mapped mounts of FUSE file systems";
-        return Err(Error::Invalid(reason.to_owned()));
-    }
-    Ok(())
 }
 
 fn serve_view(
@@ -424,55 +248,4 @@ fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Sen
     let thread = std::thread::Builder::new().name("karapace-signals".to_owned());
     thread.spawn(watch).map_err(|e| Error::Invalid(format!("cannot start a thread: {e}")))?;
     Ok(())
-}
-
-impl Engine {
-    /// The environment's mount and state for listings; never fails for one that is merely not mounted.
-    pub(in crate::engine) fn shown_mount(&self, env: &Metadata) -> Option<MountInfo> {
-        match self.live_mount(&env.instance) {
-            Ok(mount) => mount.map(|mount| MountInfo { device: None, ..mount }),
-            Err(error) => {
-                tracing::warn!("{}: {error}", env.name);
-                None
-            }
-        }
-    }
-
-    /// Refuses what may not be done to an environment in use.
-    pub(in crate::engine) fn check_idle(&self, env: &Metadata) -> Result<()> {
-        if sessions::running(self, &env.instance) {
-            return Err(Error::Running { env: env.name.clone() });
-        }
-        self.end_orphaned_session(env)?;
-        match self.live_mount(&env.instance)? {
-            // Who mounted it was no user, who would have to unmount it.
-            Some(mount) if self.is_supervised(&mount)? => self.unmount_and_wait(env).map(|_| ()),
-            Some(_) => Err(self.mounted_error(env)),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes the lock of an environment that is not in use. A mount that somebody's `mount --all` just makes may show only when the lock
-    /// is asked for: it is ended as well.
-    pub(in crate::engine) fn lock_idle(&self, env: &Metadata) -> Result<EnvLock> {
-        self.check_idle(env)?;
-        match self.lock_unmounted(env) {
-            Err(Error::Mounted { .. }) => {
-                self.check_idle(env)?;
-                self.lock_unmounted(env)
-            }
-            other => other,
-        }
-    }
-
-    /// Unmounts what a killed session left mounted for itself.
-    fn end_orphaned_session(&self, env: &Metadata) -> Result<()> {
-        let orphaned = self.live_mount(&env.instance)?.is_some_and(|mount| mount.session)
-            && !sessions::running(self, &env.instance);
-        if orphaned {
-            tracing::info!("unmounting what a killed session of {} left", env.name);
-            self.unmount_and_wait(env)?;
-        }
-        Ok(())
-    }
 }

@@ -8,8 +8,9 @@ use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 
 use super::holders::{Holder, holders, named};
+use super::info::MountInfo;
 use super::point;
-use super::serve::{MountInfo, SOURCE};
+use super::point::SOURCE;
 use crate::engine::instance::sessions;
 use crate::engine::server::client::Client;
 use crate::engine::server::socket::{Answer, Request};

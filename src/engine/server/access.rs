@@ -1,17 +1,19 @@
 //! Reaching an environment: through the process that serves it, or by opening it here.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use karapace_store::error::StoreError;
+use karapace_store::id::InstanceId;
 use karapace_store::lock::{self, EnvLock};
 use karapace_store::metadata::Metadata;
 
 use super::client::Client;
-use super::socket::{Answer, Changed, Request};
+use super::socket::{Answer, Request};
+use crate::engine::instance::diff::Changed;
+use crate::engine::instance::layering::Times;
 use crate::engine::instance::open::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
-use crate::engine::instance::restore::Times;
 use crate::engine::instance::snapshots::RemoveOutcome;
-use crate::engine::mount::serve::log_path;
 use crate::engine::text::PathText;
 use crate::engine::{Engine, Error, Result};
 
@@ -20,6 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often we look again.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// The log of an environment's background mounts.
+pub fn log_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
+    engine.env_dir(instance).join("mount.log")
+}
 
 impl Engine {
     /// Makes a snapshot, wherever the environment is open.

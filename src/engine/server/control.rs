@@ -10,8 +10,8 @@ use karapace_store::id::ObjectId;
 
 use parking_lot::Mutex;
 
+use crate::engine::instance::layering::Times;
 use crate::engine::instance::open::{Instance, Wait};
-use crate::engine::instance::restore::Times;
 use crate::engine::upkeep::{gc, verify};
 use crate::engine::{Error, Result, Silent};
 use crate::runtime::NamespaceId;

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use karapace_fs::attr::DiffKind;
 use karapace_store::files::Files;
 use karapace_store::input::by_descriptor;
 use parking_lot::{Condvar, Mutex};
@@ -23,8 +22,9 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::peer;
+use crate::engine::instance::diff::Changed;
+use crate::engine::instance::layering::Times;
 use crate::engine::instance::open::{CommitOutcome, RestoreOutcome, Status};
-use crate::engine::instance::restore::Times;
 use crate::engine::instance::snapshots::RemoveOutcome;
 use crate::engine::text::PathText;
 use crate::engine::{Error, Result};
@@ -113,22 +113,6 @@ pub struct Entrance {
     pub seen: Option<Box<Seen>>,
     /// The inside that there is: its shape and its namespaces, whose descriptors follow.
     pub inside: Option<(Shape, Vec<String>)>,
-}
-
-/// One path that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
-    /// `A`, `M` or `D`.
-    pub kind: char,
-    /// The path from the environment's root.
-    pub path: PathText,
-}
-
-impl Changed {
-    /// From what a view says.
-    pub fn new(kind: DiffKind, path: Vec<u8>) -> Changed {
-        Changed { kind: kind.letter(), path: PathText(path) }
-    }
 }
 
 /// The answer to a [`Request`].
@@ -351,6 +335,7 @@ pub(super) fn receive(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, 
 mod tests {
     use super::*;
     use crate::engine::server::client::Client;
+    use karapace_fs::attr::DiffKind;
     use rustix::event::{PollFd, PollFlags, poll};
     use std::fs::{self, File};
 

@@ -14,8 +14,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::policy;
 use crate::engine::instance::sessions::Session;
+use crate::engine::mount::options::Options;
 use crate::engine::mount::point;
-use crate::engine::mount::serve::Options;
 use crate::engine::server::client::Client;
 use crate::engine::server::keeper::SHOWS_CONTROL;
 use crate::engine::server::socket::{Answer, Entrance, Reply, Request, Shape};

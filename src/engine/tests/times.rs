@@ -4,7 +4,7 @@ use karapace_store::inode::{InodeRecord, Timestamp};
 use karapace_store::tree::{Target, Trees};
 
 use super::*;
-use crate::engine::instance::restore::Times;
+use crate::engine::instance::layering::Times;
 
 /// The record of a file in the root directory.
 fn record(instance: &Instance, name: &str) -> InodeRecord {

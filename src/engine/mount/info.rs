@@ -1,0 +1,87 @@
+//! What is known of a mount: where it is and who serves it.
+
+use std::io;
+use std::path::PathBuf;
+
+use karapace_store::id::InstanceId;
+use karapace_store::metadata::Metadata;
+use serde::{Deserialize, Serialize};
+
+use super::point;
+use crate::engine::server::client::Client;
+use crate::engine::{Engine, Error, Result};
+
+/// The largest mount.json that is read, in bytes.
+const MAX_INFO: u64 = 64 << 10;
+
+/// `env/<instance>/mount.json`: where a mount is and who serves it. Believed only while the control socket answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountInfo {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// The serving process.
+    pub pid: u32,
+    /// Made for `enter` and `exec`.
+    #[serde(default)]
+    pub session: bool,
+    /// The minor device number of the mount, by which it is found wherever it still is. Not shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u32>,
+}
+
+impl MountInfo {
+    /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are that are
+    /// made inside a user namespace.
+    pub(in crate::engine) fn is_seen_here(&self) -> bool {
+        point::is_ours(&self.dir)
+    }
+}
+
+pub(super) fn info_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
+    engine.env_dir(instance).join("mount.json")
+}
+
+impl Engine {
+    /// The environment's mount, if a process serves it now.
+    pub fn live_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
+        if Client::connect(self.store().files(), &self.env_dir(instance))?.is_none() {
+            return Ok(None);
+        }
+        self.recorded_mount(instance)
+    }
+
+    /// What mount.json says, true or not.
+    pub(in crate::engine) fn recorded_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
+        let path = info_path(self, instance);
+        match self.store().files().read(&path, MAX_INFO) {
+            // A file that does not read is as good as none: it is rewritten by the next mount.
+            Ok(bytes) => {
+                Ok(serde_json::from_slice(&bytes).ok().filter(|info: &MountInfo| info.dir.is_absolute()))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", &path, e)),
+        }
+    }
+
+    pub(in crate::engine) fn mounted_error(&self, env: &Metadata) -> Error {
+        match self.recorded_mount(&env.instance) {
+            Ok(Some(info)) if info.session => Error::Running { env: env.name.clone() },
+            Ok(Some(info)) if !info.is_seen_here() => {
+                Error::MountedElsewhere { env: env.name.clone(), dir: info.dir }
+            }
+            Ok(Some(info)) => Error::Mounted { env: env.name.clone(), dir: info.dir, pid: info.pid },
+            _ => self.serving_error(env, "is starting or ending"),
+        }
+    }
+
+    /// The environment's mount and state for listings; never fails for one that is merely not mounted.
+    pub(in crate::engine) fn shown_mount(&self, env: &Metadata) -> Option<MountInfo> {
+        match self.live_mount(&env.instance) {
+            Ok(mount) => mount.map(|mount| MountInfo { device: None, ..mount }),
+            Err(error) => {
+                tracing::warn!("{}: {error}", env.name);
+                None
+            }
+        }
+    }
+}
