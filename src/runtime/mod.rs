@@ -30,38 +30,14 @@
 //!
 //! Needs Linux 5.12 (`openat2`, the fd-based mount calls, `mount_setattr`).
 
-mod account;
-mod backend;
-mod capabilities;
 mod channel;
-mod conceal;
-mod desktop;
-mod devices;
-mod environment;
 mod error;
-mod home;
-mod host_mounts;
-mod hosts;
-mod init;
 mod inside;
-mod keyboard;
 mod limits;
-mod mock;
-mod monitor;
-mod mounts;
-mod namespaces;
-mod network;
-mod oci;
 mod plan;
 mod policy;
-pub mod ranges;
-mod refusal;
-mod seccomp;
-mod start;
 mod supervise;
 mod sys;
-mod terminal;
-mod user;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -72,29 +48,30 @@ use std::sync::Arc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
 
-pub use account::{Accounts, SELF};
-pub use backend::{Backend, backend};
 pub use error::RuntimeError;
-pub use home::HomeMode;
-pub use host_mounts::check_mounts;
-pub use inside::Seen;
+pub use inside::namespaces::{NamespaceId, Namespaces};
 pub use limits::Limits;
-pub use namespaces::{NamespaceId, Namespaces};
+pub use plan::account::{Accounts, SELF};
+pub use plan::seen::Seen;
+pub use plan::user::User;
+pub use policy::home::HomeMode;
+pub use policy::host_mounts::check_mounts;
 pub use policy::{Caller, Choices, Policy, Share, ShareKind};
-pub use start::Started;
-pub use supervise::Ended;
-pub use user::User;
+pub use supervise::backend::{Backend, backend};
+pub use supervise::ranges;
+pub use supervise::running::Ended;
+pub use supervise::start::Started;
 
-pub(crate) use environment::PATH;
-pub(crate) use plan::{SHELL, has_ids};
-pub(crate) use user::root_shell;
+pub(crate) use plan::environment::PATH;
+pub(crate) use plan::prepare::{SHELL, has_ids};
+pub(crate) use plan::user::root_shell;
 
 use channel::Channel;
-use conceal::StartStrings;
-use plan::Command;
-use seccomp::Filter;
-use supervise::{Running, SignalMask, failed};
-use terminal::Terminal;
+use inside::conceal::StartStrings;
+use plan::prepare::Command;
+use plan::seccomp::Filter;
+use supervise::running::{Running, SignalMask, failed};
+use supervise::terminal::Terminal;
 
 /// A command to be run inside an environment.
 #[derive(Debug, Clone)]
@@ -158,11 +135,11 @@ fn join(
     let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
         // Or the monitor would keep karapace's end open and never see it close.
         drop(channel);
-        monitor::enter(&namespaces, &command, &inner)
+        inside::monitor::enter(&namespaces, &command, &inner)
     };
     // Held longer, the namespaces would keep mounted what is mounted in them.
     drop((inner, namespaces));
-    let monitor = start::started(&channel, helper)?;
+    let monitor = supervise::start::started(&channel, helper)?;
     let program =
         session.argv.first().map_or_else(|| command.program(), |p| p.to_string_lossy().into_owned());
     let workdir = session.workdir.clone().unwrap_or_else(|| PathBuf::from("/"));
@@ -179,10 +156,10 @@ pub fn signal_all(namespaces: Namespaces, signal: i32) -> Result<(), RuntimeErro
     let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
     let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
         drop(channel);
-        monitor::signal(&namespaces, signal, own, &inner)
+        inside::monitor::signal(&namespaces, signal, own, &inner)
     };
     drop((inner, namespaces));
-    let sender = start::started(&channel, helper)?;
+    let sender = supervise::start::started(&channel, helper)?;
     drop(mask);
-    start::reap(sender)
+    supervise::start::reap(sender)
 }

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
-use super::seccomp::Filter;
+use super::plan::seccomp::Filter;
 
 type Result<T> = std::result::Result<T, Errno>;
 

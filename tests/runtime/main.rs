@@ -21,7 +21,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output, Stdio, exit};
 
 use karapace::description::manifest::Manifest;
-use karapace::runtime::{Caller, Choices, HomeMode, Policy, Session, backend};
+use karapace::runtime::backend;
+use karapace::runtime::{Caller, Choices, HomeMode, Policy, Session};
 use rootfs::RootFs;
 
 /// Ids for sessions of an ordinary user when the tests run as root. No account needs to exist.

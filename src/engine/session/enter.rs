@@ -21,7 +21,9 @@ use crate::engine::server::keeper::SHOWS_CONTROL;
 use crate::engine::server::socket::{Answer, Entrance, Reply, Request, Shape};
 use crate::engine::{Engine, Error, Result};
 use crate::private_dir;
-use crate::runtime::{self, Ended, Namespaces, Seen, User, ranges};
+use crate::runtime;
+use crate::runtime::ranges;
+use crate::runtime::{Ended, Namespaces, Seen, User};
 
 /// How long a mount that is just beginning or ending is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,0 +1,207 @@
+//! Entering as oneself (`--user self`): the caller as a user of the environment, whose own lists do not know them.
+//!
+//! The lists with the caller in them are the session's own: they are bound over `/etc/passwd` and `/etc/group` in a mount
+//! namespace that only its command sees, so a package manager in another session goes on with the real ones.
+
+use std::ffi::{CStr, CString};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Group, Uid, chown, getegid, geteuid, mkdir};
+use serde::{Deserialize, Serialize};
+
+use super::prepare::c_string;
+use super::seen::{Inside, Seen};
+use crate::description::manifest::Backend;
+use crate::runtime::inside::mounts::{make_parents, private, write_new};
+use crate::runtime::policy::{Policy, refused};
+use crate::runtime::{RuntimeError, SHELL, User, sys};
+
+/// The name by which `--user` means the caller.
+pub const SELF: &str = "self";
+
+/// Where the files are made before they are bound: a directory that every session has.
+const SCRATCH: &CStr = c"/dev/run";
+
+/// (Where a list is made, where it is bound.)
+const LISTS: [(&CStr, &CStr); 2] = [(c"/dev/run/passwd", c"/etc/passwd"), (c"/dev/run/group", c"/etc/group")];
+
+/// Shells that are looked for inside. The caller's own is used if it is one of them.
+const SHELLS: [&str; 7] =
+    ["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh", "/usr/bin/fish", "/bin/dash", SHELL];
+
+/// What the lists of a session are made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accounts {
+    passwd: Vec<u8>,
+    group: Vec<u8>,
+    /// Those of [`SHELLS`] that are there.
+    shells: Vec<PathBuf>,
+}
+
+impl Accounts {
+    pub(super) fn look(inside: &Inside) -> Accounts {
+        let list = |path| inside.read(Path::new(path)).unwrap_or_default();
+        let shells = SHELLS.iter().map(PathBuf::from).filter(|shell| inside.is_program(shell)).collect();
+        Accounts { passwd: list("/etc/passwd"), group: list("/etc/group"), shells }
+    }
+}
+
+impl Seen {
+    /// Makes the calling process's user the one who runs the command, where that was asked for. `many_ids`: the inside has more
+    /// than one id.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Policy`], where it cannot be.
+    pub fn become_caller(&mut self, policy: &Policy, many_ids: bool) -> Result<(), RuntimeError> {
+        let Some(accounts) = &mut self.accounts else { return Ok(()) };
+        if policy.backend == Backend::Oci {
+            return Err(refused("--user self", "not with the oci backend: give a user of the environment"));
+        }
+        if many_ids && policy.home.is_some() {
+            let reason = "your files belong to root inside, where there are the ids of /etc/subuid: leave out --user to \
+                          share the home directory, or mount the environment first (karapace mount), and there is one id, yours";
+            return Err(refused("--user self", reason));
+        }
+        let (uid, gid) = (geteuid(), getegid());
+        let name = name_of(uid);
+        let home = policy.home.clone().unwrap_or_else(|| PathBuf::from(format!("/home/{name}")));
+        let own = std::env::var_os("SHELL").map(PathBuf::from);
+        let shell = accounts.shells.iter().find(|shell| Some(*shell) == own.as_ref());
+        let shell = shell.or(accounts.shells.first()).cloned().unwrap_or_else(|| PathBuf::from(SHELL));
+        let line = format!("{name}:x:{uid}:{gid}:{name}:{}:{}\n", home.display(), shell.display());
+        accounts.passwd = with_line(&accounts.passwd, &name, uid.as_raw(), &line);
+        let group = Group::from_gid(gid).ok().flatten().map_or_else(|| name.clone(), |group| group.name);
+        let line = format!("{group}:x:{gid}:\n");
+        accounts.group = with_line(&accounts.group, &group, gid.as_raw(), &line);
+        let (uid, gid) = (uid.as_raw(), gid.as_raw());
+        self.user = User { uid, gid, groups: vec![gid], name: name.into_bytes(), home, shell };
+        Ok(())
+    }
+}
+
+/// The login name of the caller; the id in digits where there is none that fits a line of a list.
+fn name_of(uid: Uid) -> String {
+    let known = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    let name = known.or_else(|| std::env::var("USER").ok());
+    let fits = |name: &String| !name.is_empty() && !name.contains([':', '/', '\n', '\0']);
+    name.filter(fits).unwrap_or_else(|| uid.to_string())
+}
+
+/// A list without those who have this name or id, and with `line` at its end.
+fn with_line(list: &[u8], name: &str, id: u32, line: &str) -> Vec<u8> {
+    let id = id.to_string();
+    let other = |entry: &&[u8]| {
+        let mut fields = entry.split(|b| *b == b':');
+        !entry.is_empty() && fields.next() != Some(name.as_bytes()) && fields.nth(1) != Some(id.as_bytes())
+    };
+    let mut text = Vec::with_capacity(list.len() + line.len() + 1);
+    for entry in list.split(|b| *b == b'\n').filter(other) {
+        text.extend_from_slice(entry);
+        text.push(b'\n');
+    }
+    text.extend_from_slice(line.as_bytes());
+    text
+}
+
+/// The caller's account, ready to be shown to a command.
+pub(in crate::runtime) struct Account {
+    lists: [Vec<u8>; 2],
+    /// The environment's own home directory for the caller, made if it is missing.
+    home: Option<CString>,
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    /// The account to show; `None` where the command does not run as the caller.
+    pub fn of(seen: &Seen, policy: &Policy) -> Result<Option<Account>, RuntimeError> {
+        let Some(accounts) = &seen.accounts else { return Ok(None) };
+        let user = &seen.user;
+        let home = match &policy.home {
+            Some(_) => None,
+            None => Some(c_string("home directory", user.home.clone().into())?),
+        };
+        let lists = [accounts.passwd.clone(), accounts.group.clone()];
+        Ok(Some(Account { lists, home, uid: user.uid, gid: user.gid }))
+    }
+
+    /// Shows it to this process and those that it will start. Runs after `clone`, with all the rights that there are inside:
+    /// allocates nothing.
+    pub fn show(&self) -> Result<(), Errno> {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        private()?;
+        let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+        let files = sys::new_filesystem(c"tmpfs", &[(c"mode", c"0755".into())], attributes)?;
+        sys::move_mount(&files, SCRATCH, true)?;
+        let mask = umask(Mode::from_bits_truncate(0o022));
+        for ((path, target), text) in LISTS.into_iter().zip(&self.lists) {
+            write_new(path, text)?;
+            let list = sys::open_tree(path, false)?;
+            sys::add_attributes(&list, attributes | libc::MOUNT_ATTR_RDONLY, false)?;
+            match sys::move_mount(&list, target, false) {
+                // An environment without that list, or with a directory there, over which no file can lie.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EINVAL) => {}
+                other => other?,
+            }
+        }
+        umount2(SCRATCH, MntFlags::MNT_DETACH)?;
+        let made = self.home.as_ref().map_or(Ok(()), |home| self.make_home(home));
+        umask(mask);
+        match made {
+            // Of an environment that cannot be written to, or has something else in the way.
+            Err(Errno::EROFS | Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn make_home(&self, home: &CStr) -> Result<(), Errno> {
+        make_parents(home)?;
+        match mkdir(home, Mode::S_IRWXU) {
+            Ok(()) => chown(home, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))),
+            Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caller_takes_the_place_of_who_has_the_name_or_the_id() {
+        let list = b"root:x:0:0::/root:/bin/sh\nana:x:1:1::/:\nbob:x:1000:5::/:\n\neve:x:1001:1000::/:";
+        let text = with_line(list, "ana", 1000, "ana:x:1000:1000:ana:/home/ana:/bin/sh\n");
+        let expected =
+            "root:x:0:0::/root:/bin/sh\neve:x:1001:1000::/:\nana:x:1000:1000:ana:/home/ana:/bin/sh\n";
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+        assert_eq!(with_line(b"", "g", 7, "g:x:7:\n"), b"g:x:7:\n");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let user =
+            User { uid: 0, gid: 0, groups: vec![0], name: vec![], home: "/".into(), shell: "/bin/sh".into() };
+        let accounts = Some(Box::new(Accounts { passwd: vec![], group: vec![], shells: vec![] }));
+        let (directories, notes) = (vec![], vec![]);
+        let seen = Seen { user, has_home: false, hosts: None, accounts, directories, notes };
+        let shared = Policy { home: Some("/home/me".into()), ..Policy::default() };
+        let oci = Policy { backend: Backend::Oci, ..Policy::default() };
+        for (policy, many_ids, reason) in
+            [(&shared, true, "karapace mount"), (&oci, false, "oci backend"), (&oci, true, "oci backend")]
+        {
+            let error = seen.clone().become_caller(policy, many_ids).unwrap_err().to_string();
+            assert!(error.starts_with("--user self: ") && error.contains(reason), "{error}");
+        }
+        let mut own = seen.clone();
+        own.become_caller(&shared, false).unwrap();
+        assert_eq!((own.user.uid, own.user.home.as_path()), (geteuid().as_raw(), Path::new("/home/me")));
+        let mut named = Seen { accounts: None, ..seen };
+        named.become_caller(&oci, true).unwrap();
+        assert_eq!(named.user.uid, 0);
+    }
+}

@@ -1,0 +1,328 @@
+//! The backend that drives an OCI runtime of the host: crun, runc or youki.
+//!
+//! ```text
+//! karapace ── monitor ── crun ── command        karapace (a second session) ── monitor ── crun ── command
+//!                          process 1 (one for all of them)
+//! ```
+//!
+//! Karapace makes the namespaces that hold everything together (process ids, host name, IPC, network, for an ordinary user the
+//! user ids, and a private view of the host's mounts), as in the other backend; in them each command gets a container of its own,
+//! which a runtime makes from a bundle whose root file system is the environment's mount. So signals, the exit status, joining and
+//! the end are those of the other backend, and the runtime leaves nothing behind: bundle and state lie on a file system that goes
+//! with the last session.
+
+mod config;
+
+use std::env;
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::fs;
+use std::io::stdin;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::SigSet;
+
+pub(super) use crate::runtime::inside::bundle::Bundle;
+pub(in crate::runtime) use crate::runtime::inside::resize::follow;
+
+use super::prepare::{
+    Command, IdMap, Preparation, c_string, c_strings, filter, has_ids, hostname, null, output, preserved,
+    root,
+};
+use super::seccomp::Filter;
+use super::seen::Seen;
+use super::user::User;
+use super::{environment, hosts};
+use crate::runtime::inside::capabilities;
+use crate::runtime::inside::conceal::StartStrings;
+use crate::runtime::inside::mounts::Mounts;
+use crate::runtime::policy::refused;
+use crate::runtime::supervise::start;
+use crate::runtime::sys::ExecStrings;
+use crate::runtime::{Backend, Ended, Namespaces, RuntimeError, Session, Started, join};
+
+/// The runtimes, the preferred one first, each with what comes before `run`. crun can do without cgroups, and refuses to start
+/// where both versions are mounted: it is shown none.
+const RUNTIMES: [(&str, &[&str]); 3] =
+    [("crun", &["--cgroup-manager=disabled"]), ("runc", &[]), ("youki", &[])];
+
+/// Where cgroups are on the host.
+const CGROUPS: &CStr = c"/sys/fs/cgroup";
+
+/// A directory that every host has, covered by an empty one in the inside: bundles and state are in it.
+const SCRATCH: &str = "/dev/shm";
+
+/// Drives the first runtime on PATH.
+pub(in crate::runtime) struct Oci;
+
+impl Backend for Oci {
+    fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError> {
+        let runtime = Runtime::on_path()?;
+        let Seen { user, .. } = session.seen()?;
+        let many_ids = ground.is_some() || has_ids();
+        check_user(&user, many_ids)?;
+        if root(session, ground.is_some())?.starts_with(SCRATCH) {
+            let reason = format!("an environment mounted below {SCRATCH} cannot be run; mount it elsewhere");
+            return Err(refused("runtime.backend = \"oci\"", reason));
+        }
+        let preparation = Preparation {
+            id_map: (!many_ids).then(|| IdMap::single(&user)),
+            hostname: hostname(&session.hostname)?,
+            isolate_network: session.policy.isolate_network,
+            mounts: Mounts::beside(CString::from(c"/dev/shm"), runtime.hidden()),
+            filter: filter(session)?,
+            strings: StartStrings::find()?,
+        };
+        start::start(preparation, ground)
+    }
+
+    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError> {
+        let runtime = Runtime::on_path()?;
+        join(session, namespaces, |terminal, mask| command(session, &runtime, many_ids, terminal, mask))
+    }
+}
+
+/// A runtime of the host.
+struct Runtime {
+    program: PathBuf,
+    options: &'static [&'static str],
+}
+
+impl Runtime {
+    fn on_path() -> Result<Runtime, RuntimeError> {
+        Runtime::find(&env::var_os("PATH").unwrap_or_default()).ok_or_else(|| {
+            let names = RUNTIMES.map(|(name, _)| name).join(", ");
+            let reason = format!("none of {names} is on PATH; install one, or choose the namespace backend");
+            refused("runtime.backend = \"oci\"", reason)
+        })
+    }
+
+    fn find(path: &OsStr) -> Option<Runtime> {
+        RUNTIMES.iter().find_map(|(name, options)| {
+            let programs = env::split_paths(path).map(|dir| dir.join(name));
+            let program = programs.into_iter().find(|program| {
+                program.is_absolute()
+                    && fs::metadata(program).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+            })?;
+            Some(Runtime { program, options })
+        })
+    }
+
+    /// What it must not see.
+    fn hidden(&self) -> Option<&'static CStr> {
+        (!self.options.is_empty()).then_some(CGROUPS)
+    }
+}
+
+/// With one id the runtime itself must be root, and so is what it runs.
+fn check_user(user: &User, many_ids: bool) -> Result<(), RuntimeError> {
+    if many_ids || (user.uid, user.gid) == (0, 0) {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} cannot be run as with the oci backend where there is one id only, which is root's inside; `karapace doctor` says how to \
+         have more",
+        String::from_utf8_lossy(&user.name)
+    );
+    Err(refused("--user", reason))
+}
+
+/// The runtime as the command of a session, and the bundle that it runs.
+fn command(
+    session: &Session,
+    runtime: &Runtime,
+    many_ids: bool,
+    terminal: Option<(OwnedFd, bool)>,
+    signal_mask: SigSet,
+) -> Result<Command, RuntimeError> {
+    let seen = session.seen()?;
+    check_user(&seen.user, many_ids)?;
+    // Several sessions in one inside, and numbers of processes come again.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    let dir = format!("{SCRATCH}/{}-{now}", std::process::id());
+    let state = format!("{dir}/state");
+    let mut argv: Vec<OsString> = vec![runtime.program.clone().into(), "--root".into(), state.clone().into()];
+    argv.extend(runtime.options.iter().map(OsString::from));
+    let shares_terminal = matches!(terminal, Some((_, true)));
+    argv.push("run".into());
+    if session.preserved > 0 {
+        argv.push(format!("--preserve-fds={}", session.preserved).into());
+    }
+    argv.extend(["--bundle", &dir, "karapace"].map(OsString::from));
+    let envp = [format!("PATH={}", environment::PATH), format!("XDG_RUNTIME_DIR={dir}")];
+    Ok(Command {
+        programs: c_strings("program name", vec![runtime.program.clone().into()])?,
+        argv: ExecStrings::new(c_strings("argument", argv)?),
+        envp: ExecStrings::new(c_strings("variable", envp.map(OsString::from).to_vec())?),
+        workdir: CString::from(c"/"),
+        workdir_required: true,
+        ids: None,
+        terminal,
+        output: output(session)?,
+        preserved: preserved(session)?,
+        group: None,
+        // Those of what the runtime runs stand in the bundle.
+        no_new_privileges: false,
+        fewer_capabilities: false,
+        filter: filter(session)?,
+        further_filter: (!session.policy.privileged).then(Filter::of_runtime),
+        strings: StartStrings::find()?,
+        null: null()?,
+        account: None,
+        bundle: Some(bundle(session, &seen, &dir, state, many_ids, shares_terminal)?),
+        signal_mask,
+    })
+}
+
+fn bundle(
+    session: &Session,
+    seen: &Seen,
+    dir: &str,
+    state: String,
+    many_ids: bool,
+    terminal: bool,
+) -> Result<Bundle, RuntimeError> {
+    let (user, policy) = (&seen.user, &session.policy);
+    let shell = user.shell.as_os_str();
+    let variables = environment::Wanted { user, shell, policy, extra: &session.env };
+    let variables = variables.collect(|key| env::var_os(key))?;
+    let workdir = workdir(session, seen);
+    let argv = match session.argv.is_empty() {
+        true => vec![shell.to_owned(), "-l".into()],
+        false => session.argv.clone(),
+    };
+    let hosts = format!("{dir}/hosts");
+    // The runtime would refuse to lay a file over a directory.
+    let is_file = |path: &str| !seen.directories.iter().any(|found| found == Path::new(path));
+    // An ordinary user has many ids only in a user namespace that has the root too.
+    let root = root(session, many_ids && !has_ids())?;
+    let wanted = config::Wanted {
+        root: root.as_os_str(),
+        argv: &argv,
+        variables: &variables,
+        workdir: workdir.as_os_str(),
+        ids: (user.uid, user.gid),
+        groups: &user.groups,
+        capabilities: match (has_ids(), policy.privileged) {
+            (false, _) => u64::MAX,
+            (true, true) => own_capabilities()?,
+            (true, false) => capabilities::without(own_capabilities()?),
+        },
+        terminal: if terminal { Some(terminal_size()) } else { None },
+        many_ids,
+        mask_control: session.mask_control,
+        no_new_privileges: !many_ids && !policy.privileged,
+        filter: !policy.privileged,
+        keep_read_only: policy.has_read_only(),
+        shares: &policy.shares,
+        covered: &policy.covered,
+        hosts: is_file("/etc/hosts").then_some(hosts.as_str()),
+        resolv_conf: Path::new("/etc/resolv.conf").exists() && is_file("/etc/resolv.conf"),
+    };
+    let config = config::text(&wanted)?;
+    let path = |path: String| c_string("path", path.into());
+    // The runtime would make the directory where it is missing.
+    let must_be = session.workdir.as_ref().filter(|dir| !is_shared(session, dir));
+    Ok(Bundle {
+        directories: vec![path(dir.to_owned())?, path(state)?],
+        files: vec![
+            (path(format!("{dir}/config.json"))?, config),
+            (path(hosts.clone())?, hosts::text(seen.hosts.as_deref(), &session.hostname)),
+        ],
+        root: c_string("root", root.into())?,
+        served: session.served,
+        programs: programs(session, &argv[0], &variables, &workdir)?,
+        workdir: must_be.map(|dir| c_string("directory", dir.into())).transpose()?,
+    })
+}
+
+/// Columns and rows of the terminal on standard input; none where it does not tell.
+fn terminal_size() -> (u16, u16) {
+    let size = rustix::termios::tcgetwinsize(stdin());
+    size.map_or((0, 0), |size| (size.ws_col, size.ws_row))
+}
+
+/// The capabilities of this process, which are those of a session of root.
+fn own_capabilities() -> Result<u64, RuntimeError> {
+    let sets = rustix::thread::capabilities(None).map_err(|errno| RuntimeError::Supervise {
+        action: "read this process's capabilities",
+        source: errno.into(),
+    })?;
+    Ok(sets.effective.bits())
+}
+
+fn workdir(session: &Session, seen: &Seen) -> PathBuf {
+    match (&session.workdir, &session.policy.home) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(home)) if session.argv.is_empty() => home.clone(),
+        (None, None) if session.argv.is_empty() && seen.has_home => seen.user.home.clone(),
+        _ => "/".into(),
+    }
+}
+
+/// Whether a path is in what the host shares.
+fn is_shared(session: &Session, path: &Path) -> bool {
+    session.policy.shares.iter().any(|share| path.starts_with(&share.inside))
+}
+
+/// Where the program may be in the environment; none where it may be in what the host shares.
+fn programs(
+    session: &Session,
+    program: &OsStr,
+    variables: &[(OsString, OsString)],
+    workdir: &Path,
+) -> Result<Vec<CString>, RuntimeError> {
+    let places = environment::candidates(program, variables);
+    if places.is_empty() {
+        return Err(RuntimeError::NotFound { program: program.to_string_lossy().into_owned() });
+    }
+    let places: Vec<_> = places.iter().map(|place| workdir.join(place)).collect();
+    if places.iter().any(|place| is_shared(session, place)) {
+        return Ok(Vec::new());
+    }
+    c_strings("program name", places.into_iter().map(PathBuf::into_os_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn with_one_id_only_root_is_run() {
+        let user = |uid, gid| User {
+            uid,
+            gid,
+            groups: vec![gid],
+            name: b"ana".to_vec(),
+            home: "/home/ana".into(),
+            shell: "/bin/sh".into(),
+        };
+        assert!(check_user(&user(0, 0), false).is_ok());
+        assert!(check_user(&user(1000, 1000), true).is_ok());
+        for (uid, gid) in [(1000, 1000), (0, 1000), (1000, 0)] {
+            let error = check_user(&user(uid, gid), false).unwrap_err().to_string();
+            assert!(error.starts_with("--user: ana cannot be run as with the oci backend"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_first_runtime_on_path_by_preference() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        for (path, mode) in [(a.join("runc"), 0o755), (b.join("crun"), 0o755), (a.join("youki"), 0o644)] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let on = |dirs: &[&Path]| Runtime::find(&env::join_paths(dirs).unwrap()).map(|found| found.program);
+        assert_eq!(on(&[&a, &b]), Some(b.join("crun")));
+        assert_eq!(on(&[&a]), Some(a.join("runc")));
+        fs::remove_file(a.join("runc")).unwrap();
+        assert_eq!(on(&[&a]), None, "not executable");
+        assert!(Runtime::find(OsStr::from_bytes(b"relative:")).is_none());
+    }
+}

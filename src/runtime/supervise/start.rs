@@ -1,0 +1,173 @@
+//! Making the inside: process 1 and its namespaces, in which commands are run then.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::unistd::Pid;
+
+use super::refusal;
+use super::running::{SignalMask, failed, skipped};
+use crate::runtime::channel::{Channel, Failure, MessageBuffer, Order, Report};
+use crate::runtime::inside::init;
+use crate::runtime::inside::namespaces::Namespaces;
+use crate::runtime::plan::prepare::Preparation;
+use crate::runtime::{RuntimeError, sys};
+
+/// An inside that is ready for commands ([`Backend::join`](crate::runtime::Backend::join)). It ends, with everything in it, when all copies of `lifeline`
+/// are closed.
+#[derive(Debug)]
+pub struct Started {
+    /// What a command has to enter.
+    pub namespaces: Namespaces,
+    /// Process 1 lives while a copy of this is open anywhere.
+    pub lifeline: OwnedFd,
+    /// Process 1, a child of this process.
+    pub init: Pid,
+}
+
+impl Started {
+    /// Closes this copy of the lifeline and waits until nothing lives inside any more. The other copies must be closed too.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Supervise`].
+    pub fn end(self) -> Result<(), RuntimeError> {
+        let Started { namespaces, lifeline, init } = self;
+        drop((namespaces, lifeline));
+        reap(init)
+    }
+}
+
+/// Makes an inside as prepared for. `ground` as in [`Backend::start`](crate::runtime::Backend::start).
+pub(in crate::runtime) fn start(
+    mut preparation: Preparation,
+    ground: Option<Namespaces>,
+) -> Result<Started, RuntimeError> {
+    let (outer, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
+    let mut kinds = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC;
+    if preparation.id_map.is_some() {
+        kinds |= CloneFlags::CLONE_NEWUSER;
+    }
+    if preparation.isolate_network {
+        kinds |= CloneFlags::CLONE_NEWNET;
+    }
+    // The processes to come start with all signals blocked.
+    let mask = SignalMask::block_all().map_err(failed("block signals"))?;
+    let init = match &ground {
+        None => match sys::clone_process(kinds).map_err(refusal::namespaces)? {
+            Some(init) => init,
+            None => {
+                // Or process 1 would keep karapace's end open and never see it close.
+                drop(outer);
+                if let Err(errno) = preparation.strings.erase() {
+                    let failure = Failure { action: "hide the arguments of", path: b"the session", errno };
+                    // When nobody listens any more there is nobody to tell.
+                    inner.report(&Report::Failed(failure)).ok();
+                    sys::exit(125);
+                }
+                init::main(&mut preparation, kinds, &inner)
+            }
+        },
+        Some(ground) => {
+            let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))?
+            else {
+                drop(outer);
+                from_ground(ground, kinds, &mut preparation, &inner)
+            };
+            started(&outer, helper)?
+        }
+    };
+    drop((inner, mask));
+    match prepared(&outer, kinds) {
+        Ok(namespaces) => {
+            let namespaces = match ground {
+                Some(ground) => namespaces.complete(ground),
+                None => namespaces,
+            };
+            Ok(Started { namespaces, lifeline: outer.into_fd(), init })
+        }
+        Err(error) => {
+            drop(outer);
+            reap(init)?;
+            Err(error)
+        }
+    }
+}
+
+/// Waits until process 1 has prepared everything. Gives its namespaces.
+fn prepared(channel: &Channel, kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
+    channel.order(Order::Prepare).map_err(failed("start the session"))?;
+    let (mut buffer, mut descriptors) = (MessageBuffer::new(), Vec::new());
+    loop {
+        let report = channel.next_report_with(&mut buffer, &mut descriptors);
+        match report.map_err(failed("hear from the session"))? {
+            Some(Report::Ready) => {
+                let namespaces = Namespaces::announced(kinds, descriptors);
+                return namespaces
+                    .ok_or(Errno::EBADMSG)
+                    .map_err(failed("take the namespaces of the session"));
+            }
+            Some(Report::Skipped(failure)) => skipped(&failure),
+            Some(Report::Failed(failure)) => return Err(refusal::setup(&failure)),
+            other => {
+                tracing::debug!(?other, "instead of being ready");
+                return Err(failed("start the session")(Errno::ECHILD));
+            }
+        }
+    }
+}
+
+/// In a process of its own: enters the ground and makes process 1 there, as a child of karapace.
+fn from_ground(
+    ground: &Namespaces,
+    kinds: CloneFlags,
+    preparation: &mut Preparation,
+    channel: &Channel,
+) -> ! {
+    let enter = || {
+        preparation.strings.erase()?;
+        ground.enter()?;
+        sys::clone_process(kinds | CloneFlags::CLONE_PARENT)
+    };
+    match enter() {
+        Ok(None) => init::main(preparation, kinds, channel),
+        other => sys::exit(announce(other, channel)),
+    }
+}
+
+/// Tells karapace what came of making a process for it. Gives the status to end with.
+pub(in crate::runtime) fn announce(made: Result<Option<Pid>, Errno>, channel: &Channel) -> i32 {
+    let report = match made {
+        Ok(pid) => Report::Started(pid.map_or(0, Pid::as_raw)),
+        Err(errno) => Report::Failed(Failure { action: "enter", path: b"the session", errno }),
+    };
+    // When nobody listens any more there is nobody to tell.
+    i32::from(channel.report(&report).is_err())
+}
+
+/// The process that `helper`, which ends now, made for us.
+pub(in crate::runtime) fn started(channel: &Channel, helper: Pid) -> Result<Pid, RuntimeError> {
+    let mut buffer = MessageBuffer::new();
+    let report = channel.next_report(&mut buffer).map_err(failed("hear from the session"))?;
+    let made = match report {
+        Some(Report::Started(pid)) => Ok(Pid::from_raw(pid)),
+        Some(Report::Failed(failure)) => Err(refusal::setup(&failure)),
+        other => {
+            tracing::debug!(?other, "instead of a process");
+            Err(failed("enter the session")(Errno::ECHILD))
+        }
+    };
+    reap(helper)?;
+    made
+}
+
+/// Waits for the end of a child; one that the kernel has reaped already (SIGCHLD is ignored) is no error.
+pub(in crate::runtime) fn reap(child: Pid) -> Result<(), RuntimeError> {
+    match sys::wait(Some(child), 0) {
+        Ok(_) | Err(Errno::ECHILD) => Ok(()),
+        Err(errno) => Err(failed("wait for the session")(errno)),
+    }
+}

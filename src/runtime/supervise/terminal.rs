@@ -1,0 +1,111 @@
+//! Sharing a terminal with the command.
+//!
+//! The command is always a process group of its own, so that what it sends to its group (`kill 0`) stays inside; a group that
+//! began outside would have the number 0 inside, too, and shells that find themselves in such a group cannot give the terminal
+//! back. So karapace does for the command what a shell does for a job:
+//!
+//! - With all three standard streams on a terminal, in the foreground, the command's group gets the foreground at once.
+//! - In a pipeline, or with streams redirected, karapace's own group keeps it, for the others in it read the keyboard too. Keys
+//!   that send signals reach karapace then, which passes them on. A command that is stopped because it wants the terminal
+//!   (SIGTTIN, SIGTTOU) is lent the foreground.
+//! - In the background the command is stopped when it wants the terminal, and karapace stops as it was stopped, so that the
+//!   caller's shell sees what it sees of any job.
+
+use std::fs::OpenOptions;
+use std::io::{IsTerminal, stderr, stdin, stdout};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp, ttyname};
+
+/// A stop that took less than this was ignored by the kernel: there is no shell above that would let us go on.
+const NO_STOP: Duration = Duration::from_millis(5);
+
+/// How long to wait before the command is let go on then: it may ask for the terminal again at once.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The caller's terminal.
+pub(in crate::runtime) struct Terminal {
+    /// The controlling terminal.
+    handle: OwnedFd,
+    /// Whether the command's group has the foreground from the beginning.
+    pub foreground: bool,
+}
+
+impl Terminal {
+    /// The controlling terminal, if there is one.
+    #[expect(clippy::disallowed_methods, reason = "nothing is written")]
+    pub fn of_job() -> Option<Terminal> {
+        let open =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open("/dev/tty").ok()?;
+        let mut terminal = Terminal { handle: open.into(), foreground: false };
+        let streams = stdin().is_terminal() && stdout().is_terminal() && stderr().is_terminal();
+        terminal.foreground = streams && terminal.is_ours();
+        Some(terminal)
+    }
+
+    /// The handle for [`give_to`].
+    pub fn handle(&self) -> Result<OwnedFd, Errno> {
+        self.handle.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    /// Whether our own process group is the foreground one.
+    fn is_ours(&self) -> bool {
+        tcgetpgrp(&self.handle) == Ok(getpgrp())
+    }
+
+    /// Stops our job as the command was stopped (SIGTSTP is blocked otherwise), so that the caller's shell notices; returns when
+    /// the shell lets it go on, or at once where the kernel ignores stops. A command that only wants the terminal is not stopped
+    /// where we have it. Returns whether the command may have the foreground.
+    pub fn stop_job(&self, signal: i32) -> Result<bool, Errno> {
+        let stop = match signal {
+            libc::SIGTTIN => Signal::SIGTTIN,
+            libc::SIGTTOU => Signal::SIGTTOU,
+            _ => Signal::SIGTSTP,
+        };
+        if stop != Signal::SIGTSTP && self.is_ours() {
+            return Ok(true);
+        }
+        let start = Instant::now();
+        killpg(getpgrp(), stop)?;
+        let mut stops = SigSet::empty();
+        stops.add(stop);
+        let before = stops.thread_swap_mask(SigmaskHow::SIG_UNBLOCK)?;
+        before.thread_set_mask()?;
+        let foreground = self.is_ours();
+        if !foreground && start.elapsed() < NO_STOP {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(foreground)
+    }
+
+    /// Takes the foreground back when the command is over, if nobody else did.
+    pub fn reclaim(&self) -> Result<(), Errno> {
+        let foreground = tcgetpgrp(&self.handle)?;
+        if foreground == getpgrp() || killpg(foreground, None) != Err(Errno::ESRCH) {
+            return Ok(());
+        }
+        give_to(&self.handle, getpgrp())
+    }
+}
+
+/// Makes a process group the foreground one of the terminal, which must control the calling process.
+pub(in crate::runtime) fn give_to(terminal: &OwnedFd, group: Pid) -> Result<(), Errno> {
+    // A background process that does this would be stopped by SIGTTOU, were it not blocked.
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGTTOU);
+    let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let given = tcsetpgrp(terminal, group);
+    before.thread_set_mask()?;
+    given
+}
+
+/// The path on the host of the terminal that the session has on one of its standard streams.
+#[expect(clippy::disallowed_methods, reason = "nothing is written")]
+pub(in crate::runtime) fn path() -> Option<PathBuf> {
+    ttyname(stdin()).or_else(|_| ttyname(stdout())).or_else(|_| ttyname(stderr())).ok()
+}
