@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+
 /// Why a session could not be run. A command that ran and failed is no error: its status is the result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -108,4 +110,14 @@ impl RuntimeError {
             _ => 125,
         }
     }
+}
+
+/// An error of our own side.
+pub(super) fn failed(action: &'static str) -> impl Fn(Errno) -> RuntimeError {
+    move |errno| RuntimeError::Supervise { action, source: errno.into() }
+}
+
+/// A refusal: what asks, and why it does not get it.
+pub(super) fn refused(what: impl Into<String>, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::Policy { what: what.into(), reason: reason.into() }
 }

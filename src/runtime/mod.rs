@@ -28,6 +28,18 @@
 //!   program. What karapace itself has inside shows nothing of the caller (`conceal`). A root session is no cage: its root has most
 //!   capabilities of the caller's (`capabilities`).
 //!
+//! ## Rooms
+//!
+//! | | |
+//! |---|---|
+//! | `policy` | what of the host the manifest and the caller let in |
+//! | `plan` | everything that a session's processes need, worked out before there is any; may allocate |
+//! | `inside` | what runs after `clone`; must not allocate, lock, print or panic |
+//! | `supervise` | karapace's own side, which makes the processes and lives on beside them |
+//!
+//! Arrows: `supervise` → `plan` → `inside`; `policy` below `plan`. Below them all stand `channel` (what the two sides tell each other),
+//! `sys`, `error` and `limits`. The engine uses what is named here and nothing else.
+//!
 //! Needs Linux 5.12 (`openat2`, the fd-based mount calls, `mount_setattr`).
 
 mod channel;
@@ -39,127 +51,24 @@ mod policy;
 mod supervise;
 mod sys;
 
-use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use nix::sched::CloneFlags;
-use nix::sys::signal::SigSet;
-
 pub use error::RuntimeError;
-pub use inside::namespaces::{NamespaceId, Namespaces};
+pub use inside::namespaces::Namespaces;
 pub use limits::Limits;
 pub use plan::account::{Accounts, SELF};
 pub use plan::seen::Seen;
+pub use plan::session::Session;
 pub use plan::user::User;
 pub use policy::home::HomeMode;
 pub use policy::host_mounts::check_mounts;
 pub use policy::{Caller, Choices, Policy, Share, ShareKind};
-pub use supervise::backend::{Backend, backend};
+pub use supervise::backend;
+pub use supervise::backend::Backend;
+pub use supervise::join::signal_all;
+pub use supervise::namespaces::NamespaceId;
 pub use supervise::ranges;
 pub use supervise::running::Ended;
 pub use supervise::start::Started;
 
 pub(crate) use plan::environment::PATH;
-pub(crate) use plan::prepare::{SHELL, has_ids};
-pub(crate) use plan::user::root_shell;
-
-use channel::Channel;
-use inside::conceal::StartStrings;
-use plan::prepare::Command;
-use plan::seccomp::Filter;
-use supervise::running::{Running, SignalMask, failed};
-use supervise::terminal::Terminal;
-
-/// A command to be run inside an environment.
-#[derive(Debug, Clone)]
-pub struct Session {
-    /// The directory of the host where the environment is mounted. Any other root file system does as well.
-    pub root: PathBuf,
-    /// The root is a FUSE mount: anything else that is found there lies below one that has ended, and is left alone.
-    pub served: bool,
-    /// The command and its arguments. A name without a slash is looked for in the PATH of the inside. Empty: the login
-    /// shell of the user, `/bin/sh` where that is missing.
-    pub argv: Vec<OsString>,
-    /// Who runs the command: `name`, `uid`, `name:group` or `uid:gid`, from the environment's own lists. `None`: root.
-    pub user: Option<String>,
-    /// What stands below `root`, where it is known already: whoever cannot see it must have it from another. `None`: it is
-    /// looked up.
-    pub seen: Option<Seen>,
-    /// Where the command starts, a path inside. `None`: `/`, and for a login shell the user's home if it is there.
-    pub workdir: Option<PathBuf>,
-    /// Variables that the command gets beside PATH, HOME, USER, LOGNAME, SHELL, XDG_RUNTIME_DIR, and the caller's TERM
-    /// and LANG; they win over those.
-    pub env: Vec<(OsString, OsString)>,
-    /// The host name inside, of 1 to 64 bytes.
-    pub hostname: String,
-    /// Hide the control directory `/.karapace`, if there is one, behind an empty read-only one. This keeps programs from
-    /// stumbling into it; root inside can take it away.
-    pub mask_control: bool,
-    /// What of the host is let in, and what is kept away.
-    pub policy: Policy,
-    /// A file that takes standard output and error; the command reads nothing then and shares no terminal. `None`: the
-    /// caller's own streams.
-    pub output: Option<Arc<File>>,
-    /// How many descriptors of the caller's, from 3 on, the command has beside its standard streams.
-    pub preserved: u32,
-}
-
-impl Session {
-    fn seen(&self) -> Result<Seen, RuntimeError> {
-        match &self.seen {
-            Some(seen) => Ok(seen.clone()),
-            None => Seen::look(&self.root, self.user.as_deref()),
-        }
-    }
-}
-
-/// Runs a command in an inside that is there. `make` is told of the command's terminal ([`Command::terminal`]), and the
-/// caller's signal mask.
-fn join(
-    session: &Session,
-    namespaces: Namespaces,
-    make: impl FnOnce(Option<(OwnedFd, bool)>, SigSet) -> Result<Command, RuntimeError>,
-) -> Result<Ended, RuntimeError> {
-    let terminal = if session.output.is_some() { None } else { Terminal::of_job() };
-    let handle = terminal.as_ref().map(|terminal| Ok((terminal.handle()?, terminal.foreground)));
-    let handle = handle.transpose().map_err(failed("share the terminal"))?;
-    let mask = SignalMask::block_all().map_err(failed("block signals"))?;
-    let mut command = make(handle, mask.before())?;
-    // Removed on drop, when nothing of the session lives any more.
-    let group = session.policy.limits.enforce();
-    command.group = group.as_ref().map(limits::Group::entry).transpose().map_err(failed("limit"))?;
-    let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
-    let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
-        // Or the monitor would keep karapace's end open and never see it close.
-        drop(channel);
-        inside::monitor::enter(&namespaces, &command, &inner)
-    };
-    // Held longer, the namespaces would keep mounted what is mounted in them.
-    drop((inner, namespaces));
-    let monitor = supervise::start::started(&channel, helper)?;
-    let program =
-        session.argv.first().map_or_else(|| command.program(), |p| p.to_string_lossy().into_owned());
-    let workdir = session.workdir.clone().unwrap_or_else(|| PathBuf::from("/"));
-    Running { monitor, channel, terminal, program, workdir, mask: &mask }.wait()
-}
-
-/// Sends a signal to everything that lives in an inside but its process 1 and the monitors, and lets what is stopped go on.
-///
-/// # Errors
-/// [`RuntimeError`]. That nothing lives there is none.
-pub fn signal_all(namespaces: Namespaces, signal: i32) -> Result<(), RuntimeError> {
-    let own = (&StartStrings::find()?, &Filter::new()?);
-    let mask = SignalMask::block_all().map_err(failed("block signals"))?;
-    let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
-    let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
-        drop(channel);
-        inside::monitor::signal(&namespaces, signal, own, &inner)
-    };
-    drop((inner, namespaces));
-    let sender = supervise::start::started(&channel, helper)?;
-    drop(mask);
-    supervise::start::reap(sender)
-}
+pub(crate) use plan::prepare::has_ids;
+pub(crate) use plan::user::{SHELL, root_shell};

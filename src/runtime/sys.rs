@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
-use super::plan::seccomp::Filter;
+/// A program of the kernel's packet filter language.
+pub(super) struct Filter(pub(super) Vec<libc::sock_filter>);
 
 type Result<T> = std::result::Result<T, Errno>;
 

@@ -1,5 +1,4 @@
-//! The bundle of one command: written in the inside by the process that becomes the runtime. As in `monitor`, nothing here
-//! allocates once it is made.
+//! The bundle of one command: written in the inside by the process that becomes the runtime.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
@@ -10,9 +9,9 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, mkdir, unlink, unlinkat};
 
 use super::init::fail;
+use super::lookup::open_below;
 use super::mounts::{check_served, write_new};
 use crate::runtime::channel::Report;
-use crate::runtime::plan::seen::open_below;
 
 /// What a runtime is given, and what is looked at before, for its own failures look like failures of the command.
 pub(in crate::runtime) struct Bundle {

@@ -26,7 +26,7 @@ pub(in crate::runtime) fn without(set: u64) -> u64 {
     set & !TAKEN.bits()
 }
 
-/// Takes them from the calling thread and from all that it will execute. Allocates nothing.
+/// Takes them from the calling thread and from all that it will execute.
 pub(super) fn give_up() -> Result<(), Errno> {
     let errno = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
     for capability in TAKEN.iter() {

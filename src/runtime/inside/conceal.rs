@@ -9,11 +9,8 @@
 //!
 //! A program executed anew inside would belong to root inside again, so none is.
 //!
-//! What runs after `clone`, erasing and concealing, allocates nothing.
-//!
 //! [`ptrace(2)`]: https://man7.org/linux/man-pages/man2/ptrace.2.html
 
-use std::fs;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
@@ -23,32 +20,15 @@ use nix::sys::prctl;
 use nix::sys::stat::Mode;
 use nix::sys::uio::pwrite;
 
-use crate::runtime::plan::seccomp::Filter;
-use crate::runtime::supervise::running::failed;
-use crate::runtime::{RuntimeError, sys};
+use crate::runtime::sys::{self, Filter};
 
 /// Zeros that are written at once.
 const BLOCK: [u8; 4096] = [0; 4096];
 
 /// Where the arguments and the variables that karapace was started with lie in its memory.
-pub(in crate::runtime) struct StartStrings([Range<u64>; 2]);
+pub(in crate::runtime) struct StartStrings(pub(in crate::runtime) [Range<u64>; 2]);
 
 impl StartStrings {
-    /// Those of this process: arg_start, arg_end, env_start and env_end of proc_pid_stat(5).
-    ///
-    /// # Errors
-    /// [`RuntimeError::Supervise`], when /proc does not say.
-    pub fn find() -> Result<StartStrings, RuntimeError> {
-        let unknown = || failed("find the arguments of this process")(Errno::ENODATA);
-        let stat = fs::read("/proc/self/stat").map_err(|_| unknown())?;
-        // The second field, the name, may hold anything but ends with the last parenthesis; the third follows it.
-        let name = stat.iter().rposition(|byte| *byte == b')').ok_or_else(unknown)?;
-        let rest = std::str::from_utf8(&stat[name + 1..]).map_err(|_| unknown())?;
-        let mut fields = rest.split_ascii_whitespace().skip(48 - 3).map(str::parse::<u64>);
-        let mut field = || fields.next().and_then(Result::ok).ok_or_else(unknown);
-        Ok(StartStrings([field()?..field()?, field()?..field()?]))
-    }
-
     /// Overwrites them in this process, a copy of karapace that reads them no more. Must come first: a process that is closed to
     /// others may not write its own memory by the file.
     pub fn erase(&self) -> Result<(), Errno> {
@@ -77,22 +57,4 @@ pub(super) fn conceal(
     sys::close_all_but(keep, preserved.max(3))?;
     // While we may without giving up privileges.
     filter.map_or(Ok(()), sys::set_filter)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_strings_are_those_of_the_process() {
-        let StartStrings([arguments, variables]) = StartStrings::find().unwrap();
-        let read = |range: &Range<u64>| {
-            let memory = fs::File::open("/proc/self/mem").unwrap();
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, range.start).unwrap();
-            bytes
-        };
-        assert_eq!(read(&arguments), fs::read("/proc/self/cmdline").unwrap());
-        assert_eq!(read(&variables), fs::read("/proc/self/environ").unwrap());
-    }
 }

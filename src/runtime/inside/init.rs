@@ -1,10 +1,8 @@
 //! Process 1 of an inside: prepares everything, then only lives, so that the inside does.
 //!
-//! What runs here and in `monitor` runs after `clone` in a copy of karapace that has one thread. It must not allocate, take
-//! locks, print or panic; everything it needs was worked out before. Root inside can reach nothing through these processes:
-//! `conceal` says how.
+//! Root inside can reach nothing through this process nor through monitors: `conceal` says how.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
@@ -15,12 +13,41 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, sethostname, setsid, write};
 
-use super::conceal::conceal;
+use super::conceal::{StartStrings, conceal};
+use super::mounts::Mounts;
 use super::{namespaces, network};
 use crate::process;
 use crate::runtime::channel::{Channel, Failure, MessageBuffer, Order, Report};
-use crate::runtime::plan::prepare::{IdMap, Preparation};
-use crate::runtime::sys;
+use crate::runtime::sys::{self, Filter};
+
+/// What process 1 does.
+pub(in crate::runtime) struct Preparation {
+    /// The ids of a new user namespace; `None` when the session shares those that there are.
+    pub id_map: Option<IdMap>,
+    pub hostname: OsString,
+    /// The inside has a network of its own: bring its loopback up.
+    pub isolate_network: bool,
+    pub mounts: Mounts,
+    /// What process 1 itself may not ask the kernel for.
+    pub filter: Option<Filter>,
+    pub strings: StartStrings,
+}
+
+/// The lines for `/proc/<pid>/uid_map` and `gid_map`.
+pub(in crate::runtime) struct IdMap {
+    pub uid: Vec<u8>,
+    pub gid: Vec<u8>,
+}
+
+/// As [`main`], and erases the start strings before.
+pub(in crate::runtime) fn begin(preparation: &mut Preparation, kinds: CloneFlags, channel: &Channel) -> ! {
+    if let Err(errno) = preparation.strings.erase() {
+        // When nobody listens any more there is nobody to tell.
+        channel.report(&Report::Failed(fail("hide the arguments of")(errno))).ok();
+        sys::exit(125);
+    }
+    main(preparation, kinds, channel)
+}
 
 /// Runs as process 1 of the new namespaces, of the kinds in `kinds`, with all signals blocked, until nobody holds the other end of
 /// the channel. Its start strings are erased.

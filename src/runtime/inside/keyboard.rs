@@ -4,8 +4,6 @@
 //! command were its own, but not of a SIGINT that a program inside sent. Only a receiver can tell: what the keyboard sends has the
 //! code SI_KERNEL, which no program can give a signal for another process (sigaction(2)). The monitor cannot be that receiver: in
 //! the command's group it could be stopped and killed with it.
-//!
-//! As in `monitor`, nothing here allocates.
 
 use std::os::fd::{AsFd, OwnedFd};
 

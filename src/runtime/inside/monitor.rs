@@ -1,10 +1,10 @@
 //! The monitor of a session, inside: starts the command, does what karapace orders, and at the end, or when karapace dies,
-//! ends everything that the command has left behind. As in `init`, nothing here allocates.
+//! ends everything that the command has left behind.
 //!
 //! Whatever the command starts stays below the monitor, also what is orphaned (it is a subreaper), so that a session can end
 //! while others go on.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -19,20 +19,65 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::uio::pread;
 use nix::unistd::{Pid, chdir, getpid, pipe2, read, setpgid, setsid, write};
 
-use super::capabilities;
+use super::account::Account;
+use super::bundle::Bundle;
 use super::conceal::{StartStrings, conceal};
 use super::init::{fail, stand_in};
 use super::keyboard::{Ear, Heard};
 use super::namespaces::Namespaces;
+use super::{capabilities, helper, resize, terminal};
 use crate::process;
 use crate::runtime::channel::{Channel, MessageBuffer, Order, Report};
-use crate::runtime::plan::oci;
-use crate::runtime::plan::prepare::Command;
-use crate::runtime::plan::seccomp::Filter;
-use crate::runtime::supervise::{start, terminal};
-use crate::runtime::sys;
+use crate::runtime::sys::{self, ExecStrings, Filter};
 
 type Failure = crate::runtime::channel::Failure<'static>;
+
+/// What the command is and how it is started.
+pub(in crate::runtime) struct Command {
+    /// Paths inside to try in turn.
+    pub programs: Vec<CString>,
+    pub argv: ExecStrings,
+    pub envp: ExecStrings,
+    pub workdir: CString,
+    /// Fail when `workdir` cannot be entered, rather than stay in the root directory.
+    pub workdir_required: bool,
+    /// The ids to take on; `None` in a user namespace that has no others.
+    pub ids: Option<Ids>,
+    /// The caller's terminal, and whether the command has its foreground from the beginning.
+    pub terminal: Option<(OwnedFd, bool)>,
+    /// Where its output goes, if not where the caller's goes; it has no input then, and no terminal.
+    pub output: Option<OwnedFd>,
+    /// The first descriptor that is not passed on; at least 3.
+    pub preserved: i32,
+    /// The entry of the cgroup that it is to be in; see [`crate::runtime::limits`].
+    pub group: Option<OwnedFd>,
+    /// Executing a program gives it no privileges that the command has not.
+    pub no_new_privileges: bool,
+    /// Take the capabilities of [`crate::runtime::inside::capabilities`] from it.
+    pub fewer_capabilities: bool,
+    /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by it: it sets one for what
+    /// it runs.
+    pub filter: Option<Filter>,
+    /// What the command may not ask for besides: where something of the host is read-only, and as an OCI runtime.
+    pub further_filter: Option<Filter>,
+    /// Of the caller, not for the monitor to keep.
+    pub strings: StartStrings,
+    /// The host's /dev/null, in the place of streams that are not the caller's.
+    pub null: OwnedFd,
+    /// The caller's account, where the command runs as the caller.
+    pub account: Option<Account>,
+    /// What it is started from, where it is an OCI runtime.
+    pub bundle: Option<Bundle>,
+    /// The caller's own signal mask, for the command to have.
+    pub signal_mask: SigSet,
+}
+
+/// Ids inside.
+pub(in crate::runtime) struct Ids {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
 
 /// Bytes read at once of the list of children.
 const LIST: usize = 16 << 10;
@@ -56,7 +101,7 @@ pub(in crate::runtime) fn enter(namespaces: &Namespaces, command: &Command, chan
         .and_then(|()| sys::clone_process(CloneFlags::CLONE_PARENT));
     match made {
         Ok(None) => main(command, channel),
-        other => sys::exit(start::announce(other, channel)),
+        other => sys::exit(helper::announce(other, channel)),
     }
 }
 
@@ -78,7 +123,7 @@ pub(in crate::runtime) fn signal(
             let sent = sys::kill(all, signal).and_then(|()| sys::kill(all, libc::SIGCONT));
             sys::exit(i32::from(sent.is_err()))
         }
-        other => sys::exit(start::announce(other, channel)),
+        other => sys::exit(helper::announce(other, channel)),
     }
 }
 
@@ -269,7 +314,7 @@ fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Rep
             match open.hear().map_err(fail("listen to the terminal of"))? {
                 // Before there is a container: it begins with the size that there is.
                 Heard::Signal(libc::SIGWINCH) if command.bundle.is_some() => {
-                    oci::follow(ready.command).unwrap_or(());
+                    resize::follow(ready.command).unwrap_or(());
                 }
                 Heard::Signal(libc::SIGWINCH) | Heard::All => {}
                 Heard::Signal(signal) => {

@@ -1,5 +1,5 @@
 //! The size of a container's terminal. crun makes a terminal of its own for the container and, of the versions tested, does not
-//! tell it when the outer one changes. What runs here runs in the monitor: nothing allocates.
+//! tell it when the outer one changes. Runs in the monitor.
 
 use std::ffi::CStr;
 use std::io::{Write as _, stdin};
@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, read};
 
-use crate::runtime::plan::seen::open_below;
+use super::lookup::open_below;
 
 /// Gives the terminal of the container that `runtime` runs the size of the one on standard input.
 pub(in crate::runtime) fn follow(runtime: Pid) -> Result<(), Errno> {

@@ -3,31 +3,22 @@
 //! The lists with the caller in them are the session's own: they are bound over `/etc/passwd` and `/etc/group` in a mount
 //! namespace that only its command sees, so a package manager in another session goes on with the real ones.
 
-use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Group, Uid, chown, getegid, geteuid, mkdir};
+use nix::unistd::{Group, Uid, getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
-use super::prepare::c_string;
-use super::seen::{Inside, Seen};
+use super::files::Inside;
+use super::strings::c_string;
+use super::user::{SHELL, User};
 use crate::description::manifest::Backend;
-use crate::runtime::inside::mounts::{make_parents, private, write_new};
-use crate::runtime::policy::{Policy, refused};
-use crate::runtime::{RuntimeError, SHELL, User, sys};
+use crate::runtime::RuntimeError;
+use crate::runtime::error::refused;
+use crate::runtime::inside::account::Account;
+use crate::runtime::policy::Policy;
 
 /// The name by which `--user` means the caller.
 pub const SELF: &str = "self";
-
-/// Where the files are made before they are bound: a directory that every session has.
-const SCRATCH: &CStr = c"/dev/run";
-
-/// (Where a list is made, where it is bound.)
-const LISTS: [(&CStr, &CStr); 2] = [(c"/dev/run/passwd", c"/etc/passwd"), (c"/dev/run/group", c"/etc/group")];
 
 /// Shells that are looked for inside. The caller's own is used if it is one of them.
 const SHELLS: [&str; 7] =
@@ -48,16 +39,12 @@ impl Accounts {
         let shells = SHELLS.iter().map(PathBuf::from).filter(|shell| inside.is_program(shell)).collect();
         Accounts { passwd: list("/etc/passwd"), group: list("/etc/group"), shells }
     }
-}
 
-impl Seen {
-    /// Makes the calling process's user the one who runs the command, where that was asked for. `many_ids`: the inside has more
-    /// than one id.
+    /// Puts the calling process's user into the lists, and says who that is inside. `many_ids`: the inside has more than one id.
     ///
     /// # Errors
     /// [`RuntimeError::Policy`], where it cannot be.
-    pub fn become_caller(&mut self, policy: &Policy, many_ids: bool) -> Result<(), RuntimeError> {
-        let Some(accounts) = &mut self.accounts else { return Ok(()) };
+    pub(super) fn take_in_caller(&mut self, policy: &Policy, many_ids: bool) -> Result<User, RuntimeError> {
         if policy.backend == Backend::Oci {
             return Err(refused("--user self", "not with the oci backend: give a user of the environment"));
         }
@@ -70,16 +57,25 @@ impl Seen {
         let name = name_of(uid);
         let home = policy.home.clone().unwrap_or_else(|| PathBuf::from(format!("/home/{name}")));
         let own = std::env::var_os("SHELL").map(PathBuf::from);
-        let shell = accounts.shells.iter().find(|shell| Some(*shell) == own.as_ref());
-        let shell = shell.or(accounts.shells.first()).cloned().unwrap_or_else(|| PathBuf::from(SHELL));
+        let shell = self.shells.iter().find(|shell| Some(*shell) == own.as_ref());
+        let shell = shell.or(self.shells.first()).cloned().unwrap_or_else(|| PathBuf::from(SHELL));
         let line = format!("{name}:x:{uid}:{gid}:{name}:{}:{}\n", home.display(), shell.display());
-        accounts.passwd = with_line(&accounts.passwd, &name, uid.as_raw(), &line);
+        self.passwd = with_line(&self.passwd, &name, uid.as_raw(), &line);
         let group = Group::from_gid(gid).ok().flatten().map_or_else(|| name.clone(), |group| group.name);
         let line = format!("{group}:x:{gid}:\n");
-        accounts.group = with_line(&accounts.group, &group, gid.as_raw(), &line);
+        self.group = with_line(&self.group, &group, gid.as_raw(), &line);
         let (uid, gid) = (uid.as_raw(), gid.as_raw());
-        self.user = User { uid, gid, groups: vec![gid], name: name.into_bytes(), home, shell };
-        Ok(())
+        Ok(User { uid, gid, groups: vec![gid], name: name.into_bytes(), home, shell })
+    }
+
+    /// The account to show to a command that `user` runs, who is the caller.
+    pub(super) fn shown_to(&self, user: &User, policy: &Policy) -> Result<Account, RuntimeError> {
+        let home = match &policy.home {
+            Some(_) => None,
+            None => Some(c_string("home directory", user.home.clone().into())?),
+        };
+        let lists = [self.passwd.clone(), self.group.clone()];
+        Ok(Account { lists, home, uid: user.uid, gid: user.gid })
     }
 }
 
@@ -107,70 +103,10 @@ fn with_line(list: &[u8], name: &str, id: u32, line: &str) -> Vec<u8> {
     text
 }
 
-/// The caller's account, ready to be shown to a command.
-pub(in crate::runtime) struct Account {
-    lists: [Vec<u8>; 2],
-    /// The environment's own home directory for the caller, made if it is missing.
-    home: Option<CString>,
-    uid: u32,
-    gid: u32,
-}
-
-impl Account {
-    /// The account to show; `None` where the command does not run as the caller.
-    pub fn of(seen: &Seen, policy: &Policy) -> Result<Option<Account>, RuntimeError> {
-        let Some(accounts) = &seen.accounts else { return Ok(None) };
-        let user = &seen.user;
-        let home = match &policy.home {
-            Some(_) => None,
-            None => Some(c_string("home directory", user.home.clone().into())?),
-        };
-        let lists = [accounts.passwd.clone(), accounts.group.clone()];
-        Ok(Some(Account { lists, home, uid: user.uid, gid: user.gid }))
-    }
-
-    /// Shows it to this process and those that it will start. Runs after `clone`, with all the rights that there are inside:
-    /// allocates nothing.
-    pub fn show(&self) -> Result<(), Errno> {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        private()?;
-        let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-        let files = sys::new_filesystem(c"tmpfs", &[(c"mode", c"0755".into())], attributes)?;
-        sys::move_mount(&files, SCRATCH, true)?;
-        let mask = umask(Mode::from_bits_truncate(0o022));
-        for ((path, target), text) in LISTS.into_iter().zip(&self.lists) {
-            write_new(path, text)?;
-            let list = sys::open_tree(path, false)?;
-            sys::add_attributes(&list, attributes | libc::MOUNT_ATTR_RDONLY, false)?;
-            match sys::move_mount(&list, target, false) {
-                // An environment without that list, or with a directory there, over which no file can lie.
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EINVAL) => {}
-                other => other?,
-            }
-        }
-        umount2(SCRATCH, MntFlags::MNT_DETACH)?;
-        let made = self.home.as_ref().map_or(Ok(()), |home| self.make_home(home));
-        umask(mask);
-        match made {
-            // Of an environment that cannot be written to, or has something else in the way.
-            Err(Errno::EROFS | Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
-            other => other,
-        }
-    }
-
-    fn make_home(&self, home: &CStr) -> Result<(), Errno> {
-        make_parents(home)?;
-        match mkdir(home, Mode::S_IRWXU) {
-            Ok(()) => chown(home, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))),
-            Err(Errno::EEXIST) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::plan::seen::Seen;
 
     #[test]
     fn the_caller_takes_the_place_of_who_has_the_name_or_the_id() {

@@ -4,8 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::user::User;
+use crate::runtime::RuntimeError;
+use crate::runtime::error::refused;
 use crate::runtime::policy::{Policy, RUNTIME_DIR};
-use crate::runtime::{RuntimeError, policy};
 
 /// The only variables of the caller that a command sees. Everything else stays outside: sockets of agents,
 /// credentials and library paths of the host mean nothing good inside.
@@ -68,7 +69,7 @@ fn check(key: &OsStr) -> Result<(), RuntimeError> {
                 "never goes into an environment: it leads to credentials; a command that must have one sets it itself, as in \
                  `env {never}=… COMMAND`"
             );
-            Err(policy::refused(format!("variable {never}"), reason))
+            Err(refused(format!("variable {never}"), reason))
         }
         None => Ok(()),
     }

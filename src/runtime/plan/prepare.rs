@@ -1,7 +1,8 @@
 //! Everything a session needs, worked out before any process is made: the inside may not allocate.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::{stderr, stdin, stdout};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -9,92 +10,25 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{getegid, geteuid, ttyname};
 
-use super::account::Account;
-use super::oci::Bundle;
-use super::seccomp::Filter;
-use super::seen::{Seen, root_error};
+use super::files::root_error;
+use super::mounts::Wanted;
+use super::seen::Seen;
+use super::session::Session;
+use super::strings::{c_string, c_strings};
 use super::user::User;
 use super::{environment, hosts};
+use crate::runtime::RuntimeError;
+use crate::runtime::error::failed;
 use crate::runtime::inside::conceal::StartStrings;
-use crate::runtime::inside::mounts::{Mounts, Wanted};
-use crate::runtime::supervise::running::failed;
-use crate::runtime::supervise::terminal;
-use crate::runtime::sys::ExecStrings;
-use crate::runtime::{RuntimeError, Session};
-
-/// The shell of a user who has none, or whose shell is not in the environment.
-pub(crate) const SHELL: &str = "/bin/sh";
+use crate::runtime::inside::init::{IdMap, Preparation};
+use crate::runtime::inside::monitor::{Command, Ids};
+use crate::runtime::inside::mounts::Mounts;
+use crate::runtime::sys::{ExecStrings, Filter};
 
 /// Most bytes of a host name, a limit of the kernel.
 const HOSTNAME_MAX: usize = 64;
-
-/// What process 1 does.
-pub(in crate::runtime) struct Preparation {
-    /// The ids of a new user namespace; `None` when the session shares those that there are.
-    pub id_map: Option<IdMap>,
-    pub hostname: OsString,
-    /// The inside has a network of its own: bring its loopback up.
-    pub isolate_network: bool,
-    pub mounts: Mounts,
-    /// What process 1 itself may not ask the kernel for.
-    pub filter: Option<Filter>,
-    pub strings: StartStrings,
-}
-
-/// The lines for `/proc/<pid>/uid_map` and `gid_map`.
-pub(in crate::runtime) struct IdMap {
-    pub uid: Vec<u8>,
-    pub gid: Vec<u8>,
-}
-
-/// What the command is and how it is started.
-pub(in crate::runtime) struct Command {
-    /// Paths inside to try in turn.
-    pub programs: Vec<CString>,
-    pub argv: ExecStrings,
-    pub envp: ExecStrings,
-    pub workdir: CString,
-    /// Fail when `workdir` cannot be entered, rather than stay in the root directory.
-    pub workdir_required: bool,
-    /// The ids to take on; `None` in a user namespace that has no others.
-    pub ids: Option<Ids>,
-    /// The caller's terminal, and whether the command has its foreground from the beginning.
-    pub terminal: Option<(OwnedFd, bool)>,
-    /// Where its output goes, if not where the caller's goes; it has no input then, and no terminal.
-    pub output: Option<OwnedFd>,
-    /// The first descriptor that is not passed on; at least 3.
-    pub preserved: i32,
-    /// The entry of the cgroup that it is to be in; see [`crate::runtime::limits`].
-    pub group: Option<OwnedFd>,
-    /// Executing a program gives it no privileges that the command has not.
-    pub no_new_privileges: bool,
-    /// Take the capabilities of [`crate::runtime::inside::capabilities`] from it.
-    pub fewer_capabilities: bool,
-    /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by it: it sets one for what
-    /// it runs.
-    pub filter: Option<Filter>,
-    /// What the command may not ask for besides: where something of the host is read-only, and as an OCI runtime.
-    pub further_filter: Option<Filter>,
-    /// Of the caller, not for the monitor to keep.
-    pub strings: StartStrings,
-    /// The host's /dev/null, in the place of streams that are not the caller's.
-    pub null: OwnedFd,
-    /// The caller's account, where the command runs as the caller.
-    pub account: Option<Account>,
-    /// What it is started from, where it is an OCI runtime.
-    pub bundle: Option<Bundle>,
-    /// The caller's own signal mask, for the command to have.
-    pub signal_mask: SigSet,
-}
-
-/// Ids inside.
-pub(in crate::runtime) struct Ids {
-    pub uid: u32,
-    pub gid: u32,
-    pub groups: Vec<u32>,
-}
 
 impl Preparation {
     /// `ranged`: the root is mounted in a user namespace with a range of ids, in which process 1 is made.
@@ -105,7 +39,7 @@ impl Preparation {
         let id_map = if many_ids { None } else { Some(IdMap::single(&user)) };
         let console = match session.output {
             Some(_) => None,
-            None => terminal::path().map(|path| c_string("terminal", path.into())).transpose()?,
+            None => terminal_path().map(|path| c_string("terminal", path.into())).transpose()?,
         };
         let mounts = Mounts::plan(Wanted {
             root: c_string("root", root.into())?,
@@ -176,7 +110,7 @@ impl Command {
                 .transpose()?,
             strings: StartStrings::find()?,
             null: null()?,
-            account: Account::of(&seen, policy)?,
+            account: seen.accounts.as_ref().map(|lists| lists.shown_to(user, policy)).transpose()?,
             bundle: None,
             signal_mask,
         })
@@ -255,15 +189,8 @@ pub(super) fn hostname(name: &str) -> Result<OsString, RuntimeError> {
     Ok(name.into())
 }
 
-pub(super) fn c_strings(what: &'static str, strings: Vec<OsString>) -> Result<Vec<CString>, RuntimeError> {
-    strings.into_iter().map(|s| c_string(what, s)).collect()
-}
-
-pub(in crate::runtime) fn c_string(what: &'static str, string: OsString) -> Result<CString, RuntimeError> {
-    let printable = string.to_string_lossy().into_owned();
-    CString::new(string.into_vec()).map_err(|_| RuntimeError::Invalid {
-        what,
-        value: printable,
-        reason: "must not contain a NUL byte",
-    })
+/// The path on the host of the terminal that the session has on one of its standard streams.
+#[expect(clippy::disallowed_methods, reason = "nothing is written")]
+fn terminal_path() -> Option<PathBuf> {
+    ttyname(stdin()).or_else(|_| ttyname(stdout())).or_else(|_| ttyname(stderr())).ok()
 }

@@ -21,7 +21,8 @@ use seccompiler::{
 };
 
 use crate::runtime::RuntimeError;
-use crate::runtime::policy::refused;
+use crate::runtime::error::refused;
+use crate::runtime::sys::Filter;
 
 /// Refused with EPERM whatever their arguments: the names, as an OCI runtime wants them, and the numbers.
 pub(super) const DENIED: &[(&str, libc::c_long)] = &[
@@ -75,9 +76,6 @@ pub(super) const MOUNT_FLAGS: u8 = 3;
 /// The last call of Linux 6.18, file_setattr: the same number on all architectures, as for every call since 5.1. The numbers of
 /// x32, a second way to make each call on x86-64, lie above it too.
 const LAST_KNOWN: u32 = 469;
-
-/// A program of the kernel's packet filter language.
-pub(in crate::runtime) struct Filter(pub(in crate::runtime) Vec<libc::sock_filter>);
 
 impl Filter {
     /// The filter for this machine. A call of another architecture kills the process; an unknown one fails with ENOSYS.

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::seen::Inside;
-use crate::runtime::{RuntimeError, SHELL};
+use super::files::Inside;
+use crate::runtime::RuntimeError;
+
+/// The shell of a user who has none, or whose shell is not in the environment.
+pub(crate) const SHELL: &str = "/bin/sh";
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";

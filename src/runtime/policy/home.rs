@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Policy, Share, ShareKind, refused};
+use super::{Policy, Share, ShareKind};
 use crate::runtime::RuntimeError;
+use crate::runtime::error::refused;
 
 /// Whose home directory the command sees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]

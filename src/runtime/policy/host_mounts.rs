@@ -7,9 +7,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::home;
-use super::{Caller, Share, ShareKind, refused};
+use super::{Caller, Share, ShareKind};
 use crate::description::manifest::Mount;
 use crate::runtime::RuntimeError;
+use crate::runtime::error::refused;
 
 /// Absolute host paths must lie below one of these.
 const ALLOWED: [&str; 2] = ["/home", "/tmp"];

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::RuntimeError;
+use super::error::refused;
 use super::limits::Limits;
 use crate::description::manifest;
 use crate::description::manifest::Manifest;
@@ -185,11 +186,6 @@ fn check_points(shares: &mut Vec<Share>) -> Result<(), RuntimeError> {
         return Err(refused(share.what.clone(), reason));
     }
     Ok(())
-}
-
-/// A refusal: what asks, and why it does not get it.
-pub(super) fn refused(what: impl Into<String>, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::Policy { what: what.into(), reason: reason.into() }
 }
 
 #[cfg(test)]

@@ -2,11 +2,15 @@
 
 use nix::sched::CloneFlags;
 
-use super::{mock, start};
-use crate::description::manifest;
-use crate::runtime::plan::oci::Oci;
-use crate::runtime::plan::prepare::{Command, Preparation, has_ids};
-use crate::runtime::{Ended, Namespaces, RuntimeError, Session, Started, join};
+use super::join::join;
+use super::running::Ended;
+use super::start::{self, Started};
+use crate::runtime::RuntimeError;
+use crate::runtime::inside::init::Preparation;
+use crate::runtime::inside::monitor::Command;
+use crate::runtime::inside::namespaces::Namespaces;
+use crate::runtime::plan::prepare::has_ids;
+use crate::runtime::plan::session::Session;
 
 /// Makes insides and runs commands in them.
 pub trait Backend {
@@ -38,15 +42,6 @@ pub trait Backend {
         let ended = self.join(&session, namespaces, has_ids());
         started.end()?;
         ended
-    }
-}
-
-/// The backend of this name.
-pub fn backend(name: manifest::Backend) -> &'static dyn Backend {
-    match name {
-        manifest::Backend::Namespace => &Namespace,
-        manifest::Backend::Oci => &Oci,
-        manifest::Backend::Mock => &mock::Mock,
     }
 }
 

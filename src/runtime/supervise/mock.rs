@@ -4,8 +4,12 @@ use std::io::{self, Write};
 
 use karapace_store::text;
 
-use super::backend::Namespace;
-use crate::runtime::{Backend, Ended, Namespaces, RuntimeError, Session, Started};
+use super::backend::{Backend, Namespace};
+use super::running::Ended;
+use super::start::Started;
+use crate::runtime::RuntimeError;
+use crate::runtime::inside::namespaces::Namespaces;
+use crate::runtime::plan::session::Session;
 
 /// Makes the inside as the namespace backend does, and prints the session instead of running its command.
 pub(super) struct Mock;

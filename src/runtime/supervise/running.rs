@@ -14,6 +14,7 @@ use super::refusal;
 use super::terminal::Terminal;
 use crate::process::Interrupt;
 use crate::runtime::channel::{Channel, Failure, MessageBuffer, Order, Report};
+use crate::runtime::error::failed;
 use crate::runtime::inside::monitor;
 use crate::runtime::{RuntimeError, sys};
 
@@ -260,9 +261,4 @@ pub(super) fn skipped(failure: &Failure<'_>) {
     let Failure { action, path, errno } = failure;
     let path = String::from_utf8_lossy(path);
     tracing::warn!("cannot {action} {path} ({errno}); going on without it");
-}
-
-/// An error of our own side.
-pub(in crate::runtime) fn failed(action: &'static str) -> impl Fn(Errno) -> RuntimeError {
-    move |errno| RuntimeError::Supervise { action, source: errno.into() }
 }

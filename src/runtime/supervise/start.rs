@@ -7,11 +7,12 @@ use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
 use super::refusal;
-use super::running::{SignalMask, failed, skipped};
-use crate::runtime::channel::{Channel, Failure, MessageBuffer, Order, Report};
-use crate::runtime::inside::init;
+use super::running::{SignalMask, skipped};
+use crate::runtime::channel::{Channel, MessageBuffer, Order, Report};
+use crate::runtime::error::failed;
+use crate::runtime::inside::helper;
+use crate::runtime::inside::init::{self, Preparation};
 use crate::runtime::inside::namespaces::Namespaces;
-use crate::runtime::plan::prepare::Preparation;
 use crate::runtime::{RuntimeError, sys};
 
 /// An inside that is ready for commands ([`Backend::join`](crate::runtime::Backend::join)). It ends, with everything in it, when all copies of `lifeline`
@@ -62,20 +63,14 @@ pub(in crate::runtime) fn start(
             None => {
                 // Or process 1 would keep karapace's end open and never see it close.
                 drop(outer);
-                if let Err(errno) = preparation.strings.erase() {
-                    let failure = Failure { action: "hide the arguments of", path: b"the session", errno };
-                    // When nobody listens any more there is nobody to tell.
-                    inner.report(&Report::Failed(failure)).ok();
-                    sys::exit(125);
-                }
-                init::main(&mut preparation, kinds, &inner)
+                init::begin(&mut preparation, kinds, &inner)
             }
         },
         Some(ground) => {
             let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))?
             else {
                 drop(outer);
-                from_ground(ground, kinds, &mut preparation, &inner)
+                helper::from_ground(ground, kinds, &mut preparation, &inner)
             };
             started(&outer, helper)?
         }
@@ -118,34 +113,6 @@ fn prepared(channel: &Channel, kinds: CloneFlags) -> Result<Namespaces, RuntimeE
             }
         }
     }
-}
-
-/// In a process of its own: enters the ground and makes process 1 there, as a child of karapace.
-fn from_ground(
-    ground: &Namespaces,
-    kinds: CloneFlags,
-    preparation: &mut Preparation,
-    channel: &Channel,
-) -> ! {
-    let enter = || {
-        preparation.strings.erase()?;
-        ground.enter()?;
-        sys::clone_process(kinds | CloneFlags::CLONE_PARENT)
-    };
-    match enter() {
-        Ok(None) => init::main(preparation, kinds, channel),
-        other => sys::exit(announce(other, channel)),
-    }
-}
-
-/// Tells karapace what came of making a process for it. Gives the status to end with.
-pub(in crate::runtime) fn announce(made: Result<Option<Pid>, Errno>, channel: &Channel) -> i32 {
-    let report = match made {
-        Ok(pid) => Report::Started(pid.map_or(0, Pid::as_raw)),
-        Err(errno) => Report::Failed(Failure { action: "enter", path: b"the session", errno }),
-    };
-    // When nobody listens any more there is nobody to tell.
-    i32::from(channel.report(&report).is_err())
 }
 
 /// The process that `helper`, which ends now, made for us.

@@ -15,12 +15,13 @@ use std::fs::OpenOptions;
 use std::io::{IsTerminal, stderr, stdin, stdout};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp, ttyname};
+use nix::unistd::{getpgrp, tcgetpgrp};
+
+use crate::runtime::inside::terminal::give_to;
 
 /// A stop that took less than this was ignored by the kernel: there is no shell above that would let us go on.
 const NO_STOP: Duration = Duration::from_millis(5);
@@ -91,21 +92,4 @@ impl Terminal {
         }
         give_to(&self.handle, getpgrp())
     }
-}
-
-/// Makes a process group the foreground one of the terminal, which must control the calling process.
-pub(in crate::runtime) fn give_to(terminal: &OwnedFd, group: Pid) -> Result<(), Errno> {
-    // A background process that does this would be stopped by SIGTTOU, were it not blocked.
-    let mut blocked = SigSet::empty();
-    blocked.add(Signal::SIGTTOU);
-    let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let given = tcsetpgrp(terminal, group);
-    before.thread_set_mask()?;
-    given
-}
-
-/// The path on the host of the terminal that the session has on one of its standard streams.
-#[expect(clippy::disallowed_methods, reason = "nothing is written")]
-pub(in crate::runtime) fn path() -> Option<PathBuf> {
-    ttyname(stdin()).or_else(|_| ttyname(stdout())).or_else(|_| ttyname(stderr())).ok()
 }

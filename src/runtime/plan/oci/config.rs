@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::runtime::RuntimeError;
+use crate::runtime::error::refused;
 use crate::runtime::plan::seccomp::{DENIED, DENIED_IOCTLS, MOUNT_FLAGS};
 use crate::runtime::policy::{RUNTIME_DIR, Share, ShareKind, missing_on_host};
-use crate::runtime::{RuntimeError, policy};
 
 /// The capabilities of Linux 5.9 and later, each at the place of its number.
 const CAPABILITIES: [&str; 41] = [
@@ -207,7 +208,7 @@ fn utf8<'a>(what: &str, text: &'a OsStr) -> Result<&'a str, RuntimeError> {
     text.to_str().ok_or_else(|| {
         let reason =
             format!("{what} is not UTF-8 ({}), which an OCI bundle cannot hold", text.to_string_lossy());
-        policy::refused("runtime.backend = \"oci\"", reason)
+        refused("runtime.backend = \"oci\"", reason)
     })
 }
 

@@ -1,4 +1,4 @@
-//! The backend that drives an OCI runtime of the host: crun, runc or youki.
+//! What a session is for the backend that drives an OCI runtime of the host: crun, runc or youki.
 //!
 //! ```text
 //! karapace ── monitor ── crun ── command        karapace (a second session) ── monitor ── crun ── command
@@ -24,24 +24,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::SigSet;
 
-pub(super) use crate::runtime::inside::bundle::Bundle;
-pub(in crate::runtime) use crate::runtime::inside::resize::follow;
-
-use super::prepare::{
-    Command, IdMap, Preparation, c_string, c_strings, filter, has_ids, hostname, null, output, preserved,
-    root,
-};
-use super::seccomp::Filter;
+use super::prepare::{filter, has_ids, hostname, null, output, preserved, root};
 use super::seen::Seen;
+use super::session::Session;
+use super::strings::{c_string, c_strings};
 use super::user::User;
 use super::{environment, hosts};
+use crate::runtime::RuntimeError;
+use crate::runtime::error::refused;
+use crate::runtime::inside::bundle::Bundle;
 use crate::runtime::inside::capabilities;
 use crate::runtime::inside::conceal::StartStrings;
+use crate::runtime::inside::init::{IdMap, Preparation};
+use crate::runtime::inside::monitor::Command;
 use crate::runtime::inside::mounts::Mounts;
-use crate::runtime::policy::refused;
-use crate::runtime::supervise::start;
-use crate::runtime::sys::ExecStrings;
-use crate::runtime::{Backend, Ended, Namespaces, RuntimeError, Session, Started, join};
+use crate::runtime::sys::{ExecStrings, Filter};
 
 /// The runtimes, the preferred one first, each with what comes before `run`. crun can do without cgroups, and refuses to start
 /// where both versions are mounted: it is shown none.
@@ -54,44 +51,14 @@ const CGROUPS: &CStr = c"/sys/fs/cgroup";
 /// A directory that every host has, covered by an empty one in the inside: bundles and state are in it.
 const SCRATCH: &str = "/dev/shm";
 
-/// Drives the first runtime on PATH.
-pub(in crate::runtime) struct Oci;
-
-impl Backend for Oci {
-    fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError> {
-        let runtime = Runtime::on_path()?;
-        let Seen { user, .. } = session.seen()?;
-        let many_ids = ground.is_some() || has_ids();
-        check_user(&user, many_ids)?;
-        if root(session, ground.is_some())?.starts_with(SCRATCH) {
-            let reason = format!("an environment mounted below {SCRATCH} cannot be run; mount it elsewhere");
-            return Err(refused("runtime.backend = \"oci\"", reason));
-        }
-        let preparation = Preparation {
-            id_map: (!many_ids).then(|| IdMap::single(&user)),
-            hostname: hostname(&session.hostname)?,
-            isolate_network: session.policy.isolate_network,
-            mounts: Mounts::beside(CString::from(c"/dev/shm"), runtime.hidden()),
-            filter: filter(session)?,
-            strings: StartStrings::find()?,
-        };
-        start::start(preparation, ground)
-    }
-
-    fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError> {
-        let runtime = Runtime::on_path()?;
-        join(session, namespaces, |terminal, mask| command(session, &runtime, many_ids, terminal, mask))
-    }
-}
-
 /// A runtime of the host.
-struct Runtime {
+pub(in crate::runtime) struct Runtime {
     program: PathBuf,
     options: &'static [&'static str],
 }
 
 impl Runtime {
-    fn on_path() -> Result<Runtime, RuntimeError> {
+    pub(in crate::runtime) fn on_path() -> Result<Runtime, RuntimeError> {
         Runtime::find(&env::var_os("PATH").unwrap_or_default()).ok_or_else(|| {
             let names = RUNTIMES.map(|(name, _)| name).join(", ");
             let reason = format!("none of {names} is on PATH; install one, or choose the namespace backend");
@@ -129,8 +96,31 @@ fn check_user(user: &User, many_ids: bool) -> Result<(), RuntimeError> {
     Err(refused("--user", reason))
 }
 
+/// What process 1 does. `ranged`: the root is mounted in a user namespace with a range of ids.
+pub(in crate::runtime) fn preparation(
+    session: &Session,
+    runtime: &Runtime,
+    ranged: bool,
+) -> Result<Preparation, RuntimeError> {
+    let Seen { user, .. } = session.seen()?;
+    let many_ids = ranged || has_ids();
+    check_user(&user, many_ids)?;
+    if root(session, ranged)?.starts_with(SCRATCH) {
+        let reason = format!("an environment mounted below {SCRATCH} cannot be run; mount it elsewhere");
+        return Err(refused("runtime.backend = \"oci\"", reason));
+    }
+    Ok(Preparation {
+        id_map: (!many_ids).then(|| IdMap::single(&user)),
+        hostname: hostname(&session.hostname)?,
+        isolate_network: session.policy.isolate_network,
+        mounts: Mounts::beside(CString::from(c"/dev/shm"), runtime.hidden()),
+        filter: filter(session)?,
+        strings: StartStrings::find()?,
+    })
+}
+
 /// The runtime as the command of a session, and the bundle that it runs.
-fn command(
+pub(in crate::runtime) fn command(
     session: &Session,
     runtime: &Runtime,
     many_ids: bool,

@@ -1,0 +1,102 @@
+//! Reading files of an environment from outside of it, as a process inside would see them.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, fstat};
+
+use crate::runtime::RuntimeError;
+use crate::runtime::inside::lookup::open_below;
+
+/// Most bytes read of any file of an environment: a list of users that is longer is not a list of users.
+const FILE_MAX: u64 = 16 << 20;
+
+/// The root directory of an environment. Paths are resolved below it: a symlink, absolute or full of `..`,
+/// never leads outside.
+pub(super) struct Inside {
+    root: OwnedFd,
+    /// What could not be read, and why.
+    notes: RefCell<Vec<String>>,
+}
+
+impl Inside {
+    pub fn open(root: &Path) -> Result<Inside, RuntimeError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let failed = |errno| root_error(root, errno);
+        let fd = open(root, flags, Mode::empty()).map_err(failed)?;
+        // O_PATH asks nobody, not even the process that serves the mount.
+        fstat(&fd).map_err(failed)?;
+        Ok(Inside { root: fd, notes: RefCell::default() })
+    }
+
+    /// What could not be read since this was asked last, and why.
+    pub fn take_notes(&self) -> Vec<String> {
+        self.notes.take()
+    }
+
+    /// The bytes of a regular file; `None` when there is none by that name, and where it cannot be read, which is noted: no image
+    /// shall keep its user out by what it has there.
+    pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
+        self.try_read(path).unwrap_or_else(|error| {
+            let note = format!(
+                "cannot read {} inside the environment ({error}); going on without it",
+                path.display()
+            );
+            let mut notes = self.notes.borrow_mut();
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+            None
+        })
+    }
+
+    fn try_read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_file(path, OFlag::O_PATH)? else { return Ok(None) };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        // What stands there may be another by now, but nobody is waited for.
+        let Some(file) = self.open_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(io::Error::other("it is far too long for what it should be"));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Whether the path leads to a regular file with an execute bit.
+    pub fn is_program(&self, path: &Path) -> bool {
+        let Ok(Some(file)) = self.open_file(path, OFlag::O_PATH) else { return false };
+        file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    }
+
+    /// Whether the path leads to a directory.
+    pub fn is_directory(&self, path: &Path) -> bool {
+        self.open_file(path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok_and(|found| found.is_some())
+    }
+
+    fn open_file(&self, path: &Path, flags: OFlag) -> io::Result<Option<File>> {
+        match open_below(&self.root, path, flags) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Explains a root that cannot be opened, in the two ways that occur with mounts.
+pub(super) fn root_error(path: &Path, errno: Errno) -> RuntimeError {
+    let hint = match errno {
+        Errno::ENOTCONN => "; the process that served it is gone: unmount it and mount it again",
+        Errno::EACCES => "; a mount made by an ordinary user is open to that user only, not even to root",
+        _ => "",
+    };
+    RuntimeError::Root { path: PathBuf::from(path), source: errno.into(), hint }
+}

@@ -1,0 +1,143 @@
+//! Which mounts a session gets, in which order.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+
+use super::strings::c_string;
+use crate::runtime::RuntimeError;
+use crate::runtime::inside::mounts::{Mount, Mounts, Point, Source};
+use crate::runtime::policy::{RUNTIME_DIR, Share, ShareKind};
+
+const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const DATA_ONLY: u64 = NO_SUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+/// What a share of the host may bring in: no set-user-id program, and no device unless it is one.
+const SHARED: u64 = NO_SUID | libc::MOUNT_ATTR_NODEV;
+const READ_ONLY: u64 = DATA_ONLY | libc::MOUNT_ATTR_RDONLY;
+
+/// Devices of the host that every session has.
+const DEVICES: [&CStr; 6] =
+    [c"/dev/null", c"/dev/zero", c"/dev/full", c"/dev/random", c"/dev/urandom", c"/dev/tty"];
+
+/// What the mounts of a session depend on.
+pub(super) struct Wanted<'a> {
+    /// The environment: an absolute path of the host.
+    pub root: CString,
+    /// It must be a FUSE mount.
+    pub served: bool,
+    /// The terminal of the session: an absolute path of the host.
+    pub console: Option<CString>,
+    /// Whether the group 5, which owns terminals on every distribution, exists inside.
+    pub terminal_group: bool,
+    /// Hide `/.karapace`.
+    pub mask_control: bool,
+    /// What of the host is shown, parents before what lies in them.
+    pub shares: &'a [Share],
+    /// Places in what is shown that are covered.
+    pub covered: &'a [PathBuf],
+    /// The text of `/etc/hosts`.
+    pub hosts: Vec<u8>,
+    /// The ids inside of whom the runtime directory belongs to.
+    pub owner: (u32, u32),
+}
+
+impl Mounts {
+    /// All mounts, in the order in which they are attached. What is shared comes before the session's own `/proc`, `/sys` and
+    /// `/dev`: no symlink of the environment leads a share over those.
+    pub(super) fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
+        let Wanted { root, served, console, terminal_group, mask_control, shares, covered, hosts, owner } =
+            wanted;
+        let mut pts = vec![(c"mode", c"0620".into()), (c"ptmxmode", c"0666".into())];
+        if terminal_group {
+            pts.push((c"gid", c"5".into()));
+        }
+        let (on_dev, in_tree): (Vec<_>, Vec<_>) =
+            shares.iter().partition(|share| share.inside.starts_with("/dev"));
+        let mut list = in_tree.into_iter().map(shared).collect::<Result<Vec<_>, _>>()?;
+        for place in covered {
+            let target = Cow::Owned(c_string("path inside", place.clone().into())?);
+            list.push(Mount { target, point: Point::Existing, ..cover(c"") });
+        }
+        list.extend([
+            new(c"/proc", c"proc", vec![], DATA_ONLY),
+            host(c"/sys", c"/sys".into(), Point::Directory, READ_ONLY),
+            new(c"/dev", c"tmpfs", vec![(c"mode", c"0755".into()), (c"size", c"64m".into())], NO_SUID),
+            new(c"/dev/pts", c"devpts", pts, NO_SUID | libc::MOUNT_ATTR_NOEXEC),
+            new(c"/dev/shm", c"tmpfs", vec![(c"mode", c"1777".into())], SHARED),
+            runtime_dir(owner)?,
+        ]);
+        list.extend(DEVICES.map(|path| host(path, path.into(), Point::File, 0)));
+        if let Some(console) = console {
+            list.push(Mount { required: false, ..host(c"/dev/console", console, Point::File, 0) });
+        }
+        for share in on_dev {
+            list.push(shared(share)?);
+        }
+        // Read-only, for whoever is root inside would otherwise write into the host's own file.
+        let resolv = host(c"/etc/resolv.conf", c"/etc/resolv.conf".into(), Point::File, READ_ONLY);
+        list.push(Mount { required: false, ..resolv });
+        list.push(Mount {
+            source: Source::Text(hosts),
+            required: false,
+            ..host(c"/etc/hosts", CString::default(), Point::File, 0)
+        });
+        if mask_control {
+            list.push(Mount { point: Point::Existing, required: false, ..cover(c"/.karapace") });
+        }
+        Ok(Mounts { root: Some(root), served, list })
+    }
+
+    /// The host's own tree, for commands that prepare a root themselves: with a `/proc` of the new process ids, and over `scratch`
+    /// an empty file system that goes with the last session. `hidden` is covered by an empty one.
+    pub fn beside(scratch: CString, hidden: Option<&'static CStr>) -> Mounts {
+        let own = new(c"/proc", c"tmpfs", vec![(c"mode", c"0700".into())], SHARED);
+        let mut list =
+            vec![new(c"/proc", c"proc", vec![], DATA_ONLY), Mount { target: Cow::Owned(scratch), ..own }];
+        list.extend(hidden.map(|path| Mount { point: Point::Existing, required: false, ..cover(path) }));
+        Mounts { root: None, served: false, list }
+    }
+}
+
+fn new(
+    target: &'static CStr,
+    kind: &'static CStr,
+    options: Vec<(&'static CStr, Cow<'static, CStr>)>,
+    attributes: u64,
+) -> Mount {
+    let source = Source::New { kind, options };
+    let target = Cow::Borrowed(target);
+    Mount { source, target, point: Point::Directory, attributes, required: true, tree: None, made: false }
+}
+
+/// An empty directory that nobody can write to.
+fn cover(target: &'static CStr) -> Mount {
+    new(target, c"tmpfs", vec![(c"mode", c"0555".into()), (c"size", c"4k".into())], READ_ONLY)
+}
+
+fn host(target: &'static CStr, path: CString, point: Point, attributes: u64) -> Mount {
+    let source = Source::Host { path, recursive: point == Point::Directory };
+    let target = Cow::Borrowed(target);
+    Mount { source, target, point, attributes, required: true, tree: None, made: false }
+}
+
+fn shared(share: &Share) -> Result<Mount, RuntimeError> {
+    let (point, attributes) = match share.kind {
+        ShareKind::Directory => (Point::Directory, SHARED),
+        ShareKind::File => (Point::File, SHARED),
+        ShareKind::Device { directory: true } => (Point::Directory, NO_SUID | libc::MOUNT_ATTR_NOEXEC),
+        ShareKind::Device { directory: false } => (Point::File, NO_SUID | libc::MOUNT_ATTR_NOEXEC),
+    };
+    let attributes = attributes | if share.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let path = c_string("host path", share.host.clone().into())?;
+    let target = Cow::Owned(c_string("path inside", share.inside.clone().into())?);
+    let source = Source::Checked { path, recursive: point == Point::Directory };
+    Ok(Mount { source, target, point, attributes, required: true, tree: None, made: false })
+}
+
+/// What XDG_RUNTIME_DIR names: a directory of the session that is open to its user only.
+fn runtime_dir((uid, gid): (u32, u32)) -> Result<Mount, RuntimeError> {
+    let id = |id: u32| c_string("id", id.to_string().into()).map(Cow::Owned);
+    let options = vec![(c"mode", c"0700".into()), (c"uid", id(uid)?), (c"gid", id(gid)?)];
+    let target = Cow::Owned(c_string("path inside", RUNTIME_DIR.into())?);
+    Ok(Mount { target, ..new(c"", c"tmpfs", options, SHARED) })
+}
