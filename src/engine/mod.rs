@@ -1,4 +1,20 @@
-//! What each command does: orchestration of the store, the view and the runtime. One verb a file.
+//! What each command does: orchestration of the store, the view and the runtime. One verb a file, in wings:
+//!
+//! | | |
+//! |---|---|
+//! | [`session`] | commands inside: enter, exec, stop |
+//! | [`make`] | environments come to be: build, rebuild, import, clone, pin, new |
+//! | [`record`] | list, inspect, rename, freeze, destroy |
+//! | [`export`] | images, and entries of the desktop's menu |
+//! | [`doctor`] | what the machine lacks |
+//! | [`mount`] | serving through FUSE, and unmounting |
+//! | [`server`] | the control socket, control files, and how commands reach a server |
+//! | [`upkeep`] | gc, retention, verify, du |
+//! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
+//!
+//! The first five use those below them but not each other; from `mount` down each uses only what stands below. What all share is here: the
+//! [`Engine`], its [`Error`], `text`. A method of [`Engine`] that several wings need stands in the lowest of them. A command asks for a
+//! commit, restore or diff by way of `server`, for another process may have the environment open.
 //!
 //! Nothing here prints or knows of arguments; progress and remarks go to a [`Report`].
 
