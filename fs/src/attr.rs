@@ -3,6 +3,9 @@
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{FileKind, Ino, Timestamp};
 
+/// Longest name of a directory entry, in bytes.
+pub const NAME_MAX: usize = 255;
+
 /// What `stat` tells of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {

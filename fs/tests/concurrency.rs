@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use commit::commit;
 use karapace_fs::Error;
 use karapace_fs::attr::{Caller, HeadRef, RenameMode, SetAttr};
+use karapace_fs::check;
 use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
@@ -311,7 +312,7 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
     };
     let meanwhile = |round: u64| {
         // As gc does from another process.
-        View::upper_roots(place.store.files(), &place.upper()).unwrap();
+        check::roots(place.store.files(), &place.upper()).unwrap();
         if round % 3 == 2 {
             view.checkpoint().unwrap();
         } else {

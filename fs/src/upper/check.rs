@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use karapace_store::content::BLOCK;
 use karapace_store::files::Files;
+use karapace_store::gc::UpperRoots;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Body, Ino};
 
@@ -23,7 +24,6 @@ use crate::upper::checkpoint::Checkpoint;
 use crate::upper::data::DataDir;
 use crate::upper::record::{DataState, Item};
 use crate::upper::{Loaded, Upper, journal};
-use crate::view::{UpperRoots, View};
 
 /// How often checkpoint and journal are read when a mount has just replaced the one and begun the other.
 const READINGS: u32 = 8;
@@ -65,36 +65,33 @@ pub struct UpperCheck {
     pub faults: Vec<UpperFault>,
 }
 
-impl View {
-    /// What the upper at `upper` on disk refers to; empty when there is none.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when any of its records cannot be read.
-    pub fn upper_roots(files: &Files, upper: &Path) -> Result<UpperRoots> {
-        Ok(read(files, upper)?.map_or_else(UpperRoots::default, roots))
-    }
+/// What the upper at `upper` on disk refers to; empty when there is none.
+///
+/// # Errors
+/// [`Error::Corrupt`] when any of its records cannot be read.
+pub fn roots(files: &Files, upper: &Path) -> Result<UpperRoots> {
+    Ok(read(files, upper)?.map_or_else(UpperRoots::default, roots_of))
+}
 
-    /// Checks the upper at `upper` on disk, reading every data file; `served` says whether a process has it open.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when checkpoint or journal cannot be read: then nothing is known of the data files.
-    pub fn check_upper(files: &Files, upper: &Path, served: bool) -> Result<UpperCheck> {
-        let Some(loaded) = read(files, upper)? else { return Ok(UpperCheck::default()) };
-        let mut faults = Table::new(&loaded).check(&loaded.upper.data, !served)?;
-        let roots = roots(loaded);
-        for _ in 1..LOOKS {
-            if faults.is_empty() {
-                break;
-            }
-            std::thread::sleep(PAUSE);
-            let Some(loaded) = read(files, upper)? else { return Ok(UpperCheck::default()) };
-            let again = Table::new(&loaded).check(&loaded.upper.data, !served)?;
-            faults.retain(|fault| {
-                again.iter().any(|other| (other.kind, &other.file) == (fault.kind, &fault.file))
-            });
+/// Checks the upper at `upper` on disk, reading every data file; `served` says whether a process has it open.
+///
+/// # Errors
+/// [`Error::Corrupt`] when checkpoint or journal cannot be read: then nothing is known of the data files.
+pub fn check(files: &Files, upper: &Path, served: bool) -> Result<UpperCheck> {
+    let Some(loaded) = read(files, upper)? else { return Ok(UpperCheck::default()) };
+    let mut faults = Table::new(&loaded).check(&loaded.upper.data, !served)?;
+    let roots = roots_of(loaded);
+    for _ in 1..LOOKS {
+        if faults.is_empty() {
+            break;
         }
-        Ok(UpperCheck { roots, faults })
+        std::thread::sleep(PAUSE);
+        let Some(loaded) = read(files, upper)? else { return Ok(UpperCheck::default()) };
+        let again = Table::new(&loaded).check(&loaded.upper.data, !served)?;
+        faults
+            .retain(|fault| again.iter().any(|other| (other.kind, &other.file) == (fault.kind, &fault.file)));
     }
+    Ok(UpperCheck { roots, faults })
 }
 
 /// Where the sound records of the journal of the upper at `upper` end, in bytes, when it has a damaged record behind them that
@@ -132,7 +129,7 @@ fn read(files: &Files, upper: &Path) -> Result<Option<Loaded>> {
     }
 }
 
-fn roots(loaded: Loaded) -> UpperRoots {
+fn roots_of(loaded: Loaded) -> UpperRoots {
     let mut roots = UpperRoots::default();
     roots.roots.push(loaded.head.root);
     for item in loaded.settled.into_iter().chain(loaded.replayed) {
@@ -140,7 +137,7 @@ fn roots(loaded: Loaded) -> UpperRoots {
         match put.record.body {
             Body::Directory { tree: Some(tree), .. } => roots.trees.push(tree),
             Body::Regular(content) if !matches!(put.data, DataState::Whole { .. }) => {
-                roots.contents.push(content);
+                roots.objects.extend(content.objects());
             }
             _ => {}
         }

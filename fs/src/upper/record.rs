@@ -6,10 +6,10 @@ use karapace_store::codec::{Decoder, put_bytes, put_varint};
 use karapace_store::content::FileContent;
 use karapace_store::inode::{Body, Ino, InodeRecord, Timestamp};
 
+use crate::attr::NAME_MAX;
 use crate::error::{Error, Result};
 use crate::upper::blocks::BlockSet;
 use crate::upper::boot::Boot;
-use crate::view::node::Place;
 
 /// How the bytes of an upper file are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,13 @@ impl DataState {
             | DataState::FreshBlocks { generation, .. } => Some(generation),
         }
     }
+}
+
+/// One name of an inode: the directory that holds it, and the name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub parent: Ino,
+    pub name: Box<[u8]>,
 }
 
 /// The fields that most operations change.
@@ -154,7 +161,7 @@ fn place(d: &mut Decoder<'_>) -> Result<Option<Place>> {
 
 fn name(d: &mut Decoder<'_>) -> Result<Box<[u8]>> {
     let name = d.bytes()?;
-    if name.is_empty() || name.len() > crate::view::NAME_MAX {
+    if name.is_empty() || name.len() > NAME_MAX {
         return Err(bad("a name that is empty or too long"));
     }
     Ok(name.into())

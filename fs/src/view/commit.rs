@@ -27,9 +27,9 @@ use crate::error::{Error, Result};
 use crate::upper::Upper;
 use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
-use crate::upper::record::{Item, NameState};
+use crate::upper::record::{Item, NameState, Place};
 use crate::view::View;
-use crate::view::node::{BlockBody, DirBody, FileBody, Meta, Node, NodeBody, Place, record_of};
+use crate::view::node::{BlockBody, DirBody, FileBody, Meta, Node, NodeBody, record_of};
 use crate::view::table::{Forgotten, State, lower_tree};
 
 /// A view as trees of the store, all of it durable.

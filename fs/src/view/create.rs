@@ -5,8 +5,8 @@ use karapace_store::inode::{Body, FileKind, Ino, Timestamp, Xattrs};
 
 use crate::attr::{Attr, Caller};
 use crate::error::{Error, Result};
-use crate::upper::record::{DataState, Item, NameState, PutItem};
-use crate::view::node::{FileBody, Meta, Node, Place};
+use crate::upper::record::{DataState, Item, NameState, Place, PutItem};
+use crate::view::node::{FileBody, Meta, Node};
 use crate::view::table::{NewInode, State, attr_item};
 use crate::view::{View, acl, check_name};
 

@@ -8,7 +8,8 @@ use karapace_store::root::Root;
 
 use crate::attr::HeadRef;
 use crate::upper::data::DataFile;
-use crate::view::node::{FileBody, Node, NodeBody, Place};
+use crate::upper::record::Place;
+use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::{Forgotten, State};
 
 /// An inode that was dirty and is not any more.

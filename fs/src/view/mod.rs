@@ -34,13 +34,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use karapace_store::Store;
-use karapace_store::content::FileContent;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Ino, Timestamp};
 use karapace_store::tree::Trees;
 use parking_lot::{Mutex, RwLock};
 
-use crate::attr::{Attr, HeadRef, StatFs, ViewStats};
+use crate::attr::{Attr, HeadRef, NAME_MAX, StatFs, ViewStats};
 use crate::error::{Error, Result};
 use crate::upper::journal::Room;
 use crate::upper::record::Item;
@@ -55,9 +54,6 @@ pub use commit::{Published, Stays, Stored};
 pub use gate::Hold;
 pub use seek::Sought;
 pub use walk::Ahead;
-
-/// Longest name of a directory entry, in bytes.
-pub const NAME_MAX: usize = 255;
 
 /// An environment's file system (or, read-only, a snapshot's). All methods may be called from any thread.
 pub struct View {
@@ -78,17 +74,6 @@ pub struct View {
     shrunk: AtomicBool,
     /// The environment's name, for messages.
     name: OnceLock<String>,
-}
-
-/// What an upper on disk refers to in the store, for garbage collection.
-#[derive(Debug, Default)]
-pub struct UpperRoots {
-    /// Root objects.
-    pub roots: Vec<ObjectId>,
-    /// Directory listings that changed or moved directories lie over.
-    pub trees: Vec<ObjectId>,
-    /// Contents of changed or moved files.
-    pub contents: Vec<FileContent>,
 }
 
 impl View {

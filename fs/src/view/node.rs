@@ -12,7 +12,7 @@ use crate::attr::Attr;
 use crate::upper::blocks::BlockSet;
 use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
-use crate::upper::record::DataState;
+use crate::upper::record::{DataState, Place};
 
 /// The fixed-size part of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +42,6 @@ impl Meta {
     pub fn set_permissions(&mut self, bits: u32) {
         self.mode = (self.mode & libc::S_IFMT) | (bits & 0o7777);
     }
-}
-
-/// One name of an inode: the directory that holds it, and the name there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub parent: Ino,
-    pub name: Box<[u8]>,
 }
 
 /// A directory: a lower listing with changes laid over it.

@@ -4,8 +4,8 @@ use karapace_store::inode::{Body, FileKind, Ino, ROOT_INO, Timestamp};
 
 use crate::attr::{Caller, RenameMode};
 use crate::error::{Error, Result};
-use crate::upper::record::{DataState, Item, NameState, PutItem};
-use crate::view::node::{Meta, Place};
+use crate::upper::record::{DataState, Item, NameState, Place, PutItem};
+use crate::view::node::Meta;
 use crate::view::remove::{drop_name, name_gone};
 use crate::view::sync::ToSync;
 use crate::view::table::{Forgotten, NewInode, State, attr_item};

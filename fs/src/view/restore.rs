@@ -17,10 +17,10 @@ use karapace_store::tree::{Target, update_dir, update_links};
 
 use crate::attr::{HeadRef, Invalidation, Restored};
 use crate::error::{Error, Result};
-use crate::upper::record::Item;
+use crate::upper::record::{Item, Place};
 use crate::view::View;
 use crate::view::exchange::{Reset, drop_idle, refresh, swap};
-use crate::view::node::{FileBody, NodeBody, Place};
+use crate::view::node::{FileBody, NodeBody};
 use crate::view::table::State;
 use crate::view::told::Telling;
 use karapace_store::deep::deep;

@@ -4,6 +4,7 @@
 //! applies the same items from disk. So what is recovered is what was there.
 
 mod items;
+pub(crate) mod listing;
 
 use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
@@ -18,8 +19,10 @@ use lru::LruCache;
 use crate::attr::HeadRef;
 use crate::error::{Error, Result};
 use crate::upper::data::DataFile;
-use crate::view::dir::Listing;
-use crate::view::node::{FileBody, Node, NodeBody, Place};
+use crate::upper::record::Place;
+use crate::view::node::{FileBody, Node, NodeBody};
+
+use listing::Listing;
 
 pub(crate) use items::attr_item;
 

@@ -15,9 +15,9 @@ use lru::LruCache;
 
 use crate::view::View;
 use crate::view::content::ContentReader;
-use crate::view::dir::Listing;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::State;
+use crate::view::table::listing::Listing;
 
 /// Entries that are under way, or read and not asked for yet, of one directory.
 const WINDOW: usize = 32;

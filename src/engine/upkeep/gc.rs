@@ -1,6 +1,6 @@
 //! Collecting garbage.
 
-use karapace_fs::view::View;
+use karapace_fs::check;
 use karapace_store::error::StoreError;
 use karapace_store::gc::{self, GcOptions, GcReport, UpperRoots};
 use karapace_store::id::InstanceId;
@@ -25,15 +25,8 @@ pub(super) fn upper_roots(
     instance: &InstanceId,
 ) -> std::result::Result<UpperRoots, StoreError> {
     let upper = engine.store().layout().upper(instance);
-    let found = View::upper_roots(engine.store().files(), &upper).map_err(|error| match error {
+    check::roots(engine.store().files(), &upper).map_err(|error| match error {
         karapace_fs::Error::Store(error) => error,
         other => StoreError::corrupt("upper", upper.display(), other.to_string()),
-    })?;
-    Ok(store_roots(found))
-}
-
-/// The same, once it is known.
-pub(super) fn store_roots(found: karapace_fs::view::UpperRoots) -> UpperRoots {
-    let objects = found.contents.iter().flat_map(|content| content.objects()).collect();
-    UpperRoots { roots: found.roots, trees: found.trees, objects }
+    })
 }

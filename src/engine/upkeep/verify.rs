@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use karapace_fs::check::{self, FaultKind};
-use karapace_fs::view::View;
 use karapace_store::error::StoreError;
 use karapace_store::id::{InstanceId, ObjectId};
 use karapace_store::import::import_path;
@@ -15,7 +14,6 @@ use karapace_store::metadata::Metadata;
 use karapace_store::quarantine::{self, keep_copy};
 use serde::Serialize;
 
-use super::gc::store_roots;
 use crate::description::manifest::Manifest;
 use crate::engine::{Engine, Error, Report, Result, Silent};
 use crate::image::Image;
@@ -61,11 +59,10 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
     let upper = engine.store().layout().upper(instance);
     let served = || EnvLock::holder(engine.store(), instance).map(|holder| holder.is_some());
     let served_before = served()?;
-    let check =
-        View::check_upper(engine.store().files(), &upper, served_before).map_err(|error| match error {
-            karapace_fs::Error::Store(error) => error,
-            other => StoreError::corrupt("upper", upper.display(), other.to_string()),
-        })?;
+    let check = check::check(engine.store().files(), &upper, served_before).map_err(|error| match error {
+        karapace_fs::Error::Store(error) => error,
+        other => StoreError::corrupt("upper", upper.display(), other.to_string()),
+    })?;
     // A mount that has just begun removes and makes files of its own.
     let served = served_before || served()?;
     let mut faults = Vec::new();
@@ -78,7 +75,7 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
         };
         faults.push((kind, fault.file, fault.reason));
     }
-    Ok(UpperState { roots: store_roots(check.roots), faults })
+    Ok(UpperState { roots: check.roots, faults })
 }
 
 /// Turns back a wrong bit in a checkpoint; cuts a journal before its damage, having kept a copy. Not while somebody serves it.

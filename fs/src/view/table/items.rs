@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::upper::blocks::BlockSet;
 use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
-use crate::upper::record::{AttrItem, DataState, Item, NameState, PutItem, no_content, safe_blocks};
-use crate::view::node::{BlockBody, FileBody, Meta, Node, NodeBody, Place};
+use crate::upper::record::{AttrItem, DataState, Item, NameState, Place, PutItem, no_content, safe_blocks};
+use crate::view::node::{BlockBody, FileBody, Meta, Node, NodeBody};
 
 impl State {
     /// Puts every ancestor of `ino`, and the inode itself, among the dirty ones: the items that say so.
