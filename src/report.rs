@@ -1,6 +1,6 @@
 //! Where long work tells how far it is.
 
-use karapace_store::import::Progress;
+use karapace_store::progress::Progress;
 
 /// Progress and remarks of one command. Shared between threads; never fails.
 pub trait Report: Progress {

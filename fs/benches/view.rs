@@ -7,9 +7,9 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use karapace_fs::attr::{Caller, HeadRef};
 use karapace_fs::view::View;
 use karapace_store::Store;
+use karapace_store::batch::Batch;
 use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::inode::{Body, InodeRecord, ROOT_INO, Timestamp, Xattrs};
-use karapace_store::object::Batch;
 use karapace_store::root::Root;
 use karapace_store::tree::Trees;
 

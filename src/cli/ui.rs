@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use karapace_store::import::Progress;
+use karapace_store::progress::Progress;
 use karapace_store::text;
 use parking_lot::Mutex;
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use karapace_store::Store;
+use karapace_store::batch::Batch;
 use karapace_store::content::FileContent;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Timestamp, Xattrs};
-use karapace_store::object::Batch;
-use karapace_store::paths::{Ignore, StoredTree, resolve};
+use karapace_store::paths::{Ignore, resolve};
 use karapace_store::root::Root;
 use karapace_store::tar::identity_hash;
-use karapace_store::tree::{Entry, Target, Tree, Trees, WrittenDir, write_dir};
+use karapace_store::tree::{Entry, StoredTree, Target, Tree, Trees, WrittenDir, write_dir};
 
 /// Directories below the root, and files in each.
 const DIRECTORIES: u64 = 20;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
-use crate::files::{self, Files};
+use crate::files::{self, Files, TEMP_PREFIX};
 
 /// Replaces `path` by a file (mode 0600) with these bytes: a reader sees the old or the new content, whole.
 /// Durable on return. The directory must exist. For files that are in no store: in one, [`Files::write`].
@@ -71,9 +71,6 @@ pub fn become_like(new: &File, old: &Metadata) -> io::Result<()> {
     }
     new.set_permissions(Permissions::from_mode(old.mode() & 0o777))
 }
-
-/// How the names of unfinished files begin; whatever lists a directory skips them.
-pub const TEMP_PREFIX: &str = ".tmp-";
 
 /// Removes unfinished files of dead processes from a directory. The caller knows that nobody writes there.
 pub fn sweep_temporary(files: &Files, dir: &Path) -> Result<()> {

@@ -11,10 +11,6 @@ use std::os::fd::AsFd;
 use nix::sys::statfs::{self, FsType, fstatfs};
 use rustix::fs::{AtFlags, StatxFlags};
 
-use crate::error::{IoContext as _, Result};
-use crate::files::Files;
-use crate::layout::Layout;
-
 /// What makes many files and their names durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
@@ -111,19 +107,6 @@ impl FileSystem {
                 "what {name} keeps over a power loss is not known: each file is synced by itself, which takes longer"
             ),
         })
-    }
-
-    /// Those of the directories of a store that may lie on different ones: of what it holds for good, and of environments' changes.
-    pub(crate) fn of_store(files: &Files, layout: &Layout) -> Result<Vec<FileSystem>> {
-        let mut all = Vec::new();
-        for dir in [layout.objects().to_owned(), layout.envs()] {
-            let open = files.open_dir(&dir).at("open", &dir)?;
-            let found = FileSystem::of(&open).at("look at the file system of", &dir)?;
-            if !all.contains(&found) {
-                all.push(found);
-            }
-        }
-        Ok(all)
     }
 }
 

@@ -20,12 +20,14 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
-use crate::atomic::TEMP_PREFIX;
 use crate::durability::may_ignore_names;
 use crate::error::{IoContext, Result};
 use crate::fail;
 use crate::id::{ObjectId, random_name};
 use crate::input::{by_descriptor, open_in};
+
+/// How the names of unfinished files begin; whatever lists a directory skips them.
+pub const TEMP_PREFIX: &str = ".tmp-";
 
 /// Mode of the store's files.
 const PRIVATE: u32 = 0o600;
@@ -464,6 +466,11 @@ pub fn user_name(uid: u32) -> String {
         Ok(Some(user)) => user.name,
         _ => format!("user {uid}"),
     }
+}
+
+/// What the removal of a file frees, in bytes: nothing while it has another name.
+pub(crate) fn freed(metadata: &fs::Metadata) -> u64 {
+    if metadata.nlink() == 1 { metadata.blocks() * 512 } else { 0 }
 }
 
 /// A path's last component, unless it is no UTF-8.

@@ -18,9 +18,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::atomic::TEMP_PREFIX;
 use crate::error::{IoContext, Result, StoreError};
 use crate::fail;
+use crate::files::TEMP_PREFIX;
 use crate::id::{InstanceId, LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
 use crate::layer::LayerRecord;
@@ -28,19 +28,9 @@ use crate::lock::{CollectionLock, StoreLock};
 use crate::marks::Marks;
 use crate::metadata::Metadata;
 use crate::open::Store;
+pub use crate::reach::UpperRoots;
 use crate::reach::{Fault, Met, Reach, Watch};
 use crate::{files, integrity, pins, staging, wal};
-
-/// What an upper on disk refers to.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct UpperRoots {
-    /// Root objects: the head it stands on, and any other it needs.
-    pub roots: Vec<ObjectId>,
-    /// Directory listings that its own directories lie over; followed downwards.
-    pub trees: Vec<ObjectId>,
-    /// Content objects, and block lists, that its own inodes refer to.
-    pub objects: Vec<ObjectId>,
-}
 
 /// Says what the upper of an environment refers to; nothing when it has none. It belongs to the file system, so the caller gives it.
 pub type UpperRootsOf<'a> = &'a dyn Fn(&InstanceId) -> Result<UpperRoots>;
@@ -323,18 +313,13 @@ impl Sweep<'_> {
                 fail::point("gc.remove").and_then(|()| store.files().remove(path)).at("remove", path)?;
             }
             removed += 1;
-            self.report.bytes += freed(&metadata);
+            self.report.bytes += files::freed(&metadata);
         }
         if removed > 0 && !self.options.dry_run {
             store.files().sync_dir(dir)?;
         }
         Ok(removed)
     }
-}
-
-/// What the removal of a file frees, in bytes: nothing while it has another name.
-pub(crate) fn freed(metadata: &fs::Metadata) -> u64 {
-    if metadata.nlink() == 1 { metadata.blocks() * 512 } else { 0 }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 pub mod acl;
 pub mod atomic;
+pub mod batch;
 pub mod codec;
 pub mod compress;
 pub mod content;
@@ -30,6 +31,7 @@ pub mod open;
 pub mod parallel;
 pub mod paths;
 pub mod pins;
+pub mod progress;
 pub mod quarantine;
 mod reach;
 pub mod rfc3339;

@@ -141,7 +141,14 @@ impl Store {
         if let Some(known) = self.file_systems.get() {
             return Ok(known);
         }
-        let found = FileSystem::of_store(self.files(), self.layout())?;
+        let mut found = Vec::new();
+        for dir in [self.layout().objects().to_owned(), self.layout().envs()] {
+            let open = self.files().open_dir(&dir).at("open", &dir)?;
+            let under = FileSystem::of(&open).at("look at the file system of", &dir)?;
+            if !found.contains(&under) {
+                found.push(under);
+            }
+        }
         Ok(self.file_systems.get_or_init(|| found))
     }
 

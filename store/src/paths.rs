@@ -1,12 +1,12 @@
 //! Which paths an operation on chosen paths takes (docs/MANIFEST.md, "Chosen paths"): [`scan`] walks,
 //! [`resolve`] adds what the found paths need.
 //!
-//! Both work on any [`PathTree`]: a tree of the store ([`StoredTree`]) or a directory of the host
+//! Both work on any [`PathTree`]: a tree of the store ([`StoredTree`](crate::tree::StoredTree)) or a directory of the host
 //! ([`HostTree`]). Paths are absolute within the tree, `/` is its root, and no step ever leaves it: links are
 //! followed by name inside the tree.
 
 mod host;
-mod stored;
+
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +17,6 @@ use crate::error::Result;
 use crate::inode::FileKind;
 
 pub use host::HostTree;
-pub use stored::StoredTree;
 
 /// How many symbolic links one path may lead through, as in Linux.
 const MAX_HOPS: u32 = 40;

@@ -1,15 +1,11 @@
 //! `quarantine/`: what was damaged, set aside so that the same content can be stored anew. Nothing there counts for
 //! anything, but that what is sound of a set aside object can still be read; no command deletes it.
 
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{IoContext as _, Result};
-use crate::files::Files;
-use crate::id::ObjectId;
 use crate::inode::Timestamp;
-use crate::layout::Layout;
+use crate::object;
 use crate::open::Store;
 use crate::rfc3339;
 
@@ -33,7 +29,7 @@ pub enum Kind {
 impl Kind {
     const fn dir(self) -> &'static str {
         match self {
-            Self::Objects => "objects",
+            Self::Objects => object::SET_ASIDE,
             Self::Layers => "layers",
             Self::Environments => "environments",
             Self::Uppers => "uppers",
@@ -59,22 +55,6 @@ pub fn keep_copy(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<P
     let bytes = store.files().read(file, u64::MAX).at("read", file)?;
     store.files().write(&to, &bytes)?;
     Ok(to)
-}
-
-/// An object that was set aside, open; the latest where it was several times.
-pub(crate) fn object(files: &Files, layout: &Layout, id: &ObjectId) -> Result<Option<File>> {
-    let top = layout.quarantine();
-    if top.symlink_metadata().is_err() {
-        return Ok(None);
-    }
-    for date in files.list(&top)?.into_iter().rev() {
-        let path = date.join(Kind::Objects.dir()).join(id.to_hex());
-        match files.open_object(&path) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-            other => return other.at("open", &path).map(Some),
-        }
-    }
-    Ok(None)
 }
 
 /// How many files are set aside.
@@ -107,6 +87,7 @@ fn place(store: &Store, kind: Kind, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::ObjectId;
     use std::fs;
     use std::io::Read as _;
 

@@ -12,6 +12,17 @@ use crate::inode::{Body, InodeRecord};
 use crate::open::Store;
 use crate::tree::{self, Keys, Target, Tree, Trees};
 
+/// What an upper on disk refers to.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct UpperRoots {
+    /// Root objects: the head it stands on, and any other it needs.
+    pub roots: Vec<ObjectId>,
+    /// Directory listings that its own directories lie over; followed downwards.
+    pub trees: Vec<ObjectId>,
+    /// Content objects, and block lists, that its own inodes refer to.
+    pub objects: Vec<ObjectId>,
+}
+
 /// A root, tree or block list that could not be read.
 pub(crate) struct Fault {
     pub id: ObjectId,

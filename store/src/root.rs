@@ -1,10 +1,10 @@
 //! A root: what a layer's `tree` names, one whole file tree.
 
+use crate::batch::Batch;
 use crate::codec::{Decoder, put_id, put_varint};
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 use crate::inode::{Body, FileKind, Ino, InodeRecord, MAX_INO, ROOT_INO};
-use crate::object::Batch;
 
 const MAGIC: &[u8; 4] = b"KRT3";
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{IoContext, Result};
-use crate::gc;
+use crate::files::freed;
 use crate::open::Store;
 
 /// Staged directories of dead batches, and their bytes.
@@ -42,7 +42,7 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
 fn size(store: &Store, dir: &Path) -> Result<u64> {
     let mut bytes = dir.symlink_metadata().at("stat", dir)?.blocks() * 512;
     for path in store.files().list(dir)? {
-        bytes += gc::freed(&path.symlink_metadata().at("stat", &path)?);
+        bytes += freed(&path.symlink_metadata().at("stat", &path)?);
     }
     Ok(bytes)
 }

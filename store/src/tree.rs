@@ -6,10 +6,10 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::batch::Batch;
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 use crate::inode::{FileKind, Ino, InodeRecord};
-use crate::object::Batch;
 use crate::open::Store;
 use crate::root::{ROOT_MAX, Root};
 
@@ -19,6 +19,7 @@ mod diff;
 mod graft;
 mod retime;
 mod split;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -31,6 +32,7 @@ pub use diff::{Change, Renumbered, changed_links, diff, diff_with_times};
 pub use graft::{Numbers, Picks, graft, names_of};
 pub use retime::{Retimed, retime, same_content};
 pub use split::{write_dir, write_links};
+pub use stored::StoredTree;
 pub use update::{update_dir, update_links};
 pub(crate) use walk::resolve;
 pub use walk::walk;

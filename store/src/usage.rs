@@ -9,11 +9,13 @@ use std::io;
 use std::sync::Arc;
 
 use crate::error::{IoContext, Result};
-use crate::gc::{UpperRoots, freed, keep_parents};
+use crate::files::freed;
+use crate::gc::keep_parents;
 use crate::id::{LayerHash, ObjectId, RecordId};
 use crate::inode::{Body, InodeRecord};
 use crate::layer::LayerRecord;
 use crate::open::Store;
+use crate::reach::UpperRoots;
 use crate::tree::{self, Keys, Target, Trees};
 
 /// Something that refers to content.

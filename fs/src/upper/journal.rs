@@ -15,9 +15,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use karapace_store::atomic::TEMP_PREFIX;
 use karapace_store::fail;
 use karapace_store::files::Files;
+use karapace_store::files::TEMP_PREFIX;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 

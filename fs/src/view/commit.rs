@@ -12,12 +12,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use karapace_store::batch::Batch;
 use karapace_store::content::{self, FileContent};
 use karapace_store::error::StoreError;
 use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Xattrs};
-use karapace_store::object::Batch;
 use karapace_store::parallel::in_pieces;
 use karapace_store::root::Root;
 use karapace_store::tree::{Target, update_dir, update_links};

@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use karapace_store::batch::Batch;
 use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
-use karapace_store::object::Batch;
 use karapace_store::root::Root;
 use karapace_store::tree::{Target, update_dir, update_links};
 

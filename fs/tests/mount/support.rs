@@ -12,10 +12,10 @@ use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, Snaps
 use karapace_fs::session::{CtlDir, Invalidator, MountOptions, MountedSession, UnmountHandle, Watchers};
 use karapace_fs::view::View;
 use karapace_store::Store;
+use karapace_store::batch::Batch;
 use karapace_store::content;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Timestamp, Xattrs};
-use karapace_store::object::Batch;
 use karapace_store::root::Root;
 use karapace_store::tree::{Entry, Target, Trees, write_dir};
 use parking_lot::Mutex;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use karapace_fs::attr::RenameMode;
 use karapace_fs::view::View;
 use karapace_store::Store;
+use karapace_store::batch::Batch;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO, Timestamp, Xattrs};
-use karapace_store::object::Batch;
 use karapace_store::root::Root;
 
 type Id = usize;

@@ -2,8 +2,8 @@
 
 use karapace_fs::attr::{SetAttr, SetTime};
 use karapace_store::Store;
+use karapace_store::batch::Batch;
 use karapace_store::inode::{Body, InodeRecord, ROOT_INO, Timestamp, Xattrs};
-use karapace_store::object::Batch;
 use karapace_store::root::Root;
 use karapace_store::tree::{Entry, Target, write_dir};
 

@@ -4,9 +4,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
 use karapace_store::error::Result;
-use karapace_store::paths::StoredTree;
 use karapace_store::root::Root;
-use karapace_store::tree::Trees;
+use karapace_store::tree::{StoredTree, Trees};
 
 use crate::engine::instance::stored::{content, follow, read_up_to};
 use crate::oci::Defaults;
@@ -86,7 +85,8 @@ fn host_architecture() -> &'static str {
 mod tests {
     use super::*;
     use karapace_store::Store;
-    use karapace_store::import::{NoProgress, import_path};
+    use karapace_store::import::import_path;
+    use karapace_store::progress::NoProgress;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::Path;

@@ -4,13 +4,15 @@
 use std::collections::HashSet;
 
 use karapace_fs::view::Stored;
+use karapace_store::batch::Batch;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino, InodeRecord, Timestamp};
-use karapace_store::object::Batch;
-use karapace_store::paths::{self, Ignore, StoredTree, is_at_or_below};
+use karapace_store::paths::{self, Ignore, is_at_or_below};
 use karapace_store::root::Root;
 use karapace_store::tar::{TarHash, identity_hash};
-use karapace_store::tree::{Change, Numbers, Picks, Retimed, Trees, diff, graft, names_of, retime};
+use karapace_store::tree::{
+    Change, Numbers, Picks, Retimed, StoredTree, Trees, diff, graft, names_of, retime,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Error, Result};

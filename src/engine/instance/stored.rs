@@ -3,8 +3,8 @@
 use karapace_store::content::{FileContent, read_at};
 use karapace_store::error::Result;
 use karapace_store::inode::{Body, InodeRecord};
-use karapace_store::paths::{StoredTree, find};
-use karapace_store::tree::Trees;
+use karapace_store::paths::find;
+use karapace_store::tree::{StoredTree, Trees};
 
 /// The content, if it is a regular file.
 pub(in crate::engine) fn content(record: &Option<InodeRecord>) -> Option<&FileContent> {

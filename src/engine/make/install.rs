@@ -11,9 +11,9 @@ use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord};
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::{Dependency, Metadata};
-use karapace_store::paths::{Ignore, StoredTree};
+use karapace_store::paths::Ignore;
 use karapace_store::text;
-use karapace_store::tree::Trees;
+use karapace_store::tree::{StoredTree, Trees};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 

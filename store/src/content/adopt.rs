@@ -7,9 +7,10 @@ use super::ingest::{blocks_of, has_no_hole, host_ranges, ingest_ranges, ingest_s
 use super::{
     BLOCK, BlockList, EXTENTS_MAX, Extent, FileContent, SMALL_MAX, block_count, block_length, is_zero,
 };
+use crate::batch::{Batch, protect};
 use crate::error::{IoContext as _, Result};
 use crate::id::ObjectId;
-use crate::object::{Batch, protect, read_full_at};
+use crate::object::read_full_at;
 use crate::parallel::in_pieces;
 
 /// Takes in the finished files at `paths`, each as by [`adopt`], with the small ones hashed on several threads.

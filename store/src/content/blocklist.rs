@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::RangeBounds;
 
 use super::{BLOCK, FILE_MAX, block_count};
+use crate::batch::Batch;
 use crate::codec::{Decoder, put_id, put_varint};
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
-use crate::object::Batch;
 
 const MAGIC: &[u8; 4] = b"KBL3";
 

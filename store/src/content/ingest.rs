@@ -9,9 +9,10 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::{BLOCK, BlockList, EXTENTS_MAX, Extent, FILE_MAX, FileContent, SMALL_MAX, block_length, is_zero};
+use crate::batch::{Batch, ObjectWriter};
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::id::ObjectId;
-use crate::object::{Batch, ObjectWriter, read_full_at};
+use crate::object::read_full_at;
 
 /// Stands for the path of a stream or of an unnamed file in messages.
 const INPUT: &str = "(input)";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::object::Batch;
+use crate::batch::Batch;
 use crate::open::Store;
 
 fn store() -> (tempfile::TempDir, Arc<Store>) {

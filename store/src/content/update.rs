@@ -7,9 +7,9 @@ use super::read::read_extents;
 use super::{
     BLOCK, BlockList, EXTENTS_MAX, Extent, FileContent, SMALL_MAX, block_count, block_length, is_zero,
 };
+use crate::batch::Batch;
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
-use crate::object::Batch;
 
 /// `base` with the blocks `dirty` (in any order) replaced by those of `data`, where they lie at their natural offsets,
 /// and cut or extended with zeros to `size` bytes. The base's bytes at or beyond `base_limit` read as zeros, and so do

@@ -108,8 +108,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::batch::Batch;
     use crate::content::ingest;
-    use crate::object::Batch;
 
     fn ingested(bytes: &[u8]) -> (tempfile::TempDir, Arc<Store>, FileContent) {
         let dir = tempfile::tempdir().unwrap();

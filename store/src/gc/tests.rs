@@ -1,10 +1,11 @@
 use super::*;
-use crate::import::{NoProgress, import_path};
+use crate::batch::Batch;
+use crate::import::import_path;
 use crate::layer::tests::base;
 use crate::lock::StoreLock;
 use crate::metadata::{self, SnapshotEntry};
-use crate::object::Batch;
 use crate::pins::Pin;
+use crate::progress::NoProgress;
 use crate::tree::Trees;
 
 fn options(dry_run: bool, uppers: UpperRootsOf<'_>) -> GcOptions<'_> {

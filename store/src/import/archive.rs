@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 
+use super::Intake;
 use super::builder::{Attributes, Builder, Content, Way, check_xattrs, normalise, refuse};
-use super::{Intake, Progress};
 use crate::acl;
 use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
 use crate::inode::FileKind;
 use crate::open::Store;
+use crate::progress::Progress;
 use crate::tar::{Member, MemberKind, Reader};
 
 /// What makes a name a deletion in a layer of an image.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::archive::{Body, broken, spool, spool_whole};
+use super::blob::{Blob, Files, Found};
 use super::copied::VERSION;
 use super::oci::{Layer, MAX_DOCUMENT, check_size};
-use super::sha::Sha;
 use crate::error::{IoContext, Result};
 use crate::input;
 use crate::open::Store;
@@ -28,38 +28,6 @@ const MAX_KEPT: u64 = 64 << 20;
 
 /// How many links are followed for one name.
 const MAX_LINKS: usize = 40;
-
-/// Bytes of one file, with their number.
-pub(super) struct Blob {
-    pub reader: Box<dyn Read + Send>,
-    pub size: u64,
-}
-
-impl Blob {
-    pub fn of(bytes: &[u8]) -> Blob {
-        Blob { reader: Box::new(Cursor::new(bytes.to_vec())), size: bytes.len() as u64 }
-    }
-}
-
-/// A file, or why there is none of the name, in words that follow it.
-pub(super) type Found = std::result::Result<Blob, &'static str>;
-
-/// Gives files by their names, which are untrusted; nothing outside is ever opened, and nothing but regular files.
-pub(super) trait Files {
-    fn open(&self, name: &str) -> Result<Found>;
-    /// Whether there is such a file, though it may be one that cannot be opened yet ([`Archive::unpack`]).
-    fn has(&self, name: &str) -> Result<bool> {
-        Ok(self.open(name)?.is_ok())
-    }
-    /// The name of the file with the blob of this digest.
-    fn blob_name(&self, digest: Sha) -> String {
-        format!("blobs/sha256/{}", digest.hex())
-    }
-    /// What is at the top, files and directories.
-    fn names(&self) -> Result<Vec<String>>;
-    /// How messages call it.
-    fn source(&self) -> &str;
-}
 
 /// An unpacked image.
 pub(super) struct Directory {

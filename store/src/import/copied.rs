@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::blobs::{Blob, Files, Found};
+use super::blob::{Blob, Files, Found};
 use super::oci::{self, Descriptor, V1_MANIFEST};
 use super::sha::Sha;
 use crate::error::Result;

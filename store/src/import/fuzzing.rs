@@ -1,6 +1,6 @@
 //! Ways in for the tests that feed decoders any bytes (tests/decoders): no store, no files.
 
-use super::blobs::{Blob, Files, Found};
+use super::blob::{Blob, Files, Found};
 use super::builder::{Attributes, Builder, Content, Way};
 use super::copied::Copied;
 use super::legacy;

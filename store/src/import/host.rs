@@ -9,10 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::Progress;
 use super::builder::Attributes;
 use crate::inode::{Timestamp, Xattrs};
 use crate::input::by_descriptor;
+use crate::progress::Progress;
 
 /// A file being read; keeps its error, to be told apart from what goes wrong in the store.
 pub(super) struct Source<'a> {

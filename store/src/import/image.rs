@@ -9,15 +9,17 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::archive::{Counted, Uncounted, broken, take_in};
-use super::blobs::{Archive, At, Directory, Files};
+use super::blob::Files;
+use super::blobs::{Archive, At, Directory};
 use super::builder::{Builder, MAX_METADATA};
 use super::compress::{MAGIC, decompress, is_plain};
 use super::copied::Copied;
 use super::legacy;
 use super::oci::{self, Image, Layer};
 use super::sha::Sha;
-use super::{Intake, Progress, ROOT_NAMES};
+use super::{Intake, ROOT_NAMES};
 use crate::error::{IoContext, Result};
+use crate::progress::Progress;
 use crate::tar::Reader;
 
 /// How many bytes at the start of an archive are read to see whether it may be an image.

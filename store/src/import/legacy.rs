@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::blobs::Files;
+use super::blob::Files;
 use super::oci::{self, Config, Image, Layer, MAX_LAYERS};
 use super::sha::Sha;
 use crate::error::Result;

@@ -6,6 +6,7 @@
 //! in memory, and of that no more than 2 GiB.
 
 mod archive;
+mod blob;
 mod blobs;
 mod builder;
 mod compress;
@@ -33,11 +34,12 @@ pub use self::mounts::Mounts;
 
 use self::builder::{Builder, MAX_METADATA};
 use self::warnings::Warnings;
+use crate::batch::Batch;
 use crate::error::{IoContext, Result, StoreError};
 use crate::id::ObjectId;
 use crate::input;
-use crate::object::Batch;
 use crate::open::Store;
+use crate::progress::Progress;
 use crate::root::Root;
 use crate::tree::Trees;
 
@@ -48,25 +50,6 @@ const ROOT_NAMES: [&str; 3] = ["bin", "etc", "usr"];
 
 /// How many of the names at the top a doubt tells.
 const MAX_TOLD: usize = 5;
-
-/// Is told how an operation comes along, from whatever thread does the work.
-pub trait Progress: Sync {
-    /// `bytes` more of the source were read (of an archive: as it is stored, compressed) and `entries` more were taken in.
-    fn add(&self, bytes: u64, entries: u64);
-
-    /// Whether the user wants the work to stop. Asked often.
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
-
-/// For callers that show no progress.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoProgress;
-
-impl Progress for NoProgress {
-    fn add(&self, _bytes: u64, _entries: u64) {}
-}
 
 /// What an import took in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::io::Read;
 use serde::Deserialize;
 
 use super::archive::broken;
-use super::blobs::{Blob, Files};
+use super::blob::{Blob, Files};
 use super::sha::Sha;
 use crate::error::{IoContext, Result, StoreError};
 

@@ -4,9 +4,10 @@ use std::io::Read;
 use std::sync::Arc;
 
 use super::archive::{Body, Counted, Uncounted, broken, spool_whole};
-use super::{Imported, Intake, Progress, image};
+use super::{Imported, Intake, image};
 use crate::error::Result;
 use crate::open::Store;
+use crate::progress::Progress;
 
 /// How much is read before it is decided what it is. An archive says so in its first members.
 const HEAD: u64 = 1 << 20;

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::inode::{Body, FileKind, InodeRecord, Timestamp};
+use crate::progress::NoProgress;
 use crate::tar::{Encoder, EntryHeader, Records, TarHash, identity_hash};
 use crate::tree::{Trees, walk};
 

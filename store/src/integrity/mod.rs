@@ -22,15 +22,14 @@ use rustix::io::retry_on_intr;
 
 use crate::content::FileContent;
 use crate::error::{IoContext, Result, StoreError};
-use crate::gc::UpperRoots;
 use crate::id::{InstanceId, ObjectId, RecordId};
-use crate::import::Progress;
 use crate::layer::{LayerKind, LayerRecord};
 use crate::lock::StoreLock;
 use crate::marks::Marks;
 use crate::metadata::Metadata;
 use crate::open::Store;
-use crate::reach::{Fault, Met, Reach, Watch};
+use crate::progress::Progress;
+use crate::reach::{Fault, Met, Reach, UpperRoots, Watch};
 use crate::{files, pins, wal};
 
 pub use finding::{Finding, Kind};

@@ -9,8 +9,8 @@ use rustix::fs::{AtFlags, statat};
 use rustix::io::Errno;
 
 use super::{Check, Finding, Kind};
-use crate::atomic::TEMP_PREFIX;
 use crate::error::{IoContext, Result};
+use crate::files::TEMP_PREFIX;
 use crate::id::InstanceId;
 use crate::layout::Layout;
 use crate::metadata::Metadata;

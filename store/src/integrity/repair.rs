@@ -11,13 +11,13 @@ use serde::Serialize;
 
 use super::places::can_be_made_anew;
 use super::{Finding, Kind};
+use crate::batch::Batch;
 use crate::content::{self, BLOCK, BlockList, FileContent};
 use crate::error::{IoContext, Result};
 use crate::id::{InstanceId, ObjectId, RecordId};
 use crate::layer::LayerRecord;
 use crate::lock::StoreLock;
 use crate::metadata::Metadata;
-use crate::object::Batch;
 use crate::open::Store;
 use crate::quarantine::{self, keep_copy, set_aside};
 use crate::reach::{Fault, Met, Reach, Watch};

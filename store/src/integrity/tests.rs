@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::import::{NoProgress, import_path};
+use crate::batch::Batch;
+use crate::import::import_path;
 use crate::layer::tests::base;
 use crate::metadata;
-use crate::object::Batch;
 use crate::pins::Pin;
+use crate::progress::NoProgress;
 use crate::tree::Trees;
 
 struct Place {

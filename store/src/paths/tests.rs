@@ -5,8 +5,10 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::*;
-use crate::import::{NoProgress, import_path};
+use crate::import::import_path;
 use crate::open::Store;
+use crate::progress::NoProgress;
+use crate::tree::StoredTree;
 use crate::tree::Trees;
 
 struct Place {

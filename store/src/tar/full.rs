@@ -22,8 +22,8 @@ use super::layer::{Form, LayerTar, Names, Output, other_names};
 use super::sparse::{MAX_RANGES, Ranges};
 use crate::content::{BLOCK, FileContent, Verified};
 use crate::error::{Result, StoreError};
-use crate::import::Progress;
 use crate::inode::{FileKind, InodeRecord, Timestamp};
+use crate::progress::Progress;
 use crate::root::Root;
 use crate::tree::Trees;
 

@@ -11,11 +11,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::batch::Batch;
 use crate::deep::deep;
 use crate::error::{IoContext, Result, StoreError};
 use crate::id::ObjectId;
 use crate::inode::{Body, FileKind, Ino, InodeRecord};
-use crate::object::Batch;
 use crate::paths::components;
 use crate::root::Root;
 

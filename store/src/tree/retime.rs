@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::batch::Batch;
 use crate::deep::deep;
 use crate::error::{IoContext, Result, StoreError};
 use crate::id::ObjectId;
 use crate::inode::{Body, FileKind, Ino, InodeRecord, Timestamp};
-use crate::object::Batch;
 use crate::root::Root;
 
 use super::diff::differs;

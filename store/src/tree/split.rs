@@ -4,10 +4,10 @@
 //! such a name at every [`CHUNK_MAX`]th entry. So equal listings have equal chunks whatever their history, and a change touches
 //! few of them.
 
+use crate::batch::Batch;
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 use crate::inode::InodeRecord;
-use crate::object::Batch;
 
 use super::codec::{LeafBuilder, encode_target, raw_entry};
 use super::{Chunk, Entry, EntryRef, Index, Keys, TREE_MAX, Target, Tree, WrittenDir};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::batch::Batch;
 use crate::error::Result;
 use crate::id::ObjectId;
 use crate::inode::{Ino, InodeRecord};
-use crate::object::Batch;
 
 use super::split::{Writer, encode_checked, is_border};
 use super::{Chunk, Index, Keys, Node, Target, Tree, Trees, WrittenDir, expect_leaf};

@@ -6,11 +6,11 @@ use super::trail::Trail;
 use super::{
     Attributes, Builder, Child, Content, DirId, Directory, Leaf, LeafId, MAX_DEPTH, Reason, Shape, refuse,
 };
+use crate::batch::Batch;
 use crate::content::FileContent;
 use crate::error::Result;
 use crate::id::ObjectId;
 use crate::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
-use crate::object::Batch;
 use crate::root::Root;
 use crate::tree::{self, Entry, Target};
 

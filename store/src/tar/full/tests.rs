@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use super::*;
 use crate::id::ObjectId;
-use crate::import::{NoProgress, import_stream};
+use crate::import::import_stream;
 use crate::inode::{Body, Xattrs};
 use crate::open::Store;
+use crate::progress::NoProgress;
 use crate::tar::encode::xattr_records;
 use crate::tar::{Encoder, Member, Reader, identity_hash};
 use crate::tree::{Target, update_dir};
@@ -488,7 +489,7 @@ fn with_socket(place: &Place, root: &Root, name: &[u8]) -> Root {
     record.nlink = 1;
     record.body = Body::Special;
     let changes = BTreeMap::from([(Box::from(name), Some(Target::Inode(record)))]);
-    let mut batch = crate::object::Batch::new(place.trees.store()).unwrap();
+    let mut batch = crate::batch::Batch::new(place.trees.store()).unwrap();
     let written = update_dir(&place.trees, &mut batch, root.tree(), &changes).unwrap();
     batch.commit().unwrap();
     let mut root = root.clone();

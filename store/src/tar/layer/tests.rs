@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::*;
+use crate::batch::Batch;
 use crate::content::ingest;
 use crate::inode::{ROOT_INO, Xattrs};
-use crate::object::Batch;
 use crate::open::Store;
 use crate::tar::identity::{TarHash, identity_hash, write_identity};
 use crate::tar::{MemberKind, Reader};

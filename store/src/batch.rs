@@ -16,11 +16,11 @@ use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, RenameFlags, renameat, rena
 use nix::libc;
 use nix::unistd::{linkat, syncfs};
 
-use super::read_verified;
 use crate::durability::Barrier;
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
 use crate::id::{ObjectId, random_name};
+use crate::object::read_verified;
 use crate::open::Store;
 use crate::parallel::in_pieces;
 
@@ -468,3 +468,6 @@ impl Write for ObjectWriter {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

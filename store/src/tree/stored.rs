@@ -1,10 +1,10 @@
 //! A tree of the store, for scan and resolve.
 
-use super::PathTree;
+use super::{Trees, resolve};
 use crate::error::{Result, StoreError};
 use crate::inode::{Body, FileKind, InodeRecord};
+use crate::paths::{PathTree, components};
 use crate::root::Root;
-use crate::tree::{Trees, resolve};
 
 /// A root of the store.
 pub struct StoredTree<'a> {
@@ -21,7 +21,7 @@ impl<'a> StoredTree<'a> {
     /// The inode at a path, no link followed; None when nothing is there.
     pub fn find(&self, path: &[u8]) -> Result<Option<InodeRecord>> {
         let mut at = self.root.inode.clone();
-        for name in super::components(path) {
+        for name in components(path) {
             match self.lookup(&at, name)? {
                 Some((record, _)) => at = record,
                 None => return Ok(None),
