@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use karapace_store::batch::Batch;
 use karapace_store::content::{self, FileContent};
-use karapace_store::error::StoreError;
 use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, Ino, InodeRecord, ROOT_INO, Xattrs};
@@ -51,6 +50,9 @@ pub struct Published {
     /// Inodes that are new from now on get numbers from this one on, at the least.
     pub next_ino: Ino,
 }
+
+/// Makes a stored view durable as a layer, and says on which layer the view stands then; `None`: nothing is to be done.
+pub type Publish<'a, E> = &'a mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, E>;
 
 /// Says of a path whether a file's uncommitted content there may stay in the upper.
 pub type Stays<'a> = &'a dyn Fn(&[u8]) -> bool;
@@ -98,16 +100,20 @@ impl View {
     ///
     /// Where `stays` says so, the content of a changed file that has one name stays in the upper instead: the tree has what was
     /// there before. Everything else that returned before the call is in the tree.
-    pub fn store(
+    ///
+    /// # Errors
+    /// The view's own, and as they are those of `publish`; then the view is as it was before.
+    pub fn store<E: From<Error>>(
         &self,
         stays: Option<Stays<'_>>,
-        publish: &mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, StoreError>,
-    ) -> Result<Option<HeadRef>> {
+        publish: Publish<'_, E>,
+    ) -> std::result::Result<Option<HeadRef>, E> {
         let _committing = self.committing.lock();
         let upper = self.writable()?;
-        fail::point("commit.seal")?;
+        fail::point("commit.seal").map_err(Error::from)?;
         let seal = self.seal(stays)?;
-        let done = self.build(upper, &seal).and_then(|built| self.publish(upper, &seal, built, publish));
+        let built = self.build(upper, &seal).map_err(E::from);
+        let done = built.and_then(|built| self.publish(upper, &seal, built, publish));
         if !matches!(done, Ok(Some(_))) {
             self.break_seal(upper, &seal);
         }
@@ -314,17 +320,17 @@ impl View {
         Ok(update_links(&self.trees, batch, seal.old_root.links.as_ref(), &changes)?)
     }
 
-    fn publish(
+    fn publish<E: From<Error>>(
         &self,
         upper: &Upper,
         seal: &Seal,
         built: Built,
-        publish: &mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, StoreError>,
-    ) -> Result<Option<HeadRef>> {
-        fail::point("commit.publish")?;
+        publish: Publish<'_, E>,
+    ) -> std::result::Result<Option<HeadRef>, E> {
+        fail::point("commit.publish").map_err(Error::from)?;
         let stored = Stored { old: seal.old_root.clone(), root: built.root.clone(), id: built.root_id };
         let Some(published) = publish(&stored)? else { return Ok(None) };
-        fail::point("commit.finish")?;
+        fail::point("commit.finish").map_err(Error::from)?;
         self.finish(upper, seal, &built, published)?;
         Ok(Some(published.head))
     }

@@ -50,7 +50,7 @@ use crate::view::node::{FileBody, NodeBody};
 use crate::view::table::{Forgotten, State};
 use crate::view::walk::Walks;
 
-pub use commit::{Published, Stays, Stored};
+pub use commit::{Publish, Published, Stays, Stored};
 pub use gate::Hold;
 pub use seek::Sought;
 pub use walk::Ahead;

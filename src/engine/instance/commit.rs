@@ -6,7 +6,6 @@
 
 use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, Stays, Stored};
-use karapace_store::error::StoreError;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Body, Timestamp};
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
@@ -59,7 +58,7 @@ impl Before {
 impl Instance {
     /// Puts all that is in the upper into the tree below it; the layer that the view stands on stays what it is.
     pub(super) fn settle(&self) -> Result<()> {
-        self.view.store(None, &mut |stored| Ok(Some(self.settled(stored))))?;
+        self.view.store(None, &mut |stored| -> Result<_> { Ok(Some(self.settled(stored))) })?;
         self.pin_head();
         Ok(())
     }
@@ -113,35 +112,22 @@ impl Instance {
         message: Option<&str>,
     ) -> Result<CommitOutcome> {
         let mut counts = Counts::default();
-        let mut failure = None;
         let before = Before::of(&self.metadata.lock());
         let mut recorded = None;
         let stays = |path: &[u8]| self.ignore.covers(path);
         let stays: Option<Stays<'_>> = (keep == Keep::Upper && !self.ignore.is_empty()).then_some(&stays);
-        let done = self.view.store(stays, &mut |stored| {
-            let published = self.layer_of(stored, chosen).and_then(|layer| match layer {
-                Some(layer) => {
-                    counts = layer.counts;
-                    let published = self.publish(stored, &layer, name, message)?;
-                    recorded = Some(published.head.layer);
-                    Ok(Some(published))
-                }
-                None if keep == Keep::Nothing => Ok(Some(self.settled(stored))),
-                None => Ok(None),
-            });
-            published.map_err(|error| match error {
-                Error::Store(error) => error,
-                error => {
-                    failure = Some(error);
-                    StoreError::Cancelled
-                }
-            })
+        let done = self.view.store(stays, &mut |stored| match self.layer_of(stored, chosen)? {
+            Some(layer) => {
+                counts = layer.counts;
+                let published = self.publish(stored, &layer, name, message)?;
+                recorded = Some(published.head.layer);
+                Ok(Some(published))
+            }
+            None if keep == Keep::Nothing => Ok(Some(self.settled(stored))),
+            None => Ok(None),
         });
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
         match (done, recorded) {
-            (Err(error), Some(hash)) => return Err(self.take_back(before, hash, error.into())),
+            (Err(error), Some(hash)) => return Err(self.take_back(before, hash, error)),
             (done, _) => drop(done?),
         }
         self.pin_head();
