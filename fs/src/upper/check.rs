@@ -133,13 +133,26 @@ fn roots_of(loaded: Loaded) -> UpperRoots {
     let mut roots = UpperRoots::default();
     roots.roots.push(loaded.head.root);
     for item in loaded.settled.into_iter().chain(loaded.replayed) {
-        let Item::Put(put) = item else { continue };
+        let put = match item {
+            Item::Put(put) => put,
+            // These name no object.
+            Item::Attr(_)
+            | Item::Xattr { .. }
+            | Item::Place { .. }
+            | Item::Name { .. }
+            | Item::Blocks { .. }
+            | Item::Fresh { .. }
+            | Item::Cut { .. }
+            | Item::Touched { .. }
+            | Item::Gone { .. }
+            | Item::Next { .. } => continue,
+        };
         match put.record.body {
-            Body::Directory { tree: Some(tree), .. } => roots.trees.push(tree),
+            Body::Directory { tree, .. } => roots.trees.extend(tree),
             Body::Regular(content) if !matches!(put.data, DataState::Whole { .. }) => {
                 roots.objects.extend(content.objects());
             }
-            _ => {}
+            Body::Regular(_) | Body::Symlink(_) | Body::Special => {}
         }
     }
     roots

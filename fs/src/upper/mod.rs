@@ -65,7 +65,7 @@ fn is_there(files: &Files, path: &Path) -> Result<bool> {
 /// What an item says in this run of the kernel; `None` for nothing.
 fn as_of(boot: Option<Boot>, item: Item) -> Option<Item> {
     match item {
-        Item::Fresh { boot: then, .. } if Some(then) != boot => None,
+        Item::Fresh { boot: then, .. } => (Some(then) == boot).then_some(item),
         Item::Put(mut put) => {
             if let DataState::FreshBlocks { boot: then, .. } = put.data
                 && Some(then) != boot
@@ -74,7 +74,15 @@ fn as_of(boot: Option<Boot>, item: Item) -> Option<Item> {
             }
             Some(Item::Put(put))
         }
-        item => Some(item),
+        Item::Attr(_)
+        | Item::Xattr { .. }
+        | Item::Place { .. }
+        | Item::Name { .. }
+        | Item::Blocks { .. }
+        | Item::Cut { .. }
+        | Item::Touched { .. }
+        | Item::Gone { .. }
+        | Item::Next { .. } => Some(item),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::upper::Upper;
 use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
-use crate::upper::record::{Item, NameState, Place};
+use crate::upper::record::{AttrItem, Item, NameState, Place};
 use crate::view::View;
 use crate::view::node::{BlockBody, DirBody, FileBody, Meta, Node, NodeBody, record_of};
 use crate::view::table::{Forgotten, State, lower_tree};
@@ -440,19 +440,28 @@ fn remaining_items(
     new_dirs: &BTreeMap<Ino, DirBody>,
 ) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    for item in state.checkpoint_items(boot)? {
-        match item {
-            Item::Gone { ino, .. } if seal.gone_links.contains(&ino) => {}
-            Item::Put(put) if clean.contains(&put.record.ino) => {}
-            Item::Blocks { ino, .. } | Item::Fresh { ino, .. } if clean.contains(&ino) => {}
-            Item::Name { dir, .. } if seal.nodes.contains_key(&dir) => {}
-            Item::Put(mut put) => {
-                if let Some(dir) = new_dirs.get(&put.record.ino) {
-                    put.record.body = Body::Directory { tree: dir.tree, links: dir.links };
-                }
-                items.push(Item::Put(put));
-            }
-            other => items.push(other),
+    for mut item in state.checkpoint_items(boot)? {
+        if let Item::Put(put) = &mut item
+            && let Some(dir) = new_dirs.get(&put.record.ino)
+        {
+            put.record.body = Body::Directory { tree: dir.tree, links: dir.links };
+        }
+        let stays = match &item {
+            Item::Gone { ino, .. } => !seal.gone_links.contains(ino),
+            Item::Put(put) => !clean.contains(&put.record.ino),
+            Item::Blocks { ino, .. } | Item::Fresh { ino, .. } => !clean.contains(ino),
+            // Those of sealed directories follow below.
+            Item::Name { dir, .. } => !seal.nodes.contains_key(dir),
+            Item::Next { .. } => true,
+            // No checkpoint has these; what one of them says of a clean inode is in the tree.
+            Item::Attr(AttrItem { ino, .. })
+            | Item::Xattr { ino, .. }
+            | Item::Place { ino, .. }
+            | Item::Cut { ino, .. }
+            | Item::Touched { ino } => !clean.contains(ino),
+        };
+        if stays {
+            items.push(item);
         }
     }
     for (ino, dir) in new_dirs.iter().filter(|(ino, _)| !clean.contains(*ino)) {
