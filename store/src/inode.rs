@@ -218,6 +218,15 @@ impl InodeRecord {
         FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular)
     }
 
+    /// Of a directory its listing (None when empty), and whether a linked inode has a name at or below it; of anything else
+    /// neither.
+    pub fn listing(&self) -> (Option<ObjectId>, bool) {
+        match self.body {
+            Body::Directory { tree, links } => (tree, links),
+            _ => (None, false),
+        }
+    }
+
     /// Refuses a record that would not decode, or not as itself.
     pub(crate) fn check(&self) -> Result<()> {
         let suits = match (FileKind::from_mode(self.mode), &self.body) {

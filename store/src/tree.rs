@@ -14,9 +14,11 @@ use crate::open::Store;
 use crate::root::{ROOT_MAX, Root};
 
 mod codec;
+mod compare;
 mod cursor;
 mod diff;
 mod graft;
+mod pairs;
 mod retime;
 mod split;
 mod stored;
@@ -28,8 +30,10 @@ mod walk;
 #[doc(hidden)]
 pub use codec::check_index;
 pub use codec::{EntryRef, Keys, Tree};
-pub use diff::{Change, Renumbered, changed_links, diff, diff_with_times};
+pub use compare::{Below, New, Over, Visitor, compare};
+pub use diff::{Change, Renumbered, changed_links, diff, diff_with_times, differs};
 pub use graft::{Numbers, Picks, graft, names_of};
+pub use pairs::{Linked, Pair, Pairs};
 pub use retime::{Retimed, retime, same_content};
 pub use split::{write_dir, write_links};
 pub use stored::StoredTree;
@@ -57,6 +61,24 @@ pub enum Target {
         /// The inode's kind.
         kind: FileKind,
     },
+}
+
+impl Target {
+    /// The inode's number.
+    pub fn ino(&self) -> Ino {
+        match self {
+            Target::Inode(record) => record.ino,
+            Target::Link { ino, .. } => *ino,
+        }
+    }
+
+    /// The inode's kind.
+    pub fn kind(&self) -> FileKind {
+        match self {
+            Target::Inode(record) => record.kind(),
+            Target::Link { kind, .. } => *kind,
+        }
+    }
 }
 
 /// A name in a directory.

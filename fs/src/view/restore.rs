@@ -6,6 +6,7 @@
 //! the restored tree leaves that free: who works in it, and what is mounted on it, stays.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use karapace_store::batch::Batch;
@@ -13,7 +14,7 @@ use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Body, FileKind, Ino, InodeRecord, ROOT_INO};
 use karapace_store::root::Root;
-use karapace_store::tree::{Target, update_dir, update_links};
+use karapace_store::tree::{Linked, Pair, Pairs, Target, update_dir, update_links};
 
 use crate::attr::{HeadRef, Invalidation, Restored};
 use crate::error::{Error, Result};
@@ -42,12 +43,11 @@ struct Plan<'a> {
     renumbered: bool,
     /// Fresh numbers of linked inodes.
     relinked: HashMap<Ino, Ino>,
+    /// Those inodes, by the numbers that they had.
+    moved: Rc<HashSet<Ino>>,
     invalid: Vec<Invalidation>,
     telling: Telling,
 }
-
-/// What a name stands for in the old and in the new view.
-type Sides = (Option<Target>, Option<Target>);
 
 /// A directory's listing after renumbering.
 struct Listed {
@@ -86,6 +86,7 @@ impl View {
             homes: HashMap::new(),
             renumbered: false,
             relinked: HashMap::new(),
+            moved: Rc::default(),
             invalid: Vec::new(),
             telling: Telling::default(),
             state: &mut state,
@@ -183,25 +184,20 @@ impl Plan<'_> {
     }
 
     /// A directory that both sides have, under the number `dir`. Its listing on the new side, renumbered.
+    ///
+    /// The store's walk over two trees leads its visitor downwards only; here what a directory becomes is known when all that is
+    /// below it is, and goes up into the listing above. So this shares with the walk how differing names are found, and not the walk.
     fn compare_dirs(&mut self, dir: Ino, old: &InodeRecord, new: &InodeRecord) -> Result<Listed> {
-        let (old_tree, _) = listing(old);
-        let (new_tree, links) = listing(new);
-        if old_tree == new_tree && !(links && self.relinks()) {
+        let (old_tree, _) = old.listing();
+        let (new_tree, links) = new.listing();
+        if old_tree == new_tree && (!links || self.relinked.is_empty()) {
             return Ok(Listed { tree: new_tree, links });
-        }
-        let mut names: BTreeMap<Box<[u8]>, Sides> = BTreeMap::new();
-        for (name, target) in self.entries(old_tree)? {
-            names.entry(name).or_default().0 = Some(target);
-        }
-        for (name, target) in self.entries(new_tree)? {
-            names.entry(name).or_default().1 = Some(target);
         }
         let known = self.state.nodes.contains_key(&dir);
         let mut edits: BTreeMap<Box<[u8]>, Option<Target>> = BTreeMap::new();
-        for (name, (old, new)) in names {
-            if old == new && !self.holds_relinked(new.as_ref()) {
-                continue;
-            }
+        let (trees, moved) = (&self.view.trees, self.moved.clone());
+        let mut pairs = Pairs::new(old_tree.as_ref(), new_tree.as_ref());
+        while let Some(Pair { name, old, new }) = pairs.next(trees, Linked::Some(&moved))? {
             let place = Place { parent: dir, name: name.clone() };
             let same_dir = match (&old, &new) {
                 (Some(Target::Inode(a)), Some(Target::Inode(b))) => self.is_same_dir(a, b),
@@ -221,13 +217,13 @@ impl Plan<'_> {
                     edit
                 }
                 (old, new) => {
-                    let keeps = number(old.as_ref()) == number(new.as_ref());
-                    let old_ino = number(old.as_ref());
+                    let old_ino = old.as_ref().map(Target::ino);
+                    let keeps = old_ino == new.as_ref().map(Target::ino);
                     if let Some(old) = old {
                         self.removed(old)?;
                     }
                     let edit = new.map(|new| self.added(place, new)).transpose()?.flatten();
-                    let now = edit.as_ref().map_or(old_ino.filter(|_| keeps), |e| number(Some(e)));
+                    let now = edit.as_ref().map_or(old_ino.filter(|_| keeps), |edit| Some(edit.ino()));
                     if known && !(keeps && now == old_ino) {
                         self.invalid.push(Invalidation::Entry { parent: dir, name: name.clone() });
                     }
@@ -269,7 +265,7 @@ impl Plan<'_> {
         }
         self.homes.insert(new.ino, place.clone());
         let listed = self.compare_dirs(new.ino, old, &new)?;
-        let edited = renumbered || listing(&new).0 != listed.tree;
+        let edited = renumbered || new.listing().0 != listed.tree;
         new.body = Body::Directory { tree: listed.tree, links: listed.links };
         self.attach(new.clone(), Some(place));
         Ok(edited.then_some(Target::Inode(new)))
@@ -282,7 +278,7 @@ impl Plan<'_> {
         if self.state.nodes.contains_key(&record.ino) {
             self.detached.insert(record.ino);
         }
-        for (_, below) in self.entries(listing(&record).0)? {
+        for (_, below) in self.entries(record.listing().0)? {
             self.removed(below)?;
         }
         Ok(())
@@ -307,7 +303,7 @@ impl Plan<'_> {
         if record.kind() == FileKind::Directory {
             self.homes.insert(record.ino, place.clone());
         }
-        if let (Some(tree), links) = listing(&record) {
+        if let (Some(tree), links) = record.listing() {
             let mut edits = BTreeMap::new();
             for (name, below) in self.entries(Some(tree))? {
                 let place = Place { parent: record.ino, name: name.clone() };
@@ -349,20 +345,8 @@ impl Plan<'_> {
                 self.renumbered = true;
             }
         }
+        self.moved = Rc::new(self.relinked.keys().copied().collect());
         Ok(())
-    }
-
-    fn relinks(&self) -> bool {
-        !self.relinked.is_empty()
-    }
-
-    /// Whether an entry of the new view names an inode with a fresh number, or may lead to one.
-    fn holds_relinked(&self, new: Option<&Target>) -> bool {
-        match new {
-            Some(Target::Link { ino, .. }) => self.relinked.contains_key(ino),
-            Some(Target::Inode(record)) => self.relinks() && listing(record).1,
-            None => false,
-        }
     }
 
     /// The new view's link table with the fresh numbers.
@@ -434,19 +418,5 @@ impl Plan<'_> {
             })?;
         }
         Ok(entries)
-    }
-}
-
-fn number(target: Option<&Target>) -> Option<Ino> {
-    match target? {
-        Target::Inode(record) => Some(record.ino),
-        Target::Link { ino, .. } => Some(*ino),
-    }
-}
-
-fn listing(record: &InodeRecord) -> (Option<ObjectId>, bool) {
-    match record.body {
-        Body::Directory { tree, links } => (tree, links),
-        _ => (None, false),
     }
 }

@@ -20,7 +20,7 @@ use crate::paths::components;
 use crate::root::Root;
 
 use super::diff::differs;
-use super::{Target, Trees, update_dir, update_links};
+use super::{Linked, Pair, Pairs, Target, Trees, update_dir, update_links};
 
 /// The chosen paths.
 #[derive(Clone, Debug, Default)]
@@ -245,8 +245,8 @@ impl Graft<'_> {
         if base.is_none() {
             self.lose(onto)?;
         }
-        let tree = base.as_ref().and_then(listing);
-        let from_tree = directory(from.as_ref()).and_then(listing);
+        let tree = base.as_ref().and_then(|base| base.listing().0);
+        let from_tree = directory(from.as_ref()).and_then(|from| from.listing().0);
         let mut edits = BTreeMap::new();
         let mut subdirectories = base.as_ref().map_or(0, |base| i64::from(base.nlink) - 2);
         for (name, below) in &picks.below {
@@ -259,7 +259,7 @@ impl Graft<'_> {
                 edits.insert(name.clone(), result);
             }
         }
-        let links = base.as_ref().is_some_and(has_links);
+        let links = base.as_ref().is_some_and(|base| base.listing().1);
         let mut record =
             attributes.or(base).ok_or_else(|| StoreError::invalid("a directory without attributes"))?;
         record.nlink = u32::try_from(subdirectories + 2).unwrap_or(2);
@@ -318,26 +318,26 @@ impl Graft<'_> {
             self.lose(onto)?;
             return Ok(Some(Target::Inode(taken)));
         }
-        let base = listing(&record);
+        let (base, links) = record.listing();
         let mut edits = BTreeMap::new();
-        let old = directory(onto.as_ref()).cloned();
-        if old.is_none() {
+        let old_tree = directory(onto.as_ref()).and_then(|old| old.listing().0);
+        if directory(onto.as_ref()).is_none() {
             self.lose(onto)?;
         }
-        let old_tree = old.as_ref().and_then(listing);
-        for (name, below) in self.entries(base.as_ref())? {
-            let there = self.child(old_tree.as_ref(), &name)?;
+        let none = HashSet::new();
+        let linked = if self.onto.links == self.from.links { Linked::Some(&none) } else { Linked::Any };
+        let mut pairs = Pairs::new(old_tree.as_ref(), base.as_ref());
+        while let Some(Pair { name, old: there, new: below }) = pairs.next(self.trees, linked)? {
+            let Some(below) = below else {
+                self.lose(there)?;
+                continue;
+            };
             let result = self.take(Some(below.clone()), there)?;
             if result.as_ref() != Some(&below) {
                 edits.insert(name, result);
             }
         }
-        for (name, gone) in self.entries(old_tree.as_ref())? {
-            if self.child(base.as_ref(), &name)?.is_none() {
-                self.lose(Some(gone))?;
-            }
-        }
-        taken.body = self.listing(base, has_links(&record), edits)?;
+        taken.body = self.listing(base, links, edits)?;
         Ok(Some(Target::Inode(taken)))
     }
 
@@ -360,8 +360,8 @@ impl Graft<'_> {
             Some(Target::Link { ino, .. }) => *self.dropped.entry(ino).or_default() += 1,
             Some(Target::Inode(record)) => {
                 self.dropped_plain.insert(record.ino);
-                if has_links(&record) {
-                    for (_, below) in self.entries(listing(&record).as_ref())? {
+                if record.listing().1 {
+                    for (_, below) in self.entries(record.listing().0)? {
                         self.lose(Some(below))?;
                     }
                 }
@@ -386,7 +386,7 @@ impl Graft<'_> {
         self.onto.links != self.from.links
             && match entry {
                 Some(Target::Link { .. }) => true,
-                Some(Target::Inode(record)) => has_links(record),
+                Some(Target::Inode(record)) => record.listing().1,
                 None => false,
             }
     }
@@ -395,10 +395,10 @@ impl Graft<'_> {
         tree.map_or(Ok(None), |tree| self.trees.lookup(tree, name))
     }
 
-    fn entries(&self, tree: Option<&ObjectId>) -> Result<Vec<(Box<[u8]>, Target)>> {
+    fn entries(&self, tree: Option<ObjectId>) -> Result<Vec<(Box<[u8]>, Target)>> {
         let mut entries = Vec::new();
         if let Some(tree) = tree {
-            self.trees.for_each(tree, &mut |entry| {
+            self.trees.for_each(&tree, &mut |entry| {
                 entries.push((entry.name().into(), entry.to_target()?));
                 Ok(())
             })?;
@@ -414,8 +414,8 @@ pub fn names_of(trees: &Trees, root: &Root, inos: &HashSet<Ino>) -> Result<Vec<V
     while let Some((path, target)) = todo.pop() {
         match target {
             Target::Link { ino, .. } if inos.contains(&ino) => found.push(path),
-            Target::Inode(record) if has_links(&record) => {
-                if let Some(tree) = listing(&record) {
+            Target::Inode(record) if record.listing().1 => {
+                if let Some(tree) = record.listing().0 {
                     trees.for_each(&tree, &mut |entry| {
                         if entry.is_link() || entry.has_links() {
                             todo.push(([&path, &b"/"[..], entry.name()].concat(), entry.to_target()?));
@@ -435,15 +435,4 @@ fn directory(target: Option<&Target>) -> Option<&InodeRecord> {
         Some(Target::Inode(record)) if record.kind() == FileKind::Directory => Some(record),
         _ => None,
     }
-}
-
-fn listing(record: &InodeRecord) -> Option<ObjectId> {
-    match &record.body {
-        Body::Directory { tree, .. } => *tree,
-        _ => None,
-    }
-}
-
-fn has_links(record: &InodeRecord) -> bool {
-    matches!(record.body, Body::Directory { links: true, .. })
 }

@@ -3,17 +3,16 @@
 //! Programs that compare times (make, cargo, caches of listings) take a file for unchanged when an older one comes in its place. So
 //! what a restore brings gets the present time, as git gives it to what it checks out, and nothing that stays gets an older one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::batch::Batch;
 use crate::deep::deep;
 use crate::error::{IoContext, Result, StoreError};
-use crate::id::ObjectId;
 use crate::inode::{Body, FileKind, Ino, InodeRecord, Timestamp};
 use crate::root::Root;
 
 use super::diff::differs;
-use super::{Target, Trees, update_dir, update_links};
+use super::{Linked, Pair, Pairs, Target, Trees, update_dir, update_links};
 
 /// What [`retime`] made.
 #[derive(Clone, Debug)]
@@ -119,20 +118,19 @@ impl Retime<'_> {
 
     fn directory(&mut self, old: Option<&InodeRecord>, new: &InodeRecord) -> Result<InodeRecord> {
         let old = old.filter(|old| old.kind() == FileKind::Directory);
-        let (tree, links) = listing(new);
-        let mut left = match old {
-            Some(old) => self.entries(listing(old).0)?,
-            None => BTreeMap::new(),
-        };
+        let (tree, links) = new.listing();
+        let old_tree = old.and_then(|old| old.listing().0);
         let (mut edits, mut relisted) = (BTreeMap::new(), old.is_none());
-        for (name, target) in self.entries(tree)? {
-            let was = left.remove(&name);
-            relisted |= was.as_ref().map(kind) != Some(kind(&target));
+        let none = HashSet::new();
+        let linked = if self.before.links == self.after.links { Linked::Some(&none) } else { Linked::Any };
+        let mut pairs = Pairs::new(old_tree.as_ref(), tree.as_ref());
+        while let Some(Pair { name, old: was, new: target }) = pairs.next(self.trees, linked)? {
+            relisted |= was.as_ref().map(Target::kind) != target.as_ref().map(Target::kind);
+            let Some(target) = target else { continue };
             if let Some(edit) = self.entry(was.as_ref(), &target)? {
                 edits.insert(name, Some(edit));
             }
         }
-        relisted |= !left.is_empty();
         let body = match edits.is_empty() {
             true => Body::Directory { tree, links },
             false => {
@@ -191,20 +189,9 @@ impl Retime<'_> {
     fn links_differ_below(&self, entry: &Target) -> bool {
         let holds_links = match entry {
             Target::Link { .. } => true,
-            Target::Inode(record) => listing(record).1,
+            Target::Inode(record) => record.listing().1,
         };
         holds_links && self.before.links != self.after.links
-    }
-
-    fn entries(&self, tree: Option<ObjectId>) -> Result<BTreeMap<Box<[u8]>, Target>> {
-        let mut entries = BTreeMap::new();
-        if let Some(tree) = tree {
-            self.trees.for_each(&tree, &mut |entry| {
-                entries.insert(entry.name().into(), entry.to_target()?);
-                Ok(())
-            })?;
-        }
-        Ok(entries)
     }
 }
 
@@ -215,18 +202,4 @@ pub fn same_content(old: &InodeRecord, new: &InodeRecord) -> bool {
         (old, new) => old == new,
     };
     body && (old.kind(), old.rdev) == (new.kind(), new.rdev)
-}
-
-fn kind(target: &Target) -> FileKind {
-    match target {
-        Target::Inode(record) => record.kind(),
-        Target::Link { kind, .. } => *kind,
-    }
-}
-
-fn listing(record: &InodeRecord) -> (Option<ObjectId>, bool) {
-    match record.body {
-        Body::Directory { tree, links } => (tree, links),
-        _ => (None, false),
-    }
 }
