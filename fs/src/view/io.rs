@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,6 +39,32 @@ enum ReadFrom {
     Lower(Arc<FileContent>, usize),
     Whole(Arc<File>, usize),
     Blocks(Arc<File>, Arc<FileContent>, Vec<Piece>),
+}
+
+/// A file of blocks as it is before a write, as far as that needs to know it. (All of its blocks may be many.)
+struct Beneath {
+    base: Arc<FileContent>,
+    /// Bytes of `base` that count.
+    limit: u64,
+    /// Bytes of the file.
+    size: u64,
+    /// Those of the blocks written to that are not in the upper yet, ascending.
+    missing: Vec<u64>,
+}
+
+impl Beneath {
+    /// What is beneath `len` bytes at `offset`; it stays so as long as the data file's lock is held.
+    fn of(state: &State, ino: Ino, offset: u64, len: usize) -> Result<Beneath> {
+        let node = state.node(ino)?;
+        let FileBody::Blocks(b) = file_body(node)? else { return Err(Error::Stale) };
+        let blocks = offset / BLOCK..(offset + len as u64).div_ceil(BLOCK);
+        let missing = blocks.filter(|block| !b.dirty.contains(*block)).collect();
+        Ok(Beneath { base: b.base.clone(), limit: b.limit, size: node.meta.size, missing })
+    }
+
+    fn is_missing(&self, block: u64) -> bool {
+        self.missing.binary_search(&block).is_ok()
+    }
 }
 
 impl View {
@@ -179,20 +204,24 @@ impl View {
         end.ok_or(Error::FileTooBig)?;
         self.writable()?;
         let _gate = self.gate.read();
-        let (ready, blocks) = {
-            let mut state = self.state.write();
-            let ready = self.writable_data(&mut state, ino, u64::MAX, Room::Ordinary)?;
-            if kill_priv {
-                self.kill_privileges(&mut state, ino, true, Room::Ordinary)?;
-            }
-            let blocks = matches!(file_body(state.node(ino)?)?, FileBody::Blocks(_));
-            (ready, blocks)
-        };
-        let written = if blocks {
-            self.write_blocks(ino, &ready, offset, data)?
-        } else {
+        let mut state = self.state.write();
+        let ready = self.writable_data(&mut state, ino, u64::MAX, Room::Ordinary)?;
+        if kill_priv {
+            self.kill_privileges(&mut state, ino, true, Room::Ordinary)?;
+        }
+        let is_blocks = matches!(file_body(state.node(ino)?)?, FileBody::Blocks(_));
+        let written = if !is_blocks {
+            drop(state);
             let written = write_full(&ready.file, data, offset);
             written.map_err(|e| self.write_failed(&ready.data, e))?
+        } else if let Some(_lock) = ready.data.lock.try_lock() {
+            let beneath = Beneath::of(&state, ino, offset, data.len())?;
+            drop(state);
+            self.write_over(ino, &ready, beneath, offset, data)?
+        } else {
+            // Who holds the file's lock may wait for the state's.
+            drop(state);
+            self.write_blocks(ino, &ready, offset, data)?
         };
         let mut state = self.state.write();
         state.generation += 1;
@@ -215,23 +244,28 @@ impl View {
     /// the record that a block counts comes after its bytes are in the data file.
     pub(super) fn write_blocks(&self, ino: Ino, ready: &Writable, offset: u64, data: &[u8]) -> Result<usize> {
         let _lock = ready.data.lock.lock();
-        let (mut body, size) = {
-            let state = self.state.read();
-            let node = state.node(ino)?;
-            match file_body(node)? {
-                FileBody::Blocks(b) => (b.clone(), node.meta.size),
-                _ => return Err(Error::Stale),
-            }
-        };
-        let last = (offset + data.len() as u64).div_ceil(BLOCK);
-        if (offset / BLOCK..last).any(|block| !body.dirty.contains(block)) {
+        let beneath = Beneath::of(&self.state.read(), ino, offset, data.len())?;
+        self.write_over(ino, ready, beneath, offset, data)
+    }
+
+    /// The same for who holds the data file's lock, since before he learnt what is `beneath`.
+    fn write_over(
+        &self,
+        ino: Ino,
+        ready: &Writable,
+        mut beneath: Beneath,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize> {
+        let size = beneath.size;
+        if !beneath.missing.is_empty() {
             self.writable()?.make_room()?;
         }
         if data.is_empty() || offset + data.len() as u64 <= size {
-            return self.write_parts(ino, ready, &body, size, offset, data);
+            return self.write_parts(ino, ready, &beneath, offset, data);
         }
-        let ahead = self.count_ahead(ino, ready, &mut body, size, offset / BLOCK..last)?;
-        let done = self.write_parts(ino, ready, &body, size, offset, data);
+        let ahead = self.count_ahead(ino, ready, &mut beneath)?;
+        let done = self.write_parts(ino, ready, &beneath, offset, data);
         let written = done.as_ref().map_or(0, |written| *written);
         if ahead && written < data.len() {
             // Behind the end no block counts.
@@ -245,16 +279,16 @@ impl View {
         done
     }
 
-    /// Writes block by block, and journals which ones count; `body` and `size` are those of the file before.
+    /// Writes block by block, and journals which ones count.
     fn write_parts(
         &self,
         ino: Ino,
         ready: &Writable,
-        body: &BlockBody,
-        size: u64,
+        beneath: &Beneath,
         offset: u64,
         data: &[u8],
     ) -> Result<usize> {
+        let size = beneath.size;
         let mut written = 0;
         let mut fresh: Vec<u64> = Vec::new();
         while written < data.len() {
@@ -262,10 +296,10 @@ impl View {
             let block = at / BLOCK;
             let len = ((block + 1) * BLOCK - at).min((data.len() - written) as u64) as usize;
             let part = &data[written..written + len];
-            let done = if body.dirty.contains(block) {
+            let done = if !beneath.is_missing(block) {
                 write_full(&ready.file, part, at).map_err(|e| self.write_failed(&ready.data, e))
             } else {
-                let done = self.write_fresh_block(body, ready, size, at, part);
+                let done = self.write_fresh_block(beneath, ready, at, part);
                 done.map_err(|error| match error {
                     error @ Error::Damaged(_) => self.name_damage(&self.state.read(), ino, error),
                     error => error,
@@ -281,14 +315,14 @@ impl View {
                     break;
                 }
             }
-            if !body.dirty.contains(block) {
+            if beneath.is_missing(block) {
                 fresh.push(block);
             } else if written as u64 + offset < at + len as u64 {
                 break;
             }
         }
         if !fresh.is_empty()
-            && let Err(error) = self.count_blocks(ino, ready, body.limit, &fresh)
+            && let Err(error) = self.count_blocks(ino, ready, beneath.limit, &fresh)
         {
             self.cut_excess(ready, size)?;
             return Err(error);
@@ -296,21 +330,15 @@ impl View {
         Ok(written)
     }
 
-    /// Before a write makes the file longer: those of `blocks` that reach behind its end count from now on, with what they hold;
+    /// Before a write makes the file longer: those of its blocks that reach behind the end count from now on, with what they hold;
     /// whether there are any. For the length is that of the data file after a kill, and where the write is not journalled yet there
     /// would be zeros.
-    fn count_ahead(
-        &self,
-        ino: Ino,
-        ready: &Writable,
-        body: &mut BlockBody,
-        size: u64,
-        blocks: Range<u64>,
-    ) -> Result<bool> {
-        let ahead: Vec<u64> =
-            blocks.filter(|block| (block + 1) * BLOCK > size && !body.dirty.contains(*block)).collect();
+    fn count_ahead(&self, ino: Ino, ready: &Writable, beneath: &mut Beneath) -> Result<bool> {
+        let size = beneath.size;
+        let (ahead, missing): (Vec<u64>, Vec<u64>) =
+            beneath.missing.iter().partition(|block| (**block + 1) * BLOCK > size);
         for block in &ahead {
-            let bytes = self.compose(body, *block, size);
+            let bytes = self.compose(beneath, *block);
             let bytes = bytes.map_err(|error| self.name_damage(&self.state.read(), ino, error))?;
             let written = write_full(&ready.file, &bytes, block * BLOCK);
             if written.map_err(|e| self.write_failed(&ready.data, e))? < bytes.len() {
@@ -318,8 +346,8 @@ impl View {
             }
         }
         if !ahead.is_empty() {
-            self.count_blocks(ino, ready, body.limit, &ahead)?;
-            ahead.iter().for_each(|block| body.dirty.insert(*block));
+            self.count_blocks(ino, ready, beneath.limit, &ahead)?;
+            beneath.missing = missing;
         }
         Ok(!ahead.is_empty())
     }
@@ -355,14 +383,8 @@ impl View {
     }
 
     /// Writes `part` at `at` into a block that is not in the upper yet: the whole block or nothing.
-    fn write_fresh_block(
-        &self,
-        body: &BlockBody,
-        ready: &Writable,
-        size: u64,
-        at: u64,
-        part: &[u8],
-    ) -> Result<usize> {
+    fn write_fresh_block(&self, beneath: &Beneath, ready: &Writable, at: u64, part: &[u8]) -> Result<usize> {
+        let size = beneath.size;
         let start = at / BLOCK * BLOCK;
         let within = (at - start) as usize;
         let covers = within == 0 && (part.len() as u64 == BLOCK || at + part.len() as u64 >= size);
@@ -370,7 +392,7 @@ impl View {
         let bytes = if covers {
             part
         } else {
-            let mut bytes = self.compose(body, start / BLOCK, size)?;
+            let mut bytes = self.compose(beneath, start / BLOCK)?;
             bytes.resize(bytes.len().max(within + part.len()), 0);
             bytes[within..within + part.len()].copy_from_slice(part);
             composed = bytes;
@@ -384,14 +406,14 @@ impl View {
     }
 
     /// The bytes of a block that is not in the upper yet, as long as the file reaches into it.
-    fn compose(&self, body: &BlockBody, block: u64, size: u64) -> Result<Vec<u8>> {
+    fn compose(&self, beneath: &Beneath, block: u64) -> Result<Vec<u8>> {
         let start = block * BLOCK;
         let mut bytes = Vec::with_capacity(BLOCK as usize);
-        let from_base = body.limit.saturating_sub(start).min(BLOCK) as usize;
+        let from_base = beneath.limit.saturating_sub(start).min(BLOCK) as usize;
         if from_base > 0 {
-            self.content.read(&body.base, start, from_base, &mut bytes)?;
+            self.content.read(&beneath.base, start, from_base, &mut bytes)?;
         }
-        bytes.resize(size.saturating_sub(start).min(BLOCK) as usize, 0);
+        bytes.resize(beneath.size.saturating_sub(start).min(BLOCK) as usize, 0);
         Ok(bytes)
     }
 }
