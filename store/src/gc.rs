@@ -267,7 +267,7 @@ impl Sweep<'_> {
 
     fn objects(&mut self, store: &Store, marked: &Marks) -> Result<()> {
         let gone = |path: &Path| files::object_id(path).is_some_and(|id| !marked.contains(&id));
-        for dir in store.files().list(store.layout().objects())? {
+        for dir in store.objects().shards()? {
             // What is no object is left for verify-store to report.
             if dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 self.report.objects += self.directory(store, &dir, &gone, self.start)?;

@@ -37,6 +37,7 @@ mod reach;
 pub mod rfc3339;
 pub mod root;
 mod staging;
+pub mod supply;
 pub mod tar;
 pub mod text;
 pub mod tree;

@@ -4,25 +4,28 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{IoContext as _, Result, StoreError};
-use crate::files::Files;
+use crate::files::{Files, freed};
 use crate::id::ObjectId;
 use crate::layout::Layout;
+use crate::supply::Supply;
 
 /// Below `quarantine/<date>/`, the directory of objects that were set aside.
 pub(crate) const SET_ASIDE: &str = "objects";
 
-/// The published objects of a store.
+/// The published objects of a store, and those that somebody else has for it.
 #[derive(Clone, Debug)]
 pub struct Objects {
     layout: Layout,
     files: Files,
+    supply: Arc<OnceLock<Arc<dyn Supply>>>,
 }
 
 impl Objects {
     pub(crate) fn new(layout: Layout, files: Files) -> Self {
-        Self { layout, files }
+        Self { layout, files, supply: Arc::default() }
     }
 
     pub(crate) fn files(&self) -> &Files {
@@ -40,16 +43,30 @@ impl Objects {
         read_verified(self.open(id)?, path, id, max)
     }
 
-    /// Opens the object for reading; its bytes are not verified. One that was set aside for its damage is opened where it is now: what
-    /// of it is sound can still be read by who verifies.
+    /// From now on `supply` is asked for what is not there. The first one counts.
+    pub fn supply_from(&self, supply: Arc<dyn Supply>) {
+        self.supply.get_or_init(|| supply);
+    }
+
+    /// The size in bytes of an object that is not there and was promised ([`Supply::promised`]).
+    pub fn promised(&self, id: &ObjectId) -> Option<u64> {
+        self.supply.get().and_then(|supply| supply.promised(id))
+    }
+
+    /// Opens the object for reading; its bytes are not verified. One that is not there comes from the supply. One that was set aside for
+    /// its damage, and that nobody else has, is opened where it is now: what of it is sound can still be read by who verifies.
     pub fn open(&self, id: &ObjectId) -> Result<File> {
         let path = self.layout.object(id);
         match self.files.open_object(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.set_aside(id)?.ok_or_else(|| StoreError::missing("object", id))
-            }
-            other => other.at("open", &path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other.at("open", &path),
         }
+        let failed = match self.supply.get().map_or(Ok(None), |supply| supply.open(id)) {
+            Ok(Some(file)) => return Ok(file),
+            Ok(None) => StoreError::missing("object", id),
+            Err(error) => error,
+        };
+        self.set_aside(id)?.ok_or(failed)
     }
 
     /// An object in the quarantine, open; the latest where it was set aside several times.
@@ -69,6 +86,24 @@ impl Objects {
         Ok(None)
     }
 
+    /// The directories that hold objects, and whatever else lies beside them.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub(crate) fn shards(&self) -> Result<Vec<PathBuf>> {
+        self.files.list(self.layout.objects())
+    }
+
+    /// The space that the removal of the object would free, in bytes; none where it is not there.
+    pub fn on_disk(&self, id: &ObjectId) -> Result<u64> {
+        let path = self.layout.object(id);
+        match path.symlink_metadata() {
+            Ok(metadata) => Ok(freed(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error).at("read", &path),
+        }
+    }
+
     /// Whether the object is there. An error of the file system counts as absent: whatever is done next meets it.
     pub fn contains(&self, id: &ObjectId) -> bool {
         self.layout.object(id).symlink_metadata().is_ok()
@@ -83,12 +118,14 @@ impl Objects {
         self.files.refresh(&self.layout.object(id))
     }
 
-    /// The object's length in bytes.
+    /// The object's length in bytes, also of one that is promised.
     pub fn size(&self, id: &ObjectId) -> Result<u64> {
         let path = self.layout.object(id);
         match path.symlink_metadata() {
             Ok(metadata) => Ok(metadata.len()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::missing("object", id)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.promised(id).ok_or_else(|| StoreError::missing("object", id))
+            }
             Err(error) => Err(error).at("stat", &path),
         }
     }

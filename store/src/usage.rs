@@ -5,7 +5,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
 use std::sync::Arc;
 
 use crate::error::{IoContext, Result};
@@ -201,13 +200,8 @@ impl Survey {
         if let Some(known) = self.objects.get(id) {
             return Ok(*known);
         }
-        let path = self.trees.store().layout().object(id);
-        let size = match fs::symlink_metadata(&path) {
-            Ok(metadata) => freed(&metadata),
-            // It frees nothing; that it is missing is verify-store's to say.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
-            Err(e) => return Err(e).at("read", &path),
-        };
+        // One that is missing frees nothing; to say so is for verify-store.
+        let size = self.trees.store().objects().on_disk(id)?;
         let index = self.sizes.len() as u32;
         self.sizes.push(size);
         self.objects.insert(*id, index);

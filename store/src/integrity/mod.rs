@@ -145,7 +145,7 @@ impl Check<'_> {
     fn objects(&mut self, progress: &dyn Progress) -> Result<()> {
         let mut buf = vec![0; 1 << 20];
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        for dir in self.list(self.store.layout().objects())? {
+        for dir in self.store.objects().shards()? {
             if !dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 self.stray(dir);
                 continue;
@@ -326,7 +326,7 @@ impl Check<'_> {
             return Ok(());
         }
         let (mut objects, mut bytes) = (0, 0);
-        for dir in self.list(self.store.layout().objects())? {
+        for dir in self.store.objects().shards()? {
             for path in if dir.is_dir() { self.list(&dir)? } else { Vec::new() } {
                 let id = files::object_id(&path);
                 if id.is_some_and(|id| self.read.contains(&id) && !self.marked.contains(&id)) {
@@ -342,9 +342,9 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// An object's size; nothing when it is not there.
+    /// An object's size; nothing when it is neither there nor promised.
     fn size(&mut self, id: &ObjectId) -> Option<u64> {
-        self.sizes.of(id)
+        self.sizes.of(id).or_else(|| self.store.objects().promised(id))
     }
 
     fn missing(&mut self, id: ObjectId, by: &Met) {

@@ -231,7 +231,7 @@ fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<A
     let wanted: HashSet<ObjectId> = findings
         .iter()
         .filter_map(|finding| finding.object.as_ref()?.parse().ok())
-        .filter(|id| !store.objects().contains(id))
+        .filter(|id| !store.objects().contains(id) && store.objects().promised(id).is_none())
         .collect();
     if wanted.is_empty() {
         return Ok(Vec::new());
