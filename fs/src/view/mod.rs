@@ -5,29 +5,18 @@
 //!
 //! Lock order: `committing`, `gate`, `DataFile::lock`, `state`, the upper's journal, caches.
 
-mod acl;
-mod attr;
 mod commit;
 mod content;
-mod create;
 mod diff;
-pub(crate) mod dir;
 mod exchange;
 mod gate;
-mod io;
-mod link;
 pub(crate) mod node;
+mod ops;
 mod recover;
-mod remove;
-mod rename;
-mod resize;
 mod restore;
-mod seek;
-mod sync;
 pub(crate) mod table;
 mod told;
 mod walk;
-mod xattr;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,7 +41,7 @@ use crate::view::walk::Walks;
 
 pub use commit::{Publish, Published, Stays, Stored};
 pub use gate::Hold;
-pub use seek::Sought;
+pub use ops::Sought;
 pub use walk::Ahead;
 
 /// An environment's file system (or, read-only, a snapshot's). All methods may be called from any thread.

@@ -19,7 +19,7 @@ use crate::view::node::{BlockBody, FileBody, Node, NodeBody};
 use crate::view::table::State;
 
 /// A data file that is to be synced.
-pub(super) struct ToSync {
+pub(in crate::view) struct ToSync {
     pub data: Arc<DataFile>,
     pub file: Arc<File>,
     /// The blocks that are fresh: a sync from now on covers them.
@@ -85,7 +85,7 @@ impl View {
     }
 
     /// Syncs one file's bytes and its name.
-    pub(super) fn sync_data(&self, upper: &Upper, found: &ToSync) -> Result<()> {
+    pub(in crate::view) fn sync_data(&self, upper: &Upper, found: &ToSync) -> Result<()> {
         let synced = upper.data.sync_with_name(&found.data, &found.file);
         let synced = synced.and_then(|()| self.note_synced(upper, found));
         if synced.is_err()
@@ -97,7 +97,7 @@ impl View {
     }
 
     /// Syncs every file that was written since its last sync, and those that are given, each by itself.
-    pub(super) fn sync_each(&self, upper: &Upper, fresh: &[ToSync]) -> Result<()> {
+    pub(in crate::view) fn sync_each(&self, upper: &Upper, fresh: &[ToSync]) -> Result<()> {
         let unsynced = |node: &Node| node.unsynced && !node.is_orphan();
         let all = self.state.read();
         let files: Vec<Ino> = all.dirty_nodes().filter(|(_, n)| unsynced(n)).map(|(ino, _)| ino).collect();
@@ -140,7 +140,7 @@ impl View {
     }
 
     /// Has the disk take the fresh blocks of a file.
-    pub(super) fn sync_fresh_of(&self, ino: Ino) -> Result<()> {
+    pub(in crate::view) fn sync_fresh_of(&self, ino: Ino) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let found = ToSync::of(upper, self.state.read().node(ino)?)?;
         match found.filter(|found| found.has_fresh) {
@@ -155,7 +155,7 @@ impl View {
     }
 
     /// Has the disk take all fresh blocks. What fails stays fresh, and is tried again.
-    pub(super) fn sync_fresh(&self) {
+    pub(in crate::view) fn sync_fresh(&self) {
         let Some(upper) = &self.upper else { return };
         let files = self.fresh_files().map(|files| {
             let failed = files.iter().filter_map(|found| self.sync_fresh_in(upper, found).err());
@@ -167,7 +167,7 @@ impl View {
     }
 
     /// The files that have fresh blocks, and a name.
-    pub(super) fn fresh_files(&self) -> Result<Vec<ToSync>> {
+    pub(in crate::view) fn fresh_files(&self) -> Result<Vec<ToSync>> {
         let Some(upper) = &self.upper else { return Ok(Vec::new()) };
         if self.state.read().fresh.is_empty() {
             return Ok(Vec::new());

@@ -6,10 +6,11 @@ use crate::attr::{Caller, RenameMode};
 use crate::error::{Error, Result};
 use crate::upper::record::{DataState, Item, NameState, Place, PutItem};
 use crate::view::node::Meta;
-use crate::view::remove::{drop_name, name_gone};
-use crate::view::sync::ToSync;
+use crate::view::ops::acl;
+use crate::view::ops::remove::{drop_name, name_gone};
+use crate::view::ops::sync::ToSync;
 use crate::view::table::{Forgotten, NewInode, State, attr_item};
-use crate::view::{View, acl, check_name};
+use crate::view::{View, check_name};
 
 /// One side of a rename: a name, and what it names.
 struct Side<'a> {

@@ -6,8 +6,8 @@ use karapace_store::tree::Trees;
 use crate::error::{Error, Result};
 use crate::upper::journal::Room;
 use crate::upper::record::{Item, NameState};
-use crate::view::create::dir_changed;
 use crate::view::node::Meta;
+use crate::view::ops::create::dir_changed;
 use crate::view::table::{Forgotten, State, attr_item, lower_tree};
 use crate::view::{View, check_name};
 

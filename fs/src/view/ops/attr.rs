@@ -6,8 +6,9 @@ use crate::attr::{Attr, SetAttr, SetTime};
 use crate::error::{Error, Result};
 use crate::upper::journal::Room;
 use crate::upper::record::Item;
+use crate::view::View;
+use crate::view::ops::acl;
 use crate::view::table::{State, attr_item};
-use crate::view::{View, acl};
 
 /// The xattr of file capabilities, which like set-user-id does not outlive a change of content or owner.
 const CAPABILITY: &[u8] = b"security.capability";

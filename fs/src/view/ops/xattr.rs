@@ -4,8 +4,9 @@ use karapace_store::inode::{Ino, Timestamp};
 
 use crate::error::{Error, Result};
 use crate::upper::record::Item;
+use crate::view::View;
+use crate::view::ops::acl;
 use crate::view::table::{State, attr_item};
-use crate::view::{View, acl};
 
 /// Limits of xattr(7): bytes of a name, of a value, and of what listxattr(2) gives.
 const NAME_MAX: usize = 255;

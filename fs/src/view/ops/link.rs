@@ -8,8 +8,8 @@ use karapace_store::inode::{FileKind, Ino, Timestamp};
 use crate::attr::Attr;
 use crate::error::{Error, Result};
 use crate::upper::record::{Item, NameState};
-use crate::view::create::dir_changed;
 use crate::view::node::Meta;
+use crate::view::ops::create::dir_changed;
 use crate::view::table::attr_item;
 use crate::view::{View, check_name};
 

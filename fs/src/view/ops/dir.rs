@@ -119,7 +119,7 @@ impl View {
     }
 
     /// Every entry of a directory, in no promised order.
-    pub(super) fn for_each_entry(
+    pub(in crate::view) fn for_each_entry(
         &self,
         state: &State,
         ino: Ino,
@@ -143,7 +143,7 @@ impl View {
     }
 
     /// Whether the directory has no entries.
-    pub(super) fn is_empty_dir(&self, state: &State, ino: Ino) -> Result<bool> {
+    pub(in crate::view) fn is_empty_dir(&self, state: &State, ino: Ino) -> Result<bool> {
         let body = state.node(ino)?.dir().ok_or(Error::NotDirectory)?;
         if body.changes.values().any(Option::is_some) {
             return Ok(false);

@@ -9,7 +9,7 @@ use karapace_store::inode::Ino;
 use crate::error::{Error, Result};
 use crate::view::View;
 use crate::view::node::{BlockBody, FileBody};
-use crate::view::resize::file_body;
+use crate::view::ops::resize::file_body;
 
 /// What SEEK_DATA or SEEK_HOLE finds.
 #[derive(Clone, Debug, PartialEq, Eq)]

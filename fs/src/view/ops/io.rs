@@ -16,7 +16,7 @@ use crate::upper::journal::Room;
 use crate::upper::record::Item;
 use crate::view::View;
 use crate::view::node::{BlockBody, FileBody};
-use crate::view::resize::{SIZE_MAX, Writable, file_body};
+use crate::view::ops::resize::{SIZE_MAX, Writable, file_body};
 use crate::view::table::State;
 
 /// Where a range of a file of blocks is read from.
@@ -113,7 +113,7 @@ impl View {
     }
 
     /// Says of damaged content which file it is of, and tells the log, once for each object.
-    pub(super) fn name_damage(&self, state: &State, ino: Ino, error: Error) -> Error {
+    pub(in crate::view) fn name_damage(&self, state: &State, ino: Ino, error: Error) -> Error {
         let Error::Damaged(mut damage) = error else { return error };
         if damage.path.is_none() {
             // An inode of several names has no path of its own.
@@ -147,7 +147,7 @@ impl View {
     }
 
     /// `read` for who holds the state lock.
-    pub(super) fn read_locked(
+    pub(in crate::view) fn read_locked(
         &self,
         state: &State,
         ino: Ino,

@@ -7,8 +7,9 @@ use crate::attr::{Attr, Caller};
 use crate::error::{Error, Result};
 use crate::upper::record::{DataState, Item, NameState, Place, PutItem};
 use crate::view::node::{FileBody, Meta, Node};
+use crate::view::ops::acl;
 use crate::view::table::{NewInode, State, attr_item};
-use crate::view::{View, acl, check_name};
+use crate::view::{View, check_name};
 
 /// Longest target of a symbolic link, in bytes (PATH_MAX without the NUL).
 const TARGET_MAX: usize = 4095;
