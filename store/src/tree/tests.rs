@@ -7,6 +7,7 @@ use super::*;
 use crate::content::FileContent;
 use crate::inode::{Body, Timestamp, Xattrs};
 
+mod compare;
 mod diff;
 mod graft;
 mod retime;
