@@ -1,9 +1,12 @@
 //! Content of regular files: its identity, and where its bytes lie.
 //!
-//! The identity (docs/STORE-FORMAT.md) depends on the bytes alone. A *plain* file (at most [`SMALL_MAX`] bytes and no block
-//! that is all zeros) is named by the blake3 of its bytes, which is also the object that holds it. Any other is
-//! named by its [`BlockList`], the list of its blocks' hashes, so that it is brought up to date in the time of
-//! what changed; its bytes lie wherever its extents say.
+//! The identity (docs/STORE-FORMAT.md) depends on the bytes alone. A *plain* file (at most [`SMALL_MAX`]
+//! bytes and no block that is all zeros) is named by the blake3 of its bytes, which is also the object that
+//! holds it. Any other is named by its [`BlockList`], the list of its blocks' hashes, so that it is brought
+//! up to date in the time of what changed; its bytes lie wherever its extents say.
+//!
+//! `ingest` and `adopt` take content in, `update` brings it up to date, `read` and `verified` give it out,
+//! `blocklist` is what names it.
 
 use crate::codec::{Decoder, put_id, put_varint};
 use crate::error::Result;

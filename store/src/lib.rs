@@ -1,4 +1,26 @@
-//! Content-addressed store.
+//! The store: what environments are made of, each thing once, under the hash of its bytes.
+//!
+//! ```text
+//! usage, gc, integrity          what is used, what goes, what is damaged
+//! import, layer                 from archives and images; a layer's record
+//! tar, wal, reach               streams; begun operations; all that roots refer to
+//! tree, root, metadata          directories as objects; one tree; the record of an environment
+//! inode, paths, quarantine      what a file is; which paths are meant; what was set aside
+//! content                       what a regular file holds
+//! batch, lock, pins, staging    objects written together; who works here; what stays meanwhile
+//! open                          the store itself
+//! object, layout, files         objects by their hash; where things lie; how they are opened and made
+//! id, codec, text, …            what knows nothing of a store
+//! ```
+//!
+//! A module uses those below it, and some beside it without a circle; never one above. Nothing in here knows
+//! of mounts or environments at work: what an upper refers to ([`gc::UpperRoots`]) and what is wrong with it
+//! is told by who calls.
+//!
+//! Three rules hold everywhere. Files of a store are opened and made through [`files::Files`], which trusts
+//! no path. What is read under a hash is verified against it. What returned is durable ([`durability`] says
+//! how), and whoever refers to an object that was there already holds the store's lock ([`lock`]) until that
+//! reference is durable.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,8 @@
 
 /// Is told how an operation comes along, from whatever thread does the work.
 pub trait Progress: Sync {
-    /// `bytes` more of the source were read (of an archive: as it is stored, compressed) and `entries` more were taken in.
+    /// `bytes` more of the source were read (of an archive: as it is stored, compressed) and `entries` more
+    /// were taken in.
     fn add(&self, bytes: u64, entries: u64);
 
     /// Whether the user wants the work to stop. Asked often.

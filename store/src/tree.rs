@@ -1,4 +1,13 @@
 //! Trees: directory listings as objects, and the link table in the same form.
+//!
+//! - `codec`: the bytes of a listing; `cursor` reads them; `split`, `update`: writing one, and changing it.
+//! - `walk`: all of one tree. `pairs`: the names that differ between two listings; `compare`: the walk over
+//!   two trees that goes by them.
+//! - `diff`, `graft`, `retime`: what differs, one tree made of two, times after a restore. `stored`: a tree
+//!   for [`crate::paths`].
+//!
+//! [`Trees`] reads and keeps parsed objects. What compares two trees finds what differs through `pairs`, so
+//! that nothing equal is read.
 
 use std::fmt;
 use std::sync::Arc;

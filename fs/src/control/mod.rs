@@ -1,8 +1,13 @@
 //! The control directory `/.karapace` of a mount.
 //!
-//! Files are made when they are looked up, which the kernel does each time: there is no open to serve (it never
-//! asks), so a node stands for an open, with a text and, for a `ctl`, a reply of its own. What commands do is not
-//! decided here: the engine implements [`ControlPlane`].
+//! Files are made when they are looked up, which the kernel does each time: there is no open to serve (it
+//! never asks), so a node stands for an open, with a text and, for a `ctl`, a reply of its own. What commands
+//! do is not decided here: the engine implements [`ControlPlane`].
+//!
+//! `nodes` numbers the files and keeps them, `dirs` looks up and lists, `files` writes their texts; `command`
+//! reads what is written to `ctl`, `run` has it done, `jobs` keeps what goes on in the background; `plane` is
+//! the engine as seen from here. `fuse` is the caller. Of the view it asks what differs, its head and its
+//! figures.
 
 pub mod command;
 mod dirs;

@@ -1,7 +1,12 @@
 //! The FUSE front-end: what the kernel asks, decoded; what a view or the control directory answers, encoded.
 //!
-//! fuser's types stay in here. Nothing is decided here but where a request goes: to the live view, to the view
-//! of a snapshot or to the control directory.
+//! fuser's types stay in here. Nothing is decided here but where a request goes: to the live view, to the
+//! view of a snapshot or to the control directory.
+//!
+//! A request comes in at `filesystem`, goes through `requests` (`listing`, `seek`, `xattr`, `passthrough` for
+//! theirs), which find the view by `nodes`, and out through `reply`; `idmap` and `privileges` change ids and
+//! modes on the way. What may take long goes to `workers`. `notify`, `pages` and `watchers` are what the
+//! kernel is told unasked.
 
 mod filesystem;
 mod idmap;

@@ -1,12 +1,20 @@
-//! The upper layer on disk: what changed since the head, so that nothing accepted is lost when the process dies.
+//! The upper layer on disk: what changed since the head, so that nothing accepted is lost when the process
+//! dies.
 //!
-//! `checkpoint` is the state as of an epoch, `journal` what happened since, `data/` the bytes of changed files.
-//! Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`, `Upper::removing`, `Upper::buried`.
+//! - `checkpoint` is the state as of an epoch, `journal` what happened since (`scan` reads it), `data` the
+//!   bytes of changed files.
+//! - `record`: the items that checkpoint and journal are made of; `blocks`: which blocks of a large file the
+//!   upper has.
+//! - `check`: an upper as others see it, who do not serve it: what it refers to, what is wrong with it.
 //!
-//! Two orders hold after a power loss, too. A record that makes bytes count which take the place of safe ones (a copy-up) is
-//! appended when these bytes are durable, or counts only as long as the kernel runs that has them: they are *fresh* until they
-//! are durable and another record says so. A data file is removed when the record is durable after which nobody needs it: until
-//! then it is *buried*.
+//! [`Upper`] appends, syncs and replaces; what an item means for an inode the view knows, which is the only
+//! user but for `check`. Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`,
+//! `Upper::removing`, `Upper::buried`.
+//!
+//! Two orders hold after a power loss, too. A record that makes bytes count which take the place of safe ones
+//! (a copy-up) is appended when these bytes are durable, or counts only as long as the kernel runs that has
+//! them: they are *fresh* until they are durable and another record says so. A data file is removed when the
+//! record is durable after which nobody needs it: until then it is *buried*.
 
 pub(crate) mod blocks;
 pub(crate) mod boot;

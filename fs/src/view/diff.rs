@@ -1,8 +1,8 @@
-//! What differs between the view and its head, without storing anything: a visitor of the store's walk over two trees, with what is
-//! dirty laid over the new one.
+//! What differs between the view and its head, without storing anything: a visitor of the store's walk over
+//! two trees, with what is dirty laid over the new one.
 //!
-//! The rules are those of the store's `diff` of two trees: a path counts when its content or metadata differ; times alone
-//! only of what is no directory. Directories that nothing below has changed are never opened.
+//! The rules are those of the store's `diff` of two trees: a path counts when its content or metadata differ;
+//! times alone only of what is no directory. Directories that nothing below has changed are never opened.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -61,7 +61,8 @@ struct Differ<'a> {
 }
 
 impl View {
-    /// Every path that differs from the tree below the upper, parents before children, siblings by the bytes of their names.
+    /// Every path that differs from the tree below the upper, parents before children, siblings by the bytes
+    /// of their names.
     pub fn diff(&self) -> Result<Vec<DiffEntry>> {
         self.compare_with(None)
     }

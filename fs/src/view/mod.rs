@@ -1,7 +1,16 @@
 //! The view: lower + upper merged, with the semantics of a Linux file system and no FUSE in sight.
 //!
-//! One file a family of operations. Each works under the state lock in three steps: check, journal the items that state the
-//! result, apply them (see `table`); so an error changes nothing, and what returned survives the process.
+//! - `table`, `node`: the inode table, which holds what the kernel knows and what is dirty, and how items
+//!   change it.
+//! - `ops`: file operations, one file a family.
+//! - `content`: bytes of the store, verified when they are read first; `walk`: reading ahead.
+//! - `commit`: what is dirty goes into the store. `restore`, with `exchange` and `told`: the lower becomes
+//!   another one.
+//! - `diff`: what is uncommitted. `recover`: what an upper needs after a crash.
+//!
+//! All of them are methods of [`View`], which is in here with what concerns the view as a whole: opening,
+//! closing, checkpoints. The table knows no operation, and operations know neither commit nor restore. The
+//! upper below is told items and nothing of the table.
 //!
 //! Lock order: `committing`, `gate`, `DataFile::lock`, `state`, the upper's journal, caches.
 

@@ -1,9 +1,10 @@
 //! Restore: the lower view is exchanged for another one, under running processes.
 //!
-//! The two trees are compared by hash, and only what differs is touched. An inode whose content differs from what the kernel
-//! has of its number gets a fresh number, so that files that are open keep what they had, as if replaced by rename; one with
-//! several names gets it under all of them. A directory that both sides have at a path keeps the number that it has, where
-//! the restored tree leaves that free: who works in it, and what is mounted on it, stays.
+//! The two trees are compared by hash, and only what differs is touched. An inode whose content differs from
+//! what the kernel has of its number gets a fresh number, so that files that are open keep what they had, as
+//! if replaced by rename; one with several names gets it under all of them. A directory that both sides have
+//! at a path keeps the number that it has, where the restored tree leaves that free: who works in it, and
+//! what is mounted on it, stays.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -37,7 +38,8 @@ struct Plan<'a> {
     detached: HashSet<Ino>,
     /// Inodes in the table as the new view has them, with their place.
     attached: HashMap<Ino, (InodeRecord, Option<Place>)>,
-    /// Places of the directories that were compared or came: a known inode in them may need them in the table.
+    /// Places of the directories that were compared or came: a known inode in them may need them in the
+    /// table.
     homes: HashMap<Ino, Place>,
     /// Whether the new tree gets other numbers than it was stored with.
     renumbered: bool,
@@ -56,9 +58,9 @@ struct Listed {
 }
 
 impl View {
-    /// Makes the view equal to `target`; durable on return. `generation` is the one as of which the view equalled its head
-    /// (see [`View::clean_generation`]): when something has changed since, nothing is done and the error is
-    /// [`Error::TryAgain`].
+    /// Makes the view equal to `target`; durable on return. `generation` is the one as of which the view
+    /// equalled its head (see [`View::clean_generation`]): when something has changed since, nothing is done
+    /// and the error is [`Error::TryAgain`].
     pub fn restore(&self, target: HeadRef, generation: u64) -> Result<Restored> {
         deep(|| self.exchange_lower(target, generation))?
     }
@@ -103,7 +105,8 @@ impl View {
         fail::passed("restore.release");
 
         let data = swap(&mut state, root, head, next_ino, detached, attached);
-        // It has happened: an error here concerns the inodes it was met at, and the kernel must hear of all others.
+        // It has happened: an error here concerns the inodes it was met at, and the kernel must hear of all
+        // others.
         if let Err(error) =
             self.load_parents(&mut state, &homes).and_then(|()| self.refresh_dirty(&mut state, &data))
         {
@@ -137,7 +140,8 @@ impl View {
         Ok(())
     }
 
-    /// Dirty inodes that the comparison did not meet differ from the new view in times only: they are read again.
+    /// Dirty inodes that the comparison did not meet differ from the new view in times only: they are read
+    /// again.
     fn refresh_dirty(&self, state: &mut State, met: &[Reset]) -> Result<()> {
         for reset in met.iter().filter(|r| r.reread) {
             let Some(record) = self.record_at(state, reset.ino)? else { continue };
@@ -185,8 +189,9 @@ impl Plan<'_> {
 
     /// A directory that both sides have, under the number `dir`. Its listing on the new side, renumbered.
     ///
-    /// The store's walk over two trees leads its visitor downwards only; here what a directory becomes is known when all that is
-    /// below it is, and goes up into the listing above. So this shares with the walk how differing names are found, and not the walk.
+    /// The store's walk over two trees leads its visitor downwards only; here what a directory becomes is
+    /// known when all that is below it is, and goes up into the listing above. So this shares with the walk
+    /// how differing names are found, and not the walk.
     fn compare_dirs(&mut self, dir: Ino, old: &InodeRecord, new: &InodeRecord) -> Result<Listed> {
         let (old_tree, _) = old.listing();
         let (new_tree, links) = new.listing();
@@ -284,7 +289,8 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// An entry that the old view does not have. The entry to write instead when it, or something below, is renumbered.
+    /// An entry that the old view does not have. The entry to write instead when it, or something below, is
+    /// renumbered.
     fn added(&mut self, place: Place, new: Target) -> Result<Option<Target>> {
         let mut record = match new {
             Target::Inode(record) => record,
@@ -321,8 +327,8 @@ impl Plan<'_> {
         Ok(edited.then_some(Target::Inode(record)))
     }
 
-    /// Whether two directories at one path, before and after, are to be one: they are, or the kernel may hold the old one,
-    /// whose number the new tree never gave away, and does not know the new one.
+    /// Whether two directories at one path, before and after, are to be one: they are, or the kernel may hold
+    /// the old one, whose number the new tree never gave away, and does not know the new one.
     fn is_same_dir(&self, old: &InodeRecord, new: &InodeRecord) -> bool {
         let known = |ino| self.state.nodes.get(&ino).is_some_and(|node| !node.is_orphan());
         let takes_over = || old.ino >= self.new_root.next_ino && known(old.ino) && !known(new.ino);
@@ -330,7 +336,8 @@ impl Plan<'_> {
         dirs && (old.ino == new.ino || takes_over())
     }
 
-    /// Gives fresh numbers to the linked inodes of the new view whose number the kernel may hold with something else.
+    /// Gives fresh numbers to the linked inodes of the new view whose number the kernel may hold with
+    /// something else.
     fn relink(&mut self) -> Result<()> {
         if self.new_root.links.is_none() {
             return Ok(());

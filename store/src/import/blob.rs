@@ -20,10 +20,12 @@ impl Blob {
 /// A file, or why there is none of the name, in words that follow it.
 pub(super) type Found = std::result::Result<Blob, &'static str>;
 
-/// Gives files by their names, which are untrusted; nothing outside is ever opened, and nothing but regular files.
+/// Gives files by their names, which are untrusted; nothing outside is ever opened, and nothing but regular
+/// files.
 pub(super) trait Files {
     fn open(&self, name: &str) -> Result<Found>;
-    /// Whether there is such a file, though it may be one that cannot be opened yet ([`super::blobs::Archive::unpack`]).
+    /// Whether there is such a file, though it may be one that cannot be opened yet
+    /// ([`super::blobs::Archive::unpack`]).
     fn has(&self, name: &str) -> Result<bool> {
         Ok(self.open(name)?.is_ok())
     }

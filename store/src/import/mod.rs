@@ -1,9 +1,14 @@
 //! Bringing a root filesystem into the store: from a tar archive, a directory, or an image of layers.
 //!
-//! The result is a tree whose inode numbers follow the path order, so the same content gives the same tree whatever
-//! order an archive has it in. Nothing is ever written outside the store, and no symbolic link is followed outside the tree: what is
-//! imported is untrusted. File bodies stream into one batch of objects with one durability barrier at its end; only metadata is held
-//! in memory, and of that no more than 2 GiB.
+//! The result is a tree whose inode numbers follow the path order, so the same content gives the same tree
+//! whatever order an archive has it in. Nothing is ever written outside the store, and no symbolic link is
+//! followed outside the tree: what is imported is untrusted. File bodies stream into one batch of objects
+//! with one durability barrier at its end; only metadata is held in memory, and of that no more than 2 GiB.
+//!
+//! A source is told by its content: a directory (`directory`, `host`, `mounts`, `overlay`), an archive
+//! (`archive`, from a pipe `stream`), or an image (`image`), of which `blob` is one file, `blobs` where they
+//! lie, `oci`, `copied` and `legacy` what their documents say. All of them fill a `builder`, which checks
+//! each name, lays layers over one another and writes the tree. `compress` decompresses.
 
 mod archive;
 mod blob;

@@ -1,4 +1,10 @@
-//! Checking a store: every byte against its name, every reference against what it names; and mending what can be mended.
+//! Checking a store: every byte against its name, every reference against what it names; and mending what can
+//! be mended.
+//!
+//! [`verify`] goes over it all and gives findings (`finding`): `places` looks at what lies where, `content`
+//! and `sizes` at the bytes of files; `affected` then says who needs what is damaged. [`repair`] mends by
+//! what was found. [`place_of`] answers for one object. The walk over what is referred to is
+//! [`crate::reach`]'s, as for gc.
 
 mod affected;
 mod content;

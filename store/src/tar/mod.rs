@@ -1,4 +1,8 @@
-//! Tar streams: the reader that imports use, the writer, the identity tar that names a layer and the full one that is exported.
+//! Tar streams: the reader that imports use, the writer, the identity tar that names a layer and the full one
+//! that is exported.
+//!
+//! `decode` reads, with `header`, `pax`, `sparse`, `acl` and `member` for the parts; `encode` writes. `layer`
+//! gives a tree's entries in path order, which `identity` hashes and `full` writes for other programs.
 
 mod acl;
 mod decode;

@@ -1,6 +1,7 @@
 //! The walk over two trees at once, and over a tree and what an upper lays over one.
 //!
-//! It knows which names to look at and in which order; what differs there, and what of it counts, its visitor knows.
+//! It knows which names to look at and in which order; what differs there, and what of it counts, its visitor
+//! knows.
 
 use std::iter::Peekable;
 use std::vec;
@@ -43,10 +44,12 @@ pub trait Visitor {
     /// What ends the walk.
     type Error: From<StoreError>;
 
-    /// Whether both sides of a name are visited as one. Otherwise what was goes, with all that is below it, and then what is comes.
+    /// Whether both sides of a name are visited as one. Otherwise what was goes, with all that is below it,
+    /// and then what is comes.
     fn is_one(&mut self, old: &Target, new: &New<Self::Over>) -> Result<bool, Self::Error>;
 
-    /// A name that differs, or may: its path (`/a/b`) and what it stands for on each side. Gives what is below it.
+    /// A name that differs, or may: its path (`/a/b`) and what it stands for on each side. Gives what is
+    /// below it.
     ///
     /// # Errors
     /// Any ends the walk.
@@ -83,8 +86,8 @@ struct Names<O> {
 /// A name with what it stands for on each side.
 type Named<O> = (Box<[u8]>, Option<Target>, Option<New<O>>);
 
-/// Leads `visitor` through the roots' directories `below`, in the order of paths, component by component: parents before children.
-/// `linked`: linked inodes that differ; all their names are visited.
+/// Leads `visitor` through the roots' directories `below`, in the order of paths, component by component:
+/// parents before children. `linked`: linked inodes that differ; all their names are visited.
 ///
 /// # Errors
 /// When a tree cannot be read, and what the visitor says.

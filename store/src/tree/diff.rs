@@ -28,15 +28,16 @@ pub enum Change<'a> {
     },
 }
 
-/// Calls `visit` with each path (`/` for the root, else `/a/b`) that differs, in path order, component by component:
-/// parents before children.
+/// Calls `visit` with each path (`/` for the root, else `/a/b`) that differs, in path order, component by
+/// component: parents before children.
 ///
-/// Equal subtrees are not opened, except to find the names of a linked inode that changed. What is below an added or
-/// removed directory is visited too. A path whose kind changed is removed (with what is below it), then added.
+/// Equal subtrees are not opened, except to find the names of a linked inode that changed. What is below an
+/// added or removed directory is visited too. A path whose kind changed is removed (with what is below it),
+/// then added.
 ///
-/// A path is modified when anything but atime, ctime, number, link count or listing differs (of a file's content: the
-/// bytes, not where they lie), or when it is one of several names in either root and of another inode than before (see
-/// [`Renumbered`]); for directories times do not count.
+/// A path is modified when anything but atime, ctime, number, link count or listing differs (of a file's
+/// content: the bytes, not where they lie), or when it is one of several names in either root and of another
+/// inode than before (see [`Renumbered`]); for directories times do not count.
 pub fn diff(
     trees: &Trees,
     old: Option<&Root>,
@@ -102,9 +103,9 @@ pub fn differs(old: &InodeRecord, new: &InodeRecord) -> bool {
         || (old.kind() != FileKind::Directory && old.mtime != new.mtime)
 }
 
-/// Linked inodes that have one number in the old root and another in the new one. A restore under running programs numbers inodes
-/// anew, and that is no difference: two numbers stand for one inode when neither root has both, it has as many names in both, and
-/// no name was seen that says otherwise.
+/// Linked inodes that have one number in the old root and another in the new one. A restore under running
+/// programs numbers inodes anew, and that is no difference: two numbers stand for one inode when neither root
+/// has both, it has as many names in both, and no name was seen that says otherwise.
 #[derive(Debug, Default)]
 pub struct Renumbered {
     new: HashMap<Ino, Ino>,
@@ -112,8 +113,8 @@ pub struct Renumbered {
 }
 
 impl Renumbered {
-    /// Whether a name's inode in `old` and in `new`, each with its number and count of names, may be one. To be asked for each name
-    /// in the order of paths.
+    /// Whether a name's inode in `old` and in `new`, each with its number and count of names, may be one. To
+    /// be asked for each name in the order of paths.
     pub fn is_one(
         &mut self,
         trees: &Trees,

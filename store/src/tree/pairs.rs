@@ -1,4 +1,5 @@
-//! The names that differ between two listings. Everything that compares trees finds them here: what is equal is not read.
+//! The names that differ between two listings. Everything that compares trees finds them here: what is equal
+//! is not read.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -64,8 +65,8 @@ impl Pairs {
         Pairs { old: Cursor::new(old, keys), new: Cursor::new(new, keys), is_same: old == new }
     }
 
-    /// The next name, in the order of their bytes, that differs or at which one of `linked` is, or may be further down; None at
-    /// the end.
+    /// The next name, in the order of their bytes, that differs or at which one of `linked` is, or may be
+    /// further down; None at the end.
     pub fn next(&mut self, trees: &Trees, linked: Linked<'_>) -> Result<Option<Pair>> {
         if self.is_same && linked.is_none() {
             return Ok(None);

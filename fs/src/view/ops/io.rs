@@ -32,8 +32,8 @@ struct Piece {
     source: Source,
 }
 
-/// Where a read gets its bytes, worked out under the state lock and done without it. The data file is opened under the lock:
-/// a commit may give it to the store and remove its name at any moment.
+/// Where a read gets its bytes, worked out under the state lock and done without it. The data file is opened
+/// under the lock: a commit may give it to the store and remove its name at any moment.
 enum ReadFrom {
     Nothing,
     Lower(Arc<FileContent>, usize),
@@ -41,7 +41,8 @@ enum ReadFrom {
     Blocks(Arc<File>, Arc<FileContent>, Vec<Piece>),
 }
 
-/// A file of blocks as it is before a write, as far as that needs to know it. (All of its blocks may be many.)
+/// A file of blocks as it is before a write, as far as that needs to know it. (All of its blocks may be
+/// many.)
 struct Beneath {
     base: Arc<FileContent>,
     /// Bytes of `base` that count.
@@ -68,7 +69,8 @@ impl Beneath {
 }
 
 impl View {
-    /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Fewer only at the end of the file.
+    /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Fewer only at the end of the
+    /// file.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         let from = {
             let state = self.state.read();
@@ -84,8 +86,8 @@ impl View {
         Ok(())
     }
 
-    /// Whether the kernel may have pages of a mapping, as far as reads and what was written back tell; from here on it has none, until
-    /// they tell so again.
+    /// Whether the kernel may have pages of a mapping, as far as reads and what was written back tell; from
+    /// here on it has none, until they tell so again.
     pub fn take_mapped(&self, ino: Ino) -> Result<bool> {
         let state = self.state.read();
         let node = state.node(ino)?;
@@ -99,8 +101,8 @@ impl View {
         matches!(body, Ok(FileBody::Lower(content)) if !content.is_plain())
     }
 
-    /// The object that is all of such a file, once every block of it has been verified; `None` for one of several objects or
-    /// with holes.
+    /// The object that is all of such a file, once every block of it has been verified; `None` for one of
+    /// several objects or with holes.
     ///
     /// # Errors
     /// [`Error::Damaged`], or when the object cannot be read.
@@ -193,8 +195,8 @@ impl View {
         self.upper.as_ref().ok_or(Error::Stale)?.data.file(data)
     }
 
-    /// Writes at `offset`; gives the number of bytes written, less than asked for only when the host ran out of room in
-    /// between. `kill_priv`: the writer is not privileged, so set-id bits and capabilities go.
+    /// Writes at `offset`; gives the number of bytes written, less than asked for only when the host ran out
+    /// of room in between. `kill_priv`: the writer is not privileged, so set-id bits and capabilities go.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
         self.with_room(|| self.write_once(ino, offset, data, kill_priv))
     }
@@ -240,8 +242,8 @@ impl View {
         }
     }
 
-    /// Writes into a file of blocks. A block that is written in part for the first time gets its other bytes from the base;
-    /// the record that a block counts comes after its bytes are in the data file.
+    /// Writes into a file of blocks. A block that is written in part for the first time gets its other bytes
+    /// from the base; the record that a block counts comes after its bytes are in the data file.
     pub(super) fn write_blocks(&self, ino: Ino, ready: &Writable, offset: u64, data: &[u8]) -> Result<usize> {
         let _lock = ready.data.lock.lock();
         let beneath = Beneath::of(&self.state.read(), ino, offset, data.len())?;
@@ -330,9 +332,9 @@ impl View {
         Ok(written)
     }
 
-    /// Before a write makes the file longer: those of its blocks that reach behind the end count from now on, with what they hold;
-    /// whether there are any. For the length is that of the data file after a kill, and where the write is not journalled yet there
-    /// would be zeros.
+    /// Before a write makes the file longer: those of its blocks that reach behind the end count from now on,
+    /// with what they hold; whether there are any. For the length is that of the data file after a kill, and
+    /// where the write is not journalled yet there would be zeros.
     fn count_ahead(&self, ino: Ino, ready: &Writable, beneath: &mut Beneath) -> Result<bool> {
         let size = beneath.size;
         let (ahead, missing): (Vec<u64>, Vec<u64>) =
@@ -352,8 +354,9 @@ impl View {
         Ok(!ahead.is_empty())
     }
 
-    /// Journals that blocks which were just written count. Those that take the place of blocks in the store do so once they are
-    /// on the disk; or at once, but as fresh ones: then that is waited for by who asks for it, and by the upkeep.
+    /// Journals that blocks which were just written count. Those that take the place of blocks in the store
+    /// do so once they are on the disk; or at once, but as fresh ones: then that is waited for by who asks
+    /// for it, and by the upkeep.
     fn count_blocks(&self, ino: Ino, ready: &Writable, limit: u64, blocks: &[u64]) -> Result<()> {
         let upper = self.writable()?;
         // In place of one that the base does not fill, what was appended would be zeros.
@@ -372,8 +375,8 @@ impl View {
         self.change_in(&mut self.state.write(), items, Room::Reserved)
     }
 
-    /// After a failed write: what of it lies beyond the end of the file goes, for the length of the data file is the file's
-    /// after a crash.
+    /// After a failed write: what of it lies beyond the end of the file goes, for the length of the data file
+    /// is the file's after a crash.
     pub(super) fn cut_excess(&self, ready: &Writable, size: u64) -> Result<()> {
         let cut = || match ready.file.metadata()?.len() > size {
             true => ready.file.set_len(size),

@@ -1,7 +1,7 @@
 //! A directory's listing as it is kept for its readers.
 //!
-//! It is ordered by a hash of the names, and the cookie of an entry is that hash: it stays what it is while other
-//! entries come and go, over commits and restores, and from one mount to the next.
+//! It is ordered by a hash of the names, and the cookie of an entry is that hash: it stays what it is while
+//! other entries come and go, over commits and restores, and from one mount to the next.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
