@@ -4,17 +4,17 @@
 //! |---|---|
 //! | [`session`] | commands inside: enter, exec, stop |
 //! | [`make`] | environments come to be: build, rebuild, import, clone, pin, new |
-//! | [`record`] | list, inspect, rename, freeze, destroy |
+//! | [`record`] | list, inspect, rename, freeze, retention, destroy |
 //! | [`export`] | images, and entries of the desktop's menu |
 //! | [`doctor`] | what the machine lacks |
 //! | [`mount`] | serving through FUSE, and unmounting |
 //! | [`server`] | the control socket, control files, and how commands reach a server |
-//! | [`upkeep`] | gc, retention, verify, du |
+//! | [`upkeep`] | gc, verify, du |
 //! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
 //!
 //! The first five use those below them but not each other; from `mount` down each uses only what stands below. What all share is here: the
-//! [`Engine`], its [`Error`], `text`. A method of [`Engine`] that several wings need stands in the lowest of them. A command asks for a
-//! commit, restore or diff by way of `server`, for another process may have the environment open.
+//! [`Engine`], its [`Error`], [`mountpoint`], `text`. A method of [`Engine`] stands in the lowest wing that has what it needs: a commit, restore
+//! or diff is asked for by `server`, for another process may have the environment open, and done by `instance`.
 //!
 //! Nothing here prints or knows of arguments; progress and remarks go to a [`Report`].
 
@@ -24,6 +24,7 @@ pub mod export;
 pub mod instance;
 pub mod make;
 pub mod mount;
+pub mod mountpoint;
 pub mod record;
 pub mod server;
 pub mod session;
@@ -33,13 +34,17 @@ pub mod text;
 pub mod upkeep;
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use karapace_store::Store;
 use karapace_store::durability::{Doubt, FileSystem};
 use karapace_store::error::StoreError;
 use karapace_store::id::InstanceId;
+use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::wal;
 use nix::fcntl::{Flock, FlockArg};
@@ -57,6 +62,9 @@ pub fn user_data() -> Option<PathBuf> {
 pub fn default_store() -> Option<PathBuf> {
     user_data().map(|data| data.join("karapace"))
 }
+
+/// A server is told of the end of an open file when whoever closed it has gone on.
+const HIDDEN_FILES_GO: Duration = Duration::from_secs(5);
 
 /// An open store and what runs on it.
 #[derive(Clone)]
@@ -128,6 +136,37 @@ impl Engine {
 
     fn env_dir(&self, instance: &InstanceId) -> PathBuf {
         self.store.layout().env_dir(instance)
+    }
+
+    /// The environments whose records can be read, and why the others cannot.
+    fn readable(&self) -> Result<(Vec<Metadata>, Vec<StoreError>)> {
+        let (mut environments, mut unreadable) = (Vec::new(), Vec::new());
+        for loaded in Metadata::list(self.store())? {
+            match loaded {
+                Ok(env) => environments.push(env),
+                Err(error) => unreadable.push(error),
+            }
+        }
+        Ok((environments, unreadable))
+    }
+
+    /// Removes the directory of an environment that has no record any more, and lets go of its lock.
+    ///
+    /// Where a file that is open keeps a hidden name when it is removed (NFS, most FUSE servers), that of the lock keeps the directory,
+    /// and goes a moment after it has been closed.
+    fn remove_env_dir(&self, dir: &Path, lock: EnvLock) -> io::Result<()> {
+        let remove = || self.store().files().remove_tree(dir);
+        let mut removed = remove();
+        drop(lock);
+        let deadline = Instant::now() + HIDDEN_FILES_GO;
+        let is_kept = |error: &io::Error| {
+            matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy)
+        };
+        while removed.as_ref().is_err_and(is_kept) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+            removed = remove();
+        }
+        removed
     }
 
     /// Serialises "is the name free" with the save that takes it. Held for moments.

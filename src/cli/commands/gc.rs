@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
+use crate::engine::record::retention::{Expiry, Keep, parse_age};
 use crate::engine::upkeep::gc::collect;
-use crate::engine::upkeep::retention::{Expiry, Keep, parse_age};
 use crate::engine::{Engine, Report};
 
 /// Remove from the store what no environment uses
@@ -58,7 +58,7 @@ impl Args {
             return Ok(());
         }
         if !expiry.snapshots.is_empty() {
-            let row = |s: &crate::engine::upkeep::retention::Expired| {
+            let row = |s: &crate::engine::record::retention::Expired| {
                 let time = s.created_at.split('.').next().unwrap_or_default().replace('T', " ");
                 let message = s.message.as_deref().and_then(|m| m.lines().next()).unwrap_or_default();
                 vec![s.env.clone(), s.hash[..12].to_owned(), time, message.to_owned()]

@@ -12,8 +12,8 @@ use super::Command;
 use crate::cli::ui::Failure;
 use crate::cli::{Cli, start_log, tell_failure, usage};
 use crate::engine::instance::reference;
-use crate::engine::mount::point;
-use crate::engine::mount::point::SOURCE;
+use crate::engine::mountpoint;
+use crate::engine::mountpoint::SOURCE;
 use crate::engine::{Error, default_store};
 
 /// What mount(8) looks for in /sbin.
@@ -242,7 +242,7 @@ fn store_of_account() -> Option<PathBuf> {
 
 /// Gives the mount on `dir` other flags of the kernel's: these, and of a user's mount those that it must have.
 fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
-    let Some(mounter) = point::mounter_of_ours(dir).map_err(Failure::from)? else {
+    let Some(mounter) = mountpoint::mounter_of_ours(dir).map_err(Failure::from)? else {
         let reason = format!("no environment is mounted on {}: leave `remount` out", dir.display());
         return Err(Failure::Engine(Error::Invalid(reason)).into());
     };

@@ -9,7 +9,7 @@ use nix::sys::utsname::uname;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::{Check, on_path};
-use crate::engine::mount::point;
+use crate::engine::mountpoint;
 
 /// Restore needs FUSE_EXPIRE_ONLY (docs/KERNEL.md).
 const KERNEL: (u32, u32) = (6, 2);
@@ -122,13 +122,13 @@ pub(super) fn oci_runtimes() -> Check {
 
 pub(super) fn stale_mounts() -> Check {
     const NAME: &str = "stale mounts";
-    let dirs = match point::all_of_ours() {
+    let dirs = match mountpoint::all_of_ours() {
         Ok(dirs) => dirs,
         Err(error) => return Check::warning(NAME, error.to_string(), "mount /proc"),
     };
     let stale: Vec<String> = dirs
         .iter()
-        .filter(|dir| point::is_stale(dir))
+        .filter(|dir| mountpoint::is_stale(dir))
         .map(|dir| format!("karapace umount '{}'", dir.display()))
         .collect();
     if stale.is_empty() {

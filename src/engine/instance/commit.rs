@@ -7,30 +7,15 @@
 use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, Stays, Stored};
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
-use karapace_store::inode::{Body, Timestamp};
+use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::metadata::{Metadata, SnapshotEntry};
 use karapace_store::paths::Ignore;
-use karapace_store::tree::{Change, diff};
 
 use super::layering::{Counts, Layer, Layering, normalised};
-use super::open::{Between, CommitOutcome, Instance, Wait, check_snapshot_name};
+use super::open::{CommitOutcome, Instance, Wait};
 use super::reference::{self, LayerRef};
-use crate::engine::{Engine, Error, Result};
-
-impl Engine {
-    /// Makes a snapshot of what `env` is now, or of the chosen paths of it, durable on return.
-    pub fn commit(
-        &self,
-        env: &Metadata,
-        paths: &[Vec<u8>],
-        name: Option<&str>,
-        message: Option<&str>,
-    ) -> Result<CommitOutcome> {
-        name.map(check_snapshot_name).transpose()?;
-        self.request_commit(env, paths, name, message)
-    }
-}
+use crate::engine::{Error, Result};
 
 /// What a commit leaves behind in the upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,34 +182,6 @@ impl Instance {
         })?;
         let head = HeadRef { layer: hash, record, root: stored.id };
         Ok(Published { head, next_ino: made.next_ino })
-    }
-
-    /// What counts as uncommitted although it is not in the upper: a commit or restore of chosen paths left it in the tree below.
-    pub(super) fn between(&self) -> Result<Between> {
-        let head = self.view.head();
-        let known = *self.between.lock();
-        if let Some(known) =
-            known.filter(|known| (known.record, known.root) == (Some(head.record), Some(head.root)))
-        {
-            return Ok(known);
-        }
-        let layer = self.trees.root(&self.root_of(&head.record)?)?;
-        let below = self.trees.root(&head.root)?;
-        let mut found = Between { record: Some(head.record), root: Some(head.root), files: 0, bytes: 0 };
-        diff(&self.trees, Some(&layer), &below, &mut |path, change| {
-            if self.ignore.covers(path) {
-                return Ok(());
-            }
-            found.files += 1;
-            if let Change::Added(new) | Change::Modified { new, .. } = change
-                && let Body::Regular(content) = &new.body
-            {
-                found.bytes += content.size;
-            }
-            Ok(())
-        })?;
-        *self.between.lock() = Some(found);
-        Ok(found)
     }
 
     /// Names the layer that the view stands on.

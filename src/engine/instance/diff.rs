@@ -28,25 +28,6 @@ impl Changed {
 }
 
 impl Engine {
-    /// What stands uncommitted in `env`.
-    pub fn diff(&self, env: &Metadata) -> Result<Vec<Changed>> {
-        self.request_diff(env, None)
-    }
-
-    /// How many paths stand uncommitted in `env`: cheap when it was not touched at all.
-    pub(in crate::engine) fn count_uncommitted(&self, env: &Metadata) -> Result<usize> {
-        // What was touched may be as before: a session makes mount points, and takes them away again.
-        match self.request_status(env)?.dirty_files {
-            0 => Ok(0),
-            _ => Ok(self.diff(env)?.len()),
-        }
-    }
-
-    /// What the view of `env` has different from the layer `since`.
-    pub fn diff_since(&self, env: &Metadata, since: &str) -> Result<Vec<Changed>> {
-        self.request_diff(env, Some(since))
-    }
-
     /// What the layer `to` has different from the layer `from`.
     pub fn diff_between(&self, env: &Metadata, from: &str, to: &str) -> Result<Vec<Changed>> {
         self.diff_layers(&reference::resolve(env, from)?, &reference::resolve(env, to)?)

@@ -14,13 +14,13 @@ use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::error::StoreError;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
-use karapace_store::inode::Timestamp;
+use karapace_store::inode::{Body, Timestamp};
 use karapace_store::layer::LayerRecord;
 use karapace_store::lock::{EnvLock, StoreLock};
 use karapace_store::metadata::Metadata;
 use karapace_store::paths::Ignore;
 use karapace_store::pins::Pin;
-use karapace_store::tree::Trees;
+use karapace_store::tree::{Change, Trees, diff};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -226,6 +226,34 @@ impl Instance {
             dirty_files: stats.dirty_inodes + between.files,
             dirty_bytes: stats.dirty_bytes + between.bytes,
         }
+    }
+
+    /// What counts as uncommitted although it is not in the upper: a commit or restore of chosen paths left it in the tree below.
+    pub(super) fn between(&self) -> Result<Between> {
+        let head = self.view.head();
+        let known = *self.between.lock();
+        if let Some(known) =
+            known.filter(|known| (known.record, known.root) == (Some(head.record), Some(head.root)))
+        {
+            return Ok(known);
+        }
+        let layer = self.trees.root(&self.root_of(&head.record)?)?;
+        let below = self.trees.root(&head.root)?;
+        let mut found = Between { record: Some(head.record), root: Some(head.root), files: 0, bytes: 0 };
+        diff(&self.trees, Some(&layer), &below, &mut |path, change| {
+            if self.ignore.covers(path) {
+                return Ok(());
+            }
+            found.files += 1;
+            if let Change::Added(new) | Change::Modified { new, .. } = change
+                && let Body::Regular(content) = &new.body
+            {
+                found.bytes += content.size;
+            }
+            Ok(())
+        })?;
+        *self.between.lock() = Some(found);
+        Ok(found)
     }
 
     /// The root object of a layer.

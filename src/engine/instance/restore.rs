@@ -3,7 +3,6 @@
 use karapace_fs::attr::{HeadRef, Restored};
 use karapace_store::fail;
 use karapace_store::id::LayerHash;
-use karapace_store::metadata::Metadata;
 use karapace_store::root::Root;
 
 use super::commit::Keep;
@@ -11,7 +10,7 @@ use super::damage;
 use super::layering::{Layering, Times, normalised};
 use super::open::{Instance, RestoreOutcome, Wait};
 use super::reference::{self, LayerRef};
-use crate::engine::{Engine, Error, Result};
+use crate::engine::{Error, Result};
 
 /// How often a restore stores what was written meanwhile before it gives up.
 const ATTEMPTS: u32 = 20;
@@ -23,20 +22,6 @@ impl Times {
     /// What nobody asked otherwise about: a whole restore is the snapshot again; chosen paths are new to what was made of those before.
     fn by_default(paths: &[Vec<u8>]) -> Times {
         if paths.is_empty() { Times::Kept } else { Times::Present }
-    }
-}
-
-impl Engine {
-    /// Makes `env` equal to a snapshot (see [`super::reference`]), or brings the chosen paths of it back; what that would overwrite
-    /// is committed first. `times`: kept by default, the present one for chosen paths.
-    pub fn restore(
-        &self,
-        env: &Metadata,
-        reference: &str,
-        paths: &[Vec<u8>],
-        times: Option<Times>,
-    ) -> Result<RestoreOutcome> {
-        self.request_restore(env, reference, paths, times)
     }
 }
 

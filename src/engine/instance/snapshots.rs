@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::open::{Instance, Wait};
 use super::reference;
-use crate::engine::{Engine, Error, Result};
+use crate::engine::{Error, Result};
 
 /// What a removal of snapshots did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,13 +51,6 @@ pub fn snapshots(env: &Metadata) -> Vec<SnapshotLine> {
         }
     };
     env.made().into_iter().map(line).collect()
-}
-
-impl Engine {
-    /// Removes snapshots of `env`, all or none; what only they held goes with the next collection.
-    pub fn remove_snapshots(&self, env: &Metadata, references: &[String]) -> Result<RemoveOutcome> {
-        self.request_removal(env, references)
-    }
 }
 
 impl Instance {

@@ -11,7 +11,7 @@ use karapace_store::wal::{Intent, Wal};
 use super::build::{BuildOptions, Plan, Resolution, Resolved};
 use crate::description::lifecycle;
 use crate::engine::instance::open::{CommitOutcome, Instance, Wait};
-use crate::engine::mount::point;
+use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Report, Result};
 
 /// What a rebuild gave.
@@ -90,7 +90,7 @@ impl Engine {
         metadata.created_at = old.created_at;
         metadata.updated_at = Timestamp::now();
         if let Some(mount) = self.recorded_mount(&old.instance)? {
-            point::clear_stale(&mount.dir)?;
+            mountpoint::clear_stale(&mount.dir)?;
         }
         let intent = Intent::Replace { instance: metadata.instance, old: old.instance };
         let intent = Wal::begin(self.store(), intent)?;

@@ -17,7 +17,7 @@ use crate::description::manifest::Manifest;
 use crate::engine::instance::layering::Layer;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::sessions;
-use crate::engine::mount::point;
+use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
 /// How long the commands of a build that was killed may take to be gone.
@@ -107,7 +107,7 @@ impl Engine {
             self.unmount_and_wait(env)?;
         }
         let Some(mount) = recorded else { return Ok(()) };
-        point::clear_stale(&mount.dir)?;
+        mountpoint::clear_stale(&mount.dir)?;
         match std::fs::remove_dir(&mount.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mount.dir, e)),
             _ => Ok(()),

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -21,12 +21,11 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::{Deserialize, Serialize};
 
 use super::background::{Background, Readiness};
-use super::info::MountInfo;
 use super::options::Options;
-use super::point;
+use super::supervisor::{Supervisor, record_path};
+use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
 /// How often mounts are looked after that ended by themselves, or could not be made.
@@ -34,15 +33,6 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How long a stop may take: each mount in use has its grace.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// `mount-all` in the store's directory: who mounts everything, and where. Believed only while that process holds its lock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Supervisor {
-    /// Its process id.
-    pub pid: u32,
-    /// The directory that all are mounted below.
-    pub dir: PathBuf,
-}
 
 /// `~/karapace`.
 pub fn default_dir() -> Result<PathBuf> {
@@ -52,38 +42,12 @@ pub fn default_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(home).join("karapace"))
 }
 
-fn record_path(engine: &Engine) -> PathBuf {
-    engine.store().layout().mount_all()
-}
-
 /// Where the process in the background writes what it has to say.
 pub fn log_path(engine: &Engine) -> PathBuf {
     engine.store().layout().mount_all_log()
 }
 
 impl Engine {
-    /// The process that mounts everything, if there is one.
-    pub fn supervisor(&self) -> Result<Option<Supervisor>> {
-        let path = record_path(self);
-        let mut file = match self.store().files().open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("open", &path, e)),
-        };
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(|e| Error::io("read", &path, e))?;
-        match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_) => Ok(None),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(serde_json::from_str(&text).ok()),
-            Err((_, errno)) => Err(Error::io("lock", &path, errno.into())),
-        }
-    }
-
-    /// Whether a mount is one that `mount --all` made and makes again.
-    pub(super) fn is_supervised(&self, mount: &MountInfo) -> Result<bool> {
-        Ok(self.supervisor()?.is_some_and(|supervisor| mount.dir.parent() == Some(&supervisor.dir)))
-    }
-
     /// Mounts everything below `dir` until [`Engine::umount_all`], SIGTERM or SIGINT. `ready` is called once, when all that can be
     /// mounted is; `tell` hears of what cannot, and why, once each time.
     ///
@@ -136,7 +100,7 @@ impl Engine {
         }
         command
             .args(["mount", "--all", "--foreground", "--background-child", "--"])
-            .arg(point::absolute(dir)?);
+            .arg(mountpoint::absolute(dir)?);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let mut child = command.spawn().map_err(|e| Error::io("run", exe, e))?;
         let mut line = String::new();

@@ -11,8 +11,8 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::options::{Options, check_mountable, check_root_options};
-use super::point;
-use crate::engine::server::access::log_path;
+use crate::engine::mountpoint;
+use crate::engine::server::info::log_path;
 use crate::engine::{Engine, Error, Result};
 use crate::process;
 
@@ -116,7 +116,7 @@ impl Engine {
 
 fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
     process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
-    let dir = point::absolute(&options.dir)?;
+    let dir = mountpoint::absolute(&options.dir)?;
     let log_path = log_path(engine, &env.instance);
     let files = engine.store().files();
     let grown = files.stat(&log_path).is_ok_and(|stat| stat.st_size as u64 > LOG_LIMIT);

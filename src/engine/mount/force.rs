@@ -12,7 +12,7 @@ use std::time::Duration;
 use karapace_store::metadata::Metadata;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::point;
+use crate::engine::mountpoint;
 use crate::engine::server::client::Client;
 use crate::engine::server::keeper::is_over;
 use crate::engine::{Engine, Error, Result};
@@ -45,7 +45,7 @@ impl Engine {
             Some(env) => self.server_of(env)?,
             None => None,
         };
-        let here = point::fuse_device(&forced.dir)?;
+        let here = mountpoint::fuse_device(&forced.dir)?;
         if server.is_none() && here.is_none() {
             return Err(Error::NotMounted { what: target.to_owned() });
         }
@@ -57,7 +57,7 @@ impl Engine {
         let connection = here.or(recorded);
         if here.is_some() {
             // Who serves it may be what keeps it from being detached; then it goes once that is gone.
-            match point::unmount(&forced.dir, true) {
+            match mountpoint::unmount(&forced.dir, true) {
                 Ok(()) => forced.done.push(format!("detached {}", forced.dir.display())),
                 Err(error) => tracing::info!("not detached yet: {error}"),
             }
@@ -70,8 +70,8 @@ impl Engine {
         if let Some((pid, process)) = server {
             forced.done.push(end(pid, &process)?);
         }
-        if point::is_stale(&forced.dir) {
-            point::clear_stale(&forced.dir)?;
+        if mountpoint::is_stale(&forced.dir) {
+            mountpoint::clear_stale(&forced.dir)?;
             forced.done.push(format!("detached {}", forced.dir.display()));
         }
         Ok(forced)

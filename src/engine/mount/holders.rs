@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::point;
+use crate::engine::mountpoint;
 
 /// The most that are named.
 const MOST: usize = 5;
@@ -48,7 +48,7 @@ pub fn holders(minor: u32) -> Vec<Holder> {
             let table = fs::read(place.join("mountinfo")).unwrap_or_default();
             let table = String::from_utf8_lossy(&table);
             seen.push(own);
-            point::has_device(&table, minor)
+            mountpoint::has_device(&table, minor)
         });
         if elsewhere || has_open(&place, minor) {
             let comm = fs::read_to_string(place.join("comm")).unwrap_or_default();

@@ -1,8 +1,9 @@
 //! Serving an environment through FUSE.
 //!
-//! [`options`] say how. [`serve`] serves it in this process, [`background`] in another, [`all`] every environment there is. [`info`] is what is
-//! known of a mount, [`point`] what is mounted where; [`idle`] refuses what may not be done to an environment in use. [`umount`] and
-//! [`force`] end a mount, and `holders` says who keeps it; [`unit`] writes one for systemd.
+//! [`options`] say how. [`serve`] serves it in this process, [`background`] in another, [`all`] every environment there is, as
+//! the [`supervisor`]. [`umount`] and
+//! [`force`] end a mount, and `holders` says who keeps it; [`idle`] refuses what may not be done to an environment in use; [`unit`] writes
+//! one for systemd.
 //! May use `server` and `instance`.
 
 pub mod all;
@@ -10,9 +11,8 @@ pub mod background;
 pub mod force;
 pub(super) mod holders;
 pub mod idle;
-pub mod info;
 pub mod options;
-pub mod point;
 pub mod serve;
+pub mod supervisor;
 pub mod umount;
 pub mod unit;

@@ -17,15 +17,16 @@ use karapace_store::pins::Pin;
 use karapace_store::tree::Trees;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::info::{MountInfo, info_path};
 use super::options::{Options, check_mountable, check_root_options};
-use super::point::{self, SOURCE};
 use crate::description::lifecycle;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::reference;
 use crate::engine::instance::watchers::Teller;
+use crate::engine::mountpoint;
+use crate::engine::mountpoint::SOURCE;
 use crate::engine::server::access::perform;
 use crate::engine::server::control::{Admitted, Plane};
+use crate::engine::server::info::{MountInfo, info_path};
 use crate::engine::server::keeper::{Keeper, Place};
 use crate::engine::server::socket::{Answer, Request, Server};
 use crate::engine::{Engine, Error, Result};
@@ -70,10 +71,10 @@ fn serve_view(
     check_mountable(&env)?;
     // We hold the lock, so whatever an earlier process recorded is over.
     if let Some(old) = engine.recorded_mount(&env.instance)? {
-        point::clear_stale(&old.dir)?;
+        mountpoint::clear_stale(&old.dir)?;
     }
     atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
-    let dir = point::prepare(&options.dir)?;
+    let dir = mountpoint::prepare(&options.dir)?;
     let read_only = options.read_only || !lifecycle::is_writable(env.state);
     let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);
     instance.hold_pin()?;
@@ -131,7 +132,7 @@ fn announce(
         dir: keeper.dir().to_owned(),
         pid: std::process::id(),
         session: keeper.is_for_sessions(),
-        device: point::fuse_device(keeper.dir())?,
+        device: mountpoint::fuse_device(keeper.dir())?,
     };
     let bytes =
         serde_json::to_vec(&info).map_err(|e| Error::Invalid(format!("describing the mount: {e}")))?;
@@ -192,7 +193,7 @@ fn serve_snapshot(
     let root = LayerRecord::read(store, &layer.record)?.tree;
     let _pin = Pin::hold(store, &[root])?;
     drop(shared);
-    let dir = point::prepare(&options.dir)?;
+    let dir = mountpoint::prepare(&options.dir)?;
     let trees = Arc::new(Trees::new(store.clone()));
     let view = Arc::new(View::snapshot(&trees, root)?);
     let mount_options = mount_options(env, &dir, options, true);

@@ -8,11 +8,11 @@ use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 
 use super::holders::{Holder, holders, named};
-use super::info::MountInfo;
-use super::point;
-use super::point::SOURCE;
 use crate::engine::instance::sessions;
+use crate::engine::mountpoint;
+use crate::engine::mountpoint::SOURCE;
 use crate::engine::server::client::Client;
+use crate::engine::server::info::MountInfo;
 use crate::engine::server::socket::{Answer, Request};
 use crate::engine::{Engine, Error, Result};
 
@@ -28,7 +28,7 @@ impl Engine {
     pub fn umount(&self, target: &str) -> Result<PathBuf> {
         match self.mount_named(target)? {
             (Some(env), _) => self.umount_env(&env),
-            (None, dir) => point::unmount(&dir, false).map(|()| dir),
+            (None, dir) => mountpoint::unmount(&dir, false).map(|()| dir),
         }
     }
 
@@ -45,13 +45,13 @@ impl Engine {
                 Err(_) => {}
             }
         }
-        let dir = point::absolute(Path::new(target))?;
+        let dir = mountpoint::absolute(Path::new(target))?;
         for env in Metadata::list(self.store())?.into_iter().flatten() {
             if self.recorded_mount(&env.instance)?.is_some_and(|mount| mount.dir == dir) {
                 return Ok((Some(env), dir));
             }
         }
-        match point::fuse_source(&dir)? {
+        match mountpoint::fuse_source(&dir)? {
             Some(source) if source.starts_with(SOURCE) => Ok((None, dir)),
             _ => Err(Error::NotMounted { what: target.to_owned() }),
         }
@@ -80,7 +80,7 @@ impl Engine {
         }
         self.wait_for_end(env, mount)?;
         // Where it was killed instead.
-        point::clear_stale(&mount.dir)?;
+        mountpoint::clear_stale(&mount.dir)?;
         Ok(mount.dir.clone())
     }
 
@@ -116,8 +116,8 @@ impl Engine {
     /// Nobody serves the environment: a killed process may have left its mount point behind.
     fn clear_dead(&self, env: &Metadata, dir: Option<PathBuf>) -> Result<PathBuf> {
         match dir {
-            Some(dir) if point::is_stale(&dir) => {
-                point::clear_stale(&dir)?;
+            Some(dir) if mountpoint::is_stale(&dir) => {
+                mountpoint::clear_stale(&dir)?;
                 Ok(dir)
             }
             _ => Err(Error::NotMounted { what: env.name.clone() }),

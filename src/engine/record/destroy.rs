@@ -1,20 +1,12 @@
 //! Ending an environment.
 
-use std::io::{self, ErrorKind};
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
-
 use karapace_store::fail;
-use karapace_store::lock::{EnvLock, StoreLock};
+use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::wal::{Intent, Wal};
 
-use crate::engine::mount::point;
+use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
-
-/// A server is told of the end of an open file when whoever closed it has gone on.
-const HIDDEN_FILES_GO: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Removes `env` with its snapshots and uncommitted changes. Its content stays in the store until gc. A snapshot that somebody
@@ -29,7 +21,7 @@ impl Engine {
         // What was named while we waited counts too.
         check_destroy(&Metadata::load(self.store(), &env.instance)?, snapshots)?;
         if let Some(old) = self.recorded_mount(&env.instance)? {
-            point::clear_stale(&old.dir)?;
+            mountpoint::clear_stale(&old.dir)?;
         }
         let intent = Wal::begin(self.store(), Intent::Destroy { instance: env.instance })?;
         // From here on it is gone; a crash leaves a directory that the next start removes.
@@ -39,25 +31,6 @@ impl Engine {
         removed.map_err(|e| Error::io("remove", &dir, e))?;
         intent.finish()?;
         Ok(())
-    }
-
-    /// Removes the directory of an environment that has no record any more, and lets go of its lock.
-    ///
-    /// Where a file that is open keeps a hidden name when it is removed (NFS, most FUSE servers), that of the lock keeps the directory,
-    /// and goes a moment after it has been closed.
-    pub(in crate::engine) fn remove_env_dir(&self, dir: &Path, lock: EnvLock) -> io::Result<()> {
-        let remove = || self.store().files().remove_tree(dir);
-        let mut removed = remove();
-        drop(lock);
-        let deadline = Instant::now() + HIDDEN_FILES_GO;
-        let is_kept = |error: &io::Error| {
-            matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy)
-        };
-        while removed.as_ref().is_err_and(is_kept) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-            removed = remove();
-        }
-        removed
     }
 }
 

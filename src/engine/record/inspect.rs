@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::engine::instance::open::Status;
 use crate::engine::instance::sessions;
-use crate::engine::mount::info::MountInfo;
+use crate::engine::server::info::MountInfo;
 use crate::engine::{Engine, Result};
 
 /// An environment as `list` shows it and `inspect` begins.

@@ -1,4 +1,5 @@
-//! What an environment's record says, shown ([`list`], [`inspect`]) and changed ([`rename`], [`state`]), to its end ([`destroy`]).
+//! What an environment's record says, shown ([`list`], [`inspect`]) and changed ([`rename`], [`state`], snapshots
+//! that are too many: [`retention`]), to its end ([`destroy`]).
 //!
 //! May use `mount`, `server` and `instance`.
 
@@ -6,4 +7,5 @@ pub mod destroy;
 pub mod inspect;
 pub mod list;
 pub mod rename;
+pub mod retention;
 pub mod state;

@@ -1,10 +1,8 @@
 //! Reaching an environment: through the process that serves it, or by opening it here.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use karapace_store::error::StoreError;
-use karapace_store::id::InstanceId;
 use karapace_store::lock::{self, EnvLock};
 use karapace_store::metadata::Metadata;
 
@@ -12,7 +10,9 @@ use super::client::Client;
 use super::socket::{Answer, Request};
 use crate::engine::instance::diff::Changed;
 use crate::engine::instance::layering::Times;
-use crate::engine::instance::open::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
+use crate::engine::instance::open::{
+    CommitOutcome, Instance, RestoreOutcome, Status, Wait, check_snapshot_name,
+};
 use crate::engine::instance::snapshots::RemoveOutcome;
 use crate::engine::text::PathText;
 use crate::engine::{Engine, Error, Result};
@@ -23,20 +23,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often we look again.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The log of an environment's background mounts.
-pub fn log_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
-    engine.env_dir(instance).join("mount.log")
-}
-
 impl Engine {
-    /// Makes a snapshot, wherever the environment is open.
-    pub(in crate::engine) fn request_commit(
+    /// Makes a snapshot of what `env` is now, or of the chosen paths of it, durable on return.
+    pub fn commit(
         &self,
         env: &Metadata,
         paths: &[Vec<u8>],
         name: Option<&str>,
         message: Option<&str>,
     ) -> Result<CommitOutcome> {
+        name.map(check_snapshot_name).transpose()?;
         let (name, message) = (name.map(str::to_owned), message.map(str::to_owned));
         let request = Request::Commit { name, message, paths: texts(paths) };
         match self.request(env, &request)? {
@@ -45,8 +41,9 @@ impl Engine {
         }
     }
 
-    /// Restores a snapshot, wherever the environment is open.
-    pub(in crate::engine) fn request_restore(
+    /// Makes `env` equal to a snapshot (see [`reference`](crate::engine::instance::reference)), or brings the chosen paths of it back; what
+    /// that would overwrite is committed first. `times`: kept by default, the present one for chosen paths.
+    pub fn restore(
         &self,
         env: &Metadata,
         reference: &str,
@@ -60,27 +57,37 @@ impl Engine {
         }
     }
 
-    /// Removes snapshots, wherever the environment is open.
-    pub(in crate::engine) fn request_removal(
-        &self,
-        env: &Metadata,
-        references: &[String],
-    ) -> Result<RemoveOutcome> {
+    /// Removes snapshots of `env`, all or none; what only they held goes with the next collection.
+    pub fn remove_snapshots(&self, env: &Metadata, references: &[String]) -> Result<RemoveOutcome> {
         match self.request(env, &Request::RemoveSnapshots { references: references.to_vec() })? {
             Answer::Removed(outcome) => Ok(outcome),
             other => Err(self.unexpected(env, &other)),
         }
     }
 
-    /// What differs from the head, or from the snapshot `since`, wherever the environment is open.
-    pub(in crate::engine) fn request_diff(
-        &self,
-        env: &Metadata,
-        since: Option<&str>,
-    ) -> Result<Vec<Changed>> {
+    /// What stands uncommitted in `env`.
+    pub fn diff(&self, env: &Metadata) -> Result<Vec<Changed>> {
+        self.differing(env, None)
+    }
+
+    /// What the view of `env` has different from the layer `since`.
+    pub fn diff_since(&self, env: &Metadata, since: &str) -> Result<Vec<Changed>> {
+        self.differing(env, Some(since))
+    }
+
+    fn differing(&self, env: &Metadata, since: Option<&str>) -> Result<Vec<Changed>> {
         match self.request(env, &Request::Diff { since: since.map(str::to_owned) })? {
             Answer::Diff(changes) => Ok(changes),
             other => Err(self.unexpected(env, &other)),
+        }
+    }
+
+    /// How many paths stand uncommitted in `env`: cheap when it was not touched at all.
+    pub(in crate::engine) fn count_uncommitted(&self, env: &Metadata) -> Result<usize> {
+        // What was touched may be as before: a session makes mount points, and takes them away again.
+        match self.request_status(env)?.dirty_files {
+            0 => Ok(0),
+            _ => Ok(self.diff(env)?.len()),
         }
     }
 
@@ -191,11 +198,6 @@ impl Engine {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    pub(in crate::engine) fn serving_error(&self, env: &Metadata, what: &str) -> Error {
-        let log = log_path(self, &env.instance);
-        Error::Serving { env: env.name.clone(), what: what.to_owned(), log }
     }
 
     fn unexpected(&self, env: &Metadata, answer: &Answer) -> Error {

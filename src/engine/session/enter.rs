@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::policy;
 use crate::engine::instance::sessions::Session;
 use crate::engine::mount::options::Options;
-use crate::engine::mount::point;
+use crate::engine::mountpoint;
 use crate::engine::server::client::Client;
 use crate::engine::server::keeper::SHOWS_CONTROL;
 use crate::engine::server::socket::{Answer, Entrance, Reply, Request, Shape};
@@ -195,7 +195,7 @@ impl Engine {
             None => None,
         };
         let has_ground = !entrance.ground.is_empty();
-        if !has_ground && !point::is_ours(&entrance.dir) {
+        if !has_ground && !mountpoint::is_ours(&entrance.dir) {
             return Err(Error::MountedElsewhere { env: env.name.clone(), dir: entrance.dir });
         }
         Ok(Place { entrance, ground: has_ground.then_some(ground), inside })

@@ -158,7 +158,7 @@ fn what_is_uncommitted_counts_as_the_environments_own() {
 
 #[test]
 fn old_snapshots_go_as_a_dry_run_says() {
-    use crate::engine::upkeep::retention::Keep;
+    use crate::engine::record::retention::Keep;
     let place = Place::new();
     let (env, other) = (place.import("dev"), place.import("frozen"));
     for (n, name) in [(1, None), (2, Some("kept")), (3, None), (4, None)] {

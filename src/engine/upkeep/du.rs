@@ -108,7 +108,7 @@ impl Engine {
 
     /// What the removal of snapshots would let a collection free: what nothing refers to but them.
     /// Call with the store's lock held, shared.
-    pub(super) fn held_by(&self, gone: &[(&Metadata, Vec<LayerHash>)]) -> Result<u64> {
+    pub(in crate::engine) fn held_by(&self, gone: &[(&Metadata, Vec<LayerHash>)]) -> Result<u64> {
         let (mut stays, mut goes) = (Group::default(), Group::default());
         for env in &self.readable()?.0 {
             let removed =
@@ -122,17 +122,6 @@ impl Engine {
         }
         let usages = Survey::new(self.store().clone())?.measure(&[stays, goes])?;
         Ok(usages[1].exclusive_bytes)
-    }
-
-    pub(in crate::engine) fn readable(&self) -> Result<(Vec<Metadata>, Vec<StoreError>)> {
-        let (mut environments, mut unreadable) = (Vec::new(), Vec::new());
-        for loaded in Metadata::list(self.store())? {
-            match loaded {
-                Ok(env) => environments.push(env),
-                Err(error) => unreadable.push(error),
-            }
-        }
-        Ok((environments, unreadable))
     }
 
     fn group(&self, env: &Metadata) -> Result<Group> {

@@ -7,7 +7,7 @@ use karapace_store::id::InstanceId;
 use karapace_store::metadata::Metadata;
 use serde::{Deserialize, Serialize};
 
-use super::point;
+use crate::engine::mountpoint;
 use crate::engine::server::client::Client;
 use crate::engine::{Engine, Error, Result};
 
@@ -33,12 +33,17 @@ impl MountInfo {
     /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are that are
     /// made inside a user namespace.
     pub(in crate::engine) fn is_seen_here(&self) -> bool {
-        point::is_ours(&self.dir)
+        mountpoint::is_ours(&self.dir)
     }
 }
 
-pub(super) fn info_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
+pub(in crate::engine) fn info_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
     engine.env_dir(instance).join("mount.json")
+}
+
+/// The log of an environment's background mounts.
+pub fn log_path(engine: &Engine, instance: &InstanceId) -> PathBuf {
+    engine.env_dir(instance).join("mount.log")
 }
 
 impl Engine {
@@ -83,5 +88,11 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// An error that names the log of the process that serves `env`, or did.
+    pub(in crate::engine) fn serving_error(&self, env: &Metadata, what: &str) -> Error {
+        let log = log_path(self, &env.instance);
+        Error::Serving { env: env.name.clone(), what: what.to_owned(), log }
     }
 }

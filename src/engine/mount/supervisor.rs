@@ -1,0 +1,48 @@
+//! The process of `mount --all`, as others know it.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::server::info::MountInfo;
+use crate::engine::{Engine, Error, Result};
+
+/// `mount-all` in the store's directory: who mounts everything, and where. Believed only while that process holds its lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supervisor {
+    /// Its process id.
+    pub pid: u32,
+    /// The directory that all are mounted below.
+    pub dir: PathBuf,
+}
+
+pub(super) fn record_path(engine: &Engine) -> PathBuf {
+    engine.store().layout().mount_all()
+}
+
+impl Engine {
+    /// The process that mounts everything, if there is one.
+    pub fn supervisor(&self) -> Result<Option<Supervisor>> {
+        let path = record_path(self);
+        let mut file = match self.store().files().open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("open", &path, e)),
+        };
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(|e| Error::io("read", &path, e))?;
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(None),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(serde_json::from_str(&text).ok()),
+            Err((_, errno)) => Err(Error::io("lock", &path, errno.into())),
+        }
+    }
+
+    /// Whether a mount is one that `mount --all` made and makes again.
+    pub(super) fn is_supervised(&self, mount: &MountInfo) -> Result<bool> {
+        Ok(self.supervisor()?.is_some_and(|supervisor| mount.dir.parent() == Some(&supervisor.dir)))
+    }
+}
