@@ -2,6 +2,7 @@
 
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{FileKind, Ino, Timestamp};
+use serde::{Deserialize, Serialize};
 
 /// Longest name of a directory entry, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -193,14 +194,17 @@ pub struct HeadRef {
     pub root: ObjectId,
 }
 
-/// How a path differs from the head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// How a path differs from the head. In JSON it is its letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DiffKind {
     /// New.
+    #[serde(rename = "A")]
     Added,
     /// Other content or metadata.
+    #[serde(rename = "M")]
     Modified,
     /// Gone.
+    #[serde(rename = "D")]
     Deleted,
 }
 

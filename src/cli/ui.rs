@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use karapace_fs::attr::DiffKind;
 use karapace_store::progress::Progress;
 use karapace_store::text;
 use parking_lot::Mutex;
@@ -134,12 +135,12 @@ fn chosen(reply: &str, choices: &[(String, String)]) -> Option<usize> {
 }
 
 /// The style of a letter of `diff`: A, M or D.
-pub fn change(letter: char) -> Style {
-    match letter {
+pub fn change(kind: DiffKind) -> Style {
+    match kind {
         _ if !writer::stdout_is_coloured() => Style::new(),
-        'A' => AnsiColor::Green.on_default(),
-        'D' => AnsiColor::Red.on_default(),
-        _ => AnsiColor::Yellow.on_default(),
+        DiffKind::Added => AnsiColor::Green.on_default(),
+        DiffKind::Deleted => AnsiColor::Red.on_default(),
+        DiffKind::Modified => AnsiColor::Yellow.on_default(),
     }
 }
 

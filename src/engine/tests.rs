@@ -442,7 +442,10 @@ fn differences_between_layers_and_the_view() {
     drop(instance);
     let env = place.reload(&env);
     let show = |changes: Vec<super::instance::diff::Changed>| -> Vec<String> {
-        changes.iter().map(|c| format!("{} {}", c.kind, String::from_utf8_lossy(&c.path.0))).collect()
+        changes
+            .iter()
+            .map(|c| format!("{} {}", c.kind.letter(), String::from_utf8_lossy(&c.path.0)))
+            .collect()
     };
     assert_eq!(show(place.engine.diff(&env).unwrap()), ["A /c"]);
     assert_eq!(show(place.engine.diff_since(&env, "base").unwrap()), ["A /a", "A /b", "A /c"]);
@@ -470,7 +473,7 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     assert_eq!((made.head, made.snapshots[0].parent), (made.snapshots[0].hash, env.base_layer));
     let changes = place.engine.diff_since(&made, "base").unwrap();
     let text =
-        |c: &super::instance::diff::Changed| format!("{} {}", c.kind, String::from_utf8_lossy(&c.path.0));
+        |c: &super::instance::diff::Changed| format!("{} {}", c.kind.letter(), String::from_utf8_lossy(&c.path.0));
     let changes: Vec<String> = changes.iter().map(text).collect();
     assert_eq!(changes, ["D /etc/hostname", "A /etc/new"]);
     // The same onto the snapshot that it made: nothing is left to change.

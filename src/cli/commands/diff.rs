@@ -41,12 +41,13 @@ impl Args {
             return Ok(());
         }
         if self.null {
-            let entry =
-                |change: &Changed| [format!("{} ", change.kind).as_bytes(), &change.path.0, b"\0"].concat();
+            let entry = |change: &Changed| {
+                [format!("{} ", change.kind.letter()).as_bytes(), &change.path.0, b"\0"].concat()
+            };
             return Ok(writer::raw(&changes.iter().flat_map(entry).collect::<Vec<u8>>())?);
         }
         writer::print(changes.iter().map(|change| {
-            let letter = change.kind.to_string();
+            let letter = change.kind.letter().to_string();
             Line::default().styled(ui::change(change.kind), &letter).text(" ").path(&change.path.0)
         }))?;
         Ok(())

@@ -14,8 +14,8 @@ use crate::engine::{Engine, Result};
 /// One path that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
-    /// `A`, `M` or `D`.
-    pub kind: char,
+    /// How it differs.
+    pub kind: DiffKind,
     /// The path from the environment's root.
     pub path: PathText,
 }
@@ -23,7 +23,7 @@ pub struct Changed {
 impl Changed {
     /// From what a view says.
     pub fn new(kind: DiffKind, path: Vec<u8>) -> Changed {
-        Changed { kind: kind.letter(), path: PathText(path) }
+        Changed { kind, path: PathText(path) }
     }
 }
 

@@ -554,7 +554,7 @@ fn comparing_snapshots_does_not_open_what_is_equal() {
     let env = place.reload(&env);
     let between = || place.engine.diff_between(&env, "one", "two");
     let listed = |changes: Vec<crate::engine::instance::diff::Changed>| -> Vec<_> {
-        changes.into_iter().map(|c| (c.kind, String::from_utf8(c.path.0).unwrap())).collect()
+        changes.into_iter().map(|c| (c.kind.letter(), String::from_utf8(c.path.0).unwrap())).collect()
     };
     assert_eq!(listed(between().unwrap()), [('M', "/differs/f".to_owned())]);
     let trees = Trees::new(place.engine.store().clone());
