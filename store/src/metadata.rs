@@ -333,16 +333,22 @@ impl Metadata {
     }
 }
 
-/// Whether `name` may name an environment or a snapshot: 1 to 64 of letters, digits, `_` and `-`.
+/// Longest name of an environment or a snapshot, bytes.
+pub const MAX_NAME: usize = 64;
+
+/// Whether `name` may name an environment: 1 to [`MAX_NAME`] of letters, digits, `_` and `-`. A snapshot's name has this form too;
+/// that it is none of the words that stand for a snapshot is for whoever gives it the name.
 ///
 /// # Errors
 /// [`StoreError::Invalid`] saying so.
 pub fn check_name(name: &str) -> Result<()> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-    if (1..=64).contains(&name.len()) && name.bytes().all(good) {
+    if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(good) {
         return Ok(());
     }
-    Err(StoreError::Invalid(format!("{name:?} is no good name: use 1 to 64 letters, digits, '_' and '-'")))
+    Err(StoreError::Invalid(format!(
+        "bad name {name:?}: use 1 to {MAX_NAME} of letters, digits, '_' and '-'"
+    )))
 }
 
 fn ambiguous(reference: &str, matches: &[Metadata]) -> StoreError {

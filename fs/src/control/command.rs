@@ -1,19 +1,26 @@
-//! The words that `ctl` understands.
+//! The words that `ctl` understands (docs/CONTROL.md).
 //!
-//! ```text
-//! commit [name=N] [message=…] [async=1]
-//! restore <hash|prefix|name|head|latest|~k> [touch=1]
-//! gc [dry_run=1]
-//! verify
-//! ```
 //! One command a line. A value may be quoted ("…" or '…', no escapes inside); an unquoted message goes on over
 //! spaces until the next `name=` or `async=` or the end of the line.
+
+use karapace_store::metadata::{MAX_NAME, check_name};
 
 /// Longest text that one write to `ctl` may hold, in bytes.
 pub const MAX_TEXT: usize = 4096;
 
-/// Longest snapshot name in bytes.
-const MAX_NAME: usize = 64;
+/// Digits of a whole hash.
+const HASH_DIGITS: usize = 64;
+
+/// Every command's word and the arguments that it takes as `key=value`. A test compares `help` and docs/CONTROL.md with it.
+pub(super) const COMMANDS: [(&str, &[&str]); 4] = [
+    ("commit", &["name", "message", "async"]),
+    ("restore", &["touch"]),
+    ("gc", &["dry_run"]),
+    ("verify", &[]),
+];
+
+/// What `restore` takes for a snapshot.
+const SNAPSHOT: &str = "a hash or prefix, a name, head, latest, base or ~k";
 
 /// What can be asked for through the control directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +36,7 @@ pub enum Command {
     },
     /// Make the view equal to a snapshot.
     Restore {
-        /// A hash or prefix, a name, `head`, `latest` or `~k`; resolved when it runs.
+        /// A hash or prefix, a name, `head`, `latest`, `base` or `~k`; resolved when it runs.
         reference: String,
         /// Give what it changes the present time.
         touch: bool,
@@ -94,17 +101,14 @@ pub fn parse_commands(text: &[u8]) -> Result<Vec<Command>, String> {
     Ok(commands)
 }
 
-/// Whether a snapshot may have this name: `[a-zA-Z0-9_-]{1,64}`, no reference word, not the form of a full hash.
-pub fn valid_name(name: &str) -> Result<(), String> {
-    let fits = (1..=MAX_NAME).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if !fits {
-        return Err(format!("bad name {name:?}: 1 to {MAX_NAME} of a-z A-Z 0-9 _ -"));
-    }
+/// Whether a snapshot may be given this name: it has the form of every name ([`check_name`]), is no word that stands for a
+/// snapshot, and does not read as a hash.
+pub fn check_snapshot_name(name: &str) -> Result<(), String> {
+    check_name(name).map_err(|error| error.to_string())?;
     if matches!(name, "head" | "latest" | "base") {
         return Err(format!("bad name {name:?}: it is a reference of its own"));
     }
-    if name.len() == MAX_NAME && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+    if name.len() == HASH_DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(format!("bad name {name:?}: it reads as a hash"));
     }
     Ok(())
@@ -112,30 +116,32 @@ pub fn valid_name(name: &str) -> Result<(), String> {
 
 fn parse_line(line: &str) -> Result<Command, String> {
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let Some((word, known)) = COMMANDS.into_iter().find(|(known, _)| *known == word) else {
+        return Err(format!(
+            "unknown command {word:?}; known: {}",
+            COMMANDS.map(|(word, _)| word).join(", ")
+        ));
+    };
     match word {
-        "commit" => parse_commit(rest),
-        "restore" => parse_restore(rest),
+        "commit" => parse_commit(rest, known),
+        "restore" => parse_restore(rest, known),
         "gc" => {
             let mut dry_run = None;
-            for (key, value) in arguments(rest, &["dry_run"])? {
+            for (key, value) in arguments(rest, known)? {
                 set(&mut dry_run, key, flag(key, &value)?)?;
             }
             Ok(Command::Gc { dry_run: dry_run.unwrap_or(false) })
         }
-        "verify" => match arguments(rest, &[])?.first() {
-            Some((key, _)) => Err(format!("verify takes no {key}")),
-            None => Ok(Command::Verify),
-        },
-        other => Err(format!("unknown command {other:?}; known: commit, restore, gc, verify")),
+        _ => arguments(rest, known).map(|_| Command::Verify),
     }
 }
 
-fn parse_commit(rest: &str) -> Result<Command, String> {
+fn parse_commit(rest: &str, known: &[&'static str]) -> Result<Command, String> {
     let (mut name, mut message, mut run_async) = (None, None, None);
-    for (key, value) in arguments(rest, &["name", "message", "async"])? {
+    for (key, value) in arguments(rest, known)? {
         match key {
             "name" => {
-                valid_name(&value)?;
+                check_snapshot_name(&value)?;
                 set(&mut name, key, value)?;
             }
             "message" => set(&mut message, key, value)?,
@@ -145,25 +151,25 @@ fn parse_commit(rest: &str) -> Result<Command, String> {
     Ok(Command::Commit { name, message, run_async: run_async.unwrap_or(false) })
 }
 
-fn parse_restore(rest: &str) -> Result<Command, String> {
+fn parse_restore(rest: &str, known: &[&'static str]) -> Result<Command, String> {
     let rest = rest.trim();
     let (reference, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     if reference.is_empty() {
-        return Err("restore needs a snapshot: a hash or prefix, a name, head, latest or ~k".to_owned());
+        return Err(format!("restore needs a snapshot: {SNAPSHOT}"));
     }
     if let Some(extra) = rest.split_whitespace().find(|word| !word.contains('=')) {
         return Err(format!("restore takes one snapshot, not also {extra:?}"));
     }
     let body = reference.strip_prefix('~').unwrap_or(reference);
     let good = !body.is_empty()
-        && body.len() <= MAX_NAME
+        && body.len() <= HASH_DIGITS.max(MAX_NAME)
         && body.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
         && (body.len() == reference.len() || body.bytes().all(|b| b.is_ascii_digit()));
     if !good {
-        return Err(format!("bad snapshot {reference:?}: a hash or prefix, a name, head, latest or ~k"));
+        return Err(format!("bad snapshot {reference:?}: {SNAPSHOT}"));
     }
     let mut touch = None;
-    for (key, value) in arguments(rest, &["touch"])? {
+    for (key, value) in arguments(rest, known)? {
         set(&mut touch, key, flag(key, &value)?)?;
     }
     Ok(Command::Restore { reference: reference.to_owned(), touch: touch.unwrap_or(false) })
@@ -323,9 +329,35 @@ mod tests {
 
     #[test]
     fn names() {
-        assert!(valid_name(&"a".repeat(64)).is_err(), "64 hex digits read as a hash");
-        assert!(valid_name(&"z".repeat(64)).is_ok());
-        assert!(valid_name(&"z".repeat(65)).is_err());
-        assert!(valid_name("dead").is_ok());
+        assert!(check_snapshot_name(&"a".repeat(64)).is_err(), "64 hex digits read as a hash");
+        assert!(check_snapshot_name(&"z".repeat(64)).is_ok());
+        assert!(check_snapshot_name(&"z".repeat(65)).is_err());
+        assert!(check_snapshot_name("dead").is_ok());
+    }
+
+    /// The keys of `[key=…]` in a line.
+    fn keys(line: &str) -> Vec<&str> {
+        line.split('[').skip(1).filter_map(|rest| rest.split_once('=')).map(|(key, _)| key).collect()
+    }
+
+    /// The first word of each line that begins with `start`, and its keys.
+    fn commands<'a>(text: &'a str, start: &str) -> Vec<(&'a str, Vec<&'a str>)> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(start));
+        let lines = lines.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+        lines.map(|line| (&line[..line.find([' ', '`']).unwrap_or(line.len())], keys(line))).collect()
+    }
+
+    #[test]
+    fn help_and_the_page_name_every_command_and_its_arguments() {
+        let page = include_str!("../../../docs/CONTROL.md");
+        let table = &page[page.find("| command |").expect("the table of commands")..];
+        let table = &table[..table.find("\n\n").expect("the end of the table")];
+        let known = COMMANDS.map(|(word, keys)| (word, keys.to_vec()));
+        assert_eq!(commands(super::super::files::HELP, "  "), known, "fs/src/control/files.rs");
+        assert_eq!(commands(table, "| `"), known, "docs/CONTROL.md");
+        for (word, _) in known {
+            let parsed = parse_line(&format!("{word} {}", if word == "restore" { "head" } else { "" }));
+            assert_eq!(parsed.map(|command| command.word()), Ok(word));
+        }
     }
 }

@@ -14,12 +14,14 @@ use karapace_store::text;
 
 const VERSION: &str = concat!("karapace ", env!("CARGO_PKG_VERSION"), "\n");
 
-const HELP: &str = "\
+pub(super) const HELP: &str = "\
 ctl                write commands, one a line; a failing command fails the write
   commit [name=N] [message=TEXT] [async=1]
                    make a snapshot; returns when it is durable, async=1: at once with a job number
-  restore SNAPSHOT make the tree equal to a snapshot: a hash or prefix, a name, head, latest, ~k
-                   (the k-th parent of head); uncommitted changes are committed first
+  restore SNAPSHOT [touch=1]
+                   make the tree equal to a snapshot: a hash or prefix, a name, head, latest, base, ~k (the k-th
+                   parent of head); uncommitted changes are committed first; touch=1 gives what changes by it
+                   the present time
   gc [dry_run=1]   collect garbage in the store, as a job
   verify           read and check the whole store, as a job
                    after a write, reading the same descriptor gives the outcome

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::command::{Command, MAX_TEXT, parse_commands, valid_name};
+use super::command::{Command, MAX_TEXT, check_snapshot_name, parse_commands};
 use super::nodes::{Dir, FileNode, Role};
 use super::{CommandError, ControlDir, ControlPlane, Found};
 use crate::errno::errno_name;
@@ -74,7 +74,7 @@ impl ControlDir {
             return Err(libc::EPERM);
         }
         let outcome = match std::str::from_utf8(name).map_err(|_| "bad name: not UTF-8".to_owned()) {
-            Ok(name) => match valid_name(name) {
+            Ok(name) => match check_snapshot_name(name) {
                 Ok(()) if self.find_snapshot(name.as_bytes()).is_some() => {
                     Outcome::failed(libc::EEXIST, format!("a snapshot {name} exists"))
                 }

@@ -401,5 +401,5 @@ pub(super) fn ignored(metadata: &Metadata) -> Result<Ignore> {
 
 /// Whether a snapshot may have this name at all.
 pub fn check_snapshot_name(name: &str) -> Result<()> {
-    karapace_fs::control::command::valid_name(name).map_err(Error::Invalid)
+    karapace_fs::control::command::check_snapshot_name(name).map_err(Error::Invalid)
 }
