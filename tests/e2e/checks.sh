@@ -10,30 +10,63 @@ CHECKS_FAILED=0
 LOG=$TMPDIR/check.log
 
 # has PATTERN: like grep -q at the end of a pipe, but reads all of it: under pipefail a writer that meets a closed pipe
-# would fail the check.
-has() { grep "$@" >/dev/null; }
+# would fail the check. What it read instead is shown with the check that fails.
+has() {
+    local read=$TMPDIR/has.$BASHPID status=0
+    cat >"$read"
+    grep "$@" <"$read" >/dev/null || status=$?
+    [ "$status" -eq 0 ] || [ -n "${WAITING:-}" ] ||
+        { printf 'expected %s, found:\n' "${*@Q}" && head -n 20 "$read"; } >>"$LOG"
+    rm -f "$read"
+    return "$status"
+}
+
+# seconds_since START: since that $EPOCHREALTIME, to a tenth.
+seconds_since() {
+    local tenths=$(((${EPOCHREALTIME/[.,]/} - ${1/[.,]/}) / 100000))
+    printf '%d.%d' $((tenths / 10)) $((tenths % 10))
+}
 
 # check NAME COMMAND...: passes when the command, with errexit, succeeds; its output is shown when it does not, and of
 # what it says when it does the lines that begin with "note: ".
 # A function given as COMMAND runs in a subshell: what it is to leave behind it leaves in files.
+# $LOG is opened to append: `failed_at` writes there too, wherever the command's own output goes.
 check() {
-    local name=$1 status
+    local name=$1 status start=$EPOCHREALTIME took
     shift
+    : >"$LOG"
     (
-        set -euo pipefail
+        set -eEuo pipefail
+        trap failed_at ERR
         "$@"
-    ) >"$LOG" 2>&1 </dev/null
+    ) >>"$LOG" 2>&1 </dev/null
     status=$?
+    took=$(seconds_since "$start")
     if [ "$status" -eq 0 ]; then
         CHECKS_PASSED=$((CHECKS_PASSED + 1))
-        echo "ok   $name"
+        echo "ok   $name ($took s)"
         sed -n 's/^note: /     /p' "$LOG"
     else
         CHECKS_FAILED=$((CHECKS_FAILED + 1))
-        echo "FAIL $name (as $ACTOR, status $status)"
+        echo "FAIL $name (as $ACTOR, status $status, $took s)"
         sed 's/^/     | /' "$LOG" | tail -n 40
     fi
     return 0
+}
+
+# failed_at: the trap of a check. Says which line of the suite failed, with its variables where it is a test.
+failed_at() {
+    local command=$BASH_COMMAND i line
+    for ((i = 1; i < ${#BASH_SOURCE[@]}; i++)); do
+        if [[ ${BASH_SOURCE[i]} == "$0" ]]; then
+            line=${BASH_LINENO[i - 1]}
+            line="line $line: $(sed -n "$line{s/^ *//;p}" "$0")"
+            # Once, also where a subshell ends by it and then the check.
+            [ "$(tail -n 1 "$LOG")" = "$line" ] || echo "$line" >>"$LOG"
+            break
+        fi
+    done
+    if [[ $command == '[ '* && $command != *[\`\(]* ]]; then eval "echo found: $command" >>"$LOG"; fi
 }
 
 # need NAME COMMAND...: a check without which the rest of the suite means nothing.
@@ -79,13 +112,17 @@ refused() {
 # says PATTERN: what the last `refused` said matches.
 says() { grep -qiE "$1" "$TMPDIR/refused" || wrong "no '$1' in: $(cat "$TMPDIR/refused")"; }
 
-# until_true SECONDS COMMAND...: waits for the command to succeed.
+# until_true SECONDS COMMAND...: waits for the command to succeed; what it says the last time is shown.
 until_true() {
-    local deadline=$(($(date +%s) + $1))
+    local deadline=$((SECONDS + $1)) seconds=$1 WAITING=yes
     shift
     until "$@" >/dev/null 2>&1; do
-        # Not by errexit alone, which is off where this is part of a condition.
-        if [ "$(date +%s)" -ge "$deadline" ]; then wrong "never happened: $*" || return 1; fi
+        if [ "$SECONDS" -gt "$deadline" ]; then
+            WAITING=
+            "$@" && return
+            # Not by errexit alone, which is off where this is part of a condition.
+            wrong "did not happen in $seconds s: $*" || return 1
+        fi
         sleep 0.05
     done
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suites: tests/e2e/run.sh [--as root|user] [SUITE...]
+# With --fetch instead it only fetches and installs what they need, once for all runs.
 #
 # A suite is tests/e2e/suites/NAME.sh, or NAME.sh in KARAPACE_SUITES; its line `# runs as: root user` says as whom it is run, `# tools: NAME...` what it
 # needs that is no Debian package (scripts/lib/tools.sh), and `# files: NAME...` which files from elsewhere (FETCH below). A
@@ -11,7 +12,7 @@
 # KARAPACE_BIN   the program to test; target/release/karapace, built if need be, by default
 # KARAPACE_SUITES
 #                another directory of suites below tests/ (tests/real/suites: scripts/real)
-# KARAPACE_JOBS  how many suites run side by side; as many as there are processors by default
+# KARAPACE_JOBS  how many suites run side by side; two for each processor by default, for a suite waits half of its time
 # KARAPACE_FSX_OPERATIONS, KARAPACE_FSX_SEEDS
 #                how much fsx does, and from which seeds (suites/fsx.sh)
 # KARAPACE_LIMIT_SECONDS
@@ -19,7 +20,8 @@
 # KARAPACE_KEEP  when set, the scratch directories of failed suites stay
 # TMPDIR         where the scratch directories go (/var/tmp by default); some 15 GB are needed for each suite that runs
 #
-# Ends with `N passed, N failed`.
+# The longest are begun first, by what a suite's line `# seconds: N` says (of one that has none, little). At the end stand a table of what ran and
+# how long it took, once more what failed, how each suite that failed is run again, and `N passed, N failed`.
 set -uo pipefail
 # shellcheck source=scripts/lib/common.sh
 . "$(dirname "$0")/../../scripts/lib/common.sh"
@@ -32,7 +34,11 @@ set -uo pipefail
 # shellcheck source=scripts/lib/built.sh
 . "$ROOT/scripts/lib/built.sh"
 
-only_as=""
+only_as="" fetch_only=""
+if [ "${1:-}" = --fetch ]; then
+    fetch_only=yes
+    shift
+fi
 if [ "${1:-}" = --as ]; then
     only_as=${2:?--as root or --as user}
     shift 2
@@ -46,12 +52,17 @@ names=("$@")
 for name in "${names[@]}"; do
     [ -f "$SUITES/$name.sh" ] || die "there is no suite $name; there are: $(cd "$SUITES" && echo *.sh)"
 done
-if [ -z "${KARAPACE_BIN:-}" ]; then
+# What to say before run.sh to run a suite as here.
+settings=""
+for variable in KARAPACE_BIN KARAPACE_SUITES; do
+    [ -z "${!variable:-}" ] || settings+="$variable=${!variable} "
+done
+if [ -z "${KARAPACE_BIN:-}" ] && [ -z "$fetch_only" ]; then
     (cd "$ROOT" && cargo build --release --quiet) || die "the release build failed"
     KARAPACE_BIN=$TARGET/release/karapace
 fi
 export KARAPACE_BIN TOOLS SUITES REPOSITORY=$ROOT
-jobs=${KARAPACE_JOBS:-$(nproc)}
+jobs=${KARAPACE_JOBS:-$((2 * $(nproc)))}
 
 logs=$(mktemp -d)
 declare -A running=()
@@ -90,20 +101,43 @@ provide() {
 }
 
 passed=0 failed=0
+# What is said at the end: "SECONDS NAME ACTOR PASSED FAILED" each, and what failed.
+ends=() failures=()
 # ended RUN STATUS: shows what a suite said, and counts.
 ended() {
-    local run=$1 status=$2 log=$logs/$1 line
-    printf -- '-- %s (%d s)\n' "${run/ / as }" $((SECONDS - started[$run]))
-    cat "$log"
-    line=$(tail -n1 "$log")
-    if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
-        passed=$((passed + BASH_REMATCH[1]))
-        failed=$((failed + BASH_REMATCH[2]))
-        [ "$status" -eq 0 ] || [ "${BASH_REMATCH[2]}" -gt 0 ] || failed=$((failed + 1))
+    local run=$1 status=$2 log=$logs/$1 good=0 bad=0 seconds=$((SECONDS - started[$1]))
+    if [[ $(tail -n1 "$log") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+        good=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]}
     else
-        echo "FAIL ${run/ / as } did not end properly (status $status)"
-        failed=$((failed + 1))
+        status=${status/#0/without a count}
     fi
+    if [ "$bad" -eq 0 ] && [ "$status" != 0 ]; then
+        bad=1
+        echo "FAIL it did not end properly (status $status)" >>"$log"
+    fi
+    printf -- '-- %s (%d s)\n' "${run/ / as }" "$seconds"
+    cat "$log"
+    ends+=("$seconds $run $good $bad")
+    passed=$((passed + good)) failed=$((failed + bad))
+    [ "$bad" -eq 0 ] || remember_failures "$run" "$log"
+}
+
+# remember_failures RUN LOG: what failed, and how that suite is run alone.
+remember_failures() {
+    local suite=${1% *} actor=${1#* } line
+    while read -r line; do failures+=("FAIL $suite: ${line#FAIL }"); done < <(grep '^FAIL ' "$2")
+    failures+=("     again: ${settings}tests/e2e/run.sh --as $actor $suite")
+}
+
+# summary: a table of all that ran, the longest first, in three columns, and once more what failed.
+summary() {
+    [ ${#ends[@]} -eq 0 ] || printf '%s\n' "${ends[@]}" | sort -rn | awk '
+        { cell[NR] = sprintf("%4d s  %-17s %3d%s", $1, $2 " " $3, $4, $5 ? " and " $5 " FAILED" : "") }
+        END {
+            rows = int((NR + 2) / 3)
+            for (i = 1; i <= rows; i++) printf "%-40s %-40s %s\n", cell[i], cell[i + rows], cell[i + 2 * rows]
+        }'
+    [ ${#failures[@]} -eq 0 ] || printf '%s\n' "${failures[@]}"
 }
 
 # await_one: waits until one of the running suites ends.
@@ -124,14 +158,22 @@ lacks() {
     done
 }
 
-# "NAME ACTOR" each.
+if [ -n "$fetch_only" ]; then
+    for name in "${names[@]}"; do lacks "$name"; done | tee "$logs/lacks"
+    [ ! -s "$logs/lacks" ]
+    exit
+fi
+
+# "NAME ACTOR" each, the longest first.
+mapfile -t names < <(for name in "${names[@]}"; do echo "$(words seconds "$name") $name"; done | sort -k 1,1rn -s | sed 's/.* //')
 runs=()
 for name in "${names[@]}"; do
     lacks "$name" >"$logs/lacks"
     for actor in $(words 'runs as' "$name"); do
         [ -z "$only_as" ] || [ "$only_as" = "$actor" ] || continue
         if [ -s "$logs/lacks" ]; then
-            echo "FAIL $name as $actor cannot run: it needs $(cat "$logs/lacks")"
+            failures+=("FAIL $name as $actor cannot run: it needs $(cat "$logs/lacks")")
+            echo "${failures[-1]}"
             failed=$((failed + 1))
         else
             runs+=("$name $actor")
@@ -148,5 +190,6 @@ for run in ${runs[@]+"${runs[@]}"}; do
     running[$!]=$run
 done
 while [ ${#running[@]} -gt 0 ]; do await_one; done
+summary
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]
