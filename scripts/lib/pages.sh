@@ -41,6 +41,17 @@ promises_page() {
     return "$status"
 }
 
+# kernel_page: docs/KERNEL.md and the tests of fs/tests/kernel name each other, both ways. What a test runs again in a process of its own
+# (`child_…`) is no test of the kernel.
+kernel_page() {
+    diff --label fs/tests/kernel --label docs/KERNEL.md <(
+        awk 'FNR == 1 { module = FILENAME; gsub(/.*\/|\.rs$/, "", module) }
+            /^#\[test\]/ { test = 1 }
+            test && match($0, /^fn [a-z0-9_]+/) { test = 0; print module "::" substr($0, 4, RLENGTH - 3) }' fs/tests/kernel/*.rs |
+            grep -v '::child_' | sort
+    ) <(grep -oE '`[a-z_]+::[a-z0-9_]+`' docs/KERNEL.md | tr -d '`' | sort -u)
+}
+
 # named_files PAGE...: every file of the project that a page names is there. `a/{b,c}.rs` names several; SUITE and such stand for any.
 named_files() {
     local page name file status=0

@@ -4,6 +4,8 @@ mod commands;
 mod complete;
 pub mod exit;
 mod log;
+#[cfg(test)]
+mod pages;
 mod table;
 pub mod ui;
 mod usage;

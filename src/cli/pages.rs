@@ -1,9 +1,14 @@
-//! docs/CLI.md is what `--help` says, for every command. `KARAPACE_BLESS=1` writes it anew.
+//! Whether the pages that tests write are up to date, as far as it can be seen without running a command: docs/CLI.md is what `--help`
+//! says, docs/JSON.md and tests/cli_output.txt have every step of tests/cli_output.rs, and those every command.
+//! `KARAPACE_BLESS=1` writes docs/CLI.md anew.
 
 use std::fmt::Write as _;
 use std::fs;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CLI.md");
+
+/// Commands whose output is not ours, or no data: what runs inside, and scripts.
+const WITHOUT_JSON: [&str; 4] = ["enter", "exec", "completions", "help"];
 
 #[test]
 fn the_page_is_what_help_says() {
@@ -14,17 +19,17 @@ fn the_page_is_what_help_says() {
     let kept = fs::read_to_string(PAGE).unwrap_or_default();
     assert!(
         kept == page,
-        "docs/CLI.md is not what --help says; write it anew with KARAPACE_BLESS=1 cargo test --test cli_reference"
+        "docs/CLI.md is not what --help says; write it anew with KARAPACE_BLESS=1 cargo test --features failpoints --lib cli::pages"
     );
 }
 
 /// The page: the program's own help, then each command's in the order of the overview.
 fn render() -> String {
     // The width of whoever runs the test must not show.
-    let mut program = karapace::cli::command().term_width(100);
+    let mut program = super::command().term_width(100);
     program.build();
     let mut page = String::from(
-        "# Command line\n\nMade from `karapace --help` and `karapace <command> --help` by tests/cli_reference.rs \
+        "# Command line\n\nMade from `karapace --help` and `karapace <command> --help` by src/cli/pages.rs \
          (`KARAPACE_BLESS=1` writes it anew): do not edit.\nEvery command also takes the global options of the first section.\n\n\
          What a message or a list quotes (names, paths, what an image says) is shown as text on one line: control characters, and those\n\
          that turn the direction of writing, as git quotes them, `\\n`, `\\033`. `--json` and `diff -z` give everything as it is\n\
@@ -35,6 +40,46 @@ fn render() -> String {
         commands(&mut page, command);
     }
     page
+}
+
+/// The string literals of the list `name` in tests/cli_output.rs, the first of each entry.
+fn listed(name: &str) -> Vec<&'static str> {
+    let source = include_str!("../../tests/cli_output.rs");
+    let list = source.split_once(&format!("const {name}: ")).expect("the list").1;
+    let list = list.split_once("= ").expect("its value").1;
+    let list = list.split_once("];").expect("its end").0;
+    let entries = if list.contains("step(") { list.split("step(") } else { list.split(",") };
+    entries.filter_map(|entry| entry.split('"').nth(1)).collect()
+}
+
+/// What stands behind `start` in the lines of a page that begin with it.
+fn lines_of<'a>(page: &'a str, start: &str) -> Vec<&'a str> {
+    page.lines().filter_map(|line| line.strip_prefix(start)).collect()
+}
+
+#[test]
+fn every_command_has_a_step_and_every_step_is_in_the_pages() {
+    let (steps, errors) = (listed("STEPS"), listed("ERRORS"));
+    assert!(
+        steps.len() > 30 && errors.len() > 3,
+        "tests/cli_output.rs is read as it was written: {steps:?} {errors:?}"
+    );
+    for command in super::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = command.get_name();
+        let shown = steps.iter().any(|step| step.split(' ').next() == Some(name));
+        assert!(
+            shown || WITHOUT_JSON.contains(&name),
+            "{name} has no step in tests/cli_output.rs: add one, so that its JSON is documented"
+        );
+    }
+    let anew = "write them anew with KARAPACE_BLESS=1 cargo test --features failpoints --test cli_output";
+    let steps: Vec<&str> = steps.into_iter().filter(|step| !step.starts_with("touch")).collect();
+    let page = include_str!("../../docs/JSON.md");
+    assert_eq!(lines_of(page, "## "), [&steps[..], &["Errors"]].concat(), "docs/JSON.md is stale: {anew}");
+    let printed = |step: &&str| !step.starts_with("doctor");
+    let shown: Vec<&str> = steps.into_iter().filter(printed).chain(errors).collect();
+    let kept = include_str!("../../tests/cli_output.txt");
+    assert_eq!(lines_of(kept, "$ karapace "), shown, "tests/cli_output.txt is stale: {anew}");
 }
 
 fn commands(page: &mut String, command: &mut clap::Command) {
