@@ -4,11 +4,15 @@
 PASSED=0
 FAILED=0
 FAILURES=()
+# "SECONDS PASSED FAILED WHAT" each, for the table at the end.
+ROWS=()
+BEGUN=$(date +%s)
 
 # add PASSED FAILED WHAT SECONDS
 add() {
     PASSED=$((PASSED + $1))
     FAILED=$((FAILED + $2))
+    ROWS+=("$4 $1 $2 $3")
     [ "$2" -eq 0 ] || FAILURES+=("$3: $2 failed")
     printf '== %s: %d passed, %d failed (%.1f s)\n' "$3" "$1" "$2" "$4"
 }
@@ -25,6 +29,43 @@ job() {
     else
         add 0 1 "$name" "$(elapsed "$start")"
     fi
+}
+
+# beside NAME COMMAND...: begins a job that goes on beside those that follow, until `await NAME`, which shows and counts it. It ends with
+# the script.
+declare -A BESIDE=()
+beside() {
+    local name=$1 log
+    shift
+    log=$(mktemp)
+    # A process group of its own.
+    set -m
+    {
+        start=$(now) status=0
+        "$@" >"$log" 2>&1 </dev/null || status=$?
+        echo "$status $(elapsed "$start")" >"$log.end"
+    } &
+    set +m
+    BESIDE[$name]="$! $log"
+    trap end_beside EXIT
+}
+end_beside() {
+    local pid log
+    while read -r pid log; do
+        [ -z "$pid" ] || kill -- "-$pid" 2>/dev/null
+        rm -f "$log" "$log.end"
+    done < <(printf '%s\n' "${BESIDE[@]}")
+}
+await() {
+    local name=$1 pid log status=1 seconds=0
+    read -r pid log <<<"${BESIDE[$name]}"
+    wait "$pid"
+    printf '== %s\n' "$name"
+    cat "$log"
+    [ ! -e "$log.end" ] || read -r status seconds <"$log.end"
+    rm -f "$log" "$log.end"
+    unset "BESIDE[$name]"
+    if [ "$status" -eq 0 ]; then add 1 0 "$name" "$seconds"; else add 0 1 "$name" "$seconds"; fi
 }
 
 elapsed() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }
@@ -66,9 +107,15 @@ suites() {
     fi
 }
 
-# Says what failed, then the count, and ends with the status that belongs to it.
+# Prints what was done and how long it took, what failed, and the count; ends with the status that belongs to it.
 finish() {
-    local failure
+    local failure row seconds passed failed what
+    printf '%8s %7s %7s\n' seconds passed failed
+    for row in "${ROWS[@]}"; do
+        read -r seconds passed failed what <<<"$row"
+        printf '%8.1f %7d %7d  %s\n' "$seconds" "$passed" "$failed" "$what"
+    done
+    printf '%8d %7d %7d  %s\n' $(($(date +%s) - BEGUN)) "$PASSED" "$FAILED" "in all"
     for failure in ${FAILURES[@]+"${FAILURES[@]}"}; do
         printf 'FAILED %s\n' "$failure"
     done
