@@ -2,6 +2,7 @@
 # Manifests with packages: apt for real, the lock file, what is shared, what a failed or killed build leaves, rebuild, pin.
 # runs as: root user
 # files: MINBASE
+# seconds: 60
 . "$(dirname "$0")/../checks.sh"
 PROJECT=$HOME/project
 CHANGED=$TMPDIR/changed
@@ -310,62 +311,6 @@ without_a_range_it_is_refused() {
     nothing_left
 }
 
-# template NAME KEY: what the manifest of a template has.
-template() {
-    (cd "$TMPDIR" && karapace new x --template "$1" --force >/dev/null)
-    python3 -c 'import sys, tomllib
-d = tomllib.load(open(sys.argv[1], "rb"))
-print(*eval(sys.argv[2]))' "$TMPDIR/karapace.toml" "$2"
-}
-templates() {
-    mkdir "$HOME/started"
-    cd "$HOME/started"
-    refused karapace new started
-    says 'minimal, dev, gui-dev, rust-dev, ubuntu-dev'
-    [ ! -e karapace.toml ]
-    printf 'nosuch\n3\n' | script -qec 'karapace new started' /dev/null >"$TMPDIR/said"
-    has 'there is no "nosuch"' <"$TMPDIR/said"
-    has '^apps = \["geany"\]' <karapace.toml
-    refused karapace new started --template dev
-    says 'karapace.toml'
-    karapace new started --template dev --image "$MINBASE_TAR" --force
-    karapace build --name started
-    karapace exec started -- sh -euc 'cd /tmp; echo "int main(void) { return 7; }" >a.c; cc a.c; ./a.out || [ $? = 7 ]
-        git --version; curl --version; ssh -V; less --version; test -e /workspace/karapace.lock'
-    # What the others install there is too.
-    local packages
-    packages="$(template gui-dev 'd["system"]["packages"] + d["gui"]["apps"]') $(template rust-dev 'd["system"]["packages"]')"
-    # shellcheck disable=SC2086 # words
-    karapace exec started -- sh -euc 'apt-get -qq update; apt-get -qq -s install "$@"' sh $packages
-    karapace new small --template minimal --image "$MINBASE_TAR" --force
-    karapace build --name small
-    equal "base of both" "$(inspect started 'd["base_layer"]')" "$(inspect small 'd["base_layer"]')"
-    equal "what small stands on" "$(inspect small 'd["base_layer"]')" "$(inspect small 'd["head"]')"
-}
-
-debian_for_real() {
-    mkdir -p "$HOME/real"
-    cat >"$HOME/real/karapace.toml" <<TOML
-manifest_version = 1
-[base]
-image = "$MINBASE_TAR"
-[system]
-packages = ["git", "openssh-client"]
-TOML
-    karapace -v build "$HOME/real/karapace.toml" --name real
-    has 'name = "openssh-client"' <"$HOME/real/karapace.lock"
-    karapace exec real -- git --version
-    karapace exec real -- ssh -V
-    karapace exec real -- dpkg --audit
-    karapace exec real -- dpkg --verify
-    equal "mode and group of ssh-agent" "2755 _ssh" "$(karapace exec real -- stat -c '%a %G' /usr/bin/ssh-agent)"
-    local name
-    for name in git openssh-client; do
-        has "version = \"$(karapace exec real -- dpkg-query -W -f '${Version}' "$name")\"" <"$HOME/real/karapace.lock"
-    done
-    karapace diff --base real | has 'A /usr/bin/git'
-}
-
 is_whole() {
     karapace verify-store
     nothing_left_but_logs=$(karapace --json list | json - 'sum(e["name"].startswith("build-") for e in d)')
@@ -389,7 +334,5 @@ check "rebuild keeps name and snapshots, what is uncommitted among them" rebuild
 check "rebuild of what is mounted or frozen is refused; one that fails changes nothing" rebuild_is_refused
 check "a user without a range of ids is refused, before anything is built" without_a_range_it_is_refused
 check "pin keeps the rest of the manifest, and holds the content" pins
-check "templates, chosen on a terminal; one is built with all that it has" templates
-check "git and openssh-client from the machine's own sources" debian_for_real
 check "the store is whole" is_whole
 finish_suite
