@@ -2,6 +2,7 @@
 # A C project compiled with -j2 and tested by its own test suite in the mount, as on ext4.
 # runs as: root user
 # files: PATCH
+# seconds: 70
 . "$(dirname "$0")/../checks.sh"
 ENV=compile
 WORK=$MOUNTS/$ENV/srv/work

@@ -2,6 +2,7 @@
 # The life of an environment as the README tells it: from a manifest with packages to its end, by name and by prefix.
 # runs as: root user
 # files: MINBASE
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 PROJECT=$HOME/project
 

@@ -3,6 +3,7 @@
 # equal content.
 # runs as: root user
 # files: MINBASE
+# seconds: 30
 . "$(dirname "$0")/../checks.sh"
 
 OUT=$TMPDIR/out

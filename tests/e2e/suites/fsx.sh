@@ -3,6 +3,7 @@
 # each read compared with what must be there; and the same sequence on ext4 must end in the same file.
 # runs as: root user
 # tools: fsx
+# seconds: 80
 #
 # KARAPACE_FSX_OPERATIONS  operations of each run (10000); more seeds are cheaper than more of these, for fsx keeps each of
 #                          its mapped reads mapped, which makes its truncations ever slower, on ext4 as well

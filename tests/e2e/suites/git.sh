@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A repository with a long history: gc, repack, branch switches, clones and fsck --full, as on ext4.
 # runs as: root user
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 ENV=git
 WORK=$MOUNTS/$ENV/srv/work

@@ -2,6 +2,7 @@
 # Imports of what other programs write: images by umoci and skopeo, from files, directories and pipes; uppers by overlayfs and fuse-overlayfs, sparse archives by
 # GNU tar. What they themselves make of it is the measure.
 # runs as: root user
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 WORK=$PLAIN/work
 LAYOUT=$WORK/layout

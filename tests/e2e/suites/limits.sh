@@ -3,6 +3,7 @@
 # state of its own, whoever starts it, and one session's is not another's.
 # runs as: root user
 # files: MINBASE
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 ENV=dev
 export ENV

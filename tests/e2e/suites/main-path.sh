@@ -2,6 +2,7 @@
 # The job end to end on a real Debian: import, mount, write, commit, delete and change, restore, exec, unmount.
 # runs as: root user
 # files: MINBASE
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 ENV=dev
 DIR=$MOUNTS/$ENV

@@ -2,6 +2,7 @@
 # dpkg and rpm install, upgrade, check and remove in the mount what they do on ext4.
 # runs as: root user
 # files: MINBASE DEBS
+# seconds: 50
 . "$(dirname "$0")/../checks.sh"
 ENV=packages
 DIR=$MOUNTS/$ENV

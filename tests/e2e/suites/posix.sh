@@ -3,6 +3,7 @@
 # runs as: root
 # files: MINBASE
 # tools: pjdfstest
+# seconds: 60
 . "$(dirname "$0")/../checks.sh"
 ENV=posix
 # Short paths, for the address of a socket holds 107 bytes; nobody outside sees what is mounted there (sandbox.sh).

@@ -2,6 +2,7 @@
 # Real programs in the mount give what they give on ext4.
 # runs as: root user
 # files: DEV
+# seconds: 150
 . "$(dirname "$0")/../checks.sh"
 ENV=prog
 DIR=$MOUNTS/$ENV

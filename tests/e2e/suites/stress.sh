@@ -2,6 +2,7 @@
 # stress-ng's file system stressors on a mount, each for a bounded count with its own verification. What fails is run on
 # ext4 too, to say whose fault it is.
 # runs as: root user
+# seconds: 90
 . "$(dirname "$0")/../checks.sh"
 ENV=stress
 DIR=$MOUNTS/$ENV

@@ -3,6 +3,7 @@
 # works as for root.
 # runs as: user
 # files: MINBASE
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 ENV=ranged
 DIR=$MOUNTS/$ENV

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What programs that watch files in a mount hear of a restore.
 # runs as: root user
+# seconds: 60
 . "$(dirname "$0")/../checks.sh"
 ENV=watched
 DIR=$MOUNTS/$ENV
