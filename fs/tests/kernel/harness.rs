@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -52,6 +53,7 @@ impl Mounted {
 
     /// Serves `toy` with four threads.
     pub fn serve(toy: Toy, options: &str) -> Mounted {
+        check_temporary_directory();
         own_namespace();
         let home = tempfile::Builder::new()
             .prefix("karapace-kernel-")
@@ -171,6 +173,22 @@ pub fn own_namespace() {
         .expect("make the mounts private");
 }
 
+/// Fails where the ordinary users of these tests could not reach or use the directory for temporary files.
+fn check_temporary_directory() {
+    let directory = fs::canonicalize(std::env::temp_dir()).expect("find the directory for temporary files");
+    let mode = |path: &Path| fs::metadata(path).expect("look at it").permissions().mode() & 0o7777;
+    let closed = directory.ancestors().skip(1).find(|above| mode(above) & 0o001 == 0);
+    let wrong = Some(&*directory).filter(|directory| mode(directory) != 0o1777).or(closed);
+    if let Some(wrong) = wrong {
+        panic!(
+            "{} has mode {:o}: these tests run programs as ordinary users, and need a directory for temporary files with mode 1777 \
+             that everybody reaches; set TMPDIR, for example to /var/tmp",
+            wrong.display(),
+            mode(wrong)
+        );
+    }
+}
+
 /// Opens /dev/fuse, or the node that a test made of it; a machine without it fails the tests.
 fn open_device() -> OwnedFd {
     let path = std::env::var_os("KERNEL_TEST_DEVICE").unwrap_or_else(|| "/dev/fuse".into());
@@ -180,7 +198,6 @@ fn open_device() -> OwnedFd {
 
 /// chmod.
 pub fn set_mode(path: &Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
 }
 
