@@ -2,16 +2,15 @@
 //!
 //! No mount is involved; a kill is a view that is dropped without being closed.
 
-mod commit;
-#[allow(dead_code)]
-mod reference;
+mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use commit::commit;
+use common::commit::commit;
+use common::reference;
 use karapace_fs::Error;
 use karapace_fs::attr::{Caller, HeadRef, RenameMode, SetAttr};
 use karapace_fs::check;

@@ -3,15 +3,14 @@
 //! No mount is involved. `KARAPACE_MODEL_CASES` sets how many sequences are run; the seed is printed, and
 //! `KARAPACE_MODEL_SEED` repeats a run.
 
-mod commit;
-mod generator;
-mod reference;
+mod common;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use commit::commit;
-use generator::{P, bytes, name, offset, path, run_random};
+use common::commit::commit;
+use common::generator::{P, bytes, name, offset, path, run_random};
+use common::reference::{self, Model};
 use karapace_fs::attr::{Caller, HeadRef, RenameMode, SetAttr};
 use karapace_fs::view::View;
 use karapace_store::Store;
@@ -19,7 +18,6 @@ use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 use proptest::prelude::*;
-use reference::Model;
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::harness::{Mounted, NOBODY};
-use crate::toy::Op;
+use crate::kernel::harness::{Mounted, NOBODY};
+use crate::kernel::toy::Op;
 
 /// After write(2), create, unlink, link and rename the kernel asks again for what they changed: size, times, links.
 #[test]

@@ -7,9 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use crate::harness::{Mounted, NOBODY, child_argument, child_of, karapace_flags, own_namespace, set_mode};
-use crate::sys;
-use crate::toy::{Op, Toy};
+use crate::kernel::harness::{
+    Mounted, NOBODY, child_argument, child_of, karapace_flags, own_namespace, set_mode,
+};
+use crate::kernel::sys;
+use crate::kernel::toy::{Op, Toy};
 
 /// Mount options of an ordinary user's mount: no default_permissions, no allow_other.
 fn as_user() -> Mounted {
@@ -134,7 +136,7 @@ fn a_mount_inside_a_namespace_speaks_its_ids() {
     // Another test's fork may hold the copy open for writing until its exec.
     let mut tries = 0;
     let output = loop {
-        let mut command = child_of(&program, "callers::child_in_namespace", home.path().as_os_str());
+        let mut command = child_of(&program, "kernel::callers::child_in_namespace", home.path().as_os_str());
         command.env("KERNEL_TEST_DEVICE", &device);
         match sys::output_in_user_namespace(command, "0 100000 65536\n") {
             Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy && tries < 200 => {

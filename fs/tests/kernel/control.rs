@@ -4,8 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 
-use crate::harness::Mounted;
-use crate::toy::Op;
+use crate::kernel::harness::Mounted;
+use crate::kernel::toy::Op;
 
 /// A failing WRITE fails write(2) with the same errno, in a shell too.
 #[test]
@@ -74,7 +74,8 @@ fn a_control_name_is_looked_up_each_time() {
         fs::metadata(mounted.path("ctl")).unwrap();
     }
     assert_eq!(mounted.toy.count(Op::Lookup), 1 + 2 + 2);
-    let live = |inner: &mut crate::toy::Inner| inner.nodes.values().filter(|node| node.refs > 0).count();
+    let live =
+        |inner: &mut crate::kernel::toy::Inner| inner.nodes.values().filter(|node| node.refs > 0).count();
     assert!(mounted.toy.wait(|inner| live(inner) <= 1), "four of five inodes were given back");
 }
 

@@ -6,9 +6,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use fuser::INodeNo;
 
-use crate::harness::{Mounted, child_argument};
-use crate::sys::Mapping;
-use crate::toy::Op;
+use crate::kernel::harness::{Mounted, child_argument};
+use crate::kernel::sys::Mapping;
+use crate::kernel::toy::Op;
 
 /// Pages stay over a close: without OPEN there is no FOPEN_KEEP_CACHE to say so, and none is needed.
 #[test]
@@ -76,13 +76,13 @@ fn an_unlinked_open_file_lives_until_forget() {
 /// A store through a shared mapping has arrived when msync(MS_SYNC) returns.
 #[test]
 fn a_mapped_store_arrives_with_msync() {
-    mapped("data::child_msync");
+    mapped("kernel::data::child_msync");
 }
 
 /// A store through a shared mapping has arrived when munmap returns, the descriptor long closed.
 #[test]
 fn a_mapped_store_arrives_with_munmap() {
-    mapped("data::child_munmap");
+    mapped("kernel::data::child_munmap");
 }
 
 fn mapped(child: &str) {

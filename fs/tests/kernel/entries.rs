@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 
 use fuser::FileType;
 
-use crate::harness::Mounted;
-use crate::toy::Op;
+use crate::kernel::harness::Mounted;
+use crate::kernel::toy::Op;
 
 /// A long-lived entry with attributes is not asked for again.
 #[test]

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::toy::Toy;
+use crate::kernel::toy::Toy;
 
 /// An ordinary user: any id that is not ours and needs no entry in /etc/passwd.
 pub const NOBODY: u32 = 65_534;

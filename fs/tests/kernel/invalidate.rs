@@ -7,8 +7,8 @@ use std::time::Duration;
 use fuser::{FileType, INodeNo};
 use nix::mount::{MsFlags, mount};
 
-use crate::harness::Mounted;
-use crate::toy::Op;
+use crate::kernel::harness::Mounted;
+use crate::kernel::toy::Op;
 
 /// Puts another file under the name `f`, as a restore does, and tells the kernel.
 fn replace(mounted: &Mounted) {

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::harness::Mounted;
-use crate::toy::Op;
+use crate::kernel::harness::Mounted;
+use crate::kernel::toy::Op;
 
 /// Every flag that Karapace asks for is offered: a refused one fails the mount with its name.
 #[test]

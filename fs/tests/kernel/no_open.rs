@@ -3,8 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 
-use crate::harness::Mounted;
-use crate::toy::Op;
+use crate::kernel::harness::Mounted;
+use crate::kernel::toy::Op;
 
 /// FUSE_NO_OPEN_SUPPORT: one OPEN, and neither RELEASE nor FLUSH ever.
 #[test]

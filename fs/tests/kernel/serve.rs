@@ -14,7 +14,7 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::toy::{FOREVER, Node, Op, Seen, Toy, is_control};
+use crate::kernel::toy::{FOREVER, Node, Op, Seen, Toy, is_control};
 
 impl Filesystem for Toy {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {

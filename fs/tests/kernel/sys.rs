@@ -1,8 +1,5 @@
 //! The few calls that have no safe wrapper.
 
-#[path = "../sys/mapping.rs"]
-mod mapping;
-
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -14,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
-pub use mapping::Mapping;
+pub use crate::common::sys::Mapping;
 
 /// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps. Once: what it is to do before it
 /// executes the program stays with the command.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use karapace_fs::control::Command;
 use karapace_fs::session::CtlDir;
 
-use crate::support::{FakePlane, Mount};
+use crate::mount::support::{FakePlane, Mount};
 
 const SHELLS: [&str; 2] = ["bash", "dash"];
 

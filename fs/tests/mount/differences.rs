@@ -1,6 +1,6 @@
 //! What a mount does otherwise than ext4, on purpose: docs/SEMANTICS.md names the reasons.
 
-use crate::support::Mount;
+use crate::mount::support::Mount;
 
 const COMMON: &str = r#"
 import ctypes, errno, fcntl, mmap, os

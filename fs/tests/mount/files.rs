@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
-use crate::support::Mount;
+use crate::mount::support::Mount;
 
 #[test]
 fn common_work() {

@@ -1,6 +1,6 @@
 //! Many entries, under change.
 
-use crate::support::Mount;
+use crate::mount::support::Mount;
 
 /// Of 100,000 names, half in the lower view, each that stays is listed exactly once while others come and go; and a program
 /// that removes what it reads comes to an end.

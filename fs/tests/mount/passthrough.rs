@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use crate::support::Mount;
+use crate::mount::support::Mount;
 
 const WHOLE: usize = 3 << 20;
 const DAMAGED: usize = WHOLE + 4096;

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use karapace_fs::attr::{Caller, HeadRef, Invalidation, RenameMode, SetAttr, SetTime};
 use karapace_store::inode::{ROOT_INO, Timestamp};
 
-use crate::support::Mount;
+use crate::mount::support::Mount;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::support::Mount;
+use crate::mount::support::Mount;
 
 /// A file system of its own that fills up soon.
 pub struct SmallDisk(tempfile::TempDir);
@@ -131,7 +131,7 @@ full(os.chmod, 'lower/small', 0o600); full(os.chown, 'lower/dir', 1, 1); full(os
 "#,
     );
     assert_eq!(tree(&mount), before, "what met a full disk changed nothing");
-    assert!(crate::commit::commit(&mount.view, &mut |_| unreachable!("there was room")).is_err());
+    assert!(crate::common::commit::commit(&mount.view, &mut |_| unreachable!("there was room")).is_err());
     assert_eq!(tree(&mount), before, "nor did a commit");
 
     // What has its place can be written over; removing gives room, and then all goes on.

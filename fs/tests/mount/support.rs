@@ -225,7 +225,7 @@ impl Mount {
     /// Makes a snapshot, by the view and not by the engine that is only played.
     pub fn commit(&self) -> HeadRef {
         let before = self.view.head();
-        crate::commit::commit(&self.view, &mut |root| HeadRef { root, ..before })
+        crate::common::commit::commit(&self.view, &mut |root| HeadRef { root, ..before })
             .expect("commit")
             .expect("something to commit")
     }

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::space::SmallDisk;
-use crate::support::Mount;
+use crate::mount::space::SmallDisk;
+use crate::mount::support::Mount;
 
 /// What a script prints of the file system that `base` is on.
 fn observed(name: &str, script: &str, base: &Path, other: &Path, who: &str) -> String {

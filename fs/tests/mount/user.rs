@@ -6,8 +6,8 @@ use std::process::Command;
 
 use karapace_store::inode::ROOT_INO;
 
-use crate::support::Mount;
-use crate::surface;
+use crate::mount::support::Mount;
+use crate::mount::surface;
 
 /// `nobody`: fusermount3 wants a user that /etc/passwd knows.
 const USER: u32 = 65534;

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
-use crate::support::Mount;
+use crate::mount::support::Mount;
 
 /// What the name of a file means for `told`.
 fn told(parent: u64, path: &str, became: Became) -> Told {

@@ -7,7 +7,7 @@ use karapace_store::inode::{Body, InodeRecord, ROOT_INO, Timestamp, Xattrs};
 use karapace_store::root::Root;
 use karapace_store::tree::{Entry, Target, write_dir};
 
-use crate::support::{Env, head, open};
+use crate::view::support::{Env, head, open};
 
 /// Stores of before imports saw to it have links with the modes of archives. They stay as they are, and nobody sees it.
 #[test]

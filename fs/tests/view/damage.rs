@@ -9,8 +9,8 @@ use karapace_store::content::BLOCK;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::ROOT_INO;
 
-use crate::commit::commit;
-use crate::support::{Env, pattern};
+use crate::common::commit::commit;
+use crate::view::support::{Env, pattern};
 
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();

@@ -3,7 +3,7 @@
 use karapace_store::content::BLOCK;
 use karapace_store::inode::ROOT_INO;
 
-use crate::support::{Env, pattern};
+use crate::view::support::{Env, pattern};
 use karapace_fs::attr::SetAttr;
 
 #[test]

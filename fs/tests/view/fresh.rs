@@ -9,7 +9,7 @@ use karapace_store::fail::{Action, arm};
 use karapace_store::inode::{Ino, ROOT_INO};
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::support::{CALLER, Env, pattern};
+use crate::view::support::{CALLER, Env, pattern};
 
 const BLOCK: usize = 64 << 10;
 /// Whole blocks, and a part of one.

@@ -2,7 +2,7 @@
 
 use karapace_store::inode::ROOT_INO;
 
-use crate::support::Env;
+use crate::view::support::Env;
 
 #[test]
 fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use karapace_fs::attr::{RenameMode, SetAttr};
 use karapace_store::inode::{Ino, ROOT_INO};
 
-use crate::support::{CALLER, Env};
+use crate::view::support::{CALLER, Env};
 
 fn errno<T: std::fmt::Debug>(result: Result<T, karapace_fs::Error>) -> i32 {
     result.unwrap_err().errno()

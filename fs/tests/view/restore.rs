@@ -3,7 +3,7 @@
 use karapace_fs::attr::Invalidation;
 use karapace_store::inode::{Ino, ROOT_INO};
 
-use crate::support::{CALLER, Env};
+use crate::view::support::{CALLER, Env};
 
 #[test]
 fn an_open_file_keeps_its_content_over_a_restore() {

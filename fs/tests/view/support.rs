@@ -10,7 +10,7 @@ use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
-use crate::commit::commit;
+use crate::common::commit::commit;
 
 pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 
@@ -25,7 +25,7 @@ impl Env {
     pub fn new() -> Env {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
-        let base = head(crate::reference::empty_root(&store), 0);
+        let base = head(crate::common::reference::empty_root(&store), 0);
         let view = open(&store, dir.path().join("store/upper"), base);
         Env { dir, store, view, commits: 0 }
     }

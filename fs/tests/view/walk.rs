@@ -5,7 +5,7 @@ use std::fs;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 
-use crate::support::{CALLER, Env, pattern};
+use crate::view::support::{CALLER, Env, pattern};
 
 /// What a listing of the directory gives, in its order; the inodes are in the table then.
 fn listed(env: &Env, dir: Ino, kind: FileKind) -> Vec<(Ino, Vec<u8>)> {

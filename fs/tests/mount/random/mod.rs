@@ -26,8 +26,8 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, sta
 
 use self::ops::{Flags, Op, Step, step};
 use self::side::{CAPABILITY, Side};
-use crate::generator::{P, run_random};
-use crate::support::{Served, options};
+use crate::common::generator::{P, run_random};
+use crate::mount::support::{Served, options};
 
 /// Calls of a sequence.
 const LENGTH: usize = 100;
@@ -66,7 +66,7 @@ impl Mounted {
     fn commit(&mut self) {
         let n = self.heads;
         self.heads = n.wrapping_add(1);
-        crate::commit::commit(&self.view, &mut |root| head(root, n)).expect("commit");
+        crate::common::commit::commit(&self.view, &mut |root| head(root, n)).expect("commit");
     }
 
     /// Unmounts and mounts again; nothing but what is on the disk is kept.

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::generator::{P, offset, path};
+use crate::common::generator::{P, offset, path};
 
 /// Descriptors that are kept open.
 pub const SLOTS: usize = 3;

@@ -18,8 +18,8 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::acl;
 use super::ops::{Flags, IDS, Op, SLOTS, Step};
-use crate::generator::{P, bytes};
-use crate::sys::Mapping;
+use crate::common::generator::{P, bytes};
+use crate::common::sys::Mapping;
 
 /// What a call gives: words for what it returned, or its errno.
 pub type Outcome = Result<String, Errno>;

@@ -1,0 +1,7 @@
+//! What several of the test programs beside this directory share.
+#![allow(dead_code, reason = "each program uses a part of it")]
+
+pub mod commit;
+pub mod generator;
+pub mod reference;
+pub mod sys;

@@ -1,0 +1,18 @@
+//! Real mounts. They need /dev/fuse and root, and fail without.
+
+mod common;
+
+mod mount {
+    mod control;
+    mod differences;
+    mod files;
+    mod large;
+    mod passthrough;
+    mod random;
+    mod restore;
+    mod space;
+    mod support;
+    mod surface;
+    mod user;
+    mod watchers;
+}
