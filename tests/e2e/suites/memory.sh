@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Memory: large files go through in pieces. The limit is 200 MiB resident, in any process of karapace.
 # runs as: root
+# seconds: 60
 . "$(dirname "$0")/../checks.sh"
 ENV=big
 DIR=$MOUNTS/$ENV

@@ -3,6 +3,7 @@
 # instruction, while more than 300 sessions of others begin and end beside it.
 # runs as: root user
 # files: MINBASE
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 ENV=guest
 PROJECT=$(mktemp -d /tmp/karapace-security.XXXXXX)

@@ -3,6 +3,7 @@
 # ids of /etc/subuid inside.
 # runs as: root user
 # files: MINBASE
+# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 ENV=shared
 DIR=$MOUNTS/$ENV

@@ -2,6 +2,7 @@
 # Stores that are not as they should be: read-only, full, another user's, in parts, of another format, used by another host. Each
 # is told with what to do about it, and nothing is changed.
 # runs as: root user
+# seconds: 30
 . "$(dirname "$0")/../checks.sh"
 
 BASE=$TMPDIR/base
