@@ -135,6 +135,18 @@ impl Error {
     }
 }
 
+/// Names what failed, on which path of the host, on the way out.
+pub(crate) trait At<T> {
+    /// Adds the action (a verb) and the path.
+    fn at(self, action: &'static str, path: &Path) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|error| Error::host(action, path, error.into()))
+    }
+}
+
 impl From<nix::errno::Errno> for Error {
     fn from(errno: nix::errno::Errno) -> Error {
         Error::Io(errno.into())

@@ -18,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getegid, geteuid};
 
 use crate::control::{ControlDir, ControlPlane};
+use crate::error::At as _;
 use crate::error::{Error, Result};
 use crate::fuse::{IdMap, Server, Service};
 pub use crate::fuse::{Invalidator, Watchers};
@@ -116,26 +117,21 @@ impl MountedSession {
         options: &MountOptions,
     ) -> Result<MountedSession> {
         let given = &options.mountpoint;
-        let mountpoint = given.canonicalize().map_err(|e| Error::host("find the mount point", given, e))?;
+        let mountpoint = given.canonicalize().at("find the mount point", given)?;
         view.set_read_only(options.read_only);
         let by_root = geteuid().is_root();
         let service = service(view.clone(), trees, control, &mountpoint, options);
         let (control, kernel) = (service.control.clone(), service.kernel.clone());
         let watchers = service.watchers.clone();
-        let server =
-            Server::new(service).map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
+        let server = Server::new(service).at("start threads to serve", &mountpoint)?;
         let session = Session::new(server, &mountpoint, &config(options, by_root))
             .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, options.idmap)))?;
-        let device = session
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|e| Error::host("keep the FUSE connection of", &mountpoint, e))?;
+        let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", &mountpoint)?;
         let connection = Connection { device: Arc::new(device.into()), mountpoint: mountpoint.clone() };
         let connection = Arc::new(connection);
         kernel.get_or_init(|| Invalidator::new(connection.device.clone()));
-        let background =
-            session.spawn().map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
-        let upkeep = keep_up(view).map_err(|e| Error::host("start threads to serve", &mountpoint, e))?;
+        let background = session.spawn().at("start threads to serve", &mountpoint)?;
+        let upkeep = keep_up(view).at("start threads to serve", &mountpoint)?;
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
         }
@@ -238,8 +234,7 @@ impl Connection {
     fn unmount_by_helper(&self, lazy: bool) -> Result<()> {
         let mut helper = Command::new("fusermount3");
         helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(&self.mountpoint);
-        let output =
-            helper.output().map_err(|e| Error::host("run fusermount3 to unmount", &self.mountpoint, e))?;
+        let output = helper.output().at("run fusermount3 to unmount", &self.mountpoint)?;
         if output.status.success() {
             return Ok(());
         }

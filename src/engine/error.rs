@@ -285,6 +285,18 @@ pub enum Error {
 /// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Names what failed, on which path, on the way out.
+pub trait At<T> {
+    /// Adds the action (a verb) and the path.
+    fn at(self, action: &'static str, path: &Path) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|error| Error::io(action, path, error.into()))
+    }
+}
+
 impl Error {
     /// A failed call on a path.
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Error {

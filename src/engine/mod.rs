@@ -50,7 +50,7 @@ use karapace_store::wal;
 use nix::fcntl::{Flock, FlockArg};
 
 pub use crate::report::{Report, Silent};
-pub use error::{Error, Result};
+pub use error::{At, Error, Result};
 
 /// Where the user's programs keep their data: $XDG_DATA_HOME, else ~/.local/share.
 pub fn user_data() -> Option<PathBuf> {
@@ -90,7 +90,7 @@ impl Engine {
     }
 
     fn begin(root: &Path, open: impl Fn(&Path) -> karapace_store::Result<Arc<Store>>) -> Result<Engine> {
-        let root = std::path::absolute(root).map_err(|e| Error::io("resolve", root, e))?;
+        let root = std::path::absolute(root).at("resolve", root)?;
         let store = open(&root)?;
         let engine = Engine { store, root };
         if let Err(error) = engine.end_abandoned_builds() {
@@ -172,7 +172,7 @@ impl Engine {
     /// Serialises "is the name free" with the save that takes it. Held for moments.
     fn lock_names(&self) -> Result<Flock<File>> {
         let dir = self.store.layout().metadata();
-        let file = self.store.files().open_dir(&dir).map_err(|e| Error::io("open", &dir, e))?;
+        let file = self.store.files().open_dir(&dir).at("open", &dir)?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::io("lock", &dir, errno.into()))
     }
 

@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::statfs::statfs;
 use nix::unistd::geteuid;
 
+use crate::engine::At as _;
 use crate::engine::{Error, Result};
 
 /// What the source of every mount begins with; the environment's name follows. With a colon, as of `host:directory`, df and du
@@ -47,13 +48,13 @@ pub fn prepare(dir: &Path) -> Result<PathBuf> {
         other => other,
     };
     if standing == Standing::Nothing {
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        fs::create_dir_all(dir).at("create", dir)?;
     }
-    let mut entries = fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))?;
+    let mut entries = fs::read_dir(dir).at("list", dir)?;
     if entries.next().is_some() {
         return Err(Error::DirNotEmpty { dir: dir.to_owned() });
     }
-    fs::canonicalize(dir).map_err(|e| Error::io("resolve", dir, e))
+    fs::canonicalize(dir).at("resolve", dir)
 }
 
 /// Detaches the environment that is mounted on `dir` if its server is gone; anything else is left alone.
@@ -125,7 +126,7 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
 /// /proc/self/mountinfo, in which bytes beyond ASCII are escaped like blanks: a mount point may have any name, anybody's too.
 fn mount_table() -> Result<String> {
     let path = Path::new("/proc/self/mountinfo");
-    let table = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let table = fs::read(path).at("read", path)?;
     Ok(escaped(&table))
 }
 
@@ -200,7 +201,7 @@ pub fn is_ours(dir: &Path) -> bool {
 
 /// An absolute path for `dir` that resolves symlinks up to its parent, so that it works on a stale mount too.
 pub fn absolute(dir: &Path) -> Result<PathBuf> {
-    let dir = std::path::absolute(dir).map_err(|e| Error::io("resolve", dir, e))?;
+    let dir = std::path::absolute(dir).at("resolve", dir)?;
     match (dir.parent().map(fs::canonicalize), dir.file_name()) {
         (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
         _ => Ok(dir),

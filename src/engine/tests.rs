@@ -472,8 +472,9 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     assert_eq!((&made.env_id, made.base_layer, made.snapshots.len()), (&env.env_id, env.base_layer, 1));
     assert_eq!((made.head, made.snapshots[0].parent), (made.snapshots[0].hash, env.base_layer));
     let changes = place.engine.diff_since(&made, "base").unwrap();
-    let text =
-        |c: &super::instance::diff::Changed| format!("{} {}", c.kind.letter(), String::from_utf8_lossy(&c.path.0));
+    let text = |c: &super::instance::diff::Changed| {
+        format!("{} {}", c.kind.letter(), String::from_utf8_lossy(&c.path.0))
+    };
     let changes: Vec<String> = changes.iter().map(text).collect();
     assert_eq!(changes, ["D /etc/hostname", "A /etc/new"]);
     // The same onto the snapshot that it made: nothing is left to change.

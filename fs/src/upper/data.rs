@@ -20,6 +20,7 @@ use lru::LruCache;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
+use crate::error::At as _;
 use crate::error::{Error, Result};
 
 /// Open descriptors kept of data files.
@@ -124,7 +125,7 @@ impl DataDir {
         self.files
             .make_dirs(&self.path)
             .and_then(|()| self.files.make_dirs_in(&self.path, names.iter().map(String::as_str)))
-            .map_err(|e| Error::host("create directory", &self.path, e))
+            .at("create directory", &self.path)
     }
 
     pub fn path(&self, data: &DataFile) -> PathBuf {
@@ -144,18 +145,18 @@ impl DataDir {
     /// share its bytes with an object.
     pub fn create_file(&self, data: &DataFile) -> Result<Arc<File>> {
         let path = self.path(data);
-        fail::point("data.create").map_err(|e| Error::host("create", &path, e))?;
+        fail::point("data.create").at("create", &path)?;
         let file = match self.made_ahead(data) {
             Some(file) => file,
             None => {
                 let made = match self.make(&path) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                        self.files.remove(&path).map_err(|e| Error::host("remove leftover", &path, e))?;
+                        self.files.remove(&path).at("remove leftover", &path)?;
                         self.make(&path)
                     }
                     other => other,
                 };
-                Arc::new(made.map_err(|e| Error::host("create", &path, e))?)
+                Arc::new(made.at("create", &path)?)
             }
         };
         self.open.lock().put((data.ino, data.generation), file.clone());
@@ -207,7 +208,7 @@ impl DataDir {
         }
         let path = self.path(data);
         // An object's mode is 0444, and so is that of a file on its way to become one.
-        let shared = self.files.open_shared(&path).map_err(|e| Error::host("open", &path, e))?;
+        let shared = self.files.open_shared(&path).at("open", &path)?;
         let file = Arc::new(shared.file);
         if !shared.writable || shared.names > 1 {
             data.sealed.store(true, Ordering::Release);
@@ -230,7 +231,7 @@ impl DataDir {
                 )
             }),
         };
-        let (size, blocks, secs, nanos) = stat.map_err(|e| Error::host("stat", &self.path(data), e))?;
+        let (size, blocks, secs, nanos) = stat.at("stat", &self.path(data))?;
         data.allocated.store(blocks * 512, Ordering::Relaxed);
         Ok(DataStat { size, mtime: Timestamp { secs, nanos: u32::try_from(nanos).unwrap_or(0) } })
     }
@@ -265,11 +266,11 @@ impl DataDir {
     /// Takes the seal off a file that shares its bytes with no object. The caller keeps writers out.
     pub fn unshare(&self, data: &DataFile) -> Result<()> {
         let path = self.path(data);
-        let stat = self.files.stat(&path).map_err(|e| Error::host("stat", &path, e))?;
+        let stat = self.files.stat(&path).at("stat", &path)?;
         if stat.st_nlink > 1 {
             return Ok(());
         }
-        self.files.set_mode(&path, 0o600).map_err(|e| Error::host("set the mode of", &path, e))?;
+        self.files.set_mode(&path, 0o600).at("set the mode of", &path)?;
         // The descriptor kept may be one for reading only.
         self.open.lock().pop(&(data.ino, data.generation));
         data.sealed.store(false, Ordering::Release);
@@ -305,9 +306,7 @@ impl DataDir {
     pub fn sweep(&self, keep: &dyn Fn(Ino, u32) -> bool) -> Result<u64> {
         let strangers = self.strangers(keep)?;
         for path in &strangers {
-            fail::point("data.sweep")
-                .and_then(|()| self.files.remove(path))
-                .map_err(|e| Error::host("remove leftover", path, e))?;
+            fail::point("data.sweep").and_then(|()| self.files.remove(path)).at("remove leftover", path)?;
         }
         Ok(strangers.len() as u64)
     }
@@ -319,7 +318,7 @@ impl DataDir {
             let dir = self.path.join(format!("{i:02x}"));
             let names = match self.files.names(&dir) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(|e| Error::host("list", &dir, e))?,
+                other => other.at("list", &dir)?,
             };
             let known = |name: &OsString| {
                 parse_name(name.as_encoded_bytes()).is_some_and(|(ino, generation)| keep(ino, generation))
@@ -332,7 +331,7 @@ impl DataDir {
     /// Makes the bytes of `file`, which is `data` open, durable.
     pub fn sync(&self, data: &DataFile, file: &File) -> Result<()> {
         let synced = fail::point("data.sync").and_then(|()| file.sync_data());
-        synced.map_err(|e| Error::host("sync", &self.path(data), e))
+        synced.at("sync", &self.path(data))
     }
 
     /// Whether all bytes from `from` to `to` have been written, and none is in a hole. Where the host cannot tell, they have.
@@ -352,7 +351,7 @@ impl DataDir {
         self.sync(data, file)?;
         let dir = self.path.join(format!("{:02x}", data.ino & 0xff));
         let open = self.files.open_dir(&dir).and_then(|d| d.sync_all());
-        open.map_err(|e| Error::host("sync", &dir, e))
+        open.at("sync", &dir)
     }
 }
 

@@ -21,6 +21,7 @@ use karapace_store::files::TEMP_PREFIX;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use crate::error::At as _;
 use crate::error::{Error, Result};
 use crate::upper::record::{Item, encode_all};
 use crate::upper::scan::{Form, MAX_RECORD, Scan, Tail, scan};
@@ -75,7 +76,7 @@ impl Journal {
             }
             Ok(file)
         };
-        let file = write().map_err(|e| Error::host("create journal", path, e))?;
+        let file = write().at("create journal", path)?;
         Ok(Journal {
             path: path.to_owned(),
             file: Arc::new(file),
@@ -151,7 +152,7 @@ impl Journal {
                 }
             }
         };
-        fail::point("journal.room").map_err(|e| Error::host("make room in journal", &self.path, e))?;
+        fail::point("journal.room").at("make room in journal", &self.path)?;
         self.allocated = match allocate(wanted + STEP).or_else(|_| allocate(wanted)) {
             Ok(to) => Some(to),
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => None,
@@ -163,7 +164,7 @@ impl Journal {
     /// Gives the room behind the records back to the host.
     pub fn release_room(&mut self) -> Result<()> {
         self.allocated = Some(0);
-        self.file.set_len(self.end).map_err(|e| Error::host("cut journal", &self.path, e))
+        self.file.set_len(self.end).at("cut journal", &self.path)
     }
 
     /// Appends one record. On error nothing of it counts: a later append overwrites what was written.
@@ -185,7 +186,7 @@ impl Journal {
         }
         fail::point("journal.append")
             .and_then(|()| self.file.write_all_at(&self.buffer, self.end))
-            .map_err(|e| Error::host("write journal", &self.path, e))?;
+            .at("write journal", &self.path)?;
         self.end += self.buffer.len() as u64;
         self.next_sequence += 1;
         fail::passed("journal.appended");
@@ -244,7 +245,7 @@ pub(crate) fn inspect(bytes: &[u8], path: &Path, epoch: u64) -> Result<Option<(F
 pub(crate) fn damage(files: &Files, path: &Path, epoch: u64) -> Result<Option<u64>> {
     let bytes = match files.read(path, u64::MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|e| Error::host("read journal", path, e))?,
+        other => other.at("read journal", path)?,
     };
     let found = inspect(&bytes, path, epoch)?;
     Ok(found.and_then(|(_, found)| match found.tail {

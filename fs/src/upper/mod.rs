@@ -39,6 +39,7 @@ use karapace_store::files::Files;
 use parking_lot::Mutex;
 
 use crate::attr::HeadRef;
+use crate::error::At as _;
 use crate::error::{Error, Result};
 use crate::upper::boot::Boot;
 use crate::upper::checkpoint::Checkpoint;
@@ -59,14 +60,14 @@ fn has_changes(files: &Files, dir: &Path) -> Result<bool> {
         return Ok(true);
     }
     let data = dir.join("data");
-    check::holds_files(files, &data).map_err(|e| Error::host("list", &data, e))
+    check::holds_files(files, &data).at("list", &data)
 }
 
 /// Whether anything has this name.
 fn is_there(files: &Files, path: &Path) -> Result<bool> {
     match files.stat(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        other => other.map(|_| true).map_err(|e| Error::host("look at", path, e)),
+        other => other.map(|_| true).at("look at", path),
     }
 }
 
@@ -171,7 +172,7 @@ impl Upper {
             None => {
                 let fresh = Checkpoint { epoch: 1, head, items: Vec::new() };
                 if write {
-                    files.make_dirs(dir).map_err(|e| Error::host("create directory", dir, e))?;
+                    files.make_dirs(dir).at("create directory", dir)?;
                     data.create()?;
                     for made in [&dir.join("data"), dir].into_iter().chain(dir.parent()) {
                         files.sync_dir(made)?;
@@ -388,14 +389,14 @@ impl Upper {
     /// Makes everything durable that was ever written to the upper's file system; false, and nothing is done, where that takes a
     /// sync of each file.
     pub fn sync_all_data(&self) -> Result<bool> {
-        let dir = self.files.open_dir(&self.dir).map_err(|e| Error::host("open", &self.dir, e))?;
+        let dir = self.files.open_dir(&self.dir).at("open", &self.dir)?;
         let found = FileSystem::of(&dir);
-        let found = found.map_err(|e| Error::host("look at the file system of", &self.dir, e))?;
+        let found = found.at("look at the file system of", &self.dir)?;
         if found.barrier != Barrier::Whole {
             return Ok(false);
         }
         let synced = nix::unistd::syncfs(&dir);
-        synced.map_err(|e| Error::host("sync the file system of", &self.dir, e.into())).map(|()| true)
+        synced.at("sync the file system of", &self.dir).map(|()| true)
     }
 
     /// Whether the journal has grown so far that a checkpoint pays.

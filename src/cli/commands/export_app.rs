@@ -2,6 +2,7 @@ use serde_json::json;
 
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, menu, store_root};
+use crate::engine::At as _;
 use crate::engine::Error;
 use crate::engine::export::app::{App, text_of, this_program};
 
@@ -76,7 +77,7 @@ fn command(global: &Global) -> Result<Vec<String>, Failure> {
     let mut command = vec![text_of(&this_program()?)?];
     let store = global.store_root()?;
     if Some(&store) != store_root(None).as_ref() {
-        let store = std::path::absolute(&store).map_err(|e| Error::io("resolve", &store, e))?;
+        let store = std::path::absolute(&store).at("resolve", &store)?;
         command.extend(["--store".to_owned(), text_of(&store)?]);
     }
     Ok(command)

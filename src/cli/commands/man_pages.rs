@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
+use crate::engine::At as _;
 use crate::engine::{Error, user_data};
 
 /// Write the manual pages, one a command
@@ -22,9 +23,9 @@ impl Args {
                 Error::Invalid("HOME is not set: name a directory for the manual pages".to_owned())
             })?,
         };
-        fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        fs::create_dir_all(&dir).at("create", &dir)?;
         clap_mangen::generate_to(crate::cli::command().disable_help_subcommand(true), &dir)
-            .map_err(|e| Error::io("write manual pages into", &dir, e))?;
+            .at("write manual pages into", &dir)?;
         let dir = dir.display().to_string();
         if global.json() {
             ui::json(&json!({ "dir": dir }))?;

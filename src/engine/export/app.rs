@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use karapace_store::metadata::{Metadata, check_name};
 use serde::Serialize;
 
+use crate::engine::At as _;
 use crate::engine::instance::open::Instance;
 use crate::engine::{Engine, Error, Result};
 use desktop::{Origin, Program};
@@ -126,7 +127,7 @@ impl Engine {
     /// The store's own path, links resolved: what tells it from other stores.
     fn own_path(&self) -> Result<String> {
         let root = self.root();
-        let own = std::fs::canonicalize(root).map_err(|e| Error::io("resolve", root, e))?;
+        let own = std::fs::canonicalize(root).at("resolve", root)?;
         text_of(&own)
     }
 
@@ -183,5 +184,5 @@ pub fn text_of(path: &Path) -> Result<String> {
 /// The program itself, as the desktop should start it.
 pub fn this_program() -> Result<PathBuf> {
     let exe = Path::new("/proc/self/exe");
-    std::env::current_exe().map_err(|e| Error::io("read", exe, e))
+    std::env::current_exe().at("read", exe)
 }

@@ -12,6 +12,7 @@ use karapace_store::metadata::{EnvState, Metadata};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+use crate::engine::At as _;
 use crate::engine::{Engine, Error, Result};
 
 /// One session; ends on drop.
@@ -25,7 +26,7 @@ impl Session {
     pub fn join(engine: &Engine, instance: &InstanceId) -> Result<Session> {
         let path = path(engine, instance);
         let file = engine.store().files().open_or_make(&path);
-        let file = file.map_err(|e| Error::io("open", &path, e))?;
+        let file = file.at("open", &path)?;
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock(libc::F_RDLCK))) {
                 Ok(_) => return Ok(Session { file, path }),
@@ -49,7 +50,7 @@ impl Session {
 pub fn wait_for_last(engine: &Engine, instance: &InstanceId) -> Result<File> {
     let path = path(engine, instance);
     let file = engine.store().files().open_or_make(&path);
-    let file = file.map_err(|e| Error::io("open", &path, e))?;
+    let file = file.at("open", &path)?;
     loop {
         match fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock(libc::F_WRLCK))) {
             Ok(_) => return Ok(file),

@@ -24,6 +24,7 @@ use rustix::fs::{
 use rustix::io::Errno as HostErrno;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::At as _;
 use crate::engine::text::PathText;
 use crate::engine::{Error, Result};
 
@@ -182,10 +183,10 @@ fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
 /// Makes the calls, in the mount on `dir`, that standard input lists. For the process that [`Teller::tell`] starts.
 pub fn make_calls(dir: &Path) -> Result<()> {
     let mut text = Vec::new();
-    io::stdin().read_to_end(&mut text).map_err(|e| Error::io("read", Path::new("standard input"), e))?;
+    io::stdin().read_to_end(&mut text).at("read", Path::new("standard input"))?;
     let Task { probe, steps } = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = open(dir, flags, Mode::empty()).map_err(|e| Error::io("open", dir, e.into()))?;
+    let root = open(dir, flags, Mode::empty()).at("open", dir)?;
     // Only where the server knows this process do its calls change nothing.
     if statat(&root, probe, AtFlags::SYMLINK_NOFOLLOW).err() != Some(HostErrno::ALREADY) {
         return Err(Error::Invalid(format!(

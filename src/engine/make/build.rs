@@ -14,6 +14,7 @@ use crate::description::locked::{LockFile, LockedPackage};
 use crate::description::lockfile::LockError;
 use crate::description::manifest::Manifest;
 use crate::description::pin;
+use crate::engine::At as _;
 use crate::engine::{Engine, Error, Report, Result};
 use crate::image::{Image, Origin};
 use crate::runtime;
@@ -291,8 +292,7 @@ impl Plan {
         if self.pinned.as_ref() == Some(lock) {
             return Ok(());
         }
-        let path =
-            std::path::absolute(&self.lock_path).map_err(|e| Error::io("resolve", &self.lock_path, e))?;
+        let path = std::path::absolute(&self.lock_path).at("resolve", &self.lock_path)?;
         Ok(atomic::write_user_file(&path, lock.to_toml().as_bytes())?)
     }
 }

@@ -16,6 +16,7 @@ use karapace_store::wal::{Intent, Wal};
 
 use crate::description::locked::LockFile;
 use crate::description::manifest::{Manifest, Mount};
+use crate::engine::At as _;
 use crate::engine::{Engine, Error, Report, Result};
 
 /// An image in the store: its tree, not yet referred to by anything. The holder keeps the store's lock.
@@ -127,9 +128,7 @@ impl Engine {
     /// Makes the directory of an environment.
     pub(super) fn make_env_dir(&self, instance: &InstanceId) -> Result<()> {
         let dir = self.env_dir(instance);
-        fail::point("create.dir")
-            .and_then(|()| self.store().files().make_dirs(&dir))
-            .map_err(|e| Error::io("create", &dir, e))
+        fail::point("create.dir").and_then(|()| self.store().files().make_dirs(&dir)).at("create", &dir)
     }
 
     /// Makes the environment that a new record describes, under a name that must be free. Call with the store's lock held,
@@ -138,7 +137,7 @@ impl Engine {
         let intent = Wal::begin(self.store(), Intent::Import { instance: metadata.instance })?;
         self.make_env_dir(&metadata.instance)?;
         let dir = self.env_dir(&metadata.instance);
-        fail::point("create.record").map_err(|e| Error::io("record", &dir, e))?;
+        fail::point("create.record").at("record", &dir)?;
         let names = self.lock_names()?;
         self.check_name_free(&metadata.name, None)?;
         metadata.save(self.store())?;
@@ -185,7 +184,7 @@ fn manifest_dir(manifest: &Manifest) -> Result<Option<String>> {
 
 /// The text of an absolute path for a manifest, which is UTF-8.
 pub(super) fn path_text(path: &Path) -> Result<String> {
-    let absolute = fs::canonicalize(path).map_err(|e| Error::io("open", path, e))?;
+    let absolute = fs::canonicalize(path).at("open", path)?;
     absolute.to_str().map(str::to_owned).ok_or_else(|| {
         Error::Invalid(format!(
             "{}: the path must be UTF-8 text, for it stands in the environment's record",

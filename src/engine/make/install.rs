@@ -24,6 +24,7 @@ use crate::description::locked::{LockFile, LockedPackage};
 use crate::description::lockfile::LockError;
 use crate::description::manifest::Manifest;
 use crate::description::packages::{Argv, Manager, Source, Versions, Wanted};
+use crate::engine::At as _;
 use crate::engine::instance::stored::{content, follow, read_up_to};
 use crate::engine::{Engine, Error, Report, Result};
 use crate::runtime::ranges;
@@ -343,7 +344,7 @@ impl Session<'_, '_> {
                 _ => {}
             }
         }
-        let status = child.wait().map_err(|e| Error::io("wait for", Path::new(PROGRAM), e))?;
+        let status = child.wait().at("wait for", Path::new(PROGRAM))?;
         if stopped.is_some() || self.log.is_cancelled() {
             return Err(StoreError::Cancelled.into());
         }
@@ -354,8 +355,8 @@ impl Session<'_, '_> {
     fn start(&self, argv: &Argv) -> Result<(Child, PipeReader)> {
         use std::os::unix::process::CommandExt as _;
         let program = Path::new(PROGRAM);
-        let (reader, writer) = std::io::pipe().map_err(|e| Error::io("make a pipe for", program, e))?;
-        let errors = writer.try_clone().map_err(|e| Error::io("make a pipe for", program, e))?;
+        let (reader, writer) = std::io::pipe().at("make a pipe for", program)?;
+        let errors = writer.try_clone().at("make a pipe for", program)?;
         let mut command = Command::new(program);
         command.arg0("karapace").arg("--store").arg(self.engine.root()).arg("exec");
         command.arg(format!("--die-with={}", std::process::id()));
@@ -367,7 +368,7 @@ impl Session<'_, '_> {
         command.arg(self.scratch.env.instance.to_hex()).arg("--").args(argv);
         // A group of its own: an interruption from the terminal reaches it through us, once.
         command.process_group(0).stdin(Stdio::null()).stdout(writer).stderr(errors);
-        let child = command.spawn().map_err(|e| Error::io("run", program, e))?;
+        let child = command.spawn().at("run", program)?;
         Ok((child, reader))
     }
 }

@@ -9,6 +9,7 @@ use karapace_store::files::Files;
 use karapace_store::inode::Timestamp;
 use karapace_store::text;
 
+use crate::engine::At as _;
 use crate::engine::{Error, Report, Result};
 
 /// How many lines an error shows.
@@ -32,12 +33,12 @@ pub(super) struct BuildLog<'a> {
 impl<'a> BuildLog<'a> {
     /// Begins a log in `dir`.
     pub fn begin(files: &Files, dir: &Path, report: &'a dyn Report) -> Result<BuildLog<'a>> {
-        files.make_dirs(dir).map_err(|e| Error::io("create", dir, e))?;
+        files.make_dirs(dir).at("create", dir)?;
         sweep(files, dir)?;
         let name = format!("{PREFIX}{:010}-{}.log", Timestamp::now().secs, std::process::id());
         let path = dir.join(name);
         let file = files.open_to_append(&path);
-        let file = file.map_err(|e| Error::io("create", &path, e))?;
+        let file = file.at("create", &path)?;
         Ok(BuildLog { files: files.clone(), path, file, tail: VecDeque::new(), report })
     }
 
@@ -57,7 +58,7 @@ impl<'a> BuildLog<'a> {
     pub fn line(&mut self, line: &str, shown: bool) -> Result<()> {
         // The log is for people as well, and what programs of an image print is the image's.
         let line = &*text::line(line);
-        writeln!(self.file, "{line}").map_err(|e| Error::io("write", &self.path, e))?;
+        writeln!(self.file, "{line}").at("write", &self.path)?;
         if !line.trim().is_empty() {
             if self.tail.len() == TAIL {
                 self.tail.pop_front();
@@ -88,13 +89,13 @@ impl<'a> BuildLog<'a> {
 
     /// Takes the log away: the build succeeded.
     pub fn remove(self) -> Result<()> {
-        self.files.remove(&self.path).map_err(|e| Error::io("remove", &self.path, e))
+        self.files.remove(&self.path).at("remove", &self.path)
     }
 }
 
 /// Removes the oldest logs, so that with a new one not more than are kept stand there.
 fn sweep(files: &Files, dir: &Path) -> Result<()> {
-    let mut logs = files.names(dir).map_err(|e| Error::io("list", dir, e))?;
+    let mut logs = files.names(dir).at("list", dir)?;
     logs.retain(|name| name.to_string_lossy().starts_with(PREFIX));
     logs.sort();
     let old = (logs.len() + 1).saturating_sub(KEPT);

@@ -9,7 +9,8 @@ use crate::description::locked::LockFile;
 use crate::description::lockfile::LockError;
 use crate::description::manifest::{MANIFEST_MAX, Manifest};
 use crate::description::pin;
-use crate::engine::{Engine, Error, Report, Result};
+use crate::engine::At as _;
+use crate::engine::{Engine, Report, Result};
 
 /// What pinning gave.
 pub struct PinOutcome {
@@ -39,7 +40,7 @@ impl Engine {
     ) -> Result<PinOutcome> {
         let options = BuildOptions { offline, ..BuildOptions::default() };
         let mut plan = self.plan(path, &options, report)?;
-        let text = input::read_text(path, MANIFEST_MAX).map_err(|e| Error::io("read", path, e))?;
+        let text = input::read_text(path, MANIFEST_MAX).at("read", path)?;
         let old = std::mem::take(&mut plan.manifest.base.image);
         // What it was pinned to before does not matter.
         pin::bare(&old).clone_into(&mut plan.manifest.base.image);
@@ -57,7 +58,7 @@ impl Engine {
         };
         let changed = new != text;
         if changed {
-            let path = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
+            let path = std::path::absolute(path).at("resolve", path)?;
             atomic::write_user_file(&path, new.as_bytes())?;
         }
         if let Some(lock) = &lock {

@@ -10,6 +10,7 @@ use karapace_store::wal::{Intent, Wal};
 
 use super::build::{BuildOptions, Plan, Resolution, Resolved};
 use crate::description::lifecycle;
+use crate::engine::At as _;
 use crate::engine::instance::open::{CommitOutcome, Instance, Wait};
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Report, Result};
@@ -95,8 +96,7 @@ impl Engine {
         let intent = Intent::Replace { instance: metadata.instance, old: old.instance };
         let intent = Wal::begin(self.store(), intent)?;
         let (dir, old_dir) = (self.env_dir(&metadata.instance), self.env_dir(&old.instance));
-        let step =
-            |name: &'static str, dir: &Path| fail::point(name).map_err(|e| Error::io("replace", dir, e));
+        let step = |name: &'static str, dir: &Path| fail::point(name).at("replace", dir);
         step("replace.begun", &dir)?;
         self.make_env_dir(&metadata.instance)?;
         let names = self.lock_names()?;
@@ -108,7 +108,7 @@ impl Engine {
         Metadata::delete(self.store(), &old.instance)?;
         drop(names);
         let removed = fail::point("replace.dir").and_then(|()| self.remove_env_dir(&old_dir, lock));
-        removed.map_err(|e| Error::io("remove", &old_dir, e))?;
+        removed.at("remove", &old_dir)?;
         intent.finish()?;
         Ok(metadata)
     }

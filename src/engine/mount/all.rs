@@ -25,6 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::background::{Background, Readiness};
 use super::options::Options;
 use super::supervisor::{Supervisor, record_path};
+use crate::engine::At as _;
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
@@ -60,10 +61,10 @@ impl Engine {
         ready: &mut dyn FnMut(&Path) -> Result<()>,
         tell: &dyn Fn(&str),
     ) -> Result<()> {
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-        let dir = fs::canonicalize(dir).map_err(|e| Error::io("resolve", dir, e))?;
+        fs::create_dir_all(dir).at("create", dir)?;
+        let dir = fs::canonicalize(dir).at("resolve", dir)?;
         let _held = self.hold_record(&dir)?;
-        let (mut waker, stop) = UnixStream::pair().map_err(|e| Error::io("wait for changes in", &dir, e))?;
+        let (mut waker, stop) = UnixStream::pair().at("wait for changes in", &dir)?;
         let handler = move || {
             if let Err(error) = waker.write_all(b"x") {
                 tracing::error!("cannot be stopped: {error}");
@@ -71,11 +72,11 @@ impl Engine {
         };
         ctrlc::set_handler(handler).map_err(|e| Error::Invalid(format!("cannot wait for signals: {e}")))?;
         let watched = self.store().layout().metadata();
-        let watch = Watch::begin(&watched).map_err(|errno| Error::io("watch", &watched, errno.into()))?;
+        let watch = Watch::begin(&watched).at("watch", &watched)?;
         let mut mounts = Mounts { engine: self, dir: &dir, verbose, tell, known: BTreeMap::new() };
         mounts.follow()?;
         ready(&dir)?;
-        while !watch.wait(&stop).map_err(|errno| Error::io("watch", &watched, errno.into()))? {
+        while !watch.wait(&stop).at("watch", &watched)? {
             if let Err(error) = mounts.follow() {
                 tell(&error.to_string());
             }
@@ -91,7 +92,7 @@ impl Engine {
         }
         let log = log_path(self);
         let file = self.store().files().replace(&log);
-        let file = file.map_err(|e| Error::io("open", &log, e))?;
+        let file = file.at("open", &log)?;
         let exe = Path::new("/proc/self/exe");
         let mut command = Command::new(exe);
         command.arg0("karapace").arg("--store").arg(self.root());
@@ -102,10 +103,10 @@ impl Engine {
             .args(["mount", "--all", "--foreground", "--background-child", "--"])
             .arg(mountpoint::absolute(dir)?);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
-        let mut child = command.spawn().map_err(|e| Error::io("run", exe, e))?;
+        let mut child = command.spawn().at("run", exe)?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
-            BufReader::new(out).read_line(&mut line).map_err(|e| Error::io("read from", exe, e))?;
+            BufReader::new(out).read_line(&mut line).at("read from", exe)?;
         }
         match serde_json::from_str(&line) {
             Ok(Readiness::Mounted { dir }) => Ok((dir, child.id())),
@@ -163,7 +164,7 @@ impl Engine {
         };
         let path = record_path(self);
         // Looked at while the process is held: no other can have got its number.
-        let record = self.store().files().stat(&path).map_err(|e| Error::io("read", &path, e))?;
+        let record = self.store().files().stat(&path).at("read", &path)?;
         if !has_lock(supervisor.pid, record.st_ino)? {
             return Err(Error::Invalid(format!(
                 "{} says process {}, which does not hold it: `karapace umount` each environment, then end what holds it (fuser {})",
@@ -181,7 +182,7 @@ impl Engine {
     fn hold_record(&self, dir: &Path) -> Result<Flock<File>> {
         let path = record_path(self);
         let file = self.store().files().open_or_make(&path);
-        let file = file.map_err(|e| Error::io("open", &path, e))?;
+        let file = file.at("open", &path)?;
         let start = Instant::now();
         let mut open = file;
         let mut held = loop {
@@ -204,7 +205,7 @@ impl Engine {
         let record = Supervisor { pid: std::process::id(), dir: dir.to_owned() };
         let text =
             serde_json::to_vec(&record).map_err(|e| Error::Invalid(format!("describing the mounts: {e}")))?;
-        held.set_len(0).and_then(|()| held.write_all(&text)).map_err(|e| Error::io("write", &path, e))?;
+        held.set_len(0).and_then(|()| held.write_all(&text)).at("write", &path)?;
         Ok(held)
     }
 }
@@ -212,7 +213,7 @@ impl Engine {
 /// Whether a process holds a flock on the file with this inode number, as proc_locks(5) has it.
 fn has_lock(pid: u32, inode: u64) -> Result<bool> {
     let path = Path::new("/proc/locks");
-    let table = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let table = fs::read_to_string(path).at("read", path)?;
     Ok(table.lines().any(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let at = words.get(5).and_then(|place| place.rsplit(':').next());

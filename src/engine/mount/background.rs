@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::options::{Options, check_mountable, check_root_options};
+use crate::engine::At as _;
 use crate::engine::mountpoint;
 use crate::engine::server::info::log_path;
 use crate::engine::{Engine, Error, Result};
@@ -66,7 +67,7 @@ fn tell(readiness: &Readiness) -> Result<()> {
         out.write_all(&line)?;
         out.flush()
     });
-    told.map_err(|e| Error::io("report to", Path::new("the starting process"), e))
+    told.at("report to", Path::new("the starting process"))
 }
 
 /// The serving process, as its starter knows it.
@@ -121,7 +122,7 @@ fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> R
     let files = engine.store().files();
     let grown = files.stat(&log_path).is_ok_and(|stat| stat.st_size as u64 > LOG_LIMIT);
     let log = if grown { files.replace(&log_path) } else { files.open_to_append(&log_path) };
-    let log = log.map_err(|e| Error::io("open", &log_path, e))?;
+    let log = log.at("open", &log_path)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("karapace").arg("--store").arg(engine.root());
     if verbose {
@@ -132,12 +133,12 @@ fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> R
     let input = if options.ranges.is_some() { Stdio::piped() } else { Stdio::null() };
     command.stdin(input).stdout(Stdio::piped()).stderr(log);
     let exe = Path::new("/proc/self/exe");
-    let mut child = command.spawn().map_err(|e| Error::io("run", exe, e))?;
+    let mut child = command.spawn().at("run", exe)?;
     let mut out = child.stdout.take().map(BufReader::new);
     let mut told = || -> Result<String> {
         let mut line = String::new();
         match &mut out {
-            Some(out) => out.read_line(&mut line).map_err(|e| Error::io("read from", exe, e))?,
+            Some(out) => out.read_line(&mut line).at("read from", exe)?,
             None => 0,
         };
         Ok(line)

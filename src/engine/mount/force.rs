@@ -12,6 +12,7 @@ use std::time::Duration;
 use karapace_store::metadata::Metadata;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::engine::At as _;
 use crate::engine::mountpoint;
 use crate::engine::server::client::Client;
 use crate::engine::server::keeper::is_over;
@@ -94,7 +95,7 @@ impl Engine {
     /// Who listens on an environment's socket. The kernel knows, and it needs no answer.
     fn listener(&self, env_dir: &Path) -> Result<Option<Pid>> {
         let Some(client) = Client::connect(self.store().files(), env_dir)? else { return Ok(None) };
-        let pid = client.server().map_err(|e| Error::io("ask who serves", env_dir, e))?;
+        let pid = client.server().at("ask who serves", env_dir)?;
         Ok(Pid::from_raw(pid))
     }
 }

@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::options::{Options, check_mountable, check_root_options};
 use crate::description::lifecycle;
+use crate::engine::At as _;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::reference;
 use crate::engine::instance::watchers::Teller;
@@ -109,7 +110,7 @@ fn serve_view(
         }
     };
     tracing::info!(env = env.name, dir = %dir.display(), "mounted");
-    session.wait().map_err(|e| Error::io("serve", &dir, e))?;
+    session.wait().at("serve", &dir)?;
     if options.session
         && let Err(error) = fs::remove_dir(&dir)
     {
@@ -206,7 +207,7 @@ fn serve_snapshot(
         }
         return Err(error);
     }
-    session.wait().map_err(|e| Error::io("serve", &dir, e))
+    session.wait().at("serve", &dir)
 }
 
 fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool) -> MountOptions {

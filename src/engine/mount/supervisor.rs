@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::At as _;
 use crate::engine::server::info::MountInfo;
 use crate::engine::{Engine, Error, Result};
 
@@ -33,7 +34,7 @@ impl Engine {
             Err(e) => return Err(Error::io("open", &path, e)),
         };
         let mut text = String::new();
-        file.read_to_string(&mut text).map_err(|e| Error::io("read", &path, e))?;
+        file.read_to_string(&mut text).at("read", &path)?;
         match Flock::lock(file, FlockArg::LockSharedNonblock) {
             Ok(_) => Ok(None),
             Err((_, Errno::EWOULDBLOCK)) => Ok(serde_json::from_str(&text).ok()),

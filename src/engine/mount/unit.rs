@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use karapace_store::atomic;
 
+use crate::engine::At as _;
 use crate::engine::{Engine, Error, Result};
 
 /// The unit's name.
@@ -15,7 +16,7 @@ impl Engine {
     /// Writes the unit for `mount --all` of this store below `dir` into `config`, the user's configuration directory. Gives its path.
     pub fn install_unit(&self, program: &Path, dir: &Path, config: &Path) -> Result<PathBuf> {
         let units = config.join("systemd/user");
-        fs::create_dir_all(&units).map_err(|e| Error::io("create", &units, e))?;
+        fs::create_dir_all(&units).at("create", &units)?;
         let path = units.join(UNIT);
         atomic::write_user_file(&path, unit(program, self.root(), dir)?.as_bytes())?;
         Ok(path)

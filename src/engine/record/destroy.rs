@@ -5,6 +5,7 @@ use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::wal::{Intent, Wal};
 
+use crate::engine::At as _;
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
@@ -28,7 +29,7 @@ impl Engine {
         Metadata::delete(self.store(), &env.instance)?;
         let dir = self.env_dir(&env.instance);
         let removed = fail::point("destroy.dir").and_then(|()| self.remove_env_dir(&dir, lock));
-        removed.map_err(|e| Error::io("remove", &dir, e))?;
+        removed.at("remove", &dir)?;
         intent.finish()?;
         Ok(())
     }

@@ -16,6 +16,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::control::Admitted;
 use super::socket::{Answer, Entrance, Reply, Request, Shape};
+use crate::engine::At as _;
 use crate::engine::instance::sessions;
 use crate::engine::{Engine, Error, Result};
 use crate::runtime::{Namespaces, Seen};
@@ -117,7 +118,7 @@ impl Keeper {
         let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
         let descriptors: std::io::Result<Vec<_>> =
             ground.descriptors().chain(kept).map(|fd| fd.try_clone_to_owned()).collect();
-        let descriptors = descriptors.map_err(|e| Error::io("copy the namespaces of", &self.place.dir, e))?;
+        let descriptors = descriptors.at("copy the namespaces of", &self.place.dir)?;
         let entrance = Entrance {
             dir: self.place.dir.clone(),
             session: self.place.session,

@@ -22,6 +22,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::peer;
+use crate::engine::At as _;
 use crate::engine::instance::diff::Changed;
 use crate::engine::instance::layering::Times;
 use crate::engine::instance::open::{CommitOutcome, RestoreOutcome, Status};
@@ -190,11 +191,11 @@ impl Server {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
             _ => {}
         }
-        let dir = files.open_dir(env_dir).map_err(|e| Error::io("open", env_dir, e))?;
+        let dir = files.open_dir(env_dir).at("open", env_dir)?;
         // Through its directory's descriptor: an address holds 108 bytes only, a store's path may be longer.
         let listener = UnixListener::bind(by_descriptor(&dir).join(NAME))
             .and_then(|listener| files.set_mode(&path, 0o600).map(|()| listener))
-            .map_err(|e| Error::io("listen on", &path, e))?;
+            .at("listen on", &path)?;
         let busy = Arc::new(Busy::default());
         let (handler, count) = (Arc::new(handler), busy.clone());
         let accept = move || {
@@ -210,7 +211,7 @@ impl Server {
             }
         };
         let thread = std::thread::Builder::new().name("karapace-socket".to_owned());
-        thread.spawn(accept).map_err(|e| Error::io("start a thread for", &path, e))?;
+        thread.spawn(accept).at("start a thread for", &path)?;
         Ok(Server { files: files.clone(), path, busy })
     }
 

@@ -13,6 +13,7 @@ use nix::unistd::geteuid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::policy;
+use crate::engine::At as _;
 use crate::engine::instance::sessions::Session;
 use crate::engine::mount::options::Options;
 use crate::engine::mountpoint;
@@ -205,7 +206,7 @@ impl Engine {
     fn hand_over(&self, env: &Metadata, inside: &runtime::Started, shape: Shape) -> Result<bool> {
         let pid = Pid::from_raw(inside.init.as_raw());
         let init = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let init = init.map_err(|e| Error::io("hold process 1 of", Path::new(&env.name), e.into()))?;
+        let init = init.at("hold process 1 of", Path::new(&env.name))?;
         let request = Request::Hold { shape, namespaces: inside.namespaces.names() };
         let mut descriptors = vec![inside.lifeline.as_fd(), init.as_fd()];
         descriptors.extend(inside.namespaces.descriptors());
@@ -285,11 +286,11 @@ impl Engine {
             None => {
                 let parent = self.env_dir(&env.instance);
                 let dir = parent.join("mnt");
-                self.check_place(&dir).map_err(|e| Error::io("mount on", &dir, e))?;
+                self.check_place(&dir).at("mount on", &dir)?;
                 (parent, "mnt".to_owned())
             }
         };
-        private_dir::make(&parent).map_err(|e| Error::io("mount below", &parent, e))?;
+        private_dir::make(&parent).at("mount below", &parent)?;
         Ok(parent.join(name))
     }
 }

@@ -12,6 +12,7 @@ use karapace_store::usage::{Group, Survey, Usage};
 use serde::Serialize;
 
 use super::gc::upper_roots;
+use crate::engine::At as _;
 use crate::engine::instance::snapshots::snapshots;
 use crate::engine::{Engine, Error, Result};
 
@@ -163,10 +164,10 @@ fn on_disk(dir: &Path) -> Result<u64> {
         if metadata.is_dir() {
             let entries = match fs::read_dir(&path) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                other => other.map_err(|e| Error::io("list", &path, e))?,
+                other => other.at("list", &path)?,
             };
             for entry in entries {
-                todo.push(entry.map_err(|e| Error::io("list", &path, e))?.path());
+                todo.push(entry.at("list", &path)?.path());
             }
         }
     }

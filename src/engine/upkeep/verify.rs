@@ -15,6 +15,7 @@ use karapace_store::quarantine::{self, keep_copy};
 use serde::Serialize;
 
 use crate::description::manifest::Manifest;
+use crate::engine::At as _;
 use crate::engine::{Engine, Error, Report, Result, Silent};
 use crate::image::Image;
 
@@ -113,7 +114,7 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
         let kept = keep_copy(store, quarantine::Kind::Uppers, &journal, &format!("{instance}.journal"))?;
         let file = files.open_to_change(&journal);
         let cut = file.and_then(|file| file.set_len(end).and_then(|()| file.sync_all()));
-        cut.map_err(|e| Error::io("cut", &journal, e))?;
+        cut.at("cut", &journal)?;
         let message = format!(
             "journal {}: it ends before the damaged record now, what was done to the environment after that is lost to it; as it was: {}",
             journal.display(),

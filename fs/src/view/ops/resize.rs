@@ -11,6 +11,7 @@ use karapace_store::content::{BLOCK, SMALL_MAX};
 use karapace_store::fail;
 use karapace_store::inode::Ino;
 
+use crate::error::At as _;
 use crate::error::{Error, Result};
 use crate::upper::data::DataFile;
 use crate::upper::journal::Room;
@@ -67,13 +68,12 @@ impl View {
         let file = upper.data.create_file(&data)?;
         fail::point("copyup.fill")?;
         let filled = if content.size > SMALL_MAX && keep > 0 {
-            file.set_len(content.size).map_err(|e| Error::host("extend", &upper.data.path(&data), e))
+            file.set_len(content.size).at("extend", &upper.data.path(&data))
         } else {
             let mut bytes = Vec::new();
             let read = self.content.read(&content, 0, content.size.min(keep) as usize, &mut bytes);
-            read.map_err(|error| self.name_damage(state, ino, error)).and_then(|()| {
-                file.write_all_at(&bytes, 0).map_err(|e| Error::host("write", &upper.data.path(&data), e))
-            })
+            read.map_err(|error| self.name_damage(state, ino, error))
+                .and_then(|()| file.write_all_at(&bytes, 0).at("write", &upper.data.path(&data)))
         };
         // These bytes are safe in the store: they have to be here before the record says that they are here. Of blocks there is none
         // yet: that waits until somebody syncs.
@@ -143,8 +143,8 @@ impl View {
             self.change_in(state, items, Room::Reserved)?;
         }
         let path = self.writable()?.data.path(&data);
-        let set_len = |size| file.set_len(size).map_err(|e| Error::host("truncate", &path, e));
-        fail::point("data.truncate").map_err(|e| Error::host("truncate", &path, e))?;
+        let set_len = |size| file.set_len(size).at("truncate", &path);
+        fail::point("data.truncate").at("truncate", &path)?;
         set_len(size)?;
         let mut items = Vec::new();
         if let FileBody::Blocks(b) = file_body(state.node(ino)?)?
@@ -282,7 +282,7 @@ impl View {
         let file = upper.data.file(data)?;
         let time = nix::sys::time::TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
         nix::sys::stat::futimens(&file, &nix::sys::time::TimeSpec::UTIME_OMIT, &time)
-            .map_err(|e| Error::host("set times of", &upper.data.path(data), e.into()))
+            .at("set times of", &upper.data.path(data))
     }
 }
 

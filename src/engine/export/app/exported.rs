@@ -13,6 +13,7 @@ use nix::unistd::geteuid;
 use super::desktop::{self, ENVIRONMENT, Origin, STORE};
 use super::entry::{self, MAX_BYTES};
 use super::inside::ICON_ENDINGS;
+use crate::engine::At as _;
 use crate::engine::{Error, Result};
 
 /// What an exported file is called begins so.
@@ -148,7 +149,7 @@ impl Menu {
     /// where root writes.
     fn check_owner(&self) -> Result<()> {
         let there = self.0.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-        let owner = fs::metadata(there).map_err(|e| Error::io("look at", there, e))?.uid();
+        let owner = fs::metadata(there).at("look at", there)?.uid();
         if owner == geteuid().as_raw() {
             return Ok(());
         }
@@ -194,11 +195,11 @@ impl Menu {
         let dir = self.applications();
         let entries = match fs::read_dir(&dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(|e| Error::io("list", &dir, e))?,
+            entries => entries.at("list", &dir)?,
         };
         let mut all = Vec::new();
         for entry in entries {
-            let name = entry.map_err(|e| Error::io("list", &dir, e))?.file_name();
+            let name = entry.at("list", &dir)?.file_name();
             let named = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(DESKTOP));
             if named {
                 all.extend(Exported::read(&dir.join(&name))?.filter(|found| found.is_of(origin)));
@@ -233,9 +234,7 @@ impl Menu {
         let ending = |icon: &Path| ICON_ENDINGS.into_iter().find(|e| self.icon(&found.env, app, e) == *icon);
         let ending = found.icon.as_deref().and_then(ending);
         let icon = match (&found.icon, ending) {
-            (Some(icon), Some(ending)) => {
-                Some((ending, fs::read(icon).map_err(|e| Error::io("read", icon, e))?))
-            }
+            (Some(icon), Some(ending)) => Some((ending, fs::read(icon).at("read", icon)?)),
             _ => None,
         };
         let icon = icon.as_ref().map(|(ending, bytes)| (*ending, bytes.as_slice()));
@@ -262,7 +261,7 @@ fn taken(path: &Path, found: Option<Exported>) -> Error {
 /// Writes a file; the directory is made where there is none.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        fs::create_dir_all(dir).at("create", dir)?;
     }
     Ok(atomic::write_user_file(path, bytes)?)
 }

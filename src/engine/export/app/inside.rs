@@ -13,6 +13,7 @@ use karapace_store::paths::{self, PathTree};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::engine::At as _;
 use crate::engine::{Error, Result};
 
 /// The largest icon that is read.
@@ -95,7 +96,7 @@ pub(super) struct Mounted {
 
 impl Mounted {
     pub fn open(root: &Path) -> Result<Mounted> {
-        let file = File::open(root).map_err(|e| Error::io("open", root, e))?;
+        let file = File::open(root).at("open", root)?;
         Ok(Mounted { root: file, path: root.to_owned() })
     }
 
@@ -133,7 +134,7 @@ impl Inside for Mounted {
         let Some(file) = self.open_if(path, FileType::RegularFile)? else { return Ok(Err(Lack::Missing)) };
         let mut bytes = Vec::new();
         let read = file.take(most + 1).read_to_end(&mut bytes);
-        read.map_err(|e| Error::io("read", &self.path.join(path.trim_start_matches('/')), e))?;
+        read.at("read", &self.path.join(path.trim_start_matches('/')))?;
         Ok(if bytes.len() as u64 > most { Err(Lack::TooLarge) } else { Ok(bytes) })
     }
 }
