@@ -2,6 +2,7 @@
 # False stores: each file of one in turn a symbolic link, a hard link, a FIFO, a directory, another user's; stores of others; sockets
 # that others serve. Whatever command looks at one, nothing outside of it changes, nothing outside ends, and the command does.
 # runs as: root user
+# seconds: 160
 . "$(dirname "$0")/../checks.sh"
 
 BASE=$TMPDIR/base

@@ -2,6 +2,7 @@
 # What a snapshot costs and who holds what: chosen and ignored paths, names, chains with snapshots taken out of them, and files
 # that are large, many or mostly holes.
 # runs as: root user
+# seconds: 120
 . "$(dirname "$0")/../checks.sh"
 ENV=chain
 DIR=$MOUNTS/$ENV
