@@ -20,6 +20,14 @@ build() {
     cd -P . && pwd >origin
     "build_$1"
 }
+build_coreutils() {
+    FORCE_UNSAFE_CONFIGURE=1 ./configure --quiet --disable-nls CFLAGS=-O1 && make -j2 --silent all && make -j2 --silent check TESTS= SUBDIRS=.
+}
+# The program that runs the tests, and the shell that some of them start.
+build_sqlite3() {
+    ./configure --quiet --enable-all --disable-readline --with-tcl="$(dirname "$(find /usr/lib -name tclConfig.sh -path '*/tcl8*' | head -n 1)")" CFLAGS=-O1 &&
+        make -j2 --silent testfixture sqlite3 && find . -name '*.o' -delete
+}
 build_git() {
     make -j2 --silent NO_CURL=1 NO_EXPAT=1 NO_GETTEXT=1 NO_TCLTK=1 NO_PYTHON=1 NO_OPENSSL=1 NO_INSTALL_HARDLINKS=1 CFLAGS=-O1 all
 }

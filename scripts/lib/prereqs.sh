@@ -9,7 +9,7 @@ PACKAGES_TEST+=" btrfs-progs xfsprogs crun bsdutils zsh fish man-db desktop-file
 
 # What scripts/real needs besides: databases, backups, watchers, caches, and what other projects' tests are built with.
 PACKAGES_REAL="postgresql mariadb-server-core mariadb-client-core python3-lmdb lmdb-utils restic borgbackup fio watchman ccache"
-PACKAGES_REAL+=" zlib1g-dev perl patch distro-info-data"
+PACKAGES_REAL+=" zlib1g-dev libacl1-dev libattr1-dev libcap2-bin tcl-dev perl patch distro-info-data"
 
 # The package of Python's own tests, which is of one version: the tests run the distribution's Python on a mount.
 package_of_python_tests() {

@@ -76,7 +76,8 @@ trap 'exit 130' INT TERM HUP
 
 # The files from elsewhere that suites may need: the variable in which a suite finds the path, and what fetches it.
 declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]="packages_source patch"
-    [GIT]="packages_built git" [PNPM]=packages_pnpm [RELEASES]=apt_releases)
+    [GIT]="packages_built git" [COREUTILS]="packages_built coreutils" [SQLITE]="packages_built sqlite3"
+    [PNPM]=packages_pnpm [RELEASES]=apt_releases)
 
 # words KEY NAME: what the line `# KEY: ...` of a suite says.
 words() { sed -n "s/^# $1: //p" "$SUITES/$2.sh"; }

@@ -20,6 +20,8 @@ show MANAGERS rootfs/managers.tar MANAGERS_TAR
 show DEBS debs DEBS
 show PATCH sources/patch PATCH_SOURCE
 show GIT sources/git GIT_BUILT
+show COREUTILS sources/coreutils COREUTILS_BUILT
+show SQLITE sources/sqlite SQLITE_BUILT
 show PNPM sources/pnpm PNPM_PACKAGE
 show RELEASES sources/releases RELEASES
 

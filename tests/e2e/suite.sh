@@ -32,7 +32,7 @@ for tool in ${tools[@]+"${tools[@]}"}; do cp "$TOOLS/$tool" "$scratch/bin/"; don
 : >"$scratch/rootfs/minbase.tar"
 : >"$scratch/rootfs/dev.tar"
 : >"$scratch/rootfs/managers.tar"
-mkdir "$scratch/sources"/{patch,git,pnpm,releases}
+mkdir "$scratch/sources"/{patch,git,coreutils,sqlite,pnpm,releases}
 cp -r "$REPOSITORY/tests/e2e" "$REPOSITORY/tests/real" "$scratch/tree/"
 # Each is killed with the one that started it, and all that is in the process namespace with unshare.
 setpriv --pdeathsig KILL timeout --kill-after=10 "$LIMIT_SECONDS" \
