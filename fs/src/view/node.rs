@@ -261,11 +261,12 @@ impl Node {
         let m = &self.meta;
         // What a directory occupies is not measured: 4096 as ext4 shows for a small one.
         let size = if m.kind() == FileKind::Directory { 4096 } else { m.size };
-        let blocks = match &self.body {
-            NodeBody::File(FileBody::Lower(content)) => stored_bytes(content).div_ceil(512),
-            NodeBody::File(FileBody::Whole(data)) => data.allocated(m.size).div_ceil(512),
-            NodeBody::File(FileBody::Blocks(b)) => b.occupied().min(m.size).div_ceil(512),
-            NodeBody::Dir(_) => 8,
+        // In whole pages, as the host gives them to a file in the upper: a commit changes nothing that `du` says.
+        let occupied = match &self.body {
+            NodeBody::File(FileBody::Lower(content)) => stored_bytes(content),
+            NodeBody::File(FileBody::Whole(data)) => data.allocated(m.size),
+            NodeBody::File(FileBody::Blocks(b)) => b.occupied().min(m.size),
+            NodeBody::Dir(_) => size,
             _ => 0,
         };
         let mode = match m.kind() {
@@ -281,7 +282,7 @@ impl Node {
             gid: m.gid,
             rdev: m.rdev,
             size,
-            blocks,
+            blocks: occupied.div_ceil(4096) * 8,
             atime: m.atime,
             mtime: m.mtime,
             ctime: m.ctime,

@@ -132,6 +132,26 @@ fn a_file_that_is_one_hole_occupies_nothing() {
     assert!((1..=128).contains(&occupied(&env)), "{}", occupied(&env));
 }
 
+/// `du` says of a tree what it says on ext4, and a commit changes nothing of it.
+#[test]
+fn what_a_small_file_occupies_outlives_a_commit() {
+    let mut env = Env::new();
+    let sizes = [(0, 0), (1, 8), (5000, 16), (1 << 20, 2048), ((1 << 20) + 1, 2056)];
+    for (size, _) in sizes {
+        env.file(&size.to_string(), &pattern(size, 3));
+    }
+    for when in ["new", "committed", "opened again"] {
+        for (size, blocks) in sizes {
+            let ino = env.view.lookup(ROOT_INO, size.to_string().as_bytes()).unwrap().ino;
+            assert_eq!(env.view.getattr(ino).unwrap().blocks, blocks, "{size} bytes, {when}");
+        }
+        match when {
+            "new" => drop(env.commit()),
+            _ => env.reopen(),
+        }
+    }
+}
+
 #[test]
 fn holes_and_data_are_found() {
     let mut env = Env::new();
