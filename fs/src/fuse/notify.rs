@@ -64,6 +64,14 @@ impl Invalidator {
         self.notify(&inode(node, range)).map_err(io::Error::from)
     }
 
+    /// Has the kernel ask for the attributes of an inode anew. Its pages stay.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the mount is gone.
+    pub(super) fn forget_attributes(&self, node: u64) -> io::Result<()> {
+        self.notify(&attributes(node)).map_err(io::Error::from)
+    }
+
     fn notify(&self, message: &[u8]) -> Result<(), Errno> {
         match nix::unistd::write(&self.0, message) {
             // The kernel does not know it, or a name below something that was, and is, no directory for it.
@@ -85,11 +93,17 @@ fn entry(parent: u64, name: &[u8]) -> Vec<u8> {
 
 /// Attributes, and the data of `range`; all data where it is empty and begins with 0.
 fn inode(node: u64, range: &Range<u64>) -> Vec<u8> {
-    let mut body = Vec::with_capacity(24);
-    for field in [node, range.start, range.end - range.start] {
-        body.extend_from_slice(&field.to_ne_bytes());
-    }
-    message(NOTIFY_INVAL_INODE, &body)
+    inode_message([node, range.start, range.end - range.start])
+}
+
+/// Attributes alone: an offset below zero stands for no data.
+fn attributes(node: u64) -> Vec<u8> {
+    inode_message([node, u64::MAX, 0])
+}
+
+/// `struct fuse_notify_inval_inode_out`.
+fn inode_message(fields: [u64; 3]) -> Vec<u8> {
+    message(NOTIFY_INVAL_INODE, &fields.map(u64::to_ne_bytes).concat())
 }
 
 fn message(code: i32, body: &[u8]) -> Vec<u8> {
@@ -119,6 +133,7 @@ mod tests {
         assert_eq!(all.len(), 16 + 24);
         assert_eq!(all[16..24], 9u64.to_ne_bytes());
         assert_eq!(all[24..], [0; 16]);
+        assert_eq!(attributes(9)[24..], [(-1i64).to_ne_bytes(), [0; 8]].concat());
         let part = inode(9, &(4096..5000));
         assert_eq!(part[24..], [4096u64.to_ne_bytes(), 904u64.to_ne_bytes()].concat());
     }

@@ -3,6 +3,7 @@
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
 use super::idmap::IdMap;
+use crate::error::Error;
 use super::requests::{Outcome, done};
 use super::{Node, Shared, guard};
 
@@ -26,7 +27,12 @@ impl Shared {
                     // The kernel asks for it in a field that fuser 0.18 does not offer (FUSE_SETXATTR_EXT).
                     self.drop_any_foreign_set_gid(req, &view, ino)?;
                 }
-                view.setxattr(ino, name, &stored, flags)
+                view.setxattr(ino, name, &stored, flags)?;
+                if !self.kernel_permissions && IdMap::is_access_acl(name) {
+                    // To the kernel this is an attribute like any other there: it would go on showing the mode that it holds.
+                    self.kernel.get().ok_or(Error::Stale)?.forget_attributes(node.0)?;
+                }
+                Ok(())
             })
         });
         done(reply, result);

@@ -14,6 +14,16 @@ def namespaces():
     show([len(name) for name in sorted(os.listxattr('f'))], tri(os.getxattr, 'f', 'user.none'), tri(os.removexattr, 'f', 'user.none'))
 
 @item
+def modes_by_access_lists():
+    acl = lambda *entries: struct.pack('<I', 2) + b''.join(struct.pack('<HHI', tag, bits, 0xffffffff) for tag, bits in entries)
+    # Asked for the mode alone, as ls does, the kernel may answer from what it holds.
+    mode = lambda: subprocess.run(['stat', '-c', '%a', 'f'], capture_output=True).stdout
+    put('f'); os.chmod('f', 0o731); show(mode())
+    for entries in ((1, 6), (4, 0), (32, 0)), ((1, 7), (4, 4), (16, 2), (32, 1)):
+        show(tri(os.setxattr, 'f', 'system.posix_acl_access', acl(*entries)), mode())
+    show(tri(os.removexattr, 'f', 'system.posix_acl_access'), mode())
+
+@item
 def capabilities():
     setcap = lambda path: subprocess.run(['setcap', 'cap_net_raw+ep', path], capture_output=True).returncode
     has = lambda path: works(os.getxattr, path, 'security.capability')
