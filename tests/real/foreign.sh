@@ -73,7 +73,7 @@ begin() {
 }
 # All that the first half made and changed goes; the second one begins where the first did.
 restored() {
-    [ "$(ls -A "$WORK")" != built ] || tree "$WORK/built" times | cmp -s - "$TMPDIR/built" && wrong "the tests left nothing"
+    if [ "$(ls -A "$WORK")" = built ] && tree "$WORK/built" times | cmp -s - "$TMPDIR/built"; then wrong "the tests left nothing"; fi
     ctl "$ENV" "restore built"
     equal "what is there" built "$(ls -A "$WORK")"
     tree "$WORK/built" times | diff "$TMPDIR/built" - | head -n 20

@@ -4,7 +4,7 @@
 # files: GIT
 . "$(dirname "$0")/../foreign.sh"
 environment git-tests
-LEAST=750
+LEAST=500
 # Those that say most of a file system and are quick; all of them are 900 and take an hour.
 CHOSEN='t0001-* t0002-* t0007-* t0010-* t0050-* t0060-* t0070-* t100[0-9]-* t1020-* t1050-* t1400-* t1403-* t1406-* t1410-* t1420-* t1430-* t1450-*
 t1501-* t200[0-9]-* t2010-* t2012-* t2015-* t2022-* t2023-* t2030-* t210[0-7]-* t2200-* t2201-* t2203-* t2204-* t2205-* t2400-* t2402-* t3010-* t3600-*
