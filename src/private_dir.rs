@@ -1,4 +1,5 @@
-//! Directories that no other user reaches: what is mounted below one is ours alone, and a socket in one is of our own session.
+//! Directories that no other user reaches: what is mounted below one is ours alone, and a socket in one is of
+//! our own session.
 
 use std::ffi::OsString;
 use std::io;
@@ -44,7 +45,8 @@ pub(crate) fn make(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The user's runtime directory, as `variable` (XDG_RUNTIME_DIR) names it; None where it names none, or one that is not private.
+/// The user's runtime directory, as `variable` (XDG_RUNTIME_DIR) names it; None where it names none, or one
+/// that is not private.
 pub(crate) fn runtime_dir(variable: Option<OsString>) -> Option<PathBuf> {
     let dir = PathBuf::from(variable?);
     if !dir.is_absolute() {
@@ -59,7 +61,8 @@ pub(crate) fn runtime_dir(variable: Option<OsString>) -> Option<PathBuf> {
     }
 }
 
-/// Where sessions of unmounted environments are mounted, below the runtime directory; None where that is not used.
+/// Where sessions of unmounted environments are mounted, below the runtime directory; None where that is not
+/// used.
 pub(crate) fn for_sessions() -> Option<PathBuf> {
     runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map(|dir| dir.join("karapace"))
 }

@@ -16,8 +16,8 @@ pub trait Report: Progress {
     /// A line that a program printed which runs for the user.
     fn output(&self, _line: &str) {}
 
-    /// From here on the work asks whether it is to stop ([`Progress::is_cancelled`]), and ends cleanly. Before, an interruption ends
-    /// the program.
+    /// From here on the work asks whether it is to stop ([`Progress::is_cancelled`]), and ends cleanly.
+    /// Before, an interruption ends the program.
     fn heed_interruptions(&self) {}
 }
 

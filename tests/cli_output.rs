@@ -1,5 +1,5 @@
-//! What the commands print: docs/JSON.md is what `--json` gives, tests/cli_output.txt what people see. Each command is run on a small
-//! environment; `KARAPACE_BLESS=1` writes both anew. Needs /dev/fuse.
+//! What the commands print: docs/JSON.md is what `--json` gives, tests/cli_output.txt what people see. Each
+//! command is run on a small environment; `KARAPACE_BLESS=1` writes both anew. Needs /dev/fuse.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,7 +21,8 @@ const fn step(line: &'static str, text: &'static str) -> Step {
     Step { line, text }
 }
 
-/// Every command that has JSON, in an order in which they work. `touch` is not karapace's: it changes a file in a mount.
+/// Every command that has JSON, in an order in which they work. `touch` is not karapace's: it changes a file
+/// in a mount.
 const STEPS: &[Step] = &[
     step(
         "import rootfs --name dev",

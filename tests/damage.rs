@@ -1,5 +1,5 @@
-//! One flipped bit in each kind of file of a store: what use, `verify-store`, `gc` and `verify-store --repair` make of it.
-//! The real program on real mounts. Prints the table that docs/DURABILITY.md has.
+//! One flipped bit in each kind of file of a store: what use, `verify-store`, `gc` and `verify-store
+//! --repair` make of it. The real program on real mounts. Prints the table that docs/DURABILITY.md has.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +26,8 @@ struct World {
 }
 
 impl World {
-    /// A store with one environment: a base, snapshots named `one` and `two`, and uncommitted changes of a server that was killed.
+    /// A store with one environment: a base, snapshots named `one` and `two`, and uncommitted changes of a
+    /// server that was killed.
     fn new() -> World {
         // In memory where that can be: some three hundred commands would wait for a disk.
         let memory = tempfile::tempdir_in("/dev/shm");
@@ -219,7 +220,8 @@ struct Case {
     at: u64,
     /// What is written to it before; empty: it is there.
     made: String,
-    /// What use of the environment meets: paths that give EIO, or a text that the refusal has; neither: nothing.
+    /// What use of the environment meets: paths that give EIO, or a text that the refusal has; neither:
+    /// nothing.
     lost: &'static [&'static str],
     refused: &'static str,
     /// The kind of finding; empty: none.

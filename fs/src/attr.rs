@@ -71,8 +71,8 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// New change time (the kernel gives one only where it keeps times itself).
     pub ctime: Option<Timestamp>,
-    /// Drop set-user-id, set-group-id (where group execute is set) and file capabilities, as a change of owner
-    /// or of size by an ordinary user does.
+    /// Drop set-user-id, set-group-id (where group execute is set) and file capabilities, as a change of
+    /// owner or of size by an ordinary user does.
     pub kill_priv: bool,
 }
 
@@ -100,7 +100,8 @@ pub struct DirItem<'a> {
     pub kind: FileKind,
     /// Where a later listing goes on after this entry; never 0, below 2^62.
     pub cookie: u64,
-    /// With attributes asked for: always `Some` but for `.` and `..`; counts one reference when the sink takes the entry.
+    /// With attributes asked for: always `Some` but for `.` and `..`; counts one reference when the sink
+    /// takes the entry.
     pub attr: Option<Attr>,
 }
 
@@ -189,8 +190,8 @@ pub struct HeadRef {
     pub layer: LayerHash,
     /// The layer's record.
     pub record: RecordId,
-    /// The root object that the upper lies over. It is the layer's, or differs from it: in inode numbers after a restore, and
-    /// in whatever the layer left out.
+    /// The root object that the upper lies over. It is the layer's, or differs from it: in inode numbers
+    /// after a restore, and in whatever the layer left out.
     pub root: ObjectId,
 }
 

@@ -24,7 +24,8 @@ use crate::fuse::{IdMap, Server, Service};
 pub use crate::fuse::{Invalidator, Watchers};
 use crate::view::View;
 
-/// Bytes that the kernel reads ahead on a mount made by root, where the kernel's default of 128 KiB can be raised.
+/// Bytes that the kernel reads ahead on a mount made by root, where the kernel's default of 128 KiB can be
+/// raised.
 const READ_AHEAD: u64 = 1 << 20;
 
 /// How often the view is asked whether a checkpoint is due.
@@ -63,20 +64,22 @@ pub struct MountOptions {
     /// Refuse every change with `EROFS`. Control files stay writable for the kernel: what a command may do is
     /// the engine's to decide.
     pub read_only: bool,
-    /// What the kernel is to see to beside. A mount made by an ordinary user has [`Flag::NoSuid`] and [`Flag::NoDev`] always.
+    /// What the kernel is to see to beside. A mount made by an ordinary user has [`Flag::NoSuid`] and
+    /// [`Flag::NoDev`] always.
     pub flags: Vec<Flag>,
     /// The control directory.
     pub ctl: CtlDir,
-    /// Let other users in, with permissions checked by the kernel. Always so on a mount made by root; an ordinary
-    /// user needs `user_allow_other` in /etc/fuse.conf.
+    /// Let other users in, with permissions checked by the kernel. Always so on a mount made by root; an
+    /// ordinary user needs `user_allow_other` in /etc/fuse.conf.
     pub allow_other: bool,
     /// Threads that serve requests; at least 1.
     pub threads: usize,
-    /// Let the kernel read a large file from its object by itself, once it has been verified whole. For a read-only mount made
-    /// by root.
+    /// Let the kernel read a large file from its object by itself, once it has been verified whole. For a
+    /// read-only mount made by root.
     pub passthrough: bool,
-    /// Let root make id-mapped mounts of this one (mount_setattr(2), MOUNT_ATTR_IDMAP; Linux 6.12). The kernel sends no caller's ids then
-    /// but with what makes something, so there is no control directory. For a mount made by root.
+    /// Let root make id-mapped mounts of this one (mount_setattr(2), MOUNT_ATTR_IDMAP; Linux 6.12). The
+    /// kernel sends no caller's ids then but with what makes something, so there is no control directory. For
+    /// a mount made by root.
     pub idmap: bool,
     /// What `mount` and `df` show as the source.
     pub fsname: String,
@@ -102,10 +105,10 @@ impl MountedSession {
     /// Mounts `view` and starts to serve it; the mount answers when this returns. `control` is needed for the
     /// control directory, without it there is none.
     ///
-    /// A mount made by root lets everyone in, with permissions, set-user-id and devices handled by the kernel as
-    /// on any file system; root of a user namespace is root there, and the ids are those inside. A mount made by an
-    /// ordinary user is entered by this user only, who acts in it as root: nothing is checked, and id 0 of the tree
-    /// shows as theirs.
+    /// A mount made by root lets everyone in, with permissions, set-user-id and devices handled by the kernel
+    /// as on any file system; root of a user namespace is root there, and the ids are those inside. A mount
+    /// made by an ordinary user is entered by this user only, who acts in it as root: nothing is checked, and
+    /// id 0 of the tree shows as theirs.
     ///
     /// # Errors
     /// When the mount point cannot be used, /dev/fuse or (for an ordinary user) `fusermount3` is missing or
@@ -189,7 +192,8 @@ impl UnmountHandle {
         self.0.unmount(true)
     }
 
-    /// Whether the kernel still holds the mount (also after [`UnmountHandle::detach`], until its last user is gone).
+    /// Whether the kernel still holds the mount (also after [`UnmountHandle::detach`], until its last user is
+    /// gone).
     pub fn is_connected(&self) -> bool {
         self.0.is_connected()
     }
@@ -308,8 +312,8 @@ fn config(options: &MountOptions, by_root: bool) -> Config {
     config
 }
 
-/// Starts the thread that lets the view write its checkpoints, which no request should wait for. It ends when the
-/// sender is dropped.
+/// Starts the thread that lets the view write its checkpoints, which no request should wait for. It ends when
+/// the sender is dropped.
 fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
     let (sender, receiver) = channel::<()>();
     std::thread::Builder::new().name("karapace-upkeep".to_owned()).spawn(move || {

@@ -90,7 +90,8 @@ fn content(view: &View, dir: Ino, name: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What is open and has no name is in no checkpoint; what is done to it afterwards must not be missed by a replay.
+/// What is open and has no name is in no checkpoint; what is done to it afterwards must not be missed by a
+/// replay.
 #[test]
 fn a_kill_after_writing_to_a_removed_file_leaves_a_view_that_opens() {
     for by_commit in [false, true] {
@@ -210,7 +211,8 @@ fn race(threads: u64, work: &(dyn Fn(u64, u64) + Sync), meanwhile: &(dyn Fn(u64)
     });
 }
 
-/// What programs do to save a file, and reading it, never fails because a commit takes the data file away meanwhile.
+/// What programs do to save a file, and reading it, never fails because a commit takes the data file away
+/// meanwhile.
 #[test]
 fn saving_and_syncing_go_on_under_commits() {
     let place = Place::new();
@@ -350,7 +352,8 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
     place.check_objects();
 }
 
-/// A restore takes place on the very state that was committed, or not at all: what was written is in some snapshot.
+/// A restore takes place on the very state that was committed, or not at all: what was written is in some
+/// snapshot.
 #[test]
 fn writers_and_restores() {
     let place = Place::new();

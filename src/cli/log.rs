@@ -1,5 +1,5 @@
-//! The log, on stderr: a terminal, or the log file of a mount in the background. One line an event, of text only, that begins with
-//! the request or command it belongs to.
+//! The log, on stderr: a terminal, or the log file of a mount in the background. One line an event, of text
+//! only, that begins with the request or command it belongs to.
 #![allow(clippy::disallowed_methods, reason = "each event is one line of the writer's")]
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -32,7 +32,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// From now on events and panics are shown. What the variable holds that is not understood is told, and then left out.
+    /// From now on events and panics are shown. What the variable holds that is not understood is told, and
+    /// then left out.
     pub fn start(self) {
         std::panic::set_hook(Box::new(tell_panic));
         let asked = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());

@@ -26,8 +26,8 @@ use ui::Failure;
 
 /// Linux environments as directories.
 ///
-/// Karapace keeps root filesystems in a content-addressed store and serves them through FUSE: a mounted environment is a
-/// directory that can be read, written, entered, committed and restored.
+/// Karapace keeps root filesystems in a content-addressed store and serves them through FUSE: a mounted
+/// environment is a directory that can be read, written, entered, committed and restored.
 #[derive(Debug, Parser)]
 #[command(name = "karapace", bin_name = "karapace", version, max_term_width = 100)]
 struct Cli {
@@ -44,8 +44,8 @@ pub(crate) struct Global {
     /// Where the store is. Default: $XDG_DATA_HOME/karapace, else ~/.local/share/karapace
     #[arg(long, global = true, value_name = "PATH", env = "KARAPACE_STORE", hide_env_values = true)]
     store: Option<PathBuf>,
-    /// Look into a store of another user's, which is refused otherwise. For commands that only read; nothing in it is believed to be
-    /// harmless, and nothing is changed or waited for
+    /// Look into a store of another user's, which is refused otherwise. For commands that only read; nothing
+    /// in it is believed to be harmless, and nothing is changed or waited for
     #[arg(long, global = true)]
     foreign_store: bool,
     /// Print JSON on stdout, and an error as one line of JSON on stderr (docs/JSON.md)
@@ -63,7 +63,8 @@ pub(crate) struct Global {
     /// Say more on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// Say everything on stderr, for finding faults; KARAPACE_LOG says of what (CONTRIBUTING.md, "Look into a mount")
+    /// Say everything on stderr, for finding faults; KARAPACE_LOG says of what (CONTRIBUTING.md, "Look into a
+    /// mount")
     #[arg(long, global = true)]
     trace: bool,
 }
@@ -89,12 +90,13 @@ impl Global {
         self.open(if self.foreign_store { Engine::open_foreign } else { Engine::open_existing })
     }
 
-    /// The same for commands that have something to say of no environments as well: nothing, where the user has not begun a store
-    /// yet. One that is named must be there.
+    /// The same for commands that have something to say of no environments as well: nothing, where the user
+    /// has not begun a store yet. One that is named must be there.
     pub fn engine_if_any(&self) -> Result<Option<Engine>, Failure> {
         let is_default = self.store.as_ref().is_none_or(|path| path.as_os_str().is_empty());
         match self.engine() {
-            // A directory without one, or a link to nothing, is a disk that is not mounted rather than a beginner's.
+            // A directory without one, or a link to nothing, is a disk that is not mounted rather than a
+            // beginner's.
             Err(Failure::Engine(Error::Store(StoreError::NoStore { path, is_there: false })))
                 if is_default && path.symlink_metadata().is_err() =>
             {

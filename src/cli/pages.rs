@@ -1,6 +1,6 @@
-//! Whether the pages that tests write are up to date, as far as it can be seen without running a command: docs/CLI.md is what `--help`
-//! says, docs/JSON.md and tests/cli_output.txt have every step of tests/cli_output.rs, and those every command.
-//! `KARAPACE_BLESS=1` writes docs/CLI.md anew.
+//! Whether the pages that tests write are up to date, as far as it can be seen without running a command:
+//! docs/CLI.md is what `--help` says, docs/JSON.md and tests/cli_output.txt have every step of
+//! tests/cli_output.rs, and those every command. `KARAPACE_BLESS=1` writes docs/CLI.md anew.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -8,7 +8,8 @@ use unicode_width::UnicodeWidthStr;
 
 use super::writer::{self, Line};
 
-/// An aligned table on stdout. A header that begins with `>` is of a column of numbers, which end on one line.
+/// An aligned table on stdout. A header that begins with `>` is of a column of numbers, which end on one
+/// line.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     writer::print(render(header, rows, writer::stdout_is_coloured()))
 }

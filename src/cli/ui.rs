@@ -100,8 +100,8 @@ fn is_asked() -> bool {
     io::stdin().is_terminal() && writer::stderr_is_terminal()
 }
 
-/// Asks on the terminal which of several things it shall be, each a name and a line on it; an empty reply is the first. `None` when
-/// there is no terminal to ask on, or the input ends.
+/// Asks on the terminal which of several things it shall be, each a name and a line on it; an empty reply is
+/// the first. `None` when there is no terminal to ask on, or the input ends.
 pub fn choose(question: &str, choices: &[(String, String)]) -> io::Result<Option<usize>> {
     if !is_asked() {
         return Ok(None);
@@ -155,7 +155,8 @@ pub fn size(bytes: u64) -> String {
 /// Work that takes longer says so again when it ends, where there is no bar.
 const LONG: Duration = Duration::from_secs(2);
 
-/// Progress on stderr: a bar on a terminal; elsewhere a line when work begins, and one when long work ends. Remarks always.
+/// Progress on stderr: a bar on a terminal; elsewhere a line when work begins, and one when long work ends.
+/// Remarks always.
 pub struct Bars {
     shown: bool,
     in_lines: bool,

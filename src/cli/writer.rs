@@ -1,6 +1,6 @@
-//! The one writer for what a person reads, on stdout and stderr. What it is given may quote names and messages of anybody's: of
-//! each line nothing but text comes through, and the colours that are added here. Raw are JSON documents, which escape by
-//! themselves, and what is asked for with -z.
+//! The one writer for what a person reads, on stdout and stderr. What it is given may quote names and
+//! messages of anybody's: of each line nothing but text comes through, and the colours that are added here.
+//! Raw are JSON documents, which escape by themselves, and what is asked for with -z.
 #![allow(clippy::disallowed_methods, reason = "all others write through this one")]
 
 use std::fmt;

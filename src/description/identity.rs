@@ -1,11 +1,13 @@
-//! The identity of an environment (docs/MANIFEST.md, "Identity"): a hash of what its manifest resolved to. Pure.
+//! The identity of an environment (docs/MANIFEST.md, "Identity"): a hash of what its manifest resolved to.
+//! Pure.
 
 use super::locked::LockFile;
 
 /// Number of digits of a short id.
 pub const SHORT_ID_LEN: usize = 12;
 
-/// The `env_id` of what `lock` pins: blake3 over its parts, in the order that docs/MANIFEST.md gives, nothing in between.
+/// The `env_id` of what `lock` pins: blake3 over its parts, in the order that docs/MANIFEST.md gives, nothing
+/// in between.
 ///
 /// The `env_id` and `short_id` fields of `lock` itself take no part.
 pub fn env_id(lock: &LockFile) -> String {

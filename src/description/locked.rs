@@ -1,4 +1,5 @@
-//! What a lock file holds. What is computed from it stands in `identity`; how it is read, written and compared in `lockfile`.
+//! What a lock file holds. What is computed from it stands in `identity`; how it is read, written and
+//! compared in `lockfile`.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,5 @@
-//! The lock file `karapace.lock` (version 2): what a manifest resolved to. Pure; only [`LockFile::read`] opens a file.
+//! The lock file `karapace.lock` (version 2): what a manifest resolved to. Pure; only [`LockFile::read`]
+//! opens a file.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -103,7 +104,8 @@ impl LockFile {
         }
     }
 
-    /// Parses lock file text; `origin` is named in errors. Ids are not checked: see [`LockFile::verify_integrity`].
+    /// Parses lock file text; `origin` is named in errors. Ids are not checked: see
+    /// [`LockFile::verify_integrity`].
     pub fn parse(text: &str, origin: &Path) -> Result<LockFile, LockError> {
         let invalid = |reason: String| LockError::Invalid { path: origin.to_owned(), reason };
         let lock: LockFile = toml::from_str(text).map_err(|e| {

@@ -1,4 +1,5 @@
-//! The manifest `karapace.toml`: strict parsing and normalisation. Pure; only [`Manifest::read`] opens a file.
+//! The manifest `karapace.toml`: strict parsing and normalisation. Pure; only [`Manifest::read`] opens a
+//! file.
 //!
 //! Unknown keys anywhere are errors, and every error names the line: a misspelt `pakages` must not
 //! silently build an environment without packages.
@@ -103,7 +104,8 @@ pub struct Hardware {
 /// One entry of `[mounts]`, written `host:container`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Host path as written: relative to the manifest, absolute, or from the home directory of whoever enters (`~/`).
+    /// Host path as written: relative to the manifest, absolute, or from the home directory of whoever enters
+    /// (`~/`).
     pub host: String,
     /// Absolute path inside.
     pub container: String,

@@ -1,5 +1,5 @@
-//! The package managers of distributions: which one a root filesystem has, what is run to install packages, and what the answers
-//! mean. Pure: nothing is run here.
+//! The package managers of distributions: which one a root filesystem has, what is run to install packages,
+//! and what the answers mean. Pure: nothing is run here.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub type Versions = BTreeMap<String, Vec<String>>;
 const ALL: [Manager; 6] =
     [Manager::Apt, Manager::Dnf, Manager::Zypper, Manager::Pacman, Manager::Apk, Manager::Xbps];
 
-/// What no layer of packages takes, whatever made them: what programs leave behind, and what the session put there.
+/// What no layer of packages takes: what programs leave behind, and what the session put there.
 const LEFT_BEHIND: [&str; 11] = [
     "/etc/hosts",
     "/etc/resolv.conf",
@@ -94,8 +94,8 @@ const LINES_OF_A_SCRIPT: usize = 3;
 const POLICY_RC_D: &str = "/usr/sbin/policy-rc.d";
 
 impl Manager {
-    /// The manager of a root filesystem: the one of its distribution by `os_release` (the text of /etc/os-release) if its program is
-    /// there, else any whose program is. `has` says whether a path inside is a program.
+    /// The manager of a root filesystem: the one of its distribution by `os_release` (/etc/os-release) if its
+    /// program is there, else any whose program is. `has` says whether a path inside is a program.
     pub fn detect(os_release: &str, has: impl Fn(&str) -> bool) -> Option<Manager> {
         let there = |manager: &Manager| has(manager.program());
         let words = distribution(os_release);
@@ -217,8 +217,9 @@ impl Manager {
         found
     }
 
-    /// The address where another version of a package may be than the one that the lists have, from what [`Manager::ask_available`]
-    /// printed: beside that one. `None` where the lists have all versions, or not this package.
+    /// The address where another version of a package may be than the one that the lists have, from what
+    /// [`Manager::ask_available`] printed: beside that one. `None` where the lists have all versions, or not
+    /// this package.
     pub fn file_of(self, output: &str, name: &str, version: &str) -> Option<String> {
         if self != Manager::Pacman {
             return None;
@@ -282,12 +283,13 @@ impl Manager {
 
     /// Whether a command that ended with this status did what it was to do.
     pub fn is_success(self, status: i32) -> bool {
-        // zypper's from 100 on inform. Of these: what was updated wants a reboot (102), or is zypper itself (103); a script failed (107).
+        // zypper's from 100 on inform. Of these: what was updated wants a reboot (102), or is zypper itself
+        // (103); a script failed (107).
         status == 0 || (self == Manager::Zypper && matches!(status, 102 | 103 | 107))
     }
 
-    /// What is said of each script of a package that failed, in the output of an installation, with the lines before it: rpm and
-    /// pacman install such a package all the same, and succeed. Empty when none failed.
+    /// What is said of each script of a package that failed, in the output of an installation, with the lines
+    /// before it: rpm and pacman install such a package all the same, and succeed. Empty when none failed.
     pub fn failed_scripts(self, output: &str) -> Vec<&str> {
         let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let mut told: Vec<&str> = Vec::new();
@@ -327,14 +329,15 @@ impl Manager {
         }
     }
 
-    /// The exact versions of `names`, from what [`Manager::ask_installed`] printed. Those that are not there are left out.
+    /// The exact versions of `names`, from what [`Manager::ask_installed`] printed. What is not there is left out.
     pub fn read_installed(self, output: &str, names: &[String]) -> Vec<LockedPackage> {
         let mut found = Versions::new();
         for line in output.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match (self, words.as_slice()) {
                 (Manager::Apt, ["installed", name, architecture, version]) => {
-                    // Of several architectures the first is the machine's own: dpkg sorts foreign ones behind it.
+                    // Of several architectures the first is the machine's own: dpkg sorts foreign ones behind
+                    // it.
                     let qualified = format!("{name}:{architecture}");
                     for name in [(*name).to_owned(), qualified] {
                         found_one(&mut found, Some((name, (*version).to_owned())), names);
@@ -414,7 +417,8 @@ impl Manager {
     }
 }
 
-/// Whether a package manager takes `name` for a package of this name, and for no option, pattern, file, version or removal.
+/// Whether a package manager takes `name` for a package of this name, and for no option, pattern, file,
+/// version or removal.
 pub fn is_package_name(name: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || b"+._:-@".contains(&b);
     name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
@@ -439,7 +443,8 @@ fn argv(before: &[&str], after: &[String]) -> Argv {
     before.iter().map(|word| (*word).to_owned()).chain(after.iter().cloned()).collect()
 }
 
-/// All comes to the state of the lists, for Arch knows no partial upgrades; then what is pinned to another version, by its file.
+/// All comes to the state of the lists, for Arch knows no partial upgrades; then what is pinned to another
+/// version, by its file.
 fn install_by_pacman(wanted: &[Wanted]) -> Vec<Argv> {
     let mut upgrade = argv(&["pacman", "-Su", "--noconfirm", "--needed"], &[]);
     let mut files = Vec::new();

@@ -1,6 +1,6 @@
 //! Pinned images: a reference with a digest behind it. What is downloaded has that of its bytes,
-//! `https://host/rootfs.tar.xz#sha256=…`, and what is on this machine that of its content, `./rootfs#content=…`, which is the same for
-//! a directory and an archive of it. Pure.
+//! `https://host/rootfs.tar.xz#sha256=…`, and what is on this machine that of its content,
+//! `./rootfs#content=…`, which is the same for a directory and an archive of it. Pure.
 
 /// What stands between a reference and the digest of its content.
 const CONTENT: &str = "#content=";

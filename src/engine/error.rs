@@ -1,4 +1,5 @@
-//! What a command can fail with. The messages are what users read: they name what was done to what, and the next step.
+//! What a command can fail with. The messages are what users read: they name what was done to what, and the
+//! next step.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -303,8 +304,8 @@ impl Error {
         Error::Io { action, path: path.to_owned(), source }
     }
 
-    /// Whether its text has lines of its own, in which what is quoted is escaped already. Of any other a newline is part of what it
-    /// quotes.
+    /// Whether its text has lines of its own, in which what is quoted is escaped already. Of any other a
+    /// newline is part of what it quotes.
     pub fn is_of_lines(&self) -> bool {
         matches!(self, Error::Install { .. })
     }

@@ -12,9 +12,10 @@
 //! | [`upkeep`] | gc, verify, du |
 //! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
 //!
-//! The first five use those below them but not each other; from `mount` down each uses only what stands below. What all share is here: the
-//! [`Engine`], its [`Error`], [`mountpoint`], `text`. A method of [`Engine`] stands in the lowest wing that has what it needs: a commit, restore
-//! or diff is asked for by `server`, for another process may have the environment open, and done by `instance`.
+//! The first five use those below them but not each other; from `mount` down each uses only what stands
+//! below. What all share is here: the [`Engine`], its [`Error`], [`mountpoint`], `text`. A method of
+//! [`Engine`] stands in the lowest wing that has what it needs: a commit, restore or diff is asked for by
+//! `server`, for another process may have the environment open, and done by `instance`.
 //!
 //! Nothing here prints or knows of arguments; progress and remarks go to a [`Report`].
 
@@ -74,7 +75,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the store at `root`, making it if there is none. What killed commands left half-done is undone first.
+    /// Opens the store at `root`, making it if there is none. What killed commands left half-done is undone
+    /// first.
     pub fn open(root: &Path) -> Result<Engine> {
         Engine::begin(root, Store::open)
     }
@@ -84,7 +86,8 @@ impl Engine {
         Engine::begin(root, Store::open_existing)
     }
 
-    /// Opens the store at `root`, which must be there, whosever it is; another user's can only be read (see [`Store::open_foreign`]).
+    /// Opens the store at `root`, which must be there, whosever it is; another user's can only be read (see
+    /// [`Store::open_foreign`]).
     pub fn open_foreign(root: &Path) -> Result<Engine> {
         Engine::begin(root, Store::open_foreign)
     }
@@ -108,7 +111,8 @@ impl Engine {
         &self.store
     }
 
-    /// What its user should know of how durable the store is where it lies. That it lies in memory is left out unless `all` is asked for.
+    /// What its user should know of how durable the store is where it lies. That it lies in memory is left
+    /// out unless `all` is asked for.
     ///
     /// # Errors
     /// When its file system cannot be looked at.
@@ -152,8 +156,8 @@ impl Engine {
 
     /// Removes the directory of an environment that has no record any more, and lets go of its lock.
     ///
-    /// Where a file that is open keeps a hidden name when it is removed (NFS, most FUSE servers), that of the lock keeps the directory,
-    /// and goes a moment after it has been closed.
+    /// Where a file that is open keeps a hidden name when it is removed (NFS, most FUSE servers), that of the
+    /// lock keeps the directory, and goes a moment after it has been closed.
     fn remove_env_dir(&self, dir: &Path, lock: EnvLock) -> io::Result<()> {
         let remove = || self.store().files().remove_tree(dir);
         let mut removed = remove();

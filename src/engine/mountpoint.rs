@@ -15,9 +15,9 @@ use nix::unistd::geteuid;
 use crate::engine::At as _;
 use crate::engine::{Error, Result};
 
-/// What the source of every mount begins with; the environment's name follows. With a colon, as of `host:directory`, df and du
-/// would take the mount for a remote one: `df --local` left it out, and du called a bind mount inside a damaged file system
-/// (`ME_REMOTE` of gnulib's mountlist.c).
+/// What the source of every mount begins with; the environment's name follows. With a colon, as of
+/// `host:directory`, df and du would take the mount for a remote one: `df --local` left it out, and du called
+/// a bind mount inside a damaged file system (`ME_REMOTE` of gnulib's mountlist.c).
 pub const SOURCE: &str = "karapace+";
 
 /// What stands at a path where a mount is wanted.
@@ -123,7 +123,8 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
     Err(Error::Invalid(format!("cannot unmount {}: {words}", dir.display())))
 }
 
-/// /proc/self/mountinfo, in which bytes beyond ASCII are escaped like blanks: a mount point may have any name, anybody's too.
+/// /proc/self/mountinfo, in which bytes beyond ASCII are escaped like blanks: a mount point may have any
+/// name, anybody's too.
 fn mount_table() -> Result<String> {
     let path = Path::new("/proc/self/mountinfo");
     let table = fs::read(path).at("read", path)?;
@@ -160,8 +161,8 @@ pub fn fuse_source(dir: &Path) -> Result<Option<String>> {
     Ok(from_top.find(|(at, _)| at == dir.as_os_str().as_bytes()).map(|(_, source)| source))
 }
 
-/// The minor device number of the environment or snapshot mounted on `dir`: of its connection, for the kernel. Does not touch the
-/// mount.
+/// The minor device number of the environment or snapshot mounted on `dir`: of its connection, for the
+/// kernel. Does not touch the mount.
 pub fn fuse_device(dir: &Path) -> Result<Option<u32>> {
     let table = mount_table()?;
     let ours = |line: &&str| {

@@ -274,7 +274,8 @@ fn collection_keeps_what_is_uncommitted_and_frees_what_is_gone() {
     drop(instance);
     let instance = place.open(&kept);
     let etc = instance.view().lookup(ROOT_INO, b"etc").unwrap();
-    // A directory moved and not committed: its listing hangs on the upper alone once the base's root is not looked at.
+    // A directory moved and not committed: its listing hangs on the upper alone once the base's root is not
+    // looked at.
     let rename = karapace_fs::attr::RenameMode::Replace;
     instance.view().rename(&ROOT, ROOT_INO, b"etc", ROOT_INO, b"moved", rename).unwrap();
     instance.view().forget(etc.ino, 1);
@@ -491,8 +492,8 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     place.open(&made).close().unwrap();
 }
 
-/// A commit for whose last step there is no room has not happened; where not even that can be written down, it says so. Either way
-/// the next one does.
+/// A commit for whose last step there is no room has not happened; where not even that can be written down,
+/// it says so. Either way the next one does.
 #[cfg(feature = "failpoints")]
 #[test]
 fn a_commit_that_cannot_be_finished_is_whole_or_undone_and_says_which() {

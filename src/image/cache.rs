@@ -1,4 +1,5 @@
-//! Downloaded archives, `<store>/images/<key>/`: the archive, what is known of it, and what of the next one has come so far.
+//! Downloaded archives, `<store>/images/<key>/`: the archive, what is known of it, and what of the next one
+//! has come so far.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -32,7 +33,8 @@ pub(super) struct Cached {
 }
 
 impl Cached {
-    /// Opens the directory of `key` below `cache`, making it if it is not there; waits while another command has it.
+    /// Opens the directory of `key` below `cache`, making it if it is not there; waits while another command
+    /// has it.
     pub fn open(cache: &Path, key: &str) -> Result<Cached, ImageError> {
         let key = &blake3::hash(key.as_bytes()).to_hex()[..32];
         let dir = cache.join(key);
@@ -57,8 +59,8 @@ impl Cached {
         }
     }
 
-    /// The file behind `source`: the one that is here if its bytes are those wanted or the server says that it has no other,
-    /// else downloaded.
+    /// The file behind `source`: the one that is here if its bytes are those wanted or the server says that
+    /// it has no other, else downloaded.
     pub fn fetch(&self, source: &Source, http: &Http<'_>) -> Result<Fetched, ImageError> {
         let known = match (self.known()?, &source.sha256) {
             // Of another time, which took more.

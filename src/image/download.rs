@@ -1,5 +1,6 @@
-//! One file over HTTP, into a file beside the cache's own. What broke off is taken up where it ended (RFC 9110 §14: Range,
-//! If-Range), in this run or a later one. What is refused, because it is too large or not the file itself, is removed.
+//! One file over HTTP, into a file beside the cache's own. What broke off is taken up where it ended (RFC
+//! 9110 §14: Range, If-Range), in this run or a later one. What is refused, because it is too large or not
+//! the file itself, is removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -94,7 +95,8 @@ pub(super) struct Http<'a> {
     report: &'a dyn Report,
 }
 
-/// The first part of a file that did not come whole, `archive.part`, and what it is a part of, `archive.part.json`.
+/// The first part of a file that did not come whole, `archive.part`, and what it is a part of,
+/// `archive.part.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Begun {
     url: String,
@@ -123,8 +125,8 @@ impl<'a> Http<'a> {
         Http { agent, patience, report }
     }
 
-    /// Downloads into `part`, unless the server still has what `known` names. What an earlier download left in `part` is
-    /// used where the server still has the file that it is of.
+    /// Downloads into `part`, unless the server still has what `known` names. What an earlier download left
+    /// in `part` is used where the server still has the file that it is of.
     pub fn download(
         &self,
         source: &Source,
@@ -237,7 +239,8 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// Appends what the server sends to the `length` bytes that there are; gives the new length, and why it ended before its end.
+    /// Appends what the server sends to the `length` bytes that there are; gives the new length, and why it
+    /// ended before its end.
     fn append(
         &self,
         source: &Source,
@@ -272,8 +275,8 @@ impl<'a> Http<'a> {
 }
 
 impl Begun {
-    /// What there is of `source` already, where it can be gone on with: the server tells whether it still has that version, or
-    /// the checksum will.
+    /// What there is of `source` already, where it can be gone on with: the server tells whether it still has
+    /// that version, or the checksum will.
     fn load(source: &Source, part: &Path) -> Option<Begun> {
         let record = fs::read(record_of(part)).ok()?;
         let begun: Begun = serde_json::from_slice(&record).ok()?;

@@ -106,8 +106,8 @@ impl Image {
         }
     }
 
-    /// Makes the image available as a local path: a remote one is downloaded below `cache`, or taken from there when it is
-    /// what the server has, or unasked when `offline`.
+    /// Makes the image available as a local path: a remote one is downloaded below `cache`, or taken from
+    /// there when it is what the server has, or unasked when `offline`.
     pub fn fetch(&self, cache: &Path, offline: bool, report: &dyn Report) -> Result<Fetched, ImageError> {
         let http = Http::new(report, Patience::default());
         match self {

@@ -26,7 +26,8 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// What `-` means, or the path of a FIFO; `None` for any other word. A FIFO that nobody writes to yet is not waited for here.
+    /// What `-` means, or the path of a FIFO; `None` for any other word. A FIFO that nobody writes to yet is
+    /// not waited for here.
     ///
     /// # Errors
     /// [`ImageError::Pipe`] for a standard input that no archive comes out of, with what to do.

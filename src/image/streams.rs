@@ -1,9 +1,9 @@
 //! Images by name, looked up in the lists of an image server of the LXC project's kind.
 //!
-//! Such a server has two JSON files in the simplestreams format: `streams/v1/index.json` names the list of images (of the kind
-//! `image-downloads`), and the list has a product for each distribution, release, architecture and variant: its aliases,
-//! and its versions with their files. Format: the doc/README of <https://launchpad.net/simplestreams>; the fields are those that
-//! `images.linuxcontainers.org` serves.
+//! Such a server has two JSON files in the simplestreams format: `streams/v1/index.json` names the list of
+//! images (of the kind `image-downloads`), and the list has a product for each distribution, release,
+//! architecture and variant: its aliases, and its versions with their files. Format: the doc/README of
+//! <https://launchpad.net/simplestreams>; the fields are those that `images.linuxcontainers.org` serves.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -134,7 +134,8 @@ fn list<T: DeserializeOwned>(
     list.map_err(|e| wrong(name, format!("{url} is no list of images: {e}")))
 }
 
-/// The product of this machine's architecture that has `name` among its aliases; its newest version with a root filesystem.
+/// The product of this machine's architecture that has `name` among its aliases; its newest version with a
+/// root filesystem.
 fn choose<'a>(products: &'a Products, name: &str) -> Result<&'a Item, String> {
     let wanted = SHORT.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| *long);
     let here = architecture();

@@ -1,10 +1,11 @@
 //! One request over HTTP: the answer's head, and its body piece by piece, exactly as it was sent.
 //!
-//! A thread of its own talks to the network. Whatever a resolver, a proxy or a server does or leaves out, whoever asks waits so long
-//! as [`Patience`] says and no longer; a thread that is given up ends with its connection, or with the program.
+//! A thread of its own talks to the network. Whatever a resolver, a proxy or a server does or leaves out,
+//! whoever asks waits so long as [`Patience`] says and no longer; a thread that is given up ends with its
+//! connection, or with the program.
 //!
-//! Redirects are followed here: from https only to https, a few of them, and each with the headers that are given and no others, so that
-//! credentials in an address reach its host alone.
+//! Redirects are followed here: from https only to https, a few of them, and each with the headers that are
+//! given and no others, so that credentials in an address reach its host alone.
 
 use std::io::Read;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -227,7 +228,8 @@ fn has_scheme(url: &str, scheme: &str) -> bool {
     url.split_once("://").is_some_and(|(found, _)| found.eq_ignore_ascii_case(scheme))
 }
 
-/// The address that `location` means on a page of `base`, an http(s) address (RFC 3986 §5.2); its fragment is left out.
+/// The address that `location` means on a page of `base`, an http(s) address (RFC 3986 §5.2); its fragment is
+/// left out.
 fn resolve(base: &str, location: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
     let is_scheme = |scheme: &str| {

@@ -207,7 +207,8 @@ impl<'a> Archive<'a> {
         Ok(archive)
     }
 
-    /// Writes all blobs in the order of their names, then the other documents. `layer` writes the one that is asked for.
+    /// Writes all blobs in the order of their names, then the other documents. `layer` writes the one that is
+    /// asked for.
     pub fn finish(
         mut self,
         layers: &[Blob],

@@ -1,9 +1,10 @@
 //! OCI images as they are written: the documents of one image, and layouts that hold it.
 //!
-//! Formats: the OCI image specification 1.0 (image-layout, index, manifest, config, layer). Everything written follows from
-//! what is given, so equal images are equal bytes: fields stand in one order, times come with the layers, and layers are not
-//! compressed unless that is asked for. Uncompressed layers are one of the specification's forms, which all tools take; the bytes of a
-//! compressor change with its version, and whoever pushes the image to a registry compresses it then (`skopeo copy --dest-compress`).
+//! Formats: the OCI image specification 1.0 (image-layout, index, manifest, config, layer). Everything
+//! written follows from what is given, so equal images are equal bytes: fields stand in one order, times come
+//! with the layers, and layers are not compressed unless that is asked for. Uncompressed layers are one of
+//! the specification's forms, which all tools take; the bytes of a compressor change with its version, and
+//! whoever pushes the image to a registry compresses it then (`skopeo copy --dest-compress`).
 
 mod layout;
 
@@ -30,8 +31,9 @@ pub fn layer_type(compression: Compression) -> Option<&'static str> {
     }
 }
 
-/// The name of an image in its layout: that of the environment, as far as the name of an image can be (lower case, words of letters
-/// and digits with one separator between). Tools call the image by it when they take it in.
+/// The name of an image in its layout: that of the environment, as far as the name of an image can be (lower
+/// case, words of letters and digits with one separator between). Tools call the image by it when they take
+/// it in.
 pub fn reference(environment: &str) -> String {
     let lower = environment.to_ascii_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_ascii_alphanumeric()).collect();
@@ -107,8 +109,8 @@ impl Documents {
     }
 }
 
-/// A layer's time is its newest modification time, and no earlier than that of the layer below: the time of the commit would
-/// make images of equal content differ.
+/// A layer's time is its newest modification time, and no earlier than that of the layer below: the time of
+/// the commit would make images of equal content differ.
 fn config<'a>(layers: &'a [Layer], defaults: &'a Defaults) -> Config<'a> {
     let mut time = None;
     let history: Vec<History<'a>> = layers

@@ -1,7 +1,8 @@
 //! This process as the system sees it: what it inherits from who starts it, and what it makes of that.
 //!
-//! A server outlives its starter and serves others, so it begins from a state of its own, whoever starts it: a shell with limits, a
-//! build with a job server, a script that ignores signals. The command of a session gets what the caller has.
+//! A server outlives its starter and serves others, so it begins from a state of its own, whoever starts it:
+//! a shell with limits, a build with a job server, a script that ignores signals. The command of a session
+//! gets what the caller has.
 
 mod sys;
 
@@ -18,7 +19,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 pub(crate) use sys::{default_signal, ignore_signal};
 
-/// Limits that would end a server or make it fail its callers' requests: (resource, what `ulimit` calls it, its unit, what it does).
+/// Limits that would end a server or make it fail its callers' requests: (resource, what `ulimit` calls it,
+/// its unit, what it does).
 const LIMITS: [(Resource, &str, &str, &str); 5] = [
     (Resource::RLIMIT_FSIZE, "-f", "bytes", "larger files cannot be written (EFBIG)"),
     (Resource::RLIMIT_CPU, "-t", "seconds", "the mount ends when it has used that much processor time"),
@@ -30,7 +32,8 @@ const LIMITS: [(Resource, &str, &str, &str); 5] = [
 /// A limit below this many open files is worth a warning.
 const FEW_FILES: u64 = 1024;
 
-/// As many open files as a server asks for where it may: what the kernel allows by default (/proc/sys/fs/nr_open).
+/// As many open files as a server asks for where it may: what the kernel allows by default
+/// (/proc/sys/fs/nr_open).
 const MANY_FILES: u64 = 1 << 20;
 
 /// What the kernel gives the first program (_STK_LIM in include/uapi/linux/resource.h).
@@ -42,8 +45,9 @@ const KEPT: [Signal; 3] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGPIPE];
 /// How many descriptors the caller has left open from 3 on without a gap.
 static INHERITED: OnceLock<u32> = OnceLock::new();
 
-/// Begins the program: keeps the descriptors that it was started with from all that it will start, and hears of its children's ends
-/// whatever the caller ignores. To be called first in `main`, before anything is opened.
+/// Begins the program: keeps the descriptors that it was started with from all that it will start, and hears
+/// of its children's ends whatever the caller ignores. To be called first in `main`, before anything is
+/// opened.
 pub fn begin() {
     // Neither fails for these arguments.
     default_signal(Signal::SIGCHLD).unwrap_or(());
@@ -59,8 +63,8 @@ pub fn inherited_descriptors() -> u32 {
     INHERITED.get().copied().unwrap_or(0)
 }
 
-/// Gives a server a state of its own, but for its limits: file mode mask, signals, place in the queue for the processor and for being
-/// killed when memory runs out. What it may not change is said in the log.
+/// Gives a server a state of its own, but for its limits: file mode mask, signals, place in the queue for the
+/// processor and for being killed when memory runs out. What it may not change is said in the log.
 pub fn become_server() -> Result<(), Errno> {
     // For mount points; what is in the store has modes of its own.
     umask(Mode::from_bits_truncate(0o022));
@@ -81,8 +85,8 @@ pub fn become_server() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Lifts the limits that would end a server, as far as it may, and says in the log what stays; a file that becomes too long all the same is an error of its
-/// writer (EFBIG), and no signal.
+/// Lifts the limits that would end a server, as far as it may, and says in the log what stays; a file that
+/// becomes too long all the same is an error of its writer (EFBIG), and no signal.
 pub fn lift_limits() -> Result<(), Errno> {
     ignore_signal(Signal::SIGXFSZ)?;
     for (resource, ..) in LIMITS {
@@ -96,8 +100,8 @@ pub fn lift_limits() -> Result<(), Errno> {
     Ok(())
 }
 
-/// The limits that a server started by this process will keep, and what they do, a sentence each. One with CAP_SYS_RESOURCE, as root
-/// has it but in some containers, lifts all of them.
+/// The limits that a server started by this process will keep, and what they do, a sentence each. One with
+/// CAP_SYS_RESOURCE, as root has it but in some containers, lifts all of them.
 pub fn lasting_limits() -> Vec<String> {
     let lifts = capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_RESOURCE));
     if lifts { Vec::new() } else { harmful_limits() }
@@ -126,7 +130,8 @@ pub struct Interrupt {
     pub whole_group: bool,
 }
 
-/// Ends this process by the interrupt that ended its command, as shells expect. Returns only where the signal has no effect.
+/// Ends this process by the interrupt that ended its command, as shells expect. Returns only where the signal
+/// has no effect.
 pub fn die_of(interrupt: Interrupt) {
     let Interrupt { signal, whole_group } = interrupt;
     let die = || {

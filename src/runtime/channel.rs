@@ -1,7 +1,9 @@
-//! What karapace and a process inside (process 1, a monitor) tell each other: one datagram a message over a socket pair.
+//! What karapace and a process inside (process 1, a monitor) tell each other: one datagram a message over a
+//! socket pair.
 //!
 //! The inside writes reports, karapace writes orders. Encoding allocates nothing, for the inside must not.
-//! Open namespaces travel beside the report that hands them over. When all processes inside are gone the outside reads the end of the stream, and the other way round.
+//! Open namespaces travel beside the report that hands them over. When all processes inside are gone the
+//! outside reads the end of the stream, and the other way round.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -61,7 +63,8 @@ pub(super) enum Report<'a> {
 /// From karapace to the inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// To process 1: the namespaces are held, prepare the inside. To a monitor: it is known, start the command.
+    /// To process 1: the namespaces are held, prepare the inside. To a monitor: it is known, start the
+    /// command.
     Prepare,
     /// Send the command this signal.
     Signal(i32),
@@ -125,8 +128,8 @@ impl Channel {
         self.send(&buffer[..used])
     }
 
-    /// The report that the inside is ready, with its namespaces, at most [`DESCRIPTORS_MAX`]. Through rustix, for nix would
-    /// allocate.
+    /// The report that the inside is ready, with its namespaces, at most [`DESCRIPTORS_MAX`]. Through rustix,
+    /// for nix would allocate.
     pub fn report_ready(&self, namespaces: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);

@@ -100,8 +100,8 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
-    /// The exit status of `enter` and `exec` for this error: 127 for a program that is not there, 126 for one that
-    /// cannot be run, 125 for everything else, which is our own failure.
+    /// The exit status of `enter` and `exec` for this error: 127 for a program that is not there, 126 for one
+    /// that cannot be run, 125 for everything else, which is our own failure.
     #[must_use]
     pub fn exit_status(&self) -> i32 {
         match self {

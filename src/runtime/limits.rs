@@ -5,8 +5,8 @@
 //! DIR/karapace-<instance>/<pid>/    one session
 //! ```
 //!
-//! DIR is karapace's own cgroup if groups with controllers can be made in it, else its parent (the kernel allows no processes beside
-//! such groups), else, for root, the root of the hierarchy.
+//! DIR is karapace's own cgroup if groups with controllers can be made in it, else its parent (the kernel
+//! allows no processes beside such groups), else, for root, the root of the hierarchy.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -64,7 +64,8 @@ impl fmt::Display for Limits {
 }
 
 impl Limits {
-    /// A cgroup with these limits; `None` where there are none, or where they cannot be enforced, which is said.
+    /// A cgroup with these limits; `None` where there are none, or where they cannot be enforced, which is
+    /// said.
     pub(super) fn enforce(&self) -> Option<Group> {
         if self.cpu_shares.is_none() && self.memory_mb.is_none() {
             return None;

@@ -56,8 +56,8 @@ pub(super) fn exit(status: i32) -> ! {
 
 /// Replaces the process image. Returns only on failure.
 pub(super) fn execve(program: &CStr, argv: &ExecStrings, envp: &ExecStrings) -> Errno {
-    // SAFETY: `program` is NUL-terminated, and both arrays hold pointers to live NUL-terminated strings and end
-    // in a null pointer, as ExecStrings::new made them.
+    // SAFETY: `program` is NUL-terminated, and both arrays hold pointers to live NUL-terminated strings and
+    // end in a null pointer, as ExecStrings::new made them.
     unsafe { libc::execve(program.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
     Errno::last()
 }
@@ -85,20 +85,22 @@ pub(super) fn kill(pid: Pid, signal: libc::c_int) -> Result<()> {
 
 /// Puts `fd` in the place of the descriptor `number`, whatever is open there, keeping it across exec.
 pub(super) fn replace_fd(fd: &OwnedFd, number: RawFd) -> Result<()> {
-    // SAFETY: only called in processes made by `clone_process`, for descriptors that no owner there uses any more (0 to 2).
+    // SAFETY: only called in processes made by `clone_process`, for descriptors that no owner there uses any
+    // more (0 to 2).
     Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
 
-/// Closes every descriptor from `first` on but those in `keep`. The process must not use, through any owner, those that it
-/// closes.
+/// Closes every descriptor from `first` on but those in `keep`. The process must not use, through any owner,
+/// those that it closes.
 pub(super) fn close_all_but(keep: &[Option<&OwnedFd>], first: RawFd) -> Result<()> {
     let close = |first: libc::c_uint, last: libc::c_uint| {
         if first > last {
             return Ok(());
         }
         let flags: libc::c_uint = 0;
-        // SAFETY: called in processes made by `clone_process` only, which from here on use those below the first, those in
-        // `keep` and what they open later; owners of the closed ones live in frames that never return (all end in `exit`).
+        // SAFETY: called in processes made by `clone_process` only, which from here on use those below the
+        // first, those in `keep` and what they open later; owners of the closed ones live in frames that
+        // never return (all end in `exit`).
         Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
     };
     let mut first = first as libc::c_uint;
@@ -132,7 +134,8 @@ pub(super) fn set_ids(uid: u32, gid: u32, groups: &[libc::gid_t]) -> Result<()> 
     Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
 }
 
-/// A detached copy of the mount at `path` (of all below it too when `recursive`), as a bind mount would show it.
+/// A detached copy of the mount at `path` (of all below it too when `recursive`), as a bind mount would show
+/// it.
 pub(super) fn open_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
     let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     if recursive {
@@ -181,8 +184,8 @@ fn fsconfig(
     value: *const libc::c_char,
 ) -> Result<()> {
     let aux: libc::c_int = 0;
-    // SAFETY: `key` and `value` are null or point to NUL-terminated strings that outlive the call (the callers
-    // above pass nothing else), and the kernel only reads them.
+    // SAFETY: `key` and `value` are null or point to NUL-terminated strings that outlive the call (the
+    // callers above pass nothing else), and the kernel only reads them.
     let done = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, aux) };
     Errno::result(done).map(drop)
 }
@@ -191,8 +194,8 @@ fn fsconfig(
 pub(super) fn add_attributes(mount: &OwnedFd, attributes: u64, recursive: bool) -> Result<()> {
     let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty NUL-terminated string, and pointer and size describe the live `change`, which
-    // the kernel only reads.
+    // SAFETY: the path is an empty NUL-terminated string, and pointer and size describe the live `change`,
+    // which the kernel only reads.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -206,8 +209,8 @@ pub(super) fn add_attributes(mount: &OwnedFd, attributes: u64, recursive: bool) 
     Errno::result(done).map(drop)
 }
 
-/// Attaches a detached mount at `target`. With `follow`, a symlink there is followed; without, the mount covers
-/// the symlink itself.
+/// Attaches a detached mount at `target`. With `follow`, a symlink there is followed; without, the mount
+/// covers the symlink itself.
 pub(super) fn move_mount(mount: &OwnedFd, target: &CStr, follow: bool) -> Result<()> {
     let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | if follow { libc::MOVE_MOUNT_T_SYMLINKS } else { 0 };
     // SAFETY: both paths are NUL-terminated, and the kernel only reads them.
@@ -241,7 +244,8 @@ pub(super) fn set_filter(filter: &Filter) -> Result<()> {
     Errno::result(done).map(drop)
 }
 
-/// Marks a network interface as up, as `ip link set NAME up` does. `socket` is any of the interface's network namespace.
+/// Marks a network interface as up, as `ip link set NAME up` does. `socket` is any of the interface's network
+/// namespace.
 pub(super) fn raise_interface(socket: &OwnedFd, name: &CStr) -> Result<()> {
     let name = name.to_bytes_with_nul();
     if name.len() > libc::IFNAMSIZ {

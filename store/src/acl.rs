@@ -61,8 +61,8 @@ pub fn encode(entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// Whether the kernel takes it (its `posix_acl_valid`): one entry each for owner, group and others, a mask where users or groups
-/// are named, in the order of tags.
+/// Whether the kernel takes it (its `posix_acl_valid`): one entry each for owner, group and others, a mask
+/// where users or groups are named, in the order of tags.
 pub fn is_valid(entries: &[Entry]) -> bool {
     let count = |tag| entries.iter().filter(|entry| entry.tag == tag).count();
     let names = count(USER) + count(GROUP) > 0;
@@ -81,7 +81,8 @@ pub fn is_minimal(entries: &[Entry]) -> bool {
     entries.iter().all(|entry| matches!(entry.tag, USER_OBJ | GROUP_OBJ | OTHER))
 }
 
-/// `mode` with the permission bits that an access ACL stands for. The group's are those of the mask, where there is one.
+/// `mode` with the permission bits that an access ACL stands for. The group's are those of the mask, where
+/// there is one.
 pub fn mode_of(entries: &[Entry], mode: u32) -> u32 {
     let find = |tag| entries.iter().find(|entry| entry.tag == tag).map(|e| u32::from(e.permissions & 7));
     [(find(USER_OBJ), 6), (find(MASK).or(find(GROUP_OBJ)), 3), (find(OTHER), 0)]
@@ -90,11 +91,13 @@ pub fn mode_of(entries: &[Entry], mode: u32) -> u32 {
         .fold(mode, |mode, (bits, shift)| mode & !(7 << shift) | bits << shift)
 }
 
-/// Makes the permission bits and the ACLs of an inode say the same, as Linux keeps them: what an access ACL says is
-/// what counts, and one that says no more than permission bits becomes those. An ACL that no Linux file system would take is
-/// removed, and `notes` says why: its form is wrong, or the inode is of a kind that has none.
+/// Makes the permission bits and the ACLs of an inode say the same, as Linux keeps them: what an access ACL
+/// says is what counts, and one that says no more than permission bits becomes those. An ACL that no Linux
+/// file system would take is removed, and `notes` says why: its form is wrong, or the inode is of a kind that
+/// has none.
 ///
-/// An archiver may have stored the permissions of the file's group in a header (bsdtar) or the mask, as stat(2) has it (GNU tar).
+/// An archiver may have stored the permissions of the file's group in a header (bsdtar) or the mask, as
+/// stat(2) has it (GNU tar).
 pub fn reconcile(kind: FileKind, mode: &mut u32, xattrs: &mut Xattrs, notes: &mut Vec<String>) {
     for (name, what) in [(ACCESS, "access"), (DEFAULT, "default")] {
         let Some(value) = xattrs.get(name) else { continue };

@@ -16,8 +16,9 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     Files::at(dir).at("open", dir)?.write(path, bytes)
 }
 
-/// The same for a file of the user's beside the store: a new one has the mode that the umask leaves of 0666, one that is there keeps
-/// its mode and, as far as the caller may give it away, its owner; a symbolic link to it stays.
+/// The same for a file of the user's beside the store: a new one has the mode that the umask leaves of 0666,
+/// one that is there keeps its mode and, as far as the caller may give it away, its owner; a symbolic link to
+/// it stays.
 pub fn write_user_file(path: &Path, bytes: &[u8]) -> Result<()> {
     match fs::metadata(path) {
         Ok(old) => {
@@ -56,8 +57,8 @@ fn replace(path: &Path, bytes: &[u8], permissions: Permissions, like: Option<&Me
     fsync_name(dir, &file)
 }
 
-/// Gives a new file the owner and the mode of the one that it replaces. An owner whom the caller may not name is left: the file is
-/// the caller's then, as with any editor that replaces files.
+/// Gives a new file the owner and the mode of the one that it replaces. An owner whom the caller may not name
+/// is left: the file is the caller's then, as with any editor that replaces files.
 pub fn become_like(new: &File, old: &Metadata) -> io::Result<()> {
     let now = new.metadata()?;
     for (uid, gid) in [(None, Some(old.gid())), (Some(old.uid()), None)] {

@@ -24,7 +24,8 @@ use crate::object::read_verified;
 use crate::open::Store;
 use crate::parallel::in_pieces;
 
-/// After so many staged bytes the disk is set to work, so that the barrier at the end has little left to wait for.
+/// After so many staged bytes the disk is set to work, so that the barrier at the end has little left to wait
+/// for.
 const EARLY: u64 = 64 << 20;
 
 /// Mode of a published object.
@@ -39,30 +40,33 @@ pub struct BatchStats {
     pub bytes: u64,
 }
 
-/// Objects written together: staged under `staging/<random>/`, made durable by one barrier, renamed into place.
+/// Objects written together: staged under `staging/<random>/`, made durable by one barrier, renamed into
+/// place.
 ///
-/// Nothing is visible before [`Batch::commit`]; dropping the batch instead removes what was staged. The staging
-/// directory is held by a flock while the batch lives, so that a sweep can tell it from a dead one's.
+/// Nothing is visible before [`Batch::commit`]; dropping the batch instead removes what was staged. The
+/// staging directory is held by a flock while the batch lives, so that a sweep can tell it from a dead one's.
 ///
-/// A caller that refers to objects which were there already (they are skipped) must hold the store's shared lock
-/// until the reference is durable, or gc may sweep them in between.
+/// A caller that refers to objects which were there already (they are skipped) must hold the store's shared
+/// lock until the reference is durable, or gc may sweep them in between.
 #[derive(Debug)]
 pub struct Batch {
     store: Arc<Store>,
     /// How it is made durable.
     barrier: Barrier,
     dir: PathBuf,
-    /// `dir`, locked. Its descriptor is older than what is staged, so the system's sync through it tells of each error in
-    /// writing that.
+    /// `dir`, locked. Its descriptor is older than what is staged, so the system's sync through it tells of
+    /// each error in writing that.
     lock: Flock<File>,
     /// Bytes staged since the disk was last set to work.
     unwritten: u64,
     /// What writes to disk early.
     writing: Option<JoinHandle<nix::Result<()>>>,
     staged: HashMap<ObjectId, Staged>,
-    /// First bytes of ids that were there already: their directory entries may be another batch's, not yet durable.
+    /// First bytes of ids that were there already: their directory entries may be another batch's, not yet
+    /// durable.
     skipped: BTreeSet<u8>,
-    /// First bytes of ids of which the store had no object at all when one was first looked for: of these none need be looked for.
+    /// First bytes of ids of which the store had no object at all when one was first looked for: of these
+    /// none need be looked for.
     bare: BTreeMap<u8, bool>,
     /// Number of the next staged file.
     next: u64,
@@ -148,10 +152,10 @@ impl Batch {
         Ok(ObjectWriter { number, path, file, hasher: blake3::Hasher::new(), bytes: 0 })
     }
 
-    /// Takes a finished private file of `bytes` bytes as the object `id`, which the caller computed from them, without copying
-    /// where the file system can hard link it (else it is reflinked or copied). It is to have the mode of an object already
-    /// ([`protect`]), to stay at `path` until the batch is committed, and nobody may write to it any more. Its mtime stays old:
-    /// tell its age by ctime.
+    /// Takes a finished private file of `bytes` bytes as the object `id`, which the caller computed from
+    /// them, without copying where the file system can hard link it (else it is reflinked or copied). It is
+    /// to have the mode of an object already ([`protect`]), to stay at `path` until the batch is committed,
+    /// and nobody may write to it any more. Its mtime stays old: tell its age by ctime.
     pub fn adopt(&mut self, path: PathBuf, bytes: u64, id: ObjectId) -> Result<()> {
         if self.staged.contains_key(&id) {
             return Ok(());
@@ -214,8 +218,8 @@ impl Batch {
         File::options().read(true).custom_flags(flags).open(path).at("open", path)
     }
 
-    /// Publishes everything that was added. Durable on return: the objects, and their directory entries, also of
-    /// objects that were skipped because the store had them.
+    /// Publishes everything that was added. Durable on return: the objects, and their directory entries, also
+    /// of objects that were skipped because the store had them.
     pub fn commit(mut self) -> Result<BatchStats> {
         let staged = std::mem::take(&mut self.staged);
         self.end_writing()?;
@@ -271,7 +275,8 @@ impl Batch {
         }
     }
 
-    /// Counts a staged object in, and sets the disk to work on those that are there when they have become many bytes.
+    /// Counts a staged object in, and sets the disk to work on those that are there when they have become
+    /// many bytes.
     fn stage(&mut self, id: ObjectId, staged: Staged) -> Result<()> {
         self.unwritten += staged.bytes;
         self.staged.insert(id, staged);
@@ -418,8 +423,8 @@ fn rename_new(from: &Path, to: &Path) -> nix::Result<()> {
     }
 }
 
-/// Whether a hard link failed for a reason that a copy does not have: another file system, too many links, a file
-/// system without links, or fs.protected_hardlinks.
+/// Whether a hard link failed for a reason that a copy does not have: another file system, too many links, a
+/// file system without links, or fs.protected_hardlinks.
 fn link_is_impossible(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EXDEV | Errno::EMLINK | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS))

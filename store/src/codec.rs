@@ -1,10 +1,11 @@
-//! Reading and writing the binary forms: LEB128 numbers and length-prefixed bytes, one encoding for one value.
+//! Reading and writing the binary forms: LEB128 numbers and length-prefixed bytes, one encoding for one
+//! value.
 
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 
-/// Reads a byte string from front to back. It allocates nothing by itself, and every length is checked against
-/// what is left, so garbage costs no more memory than it has bytes.
+/// Reads a byte string from front to back. It allocates nothing by itself, and every length is checked
+/// against what is left, so garbage costs no more memory than it has bytes.
 #[derive(Clone, Debug)]
 pub struct Decoder<'a> {
     bytes: &'a [u8],

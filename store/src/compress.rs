@@ -1,5 +1,5 @@
-//! Writing compressed streams. Equal input gives equal bytes, on every machine and at every time, as long as the compressor's
-//! version is the same: no time and no name goes in, and the number of threads has no say.
+//! Writing compressed streams. Equal input gives equal bytes, on every machine and at every time, as long as
+//! the compressor's version is the same: no time and no name goes in, and the number of threads has no say.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -35,8 +35,8 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What the end of a file's name says of an archive: `.tar`, `.tar.gz` or `.tgz`, `.tar.zst`, `.tar.xz`, and the like.
-    /// `None`: nothing.
+    /// What the end of a file's name says of an archive: `.tar`, `.tar.gz` or `.tgz`, `.tar.zst`, `.tar.xz`,
+    /// and the like. `None`: nothing.
     pub fn of_archive(path: &Path) -> Option<Compression> {
         let extension = |path: &Path| path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
         let compression = match extension(path)?.as_str() {

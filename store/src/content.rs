@@ -29,8 +29,8 @@ pub use read::read_at;
 pub use update::update;
 pub use verified::Verified;
 
-/// Block size in bytes: the grain of hashes and of changes, and of what follows from the bytes: a block of zeros is a hole. Other
-/// holes are kept where the host's file has them.
+/// Block size in bytes: the grain of hashes and of changes, and of what follows from the bytes: a block of
+/// zeros is a hole. Other holes are kept where the host's file has them.
 pub const BLOCK: u64 = 64 << 10;
 
 /// Up to so many bytes a file without holes is one object, named by the hash of its bytes.
@@ -39,8 +39,8 @@ pub const SMALL_MAX: u64 = 1 << 20;
 /// The largest file: `i64::MAX` bytes, as for the kernel.
 pub const FILE_MAX: u64 = i64::MAX as u64;
 
-/// A file in more pieces than this is packed anew: its record must stay small beside its directory's others. That
-/// many come from random writes of a gigabyte at least, so the copy is paid for.
+/// A file in more pieces than this is packed anew: its record must stay small beside its directory's others.
+/// That many come from random writes of a gigabyte at least, so the copy is paid for.
 const EXTENTS_MAX: usize = 16 << 10;
 
 /// blake3 of no bytes: the hash of the empty file, of which no object is stored.
@@ -71,9 +71,9 @@ impl Extent {
 
 /// Content of a regular file.
 ///
-/// Invariants: extents are sorted, do not overlap and lie within the size; what none covers reads as zeros; every
-/// block with a byte that is not zero is touched by one, and no other block is. A plain file's list is empty: its
-/// one extent is implied (see [`FileContent::extents`]).
+/// Invariants: extents are sorted, do not overlap and lie within the size; what none covers reads as zeros;
+/// every block with a byte that is not zero is touched by one, and no other block is. A plain file's list is
+/// empty: its one extent is implied (see [`FileContent::extents`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileContent {
     /// Bytes; at most [`FILE_MAX`].
@@ -118,8 +118,8 @@ impl FileContent {
         implied.into_iter().chain(self.extents.iter().copied())
     }
 
-    /// The regions that hold data, as (offset, length): whole blocks (the last ends with the file), coalesced.
-    /// They follow from the bytes alone, not from where these lie.
+    /// The regions that hold data, as (offset, length): whole blocks (the last ends with the file),
+    /// coalesced. They follow from the bytes alone, not from where these lie.
     pub fn data_ranges(&self) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for extent in self.extents() {
@@ -135,8 +135,8 @@ impl FileContent {
         ranges
     }
 
-    /// Every object that this content stands on: a plain file's own, or the block list and those with the bytes
-    /// (an object may come more than once). None for the empty file.
+    /// Every object that this content stands on: a plain file's own, or the block list and those with the
+    /// bytes (an object may come more than once). None for the empty file.
     pub fn objects(&self) -> impl Iterator<Item = ObjectId> {
         let own = (self.size > 0).then_some(self.hash);
         own.into_iter().chain(self.extents.iter().map(|extent| extent.object))
@@ -168,7 +168,8 @@ impl FileContent {
     }
 }
 
-/// The objects in the order of their first use, then the extents: gap, length, index of the object, offset in it.
+/// The objects in the order of their first use, then the extents: gap, length, index of the object, offset in
+/// it.
 fn encode_extents(out: &mut Vec<u8>, extents: &[Extent]) {
     let mut indices = std::collections::HashMap::new();
     let mut objects = Vec::new();

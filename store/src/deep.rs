@@ -3,8 +3,9 @@
 use std::io;
 use std::thread::Builder;
 
-/// Address space for the stack, of which only what is used takes memory: enough for directories some hundred thousand deep,
-/// where the stack of an ordinary thread ends at a few thousand, which any process in an environment can make.
+/// Address space for the stack, of which only what is used takes memory: enough for directories some hundred
+/// thousand deep, where the stack of an ordinary thread ends at a few thousand, which any process in an
+/// environment can make.
 const STACK: usize = 512 << 20;
 
 /// Runs `walk` on a thread with a large stack and waits for it. The caller holds no lock that `walk` takes.

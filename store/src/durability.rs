@@ -1,8 +1,9 @@
 //! How what is written to a file system gets to its disk for sure.
 //!
-//! syncfs(2) makes many files durable at once, where the file system does so; of others it is not known, or known not to be so: a FUSE
-//! server is not even asked. Names of directories likewise: a FUSE server without FSYNCDIR lets fsync of a directory succeed and do
-//! nothing. What is not known as good is not taken for good. docs/DURABILITY.md has the table with its sources.
+//! syncfs(2) makes many files durable at once, where the file system does so; of others it is not known, or
+//! known not to be so: a FUSE server is not even asked. Names of directories likewise: a FUSE server without
+//! FSYNCDIR lets fsync of a directory succeed and do nothing. What is not known as good is not taken for
+//! good. docs/DURABILITY.md has the table with its sources.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +19,8 @@ pub enum Barrier {
     Whole,
     /// An fsync of each file, and of each directory.
     Each,
-    /// An fsync of each file before it has its name and once more after it, for that of the directory may do nothing.
+    /// An fsync of each file before it has its name and once more after it, for that of the directory may do
+    /// nothing.
     Named,
 }
 
@@ -38,7 +40,8 @@ pub enum Doubt {
 /// The file system that a directory lies on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// Its type as the table of mounts has it, such as `ext4` or `fuse.bindfs`; `type 0x…` where that table does not tell.
+    /// Its type as the table of mounts has it, such as `ext4` or `fuse.bindfs`; `type 0x…` where that table
+    /// does not tell.
     pub name: String,
     /// What makes files in it durable.
     pub barrier: Barrier,
@@ -110,7 +113,8 @@ impl FileSystem {
     }
 }
 
-/// Those of whose directories an fsync is known to do what it says; ZFS and bcachefs have no name for their numbers.
+/// Those of whose directories an fsync is known to do what it says; ZFS and bcachefs have no name for their
+/// numbers.
 const KEEPS_NAMES: [FsType; 9] = [
     statfs::EXT4_SUPER_MAGIC,
     statfs::XFS_SUPER_MAGIC,
@@ -123,7 +127,8 @@ const KEEPS_NAMES: [FsType; 9] = [
     FsType(0xca45_1a4e),
 ];
 
-/// Whether fsync of this directory may succeed and do nothing: asked for each sync of one, so of the type's number alone.
+/// Whether fsync of this directory may succeed and do nothing: asked for each sync of one, so of the type's
+/// number alone.
 pub(crate) fn may_ignore_names(dir: &File) -> io::Result<bool> {
     Ok(!KEEPS_NAMES.contains(&fstatfs(dir)?.filesystem_type()))
 }

@@ -1,12 +1,14 @@
 //! Failpoints: named places at which a test ends the program, or makes a step fail.
 //!
-//! They exist with the cargo feature `failpoints` only; without it [`point`] is nothing. The crash tests (`tests/crash`)
-//! go through `POINTS`, so that a place which is added here is tested, and one that no test comes by is found.
+//! They exist with the cargo feature `failpoints` only; without it [`point`] is nothing. The crash tests
+//! (`tests/crash`) go through `POINTS`, so that a place which is added here is tested, and one that no test
+//! comes by is found.
 //!
-//! `KARAPACE_FAIL=NAME=ACTION[@N][,…]` arms points of the whole process, `arm` those of one thread. The action happens once, at the
-//! N-th time that the place is come by (the first by default): `kill` (SIGKILL to the own process), `eio`, `enospc` and `edquot`
-//! (the step fails with that error), `sleep:MILLISECONDS`. `KARAPACE_FAIL_LOG` names a file that gets a line with the name
-//! when it happens, but for a step that only takes longer.
+//! `KARAPACE_FAIL=NAME=ACTION[@N][,…]` arms points of the whole process, `arm` those of one thread. The
+//! action happens once, at the N-th time that the place is come by (the first by default): `kill` (SIGKILL to
+//! the own process), `eio`, `enospc` and `edquot` (the step fails with that error), `sleep:MILLISECONDS`.
+//! `KARAPACE_FAIL_LOG` names a file that gets a line with the name when it happens, but for a step that only
+//! takes longer.
 
 /// Every point. A name is `what.step`, and the point lies just before the step.
 #[cfg(feature = "failpoints")]

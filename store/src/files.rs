@@ -1,11 +1,14 @@
-//! The files of a store: the one place where those that are no objects are opened, made, replaced and removed.
+//! The files of a store: the one place where those that are no objects are opened, made, replaced and
+//! removed.
 //!
-//! A store may have been written to by somebody else, once or now. So nothing here trusts a path: everything is reached from a
-//! descriptor of the store's directory, with no symbolic link on the way, and what is opened must be a regular file of the store's
-//! owner (or root's, who can do anything anyway). Nothing waits for a FIFO. What is changed in place must have one name, since another
-//! one may be a file that is none of the store's. Modes are set, whatever the umask.
+//! A store may have been written to by somebody else, once or now. So nothing here trusts a path: everything
+//! is reached from a descriptor of the store's directory, with no symbolic link on the way, and what is
+//! opened must be a regular file of the store's owner (or root's, who can do anything anyway). Nothing waits
+//! for a FIFO. What is changed in place must have one name, since another one may be a file that is none of
+//! the store's. Modes are set, whatever the umask.
 //!
-//! Objects are known by their hash: they are opened without following links or waiting ([`Files::open_object`]), and not looked at.
+//! Objects are known by their hash: they are opened without following links or waiting
+//! ([`Files::open_object`]), and not looked at.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -35,7 +38,8 @@ const PRIVATE: u32 = 0o600;
 /// Mode of the store's directories.
 const PRIVATE_DIR: u32 = 0o700;
 
-/// A directory, and the files in it at any depth. Paths are given as they are shown: the directory's own, and what follows below.
+/// A directory, and the files in it at any depth. Paths are given as they are shown: the directory's own, and
+/// what follows below.
 #[derive(Clone, Debug)]
 pub struct Files(Arc<Inner>);
 
@@ -221,7 +225,8 @@ impl Files {
     pub(crate) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut paths: Vec<PathBuf> =
             self.names(dir).at("list", dir)?.iter().map(|name| dir.join(name)).collect();
-        // As bytes: all but the last component is the same, and a comparison by components takes ten times as long.
+        // As bytes: all but the last component is the same, and a comparison by components takes ten times as
+        // long.
         paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
         Ok(paths)
     }
@@ -338,8 +343,9 @@ impl Files {
         sync_name(&self.open_dir(dir)?, file)
     }
 
-    /// Makes the entries of a directory durable where there is no file at hand that has got its name there: after a removal. Where
-    /// the sync of a directory may do nothing, a new file is synced: what happened before is written with it.
+    /// Makes the entries of a directory durable where there is no file at hand that has got its name there:
+    /// after a removal. Where the sync of a directory may do nothing, a new file is synced: what happened
+    /// before is written with it.
     pub fn sync_dir_surely(&self, path: &Path) -> Result<()> {
         let dir = self.open_dir(path).at("open", path)?;
         dir.sync_all().at("sync", path)?;
@@ -352,8 +358,8 @@ impl Files {
         Ok(())
     }
 
-    /// Replaces a file by one with these bytes: a reader sees the old or the new content, whole. Durable on return. The directory
-    /// must exist.
+    /// Replaces a file by one with these bytes: a reader sees the old or the new content, whole. Durable on
+    /// return. The directory must exist.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let dir = path.parent().unwrap_or(path);
         let temp = dir.join(format!("{TEMP_PREFIX}{}", random_name()?));

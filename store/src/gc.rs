@@ -1,13 +1,15 @@
 //! Collection: what nobody refers to goes.
 //!
-//! Marks from every environment's base, head and snapshots, from uppers, pins and operations under way; sweeps by scanning the
-//! disk. It refuses, and deletes nothing, when any of what it must follow cannot be read: an unreadable tree could
-//! refer to anything. What it marked it remembers in few bytes (`marks.rs`), so that now and then some garbage is kept, and never
-//! anything else taken. Records on the way down a marked layer's parents are kept; their trees only if something above refers to them.
+//! Marks from every environment's base, head and snapshots, from uppers, pins and operations under way;
+//! sweeps by scanning the disk. It refuses, and deletes nothing, when any of what it must follow cannot be
+//! read: an unreadable tree could refer to anything. What it marked it remembers in few bytes (`marks.rs`),
+//! so that now and then some garbage is kept, and never anything else taken. Records on the way down a marked
+//! layer's parents are kept; their trees only if something above refers to them.
 //!
-//! Others work meanwhile: the store's lock is held alone only for a moment at the start and for each directory of the sweep. What
-//! they come to refer to after the start is either reachable from what was marked, or was written or met anew since, which
-//! its change time shows ([`crate::object::Objects::refresh`]); the sweep spares whatever changed since the start.
+//! Others work meanwhile: the store's lock is held alone only for a moment at the start and for each
+//! directory of the sweep. What they come to refer to after the start is either reachable from what was
+//! marked, or was written or met anew since, which its change time shows
+//! ([`crate::object::Objects::refresh`]); the sweep spares whatever changed since the start.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -32,7 +34,8 @@ pub use crate::reach::UpperRoots;
 use crate::reach::{Fault, Met, Reach, Watch};
 use crate::{files, integrity, pins, staging, wal};
 
-/// Says what the upper of an environment refers to; nothing when it has none. It belongs to the file system, so the caller gives it.
+/// Says what the upper of an environment refers to; nothing when it has none. It belongs to the file system,
+/// so the caller gives it.
 pub type UpperRootsOf<'a> = &'a dyn Fn(&InstanceId) -> Result<UpperRoots>;
 
 /// How to collect.
@@ -59,13 +62,14 @@ pub struct GcReport {
     pub staging: u64,
 }
 
-/// Frees what nobody refers to. A run frees exactly what a dry run just before it says, if nobody else works on the store.
+/// Frees what nobody refers to. A run frees exactly what a dry run just before it says, if nobody else works
+/// on the store.
 ///
 /// Takes the store's lock, shared and for moments exclusively: the caller must not hold it.
 ///
 /// # Errors
-/// Any record, layer or tree that cannot be read stops the collection before the first deletion. [`StoreError::Locked`] while
-/// another collection runs. What was removed before an error stays removed.
+/// Any record, layer or tree that cannot be read stops the collection before the first deletion.
+/// [`StoreError::Locked`] while another collection runs. What was removed before an error stays removed.
 pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> {
     collect_with(Marks::new(), store, options)
 }
@@ -101,8 +105,8 @@ fn lock(store: &Store, options: &GcOptions<'_>) -> Result<StoreLock> {
     if options.dry_run { StoreLock::shared(store) } else { StoreLock::exclusive(store) }
 }
 
-/// The next moment that the store's file system can tell from what has happened on it, by its own clock, which may lag behind the
-/// system's or be another machine's.
+/// The next moment that the store's file system can tell from what has happened on it, by its own clock,
+/// which may lag behind the system's or be another machine's.
 fn next_time(store: &Store) -> Result<Timestamp> {
     if store.is_read_only() {
         return Ok(Timestamp::now());
@@ -122,7 +126,8 @@ fn next_time(store: &Store) -> Result<Timestamp> {
     }
 }
 
-/// The change time: unlike the modification time nobody can set it, so an adopted file counts from its adoption.
+/// The change time: unlike the modification time nobody can set it, so an adopted file counts from its
+/// adoption.
 fn change_time(metadata: &fs::Metadata) -> Timestamp {
     Timestamp { secs: metadata.ctime(), nanos: metadata.ctime_nsec() as u32 }
 }
@@ -190,7 +195,8 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
     Ok(Marked { records, objects })
 }
 
-/// Refuses where an environment's record is missing and its changes are there: what it and its snapshots refer to is not known.
+/// Refuses where an environment's record is missing and its changes are there: what it and its snapshots
+/// refer to is not known.
 fn refuse_orphans(store: &Store) -> Result<()> {
     for dir in store.files().list(&store.layout().envs())? {
         let instance = files::name(&dir).and_then(|name| name.parse::<InstanceId>().ok());
@@ -207,7 +213,8 @@ fn refuse_orphans(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// Adds the records on the way down from marked ones to their bases, so that a chain can be followed. Not their trees.
+/// Adds the records on the way down from marked ones to their bases, so that a chain can be followed. Not
+/// their trees.
 pub(crate) fn keep_parents(
     records: &mut HashSet<RecordId>,
     layers: &HashMap<RecordId, LayerRecord>,
@@ -276,7 +283,8 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Records that a crash left half-written: who writes one holds the store's lock, so those from before the start are dead.
+    /// Records that a crash left half-written: who writes one holds the store's lock, so those from before
+    /// the start are dead.
     fn unfinished(&mut self, store: &Store) -> Result<()> {
         let gone = |path: &Path| files::name(path).is_some_and(|name| name.starts_with(TEMP_PREFIX));
         for dir in [store.layout().layers(), store.layout().metadata()] {

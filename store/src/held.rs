@@ -1,9 +1,9 @@
 //! Small files that count only while the process that made them lives: pins and WAL entries.
 //!
-//! Each is held with a flock by its maker; one that nobody holds is left over from a crash. Files appear complete
-//! (written under a temporary name, synced, renamed) and are made and swept under a lock on their directory, so that a
-//! sweep never takes one that is about to be held. A line with the blake3 of the content ends each: one wrong digit in an id would
-//! be another id.
+//! Each is held with a flock by its maker; one that nobody holds is left over from a crash. Files appear
+//! complete (written under a temporary name, synced, renamed) and are made and swept under a lock on their
+//! directory, so that a sweep never takes one that is about to be held. A line with the blake3 of the content
+//! ends each: one wrong digit in an id would be another id.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

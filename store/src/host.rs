@@ -1,12 +1,13 @@
 //! Which machine uses a store: `store/.host`.
 //!
-//! The locks of a store are flocks. On a network file system they may not reach other machines, so whoever takes one also claims the
-//! store for this machine: in a file that names it, for as long as any process here holds a lock. A claim of another machine is
-//! refused. The last holder erases the text; what a killed one left is ours to take where it is of this machine, and has to be
-//! removed by hand where it is not, since nobody here can know whether that machine still runs.
+//! The locks of a store are flocks. On a network file system they may not reach other machines, so whoever
+//! takes one also claims the store for this machine: in a file that names it, for as long as any process here
+//! holds a lock. A claim of another machine is refused. The last holder erases the text; what a killed one
+//! left is ours to take where it is of this machine, and has to be removed by hand where it is not, since
+//! nobody here can know whether that machine still runs.
 //!
-//! The same machine: the same boot id (containers have machine ids of their own, and one kernel, whose flocks reach all of them), or,
-//! after a restart, the same machine id.
+//! The same machine: the same boot id (containers have machine ids of their own, and one kernel, whose flocks
+//! reach all of them), or, after a restart, the same machine id.
 
 use std::fs::{self, File};
 use std::io::Read as _;

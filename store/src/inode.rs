@@ -213,13 +213,14 @@ pub(crate) fn decode_ino(decoder: &mut Decoder<'_>) -> Result<Ino> {
 }
 
 impl InodeRecord {
-    /// The kind that `mode` says. A record with no valid type bits, which cannot be decoded, counts as regular.
+    /// The kind that `mode` says. A record with no valid type bits, which cannot be decoded, counts as
+    /// regular.
     pub fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular)
     }
 
-    /// Of a directory its listing (None when empty), and whether a linked inode has a name at or below it; of anything else
-    /// neither.
+    /// Of a directory its listing (None when empty), and whether a linked inode has a name at or below it; of
+    /// anything else neither.
     pub fn listing(&self) -> (Option<ObjectId>, bool) {
         match self.body {
             Body::Directory { tree, links } => (tree, links),

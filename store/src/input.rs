@@ -1,4 +1,5 @@
-//! Opening files that others name or make: images, manifests, lock files. Nobody is waited for, and no device is touched.
+//! Opening files that others name or make: images, manifests, lock files. Nobody is waited for, and no device
+//! is touched.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -14,13 +15,14 @@ const TRIES: u32 = 64;
 /// Opens a regular file or a directory for reading, through symbolic links.
 ///
 /// # Errors
-/// What the system says. Of anything else, which could keep who opens it waiting for ever (a FIFO) or do something when it is
-/// opened (a device): what it is, and what to give instead.
+/// What the system says. Of anything else, which could keep who opens it waiting for ever (a FIFO) or do
+/// something when it is opened (a device): what it is, and what to give instead.
 pub fn open(path: &Path) -> io::Result<File> {
     reopen(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Opens for reading what an O_PATH descriptor stands for, as [`open`] does: it can no longer be exchanged for something else.
+/// Opens for reading what an O_PATH descriptor stands for, as [`open`] does: it can no longer be exchanged
+/// for something else.
 ///
 /// # Errors
 /// As [`open`].
@@ -39,8 +41,8 @@ pub fn reopen(found: OwnedFd) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
-/// Opens a path from a directory on, as openat2 does. The kernel gives up a path with `..` when anything is renamed meanwhile, by
-/// whomever: it is resolved anew then, for nobody can be blamed.
+/// Opens a path from a directory on, as openat2 does. The kernel gives up a path with `..` when anything is
+/// renamed meanwhile, by whomever: it is resolved anew then, for nobody can be blamed.
 ///
 /// # Errors
 /// What the system says.

@@ -27,7 +27,8 @@ pub enum LayerKind {
     Snapshot,
 }
 
-/// A layer's record. Its canonical JSON (these fields in this order, no blanks) is the content of the file that its blake3 names.
+/// A layer's record. Its canonical JSON (these fields in this order, no blanks) is the content of the file
+/// that its blake3 names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerRecord {
@@ -74,7 +75,8 @@ impl LayerRecord {
     /// Reads a record and checks it against its name.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] when there is none, [`StoreError::Corrupt`] when its bytes are not those named.
+    /// [`StoreError::Missing`] when there is none, [`StoreError::Corrupt`] when its bytes are not those
+    /// named.
     pub fn read(store: &Store, id: &RecordId) -> Result<LayerRecord> {
         let path = store.layout().layer(id);
         let bytes = match store.files().read(&path, MAX_BYTES) {
@@ -89,7 +91,8 @@ impl LayerRecord {
         serde_json::from_slice(&bytes).map_err(|e| StoreError::corrupt("layer record", id, e.to_string()))
     }
 
-    /// The names of all records there are, sorted, whether they read well or not. Files of other names are passed over.
+    /// The names of all records there are, sorted, whether they read well or not. Files of other names are
+    /// passed over.
     pub fn list(store: &Store) -> Result<Vec<RecordId>> {
         let dir = store.layout().layers();
         let mut ids = Vec::new();

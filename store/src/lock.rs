@@ -1,7 +1,8 @@
 //! Advisory locks between processes: one over the store, one an environment.
 //!
-//! They are flocks, so they end with the process that holds them. Each holder leaves its pid and command in the lock file, for
-//! messages only: the lock itself is the kernel's. Flocks may not reach other machines: see `host`.
+//! They are flocks, so they end with the process that holds them. Each holder leaves its pid and command in
+//! the lock file, for messages only: the lock itself is the kernel's. Flocks may not reach other machines:
+//! see `host`.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -22,9 +23,10 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The lock over the whole store; released on drop.
 ///
-/// Shared by whoever adds references to objects (import, build, commit, restore) from before the first object is written or found
-/// until the reference is durable; exclusive for what deletes (gc), directory by directory. One process must not hold two of them at once
-/// when one is exclusive: the second would wait for the first for ever.
+/// Shared by whoever adds references to objects (import, build, commit, restore) from before the first object
+/// is written or found until the reference is durable; exclusive for what deletes (gc), directory by
+/// directory. One process must not hold two of them at once when one is exclusive: the second would wait for
+/// the first for ever.
 #[derive(Debug)]
 pub struct StoreLock {
     _file: Flock<File>,
@@ -32,8 +34,8 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
-    /// Waits until nobody holds the lock exclusively; after a second it says on the log who does. [`StoreError::Locked`] at once
-    /// where the store does not wait ([`Store::set_waits`]).
+    /// Waits until nobody holds the lock exclusively; after a second it says on the log who does.
+    /// [`StoreError::Locked`] at once where the store does not wait ([`Store::set_waits`]).
     pub fn shared(store: &Store) -> Result<StoreLock> {
         Self::wait(store, false)
     }
@@ -119,8 +121,8 @@ pub struct EnvLock {
 }
 
 impl EnvLock {
-    /// Takes the lock of an environment or fails with [`StoreError::Locked`] naming who holds it; never waits.
-    /// The environment's directory is made if it is not there.
+    /// Takes the lock of an environment or fails with [`StoreError::Locked`] naming who holds it; never
+    /// waits. The environment's directory is made if it is not there.
     pub fn try_acquire(store: &Store, instance: &InstanceId) -> Result<EnvLock> {
         let dir = store.layout().env_dir(instance);
         let path = dir.join("lock");

@@ -1,11 +1,12 @@
 //! A set of objects that takes a few bytes for each: what a collection or a verification has met.
 //!
-//! A Bloom filter. What was added is always found: what a collection reached is never taken for garbage. What was not added may be
-//! found too, and is then kept: of a store of a million objects one in four million, of two million one in 59,000. What looks so
-//! follows from what was added and in which order, by chance alone but the same each time.
+//! A Bloom filter. What was added is always found: what a collection reached is never taken for garbage. What
+//! was not added may be found too, and is then kept: of a store of a million objects one in four million, of
+//! two million one in 59,000. What looks so follows from what was added and in which order, by chance alone
+//! but the same each time.
 //!
-//! Names of objects are hashes already, so their own bytes say where they go: eight choose a block as large as a cache line,
-//! and eight more a bit in each of its words.
+//! Names of objects are hashes already, so their own bytes say where they go: eight choose a block as large
+//! as a cache line, and eight more a bit in each of its words.
 
 use crate::id::ObjectId;
 

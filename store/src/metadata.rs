@@ -81,7 +81,8 @@ pub struct Dependency {
     pub record: RecordId,
 }
 
-/// All that is recorded of one environment. The record makes the environment visible: what it refers to is durable before.
+/// All that is recorded of one environment. The record makes the environment visible: what it refers to is
+/// durable before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
@@ -173,8 +174,8 @@ impl Metadata {
         Ok(metadata)
     }
 
-    /// Why the record cannot be one that karapace wrote, whatever its checksum: names become names of directories, and all of it is
-    /// shown.
+    /// Why the record cannot be one that karapace wrote, whatever its checksum: names become names of
+    /// directories, and all of it is shown.
     fn check_texts(&self) -> std::result::Result<(), String> {
         let odd = |what: &str, text: &str| format!("{what} is {text:?}, which karapace never writes");
         check_name(&self.name).map_err(|_| odd("its name", &self.name))?;
@@ -195,7 +196,8 @@ impl Metadata {
     /// The caller holds [`crate::lock::StoreLock::shared`] since before the first object it refers to.
     ///
     /// # Errors
-    /// A bad name is [`StoreError::Invalid`]. That the name is free is the caller's to check ([`Metadata::name_is_free`]).
+    /// A bad name is [`StoreError::Invalid`]. That the name is free is the caller's to check
+    /// ([`Metadata::name_is_free`]).
     pub fn save(&mut self, store: &Store) -> Result<()> {
         check_name(&self.name)?;
         self.checksum = self.sum()?;
@@ -232,7 +234,8 @@ impl Metadata {
         Ok(ids)
     }
 
-    /// Every record, or why it cannot be read; readable ones first, by name. One that goes meanwhile is left out.
+    /// Every record, or why it cannot be read; readable ones first, by name. One that goes meanwhile is left
+    /// out.
     pub fn list(store: &Store) -> Result<Vec<Result<Metadata>>> {
         let mut all: Vec<_> = Self::instances(store)?
             .iter()
@@ -246,12 +249,12 @@ impl Metadata {
         Ok(all)
     }
 
-    /// The environment of this name, env_id or instance, or of a prefix of 4 or more digits of one of those ids.
-    /// A name goes before an id.
+    /// The environment of this name, env_id or instance, or of a prefix of 4 or more digits of one of those
+    /// ids. A name goes before an id.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] when none matches, [`StoreError::Invalid`] naming the candidates when several do. A record that
-    /// cannot be read is an error only when nothing else matches.
+    /// [`StoreError::Missing`] when none matches, [`StoreError::Invalid`] naming the candidates when several
+    /// do. A record that cannot be read is an error only when nothing else matches.
     pub fn find(store: &Store, reference: &str) -> Result<Metadata> {
         let (mut matches, mut unreadable) = (Vec::new(), None);
         for loaded in Self::list(store)? {
@@ -270,8 +273,9 @@ impl Metadata {
         }
     }
 
-    /// Whether no environment but `except` has this name. The caller holds the store's lock until it has saved, and unless it is
-    /// exclusive two may still take one name at once: take it exclusively around check and save.
+    /// Whether no environment but `except` has this name. The caller holds the store's lock until it has
+    /// saved, and unless it is exclusive two may still take one name at once: take it exclusively around
+    /// check and save.
     pub fn name_is_free(store: &Store, name: &str, except: Option<&InstanceId>) -> Result<bool> {
         for loaded in Self::list(store)? {
             match loaded {
@@ -294,7 +298,8 @@ impl Metadata {
         layers
     }
 
-    /// The layer that it was built as, which its first snapshot is made on: its packages, or the base where it has none.
+    /// The layer that it was built as, which its first snapshot is made on: its packages, or the base where
+    /// it has none.
     pub fn foundation(&self) -> (LayerHash, RecordId) {
         self.dependency.map_or((self.base_layer, self.base_record), |d| (d.layer, d.record))
     }
@@ -304,13 +309,14 @@ impl Metadata {
         self.base_layer == *layer || self.dependency.is_some_and(|d| d.layer == *layer)
     }
 
-    /// Its snapshots in the order in which they were made, each once, whatever number of names it has: see [`made`].
+    /// Its snapshots in the order in which they were made, each once, whatever number of names it has: see
+    /// [`made`].
     pub fn made(&self) -> Vec<&SnapshotEntry> {
         made(&self.snapshots)
     }
 
-    /// The newest snapshot: what `latest` means. A name for what the environment was built from makes no snapshot newer, but it is one
-    /// where there is no other.
+    /// The newest snapshot: what `latest` means. A name for what the environment was built from makes no
+    /// snapshot newer, but it is one where there is no other.
     pub fn latest(&self) -> Option<&SnapshotEntry> {
         let made = self.made();
         let own = made.iter().rev().find(|entry| !self.is_built_from(&entry.hash));
@@ -336,8 +342,9 @@ impl Metadata {
 /// Longest name of an environment or a snapshot, bytes.
 pub const MAX_NAME: usize = 64;
 
-/// Whether `name` may name an environment: 1 to [`MAX_NAME`] of letters, digits, `_` and `-`. A snapshot's name has this form too;
-/// that it is none of the words that stand for a snapshot is for whoever gives it the name.
+/// Whether `name` may name an environment: 1 to [`MAX_NAME`] of letters, digits, `_` and `-`. A snapshot's
+/// name has this form too; that it is none of the words that stand for a snapshot is for whoever gives it the
+/// name.
 ///
 /// # Errors
 /// [`StoreError::Invalid`] saying so.

@@ -53,8 +53,9 @@ impl Objects {
         self.supply.get().and_then(|supply| supply.promised(id))
     }
 
-    /// Opens the object for reading; its bytes are not verified. One that is not there comes from the supply. One that was set aside for
-    /// its damage, and that nobody else has, is opened where it is now: what of it is sound can still be read by who verifies.
+    /// Opens the object for reading; its bytes are not verified. One that is not there comes from the supply.
+    /// One that was set aside for its damage, and that nobody else has, is opened where it is now: what of it
+    /// is sound can still be read by who verifies.
     pub fn open(&self, id: &ObjectId) -> Result<File> {
         let path = self.layout.object(id);
         match self.files.open_object(&path) {
@@ -104,13 +105,15 @@ impl Objects {
         }
     }
 
-    /// Whether the object is there. An error of the file system counts as absent: whatever is done next meets it.
+    /// Whether the object is there. An error of the file system counts as absent: whatever is done next meets
+    /// it.
     pub fn contains(&self, id: &ObjectId) -> bool {
         self.layout.object(id).symlink_metadata().is_ok()
     }
 
-    /// Whether the object is there; if so its change time is now, which keeps a collection that has begun from taking it. To be
-    /// called, with the store's lock held, for every object that is found instead of written.
+    /// Whether the object is there; if so its change time is now, which keeps a collection that has begun
+    /// from taking it. To be called, with the store's lock held, for every object that is found instead of
+    /// written.
     ///
     /// # Errors
     /// When it is there and its times cannot be set: it belongs to another user.

@@ -40,12 +40,14 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store at `root`; creates it (directories 0700) where there is none. Of one that is there, directories that hold nothing
-    /// which lasts are made again when they are missing. On a read-only file system it can be read.
+    /// Opens the store at `root`; creates it (directories 0700) where there is none. Of one that is there,
+    /// directories that hold nothing which lasts are made again when they are missing. On a read-only file
+    /// system it can be read.
     ///
     /// # Errors
-    /// [`StoreError::Version`] when it has another format, [`StoreError::NotWhole`] when a part of it is gone that held something,
-    /// [`StoreError::Owner`] when it is another user's, [`StoreError::Writable`] when others can write to it.
+    /// [`StoreError::Version`] when it has another format, [`StoreError::NotWhole`] when a part of it is gone
+    /// that held something, [`StoreError::Owner`] when it is another user's, [`StoreError::Writable`] when
+    /// others can write to it.
     pub fn open(root: &Path) -> Result<Arc<Store>> {
         Store::open_of(root, Begin::Store, false)
     }
@@ -58,8 +60,8 @@ impl Store {
         Store::open_of(root, Begin::Nothing, false)
     }
 
-    /// Opens the store at `root`, where one is, whosever it is. Another user's can be read only, and nothing that its owner's
-    /// processes hold is waited for.
+    /// Opens the store at `root`, where one is, whosever it is. Another user's can be read only, and nothing
+    /// that its owner's processes hold is waited for.
     ///
     /// # Errors
     /// As [`Store::open_existing`], but for those of the owner.
@@ -126,14 +128,14 @@ impl Store {
         self.foreign
     }
 
-    /// Whether the store lies on a file system that takes no writes, or is another user's: then we change nothing in it, and pin
-    /// nothing.
+    /// Whether the store lies on a file system that takes no writes, or is another user's: then we change
+    /// nothing in it, and pin nothing.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// The file systems that it lies on: first that of the objects and records, then, where it is another one, that of the
-    /// environments' changes.
+    /// The file systems that it lies on: first that of the objects and records, then, where it is another
+    /// one, that of the environments' changes.
     ///
     /// # Errors
     /// When one cannot be looked at.
@@ -152,7 +154,8 @@ impl Store {
         Ok(self.file_systems.get_or_init(|| found))
     }
 
-    /// Whether a lock that another process holds is waited for (as it is unless this is called) or is an error at once.
+    /// Whether a lock that another process holds is waited for (as it is unless this is called) or is an
+    /// error at once.
     pub fn set_waits(&self, waits: bool) {
         // Its owner could make us wait for ever.
         self.waits.store(waits && !self.foreign, Ordering::Relaxed);
@@ -244,15 +247,16 @@ fn has_entries(files: &Files, dir: &Path) -> Result<bool> {
     }
 }
 
-/// What a store's directories hold that lasts. Each says something about whether the others can have been empty.
+/// What a store's directories hold that lasts. Each says something about whether the others can have been
+/// empty.
 fn lasting(layout: &Layout) -> [PathBuf; 4] {
     [layout.metadata(), layout.layers(), layout.objects().to_owned(), layout.envs()]
 }
 
 /// Makes again what is missing of a store and held nothing that lasts.
 ///
-/// An environment's record refers to layers, objects and its upper: where there are records, these were there. Where the records
-/// themselves are missing, anything else that is there tells of them.
+/// An environment's record refers to layers, objects and its upper: where there are records, these were
+/// there. Where the records themselves are missing, anything else that is there tells of them.
 fn complete(files: &Files, layout: &Layout, read_only: bool) -> Result<()> {
     let lasting = lasting(layout);
     let missing: Vec<&PathBuf> = lasting.iter().filter(|dir| is_missing(dir)).collect();

@@ -13,8 +13,8 @@ const SHARE: usize = 64;
 /// Threads at most for work that waits for the disk: file systems write for many who wait at once.
 const WAITING: usize = 8;
 
-/// Calls `work` with the items in as many pieces as there are processors to work on them, each on a thread, and gives the answers in
-/// the order of the pieces. Few items are worked on here.
+/// Calls `work` with the items in as many pieces as there are processors to work on them, each on a thread,
+/// and gives the answers in the order of the pieces. Few items are worked on here.
 pub fn in_pieces<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     on_threads(items, processors.min(THREADS).min(items.len() / SHARE), work)

@@ -1,9 +1,9 @@
 //! Which paths an operation on chosen paths takes (docs/MANIFEST.md, "Chosen paths"): [`scan`] walks,
 //! [`resolve`] adds what the found paths need.
 //!
-//! Both work on any [`PathTree`]: a tree of the store ([`StoredTree`](crate::tree::StoredTree)) or a directory of the host
-//! ([`HostTree`]). Paths are absolute within the tree, `/` is its root, and no step ever leaves it: links are
-//! followed by name inside the tree.
+//! Both work on any [`PathTree`]: a tree of the store ([`StoredTree`](crate::tree::StoredTree)) or a
+//! directory of the host ([`HostTree`]). Paths are absolute within the tree, `/` is its root, and no step
+//! ever leaves it: links are followed by name inside the tree.
 
 mod host;
 
@@ -73,7 +73,8 @@ pub fn is_at_or_below(path: &[u8], top: &[u8]) -> bool {
     }
 }
 
-/// The order of paths in a layer: component by component, so that a directory is followed by all that is below it.
+/// The order of paths in a layer: component by component, so that a directory is followed by all that is
+/// below it.
 pub fn order(a: &[u8], b: &[u8]) -> Ordering {
     components(a).cmp(components(b))
 }
@@ -83,8 +84,8 @@ pub fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
 }
 
-/// An absolute path in its only form: no `.`, no empty component, no slash at the end. None for a path that is not
-/// absolute or has `..`: what that means depends on links.
+/// An absolute path in its only form: no `.`, no empty component, no slash at the end. None for a path that
+/// is not absolute or has `..`: what that means depends on links.
 pub fn normalise(path: &[u8]) -> Option<Vec<u8>> {
     if path.first() != Some(&b'/') || components(path).any(|name| name == b"..") {
         return None;
@@ -97,8 +98,9 @@ pub fn normalise(path: &[u8]) -> Option<Vec<u8>> {
     Some(if normal.is_empty() { b"/".to_vec() } else { normal })
 }
 
-/// All paths at and below `from`, in the order of [`order`]. What is ignored is left out and, when it is a directory, not
-/// opened; no symbolic link is followed, on the way to `from` neither. Empty when there is nothing at `from`.
+/// All paths at and below `from`, in the order of [`order`]. What is ignored is left out and, when it is a
+/// directory, not opened; no symbolic link is followed, on the way to `from` neither. Empty when there is
+/// nothing at `from`.
 pub fn scan<T: PathTree>(tree: &T, from: &[u8], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     let (mut node, mut kind) = (tree.root()?, FileKind::Directory);
@@ -132,12 +134,13 @@ pub fn scan<T: PathTree>(tree: &T, from: &[u8], ignore: &Ignore) -> Result<Vec<V
     Ok(found)
 }
 
-/// The paths to take for `paths`, in the order of [`order`]: those of them that exist and are not ignored; for each symbolic
-/// link on the way or at the end the link, every further link that it leads through, and its target; and every directory above any
-/// of these. Links are resolved inside the tree, however their targets are written.
+/// The paths to take for `paths`, in the order of [`order`]: those of them that exist and are not ignored;
+/// for each symbolic link on the way or at the end the link, every further link that it leads through, and
+/// its target; and every directory above any of these. Links are resolved inside the tree, however their
+/// targets are written.
 ///
-/// A link that leads to an ignored path is taken and its target is not; a link that dangles or loops is taken alone. Neither
-/// compares anything nor says what was deleted: a path that is not there gives nothing.
+/// A link that leads to an ignored path is taken and its target is not; a link that dangles or loops is taken
+/// alone. Neither compares anything nor says what was deleted: a path that is not there gives nothing.
 pub fn resolve<T: PathTree>(tree: &T, paths: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     let mut taken: BTreeSet<Ordered> = BTreeSet::new();
     for path in paths.iter().filter(|path| !ignore.covers(path)) {
@@ -149,7 +152,8 @@ pub fn resolve<T: PathTree>(tree: &T, paths: &[Vec<u8>], ignore: &Ignore) -> Res
     Ok(taken.into_iter().map(|Ordered(path)| path).collect())
 }
 
-/// Where a path really is: the links among the directories above it resolved, itself not followed. None when it is not there.
+/// Where a path really is: the links among the directories above it resolved, itself not followed. None when
+/// it is not there.
 pub fn locate<T: PathTree>(tree: &T, path: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(follow(tree, path, &Ignore::default())?.own)
 }

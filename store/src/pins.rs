@@ -1,6 +1,7 @@
 //! Pins: trees that a living process serves, which a collection therefore keeps.
 //!
-//! A mount pins the roots of its view. A pin is gone with its process: nothing needs to clean up after a crash.
+//! A mount pins the roots of its view. A pin is gone with its process: nothing needs to clean up after a
+//! crash.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,8 @@ pub(crate) struct Pinned {
 
 /// Keeps root objects, and all they reach, from being collected until it is dropped or the process ends.
 ///
-/// Take it under [`crate::lock::StoreLock::shared`], while something else (metadata, an upper) still keeps the roots.
+/// Take it under [`crate::lock::StoreLock::shared`], while something else (metadata, an upper) still keeps
+/// the roots.
 pub struct Pin {
     /// `None` in a store that nothing can be removed from.
     file: Option<HeldFile>,
@@ -61,7 +63,8 @@ fn encode(roots: &[ObjectId], objects: &[ObjectId]) -> Result<Vec<u8>> {
 /// What living processes pin. Pins of dead ones are removed.
 ///
 /// # Errors
-/// Any pin that cannot be read, or that there is no directory of pins: what running mounts need is not known then.
+/// Any pin that cannot be read, or that there is no directory of pins: what running mounts need is not known
+/// then.
 pub(crate) fn live(store: &Store) -> Result<Pinned> {
     let dir = store.layout().pins();
     if dir.symlink_metadata().is_err() {

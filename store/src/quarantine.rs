@@ -1,5 +1,6 @@
-//! `quarantine/`: what was damaged, set aside so that the same content can be stored anew. Nothing there counts for
-//! anything, but that what is sound of a set aside object can still be read; no command deletes it.
+//! `quarantine/`: what was damaged, set aside so that the same content can be stored anew. Nothing there
+//! counts for anything, but that what is sound of a set aside object can still be read; no command deletes
+//! it.
 
 use std::path::{Path, PathBuf};
 

@@ -39,7 +39,8 @@ pub(crate) struct Met {
 }
 
 impl Met {
-    /// The path inside the environment, where it has one: an inode of several names has not, nor has the root itself.
+    /// The path inside the environment, where it has one: an inode of several names has not, nor has the root
+    /// itself.
     pub fn path(&self) -> Option<String> {
         self.path.starts_with(b"/").then(|| String::from_utf8_lossy(&self.path).into_owned())
     }
@@ -71,7 +72,8 @@ pub(crate) trait Watch {
     /// A root or tree, before it is read. Once for each.
     fn opened(&mut self, _id: &ObjectId) {}
 
-    /// An object whose bytes the walk does not need: content, a block list, or what an upper names. Each time it is met.
+    /// An object whose bytes the walk does not need: content, a block list, or what an upper names. Each time
+    /// it is met.
     fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> Met) -> Result<()> {
         Ok(())
     }
@@ -81,7 +83,8 @@ pub(crate) trait Watch {
         Ok(())
     }
 
-    /// Of the root or listing `parent` something else is part: a listing, an object, a content by its hash. Each time it is met.
+    /// Of the root or listing `parent` something else is part: a listing, an object, a content by its hash.
+    /// Each time it is met.
     fn part(&mut self, _parent: &ObjectId, _part: Part<'_>) {}
 }
 
@@ -97,15 +100,16 @@ enum Node {
     Object(ObjectId),
 }
 
-/// Where the walk is: who referred to the root, and the directory's path below it. `by` and path make one text when something is found.
+/// Where the walk is: who referred to the root, and the directory's path below it. `by` and path make one
+/// text when something is found.
 type Place = Rc<(Rc<str>, Vec<u8>)>;
 
 /// The walk. Give it where to start, then run it.
 pub(crate) struct Reach {
     trees: Trees,
     todo: Vec<(Node, Place)>,
-    /// Roots and trees that were opened. A file may hold the very bytes of a tree: having met it as content says nothing of what
-    /// it reaches as a tree. So this is exact, and of trees alone.
+    /// Roots and trees that were opened. A file may hold the very bytes of a tree: having met it as content
+    /// says nothing of what it reaches as a tree. So this is exact, and of trees alone.
     opened: HashSet<ObjectId>,
 }
 

@@ -1,10 +1,12 @@
-//! Times as text: `2025-01-31T12:00:00.000000000Z`, always UTC, always nine digits, so that equal times are equal text.
+//! Times as text: `2025-01-31T12:00:00.000000000Z`, always UTC, always nine digits, so that equal times are
+//! equal text.
 
 use crate::inode::Timestamp;
 
 const DAY: i64 = 86_400;
 
-/// The time as RFC 3339 text in UTC with nanoseconds. Years outside 0..=9999 come out with a sign, as ISO 8601 has them.
+/// The time as RFC 3339 text in UTC with nanoseconds. Years outside 0..=9999 come out with a sign, as ISO
+/// 8601 has them.
 pub fn format(time: Timestamp) -> String {
     let (days, second) = (time.secs.div_euclid(DAY), time.secs.rem_euclid(DAY));
     let (year, month, day) = civil(days);
@@ -28,7 +30,8 @@ pub fn parse(text: &str) -> Option<Timestamp> {
     (format(time) == text).then_some(time)
 }
 
-/// Days since 1970-01-01 to (year, month, day), after Howard Hinnant's "chrono-compatible low-level date algorithms".
+/// Days since 1970-01-01 to (year, month, day), after Howard Hinnant's "chrono-compatible low-level date
+/// algorithms".
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);

@@ -8,18 +8,18 @@ use crate::id::ObjectId;
 
 /// Gives a store the objects that it does not have (see [`crate::object::Objects::supply_from`]).
 ///
-/// Asked from any thread, by whoever reads: a request for a file, a commit, gc, verify-store. One that waits for a network has to end the
-/// wait by itself.
+/// Asked from any thread, by whoever reads: a request for a file, a commit, gc, verify-store. One that waits
+/// for a network has to end the wait by itself.
 pub trait Supply: fmt::Debug + Send + Sync {
-    /// Opens an object for reading. Its bytes are not believed: whoever reads them compares them with the name. None where this one
-    /// does not have it.
+    /// Opens an object for reading. Its bytes are not believed: whoever reads them compares them with the
+    /// name. None where this one does not have it.
     ///
     /// # Errors
     /// When it should have the object and cannot give it.
     fn open(&self, id: &ObjectId) -> Result<Option<File>>;
 
-    /// The size in bytes of an object that this one has promised to give. What is promised and not there is no damage, takes no room,
-    /// and is not made anew. Never waits. None of all other objects.
+    /// The size in bytes of an object that this one has promised to give. What is promised and not there is
+    /// no damage, takes no room, and is not made anew. Never waits. None of all other objects.
     fn promised(&self, id: &ObjectId) -> Option<u64>;
 }
 

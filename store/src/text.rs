@@ -1,22 +1,25 @@
-//! Names and messages of any bytes as text for a person. What commands a terminal, turns the direction of writing or ends a line is
-//! escaped as git does in quoted paths: `\n`, `\t` and the like, else `\ooo` for each byte, in octal.
+//! Names and messages of any bytes as text for a person. What commands a terminal, turns the direction of
+//! writing or ends a line is escaped as git does in quoted paths: `\n`, `\t` and the like, else `\ooo` for
+//! each byte, in octal.
 
 use std::borrow::Cow;
 
-/// Whether a character is shown as it is: neither a control character (C0, DEL, C1), nor one that ends a line or turns the direction
-/// of what follows (Unicode's `Bidi_Control`).
+/// Whether a character is shown as it is: neither a control character (C0, DEL, C1), nor one that ends a line
+/// or turns the direction of what follows (Unicode's `Bidi_Control`).
 pub fn is_plain(c: char) -> bool {
     let ends_or_turns =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !c.is_control() && !ends_or_turns
 }
 
-/// Text on one line. Escapes alone: a backslash stays one, so that what is escaped already stays as it is; tabs stay too.
+/// Text on one line. Escapes alone: a backslash stays one, so that what is escaped already stays as it is;
+/// tabs stay too.
 pub fn line(text: &str) -> Cow<'_, str> {
     replaced(text, '\t', escape_char)
 }
 
-/// A path on one line, which can be read back: as it is, or in quotes with escapes where it is not plain text or begins with a quote.
+/// A path on one line, which can be read back: as it is, or in quotes with escapes where it is not plain text
+/// or begins with a quote.
 pub fn path(path: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(path)
         && text.chars().all(is_plain)

@@ -136,8 +136,8 @@ impl Node {
     }
 }
 
-/// The trees of a store, with a cache of parsed objects that is bounded in bytes. Every object is verified when it
-/// is read from disk.
+/// The trees of a store, with a cache of parsed objects that is bounded in bytes. Every object is verified
+/// when it is read from disk.
 pub struct Trees {
     store: Arc<Store>,
     cache: Mutex<Cache>,

@@ -26,7 +26,8 @@ pub struct Group {
     pub uppers: Vec<UpperRoots>,
 }
 
-/// What a group takes: objects and layer records, as `du` counts them, in bytes. What lies in uppers is not in it.
+/// What a group takes: objects and layer records, as `du` counts them, in bytes. What lies in uppers is not
+/// in it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// All that it refers to.
@@ -52,7 +53,8 @@ enum Kind {
     Inos,
 }
 
-/// A tree object that was read. A file may hold the very bytes of a tree, so an object and a node are not the same.
+/// A tree object that was read. A file may hold the very bytes of a tree, so an object and a node are not the
+/// same.
 struct Node {
     object: u32,
     /// Nodes that it refers to, one as often as it is named.
@@ -64,7 +66,8 @@ struct Node {
 
 /// The store's trees, read as far as they were asked for.
 ///
-/// The caller holds [`crate::lock::StoreLock::shared`] since before it read what it asks for, and as long as this lives.
+/// The caller holds [`crate::lock::StoreLock::shared`] since before it read what it asks for, and as long as
+/// this lives.
 pub struct Survey {
     trees: Trees,
     layers: HashMap<RecordId, LayerRecord>,

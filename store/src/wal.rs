@@ -1,11 +1,13 @@
-//! Intents of operations that take several steps, so that one that died half-way is cleaned up at the next start.
+//! Intents of operations that take several steps, so that one that died half-way is cleaned up at the next
+//! start.
 //!
-//! Objects, layers and metadata each appear all at once, and an operation makes itself visible by one last write (metadata). What a crash can
-//! leave is therefore only something that nobody refers to: objects and layers wait for gc; an environment's directory without
-//! its metadata is what [`replay`] removes. It undoes only what did not exist before the operation began.
+//! Objects, layers and metadata each appear all at once, and an operation makes itself visible by one last
+//! write (metadata). What a crash can leave is therefore only something that nobody refers to: objects and
+//! layers wait for gc; an environment's directory without its metadata is what [`replay`] removes. It undoes
+//! only what did not exist before the operation began.
 //!
-//! A commit, a restore and a collection have no intent: each happens by one rename (of the environment's record, or of the
-//! upper's checkpoint) or deletes only what nobody refers to, so there is nothing to undo.
+//! A commit, a restore and a collection have no intent: each happens by one rename (of the environment's
+//! record, or of the upper's checkpoint) or deletes only what nobody refers to, so there is nothing to undo.
 
 use std::io;
 use std::sync::Arc;
@@ -40,7 +42,8 @@ pub enum Intent {
         /// The environment.
         instance: InstanceId,
     },
-    /// A new environment takes an old one's place. Undone as long as its metadata is not there; from then on the old one goes.
+    /// A new environment takes an old one's place. Undone as long as its metadata is not there; from then on
+    /// the old one goes.
     Replace {
         /// The new environment.
         instance: InstanceId,
@@ -127,8 +130,8 @@ impl Drop for WalEntry {
 
 /// Undoes what dead processes left half-done, sweeps their staging, and returns their intents.
 ///
-/// Called at start. While a collection runs (it holds the store's lock), or another host uses the store, nothing is done: the next
-/// start does it. Nor on a read-only file system.
+/// Called at start. While a collection runs (it holds the store's lock), or another host uses the store,
+/// nothing is done: the next start does it. Nor on a read-only file system.
 pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
     if store.is_read_only() {
         return Ok(Vec::new());

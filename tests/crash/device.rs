@@ -1,8 +1,9 @@
-//! A disk whose power can be cut: the file `image` of a FUSE mount, which a loop device lies on. It knows which writes came since the
-//! last flush: these a power cut may lose, each by itself, as the volatile cache of a real disk does; the others not.
+//! A disk whose power can be cut: the file `image` of a FUSE mount, which a loop device lies on. It knows
+//! which writes came since the last flush: these a power cut may lose, each by itself, as the volatile cache
+//! of a real disk does; the others not.
 //!
-//! Why so: device mapper (dm-flakey, dm-log-writes) is not there on every machine, a copy of an image file is not of one
-//! moment, and neither loses what a disk had in its cache.
+//! Why so: device mapper (dm-flakey, dm-log-writes) is not there on every machine, a copy of an image file is
+//! not of one moment, and neither loses what a disk had in its cache.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -90,7 +91,8 @@ impl Disk {
         self.state.lock().expect("the disk")
     }
 
-    /// What is there when the power goes now: all that was flushed, and of the rest each write with even odds (or all of it).
+    /// What is there when the power goes now: all that was flushed, and of the rest each write with even odds
+    /// (or all of it).
     pub fn cut(&self, random: &mut Random) -> Image {
         let state = self.lock();
         let mut image = state.durable.clone();

@@ -1,5 +1,5 @@
-//! A full disk (or a broken one) at every failpoint: the error reaches who asked, what is there stays consistent, and the work
-//! goes on without a new mount.
+//! A full disk (or a broken one) at every failpoint: the error reaches who asked, what is there stays
+//! consistent, and the work goes on without a new mount.
 
 use std::sync::Mutex;
 
@@ -17,7 +17,8 @@ struct Row {
     error: String,
 }
 
-/// Makes a point fail once, in the server or in the commands, and goes through the whole scenario all the same.
+/// Makes a point fail once, in the server or in the commands, and goes through the whole scenario all the
+/// same.
 fn fail_at(point: &'static str, error: &str, victim: &'static str, seed: u64) -> Option<Row> {
     let mut session = Session::new(seed);
     let rule = format!("{point}={error}");

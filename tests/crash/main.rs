@@ -1,8 +1,8 @@
-//! Nothing accepted is lost: the real program, on a real mount, killed and made to fail; afterwards what it holds is compared
-//! with the log of what had returned. docs/DURABILITY.md says what is promised.
+//! Nothing accepted is lost: the real program, on a real mount, killed and made to fail; afterwards what it
+//! holds is compared with the log of what had returned. docs/DURABILITY.md says what is promised.
 //!
-//! Runs as root, with the cargo feature `failpoints`. `KARAPACE_CRASH=long` does more of everything, `KARAPACE_CRASH_SEED`
-//! repeats one seed: every failure names its own.
+//! Runs as root, with the cargo feature `failpoints`. `KARAPACE_CRASH=long` does more of everything,
+//! `KARAPACE_CRASH_SEED` repeats one seed: every failure names its own.
 
 mod device;
 mod errors;
@@ -47,8 +47,8 @@ fn side_by_side<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     });
 }
 
-/// Gives this thread, and what it starts, mounts that nobody else sees: a mount lives as long as the last namespace that
-/// has a copy of it, and other tests make such.
+/// Gives this thread, and what it starts, mounts that nobody else sees: a mount lives as long as the last
+/// namespace that has a copy of it, and other tests make such.
 fn own_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;

@@ -197,8 +197,8 @@ impl Tree {
         None
     }
 
-    /// Whether a path is a file of the root that another tree has under this name only, or not at all: who takes this one file into
-    /// the other changes nothing else there.
+    /// Whether a path is a file of the root that another tree has under this name only, or not at all: who
+    /// takes this one file into the other changes nothing else there.
     pub fn stands_alone(&self, path: &str, other: &Tree) -> bool {
         let Some(file) = self.file_of(path).filter(|_| !path.contains('/')) else { return false };
         let replaced = match other.names.get(path) {
@@ -346,8 +346,8 @@ impl Generator {
         }
     }
 
-    /// A write into a file that may be kept by blocks, and some more into it: over the same bytes and elsewhere, synced in between or
-    /// not.
+    /// A write into a file that may be kept by blocks, and some more into it: over the same bytes and
+    /// elsewhere, synced in between or not.
     fn write_into_large(&mut self, tree: &Tree) -> Option<Op> {
         let is_large = |path: &&String| tree.content(path).is_some_and(|content| content.bytes.len() > LARGE);
         let large: Vec<&String> = tree.names.keys().filter(is_large).collect();

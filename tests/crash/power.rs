@@ -1,7 +1,7 @@
-//! Power cuts: the store lies on an ext4 whose disk loses what was not flushed. Then the machine has been started anew; or, every
-//! other time, only the disk was gone and came back. Afterwards metadata is a prefix of the
-//! operations, not shorter than the last fsync; each file has its last synced content or a later one; a rename over a file leaves one of
-//! both; acknowledged snapshots are there.
+//! Power cuts: the store lies on an ext4 whose disk loses what was not flushed. Then the machine has been
+//! started anew; or, every other time, only the disk was gone and came back. Afterwards metadata is a prefix
+//! of the operations, not shorter than the last fsync; each file has its last synced content or a later one;
+//! a rename over a file leaves one of both; acknowledged snapshots are there.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -108,8 +108,9 @@ impl History {
             let synced = |i: &usize| match self.syncs[*i] {
                 Syncs::All => true,
                 Syncs::Operations(Some(f)) => f == *file,
-                // Under its old name, where the rename is not among the operations that are left, nobody had asked for its bytes:
-                // that it is empty is the moment between its creation and the first write.
+                // Under its old name, where the rename is not among the operations that are left, nobody had
+                // asked for its bytes: that it is empty is the moment between its creation and the first
+                // write.
                 Syncs::Bytes(f) => f == *file && *i <= prefix,
                 _ => false,
             };
@@ -127,7 +128,8 @@ impl History {
     }
 }
 
-/// Every byte is that of one of the versions, or zero beyond the end of one; and the length lies between theirs.
+/// Every byte is that of one of the versions, or zero beyond the end of one; and the length lies between
+/// theirs.
 fn allowed_bytes(now: &[u8], versions: &[&Arc<Vec<u8>>]) -> Check<()> {
     let mut distinct: Vec<&Arc<Vec<u8>>> = Vec::new();
     for version in versions {
@@ -237,7 +239,8 @@ fn workload(session: &mut Session, random: &mut Random, operations: usize) -> Ch
 enum Host {
     /// ext4 with these mount options.
     Ext4(&'static str),
-    /// That, and a FUSE server above it, which the kernel asks neither for syncfs nor, as most have none, for fsync of directories.
+    /// That, and a FUSE server above it, which the kernel asks neither for syncfs nor, as most have none, for
+    /// fsync of directories.
     Bindfs(&'static str),
 }
 
@@ -248,7 +251,8 @@ impl Host {
     }
 }
 
-/// Runs a workload on a disk and cuts the power so many times; each time what is left is looked at afterwards.
+/// Runs a workload on a disk and cuts the power so many times; each time what is left is looked at
+/// afterwards.
 fn power_cuts(seed: u64, host: Host, cuts: usize) {
     let scratch =
         tempfile::Builder::new().prefix("karapace-power-").tempdir_in("/dev/shm").expect("/dev/shm");

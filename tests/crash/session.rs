@@ -31,7 +31,8 @@ pub enum Step {
     Verify,
     ImportOther,
     DestroyOther,
-    /// Puts what the base is in the place of the environment, which is not mounted; what is uncommitted becomes a snapshot.
+    /// Puts what the base is in the place of the environment, which is not mounted; what is uncommitted
+    /// becomes a snapshot.
     Rebuild,
     /// Imports the other environment, or destroys it when it is there.
     SwapOther,
@@ -232,7 +233,8 @@ impl Session {
         }
     }
 
-    /// Commits one file of the root: the snapshot is the head's with that file as it is now, and nothing else changes.
+    /// Commits one file of the root: the snapshot is the head's with that file as it is now, and nothing else
+    /// changes.
     fn commit_path(&mut self) -> Ran {
         let Some(head) = self.head.clone() else { return Ok(()) };
         if self.mounted {

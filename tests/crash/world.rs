@@ -19,7 +19,8 @@ pub type Check<T> = Result<T, String>;
 pub const ENV: &str = "work";
 pub const OTHER: &str = "other";
 
-/// A snapshot that was acknowledged, and what it may hold: one tree, or one of several when files changed meanwhile.
+/// A snapshot that was acknowledged, and what it may hold: one tree, or one of several when files changed
+/// meanwhile.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub hash: String,
@@ -170,7 +171,8 @@ impl World {
         while umount2(&self.mount_point(), MntFlags::MNT_DETACH).is_ok() {}
     }
 
-    /// Unmounts properly. A process that is just being started in another thread has a copy of our descriptors for a moment.
+    /// Unmounts properly. A process that is just being started in another thread has a copy of our
+    /// descriptors for a moment.
     pub fn umount(&mut self) -> Check<()> {
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut output = self.attempt(&["umount", ENV]);
@@ -208,7 +210,8 @@ impl World {
         Ok(list.iter().filter_map(|s| s["hash"].as_str().map(str::to_owned)).collect())
     }
 
-    /// Every acknowledged snapshot is listed; of those that were not, each is one of `others`. All hold what they must.
+    /// Every acknowledged snapshot is listed; of those that were not, each is one of `others`. All hold what
+    /// they must.
     pub fn check_snapshots(&self, acknowledged: &[Snapshot], others: &[Tree]) -> Check<Vec<Snapshot>> {
         let known: BTreeMap<&str, &Snapshot> = acknowledged.iter().map(|s| (s.hash.as_str(), s)).collect();
         let listed = self.listed()?;

@@ -1,5 +1,5 @@
-//! Every decoder, fed what its encoder wrote and what becomes of that by mutation: no panic, and little memory. Deterministic;
-//! scripts/fuzz searches further with the same targets and seeds.
+//! Every decoder, fed what its encoder wrote and what becomes of that by mutation: no panic, and little
+//! memory. Deterministic; scripts/fuzz searches further with the same targets and seeds.
 
 mod seeds;
 mod sys;

@@ -62,8 +62,8 @@ workspace = \"./:/workspace\"\n[runtime]\nbackend = \"namespace\"\n[runtime.reso
 const COMMANDS: &[u8] =
     b"commit name=a message=hello async=1\n\nrestore ~2\ngc dry_run=1\nverify\nrestore head\n";
 
-/// An index, a manifest and a configuration; a nested index; what `docker save` writes, and wrote before 1.10; a directory of
-/// skopeo's.
+/// An index, a manifest and a configuration; a nested index; what `docker save` writes, and wrote before
+/// 1.10; a directory of skopeo's.
 const IMAGES: [&str; 5] = [
     "{\"manifests\":[{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"digest\":\"@1\",\"size\":#1,\
 \"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}}]}\0{\"config\":{\"mediaType\":\

@@ -1,5 +1,5 @@
-//! What is done with any bytes, decoder by decoder: it must not panic, and what is accepted must be written again as it was,
-//! where there is one encoding for one value.
+//! What is done with any bytes, decoder by decoder: it must not panic, and what is accepted must be written
+//! again as it was, where there is one encoding for one value.
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
-//! Nothing that an image, a manifest, a server, a path or a mount says reaches a person's terminal but as text: each row makes the
-//! program quote something hostile, and looks through all it prints. Needs /dev/fuse.
+//! Nothing that an image, a manifest, a server, a path or a mount says reaches a person's terminal but as
+//! text: each row makes the program quote something hostile, and looks through all it prints. Needs
+//! /dev/fuse.
 
 mod rows;
 mod world;
@@ -8,8 +9,8 @@ use std::fmt::Write as _;
 
 use world::World;
 
-/// What is quoted: an escape sequence, a bell, a backspace, a line that claims to be another message, DEL, C1, and what turns the
-/// direction of writing.
+/// What is quoted: an escape sequence, a bell, a backspace, a line that claims to be another message, DEL,
+/// C1, and what turns the direction of writing.
 const HOSTILE: &str = "x\u{1b}[31m\u{7}\u{8}\r\nFORGED \u{7f}\u{9b}2J\u{202e}\u{2066}";
 
 /// How that is shown.

@@ -1,9 +1,9 @@
 //! Sessions as real processes, as root and as an ordinary user, on a small root file system made of the
 //! machine's own /bin/sh and a few tools.
 //!
-//! Not libtest: the tests need a program that calls `karapace::runtime::run` and nothing else, from its main thread, and
-//! this binary is that program too (`runtime session ROOT [option…] -- COMMAND…`). Arguments that do not start with a
-//! dash choose tests by substring of their name.
+//! Not libtest: the tests need a program that calls `karapace::runtime::run` and nothing else, from its main
+//! thread, and this binary is that program too (`runtime session ROOT [option…] -- COMMAND…`). Arguments that
+//! do not start with a dash choose tests by substring of their name.
 
 mod end;
 mod inside;
@@ -53,8 +53,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Signals that whoever started the tests ignores (`nohup` does with SIGHUP) are ignored by every child and cannot be
-/// trapped in a shell: the tests run with all of them as they are by default.
+/// Signals that whoever started the tests ignores (`nohup` does with SIGHUP) are ignored by every child and
+/// cannot be trapped in a shell: the tests run with all of them as they are by default.
 fn with_default_signals(args: &[OsString]) {
     const DONE: &str = "KARAPACE_RUNTIME_TEST_SIGNALS";
     if std::env::var_os(DONE).is_some() {

@@ -10,7 +10,8 @@ const PROGRAMS: [&str; 18] = [
     "wc", "rm", "mv", "touch", "stat",
 ];
 
-/// A root file system in a temporary directory, which also holds a copy of the test program that any user may run.
+/// A root file system in a temporary directory, which also holds a copy of the test program that any user may
+/// run.
 pub struct RootFs {
     dir: tempfile::TempDir,
     owner: Option<u32>,

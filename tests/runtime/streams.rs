@@ -68,7 +68,8 @@ fn closed_pipe(bench: &Bench) {
     let mut command = bench.program();
     command.args(["--", "sh", "-c", "echo said >&2; exec 2>&-; read -r line; exit 3"]);
     let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // karapace itself has it open for its own messages: only those inside can be asked, by what /proc says of them.
+    // karapace itself has it open for its own messages: only those inside can be asked, by what /proc says of
+    // them.
     let pipe = |pid: &str| std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap();
     let own = pipe(&child.id().to_string());
     let mut said = [0; 5];
@@ -90,7 +91,8 @@ fn closed_pipe(bench: &Bench) {
     assert_eq!(child.wait().unwrap().code(), Some(3));
 }
 
-/// What they have open, the program that they are and what karapace was started with is out of reach for root inside.
+/// What they have open, the program that they are and what karapace was started with is out of reach for root
+/// inside.
 fn closed_processes(bench: &Bench) {
     let script =
         "for pid in 1 $PPID; do readlink /proc/$pid/exe /proc/$pid/cwd /proc/$pid/fd/*; done; echo tried";

@@ -1,7 +1,7 @@
 //! The words that `ctl` understands (docs/CONTROL.md).
 //!
-//! One command a line. A value may be quoted ("…" or '…', no escapes inside); an unquoted message goes on over
-//! spaces until the next `name=` or `async=` or the end of the line.
+//! One command a line. A value may be quoted ("…" or '…', no escapes inside); an unquoted message goes on
+//! over spaces until the next `name=` or `async=` or the end of the line.
 
 use karapace_store::metadata::{MAX_NAME, check_name};
 
@@ -11,7 +11,8 @@ pub const MAX_TEXT: usize = 4096;
 /// Digits of a whole hash.
 const HASH_DIGITS: usize = 64;
 
-/// Every command's word and the arguments that it takes as `key=value`. A test compares `help` and docs/CONTROL.md with it.
+/// Every command's word and the arguments that it takes as `key=value`. A test compares `help` and
+/// docs/CONTROL.md with it.
 pub(super) const COMMANDS: [(&str, &[&str]); 4] = [
     ("commit", &["name", "message", "async"]),
     ("restore", &["touch"]),
@@ -80,7 +81,8 @@ impl Command {
 /// Reads all commands of a text; blank lines are allowed. The error says which line is wrong and why.
 ///
 /// # Errors
-/// An unknown word, a bad or repeated argument, a character that is not text: nothing of the text is to run then.
+/// An unknown word, a bad or repeated argument, a character that is not text: nothing of the text is to run
+/// then.
 pub fn parse_commands(text: &[u8]) -> Result<Vec<Command>, String> {
     let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text".to_owned())?;
     let mut commands = Vec::new();
@@ -101,8 +103,8 @@ pub fn parse_commands(text: &[u8]) -> Result<Vec<Command>, String> {
     Ok(commands)
 }
 
-/// Whether a snapshot may be given this name: it has the form of every name ([`check_name`]), is no word that stands for a
-/// snapshot, and does not read as a hash.
+/// Whether a snapshot may be given this name: it has the form of every name ([`check_name`]), is no word that
+/// stands for a snapshot, and does not read as a hash.
 pub fn check_snapshot_name(name: &str) -> Result<(), String> {
     check_name(name).map_err(|error| error.to_string())?;
     if matches!(name, "head" | "latest" | "base") {

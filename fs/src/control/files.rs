@@ -71,7 +71,8 @@ impl TopFile {
     }
 }
 
-/// The last diff, kept while neither the view nor its head changes: to use a name is often to look it up twice.
+/// The last diff, kept while neither the view nor its head changes: to use a name is often to look it up
+/// twice.
 #[derive(Default)]
 pub(super) struct DiffCache(Mutex<Option<LastDiff>>);
 
@@ -201,7 +202,8 @@ impl ControlDir {
             return Ok(last.text.clone());
         }
         let text = format_diff(&self.plane.diff(&self.view)?);
-        // Stored under the generation from before: a change meanwhile makes the next look-up compute it again.
+        // Stored under the generation from before: a change meanwhile makes the next look-up compute it
+        // again.
         *self.diff.0.lock() = Some(LastDiff { generation, head, text: text.clone() });
         Ok(text)
     }

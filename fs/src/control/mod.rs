@@ -98,8 +98,8 @@ impl ControlDir {
         }
     }
 
-    /// Whether a process may use the directory: it runs as the mounting user or as root, and lives in the server's process namespace
-    /// or in one that the engine admits.
+    /// Whether a process may use the directory: it runs as the mounting user or as root, and lives in the
+    /// server's process namespace or in one that the engine admits.
     pub fn admits(&self, uid: u32, process: u32) -> bool {
         let knows_user = uid == 0 || uid == self.owner.0;
         knows_user && (pid_namespace::is_ours(process) || self.plane.admits(process))

@@ -1,8 +1,9 @@
 //! Node numbers of the control directory, and the files that live behind them.
 //!
-//! Directories have fixed numbers. A file gets a number when it is looked up and lives until the kernel forgets
-//! it. Each look-up of a `ctl` makes a new one, since it is an open with a reply of its own; another file keeps its
-//! number while its text stays the same, since `cp` refuses a file whose number changes between stat and open.
+//! Directories have fixed numbers. A file gets a number when it is looked up and lives until the kernel
+//! forgets it. Each look-up of a `ctl` makes a new one, since it is an open with a reply of its own; another
+//! file keeps its number while its text stays the same, since `cp` refuses a file whose number changes
+//! between stat and open.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -76,8 +77,8 @@ pub(super) struct FileNode {
     text: Mutex<Text>,
 }
 
-/// What reading gives: `pad` newlines and then the bytes. A reply begins where the write that it answers left the
-/// descriptor; who rewinds finds blank lines before it.
+/// What reading gives: `pad` newlines and then the bytes. A reply begins where the write that it answers left
+/// the descriptor; who rewinds finds blank lines before it.
 #[derive(Default)]
 struct Text {
     pad: u64,
@@ -157,8 +158,8 @@ impl Nodes {
         self.insert(&mut self.table.lock(), role, Vec::new(), None)
     }
 
-    /// A file with this text at this place: the one that is known there if it says the same, else a new one. The
-    /// kernel is about to count one reference to it.
+    /// A file with this text at this place: the one that is known there if it says the same, else a new one.
+    /// The kernel is about to count one reference to it.
     pub fn add_text(&self, dir: Ino, name: &[u8], bytes: Vec<u8>) -> Arc<FileNode> {
         let place: Place = (dir, name.into());
         let mut table = self.table.lock();

@@ -51,14 +51,15 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Which environment this is.
     fn id(&self) -> ControlId;
 
-    /// Runs a command to its end and gives the text after `ok `, as `commit <hash>`. Called on a thread of its
-    /// own, never with a lock of the view held.
+    /// Runs a command to its end and gives the text after `ok `, as `commit <hash>`. Called on a thread of
+    /// its own, never with a lock of the view held.
     ///
     /// # Errors
     /// The errno that the writer gets, and the reason.
     fn execute(&self, command: &Command) -> Result<String, CommandError>;
 
-    /// Whether a process of another process namespace, by its number as the kernel tells it, may use the directory.
+    /// Whether a process of another process namespace, by its number as the kernel tells it, may use the
+    /// directory.
     fn admits(&self, _process: u32) -> bool {
         false
     }
@@ -86,11 +87,12 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Hash of the newest snapshot, which `latest` means in commands too.
     fn latest(&self) -> Option<String>;
 
-    /// From now on keeps what these root objects of snapshots reach, and no others: they are being looked at. Called with the roots
-    /// before and one that `snapshots` has just listed, or with some of them.
+    /// From now on keeps what these root objects of snapshots reach, and no others: they are being looked at.
+    /// Called with the roots before and one that `snapshots` has just listed, or with some of them.
     ///
     /// # Errors
-    /// `NotFound` when a snapshot has gone meanwhile; what keeping them failed with. Then the roots before are kept.
+    /// `NotFound` when a snapshot has gone meanwhile; what keeping them failed with. Then the roots before
+    /// are kept.
     fn keep_snapshots(&self, _roots: &[ObjectId]) -> Result<(), Error> {
         Ok(())
     }

@@ -84,8 +84,9 @@ impl Filesystem for Server {
             ctime: ctime.map(timestamp),
             kill_priv: false,
         };
-        // With HANDLE_KILLPRIV_V2 dropping set-user-id is left to us: at a change of owner, and at a change of size by
-        // a caller without CAP_FSETID. fuser does not show FATTR_KILL_SUIDGID, so "not root" stands for the latter.
+        // With HANDLE_KILLPRIV_V2 dropping set-user-id is left to us: at a change of owner, and at a change
+        // of size by a caller without CAP_FSETID. fuser does not show FATTR_KILL_SUIDGID, so "not root"
+        // stands for the latter.
         set.kill_priv = uid.is_some() || gid.is_some() || (size.is_some() && Shared::caller_uid(req) != 0);
         self.0.setattr(req, ino, &set, reply);
     }
@@ -168,8 +169,8 @@ impl Filesystem for Server {
         reply.ok();
     }
 
-    // ENOSYS once to each of these, and but for passthrough to open, makes the kernel do without them for the whole mount: it
-    // opens by itself, creates with MKNOD, and sends no FLUSH.
+    // ENOSYS once to each of these, and but for passthrough to open, makes the kernel do without them for the
+    // whole mount: it opens by itself, creates with MKNOD, and sends no FLUSH.
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.error(Errno::ENOSYS);

@@ -1,12 +1,12 @@
 //! How the ids of a tree show on a mount.
 //!
-//! An ordinary user acts as the environment's root: what belongs to id 0 in the tree shows as theirs, and what belongs
-//! to their own id shows as root's. A swap, so that every id of the tree has exactly one to show and back. Root, also of
-//! a user namespace, sees the ids as they are.
+//! An ordinary user acts as the environment's root: what belongs to id 0 in the tree shows as theirs, and
+//! what belongs to their own id shows as root's. A swap, so that every id of the tree has exactly one to show
+//! and back. Root, also of a user namespace, sees the ids as they are.
 //!
-//! A mount made inside a user namespace has ids that the kernel cannot name there. As owners they are sent as they are: the
-//! kernel shows the overflow id and lets nobody change the inode. In ACLs it takes none (the whole ACL would be EINVAL), so
-//! entries that name such an id are left out; nobody inside can have it.
+//! A mount made inside a user namespace has ids that the kernel cannot name there. As owners they are sent as
+//! they are: the kernel shows the overflow id and lets nobody change the inode. In ACLs it takes none (the
+//! whole ACL would be EINVAL), so entries that name such an id are left out; nobody inside can have it.
 
 use std::fs;
 
@@ -45,7 +45,8 @@ impl IdMap {
         swap(self.gid, id)
     }
 
-    /// Whether `trusted.*` attributes are listed to this caller: to root of the initial user namespace, on its own mount.
+    /// Whether `trusted.*` attributes are listed to this caller: to root of the initial user namespace, on
+    /// its own mount.
     pub fn shows_trusted(&self, caller: u32) -> bool {
         caller == 0 && self.uid == 0 && self.uids == Ranges::all()
     }

@@ -11,7 +11,8 @@ use super::reply::{FOREVER, NEVER, file_attr, file_type, listed_only};
 use super::{GENERATION, Node, Shared, guard};
 use crate::control::{DIR_NAME, TOP};
 
-/// Where the listing of the root stands after the control directory, which comes last. Cookies of views are smaller.
+/// Where the listing of the root stands after the control directory, which comes last. Cookies of views are
+/// smaller.
 const AFTER_CONTROL: u64 = 1 << 62;
 
 impl Shared {

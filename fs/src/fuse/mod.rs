@@ -78,9 +78,11 @@ pub(crate) struct Service {
     pub ids: IdMap,
     /// Whether the kernel checks permissions and ACLs (a mount made by root).
     pub kernel_permissions: bool,
-    /// Whether the kernel may read large files from their objects by itself: on a read-only mount made by root.
+    /// Whether the kernel may read large files from their objects by itself: on a read-only mount made by
+    /// root.
     pub passthrough: bool,
-    /// Whether the mount may be mounted again with other ids: without control directory, and where the kernel checks permissions.
+    /// Whether the mount may be mounted again with other ids: without control directory, and where the kernel
+    /// checks permissions.
     pub idmap: bool,
     /// Request threads.
     pub threads: usize,
@@ -216,7 +218,8 @@ impl Shared {
     /// Agrees with the kernel on how it asks.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` when id-mapped mounts are asked for and the kernel has none of FUSE: what else it may lack only makes it slow.
+    /// `EOPNOTSUPP` when id-mapped mounts are asked for and the kernel has none of FUSE: what else it may
+    /// lack only makes it slow.
     fn configure(&self, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_BIG_WRITES
@@ -253,7 +256,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Has read what `find` names, unless there is much to read as it is. For when the request itself has been answered.
+    /// Has read what `find` names, unless there is much to read as it is. For when the request itself has
+    /// been answered.
     fn read_ahead(&self, find: impl FnOnce() -> Option<Ahead>) {
         // Nobody waits for it, and what is wrong with it is said when it is asked for.
         let found = guard("read ahead", || Ok(find()));

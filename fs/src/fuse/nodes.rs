@@ -2,9 +2,9 @@
 //!
 //! A node id is the index of a view in bits 48 to 62 and the inode number in the low 48. Index 0 is the live
 //! view, so that its root is node 1, as the protocol wants. Index [`CONTROL`] is the control directory. The
-//! indexes between are read-only views of snapshots, made when one is looked up below
-//! `.karapace/snapshots/` and dropped when the kernel forgets its root, which it does after everything below. As long as
-//! there is a view, the store keeps its tree, whatever becomes of the snapshot.
+//! indexes between are read-only views of snapshots, made when one is looked up below `.karapace/snapshots/`
+//! and dropped when the kernel forgets its root, which it does after everything below. As long as there is a
+//! view, the store keeps its tree, whatever becomes of the snapshot.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -86,8 +86,8 @@ impl Views {
         self.snapshots.read().by_index.get(&index).map(|s| s.view.clone()).ok_or(Error::Stale)
     }
 
-    /// The view of the snapshot with this root under this name, made with `open` when there is none, once the store was told to
-    /// `keep` it. Counts one look-up of its root.
+    /// The view of the snapshot with this root under this name, made with `open` when there is none, once the
+    /// store was told to `keep` it. Counts one look-up of its root.
     pub fn snapshot(
         &self,
         name: &[u8],
@@ -128,8 +128,8 @@ impl Views {
         Ok(())
     }
 
-    /// The kernel forgot `count` look-ups of a node. References to roots are kept here, the others by their view. Whether a
-    /// snapshot's view has ended.
+    /// The kernel forgot `count` look-ups of a node. References to roots are kept here, the others by their
+    /// view. Whether a snapshot's view has ended.
     pub fn forget(&self, index: u16, ino: Ino, count: u64) -> bool {
         if ino != ROOT_INO {
             // A stale index has nothing left to forget.

@@ -22,18 +22,19 @@ const HEADER: usize = 16;
 pub struct Invalidator(Arc<File>);
 
 impl Invalidator {
-    /// For the connection that `device` is a descriptor of. Its own, for fuser gives no way to send a notification with flags.
+    /// For the connection that `device` is a descriptor of. Its own, for fuser gives no way to send a
+    /// notification with flags.
     pub(crate) fn new(device: Arc<File>) -> Invalidator {
         Invalidator(device)
     }
 
     /// Makes the kernel look up, or read, again what changed in the live view. What is mounted on a directory
-    /// stays. Waits for operations that are under way in the directories concerned: call it with no lock of the
-    /// view held.
+    /// stays. Waits for operations that are under way in the directories concerned: call it with no lock of
+    /// the view held.
     ///
     /// # Errors
-    /// When the kernel refuses a notification; the remaining ones are sent all the same. That the kernel did not
-    /// know a name or an inode is no error.
+    /// When the kernel refuses a notification; the remaining ones are sent all the same. That the kernel did
+    /// not know a name or an inode is no error.
     pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
         let mut result = Ok(());
         for invalidation in invalidations {
@@ -55,8 +56,9 @@ impl Invalidator {
         result
     }
 
-    /// Has the kernel write back what was stored through mappings in this range (all of the file where it is empty), and forget its
-    /// pages and the attributes. Returns when the writes have been answered: others must be there to do that.
+    /// Has the kernel write back what was stored through mappings in this range (all of the file where it is
+    /// empty), and forget its pages and the attributes. Returns when the writes have been answered: others
+    /// must be there to do that.
     ///
     /// # Errors
     /// When the kernel refuses, or the mount is gone.

@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use crate::view::View;
 
 impl Shared {
-    /// Does `work`, which waits for other requests to be answered: here, as long as another request thread does not wait so, for
-    /// that is sooner done; else on a thread of its own kind.
+    /// Does `work`, which waits for other requests to be answered: here, as long as another request thread
+    /// does not wait so, for that is sooner done; else on a thread of its own kind.
     pub(super) fn with_request_threads_free(self: &Arc<Self>, work: impl FnOnce(&Shared) + Send + 'static) {
         if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 < self.threads {
             work(self);
@@ -28,15 +28,16 @@ impl Shared {
         self.seekers.run(move || work(&shared));
     }
 
-    /// Has the kernel write back what it has in this range of a file (all of it where it is empty), and forget these pages; see
-    /// [`Shared::with_request_threads_free`].
+    /// Has the kernel write back what it has in this range of a file (all of it where it is empty), and
+    /// forget these pages; see [`Shared::with_request_threads_free`].
     pub(super) fn write_back(&self, node: INodeNo, range: &Range<u64>) -> Result<()> {
         let kernel = self.kernel.get().ok_or(Error::Stale)?;
         Ok(kernel.write_back(node.0, range)?)
     }
 
-    /// Whether pages that a mapping has changed are to be written back before this: what comes later would change the modification
-    /// time that is set. Not with a size: the kernel writes nothing back while that is unanswered.
+    /// Whether pages that a mapping has changed are to be written back before this: what comes later would
+    /// change the modification time that is set. Not with a size: the kernel writes nothing back while that
+    /// is unanswered.
     pub(super) fn wants_pages_first(&self, node: INodeNo, set: &SetAttr) -> Option<(Arc<View>, Ino)> {
         if set.mtime.is_none() || set.size.is_some() || set.kill_priv {
             return None;

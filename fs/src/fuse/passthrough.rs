@@ -1,9 +1,10 @@
 //! Opens on a mount where the kernel reads large files from their objects by itself.
 //!
-//! On other mounts the kernel opens without asking. Here it asks, and is given the object of a file that is one whole object, once
-//! every block of it has been verified; what the disk makes of it after that, nobody looks at again, as with any object that was
-//! verified and is kept open. The mount is read-only, so what was decided for a file at its first open holds as long as it is
-//! open: the kernel refuses to read one file both ways at once.
+//! On other mounts the kernel opens without asking. Here it asks, and is given the object of a file that is
+//! one whole object, once every block of it has been verified; what the disk makes of it after that, nobody
+//! looks at again, as with any object that was verified and is kept open. The mount is read-only, so what was
+//! decided for a file at its first open holds as long as it is open: the kernel refuses to read one file both
+//! ways at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;

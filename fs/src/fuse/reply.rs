@@ -10,7 +10,8 @@ use super::nodes::{LIVE, node_id};
 use crate::attr::{Attr, RenameMode, SetTime};
 use crate::error::{Error, Result};
 
-/// Names and attributes change through the kernel only, so it may keep them; ten years are for ever to a mount.
+/// Names and attributes change through the kernel only, so it may keep them; ten years are for ever to a
+/// mount.
 pub(crate) const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// What is never kept: control files are new at each look-up.
 pub(crate) const NEVER: Duration = Duration::ZERO;
@@ -21,7 +22,8 @@ const BLOCK_SIZE: u32 = 4096;
 /// Attributes for the kernel: node id, shown ids, the kernel's encoding of devices.
 pub(crate) fn file_attr(attr: &Attr, index: u16, ids: Option<&IdMap>) -> FileAttr {
     let kind = FileKind::from_mode(attr.mode).unwrap_or(FileKind::Regular);
-    // tar takes a file of no blocks for a hole without asking where data is; there may be some in the kernel's pages.
+    // tar takes a file of no blocks for a hole without asking where data is; there may be some in the
+    // kernel's pages.
     let may_hold = index == LIVE && kind == FileKind::Regular && attr.size > 0;
     FileAttr {
         ino: INodeNo(node_id(index, attr.ino)),

@@ -55,7 +55,8 @@ impl Shared {
         }
     }
 
-    /// `.karapace` keeps its node, so that what is mounted on it stays; its attributes are asked for each time.
+    /// `.karapace` keeps its node, so that what is mounted on it stays; its attributes are asked for each
+    /// time.
     fn lookup_control_dir(&self, reply: ReplyEntry) {
         match self.control.as_ref().map(|control| guard("lookup", || control.top())) {
             Some(Ok(attr)) => {
@@ -128,7 +129,8 @@ impl Shared {
                 let (ttl, attr) = guard("setattr", || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
-                        // The write behind it may drop them, and the kernel does not ask again for what it may keep.
+                        // The write behind it may drop them, and the kernel does not ask again for what it
+                        // may keep.
                         return Ok((NEVER, view.getattr(ino)?));
                     }
                     if set.kill_priv || only_privileges {
@@ -137,9 +139,9 @@ impl Shared {
                     if !only_privileges {
                         return Ok((FOREVER, view.setattr(ino, set)?));
                     }
-                    // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown that names
-                    // nobody. (It asks, too, when root writes to a file that had
-                    // capabilities, and root would keep set-user-id; the two cannot be told apart.)
+                    // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown
+                    // that names nobody. (It asks, too, when root writes to a file that had capabilities, and
+                    // root would keep set-user-id; the two cannot be told apart.)
                     Ok((FOREVER, Shared::drop_set_id(&view, ino)?))
                 })?;
                 Ok((ttl, file_attr(&attr, index, Some(&self.ids))))
@@ -160,8 +162,9 @@ impl Shared {
         }
     }
 
-    /// Asked on mounts that leave permissions to us, whose user acts as root: who may read and write everything, and
-    /// execute what anybody may execute (path_resolution(7)). So `test -x` tells programs from other files.
+    /// Asked on mounts that leave permissions to us, whose user acts as root: who may read and write
+    /// everything, and execute what anybody may execute (path_resolution(7)). So `test -x` tells programs
+    /// from other files.
     pub(super) fn access(&self, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let result = self.node(node).and_then(|node| match node {
             Node::View { view, ino, .. } => guard("access", || {
@@ -488,8 +491,8 @@ pub(super) fn done(reply: ReplyEmpty, result: Outcome<()>) {
     }
 }
 
-/// Runs `work`, which owns the reply, on a thread of its own. When there is none to be had the reply is dropped
-/// with `work`, which answers EIO.
+/// Runs `work`, which owns the reply, on a thread of its own. When there is none to be had the reply is
+/// dropped with `work`, which answers EIO.
 fn start(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = spawn(name, work) {
         tracing::error!(%error, name, "cannot start a thread for a request");

@@ -1,9 +1,9 @@
 //! SEEK_DATA and SEEK_HOLE.
 //!
-//! What is stored through a shared mapping is in the kernel's pages only, until these are written back, and no request says that
-//! there is such a mapping. So no hole is reported before the kernel has been made to write back what it has over it. The kernel's
-//! WRITE requests are answered meanwhile, and it keeps every other change of the file away until the LSEEK is answered, but for
-//! further stores: holes only shrink.
+//! What is stored through a shared mapping is in the kernel's pages only, until these are written back, and
+//! no request says that there is such a mapping. So no hole is reported before the kernel has been made to
+//! write back what it has over it. The kernel's WRITE requests are answered meanwhile, and it keeps every
+//! other change of the file away until the LSEEK is answered, but for further stores: holes only shrink.
 
 use std::sync::Arc;
 
@@ -50,7 +50,8 @@ impl Shared {
         }
     }
 
-    /// Has what lies over the hole written back, until the answer rests on none that the kernel may have pages over.
+    /// Has what lies over the hole written back, until the answer rests on none that the kernel may have
+    /// pages over.
     fn look_again(&self, seek: &Seek, mut sought: Sought) -> Outcome<u64> {
         let mut clean = 0..0;
         while sought.hole.start < clean.start || sought.hole.end > clean.end {

@@ -1,14 +1,15 @@
 //! Telling those who watch files (inotify, fanotify) what a restore changed.
 //!
-//! The kernel raises an event for a call that goes through the mount, and for nothing else. So after a restore a process of its own
-//! makes such calls over what changed: it makes the files that came, removes those that went, sets times. Everything it asks is
-//! answered from the state that there is already, and changes nothing: as if it were late. It is known by its number, for as long as
-//! it lives.
+//! The kernel raises an event for a call that goes through the mount, and for nothing else. So after a
+//! restore a process of its own makes such calls over what changed: it makes the files that came, removes
+//! those that went, sets times. Everything it asks is answered from the state that there is already, and
+//! changes nothing: as if it were late. It is known by its number, for as long as it lives.
 //!
-//! To make a file the kernel looks its name up first, and must hear that it is not there; to remove one, that it is. Both
-//! answers are given to that process alone and may not be kept, and the kernel holds the directory's lock from there to the
-//! call itself: what others look up meanwhile waits, or is asked anew and answered truly. A name whose inode the kernel holds already
-//! is never denied: it would take that for a removal, and undo mounts.
+//! To make a file the kernel looks its name up first, and must hear that it is not there; to remove one, that
+//! it is. Both answers are given to that process alone and may not be kept, and the kernel holds the
+//! directory's lock from there to the call itself: what others look up meanwhile waits, or is asked anew and
+//! answered truly. A name whose inode the kernel holds already is never denied: it would take that for a
+//! removal, and undo mounts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,9 +50,10 @@ struct Known {
 }
 
 impl Watchers {
-    /// From now on the requests of `process`, of one thread, are answered as calls that do what is `told`; a look-up of `probe` in the root
-    /// answers EALREADY to it. That must be a name that nobody can have asked for, since the kernel keeps what is not there. The process
-    /// must not be waited for before [`Watchers::end`], for its number to stay its own. False, and nothing is done, while there is another.
+    /// From now on the requests of `process`, of one thread, are answered as calls that do what is `told`; a
+    /// look-up of `probe` in the root answers EALREADY to it. That must be a name that nobody can have asked
+    /// for, since the kernel keeps what is not there. The process must not be waited for before
+    /// [`Watchers::end`], for its number to stay its own. False, and nothing is done, while there is another.
     pub fn begin(&self, process: u32, probe: &str, told: &[Told]) -> bool {
         let mut task = self.0.task.write();
         if self.0.process.load(Ordering::Acquire) != 0 {

@@ -3,9 +3,9 @@
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
 use super::idmap::IdMap;
-use crate::error::Error;
 use super::requests::{Outcome, done};
 use super::{Node, Shared, guard};
+use crate::error::Error;
 
 impl Shared {
     pub(super) fn setxattr(
@@ -29,7 +29,8 @@ impl Shared {
                 }
                 view.setxattr(ino, name, &stored, flags)?;
                 if !self.kernel_permissions && IdMap::is_access_acl(name) {
-                    // To the kernel this is an attribute like any other there: it would go on showing the mode that it holds.
+                    // To the kernel this is an attribute like any other there: it would go on showing the
+                    // mode that it holds.
                     self.kernel.get().ok_or(Error::Stale)?.forget_attributes(node.0)?;
                 }
                 Ok(())

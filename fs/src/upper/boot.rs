@@ -1,4 +1,5 @@
-//! Which run of the kernel a record was written under: what it holds in its page cache outlives the process, and ends with it.
+//! Which run of the kernel a record was written under: what it holds in its page cache outlives the process,
+//! and ends with it.
 
 use std::fs;
 

@@ -1,9 +1,10 @@
 //! Looking at an upper without opening it: what it refers to, and whether its files are what they should be.
 //!
-//! Nothing is changed and no lock is taken, so it works beside the process that serves the environment, under which the
-//! upper changes. Checkpoint and journal are read as one moment left them: the journal only grows, and where the epochs of the
-//! two do not fit they are read again. A data file may come or go between the reading of the records and the look at it, so
-//! what looks wrong counts only when it still does after the records were read anew.
+//! Nothing is changed and no lock is taken, so it works beside the process that serves the environment, under
+//! which the upper changes. Checkpoint and journal are read as one moment left them: the journal only grows,
+//! and where the epochs of the two do not fit they are read again. A data file may come or go between the
+//! reading of the records and the look at it, so what looks wrong counts only when it still does after the
+//! records were read anew.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -35,11 +36,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// What is wrong with a data file, or worth knowing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
-    /// It is not there, or cannot be read: what was written to the file is lost. A power loss does this to a file that was
-    /// never synced, and then nothing was promised.
+    /// It is not there, or cannot be read: what was written to the file is lost. A power loss does this to a
+    /// file that was never synced, and then nothing was promised.
     Missing,
-    /// It is shorter than the records say, or they speak of blocks that it cannot have. After a power loss that is what was
-    /// not synced.
+    /// It is shorter than the records say, or they speak of blocks that it cannot have. After a power loss
+    /// that is what was not synced.
     Short,
     /// No record names it: left over from a crash; the next mount removes it.
     Leftover,
@@ -94,8 +95,8 @@ pub fn check(files: &Files, upper: &Path, served: bool) -> Result<UpperCheck> {
     Ok(UpperCheck { roots, faults })
 }
 
-/// Where the sound records of the journal of the upper at `upper` end, in bytes, when it has a damaged record behind them that
-/// was durable; `None` when it has not.
+/// Where the sound records of the journal of the upper at `upper` end, in bytes, when it has a damaged record
+/// behind them that was durable; `None` when it has not.
 pub fn journal_damage(files: &Files, upper: &Path) -> Result<Option<u64>> {
     match Checkpoint::read(files, &upper.join("checkpoint"))? {
         Some(checkpoint) => journal::damage(files, &upper.join("journal"), checkpoint.epoch),
@@ -121,7 +122,8 @@ fn read(files: &Files, upper: &Path) -> Result<Option<Loaded>> {
             return Ok(None);
         }
         match Upper::open(files, upper, none, false) {
-            // A mount may have replaced the checkpoint and begun a new journal between the reading of the two.
+            // A mount may have replaced the checkpoint and begun a new journal between the reading of the
+            // two.
             Err(Error::Corrupt(_)) if attempts < READINGS => attempts += 1,
             other => return other.map(Some),
         }
@@ -232,7 +234,8 @@ impl Table {
         let mut faults = Vec::new();
         for (ino, row) in &self.rows {
             let Some(generation) = row.data.generation() else { continue };
-            // Of a removed file that is open nothing is kept; and where one is lost that is fresh, the base counts.
+            // Of a removed file that is open nothing is kept; and where one is lost that is fresh, the base
+            // counts.
             if row.nlink > 0 && !matches!(row.data, DataState::FreshBlocks { .. }) {
                 let file = data.path_of(*ino, generation);
                 let fault = row.fault(*ino, data.files(), &file);

@@ -1,8 +1,8 @@
 //! The checkpoint: the whole upper as of one moment, replaced atomically.
 //!
-//! Format: magic `KAC1`, epoch u64, the head (layer hash, record id, root object: 32 bytes each), number of items
-//! u64, the items (see `record`), blake3 of all before. It names the lower view, so replacing this one file is what makes
-//! a commit or a restore happen.
+//! Format: magic `KAC1`, epoch u64, the head (layer hash, record id, root object: 32 bytes each), number of
+//! items u64, the items (see `record`), blake3 of all before. It names the lower view, so replacing this one
+//! file is what makes a commit or a restore happen.
 
 use std::io::{self, Read as _};
 use std::path::Path;

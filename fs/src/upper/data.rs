@@ -1,8 +1,8 @@
 //! Data files of the upper: `data/<2 hex>/<ino>[.<generation>]`, the bytes of changed regular files.
 //!
-//! A data file that commit has hard-linked into the store must never be written again: it is *sealed*. The next
-//! writer copies it to a file of the next generation (`DataDir::unseal`). A link count above one says the same after a
-//! crash, when the flag is lost.
+//! A data file that commit has hard-linked into the store must never be written again: it is *sealed*. The
+//! next writer copies it to a file of the next generation (`DataDir::unseal`). A link count above one says
+//! the same after a crash, when the flag is lost.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -63,7 +63,8 @@ impl DataFile {
         }
     }
 
-    /// The inode is gone, and had so many bytes: what the file occupies, as far as anybody wants to know from now on.
+    /// The inode is gone, and had so many bytes: what the file occupies, as far as anybody wants to know from
+    /// now on.
     pub fn gone_with(&self, bytes: u64) {
         self.allocated.store(bytes, Ordering::Relaxed);
     }
@@ -95,7 +96,8 @@ pub(crate) struct DataDir {
 #[derive(Debug)]
 struct Ahead {
     files: LruCache<Ino, Arc<File>>,
-    /// How many more are made before another file is written for the first time: where files stay empty, none.
+    /// How many more are made before another file is written for the first time: where files stay empty,
+    /// none.
     credit: usize,
 }
 
@@ -141,8 +143,8 @@ impl DataDir {
         }
     }
 
-    /// Creates the data file, empty. A leftover of a crash under this name is removed first, never reused: it may
-    /// share its bytes with an object.
+    /// Creates the data file, empty. A leftover of a crash under this name is removed first, never reused: it
+    /// may share its bytes with an object.
     pub fn create_file(&self, data: &DataFile) -> Result<Arc<File>> {
         let path = self.path(data);
         fail::point("data.create").at("create", &path)?;
@@ -163,8 +165,8 @@ impl DataDir {
         Ok(file)
     }
 
-    /// Makes the first data file of an inode that has none, for a later [`DataDir::create_file`] to take; or does not, where
-    /// that does not pay or fails.
+    /// Makes the first data file of an inode that has none, for a later [`DataDir::create_file`] to take; or
+    /// does not, where that does not pay or fails.
     ///
     /// The caller keeps commits and restores away, which remove data files.
     pub fn make_ahead(&self, ino: Ino) {
@@ -199,8 +201,8 @@ impl DataDir {
 
     /// The file, open for reading and writing. Marks it sealed when the store shares its bytes.
     ///
-    /// The caller holds the view's state lock, or otherwise keeps the file from being removed meanwhile: else the
-    /// descriptor kept could be one of a file whose name another has got.
+    /// The caller holds the view's state lock, or otherwise keeps the file from being removed meanwhile: else
+    /// the descriptor kept could be one of a file whose name another has got.
     pub fn file(&self, data: &DataFile) -> Result<Arc<File>> {
         let key = (data.ino, data.generation);
         if let Some(file) = self.open.lock().get(&key) {
@@ -244,8 +246,8 @@ impl DataDir {
         }
     }
 
-    /// A private copy of a sealed file, of the next generation, with the first `keep` bytes of its content; durable, for these may
-    /// be safe in the sealed one.
+    /// A private copy of a sealed file, of the next generation, with the first `keep` bytes of its content;
+    /// durable, for these may be safe in the sealed one.
     pub fn unseal(&self, data: &DataFile, keep: u64) -> Result<Arc<DataFile>> {
         let source = self.file(data)?;
         let copy = DataFile::new(data.ino, data.generation + 1);
@@ -334,7 +336,8 @@ impl DataDir {
         synced.at("sync", &self.path(data))
     }
 
-    /// Whether all bytes from `from` to `to` have been written, and none is in a hole. Where the host cannot tell, they have.
+    /// Whether all bytes from `from` to `to` have been written, and none is in a hole. Where the host cannot
+    /// tell, they have.
     pub fn holds(&self, data: &DataFile, file: &File, from: u64, to: u64) -> Result<bool> {
         use nix::unistd::{Whence, lseek64};
         let at = i64::try_from(from).map_err(|_| Error::FileTooBig)?;

@@ -1,13 +1,14 @@
 //! The journal: one appended record an operation, so that a killed process loses nothing.
 //!
-//! Format, little endian. Header: magic `KAJ2`, epoch u64. Record: length u32 of the payload, crc32 u32 of all that follows, sequence
-//! u64 (from 1, without gaps), durable u64 (records up to this number were durable when this one was written), payload (items, see
-//! `record`). The journal applies to the checkpoint of the same epoch; one of an older epoch is already in the checkpoint. Replay
-//! stops at the first record that is torn: short, with a wrong checksum or out of sequence; one that was durable is damage and an
-//! error (see `scan`). `KAJ1`, which is read and continued too, has records without `durable`.
+//! Format, little endian. Header: magic `KAJ2`, epoch u64. Record: length u32 of the payload, crc32 u32 of
+//! all that follows, sequence u64 (from 1, without gaps), durable u64 (records up to this number were durable
+//! when this one was written), payload (items, see `record`). The journal applies to the checkpoint of the
+//! same epoch; one of an older epoch is already in the checkpoint. Replay stops at the first record that is
+//! torn: short, with a wrong checksum or out of sequence; one that was durable is damage and an error (see
+//! `scan`). `KAJ1`, which is read and continued too, has records without `durable`.
 //!
-//! Behind the records the host has room allocated (beyond the length of the file), so that on a full disk what gives
-//! room back, and what has to be said because it has happened, can still be written.
+//! Behind the records the host has room allocated (beyond the length of the file), so that on a full disk
+//! what gives room back, and what has to be said because it has happened, can still be written.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -89,8 +90,8 @@ impl Journal {
         })
     }
 
-    /// Reads the journal at `path`: its items when it is of this epoch, `None` when it is older (or none is there).
-    /// With `write`, cuts off a torn end.
+    /// Reads the journal at `path`: its items when it is of this epoch, `None` when it is older (or none is
+    /// there). With `write`, cuts off a torn end.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when a record is damaged that was durable; nothing is changed then.
@@ -241,7 +242,8 @@ pub(crate) fn inspect(bytes: &[u8], path: &Path, epoch: u64) -> Result<Option<(F
     scan(records, form).map(|scan| Some((form, scan)))
 }
 
-/// Where the sound records before a damage end, in bytes of the file; `None` when no record that was durable is damaged.
+/// Where the sound records before a damage end, in bytes of the file; `None` when no record that was durable
+/// is damaged.
 pub(crate) fn damage(files: &Files, path: &Path, epoch: u64) -> Result<Option<u64>> {
     let bytes = match files.read(path, u64::MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

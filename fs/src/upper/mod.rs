@@ -50,11 +50,12 @@ use crate::upper::record::{DataState, Item};
 /// Bytes of journal after which a checkpoint is due.
 pub(crate) const CHECKPOINT_AFTER: u64 = 64 << 20;
 
-/// Bytes of records that an operation of several steps needs at most, but for an inode's extended attributes, for which the
-/// reserve is large enough.
+/// Bytes of records that an operation of several steps needs at most, but for an inode's extended attributes,
+/// for which the reserve is large enough.
 const OPERATION: u64 = 64 << 10;
 
-/// Whether an upper whose checkpoint is not there holds changes all the same: the checkpoint is the first file that is made.
+/// Whether an upper whose checkpoint is not there holds changes all the same: the checkpoint is the first
+/// file that is made.
 fn has_changes(files: &Files, dir: &Path) -> Result<bool> {
     if is_there(files, &dir.join("journal"))? {
         return Ok(true);
@@ -141,7 +142,8 @@ struct Log {
     appended: u64,
     /// How many of them are durable.
     synced: u64,
-    /// A sync has failed: what it should have made durable may be lost, whatever the next one says. A checkpoint ends this.
+    /// A sync has failed: what it should have made durable may be lost, whatever the next one says. A
+    /// checkpoint ends this.
     broken: bool,
 }
 
@@ -156,8 +158,8 @@ pub(crate) struct Loaded {
 }
 
 impl Upper {
-    /// Opens the upper at `dir`, made new on `head` when there is none. With `write` false nothing is changed on disk,
-    /// and there must be one.
+    /// Opens the upper at `dir`, made new on `head` when there is none. With `write` false nothing is changed
+    /// on disk, and there must be one.
     pub fn open(files: &Files, dir: &Path, head: HeadRef, write: bool) -> Result<Loaded> {
         let checkpoint_path = dir.join("checkpoint");
         let data = DataDir::new(files, dir.join("data"));
@@ -237,8 +239,8 @@ impl Upper {
         })
     }
 
-    /// Asks for room in the journal before an operation of several steps begins, so that it does not run out of it in
-    /// between: on a full disk the operation ends here, and nothing has changed.
+    /// Asks for room in the journal before an operation of several steps begins, so that it does not run out
+    /// of it in between: on a full disk the operation ends here, and nothing has changed.
     pub fn make_room(&self) -> Result<()> {
         self.with_log(|_, journal| journal.make_room(OPERATION))
     }
@@ -265,7 +267,8 @@ impl Upper {
         }
     }
 
-    /// A new journal of the present epoch. The one that is there, if any, is of an older one and counts for nothing.
+    /// A new journal of the present epoch. The one that is there, if any, is of an older one and counts for
+    /// nothing.
     fn begin_journal(&self, log: &mut Log) -> Result<()> {
         // Closed first, for its room is free only then.
         log.journal = None;
@@ -286,7 +289,8 @@ impl Upper {
         Ok(())
     }
 
-    /// Makes appended records durable. Nobody but who asked for it waits for the disk, and who asks together waits once.
+    /// Makes appended records durable. Nobody but who asked for it waits for the disk, and who asks together
+    /// waits once.
     pub fn sync(&self) -> Result<()> {
         let wanted = self.log.lock().appended;
         let _turn = self.syncing.lock();
@@ -328,8 +332,8 @@ impl Upper {
         self.log.lock().broken
     }
 
-    /// Data files that the records appended so far leave to nobody: removed when these are durable. The caller holds the
-    /// state lock.
+    /// Data files that the records appended so far leave to nobody: removed when these are durable. The
+    /// caller holds the state lock.
     pub fn bury(&self, files: impl IntoIterator<Item = Arc<DataFile>>) {
         let appended = self.log.lock().appended;
         let mut buried = self.buried.lock();
@@ -339,7 +343,8 @@ impl Upper {
         }
     }
 
-    /// Whether the buried are many and nobody has been told so: who is calls [`Upper::relieve`], where nobody waits for it.
+    /// Whether the buried are many and nobody has been told so: who is calls [`Upper::relieve`], where nobody
+    /// waits for it.
     pub fn wants_relief(&self) -> bool {
         let mut buried = self.buried.lock();
         let many = buried.files.len() > BURIED_FILES || buried.bytes > BURIED_BYTES;
@@ -386,8 +391,8 @@ impl Upper {
         !safe.is_empty()
     }
 
-    /// Makes everything durable that was ever written to the upper's file system; false, and nothing is done, where that takes a
-    /// sync of each file.
+    /// Makes everything durable that was ever written to the upper's file system; false, and nothing is done,
+    /// where that takes a sync of each file.
     pub fn sync_all_data(&self) -> Result<bool> {
         let dir = self.files.open_dir(&self.dir).at("open", &self.dir)?;
         let found = FileSystem::of(&dir);
@@ -404,9 +409,9 @@ impl Upper {
         self.log.lock().journal.as_ref().is_some_and(|j| j.len() > CHECKPOINT_AFTER)
     }
 
-    /// Replaces checkpoint and journal by `items` on `head`. The caller holds the state lock: no append in between.
-    /// When the checkpoint is in place but no new journal can be made, that is no error, since what was to happen has
-    /// happened: the next append tries again, and fails if it cannot.
+    /// Replaces checkpoint and journal by `items` on `head`. The caller holds the state lock: no append in
+    /// between. When the checkpoint is in place but no new journal can be made, that is no error, since what
+    /// was to happen has happened: the next append tries again, and fails if it cannot.
     pub fn checkpoint(&self, head: HeadRef, items: Vec<Item>) -> Result<()> {
         let mut log = self.log.lock();
         let epoch = log.epoch + 1;
@@ -440,8 +445,8 @@ impl Upper {
         Ok(())
     }
 
-    /// Puts a checkpoint in its place; whether it is durable there. An error after it has come there is none: it counts from then on,
-    /// and a journal that is continued beside it would be lost.
+    /// Puts a checkpoint in its place; whether it is durable there. An error after it has come there is none:
+    /// it counts from then on, and a journal that is continued beside it would be lost.
     fn write_checkpoint(&self, checkpoint: &Checkpoint) -> Result<bool> {
         fail::point("checkpoint.write")?;
         let path = self.dir.join("checkpoint");
@@ -458,8 +463,8 @@ impl Upper {
         Ok(again.is_ok())
     }
 
-    /// Removes data files that nobody needs since the last checkpoint. The caller holds the state lock, or knows that they stay
-    /// nobody's.
+    /// Removes data files that nobody needs since the last checkpoint. The caller holds the state lock, or
+    /// knows that they stay nobody's.
     pub fn discard(&self, files: impl IntoIterator<Item = Arc<DataFile>>) {
         if self.is_broken() {
             // The checkpoint before this one may come back, and needs them.

@@ -20,8 +20,8 @@ pub(crate) enum DataState {
     Whole { generation: u32, size: u64 },
     /// Some blocks in the data file, the rest in the record's content up to `limit`.
     Blocks { generation: u32, size: u64, limit: u64 },
-    /// The same, of a file that was never cut; perhaps the data file is not on the disk. Where another kernel runs than that one, nothing
-    /// is in the upper.
+    /// The same, of a file that was never cut; perhaps the data file is not on the disk. Where another kernel
+    /// runs than that one, nothing is in the upper.
     FreshBlocks { generation: u32, size: u64, limit: u64, boot: Boot },
 }
 
@@ -97,8 +97,8 @@ pub(crate) enum Item {
     Name { dir: Ino, name: Box<[u8]>, state: NameState },
     /// The data file holds these blocks, and they are on the disk.
     Blocks { ino: Ino, first: u64, count: u64 },
-    /// The data file holds these blocks, as long as the kernel runs that ran then; they lie wholly over bytes of the store, which
-    /// count where these are lost.
+    /// The data file holds these blocks, as long as the kernel runs that ran then; they lie wholly over bytes
+    /// of the store, which count where these are lost.
     Fresh { ino: Ino, boot: Boot, first: u64, count: u64 },
     /// The file was cut: blocks and base bytes beyond do not count any more.
     Cut { ino: Ino, size: u64 },

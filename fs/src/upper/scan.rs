@@ -1,17 +1,18 @@
 //! Reading the records of a journal, and telling a torn end from damage.
 //!
-//! A power loss may take any part of what was written since the last sync of the journal, so behind a record that is torn there may be
-//! sound ones: all of them had not returned as durable, and the records before the torn one are a prefix of the operations. Every
-//! record says how many of those before it were durable when it was written. So a sound record that calls the torn one durable proves
-//! that the disk, or somebody, damaged it: what follows was promised, and must not be dropped in silence.
+//! A power loss may take any part of what was written since the last sync of the journal, so behind a record
+//! that is torn there may be sound ones: all of them had not returned as durable, and the records before the
+//! torn one are a prefix of the operations. Every record says how many of those before it were durable when
+//! it was written. So a sound record that calls the torn one durable proves that the disk, or somebody,
+//! damaged it: what follows was promised, and must not be dropped in silence.
 
 use crate::error::Result;
 use crate::upper::record::{Item, decode_all};
 
 /// No operation writes more than its inode's xattrs and a content's extents.
 pub(super) const MAX_RECORD: u32 = 256 << 20;
-/// Bytes of records that are hashed, at most, for each byte of journal in the search behind a torn record: input made up so that every
-/// place in it looks like a long record ends the search, not the program.
+/// Bytes of records that are hashed, at most, for each byte of journal in the search behind a torn record:
+/// input made up so that every place in it looks like a long record ends the search, not the program.
 const EFFORT: u64 = 16;
 
 /// How the records of a journal are written.

@@ -1,12 +1,14 @@
 //! Commit: what is dirty becomes objects, trees and a root; the upper becomes empty.
 //!
 //! 1. *Seal* (writers wait): copy the dirty inodes' metadata, mark their data files sealed.
-//! 2. *Build* (writers go on; who writes into a sealed file gets a private copy of it): store contents without copying where
-//!    possible, rewrite the changed directories bottom-up, make all of it durable.
+//! 2. *Build* (writers go on; who writes into a sealed file gets a private copy of it): store contents
+//!    without copying where possible, rewrite the changed directories bottom-up, make all of it durable.
 //! 3. *Publish*: the caller writes the layer record and the metadata.
-//! 4. *Finish* (writers wait): a checkpoint with the new head and with what changed since the seal, then the same in memory.
+//! 4. *Finish* (writers wait): a checkpoint with the new head and with what changed since the seal, then the
+//!    same in memory.
 //!
-//! A crash before the checkpoint leaves the upper as it was; a crash after it leaves data files that the next open sweeps.
+//! A crash before the checkpoint leaves the upper as it was; a crash after it leaves data files that the next
+//! open sweeps.
 
 mod remaining;
 
@@ -53,7 +55,8 @@ pub struct Published {
     pub next_ino: Ino,
 }
 
-/// Makes a stored view durable as a layer, and says on which layer the view stands then; `None`: nothing is to be done.
+/// Makes a stored view durable as a layer, and says on which layer the view stands then; `None`: nothing is
+/// to be done.
 pub type Publish<'a, E> = &'a mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, E>;
 
 /// Says of a path whether a file's uncommitted content there may stay in the upper.
@@ -96,12 +99,12 @@ struct Built {
 }
 
 impl View {
-    /// Puts the view into the store as a tree, which the upper lies over from then on, emptied. `publish` gets the trees and
-    /// says, having made it durable, on which layer the view stands then; that need not be a layer of this very tree. With `None`
-    /// nothing was done.
+    /// Puts the view into the store as a tree, which the upper lies over from then on, emptied. `publish`
+    /// gets the trees and says, having made it durable, on which layer the view stands then; that need not be
+    /// a layer of this very tree. With `None` nothing was done.
     ///
-    /// Where `stays` says so, the content of a changed file that has one name stays in the upper instead: the tree has what was
-    /// there before. Everything else that returned before the call is in the tree.
+    /// Where `stays` says so, the content of a changed file that has one name stays in the upper instead: the
+    /// tree has what was there before. Everything else that returned before the call is in the tree.
     ///
     /// # Errors
     /// The view's own, and as they are those of `publish`; then the view is as it was before.
@@ -124,8 +127,8 @@ impl View {
         done
     }
 
-    /// After a commit that came to nothing: what the store does not share may be written again where it is. (On a full disk
-    /// there is no room for private copies.)
+    /// After a commit that came to nothing: what the store does not share may be written again where it is.
+    /// (On a full disk there is no room for private copies.)
     fn break_seal(&self, upper: &Upper, seal: &Seal) {
         let _gate = self.gate.write();
         let state = self.state.write();
@@ -194,8 +197,8 @@ impl View {
         })
     }
 
-    /// The files that a seal leaves as they are in the upper. What the lower view has under their names is theirs, or nothing: a
-    /// tree without them has every inode at one place.
+    /// The files that a seal leaves as they are in the upper. What the lower view has under their names is
+    /// theirs, or nothing: a tree without them has every inode at one place.
     fn left_out(&self, state: &State, stays: Stays<'_>) -> Result<HashSet<Ino>> {
         let mut left = HashSet::new();
         for (ino, node) in state.dirty_nodes().filter(|(_, n)| !n.is_orphan() && !n.linked) {

@@ -1,10 +1,10 @@
 //! Reading file content from the store: descriptors kept open, bytes verified the first time they are read.
 //!
-//! Bytes that are not what they should be are never given out, and it is remembered which they are: of content that is known to be
-//! damaged nothing is committed.
+//! Bytes that are not what they should be are never given out, and it is remembered which they are: of
+//! content that is known to be damaged nothing is committed.
 //!
-//! A plain file is one object and is verified whole (at most 1 MiB); any other is verified by its 64 KiB blocks, so
-//! that nothing stalls. What was verified is remembered as long as the descriptor is kept.
+//! A plain file is one object and is verified whole (at most 1 MiB); any other is verified by its 64 KiB
+//! blocks, so that nothing stalls. What was verified is remembered as long as the descriptor is kept.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -88,7 +88,8 @@ impl ContentReader {
     /// Appends up to `size` bytes from `offset` to `buf`; stops at the end of the file.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when the store does not have these bytes any more; whose file they are is the caller's to say.
+    /// [`Error::Damaged`] when the store does not have these bytes any more; whose file they are is the
+    /// caller's to say.
     pub fn read(&self, content: &FileContent, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         if offset >= content.size || size == 0 {
             return Ok(());
@@ -111,7 +112,8 @@ impl ContentReader {
         first_object(content).is_none_or(|(id, _)| self.objects.lock().contains(&id))
     }
 
-    /// Brings in what a read from the beginning needs: a plain content is verified, of any other the host starts to read.
+    /// Brings in what a read from the beginning needs: a plain content is verified, of any other the host
+    /// starts to read.
     ///
     /// # Errors
     /// When it cannot be read, or is not what it should be. That is remembered nowhere.
@@ -161,8 +163,8 @@ impl ContentReader {
         Ok(())
     }
 
-    /// Fills `out` from `offset`; the caller has clamped it to the size. Reads whole extents' ranges at once and verifies
-    /// the blocks that nobody has verified yet.
+    /// Fills `out` from `offset`; the caller has clamped it to the size. Reads whole extents' ranges at once
+    /// and verifies the blocks that nobody has verified yet.
     fn read_blocks(&self, content: &FileContent, offset: u64, out: &mut [u8]) -> Result<()> {
         let checked = self.list(content)?;
         let end = offset + out.len() as u64;
@@ -199,7 +201,8 @@ impl ContentReader {
         Ok(())
     }
 
-    /// The object that is all of a content which is verified by blocks, and holds nothing else, once every block has been.
+    /// The object that is all of a content which is verified by blocks, and holds nothing else, once every
+    /// block has been.
     pub fn whole_object(&self, content: &FileContent) -> Result<Option<File>> {
         let [extent] = content.extents[..] else { return Ok(None) };
         if (extent.offset, extent.object_offset, extent.length) != (0, 0, content.size) {

@@ -1,17 +1,19 @@
-//! Who may change a view: many operations at a time, or one commit or restore; and no operation while the gate is held.
+//! Who may change a view: many operations at a time, or one commit or restore; and no operation while the
+//! gate is held.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// How long an operation waits at a held gate. Whoever holds it may itself wait for a request that this thread would answer, so
-/// the wait must end.
+/// How long an operation waits at a held gate. Whoever holds it may itself wait for a request that this
+/// thread would answer, so the wait must end.
 const HELD_AT_MOST: Duration = Duration::from_secs(20);
 
 /// Operations take it shared, what needs the view to stand still takes it exclusive.
 ///
-/// Exclusive is for one step. [`Gate::hold`] keeps operations out over several steps, each of which may take the gate exclusive.
+/// Exclusive is for one step. [`Gate::hold`] keeps operations out over several steps, each of which may take
+/// the gate exclusive.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     lock: RwLock<()>,
@@ -46,8 +48,8 @@ impl Gate {
         self.lock.write()
     }
 
-    /// Keeps new operations out. Those that have begun are not waited for. One holds at a time: the caller has the `committing` turn
-    /// of its environment.
+    /// Keeps new operations out. Those that have begun are not waited for. One holds at a time: the caller
+    /// has the `committing` turn of its environment.
     pub fn hold(&self) -> Hold<'_> {
         *self.held.lock() = true;
         self.is_held.store(true, Ordering::Release);

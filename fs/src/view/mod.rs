@@ -75,8 +75,8 @@ pub struct View {
 }
 
 impl View {
-    /// Opens the upper at `upper` (made new on `head` when there is none) over its lower view. The upper knows its own head:
-    /// `head` only counts for a new one. The caller holds the environment's lock.
+    /// Opens the upper at `upper` (made new on `head` when there is none) over its lower view. The upper
+    /// knows its own head: `head` only counts for a new one. The caller holds the environment's lock.
     pub fn open(
         store: &Arc<Store>,
         trees: &Arc<Trees>,
@@ -176,14 +176,16 @@ impl View {
         }
     }
 
-    /// What was forgotten needs its data no more once the journal is durable. The caller holds the state lock.
+    /// What was forgotten needs its data no more once the journal is durable. The caller holds the state
+    /// lock.
     fn bury(&self, forgotten: Forgotten) {
         if let Some(upper) = self.upper.as_ref().filter(|_| !forgotten.data.is_empty()) {
             upper.bury(forgotten.data);
         }
     }
 
-    /// Whether most inodes were forgotten so that [`View::trim`] is to be called, from where nobody waits for it: said once.
+    /// Whether most inodes were forgotten so that [`View::trim`] is to be called, from where nobody waits for
+    /// it: said once.
     pub fn wants_trim(&self) -> bool {
         self.shrunk.load(Ordering::Relaxed) && self.shrunk.swap(false, Ordering::Relaxed)
     }
@@ -194,7 +196,8 @@ impl View {
         crate::sys::trim_heap();
     }
 
-    /// Whether files were removed so that [`View::relieve`] is to be called, from where nobody waits for it: said once.
+    /// Whether files were removed so that [`View::relieve`] is to be called, from where nobody waits for it:
+    /// said once.
     pub fn wants_relief(&self) -> bool {
         self.upper.as_ref().is_some_and(Upper::wants_relief)
     }
@@ -235,7 +238,8 @@ impl View {
         }
         if let (Some(upper), Some(data)) = (&self.upper, node.file().and_then(FileBody::data)) {
             let mtime = upper.data.stat(data)?.mtime;
-            // The host's clock for files is coarser than ours: a write just after another change can seem to be before it.
+            // The host's clock for files is coarser than ours: a write just after another change can seem to
+            // be before it.
             let floor = if mtime == node.meta.mtime { node.meta.ctime } else { just_after(node.meta.ctime) };
             node.meta.mtime = mtime;
             node.meta.ctime = floor.max(mtime);
@@ -285,8 +289,9 @@ impl View {
         self.read_only.store(read_only || self.upper.is_none(), Ordering::Release);
     }
 
-    /// Keeps what would change the view waiting until the hold is dropped, for a caller with several steps between which nothing may
-    /// change. One at a time: the caller has its environment's turn for commits and restores.
+    /// Keeps what would change the view waiting until the hold is dropped, for a caller with several steps
+    /// between which nothing may change. One at a time: the caller has its environment's turn for commits and
+    /// restores.
     pub fn hold(&self) -> Hold<'_> {
         self.gate.hold()
     }
@@ -333,8 +338,8 @@ impl View {
         self.change_in(state, items, Room::Ordinary)
     }
 
-    /// Journals and applies the items of an operation. What concerns only inodes without a name is not journalled: a crash
-    /// ends them, and a checkpoint since their removal does not know them.
+    /// Journals and applies the items of an operation. What concerns only inodes without a name is not
+    /// journalled: a crash ends them, and a checkpoint since their removal does not know them.
     fn change_in(&self, state: &mut State, items: Vec<Item>, room: Room) -> Result<()> {
         let upper = self.writable()?;
         let lasts =
@@ -345,8 +350,8 @@ impl View {
         state.apply(items)
     }
 
-    /// Has the disk take what was written into committed files; writes a checkpoint when the journal has grown long; gives room
-    /// back that removed files hold. Called between operations.
+    /// Has the disk take what was written into committed files; writes a checkpoint when the journal has
+    /// grown long; gives room back that removed files hold. Called between operations.
     pub fn maintain(&self) -> Result<()> {
         self.sync_fresh();
         match &self.upper {
@@ -378,7 +383,8 @@ impl View {
         stale.into_iter().try_for_each(|ino| self.settle_times(state, ino))
     }
 
-    /// Ends the use of the view: all data durable, and a last checkpoint. The view must not be used afterwards.
+    /// Ends the use of the view: all data durable, and a last checkpoint. The view must not be used
+    /// afterwards.
     pub fn close(&self) -> Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|_| !self.is_read_only()) else { return Ok(()) };
         upper.data.drop_ahead();

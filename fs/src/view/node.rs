@@ -64,9 +64,11 @@ pub(crate) struct BlockBody {
     /// Bytes of `base` that still count: the least size the file had since copy-up.
     pub limit: u64,
     pub dirty: BlockSet,
-    /// Those of `dirty` that may not be on the disk yet. Each lies wholly below `limit`: where it is lost, the base has it.
+    /// Those of `dirty` that may not be on the disk yet. Each lies wholly below `limit`: where it is lost,
+    /// the base has it.
     pub fresh: BlockSet,
-    /// In which run of the kernel the data file was made, when it may not be on the disk yet: then the file was never cut.
+    /// In which run of the kernel the data file was made, when it may not be on the disk yet: then the file
+    /// was never cut.
     pub fresh_since: Option<Boot>,
 }
 
@@ -153,8 +155,8 @@ pub(crate) enum NodeBody {
 
 /// An inode in the table.
 ///
-/// Invariants: a dirty inode with a place has a dirty parent (so the dirty inodes form a tree from the
-/// root, and all are in memory); every target in a directory's `changes` is dirty; a linked inode has no place.
+/// Invariants: a dirty inode with a place has a dirty parent (so the dirty inodes form a tree from the root,
+/// and all are in memory); every target in a directory's `changes` is dirty; a linked inode has no place.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub meta: Meta,
@@ -172,7 +174,8 @@ pub(crate) struct Node {
     pub touched: bool,
     /// Data was written since the last fsync.
     pub unsynced: bool,
-    /// The kernel may have pages that are mapped: it read some, or wrote some back. What only write(2) brings is rarely mapped.
+    /// The kernel may have pages that are mapped: it read some, or wrote some back. What only write(2) brings
+    /// is rarely mapped.
     pub mapped: AtomicBool,
     /// References the kernel holds.
     pub lookups: u64,
@@ -261,7 +264,8 @@ impl Node {
         let m = &self.meta;
         // What a directory occupies is not measured: 4096 as ext4 shows for a small one.
         let size = if m.kind() == FileKind::Directory { 4096 } else { m.size };
-        // In whole pages, as the host gives them to a file in the upper: a commit changes nothing that `du` says.
+        // In whole pages, as the host gives them to a file in the upper: a commit changes nothing that `du`
+        // says.
         let occupied = match &self.body {
             NodeBody::File(FileBody::Lower(content)) => stored_bytes(content),
             NodeBody::File(FileBody::Whole(data)) => data.allocated(m.size),
@@ -270,7 +274,8 @@ impl Node {
             _ => 0,
         };
         let mode = match m.kind() {
-            // Trees of older stores have links with the modes of archives; Linux gives one no other than this.
+            // Trees of older stores have links with the modes of archives; Linux gives one no other than
+            // this.
             FileKind::Symlink => FileKind::Symlink.to_mode() | 0o777,
             _ => m.mode,
         };

@@ -1,4 +1,5 @@
-//! What opening an upper does after its records have been applied: a process that was killed, or a power loss, left it as it is.
+//! What opening an upper does after its records have been applied: a process that was killed, or a power
+//! loss, left it as it is.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -15,8 +16,8 @@ use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::Forgotten;
 
 impl View {
-    /// After a replay: drops what was only held open, reads sizes and times off the data files where the journal says
-    /// so, removes data files that nothing refers to.
+    /// After a replay: drops what was only held open, reads sizes and times off the data files where the
+    /// journal says so, removes data files that nothing refers to.
     pub(super) fn recover(&self) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let mut state = self.state.write();
@@ -29,7 +30,8 @@ impl View {
             drop_lost_file(upper, node)?;
             let Some(data) = node.file().and_then(FileBody::data).cloned() else { continue };
             known.insert((data.ino, data.generation));
-            // Nobody knows any more what was synced. Where a power loss took bytes, the checkpoint's size is not the file's.
+            // Nobody knows any more what was synced. Where a power loss took bytes, the checkpoint's size is
+            // not the file's.
             node.unsynced = true;
             if node.touched || upper.data.stat(&data).map_or(true, |stat| stat.size != node.meta.size) {
                 self.recover_touched(upper, node, &data)?;
@@ -79,8 +81,8 @@ impl View {
     }
 }
 
-/// A data file that was perhaps not on the disk, and is not there as it was made: the disk was gone in between, or the kernel would
-/// have it. The base has all that was committed.
+/// A data file that was perhaps not on the disk, and is not there as it was made: the disk was gone in
+/// between, or the kernel would have it. The base has all that was committed.
 fn drop_lost_file(upper: &Upper, node: &mut Node) -> Result<()> {
     let NodeBody::File(FileBody::Blocks(b)) = &node.body else { return Ok(()) };
     if b.fresh_since.is_none() {

@@ -1,7 +1,7 @@
 //! The inode table and the one way in which it changes: by applying items.
 //!
-//! An operation works out the items that state its result, has them journalled, and applies them; opening an upper
-//! applies the same items from disk. So what is recovered is what was there.
+//! An operation works out the items that state its result, has them journalled, and applies them; opening an
+//! upper applies the same items from disk. So what is recovered is what was there.
 
 mod items;
 pub(crate) mod listing;
@@ -192,7 +192,8 @@ impl State {
         shrinks
     }
 
-    /// Gives up `n` of the kernel's references; drops what nobody needs any more. Returns data files to remove.
+    /// Gives up `n` of the kernel's references; drops what nobody needs any more. Returns data files to
+    /// remove.
     pub fn forget(&mut self, ino: Ino, n: u64) -> Forgotten {
         let mut forgotten = Forgotten::default();
         if let Some(node) = self.nodes.get_mut(&ino) {

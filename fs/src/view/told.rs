@@ -1,5 +1,5 @@
-//! What of a restore those are told of who watch directories: every name that changed in a directory that the kernel knows, for who
-//! watches one has it held there.
+//! What of a restore those are told of who watch directories: every name that changed in a directory that the
+//! kernel knows, for who watches one has it held there.
 
 use std::collections::HashSet;
 

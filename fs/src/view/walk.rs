@@ -1,8 +1,9 @@
 //! Reading ahead of a walk.
 //!
-//! Who goes through a tree (find, tar, cp -a, grep -r) takes the entries of each directory in the order of its listing. Once
-//! some were taken one after the other, those that come next are named here, for threads that nobody waits for to read them
-//! and verify them. What they cannot read is left to whoever really asks for it.
+//! Who goes through a tree (find, tar, cp -a, grep -r) takes the entries of each directory in the order of
+//! its listing. Once some were taken one after the other, those that come next are named here, for threads
+//! that nobody waits for to read them and verify them. What they cannot read is left to whoever really asks
+//! for it.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -105,7 +106,8 @@ impl Walks {
         progress.name_more(entries)
     }
 
-    /// A directory is listed from its beginning; gives the entries to read ahead when whoever lists it is on a walk.
+    /// A directory is listed from its beginning; gives the entries to read ahead when whoever lists it is on
+    /// a walk.
     fn begun(&mut self, entries: &Entries<'_>) -> Vec<usize> {
         let mut progress = Progress { next: 0, named: 0, waiting: 0 };
         let is_sure = self.in_order[entries.sort as usize] == SURE;
@@ -228,8 +230,8 @@ impl View {
     }
 }
 
-/// Whether an entry is of a sort, and something is read when it is used: not of an empty file. None when its inode is not in the
-/// table.
+/// Whether an entry is of a sort, and something is read when it is used: not of an empty file. None when its
+/// inode is not in the table.
 fn is_one(state: &State, dir: Ino, listing: &Listing, sort: Sort, at: usize) -> Option<bool> {
     let entry = &listing.entries[at];
     match (sort, entry.kind) {

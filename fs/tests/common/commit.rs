@@ -5,7 +5,8 @@ use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, View};
 use karapace_store::id::ObjectId;
 
-/// Puts the view into the store; it stands then on what `head` answers for the new root object. `None` when nothing differed.
+/// Puts the view into the store; it stands then on what `head` answers for the new root object. `None` when
+/// nothing differed.
 pub fn commit(view: &View, head: &mut dyn FnMut(ObjectId) -> HeadRef) -> Result<Option<HeadRef>> {
     view.store(None, &mut |stored| {
         let (old, new) = (&stored.old, &stored.root);

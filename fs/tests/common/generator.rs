@@ -1,4 +1,5 @@
-//! What random tests share: names that collide, offsets at edges, recognisable bytes, and a seed that is printed.
+//! What random tests share: names that collide, offsets at edges, recognisable bytes, and a seed that is
+//! printed.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,9 +56,9 @@ pub fn bytes(n: u32, seed: u8) -> Vec<u8> {
     (0..n).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 13) as u8).wrapping_add(seed)).collect()
 }
 
-/// Runs sequences of `length` operations. `KARAPACE_MODEL_CASES` says how many, else `cases`; the seed is printed, and
-/// `KARAPACE_MODEL_SEED` repeats a run. `run` gives how many operations succeeded; with what goes wrong, or panics, the
-/// shortest sequence is shown that still does.
+/// Runs sequences of `length` operations. `KARAPACE_MODEL_CASES` says how many, else `cases`; the seed is
+/// printed, and `KARAPACE_MODEL_SEED` repeats a run. `run` gives how many operations succeeded; with what
+/// goes wrong, or panics, the shortest sequence is shown that still does.
 pub fn run_random<T: std::fmt::Debug + Clone>(
     what: &str,
     cases: u32,

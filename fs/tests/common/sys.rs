@@ -19,7 +19,8 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Maps `file`, which reaches as far as `offset` and the length of `text`, and stores `text` there. The descriptor is closed.
+    /// Maps `file`, which reaches as far as `offset` and the length of `text`, and stores `text` there. The
+    /// descriptor is closed.
     pub fn store(file: File, offset: u64, text: &[u8]) -> io::Result<Mapping> {
         let start = offset / PAGE * PAGE;
         let skip = (offset - start) as usize;

@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use crate::kernel::harness::{Mounted, NOBODY};
 use crate::kernel::toy::Op;
 
-/// After write(2), create, unlink, link and rename the kernel asks again for what they changed: size, times, links.
+/// After write(2), create, unlink, link and rename the kernel asks again for what they changed: size, times,
+/// links.
 #[test]
 fn what_an_operation_changes_is_asked_again() {
     let mounted = Mounted::new();
@@ -39,8 +40,8 @@ fn reading_sends_no_access_time() {
     assert_eq!(mounted.toy.count(Op::SetAttr), 0);
 }
 
-/// FUSE_HANDLE_KILLPRIV_V2 brings SB_NOSEC: a file's `security.capability` is asked for at most once however often
-/// it is written.
+/// FUSE_HANDLE_KILLPRIV_V2 brings SB_NOSEC: a file's `security.capability` is asked for at most once however
+/// often it is written.
 #[test]
 fn writes_do_not_ask_for_capabilities() {
     let mounted = Mounted::new();

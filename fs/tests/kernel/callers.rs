@@ -40,7 +40,8 @@ fn only_the_owner_enters_a_users_mount() {
     assert!(!mounted.shell_as(NOBODY - 1, "cat f").status.success());
 }
 
-/// Without default_permissions the server decides: modes and owners do not stop the user, and chown to any id arrives.
+/// Without default_permissions the server decides: modes and owners do not stop the user, and chown to any id
+/// arrives.
 #[test]
 fn a_users_mount_leaves_permissions_to_the_server() {
     let mounted = as_user();
@@ -52,8 +53,8 @@ fn a_users_mount_leaves_permissions_to_the_server() {
     assert!(mounted.toy.seen(Op::SetAttr).iter().all(|seen| seen.uid == NOBODY));
 }
 
-/// `enter` as an ordinary user: root of a user namespace with one mapped id has the owner's kuid and is let in. The
-/// server sees the owner's id outside, and what it shows as the owner's is root's inside.
+/// `enter` as an ordinary user: root of a user namespace with one mapped id has the owner's kuid and is let
+/// in. The server sees the owner's id outside, and what it shows as the owner's is root's inside.
 #[test]
 fn root_of_the_owners_namespace_enters() {
     let mounted = as_user();
@@ -76,8 +77,8 @@ fn device_nodes_are_refused_by_the_kernel() {
     assert_eq!(mounted.toy.count(Op::MkNod), 0);
 }
 
-/// FUSE_ALLOW_IDMAP: an id-mapped mount is possible, what is made there carries the ids that the server is to store, and
-/// everything else, through either mount, carries none.
+/// FUSE_ALLOW_IDMAP: an id-mapped mount is possible, what is made there carries the ids that the server is to
+/// store, and everything else, through either mount, carries none.
 #[test]
 fn an_id_mapped_mount_sends_ids_with_creates_only() {
     let plain = Mounted::new();
@@ -115,15 +116,15 @@ fn an_id_mapped_mount_sends_ids_with_creates_only() {
     nix::mount::umount(&target).unwrap();
 }
 
-/// A mount made inside a user namespace with a range of ids: allow_other and default_permissions are allowed there,
-/// chown works, and requests speak in the ids inside.
+/// A mount made inside a user namespace with a range of ids: allow_other and default_permissions are allowed
+/// there, chown works, and requests speak in the ids inside.
 #[test]
 fn a_mount_inside_a_namespace_speaks_its_ids() {
     own_namespace();
     let home = tempfile::tempdir().unwrap();
     set_mode(home.path(), 0o755);
-    // What the namespace's root must reach: a device node that it may open, whatever the machine's own mode is, and
-    // this program, wherever it was built.
+    // What the namespace's root must reach: a device node that it may open, whatever the machine's own mode
+    // is, and this program, wherever it was built.
     let devices = home.path().join("dev");
     fs::create_dir(&devices).unwrap();
     mount(Some("tmpfs"), &devices, Some("tmpfs"), MsFlags::empty(), Some("size=64k,mode=755")).unwrap();

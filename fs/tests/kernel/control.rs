@@ -65,8 +65,8 @@ fn a_slow_command_holds_up_nothing() {
     slow.join().unwrap().unwrap();
 }
 
-/// Time-to-live zero: each path look-up asks again, and then once more, because the answer names another inode than
-/// the entry that it was to confirm. The inode of the unused answer is forgotten at once.
+/// Time-to-live zero: each path look-up asks again, and then once more, because the answer names another
+/// inode than the entry that it was to confirm. The inode of the unused answer is forgotten at once.
 #[test]
 fn a_control_name_is_looked_up_each_time() {
     let mounted = Mounted::new();
@@ -79,7 +79,8 @@ fn a_control_name_is_looked_up_each_time() {
     assert!(mounted.toy.wait(|inner| live(inner) <= 1), "four of five inodes were given back");
 }
 
-/// A caller whose request is not answered cannot be killed: whatever is slow must answer at once and go on elsewhere.
+/// A caller whose request is not answered cannot be killed: whatever is slow must answer at once and go on
+/// elsewhere.
 #[test]
 fn an_unanswered_caller_cannot_be_killed() {
     let mounted = Mounted::new();

@@ -94,8 +94,8 @@ fn mapped(child: &str) {
     assert!(flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE), "marked as coming from the page cache");
 }
 
-/// The kernel asks for data and holes without writing back what it has over them; told to forget these pages before the LSEEK is
-/// answered, it writes them back, and the WRITE is answered meanwhile.
+/// The kernel asks for data and holes without writing back what it has over them; told to forget these pages
+/// before the LSEEK is answered, it writes them back, and the WRITE is answered meanwhile.
 #[test]
 fn a_mapped_store_arrives_with_a_notification_under_lseek() {
     let mounted = Mounted::new();

@@ -23,7 +23,8 @@ fn a_cached_entry_sends_nothing() {
     assert!(mounted.toy.all().is_empty(), "{:?}", mounted.toy.all());
 }
 
-/// The number given in the attributes is the node id of later requests, whole: view index in the high bits included.
+/// The number given in the attributes is the node id of later requests, whole: view index in the high bits
+/// included.
 #[test]
 fn node_ids_are_kept_whole() {
     let mounted = Mounted::new();
@@ -66,7 +67,8 @@ fn a_link_target_is_kept() {
     assert_eq!(mounted.toy.count(Op::ReadLink), 1);
 }
 
-/// FUSE_DO_READDIRPLUS without the adaptive flag: every listing is a READDIRPLUS and saves each entry's LOOKUP.
+/// FUSE_DO_READDIRPLUS without the adaptive flag: every listing is a READDIRPLUS and saves each entry's
+/// LOOKUP.
 #[test]
 fn a_listing_brings_the_attributes() {
     let mounted = Mounted::new();

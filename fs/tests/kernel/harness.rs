@@ -79,8 +79,8 @@ impl Mounted {
         self.point.join(name)
     }
 
-    /// Sends FUSE_NOTIFY_INVAL_ENTRY with FUSE_EXPIRE_ONLY, which fuser cannot. ENOENT (the kernel has no such
-    /// entry) is success.
+    /// Sends FUSE_NOTIFY_INVAL_ENTRY with FUSE_EXPIRE_ONLY, which fuser cannot. ENOENT (the kernel has no
+    /// such entry) is success.
     pub fn expire(&self, parent: u64, name: &str) -> io::Result<()> {
         const NOTIFY_INVAL_ENTRY: i32 = 3;
         const EXPIRE_ONLY: u32 = 1;
@@ -117,8 +117,8 @@ impl Mounted {
         command.output().expect("run bash")
     }
 
-    /// Runs one `#[ignore]`d test of this program in a process of its own, for what must not share one with the
-    /// server (a page fault waits with the address space locked).
+    /// Runs one `#[ignore]`d test of this program in a process of its own, for what must not share one with
+    /// the server (a page fault waits with the address space locked).
     pub fn run_child(&self, test: &str, path: &Path) {
         let program = std::env::current_exe().expect("find this program");
         let output = child_of(&program, test, path.as_os_str()).output().expect("run the test program again");

@@ -92,8 +92,8 @@ fn a_plain_invalidation_drops_a_mount_inside() {
     assert!(!mounted.path("proc/in tmpfs").exists());
 }
 
-/// A directory that comes back with another inode number loses its mount: a restore keeps directories' numbers, and
-/// so does `/.karapace`.
+/// A directory that comes back with another inode number loses its mount: a restore keeps directories'
+/// numbers, and so does `/.karapace`.
 #[test]
 fn a_new_inode_number_drops_a_mount_inside() {
     let mounted = with_mount_inside("proc");
@@ -133,8 +133,8 @@ fn attributes_are_invalidated_alone() {
     assert_eq!(mounted.toy.count(Op::Read), 0);
 }
 
-/// An invalidation waits for what is going on in that directory, so the sender must hold no lock that an answer
-/// needs; meanwhile everything else is served.
+/// An invalidation waits for what is going on in that directory, so the sender must hold no lock that an
+/// answer needs; meanwhile everything else is served.
 #[test]
 fn an_invalidation_waits_for_the_directory() {
     let mounted = Mounted::new();

@@ -12,8 +12,8 @@ fn the_kernel_offers_what_karapace_asks() {
     assert!(mounted.path("").exists());
 }
 
-/// A mount whose server is gone stays mounted and answers ENOTCONN: that is how a stale mount point is known. It can
-/// still be unmounted.
+/// A mount whose server is gone stays mounted and answers ENOTCONN: that is how a stale mount point is known.
+/// It can still be unmounted.
 #[test]
 fn a_dead_servers_mount_answers_enotconn() {
     let mut mounted = Mounted::new();

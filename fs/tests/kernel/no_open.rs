@@ -73,7 +73,8 @@ fn flush_is_asked_once() {
     assert_eq!(mounted.toy.count(Op::Flush), 1);
 }
 
-/// access(2) on a mount without default_permissions is the server's to answer, each time; opening a file does not ask.
+/// access(2) on a mount without default_permissions is the server's to answer, each time; opening a file does
+/// not ask.
 #[test]
 fn access_is_asked_each_time() {
     use nix::unistd::{AccessFlags, access};

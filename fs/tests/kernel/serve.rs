@@ -1,5 +1,6 @@
-//! What the toy answers: ENOSYS to OPEN, OPENDIR, CREATE and FLUSH, EACCES where ACCESS asks to execute a file,
-//! times-to-live without end, absent names as inode 0, and nothing cached of names that begin with `ctl`.
+//! What the toy answers: ENOSYS to OPEN, OPENDIR, CREATE and FLUSH, EACCES where ACCESS asks to execute a
+//! file, times-to-live without end, absent names as inode 0, and nothing cached of names that begin with
+//! `ctl`.
 
 use std::ffi::OsStr;
 use std::io;

@@ -13,8 +13,8 @@ use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 pub use crate::common::sys::Mapping;
 
-/// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps. Once: what it is to do before it
-/// executes the program stays with the command.
+/// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps. Once: what it
+/// is to do before it executes the program stays with the command.
 pub fn output_in_user_namespace(mut command: Command, map: &str) -> io::Result<Output> {
     let (mut ready, tell_ready) = io::pipe()?;
     let (wait_go, mut go) = io::pipe()?;
@@ -52,7 +52,8 @@ pub fn output_in_user_namespace(mut command: Command, map: &str) -> io::Result<O
     })
 }
 
-/// mount_setattr(2): `source` mounted again on `target`, its ids shown as the user namespace of process `pid` maps them.
+/// mount_setattr(2): `source` mounted again on `target`, its ids shown as the user namespace of process `pid`
+/// maps them.
 pub fn mount_id_mapped(source: &Path, target: &Path, pid: u32) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{pid}/ns/user"))?;
     let path = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes());

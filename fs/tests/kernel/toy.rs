@@ -1,5 +1,5 @@
-//! The throw-away file system: an in-memory table and a log of the requests that arrived. What it answers is in
-//! `serve.rs`.
+//! The throw-away file system: an in-memory table and a log of the requests that arrived. What it answers is
+//! in `serve.rs`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -2,8 +2,8 @@
 
 use crate::mount::support::Mount;
 
-/// Of 100,000 names, half in the lower view, each that stays is listed exactly once while others come and go; and a program
-/// that removes what it reads comes to an end.
+/// Of 100,000 names, half in the lower view, each that stays is listed exactly once while others come and go;
+/// and a program that removes what it reads comes to an end.
 #[test]
 fn a_hundred_thousand_entries_while_others_come_and_go() {
     let mount = Mount::new();

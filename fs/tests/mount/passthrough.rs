@@ -21,8 +21,8 @@ fn errno(result: std::io::Result<usize>) -> Option<i32> {
     result.unwrap_err().raw_os_error()
 }
 
-/// What is one whole object is read without us, verified before; anything else is served as ever: damage is EIO, and what is whole is
-/// given out.
+/// What is one whole object is read without us, verified before; anything else is served as ever: damage is
+/// EIO, and what is whole is given out.
 #[test]
 fn the_kernel_reads_whole_objects_by_itself_once_they_are_verified() {
     let mount = Mount::new();
@@ -57,7 +57,8 @@ fn the_kernel_reads_whole_objects_by_itself_once_they_are_verified() {
     file.read_exact(&mut vec![0; 1 << 20]).unwrap();
     assert_eq!(errno(file.read_at(&mut [0; 4096], 2 << 20)), Some(libc::EIO));
 
-    // What is gone from the object is the end of the file for the kernel, where a request would be answered with EIO.
+    // What is gone from the object is the end of the file for the kernel, where a request would be answered
+    // with EIO.
     let file = File::open(path("whole")).unwrap();
     let second = File::open(path("whole")).unwrap();
     let short = OpenOptions::new().write(true).open(object(&mount, WHOLE)).unwrap();

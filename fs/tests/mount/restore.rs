@@ -159,8 +159,8 @@ fn an_aborted_connection_leaves_no_dead_mount_point() {
     assert_eq!(fs::read_dir(mount.path("")).expect("an empty directory").count(), 0);
 }
 
-/// What is mounted on a directory that was removed and made again since the snapshot stays over its restore; so does the
-/// working directory of who is in it.
+/// What is mounted on a directory that was removed and made again since the snapshot stays over its restore;
+/// so does the working directory of who is in it.
 #[test]
 fn a_mount_on_a_directory_made_anew_stays() {
     let mount = Mount::new();

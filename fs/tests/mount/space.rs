@@ -51,7 +51,8 @@ impl Drop for SmallDisk {
     }
 }
 
-/// What the scripts share. `fill` writes until not a byte fits, and then until the journal takes nothing either.
+/// What the scripts share. `fill` writes until not a byte fits, and then until the journal takes nothing
+/// either.
 const COMMON: &str = r#"
 import errno, os, sys
 def fill():

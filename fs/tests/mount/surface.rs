@@ -1,5 +1,5 @@
-//! The surface of a mount beside that of ext4: the scripts of `surface/` print what each of them does, and both print the
-//! same. Where Karapace differs on purpose is in `differences`.
+//! The surface of a mount beside that of ext4: the scripts of `surface/` print what each of them does, and
+//! both print the same. Where Karapace differs on purpose is in `differences`.
 
 use std::fs;
 use std::path::Path;

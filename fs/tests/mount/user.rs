@@ -12,8 +12,8 @@ use crate::mount::surface;
 /// `nobody`: fusermount3 wants a user that /etc/passwd knows.
 const USER: u32 = 65534;
 
-/// Runs `inside` as an ordinary user. /dev/fuse may be root's only here, so it gets an open one of its own, in a
-/// mount namespace of its own.
+/// Runs `inside` as an ordinary user. /dev/fuse may be root's only here, so it gets an open one of its own,
+/// in a mount namespace of its own.
 #[test]
 fn ordinary_users_mount() {
     let dir =

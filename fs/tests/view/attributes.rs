@@ -9,7 +9,8 @@ use karapace_store::tree::{Entry, Target, write_dir};
 
 use crate::view::support::{Env, head, open};
 
-/// Stores of before imports saw to it have links with the modes of archives. They stay as they are, and nobody sees it.
+/// Stores of before imports saw to it have links with the modes of archives. They stay as they are, and
+/// nobody sees it.
 #[test]
 fn a_symbolic_link_has_the_one_mode_of_links_whatever_the_tree_says() {
     let dir = tempfile::tempdir().unwrap();
@@ -108,7 +109,8 @@ fn extended_attributes_end_with_enospc() {
     }
 }
 
-/// Each change is journalled by itself, and replayed: an inode with many attributes is not written anew for each.
+/// Each change is journalled by itself, and replayed: an inode with many attributes is not written anew for
+/// each.
 #[test]
 fn many_extended_attributes_cost_what_changes() {
     let mut env = Env::new();

@@ -1,5 +1,5 @@
-//! Blocks of large committed files that were written and not synced: a kill keeps them, a restart of the machine need not, and nobody
-//! ever sees zeros in place of what was committed.
+//! Blocks of large committed files that were written and not synced: a kill keeps them, a restart of the
+//! machine need not, and nobody ever sees zeros in place of what was committed.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::PathBuf;
@@ -124,7 +124,8 @@ fn a_restart_takes_those_that_were_not_synced() {
     large.holds_what_was_written();
 }
 
-/// A block in which the committed bytes end is on the disk first: in its place, what was appended would be zeros.
+/// A block in which the committed bytes end is on the disk first: in its place, what was appended would be
+/// zeros.
 #[test]
 fn what_is_appended_is_never_zeros() {
     let mut large = Large::new();

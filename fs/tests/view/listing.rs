@@ -32,7 +32,8 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
     }
 }
 
-/// A program that removes what it reads, in parts, meets every entry; what it has not read yet and is gone it does not meet.
+/// A program that removes what it reads, in parts, meets every entry; what it has not read yet and is gone it
+/// does not meet.
 #[test]
 fn removing_while_listing_meets_every_entry() {
     let mut env = Env::new();
@@ -63,7 +64,8 @@ fn removing_while_listing_meets_every_entry() {
     assert_eq!(env.names_from(0, 10).len(), 2, "only . and .. are left");
 }
 
-/// An entry that cannot be read ends a listing after those before it, and each of these is counted as often as it was given.
+/// An entry that cannot be read ends a listing after those before it, and each of these is counted as often
+/// as it was given.
 #[test]
 fn a_listing_that_fails_half_way_keeps_no_references() {
     let mut env = Env::new();

@@ -19,7 +19,8 @@ fn names(env: &Env, dir: Ino) -> BTreeSet<Vec<u8>> {
     names
 }
 
-/// One inode with names in the lower view and in the upper: the same before and after copy-up, commit and a new mount.
+/// One inode with names in the lower view and in the upper: the same before and after copy-up, commit and a
+/// new mount.
 #[test]
 fn hard_links_across_lower_and_upper() {
     let mut env = Env::new();
@@ -69,8 +70,8 @@ fn an_inode_has_at_most_65000_names() {
     assert_eq!(env.view.link(ino, ROOT_INO, b"more").unwrap().nlink, 65_000);
 }
 
-/// A lower directory that is removed and made again shows nothing of what it had, before and after a commit; and it can give
-/// way to a file and come back.
+/// A lower directory that is removed and made again shows nothing of what it had, before and after a commit;
+/// and it can give way to a file and come back.
 #[test]
 fn a_lower_directory_that_is_made_again_is_empty() {
     let mut env = Env::new();

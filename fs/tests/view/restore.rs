@@ -45,7 +45,8 @@ fn b_of(env: &Env) -> Ino {
     env.view.lookup(ROOT_INO, b"b").unwrap().ino
 }
 
-/// All names of an inode with several move to a fresh number when its content differs; in directories that did not change too.
+/// All names of an inode with several move to a fresh number when its content differs; in directories that
+/// did not change too.
 #[test]
 fn an_open_file_with_several_names_keeps_its_content_over_a_restore() {
     let mut env = Env::new();
@@ -123,7 +124,8 @@ fn an_open_file_keeps_its_content_when_a_restore_changes_its_names() {
     }
 }
 
-/// A directory that was made anew since the snapshot stays the directory that it is: who works in it goes on there.
+/// A directory that was made anew since the snapshot stays the directory that it is: who works in it goes on
+/// there.
 #[test]
 fn a_directory_at_the_same_path_keeps_its_number_over_a_restore() {
     let mut env = Env::new();

@@ -8,13 +8,14 @@ use crate::engine::make::build::BuildOptions;
 
 /// Build the environment that a manifest describes
 ///
-/// Imports the base image, and with the package manager that is found in it installs the packages of [system] and [gui], without
-/// those that are merely recommended. Writes the lock file beside the manifest. What exists already (same content and same name) is
-/// given back unchanged; with another --name it becomes a second environment that shares everything. A --name that belongs to an
-/// environment of other content is refused before anything is installed: `rebuild` puts a new one in its place.
+/// Imports the base image, and with the package manager that is found in it installs the packages of [system]
+/// and [gui], without those that are merely recommended. Writes the lock file beside the manifest. What
+/// exists already (same content and same name) is given back unchanged; with another --name it becomes a
+/// second environment that shares everything. A --name that belongs to an environment of other content is
+/// refused before anything is installed: `rebuild` puts a new one in its place.
 ///
-/// Versions that the lock file pins are kept, as long as the image is the same and the distribution still has them; packages that
-/// are new in the manifest come in their newest version.
+/// Versions that the lock file pins are kept, as long as the image is the same and the distribution still has
+/// them; packages that are new in the manifest come in their newest version.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -27,7 +28,8 @@ pub(super) struct BuildArgs {
     /// The manifest
     #[arg(default_value = "karapace.toml")]
     pub(super) manifest: PathBuf,
-    /// Name of the environment. Default: the short id of what it resolves to; of `rebuild`, what the lock file speaks of
+    /// Name of the environment. Default: the short id of what it resolves to; of `rebuild`, what the lock
+    /// file speaks of
     #[arg(long)]
     name: Option<String>,
     /// Fail unless the manifest resolves to exactly what the lock file pins

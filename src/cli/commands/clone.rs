@@ -8,9 +8,9 @@ use crate::engine::make::clone::CloneFrom;
 
 /// Make a second environment that shares everything with the first
 ///
-/// Takes no time and no space, whatever the size. The new one stands on the snapshot that the first stands on, or on the one named
-/// after @, and lists the snapshots below that one. Uncommitted changes are not in it, which is told, unless --commit is given.
-/// It can be changed also when the first is frozen or archived.
+/// Takes no time and no space, whatever the size. The new one stands on the snapshot that the first stands
+/// on, or on the one named after @, and lists the snapshots below that one. Uncommitted changes are not in
+/// it, which is told, unless --commit is given. It can be changed also when the first is frozen or archived.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix; with @ and a snapshot (hash, prefix, name, latest, base or ~k) that one

@@ -16,7 +16,8 @@ pub struct Args {
     /// What to remember about it
     #[arg(short, long)]
     message: Option<String>,
-    /// Only these paths, from the environment's root, and what their links lead to; the rest stays uncommitted
+    /// Only these paths, from the environment's root, and what their links lead to; the rest stays
+    /// uncommitted
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
 }

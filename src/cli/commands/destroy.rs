@@ -6,8 +6,8 @@ use crate::engine::record::destroy::check_destroy;
 
 /// Remove an environment with its snapshots and uncommitted changes
 ///
-/// What only it used is freed by the next `karapace gc`, and what `export-app` put into the menu goes too. Where snapshots have names nothing is removed, unless --snapshots says
-/// that they go too.
+/// What only it used is freed by the next `karapace gc`, and what `export-app` put into the menu goes too.
+/// Where snapshots have names nothing is removed, unless --snapshots says that they go too.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

@@ -7,8 +7,8 @@ use crate::engine::instance::diff::Changed;
 ///
 /// Without a snapshot: since the last one. With one: since that. With two: between them.
 ///
-/// A path that is not plain text, or begins with a quote, is put in quotes as git does: "/a\nb", with \n, \t, \", \\ and the like,
-/// and other bytes in octal (\033).
+/// A path that is not plain text, or begins with a quote, is put in quotes as git does: "/a\nb", with \n, \t,
+/// \", \\ and the like, and other bytes in octal (\033).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

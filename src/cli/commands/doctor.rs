@@ -8,7 +8,8 @@ use crate::engine::doctor::{Check, Outcome, examine, try_user_namespace};
 
 /// Look at what this machine has for Karapace, and say what to do about the rest
 ///
-/// Exit status 1 when something fails that mounting or entering needs. Changes nothing; works also when there is no store yet.
+/// Exit status 1 when something fails that mounting or entering needs. Changes nothing; works also when there
+/// is no store yet.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// This is a process that is to try one thing and end

@@ -6,9 +6,10 @@ use crate::engine::upkeep::du::{EnvUsage, SnapshotUsage};
 
 /// Show what environments take on disk, shared with others and on their own
 ///
-/// ENTRIES and SIZE are what the environment shows. SHARED is what other environments use as well; EXCLUSIVE is what `destroy`
-/// and then `gc` would free; UPPER is what is uncommitted. With an environment, also each of its snapshots: there EXCLUSIVE is what
-/// removing that one alone would free (what the environment stands on stays).
+/// ENTRIES and SIZE are what the environment shows. SHARED is what other environments use as well; EXCLUSIVE
+/// is what `destroy` and then `gc` would free; UPPER is what is uncommitted. With an environment, also each
+/// of its snapshots: there EXCLUSIVE is what removing that one alone would free (what the environment stands
+/// on stays).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix. Default: all

@@ -13,8 +13,8 @@ use crate::runtime::{Choices, HomeMode};
 
 /// Open a shell inside an environment, or run a command
 ///
-/// Ends with the command's own status: 125 when karapace failed, 126 when the command cannot be executed, 127 when it is not
-/// there, 128+n when signal n killed it.
+/// Ends with the command's own status: 125 when karapace failed, 126 when the command cannot be executed, 127
+/// when it is not there, 128+n when signal n killed it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -29,7 +29,8 @@ pub struct Args {
 /// How `enter` and `exec` run their command.
 #[derive(Debug, clap::Args)]
 pub(super) struct SessionArgs {
-    /// Run as this user of the environment (name or id, with :group if wanted), or as yourself: self. Default: root
+    /// Run as this user of the environment (name or id, with :group if wanted), or as yourself: self.
+    /// Default: root
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
     /// Directory inside to begin in
@@ -50,7 +51,8 @@ pub(super) struct SessionArgs {
     /// Whose home directory the command sees
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     home: HomeMode,
-    /// Deny no system call, let root keep all capabilities, and let programs gain privileges where they have one id
+    /// Deny no system call, let root keep all capabilities, and let programs gain privileges where they have
+    /// one id
     #[arg(long)]
     privileged: bool,
 }

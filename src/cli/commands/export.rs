@@ -15,25 +15,29 @@ use crate::engine::{Engine, Error, Report};
 
 /// Write an environment as a tar of its root filesystem, or as an OCI image
 ///
-/// What is written is the snapshot that it stands on; uncommitted changes are not in it, and are told. Equal content gives equal bytes.
-/// An OCI image has the base as one layer and each snapshot as a further one; its name in the layout is the environment's
-/// (skopeo copy oci:DIR:ENV …), in lower case.
+/// What is written is the snapshot that it stands on; uncommitted changes are not in it, and are told. Equal
+/// content gives equal bytes. An OCI image has the base as one layer and each snapshot as a further one; its
+/// name in the layout is the environment's (skopeo copy oci:DIR:ENV …), in lower case.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix; with @ and a snapshot (hash, prefix, name, latest, base or ~k) that one
     #[arg(value_name = "ENV[@SNAPSHOT]")]
     env: String,
-    /// tar: with all attributes, sparse files and hard links. oci: an image layout for podman, skopeo and others
+    /// tar: with all attributes, sparse files and hard links. oci: an image layout for podman, skopeo and
+    /// others
     #[arg(long, value_enum, default_value = "tar")]
     format: FormatArg,
-    /// The file to write, whole or not at all; - is stdout. A name that ends in .tar.gz, .tgz, .tar.zst or .tar.xz is compressed so.
-    /// An OCI image becomes a layout directory, or one archive where the name ends in .tar or one of those
+    /// The file to write, whole or not at all; - is stdout. A name that ends in .tar.gz, .tgz, .tar.zst or
+    /// .tar.xz is compressed so. An OCI image becomes a layout directory, or one archive where the name ends
+    /// in .tar or one of those
     #[arg(short, long, value_name = "FILE", default_value = "-", hide_default_value = true)]
     output: PathBuf,
-    /// How the tar is compressed, whatever its name says, or the layers of an OCI image (not xz; none by default)
+    /// How the tar is compressed, whatever its name says, or the layers of an OCI image (not xz; none by
+    /// default)
     #[arg(long, value_enum, value_name = "HOW")]
     compress: Option<CompressArg>,
-    /// Only these paths, from the environment's root, with what their links lead to and the directories above. tar only
+    /// Only these paths, from the environment's root, with what their links lead to and the directories
+    /// above. tar only
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
 }

@@ -8,9 +8,10 @@ use crate::engine::export::app::{App, text_of, this_program};
 
 /// Put a program of an environment into the desktop's menu
 ///
-/// Writes a .desktop file and its icon below ~/.local/share; the program then starts with `karapace exec`. Names of files that a
-/// file manager passes to it are those of the host. What of the program's own .desktop file is not safe to have on the host is left
-/// out (-v says what) or refused. `rename` and `destroy` of the environment take the files along.
+/// Writes a .desktop file and its icon below ~/.local/share; the program then starts with `karapace exec`.
+/// Names of files that a file manager passes to it are those of the host. What of the program's own .desktop
+/// file is not safe to have on the host is left out (-v says what) or refused. `rename` and `destroy` of the
+/// environment take the files along.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

@@ -11,8 +11,9 @@ use crate::engine::{Engine, Report};
 
 /// Remove from the store what no environment uses
 ///
-/// With --keep-last or --keep-within, first let go of the other snapshots of every environment that is not frozen or archived.
-/// What has a name, and what an environment stands on, is always kept; with both options, what either keeps.
+/// With --keep-last or --keep-within, first let go of the other snapshots of every environment that is not
+/// frozen or archived. What has a name, and what an environment stands on, is always kept; with both options,
+/// what either keeps.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only say what would go

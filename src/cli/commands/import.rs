@@ -8,24 +8,28 @@ use crate::cli::ui::{self, Bars, Failure};
 
 /// Make an environment from a root filesystem, with no manifest
 ///
-/// IMAGE is told apart by its content: a tar archive, plain or compressed with gzip, xz or zstd; a directory; an OCI image
-/// layout, a directory or an archive of one; what `docker save` writes, of before version 1.10 too; a directory as `skopeo copy …
-/// dir:PATH` or `podman save --format docker-dir` leaves it. An image's layers become one base layer; of several platforms this
-/// machine's is taken.
+/// IMAGE is told apart by its content: a tar archive, plain or compressed with gzip, xz or zstd; a directory;
+/// an OCI image layout, a directory or an archive of one; what `docker save` writes, of before version 1.10
+/// too; a directory as `skopeo copy … dir:PATH` or `podman save --format docker-dir` leaves it. An image's
+/// layers become one base layer; of several platforms this machine's is taken.
 ///
-/// With - the archive comes from standard input: `docker export ID | karapace import - --name N`. A FIFO is read in the same way.
+/// With - the archive comes from standard input: `docker export ID | karapace import - --name N`. A FIFO is
+/// read in the same way.
 ///
-/// A name like debian/12, where no such file is, is looked up on the image server: that of the LXC project, or the one that
-/// KARAPACE_IMAGE_SERVER names. An address may carry its checksum: https://…/rootfs.tar.xz#sha256=….
+/// A name like debian/12, where no such file is, is looked up on the image server: that of the LXC project,
+/// or the one that KARAPACE_IMAGE_SERVER names. An address may carry its checksum:
+/// https://…/rootfs.tar.xz#sha256=….
 ///
-/// Of a directory one file system is taken: what is mounted below it is left out, and named; the mount points stay, empty. What
-/// vanishes while the directory is read is left out and named, too.
+/// Of a directory one file system is taken: what is mounted below it is left out, and named; the mount points
+/// stay, empty. What vanishes while the directory is read is left out and named, too.
 ///
-/// With --onto, IMAGE is the upper directory of an overlay as overlayfs, fuse-overlayfs or podman leave it (unmounted), and the
-/// environment is what the mounted overlay showed: that environment with one snapshot more.
+/// With --onto, IMAGE is the upper directory of an overlay as overlayfs, fuse-overlayfs or podman leave it
+/// (unmounted), and the environment is what the mounted overlay showed: that environment with one snapshot
+/// more.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Archive, directory, - for standard input, http(s):// address of an archive, or name of an image (debian/12)
+    /// Archive, directory, - for standard input, http(s):// address of an archive, or name of an image
+    /// (debian/12)
     image: String,
     /// Name of the environment
     #[arg(long)]

@@ -8,7 +8,8 @@ use crate::engine::Error;
 
 /// Bring a store to the format of this version
 ///
-/// There is nothing to do yet: this version reads and writes one format, and refuses any other, changing nothing.
+/// There is nothing to do yet: this version reads and writes one format, and refuses any other, changing
+/// nothing.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

@@ -23,11 +23,13 @@ pub struct Args {
     env: Option<String>,
     /// Where. Default: ~/karapace/<name>
     dir: Option<PathBuf>,
-    /// Mount every environment below one directory, ~/karapace or the one that is named instead of an environment. They appear and
-    /// disappear as environments are built, renamed, archived and destroyed; frozen ones are read-only
+    /// Mount every environment below one directory, ~/karapace or the one that is named instead of an
+    /// environment. They appear and disappear as environments are built, renamed, archived and destroyed;
+    /// frozen ones are read-only
     #[arg(long, conflicts_with_all = ["dir", "read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"])]
     all: bool,
-    /// Mount nothing now: write a systemd user unit that does so at login, ~/.config/systemd/user/karapace.service
+    /// Mount nothing now: write a systemd user unit that does so at login,
+    /// ~/.config/systemd/user/karapace.service
     #[arg(long, requires = "all", conflicts_with = "foreground")]
     install_unit: bool,
     /// Serve in this process, until it is unmounted or interrupted
@@ -36,8 +38,8 @@ pub struct Args {
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
-    /// Flags that the kernel heeds, as with mount(8). With ro it refuses changes and commands to the control files by itself, until
-    /// `mount -o remount,rw`
+    /// Flags that the kernel heeds, as with mount(8). With ro it refuses changes and commands to the control
+    /// files by itself, until `mount -o remount,rw`
     #[arg(short = 'o', long = "option", value_enum, value_delimiter = ',', value_name = "FLAG")]
     flags: Vec<MountFlag>,
     /// Mount this snapshot, read-only and without control directory
@@ -49,12 +51,12 @@ pub struct Args {
     /// Let other users in (an ordinary user needs user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
-    /// Let the kernel read files above 1 MiB from the store by itself: random reads and mappings at the speed of the disk below. The
-    /// first open of a file verifies all of it. For root, on a read-only mount
+    /// Let the kernel read files above 1 MiB from the store by itself: random reads and mappings at the speed
+    /// of the disk below. The first open of a file verifies all of it. For root, on a read-only mount
     #[arg(long)]
     passthrough: bool,
-    /// Let root make id-mapped mounts of this one (systemd-nspawn -U, podman run --rootfs DIR:idmap, mount -o X-mount.idmap=). There is
-    /// no control directory then. For root; Linux 6.12
+    /// Let root make id-mapped mounts of this one (systemd-nspawn -U, podman run --rootfs DIR:idmap, mount -o
+    /// X-mount.idmap=). There is no control directory then. For root; Linux 6.12
     #[arg(long)]
     idmap: bool,
     /// Threads that serve requests
@@ -151,7 +153,8 @@ impl Args {
         self.background_child
     }
 
-    /// Everything that goes wrong before the mount answers is for the process that started us; later it is for the log.
+    /// Everything that goes wrong before the mount answers is for the process that started us; later it is
+    /// for the log.
     fn run_background(&self, global: &Global) -> Result<(), Failure> {
         let mut told = false;
         let result = self.serve_background(global, &mut told);

@@ -51,7 +51,8 @@ impl All<'_> {
         self.dir.map_or_else(default_dir, |dir| Ok(dir.to_owned()))
     }
 
-    /// What goes wrong before the mounts are made is for the process that started us; later it is for the log.
+    /// What goes wrong before the mounts are made is for the process that started us; later it is for the
+    /// log.
     fn run_background(&self, global: &Global) -> Result<(), Failure> {
         let mut told = false;
         let result = self.serve(global, &mut told);
@@ -76,7 +77,8 @@ impl All<'_> {
     }
 }
 
-/// The store whose environments are mounted as they come: the user's may be begun later. One that is named must be there.
+/// The store whose environments are mounted as they come: the user's may be begun later. One that is named
+/// must be there.
 fn all_of(global: &Global) -> Result<Engine, Failure> {
     match global.engine_if_any()? {
         Some(engine) => Ok(engine),

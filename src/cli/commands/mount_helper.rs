@@ -1,5 +1,5 @@
-//! The program under the name `mount.fuse.karapace`, which mount(8) runs for the type `fuse.karapace`: `mount SOURCE DIR -o OPTIONS`
-//! and lines of fstab become `karapace mount`.
+//! The program under the name `mount.fuse.karapace`, which mount(8) runs for the type `fuse.karapace`: `mount
+//! SOURCE DIR -o OPTIONS` and lines of fstab become `karapace mount`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ const NAME: &str = "mount.fuse.karapace";
 const INVOCATION: i32 = 1;
 const MOUNT: i32 = 32;
 
-/// Options for mount(8), systemd and people, and those that change nothing here: access times are never written.
+/// Options for mount(8), systemd and people, and those that change nothing here: access times are never
+/// written.
 const IGNORED: [&str; 20] = [
     "defaults",
     "auto",
@@ -77,7 +78,8 @@ struct Helper {
     /// A mount namespace, which is refused
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
-    /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled, threads=N, passthrough, idmap; remount
+    /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled, threads=N,
+    /// passthrough, idmap; remount
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS")]
     options: Vec<String>,
     /// The type, which is this one
@@ -179,8 +181,8 @@ impl Helper {
 }
 
 impl Asked {
-    /// What the options say; of those that contradict each other the last counts. Fails on one that is not known, with the reason, unless
-    /// `sloppy`.
+    /// What the options say; of those that contradict each other the last counts. Fails on one that is not
+    /// known, with the reason, unless `sloppy`.
     fn read(options: &[String], sloppy: bool) -> Result<Asked, String> {
         let remount = options.iter().any(|option| option == "remount");
         let mut asked = Asked { remount, ..Asked::default() };
@@ -234,13 +236,15 @@ impl Asked {
     }
 }
 
-/// Where the account's store is when the environment of the process does not say so: mount(8) hands on no HOME, systemd has none.
+/// Where the account's store is when the environment of the process does not say so: mount(8) hands on no
+/// HOME, systemd has none.
 fn store_of_account() -> Option<PathBuf> {
     let is_told = std::env::var_os("KARAPACE_STORE").is_some() || default_store().is_some();
     if is_told { None } else { std::env::home_dir().map(|home| home.join(".local/share/karapace")) }
 }
 
-/// Gives the mount on `dir` other flags of the kernel's: these, and of a user's mount those that it must have.
+/// Gives the mount on `dir` other flags of the kernel's: these, and of a user's mount those that it must
+/// have.
 fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
     let Some(mounter) = mountpoint::mounter_of_ours(dir).map_err(Failure::from)? else {
         let reason = format!("no environment is mounted on {}: leave `remount` out", dir.display());

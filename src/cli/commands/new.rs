@@ -9,7 +9,8 @@ use crate::engine::make::new::{Template, free_path, new_manifest};
 
 /// Write a karapace.toml in the current directory
 ///
-/// With neither a template nor an image, a terminal is asked for a template. With an image only, the template is minimal.
+/// With neither a template nor an image, a terminal is asked for a template. With an image only, the template
+/// is minimal.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the environment that it is for
@@ -17,7 +18,8 @@ pub struct Args {
     /// What it begins with
     #[arg(long)]
     template: Option<Template>,
-    /// Base image, in place of the template's: a name, or a path, file:// or http(s):// address of a root filesystem
+    /// Base image, in place of the template's: a name, or a path, file:// or http(s):// address of a root
+    /// filesystem
     #[arg(long)]
     image: Option<String>,
     /// Replace a karapace.toml that is there

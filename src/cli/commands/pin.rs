@@ -8,8 +8,9 @@ use crate::engine::make::pin::is_pinned;
 
 /// Write the content of the base image into the manifest
 ///
-/// base.image becomes the address of a download with its checksum behind it, URL#sha256=…, or the path of a local image with the digest
-/// of its content, PATH#content=…; comments and all else stay as they are. A build then fails when the image has become another one.
+/// base.image becomes the address of a download with its checksum behind it, URL#sha256=…, or the path of a
+/// local image with the digest of its content, PATH#content=…; comments and all else stay as they are. A
+/// build then fails when the image has become another one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The manifest

@@ -6,8 +6,8 @@ use crate::cli::ui::{self, Bars, Failure};
 
 /// Build a manifest anew, in the place of the environment that was built from it before
 ///
-/// The old environment stands until the new one does. Its name and its snapshots stay; what is uncommitted is committed first, and
-/// can be restored; what [snapshot] ignores goes. It must not be mounted or entered.
+/// The old environment stands until the new one does. Its name and its snapshots stay; what is uncommitted is
+/// committed first, and can be restored; what [snapshot] ignores goes. It must not be mounted or entered.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

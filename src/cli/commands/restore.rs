@@ -6,9 +6,9 @@ use crate::engine::instance::layering::Times;
 
 /// Make an environment equal to one of its snapshots
 ///
-/// Uncommitted changes are committed first, so that nothing is lost. With paths after `--`, only these come back, as uncommitted
-/// changes; what changes by it gets the present time, so that make and cargo build anew what was made of it. A whole restore
-/// leaves the snapshot's times.
+/// Uncommitted changes are committed first, so that nothing is lost. With paths after `--`, only these come
+/// back, as uncommitted changes; what changes by it gets the present time, so that make and cargo build anew
+/// what was made of it. A whole restore leaves the snapshot's times.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

@@ -20,8 +20,8 @@ enum Sub {
 
 /// Remove snapshots
 ///
-/// The other snapshots stay whole, also those made on a removed one. What only the removed ones held is freed by the next
-/// gc. The snapshot that the environment stands on is refused.
+/// The other snapshots stay whole, also those made on a removed one. What only the removed ones held is freed
+/// by the next gc. The snapshot that the environment stands on is refused.
 #[derive(Debug, clap::Args)]
 struct Rm {
     /// Name, env_id or unique prefix

@@ -7,7 +7,8 @@ use crate::cli::ui::{self, Failure};
 
 /// End everything that runs inside an environment
 ///
-/// All processes inside get SIGTERM, and SIGKILL when they have not ended in time. A mount made with `karapace mount` stays.
+/// All processes inside get SIGTERM, and SIGKILL when they have not ended in time. A mount made with
+/// `karapace mount` stays.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

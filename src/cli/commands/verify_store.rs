@@ -7,15 +7,17 @@ use crate::engine::upkeep::verify::{Repaired, verify, verify_and_repair};
 
 /// Read the whole store and check everything in it
 ///
-/// Prints each finding: what it is, which environments and snapshots need it. Exit status 3 when one of them is damage. Mounts
-/// and other commands go on meanwhile; a collection waits. Without --repair nothing is changed.
+/// Prints each finding: what it is, which environments and snapshots need it. Exit status 3 when one of them
+/// is damage. Mounts and other commands go on meanwhile; a collection waits. Without --repair nothing is
+/// changed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Mend what can be mended, set aside in quarantine/ what is damaged, and check again. Nothing is deleted
     ///
-    /// A single wrong bit is turned back where a hash proves which. Block lists are made anew from the data. Content of a base comes
-    /// again from its image, where that is still at hand. What is damaged beyond that is moved to quarantine/ in the store, so
-    /// that the next import or commit of the same content stores it anew.
+    /// A single wrong bit is turned back where a hash proves which. Block lists are made anew from the data.
+    /// Content of a base comes again from its image, where that is still at hand. What is damaged beyond that
+    /// is moved to quarantine/ in the store, so that the next import or commit of the same content stores it
+    /// anew.
     #[arg(long)]
     repair: bool,
 }

@@ -1,4 +1,5 @@
-//! Detection, command lines and answers of each manager. The answers follow what the programs were seen to say.
+//! Detection, command lines and answers of each manager. The answers follow what the programs were seen to
+//! say.
 
 use super::*;
 

@@ -49,8 +49,8 @@ impl Check {
     }
 }
 
-/// Looks at everything. `root` is where the store is or would be; `try_namespace` makes a user namespace in a process of its own
-/// and says why it could not.
+/// Looks at everything. `root` is where the store is or would be; `try_namespace` makes a user namespace in a
+/// process of its own and says why it could not.
 pub fn examine(root: &Path, try_namespace: &dyn Fn() -> std::result::Result<(), String>) -> Vec<Check> {
     let mut checks = vec![
         machine::kernel(),

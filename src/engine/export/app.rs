@@ -1,4 +1,5 @@
-//! Programs of an environment in the desktop's menu: their `.desktop` files, written anew so that they start inside.
+//! Programs of an environment in the desktop's menu: their `.desktop` files, written anew so that they start
+//! inside.
 
 mod desktop;
 mod entry;
@@ -61,10 +62,12 @@ impl Engine {
         })
     }
 
-    /// Puts a program into the desktop's menu, to be started by `command` (karapace and its options). Gives the file.
+    /// Puts a program into the desktop's menu, to be started by `command` (karapace and its options). Gives
+    /// the file.
     ///
     /// # Errors
-    /// The environment has no such program, its file does not pass, or another file is in the way: nothing was written.
+    /// The environment has no such program, its file does not pass, or another file is in the way: nothing
+    /// was written.
     pub fn export_app(&self, env: &Metadata, app: &str, menu: &Menu, command: &[String]) -> Result<PathBuf> {
         let app = app.strip_suffix(DESKTOP).unwrap_or(app);
         check_app(app)?;
@@ -106,7 +109,8 @@ impl Engine {
         menu.remove(Origin { store: &self.own_path()?, env }, app)
     }
 
-    /// Takes all programs of an environment that is gone out of the menu. What fails is told: the environment is gone all the same.
+    /// Takes all programs of an environment that is gone out of the menu. What fails is told: the environment
+    /// is gone all the same.
     pub fn forget_apps(&self, env: &str, menu: &Menu) {
         let removed = self.own_path().and_then(|store| menu.remove_all(Origin { store: &store, env }));
         match removed {
@@ -115,7 +119,8 @@ impl Engine {
         }
     }
 
-    /// Has the menu start the programs of an environment by its new name. What fails is told: the environment has it all the same.
+    /// Has the menu start the programs of an environment by its new name. What fails is told: the environment
+    /// has it all the same.
     pub fn rename_apps(&self, old: &str, new: &str, menu: &Menu) {
         let renamed =
             self.own_path().and_then(|store| menu.rename_all(Origin { store: &store, env: old }, new));
@@ -131,8 +136,8 @@ impl Engine {
         text_of(&own)
     }
 
-    /// Reads from the environment where it is mounted, else from its view. Nothing is mounted for it: as root, that would be open
-    /// to others with set-user-id programs in force.
+    /// Reads from the environment where it is mounted, else from its view. Nothing is mounted for it: as
+    /// root, that would be open to others with set-user-id programs in force.
     fn look_inside<T>(&self, env: &Metadata, look: &mut dyn FnMut(&dyn Inside) -> Result<T>) -> Result<T> {
         if let Some(mount) = self.live_mount(&env.instance)? {
             if !mount.is_seen_here() {

@@ -17,8 +17,9 @@ const MAX_PASSWD: u64 = 1 << 20;
 /// What of an ELF file is looked at.
 const ELF_HEAD: usize = 20;
 
-/// The defaults of an image with this tree: as `enter` would, it starts the login shell of root, or /bin/sh where the tree does
-/// not have that. The architecture is that of the shell, so that it does not depend on the machine which exports.
+/// The defaults of an image with this tree: as `enter` would, it starts the login shell of root, or /bin/sh
+/// where the tree does not have that. The architecture is that of the shell, so that it does not depend on
+/// the machine which exports.
 pub(super) fn of(trees: &Trees, root: &Root) -> Result<Defaults> {
     let tree = StoredTree::new(trees, root);
     let passwd = match content(&follow(&tree, b"/etc/passwd")?) {
@@ -46,7 +47,8 @@ fn defaults(command: &str, architecture: Option<&str>) -> Defaults {
     }
 }
 
-/// The machine of an ELF file (`e_machine`, at byte 18 in the file's own byte order) in Go's words, which OCI uses.
+/// The machine of an ELF file (`e_machine`, at byte 18 in the file's own byte order) in Go's words, which OCI
+/// uses.
 fn architecture(head: &[u8]) -> Option<&'static str> {
     if head.len() < ELF_HEAD || !head.starts_with(b"\x7fELF") {
         return None;

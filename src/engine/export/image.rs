@@ -54,7 +54,8 @@ pub struct Wanted<'a> {
     pub snapshot: Option<&'a str>,
     /// As what.
     pub format: Format,
-    /// Only these paths, with what their links lead to and the directories above; all when empty. [`Format::Tar`] only.
+    /// Only these paths, with what their links lead to and the directories above; all when empty.
+    /// [`Format::Tar`] only.
     pub paths: &'a [Vec<u8>],
     /// How a tar is compressed, or the layers of an image. `None`: a tar as its name ends, layers not at all.
     pub compression: Option<Compression>,
@@ -64,8 +65,8 @@ pub struct Wanted<'a> {
 pub enum Target<'a> {
     /// Into a stream, which errors call by the name.
     Stream(&'a mut dyn Write, &'a Path),
-    /// Into a file, whole or not at all; with [`Format::Oci`] into a layout directory, unless the name ends as that of an archive does
-    /// (`.tar`, `.tar.gz`, …), which is then compressed as its name says.
+    /// Into a file, whole or not at all; with [`Format::Oci`] into a layout directory, unless the name ends
+    /// as that of an archive does (`.tar`, `.tar.gz`, …), which is then compressed as its name says.
     Path(&'a Path),
 }
 
@@ -91,7 +92,8 @@ pub struct Exported {
 }
 
 impl Engine {
-    /// Exports `env`: what is wanted of it, to the target. What is not committed is not in it; the report is told so.
+    /// Exports `env`: what is wanted of it, to the target. What is not committed is not in it; the report is
+    /// told so.
     pub fn export(
         &self,
         env: &Metadata,
@@ -157,7 +159,8 @@ impl<'a> Export<'a> {
     ) -> Result<Export<'a>> {
         let store = engine.store();
         let shared = StoreLock::shared(store)?;
-        // Read again under the lock: opening an environment after a crash may have moved the head, and a snapshot may be gone.
+        // Read again under the lock: opening an environment after a crash may have moved the head, and a
+        // snapshot may be gone.
         let env = engine.find(&env.instance.to_hex())?;
         let layer = reference::resolve(&env, snapshot.unwrap_or("head"))?;
         let records = chain(engine, &env, &layer)?;
@@ -317,8 +320,8 @@ fn shown(path: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(path))
 }
 
-/// The layers from the base to `layer`. A snapshot that was removed is none of them: what it changed is part of the one above. So is
-/// what a snapshot stood on that is older than the environment's last rebuild.
+/// The layers from the base to `layer`. A snapshot that was removed is none of them: what it changed is part
+/// of the one above. So is what a snapshot stood on that is older than the environment's last rebuild.
 fn chain(engine: &Engine, env: &Metadata, layer: &LayerRef) -> Result<Vec<LayerRecord>> {
     let store = engine.store();
     let mut at = *layer;

@@ -1,8 +1,8 @@
 //! Making a snapshot.
 //!
-//! The view is stored as a tree; the layer is that tree, but for what the manifest ignores, or the head's tree with the chosen paths
-//! of it. The view then stands on the layer, and its upper lies over the tree that was stored: what the layer left out is still
-//! there, and still counts as uncommitted.
+//! The view is stored as a tree; the layer is that tree, but for what the manifest ignores, or the head's
+//! tree with the chosen paths of it. The view then stands on the layer, and its upper lies over the tree that
+//! was stored: what the layer left out is still there, and still counts as uncommitted.
 
 use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, Stays, Stored};
@@ -41,14 +41,16 @@ impl Before {
 }
 
 impl Instance {
-    /// Puts all that is in the upper into the tree below it; the layer that the view stands on stays what it is.
+    /// Puts all that is in the upper into the tree below it; the layer that the view stands on stays what it
+    /// is.
     pub(super) fn settle(&self) -> Result<()> {
         self.view.store(None, &mut |stored| -> Result<_> { Ok(Some(self.settled(stored))) })?;
         self.pin_head();
         Ok(())
     }
 
-    /// The layer that all there is makes on the tree `base`, but for what `ignore` covers; None when that is nothing.
+    /// The layer that all there is makes on the tree `base`, but for what `ignore` covers; None when that is
+    /// nothing.
     pub(in crate::engine) fn layer_on(&self, base: &ObjectId, ignore: &Ignore) -> Result<Option<Layer>> {
         self.settle()?;
         let id = self.view.head().root;
@@ -63,8 +65,9 @@ impl Instance {
         Published { head, next_ino: stored.root.next_ino }
     }
 
-    /// Makes a snapshot of the view, or of the chosen paths of it (docs/MANIFEST.md, "Chosen paths"), the rest
-    /// staying uncommitted. With no change the head is given back and nothing is added, but for the name.
+    /// Makes a snapshot of the view, or of the chosen paths of it (docs/MANIFEST.md, "Chosen paths"), the
+    /// rest staying uncommitted. With no change the head is given back and nothing is added, but for the
+    /// name.
     pub fn commit(
         &self,
         paths: &[Vec<u8>],
@@ -87,8 +90,8 @@ impl Instance {
         Ok(outcome)
     }
 
-    /// Commits what differs from the head's layer, or of it the chosen paths. With [`Keep::Nothing`] the upper is empty afterwards,
-    /// whether or not there was something to commit.
+    /// Commits what differs from the head's layer, or of it the chosen paths. With [`Keep::Nothing`] the
+    /// upper is empty afterwards, whether or not there was something to commit.
     pub(super) fn commit_changes(
         &self,
         chosen: Option<&[Vec<u8>]>,
@@ -121,8 +124,8 @@ impl Instance {
         Ok(CommitOutcome { hash: self.view.head().layer, created, added, modified, deleted })
     }
 
-    /// After a commit whose snapshot was recorded and which the view could not be put on: takes the record back, so that nothing has
-    /// happened, or says that this failed, too. The caller has the turn.
+    /// After a commit whose snapshot was recorded and which the view could not be put on: takes the record
+    /// back, so that nothing has happened, or says that this failed, too. The caller has the turn.
     fn take_back(&self, before: Before, hash: LayerHash, error: Error) -> Error {
         let undone = self.update_metadata(|metadata| {
             metadata.snapshots = before.snapshots;
@@ -214,8 +217,8 @@ impl Instance {
     }
 }
 
-/// Appends a snapshot. The same content committed on the same parent has the same hash: then the newer record takes the older
-/// one's place in the list, unless each has a name of its own.
+/// Appends a snapshot. The same content committed on the same parent has the same hash: then the newer record
+/// takes the older one's place in the list, unless each has a name of its own.
 fn add_snapshot(snapshots: &mut Vec<SnapshotEntry>, mut entry: SnapshotEntry) {
     let twin = snapshots.iter().position(|s| {
         s.hash == entry.hash && (s.name.is_none() || entry.name.is_none() || s.name == entry.name)

@@ -9,7 +9,8 @@ use karapace_store::integrity::place_of;
 
 use crate::engine::Error;
 
-/// Adds to an error about an object the path that needs it in the environment `env`, of which these are roots.
+/// Adds to an error about an object the path that needs it in the environment `env`, of which these are
+/// roots.
 pub(in crate::engine) fn named(store: &Arc<Store>, env: &str, roots: &[ObjectId], error: Error) -> Error {
     let (kind, id, reason) = match &error {
         Error::Store(found) | Error::Fs(karapace_fs::Error::Store(found)) => match found {

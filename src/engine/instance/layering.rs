@@ -26,8 +26,8 @@ const NOT_RESTORABLE: &str = "neither in the snapshot nor in the environment";
 pub enum Times {
     /// The snapshot's.
     Kept,
-    /// The present time for what the restore changes the content of, or brings; of everything else those that are there now (see
-    /// [`karapace_store::tree::retime`]).
+    /// The present time for what the restore changes the content of, or brings; of everything else those that
+    /// are there now (see [`karapace_store::tree::retime`]).
     Present,
 }
 
@@ -126,8 +126,8 @@ impl Layering<'_> {
         Ok(Some(Layer { id, tar_hash, counts, next_ino: root.next_ino.max(new.next_ino) }))
     }
 
-    /// Of what `new` changes, the chosen paths: those that exist with what resolving adds, and deletions at and below them. All
-    /// names of an inode that has several come together.
+    /// Of what `new` changes, the chosen paths: those that exist with what resolving adds, and deletions at
+    /// and below them. All names of an inode that has several come together.
     fn picks(&self, new: &Root, chosen: &[Vec<u8>]) -> Result<Picks> {
         let (tree, old) = (StoredTree::new(self.trees, new), StoredTree::new(self.trees, self.head));
         let tops = tops(&tree, &old, chosen, "neither in the environment nor in its last snapshot")?;
@@ -157,14 +157,16 @@ impl Layering<'_> {
         Ok(picks)
     }
 
-    /// The tree to restore for the tree of a snapshot, over a view whose tree is `now`: what is ignored stays as it is now.
+    /// The tree to restore for the tree of a snapshot, over a view whose tree is `now`: what is ignored stays
+    /// as it is now.
     pub fn restored(&self, target: &ObjectId, now: &Root, times: Times, next_ino: Ino) -> Result<Restored> {
         let root = self.trees.root(target)?;
         let id = self.keep_ignored(&root, target, now, next_ino)?;
         self.timed(id, now, times)
     }
 
-    /// Those of the chosen paths that something uncommitted may be at: they are in `now`, or the head has them.
+    /// Those of the chosen paths that something uncommitted may be at: they are in `now`, or the head has
+    /// them.
     ///
     /// # Errors
     /// A path that is neither in `now` nor in `snapshot`.
@@ -181,8 +183,8 @@ impl Layering<'_> {
         Ok(present)
     }
 
-    /// The tree to restore when the chosen paths come from `snapshot` into a view whose tree is `now`, and how many paths
-    /// differ by that.
+    /// The tree to restore when the chosen paths come from `snapshot` into a view whose tree is `now`, and
+    /// how many paths differ by that.
     ///
     /// Directories above them come along where they are missing, and are left as they are otherwise.
     pub fn restored_paths(
@@ -219,7 +221,8 @@ impl Layering<'_> {
         Ok((restored, changed))
     }
 
-    /// The tree `id`, which is to come in the place of `now`, with the modification times that were asked for.
+    /// The tree `id`, which is to come in the place of `now`, with the modification times that were asked
+    /// for.
     fn timed(&self, id: ObjectId, now: &Root, times: Times) -> Result<Restored> {
         if times == Times::Kept {
             return Ok(Restored { id, touched: 0 });
@@ -232,8 +235,8 @@ impl Layering<'_> {
         Ok(Restored { id, touched })
     }
 
-    /// `root` with the ignored paths as `now` has them. Where it lacks the directories above them, these come along only when
-    /// something uncommitted is below.
+    /// `root` with the ignored paths as `now` has them. Where it lacks the directories above them, these come
+    /// along only when something uncommitted is below.
     fn keep_ignored(&self, root: &Root, id: &ObjectId, now: &Root, next_ino: Ino) -> Result<ObjectId> {
         if self.ignore.is_empty() {
             return Ok(*id);

@@ -1,7 +1,8 @@
-//! One environment, open: its view and its record, and what changes both. The same code serves a mount and a command
-//! that finds the environment unmounted.
+//! One environment, open: its view and its record, and what changes both. The same code serves a mount and a
+//! command that finds the environment unmounted.
 //!
-//! Locks, outermost first: the store's lock (shared), `turn`, `metadata`. `metadata` is never held while the view works.
+//! Locks, outermost first: the store's lock (shared), `turn`, `metadata`. `metadata` is never held while the
+//! view works.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,8 +31,8 @@ use crate::description::lifecycle;
 use crate::description::manifest::Manifest;
 use crate::engine::{Engine, Error, Result};
 
-/// How long a command from a control file waits for the store's lock before it fails with EAGAIN: its writer cannot be
-/// interrupted.
+/// How long a command from a control file waits for the store's lock before it fails with EAGAIN: its writer
+/// cannot be interrupted.
 const BRIEF: Duration = Duration::from_secs(2);
 
 /// Whether a command may wait for the store's lock.
@@ -116,8 +117,8 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Opens an environment whose lock is held. Where a crash left view and record with different heads, the view's wins and
-    /// the record is mended.
+    /// Opens an environment whose lock is held. Where a crash left view and record with different heads, the
+    /// view's wins and the record is mended.
     pub fn open(engine: &Engine, mut metadata: Metadata, lock: EnvLock, read_only: bool) -> Result<Instance> {
         let store = engine.store();
         let trees = Arc::new(Trees::new(store.clone()));
@@ -182,15 +183,16 @@ impl Instance {
         metadata
     }
 
-    /// From now on a restore tells the kernel through `invalidator` what to forget, and then, by `teller`, programs that watch files.
+    /// From now on a restore tells the kernel through `invalidator` what to forget, and then, by `teller`,
+    /// programs that watch files.
     pub fn attach(&self, invalidator: Invalidator, teller: Teller) {
         if self.invalidator.set(invalidator).is_err() || self.teller.set(teller).is_err() {
             tracing::error!("an environment was attached to two mounts");
         }
     }
 
-    /// Keeps from now on the tree that the view stands on, and what files read that are open and have no name any more: after a
-    /// restore they go on reading what they had.
+    /// Keeps from now on the tree that the view stands on, and what files read that are open and have no name
+    /// any more: after a restore they go on reading what they had.
     pub fn hold_pin(&self) -> Result<()> {
         let _shared = StoreLock::shared(self.store())?;
         *self.pin.lock() = Some(Pin::hold(self.store(), &[self.view.head().root])?);
@@ -228,7 +230,8 @@ impl Instance {
         }
     }
 
-    /// What counts as uncommitted although it is not in the upper: a commit or restore of chosen paths left it in the tree below.
+    /// What counts as uncommitted although it is not in the upper: a commit or restore of chosen paths left
+    /// it in the tree below.
     pub(super) fn between(&self) -> Result<Between> {
         let head = self.view.head();
         let known = *self.between.lock();
@@ -345,7 +348,8 @@ impl Instance {
     /// Pins these roots of snapshots from now on, instead of those before, beside what the view needs.
     ///
     /// # Errors
-    /// `NotFound` when one that was not pinned is no snapshot any more: a collection may have begun to remove it.
+    /// `NotFound` when one that was not pinned is no snapshot any more: a collection may have begun to remove
+    /// it.
     pub(in crate::engine) fn keep_snapshots(&self, roots: &[ObjectId]) -> Result<()> {
         // With it held no collection begins: what is listed is there, and will be found pinned.
         let _shared = self.lock_store(Wait::Brief)?;
@@ -366,8 +370,8 @@ impl Instance {
         Ok(())
     }
 
-    /// Pins what the view needs now. A failure is no failure of the commit or restore before it: what the view stands on is
-    /// kept by its upper, and what was pinned before stays pinned.
+    /// Pins what the view needs now. A failure is no failure of the commit or restore before it: what the
+    /// view stands on is kept by its upper, and what was pinned before stays pinned.
     pub(super) fn pin_head(&self) {
         let mut pin = self.pin.lock();
         let Some(pin) = pin.as_mut() else { return };

@@ -17,7 +17,8 @@ pub struct LayerRef {
     pub record: RecordId,
 }
 
-/// An environment and the snapshot of it that is meant, in `env@snapshot`. Neither names nor references have an `@`.
+/// An environment and the snapshot of it that is meant, in `env@snapshot`. Neither names nor references have
+/// an `@`.
 pub fn split(text: &str) -> (&str, Option<&str>) {
     match text.split_once('@') {
         Some((env, snapshot)) => (env, Some(snapshot)),
@@ -25,7 +26,8 @@ pub fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The layer that `reference` names in `metadata`. A name goes before a prefix; of two records with one hash, the newest.
+/// The layer that `reference` names in `metadata`. A name goes before a prefix; of two records with one hash,
+/// the newest.
 ///
 /// # Errors
 /// [`Error::NoSnapshot`], [`Error::AmbiguousSnapshot`].
@@ -95,8 +97,8 @@ fn ancestor(metadata: &Metadata, head: LayerRef, steps: u32) -> Option<LayerRef>
     Some(at)
 }
 
-/// The layer that `layer` was made on, as far as it is left; `None` of the base, of what the environment does not have, and of what
-/// stands on layers that it had before it was rebuilt.
+/// The layer that `layer` was made on, as far as it is left; `None` of the base, of what the environment does
+/// not have, and of what stands on layers that it had before it was rebuilt.
 pub fn parent(metadata: &Metadata, layer: LayerRef) -> Option<LayerRef> {
     let base = LayerRef { hash: metadata.base_layer, record: metadata.base_record };
     let packages = metadata.dependency.map(|d| LayerRef { hash: d.layer, record: d.record });
@@ -138,7 +140,8 @@ mod tests {
         }
     }
 
-    /// base ← aaaa1 ← aaaa2 (head, "two") and a side branch base ← bbbb, made again later with another record.
+    /// base ← aaaa1 ← aaaa2 (head, "two") and a side branch base ← bbbb, made again later with another
+    /// record.
     fn metadata() -> Metadata {
         let time = Timestamp { secs: 0, nanos: 0 };
         Metadata {

@@ -19,7 +19,8 @@ const ATTEMPTS: u32 = 20;
 const HELD_FROM: u32 = 3;
 
 impl Times {
-    /// What nobody asked otherwise about: a whole restore is the snapshot again; chosen paths are new to what was made of those before.
+    /// What nobody asked otherwise about: a whole restore is the snapshot again; chosen paths are new to what
+    /// was made of those before.
     fn by_default(paths: &[Vec<u8>]) -> Times {
         if paths.is_empty() { Times::Kept } else { Times::Present }
     }
@@ -36,8 +37,8 @@ struct Swapped {
 impl Instance {
     /// Makes the view equal to a snapshot, ignored paths excepted. Uncommitted changes are committed first.
     ///
-    /// With `paths`, these come from the snapshot instead (or go, where it has nothing there), as uncommitted changes; what is
-    /// uncommitted at them is committed first, and nothing else is touched.
+    /// With `paths`, these come from the snapshot instead (or go, where it has nothing there), as uncommitted
+    /// changes; what is uncommitted at them is committed first, and nothing else is touched.
     pub fn restore(
         &self,
         reference: &str,
@@ -86,7 +87,8 @@ impl Instance {
         Ok(RestoreOutcome { hash, saved, changed, touched })
     }
 
-    /// Commits what is uncommitted and restores `target` on that very state: a write in between begins it anew.
+    /// Commits what is uncommitted and restores `target` on that very state: a write in between begins it
+    /// anew.
     fn swap_whole(&self, target: HeadRef, times: Times) -> Result<Swapped> {
         let message = format!("before restore of {}", &target.layer.to_hex()[..12]);
         let mut saved = None;
@@ -133,8 +135,8 @@ impl Instance {
         Ok(Swapped { saved, restored, changed: Some(changed), touched })
     }
 
-    /// Calls `attempt` until it is done, which it is when nothing was written during it. The first attempts leave writers alone;
-    /// where some write all the time, they wait during a later one.
+    /// Calls `attempt` until it is done, which it is when nothing was written during it. The first attempts
+    /// leave writers alone; where some write all the time, they wait during a later one.
     fn undisturbed<T>(&self, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
         let mut hold = None;
         for count in 0..ATTEMPTS {

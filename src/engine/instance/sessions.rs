@@ -1,8 +1,10 @@
-//! Who is inside an environment: each `enter` or `exec` holds a shared lock on `env/<instance>/sessions` while it runs.
+//! Who is inside an environment: each `enter` or `exec` holds a shared lock on `env/<instance>/sessions`
+//! while it runs.
 //!
-//! The lock is the kernel's (an open-file-description lock), so a killed session leaves nothing behind, and whether there is any
-//! can be asked without taking it. Whoever clears up after the last session holds it exclusively meanwhile: the command that was
-//! the last to leave, or, where all were killed, the process that serves the environment.
+//! The lock is the kernel's (an open-file-description lock), so a killed session leaves nothing behind, and
+//! whether there is any can be asked without taking it. Whoever clears up after the last session holds it
+//! exclusively meanwhile: the command that was the last to leave, or, where all were killed, the process that
+//! serves the environment.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -76,7 +78,8 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
     }
 }
 
-/// The state to show: Running while a session is inside; the record itself never says so, for who would take it back after a kill.
+/// The state to show: Running while a session is inside; the record itself never says so, for who would take
+/// it back after a kill.
 pub fn shown_state(engine: &Engine, metadata: &Metadata) -> EnvState {
     if metadata.state == EnvState::Built && running(engine, &metadata.instance) {
         EnvState::Running

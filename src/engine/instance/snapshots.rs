@@ -54,8 +54,9 @@ pub fn snapshots(env: &Metadata) -> Vec<SnapshotLine> {
 }
 
 impl Instance {
-    /// Removes snapshots: they are no longer listed and keep nothing in the store. The layers' records stay as long as a snapshot
-    /// made on them does, and those count as made on the nearest snapshot below that is left.
+    /// Removes snapshots: they are no longer listed and keep nothing in the store. The layers' records stay
+    /// as long as a snapshot made on them does, and those count as made on the nearest snapshot below that is
+    /// left.
     ///
     /// # Errors
     /// The head and the base are refused; nothing was removed then.
@@ -109,7 +110,8 @@ impl Instance {
     }
 }
 
-/// Takes the snapshots of these hashes out of the list; what was made on one of them counts as made on what that was made on.
+/// Takes the snapshots of these hashes out of the list; what was made on one of them counts as made on what
+/// that was made on.
 fn remove_snapshots(snapshots: &mut Vec<SnapshotEntry>, removed: &[LayerHash]) {
     for hash in removed {
         let Some(parent) = snapshots.iter().rev().find(|s| s.hash == *hash).map(|s| s.parent) else {

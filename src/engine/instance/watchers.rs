@@ -1,5 +1,6 @@
-//! Telling programs that watch files in a mount what a restore changed: the process that makes the calls which the kernel raises
-//! events for, and the server's side of it (see `fs/src/fuse/watchers.rs`, which answers them).
+//! Telling programs that watch files in a mount what a restore changed: the process that makes the calls
+//! which the kernel raises events for, and the server's side of it (see `fs/src/fuse/watchers.rs`, which
+//! answers them).
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -88,8 +89,8 @@ impl Teller {
         Teller { watchers, dir, turn: Mutex::default() }
     }
 
-    /// Has the events raised, and returns when they are queued or it took too long. What fails is for the log: the restore has happened.
-    /// Not to be called by a thread that answers the kernel.
+    /// Has the events raised, and returns when they are queued or it took too long. What fails is for the
+    /// log: the restore has happened. Not to be called by a thread that answers the kernel.
     pub fn tell(&self, told: &[Told]) {
         if told.is_empty() {
             return;
@@ -180,7 +181,8 @@ fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
     child.wait().is_ok_and(|status| status.success())
 }
 
-/// Makes the calls, in the mount on `dir`, that standard input lists. For the process that [`Teller::tell`] starts.
+/// Makes the calls, in the mount on `dir`, that standard input lists. For the process that [`Teller::tell`]
+/// starts.
 pub fn make_calls(dir: &Path) -> Result<()> {
     let mut text = Vec::new();
     io::stdin().read_to_end(&mut text).at("read", Path::new("standard input"))?;
@@ -255,7 +257,8 @@ fn set_times(dir: BorrowedFd<'_>, name: &[u8], access: Nsecs) {
     }
 }
 
-/// Opens a regular file for writing, and closes it: IN_CLOSE_WRITE. Not a program: it could not be started meanwhile.
+/// Opens a regular file for writing, and closes it: IN_CLOSE_WRITE. Not a program: it could not be started
+/// meanwhile.
 fn write_none(dir: BorrowedFd<'_>, name: &[u8]) {
     let found = open_here(dir, name, OFlags::PATH | OFlags::NOFOLLOW);
     let is_plain = found

@@ -22,8 +22,8 @@ use crate::runtime;
 /// How to build.
 #[derive(Debug, Clone, Default)]
 pub struct BuildOptions {
-    /// Name of the environment. Without one, an environment of the same identity is given back whatever its name, and a new one
-    /// is named by its short id.
+    /// Name of the environment. Without one, an environment of the same identity is given back whatever its
+    /// name, and a new one is named by its short id.
     pub name: Option<String>,
     /// Build what the lock file pins, or fail.
     pub locked: bool,
@@ -130,7 +130,8 @@ impl Engine {
         Ok(Plan { path: path.to_owned(), manifest, lock_path, pinned, holder: None })
     }
 
-    /// Brings the base into the store and the packages onto it. `existing` looks for an environment that is what would be built.
+    /// Brings the base into the store and the packages onto it. `existing` looks for an environment that is
+    /// what would be built.
     pub(super) fn resolve(
         &self,
         plan: &Plan,
@@ -250,7 +251,8 @@ impl Plan {
         lock.resolved_packages.iter().filter(asked).cloned().collect()
     }
 
-    /// The environment that has the wanted name, as far as it can be what is built on this base with these pins.
+    /// The environment that has the wanted name, as far as it can be what is built on this base with these
+    /// pins.
     fn holder_for(&self, base: &Base, pins: &[LockedPackage]) -> Result<Option<(Box<Metadata>, LockFile)>> {
         let Some((metadata, lock)) = &self.holder else { return Ok(None) };
         if lock.base_image_digest != base.digest

@@ -25,10 +25,11 @@ pub enum CloneFrom<'a> {
 }
 
 impl Engine {
-    /// Makes the environment `name`, which stands on a snapshot of `env`. Nothing is copied: it takes as long whatever the size.
+    /// Makes the environment `name`, which stands on a snapshot of `env`. Nothing is copied: it takes as long
+    /// whatever the size.
     ///
-    /// It is Built, whatever the state of `env` is; its snapshots are those that the chosen one stands on, down to the base, with
-    /// their names. What is left behind uncommitted is told.
+    /// It is Built, whatever the state of `env` is; its snapshots are those that the chosen one stands on,
+    /// down to the base, with their names. What is left behind uncommitted is told.
     ///
     /// # Errors
     /// A name that is taken, or a snapshot that is not there: nothing was made then, and nothing committed.

@@ -87,8 +87,8 @@ impl Engine {
         })
     }
 
-    /// Makes a new environment of what a manifest resolved to; the record at the end makes it visible, and until then nothing is.
-    /// Call with the store's lock held, shared.
+    /// Makes a new environment of what a manifest resolved to; the record at the end makes it visible, and
+    /// until then nothing is. Call with the store's lock held, shared.
     pub(super) fn create(&self, name: &str, manifest: &Manifest, built: &Built<'_>) -> Result<Metadata> {
         self.add_environment(self.new_metadata(name, manifest, built)?)
     }
@@ -131,8 +131,8 @@ impl Engine {
         fail::point("create.dir").and_then(|()| self.store().files().make_dirs(&dir)).at("create", &dir)
     }
 
-    /// Makes the environment that a new record describes, under a name that must be free. Call with the store's lock held,
-    /// shared.
+    /// Makes the environment that a new record describes, under a name that must be free. Call with the
+    /// store's lock held, shared.
     pub(super) fn add_environment(&self, mut metadata: Metadata) -> Result<Metadata> {
         let intent = Wal::begin(self.store(), Intent::Import { instance: metadata.instance })?;
         self.make_env_dir(&metadata.instance)?;

@@ -31,8 +31,9 @@ pub struct ImportOutcome {
 }
 
 impl Engine {
-    /// Imports a root filesystem (archive, directory, image, the http address of an archive, or what comes out of a FIFO or with `-`
-    /// out of standard input) as the environment `name`; of a directory, `mounts` says what becomes of mounts below it.
+    /// Imports a root filesystem (archive, directory, image, the http address of an archive, or what comes
+    /// out of a FIFO or with `-` out of standard input) as the environment `name`; of a directory, `mounts`
+    /// says what becomes of mounts below it.
     pub fn import(
         &self,
         image: &str,
@@ -75,8 +76,8 @@ impl Engine {
         Ok(ImportOutcome { metadata, entries: base.entries, bytes: base.bytes })
     }
 
-    /// Imports the upper directory of an overlay that lay on a snapshot of `env`, by default its head, as the environment `name`:
-    /// what `env` was, and a snapshot of what the mounted overlay showed.
+    /// Imports the upper directory of an overlay that lay on a snapshot of `env`, by default its head, as the
+    /// environment `name`: what `env` was, and a snapshot of what the mounted overlay showed.
     pub fn import_upper(
         &self,
         upper: &Path,

@@ -1,4 +1,5 @@
-//! Packages: a package manager run in a scratch environment, by the same code as `exec`, and the layer that comes of it.
+//! Packages: a package manager run in a scratch environment, by the same code as `exec`, and the layer that
+//! comes of it.
 
 use std::io::{BufRead as _, BufReader, PipeReader};
 use std::path::Path;
@@ -76,7 +77,8 @@ pub(super) struct Installed {
 }
 
 impl Engine {
-    /// The layer of the packages that `lock` pins on its base, if an environment has one: `Some(None)` where the base has them all.
+    /// The layer of the packages that `lock` pins on its base, if an environment has one: `Some(None)` where
+    /// the base has them all.
     pub(super) fn find_dependency(&self, base: &Base, lock: &LockFile) -> Result<Option<Option<Dependency>>> {
         let wanted = (&lock.resolved_packages, &lock.resolved_apps);
         for env in Metadata::list(self.store())?.into_iter().flatten().filter(|e| e.base_layer == base.hash) {
@@ -92,7 +94,8 @@ impl Engine {
         Ok(None)
     }
 
-    /// Installs packages on `base`. `shared` is the store's lock, which others may need while it lasts: it is given back.
+    /// Installs packages on `base`. `shared` is the store's lock, which others may need while it lasts: it is
+    /// given back.
     pub(super) fn install(
         &self,
         base: &Base,
@@ -402,7 +405,8 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// With `--locked` the installed versions are those of the lock, whatever the manager made of what it was asked.
+/// With `--locked` the installed versions are those of the lock, whatever the manager made of what it was
+/// asked.
 fn check_pins(installed: &[LockedPackage], packages: &Packages<'_>, log: &mut BuildLog<'_>) -> Result<()> {
     if !packages.locked {
         return Ok(());

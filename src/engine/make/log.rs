@@ -1,4 +1,5 @@
-//! What the programs of a build print: into a file, and on to whoever watches. A build that succeeds takes its log away.
+//! What the programs of a build print: into a file, and on to whoever watches. A build that succeeds takes
+//! its log away.
 
 use std::collections::VecDeque;
 use std::fs::File;

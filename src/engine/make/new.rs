@@ -44,7 +44,8 @@ pub fn free_path(dir: &Path, force: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Writes `karapace.toml` in `dir` for an environment `name` after a template, on the base image `image` if there is one.
+/// Writes `karapace.toml` in `dir` for an environment `name` after a template, on the base image `image` if
+/// there is one.
 pub fn new_manifest(
     dir: &Path,
     name: &str,

@@ -29,8 +29,8 @@ pub fn is_pinned(path: &Path) -> Result<(bool, String)> {
 }
 
 impl Engine {
-    /// Rewrites `base.image` of the manifest at `path` so that it means the content which it has now; nothing else in the file changes.
-    /// With `write_lock` the lock file follows.
+    /// Rewrites `base.image` of the manifest at `path` so that it means the content which it has now; nothing
+    /// else in the file changes. With `write_lock` the lock file follows.
     pub fn pin(
         &self,
         path: &Path,

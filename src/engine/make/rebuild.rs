@@ -26,9 +26,10 @@ pub struct RebuildOutcome {
 }
 
 impl Engine {
-    /// Builds what the manifest at `path` describes and puts it in the place of the environment that was built from it before: the one
-    /// of the name that is wanted, else the one that the lock file speaks of. Name and snapshots stay, what is uncommitted becomes one
-    /// more snapshot. Until the new environment stands, the old one does.
+    /// Builds what the manifest at `path` describes and puts it in the place of the environment that was
+    /// built from it before: the one of the name that is wanted, else the one that the lock file speaks of.
+    /// Name and snapshots stay, what is uncommitted becomes one more snapshot. Until the new environment
+    /// stands, the old one does.
     ///
     /// # Errors
     /// An environment that is mounted, entered, frozen or archived is refused, before anything is built.
@@ -84,7 +85,8 @@ impl Engine {
         self.check_idle(env)
     }
 
-    /// Puts a new environment in the place of `old`, whose lock is `lock`. Call with the store's lock held, shared.
+    /// Puts a new environment in the place of `old`, whose lock is `lock`. Call with the store's lock held,
+    /// shared.
     fn replace(&self, old: &Metadata, lock: EnvLock, plan: &Plan, resolved: &Resolved) -> Result<Metadata> {
         let mut metadata = self.new_metadata(&old.name, &plan.manifest, &resolved.built())?;
         metadata.snapshots.clone_from(&old.snapshots);

@@ -1,6 +1,6 @@
-//! An environment that exists for the time of a build, for a package manager to run in: with the base image for its lower view,
-//! whatever is asked of the environment that is to be built. It is listed like any other meanwhile, and goes when the build ends,
-//! however it ends.
+//! An environment that exists for the time of a build, for a package manager to run in: with the base image
+//! for its lower view, whatever is asked of the environment that is to be built. It is listed like any other
+//! meanwhile, and goes when the build ends, however it ends.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,8 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes it. Call with the store's lock held, shared; from then on the base is referred to, and the lock is not needed.
+    /// Makes it. Call with the store's lock held, shared; from then on the base is referred to, and the lock
+    /// is not needed.
     pub fn begin(engine: &Engine, base: &Base) -> Result<Scratch> {
         let manifest = Manifest::for_image("the base of a build");
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
@@ -51,8 +52,8 @@ impl Scratch {
         Ok(Scratch { engine: engine.clone(), env, base: base.root, _intent: intent })
     }
 
-    /// The layer that it has become, but for the paths that are `ignore`d; `None` when nothing is different. Call with the store's
-    /// lock held, shared.
+    /// The layer that it has become, but for the paths that are `ignore`d; `None` when nothing is different.
+    /// Call with the store's lock held, shared.
     pub fn layer(&self, ignore: &Ignore) -> Result<Option<Layer>> {
         let lock = self.engine.lock_unmounted(&self.env)?;
         let env = Metadata::load(self.engine.store(), &self.env.instance)?;
@@ -72,7 +73,8 @@ impl Drop for Scratch {
 }
 
 impl Engine {
-    /// Unmounts what builds that were killed left mounted. Their environments are then undone like all that was left half-done.
+    /// Unmounts what builds that were killed left mounted. Their environments are then undone like all that
+    /// was left half-done.
     ///
     /// Nothing is done where the replay would do nothing: the next start does it.
     pub(in crate::engine) fn end_abandoned_builds(&self) -> Result<()> {

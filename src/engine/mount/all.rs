@@ -1,8 +1,8 @@
-//! Every environment a directory: a process that mounts each below one directory with the usual mount, and follows as they are
-//! built, renamed, frozen and destroyed.
+//! Every environment a directory: a process that mounts each below one directory with the usual mount, and
+//! follows as they are built, renamed, frozen and destroyed.
 //!
-//! Each environment has a serving process of its own, as by `mount`; this one only starts them. So what goes wrong with one, or
-//! with this process, leaves the others as they are.
+//! Each environment has a serving process of its own, as by `mount`; this one only starts them. So what goes
+//! wrong with one, or with this process, leaves the others as they are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -49,8 +49,8 @@ pub fn log_path(engine: &Engine) -> PathBuf {
 }
 
 impl Engine {
-    /// Mounts everything below `dir` until [`Engine::umount_all`], SIGTERM or SIGINT. `ready` is called once, when all that can be
-    /// mounted is; `tell` hears of what cannot, and why, once each time.
+    /// Mounts everything below `dir` until [`Engine::umount_all`], SIGTERM or SIGINT. `ready` is called once,
+    /// when all that can be mounted is; `tell` hears of what cannot, and why, once each time.
     ///
     /// # Errors
     /// Another process does it already.
@@ -85,7 +85,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The same in a process in the background; returns when all that can be mounted is. Gives its directory and process id.
+    /// The same in a process in the background; returns when all that can be mounted is. Gives its directory
+    /// and process id.
     pub fn mount_all_in_background(&self, dir: &Path, verbose: bool) -> Result<(PathBuf, u32)> {
         if let Some(supervisor) = self.supervisor()? {
             return Err(taken(&supervisor));
@@ -118,8 +119,8 @@ impl Engine {
         }
     }
 
-    /// Ends `mount --all`, and every mount of an environment. Gives the directories, and what could not be unmounted with the
-    /// reason.
+    /// Ends `mount --all`, and every mount of an environment. Gives the directories, and what could not be
+    /// unmounted with the reason.
     pub fn umount_all(&self) -> Result<(Vec<PathBuf>, Vec<String>)> {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
         let before: Vec<_> = self.readable()?.0;

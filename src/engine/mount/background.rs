@@ -40,8 +40,8 @@ pub fn tell_ready(dir: &Path) -> Result<()> {
     tell(&Readiness::Mounted { dir: dir.to_owned() })
 }
 
-/// Puts this process, which must have one thread, into a user and a mount namespace of its own, and returns when the process
-/// that started it has given it its ids. For the background process only.
+/// Puts this process, which must have one thread, into a user and a mount namespace of its own, and returns
+/// when the process that started it has given it its ids. For the background process only.
 pub fn leave_host() -> Result<()> {
     let failed = |e: io::Error| Error::io("make a user namespace for", Path::new("the mount"), e);
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(|e| failed(e.into()))?;

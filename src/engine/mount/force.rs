@@ -1,7 +1,7 @@
 //! Ending a mount that does not answer any more.
 //!
-//! What returned is in the upper, journal and data, since before it returned: cutting the mount off, or killing the process that
-//! serves it, loses nothing of it.
+//! What returned is in the upper, journal and data, since before it returned: cutting the mount off, or
+//! killing the process that serves it, loses nothing of it.
 
 use std::fs;
 use std::io;
@@ -37,8 +37,8 @@ pub struct Forced {
 }
 
 impl Engine {
-    /// Ends the mount that `target` names as [`Engine::umount`] does, asking neither the process that serves it nor anyone who
-    /// uses it: detached, cut off, and what serves it ended.
+    /// Ends the mount that `target` names as [`Engine::umount`] does, asking neither the process that serves
+    /// it nor anyone who uses it: detached, cut off, and what serves it ended.
     pub fn umount_by_force(&self, target: &str) -> Result<Forced> {
         let (env, dir) = self.mount_named(target)?;
         let mut forced = Forced { dir, done: Vec::new() };
@@ -50,7 +50,8 @@ impl Engine {
         if server.is_none() && here.is_none() {
             return Err(Error::NotMounted { what: target.to_owned() });
         }
-        // Where it is not mounted here any more, what was recorded counts, as long as it is served: then no other has the number.
+        // Where it is not mounted here any more, what was recorded counts, as long as it is served: then no
+        // other has the number.
         let recorded = match (&env, &server) {
             (Some(env), Some(_)) => self.recorded_mount(&env.instance)?.and_then(|mount| mount.device),
             _ => None,
@@ -100,8 +101,8 @@ impl Engine {
     }
 }
 
-/// Has the kernel fail everything that waits for this connection. Whether it did; not everyone may, and not every system has
-/// the files for it.
+/// Has the kernel fail everything that waits for this connection. Whether it did; not everyone may, and not
+/// every system has the files for it.
 fn abort(number: u32) -> bool {
     let connection = Path::new(CONNECTIONS).join(number.to_string());
     match fs::write(connection.join("abort"), "1") {

@@ -1,5 +1,5 @@
-//! Who keeps a mount from ending that is not in the tree of directories any more: it lives on in another mount namespace, or for
-//! files that are open.
+//! Who keeps a mount from ending that is not in the tree of directories any more: it lives on in another
+//! mount namespace, or for files that are open.
 
 use std::fmt;
 use std::fs;
@@ -30,8 +30,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The processes that have the FUSE mount with this minor device number, one for each further mount namespace, as far as this process
-/// may look. Asks nothing of the mount.
+/// The processes that have the FUSE mount with this minor device number, one for each further mount
+/// namespace, as far as this process may look. Asks nothing of the mount.
 pub fn holders(minor: u32) -> Vec<Holder> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let mut seen: Vec<Option<PathBuf>> = vec![namespace("self")];

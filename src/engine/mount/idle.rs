@@ -21,8 +21,8 @@ impl Engine {
         }
     }
 
-    /// Takes the lock of an environment that is not in use. A mount that somebody's `mount --all` just makes may show only when the lock
-    /// is asked for: it is ended as well.
+    /// Takes the lock of an environment that is not in use. A mount that somebody's `mount --all` just makes
+    /// may show only when the lock is asked for: it is ended as well.
     pub(in crate::engine) fn lock_idle(&self, env: &Metadata) -> Result<EnvLock> {
         self.check_idle(env)?;
         match self.lock_unmounted(env) {

@@ -10,8 +10,8 @@ use crate::description::lifecycle;
 use crate::engine::{Error, Result};
 use crate::runtime::ranges::Ranges;
 
-/// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a slow request
-/// (a cold read) from holding up the others.
+/// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a
+/// slow request (a cold read) from holding up the others.
 pub const DEFAULT_THREADS: usize = 2;
 
 /// How to mount.
@@ -79,8 +79,8 @@ pub(super) fn check_mountable(env: &Metadata) -> Result<()> {
     Err(Error::Invalid(format!("{} is {state} and cannot be mounted or entered", env.name)))
 }
 
-/// Refuses what is for root. The kernel takes objects from root only, and would not see what is written; on a user's mount all
-/// ids are one.
+/// Refuses what is for root. The kernel takes objects from root only, and would not see what is written; on a
+/// user's mount all ids are one.
 pub(super) fn check_root_options(options: &Options) -> Result<()> {
     let read_only = options.read_only || options.snapshot.is_some();
     if options.passthrough && !(read_only && geteuid().is_root()) {

@@ -37,8 +37,8 @@ use crate::process;
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// Serves in this process until unmounted. `ready` is called once, with the mount point, when the mount answers; when it
-    /// fails, nobody waits for the mount and it ends.
+    /// Serves in this process until unmounted. `ready` is called once, with the mount point, when the mount
+    /// answers; when it fails, nobody waits for the mount and it ends.
     pub fn serve(
         &self,
         instance: &InstanceId,
@@ -166,8 +166,8 @@ fn failed(error: &Error) -> Answer {
     Answer::Failed { errno: error.errno(), reason: error.to_string() }
 }
 
-/// Ends the work on an environment whose mount is gone. What fails is for the log: there is nobody left to tell, and the
-/// journal holds everything all the same.
+/// Ends the work on an environment whose mount is gone. What fails is for the log: there is nobody left to
+/// tell, and the journal holds everything all the same.
 fn finish(instance: &Instance, server: Option<&Server>, info: &Path) {
     if let Err(error) = instance.close() {
         tracing::error!("closing the environment: {error}");
@@ -224,13 +224,14 @@ fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool)
     }
 }
 
-/// On SIGTERM, SIGINT or SIGHUP unmounts. A mount in use is detached, and after a grace period cut off: `finish` is called and
-/// the process ends.
+/// On SIGTERM, SIGINT or SIGHUP unmounts. A mount in use is detached, and after a grace period cut off:
+/// `finish` is called and the process ends.
 fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Send + 'static) -> Result<()> {
     let watch = move || {
         let Ok(signal) = signals.wait() else { return };
         tracing::info!("unmounting on {signal}");
-        // Unmounted here, it may still be mounted in another mount namespace, or be open since it was detached.
+        // Unmounted here, it may still be mounted in another mount namespace, or be open since it was
+        // detached.
         if let Err(error) = handle.unmount() {
             tracing::info!("detaching, for it cannot be unmounted: {error}");
             if let Err(error) = handle.detach() {

@@ -11,7 +11,8 @@ use crate::engine::At as _;
 use crate::engine::server::info::MountInfo;
 use crate::engine::{Engine, Error, Result};
 
-/// `mount-all` in the store's directory: who mounts everything, and where. Believed only while that process holds its lock.
+/// `mount-all` in the store's directory: who mounts everything, and where. Believed only while that process
+/// holds its lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supervisor {
     /// Its process id.

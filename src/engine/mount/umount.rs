@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// Unmounts what `target` names: an environment, or a directory that one (or a snapshot of one) is mounted on. Returns when
-    /// the serving process is through. Gives the directory.
+    /// Unmounts what `target` names: an environment, or a directory that one (or a snapshot of one) is
+    /// mounted on. Returns when the serving process is through. Gives the directory.
     pub fn umount(&self, target: &str) -> Result<PathBuf> {
         match self.mount_named(target)? {
             (Some(env), _) => self.umount_env(&env),
@@ -32,8 +32,8 @@ impl Engine {
         }
     }
 
-    /// The environment that a command line names, and its directory as far as one is recorded. No environment: a snapshot is
-    /// mounted there.
+    /// The environment that a command line names, and its directory as far as one is recorded. No
+    /// environment: a snapshot is mounted there.
     pub(super) fn mount_named(&self, target: &str) -> Result<(Option<Metadata>, PathBuf)> {
         if !target.contains('/') {
             match self.find(target) {

@@ -13,7 +13,8 @@ use crate::engine::{Engine, Error, Result};
 pub const UNIT: &str = "karapace.service";
 
 impl Engine {
-    /// Writes the unit for `mount --all` of this store below `dir` into `config`, the user's configuration directory. Gives its path.
+    /// Writes the unit for `mount --all` of this store below `dir` into `config`, the user's configuration
+    /// directory. Gives its path.
     pub fn install_unit(&self, program: &Path, dir: &Path, config: &Path) -> Result<PathBuf> {
         let units = config.join("systemd/user");
         fs::create_dir_all(&units).at("create", &units)?;

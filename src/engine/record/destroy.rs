@@ -10,11 +10,12 @@ use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
 impl Engine {
-    /// Removes `env` with its snapshots and uncommitted changes. Its content stays in the store until gc. A snapshot that somebody
-    /// gave a name goes only where `snapshots` says so.
+    /// Removes `env` with its snapshots and uncommitted changes. Its content stays in the store until gc. A
+    /// snapshot that somebody gave a name goes only where `snapshots` says so.
     ///
     /// # Errors
-    /// [`Error::Running`] and [`Error::Mounted`] while it is in use, [`Error::NamedSnapshots`] when it has such a snapshot.
+    /// [`Error::Running`] and [`Error::Mounted`] while it is in use, [`Error::NamedSnapshots`] when it has
+    /// such a snapshot.
     pub fn destroy(&self, env: &Metadata, snapshots: bool) -> Result<()> {
         check_destroy(env, snapshots)?;
         let lock = self.lock_idle(env)?;

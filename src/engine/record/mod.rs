@@ -1,5 +1,5 @@
-//! What an environment's record says, shown ([`list`], [`inspect`]) and changed ([`rename`], [`state`], snapshots
-//! that are too many: [`retention`]), to its end ([`destroy`]).
+//! What an environment's record says, shown ([`list`], [`inspect`]) and changed ([`rename`], [`state`],
+//! snapshots that are too many: [`retention`]), to its end ([`destroy`]).
 //!
 //! May use `mount`, `server` and `instance`.
 

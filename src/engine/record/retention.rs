@@ -12,7 +12,8 @@ use serde::Serialize;
 use crate::description::lifecycle;
 use crate::engine::{Engine, Report, Result};
 
-/// What is kept of each environment's snapshots: what either rule keeps, what has a name, and what the environment stands on.
+/// What is kept of each environment's snapshots: what either rule keeps, what has a name, and what the
+/// environment stands on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Keep {
     /// So many of the newest.
@@ -44,8 +45,9 @@ pub struct Expiry {
 }
 
 impl Engine {
-    /// Removes the snapshots that `keep` does not keep, as `snapshots rm` does; with `dry_run` only says which. Frozen and archived
-    /// environments are left alone. An environment whose snapshots cannot be removed now keeps them; that is told.
+    /// Removes the snapshots that `keep` does not keep, as `snapshots rm` does; with `dry_run` only says
+    /// which. Frozen and archived environments are left alone. An environment whose snapshots cannot be
+    /// removed now keeps them; that is told.
     pub fn expire(&self, keep: &Keep, now: Timestamp, dry_run: bool, report: &dyn Report) -> Result<Expiry> {
         let (environments, unreadable) = self.readable()?;
         for error in unreadable {
@@ -77,7 +79,8 @@ impl Engine {
     }
 }
 
-/// The hashes of the snapshots that go, oldest first. One hash may stand in several entries, which stay or go together.
+/// The hashes of the snapshots that go, oldest first. One hash may stand in several entries, which stay or go
+/// together.
 fn expired(snapshots: &[SnapshotEntry], head: &LayerHash, keep: &Keep, now: Timestamp) -> Vec<LayerHash> {
     let newest_first: Vec<&SnapshotEntry> = made(snapshots).into_iter().rev().collect();
     let limit = keep.within.map(|within| now.secs.saturating_sub_unsigned(within.as_secs()));
@@ -97,7 +100,8 @@ fn expired(snapshots: &[SnapshotEntry], head: &LayerHash, keep: &Keep, now: Time
     gone
 }
 
-/// A clock that was wrong makes ages wrong: what was made in the future is kept by any age, and the user should know.
+/// A clock that was wrong makes ages wrong: what was made in the future is kept by any age, and the user
+/// should know.
 fn tell_of_the_future(env: &Metadata, now: Timestamp, report: &dyn Report) {
     for entry in env.snapshots.iter().filter(|entry| entry.created_at.secs > now.secs) {
         report.note(&format!(

@@ -8,7 +8,8 @@ use crate::description::lifecycle;
 use crate::engine::{Engine, Result};
 
 impl Engine {
-    /// From now on nothing changes in `env`; it can be mounted and entered read-only. Unmounted environments only.
+    /// From now on nothing changes in `env`; it can be mounted and entered read-only. Unmounted environments
+    /// only.
     pub fn freeze(&self, env: &Metadata) -> Result<()> {
         self.change_state(env, EnvState::Frozen)
     }

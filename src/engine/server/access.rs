@@ -41,8 +41,9 @@ impl Engine {
         }
     }
 
-    /// Makes `env` equal to a snapshot (see [`reference`](crate::engine::instance::reference)), or brings the chosen paths of it back; what
-    /// that would overwrite is committed first. `times`: kept by default, the present one for chosen paths.
+    /// Makes `env` equal to a snapshot (see [`reference`](crate::engine::instance::reference)), or brings the
+    /// chosen paths of it back; what that would overwrite is committed first. `times`: kept by default, the
+    /// present one for chosen paths.
     pub fn restore(
         &self,
         env: &Metadata,
@@ -161,8 +162,8 @@ impl Engine {
         asked.map_err(|error| self.serving_error(env, &format!("could not be asked ({error})")))
     }
 
-    /// What to make of a request without an answer: it is asked again, once, if it only looks, or if the record shows that nothing was
-    /// done. A restore is not: `~1` may have become another snapshot.
+    /// What to make of a request without an answer: it is asked again, once, if it only looks, or if the
+    /// record shows that nothing was done. A restore is not: `~1` may have become another snapshot.
     fn unanswered(&self, before: &Metadata, request: &Request, wait: &mut Waiting) -> Result<Answer> {
         let now = Metadata::load(self.store(), &before.instance)?;
         let same = (&now.snapshots, now.head_record) == (&before.snapshots, before.head_record);

@@ -41,7 +41,8 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer, however long it takes. `Ok(None)`: the process ended without one, and may have done it.
+    /// Asks and waits for the answer, however long it takes. `Ok(None)`: the process ended without one, and
+    /// may have done it.
     pub fn request(self, request: &Request) -> io::Result<Option<Answer>> {
         Ok(self.exchange(request, &[])?.map(|reply| reply.answer))
     }
@@ -49,7 +50,8 @@ impl Client {
     /// The same with descriptors, both ways.
     pub fn exchange(self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
         match self.talk(request, descriptors) {
-            // The kernel says these only of a request that was not read to its end: nothing was done, so it can be asked again.
+            // The kernel says these only of a request that was not read to its end: nothing was done, so it
+            // can be asked again.
             Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                 Ok(Some(Answer::Ending.into()))
             }
@@ -67,7 +69,8 @@ impl Client {
         Ok(Some(Reply { answer: serde_json::from_slice(&line)?, descriptors }))
     }
 
-    /// Waits until an answer begins. A server that was stopped would be waited for without end: says so, once.
+    /// Waits until an answer begins. A server that was stopped would be waited for without end: says so,
+    /// once.
     fn await_answer(&self) -> io::Result<()> {
         let mut said = false;
         loop {

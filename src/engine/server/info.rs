@@ -14,7 +14,8 @@ use crate::engine::{Engine, Error, Result};
 /// The largest mount.json that is read, in bytes.
 const MAX_INFO: u64 = 64 << 10;
 
-/// `env/<instance>/mount.json`: where a mount is and who serves it. Believed only while the control socket answers.
+/// `env/<instance>/mount.json`: where a mount is and who serves it. Believed only while the control socket
+/// answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountInfo {
     /// The mount point.
@@ -30,8 +31,8 @@ pub struct MountInfo {
 }
 
 impl MountInfo {
-    /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are that are
-    /// made inside a user namespace.
+    /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are
+    /// that are made inside a user namespace.
     pub(in crate::engine) fn is_seen_here(&self) -> bool {
         mountpoint::is_ours(&self.dir)
     }

@@ -1,5 +1,6 @@
-//! The serving process as keeper of the inside: it holds the namespaces in which the sessions of its environment run, hands
-//! them to those that join, and ends the inside when the last session is gone, however that came about.
+//! The serving process as keeper of the inside: it holds the namespaces in which the sessions of its
+//! environment run, hands them to those that join, and ends the inside when the last session is gone, however
+//! that came about.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -68,7 +69,8 @@ struct Held {
 }
 
 impl Keeper {
-    /// For the mount of `instance` at `place`; says in `admitted` who may use its control directory from inside. A mount for sessions is watched from now on: the session that made it has joined.
+    /// For the mount of `instance` at `place`; says in `admitted` who may use its control directory from
+    /// inside. A mount for sessions is watched from now on: the session that made it has joined.
     pub fn new(
         engine: &Engine,
         instance: InstanceId,

@@ -1,7 +1,7 @@
 //! Who is at the other end of a control socket.
 //!
-//! A program inside a session reaches the socket where the host's directories are shared, also through a read-only mount, and may
-//! have its user's ids. So what counts is where the process that connected lives.
+//! A program inside a session reaches the socket where the host's directories are shared, also through a
+//! read-only mount, and may have its user's ids. So what counts is where the process that connected lives.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -13,8 +13,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 /// Whether the process that connected lives in this process's own process namespace.
 ///
-/// From Linux 6.5 on the kernel gives a descriptor of that very process (SO_PEERPIDFD). Before, there is its number only, which may
-/// be another process's by now if that one has ended.
+/// From Linux 6.5 on the kernel gives a descriptor of that very process (SO_PEERPIDFD). Before, there is its
+/// number only, which may be another process's by now if that one has ended.
 pub(super) fn is_of_ours(stream: &UnixStream) -> bool {
     // The number is that of this process's namespace, and zero for who is in none below it.
     let number = getsockopt(stream, sockopt::PeerCredentials).map_or(0, |peer| peer.pid());

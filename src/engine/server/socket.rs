@@ -1,7 +1,8 @@
 //! `env/<instance>/control.sock`: how a command reaches the process that serves an environment.
 //!
-//! One JSON line each way a connection; open namespaces travel beside it as descriptors. The directory is the user's alone (0700), so whoever can connect may ask, but for programs inside (`peer.rs`).
-//! A socket that nobody listens on is stale: connecting says so, and it counts as absent.
+//! One JSON line each way a connection; open namespaces travel beside it as descriptors. The directory is the
+//! user's alone (0700), so whoever can connect may ask, but for programs inside (`peer.rs`). A socket that
+//! nobody listens on is stale: connecting says so, and it counts as absent.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Write};
@@ -85,7 +86,8 @@ pub enum Request {
         /// Who wants to, for those who cannot look the user up themselves.
         user: Option<String>,
     },
-    /// Keep a new inside for those who join. Comes with its lifeline, a pidfd of its process 1 and its namespaces.
+    /// Keep a new inside for those who join. Comes with its lifeline, a pidfd of its process 1 and its
+    /// namespaces.
     Hold {
         /// The options that made it.
         shape: Shape,
@@ -108,7 +110,8 @@ pub struct Entrance {
     pub dir: PathBuf,
     /// The mount ends with the last session.
     pub session: bool,
-    /// The namespaces in which it is mounted, if the server made some of its own; their descriptors come first.
+    /// The namespaces in which it is mounted, if the server made some of its own; their descriptors come
+    /// first.
     pub ground: Vec<String>,
     /// What a session depends on, if there is a ground: who is outside of it cannot see into the mount.
     pub seen: Option<Box<Seen>>,
@@ -180,7 +183,8 @@ struct Busy {
 }
 
 impl Server {
-    /// Listens in `env_dir` and answers with `handler`. The caller holds the environment's lock, so a socket that is there is stale.
+    /// Listens in `env_dir` and answers with `handler`. The caller holds the environment's lock, so a socket
+    /// that is there is stale.
     pub fn start(
         files: &Files,
         env_dir: &Path,
@@ -260,8 +264,8 @@ impl Drop for Guard {
 
 fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply) -> io::Result<()> {
     let is_ours = peer::is_of_ours(stream);
-    // A connection that says nothing (someone asks whether we live) must not keep a thread. Of a stranger no more is read than lets
-    // the refusal arrive.
+    // A connection that says nothing (someone asks whether we live) must not keep a thread. Of a stranger no
+    // more is read than lets the refusal arrive.
     let (patience, most) = if is_ours { (FAREWELL, MAX_REQUEST) } else { (BRIEF, 1) };
     stream.set_read_timeout(Some(patience))?;
     let (line, descriptors) = receive(stream, most)?;
@@ -303,7 +307,8 @@ pub(super) fn transmit(
     stream.write_all(&line[sent..])
 }
 
-/// Reads up to the end of a line or of the stream, at most `most` bytes, and takes the descriptors that came along.
+/// Reads up to the end of a line or of the stream, at most `most` bytes, and takes the descriptors that came
+/// along.
 pub(super) fn receive(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let (mut line, mut descriptors) = (Vec::new(), Vec::new());
     let mut buffer = vec![0; 64 << 10];

@@ -54,8 +54,8 @@ pub struct EnterOptions {
 }
 
 impl EnterOptions {
-    /// What all sessions of an inside share of the options and of the policy. `account`: the only one there, where there is one
-    /// id only.
+    /// What all sessions of an inside share of the options and of the policy. `account`: the only one there,
+    /// where there is one id only.
     fn shape(&self, policy: &runtime::Policy, account: Option<&User>) -> Shape {
         let home = clap::ValueEnum::to_possible_value(&self.choices.home);
         let home = home.map_or_else(String::new, |value| value.get_name().to_owned());
@@ -102,7 +102,8 @@ impl Engine {
         let ended = self.run_inside(env, options, &policy);
         let left = session.leave(|| self.end_inside(env));
         let ended = ended?;
-        // The command's own status matters more than a mount that stays; the next session uses it and ends it.
+        // The command's own status matters more than a mount that stays; the next session uses it and ends
+        // it.
         if let Err(error) = left {
             tracing::warn!("ending the session: {error}");
         }
@@ -278,8 +279,8 @@ impl Engine {
         }
     }
 
-    /// A directory for mounts of sessions, which no other user reaches: in the user's runtime directory, else beside the upper.
-    /// Set-user-id programs are in force on a mount of root's, so what holds it is closed.
+    /// A directory for mounts of sessions, which no other user reaches: in the user's runtime directory, else
+    /// beside the upper. Set-user-id programs are in force on a mount of root's, so what holds it is closed.
     fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
         let (parent, name) = match private_dir::for_sessions() {
             Some(dir) => (dir, env.instance.to_hex()),

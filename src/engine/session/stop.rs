@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Engine {
-    /// Asks all that runs in `env` to end (SIGTERM), and kills what has not ended after `time`. A mount that was made for the
-    /// sessions ends too; another stays. Whether there was anything.
+    /// Asks all that runs in `env` to end (SIGTERM), and kills what has not ended after `time`. A mount that
+    /// was made for the sessions ends too; another stays. Whether there was anything.
     pub fn stop(&self, env: &Metadata, time: Duration) -> Result<bool> {
         let was_running = sessions::running(self, &env.instance);
         if was_running {

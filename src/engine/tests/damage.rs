@@ -20,8 +20,8 @@ use crate::engine::make::clone::CloneFrom;
 const MANY: usize = 1100;
 
 impl Place {
-    /// An environment with a split listing, a file that is kept by blocks, two snapshots, and uncommitted changes that are synced
-    /// and not in a checkpoint.
+    /// An environment with a split listing, a file that is kept by blocks, two snapshots, and uncommitted
+    /// changes that are synced and not in a checkpoint.
     fn with_everything() -> (Place, Metadata) {
         let place = Place::new();
         let rootfs = place.rootfs();
@@ -213,7 +213,8 @@ fn what_needs_something_damaged_names_path_and_environment() {
         for format in [Format::Tar, Format::Oci] {
             named(export(format).map(|_| ()), &object, path);
         }
-        // Neither reads content: a snapshot is restored whatever one of its files is, and shared with a clone.
+        // Neither reads content: a snapshot is restored whatever one of its files is, and shared with a
+        // clone.
         place.engine.restore(&place.reload(&env), "one", &[], None).unwrap();
         place.engine.restore(&place.reload(&env), "two", &[], None).unwrap();
         flip(&file, middle(&file));

@@ -7,8 +7,9 @@ use karapace_store::id::InstanceId;
 
 use crate::engine::{Engine, Report, Result};
 
-/// Removes from the store what nothing refers to; with `dry_run` only counts it. Takes the store's lock, shared and for moments
-/// exclusively. Mounted environments stay usable: what they changed is read from their uppers on disk, which are always current.
+/// Removes from the store what nothing refers to; with `dry_run` only counts it. Takes the store's lock,
+/// shared and for moments exclusively. Mounted environments stay usable: what they changed is read from their
+/// uppers on disk, which are always current.
 pub fn collect(engine: &Engine, dry_run: bool, report: &dyn Report) -> Result<GcReport> {
     report.begin("collecting", None);
     let uppers = |instance: &InstanceId| upper_roots(engine, instance);

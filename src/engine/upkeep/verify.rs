@@ -29,8 +29,8 @@ pub struct Repaired {
     pub after: Verified,
 }
 
-/// Reads everything in the store and checks every reference, those of the environments' uncommitted changes too.
-/// What it finds may be damage ([`Finding::is_damage`]) or merely worth knowing. Nothing is changed.
+/// Reads everything in the store and checks every reference, those of the environments' uncommitted changes
+/// too. What it finds may be damage ([`Finding::is_damage`]) or merely worth knowing. Nothing is changed.
 pub fn verify(engine: &Engine, report: &dyn Report) -> Result<Verified> {
     report.begin("verifying", None);
     let uppers = |instance: &InstanceId| upper_state(engine, instance);
@@ -55,7 +55,8 @@ pub fn verify_and_repair(engine: &Engine, report: &dyn Report) -> Result<Repaire
     Ok(Repaired { actions, after: verify(engine, report)? })
 }
 
-/// An environment's upper as the store wants to hear of it. One that is served changes meanwhile: see [`karapace_fs::check`].
+/// An environment's upper as the store wants to hear of it. One that is served changes meanwhile: see
+/// [`karapace_fs::check`].
 fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<UpperState, StoreError> {
     let upper = engine.store().layout().upper(instance);
     let served = || EnvLock::holder(engine.store(), instance).map(|holder| holder.is_some());
@@ -79,7 +80,8 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
     Ok(UpperState { roots: check.roots, faults })
 }
 
-/// Turns back a wrong bit in a checkpoint; cuts a journal before its damage, having kept a copy. Not while somebody serves it.
+/// Turns back a wrong bit in a checkpoint; cuts a journal before its damage, having kept a copy. Not while
+/// somebody serves it.
 fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Result<Vec<Action>> {
     let (store, files) = (engine.store(), engine.store().files());
     let upper = store.layout().upper(instance);
@@ -125,8 +127,8 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
     Ok(actions)
 }
 
-/// Imports the base images of environments that need objects which are gone, as far as they can still be had: a local path, or a
-/// download that was kept.
+/// Imports the base images of environments that need objects which are gone, as far as they can still be had:
+/// a local path, or a download that was kept.
 fn fetch(
     engine: &Engine,
     findings: &[Finding],
@@ -172,7 +174,8 @@ fn fetch(
     Ok(())
 }
 
-/// Where the image of an environment's manifest lies, if it does. A relative path is not known to be of which directory.
+/// Where the image of an environment's manifest lies, if it does. A relative path is not known to be of which
+/// directory.
 fn image_of(engine: &Engine, metadata: &Metadata) -> Option<PathBuf> {
     let manifest = Manifest::parse(&metadata.manifest, Path::new("the manifest in the environment's record"));
     let image = Image::parse(&manifest.ok()?.base.image, Path::new("")).ok()?;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::super::download::Answer;
 use super::*;
 
-/// What a server does with a connection once it has read the request's head; gives how many bytes it got rid of.
+/// What a server does with a connection once it has read the request's head; gives how many bytes it got rid
+/// of.
 type Act = Box<dyn FnOnce(&mut TcpStream) -> u64 + Send>;
 
 /// Serves each connection in turn; gives the requests' heads, in lower case, and what the acts gave.

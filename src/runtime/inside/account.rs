@@ -1,4 +1,5 @@
-//! Showing a command the caller as a user of the environment: lists of the session's own are bound over the environment's.
+//! Showing a command the caller as a user of the environment: lists of the session's own are bound over the
+//! environment's.
 
 use std::ffi::{CStr, CString};
 

@@ -13,7 +13,8 @@ use super::lookup::open_below;
 use super::mounts::{check_served, write_new};
 use crate::runtime::channel::Report;
 
-/// What a runtime is given, and what is looked at before, for its own failures look like failures of the command.
+/// What a runtime is given, and what is looked at before, for its own failures look like failures of the
+/// command.
 pub(in crate::runtime) struct Bundle {
     /// Directories to make, parents first.
     pub(in crate::runtime) directories: Vec<CString>,
@@ -30,8 +31,8 @@ pub(in crate::runtime) struct Bundle {
 }
 
 impl Bundle {
-    /// Looks for the program and the directory as the runtime will, and writes the files. The runtime would make the
-    /// directory.
+    /// Looks for the program and the directory as the runtime will, and writes the files. The runtime would
+    /// make the directory.
     pub(in crate::runtime) fn prepare(&self) -> Result<(), Report<'static>> {
         let failed = |action| move |errno| Report::Failed(fail(action)(errno));
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -1,8 +1,9 @@
 //! The capabilities that commands of root do without where the inside shares the caller's user ids.
 //!
-//! There root inside would have them on the host. Without CAP_SYS_PTRACE it cannot look into the processes of karapace that live
-//! inside (`conceal`), nor into another user's: podman and docker take it as well. The others would be second ways to what the
-//! filter denies (`seccomp`): a clock through /dev/rtc, memory through /dev/mem, the kernel's log through /dev/kmsg.
+//! There root inside would have them on the host. Without CAP_SYS_PTRACE it cannot look into the processes of
+//! karapace that live inside (`conceal`), nor into another user's: podman and docker take it as well. The
+//! others would be second ways to what the filter denies (`seccomp`): a clock through /dev/rtc, memory
+//! through /dev/mem, the kernel's log through /dev/kmsg.
 //!
 //! In a user namespace of its own root inside keeps all of them: they reach no further than the namespace.
 

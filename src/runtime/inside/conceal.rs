@@ -1,10 +1,11 @@
 //! What a process of karapace gives up before a program inside can see it.
 //!
-//! Process 1, a monitor, its ear and the sender of `stop` are copies of karapace in the process namespace of the inside, and root inside
-//! looks at every process there. So before the clone that puts them there they lose what the caller has: the variables and
-//! arguments of karapace, its descriptors, its right to make the denied system calls. They are not dumpable, so the kernel
-//! refuses to show or trace them ([`ptrace(2)`], "Ptrace access mode checking"): their memory belongs to the user namespace of
-//! the caller, in which nobody inside has rights, or, where the inside shares it, CAP_SYS_PTRACE is taken from the commands
+//! Process 1, a monitor, its ear and the sender of `stop` are copies of karapace in the process namespace of
+//! the inside, and root inside looks at every process there. So before the clone that puts them there they
+//! lose what the caller has: the variables and arguments of karapace, its descriptors, its right to make the
+//! denied system calls. They are not dumpable, so the kernel refuses to show or trace them ([`ptrace(2)`],
+//! "Ptrace access mode checking"): their memory belongs to the user namespace of the caller, in which nobody
+//! inside has rights, or, where the inside shares it, CAP_SYS_PTRACE is taken from the commands
 //! (`capabilities`).
 //!
 //! A program executed anew inside would belong to root inside again, so none is.
@@ -29,8 +30,8 @@ const BLOCK: [u8; 4096] = [0; 4096];
 pub(in crate::runtime) struct StartStrings(pub(in crate::runtime) [Range<u64>; 2]);
 
 impl StartStrings {
-    /// Overwrites them in this process, a copy of karapace that reads them no more. Must come first: a process that is closed to
-    /// others may not write its own memory by the file.
+    /// Overwrites them in this process, a copy of karapace that reads them no more. Must come first: a
+    /// process that is closed to others may not write its own memory by the file.
     pub fn erase(&self) -> Result<(), Errno> {
         let memory = open(c"/proc/self/mem", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         for range in &self.0 {
@@ -46,7 +47,8 @@ impl StartStrings {
     }
 }
 
-/// Closes this process to those inside. Of the descriptors above 2 only `keep` and those below `preserved` stay open.
+/// Closes this process to those inside. Of the descriptors above 2 only `keep` and those below `preserved`
+/// stay open.
 pub(super) fn conceal(
     keep: &[Option<&OwnedFd>],
     preserved: i32,

@@ -49,8 +49,8 @@ pub(in crate::runtime) fn begin(preparation: &mut Preparation, kinds: CloneFlags
     main(preparation, kinds, channel)
 }
 
-/// Runs as process 1 of the new namespaces, of the kinds in `kinds`, with all signals blocked, until nobody holds the other end of
-/// the channel. Its start strings are erased.
+/// Runs as process 1 of the new namespaces, of the kinds in `kinds`, with all signals blocked, until nobody
+/// holds the other end of the channel. Its start strings are erased.
 pub(in crate::runtime) fn main(preparation: &mut Preparation, kinds: CloneFlags, channel: &Channel) -> ! {
     let mut buffer = MessageBuffer::new();
     // Karapace died before it began.
@@ -84,7 +84,8 @@ fn prepare<'p>(
 ) -> Result<(), Failure<'p>> {
     // It outlives the session that began it, and the terminal of that.
     setsid().map_err(fail("detach"))?;
-    // Before it is closed to others, for then the map is root's. There is nobody else in its process namespace yet.
+    // Before it is closed to others, for then the map is root's. There is nobody else in its process
+    // namespace yet.
     if let Some(map) = &preparation.id_map {
         map.write_own()?;
     }
@@ -121,8 +122,8 @@ fn write_file(path: &'static CStr, bytes: &[u8]) -> Result<(), Failure<'static>>
         .map_err(|errno| Failure { action: "write", path: path.to_bytes(), errno })
 }
 
-/// Puts `null` in the place of the standard streams from `first` on: they would keep files of the caller open, and hold up
-/// whoever waits for the end of a pipe that the command has closed.
+/// Puts `null` in the place of the standard streams from `first` on: they would keep files of the caller
+/// open, and hold up whoever waits for the end of a pipe that the command has closed.
 pub(super) fn stand_in(null: &OwnedFd, first: i32) -> Result<(), Errno> {
     (first..=2).try_for_each(|number| sys::replace_fd(null, number))
 }

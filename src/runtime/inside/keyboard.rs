@@ -1,9 +1,10 @@
 //! The ear of a monitor: a process in the command's group that hears what the terminal sends to that group.
 //!
-//! With the foreground given to the command, Ctrl-C reaches the command alone. A caller's script must hear of it, as it would if the
-//! command were its own, but not of a SIGINT that a program inside sent. Only a receiver can tell: what the keyboard sends has the
-//! code SI_KERNEL, which no program can give a signal for another process (sigaction(2)). The monitor cannot be that receiver: in
-//! the command's group it could be stopped and killed with it.
+//! With the foreground given to the command, Ctrl-C reaches the command alone. A caller's script must hear of
+//! it, as it would if the command were its own, but not of a SIGINT that a program inside sent. Only a
+//! receiver can tell: what the keyboard sends has the code SI_KERNEL, which no program can give a signal for
+//! another process (sigaction(2)). The monitor cannot be that receiver: in the command's group it could be
+//! stopped and killed with it.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -45,8 +46,8 @@ pub(super) struct Ear {
 }
 
 impl Ear {
-    /// Makes a group of `command`, which is a child of this process and has executed nothing yet, and the ear of it. From now on
-    /// nothing is missed: what is sent waits until the ear listens.
+    /// Makes a group of `command`, which is a child of this process and has executed nothing yet, and the ear
+    /// of it. From now on nothing is missed: what is sent waits until the ear listens.
     pub fn open(command: Pid) -> Result<Ear, Errno> {
         setpgid(command, command)?;
         let (pipe, theirs) = pipe2(OFlag::O_CLOEXEC)?;
@@ -78,8 +79,8 @@ impl Ear {
         })
     }
 
-    /// Whether the terminal has sent this signal and the monitor has not heard of it yet: the command may die of it before the
-    /// ear has said so.
+    /// Whether the terminal has sent this signal and the monitor has not heard of it yet: the command may die
+    /// of it before the ear has said so.
     pub fn has_heard(&self, signal: i32) -> Result<bool, Errno> {
         sys::kill(self.process, QUESTION as i32)?;
         loop {

@@ -1,8 +1,8 @@
-//! The monitor of a session, inside: starts the command, does what karapace orders, and at the end, or when karapace dies,
-//! ends everything that the command has left behind.
+//! The monitor of a session, inside: starts the command, does what karapace orders, and at the end, or when
+//! karapace dies, ends everything that the command has left behind.
 //!
-//! Whatever the command starts stays below the monitor, also what is orphaned (it is a subreaper), so that a session can end
-//! while others go on.
+//! Whatever the command starts stays below the monitor, also what is orphaned (it is a subreaper), so that a
+//! session can end while others go on.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -55,10 +55,11 @@ pub(in crate::runtime) struct Command {
     pub no_new_privileges: bool,
     /// Take the capabilities of [`crate::runtime::inside::capabilities`] from it.
     pub fewer_capabilities: bool,
-    /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by it: it sets one for what
-    /// it runs.
+    /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by
+    /// it: it sets one for what it runs.
     pub filter: Option<Filter>,
-    /// What the command may not ask for besides: where something of the host is read-only, and as an OCI runtime.
+    /// What the command may not ask for besides: where something of the host is read-only, and as an OCI
+    /// runtime.
     pub further_filter: Option<Filter>,
     /// Of the caller, not for the monitor to keep.
     pub strings: StartStrings,
@@ -266,7 +267,8 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
             _ => {}
         }
         if command.terminal.is_some() {
-            // Where the caller ignores them, as bash does in $(...), the command would get an error where it is to be lent the terminal.
+            // Where the caller ignores them, as bash does in $(...), the command would get an error where it
+            // is to be lent the terminal.
             for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGTSTP] {
                 process::default_signal(signal).map_err(failed("set up signals of"))?;
             }
@@ -296,7 +298,8 @@ fn exec_first(command: &Command) -> Errno {
     result
 }
 
-/// Reaps what dies, does what karapace orders and says what the keyboard sends, until the command is over. Returns how it ended.
+/// Reaps what dies, does what karapace orders and says what the keyboard sends, until the command is over.
+/// Returns how it ended.
 fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Report<'static>, Failure> {
     let (mut buffer, mut ear) = (MessageBuffer::new(), ready.ear.as_ref());
     loop {
@@ -360,7 +363,8 @@ fn obey(order: Order, process: Pid, command: &Command) -> Result<(), Errno> {
 }
 
 impl Ready {
-    /// Collects every dead child, and reports stops where there is a terminal. Returns how the command ended, once it has.
+    /// Collects every dead child, and reports stops where there is a terminal. Returns how the command ended,
+    /// once it has.
     fn reap(&self, ear: Option<&Ear>, channel: &Channel) -> Result<Option<Report<'static>>, Errno> {
         let flags = libc::WNOHANG | if self.ear.is_some() { libc::WUNTRACED } else { 0 };
         loop {
@@ -393,7 +397,8 @@ impl Ready {
         }
     }
 
-    /// Kills all that is below this process. The children of who is killed become children of ours and are killed next.
+    /// Kills all that is below this process. The children of who is killed become children of ours and are
+    /// killed next.
     fn end_all(&self) {
         loop {
             self.kill_children();
@@ -417,7 +422,8 @@ impl Ready {
                 // The list ends each number with a space: one that was cut off is not taken.
                 _ => {
                     if pid > 1 {
-                        // A child that is gone already, or one that the kernel protects: there is nothing else to be done.
+                        // A child that is gone already, or one that the kernel protects: there is nothing
+                        // else to be done.
                         sys::kill(Pid::from_raw(pid), libc::SIGKILL).ok();
                     }
                     pid = 0;

@@ -29,8 +29,8 @@ const LINKS: [(&CStr, &CStr); 5] = [
     (c"/dev/stderr", c"/proc/self/fd/2"),
 ];
 
-/// Where a file of the session's own is made: on its `/dev`, so that nothing is written into the environment. The name goes
-/// once the file is mounted where it belongs.
+/// Where a file of the session's own is made: on its `/dev`, so that nothing is written into the environment.
+/// The name goes once the file is mounted where it belongs.
 const TEXT: &CStr = c"/dev/.text";
 
 /// What a mount shows.
@@ -50,8 +50,8 @@ pub(in crate::runtime) enum Source {
 pub(in crate::runtime) enum Point {
     /// A directory, made when it is missing; of a share with its parents, and a symlink to one is followed.
     Directory,
-    /// A file, made (empty, and its parents with it) when it is missing; a symlink is covered itself, so it may as well
-    /// dangle.
+    /// A file, made (empty, and its parents with it) when it is missing; a symlink is covered itself, so it
+    /// may as well dangle.
     File,
     /// A directory that is covered if it is there.
     Existing,
@@ -65,8 +65,8 @@ pub(in crate::runtime) struct Mount {
     pub required: bool,
     /// The mount while it is detached.
     pub tree: Option<OwnedFd>,
-    /// What it is attached to was made for it, and goes with it: the usual directories and resolv.conf, which every session
-    /// needs, stay.
+    /// What it is attached to was made for it, and goes with it: the usual directories and resolv.conf, which
+    /// every session needs, stay.
     pub made: bool,
 }
 
@@ -132,8 +132,8 @@ impl Mounts {
         Ok(())
     }
 
-    /// Takes away again the mount points that were made, so that a session leaves no trace of itself. One that is in use or
-    /// has been filled from outside stays.
+    /// Takes away again the mount points that were made, so that a session leaves no trace of itself. One
+    /// that is in use or has been filled from outside stays.
     pub fn leave(&self) {
         for mount in self.list.iter().rev().filter(|mount| mount.made) {
             mount.remove_point().ok();
@@ -172,7 +172,8 @@ impl Mount {
         Ok(Some(tree))
     }
 
-    /// Attaches what is detached, or has to be made in its place. `own`: the mount in which a point may be made; `None`: any.
+    /// Attaches what is detached, or has to be made in its place. `own`: the mount in which a point may be
+    /// made; `None`: any.
     fn attach(&mut self, own: Option<u64>) -> Result<(), Errno> {
         if !matches!(self.source, Source::Text(_)) {
             return self.attach_tree(own);
@@ -192,8 +193,9 @@ impl Mount {
             (_, Some(tree)) => tree,
             (_, None) => return Ok(()),
         };
-        // Only shares lie deeper than in a directory that every system has: of the others a missing parent means that the
-        // environment is none that needs them. Nor do the others follow a symlink: a `/dev` that is `/` would hide all.
+        // Only shares lie deeper than in a directory that every system has: of the others a missing parent
+        // means that the environment is none that needs them. Nor do the others follow a symlink: a `/dev`
+        // that is `/` would hide all.
         let deep = matches!(self.source, Source::Checked { .. });
         let follow = deep && self.point == Point::Directory;
         match sys::move_mount(tree, &self.target, follow) {
@@ -222,7 +224,8 @@ impl Mount {
     }
 }
 
-/// What the kernel calls invalid of a mount point: it is a directory where a file is attached, or the other way round.
+/// What the kernel calls invalid of a mount point: it is a directory where a file is attached, or the other
+/// way round.
 fn misfit(path: &CStr, point: Point) -> Errno {
     let is_directory = lstat(path).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFDIR);
     match point {
@@ -232,9 +235,9 @@ fn misfit(path: &CStr, point: Point) -> Errno {
     }
 }
 
-/// Whether what a mount is attached to may be made at `path`: in the mount `own`, which is the environment's, or on the session's own
-/// `/dev`. In a directory that the host shares it would stay on the host when the session is killed, and taking it away at the end
-/// would end the mount of another session there.
+/// Whether what a mount is attached to may be made at `path`: in the mount `own`, which is the environment's,
+/// or on the session's own `/dev`. In a directory that the host shares it would stay on the host when the
+/// session is killed, and taking it away at the end would end the mount of another session there.
 fn may_make(path: &CStr, own: Option<u64>) -> Result<bool, Errno> {
     let Some(own) = own.filter(|_| !path.to_bytes().starts_with(b"/dev/")) else { return Ok(true) };
     let mut nearest = own;
@@ -288,7 +291,8 @@ pub(in crate::runtime) fn make_parents(path: &CStr) -> Result<(), Errno> {
     })
 }
 
-/// Goes through the directories above `path`, the highest first and `/` left out, as long as `visit` gives true.
+/// Goes through the directories above `path`, the highest first and `/` left out, as long as `visit` gives
+/// true.
 fn each_parent(path: &CStr, mut visit: impl FnMut(&CStr) -> Result<bool, Errno>) -> Result<(), Errno> {
     let mut buffer = [0; libc::PATH_MAX as usize];
     let bytes = path.to_bytes();
@@ -322,13 +326,14 @@ pub(in crate::runtime) fn write_new(path: &CStr, text: &[u8]) -> Result<(), Errn
     Ok(())
 }
 
-/// Refuses a directory that should be a mount of an environment and is not. Such a mount's root has the number 1, which no directory
-/// that one is mounted on has: it lies below the root of a file system.
+/// Refuses a directory that should be a mount of an environment and is not. Such a mount's root has the
+/// number 1, which no directory that one is mounted on has: it lies below the root of a file system.
 pub(super) fn check_served(directory: &OwnedFd, served: bool) -> Result<(), Errno> {
     if served && fstat(directory)?.st_ino != ROOT_INO { Err(Errno::ENOTCONN) } else { Ok(()) }
 }
 
-/// A detached copy of the root. Where it must be served and nothing is mounted there any more, it is ENOTCONN, as of a dead mount.
+/// A detached copy of the root. Where it must be served and nothing is mounted there any more, it is
+/// ENOTCONN, as of a dead mount.
 fn open_root(root: &CStr, served: bool) -> Result<OwnedFd, Errno> {
     let tree = sys::open_tree(root, true)?;
     check_served(&tree, served)?;

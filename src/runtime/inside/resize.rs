@@ -1,5 +1,5 @@
-//! The size of a container's terminal. crun makes a terminal of its own for the container and, of the versions tested, does not
-//! tell it when the outer one changes. Runs in the monitor.
+//! The size of a container's terminal. crun makes a terminal of its own for the container and, of the
+//! versions tested, does not tell it when the outer one changes. Runs in the monitor.
 
 use std::ffi::CStr;
 use std::io::{Write as _, stdin};

@@ -1,7 +1,9 @@
-//! Entering as oneself (`--user self`): the caller as a user of the environment, whose own lists do not know them.
+//! Entering as oneself (`--user self`): the caller as a user of the environment, whose own lists do not know
+//! them.
 //!
-//! The lists with the caller in them are the session's own: they are bound over `/etc/passwd` and `/etc/group` in a mount
-//! namespace that only its command sees, so a package manager in another session goes on with the real ones.
+//! The lists with the caller in them are the session's own: they are bound over `/etc/passwd` and
+//! `/etc/group` in a mount namespace that only its command sees, so a package manager in another session goes
+//! on with the real ones.
 
 use std::path::{Path, PathBuf};
 
@@ -40,7 +42,8 @@ impl Accounts {
         Accounts { passwd: list("/etc/passwd"), group: list("/etc/group"), shells }
     }
 
-    /// Puts the calling process's user into the lists, and says who that is inside. `many_ids`: the inside has more than one id.
+    /// Puts the calling process's user into the lists, and says who that is inside. `many_ids`: the inside
+    /// has more than one id.
     ///
     /// # Errors
     /// [`RuntimeError::Policy`], where it cannot be.

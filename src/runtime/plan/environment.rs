@@ -75,8 +75,8 @@ fn check(key: &OsStr) -> Result<(), RuntimeError> {
     }
 }
 
-/// What `execve` is to be tried with for `program`, in order. A name with a slash stands for itself; any other is
-/// looked for in the command's PATH.
+/// What `execve` is to be tried with for `program`, in order. A name with a slash stands for itself; any
+/// other is looked for in the command's PATH.
 pub(super) fn candidates(program: &OsStr, variables: &[(OsString, OsString)]) -> Vec<OsString> {
     if program.is_empty() {
         return Vec::new();

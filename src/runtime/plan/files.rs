@@ -40,8 +40,8 @@ impl Inside {
         self.notes.take()
     }
 
-    /// The bytes of a regular file; `None` when there is none by that name, and where it cannot be read, which is noted: no image
-    /// shall keep its user out by what it has there.
+    /// The bytes of a regular file; `None` when there is none by that name, and where it cannot be read,
+    /// which is noted: no image shall keep its user out by what it has there.
     pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
         self.try_read(path).unwrap_or_else(|error| {
             let note = format!(

@@ -42,8 +42,8 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Mounts {
-    /// All mounts, in the order in which they are attached. What is shared comes before the session's own `/proc`, `/sys` and
-    /// `/dev`: no symlink of the environment leads a share over those.
+    /// All mounts, in the order in which they are attached. What is shared comes before the session's own
+    /// `/proc`, `/sys` and `/dev`: no symlink of the environment leads a share over those.
     pub(super) fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
         let Wanted { root, served, console, terminal_group, mask_control, shares, covered, hosts, owner } =
             wanted;
@@ -87,8 +87,9 @@ impl Mounts {
         Ok(Mounts { root: Some(root), served, list })
     }
 
-    /// The host's own tree, for commands that prepare a root themselves: with a `/proc` of the new process ids, and over `scratch`
-    /// an empty file system that goes with the last session. `hidden` is covered by an empty one.
+    /// The host's own tree, for commands that prepare a root themselves: with a `/proc` of the new process
+    /// ids, and over `scratch` an empty file system that goes with the last session. `hidden` is covered by
+    /// an empty one.
     pub fn beside(scratch: CString, hidden: Option<&'static CStr>) -> Mounts {
         let own = new(c"/proc", c"tmpfs", vec![(c"mode", c"0700".into())], SHARED);
         let mut list =

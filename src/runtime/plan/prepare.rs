@@ -101,7 +101,8 @@ impl Command {
             output,
             preserved: preserved(session)?,
             group: None,
-            // With one id set-user-id programs gain nothing anyway; with more, su and sudo are there to be used.
+            // With one id set-user-id programs gain nothing anyway; with more, su and sudo are there to be
+            // used.
             no_new_privileges: !many_ids && !policy.privileged,
             fewer_capabilities: has_ids() && !policy.privileged,
             filter: filter(session)?,
@@ -132,8 +133,8 @@ impl IdMap {
     }
 }
 
-/// Whether the caller is root with other ids beside its own. A root that is an ordinary user's only id, as inside a session
-/// of such a user, is denied setgroups for good, and must be treated like that user.
+/// Whether the caller is root with other ids beside its own. A root that is an ordinary user's only id, as
+/// inside a session of such a user, is denied setgroups for good, and must be treated like that user.
 pub(crate) fn has_ids() -> bool {
     geteuid().is_root() && fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"allow"))
 }

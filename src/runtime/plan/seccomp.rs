@@ -1,17 +1,18 @@
 //! The system calls that a session does without.
 //!
-//! A deny list, not an allow list as podman's: what runs inside is a whole distribution with its compilers, debuggers and
-//! container tools, and each call that an allow list forgets is a program that fails there and nowhere else. It is what
-//! bubblewrap-based tools deny, less what a development environment needs (namespaces, mounts, chroot, ptrace, perf): kernel
-//! logs and accounting, keyrings (which no namespace separates), memory policies, loading kernels and modules, swap, setting the
-//! clock, quotas, opening by handle (which leads out of a mount), and typing into or hanging up the terminal from which the
-//! session was started.
+//! A deny list, not an allow list as podman's: what runs inside is a whole distribution with its compilers,
+//! debuggers and container tools, and each call that an allow list forgets is a program that fails there and
+//! nowhere else. It is what bubblewrap-based tools deny, less what a development environment needs
+//! (namespaces, mounts, chroot, ptrace, perf): kernel logs and accounting, keyrings (which no namespace
+//! separates), memory policies, loading kernels and modules, swap, setting the clock, quotas, opening by
+//! handle (which leads out of a mount), and typing into or hanging up the terminal from which the session was
+//! started.
 //!
-//! A deny list goes out of date with the kernel. So it was gone through against the kernel's whole table, up to [`LAST_KNOWN`];
-//! later calls fail with ENOSYS, as on a kernel that does not have them.
+//! A deny list goes out of date with the kernel. So it was gone through against the kernel's whole table, up
+//! to [`LAST_KNOWN`]; later calls fail with ENOSYS, as on a kernel that does not have them.
 //!
-//! adjtimex and clock_adjtime are let through, for they also read the clock's state, and C libraries do: setting needs
-//! CAP_SYS_TIME, which `capabilities` takes.
+//! adjtimex and clock_adjtime are let through, for they also read the clock's state, and C libraries do:
+//! setting needs CAP_SYS_TIME, which `capabilities` takes.
 
 use std::collections::BTreeMap;
 
@@ -58,7 +59,8 @@ pub(super) const DENIED: &[(&str, libc::c_long)] = &[
     ("vhangup", libc::SYS_vhangup),
 ];
 
-/// Requests of ioctl that are refused with EPERM: what types into a terminal, hangs it up, or takes the console's output.
+/// Requests of ioctl that are refused with EPERM: what types into a terminal, hangs it up, or takes the
+/// console's output.
 pub(super) const DENIED_IOCTLS: [u64; 4] = [libc::TIOCSTI, TIOCLINUX, libc::TIOCCONS, TIOCVHANGUP];
 
 /// Pasting on a Linux console; not in libc.
@@ -73,26 +75,27 @@ const OPEN_TREE_ATTR: libc::c_long = 467;
 /// Which argument of mount holds its flags.
 pub(super) const MOUNT_FLAGS: u8 = 3;
 
-/// The last call of Linux 6.18, file_setattr: the same number on all architectures, as for every call since 5.1. The numbers of
-/// x32, a second way to make each call on x86-64, lie above it too.
+/// The last call of Linux 6.18, file_setattr: the same number on all architectures, as for every call since
+/// 5.1. The numbers of x32, a second way to make each call on x86-64, lie above it too.
 const LAST_KNOWN: u32 = 469;
 
 impl Filter {
-    /// The filter for this machine. A call of another architecture kills the process; an unknown one fails with ENOSYS.
+    /// The filter for this machine. A call of another architecture kills the process; an unknown one fails
+    /// with ENOSYS.
     pub fn new() -> Result<Filter, RuntimeError> {
         let mut filter = Filter::from_program(denied())?;
         filter.0.splice(0..0, none_after(LAST_KNOWN));
         Ok(filter)
     }
 
-    /// A second one, under which mounts cannot be changed: root inside may change those of its own namespace, also what is shown
-    /// of the host read-only.
+    /// A second one, under which mounts cannot be changed: root inside may change those of its own namespace,
+    /// also what is shown of the host read-only.
     pub fn of_mounts() -> Result<Filter, RuntimeError> {
         Filter::from_program(changes_of_mounts())
     }
 
-    /// One for an OCI runtime and what it runs, whose own filter takes names: calls of which its library may not know the name fail with
-    /// ENOSYS, open_tree_attr and those after it.
+    /// One for an OCI runtime and what it runs, whose own filter takes names: calls of which its library may
+    /// not know the name fail with ENOSYS, open_tree_attr and those after it.
     pub fn of_runtime() -> Filter {
         let mut filter = none_after(OPEN_TREE_ATTR as u32 - 1).to_vec();
         filter.push(step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));

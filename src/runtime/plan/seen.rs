@@ -38,7 +38,8 @@ impl Seen {
     /// [`Session::user`](crate::runtime::Session::user).
     ///
     /// # Errors
-    /// [`RuntimeError::Root`], [`RuntimeError::UnknownUser`]. Files that cannot be read are none: [`Seen::notes`] tells.
+    /// [`RuntimeError::Root`], [`RuntimeError::UnknownUser`]. Files that cannot be read are none:
+    /// [`Seen::notes`] tells.
     pub fn look(root: &Path, user: Option<&str>) -> Result<Seen, RuntimeError> {
         let inside = Inside::open(root)?;
         let (user, accounts) = match user {
@@ -54,8 +55,8 @@ impl Seen {
         Ok(Seen { user, has_home, hosts, accounts, directories: directories.collect(), notes })
     }
 
-    /// Makes the calling process's user the one who runs the command, where that was asked for. `many_ids`: the inside has more
-    /// than one id.
+    /// Makes the calling process's user the one who runs the command, where that was asked for. `many_ids`:
+    /// the inside has more than one id.
     ///
     /// # Errors
     /// [`RuntimeError::Policy`], where it cannot be.

@@ -18,7 +18,8 @@ impl StartStrings {
     pub fn find() -> Result<StartStrings, RuntimeError> {
         let unknown = || failed("find the arguments of this process")(Errno::ENODATA);
         let stat = fs::read("/proc/self/stat").map_err(|_| unknown())?;
-        // The second field, the name, may hold anything but ends with the last parenthesis; the third follows it.
+        // The second field, the name, may hold anything but ends with the last parenthesis; the third follows
+        // it.
         let name = stat.iter().rposition(|byte| *byte == b')').ok_or_else(unknown)?;
         let rest = std::str::from_utf8(&stat[name + 1..]).map_err(|_| unknown())?;
         let mut fields = rest.split_ascii_whitespace().skip(48 - 3).map(str::parse::<u64>);

@@ -18,7 +18,8 @@ pub(in crate::runtime) struct Wanted {
     pub sound: bool,
 }
 
-/// Lets in the sockets that are asked for, as far as the caller has them, and sets the variables by which programs find them.
+/// Lets in the sockets that are asked for, as far as the caller has them, and sets the variables by which
+/// programs find them.
 pub(super) fn apply(policy: &mut Policy, wanted: Wanted, variable: &dyn Fn(&str) -> Option<OsString>) {
     let mut desktop = Desktop { policy, variable };
     if wanted.display {

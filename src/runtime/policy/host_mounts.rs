@@ -26,8 +26,8 @@ pub(super) fn shares(
     mounts.iter().map(|(label, mount)| share(label, mount, caller)).collect()
 }
 
-/// Refuses early what every session would refuse, for `build`. Gives what sessions will refuse unless it changes: paths that are not
-/// there yet.
+/// Refuses early what every session would refuse, for `build`. Gives what sessions will refuse unless it
+/// changes: paths that are not there yet.
 ///
 /// # Errors
 /// [`RuntimeError::Policy`] as [`Policy::new`](crate::runtime::Policy::new).
@@ -84,7 +84,8 @@ impl Source {
         Ok(Source { path: base.join(&mount.host), roots: None })
     }
 
-    /// Refuses a resolved path that is not below what may be mounted. Those are resolved too: `/home` is a symlink on some systems.
+    /// Refuses a resolved path that is not below what may be mounted. Those are resolved too: `/home` is a
+    /// symlink on some systems.
     fn check(&self, what: &str, mount: &Mount, host: &Path) -> Result<(), RuntimeError> {
         let Some(roots) = &self.roots else { return Ok(()) };
         let (home, shared) = (mount.from_home().is_some(), ALLOWED.len());
@@ -175,7 +176,8 @@ mod tests {
         Mount { host: host.to_owned(), container: container.to_owned() }
     }
 
-    /// What a session and what a build say to a mount, for a caller with this HOME whose manifest lies in `base`.
+    /// What a session and what a build say to a mount, for a caller with this HOME whose manifest lies in
+    /// `base`.
     fn both(host: &str, container: &str, base: &Path, home: Option<&Path>) -> [Result<String, String>; 2] {
         let variable = |key: &str| home.filter(|_| key == "HOME").map(|home| home.as_os_str().to_owned());
         let caller = Caller { instance: "test", manifest_dir: Some(base), variable: &variable };

@@ -1,5 +1,5 @@
-//! What of the host a session gets to see beside its environment, worked out from the manifest and the command line before
-//! anything is made.
+//! What of the host a session gets to see beside its environment, worked out from the manifest and the
+//! command line before anything is made.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,7 +13,8 @@ use crate::description::manifest;
 use crate::description::manifest::Manifest;
 use home::HomeMode;
 
-/// Where `XDG_RUNTIME_DIR` is inside: on the session's own `/dev`, so that nothing of it is written into the environment.
+/// Where `XDG_RUNTIME_DIR` is inside: on the session's own `/dev`, so that nothing of it is written into the
+/// environment.
 pub(super) const RUNTIME_DIR: &str = "/dev/run";
 
 /// What of the host is let in, and what is kept away. The default lets nothing in.
@@ -119,7 +120,8 @@ impl Policy {
 }
 
 impl Policy {
-    /// Keeps directories of karapace's own out of what is shared: those that are there and lie in it are covered.
+    /// Keeps directories of karapace's own out of what is shared: those that are there and lie in it are
+    /// covered.
     ///
     /// # Errors
     /// [`RuntimeError::Policy`], when what is shared lies in one of them.
@@ -167,8 +169,8 @@ pub(super) fn missing_on_host(shares: &[Share], inside: &Path) -> Option<PathBuf
         .filter(|path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
 }
 
-/// Sees to it that no share needs a mount point made in what another one shows of the host: refuses what was asked for by name, and
-/// leaves out the rest.
+/// Sees to it that no share needs a mount point made in what another one shows of the host: refuses what was
+/// asked for by name, and leaves out the rest.
 fn check_points(shares: &mut Vec<Share>) -> Result<(), RuntimeError> {
     let all = shares.clone();
     for share in &all {

@@ -16,22 +16,26 @@ use crate::runtime::plan::session::Session;
 pub trait Backend {
     /// Makes the inside of a session. What the command is does not matter here.
     ///
-    /// `ground`: the user and mount namespace in which the root is mounted, where they are not this process's own.
+    /// `ground`: the user and mount namespace in which the root is mounted, where they are not this process's
+    /// own.
     ///
     /// # Errors
     /// [`RuntimeError`]; nothing is left then.
     fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError>;
 
-    /// Runs the command of a session to its end in an inside that is there. `many_ids`: the inside has more than one id.
+    /// Runs the command of a session to its end in an inside that is there. `many_ids`: the inside has more
+    /// than one id.
     ///
-    /// The calling thread's signal mask is changed meanwhile, and signals to the process are received instead of acted on; so
-    /// call it from the main thread of a process that has no others, or none that leave the forwarded signals unblocked.
+    /// The calling thread's signal mask is changed meanwhile, and signals to the process are received instead
+    /// of acted on; so call it from the main thread of a process that has no others, or none that leave the
+    /// forwarded signals unblocked.
     ///
     /// # Errors
     /// [`RuntimeError`]; its [`exit_status`](RuntimeError::exit_status) is what `enter` and `exec` end with.
     fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError>;
 
-    /// Runs a session to its end, in an inside of its own. As in [`join`](Backend::join), also what it asks of the caller.
+    /// Runs a session to its end, in an inside of its own. As in [`join`](Backend::join), also what it asks
+    /// of the caller.
     ///
     /// # Errors
     /// As [`join`](Backend::join).

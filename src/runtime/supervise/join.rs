@@ -18,8 +18,8 @@ use crate::runtime::plan::session::Session;
 use crate::runtime::sys::Filter;
 use crate::runtime::{RuntimeError, limits, sys};
 
-/// Runs a command in an inside that is there. `make` is told of the command's terminal ([`Command::terminal`]), and the
-/// caller's signal mask.
+/// Runs a command in an inside that is there. `make` is told of the command's terminal
+/// ([`Command::terminal`]), and the caller's signal mask.
 pub(super) fn join(
     session: &Session,
     namespaces: Namespaces,
@@ -48,7 +48,8 @@ pub(super) fn join(
     Running { monitor, channel, terminal, program, workdir, mask: &mask }.wait()
 }
 
-/// Sends a signal to everything that lives in an inside but its process 1 and the monitors, and lets what is stopped go on.
+/// Sends a signal to everything that lives in an inside but its process 1 and the monitors, and lets what is
+/// stopped go on.
 ///
 /// # Errors
 /// [`RuntimeError`]. That nothing lives there is none.

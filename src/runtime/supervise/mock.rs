@@ -1,4 +1,5 @@
-//! A backend that runs no command: it prints what a session would be. For tests, which compare what it prints.
+//! A backend that runs no command: it prints what a session would be. For tests, which compare what it
+//! prints.
 
 use std::io::{self, Write};
 

@@ -1,8 +1,8 @@
 //! Karapace's own side: makes the processes, and lives on beside them.
 //!
-//! [`backend`] is the trait that the engine calls, with `mock` beside it; [`start`] makes an inside, [`running`] looks after a command in one, and
-//! [`terminal`] shares the terminal. [`refusal`] says why a kernel refuses, and [`ranges`] gives a user namespace its ids.
-//! May use all of the runtime.
+//! [`backend`] is the trait that the engine calls, with `mock` beside it; [`start`] makes an inside,
+//! [`running`] looks after a command in one, and [`terminal`] shares the terminal. [`refusal`] says why a
+//! kernel refuses, and [`ranges`] gives a user namespace its ids. May use all of the runtime.
 
 pub(super) mod backend;
 pub(super) mod join;

@@ -40,7 +40,8 @@ impl Namespaces {
         Namespaces::from_parts(&names, descriptors)
     }
 
-    /// From names as [`Namespaces::names`] gives them, and as many descriptors. `None` when they do not fit together.
+    /// From names as [`Namespaces::names`] gives them, and as many descriptors. `None` when they do not fit
+    /// together.
     pub fn from_parts(
         names: &[String],
         descriptors: impl IntoIterator<Item = OwnedFd>,

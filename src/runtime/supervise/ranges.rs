@@ -1,5 +1,5 @@
-//! The ids that an ordinary user may use beside its own: /etc/subuid and /etc/subgid, given to a user namespace by newuidmap
-//! and newgidmap.
+//! The ids that an ordinary user may use beside its own: /etc/subuid and /etc/subgid, given to a user
+//! namespace by newuidmap and newgidmap.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
@@ -22,7 +22,8 @@ const PLACES: [&str; 3] = ["/usr/bin", "/usr/sbin", "/bin"];
 /// Ids of the host: the first, and how many.
 type Range = (u32, u32);
 
-/// What a user namespace of this user can have: inside, 0 is the user's own id, and from 1 on come these ranges in turn.
+/// What a user namespace of this user can have: inside, 0 is the user's own id, and from 1 on come these
+/// ranges in turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranges {
     uids: Vec<Range>,
@@ -169,7 +170,8 @@ fn map(own: u32, ranges: &[Range]) -> Vec<u32> {
     map
 }
 
-/// The ranges of a user, by name or id, in a file of subuid(5). Ids of its own among them are left out: they are mapped already.
+/// The ranges of a user, by name or id, in a file of subuid(5). Ids of its own among them are left out: they
+/// are mapped already.
 fn of_user(text: &str, name: &str, uid: Uid) -> Vec<Range> {
     let digits = uid.to_string();
     let line = |line: &str| {

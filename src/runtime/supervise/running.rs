@@ -48,7 +48,8 @@ impl SignalMask {
         self.before
     }
 
-    /// Blocks, beside what was blocked before, only the signals to forward, which the returned descriptor receives.
+    /// Blocks, beside what was blocked before, only the signals to forward, which the returned descriptor
+    /// receives.
     fn receive(&self, forwarded: &SigSet) -> Result<SignalFd, Errno> {
         let signals = SignalFd::with_flags(forwarded, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         (self.before | *forwarded).thread_set_mask()?;
@@ -121,7 +122,8 @@ pub(in crate::runtime) struct Running<'s> {
 }
 
 impl Running<'_> {
-    /// Passes signals in and reports out until nothing that the command started lives any more. Returns how the command ended.
+    /// Passes signals in and reports out until nothing that the command started lives any more. Returns how
+    /// the command ended.
     pub fn wait(self) -> Result<Ended, RuntimeError> {
         let told = self.converse();
         // Also after an error: what was started ends when our end of the channel is shut.

@@ -15,8 +15,8 @@ use crate::runtime::inside::init::{self, Preparation};
 use crate::runtime::inside::namespaces::Namespaces;
 use crate::runtime::{RuntimeError, sys};
 
-/// An inside that is ready for commands ([`Backend::join`](crate::runtime::Backend::join)). It ends, with everything in it, when all copies of `lifeline`
-/// are closed.
+/// An inside that is ready for commands ([`Backend::join`](crate::runtime::Backend::join)). It ends, with
+/// everything in it, when all copies of `lifeline` are closed.
 #[derive(Debug)]
 pub struct Started {
     /// What a command has to enter.
@@ -28,7 +28,8 @@ pub struct Started {
 }
 
 impl Started {
-    /// Closes this copy of the lifeline and waits until nothing lives inside any more. The other copies must be closed too.
+    /// Closes this copy of the lifeline and waits until nothing lives inside any more. The other copies must
+    /// be closed too.
     ///
     /// # Errors
     /// [`RuntimeError::Supervise`].

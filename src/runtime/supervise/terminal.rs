@@ -1,15 +1,16 @@
 //! Sharing a terminal with the command.
 //!
-//! The command is always a process group of its own, so that what it sends to its group (`kill 0`) stays inside; a group that
-//! began outside would have the number 0 inside, too, and shells that find themselves in such a group cannot give the terminal
-//! back. So karapace does for the command what a shell does for a job:
+//! The command is always a process group of its own, so that what it sends to its group (`kill 0`) stays
+//! inside; a group that began outside would have the number 0 inside, too, and shells that find themselves in
+//! such a group cannot give the terminal back. So karapace does for the command what a shell does for a job:
 //!
-//! - With all three standard streams on a terminal, in the foreground, the command's group gets the foreground at once.
-//! - In a pipeline, or with streams redirected, karapace's own group keeps it, for the others in it read the keyboard too. Keys
-//!   that send signals reach karapace then, which passes them on. A command that is stopped because it wants the terminal
-//!   (SIGTTIN, SIGTTOU) is lent the foreground.
-//! - In the background the command is stopped when it wants the terminal, and karapace stops as it was stopped, so that the
-//!   caller's shell sees what it sees of any job.
+//! - With all three standard streams on a terminal, in the foreground, the command's group gets the
+//!   foreground at once.
+//! - In a pipeline, or with streams redirected, karapace's own group keeps it, for the others in it read the
+//!   keyboard too. Keys that send signals reach karapace then, which passes them on. A command that is
+//!   stopped because it wants the terminal (SIGTTIN, SIGTTOU) is lent the foreground.
+//! - In the background the command is stopped when it wants the terminal, and karapace stops as it was
+//!   stopped, so that the caller's shell sees what it sees of any job.
 
 use std::fs::OpenOptions;
 use std::io::{IsTerminal, stderr, stdin, stdout};
@@ -23,7 +24,8 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 
 use crate::runtime::inside::terminal::give_to;
 
-/// A stop that took less than this was ignored by the kernel: there is no shell above that would let us go on.
+/// A stop that took less than this was ignored by the kernel: there is no shell above that would let us go
+/// on.
 const NO_STOP: Duration = Duration::from_millis(5);
 
 /// How long to wait before the command is let go on then: it may ask for the terminal again at once.
@@ -59,9 +61,10 @@ impl Terminal {
         tcgetpgrp(&self.handle) == Ok(getpgrp())
     }
 
-    /// Stops our job as the command was stopped (SIGTSTP is blocked otherwise), so that the caller's shell notices; returns when
-    /// the shell lets it go on, or at once where the kernel ignores stops. A command that only wants the terminal is not stopped
-    /// where we have it. Returns whether the command may have the foreground.
+    /// Stops our job as the command was stopped (SIGTSTP is blocked otherwise), so that the caller's shell
+    /// notices; returns when the shell lets it go on, or at once where the kernel ignores stops. A command
+    /// that only wants the terminal is not stopped where we have it. Returns whether the command may have the
+    /// foreground.
     pub fn stop_job(&self, signal: i32) -> Result<bool, Errno> {
         let stop = match signal {
             libc::SIGTTIN => Signal::SIGTTIN,

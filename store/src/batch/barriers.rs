@@ -11,7 +11,8 @@ use crate::error::{IoContext as _, Result};
 use crate::id::ObjectId;
 use crate::parallel::in_waiting_pieces;
 
-/// Up to so many files (or directories) are synced one by one; more are cheaper by one syncfs, where that is to be trusted.
+/// Up to so many files (or directories) are synced one by one; more are cheaper by one syncfs, where that is
+/// to be trusted.
 const FEW: usize = 8;
 
 impl Batch {

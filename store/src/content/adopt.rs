@@ -13,7 +13,8 @@ use crate::id::ObjectId;
 use crate::object::read_full_at;
 use crate::parallel::in_pieces;
 
-/// Takes in the finished files at `paths`, each as by [`adopt`], with the small ones hashed on several threads.
+/// Takes in the finished files at `paths`, each as by [`adopt`], with the small ones hashed on several
+/// threads.
 pub fn adopt_all(paths: Vec<PathBuf>, batch: &mut Batch) -> Result<Vec<FileContent>> {
     let opener = &*batch;
     let found: Vec<Vec<Result<_>>> = in_pieces(&paths, |piece| {
@@ -38,8 +39,9 @@ pub fn adopt_all(paths: Vec<PathBuf>, batch: &mut Batch) -> Result<Vec<FileConte
     Ok(contents)
 }
 
-/// Takes in `file`, open for reading at `path`, which nobody writes to any more. Where it is plain or has no hole it
-/// becomes the object itself, without a copy (see [`Batch::adopt`]); else its data is packed. Moves the file's offset.
+/// Takes in `file`, open for reading at `path`, which nobody writes to any more. Where it is plain or has no
+/// hole it becomes the object itself, without a copy (see [`Batch::adopt`]); else its data is packed. Moves
+/// the file's offset.
 pub fn adopt(path: &Path, file: &File, batch: &mut Batch) -> Result<FileContent> {
     let size = file.metadata().at("stat", path)?.len();
     if size <= SMALL_MAX {
@@ -59,8 +61,8 @@ pub fn adopt(path: &Path, file: &File, batch: &mut Batch) -> Result<FileContent>
     ingest_ranges(file, size, &ranges, batch)
 }
 
-/// The content of a file of `size` bytes that can become an object as it is, and has the mode of one then; None of any other.
-/// `bytes` are those of a small file afterwards.
+/// The content of a file of `size` bytes that can become an object as it is, and has the mode of one then;
+/// None of any other. `bytes` are those of a small file afterwards.
 fn plain(path: &Path, file: &File, size: u64, bytes: &mut Vec<u8>) -> Result<Option<FileContent>> {
     if size > SMALL_MAX {
         return Ok(None);

@@ -13,8 +13,9 @@ const MAGIC: &[u8; 4] = b"KBL3";
 
 /// A file's size and the blake3 of each of its blocks that is not a hole.
 ///
-/// Its bytes are canonical: magic, size, number of runs, then for each run the blocks skipped before it, how many
-/// it has, and their hashes. A block (also the partial last one) whose bytes are all zero is a hole and absent.
+/// Its bytes are canonical: magic, size, number of runs, then for each run the blocks skipped before it, how
+/// many it has, and their hashes. A block (also the partial last one) whose bytes are all zero is a hole and
+/// absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockList {
     size: u64,
@@ -45,7 +46,8 @@ impl BlockList {
         };
     }
 
-    /// Changes the size; blocks beyond it are dropped. The hash of a partial last block is the caller's business.
+    /// Changes the size; blocks beyond it are dropped. The hash of a partial last block is the caller's
+    /// business.
     pub fn resize(&mut self, size: u64) {
         self.size = size;
         drop(self.blocks.split_off(&block_count(size)));

@@ -44,8 +44,9 @@ pub fn ingest(reader: &mut dyn Read, batch: &mut Batch) -> Result<FileContent> {
     packer.finish(Vec::new(), batch)
 }
 
-/// Takes in the first `size` bytes of `file`, in which `data` are the ranges, as (offset, length) and sorted, that
-/// may hold anything but zeros. Only the blocks that these touch are read; what lies beyond the file's end reads as zeros.
+/// Takes in the first `size` bytes of `file`, in which `data` are the ranges, as (offset, length) and sorted,
+/// that may hold anything but zeros. Only the blocks that these touch are read; what lies beyond the file's
+/// end reads as zeros.
 pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Batch) -> Result<FileContent> {
     if size > FILE_MAX {
         return Err(StoreError::invalid(format!("{size} bytes are more than a file can have")));
@@ -67,8 +68,8 @@ pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Ba
     packer.finish(Vec::new(), batch)
 }
 
-/// The parts of a block that `ranges` cover, as offset in the block and length. All of it where there are very many ranges: each is
-/// an extent.
+/// The parts of a block that `ranges` cover, as offset in the block and length. All of it where there are
+/// very many ranges: each is an extent.
 fn parts_of(ranges: &[(u64, u64)], block: u64, size: u64) -> Vec<(usize, usize)> {
     let (start, end) = (block * BLOCK, block * BLOCK + block_length(block, size));
     if ranges.len() > EXTENTS_MAX {
@@ -83,8 +84,8 @@ fn parts_of(ranges: &[(u64, u64)], block: u64, size: u64) -> Vec<(usize, usize)>
     parts.filter(|(_, length)| *length > 0).collect()
 }
 
-/// The ranges of the first `size` bytes of `file` where the file system has data, as (offset, length); the rest reads as
-/// zeros. One range where it does not say. Moves the file's offset.
+/// The ranges of the first `size` bytes of `file` where the file system has data, as (offset, length); the
+/// rest reads as zeros. One range where it does not say. Moves the file's offset.
 pub fn host_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
     host_ranges_in(file, 0, size)
 }

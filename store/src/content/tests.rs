@@ -17,7 +17,8 @@ fn store() -> (tempfile::TempDir, Arc<Store>) {
     (dir, store)
 }
 
-/// A file's blocks: None is a hole, a byte fills the block but for a zero at its front. And the length of the last.
+/// A file's blocks: None is a hole, a byte fills the block but for a zero at its front. And the length of the
+/// last.
 fn file() -> impl Strategy<Value = Vec<u8>> {
     let block = prop_oneof![1 => Just(None), 3 => (1u8..=255).prop_map(Some)];
     let sizes = prop_oneof![0usize..4, 14usize..20];

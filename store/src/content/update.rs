@@ -11,12 +11,12 @@ use crate::batch::Batch;
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 
-/// `base` with the blocks `dirty` (in any order) replaced by those of `data`, where they lie at their natural offsets,
-/// and cut or extended with zeros to `size` bytes. The base's bytes at or beyond `base_limit` read as zeros, and so do
-/// those beyond the end of `data`.
+/// `base` with the blocks `dirty` (in any order) replaced by those of `data`, where they lie at their natural
+/// offsets, and cut or extended with zeros to `size` bytes. The base's bytes at or beyond `base_limit` read
+/// as zeros, and so do those beyond the end of `data`.
 ///
-/// Costs the dirty blocks and the block list. The hash is what any other way to the same bytes gives. The base's
-/// objects may be in the store or in `batch`.
+/// Costs the dirty blocks and the block list. The hash is what any other way to the same bytes gives. The
+/// base's objects may be in the store or in `batch`.
 pub fn update(
     base: &FileContent,
     base_limit: u64,
@@ -72,8 +72,8 @@ fn load_list(base: &FileContent, batch: &Batch) -> Result<BlockList> {
     Ok(list)
 }
 
-/// Where the kept bytes end inside a block, that block has zeros after them, or another length than it had: its
-/// hash is made anew. Its bytes stay where they lie, since what no extent covers reads as zeros.
+/// Where the kept bytes end inside a block, that block has zeros after them, or another length than it had:
+/// its hash is made anew. Its bytes stay where they lie, since what no extent covers reads as zeros.
 fn mend_border(list: &mut BlockList, base: &FileContent, limit: u64, size: u64, batch: &Batch) -> Result<()> {
     let block = limit / BLOCK;
     let kept = limit % BLOCK;

@@ -21,8 +21,8 @@ enum Source {
 }
 
 impl<'a> Verified<'a> {
-    /// Reads what the bytes are checked against: of a plain file the bytes themselves (at most [`super::SMALL_MAX`]), of
-    /// any other its block list.
+    /// Reads what the bytes are checked against: of a plain file the bytes themselves (at most
+    /// [`super::SMALL_MAX`]), of any other its block list.
     pub fn open(store: &'a Store, content: &'a FileContent) -> Result<Self> {
         let corrupt = |reason: String| StoreError::corrupt("content", content.hash, reason);
         let source = if content.size == 0 {
@@ -45,8 +45,8 @@ impl<'a> Verified<'a> {
         Ok(Self { store, content, source })
     }
 
-    /// Gives `length` bytes from `offset`, which is at a block's border, to `sink` in pieces. The range ends at a block's
-    /// border or with the file. Holes are not read.
+    /// Gives `length` bytes from `offset`, which is at a block's border, to `sink` in pieces. The range ends
+    /// at a block's border or with the file. Holes are not read.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when the bytes are not those of the hash; what `sink` says.

@@ -255,7 +255,8 @@ fn what_is_met_again_after_the_start_is_spared() {
     let place = Place::new();
     let root = place.import(&[("f", b"old")]);
     let content = ObjectId::of(b"old");
-    // Between the marking, which no longer reaches it, and the sweep somebody finds the object instead of writing it.
+    // Between the marking, which no longer reaches it, and the sweep somebody finds the object instead of
+    // writing it.
     let met = std::cell::Cell::new(false);
     let uppers = |_: &InstanceId| Ok(UpperRoots::default());
     let (_, base) = place.layer(place.import(&[("g", b"kept")]), 1, None);

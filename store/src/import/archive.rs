@@ -23,8 +23,8 @@ pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Names that AUFS kept its own records under; layers of old images have them.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// Takes all members of an uncompressed archive into `builder`, and gives the reader back at its end. `below` is given for a
-/// layer: what it lies on. `source` names the archive in errors.
+/// Takes all members of an uncompressed archive into `builder`, and gives the reader back at its end. `below`
+/// is given for a layer: what it lies on. `source` names the archive in errors.
 pub(super) fn take_in<R: Read>(
     intake: &mut Intake<'_>,
     builder: &mut Builder,
@@ -126,8 +126,8 @@ impl<R: Read> Members<'_, '_, R> {
         }
     }
 
-    /// Whether a member of a layer says what does not show of the layers below; notes that. By its name alone: writers differ
-    /// in what they make such a member.
+    /// Whether a member of a layer says what does not show of the layers below; notes that. By its name
+    /// alone: writers differ in what they make such a member.
     fn whiteout(&mut self, path: &[u8]) -> std::result::Result<bool, String> {
         let components = normalise(path)?;
         let Some((name, above)) = components.split_last() else { return Ok(false) };
@@ -197,7 +197,8 @@ fn file_kind(kind: MemberKind) -> Option<FileKind> {
     })
 }
 
-/// Puts the ranges of a sparse member where they belong in an unnamed file of the store. What is all zeros becomes a hole.
+/// Puts the ranges of a sparse member where they belong in an unnamed file of the store. What is all zeros
+/// becomes a hole.
 pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -> Result<File> {
     let dir = store.layout().staging();
     let file = tempfile::tempfile_in(&dir).at("create a file in", &dir)?;
@@ -227,7 +228,8 @@ pub(super) fn spool_whole(store: &Store, body: &mut dyn Read, size: u64) -> Resu
     Ok(file)
 }
 
-/// The current member's bytes, or a stream's; keeps what went wrong with them, to be told apart from what goes wrong in the store.
+/// The current member's bytes, or a stream's; keeps what went wrong with them, to be told apart from what
+/// goes wrong in the store.
 pub(super) struct Body<'a, R> {
     pub reader: &'a mut R,
     pub failed: Option<String>,

@@ -111,8 +111,8 @@ impl Archive {
         Ok(Archive { file: Some(file.clone()), members, source: source.to_owned() })
     }
 
-    /// Goes through a compressed archive, given uncompressed, and keeps what may be a document. The rest is passed over: how
-    /// much it is nobody knows, and what of it is needed the documents say.
+    /// Goes through a compressed archive, given uncompressed, and keeps what may be a document. The rest is
+    /// passed over: how much it is nobody knows, and what of it is needed the documents say.
     pub fn survey(input: &mut dyn Read, source: &str) -> Result<Archive> {
         let mut kept = 0;
         let reader = Reader::new(BufReader::with_capacity(256 << 10, input));
@@ -184,7 +184,8 @@ impl Archive {
     }
 }
 
-/// The members of an archive that an image may refer to; `place` says where a regular one is, given its number among all.
+/// The members of an archive that an image may refer to; `place` says where a regular one is, given its
+/// number among all.
 fn members<R: Read>(
     mut reader: Reader<R>,
     source: &str,

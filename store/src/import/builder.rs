@@ -1,7 +1,7 @@
 //! The tree that an import builds: metadata in memory, then numbered and written bottom-up.
 //!
-//! A layer of an image, or an overlay's upper directory, is built in a builder of its own and then laid over what is below it
-//! ([`Builder::cover`]): so where in a layer a deletion stands makes no difference.
+//! A layer of an image, or an overlay's upper directory, is built in a builder of its own and then laid over
+//! what is below it ([`Builder::cover`]): so where in a layer a deletion stands makes no difference.
 
 mod check;
 mod cover;
@@ -25,8 +25,8 @@ const MAX_DEPTH: usize = 2048;
 /// The longest target of a symbolic link that Linux knows.
 const MAX_TARGET: usize = 4095;
 
-/// How many bytes of metadata are held in memory at most, roughly: some eight million entries. A compressed archive
-/// could ask for any amount.
+/// How many bytes of metadata are held in memory at most, roughly: some eight million entries. A compressed
+/// archive could ask for any amount.
 pub(super) const MAX_METADATA: u64 = 2 << 30;
 
 /// How many symbolic links are followed for one name, as in Linux.
@@ -63,7 +63,8 @@ pub(super) enum Content {
     Symlink(Box<[u8]>),
     /// A FIFO, a socket, or a device with its number.
     Special(FileKind, u64),
-    /// A regular file of this size whose content is that of a file below: an overlay's copy of metadata alone.
+    /// A regular file of this size whose content is that of a file below: an overlay's copy of metadata
+    /// alone.
     Below(u64, Option<Redirect>),
 }
 
@@ -269,8 +270,8 @@ impl Builder {
         self.marks(directory).redirect = Some(redirect);
     }
 
-    /// The directory of an archive's path without its last component, and that: where a whiteout counts. The directories
-    /// above are made where they are missing.
+    /// The directory of an archive's path without its last component, and that: where a whiteout counts. The
+    /// directories above are made where they are missing.
     pub fn place<'a>(&mut self, path: &'a [u8]) -> Reason<(DirId, &'a [u8])> {
         let end = path.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
         let above = normalise(&path[..end])?;

@@ -21,8 +21,8 @@ pub(super) fn is_plain(magic: &[u8]) -> bool {
     matches!(Kind::of(magic), Kind::Plain)
 }
 
-/// A reader of the uncompressed stream. A thread of `scope` does the work, beside that of hashing and storing what is read; it
-/// ends with the stream, or when the reader is dropped.
+/// A reader of the uncompressed stream. A thread of `scope` does the work, beside that of hashing and storing
+/// what is read; it ends with the stream, or when the reader is dropped.
 pub(super) fn decompress<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     mut input: impl Read + Send + 'scope,
@@ -74,7 +74,8 @@ impl Kind {
     }
 }
 
-/// Members of gzip one after another, and zeros after the last: they fill up a tape's block, and gzip(1) passes over them.
+/// Members of gzip one after another, and zeros after the last: they fill up a tape's block, and gzip(1)
+/// passes over them.
 struct Gzip<R> {
     member: Option<GzDecoder<R>>,
 }

@@ -1,5 +1,6 @@
-//! Images as `skopeo copy … dir:PATH` and `podman save --format docker-dir` leave them: the manifest beside its blobs, each named
-//! by the hex digits of its digest. They are read as a layout whose index has this one manifest.
+//! Images as `skopeo copy … dir:PATH` and `podman save --format docker-dir` leave them: the manifest beside
+//! its blobs, each named by the hex digits of its digest. They are read as a layout whose index has this one
+//! manifest.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -12,7 +13,8 @@ use crate::error::Result;
 /// What the file `version` begins with, where there is one.
 pub(super) const VERSION: &[u8] = b"Directory Transport Version: ";
 
-/// What a blob's name may end in: nothing, `.tar` for a layer in version 1.0 of the form, the last for a manifest of an index.
+/// What a blob's name may end in: nothing, `.tar` for a layer in version 1.0 of the form, the last for a
+/// manifest of an index.
 const ENDINGS: [&str; 3] = ["", ".tar", ".manifest.json"];
 
 /// Such an image, to be read as a layout.
@@ -50,7 +52,8 @@ impl<'a> Copied<'a> {
             "manifests": [{"mediaType": kind, "digest": digest.to_string(), "size": manifest.len()}],
         });
         let copied = Copied { files, manifest: digest, index: index.to_string().into_bytes() };
-        // Anything may have a manifest.json. One of an image says its version, or lies beside what it refers to.
+        // Anything may have a manifest.json. One of an image says its version, or lies beside what it refers
+        // to.
         let says_so = oci::small(files, "version")?.is_some_and(|version| version.starts_with(VERSION));
         let mut refers_to = head.config.iter().chain(&head.manifests).filter_map(Descriptor::sha);
         let is_one = says_so || refers_to.any(|digest| copied.find(digest).is_some());

@@ -1,6 +1,7 @@
 //! Importing a directory: as it stands, or as an overlay's upper.
 //!
-//! Every step goes through a descriptor of the directory above, and no symbolic link is followed, so the walk cannot be led outside.
+//! Every step goes through a descriptor of the directory above, and no symbolic link is followed, so the walk
+//! cannot be led outside.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -272,7 +273,8 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Takes the overlay's own attributes of a directory out, and says whether whiteouts in it may be empty files.
+    /// Takes the overlay's own attributes of a directory out, and says whether whiteouts in it may be empty
+    /// files.
     fn mark(&mut self, node: DirId, path: &Path, attributes: &mut Attributes) -> Result<bool> {
         if !self.upper {
             return Ok(false);
@@ -326,7 +328,8 @@ impl Walk<'_, '_> {
         Ok((attributes, content))
     }
 
-    /// Of an inode whose mode an overlay keeps elsewhere than its ACL. What the kernel tells of others is right.
+    /// Of an inode whose mode an overlay keeps elsewhere than its ACL. What the kernel tells of others is
+    /// right.
     fn reconcile(&mut self, kind: FileKind, path: &Path, attributes: &mut Attributes) {
         let mut notes = Vec::new();
         acl::reconcile(kind, &mut attributes.mode, &mut attributes.xattrs, &mut notes);

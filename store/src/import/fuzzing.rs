@@ -10,8 +10,9 @@ use crate::content::FileContent;
 use crate::error::Result;
 use crate::tar::{MemberKind, Reader};
 
-/// Reads the documents of an image: `bytes` are an index and blobs, separated by NULs. In each, `@N` stands for the digest of
-/// the N-th blob and `#N` for its size, so that what refers to what is for the test to choose, and digests are right.
+/// Reads the documents of an image: `bytes` are an index and blobs, separated by NULs. In each, `@N` stands
+/// for the digest of the N-th blob and `#N` for its size, so that what refers to what is for the test to
+/// choose, and digests are right.
 pub fn image(bytes: &[u8]) {
     let mut documents: Vec<Vec<u8>> = bytes.split(|&b| b == 0).take(10).map(<[u8]>::to_vec).collect();
     for later in (1..documents.len()).rev() {
@@ -76,7 +77,8 @@ pub fn archive(bytes: &[u8]) {
     }
 }
 
-/// The tree of an archive's members, their content left out: as a layer, if it lies on something. `None` for one that is refused.
+/// The tree of an archive's members, their content left out: as a layer, if it lies on something. `None` for
+/// one that is refused.
 fn tree_of(bytes: &[u8], below: Option<&Builder>) -> Option<Builder> {
     let mut reader = Reader::new(bytes);
     if below.is_some() {

@@ -87,8 +87,8 @@ pub(super) fn begins_like_one(head: &[u8], source: &str) -> Result<bool> {
     unpacked(head, source, |input| Ok(may_be_image(input)))
 }
 
-/// The same of an archive whose first member may be an image's; nothing where it is none. A compressed one is gone through
-/// twice: what of it is needed shows at its end.
+/// The same of an archive whose first member may be an image's; nothing where it is none. A compressed one is
+/// gone through twice: what of it is needed shows at its end.
 fn in_image(
     intake: &mut Intake<'_>,
     file: &Arc<File>,

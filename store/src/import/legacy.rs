@@ -1,5 +1,6 @@
-//! Images as `docker save` wrote them before version 1.10: a directory for each layer, with the configuration that names the
-//! layer below, and `repositories`, which names the uppermost. No digest says what a layer's bytes must be.
+//! Images as `docker save` wrote them before version 1.10: a directory for each layer, with the configuration
+//! that names the layer below, and `repositories`, which names the uppermost. No digest says what a layer's
+//! bytes must be.
 //!
 //! Format: Docker's image specification 1.0.
 

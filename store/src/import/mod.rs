@@ -78,17 +78,18 @@ pub struct Imported {
     pub warnings: Vec<String>,
 }
 
-/// Imports a root filesystem, told apart by its content: a tar archive (plain, gzip, xz or zstd), a directory, an OCI image layout
-/// (a directory, or a tar archive of one), what `docker save` writes, or what `skopeo copy` writes to `dir:`. Of an image all
-/// layers become one tree. Mounts below a directory are left out.
+/// Imports a root filesystem, told apart by its content: a tar archive (plain, gzip, xz or zstd), a
+/// directory, an OCI image layout (a directory, or a tar archive of one), what `docker save` writes, or what
+/// `skopeo copy` writes to `dir:`. Of an image all layers become one tree. Mounts below a directory are left
+/// out.
 ///
-/// The caller holds [`crate::lock::StoreLock::shared`] from before this call until something durable refers to the root: a
-/// collection in between would take it.
+/// The caller holds [`crate::lock::StoreLock::shared`] from before this call until something durable refers
+/// to the root: a collection in between would take it.
 ///
 /// # Errors
 /// [`crate::StoreError::Invalid`] for what is broken, truncated or hostile, naming the entry or the blob;
-/// [`crate::StoreError::Io`] for what cannot be read, naming the path; [`crate::StoreError::Cancelled`] when `progress` says so.
-/// The store is as it was before.
+/// [`crate::StoreError::Io`] for what cannot be read, naming the path; [`crate::StoreError::Cancelled`] when
+/// `progress` says so. The store is as it was before.
 pub fn import_path(store: &Arc<Store>, path: &Path, progress: &dyn Progress) -> Result<Imported> {
     import_mounted(store, path, Mounts::LeaveOut, progress)
 }
@@ -119,12 +120,13 @@ pub fn import_mounted(
     })
 }
 
-/// Imports the upper directory of an overlay, as overlayfs or fuse-overlayfs wrote it, over the tree that it lay on. The
-/// result is what the mounted overlay showed. What stays of `lower` keeps its inode numbers and objects.
+/// Imports the upper directory of an overlay, as overlayfs or fuse-overlayfs wrote it, over the tree that it
+/// lay on. The result is what the mounted overlay showed. What stays of `lower` keeps its inode numbers and
+/// objects.
 ///
 /// # Errors
-/// As [`import_path`]; also for what `lower` does not have and the upper refers to (a renamed directory, the data of a file
-/// whose metadata alone was copied), naming the path.
+/// As [`import_path`]; also for what `lower` does not have and the upper refers to (a renamed directory, the
+/// data of a file whose metadata alone was copied), naming the path.
 pub fn import_upper(
     trees: &Trees,
     lower: &Root,
@@ -172,8 +174,8 @@ impl<'a> Intake<'a> {
         intake.finish(taken?)
     }
 
-    /// Warns of what was taken as a root filesystem and hardly is one: a part of an image, or what has the root filesystem in a
-    /// directory of its own.
+    /// Warns of what was taken as a root filesystem and hardly is one: a part of an image, or what has the
+    /// root filesystem in a directory of its own.
     fn doubt(&mut self, builder: &Builder, source: &str) {
         let top = builder.names_below(&[]);
         let is_root = |names: &[String]| names.iter().any(|name| ROOT_NAMES.contains(&name.as_str()));

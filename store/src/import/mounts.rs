@@ -15,8 +15,8 @@ pub enum Mounts {
     /// Their mount points are kept, empty.
     #[default]
     LeaveOut,
-    /// They are taken in, except for those that show the state of the kernel (proc, sysfs, cgroup, …): these hold no files that
-    /// could be kept, and reading some of them waits or acts.
+    /// They are taken in, except for those that show the state of the kernel (proc, sysfs, cgroup, …): these
+    /// hold no files that could be kept, and reading some of them waits or acts.
     TakeIn,
 }
 
@@ -28,7 +28,8 @@ pub(super) enum MountId {
     Device(u32, u32),
 }
 
-/// What the kernel knows of a name without asking the file system, which may be one that does not answer, or not to us.
+/// What the kernel knows of a name without asking the file system, which may be one that does not answer, or
+/// not to us.
 pub(super) struct Look {
     pub mount: MountId,
     stat: Statx,
@@ -62,7 +63,8 @@ impl Look {
         matches!(FileType::from_raw_mode(self.stat.stx_mode.into()), FileType::Directory | FileType::Unknown)
     }
 
-    /// What a mount point shows, as far as the kernel knows. Attributes beyond that would have to be asked for.
+    /// What a mount point shows, as far as the kernel knows. Attributes beyond that would have to be asked
+    /// for.
     pub fn attributes(&self) -> Attributes {
         let stat = &self.stat;
         if stat.stx_mode == 0 {

@@ -1,8 +1,9 @@
-//! What the documents of an image say: OCI's index and manifest, Docker's of the same meaning, and the list of `docker save`.
-//! Only documents are read here; the layers' bytes are the business of `image`.
+//! What the documents of an image say: OCI's index and manifest, Docker's of the same meaning, and the list
+//! of `docker save`. Only documents are read here; the layers' bytes are the business of `image`.
 //!
-//! Formats: the OCI image specification 1.1 (image-layout, image-index, manifest, config), Docker's image manifest version 2
-//! schema 2, and `docker save`'s manifest.json as Docker's image specification 1.2 describes it.
+//! Formats: the OCI image specification 1.1 (image-layout, image-index, manifest, config), Docker's image
+//! manifest version 2 schema 2, and `docker save`'s manifest.json as Docker's image specification 1.2
+//! describes it.
 
 use std::io::Read;
 

@@ -45,7 +45,8 @@ pub(super) struct Own {
     pub stands_for: Option<(FileKind, u64)>,
 }
 
-/// What an entry stands for by its kind and name: a character device 0:0, or an empty file with a name as image layers have it.
+/// What an entry stands for by its kind and name: a character device 0:0, or an empty file with a name as
+/// image layers have it.
 pub(super) fn special<'a>(name: &'a [u8], stat: &Stat) -> std::result::Result<Option<Special<'a>>, String> {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let is_device = kind == FileType::CharacterDevice && stat.st_rdev == 0;
@@ -121,7 +122,8 @@ fn strip<'a>(name: &'a [u8], prefixes: &[&'static [u8]]) -> Option<(&'static [u8
     prefixes.iter().find_map(|prefix| Some((*prefix, name.strip_prefix(*prefix)?)))
 }
 
-/// `uid:gid:mode[:kind[-major-minor]]`, the mode in octal. The inner value is what a file of another kind stands for.
+/// `uid:gid:mode[:kind[-major-minor]]`, the mode in octal. The inner value is what a file of another kind
+/// stands for.
 fn override_stat(text: &[u8], attributes: &mut Attributes) -> Option<Option<(FileKind, u64)>> {
     let mut fields = std::str::from_utf8(text).ok()?.trim_end_matches('\0').split(':');
     let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);

@@ -12,8 +12,9 @@ use crate::progress::Progress;
 /// How much is read before it is decided what it is. An archive says so in its first members.
 const HEAD: u64 = 1 << 20;
 
-/// Imports an archive as [`super::import_path`] does, from a stream that `source` names in messages. A root filesystem goes into
-/// the store as it comes; an image, whose documents and layers lie in any order, is put into an unnamed file of the store first.
+/// Imports an archive as [`super::import_path`] does, from a stream that `source` names in messages. A root
+/// filesystem goes into the store as it comes; an image, whose documents and layers lie in any order, is put
+/// into an unnamed file of the store first.
 ///
 /// # Errors
 /// As [`super::import_path`].

@@ -42,7 +42,8 @@ impl Warnings {
         self.totals.push(warning);
     }
 
-    /// Whether an attribute can be kept that `path` has; notes it where it cannot. One note stands for all files with one name.
+    /// Whether an attribute can be kept that `path` has; notes it where it cannot. One note stands for all
+    /// files with one name.
     pub fn keeps(&mut self, path: &[u8], kind: FileKind, attribute: &[u8]) -> bool {
         let Some(reason) = why_not_settable(attribute, kind) else { return true };
         let key = (attribute.to_vec(), reason);

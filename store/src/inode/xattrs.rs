@@ -3,7 +3,8 @@
 use crate::codec::{Decoder, put_bytes, put_varint};
 use crate::error::Result;
 
-/// Names and values, sorted by name. The empty value allocates nothing, and as most inodes have no attributes, it is one word.
+/// Names and values, sorted by name. The empty value allocates nothing, and as most inodes have no
+/// attributes, it is one word.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Xattrs(Option<Box<List>>);
 

@@ -1,4 +1,5 @@
-//! Who needs what is damaged: one walk over everything, done only when something is damaged, and from there upwards.
+//! Who needs what is damaged: one walk over everything, done only when something is damaged, and from there
+//! upwards.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// What is wrong, or worth knowing. The names in `--json` are these with dashes; docs/DURABILITY.md describes each.
+/// What is wrong, or worth knowing. The names in `--json` are these with dashes; docs/DURABILITY.md describes
+/// each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -78,7 +79,8 @@ pub struct Finding {
     pub path: Option<String>,
     /// The environments that need it: their names, or ids where a name cannot be read.
     pub environments: Vec<String>,
-    /// Where they need it: `ENV@base`, `ENV@head`, `ENV@NAME` or `ENV@HASH` of a snapshot, `ENV` of what is not committed.
+    /// Where they need it: `ENV@base`, `ENV@head`, `ENV@NAME` or `ENV@HASH` of a snapshot, `ENV` of what is
+    /// not committed.
     pub affected: Vec<String>,
     /// All of it in words.
     pub message: String,

@@ -74,8 +74,9 @@ pub struct Verified {
     pub bytes: u64,
 }
 
-/// Checks everything: every object's bytes, every record, every tree, every reference down to the objects, uppers, pins and
-/// intents, and what lies where nothing should. Reads the whole store; `progress` is told of bytes and objects.
+/// Checks everything: every object's bytes, every record, every tree, every reference down to the objects,
+/// uppers, pins and intents, and what lies where nothing should. Reads the whole store; `progress` is told of
+/// bytes and objects.
 ///
 /// Takes the store's lock shared, so a collection waits; commands and mounts go on.
 ///
@@ -109,7 +110,8 @@ struct Check<'a> {
     needed: u64,
     /// Of those, the ones that are not there.
     missing: HashSet<ObjectId>,
-    /// Contents that are not to be checked again, by a hash of their description: those with a block list, and those that are wrong.
+    /// Contents that are not to be checked again, by a hash of their description: those with a block list,
+    /// and those that are wrong.
     contents: HashSet<ObjectId>,
     /// The user whose store it is.
     owner: u32,
@@ -156,7 +158,8 @@ impl Check<'_> {
                 self.stray(dir);
                 continue;
             }
-            // By names in an open directory: walking down the whole path for each costs as much as reading a small object.
+            // By names in an open directory: walking down the whole path for each costs as much as reading a
+            // small object.
             let shard = self.store.files().open_dir(&dir).at("open", &dir)?;
             for path in self.list(&dir)? {
                 let Some(id) = files::object_id(&path) else {
@@ -326,7 +329,8 @@ impl Check<'_> {
         }
     }
 
-    /// Objects that were there at the start and that nothing refers to: what comes meanwhile may be referred to later.
+    /// Objects that were there at the start and that nothing refers to: what comes meanwhile may be referred
+    /// to later.
     fn orphans(&mut self) -> Result<()> {
         if self.needed == self.objects {
             return Ok(());

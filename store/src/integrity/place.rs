@@ -1,4 +1,5 @@
-//! Where in a tree something is needed: asked when a command met what is damaged and knows it by its hash only.
+//! Where in a tree something is needed: asked when a command met what is damaged and knows it by its hash
+//! only.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use crate::id::ObjectId;
 use crate::open::Store;
 use crate::reach::{Fault, Met, Reach, Watch};
 
-/// The first place below `root` that needs `id`, an object, a listing or the hash of a content: a path, or in words what has none.
-/// `None`: nothing that can be read does.
+/// The first place below `root` that needs `id`, an object, a listing or the hash of a content: a path, or in
+/// words what has none. `None`: nothing that can be read does.
 pub fn place_of(store: &Arc<Store>, root: &ObjectId, id: &ObjectId) -> Option<String> {
     let mut reach = Reach::new(store.clone());
     reach.root(*root, &Rc::from("the tree"));

@@ -159,7 +159,8 @@ impl Check<'_> {
     }
 }
 
-/// Whether an environment's directory holds changes and there is neither its record nor an intent to make or remove it.
+/// Whether an environment's directory holds changes and there is neither its record nor an intent to make or
+/// remove it.
 pub(crate) fn is_orphan(store: &crate::Store, instance: &InstanceId) -> Result<bool> {
     let there = |path: &Path| path.symlink_metadata().is_ok();
     let upper = store.layout().upper(instance).join("checkpoint");

@@ -61,8 +61,8 @@ impl Action {
     }
 }
 
-/// Deals with what [`super::verify`] found, as far as the store alone can. Each thing is looked at again first. Uppers, and bytes
-/// that an image has, are the caller's.
+/// Deals with what [`super::verify`] found, as far as the store alone can. Each thing is looked at again
+/// first. Uppers, and bytes that an image has, are the caller's.
 ///
 /// Takes the store's lock exclusively: nobody may meet an object while it is being set aside.
 ///
@@ -208,7 +208,8 @@ fn mend_layer(store: &Store, id: &RecordId) -> Result<Option<Action>> {
     Ok(Some(Action::new(Deed::SetAside, name, &path, message)))
 }
 
-/// A record that cannot be mended stays where it is: without it all that the environment refers to would be garbage.
+/// A record that cannot be mended stays where it is: without it all that the environment refers to would be
+/// garbage.
 fn mend_environment(store: &Store, instance: &InstanceId) -> Result<Option<Action>> {
     let path = Metadata::path(store, instance);
     if Metadata::load(store, instance).is_ok() {

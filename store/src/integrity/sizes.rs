@@ -10,11 +10,13 @@ use crate::layout::Layout;
 /// Sizes that are remembered: less than 1 MiB.
 const SLOTS: usize = 1 << 14;
 
-/// Asks for sizes. A table of all would grow with the store; the kernel has just seen every object's inode and answers from memory.
+/// Asks for sizes. A table of all would grow with the store; the kernel has just seen every object's inode
+/// and answers from memory.
 pub(super) struct Sizes {
     /// The directory of objects; nothing when it is missing.
     objects: Option<File>,
-    /// What was asked lately, for contents that many files share: of objects that fall into one slot, the last.
+    /// What was asked lately, for contents that many files share: of objects that fall into one slot, the
+    /// last.
     slots: Vec<Option<(ObjectId, u64)>>,
 }
 

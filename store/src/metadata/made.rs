@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use super::SnapshotEntry;
 
-/// The snapshots of a list in the order in which they were made, each once. A second name for a snapshot is an entry with the record
-/// of an earlier one; a snapshot that was made again has a new record, and stands where the newest does. Clocks have no say in it.
+/// The snapshots of a list in the order in which they were made, each once. A second name for a snapshot is
+/// an entry with the record of an earlier one; a snapshot that was made again has a new record, and stands
+/// where the newest does. Clocks have no say in it.
 pub fn made(list: &[SnapshotEntry]) -> Vec<&SnapshotEntry> {
     let mut made: Vec<&SnapshotEntry> = Vec::new();
     let (mut records, mut hashes) = (HashSet::new(), HashSet::new());

@@ -1,5 +1,5 @@
-//! A directory of the host, for scan and resolve. Each step goes from the descriptor of a directory to one name in it and follows
-//! no symbolic link, so nothing outside is ever reached.
+//! A directory of the host, for scan and resolve. Each step goes from the descriptor of a directory to one
+//! name in it and follows no symbolic link, so nothing outside is ever reached.
 
 use std::ffi::OsStr;
 use std::fs::File;

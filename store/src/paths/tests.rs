@@ -1,4 +1,5 @@
-//! Case by case against docs/MANIFEST.md, "Chosen paths", on a directory of the host and on the tree that its import gives.
+//! Case by case against docs/MANIFEST.md, "Chosen paths", on a directory of the host and on the tree that its
+//! import gives.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -13,8 +13,9 @@ use crate::inode::Xattrs;
 /// The records and the xattrs that they stand for.
 const KINDS: [(&str, &[u8]); 2] = [("SCHILY.acl.access", ACCESS), ("SCHILY.acl.default", DEFAULT)];
 
-/// Turns `SCHILY.acl.access` and `.default` into `system.posix_acl_*`, unless the archive carries those xattrs as they are.
-/// An ACL that cannot be turned (a user or group by name only) is left out, and `notes` says so.
+/// Turns `SCHILY.acl.access` and `.default` into `system.posix_acl_*`, unless the archive carries those
+/// xattrs as they are. An ACL that cannot be turned (a user or group by name only) is left out, and `notes`
+/// says so.
 pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, notes: &mut Vec<String>) {
     for (record, xattr) in KINDS {
         let Some(text) = pax.get(record) else { continue };

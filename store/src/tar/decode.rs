@@ -1,7 +1,9 @@
-//! Reading a tar stream: v7, ustar, PAX, GNU and star headers; sparse members of GNU and of PAX 0.0, 0.1 and 1.0.
+//! Reading a tar stream: v7, ustar, PAX, GNU and star headers; sparse members of GNU and of PAX 0.0, 0.1 and
+//! 1.0.
 //!
-//! Ours rather than the `tar` crate's because an archive is untrusted and nothing of it may be lost: extended headers are
-//! bounded, PAX sparse members are understood, and ranges are handed on as ranges, so that holes are never read.
+//! Ours rather than the `tar` crate's because an archive is untrusted and nothing of it may be lost: extended
+//! headers are bounded, PAX sparse members are understood, and ranges are handed on as ranges, so that holes
+//! are never read.
 
 use std::io::{self, BufReader, Read};
 
@@ -65,7 +67,8 @@ pub struct Reader<R> {
 type Leap<R> = fn(&mut R, i64) -> io::Result<()>;
 
 impl<R: Read + io::Seek> Reader<BufReader<R>> {
-    /// A reader at the start of an uncompressed archive that can seek: bodies that nobody reads are passed over.
+    /// A reader at the start of an uncompressed archive that can seek: bodies that nobody reads are passed
+    /// over.
     pub fn seeking(input: R) -> Self {
         Self { leap: Some(BufReader::seek_relative), ..Self::new(BufReader::new(input)) }
     }
@@ -86,8 +89,8 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Lets the archive end after any member, without an end marker and without the padding of the last body: as some writers
-    /// of image layers leave it. For input whose wholeness something else shows.
+    /// Lets the archive end after any member, without an end marker and without the padding of the last body:
+    /// as some writers of image layers leave it. For input whose wholeness something else shows.
     #[must_use]
     pub fn unterminated(self) -> Self {
         Self { unterminated: true, ..self }
@@ -98,7 +101,8 @@ impl<R: Read> Reader<R> {
         self.input
     }
 
-    /// Whether anything but zeros followed the end marker. What it was is not read: tar programs stop there too.
+    /// Whether anything but zeros followed the end marker. What it was is not read: tar programs stop there
+    /// too.
     pub fn has_trailing(&self) -> bool {
         self.trailing
     }
@@ -245,7 +249,8 @@ impl<R: Read> Reader<R> {
                 };
                 (member.size, member.ranges) = self.content(header, pax, stored).map_err(at)?;
             }
-            // GNU tar and Go write a size with some of these but never a body; a dump directory's listing is skipped.
+            // GNU tar and Go write a size with some of these but never a body; a dump directory's listing is
+            // skipped.
             MemberKind::Directory if type_flag == flag::GNU_DUMPDIR => self.open_body(stored),
             _ => {}
         }

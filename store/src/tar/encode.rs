@@ -38,7 +38,8 @@ pub struct EntryHeader<'a> {
 }
 
 impl EntryHeader<'_> {
-    /// The type flag of a kind. Tar has none for sockets: they pass for FIFOs, and the caller says what they are in a record.
+    /// The type flag of a kind. Tar has none for sockets: they pass for FIFOs, and the caller says what they
+    /// are in a record.
     pub fn type_flag(kind: FileKind) -> u8 {
         match kind {
             FileKind::Regular => flag::REGULAR,
@@ -65,7 +66,8 @@ pub(super) fn xattr_records(xattrs: &Xattrs, records: &mut Records) {
     }
 }
 
-/// Writes entries to `out`. After [`Encoder::entry`] the caller gives exactly the announced bytes to [`Encoder::body`], in any pieces.
+/// Writes entries to `out`. After [`Encoder::entry`] the caller gives exactly the announced bytes to
+/// [`Encoder::body`], in any pieces.
 pub struct Encoder<W> {
     out: W,
     /// Bytes written, for padding.
@@ -78,7 +80,8 @@ impl<W: Write> Encoder<W> {
         Self { out, written: 0 }
     }
 
-    /// Writes an entry's header, after padding the body before it. `records` are kept beside those that the header itself makes needed.
+    /// Writes an entry's header, after padding the body before it. `records` are kept beside those that the
+    /// header itself makes needed.
     pub fn entry(&mut self, header: &EntryHeader<'_>, mut records: Records) -> io::Result<()> {
         self.pad()?;
         let mut need = |key: &str, needed: bool, value: Vec<u8>| {
@@ -151,7 +154,8 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
-/// Seconds and, where there are any, nanoseconds without trailing zeros. Before 1970 the fraction counts backwards, as `-0.5` does.
+/// Seconds and, where there are any, nanoseconds without trailing zeros. Before 1970 the fraction counts
+/// backwards, as `-0.5` does.
 fn time_text(time: Timestamp) -> String {
     let (sign, secs, nanos) = match (time.secs < 0, time.nanos) {
         (true, 0) => ("-", time.secs.unsigned_abs(), 0),

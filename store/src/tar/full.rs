@@ -1,16 +1,17 @@
 //! The full tar: what `export` writes, and what other programs read.
 //!
-//! The entries are those of [`super::layer`], with modification times and content. Only the trees and the content decide
-//! its bytes.
-//! - A file with holes (blocks of 64 KiB that are all zero, whatever the disk says) is a sparse member of PAX format 1.0,
-//!   in the form that GNU tar gives it.
-//! - POSIX ACLs stand twice: as the kernel's xattr, which keeps them exactly, and as `SCHILY.acl.*` text, which GNU tar
-//!   and bsdtar restore.
+//! The entries are those of [`super::layer`], with modification times and content. Only the trees and the
+//! content decide its bytes.
+//! - A file with holes (blocks of 64 KiB that are all zero, whatever the disk says) is a sparse member of PAX
+//!   format 1.0, in the form that GNU tar gives it.
+//! - POSIX ACLs stand twice: as the kernel's xattr, which keeps them exactly, and as `SCHILY.acl.*` text,
+//!   which GNU tar and bsdtar restore.
 //! - Where a name in a record is not UTF-8, `hdrcharset=BINARY` says so.
 //! - Sockets are left out: tar has no entry for them.
 //!
-//! Layers of OCI images ([`Dialect::Layer`]) hold neither sparse members, which the image specification advises against
-//! and some readers do not know, nor literal names that begin with `.wh.`, which would be deletions.
+//! Layers of OCI images ([`Dialect::Layer`]) hold neither sparse members, which the image specification
+//! advises against and some readers do not know, nor literal names that begin with `.wh.`, which would be
+//! deletions.
 
 use std::io::Write;
 use std::path::Path;
@@ -43,8 +44,8 @@ pub struct Written {
     pub entries: u64,
     /// Sockets that were left out, as `/a/b`, in path order.
     pub sockets: Vec<Vec<u8>>,
-    /// The files whose holes were written as zeros, with the bytes of these, in path order. [`Dialect::Layer`] only, and only
-    /// such with at least [`Written::NOTED_HOLES`] of them.
+    /// The files whose holes were written as zeros, with the bytes of these, in path order.
+    /// [`Dialect::Layer`] only, and only such with at least [`Written::NOTED_HOLES`] of them.
     pub filled: Vec<(Vec<u8>, u64)>,
     /// The newest modification time among the entries.
     pub newest: Option<Timestamp>,
@@ -74,8 +75,8 @@ impl FullTar<'_> {
     /// Writes the whole tree, or of it what is `chosen`: with a path the directories above it must be.
     ///
     /// # Errors
-    /// [`StoreError::Io`] with [`FullTar::name`] when `out` fails, [`StoreError::Corrupt`] for content that is not what its
-    /// hash says, [`StoreError::Invalid`] for a name that the dialect cannot hold.
+    /// [`StoreError::Io`] with [`FullTar::name`] when `out` fails, [`StoreError::Corrupt`] for content that
+    /// is not what its hash says, [`StoreError::Invalid`] for a name that the dialect cannot hold.
     pub fn tree(&self, root: &Root, chosen: Option<Chosen<'_>>, out: &mut dyn Write) -> Result<Written> {
         self.write(&self.layer(None, root), &Names::new(), chosen, out)
     }
@@ -86,7 +87,8 @@ impl FullTar<'_> {
     /// As [`FullTar::tree`].
     pub fn changes(&self, old: &Root, new: &Root, out: &mut dyn Write) -> Result<Written> {
         let layer = self.layer(Some(old), new);
-        // Which hard links have names that did not change shows at the end, so it is asked of the tar without content.
+        // Which hard links have names that did not change shows at the end, so it is asked of the tar without
+        // content.
         let partial = write_identity(self.trees, Some(old), new, &Names::new(), &mut std::io::sink())?;
         let extra = if partial.is_empty() { Names::new() } else { other_names(self.trees, new, &partial)? };
         self.write(&layer, &extra, None, out)
@@ -198,8 +200,8 @@ fn charset(name: &[u8], records: &mut Records) {
     }
 }
 
-/// Adds the records of a sparse member of PAX format 1.0. Gives the name for its header, which a reader that does not know
-/// the format makes the packed file under.
+/// Adds the records of a sparse member of PAX format 1.0. Gives the name for its header, which a reader that
+/// does not know the format makes the packed file under.
 fn sparse_records(path: &[u8], size: u64, records: &mut Records) -> Vec<u8> {
     charset(path, records);
     let mut put = |key: &str, value: &[u8]| records.insert(key.as_bytes().to_vec(), value.to_vec());
@@ -207,15 +209,16 @@ fn sparse_records(path: &[u8], size: u64, records: &mut Records) -> Vec<u8> {
     put("GNU.sparse.minor", b"0");
     put("GNU.sparse.name", path);
     put("GNU.sparse.realsize", size.to_string().as_bytes());
-    // GNU tar puts its process id where the 0 is, and the directory before it: one more record for a long name.
+    // GNU tar puts its process id where the 0 is, and the directory before it: one more record for a long
+    // name.
     let base = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
     let mut name = [b"GNUSparseFile.0/", base].concat();
     name.truncate(100);
     name
 }
 
-/// The map that stands before the data: decimal lines, a count, then offset and length of each range. GNU tar takes the
-/// file's length from the last range, so where a hole is last an empty one follows it.
+/// The map that stands before the data: decimal lines, a count, then offset and length of each range. GNU tar
+/// takes the file's length from the last range, so where a hole is last an empty one follows it.
 fn sparse_map(ranges: &[(u64, u64)], size: u64) -> Vec<u8> {
     let end = ranges.last().map_or(0, |(offset, length)| offset + length);
     let last = (end != size).then_some((size, 0));
@@ -227,8 +230,8 @@ fn sparse_map(ranges: &[(u64, u64)], size: u64) -> Vec<u8> {
     map
 }
 
-/// Joins ranges across their smallest holes until there are fewer than `most`: so many are all that readers, ours among
-/// them, take. The holes between are then data.
+/// Joins ranges across their smallest holes until there are fewer than `most`: so many are all that readers,
+/// ours among them, take. The holes between are then data.
 fn bounded(mut ranges: Ranges, size: u64, most: usize) -> Ranges {
     let mut grain = BLOCK;
     while ranges.len() >= most {

@@ -37,13 +37,14 @@ pub fn identity_hash(trees: &Trees, old: Option<&Root>, new: &Root) -> Result<Ta
     Ok(TarHash::from_bytes(*hasher.finalize().as_bytes()))
 }
 
-/// What pins an image (docs/MANIFEST.md): covers every path, kind, mode, owner, xattr, link target and content,
-/// but no times. The tar hash of the whole tree.
+/// What pins an image (docs/MANIFEST.md): covers every path, kind, mode, owner, xattr, link target and
+/// content, but no times. The tar hash of the whole tree.
 pub fn content_digest(trees: &Trees, root: &Root) -> Result<ObjectId> {
     identity_hash(trees, None, root).map(|hash| ObjectId::from_bytes(*hash.as_bytes()))
 }
 
-/// Writes the identity tar, with `extra` names beside what differs. Gives the inodes of which it did not write all names.
+/// Writes the identity tar, with `extra` names beside what differs. Gives the inodes of which it did not
+/// write all names.
 pub(super) fn write_identity(
     trees: &Trees,
     old: Option<&Root>,

@@ -1,16 +1,19 @@
-//! The entries of a layer in path order: what the identity tar ([`super::identity`]) and the exported one ([`super::full`])
-//! have in common.
+//! The entries of a layer in path order: what the identity tar ([`super::identity`]) and the exported one
+//! ([`super::full`]) have in common.
 //!
 //! An archive in the encoding of [`super::Encoder`], of what differs between two trees:
-//! - Entries stand in path order, by components (`/` sorts before any other byte), parents before children. Names are relative, a
-//!   directory's ends in a slash, the root is `./`. The directories above an entry are entries too.
-//! - No user or group names, mode bits 07777, a device's numbers, PAX records only where needed, sorted by key.
+//! - Entries stand in path order, by components (`/` sorts before any other byte), parents before children.
+//!   Names are relative, a directory's ends in a slash, the root is `./`. The directories above an entry are
+//!   entries too.
+//! - No user or group names, mode bits 07777, a device's numbers, PAX records only where needed, sorted by
+//!   key.
 //! - Extended attributes are `SCHILY.xattr.<name>` records.
-//! - The first name of an inode in the layer carries it; each further one is a hard link to the first. A layer that has one
-//!   name of an inode has all of them: else `ln a b` and `cp a b` would be one layer, and a reader that has only the layer at
-//!   hand could not make the link.
-//! - What is gone is an empty regular file `.wh.<name>` in the place of its name: one for each hidden child, none for what
-//!   lies below it, none where something else has taken the name. A name that begins with `.wh.` itself carries `KARAPACE.literal=1`.
+//! - The first name of an inode in the layer carries it; each further one is a hard link to the first. A
+//!   layer that has one name of an inode has all of them: else `ln a b` and `cp a b` would be one layer, and
+//!   a reader that has only the layer at hand could not make the link.
+//! - What is gone is an empty regular file `.wh.<name>` in the place of its name: one for each hidden child,
+//!   none for what lies below it, none where something else has taken the name. A name that begins with
+//!   `.wh.` itself carries `KARAPACE.literal=1`.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -86,8 +89,8 @@ pub(super) struct LayerTar<'a> {
 }
 
 impl LayerTar<'_> {
-    /// Writes the tar to `out`, which errors call `name`, with `extra` names beside what differs. Gives the inodes of which
-    /// it did not write all names.
+    /// Writes the tar to `out`, which errors call `name`, with `extra` names beside what differs. Gives the
+    /// inodes of which it did not write all names.
     pub fn write(
         &self,
         extra: &Names,
@@ -191,7 +194,8 @@ impl Writer<'_> {
     }
 
     fn present(&mut self, path: &[u8], record: &InodeRecord) -> Result<()> {
-        // Before anything else: what took the name of something that is gone and is left out itself, hides nothing.
+        // Before anything else: what took the name of something that is gone and is left out itself, hides
+        // nothing.
         if !self.form.takes(path, record)? {
             return Ok(());
         }

@@ -48,7 +48,8 @@ pub struct Member {
     pub size: u64,
     /// Of a sparse file, the ranges (offset, length) that the body holds one after another.
     pub ranges: Option<Vec<(u64, u64)>>,
-    /// Whether a name that looks like a whiteout is a name and no deletion: our own writer says so in a record.
+    /// Whether a name that looks like a whiteout is a name and no deletion: our own writer says so in a
+    /// record.
     pub literal: bool,
     /// What could not be kept, in words for the user.
     pub notes: Vec<String>,

@@ -52,8 +52,8 @@ impl Pax {
         self.sparse_pairs = other.sparse_pairs;
     }
 
-    /// Whether these records may hold for all members that follow: each member keeps what they say, so an archive of short
-    /// members could otherwise ask for any amount of memory.
+    /// Whether these records may hold for all members that follow: each member keeps what they say, so an
+    /// archive of short members could otherwise ask for any amount of memory.
     pub fn check_global(&self) -> Result<(), &'static str> {
         let weight: usize = self.records.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
         if weight > MAX_GLOBAL || !self.sparse_pairs.is_empty() {

@@ -1,9 +1,9 @@
 //! The bytes of one listing.
 //!
-//! A leaf is a header (magic, form, keys, two zero bytes, count), a table of offsets (each 4 bytes, from the end of
-//! the table), and the entries: length of the name, the name, a tag, and either the inode record or, for a link, its
-//! kind and number. Numbers are little-endian. An index has the same header, then its chunks: first name, object, number of
-//! entries, whether it has links.
+//! A leaf is a header (magic, form, keys, two zero bytes, count), a table of offsets (each 4 bytes, from the
+//! end of the table), and the entries: length of the name, the name, a tag, and either the inode record or,
+//! for a link, its kind and number. Numbers are little-endian. An index has the same header, then its chunks:
+//! first name, object, number of entries, whether it has links.
 
 use crate::codec::{Decoder, put_id, put_varint};
 use crate::error::{Result, StoreError};
@@ -93,8 +93,8 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Checks the bytes once: bounds, order, keys, and the front of each record. What follows the front is checked
-    /// by [`EntryRef::to_target`].
+    /// Checks the bytes once: bounds, order, keys, and the front of each record. What follows the front is
+    /// checked by [`EntryRef::to_target`].
     pub fn parse(bytes: Vec<u8>) -> Result<Tree> {
         let mut decoder = Decoder::new("tree", &bytes);
         let (keys, count) = decode_header(&mut decoder, LEAF)?;
@@ -457,7 +457,8 @@ impl Index {
         self.chunks.partition_point(|chunk| *chunk.first <= *name).checked_sub(1)
     }
 
-    /// Checks that `leaf`, read as chunk `i`, is what the index says: else looking up and listing would disagree.
+    /// Checks that `leaf`, read as chunk `i`, is what the index says: else looking up and listing would
+    /// disagree.
     pub fn check(&self, i: usize, leaf: &Tree) -> Result<()> {
         let chunk = &self.chunks[i];
         let last = leaf.entry(leaf.len() - 1).name;

@@ -1,13 +1,16 @@
 //! Putting chosen paths of one tree into another.
 //!
-//! `onto` becomes what it was, with the chosen paths as `from` has them. Both are trees of one environment's history, so one
-//! number means one inode in both; in the result each number stands for one inode again. An inode that is taken from
-//! `from` keeps its number where `onto` has it at that very path, or does not know it; else it gets a fresh one.
+//! `onto` becomes what it was, with the chosen paths as `from` has them. Both are trees of one environment's
+//! history, so one number means one inode in both; in the result each number stands for one inode again. An
+//! inode that is taken from `from` keeps its number where `onto` has it at that very path, or does not know
+//! it; else it gets a fresh one.
 //!
-//! Of an inode with several names, the names that are taken stay one inode. Where names that are not taken remain with another content
-//! or other attributes, the ones taken become an inode of their own: what was not chosen does not change.
+//! Of an inode with several names, the names that are taken stay one inode. Where names that are not taken
+//! remain with another content or other attributes, the ones taken become an inode of their own: what was not
+//! chosen does not change.
 //!
-//! Two passes: the first counts which names of linked inodes come and go, which decides their numbers; the second writes.
+//! Two passes: the first counts which names of linked inodes come and go, which decides their numbers; the
+//! second writes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -44,14 +47,15 @@ enum Pick {
 }
 
 impl Picks {
-    /// Takes a path with everything below it: where `from` has nothing, nothing is left. With `make_parents` the directories
-    /// above come along where `onto` has none; otherwise the path is passed over then.
+    /// Takes a path with everything below it: where `from` has nothing, nothing is left. With `make_parents`
+    /// the directories above come along where `onto` has none; otherwise the path is passed over then.
     pub fn whole(&mut self, path: &[u8], make_parents: bool) {
         let at = self.at(path);
         (at.pick, at.make_parents) = (Pick::Whole, make_parents);
     }
 
-    /// Takes a path alone: of a directory the attributes. One that `from` does not have goes when nothing is left in it.
+    /// Takes a path alone: of a directory the attributes. One that `from` does not have goes when nothing is
+    /// left in it.
     pub fn itself(&mut self, path: &[u8]) {
         let at = self.at(path);
         (at.pick, at.make_parents) = (at.pick.max(Pick::Itself), true);
@@ -67,8 +71,8 @@ impl Picks {
 pub struct Numbers {
     /// Fresh numbers are not below this (nor below those of either tree).
     pub next_ino: Ino,
-    /// `onto` came after `from` in one history. A linked inode's number that its link table lacks is free then, and a linked
-    /// inode that both have stays one: its names that are taken follow it.
+    /// `onto` came after `from` in one history. A linked inode's number that its link table lacks is free
+    /// then, and a linked inode that both have stays one: its names that are taken follow it.
     pub onto_is_newer: bool,
 }
 
@@ -232,7 +236,8 @@ impl Graft<'_> {
         }
     }
 
-    /// A directory with the listing of `onto` and what is picked below; with the attributes of `attributes`, or of `onto`.
+    /// A directory with the listing of `onto` and what is picked below; with the attributes of `attributes`,
+    /// or of `onto`.
     fn directory(
         &mut self,
         picks: &Picks,

@@ -1,7 +1,8 @@
 //! Modification times after a restore.
 //!
-//! Programs that compare times (make, cargo, caches of listings) take a file for unchanged when an older one comes in its place. So
-//! what a restore brings gets the present time, as git gives it to what it checks out, and nothing that stays gets an older one.
+//! Programs that compare times (make, cargo, caches of listings) take a file for unchanged when an older one
+//! comes in its place. So what a restore brings gets the present time, as git gives it to what it checks out,
+//! and nothing that stays gets an older one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -23,10 +24,11 @@ pub struct Retimed {
     pub touched: u64,
 }
 
-/// `after` with the modification times that it would have if `before` had been written over to become it at the time `now`: that time
-/// for what is no directory where it came or has another content, and for directories in which a name came, went, or stands for another
-/// kind. What else is in both keeps the modification time that `before` has, and all its times where nothing of it differs. A change
-/// time is `now` where anything differs. Objects are added to `batch`.
+/// `after` with the modification times that it would have if `before` had been written over to become it at
+/// the time `now`: that time for what is no directory where it came or has another content, and for
+/// directories in which a name came, went, or stands for another kind. What else is in both keeps the
+/// modification time that `before` has, and all its times where nothing of it differs. A change time is `now`
+/// where anything differs. Objects are added to `batch`.
 ///
 /// `after` is stored; both are trees of one environment's history, so one number means one inode in both.
 pub fn retime(

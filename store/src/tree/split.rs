@@ -1,8 +1,8 @@
 //! Writing listings, split into chunks when they are long.
 //!
-//! Where a chunk begins follows from the names alone: at each name whose hash says so, and in a long stretch without
-//! such a name at every [`CHUNK_MAX`]th entry. So equal listings have equal chunks whatever their history, and a change touches
-//! few of them.
+//! Where a chunk begins follows from the names alone: at each name whose hash says so, and in a long stretch
+//! without such a name at every [`CHUNK_MAX`]th entry. So equal listings have equal chunks whatever their
+//! history, and a change touches few of them.
 
 use crate::batch::Batch;
 use crate::error::{Result, StoreError};
@@ -33,8 +33,8 @@ pub fn write_dir(batch: &mut Batch, entries: &mut dyn Iterator<Item = Entry>) ->
     writer.finish(batch, &|id, _| Err(StoreError::missing("tree", id)))
 }
 
-/// Writes a link table from the inodes with several names, in strictly increasing order of numbers; None if there
-/// are none.
+/// Writes a link table from the inodes with several names, in strictly increasing order of numbers; None if
+/// there are none.
 pub fn write_links(
     batch: &mut Batch,
     inodes: &mut dyn Iterator<Item = InodeRecord>,

@@ -11,9 +11,9 @@ use crate::inode::{Ino, InodeRecord};
 use super::split::{Writer, encode_checked, is_border};
 use super::{Chunk, Index, Keys, Node, Target, Tree, Trees, WrittenDir, expect_leaf};
 
-/// Writes the listing that `base` (None: empty) becomes by `changes`: new targets by name, None to remove (a name
-/// that is not there is no error). The result is what [`super::write_dir`] gives for the same entries. Chunks that
-/// no change touches are reused unread, and records that do not change are copied undecoded.
+/// Writes the listing that `base` (None: empty) becomes by `changes`: new targets by name, None to remove (a
+/// name that is not there is no error). The result is what [`super::write_dir`] gives for the same entries.
+/// Chunks that no change touches are reused unread, and records that do not change are copied undecoded.
 pub fn update_dir(
     trees: &Trees,
     batch: &mut Batch,

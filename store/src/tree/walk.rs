@@ -7,8 +7,8 @@ use crate::root::Root;
 use super::cursor::Cursor;
 use super::{Keys, Target, Trees};
 
-/// Calls `visit` with each path (`/` for the root, else `/a/b`) and inode, in path order, component by component:
-/// parents before children. An inode with several names comes with each of them.
+/// Calls `visit` with each path (`/` for the root, else `/a/b`) and inode, in path order, component by
+/// component: parents before children. An inode with several names comes with each of them.
 pub fn walk(
     trees: &Trees,
     root: &Root,
@@ -16,7 +16,8 @@ pub fn walk(
 ) -> Result<()> {
     visit(b"/", &root.inode)?;
     let mut path = Vec::new();
-    // Directories under way, each with the length of its path. Not recursion: a tree may be deeper than a stack.
+    // Directories under way, each with the length of its path. Not recursion: a tree may be deeper than a
+    // stack.
     let mut stack = vec![(Cursor::new(root.tree(), Keys::Names), 0)];
     while let Some((cursor, length)) = stack.last_mut() {
         let Some(entry) = cursor.peek(trees)? else {

@@ -1,5 +1,5 @@
-//! POSIX ACLs, as far as a file system has to keep them true: an access ACL and the permission bits say the same, and
-//! new inodes inherit the directory's default ACL. The kernel enforces them.
+//! POSIX ACLs, as far as a file system has to keep them true: an access ACL and the permission bits say the
+//! same, and new inodes inherit the directory's default ACL. The kernel enforces them.
 //!
 //! Form and rules are those of [`karapace_store::acl`].
 
@@ -61,7 +61,8 @@ fn restrict(entries: &mut [Entry], mode: u32, and: bool) {
     }
 }
 
-/// What a new inode in a directory with these xattrs gets: the default ACL when there is one, else the umask counts.
+/// What a new inode in a directory with these xattrs gets: the default ACL when there is one, else the umask
+/// counts.
 pub(super) fn inherit(dir: &Xattrs, kind: FileKind, permissions: u32, umask: u32) -> Result<Inherited> {
     let default = dir.get(DEFAULT).filter(|_| kind != FileKind::Symlink);
     let Some(value) = default else {

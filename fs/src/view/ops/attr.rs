@@ -81,7 +81,8 @@ impl View {
         Ok(state.node(ino)?.attr(ino))
     }
 
-    /// Drops capabilities, as every change of the content does, and `set_id` bits, as one by an ordinary user does.
+    /// Drops capabilities, as every change of the content does, and `set_id` bits, as one by an ordinary user
+    /// does.
     pub(super) fn kill_privileges(
         &self,
         state: &mut State,

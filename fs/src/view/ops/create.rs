@@ -30,8 +30,8 @@ impl View {
         self.create(caller, parent, name, kind, mode & 0o7777, rdev, body)
     }
 
-    /// Makes the data file of a new regular file, which its first write is going to need: to be called once the file has
-    /// been answered for, so that nobody waits for the host. Nothing depends on it.
+    /// Makes the data file of a new regular file, which its first write is going to need: to be called once
+    /// the file has been answered for, so that nobody waits for the host. Nothing depends on it.
     pub fn make_ahead(&self, ino: Ino) {
         let (Ok(upper), Some(_gate)) = (self.writable(), self.gate.try_read()) else { return };
         let is_empty = match self.state.read().node(ino).map(Node::file) {

@@ -12,12 +12,12 @@ use crate::view::table::State;
 use crate::view::table::listing::{DOT, DOT_DOT, ListedEntry, Listing, cookie};
 
 impl View {
-    /// Feeds the entries after `from` (0: all) to `sink` until it declines one. With `plus`, each entry but `.` and `..`
-    /// has its attributes, and one taken by the sink counts as a reference.
+    /// Feeds the entries after `from` (0: all) to `sink` until it declines one. With `plus`, each entry but
+    /// `.` and `..` has its attributes, and one taken by the sink counts as a reference.
     ///
     /// # Errors
-    /// Only when nothing was taken: an error behind the first entry ends the listing there, and the call that goes on from
-    /// it fails. So no reference is lost, since who gets an error gets no entries.
+    /// Only when nothing was taken: an error behind the first entry ends the listing there, and the call that
+    /// goes on from it fails. So no reference is lost, since who gets an error gets no entries.
     pub fn readdir(
         &self,
         ino: Ino,
@@ -66,8 +66,8 @@ impl View {
         Ok(())
     }
 
-    /// What the entry of a listing names now; false when it has gone since. With `plus`, adds the attributes and counts a
-    /// reference.
+    /// What the entry of a listing names now; false when it has gone since. With `plus`, adds the attributes
+    /// and counts a reference.
     fn bring_up_to_date(
         &self,
         state: &mut State,
@@ -92,9 +92,10 @@ impl View {
         Ok(true)
     }
 
-    /// The directory's entries, from the cache when it has not changed since. A reader who goes on with a listing
-    /// (`continued`) gets the one that was begun, though some of its entries may be gone: so a program that removes what it
-    /// reads does not have the directory sorted anew each time. What is new since need not be in it (readdir(3)).
+    /// The directory's entries, from the cache when it has not changed since. A reader who goes on with a
+    /// listing (`continued`) gets the one that was begun, though some of its entries may be gone: so a
+    /// program that removes what it reads does not have the directory sorted anew each time. What is new
+    /// since need not be in it (readdir(3)).
     fn listing(&self, state: &mut State, ino: Ino, continued: bool) -> Result<Arc<Listing>> {
         let node = state.node(ino)?;
         let version = node.version;

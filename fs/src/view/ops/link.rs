@@ -1,7 +1,7 @@
 //! Hard links.
 //!
-//! An inode with several names is *linked*: its record stands in the link table of a snapshot, and the directories refer
-//! to it by number. Once linked it stays so, also when one name is left.
+//! An inode with several names is *linked*: its record stands in the link table of a snapshot, and the
+//! directories refer to it by number. Once linked it stays so, also when one name is left.
 
 use karapace_store::inode::{FileKind, Ino, Timestamp};
 

@@ -134,8 +134,8 @@ impl View {
         self.change(state, items)
     }
 
-    /// A rename over a file must never leave an empty one after a power loss: when the new name exists, what takes its place
-    /// is made durable first.
+    /// A rename over a file must never leave an empty one after a power loss: when the new name exists, what
+    /// takes its place is made durable first.
     fn flush_before_replacing(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8]) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let unsynced = |state: &State| -> Result<Option<ToSync>> {
@@ -186,7 +186,8 @@ fn moved(state: &State, side: &Side<'_>, dir: Ino, name: &[u8], now: Timestamp) 
     Ok(items)
 }
 
-/// A character device 0:0 at a name, as overlayfs expects it of its upper. It inherits from the directory as others do.
+/// A character device 0:0 at a name, as overlayfs expects it of its upper. It inherits from the directory as
+/// others do.
 fn whiteout(state: &mut State, caller: &Caller, dir: Ino, name: &[u8], now: Timestamp) -> Result<Vec<Item>> {
     let parent = state.live_dir(dir)?;
     let inherited = acl::inherit(&parent.xattrs, FileKind::CharDevice, 0, caller.umask)?;

@@ -1,7 +1,7 @@
 //! Bringing file data into the upper, and changing a file's length.
 //!
-//! Copy-up is by inode, data first, then the record. A small file is copied whole; of a large one nothing is copied: the
-//! upper gets an empty file of the same length and takes the blocks that are written.
+//! Copy-up is by inode, data first, then the record. A small file is copied whole; of a large one nothing is
+//! copied: the upper gets an empty file of the same length and takes the blocks that are written.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -30,9 +30,9 @@ pub(super) struct Writable {
 }
 
 impl View {
-    /// The data file of a regular file, made by copy-up when there is none, private when commit has sealed it. `keep`: how many
-    /// bytes of the present content still matter. `room`: for the word that it is going to be written, where that is all there is to
-    /// do.
+    /// The data file of a regular file, made by copy-up when there is none, private when commit has sealed
+    /// it. `keep`: how many bytes of the present content still matter. `room`: for the word that it is going
+    /// to be written, where that is all there is to do.
     pub(super) fn writable_data(
         &self,
         state: &mut State,
@@ -75,8 +75,8 @@ impl View {
             read.map_err(|error| self.name_damage(state, ino, error))
                 .and_then(|()| file.write_all_at(&bytes, 0).at("write", &upper.data.path(&data)))
         };
-        // These bytes are safe in the store: they have to be here before the record says that they are here. Of blocks there is none
-        // yet: that waits until somebody syncs.
+        // These bytes are safe in the store: they have to be here before the record says that they are here.
+        // Of blocks there is none yet: that waits until somebody syncs.
         let waits = content.size.min(keep) == 0 || (content.size > SMALL_MAX && upper.boot.is_some());
         let safe = filled.and_then(|()| if waits { Ok(()) } else { upper.data.sync_with_name(&data, &file) });
         if let Err(e) = safe.and_then(|()| self.record_data(state, ino, &data, keep)) {
@@ -170,8 +170,8 @@ impl View {
         Ok(())
     }
 
-    /// `fallocate(2)`: modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE. In a large file whose blocks are partly in the store
-    /// space is not reserved.
+    /// `fallocate(2)`: modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE. In a large file whose blocks are partly
+    /// in the store space is not reserved.
     pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let zero = match mode & !libc::FALLOC_FL_KEEP_SIZE {
@@ -236,8 +236,8 @@ impl View {
         }
     }
 
-    /// Makes bytes `from..to` of a file of blocks read as zeros: whole blocks become holes of the data file. They come last,
-    /// for that needs no room.
+    /// Makes bytes `from..to` of a file of blocks read as zeros: whole blocks become holes of the data file.
+    /// They come last, for that needs no room.
     fn zero_blocks(&self, ino: Ino, ready: &Writable, from: u64, to: u64) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -254,7 +254,8 @@ impl View {
         }
         if first < last {
             let _lock = ready.data.lock.lock();
-            // None may be fresh: killed before the record, what was written there has to be told from what the disk lost.
+            // None may be fresh: killed before the record, what was written there has to be told from what
+            // the disk lost.
             self.sync_fresh_of(ino)?;
             let flags = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
                 | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;

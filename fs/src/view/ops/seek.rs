@@ -21,7 +21,8 @@ pub struct Sought {
 }
 
 impl View {
-    /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `offset`. The end of a file is a hole.
+    /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `offset`. The end of a file is a
+    /// hole.
     pub fn lseek(&self, ino: Ino, offset: u64, whence: i32) -> Result<u64> {
         self.seek(ino, offset, whence)?.at.ok_or(Error::NoSuchOffset)
     }
@@ -91,7 +92,8 @@ fn stored(content: &FileContent, within: Range<u64>) -> Option<Range<u64>> {
     (!piece.is_empty()).then_some(piece)
 }
 
-/// The next piece of a file of blocks: the upper's blocks have the holes of the data file, the others those of the base.
+/// The next piece of a file of blocks: the upper's blocks have the holes of the data file, the others those
+/// of the base.
 fn in_blocks(body: &BlockBody, file: &File, from: u64, size: u64) -> Result<Option<Range<u64>>> {
     let mut at = from;
     while at < size {

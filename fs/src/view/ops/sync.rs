@@ -1,7 +1,7 @@
 //! Making things durable.
 //!
-//! A file's bytes are synced without a lock, through a descriptor taken under the state lock: a commit may give the data file to
-//! the store meanwhile and remove its name, which harms nobody.
+//! A file's bytes are synced without a lock, through a descriptor taken under the state lock: a commit may
+//! give the data file to the store meanwhile and remove its name, which harms nobody.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -63,8 +63,8 @@ impl ToSync {
 }
 
 impl View {
-    /// Makes one file durable: its bytes, and every operation that returned. fdatasync(2) is no cheaper: size, extents and times
-    /// are in one journal.
+    /// Makes one file durable: its bytes, and every operation that returned. fdatasync(2) is no cheaper:
+    /// size, extents and times are in one journal.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let found = {

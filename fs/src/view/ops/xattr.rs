@@ -14,7 +14,8 @@ const VALUE_MAX: usize = 64 << 10;
 /// How names begin that only CAP_SYS_ADMIN of the initial user namespace reads.
 const TRUSTED: &[u8] = b"trusted.";
 const LIST_MAX: usize = 64 << 10;
-/// Most bytes of names and values of one inode: the first change of an inode writes all of them to the journal.
+/// Most bytes of names and values of one inode: the first change of an inode writes all of them to the
+/// journal.
 const TOTAL_MAX: usize = 1 << 20;
 
 impl View {
@@ -27,8 +28,8 @@ impl View {
         }
     }
 
-    /// The names of all attributes, each with a NUL behind it; without `trusted`, but for those of that namespace, which
-    /// Linux hides from who may not read them.
+    /// The names of all attributes, each with a NUL behind it; without `trusted`, but for those of that
+    /// namespace, which Linux hides from who may not read them.
     pub fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>> {
         let state = self.state.read();
         let mut names = Vec::new();
@@ -113,7 +114,8 @@ impl View {
     }
 }
 
-/// Refuses a name outside the namespaces that Linux knows of a file: `EOPNOTSUPP`, or `EINVAL` for a bare prefix.
+/// Refuses a name outside the namespaces that Linux knows of a file: `EOPNOTSUPP`, or `EINVAL` for a bare
+/// prefix.
 fn check_namespace(name: &[u8]) -> Result<()> {
     for prefix in [&b"user."[..], b"trusted.", b"security."] {
         match name.strip_prefix(prefix) {

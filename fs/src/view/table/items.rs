@@ -55,7 +55,8 @@ impl State {
         })
     }
 
-    /// What to journal once the data file of an inode and its name are synced, and with it these of its fresh blocks.
+    /// What to journal once the data file of an inode and its name are synced, and with it these of its fresh
+    /// blocks.
     pub fn synced_items(&self, ino: Ino, synced: &BlockSet) -> Result<Vec<Item>> {
         let Some(FileBody::Blocks(b)) = self.node(ino)?.file() else { return Ok(Vec::new()) };
         if b.fresh_since.is_none() {
@@ -71,8 +72,8 @@ impl State {
         Ok(items)
     }
 
-    /// Applies items in order. They come from an operation that has checked them or from disk; what does not fit the
-    /// table is an error only there.
+    /// Applies items in order. They come from an operation that has checked them or from disk; what does not
+    /// fit the table is an error only there.
     pub fn apply(&mut self, items: Vec<Item>) -> Result<()> {
         self.generation += 1;
         for item in items {
@@ -265,8 +266,8 @@ impl State {
         }
     }
 
-    /// The items that make up a checkpoint: every dirty inode that is not an orphan, parents before children. `boot` is the run of
-    /// the kernel in which blocks that are fresh were written.
+    /// The items that make up a checkpoint: every dirty inode that is not an orphan, parents before children.
+    /// `boot` is the run of the kernel in which blocks that are fresh were written.
     pub fn checkpoint_items(&self, boot: Option<Boot>) -> Result<Vec<Item>> {
         let mut items = vec![Item::Next { ino: self.next_ino }];
         items.extend(self.gone_links.iter().map(|ino| Item::Gone { ino: *ino, linked: true }));

@@ -1,7 +1,9 @@
-//! The same random system calls on a real mount and on a plain directory: the same results, the same times changed, the same tree.
+//! The same random system calls on a real mount and on a plain directory: the same results, the same times
+//! changed, the same tree.
 //!
-//! Half of the files come from the lower view: the plain directory is imported before the first call. `KARAPACE_MODEL_CASES` sets how many
-//! sequences are run; the seed is printed, and `KARAPACE_MODEL_SEED` repeats a run.
+//! Half of the files come from the lower view: the plain directory is imported before the first call.
+//! `KARAPACE_MODEL_CASES` sets how many sequences are run; the seed is printed, and `KARAPACE_MODEL_SEED`
+//! repeats a run.
 
 mod acl;
 mod dump;
@@ -139,8 +141,8 @@ impl Run {
         if plain != mounted {
             return Err(format!("{step:?}: plain {plain:?}, mount {mounted:?}"));
         }
-        // ext4 does nothing when an attribute is set to the value that it has, and touches directories before it refuses to
-        // leave a whiteout.
+        // ext4 does nothing when an attribute is set to the value that it has, and touches directories before
+        // it refuses to leave a whiteout.
         let doubtful = plain.is_err() || matches!(step.op, Op::SetXattr(..) | Op::SetAcl(..));
         if self.exact_times && !doubtful && plain_times != mounted_times {
             return Err(format!(
@@ -199,7 +201,8 @@ fn apart<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// A directory on a disk's file system, to compare with: what others refuse (tmpfs some attributes) is theirs.
+/// A directory on a disk's file system, to compare with: what others refuse (tmpfs some attributes) is
+/// theirs.
 fn disk() -> PathBuf {
     let candidates = [std::env::temp_dir(), "/var/tmp".into(), env!("CARGO_TARGET_TMPDIR").into()];
     let disks = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC];
@@ -213,7 +216,8 @@ fn disk() -> PathBuf {
     })
 }
 
-/// Whether a change after a look always shows in the times (Linux 6.13, ext4, xfs and btrfs): else they are too coarse to compare.
+/// Whether a change after a look always shows in the times (Linux 6.13, ext4, xfs and btrfs): else they are
+/// too coarse to compare.
 fn tells_changes_apart(dir: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let file = dir.join("probe");
@@ -228,7 +232,8 @@ fn tells_changes_apart(dir: &Path) -> bool {
     apart
 }
 
-/// What is imported: directories, small and large files with holes, links, owners, attributes, ACLs; with old times.
+/// What is imported: directories, small and large files with holes, links, owners, attributes, ACLs; with old
+/// times.
 fn base() -> Vec<Step> {
     let p = |parts: &[u8]| P(parts.to_vec());
     let flags = Flags { access: 2, create: true, ..Flags::default() };
@@ -310,7 +315,8 @@ fn regressions() {
         // A write through a descriptor of another's failed for a while.
         ("inherited descriptor", vec![by(1, Op::Write(1, 63, 82))]),
         ("inherited descriptor and fallocate", vec![by(1, Op::Fallocate(1, 2, 4096, 8192))]),
-        // A write just after another change, by the host's coarser clock before it, left the change time alone.
+        // A write just after another change, by the host's coarser clock before it, left the change time
+        // alone.
         (
             "change time",
             (0..10u16)

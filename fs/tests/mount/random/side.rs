@@ -309,7 +309,8 @@ const XATTRS: [&str; 8] = [
     "security.capability",
 ];
 
-/// Index of the last. Not drawn at random: on a file with set-user-id too a write by root takes more than it does on ext4.
+/// Index of the last. Not drawn at random: on a file with set-user-id too a write by root takes more than it
+/// does on ext4.
 pub const CAPABILITY: u8 = 7;
 
 fn xattr_value(name: u8, value: u8) -> Vec<u8> {

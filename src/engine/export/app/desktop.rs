@@ -1,6 +1,7 @@
 //! What is taken over of an environment's `.desktop` file, and the file that is written for the host. Pure.
 //!
-//! The file comes from an image and is read by the host's desktop: only keys that are known to say, and not to do, something pass.
+//! The file comes from an image and is read by the host's desktop: only keys that are known to say, and not
+//! to do, something pass.
 
 use std::path::Path;
 
@@ -146,7 +147,8 @@ impl Program {
         Ok(())
     }
 
-    /// The file for the host: what it starts, it starts by `command` (karapace and its options) inside the environment.
+    /// The file for the host: what it starts, it starts by `command` (karapace and its options) inside the
+    /// environment.
     pub fn file(&self, origin: Origin<'_>, command: &[String], icon: Option<&Path>) -> Result<String> {
         if command.first().is_none_or(|program| program.contains('=')) {
             return Err(Refusal::of_file("karapace lies at a path with a '=', which no Exec may name"));

@@ -1,4 +1,5 @@
-//! The syntax of `.desktop` files (Desktop Entry Specification 1.5): groups, keys, translations, escapes. Pure.
+//! The syntax of `.desktop` files (Desktop Entry Specification 1.5): groups, keys, translations, escapes.
+//! Pure.
 //!
 //! What other readers of such files might see otherwise is refused, not guessed.
 
@@ -103,7 +104,8 @@ impl<'a> Group<'a> {
 /// The groups of a file, in its order.
 ///
 /// # Errors
-/// Lines that are neither comment nor group nor key, a group that is there twice, anything but comments before the first.
+/// Lines that are neither comment nor group nor key, a group that is there twice, anything but comments
+/// before the first.
 pub(super) fn parse(text: &str) -> Result<Vec<Group<'_>>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (index, line) in text.lines().enumerate() {

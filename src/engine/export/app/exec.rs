@@ -1,7 +1,7 @@
 //! Exec lines: arguments, quotes and field codes (Desktop Entry Specification 1.5, "The Exec key"). Pure.
 //!
-//! Desktops differ in what they do with a line that the specification does not allow; some give it to a shell. So such a line is
-//! refused, and what is written is quoted anew.
+//! Desktops differ in what they do with a line that the specification does not allow; some give it to a
+//! shell. So such a line is refused, and what is written is quoted anew.
 
 use super::entry::escaped;
 
@@ -115,7 +115,8 @@ fn parse_quoted(text: &str) -> Parsed<'_> {
     Err("a quote is not closed".to_owned())
 }
 
-/// An argument without quotes, and what follows it; none where it was a field code that means nothing any more.
+/// An argument without quotes, and what follows it; none where it was a field code that means nothing any
+/// more.
 fn parse_plain(text: &str) -> Parsed<'_> {
     let end = text.find(' ').unwrap_or(text.len());
     let (word, after) = text.split_at(end);

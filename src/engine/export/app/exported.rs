@@ -1,5 +1,6 @@
-//! The files that were written for the host's menu. Only those that we wrote for an environment of a store are its own: they say
-//! so themselves, for names of files do not tell `a-b` with `c` from `a` with `b-c`, nor one store from another.
+//! The files that were written for the host's menu. Only those that we wrote for an environment of a store
+//! are its own: they say so themselves, for names of files do not tell `a-b` with `c` from `a` with `b-c`,
+//! nor one store from another.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
@@ -110,7 +111,8 @@ impl Menu {
         Ok(found.filter(|found| found.may_be_of(origin)).map(|found| found.path))
     }
 
-    /// Writes the file of a program, which `text` gives for where its icon lies, and the icon. Gives the file.
+    /// Writes the file of a program, which `text` gives for where its icon lies, and the icon. Gives the
+    /// file.
     ///
     /// # Errors
     /// Another file has its name, the menu is another user's; or the text's own.
@@ -145,8 +147,8 @@ impl Menu {
         }
     }
 
-    /// Refuses the menu of another user, as `sudo` with the caller's HOME finds it: who can exchange its directories decides
-    /// where root writes.
+    /// Refuses the menu of another user, as `sudo` with the caller's HOME finds it: who can exchange its
+    /// directories decides where root writes.
     fn check_owner(&self) -> Result<()> {
         let there = self.0.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
         let owner = fs::metadata(there).at("look at", there)?.uid();

@@ -1,5 +1,5 @@
-//! Reading files of an environment, links resolved inside it: where it is mounted through the mount, else from the store and its
-//! upper. Nothing is mounted for it.
+//! Reading files of an environment, links resolved inside it: where it is mounted through the mount, else
+//! from the store and its upper. Nothing is mounted for it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -100,7 +100,8 @@ impl Mounted {
         Ok(Mounted { root: file, path: root.to_owned() })
     }
 
-    /// Opens a path if it is of this kind. Nothing else is opened: a device would notice, and a FIFO make us wait.
+    /// Opens a path if it is of this kind. Nothing else is opened: a device would notice, and a FIFO make us
+    /// wait.
     fn open_if(&self, path: &str, kind: FileType) -> Result<Option<File>> {
         let failed = |e: io::Error| Error::io("open", &self.path.join(path.trim_start_matches('/')), e);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

@@ -1,8 +1,8 @@
 //! `config.json` of a bundle, as the OCI runtime specification describes it (version 1.0).
 //!
-//! Host name, System V IPC and network are those of the namespaces that karapace makes around the runtime; the runtime makes the
-//! mount and process namespaces, the devices, the capabilities and the filter. (Without a process namespace of its own crun would
-//! wait for all that the command leaves behind.)
+//! Host name, System V IPC and network are those of the namespaces that karapace makes around the runtime;
+//! the runtime makes the mount and process namespaces, the devices, the capabilities and the filter. (Without
+//! a process namespace of its own crun would wait for all that the command leaves behind.)
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

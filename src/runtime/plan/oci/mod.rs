@@ -5,11 +5,12 @@
 //!                          process 1 (one for all of them)
 //! ```
 //!
-//! Karapace makes the namespaces that hold everything together (process ids, host name, IPC, network, for an ordinary user the
-//! user ids, and a private view of the host's mounts), as in the other backend; in them each command gets a container of its own,
-//! which a runtime makes from a bundle whose root file system is the environment's mount. So signals, the exit status, joining and
-//! the end are those of the other backend, and the runtime leaves nothing behind: bundle and state lie on a file system that goes
-//! with the last session.
+//! Karapace makes the namespaces that hold everything together (process ids, host name, IPC, network, for an
+//! ordinary user the user ids, and a private view of the host's mounts), as in the other backend; in them
+//! each command gets a container of its own, which a runtime makes from a bundle whose root file system is
+//! the environment's mount. So signals, the exit status, joining and the end are those of the other backend,
+//! and the runtime leaves nothing behind: bundle and state lie on a file system that goes with the last
+//! session.
 
 mod config;
 
@@ -40,8 +41,8 @@ use crate::runtime::inside::monitor::Command;
 use crate::runtime::inside::mounts::Mounts;
 use crate::runtime::sys::{ExecStrings, Filter};
 
-/// The runtimes, the preferred one first, each with what comes before `run`. crun can do without cgroups, and refuses to start
-/// where both versions are mounted: it is shown none.
+/// The runtimes, the preferred one first, each with what comes before `run`. crun can do without cgroups, and
+/// refuses to start where both versions are mounted: it is shown none.
 const RUNTIMES: [(&str, &[&str]); 3] =
     [("crun", &["--cgroup-manager=disabled"]), ("runc", &[]), ("youki", &[])];
 

@@ -60,7 +60,8 @@ pub(in crate::import) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<(
 }
 
 /// Why Linux would not let anybody set an attribute of this name on such an inode, in words; nothing where it
-/// would. An archive of another system has such, and other file systems list some: nobody could give them to a copy.
+/// would. An archive of another system has such, and other file systems list some: nobody could give them to
+/// a copy.
 pub(in crate::import) fn why_not_settable(name: &[u8], kind: FileKind) -> Option<&'static str> {
     let below = |prefix: &[u8]| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
     if below(b"user.") {

@@ -15,11 +15,11 @@ struct Step {
 }
 
 impl Builder {
-    /// Lays `layer` over this tree: its whiteouts and opaque marks take away what was here, wherever in the layer they
-    /// stand, and nothing of the layer's own.
+    /// Lays `layer` over this tree: its whiteouts and opaque marks take away what was here, wherever in the
+    /// layer they stand, and nothing of the layer's own.
     ///
-    /// Directories that the layer does not touch are in the result as they are. So the work is what the layer has, and what
-    /// lies in the directories that it touches.
+    /// Directories that the layer does not touch are in the result as they are. So the work is what the layer
+    /// has, and what lies in the directories that it touches.
     pub fn cover(&mut self, layer: Builder) -> Result<()> {
         let (renames, links) = (layer.renames, layer.pending.then_some(self.leaves.len()));
         let (top, was) = (self.take_over(layer), self.root);
@@ -69,8 +69,8 @@ impl Builder {
         DirId(layer.root.0 + directories)
     }
 
-    /// Settles the hard links, among the leaves from `first` on, to what is below the layer: which it had not itself when they
-    /// came. A whiteout takes that name away, not the file.
+    /// Settles the hard links, among the leaves from `first` on, to what is below the layer: which it had not
+    /// itself when they came. A whiteout takes that name away, not the file.
     fn link_below(&mut self, first: usize, was: DirId) {
         for leaf in first..self.leaves.len() {
             if let Shape::Pending(wanted) = &self.leaves[leaf].shape
@@ -81,8 +81,8 @@ impl Builder {
         }
     }
 
-    /// Finds out what lies below one directory of the layer and below its children. Gives the directory below that shows
-    /// through, with what of it does not.
+    /// Finds out what lies below one directory of the layer and below its children. Gives the directory below
+    /// that shows through, with what of it does not.
     fn merge(
         &mut self,
         step: Step,
@@ -117,8 +117,8 @@ impl Builder {
         Ok(below.map(|below| (below, marks)))
     }
 
-    /// Adds to a directory of the layer what shows of the one below. That one is needed no more, unless the layer has renames,
-    /// which look things up below.
+    /// Adds to a directory of the layer what shows of the one below. That one is needed no more, unless the
+    /// layer has renames, which look things up below.
     fn show(&mut self, directory: DirId, below: Option<(DirId, Box<Marks>)>, renames: bool) {
         let Some((below, marks)) = below else { return };
         let below = &mut self.directories[below.0];

@@ -21,8 +21,9 @@ struct Step {
 }
 
 impl Builder {
-    /// Follows the symbolic links above the last component of an entry's name, in what this layer, as far as it has come, shows
-    /// over `below`: `lib/x` over `lib -> usr/lib` is `usr/lib/x`. Absolute targets and `..` lead no further than to the root.
+    /// Follows the symbolic links above the last component of an entry's name, in what this layer, as far as
+    /// it has come, shows over `below`: `lib/x` over `lib -> usr/lib` is `usr/lib/x`. Absolute targets and
+    /// `..` lead no further than to the root.
     pub fn follow(&self, below: &Builder, path: &[u8]) -> Reason<Way> {
         let components = normalise(path)?;
         let Some((last, above)) = components.split_last() else { return Ok(Way::Straight) };

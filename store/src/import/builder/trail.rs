@@ -1,5 +1,5 @@
-//! The path to a node of a tree that is gone through: a chain of names, shared by all that is below, so that a wide directory in a deep
-//! place costs no more than its names.
+//! The path to a node of a tree that is gone through: a chain of names, shared by all that is below, so that
+//! a wide directory in a deep place costs no more than its names.
 
 use std::rc::Rc;
 

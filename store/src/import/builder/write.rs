@@ -15,8 +15,8 @@ use crate::root::Root;
 use crate::tree::{self, Entry, Target};
 
 impl Builder {
-    /// Settles hard links, numbers inodes in path order, writes all directories, the link table and the root object.
-    /// Gives the root and the number of names below it.
+    /// Settles hard links, numbers inodes in path order, writes all directories, the link table and the root
+    /// object. Gives the root and the number of names below it.
     pub fn write(mut self, batch: &mut Batch) -> Result<(ObjectId, u64)> {
         self.settle()?;
         let order = self.number()?;
@@ -60,8 +60,8 @@ impl Builder {
         Ok(())
     }
 
-    /// What a leaf stands for when hard links that came early are followed. What is found is kept in `known`: of a
-    /// long chain each link is followed once.
+    /// What a leaf stands for when hard links that came early are followed. What is found is kept in `known`:
+    /// of a long chain each link is followed once.
     fn target(&self, leaf: LeafId, known: &mut HashMap<LeafId, LeafId>) -> Reason<LeafId> {
         let mut chain = Vec::new();
         let mut at = leaf;

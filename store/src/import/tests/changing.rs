@@ -98,7 +98,8 @@ fn what_changes_while_it_is_read_is_told_and_kept() {
     let (mut said, mut size) = (0, 8 << 20);
     let meddler = Meddler::new(|entries| {
         said += 1;
-        // While the log is read, which asks before each piece; the other is cut off while its bytes are counted.
+        // While the log is read, which asks before each piece; the other is cut off while its bytes are
+        // counted.
         if entries == 0 && (3..6).contains(&said) {
             (&log).write_all(b"more").unwrap();
         }

@@ -1,5 +1,5 @@
-//! The forms that an image lies about in, beside layouts and `docker save` archives; what is no image and no root filesystem;
-//! archives that come from a pipe.
+//! The forms that an image lies about in, beside layouts and `docker save` archives; what is no image and no
+//! root filesystem; archives that come from a pipe.
 
 use std::io::Read;
 

@@ -1,5 +1,5 @@
-//! Layers whose whiteouts and hard links refer to what the same layer has, or takes away. umoci 0.4.7 and podman 4.3.1 were
-//! given these (tests/e2e/suites/import.sh gives umoci some of them again).
+//! Layers whose whiteouts and hard links refer to what the same layer has, or takes away. umoci 0.4.7 and
+//! podman 4.3.1 were given these (tests/e2e/suites/import.sh gives umoci some of them again).
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! Upper directories of overlays, written here as overlayfs and fuse-overlayfs write them. (The real ones write theirs in
-//! tests/e2e/suites/import.sh.)
+//! Upper directories of overlays, written here as overlayfs and fuse-overlayfs write them. (The real ones
+//! write theirs in tests/e2e/suites/import.sh.)
 
 use super::*;
 

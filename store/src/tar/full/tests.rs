@@ -1,4 +1,5 @@
-//! Full tars of imported trees: read back by our import and by GNU tar. (bsdtar and OCI's tools: tests/e2e/suites/export.sh.)
+//! Full tars of imported trees: read back by our import and by GNU tar. (bsdtar and OCI's tools:
+//! tests/e2e/suites/export.sh.)
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -8,8 +8,8 @@ use crate::content::FileContent;
 use crate::inode::Body;
 use crate::paths::components;
 
-/// A tree as text: one word a path, `path=number:content` for a file (`path=number~content` for a name of a linked inode, `path=number/`
-/// for a directory).
+/// A tree as text: one word a path, `path=number:content` for a file (`path=number~content` for a name of a
+/// linked inode, `path=number/` for a directory).
 pub(super) fn build(place: &Place, text: &str, next_ino: Ino) -> Root {
     let mut batch = place.batch();
     let mut dirs: BTreeMap<Vec<u8>, (Ino, Listing)> = BTreeMap::new();
@@ -61,7 +61,8 @@ pub(super) fn build(place: &Place, text: &str, next_ino: Ino) -> Root {
     Root { inode: root.unwrap(), links, next_ino }
 }
 
-/// The tree as text without numbers; names of one inode are joined by `+`. Checks the numbers and link counts.
+/// The tree as text without numbers; names of one inode are joined by `+`. Checks the numbers and link
+/// counts.
 fn show(place: &Place, root: &Root) -> String {
     let mut paths: Vec<(String, InodeRecord)> = Vec::new();
     walk(&place.trees, root, &mut |path, record| {
