@@ -59,6 +59,8 @@ pub enum SetTime {
 pub struct SetAttr {
     /// New permission bits (type bits are ignored).
     pub mode: Option<u32>,
+    /// Permission bits to take away, where they are.
+    pub without: u32,
     /// New owner.
     pub uid: Option<u32>,
     /// New group.
@@ -72,7 +74,7 @@ pub struct SetAttr {
     /// New change time (the kernel gives one only where it keeps times itself).
     pub ctime: Option<Timestamp>,
     /// Drop set-user-id, set-group-id (where group execute is set) and file capabilities, as a change of
-    /// owner or of size by an ordinary user does.
+    /// owner or of size by an ordinary user does. By itself: the same as a chown to who owns it.
     pub kill_priv: bool,
 }
 

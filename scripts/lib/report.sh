@@ -52,7 +52,8 @@ beside() {
 end_beside() {
     local pid log
     while read -r pid log; do
-        [ -z "$pid" ] || kill -- "-$pid" 2>/dev/null
+        [ -n "$pid" ] || continue
+        kill -- "-$pid" 2>/dev/null
         rm -f "$log" "$log.end"
     done < <(printf '%s\n' "${BESIDE[@]}")
 }

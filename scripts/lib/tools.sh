@@ -22,6 +22,6 @@ ensure_tool() {
     version=$(tool_version "$1") || exit 1
     [[ "$("$TOOLS/$1" --version 2>/dev/null)" != *" $version" ]] || return 0
     say "installing $1 $version under $TARGET/tools: about a minute"
-    cargo install --quiet --locked --force --root "$TARGET/tools" --version "$version" "$1" >&2 ||
+    cargo install --quiet --locked --force --root "$TARGET/tools" --target-dir "$TARGET/tools/build" --version "$version" "$1" >&2 ||
         die "cargo install $1 failed: see above; it needs the network once"
 }

@@ -63,8 +63,8 @@ pub(crate) struct Global {
     /// Say more on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// Say everything on stderr, for finding faults; KARAPACE_LOG says of what (CONTRIBUTING.md, "Look into a
-    /// mount")
+    /// Say everything on stderr, for finding faults. The variable KARAPACE_LOG says of what, and how much:
+    /// KARAPACE_LOG=karapace_fs::fuse=trace,info
     #[arg(long, global = true)]
     trace: bool,
 }

@@ -53,6 +53,11 @@ impl Objects {
         self.supply.get().and_then(|supply| supply.promised(id))
     }
 
+    /// Whether the object is not there, and was promised.
+    pub(crate) fn is_elsewhere(&self, id: &ObjectId) -> bool {
+        self.promised(id).is_some() && !self.contains(id)
+    }
+
     /// Opens the object for reading; its bytes are not verified. One that is not there comes from the supply.
     /// One that was set aside for its damage, and that nobody else has, is opened where it is now: what of it
     /// is sound can still be read by who verifies.
@@ -62,12 +67,10 @@ impl Objects {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => return other.at("open", &path),
         }
-        let failed = match self.supply.get().map_or(Ok(None), |supply| supply.open(id)) {
-            Ok(Some(file)) => return Ok(file),
-            Ok(None) => StoreError::missing("object", id),
-            Err(error) => error,
-        };
-        self.set_aside(id)?.ok_or(failed)
+        if let Some(file) = self.supply.get().map_or(Ok(None), |supply| supply.open(id))? {
+            return Ok(file);
+        }
+        self.set_aside(id)?.ok_or_else(|| StoreError::missing("object", id))
     }
 
     /// An object in the quarantine, open; the latest where it was set aside several times.

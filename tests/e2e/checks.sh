@@ -7,7 +7,8 @@ MOUNTS=$HOME/karapace
 STORE=$HOME/.local/share/karapace
 CHECKS_PASSED=0
 CHECKS_FAILED=0
-LOG=$TMPDIR/check.log
+# Exported for checks that call `has` in another bash.
+export LOG=$TMPDIR/check.log
 
 # has PATTERN: like grep -q at the end of a pipe, but reads all of it: under pipefail a writer that meets a closed pipe
 # would fail the check. What it read instead is shown with the check that fails.
@@ -16,7 +17,7 @@ has() {
     cat >"$read"
     grep "$@" <"$read" >/dev/null || status=$?
     [ "$status" -eq 0 ] || [ -n "${WAITING:-}" ] ||
-        { printf 'expected %s, found:\n' "${*@Q}" && head -n 20 "$read"; } >>"$LOG"
+        { printf 'expected %s, found:\n' "${*@Q}" && head -n 20 "$read" | sed 's/^/  /'; } >>"$LOG"
     rm -f "$read"
     return "$status"
 }

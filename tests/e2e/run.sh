@@ -62,7 +62,9 @@ if [ -z "${KARAPACE_BIN:-}" ] && [ -z "$fetch_only" ]; then
     KARAPACE_BIN=$TARGET/release/karapace
 fi
 export KARAPACE_BIN TOOLS SUITES REPOSITORY=$ROOT
+# Suites wait a good part of their time. A dozen at most: each takes memory and room on the disk.
 jobs=${KARAPACE_JOBS:-$((2 * $(nproc)))}
+[ -n "${KARAPACE_JOBS:-}" ] || [ "$jobs" -le 12 ] || jobs=12
 
 logs=$(mktemp -d)
 declare -A running=()

@@ -33,6 +33,7 @@ mount --bind "$SCRATCH/dev/fuse" /dev/fuse
 
 # What container runtimes keep while something runs: suites beside this one have some too, and look whether anything was left.
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
+# (crun would make the directory, too.)
 mkdir -p /run/crun
 mount -t tmpfs -o mode=700 tmpfs /run/crun
 

@@ -134,7 +134,8 @@ fn parse_line(line: &str) -> Result<Command, String> {
             }
             Ok(Command::Gc { dry_run: dry_run.unwrap_or(false) })
         }
-        _ => arguments(rest, known).map(|_| Command::Verify),
+        "verify" => arguments(rest, known).map(|_| Command::Verify),
+        _ => Err(format!("{word} is in the table of commands, and nothing is written for it")),
     }
 }
 

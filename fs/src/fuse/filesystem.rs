@@ -76,6 +76,7 @@ impl Filesystem for Server {
         let ids = &self.0.ids;
         let mut set = SetAttr {
             mode,
+            without: 0,
             uid: uid.map(|uid| ids.uid(uid)),
             gid: gid.map(|gid| ids.gid(gid)),
             size,

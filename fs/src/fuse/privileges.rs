@@ -42,8 +42,7 @@ impl Shared {
 
     /// Drops set-user-id, set-group-id and file capabilities: the same as a chown to who owns it.
     pub(super) fn drop_set_id(view: &View, ino: Ino) -> Result<Attr> {
-        let uid = Some(view.getattr(ino)?.uid);
-        view.setattr(ino, &SetAttr { uid, kill_priv: true, ..SetAttr::default() })
+        view.setattr(ino, &SetAttr { kill_priv: true, ..SetAttr::default() })
     }
 
     /// Before fallocate(2), which has no word for it as a write has: drops what a caller who is not root may
@@ -72,8 +71,7 @@ impl Shared {
         if attr.mode & libc::S_ISGID == 0 || is_in_group(req, self.ids.gid(attr.gid)) {
             return Ok(());
         }
-        let mode = Some(attr.mode & 0o7777 & !libc::S_ISGID);
-        view.setattr(ino, &SetAttr { mode, ..SetAttr::default() }).map(drop)
+        view.setattr(ino, &SetAttr { without: libc::S_ISGID, ..SetAttr::default() }).map(drop)
     }
 }
 

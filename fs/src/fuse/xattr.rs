@@ -5,7 +5,6 @@ use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 use super::idmap::IdMap;
 use super::requests::{Outcome, done};
 use super::{Node, Shared, guard};
-use crate::error::Error;
 
 impl Shared {
     pub(super) fn setxattr(
@@ -31,7 +30,10 @@ impl Shared {
                 if !self.kernel_permissions && IdMap::is_access_acl(name) {
                     // To the kernel this is an attribute like any other there: it would go on showing the
                     // mode that it holds.
-                    self.kernel.get().ok_or(Error::Stale)?.forget_attributes(node.0)?;
+                    if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.forget_attributes(node.0))
+                    {
+                        tracing::warn!(%error, "the kernel shows an old mode of inode {ino} for now");
+                    }
                 }
                 Ok(())
             })

@@ -233,7 +233,8 @@ impl DataDir {
                 )
             }),
         };
-        let (size, blocks, secs, nanos) = stat.at("stat", &self.path(data))?;
+        // Often done: the path is made for an error only.
+        let (size, blocks, secs, nanos) = stat.map_err(|e| Error::host("stat", &self.path(data), e))?;
         data.allocated.store(blocks * 512, Ordering::Relaxed);
         Ok(DataStat { size, mtime: Timestamp { secs, nanos: u32::try_from(nanos).unwrap_or(0) } })
     }
@@ -333,7 +334,7 @@ impl DataDir {
     /// Makes the bytes of `file`, which is `data` open, durable.
     pub fn sync(&self, data: &DataFile, file: &File) -> Result<()> {
         let synced = fail::point("data.sync").and_then(|()| file.sync_data());
-        synced.at("sync", &self.path(data))
+        synced.map_err(|e| Error::host("sync", &self.path(data), e))
     }
 
     /// Whether all bytes from `from` to `to` have been written, and none is in a hole. Where the host cannot

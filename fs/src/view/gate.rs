@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How long an operation waits at a held gate. Whoever holds it may itself wait for a request that this
 /// thread would answer, so the wait must end.
-const HELD_AT_MOST: Duration = Duration::from_secs(20);
+const HELD_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Operations take it shared, what needs the view to stand still takes it exclusive.
 ///
@@ -25,6 +25,7 @@ pub(super) struct Gate {
 
 /// Keeps operations that change the view waiting until it is dropped.
 #[derive(Debug)]
+#[must_use = "the gate opens when it is dropped"]
 pub struct Hold<'a> {
     gate: &'a Gate,
 }
@@ -51,7 +52,8 @@ impl Gate {
     /// Keeps new operations out. Those that have begun are not waited for. One holds at a time: the caller
     /// has the `committing` turn of its environment.
     pub fn hold(&self) -> Hold<'_> {
-        *self.held.lock() = true;
+        let was_held = std::mem::replace(&mut *self.held.lock(), true);
+        debug_assert!(!was_held, "two hold the gate");
         self.is_held.store(true, Ordering::Release);
         Hold { gate: self }
     }

@@ -152,8 +152,8 @@ impl Instance {
         Err(Error::Served {
             errno: libc::EBUSY,
             reason: format!(
-                "files in {env} changed during each of {ATTEMPTS} attempts, and nothing was restored (what was uncommitted is in a \
-                 snapshot now): stop what writes there and try again"
+                "files in {env} changed during each of {ATTEMPTS} attempts, and nothing was restored: stop what \
+                 writes there and try again"
             ),
         })
     }

@@ -29,7 +29,13 @@ impl Check<'_> {
         if content.is_plain() {
             return Ok(None);
         }
-        let read = self.store.objects().read(&content.hash, BlockList::max_bytes(content.size));
+        let objects = self.store.objects();
+        // What is not here is compared when it comes.
+        let elsewhere = |id: &ObjectId| objects.is_elsewhere(id);
+        if elsewhere(&content.hash) || content.extents().any(|extent| elsewhere(&extent.object)) {
+            return Ok(None);
+        }
+        let read = objects.read(&content.hash, BlockList::max_bytes(content.size));
         let list = match read.and_then(|bytes| BlockList::decode(&bytes)) {
             Ok(list) => list,
             Err(StoreError::Missing { .. }) => return Ok(None),

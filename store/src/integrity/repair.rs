@@ -232,7 +232,7 @@ fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<A
     let wanted: HashSet<ObjectId> = findings
         .iter()
         .filter_map(|finding| finding.object.as_ref()?.parse().ok())
-        .filter(|id| !store.objects().contains(id) && store.objects().promised(id).is_none())
+        .filter(|id| !store.objects().contains(id) && !store.objects().is_elsewhere(id))
         .collect();
     if wanted.is_empty() {
         return Ok(Vec::new());

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The life of an environment as the README tells it: from a manifest with packages to its end, by name and by prefix.
+# The life of an environment as docs/GUIDE.md tells it: from a manifest with packages to its end, by name and by prefix.
 # runs as: root user
 # files: MINBASE
 # seconds: 40

@@ -42,11 +42,14 @@ impl View {
         state.dirty_chain(ino, &mut items)?;
         let node = state.node(ino)?;
         let mut meta = node.meta;
-        let owner = set.uid.is_some() || set.gid.is_some();
+        let owner = set.uid.is_some() || set.gid.is_some() || (set.kill_priv && set.size.is_none());
         let mut xattrs = None;
         if let Some(mode) = set.mode {
             meta.set_permissions(mode);
             xattrs = acl::chmod(&node.xattrs, mode)?;
+        }
+        if meta.mode & 0o7777 & set.without != 0 {
+            meta.set_permissions(meta.mode & 0o7777 & !set.without);
         }
         meta.uid = set.uid.unwrap_or(meta.uid);
         meta.gid = set.gid.unwrap_or(meta.gid);

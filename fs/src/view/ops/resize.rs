@@ -283,7 +283,7 @@ impl View {
         let file = upper.data.file(data)?;
         let time = nix::sys::time::TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
         nix::sys::stat::futimens(&file, &nix::sys::time::TimeSpec::UTIME_OMIT, &time)
-            .at("set times of", &upper.data.path(data))
+            .map_err(|e| Error::host("set times of", &upper.data.path(data), e.into()))
     }
 }
 
