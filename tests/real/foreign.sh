@@ -7,7 +7,15 @@
 
 # What may fail in the mount alone, a line each: `root|user|both NAME: reason`.
 EXPECTED=''
-expected() { sed -nE "s/^(both|$ACTOR) ([^ ]+): .*/\2/p" <<<"$EXPECTED" | LC_ALL=C sort -u; }
+# Names of those that want a mode to stop them: in his own mount a user is root, whom none does (docs/LIMITATIONS.md).
+NOT_STOPPED=''
+expected() {
+    {
+        sed -nE "s/^(both|$ACTOR) ([^ ]+): .*/\2/p" <<<"$EXPECTED"
+        # shellcheck disable=SC2086 # names
+        [ "$ACTOR" = root ] || printf '%s\n' $NOT_STOPPED
+    } | LC_ALL=C sort -u
+}
 
 # copied BUILT DIRECTORY: the built tree, at home there: what the build wrote of directories into its files is made those of the copy, and
 # times say that nothing is to be made anew.
