@@ -329,7 +329,7 @@ impl Manager {
         }
     }
 
-    /// The exact versions of `names`, from what [`Manager::ask_installed`] printed. What is not there is left out.
+    /// The exact versions of those of `names` that are there, from what [`Manager::ask_installed`] printed.
     pub fn read_installed(self, output: &str, names: &[String]) -> Vec<LockedPackage> {
         let mut found = Versions::new();
         for line in output.lines() {
