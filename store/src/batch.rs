@@ -24,55 +24,56 @@ use crate::object::read_verified;
 use crate::open::Store;
 use crate::parallel::in_pieces;
 
-/// After so many staged bytes the disk is set to work, so that the barrier at the end has little left to wait
-/// for.
+/// Once this many bytes are staged, writeback is started early, so that the final barrier has little left to
+/// wait for.
 const EARLY: u64 = 64 << 20;
 
 /// Mode of a published object.
 const MODE: u32 = 0o444;
 
-/// What a batch published.
+/// What a batch has published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchStats {
     /// Objects that the store did not have before.
     pub objects: u64,
-    /// Their bytes.
+    /// The total size of these objects in bytes.
     pub bytes: u64,
 }
 
-/// Objects written together: staged under `staging/<random>/`, made durable by one barrier, renamed into
+/// Objects written together: staged under `staging/<random>/`, made durable by one barrier, then renamed into
 /// place.
 ///
-/// Nothing is visible before [`Batch::commit`]; dropping the batch instead removes what was staged. The
-/// staging directory is held by a flock while the batch lives, so that a sweep can tell it from a dead one's.
+/// Nothing is visible before [`Batch::commit`]; dropping the batch removes what was staged. The staging
+/// directory is locked with a `flock` while the batch lives, so that a sweep can tell it from that of a dead
+/// process.
 ///
-/// A caller that refers to objects which were there already (they are skipped) must hold the store's shared
-/// lock until the reference is durable, or gc may sweep them in between.
+/// Objects that the store already has are skipped. A caller that refers to such an object must hold the
+/// store's shared lock until the reference is durable, or gc may sweep the object in between.
 #[derive(Debug)]
 pub struct Batch {
     store: Arc<Store>,
-    /// How it is made durable.
+    /// How the batch is made durable.
     barrier: Barrier,
     dir: PathBuf,
-    /// `dir`, locked. Its descriptor is older than what is staged, so the system's sync through it tells of
-    /// each error in writing that.
+    /// `dir`, locked. The descriptor was opened before anything was staged, so `syncfs` through it reports
+    /// every write error since.
     lock: Flock<File>,
-    /// Bytes staged since the disk was last set to work.
+    /// Bytes staged since writeback was last started.
     unwritten: u64,
-    /// What writes to disk early.
+    /// The thread that runs the early `syncfs`.
     writing: Option<JoinHandle<nix::Result<()>>>,
     staged: HashMap<ObjectId, Staged>,
-    /// First bytes of ids that were there already: their directory entries may be another batch's, not yet
-    /// durable.
+    /// First bytes of the ids that the store already had: another batch may have added them and not yet made
+    /// their directory entries durable.
     skipped: BTreeSet<u8>,
-    /// First bytes of ids of which the store had no object at all when one was first looked for: of these
-    /// none need be looked for.
+    /// For the first byte of an id, whether its directory was missing when an object in it was first looked
+    /// up; then no further lookups are needed.
     bare: BTreeMap<u8, bool>,
     /// Number of the next staged file.
     next: u64,
-    /// Whether the umask takes bits of [`MODE`] away; learnt from the first file.
+    /// Whether the umask clears bits of [`MODE`]; known after the first file.
     needs_chmod: Option<bool>,
-    /// Whether files that are taken can be hard linked from where they are; learnt from the first one.
+    /// Whether adopted files can be hard linked from where they are; known after the first one.
     links: Option<bool>,
 }
 
@@ -82,7 +83,7 @@ struct Staged {
     bytes: u64,
 }
 
-/// Where the bytes of an object are until it is published.
+/// Where the bytes of an object are before it is published.
 #[derive(Clone, Debug)]
 enum At {
     /// In this file of the staging directory, which becomes the object.
@@ -100,7 +101,7 @@ impl Batch {
             let dir = staging.join(random_name()?);
             store.files().make_dir(&dir).at("create", &dir)?;
             let handle = match store.files().open_dir(&dir) {
-                // A sweep may take the directory between its creation and the lock: try another.
+                // A sweep may remove the directory between its creation and the lock; then try another one.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 result => result.at("open", &dir)?,
             };
@@ -135,7 +136,7 @@ impl Batch {
         &self.store
     }
 
-    /// Adds an object with these bytes; one that is there already costs no write.
+    /// Adds an object with these bytes; one that already exists is not written again.
     pub fn put(&mut self, bytes: &[u8]) -> Result<ObjectId> {
         let id = ObjectId::of(bytes);
         if !self.has(&id)? {
@@ -146,23 +147,23 @@ impl Batch {
         Ok(id)
     }
 
-    /// Starts an object whose bytes come piece by piece.
+    /// Starts an object whose bytes are written piece by piece.
     pub fn writer(&mut self) -> Result<ObjectWriter> {
         let (number, path, file) = self.create()?;
         Ok(ObjectWriter { number, path, file, hasher: blake3::Hasher::new(), bytes: 0 })
     }
 
-    /// Takes a finished private file of `bytes` bytes as the object `id`, which the caller computed from
-    /// them, without copying where the file system can hard link it (else it is reflinked or copied). It is
-    /// to have the mode of an object already ([`protect`]), to stay at `path` until the batch is committed,
-    /// and nobody may write to it any more. Its mtime stays old: tell its age by ctime.
+    /// Adds a finished private file of `bytes` bytes as the object `id`, which the caller computed from its
+    /// content. The file is hard linked where the file system can, else reflinked or copied. It must already
+    /// have the mode of an object ([`protect`]), stay at `path` until the batch is committed, and never be
+    /// written to again. Its mtime stays old: its age is told by ctime.
     pub fn adopt(&mut self, path: PathBuf, bytes: u64, id: ObjectId) -> Result<()> {
         if self.staged.contains_key(&id) {
             return Ok(());
         }
         fail::point("batch.adopt").at("link", &path)?;
         let at = match self.links {
-            // Linked once, when the batch is committed: whether the store has the object shows then.
+            // Linked at commit, which also shows whether the store already has the object.
             Some(true) => At::Elsewhere(path.into()),
             Some(false) => self.copy(&path)?,
             None => self.try_link(&path)?,
@@ -170,7 +171,7 @@ impl Batch {
         self.stage(id, Staged { at, bytes })
     }
 
-    /// Links the first file that is taken into the staging directory, or copies it.
+    /// Links the first adopted file into the staging directory, or copies it.
     fn try_link(&mut self, path: &Path) -> Result<At> {
         let number = self.next;
         match fs::hard_link(path, self.path(number)) {
@@ -187,7 +188,7 @@ impl Batch {
         }
     }
 
-    /// An object of this batch or of the store, whole and verified; see [`super::Objects::read`].
+    /// Reads an object of this batch or of the store, verified; see [`super::Objects::read`].
     pub fn read(&self, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
         match self.staged.get(id) {
             Some(staged) => {
@@ -209,7 +210,7 @@ impl Batch {
         }
     }
 
-    /// Opens what is on its way to become an object.
+    /// Opens a file that is about to become an object.
     pub(crate) fn open_staged(&self, path: &Path) -> Result<File> {
         if path.starts_with(self.store.layout().root()) {
             return self.store.files().open_object(path).at("open", path);
@@ -218,8 +219,8 @@ impl Batch {
         File::options().read(true).custom_flags(flags).open(path).at("open", path)
     }
 
-    /// Publishes everything that was added. Durable on return: the objects, and their directory entries, also
-    /// of objects that were skipped because the store had them.
+    /// Publishes everything that was added. On return the objects and their directory entries are durable,
+    /// including the entries of objects that were skipped because the store had them.
     pub fn commit(mut self) -> Result<BatchStats> {
         let staged = std::mem::take(&mut self.staged);
         self.end_writing()?;
@@ -232,9 +233,10 @@ impl Batch {
         Ok(stats)
     }
 
-    /// Gives all staged objects their names; whether that made directories.
+    /// Renames or links all staged objects into place; returns the counts and whether new directories were
+    /// made.
     fn publish_all(&self, staged: &HashMap<ObjectId, Staged>) -> Result<(BatchStats, bool)> {
-        // In the order of the directories, so that threads do not work in the same one.
+        // Sorted by directory, so that threads do not work in the same one.
         let mut staged: Vec<(&ObjectId, &Staged)> = staged.iter().collect();
         staged.sort_unstable_by_key(|(id, _)| id.as_bytes()[0]);
         let published: Vec<Result<_>> = in_pieces(&staged, |piece| {
@@ -265,7 +267,7 @@ impl Batch {
         Ok((all, new_dirs))
     }
 
-    /// Refuses a directory of objects that leads elsewhere.
+    /// Refuses a directory of objects that is a symbolic link or otherwise not the store's.
     fn look_at_directory(&self, id: &ObjectId) -> Result<()> {
         let path = self.store.layout().object(id);
         let dir = path.parent().unwrap_or(&path);
@@ -275,8 +277,7 @@ impl Batch {
         }
     }
 
-    /// Counts a staged object in, and sets the disk to work on those that are there when they have become
-    /// many bytes.
+    /// Records a staged object, and starts writeback once enough bytes have accumulated.
     fn stage(&mut self, id: ObjectId, staged: Staged) -> Result<()> {
         self.unwritten += staged.bytes;
         self.staged.insert(id, staged);
@@ -291,7 +292,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Waits for what writes early; its errors are told to it alone.
+    /// Waits for the early `syncfs`. It may have consumed a write error that no later sync reports.
     fn end_writing(&mut self) -> Result<()> {
         match self.writing.take().map(JoinHandle::join) {
             None => Ok(()),
@@ -300,7 +301,7 @@ impl Batch {
         }
     }
 
-    /// Whether `id` needs no write.
+    /// Whether `id` is already staged or stored, so that it need not be written.
     fn has(&mut self, id: &ObjectId) -> Result<bool> {
         if self.staged.contains_key(id) {
             return Ok(true);
@@ -330,7 +331,7 @@ impl Batch {
         }
     }
 
-    /// A new staged file with the mode of an object.
+    /// Makes a new staged file with the mode of an object.
     fn create(&mut self) -> Result<(u64, PathBuf, File)> {
         let number = self.next;
         self.next += 1;
@@ -348,14 +349,15 @@ impl Batch {
     }
 
     fn copy(&mut self, from: &Path) -> Result<At> {
-        // io::copy reflinks or copies in the kernel where it can.
+        // `io::copy` reflinks or copies in the kernel if possible.
         let mut source = self.open_staged(from)?;
         let (number, _, mut target) = self.create()?;
         io::copy(&mut source, &mut target).at("copy", from)?;
         Ok(At::Staging(number))
     }
 
-    /// Gives an object its name, unless the store has it: another batch was faster, or nobody looked before.
+    /// Renames or links an object into place, unless the store has it by now: another batch was faster, or
+    /// the store was not checked before.
     fn publish(&self, id: &ObjectId, staged: &Staged) -> Result<Published> {
         let from = self.path_of(staged);
         let to = self.store.layout().object(id);
@@ -389,14 +391,14 @@ impl Drop for Batch {
         if let Err(error) = self.end_writing() {
             tracing::debug!("{error}; nothing of it was published");
         }
-        // What stays is a dead batch's: gc sweeps it.
+        // A directory that cannot be removed counts as a dead batch's: gc sweeps it.
         if let Err(error) = self.store.files().remove_tree(&self.dir) {
             tracing::warn!("cannot remove {}: {error}; gc will", self.dir.display());
         }
     }
 }
 
-/// Gives a finished file the mode of an object: nobody is to write to it any more.
+/// Sets the mode of an object on a finished file: nobody may write to it any more.
 ///
 /// # Errors
 /// When its mode cannot be set.
@@ -404,33 +406,33 @@ pub fn protect(file: &File) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(MODE))
 }
 
-/// How an object came to be in the store.
+/// How an object got into the store.
 enum Published {
     New,
-    /// The first of its directory.
+    /// As the first one in its directory.
     InNewDirectory,
-    /// It was there.
+    /// It was already there.
     Present,
 }
 
-/// Renames a file to a name that is free, else `EEXIST`.
+/// Renames a file; fails with `EEXIST` if the new name is taken.
 fn rename_new(from: &Path, to: &Path) -> nix::Result<()> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        // A file system that does not know the flag. Objects of one name are equal: a race does no harm.
+        // The file system does not support the flag. Objects of one name are equal, so a race does no harm.
         Err(Errno::EINVAL) if to.symlink_metadata().is_ok() => Err(Errno::EEXIST),
         Err(Errno::EINVAL) => renameat(AT_FDCWD, from, AT_FDCWD, to),
         other => other,
     }
 }
 
-/// Whether a hard link failed for a reason that a copy does not have: another file system, too many links, a
-/// file system without links, or fs.protected_hardlinks.
+/// Whether a hard link failed for a reason that does not prevent a copy: another file system, too many links,
+/// a file system without links, or fs.protected_hardlinks.
 fn link_is_impossible(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EXDEV | Errno::EMLINK | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS))
 }
 
-/// An object that is being written: hashes as it goes. Unless finished, it is dropped with its batch.
+/// An object that is being written; it is hashed on the way. Unless finished, it is removed with its batch.
 #[derive(Debug)]
 pub struct ObjectWriter {
     number: u64,
@@ -441,7 +443,7 @@ pub struct ObjectWriter {
 }
 
 impl ObjectWriter {
-    /// Adds the object to `batch`, the one that made this writer.
+    /// Adds the object to `batch`, which must be the one that made this writer.
     pub fn finish(self, batch: &mut Batch) -> Result<ObjectId> {
         if self.path.parent() != Some(&batch.dir) {
             return Err(StoreError::invalid("an object was finished in another batch than it was begun in"));
@@ -455,7 +457,7 @@ impl ObjectWriter {
         Ok(id)
     }
 
-    /// Bytes written so far.
+    /// The number of bytes written so far.
     pub fn position(&self) -> u64 {
         self.bytes
     }

@@ -1,14 +1,13 @@
-//! The files of a store: the one place where those that are no objects are opened, made, replaced and
-//! removed.
+//! The files of a store: the only place that opens, makes, replaces and removes files other than objects.
 //!
-//! A store may have been written to by somebody else, once or now. So nothing here trusts a path: everything
-//! is reached from a descriptor of the store's directory, with no symbolic link on the way, and what is
-//! opened must be a regular file of the store's owner (or root's, who can do anything anyway). Nothing waits
-//! for a FIFO. What is changed in place must have one name, since another one may be a file that is none of
-//! the store's. Modes are set, whatever the umask.
+//! Another user may have written to a store, in the past or right now, so nothing here trusts a path. Every
+//! path is resolved from a descriptor of the store's directory and may not pass a symbolic link. What is
+//! opened must be a regular file that belongs to the store's owner (or to root, who can do anything anyway).
+//! Opening a FIFO never blocks. A file that is changed in place must have exactly one name, because another
+//! hard link could belong to a file outside the store. Modes are set explicitly, whatever the umask.
 //!
-//! Objects are known by their hash: they are opened without following links or waiting
-//! ([`Files::open_object`]), and not looked at.
+//! Objects are identified by their hash: [`Files::open_object`] follows no links and does not block, but does
+//! not check owner or type.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -29,7 +28,7 @@ use crate::fail;
 use crate::id::{ObjectId, random_name};
 use crate::input::{by_descriptor, open_in};
 
-/// How the names of unfinished files begin; whatever lists a directory skips them.
+/// Prefix of the names of unfinished files; whatever lists a directory skips them.
 pub const TEMP_PREFIX: &str = ".tmp-";
 
 /// Mode of the store's files.
@@ -38,8 +37,8 @@ const PRIVATE: u32 = 0o600;
 /// Mode of the store's directories.
 const PRIVATE_DIR: u32 = 0o700;
 
-/// A directory, and the files in it at any depth. Paths are given as they are shown: the directory's own, and
-/// what follows below.
+/// A directory and the files in it, at any depth. Methods take full paths: the directory's own path, followed
+/// by the path below it.
 #[derive(Clone, Debug)]
 pub struct Files(Arc<Inner>);
 
@@ -51,24 +50,25 @@ struct Inner {
     reads_only: bool,
 }
 
-/// A file that may have become an object.
+/// A data file that a commit may have turned into an object.
 #[derive(Debug)]
 pub struct Shared {
     /// The file.
     pub file: File,
     /// Whether it is open for writing.
     pub writable: bool,
-    /// How many names it has.
+    /// The number of its hard links.
     pub names: u64,
 }
 
 impl Files {
-    /// Those below `root`. Links that lead there are followed: which directory it is, is the caller's to say.
+    /// The files below `root`. Symbolic links in `root` are followed: the caller decides which directory it
+    /// is.
     pub fn at(root: &Path) -> io::Result<Files> {
         Files::open_root(root, false)
     }
 
-    /// The same, with everything refused that changes something.
+    /// Like [`Files::at`], but every change is refused.
     pub(crate) fn for_reading(root: &Path) -> io::Result<Files> {
         Files::open_root(root, true)
     }
@@ -79,12 +79,12 @@ impl Files {
         Ok(Files(Arc::new(Inner { root: root.to_owned(), dir, owner, reads_only })))
     }
 
-    /// The user whose directory it is.
+    /// The user that owns the directory.
     pub fn owner(&self) -> u32 {
         self.0.owner
     }
 
-    /// Whether everything is refused that changes something, since another user's files they are.
+    /// Whether every change is refused, because the files belong to another user.
     pub fn reads_only(&self) -> bool {
         self.0.reads_only
     }
@@ -100,13 +100,13 @@ impl Files {
         with_one_name(self.checked(self.open_as(path, OFlags::RDWR)?)?)
     }
 
-    /// Opens a file for adding to its end; makes it where there is none.
+    /// Opens a file to append to it; makes the file if it does not exist.
     pub fn open_to_append(&self, path: &Path) -> io::Result<File> {
         drop(self.open_or_make(path)?);
         with_one_name(self.checked(self.open_as(path, OFlags::WRONLY | OFlags::APPEND)?)?)
     }
 
-    /// Opens a file to change it in place; makes it, empty, where there is none.
+    /// Opens a file to change it in place; makes an empty one if it does not exist.
     pub fn open_or_make(&self, path: &Path) -> io::Result<File> {
         loop {
             match self.open_to_change(path) {
@@ -123,7 +123,7 @@ impl Files {
     /// Makes a new file, open for reading and writing.
     ///
     /// # Errors
-    /// `AlreadyExists` for whatever has the name.
+    /// `AlreadyExists` if the name is taken.
     pub fn make(&self, path: &Path) -> io::Result<File> {
         let file = self.make_as(path, PRIVATE)?;
         if file.metadata()?.permissions().mode() & 0o7777 != PRIVATE {
@@ -132,14 +132,15 @@ impl Files {
         Ok(file)
     }
 
-    /// Makes a new file whose mode is `mode` less what the umask takes.
+    /// Makes a new file with `mode`, less the bits of the umask.
     pub fn make_as(&self, path: &Path, mode: u32) -> io::Result<File> {
         self.may_change()?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         Ok(File::from(self.resolve(path, flags, Mode::from_raw_mode(mode))?))
     }
 
-    /// A file for what comes now: what has the name is replaced, and whoever has that open keeps it.
+    /// Makes an empty file at `path`, replacing any file there; a process that has the old file open keeps
+    /// it.
     pub fn replace(&self, path: &Path) -> io::Result<File> {
         loop {
             match self.remove(path) {
@@ -153,12 +154,12 @@ impl Files {
         }
     }
 
-    /// Opens what has the name of an object, whose bytes are checked by whoever reads them.
+    /// Opens a file that is named like an object. Whoever reads its bytes must verify them.
     pub fn open_object(&self, path: &Path) -> io::Result<File> {
         self.open_as(path, OFlags::RDONLY)
     }
 
-    /// Opens a file that a commit may have made an object of, for changing it where its mode lets us.
+    /// Opens a file that a commit may have turned into an object, for writing if its mode permits that.
     pub fn open_shared(&self, path: &Path) -> io::Result<Shared> {
         let shared = |file: File, writable| {
             let stat = rustix::fs::fstat(&file)?;
@@ -176,7 +177,7 @@ impl Files {
         shared(self.open_as(path, OFlags::RDONLY)?, false)
     }
 
-    /// Opens a directory: for a lock on it, its listing, its sync.
+    /// Opens a directory to lock, list or sync it.
     pub fn open_dir(&self, path: &Path) -> io::Result<File> {
         let dir = self.open_as(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         match self.is_trusted(dir.metadata()?.uid()) {
@@ -185,30 +186,31 @@ impl Files {
         }
     }
 
-    /// What is at a path, unless it is a link, held so that it stays what it is: no reading, no writing.
+    /// Opens what is at a path (not a symbolic link) with `O_PATH`, which pins it but can neither read nor
+    /// write.
     pub fn hold(&self, path: &Path) -> io::Result<OwnedFd> {
         let held = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
-        // The kernel gives a descriptor of a link itself where nothing can be done with it.
+        // With `O_PATH` and `O_NOFOLLOW` the kernel opens a symbolic link itself.
         match FileType::from_raw_mode(rustix::fs::fstat(&held)?.st_mode) {
             FileType::Symlink => Err(strange("it is a symbolic link".to_owned())),
             _ => Ok(held),
         }
     }
 
-    /// What the file system says of a path. A link at its end is told of, not followed.
+    /// Stats a path; a symbolic link at its end is not followed.
     pub fn stat(&self, path: &Path) -> io::Result<Stat> {
         let held = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
         Ok(rustix::fs::fstat(held)?)
     }
 
-    /// All of a file; of one that has more than `most` bytes the first so many.
+    /// Reads a whole file, or its first `most` bytes if it is longer.
     pub fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.open(path)?.take(most).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// The names in a directory, in no order.
+    /// The names in a directory, unsorted.
     pub fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in Dir::new(self.open_dir(path)?)? {
@@ -221,11 +223,11 @@ impl Files {
         Ok(names)
     }
 
-    /// Everything in a directory, sorted.
+    /// The full paths of everything in a directory, sorted.
     pub(crate) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut paths: Vec<PathBuf> =
             self.names(dir).at("list", dir)?.iter().map(|name| dir.join(name)).collect();
-        // As bytes: all but the last component is the same, and a comparison by components takes ten times as
+        // Compared as bytes: only the last component differs, and comparing by components takes ten times as
         // long.
         paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
         Ok(paths)
@@ -234,7 +236,7 @@ impl Files {
     /// Makes a directory.
     ///
     /// # Errors
-    /// `AlreadyExists` for whatever has the name.
+    /// `AlreadyExists` if the name is taken.
     pub fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.may_change()?;
         let (parent, name) = self.parent(path)?;
@@ -243,7 +245,7 @@ impl Files {
 
     fn make_dir_at(&self, parent: &impl AsFd, name: &OsStr) -> io::Result<()> {
         rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(PRIVATE_DIR))?;
-        // The umask may have taken from the mode. Another may have put something else there by now.
+        // The umask may have cleared mode bits. Another process may have replaced the directory by now.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&made)?;
@@ -256,7 +258,7 @@ impl Files {
         fs::set_permissions(by_descriptor(&made), fs::Permissions::from_mode(PRIVATE_DIR))
     }
 
-    /// Makes directories in one that is there, but for those that are there already.
+    /// Makes subdirectories of an existing directory; those that exist are left as they are.
     pub fn make_dirs_in<'a>(&self, dir: &Path, names: impl Iterator<Item = &'a str>) -> io::Result<()> {
         self.may_change()?;
         let dir = self.open_dir(dir)?;
@@ -269,7 +271,7 @@ impl Files {
         Ok(())
     }
 
-    /// Makes a directory, and those above it that are not there.
+    /// Makes a directory and its missing parents.
     pub fn make_dirs(&self, path: &Path) -> io::Result<()> {
         match self.open_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -284,7 +286,7 @@ impl Files {
         }
     }
 
-    /// Removes a file, or whatever else has the name but a directory.
+    /// Removes a file, or anything else of that name that is not a directory.
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         self.may_change()?;
         let (parent, name) = self.parent(path)?;
@@ -297,14 +299,14 @@ impl Files {
         Ok(rustix::fs::unlinkat(&self.0.dir, self.below(path)?, AtFlags::empty())?)
     }
 
-    /// Removes a directory with all that is in it.
+    /// Removes a directory and everything in it.
     pub fn remove_tree(&self, path: &Path) -> io::Result<()> {
         self.may_change()?;
         let (parent, name) = self.parent(path)?;
         fs::remove_dir_all(by_descriptor(&parent).join(name))
     }
 
-    /// Gives a file or directory another name, whoever had that.
+    /// Renames a file or directory; replaces a file that has the new name.
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.may_change()?;
         let (from, name) = self.parent(from)?;
@@ -315,14 +317,15 @@ impl Files {
     /// Sets the mode of a file, a directory or a socket.
     pub fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
         self.may_change()?;
-        // A descriptor that is neither for reading nor for writing takes no mode by itself.
+        // `fchmod` does not work on an `O_PATH` descriptor.
         let held = self.hold(path)?;
         fs::set_permissions(by_descriptor(&held), fs::Permissions::from_mode(mode))
     }
 
-    /// Whether there is a file; if so its change time is now (see [`crate::object::Objects::refresh`]).
+    /// Whether the file exists. If it does, sets its change time to now (see
+    /// [`crate::object::Objects::refresh`]).
     pub(crate) fn refresh(&self, path: &Path) -> Result<bool> {
-        // The access time says nothing: a call that changes nothing need not count as a change.
+        // A call that changes neither time need not update the change time, so the modification time is set.
         let set = |(parent, name): (OwnedFd, &OsStr)| {
             let (omit, now) = (&TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW);
             Ok(utimensat(&parent, name, omit, now, UtimensatFlags::NoFollowSymlink)?)
@@ -338,14 +341,14 @@ impl Files {
         self.open_dir(path).and_then(|dir| dir.sync_all()).at("sync", path)
     }
 
-    /// Makes the name durable that an open file has got in a directory.
+    /// Makes an open file's name in `dir` durable.
     pub fn sync_name(&self, dir: &Path, file: &File) -> io::Result<()> {
         sync_name(&self.open_dir(dir)?, file)
     }
 
-    /// Makes the entries of a directory durable where there is no file at hand that has got its name there:
-    /// after a removal. Where the sync of a directory may do nothing, a new file is synced: what happened
-    /// before is written with it.
+    /// Makes the entries of a directory durable when no newly named file is at hand, for example after a
+    /// removal. Where syncing a directory may do nothing, a new file is made and synced: that also writes
+    /// what happened before it.
     pub fn sync_dir_surely(&self, path: &Path) -> Result<()> {
         let dir = self.open_dir(path).at("open", path)?;
         dir.sync_all().at("sync", path)?;
@@ -358,14 +361,14 @@ impl Files {
         Ok(())
     }
 
-    /// Replaces a file by one with these bytes: a reader sees the old or the new content, whole. Durable on
-    /// return. The directory must exist.
+    /// Replaces a file by one with these bytes, atomically: a reader sees the whole old or the whole new
+    /// content. Durable on return. The directory must exist.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let dir = path.parent().unwrap_or(path);
         let temp = dir.join(format!("{TEMP_PREFIX}{}", random_name()?));
         let mut file = self.make(&temp).at("create a temporary file in", dir)?;
         if let Err(error) = self.fill(&mut file, bytes, &temp, path) {
-            // What went wrong matters more than that it stays: it is swept.
+            // The error above matters more than a leftover temporary file, which is swept later.
             if let Err(error) = self.remove(&temp) {
                 tracing::debug!("removing {}: {error}", temp.display());
             }
@@ -393,7 +396,7 @@ impl Files {
         uid == self.0.owner || uid == 0
     }
 
-    /// A regular file of the owner's.
+    /// Returns `file` if it is a regular file of the store's owner or of root.
     fn checked(&self, file: File) -> io::Result<File> {
         let stat = rustix::fs::fstat(&file)?;
         match self.stranger(&stat, FileType::RegularFile) {
@@ -402,7 +405,7 @@ impl Files {
         }
     }
 
-    /// What keeps a thing from being one of the store's, of the kind that is expected.
+    /// Why something cannot be a file of the store of the expected kind; `None` if it can.
     pub fn stranger(&self, stat: &Stat, kind: FileType) -> Option<String> {
         if FileType::from_raw_mode(stat.st_mode) != kind {
             let expected = if kind == FileType::Socket { "socket" } else { "regular file" };
@@ -416,14 +419,14 @@ impl Files {
         Ok(File::from(self.resolve(path, flags, Mode::empty())?))
     }
 
-    /// The directory that a path is in, and its name there.
+    /// Opens the directory that contains `path`; returns it with the last component.
     fn parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let parent = path.parent().unwrap_or(path);
         Ok((self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?, name))
     }
 
-    /// A path from the directory on.
+    /// The part of `path` below the store's directory.
     fn below<'a>(&self, path: &'a Path) -> io::Result<&'a Path> {
         let below = path.strip_prefix(&self.0.root).map_err(|_| {
             let root = self.0.root.display();
@@ -432,7 +435,7 @@ impl Files {
         Ok(if below.as_os_str().is_empty() { Path::new(".") } else { below })
     }
 
-    /// Opens a path below the directory's descriptor, with no link on the way.
+    /// Opens a path below the directory's descriptor, without following any symbolic link.
     fn resolve(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let below = self.below(path)?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -444,21 +447,21 @@ impl Files {
     }
 }
 
-/// Makes the name durable that a file has got in a directory, both open.
+/// Makes a file's name in a directory durable; both are open.
 pub(crate) fn sync_name(dir: &File, file: &File) -> io::Result<()> {
     dir.sync_all()?;
-    // The file's own sync brings its name along, once it has it.
+    // Syncing the file after it was named also writes the name.
     if may_ignore_names(dir)? { file.sync_all() } else { Ok(()) }
 }
 
-/// The error for what karapace has not made.
+/// The error for something in the store that karapace did not make.
 fn strange(what: String) -> io::Error {
     io::Error::other(format!(
         "{what}, and karapace puts no such thing into a store: find out who did, and remove it"
     ))
 }
 
-/// A file whose content is this name's alone.
+/// Refuses a file with several hard links.
 fn with_one_name(file: File) -> io::Result<File> {
     match file.metadata()?.nlink() {
         0 | 1 => Ok(file),
@@ -466,7 +469,7 @@ fn with_one_name(file: File) -> io::Result<File> {
     }
 }
 
-/// What to call a user in a message.
+/// A user's name for messages; `user <uid>` when it is not known.
 pub fn user_name(uid: u32) -> String {
     match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
@@ -474,17 +477,17 @@ pub fn user_name(uid: u32) -> String {
     }
 }
 
-/// What the removal of a file frees, in bytes: nothing while it has another name.
+/// The disk space in bytes that removing a file frees: 0 while it has another hard link.
 pub(crate) fn freed(metadata: &fs::Metadata) -> u64 {
     if metadata.nlink() == 1 { metadata.blocks() * 512 } else { 0 }
 }
 
-/// A path's last component, unless it is no UTF-8.
+/// The last component of a path, if it is UTF-8.
 pub(crate) fn name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
 }
 
-/// The object whose file this is, by the names of directory and file.
+/// The object id that a path in the objects' directory stands for: its directory's name followed by its own.
 pub(crate) fn object_id(path: &Path) -> Option<ObjectId> {
     let (prefix, rest) = (name(path.parent()?)?, name(path)?);
     (prefix.len() == 2).then(|| format!("{prefix}{rest}").parse().ok()).flatten()

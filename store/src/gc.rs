@@ -1,15 +1,15 @@
-//! Collection: what nobody refers to goes.
+//! Collection: deletes what nothing refers to.
 //!
-//! Marks from every environment's base, head and snapshots, from uppers, pins and operations under way;
-//! sweeps by scanning the disk. It refuses, and deletes nothing, when any of what it must follow cannot be
-//! read: an unreadable tree could refer to anything. What it marked it remembers in few bytes (`marks.rs`),
-//! so that now and then some garbage is kept, and never anything else taken. Records on the way down a marked
-//! layer's parents are kept; their trees only if something above refers to them.
+//! The mark phase starts from every environment's base, head and snapshots, from uppers, pins and running
+//! operations; the sweep scans the disk. If anything that must be followed cannot be read, gc refuses and
+//! deletes nothing: an unreadable tree could refer to anything. The set of marks is compact (`marks.rs`) and
+//! may have false positives, so some garbage may survive a run, but nothing referenced is ever deleted. The
+//! records of a marked layer's ancestors are kept; their trees only if something else refers to them.
 //!
-//! Others work meanwhile: the store's lock is held alone only for a moment at the start and for each
-//! directory of the sweep. What they come to refer to after the start is either reachable from what was
-//! marked, or was written or met anew since, which its change time shows
-//! ([`crate::object::Objects::refresh`]); the sweep spares whatever changed since the start.
+//! Other processes work meanwhile: gc holds the store's lock exclusively only for a moment at the start and
+//! for each directory of the sweep. An object that gets a reference after the start is either reachable from
+//! what was marked, or has been written or refreshed since ([`crate::object::Objects::refresh`]), which its
+//! change time shows; the sweep spares everything that changed since the start.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -34,27 +34,27 @@ pub use crate::reach::UpperRoots;
 use crate::reach::{Fault, Met, Reach, Watch};
 use crate::{files, integrity, pins, staging, wal};
 
-/// Says what the upper of an environment refers to; nothing when it has none. It belongs to the file system,
-/// so the caller gives it.
+/// Returns what an environment's upper refers to; nothing if it has no upper. The `fs` crate reads uppers, so
+/// the caller passes this.
 pub type UpperRootsOf<'a> = &'a dyn Fn(&InstanceId) -> Result<UpperRoots>;
 
 /// How to collect.
 #[derive(Clone, Copy)]
 pub struct GcOptions<'a> {
-    /// Only say what would go.
+    /// Only report what would be deleted.
     pub dry_run: bool,
     /// Reads uppers.
     pub uppers: UpperRootsOf<'a>,
-    /// Asked now and then; once it says true, the collection ends with [`StoreError::Cancelled`].
+    /// Polled during the run; once it returns true, the collection ends with [`StoreError::Cancelled`].
     pub cancelled: &'a dyn Fn() -> bool,
 }
 
-/// What went, or would go.
+/// What was deleted, or would be.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct GcReport {
     /// Objects.
     pub objects: u64,
-    /// The space that they, layer records and staged files take on disk, as `du` counts it, in bytes.
+    /// Disk space in bytes of the objects, layer records and staged files, as `du` counts it.
     pub bytes: u64,
     /// Layer records.
     pub layers: u64,
@@ -62,10 +62,10 @@ pub struct GcReport {
     pub staging: u64,
 }
 
-/// Frees what nobody refers to. A run frees exactly what a dry run just before it says, if nobody else works
-/// on the store.
+/// Deletes what nothing refers to. A run deletes exactly what a dry run just before it reports, if nothing
+/// else uses the store in between.
 ///
-/// Takes the store's lock, shared and for moments exclusively: the caller must not hold it.
+/// Takes the store's lock, shared and for moments exclusively; the caller must not hold it.
 ///
 /// # Errors
 /// Any record, layer or tree that cannot be read stops the collection before the first deletion.
@@ -74,11 +74,11 @@ pub fn collect(store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> 
     collect_with(Marks::new(), store, options)
 }
 
-/// [`collect`], with the set to mark objects in.
+/// [`collect`], with the set that objects are marked in.
 fn collect_with(marks: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Result<GcReport> {
     let _only = if options.dry_run { None } else { Some(CollectionLock::try_acquire(store)?) };
     let start = {
-        // Whoever was at work has finished then: what it wrote before the start is referred to.
+        // With the exclusive lock, every running operation has finished: what it wrote is referred to.
         let _alone = lock(store, options)?;
         next_time(store)?
     };
@@ -100,13 +100,13 @@ fn collect_with(marks: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Re
     Ok(sweep.report)
 }
 
-/// The store's lock as a step of the collection needs it.
+/// Takes the store's lock: shared for a dry run, else exclusive.
 fn lock(store: &Store, options: &GcOptions<'_>) -> Result<StoreLock> {
     if options.dry_run { StoreLock::shared(store) } else { StoreLock::exclusive(store) }
 }
 
-/// The next moment that the store's file system can tell from what has happened on it, by its own clock,
-/// which may lag behind the system's or be another machine's.
+/// The next timestamp that the store's file system can tell from the present one, by that file system's
+/// clock, which may lag behind the system's or be another machine's.
 fn next_time(store: &Store) -> Result<Timestamp> {
     if store.is_read_only() {
         return Ok(Timestamp::now());
@@ -126,7 +126,7 @@ fn next_time(store: &Store) -> Result<Timestamp> {
     }
 }
 
-/// The change time: unlike the modification time nobody can set it, so an adopted file counts from its
+/// The change time. Unlike the modification time it cannot be set, so an adopted file counts from its
 /// adoption.
 fn change_time(metadata: &fs::Metadata) -> Timestamp {
     Timestamp { secs: metadata.ctime(), nanos: metadata.ctime_nsec() as u32 }
@@ -137,7 +137,7 @@ struct Marked {
     objects: Marks,
 }
 
-/// What an operation removed while the marking went on is no longer there to be followed; all else must be.
+/// Marks everything reachable. Only what another operation removed during the marking may be absent.
 fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Result<Marked> {
     let mut by_hash: HashMap<LayerHash, Vec<RecordId>> = HashMap::new();
     let mut layers: HashMap<RecordId, LayerRecord> = HashMap::new();
@@ -162,7 +162,7 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
             let by = Rc::from(format!("{what} of environment {}", metadata.name));
             let record = match layers.entry(id) {
                 Entry::Occupied(known) => known.into_mut(),
-                // Made since the list.
+                // Written since the records were listed.
                 Entry::Vacant(new) => {
                     let read = LayerRecord::read(store, &id);
                     new.insert(read.map_err(|error| refuse(format!("{by}: {error}")))?)
@@ -179,7 +179,8 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
     for instance in &instances {
         let by = Rc::from(format!("the uncommitted changes of environment {instance}"));
         let upper = match (options.uppers)(instance) {
-            // It was destroyed, or is being made: what that takes is newer than the start.
+            // The environment was destroyed, or is being made: then what it refers to is newer than the
+            // start.
             Err(_) if !Metadata::path(store, instance).exists() => continue,
             other => other.map_err(|error| refuse(format!("reading {by} failed: {error}")))?,
         };
@@ -195,8 +196,8 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
     Ok(Marked { records, objects })
 }
 
-/// Refuses where an environment's record is missing and its changes are there: what it and its snapshots
-/// refer to is not known.
+/// Refuses to collect when an environment's changes exist but its record is missing: what the record and its
+/// snapshots referred to is unknown.
 fn refuse_orphans(store: &Store) -> Result<()> {
     for dir in store.files().list(&store.layout().envs())? {
         let instance = files::name(&dir).and_then(|name| name.parse::<InstanceId>().ok());
@@ -213,8 +214,8 @@ fn refuse_orphans(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// Adds the records on the way down from marked ones to their bases, so that a chain can be followed. Not
-/// their trees.
+/// Adds the ancestors' records of marked ones, down to their bases, so that a chain can be followed. Does not
+/// mark their trees.
 pub(crate) fn keep_parents(
     records: &mut HashSet<RecordId>,
     layers: &HashMap<RecordId, LayerRecord>,
@@ -235,7 +236,7 @@ fn refuse(why: impl std::fmt::Display) -> StoreError {
     StoreError::Invalid(format!("nothing was collected: {why}"))
 }
 
-/// Marks objects. Whatever cannot be read ends the collection.
+/// Marks objects. Anything unreadable ends the collection.
 struct Strict<'a> {
     cancelled: &'a dyn Fn() -> bool,
     objects: &'a mut Marks,
@@ -275,7 +276,7 @@ impl Sweep<'_> {
     fn objects(&mut self, store: &Store, marked: &Marks) -> Result<()> {
         let gone = |path: &Path| files::object_id(path).is_some_and(|id| !marked.contains(&id));
         for dir in store.objects().shards()? {
-            // What is no object is left for verify-store to report.
+            // Anything that is not a directory is left for verify-store to report.
             if dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 self.report.objects += self.directory(store, &dir, &gone, self.start)?;
             }
@@ -283,8 +284,8 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Records that a crash left half-written: who writes one holds the store's lock, so those from before
-    /// the start are dead.
+    /// Removes records that a crash left half-written. A writer holds the store's lock, so files from before
+    /// the start belong to dead processes.
     fn unfinished(&mut self, store: &Store) -> Result<()> {
         let gone = |path: &Path| files::name(path).is_some_and(|name| name.starts_with(TEMP_PREFIX));
         for dir in [store.layout().layers(), store.layout().metadata()] {
@@ -293,7 +294,8 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Removes files of one directory, but what changed at `limit` or since; counts them.
+    /// Removes the files of one directory for which `is_gone` holds, except those changed at or after
+    /// `limit`; returns how many.
     fn directory(
         &mut self,
         store: &Store,
@@ -306,7 +308,7 @@ impl Sweep<'_> {
         if gone.is_empty() {
             return Ok(0);
         }
-        // Nobody may come to refer to a file between the look at its time and its end.
+        // No other process may refer to a file between the check of its time and its removal.
         let _alone = lock(store, &self.options)?;
         let mut removed = 0;
         for path in &gone {

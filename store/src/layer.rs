@@ -1,4 +1,5 @@
-//! Layer records: what a snapshot is, on what it stands, and the tree that results (docs/STORE-FORMAT.md).
+//! Layer records: what a snapshot is, which layer it was made on, and the resulting tree
+//! (docs/STORE-FORMAT.md).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,10 +11,10 @@ use crate::open::Store;
 use crate::rfc3339;
 use crate::tar::TarHash;
 
-/// The largest record that is read: far above any that is written.
+/// Size limit of a record when reading, in bytes; far above any record that is written.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What a layer stands for.
+/// What a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerKind {
@@ -27,29 +28,29 @@ pub enum LayerKind {
     Snapshot,
 }
 
-/// A layer's record. Its canonical JSON (these fields in this order, no blanks) is the content of the file
-/// that its blake3 names.
+/// A layer's record. Its canonical JSON (these fields in this order, no whitespace) is the content of the
+/// file, which is named by the blake3 of these bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerRecord {
-    /// The identity that people see: the tar hash of a base or dependency, [`snapshot_hash`] of a snapshot.
+    /// The hash shown to users: the tar hash for a base or dependency, [`snapshot_hash`] for a snapshot.
     pub hash: LayerHash,
-    /// What it stands for.
+    /// What the layer is.
     pub kind: LayerKind,
     /// The layer it was made on; `None` for a base.
     pub parent: Option<LayerHash>,
-    /// The objects the record itself points at.
+    /// The objects that the record itself refers to.
     pub object_refs: Vec<ObjectId>,
-    /// Whether the layer refuses changes; true for all that are stored today.
+    /// Whether the layer refuses changes; true for all layers stored today.
     pub read_only: bool,
-    /// The hash of its identity tar: what changed against the parent.
+    /// The hash of its identity tar: the changes against the parent.
     pub tar_hash: TarHash,
-    /// The root object of the tree that results.
+    /// The root object of the resulting tree.
     pub tree: ObjectId,
     /// When it was made.
     #[serde(with = "rfc3339::text")]
     pub created_at: Timestamp,
-    /// What its maker said about it.
+    /// The message given by whoever made it.
     pub message: Option<String>,
 }
 
@@ -59,13 +60,13 @@ impl LayerRecord {
         serde_json::to_vec(self).map_err(|e| StoreError::Invalid(format!("writing a layer record: {e}")))
     }
 
-    /// Stores a record, durable on return, and gives its name. What it refers to must be durable already.
+    /// Stores a record, durably, and returns its name. What it refers to must be durable already.
     pub fn write(store: &Store, record: &LayerRecord) -> Result<RecordId> {
         let bytes = record.to_bytes()?;
         let id = RecordId::of(&bytes);
         let path = store.layout().layer(&id);
         fail::point("layer.write").at("write", &path)?;
-        // A record of that name has these bytes: but only one that reads well is left alone.
+        // An existing record of that name should have these bytes, but is left alone only if it reads well.
         if LayerRecord::read(store, &id).is_err() || !store.files().refresh(&path)? {
             store.files().write(&path, &bytes)?;
         }
@@ -75,8 +76,8 @@ impl LayerRecord {
     /// Reads a record and checks it against its name.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] when there is none, [`StoreError::Corrupt`] when its bytes are not those
-    /// named.
+    /// [`StoreError::Missing`] when there is none, [`StoreError::Corrupt`] when its bytes do not match its
+    /// name or cannot be decoded.
     pub fn read(store: &Store, id: &RecordId) -> Result<LayerRecord> {
         let path = store.layout().layer(id);
         let bytes = match store.files().read(&path, MAX_BYTES) {
@@ -91,8 +92,7 @@ impl LayerRecord {
         serde_json::from_slice(&bytes).map_err(|e| StoreError::corrupt("layer record", id, e.to_string()))
     }
 
-    /// The names of all records there are, sorted, whether they read well or not. Files of other names are
-    /// passed over.
+    /// The names of all records, sorted, readable or not. Files with other names are skipped.
     pub fn list(store: &Store) -> Result<Vec<RecordId>> {
         let dir = store.layout().layers();
         let mut ids = Vec::new();

@@ -1,4 +1,4 @@
-//! The store: what environments are made of, each thing once, under the hash of its bytes.
+//! The store: what environments are made of, each thing stored once, under the hash of its bytes.
 //!
 //! ```text
 //! usage, gc, integrity          what is used, what goes, what is damaged
@@ -13,14 +13,14 @@
 //! id, codec, text, …            what knows nothing of a store
 //! ```
 //!
-//! A module uses those below it, and some beside it without a circle; never one above. Nothing in here knows
-//! of mounts or environments at work: what an upper refers to ([`gc::UpperRoots`]) and what is wrong with it
-//! is told by who calls.
+//! A module uses those below it, and some beside it without a circle; never one above. Nothing here knows of
+//! mounts or of environments in use: the caller passes in what an upper refers to ([`gc::UpperRoots`]) and
+//! what is wrong with it.
 //!
-//! Three rules hold everywhere. Files of a store are opened and made through [`files::Files`], which trusts
-//! no path. What is read under a hash is verified against it. What returned is durable ([`durability`] says
-//! how), and whoever refers to an object that was there already holds the store's lock ([`lock`]) until that
-//! reference is durable.
+//! Three rules hold everywhere. The store's files are opened and made through [`files::Files`], which trusts
+//! no path. What is read by hash is verified against it. When a function returns, what it wrote is durable
+//! ([`durability`] says how); a caller that refers to an object that already existed holds the store's lock
+//! ([`lock`]) until that reference is durable.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 #![forbid(unsafe_code)]
 

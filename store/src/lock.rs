@@ -1,8 +1,8 @@
-//! Advisory locks between processes: one over the store, one an environment.
+//! Advisory locks between processes: one for the store, one for each environment.
 //!
-//! They are flocks, so they end with the process that holds them. Each holder leaves its pid and command in
-//! the lock file, for messages only: the lock itself is the kernel's. Flocks may not reach other machines:
-//! see `host`.
+//! They are `flock`s, so they end with the process that holds them. Each holder writes its pid and command
+//! line into the lock file, for messages only: the kernel holds the lock. A `flock` may not reach other
+//! machines: see `host`.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -18,15 +18,15 @@ use crate::host::HostClaim;
 use crate::id::InstanceId;
 use crate::open::Store;
 
-/// How long a wait goes on before it is worth a word.
+/// How long to wait for a lock before saying so.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The lock over the whole store; released on drop.
+/// The lock on the whole store; released on drop.
 ///
-/// Shared by whoever adds references to objects (import, build, commit, restore) from before the first object
-/// is written or found until the reference is durable; exclusive for what deletes (gc), directory by
-/// directory. One process must not hold two of them at once when one is exclusive: the second would wait for
-/// the first for ever.
+/// Held shared by operations that add references to objects (import, build, commit, restore), from before the
+/// first object is written or found until the reference is durable. Held exclusively by gc while it deletes,
+/// one directory at a time. A process must not hold two of them at once when one is exclusive: the second
+/// would wait for the first forever.
 #[derive(Debug)]
 pub struct StoreLock {
     _file: Flock<File>,
@@ -34,23 +34,25 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
-    /// Waits until nobody holds the lock exclusively; after a second it says on the log who does.
-    /// [`StoreError::Locked`] at once where the store does not wait ([`Store::set_waits`]).
+    /// Waits until nobody holds the lock exclusively; after a second it logs who holds it.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] at once if the store does not wait ([`Store::set_waits`]).
     pub fn shared(store: &Store) -> Result<StoreLock> {
         Self::wait(store, false)
     }
 
-    /// Waits until nobody else holds the lock at all, as [`StoreLock::shared`] does.
+    /// Like [`StoreLock::shared`], but waits until nobody else holds the lock at all.
     pub fn exclusive(store: &Store) -> Result<StoreLock> {
         Self::wait(store, true)
     }
 
-    /// Like [`StoreLock::shared`], but [`StoreError::Locked`] instead of waiting.
+    /// Like [`StoreLock::shared`], but fails with [`StoreError::Locked`] instead of waiting.
     pub fn try_shared(store: &Store) -> Result<StoreLock> {
         Self::attempt(store, false)
     }
 
-    /// Like [`StoreLock::exclusive`], but [`StoreError::Locked`] instead of waiting.
+    /// Like [`StoreLock::exclusive`], but fails with [`StoreError::Locked`] instead of waiting.
     pub fn try_exclusive(store: &Store) -> Result<StoreLock> {
         Self::attempt(store, true)
     }
@@ -93,7 +95,7 @@ impl StoreLock {
     }
 }
 
-/// Held by the one collection that runs on a store; released on drop.
+/// Lets one collection at a time run on a store; released on drop.
 #[derive(Debug)]
 pub struct CollectionLock {
     _file: Flock<File>,
@@ -101,7 +103,7 @@ pub struct CollectionLock {
 }
 
 impl CollectionLock {
-    /// Takes the lock or fails with [`StoreError::Locked`] naming who collects; never waits.
+    /// Takes the lock, or fails with [`StoreError::Locked`] naming the holder; never waits.
     pub fn try_acquire(store: &Store) -> Result<CollectionLock> {
         let path = store.layout().collection_lock();
         let claim = HostClaim::take(store)?;
@@ -112,7 +114,7 @@ impl CollectionLock {
     }
 }
 
-/// The lock that one process serving or changing an environment holds; released on drop.
+/// The lock that the process serving or changing an environment holds; released on drop.
 #[derive(Debug)]
 pub struct EnvLock {
     _file: Flock<File>,
@@ -121,8 +123,8 @@ pub struct EnvLock {
 }
 
 impl EnvLock {
-    /// Takes the lock of an environment or fails with [`StoreError::Locked`] naming who holds it; never
-    /// waits. The environment's directory is made if it is not there.
+    /// Takes an environment's lock, or fails with [`StoreError::Locked`] naming the holder; never waits.
+    /// Makes the environment's directory if it does not exist.
     pub fn try_acquire(store: &Store, instance: &InstanceId) -> Result<EnvLock> {
         let dir = store.layout().env_dir(instance);
         let path = dir.join("lock");
@@ -144,7 +146,7 @@ impl EnvLock {
             if store.is_read_only() {
                 return Ok(EnvLock { _file: file, path, _claim: claim });
             }
-            // A destroy may have removed the file between open and lock: then the lock is on nothing.
+            // A destroy may have removed the file between open and lock; then the lock protects nothing.
             let held = file.metadata().at("read", &path)?;
             match path.symlink_metadata() {
                 Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
@@ -157,7 +159,7 @@ impl EnvLock {
         }
     }
 
-    /// Who holds an environment's lock, as `pid 12 (command)`; `None` when nobody does.
+    /// The holder of an environment's lock, as `pid 12 (command)`; `None` when nobody holds it.
     pub fn holder(store: &Store, instance: &InstanceId) -> Result<Option<String>> {
         let path = store.layout().env_dir(instance).join("lock");
         let file = match store.files().open(&path) {
@@ -188,7 +190,7 @@ fn open(store: &Store, path: &Path) -> Result<File> {
         return files.open_or_make(path).at("open", path);
     }
     match files.open(path) {
-        // What nobody ever locked stands for itself.
+        // If the lock file was never made, lock its directory instead.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let dir = path.parent().unwrap_or(path);
             files.open_dir(dir).at("open", dir)
@@ -206,7 +208,7 @@ fn try_lock(file: File, exclusive: bool, path: &Path) -> Result<Attempt> {
     }
 }
 
-/// Leaves our pid and command line in the file.
+/// Writes our pid and command line into the lock file.
 fn signed(store: &Store, mut file: Flock<File>, path: &Path) -> Result<Flock<File>> {
     if store.is_read_only() {
         return Ok(file);
@@ -214,14 +216,14 @@ fn signed(store: &Store, mut file: Flock<File>, path: &Path) -> Result<Flock<Fil
     let text = format!("pid {} ({})\n", std::process::id(), command_line());
     let written = file.seek(SeekFrom::Start(0)).and_then(|_| file.set_len(0));
     match written.and_then(|()| file.write_all(text.as_bytes())).at("write", path) {
-        // A full disk keeps nobody from taking a lock: who waits is not told for whom.
+        // A full disk must not prevent locking; then other processes are not told who holds the lock.
         Err(error) if error.is_full() => tracing::debug!("{error}"),
         other => other?,
     }
     Ok(file)
 }
 
-/// What this process was started as, shortened: `karapace commit dev`.
+/// The command line of this process, shortened to 80 characters: `karapace commit dev`.
 fn command_line() -> String {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
@@ -231,7 +233,7 @@ fn command_line() -> String {
     line.chars().take(80).collect()
 }
 
-/// What a holder left in its lock file. Of several that share the lock, the latest.
+/// What the holder wrote into the lock file; if several share the lock, the latest of them.
 fn holder(store: &Store, path: &Path) -> String {
     let read = store.files().read(path, 512).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     match read.as_deref().map(str::trim) {

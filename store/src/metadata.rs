@@ -1,4 +1,4 @@
-//! Environment records: one JSON file an instance, replaced all at once.
+//! Environment records: one JSON file for each instance, replaced atomically.
 
 use std::fmt::Write as _;
 use std::io;
@@ -22,21 +22,21 @@ pub use made::made;
 /// The version of the record that this code reads and writes.
 pub const VERSION: u32 = 1;
 
-/// The largest record that is read.
+/// Size limit of a record when reading, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Where an environment stands in its life (docs/MANIFEST.md, "Life of an environment").
+/// The state of an environment (docs/MANIFEST.md, "Life of an environment").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EnvState {
-    /// Described, not built.
+    /// A build began and did not finish.
     Defined,
-    /// Built, at rest.
+    /// Built: can be mounted, entered and changed.
     Built,
-    /// Entered.
+    /// A session is running in it.
     Running,
-    /// No writes.
+    /// Cannot be changed; mounts are read-only.
     Frozen,
-    /// No entry; kept.
+    /// Cannot be mounted or entered; gc keeps it.
     Archived,
 }
 
@@ -56,7 +56,7 @@ impl std::fmt::Display for EnvState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotEntry {
-    /// The identity that people see.
+    /// The hash shown to users.
     pub hash: LayerHash,
     /// Its layer record.
     pub record: RecordId,
@@ -64,7 +64,7 @@ pub struct SnapshotEntry {
     pub parent: LayerHash,
     /// Its name within the environment, if it has one.
     pub name: Option<String>,
-    /// What its maker said about it.
+    /// The message given by whoever made it.
     pub message: Option<String>,
     /// When it was made.
     #[serde(with = "rfc3339::text")]
@@ -75,32 +75,33 @@ pub struct SnapshotEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dependency {
-    /// The identity that people see.
+    /// The hash shown to users.
     pub layer: LayerHash,
     /// Its layer record.
     pub record: RecordId,
 }
 
-/// All that is recorded of one environment. The record makes the environment visible: what it refers to is
-/// durable before.
+/// Everything recorded about one environment. The record is what makes the environment visible, so everything
+/// it refers to must be durable before it is saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
     /// [`VERSION`].
     pub version: u32,
-    /// The key of the environment, and its file's name.
+    /// The key of the environment, also the name of its file.
     pub instance: InstanceId,
     /// Its name, unique in the store.
     pub name: String,
-    /// What it was built from (docs/MANIFEST.md, "Identity"), 64 hex digits; may repeat.
+    /// The hash of what it was built from (docs/MANIFEST.md, "Identity"), 64 hex digits; several environments
+    /// may share one.
     pub env_id: String,
-    /// Where it stands.
+    /// The environment's state.
     pub state: EnvState,
     /// The base layer.
     pub base_layer: LayerHash,
     /// The base layer's record.
     pub base_record: RecordId,
-    /// The layer of its packages, made on the base; `None` when it was built without any.
+    /// The layer of its packages, made on the base; `None` when it was built without packages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dependency: Option<Dependency>,
     /// The layer that the view stands on.
@@ -117,7 +118,7 @@ pub struct Metadata {
     pub manifest: String,
     /// The lock file, TOML.
     pub lock: String,
-    /// The directory of the manifest's file, from which its relative mounts start; recorded where it has any.
+    /// The manifest's directory, to which its relative mounts refer; recorded only if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_dir: Option<String>,
     /// Its snapshots, oldest first.
@@ -127,7 +128,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Where an environment's record stands.
+    /// The path of an environment's record.
     pub fn path(store: &Store, instance: &InstanceId) -> PathBuf {
         store.layout().metadata().join(instance.to_hex())
     }
@@ -136,7 +137,7 @@ impl Metadata {
     ///
     /// # Errors
     /// [`StoreError::Missing`] when there is none, [`StoreError::Version`] for another version,
-    /// [`StoreError::Corrupt`] when it is not what was saved.
+    /// [`StoreError::Corrupt`] when it cannot be decoded or fails its checks.
     pub fn load(store: &Store, instance: &InstanceId) -> Result<Metadata> {
         let path = Self::path(store, instance);
         let bytes = match store.files().read(&path, MAX_BYTES) {
@@ -148,7 +149,7 @@ impl Metadata {
         Self::decode(&bytes, instance, &path)
     }
 
-    /// Reads and checks the bytes of the record of `instance`; `path` is for messages.
+    /// Decodes and checks the record of `instance`; `path` is only for messages.
     pub(crate) fn decode(bytes: &[u8], instance: &InstanceId, path: &Path) -> Result<Metadata> {
         let corrupt = |reason: &str| StoreError::corrupt("environment record", instance, reason);
         #[derive(Deserialize)]
@@ -174,8 +175,8 @@ impl Metadata {
         Ok(metadata)
     }
 
-    /// Why the record cannot be one that karapace wrote, whatever its checksum: names become names of
-    /// directories, and all of it is shown.
+    /// Why karapace cannot have written this record, even if the checksum matches. Names become names of
+    /// directories, and all texts are shown to users.
     fn check_texts(&self) -> std::result::Result<(), String> {
         let odd = |what: &str, text: &str| format!("{what} is {text:?}, which karapace never writes");
         check_name(&self.name).map_err(|_| odd("its name", &self.name))?;
@@ -192,11 +193,11 @@ impl Metadata {
         }
     }
 
-    /// Writes the record, all or nothing, durable on return; sets `checksum`.
-    /// The caller holds [`crate::lock::StoreLock::shared`] since before the first object it refers to.
+    /// Writes the record atomically; durable on return. Sets `checksum`. The caller must hold
+    /// [`crate::lock::StoreLock::shared`] since before the first object that the record refers to.
     ///
     /// # Errors
-    /// A bad name is [`StoreError::Invalid`]. That the name is free is the caller's to check
+    /// [`StoreError::Invalid`] for a bad name. The caller must check that the name is free
     /// ([`Metadata::name_is_free`]).
     pub fn save(&mut self, store: &Store) -> Result<()> {
         check_name(&self.name)?;
@@ -208,7 +209,7 @@ impl Metadata {
         store.files().write(&path, &bytes)
     }
 
-    /// Removes a record, durably: the environment is gone, whatever is left of it.
+    /// Removes a record, durably. With it the environment is gone, even if other files of it remain.
     pub fn delete(store: &Store, instance: &InstanceId) -> Result<()> {
         let path = Self::path(store, instance);
         match fail::point("metadata.delete").and_then(|()| store.files().remove(&path)) {
@@ -223,7 +224,7 @@ impl Metadata {
         }
     }
 
-    /// The instances that have a record, sorted, whether it reads well or not.
+    /// The instances that have a record, sorted, readable or not.
     pub fn instances(store: &Store) -> Result<Vec<InstanceId>> {
         let dir = store.layout().metadata();
         let mut ids = Vec::new();
@@ -234,8 +235,8 @@ impl Metadata {
         Ok(ids)
     }
 
-    /// Every record, or why it cannot be read; readable ones first, by name. One that goes meanwhile is left
-    /// out.
+    /// Every record, or the error from reading it; readable ones first, sorted by name. A record that is
+    /// removed meanwhile is left out.
     pub fn list(store: &Store) -> Result<Vec<Result<Metadata>>> {
         let mut all: Vec<_> = Self::instances(store)?
             .iter()
@@ -249,12 +250,12 @@ impl Metadata {
         Ok(all)
     }
 
-    /// The environment of this name, env_id or instance, or of a prefix of 4 or more digits of one of those
-    /// ids. A name goes before an id.
+    /// Finds an environment by name, env_id or instance, or by a prefix of at least 4 digits of either id. A
+    /// name takes precedence over an id.
     ///
     /// # Errors
     /// [`StoreError::Missing`] when none matches, [`StoreError::Invalid`] naming the candidates when several
-    /// do. A record that cannot be read is an error only when nothing else matches.
+    /// match. An unreadable record is an error only when nothing else matches.
     pub fn find(store: &Store, reference: &str) -> Result<Metadata> {
         let (mut matches, mut unreadable) = (Vec::new(), None);
         for loaded in Self::list(store)? {
@@ -273,9 +274,9 @@ impl Metadata {
         }
     }
 
-    /// Whether no environment but `except` has this name. The caller holds the store's lock until it has
-    /// saved, and unless it is exclusive two may still take one name at once: take it exclusively around
-    /// check and save.
+    /// Whether no environment other than `except` has this name. The caller must hold the store's lock
+    /// exclusively around this check and the save: with a shared lock two callers may still take one name at
+    /// once. Unreadable records are skipped.
     pub fn name_is_free(store: &Store, name: &str, except: Option<&InstanceId>) -> Result<bool> {
         for loaded in Self::list(store)? {
             match loaded {
@@ -287,7 +288,8 @@ impl Metadata {
         Ok(true)
     }
 
-    /// Every layer it refers to, with what it is to it: its base, its head, its snapshots.
+    /// Every layer that the record refers to, each with its role: the base, the head, the packages, or a
+    /// snapshot.
     pub fn layers(&self) -> Vec<(String, LayerHash, RecordId)> {
         let mut layers = vec![
             ("the base".to_owned(), self.base_layer, self.base_record),
@@ -298,25 +300,24 @@ impl Metadata {
         layers
     }
 
-    /// The layer that it was built as, which its first snapshot is made on: its packages, or the base where
-    /// it has none.
+    /// The layer on which the first snapshot is made: that of the packages, or the base if there are none.
     pub fn foundation(&self) -> (LayerHash, RecordId) {
         self.dependency.map_or((self.base_layer, self.base_record), |d| (d.layer, d.record))
     }
 
-    /// Whether a layer is one that it was built from, and no snapshot.
+    /// Whether the environment was built from this layer: its base or its packages.
     pub fn is_built_from(&self, layer: &LayerHash) -> bool {
         self.base_layer == *layer || self.dependency.is_some_and(|d| d.layer == *layer)
     }
 
-    /// Its snapshots in the order in which they were made, each once, whatever number of names it has: see
+    /// Its snapshots in the order in which they were made, each once, however many names it has: see
     /// [`made`].
     pub fn made(&self) -> Vec<&SnapshotEntry> {
         made(&self.snapshots)
     }
 
-    /// The newest snapshot: what `latest` means. A name for what the environment was built from makes no
-    /// snapshot newer, but it is one where there is no other.
+    /// The newest snapshot, which `latest` refers to. An entry that names a layer the environment was built
+    /// from is returned only when there is no other.
     pub fn latest(&self) -> Option<&SnapshotEntry> {
         let made = self.made();
         let own = made.iter().rev().find(|entry| !self.is_built_from(&entry.hash));
@@ -339,15 +340,15 @@ impl Metadata {
     }
 }
 
-/// Longest name of an environment or a snapshot, bytes.
+/// Maximum length of the name of an environment or snapshot, in bytes.
 pub const MAX_NAME: usize = 64;
 
-/// Whether `name` may name an environment: 1 to [`MAX_NAME`] of letters, digits, `_` and `-`. A snapshot's
-/// name has this form too; that it is none of the words that stand for a snapshot is for whoever gives it the
-/// name.
+/// Checks that `name` may name an environment: 1 to [`MAX_NAME`] letters, digits, `_` and `-`. Names of
+/// snapshots have the same form; the caller that names a snapshot must also check that the name is not one of
+/// the words reserved for snapshots.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] saying so.
+/// [`StoreError::Invalid`] if it may not.
 pub fn check_name(name: &str) -> Result<()> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(good) {

@@ -12,10 +12,10 @@ use crate::id::ObjectId;
 use crate::layout::Layout;
 use crate::supply::Supply;
 
-/// Below `quarantine/<date>/`, the directory of objects that were set aside.
+/// The directory below `quarantine/<date>/` that holds the objects set aside.
 pub(crate) const SET_ASIDE: &str = "objects";
 
-/// The published objects of a store, and those that somebody else has for it.
+/// The published objects of a store, and those that its [`Supply`] can provide.
 #[derive(Clone, Debug)]
 pub struct Objects {
     layout: Layout,
@@ -36,31 +36,34 @@ impl Objects {
         &self.layout
     }
 
-    /// The whole object, verified against its name. Fails with [`StoreError::Missing`] when absent and with
-    /// [`StoreError::Corrupt`] when it is longer than `max` bytes or not what its name says.
+    /// Reads the whole object and verifies it against its name.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is absent, [`StoreError::Corrupt`] when it is longer than `max` bytes
+    /// or its hash is not `id`.
     pub fn read(&self, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
         let path = self.layout.object(id);
         read_verified(self.open(id)?, path, id, max)
     }
 
-    /// From now on `supply` is asked for what is not there. The first one counts.
+    /// Sets the supply that is asked for absent objects. Only the first call has an effect.
     pub fn supply_from(&self, supply: Arc<dyn Supply>) {
         self.supply.get_or_init(|| supply);
     }
 
-    /// The size in bytes of an object that is not there and was promised ([`Supply::promised`]).
+    /// The size in bytes of an absent object that the supply promises ([`Supply::promised`]).
     pub fn promised(&self, id: &ObjectId) -> Option<u64> {
         self.supply.get().and_then(|supply| supply.promised(id))
     }
 
-    /// Whether the object is not there, and was promised.
+    /// Whether the object is absent here but promised.
     pub(crate) fn is_elsewhere(&self, id: &ObjectId) -> bool {
         self.promised(id).is_some() && !self.contains(id)
     }
 
-    /// Opens the object for reading; its bytes are not verified. One that is not there comes from the supply.
-    /// One that was set aside for its damage, and that nobody else has, is opened where it is now: what of it
-    /// is sound can still be read by who verifies.
+    /// Opens the object for reading, without verifying its bytes. An absent object is asked of the supply. If
+    /// the supply has none either, but the object was quarantined as damaged, the quarantined file is opened,
+    /// so that verification can still read its sound parts.
     pub fn open(&self, id: &ObjectId) -> Result<File> {
         let path = self.layout.object(id);
         match self.files.open_object(&path) {
@@ -73,7 +76,7 @@ impl Objects {
         self.set_aside(id)?.ok_or_else(|| StoreError::missing("object", id))
     }
 
-    /// An object in the quarantine, open; the latest where it was set aside several times.
+    /// Opens a quarantined object; the latest copy, if it was set aside several times.
     fn set_aside(&self, id: &ObjectId) -> Result<Option<File>> {
         let top = self.layout.quarantine();
         if top.symlink_metadata().is_err() {
@@ -90,15 +93,16 @@ impl Objects {
         Ok(None)
     }
 
-    /// The directories that hold objects, and whatever else lies beside them.
+    /// Lists the directories that hold objects, and anything else beside them, sorted.
     ///
     /// # Errors
-    /// When they cannot be listed.
+    /// When the objects' directory cannot be listed.
     pub(crate) fn shards(&self) -> Result<Vec<PathBuf>> {
         self.files.list(self.layout.objects())
     }
 
-    /// The space that the removal of the object would free, in bytes; none where it is not there.
+    /// The disk space in bytes that removing the object would free; 0 when it is absent or has another hard
+    /// link.
     pub fn on_disk(&self, id: &ObjectId) -> Result<u64> {
         let path = self.layout.object(id);
         match path.symlink_metadata() {
@@ -108,23 +112,22 @@ impl Objects {
         }
     }
 
-    /// Whether the object is there. An error of the file system counts as absent: whatever is done next meets
-    /// it.
+    /// Whether the object is present. A file system error counts as absent; the next operation reports it.
     pub fn contains(&self, id: &ObjectId) -> bool {
         self.layout.object(id).symlink_metadata().is_ok()
     }
 
-    /// Whether the object is there; if so its change time is now, which keeps a collection that has begun
-    /// from taking it. To be called, with the store's lock held, for every object that is found instead of
-    /// written.
+    /// Whether the object is present. If it is, sets its change time to now, so that a collection that has
+    /// already begun does not remove it. Must be called, with the store's lock held, for every object that is
+    /// found instead of written.
     ///
     /// # Errors
-    /// When it is there and its times cannot be set: it belongs to another user.
+    /// When the object is present and its times cannot be set, because it belongs to another user.
     pub fn refresh(&self, id: &ObjectId) -> Result<bool> {
         self.files.refresh(&self.layout.object(id))
     }
 
-    /// The object's length in bytes, also of one that is promised.
+    /// The object's length in bytes, also for a promised object.
     pub fn size(&self, id: &ObjectId) -> Result<u64> {
         let path = self.layout.object(id);
         match path.symlink_metadata() {
@@ -137,7 +140,8 @@ impl Objects {
     }
 }
 
-/// Reads `file` whole and checks that it is the object `id`.
+/// Reads the whole of `file` and verifies that it is the object `id`. Fails with [`StoreError::Corrupt`] when
+/// it is longer than `max` bytes or has another hash.
 pub(crate) fn read_verified(mut file: File, path: PathBuf, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
     let length = file.metadata().at("stat", &path)?.len();
     if length > max {
@@ -147,7 +151,7 @@ pub(crate) fn read_verified(mut file: File, path: PathBuf, id: &ObjectId, max: u
             format!("it has {length} bytes where {max} are the most"),
         ));
     }
-    // One more than expected, so that the end is met without growing.
+    // One byte more than expected, so that end of file is reached without growing the buffer.
     let mut bytes = Vec::with_capacity(length as usize + 1);
     (&mut file).take(max + 1).read_to_end(&mut bytes).at("read", &path)?;
     if ObjectId::of(&bytes) != *id {
@@ -156,7 +160,7 @@ pub(crate) fn read_verified(mut file: File, path: PathBuf, id: &ObjectId, max: u
     Ok(bytes)
 }
 
-/// Reads at `offset` until `buf` is full or the file ends; returns how much.
+/// Reads at `offset` until `buf` is full or the file ends; returns the number of bytes read.
 pub(crate) fn read_full_at(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<usize> {
     let wanted = buf.len();
     while !buf.is_empty() {

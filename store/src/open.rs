@@ -18,7 +18,7 @@ use crate::object::Objects;
 /// The format that this program reads and writes.
 pub const FORMAT: u32 = 3;
 
-/// What is made where there is no store.
+/// Whether to create a store where there is none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Begin {
     Store,
@@ -29,42 +29,42 @@ enum Begin {
 #[derive(Debug)]
 pub struct Store {
     objects: Objects,
-    /// Whether locks are waited for.
+    /// Whether to wait for locks.
     waits: AtomicBool,
-    /// The file system that it lies on takes no writes, or it is another user's.
+    /// Whether its file system is mounted read-only, or the store belongs to another user.
     read_only: bool,
-    /// It is another user's.
+    /// Whether it belongs to another user.
     foreign: bool,
-    /// What it lies on; looked at once, when somebody asks.
+    /// The file systems it lies on; determined once, on first use.
     file_systems: OnceLock<Vec<FileSystem>>,
 }
 
 impl Store {
-    /// Opens the store at `root`; creates it (directories 0700) where there is none. Of one that is there,
-    /// directories that hold nothing which lasts are made again when they are missing. On a read-only file
-    /// system it can be read.
+    /// Opens the store at `root`, or creates it (directories 0700) if there is none. In an existing store,
+    /// missing directories that hold only transient data are made again. A store on a read-only file system
+    /// can be read.
     ///
     /// # Errors
-    /// [`StoreError::Version`] when it has another format, [`StoreError::NotWhole`] when a part of it is gone
-    /// that held something, [`StoreError::Owner`] when it is another user's, [`StoreError::Writable`] when
-    /// others can write to it.
+    /// [`StoreError::Version`] when it has another format, [`StoreError::NotWhole`] when a directory that
+    /// held lasting data is missing, [`StoreError::Owner`] when it belongs to another user,
+    /// [`StoreError::Writable`] when other users can write to it.
     pub fn open(root: &Path) -> Result<Arc<Store>> {
         Store::open_of(root, Begin::Store, false)
     }
 
-    /// As [`Store::open`], of a store that is there.
+    /// Like [`Store::open`], but never creates a store.
     ///
     /// # Errors
-    /// As [`Store::open`], and [`StoreError::NoStore`] where there is none; then nothing was changed.
+    /// Those of [`Store::open`], and [`StoreError::NoStore`] where there is none; then nothing was changed.
     pub fn open_existing(root: &Path) -> Result<Arc<Store>> {
         Store::open_of(root, Begin::Nothing, false)
     }
 
-    /// Opens the store at `root`, where one is, whosever it is. Another user's can be read only, and nothing
-    /// that its owner's processes hold is waited for.
+    /// Opens an existing store at `root`, whoever owns it. Another user's store is opened read-only, and
+    /// locks that its owner's processes hold are never waited for.
     ///
     /// # Errors
-    /// As [`Store::open_existing`], but for those of the owner.
+    /// Those of [`Store::open_existing`], except the ones about the owner.
     pub fn open_foreign(root: &Path) -> Result<Arc<Store>> {
         Store::open_of(root, Begin::Nothing, true)
     }
@@ -83,7 +83,7 @@ impl Store {
                 if begin == Begin::Nothing {
                     return Err(StoreError::NoStore { path: root, is_there: false });
                 }
-                // Those above it, too: a directory that others write to is no place for it.
+                // Missing parents are made 0700 as well: others must not be able to write to them.
                 DirBuilder::new().recursive(true).mode(0o700).create(&root).at("create", &root)?;
                 Files::at(&root)
             }
@@ -118,7 +118,7 @@ impl Store {
         }))
     }
 
-    /// Its files that are no objects.
+    /// The store's files other than objects.
     pub fn files(&self) -> &Files {
         self.objects.files()
     }
@@ -128,17 +128,17 @@ impl Store {
         self.foreign
     }
 
-    /// Whether the store lies on a file system that takes no writes, or is another user's: then we change
-    /// nothing in it, and pin nothing.
+    /// Whether the store lies on a read-only file system or belongs to another user. Then nothing in it is
+    /// changed, and nothing is pinned.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// The file systems that it lies on: first that of the objects and records, then, where it is another
-    /// one, that of the environments' changes.
+    /// The file systems it lies on: first that of objects and records, then, if it differs, that of the
+    /// environments' changes.
     ///
     /// # Errors
-    /// When one cannot be looked at.
+    /// When a directory cannot be opened or its file system cannot be determined.
     pub fn file_systems(&self) -> Result<&[FileSystem]> {
         if let Some(known) = self.file_systems.get() {
             return Ok(known);
@@ -154,10 +154,10 @@ impl Store {
         Ok(self.file_systems.get_or_init(|| found))
     }
 
-    /// Whether a lock that another process holds is waited for (as it is unless this is called) or is an
-    /// error at once.
+    /// Sets whether to wait for a lock that another process holds (the default) or to fail at once. A foreign
+    /// store never waits.
     pub fn set_waits(&self, waits: bool) {
-        // Its owner could make us wait for ever.
+        // The owner could make us wait forever.
         self.waits.store(waits && !self.foreign, Ordering::Relaxed);
     }
 
@@ -166,18 +166,18 @@ impl Store {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Where things lie.
+    /// Where the store's files lie.
     pub fn layout(&self) -> &Layout {
         self.objects.layout()
     }
 
-    /// The objects.
+    /// The store's objects.
     pub fn objects(&self) -> &Objects {
         &self.objects
     }
 }
 
-/// Whether there is a store of our format; false when there is none at all.
+/// Whether there is a store of our format; false when there is no version file.
 fn check_version(files: &Files, layout: &Layout) -> Result<bool> {
     let path = layout.version();
     let text = match files.read(&path, 256) {
@@ -191,12 +191,12 @@ fn check_version(files: &Files, layout: &Layout) -> Result<bool> {
     Ok(true)
 }
 
-/// Refuses a store that somebody else can change: who does decides what is read and written through it.
+/// Refuses a store that other users can change: they would decide what is read and written through it.
 fn check_directories(files: &Files, layout: &Layout, foreign: bool) -> Result<()> {
-    // Gives whether others get into it, who have got as far as `reached` says.
+    // Returns whether other users can enter `dir`, given whether they can reach it (`reached`).
     let look = |dir: &Path, reached: bool| -> Result<bool> {
         let Some(mode) = mode_of(files, dir)? else { return Ok(false) };
-        // Who looks into another's store is not made safer by keeping third ones from it.
+        // In another user's store, keeping third users out protects nothing.
         if reached && mode & 0o022 != 0 && !foreign {
             return Err(StoreError::Writable { path: dir.to_owned(), mode });
         }
@@ -213,18 +213,18 @@ fn check_directories(files: &Files, layout: &Layout, foreign: bool) -> Result<()
     Ok(())
 }
 
-/// The mode of a directory of the store's owner; `None` where there is nothing.
+/// The mode of a directory of the store's owner; `None` when it is absent or cannot be accessed.
 fn mode_of(files: &Files, dir: &Path) -> Result<Option<u32>> {
     match files.open_dir(dir).and_then(|dir| dir.metadata()) {
         Ok(metadata) => Ok(Some(metadata.permissions().mode() & 0o7777)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // For whoever needs it to report.
+        // Whatever needs the directory reports this.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         Err(error) => Err(error).at("open", dir),
     }
 }
 
-/// The directories of a store that are the owner's alone.
+/// The directories of a store that only its owner may access.
 pub(crate) fn private_directories(layout: &Layout) -> Vec<PathBuf> {
     let mut dirs = vec![layout.store_dir().to_owned(), layout.objects().to_owned()];
     dirs.extend([layout.layers(), layout.metadata(), layout.staging(), layout.wal(), layout.pins()]);
@@ -238,7 +238,7 @@ fn is_read_only(files: &Files, layout: &Layout) -> Result<bool> {
     Ok(fstatvfs(&dir).at("stat the file system of", root)?.flags().contains(FsFlags::ST_RDONLY))
 }
 
-/// Whether something is in a directory; not where there is none.
+/// Whether a directory has entries; false when it does not exist.
 fn has_entries(files: &Files, dir: &Path) -> Result<bool> {
     match files.names(dir) {
         Ok(names) => Ok(!names.is_empty()),
@@ -247,16 +247,16 @@ fn has_entries(files: &Files, dir: &Path) -> Result<bool> {
     }
 }
 
-/// What a store's directories hold that lasts. Each says something about whether the others can have been
-/// empty.
+/// The directories that hold lasting data. Each is evidence of whether another can have been empty.
 fn lasting(layout: &Layout) -> [PathBuf; 4] {
     [layout.metadata(), layout.layers(), layout.objects().to_owned(), layout.envs()]
 }
 
-/// Makes again what is missing of a store and held nothing that lasts.
+/// Makes missing directories again, if they held no lasting data.
 ///
-/// An environment's record refers to layers, objects and its upper: where there are records, these were
-/// there. Where the records themselves are missing, anything else that is there tells of them.
+/// An environment's record refers to layers, objects and its upper: if there are records, these directories
+/// existed. If the records themselves are missing, anything in the other directories is evidence that there
+/// were some.
 fn complete(files: &Files, layout: &Layout, read_only: bool) -> Result<()> {
     let lasting = lasting(layout);
     let missing: Vec<&PathBuf> = lasting.iter().filter(|dir| is_missing(dir)).collect();
@@ -283,16 +283,16 @@ fn complete(files: &Files, layout: &Layout, read_only: bool) -> Result<()> {
     Ok(())
 }
 
-/// A directory that cannot be looked at is for whoever needs it to report.
+/// False for a directory that cannot be accessed; whatever needs it reports that.
 fn is_missing(dir: &Path) -> bool {
     dir.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Refuses what has no version and holds something that lasts: a store that has lost its version.
+/// Refuses a directory that has lasting data but no version file: a store that lost its version.
 fn check_empty(files: &Files, layout: &Layout) -> Result<()> {
     let lasting = lasting(layout);
     for dir in &lasting {
-        // Another process may have made the store, and used it, since we looked.
+        // Another process may have made and used the store since the version was checked.
         if has_entries(files, dir)? && !check_version(files, layout)? {
             let reason = format!(
                 "{} is not empty: this is not a whole store. If it is one of format {FORMAT}, write {FORMAT} into that file; else \
@@ -305,7 +305,7 @@ fn check_empty(files: &Files, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Makes the directories, then the version file: what has a version is whole.
+/// Makes the directories, then the version file: a store with a version file is complete.
 fn create(files: &Files, layout: &Layout) -> Result<()> {
     for dir in private_directories(layout) {
         files.make_dirs(&dir).at("create", &dir)?;
@@ -372,7 +372,7 @@ mod tests {
             "store/pins",
             "images",
         ];
-        // Whether the store had an environment, and which directories' loss is then an error.
+        // Whether the store had an environment, and the directories whose loss is then an error.
         for (used, missed) in [(false, &[][..]), (true, &all[..4])] {
             for gone in all {
                 let dir = tempfile::tempdir().unwrap();
@@ -412,7 +412,7 @@ mod tests {
         }
         Store::open(&root).unwrap();
         Store::open_existing(&root).unwrap();
-        // One that has lost its version is told as what it is.
+        // A store that lost its version file is reported as such.
         fs::remove_file(root.join("store/version")).unwrap();
         fs::create_dir(root.join("env/something")).unwrap();
         assert!(matches!(Store::open_existing(&root), Err(StoreError::NotWhole { .. })));

@@ -1,4 +1,4 @@
-//! What a batch waits for: its bytes, then their names.
+//! The durability barriers of a batch: first for file contents, then for names.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use crate::error::{IoContext as _, Result};
 use crate::id::ObjectId;
 use crate::parallel::in_waiting_pieces;
 
-/// Up to so many files (or directories) are synced one by one; more are cheaper by one syncfs, where that is
-/// to be trusted.
+/// Up to this many files or directories are synced one by one; for more, one `syncfs` is cheaper, where it
+/// can be trusted.
 const FEW: usize = 8;
 
 impl Batch {
@@ -29,7 +29,7 @@ impl Batch {
         syncfs(&*self.lock).at("sync the file system of", &self.dir)
     }
 
-    /// The barrier of the names, also of objects that were skipped.
+    /// The barrier for names, including those of skipped objects.
     pub(super) fn make_names_durable(
         &mut self,
         staged: &HashMap<ObjectId, Staged>,
@@ -58,7 +58,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Syncs one after another, or many at once where each takes its turn.
+    /// Syncs one path after another; in parallel where each sync is waited for by itself.
     fn each(&self, paths: &[PathBuf], sync: impl Fn(&Path) -> Result<()> + Sync) -> Result<()> {
         let one_by_one = |paths: &[PathBuf]| paths.iter().try_for_each(|path| sync(path));
         match self.barrier {

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use super::SnapshotEntry;
 
 /// The snapshots of a list in the order in which they were made, each once. A second name for a snapshot is
-/// an entry with the record of an earlier one; a snapshot that was made again has a new record, and stands
-/// where the newest does. Clocks have no say in it.
+/// an entry with the record of an earlier one. A snapshot that was made again has a new record, and takes the
+/// position of the newest. Timestamps are not used.
 pub fn made(list: &[SnapshotEntry]) -> Vec<&SnapshotEntry> {
     let mut made: Vec<&SnapshotEntry> = Vec::new();
     let (mut records, mut hashes) = (HashSet::new(), HashSet::new());
@@ -49,9 +49,9 @@ mod tests {
         for (list, made, latest) in [
             (&[][..], &[][..], None),
             (&[(2, 2), (3, 3)], &[2, 3], Some(3)),
-            // Named once more.
+            // Named a second time.
             (&[(2, 2), (3, 3), (2, 2)], &[2, 3], Some(3)),
-            // Made once more.
+            // Made a second time.
             (&[(2, 2), (3, 3), (2, 4)], &[3, 2], Some(2)),
             (&[(2, 2), (2, 4), (3, 3), (2, 4), (2, 2)], &[2, 3], Some(3)),
             // The base, which is layer 1.
