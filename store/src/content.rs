@@ -1,12 +1,12 @@
-//! Content of regular files: its identity, and where its bytes lie.
+//! Content of regular files: its identity, and where its bytes are stored.
 //!
 //! The identity (docs/STORE-FORMAT.md) depends on the bytes alone. A *plain* file (at most [`SMALL_MAX`]
-//! bytes and no block that is all zeros) is named by the blake3 of its bytes, which is also the object that
-//! holds it. Any other is named by its [`BlockList`], the list of its blocks' hashes, so that it is brought
-//! up to date in the time of what changed; its bytes lie wherever its extents say.
+//! bytes and no block that is all zeros) is identified by the blake3 of its bytes, which is also the object
+//! that holds it. Any other file is identified by its [`BlockList`], the list of its blocks' hashes, so that
+//! updating it costs only what changed; its extents say where its bytes are.
 //!
-//! `ingest` and `adopt` take content in, `update` brings it up to date, `read` and `verified` give it out,
-//! `blocklist` is what names it.
+//! `ingest` and `adopt` store content, `update` changes it, `read` and `verified` read it, and `blocklist` is
+//! the list of block hashes.
 
 use crate::codec::{Decoder, put_id, put_varint};
 use crate::error::Result;
@@ -29,32 +29,32 @@ pub use read::read_at;
 pub use update::update;
 pub use verified::Verified;
 
-/// Block size in bytes: the grain of hashes and of changes, and of what follows from the bytes: a block of
-/// zeros is a hole. Other holes are kept where the host's file has them.
+/// Block size in bytes: the unit of hashing and of changes. A block of zeros is always a hole; other holes
+/// are kept where the host's file has them.
 pub const BLOCK: u64 = 64 << 10;
 
-/// Up to so many bytes a file without holes is one object, named by the hash of its bytes.
+/// Up to this many bytes, a file without holes is one object, named by the hash of its bytes.
 pub const SMALL_MAX: u64 = 1 << 20;
 
-/// The largest file: `i64::MAX` bytes, as for the kernel.
+/// Maximum file size: `i64::MAX` bytes, as in the kernel.
 pub const FILE_MAX: u64 = i64::MAX as u64;
 
-/// A file in more pieces than this is packed anew: its record must stay small beside its directory's others.
-/// That many come from random writes of a gigabyte at least, so the copy is paid for.
+/// A file with more extents than this is repacked: its record must stay small, because it shares a listing
+/// with others. Reaching this number takes random writes of at least a gigabyte, so the copy pays off.
 const EXTENTS_MAX: usize = 16 << 10;
 
-/// blake3 of no bytes: the hash of the empty file, of which no object is stored.
+/// blake3 of no bytes: the hash of the empty file, for which no object is stored.
 pub(crate) const EMPTY_HASH: ObjectId = ObjectId::from_bytes([
     0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9, 0x49, 0x9b,
     0xcb, 0x25, 0xc9, 0xad, 0xc1, 0x12, 0xb7, 0xcc, 0x9a, 0x93, 0xca, 0xe4, 0x1f, 0x32, 0x62,
 ]);
 
-/// A range of a file and where its bytes lie.
+/// A range of a file, and where its bytes are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// First byte in the file.
     pub offset: u64,
-    /// Bytes; not 0.
+    /// Length in bytes; not 0.
     pub length: u64,
     /// The object that holds them.
     pub object: ObjectId,
@@ -63,7 +63,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// The byte after the last in the file.
+    /// The offset after its last byte in the file.
     pub fn end(&self) -> u64 {
         self.offset + self.length
     }
@@ -71,16 +71,16 @@ impl Extent {
 
 /// Content of a regular file.
 ///
-/// Invariants: extents are sorted, do not overlap and lie within the size; what none covers reads as zeros;
-/// every block with a byte that is not zero is touched by one, and no other block is. A plain file's list is
-/// empty: its one extent is implied (see [`FileContent::extents`]).
+/// Invariants: extents are sorted, do not overlap and lie within the size. Ranges that no extent covers read
+/// as zeros. Every block with a nonzero byte is touched by an extent, and no other block is. A plain file has
+/// no extents in the list: its only one is implied (see [`FileContent::extents`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileContent {
-    /// Bytes; at most [`FILE_MAX`].
+    /// Size in bytes; at most [`FILE_MAX`].
     pub size: u64,
-    /// The identity: the object itself (plain), or the [`BlockList`] object.
+    /// The identity: the object with the bytes (plain), or the [`BlockList`] object.
     pub hash: ObjectId,
-    /// Where the bytes lie; empty for a plain file.
+    /// Where the bytes are stored; empty for a plain file.
     pub extents: Vec<Extent>,
     /// Whether `hash` names the bytes themselves.
     plain: bool,
@@ -92,12 +92,12 @@ impl FileContent {
         Self { size: 0, hash: EMPTY_HASH, extents: Vec::new(), plain: true }
     }
 
-    /// A plain file of `size` bytes (at most [`SMALL_MAX`]) which are the object `hash`.
+    /// A plain file of `size` bytes (at most [`SMALL_MAX`]), stored as the object `hash`.
     pub const fn plain(size: u64, hash: ObjectId) -> Self {
         Self { size, hash, extents: Vec::new(), plain: true }
     }
 
-    /// A file named by the block list `hash`.
+    /// A file identified by the block list `hash`.
     pub const fn listed(size: u64, hash: ObjectId, extents: Vec<Extent>) -> Self {
         Self { size, hash, extents, plain: false }
     }
@@ -107,7 +107,7 @@ impl FileContent {
         self.plain
     }
 
-    /// Where the bytes lie, in order; for a plain file the one implied extent.
+    /// Its extents in order; for a plain file the implied one.
     pub fn extents(&self) -> impl Iterator<Item = Extent> {
         let implied = (self.plain && self.size > 0).then_some(Extent {
             offset: 0,
@@ -118,8 +118,8 @@ impl FileContent {
         implied.into_iter().chain(self.extents.iter().copied())
     }
 
-    /// The regions that hold data, as (offset, length): whole blocks (the last ends with the file),
-    /// coalesced. They follow from the bytes alone, not from where these lie.
+    /// The regions that hold data, as (offset, length): whole blocks (the last one ends with the file),
+    /// adjacent ones merged. They depend on the bytes alone, not on where these are stored.
     pub fn data_ranges(&self) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for extent in self.extents() {
@@ -135,14 +135,14 @@ impl FileContent {
         ranges
     }
 
-    /// Every object that this content stands on: a plain file's own, or the block list and those with the
-    /// bytes (an object may come more than once). None for the empty file.
+    /// Every object that this content needs: a plain file's own, or the block list and the objects with the
+    /// bytes (an object may occur more than once). None for the empty file.
     pub fn objects(&self) -> impl Iterator<Item = ObjectId> {
         let own = (self.size > 0).then_some(self.hash);
         own.into_iter().chain(self.extents.iter().map(|extent| extent.object))
     }
 
-    /// Appends the bytes that follow the record's `plain` flag.
+    /// Appends the encoding, which follows the record's `plain` flag.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         put_varint(out, self.size);
         if self.plain && self.size == 0 {
@@ -168,8 +168,8 @@ impl FileContent {
     }
 }
 
-/// The objects in the order of their first use, then the extents: gap, length, index of the object, offset in
-/// it.
+/// Encodes the objects in the order of their first use, then the extents: gap, length, index of the object,
+/// offset in it.
 fn encode_extents(out: &mut Vec<u8>, extents: &[Extent]) {
     let mut indices = std::collections::HashMap::new();
     let mut objects = Vec::new();
@@ -202,7 +202,7 @@ fn decode_extents(decoder: &mut Decoder<'_>, size: u64) -> Result<Vec<Extent>> {
     }
     let mut unused = 0;
     let count = decoder.count(4)?;
-    // An extent in memory is up to 14 times as large as encoded; the tree's own limit bounds it.
+    // An extent in memory is up to 14 times as large as its encoding; the size limit of a tree bounds it.
     let mut extents = Vec::with_capacity(count);
     let mut end = 0u64;
     for _ in 0..count {
@@ -218,7 +218,7 @@ fn decode_extents(decoder: &mut Decoder<'_>, size: u64) -> Result<Vec<Extent>> {
         if length == 0 || object_offset.checked_add(length).is_none_or(|end| end > FILE_MAX) {
             return Err(decoder.error("an extent is empty or lies beyond any object's end"));
         }
-        // First uses come in the order of the table.
+        // Objects must be listed in the order of their first use.
         match usize::try_from(index).ok().filter(|index| *index <= unused && *index < objects.len()) {
             Some(index) => {
                 unused = unused.max(index + 1);
@@ -234,18 +234,18 @@ fn decode_extents(decoder: &mut Decoder<'_>, size: u64) -> Result<Vec<Extent>> {
     Ok(extents)
 }
 
-/// The blocks that a file of `size` bytes has.
+/// The number of blocks in a file of `size` bytes.
 pub(crate) fn block_count(size: u64) -> u64 {
     size.div_ceil(BLOCK)
 }
 
-/// The length of block `block` in a file of `size` bytes: [`BLOCK`] but for the last.
+/// The length in bytes of block `block` in a file of `size` bytes: [`BLOCK`], except for the last.
 pub(crate) fn block_length(block: u64, size: u64) -> u64 {
     BLOCK.min(size.saturating_sub(block * BLOCK))
 }
 
 /// Whether all bytes are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // Chunks, so that the comparison is vectorised and stops early.
+    // In chunks, so that the comparison is vectorised and stops early.
     bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
 }

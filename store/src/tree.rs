@@ -1,13 +1,13 @@
 //! Trees: directory listings as objects, and the link table in the same form.
 //!
-//! - `codec`: the bytes of a listing; `cursor` reads them; `split`, `update`: writing one, and changing it.
-//! - `walk`: all of one tree. `pairs`: the names that differ between two listings; `compare`: the walk over
-//!   two trees that goes by them.
-//! - `diff`, `graft`, `retime`: what differs, one tree made of two, times after a restore. `stored`: a tree
-//!   for [`crate::paths`].
+//! - `codec`: the bytes of a listing; `cursor` reads them; `split` writes a listing, `update` changes one.
+//! - `walk`: visits one tree. `pairs`: the names that differ between two listings; `compare`: visits two
+//!   trees at once, guided by `pairs`.
+//! - `diff`, `graft`, `retime`: what differs between two trees, combining two trees, times after a restore.
+//!   `stored`: a tree for [`crate::paths`].
 //!
-//! [`Trees`] reads and keeps parsed objects. What compares two trees finds what differs through `pairs`, so
-//! that nothing equal is read.
+//! [`Trees`] reads objects and caches them parsed. Everything that compares trees finds the differences
+//! through `pairs`, so that equal parts are not read.
 
 use std::fmt;
 use std::sync::Arc;
@@ -52,18 +52,18 @@ pub use walk::walk;
 
 pub(crate) use codec::{Chunk, Index};
 
-/// The most bytes that one tree object may have.
+/// Maximum size of a tree object, in bytes.
 pub(crate) const TREE_MAX: u64 = 64 << 20;
 
-/// How many bytes of parsed objects [`Trees`] keeps.
+/// Capacity of the cache of [`Trees`], in bytes of parsed objects.
 const CACHE_BYTES: usize = 24 << 20;
 
-/// What a name stands for.
+/// What a name refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// An inode with this one name.
+    /// An inode with only this name.
     Inode(InodeRecord),
-    /// One of several names of an inode, which stands in the root's link table.
+    /// One of several names of an inode, whose record is in the root's link table.
     Link {
         /// The inode's number.
         ino: Ino,
@@ -95,16 +95,16 @@ impl Target {
 pub struct Entry {
     /// 1 to 255 bytes without `/` and NUL, not `.` or `..`.
     pub name: Box<[u8]>,
-    /// What it stands for.
+    /// What it refers to.
     pub target: Target,
 }
 
 /// A directory that was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WrittenDir {
-    /// Its listing; None when empty.
+    /// Its listing; `None` when the directory is empty.
     pub tree: Option<ObjectId>,
-    /// Whether it has, itself or further down, a name whose inode stands in the link table.
+    /// Whether a name in it, at any depth, refers to an inode in the link table.
     pub links: bool,
 }
 
@@ -136,8 +136,8 @@ impl Node {
     }
 }
 
-/// The trees of a store, with a cache of parsed objects that is bounded in bytes. Every object is verified
-/// when it is read from disk.
+/// The trees of a store, with a cache of parsed objects whose size in bytes is bounded. Every object is
+/// verified when it is read from disk.
 pub struct Trees {
     store: Arc<Store>,
     cache: Mutex<Cache>,
@@ -155,7 +155,7 @@ impl Trees {
         Self::with_cache(store, CACHE_BYTES)
     }
 
-    /// The same without a cache, for who reads each object once.
+    /// The same without a cache, for callers that read each object once.
     pub(crate) fn uncached(store: Arc<Store>) -> Trees {
         Self::with_cache(store, 0)
     }
@@ -169,19 +169,20 @@ impl Trees {
         &self.store
     }
 
-    /// Drops what is cached.
+    /// Empties the cache.
     pub fn clear_cache(&self) {
         let mut cache = self.cache.lock();
         cache.nodes = LruCache::unbounded();
         cache.cost = 0;
     }
 
-    /// What `name` stands for in the directory whose listing is `dir`; None if it is not there.
+    /// What `name` refers to in the directory with the listing `dir`; `None` if there is no such name.
     pub fn lookup(&self, dir: &ObjectId, name: &[u8]) -> Result<Option<Target>> {
         self.find(dir, Keys::Names, name)
     }
 
-    /// Calls `f` for each entry of the listing `dir`, in the order of names, until it fails.
+    /// Calls `f` for each entry of the listing `dir`, in the order of names; stops at the first error and
+    /// returns it.
     pub fn for_each(&self, dir: &ObjectId, f: &mut dyn FnMut(EntryRef<'_>) -> Result<()>) -> Result<()> {
         let visit = &mut |tree: &Tree| tree.iter().try_for_each(&mut *f);
         match self.node(dir, Keys::Names)? {
@@ -196,12 +197,12 @@ impl Trees {
         self.cache.lock().nodes.contains(id)
     }
 
-    /// Brings the directory listing `id` into the cache, but for the parts of a split one.
+    /// Loads the directory listing `id` into the cache, without the chunks of a split one.
     pub fn load(&self, id: &ObjectId) -> Result<()> {
         self.node(id, Keys::Names).map(drop)
     }
 
-    /// How many entries the listing `dir` has.
+    /// The number of entries in the listing `dir`.
     pub fn len(&self, dir: &ObjectId) -> Result<u64> {
         match self.node(dir, Keys::Names)? {
             Node::Index(index) => Ok(index.len()),
@@ -225,7 +226,7 @@ impl Trees {
         Ok(root)
     }
 
-    /// The inode `ino` of the root's link table; None if it is not there.
+    /// The inode `ino` in the root's link table; `None` if it is not there.
     pub fn link(&self, root: &Root, ino: Ino) -> Result<Option<InodeRecord>> {
         let Some(links) = &root.links else { return Ok(None) };
         match self.find(links, Keys::Inos, &ino.to_be_bytes())? {
@@ -252,7 +253,7 @@ impl Trees {
         }
     }
 
-    /// The parsed listing `id`, whose keys must be of the given sort.
+    /// The parsed listing `id`, whose keys must be of the given kind.
     pub(crate) fn node(&self, id: &ObjectId, keys: Keys) -> Result<Node> {
         let node = match self.cached(id) {
             Some(node) => node,
@@ -266,19 +267,19 @@ impl Trees {
         Ok(node)
     }
 
-    /// Like [`Trees::node`], for what must be a leaf: a chunk of an index.
+    /// Like [`Trees::node`], for a listing that must be a leaf: a chunk of an index.
     pub(crate) fn leaf(&self, id: &ObjectId, keys: Keys) -> Result<Arc<Tree>> {
         expect_leaf(id, self.node(id, keys)?)
     }
 
-    /// Chunk `i` of the index.
+    /// Chunk `i` of `index`, checked against what the index says of it.
     pub(crate) fn chunk(&self, index: &Index, i: usize) -> Result<Arc<Tree>> {
         let leaf = self.leaf(&index.chunks()[i].id, index.keys())?;
         index.check(i, &leaf)?;
         Ok(leaf)
     }
 
-    /// Like [`Trees::node`], but also finds what `batch` staged.
+    /// Like [`Trees::node`], but also finds objects staged in `batch`.
     pub(crate) fn node_in(&self, batch: &Batch, id: &ObjectId, keys: Keys) -> Result<Node> {
         match self.node(id, keys) {
             Err(error) if error.is_missing() => {

@@ -1,4 +1,4 @@
-//! Giving finished files to the store.
+//! Turns finished files into objects.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use crate::id::ObjectId;
 use crate::object::read_full_at;
 use crate::parallel::in_pieces;
 
-/// Takes in the finished files at `paths`, each as by [`adopt`], with the small ones hashed on several
-/// threads.
+/// Adopts the finished files at `paths`, each like [`adopt`]; small ones are hashed on several threads.
+/// Returns their contents in the same order.
 pub fn adopt_all(paths: Vec<PathBuf>, batch: &mut Batch) -> Result<Vec<FileContent>> {
     let opener = &*batch;
     let found: Vec<Vec<Result<_>>> = in_pieces(&paths, |piece| {
@@ -39,9 +39,9 @@ pub fn adopt_all(paths: Vec<PathBuf>, batch: &mut Batch) -> Result<Vec<FileConte
     Ok(contents)
 }
 
-/// Takes in `file`, open for reading at `path`, which nobody writes to any more. Where it is plain or has no
-/// hole it becomes the object itself, without a copy (see [`Batch::adopt`]); else its data is packed. Moves
-/// the file's offset.
+/// Adopts `file`, open for reading at `path`, which nobody may write to any more. If the file is plain or has
+/// no hole, it becomes the object itself, without a copy (see [`Batch::adopt`]); otherwise its data is
+/// packed. Moves the file's offset.
 pub fn adopt(path: &Path, file: &File, batch: &mut Batch) -> Result<FileContent> {
     let size = file.metadata().at("stat", path)?.len();
     if size <= SMALL_MAX {
@@ -61,8 +61,8 @@ pub fn adopt(path: &Path, file: &File, batch: &mut Batch) -> Result<FileContent>
     ingest_ranges(file, size, &ranges, batch)
 }
 
-/// The content of a file of `size` bytes that can become an object as it is, and has the mode of one then;
-/// None of any other. `bytes` are those of a small file afterwards.
+/// The content of a file that can become an object unchanged, which then gets the mode of an object; `None`
+/// for any other file. `size` is its size in bytes. Afterwards `bytes` holds the content of a small file.
 fn plain(path: &Path, file: &File, size: u64, bytes: &mut Vec<u8>) -> Result<Option<FileContent>> {
     if size > SMALL_MAX {
         return Ok(None);
@@ -77,7 +77,7 @@ fn plain(path: &Path, file: &File, size: u64, bytes: &mut Vec<u8>) -> Result<Opt
     Ok(Some(FileContent::plain(size, ObjectId::of(bytes))))
 }
 
-/// Adopts a file above [`SMALL_MAX`]; None as soon as a block turns out to be a hole.
+/// Adopts a file larger than [`SMALL_MAX`]; `None` as soon as a block turns out to be a hole.
 fn adopt_whole(
     path: &Path,
     file: &File,
@@ -101,7 +101,7 @@ fn adopt_whole(
     protect(file).at("set the mode of", path)?;
     batch.adopt(path.to_owned(), size, object)?;
     let hash = batch.put(&list.encode())?;
-    // The object has the holes too, those within a block.
+    // The object keeps the holes within a block, too.
     let ranges = if ranges.len() > EXTENTS_MAX { &[(0, size)] } else { ranges };
     let extent = |&(offset, length): &(u64, u64)| Extent { offset, length, object, object_offset: offset };
     let extents = ranges.iter().map(extent).collect();

@@ -11,11 +11,11 @@ use crate::id::ObjectId;
 
 const MAGIC: &[u8; 4] = b"KBL3";
 
-/// A file's size and the blake3 of each of its blocks that is not a hole.
+/// A file's size in bytes, and the blake3 of each of its blocks that is not a hole.
 ///
-/// Its bytes are canonical: magic, size, number of runs, then for each run the blocks skipped before it, how
-/// many it has, and their hashes. A block (also the partial last one) whose bytes are all zero is a hole and
-/// absent.
+/// The encoding is canonical: magic, size, number of runs, then for each run the number of blocks skipped
+/// before it, its number of blocks, and their hashes. A block (including a partial last one) whose bytes are
+/// all zero is a hole and absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockList {
     size: u64,
@@ -23,7 +23,7 @@ pub struct BlockList {
 }
 
 impl BlockList {
-    /// The list of a file of `size` bytes that is one hole.
+    /// The list of a file of `size` bytes without data.
     pub fn new(size: u64) -> Self {
         Self { size, blocks: BTreeMap::new() }
     }
@@ -33,12 +33,12 @@ impl BlockList {
         self.size
     }
 
-    /// The hash of block `block`; None for a hole.
+    /// The hash of block `block`; `None` for a hole.
     pub fn get(&self, block: u64) -> Option<ObjectId> {
         self.blocks.get(&block).copied()
     }
 
-    /// Sets the hash of `block`; None makes it a hole. A block beyond the end is ignored when encoding.
+    /// Sets the hash of `block`; `None` makes it a hole. A block beyond the end is ignored when encoding.
     pub fn set(&mut self, block: u64, hash: Option<ObjectId>) {
         match hash {
             Some(hash) => self.blocks.insert(block, hash),
@@ -46,8 +46,8 @@ impl BlockList {
         };
     }
 
-    /// Changes the size; blocks beyond it are dropped. The hash of a partial last block is the caller's
-    /// business.
+    /// Changes the size in bytes; drops blocks beyond it. The caller must update the hash of a partial last
+    /// block.
     pub fn resize(&mut self, size: u64) {
         self.size = size;
         drop(self.blocks.split_off(&block_count(size)));
@@ -58,22 +58,22 @@ impl BlockList {
         self.range(..)
     }
 
-    /// Like [`BlockList::iter`], of these blocks only.
+    /// Like [`BlockList::iter`], but only for these blocks.
     pub fn range(&self, blocks: impl RangeBounds<u64>) -> impl Iterator<Item = (u64, ObjectId)> {
         self.blocks.range(blocks).map(|(block, hash)| (*block, *hash))
     }
 
-    /// How many blocks are not holes.
+    /// The number of blocks that are not holes.
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Whether the file is one hole.
+    /// Whether all blocks are holes.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
 
-    /// The canonical bytes.
+    /// The canonical encoding.
     pub fn encode(&self) -> Vec<u8> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for (block, _) in self.range(..block_count(self.size)) {
@@ -98,7 +98,7 @@ impl BlockList {
         out
     }
 
-    /// Reads a list; takes no more memory than a small multiple of the bytes.
+    /// Decodes a list; memory use is at most a small multiple of the encoded size.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut decoder = Decoder::new("block list", bytes);
         if decoder.array::<4>()? != *MAGIC {
@@ -108,7 +108,7 @@ impl BlockList {
         if size > FILE_MAX {
             return Err(decoder.error(format!("{size} bytes are more than a file can have")));
         }
-        // In order, so that the map is built at once: a large file has tens of thousands.
+        // Collected in order, so that the map is built at once: a large file has tens of thousands of blocks.
         let mut blocks = Vec::new();
         let mut end = 0u64;
         for run in 0..decoder.count(2 + ObjectId::LEN)? {
@@ -133,7 +133,7 @@ impl BlockList {
         Ok(Self { size, blocks: blocks.into_iter().collect() })
     }
 
-    /// Reads the list `id`, of a file of `size` bytes, from the batch or its store.
+    /// Reads the list `id` of a file of `size` bytes, from the batch or its store.
     pub(crate) fn load(batch: &Batch, id: &ObjectId, size: u64) -> Result<Self> {
         let list = Self::decode(&batch.read(id, Self::max_bytes(size))?).map_err(|error| error.named(id))?;
         if list.size != size {
@@ -143,9 +143,9 @@ impl BlockList {
         Ok(list)
     }
 
-    /// The most bytes that the list of a file of `size` bytes can take.
+    /// Maximum size in bytes of the encoded list of a file of `size` bytes.
     pub fn max_bytes(size: u64) -> u64 {
-        // A run of one block takes its hash and two numbers of up to ten bytes.
+        // A run of one block takes a hash and two numbers of up to ten bytes each.
         64 + size.div_ceil(BLOCK).saturating_mul(ObjectId::LEN as u64 + 20)
     }
 }

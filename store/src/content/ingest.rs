@@ -1,4 +1,4 @@
-//! Taking content in from a stream or a file.
+//! Stores content from a stream or a file.
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
@@ -14,12 +14,12 @@ use crate::error::{IoContext as _, Result, StoreError};
 use crate::id::ObjectId;
 use crate::object::read_full_at;
 
-/// Stands for the path of a stream or of an unnamed file in messages.
+/// The path in error messages for a stream or an unnamed file.
 const INPUT: &str = "(input)";
 
-/// Takes in what `reader` gives until its end, in at most about 2 MiB of memory.
+/// Stores everything that `reader` returns, using at most about 2 MiB of memory.
 ///
-/// A file that is not plain has its blocks that are not holes packed into one object.
+/// If the file is not plain, its blocks that are not holes are packed into one object.
 pub fn ingest(reader: &mut dyn Read, batch: &mut Batch) -> Result<FileContent> {
     let mut head = Vec::new();
     (&mut *reader).take(SMALL_MAX).read_to_end(&mut head).at("read", Path::new(INPUT))?;
@@ -37,16 +37,16 @@ pub fn ingest(reader: &mut dyn Read, batch: &mut Batch) -> Result<FileContent> {
     while length > 0 {
         packer.push(size / BLOCK, &buffer[..length], batch)?;
         size += length as u64;
-        // A short block was the last.
+        // A short block is the last.
         length = if length == buffer.len() { read_full(reader, &mut buffer)? } else { 0 };
     }
     packer.list.resize(size);
     packer.finish(Vec::new(), batch)
 }
 
-/// Takes in the first `size` bytes of `file`, in which `data` are the ranges, as (offset, length) and sorted,
-/// that may hold anything but zeros. Only the blocks that these touch are read; what lies beyond the file's
-/// end reads as zeros.
+/// Stores the first `size` bytes of `file`. `data` lists the ranges, as (offset, length) and sorted, that may
+/// hold anything but zeros. Only the blocks that these touch are read; bytes beyond the file's end read as
+/// zeros.
 pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Batch) -> Result<FileContent> {
     if size > FILE_MAX {
         return Err(StoreError::invalid(format!("{size} bytes are more than a file can have")));
@@ -68,8 +68,8 @@ pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Ba
     packer.finish(Vec::new(), batch)
 }
 
-/// The parts of a block that `ranges` cover, as offset in the block and length. All of it where there are
-/// very many ranges: each is an extent.
+/// The parts of a block that `ranges` cover, as offset in the block and length. With very many ranges the
+/// whole block is one part, because each part becomes an extent.
 fn parts_of(ranges: &[(u64, u64)], block: u64, size: u64) -> Vec<(usize, usize)> {
     let (start, end) = (block * BLOCK, block * BLOCK + block_length(block, size));
     if ranges.len() > EXTENTS_MAX {
@@ -84,13 +84,14 @@ fn parts_of(ranges: &[(u64, u64)], block: u64, size: u64) -> Vec<(usize, usize)>
     parts.filter(|(_, length)| *length > 0).collect()
 }
 
-/// The ranges of the first `size` bytes of `file` where the file system has data, as (offset, length); the
-/// rest reads as zeros. One range where it does not say. Moves the file's offset.
+/// The ranges of the first `size` bytes of `file` in which the file system has data, as (offset, length); the
+/// rest reads as zeros. If the file system does not support the query, one range covers everything. Moves the
+/// file's offset.
 pub fn host_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
     host_ranges_in(file, 0, size)
 }
 
-/// The same between two offsets.
+/// Like [`host_ranges`], for the bytes from `from` to `size`.
 fn host_ranges_in(file: &File, from: u64, size: u64) -> Result<Vec<(u64, u64)>> {
     let mut ranges = Vec::new();
     let mut offset = from;
@@ -112,7 +113,7 @@ fn host_ranges_in(file: &File, from: u64, size: u64) -> Result<Vec<(u64, u64)>> 
     Ok(ranges)
 }
 
-/// Takes in bytes that may make a plain file: at most [`SMALL_MAX`].
+/// Stores bytes that may make a plain file: at most [`SMALL_MAX`].
 pub(super) fn ingest_small(bytes: &[u8], batch: &mut Batch) -> Result<FileContent> {
     let size = bytes.len() as u64;
     if size == 0 {
@@ -133,26 +134,26 @@ pub(super) fn has_no_hole(bytes: &[u8]) -> bool {
     !bytes.chunks(BLOCK as usize).any(is_zero)
 }
 
-/// Packs blocks that are not holes densely into one object, and keeps the block list.
+/// Packs blocks that are not holes densely into one object, and maintains the block list.
 pub(super) struct Packer {
     pub list: BlockList,
     writer: Option<ObjectWriter>,
-    /// Offset in the file, length, offset in the object; coalesced.
+    /// Offset in the file, length, offset in the object; adjacent pieces are merged.
     pieces: Vec<(u64, u64, u64)>,
 }
 
 impl Packer {
-    /// Begins with `list`, the blocks that need no packing; its size is the file's.
+    /// Starts with `list`, whose blocks need no packing; its size is that of the file.
     pub fn new(list: BlockList) -> Self {
         Self { list, writer: None, pieces: Vec::new() }
     }
 
-    /// Adds a block, whole but for the file's last; blocks must come in order.
+    /// Adds a block, which must be whole unless it is the file's last; blocks must come in order.
     pub fn push(&mut self, block: u64, bytes: &[u8], batch: &mut Batch) -> Result<()> {
         self.push_parts(block, bytes, &[(0, bytes.len())], batch)
     }
 
-    /// Adds a block of a file that has it at its place, and leaves the host's holes out.
+    /// Adds a block read from `file`, leaving out holes that the host's file has within it.
     pub fn push_from(&mut self, block: u64, bytes: &[u8], file: &File, batch: &mut Batch) -> Result<()> {
         let start = block * BLOCK;
         let end = start + bytes.len() as u64;
@@ -160,7 +161,7 @@ impl Packer {
         self.push_parts(block, bytes, &parts, batch)
     }
 
-    /// Adds a block of which only `parts` are kept: the rest is zeros.
+    /// Adds a block of which only `parts` are stored: the rest is zeros.
     fn push_parts(
         &mut self,
         block: u64,
@@ -190,7 +191,8 @@ impl Packer {
         Ok(())
     }
 
-    /// Adds the objects to the batch. `kept` are extents besides the packed ones, sorted and apart from them.
+    /// Adds the objects to the batch. `kept` are extents besides the packed ones, sorted and not overlapping
+    /// them.
     pub fn finish(self, kept: Vec<Extent>, batch: &mut Batch) -> Result<FileContent> {
         let mut extents = kept;
         if let Some(writer) = self.writer {
@@ -209,7 +211,7 @@ impl Packer {
     }
 }
 
-/// Joins extents that continue each other in the file and in the object.
+/// Merges extents that are contiguous both in the file and in the object.
 fn coalesce(extents: Vec<Extent>) -> Vec<Extent> {
     let mut joined: Vec<Extent> = Vec::with_capacity(extents.len());
     for extent in extents {
@@ -239,13 +241,13 @@ pub(super) fn blocks_of(ranges: &[(u64, u64)], size: u64) -> impl Iterator<Item 
     })
 }
 
-/// Where a block lies in a buffer that holds the whole file.
+/// The position of a block in a buffer that holds the whole file.
 pub(super) fn range_in_memory(block: u64, size: u64) -> std::ops::Range<usize> {
     let start = block * BLOCK;
     start as usize..(start + block_length(block, size)) as usize
 }
 
-/// Reads a block at its natural offset; what lies beyond the file's end becomes zeros.
+/// Reads a block at its natural offset; bytes beyond the file's end become zeros.
 pub(super) fn read_block(file: &File, block: u64, bytes: &mut [u8]) -> Result<()> {
     let read = read_full_at(file, bytes, block * BLOCK).at("read", Path::new(INPUT))?;
     bytes[read..].fill(0);

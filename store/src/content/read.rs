@@ -9,12 +9,13 @@ use crate::id::ObjectId;
 use crate::object::read_full_at;
 use crate::open::Store;
 
-/// Reads at `offset` until `buf` is full or the content ends; returns how much. The bytes are not verified.
+/// Reads at `offset` until `buf` is full or the content ends; returns the number of bytes read. The bytes are
+/// not verified.
 pub fn read_at(store: &Store, content: &FileContent, offset: u64, buf: &mut [u8]) -> Result<usize> {
     read_extents(&|id| store.objects().open(id), content, offset, buf)
 }
 
-/// [`read_at`], with the objects from `open`.
+/// [`read_at`], with objects opened by `open`.
 pub(super) fn read_extents(
     open: &dyn Fn(&ObjectId) -> Result<File>,
     content: &FileContent,
@@ -26,7 +27,7 @@ pub(super) fn read_extents(
     let buf = &mut buf[..length as usize];
     buf.fill(0);
     let skipped = content.extents.partition_point(|extent| extent.end() <= offset);
-    // The implied extent of a plain file comes first and alone.
+    // The implied extent of a plain file is the only one.
     for extent in content.extents().skip(skipped).take_while(|extent| extent.offset < end) {
         let from = extent.offset.max(offset);
         let to = extent.end().min(end);

@@ -1,4 +1,4 @@
-//! Bringing content up to date in the time of what changed.
+//! Updates content at the cost of what changed.
 
 use std::fs::File;
 
@@ -11,12 +11,12 @@ use crate::batch::Batch;
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 
-/// `base` with the blocks `dirty` (in any order) replaced by those of `data`, where they lie at their natural
-/// offsets, and cut or extended with zeros to `size` bytes. The base's bytes at or beyond `base_limit` read
-/// as zeros, and so do those beyond the end of `data`.
+/// Returns `base` with the blocks `dirty` (in any order) replaced by those of `data`, where they are at their
+/// natural offsets, and truncated or extended with zeros to `size` bytes. Bytes of the base at or beyond
+/// `base_limit` read as zeros, and so do those beyond the end of `data`.
 ///
-/// Costs the dirty blocks and the block list. The hash is what any other way to the same bytes gives. The
-/// base's objects may be in the store or in `batch`.
+/// The cost is that of the dirty blocks and the block list. The hash is the same as for any other way to the
+/// same bytes. The base's objects may be in the store or in `batch`.
 pub fn update(
     base: &FileContent,
     base_limit: u64,
@@ -58,7 +58,7 @@ pub fn update(
     if content.extents.len() > EXTENTS_MAX { repack(&content, batch) } else { Ok(content) }
 }
 
-/// The base's block list: read, or made of a plain file's few blocks.
+/// The base's block list: read from the store, or computed from a plain file's few blocks.
 fn load_list(base: &FileContent, batch: &Batch) -> Result<BlockList> {
     if !base.is_plain() {
         return BlockList::load(batch, &base.hash, base.size);
@@ -72,8 +72,8 @@ fn load_list(base: &FileContent, batch: &Batch) -> Result<BlockList> {
     Ok(list)
 }
 
-/// Where the kept bytes end inside a block, that block has zeros after them, or another length than it had:
-/// its hash is made anew. Its bytes stay where they lie, since what no extent covers reads as zeros.
+/// If the kept bytes end inside a block, that block now has zeros after them, or another length than before,
+/// so its hash is computed anew. Its bytes stay where they are, since ranges without an extent read as zeros.
 fn mend_border(list: &mut BlockList, base: &FileContent, limit: u64, size: u64, batch: &Batch) -> Result<()> {
     let block = limit / BLOCK;
     let kept = limit % BLOCK;
@@ -92,7 +92,7 @@ fn kept_extents(base: &FileContent, limit: u64, dirty: &[u64], list: &BlockList)
     let mut gone: Vec<u64> = dirty.to_vec();
     let border = limit / BLOCK;
     if !limit.is_multiple_of(BLOCK) && list.get(border).is_none() {
-        // Behind it there are only blocks that lie beyond the limit.
+        // The blocks after it are all beyond the limit.
         gone.truncate(gone.partition_point(|block| *block < border));
         gone.push(border);
     }
@@ -114,7 +114,7 @@ fn kept_extents(base: &FileContent, limit: u64, dirty: &[u64], list: &BlockList)
                     object_offset,
                 });
             }
-            // Past the block that is gone, or at the end.
+            // Continue after the removed block, or stop at the end.
             start = if stop < end { hole + BLOCK } else { end };
         }
     }
@@ -134,7 +134,7 @@ fn repack(content: &FileContent, batch: &mut Batch) -> Result<FileContent> {
     packer.finish(Vec::new(), batch)
 }
 
-/// Fills `bytes` with the base's from `offset` on.
+/// Fills `bytes` from the base, starting at `offset`.
 fn read_base(base: &FileContent, offset: u64, bytes: &mut [u8], batch: &Batch) -> Result<()> {
     read_extents(&|id| batch.open(id), base, offset, bytes)?;
     Ok(())

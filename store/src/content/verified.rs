@@ -1,14 +1,14 @@
-//! Reading content that leaves the store: every byte is checked on the way.
+//! Reads content that leaves the store, verifying every byte.
 
 use super::{BLOCK, BlockList, FileContent, is_zero, read_at};
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 use crate::open::Store;
 
-/// How much is read at once: whole blocks.
+/// How many bytes are read at once: whole blocks.
 const PIECE: u64 = 16 * BLOCK;
 
-/// A file's content, checked against its hash when it is read.
+/// A file's content, verified against its hash on reading.
 pub struct Verified<'a> {
     store: &'a Store,
     content: &'a FileContent,
@@ -21,8 +21,11 @@ enum Source {
 }
 
 impl<'a> Verified<'a> {
-    /// Reads what the bytes are checked against: of a plain file the bytes themselves (at most
-    /// [`super::SMALL_MAX`]), of any other its block list.
+    /// Loads what is needed to verify the bytes: for a plain file the bytes themselves (at most
+    /// [`super::SMALL_MAX`]), for any other its block list.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the object does not match its hash or the file's size.
     pub fn open(store: &'a Store, content: &'a FileContent) -> Result<Self> {
         let corrupt = |reason: String| StoreError::corrupt("content", content.hash, reason);
         let source = if content.size == 0 {
@@ -45,11 +48,11 @@ impl<'a> Verified<'a> {
         Ok(Self { store, content, source })
     }
 
-    /// Gives `length` bytes from `offset`, which is at a block's border, to `sink` in pieces. The range ends
-    /// at a block's border or with the file. Holes are not read.
+    /// Passes `length` bytes from `offset`, which must be a block boundary, to `sink` in pieces. The range
+    /// must end at a block boundary or with the file. Holes are not read.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when the bytes are not those of the hash; what `sink` says.
+    /// [`StoreError::Corrupt`] when the bytes do not match the hash; also any error of `sink`.
     pub fn copy(
         &mut self,
         offset: u64,
@@ -74,7 +77,7 @@ impl<'a> Verified<'a> {
     }
 }
 
-/// Fills `piece` with the bytes at `offset`, a block's border.
+/// Fills `piece` with the verified bytes at `offset`, a block boundary.
 fn read_checked(
     store: &Store,
     content: &FileContent,

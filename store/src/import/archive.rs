@@ -1,4 +1,4 @@
-//! Taking a tar stream into a builder: a root filesystem, or a layer of an image.
+//! Reads a tar stream into a builder: a root filesystem, or a layer of an image.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -14,17 +14,17 @@ use crate::open::Store;
 use crate::progress::Progress;
 use crate::tar::{Member, MemberKind, Reader};
 
-/// What makes a name a deletion in a layer of an image.
+/// Prefix of a name that marks a deletion in a layer of an image.
 pub(super) const WHITEOUT: &[u8] = b".wh.";
 
-/// The name that hides all that a directory has below.
+/// The name that hides everything a directory has in the layers below.
 pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Names that AUFS kept its own records under; layers of old images have them.
+/// Prefix of the names of AUFS's own records, which layers of old images contain.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// Takes all members of an uncompressed archive into `builder`, and gives the reader back at its end. `below`
-/// is given for a layer: what it lies on. `source` names the archive in errors.
+/// Reads all members of an uncompressed archive into `builder`; returns the reader at the end of the archive.
+/// `below` is given for a layer: the tree that it lies on. `source` names the archive in errors.
 pub(super) fn take_in<R: Read>(
     intake: &mut Intake<'_>,
     builder: &mut Builder,
@@ -33,7 +33,7 @@ pub(super) fn take_in<R: Read>(
     source: &str,
 ) -> Result<R> {
     let reader = Reader::new(BufReader::with_capacity(256 << 10, input));
-    // Of a layer the digests show that it is whole; umoci's `insert` writes no end marker.
+    // Digests show whether a layer is complete; umoci's `insert` writes no end marker.
     let reader = if below.is_some() { reader.unterminated() } else { reader };
     let mut members = Members { intake, builder, below, reader };
     while let Some(member) = members.reader.next_member().map_err(|error| broken(source, &error))? {
@@ -46,7 +46,7 @@ pub(super) fn take_in<R: Read>(
     Ok(members.reader.into_inner().into_inner())
 }
 
-/// The error that names the archive.
+/// An error that names the archive.
 pub(super) fn broken(source: &str, error: &dyn std::fmt::Display) -> StoreError {
     StoreError::Invalid(format!("cannot import {source}: {error}"))
 }
@@ -64,7 +64,7 @@ impl<R: Read> Members<'_, '_, R> {
         self.put(member)?.map_err(|reason| refuse(&path, &reason))
     }
 
-    /// An error of the inner kind is the member's own.
+    /// The inner error is one of the member itself.
     fn put(&mut self, mut member: Member) -> Result<std::result::Result<(), String>> {
         if let Some(below) = self.below {
             if !member.literal {
@@ -84,7 +84,7 @@ impl<R: Read> Members<'_, '_, R> {
         if let Err(reason) = check_xattrs(&member.xattrs) {
             return Ok(Err(reason));
         }
-        // A further name has no attributes of its own.
+        // A hard link has no attributes of its own.
         let own_kind = file_kind(member.kind);
         let kind = own_kind.unwrap_or(FileKind::Regular);
         member.xattrs.retain(|(name, _)| self.intake.warnings.keeps(&path, kind, name));
@@ -126,8 +126,8 @@ impl<R: Read> Members<'_, '_, R> {
         }
     }
 
-    /// Whether a member of a layer says what does not show of the layers below; notes that. By its name
-    /// alone: writers differ in what they make such a member.
+    /// Whether a member of a layer is a whiteout; records what it hides in the layers below. Only the name
+    /// counts, because writers differ in the type they give such a member.
     fn whiteout(&mut self, path: &[u8]) -> std::result::Result<bool, String> {
         let components = normalise(path)?;
         let Some((name, above)) = components.split_last() else { return Ok(false) };
@@ -149,10 +149,10 @@ impl<R: Read> Members<'_, '_, R> {
         let followed = match self.below.map(|below| self.builder.follow(below, path)).transpose()? {
             None | Some(Way::Straight) => None,
             Some(Way::To(path)) => Some(path),
-            // What is not there is hidden already.
+            // A name that does not exist needs no hiding.
             Some(Way::Nowhere(_)) => return Ok(true),
         };
-        // By its components: what some tools make a directory ends in a slash.
+        // Built from the components, because some tools make it a directory, with a trailing slash.
         let plain = components.join(&b'/');
         let (directory, _) = self.builder.place(followed.as_deref().unwrap_or(&plain))?;
         if **name == *OPAQUE {
@@ -175,7 +175,7 @@ impl<R: Read> Members<'_, '_, R> {
             Some(ranges) => spool(self.intake.store, &mut body, ranges)
                 .and_then(|file| content::ingest_ranges(&file, size, ranges, batch)),
         };
-        // A failing source is the archive's fault, whatever the store made of it.
+        // A read error is the archive's fault, whatever error the store derived from it.
         if let Some(reason) = body.failed {
             return Err(refuse(path, &reason));
         }
@@ -184,7 +184,7 @@ impl<R: Read> Members<'_, '_, R> {
     }
 }
 
-/// The kind of inode that a member makes; `None` for a further name of one.
+/// The kind of inode that a member creates; `None` for a hard link.
 fn file_kind(kind: MemberKind) -> Option<FileKind> {
     Some(match kind {
         MemberKind::Regular => FileKind::Regular,
@@ -197,8 +197,8 @@ fn file_kind(kind: MemberKind) -> Option<FileKind> {
     })
 }
 
-/// Puts the ranges of a sparse member where they belong in an unnamed file of the store. What is all zeros
-/// becomes a hole.
+/// Writes the ranges of a sparse member at their offsets into an unnamed file of the store. Runs of zeros
+/// become holes.
 pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -> Result<File> {
     let dir = store.layout().staging();
     let file = tempfile::tempfile_in(&dir).at("create a file in", &dir)?;
@@ -209,7 +209,7 @@ pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -
             let want = (end - at).min(buf.len() as u64) as usize;
             let got = body.read(&mut buf[..want]).at("read the archive for", &dir)?;
             if got == 0 {
-                break; // the map was checked against what is stored, so the body has failed and says so
+                break; // the map was checked against the stored size, so the body failed and reports that
             }
             if !content::is_zero(&buf[..got]) {
                 file.write_all_at(&buf[..got], at).at("write a file in", &dir)?;
@@ -220,7 +220,7 @@ pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -
     Ok(file)
 }
 
-/// The same with the first `size` bytes of `body`, or as many as there are.
+/// Like [`spool`], for the first `size` bytes of `body`, or as many as there are.
 pub(super) fn spool_whole(store: &Store, body: &mut dyn Read, size: u64) -> Result<File> {
     let mut body = body.take(size);
     let file = spool(store, &mut body, &[(0, size)])?;
@@ -228,8 +228,8 @@ pub(super) fn spool_whole(store: &Store, body: &mut dyn Read, size: u64) -> Resu
     Ok(file)
 }
 
-/// The current member's bytes, or a stream's; keeps what went wrong with them, to be told apart from what
-/// goes wrong in the store.
+/// Reads the current member's bytes, or a stream, and keeps a read error, to tell it apart from errors in the
+/// store.
 pub(super) struct Body<'a, R> {
     pub reader: &'a mut R,
     pub failed: Option<String>,
@@ -245,7 +245,7 @@ impl<R: Read> Read for Body<'_, R> {
     }
 }
 
-/// Tells the progress how many bytes of the source were read, and ends when that wants it to.
+/// Reports the bytes read to the progress, and fails once that is cancelled.
 pub(super) struct Counted<'a, R> {
     pub input: R,
     pub progress: &'a dyn Progress,
@@ -262,7 +262,7 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-/// For what is read once more: it counts no bytes.
+/// Progress for a second pass over the same input: counts no bytes.
 pub(super) struct Uncounted<'a>(pub &'a dyn Progress);
 
 impl Progress for Uncounted<'_> {

@@ -1,11 +1,11 @@
-//! A file of an image, whatever the image lies in.
+//! A file of an image, wherever the image is stored.
 
 use std::io::{Cursor, Read};
 
 use super::sha::Sha;
 use crate::error::Result;
 
-/// Bytes of one file, with their number.
+/// The bytes of one file, and their number.
 pub(super) struct Blob {
     pub reader: Box<dyn Read + Send>,
     pub size: u64,
@@ -17,15 +17,13 @@ impl Blob {
     }
 }
 
-/// A file, or why there is none of the name, in words that follow it.
+/// The file, or why there is none of that name, in words that follow the name.
 pub(super) type Found = std::result::Result<Blob, &'static str>;
 
-/// Gives files by their names, which are untrusted; nothing outside is ever opened, and nothing but regular
-/// files.
+/// Opens files by name. Names are untrusted: only regular files are opened, and nothing outside the image.
 pub(super) trait Files {
     fn open(&self, name: &str) -> Result<Found>;
-    /// Whether there is such a file, though it may be one that cannot be opened yet
-    /// ([`super::blobs::Archive::unpack`]).
+    /// Whether there is such a file, even if it cannot be opened yet ([`super::blobs::Archive::unpack`]).
     fn has(&self, name: &str) -> Result<bool> {
         Ok(self.open(name)?.is_ok())
     }
@@ -33,8 +31,8 @@ pub(super) trait Files {
     fn blob_name(&self, digest: Sha) -> String {
         format!("blobs/sha256/{}", digest.hex())
     }
-    /// What is at the top, files and directories.
+    /// The names of files and directories at the top.
     fn names(&self) -> Result<Vec<String>>;
-    /// How messages call it.
+    /// The image's name in messages.
     fn source(&self) -> &str;
 }

@@ -1,4 +1,4 @@
-//! The files that an image consists of, in a directory or in an uncompressed tar archive.
+//! The files of an image, in a directory or in a tar archive.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -20,10 +20,10 @@ use crate::input;
 use crate::open::Store;
 use crate::tar::{Member, MemberKind, Reader, TarError};
 
-/// How many members of an archive are remembered at most. An image has a few for each layer.
+/// Maximum number of archive members kept in the index. An image has a few for each layer.
 const MAX_MEMBERS: usize = 1 << 16;
 
-/// How many bytes the documents of a compressed archive may have together: they are kept in memory.
+/// Maximum total size in bytes of the documents of a compressed archive, which are kept in memory.
 const MAX_KEPT: u64 = 64 << 20;
 
 /// How many links are followed for one name.
@@ -59,7 +59,7 @@ impl Files for Directory {
             return Ok(Err("is no regular file"));
         }
         let file = input::reopen(found).at("open", &path)?;
-        // No more than that of a file that grows.
+        // Limits the read if the file grows.
         let size = file.metadata().at("read", &path)?.len();
         Ok(Ok(Blob { reader: Box::new(file.take(size)), size }))
     }
@@ -68,7 +68,7 @@ impl Files for Directory {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.directory).at("list", &self.path)?.take(MAX_MEMBERS) {
             let entry = entry.at("list", &self.path)?;
-            // A name that is no text is none of an image's.
+            // An image has no names that are not UTF-8.
             names.extend(entry.file_name().to_str().ok().map(str::to_owned));
         }
         Ok(names)
@@ -82,19 +82,19 @@ impl Files for Directory {
 enum Place {
     /// Offset and size in an archive that is not compressed.
     Inside(u64, u64),
-    /// A member that was put into a file of its own, and its size.
+    /// A member that was copied to a file of its own, and its size.
     Copy(Arc<File>, u64),
     /// A document of a compressed archive.
     Kept(Vec<u8>),
-    /// Another member of a compressed archive: which one, and its size. See [`Archive::unpack`].
+    /// Any other member of a compressed archive: its number, and its size. See [`Archive::unpack`].
     Packed(u64, u64),
-    /// Another member.
+    /// A link to another member.
     Link(String),
 }
 
 /// An image in an archive.
 pub(super) struct Archive {
-    /// The archive, where it is not compressed.
+    /// The archive, if it is not compressed.
     file: Option<Arc<File>>,
     members: HashMap<String, Place>,
     source: String,
@@ -111,8 +111,8 @@ impl Archive {
         Ok(Archive { file: Some(file.clone()), members, source: source.to_owned() })
     }
 
-    /// Goes through a compressed archive, given uncompressed, and keeps what may be a document. The rest is
-    /// passed over: how much it is nobody knows, and what of it is needed the documents say.
+    /// Reads through a compressed archive, decompressed by the caller, and keeps what may be a document. The
+    /// rest is skipped: its size is unknown, and the documents say what of it is needed.
     pub fn survey(input: &mut dyn Read, source: &str) -> Result<Archive> {
         let mut kept = 0;
         let reader = Reader::new(BufReader::with_capacity(256 << 10, input));
@@ -136,7 +136,8 @@ impl Archive {
         Ok(Archive { file: None, members, source: source.to_owned() })
     }
 
-    /// Puts the files of these layers where they can be read; `input` is what was surveyed, once more.
+    /// Copies the files of these layers to where they can be read; `input` is the surveyed archive, from its
+    /// start.
     pub fn unpack(&mut self, store: &Store, input: &mut dyn Read, layers: &[Layer]) -> Result<()> {
         let mut wanted = HashMap::new();
         for layer in layers {
@@ -166,12 +167,12 @@ impl Archive {
         Ok(())
     }
 
-    /// Whether some member is in this directory at the top, or is it.
+    /// Whether a member is in this top-level directory, or is this directory.
     pub fn has_at_top(&self, name: &str) -> bool {
         self.members.keys().any(|member| member.split('/').next() == Some(name))
     }
 
-    /// The member that a name leads to, and its own name.
+    /// The member that a name leads to through links, and that member's name.
     fn find(&self, name: &str) -> Option<(String, &Place)> {
         let mut name = resolve("", name)?;
         for _ in 0..MAX_LINKS {
@@ -184,8 +185,8 @@ impl Archive {
     }
 }
 
-/// The members of an archive that an image may refer to; `place` says where a regular one is, given its
-/// number among all.
+/// Indexes the members of an archive that an image may refer to; `place` says where a regular one is, given
+/// its number among all members.
 fn members<R: Read>(
     mut reader: Reader<R>,
     source: &str,
@@ -196,7 +197,7 @@ fn members<R: Read>(
     let mut number = 0;
     while let Some(member) = reader.next_member().map_err(failed)? {
         number += 1;
-        // A name that is no text is none that an image refers to.
+        // An image refers only to names that are UTF-8.
         let Some(name) = std::str::from_utf8(&member.path).ok().and_then(|name| resolve("", name)) else {
             continue;
         };
@@ -247,7 +248,7 @@ impl Files for Archive {
     }
 }
 
-/// `name` from `base`, without `.` and `..`. `None` when it leads outside.
+/// Resolves `name` relative to `base`, without `.` and `..`; `None` if it leads outside.
 fn resolve(base: &str, name: &str) -> Option<String> {
     let mut components: Vec<&str> = base.split('/').filter(|part| !part.is_empty()).collect();
     for part in name.split('/') {
@@ -262,7 +263,7 @@ fn resolve(base: &str, name: &str) -> Option<String> {
     Some(components.join("/"))
 }
 
-/// A stretch of a file, read with a position of its own.
+/// A range of a file, read with a position of its own.
 pub(super) struct At {
     file: Arc<File>,
     at: u64,
@@ -270,7 +271,7 @@ pub(super) struct At {
 }
 
 impl At {
-    /// All of a file that `source` names.
+    /// The whole of a file; `source` names it in errors.
     pub fn whole(file: &Arc<File>, source: &str) -> Result<At> {
         let end = file.metadata().at("read", Path::new(source))?.len();
         Ok(At { file: file.clone(), at: 0, end })

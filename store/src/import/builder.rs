@@ -1,7 +1,7 @@
 //! The tree that an import builds: metadata in memory, then numbered and written bottom-up.
 //!
 //! A layer of an image, or an overlay's upper directory, is built in a builder of its own and then laid over
-//! what is below it ([`Builder::cover`]): so where in a layer a deletion stands makes no difference.
+//! what is below it ([`Builder::cover`]): so it does not matter where in a layer a deletion stands.
 
 mod check;
 mod cover;
@@ -19,31 +19,31 @@ use crate::content::{Extent, FileContent};
 use crate::inode::{FileKind, Ino, Timestamp, Xattrs};
 use crate::tree::WrittenDir;
 
-/// The deepest nesting taken in: what a path of PATH_MAX bytes can reach.
+/// Maximum nesting: what a path of PATH_MAX bytes can reach.
 const MAX_DEPTH: usize = 2048;
 
-/// The longest target of a symbolic link that Linux knows.
+/// Maximum length in bytes of a symbolic link's target on Linux.
 const MAX_TARGET: usize = 4095;
 
-/// How many bytes of metadata are held in memory at most, roughly: some eight million entries. A compressed
-/// archive could ask for any amount.
+/// Maximum number of bytes of metadata held in memory, roughly: about eight million entries. Without a limit
+/// a compressed archive could demand any amount.
 pub(super) const MAX_METADATA: u64 = 2 << 30;
 
 /// How many symbolic links are followed for one name, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// A directory of the tree, by its place in the builder.
+/// Index of a directory in the builder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DirId(usize);
 
-/// Anything else, by its place in the builder; several names may share one.
+/// Index of any other inode in the builder; several names may share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LeafId(usize);
 
-/// The root directory of a builder that has covered nothing.
+/// The root directory of a builder that has not covered another.
 pub(super) const ROOT: DirId = DirId(0);
 
-/// What is said of an inode beside its content.
+/// The attributes of an inode, without its content.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Attributes {
     /// Permission bits, 07777.
@@ -51,7 +51,7 @@ pub(super) struct Attributes {
     pub uid: u32,
     pub gid: u32,
     pub mtime: Timestamp,
-    /// Access and change time, where they are not the modification time.
+    /// Access and change time, if they differ from the modification time.
     pub other_times: Option<(Timestamp, Timestamp)>,
     pub xattrs: Xattrs,
 }
@@ -63,12 +63,11 @@ pub(super) enum Content {
     Symlink(Box<[u8]>),
     /// A FIFO, a socket, or a device with its number.
     Special(FileKind, u64),
-    /// A regular file of this size whose content is that of a file below: an overlay's copy of metadata
-    /// alone.
+    /// A regular file of this size whose content is that of a file below: an overlay's metadata-only copy.
     Below(u64, Option<Redirect>),
 }
 
-/// Where in the lower tree something of an overlay's upper was before it was renamed.
+/// Where in the lower tree a renamed entry of an overlay's upper was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Redirect {
     /// Under another name in the same directory.
@@ -79,11 +78,11 @@ pub(super) enum Redirect {
 
 enum Shape {
     Content(Content),
-    /// A hard link whose target had not come yet: its normalised name.
+    /// A hard link whose target has not been read yet: its normalised name.
     Pending(Vec<Box<[u8]>>),
-    /// A hard link to what the layers below have, whatever becomes of its name there.
+    /// A hard link to an inode of the layers below, whatever happens to its name there.
     Same(LeafId),
-    /// Its record has been written, in the link table if it has several names.
+    /// Its record has been written; to the link table if it has several names.
     Written(FileKind),
 }
 
@@ -93,27 +92,27 @@ enum Child {
     Leaf(LeafId),
 }
 
-/// What a directory of a layer says of the layers below.
+/// What a directory of a layer says about the layers below.
 #[derive(Debug, Default)]
 struct Marks {
-    /// Nothing of them shows.
+    /// Whether nothing of them shows.
     opaque: bool,
-    /// What does not show, by name.
+    /// The names that do not show.
     whiteouts: BTreeSet<Box<[u8]>>,
-    /// Where it was below.
+    /// Where the directory was below.
     redirect: Option<Redirect>,
 }
 
 struct Directory {
     /// Levels below the root.
     depth: usize,
-    /// Whether something said what its attributes are.
+    /// Whether its attributes were given explicitly.
     explicit: bool,
     attributes: Attributes,
     children: BTreeMap<Box<[u8]>, Child>,
     marks: Option<Box<Marks>>,
     ino: Ino,
-    /// Whether the result has it already, as itself or by what covers it.
+    /// Whether the result already contains it, by itself or through what covers it.
     taken: bool,
     subdirectories: u32,
     written: WrittenDir,
@@ -128,23 +127,23 @@ struct Leaf {
 
 type Reason<T> = std::result::Result<T, String>;
 
-/// Entries in any order; of two with one name the later wins.
+/// A tree under construction. Entries come in any order; of two with one name the later wins.
 pub(super) struct Builder {
     directories: Vec<Directory>,
     leaves: Vec<Leaf>,
     root: DirId,
-    /// The next inode number to give.
+    /// The next inode number to assign.
     next_ino: Ino,
     /// Whether some hard link came before its target.
     pending: bool,
-    /// Whether something of it was elsewhere in the layers below.
+    /// Whether the layer has renames or metadata-only files, which look things up in the layers below.
     renames: bool,
-    /// Bytes of metadata that may still be taken in.
+    /// How many more bytes of metadata are allowed.
     room: u64,
 }
 
 impl Builder {
-    /// An empty tree, which takes so many bytes of metadata at most.
+    /// An empty tree that accepts at most `room` bytes of metadata.
     pub fn new(room: u64) -> Builder {
         let root = Directory::new(0, Attributes::missing_directory());
         let next_ino = crate::inode::ROOT_INO + 1;
@@ -159,12 +158,12 @@ impl Builder {
         }
     }
 
-    /// How many bytes of metadata it may still take.
+    /// How many more bytes of metadata are allowed.
     pub fn room(&self) -> u64 {
         self.room
     }
 
-    /// Puts a directory at an archive's path. One that is there already keeps what is in it.
+    /// Adds a directory at an archive's path. An existing one keeps its entries.
     pub fn put_directory(&mut self, path: &[u8], attributes: Attributes) -> Reason<()> {
         let components = normalise(path)?;
         match components.split_last() {
@@ -177,7 +176,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts anything else at an archive's path.
+    /// Adds anything other than a directory at an archive's path.
     pub fn put(&mut self, path: &[u8], attributes: Attributes, content: Content) -> Reason<()> {
         let components = normalise(path)?;
         let (name, above) = components.split_last().ok_or("the root must be a directory")?;
@@ -185,7 +184,7 @@ impl Builder {
         self.add(parent, name, attributes, content).map(|_| ())
     }
 
-    /// Gives what has the name `target` a further name. A target that has not come yet may come later.
+    /// Adds a hard link to `target`, which may come later in the archive.
     pub fn put_link(&mut self, path: &[u8], target: &[u8]) -> Reason<()> {
         let components = normalise(path)?;
         let wanted = normalise(target).map_err(|reason| format!("the target of its hard link: {reason}"))?;
@@ -203,14 +202,14 @@ impl Builder {
         self.add_link(parent, name, leaf)
     }
 
-    /// Puts a directory below another.
+    /// Adds a directory below another.
     pub fn add_directory(&mut self, parent: DirId, name: &[u8], attributes: Attributes) -> Reason<DirId> {
         let directory = self.directory(parent, name)?;
         self.set_attributes(directory, attributes);
         Ok(directory)
     }
 
-    /// Puts anything else below a directory.
+    /// Adds anything other than a directory below a directory.
     pub fn add(
         &mut self,
         parent: DirId,
@@ -229,7 +228,7 @@ impl Builder {
         }
         self.renames |= matches!(content, Content::Below(..));
         let attributes = match content {
-            // Linux gives a symbolic link no other mode, whatever an archive says.
+            // On Linux a symbolic link has no other mode, whatever an archive says.
             Content::Symlink(_) => Attributes { mode: 0o777, ..attributes },
             _ => attributes,
         };
@@ -239,7 +238,7 @@ impl Builder {
         Ok(leaf)
     }
 
-    /// A further name for a leaf, below a directory.
+    /// Adds another name for a leaf, below a directory.
     pub fn add_link(&mut self, parent: DirId, name: &[u8], leaf: LeafId) -> Reason<()> {
         check_name(parent == ROOT, name)?;
         self.spend(name.len() + 64)?;
@@ -247,38 +246,38 @@ impl Builder {
         Ok(())
     }
 
-    /// Says what the root directory is like.
+    /// Sets the attributes of the root directory.
     pub fn set_root(&mut self, attributes: Attributes) {
         self.set_attributes(self.root, attributes);
     }
 
-    /// Of the layers below, `name` does not show in the directory. What this layer has of that name does.
+    /// Hides `name` of the layers below in this directory. An entry of that name in this layer still shows.
     pub fn hide(&mut self, directory: DirId, name: &[u8]) -> Reason<()> {
         self.spend(name.len() + 64)?;
         self.marks(directory).whiteouts.insert(name.into());
         Ok(())
     }
 
-    /// Of the layers below, nothing shows in the directory.
+    /// Hides everything of the layers below in this directory.
     pub fn set_opaque(&mut self, directory: DirId) {
         self.marks(directory).opaque = true;
     }
 
-    /// The directory was elsewhere in the layers below.
+    /// Records where in the layers below the directory was.
     pub fn set_redirect(&mut self, directory: DirId, redirect: Redirect) {
         self.renames = true;
         self.marks(directory).redirect = Some(redirect);
     }
 
-    /// The directory of an archive's path without its last component, and that: where a whiteout counts. The
-    /// directories above are made where they are missing.
+    /// Splits an archive's path, for a whiteout: returns the directory and the last component. Missing
+    /// directories are made.
     pub fn place<'a>(&mut self, path: &'a [u8]) -> Reason<(DirId, &'a [u8])> {
         let end = path.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
         let above = normalise(&path[..end])?;
         Ok((self.parent(&above)?, &path[end..]))
     }
 
-    /// The names in the directory of this path, in order; none where there is no such directory.
+    /// The names in the directory at this path, in order; none if there is no such directory.
     pub fn names_below(&self, path: &[&str]) -> Vec<String> {
         let path: Vec<Box<[u8]>> = path.iter().map(|name| name.as_bytes().into()).collect();
         match self.find(self.root, &path) {
@@ -305,7 +304,7 @@ impl Builder {
         directory.explicit = true;
     }
 
-    /// The directory of this name, which is made if it is not there or is something else.
+    /// The directory of this name; made if there is none or something else has the name.
     fn directory(&mut self, parent: DirId, name: &[u8]) -> Reason<DirId> {
         check_name(parent == ROOT, name)?;
         if let Some(&Child::Directory(known)) = self.directories[parent.0].children.get(name) {
@@ -334,7 +333,7 @@ impl Builder {
         Ok(LeafId(self.leaves.len() - 1))
     }
 
-    /// Counts bytes of metadata.
+    /// Charges bytes of metadata against the limit.
     fn spend(&mut self, bytes: usize) -> Reason<()> {
         let left = self.room.checked_sub(bytes as u64);
         self.room = left.ok_or_else(|| {
@@ -346,7 +345,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The directory of these components, made where missing (0755, root's, time 0). Never through a link.
+    /// The directory at this path; missing ones are made (0755, root's, time 0). Follows no links.
     fn parent(&mut self, components: &[Box<[u8]>]) -> Reason<DirId> {
         let mut at = self.root;
         for (depth, name) in components.iter().enumerate() {
@@ -384,7 +383,7 @@ impl Directory {
 }
 
 impl Attributes {
-    /// Of a directory that an archive has no entry for.
+    /// The attributes of a directory for which an archive has no entry.
     fn missing_directory() -> Attributes {
         Attributes { mode: 0o755, ..Attributes::default() }
     }

@@ -1,4 +1,4 @@
-//! Reading, and decompression by content, in a thread of its own.
+//! Reads input in a thread of its own and decompresses it; the format is detected from the content.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -6,14 +6,14 @@ use std::thread::Scope;
 
 use flate2::bufread::GzDecoder;
 
-/// Bytes handed over at a time, and how many such pieces may wait.
+/// Size in bytes of a piece handed over, and how many pieces may be queued.
 const PIECE: usize = 256 << 10;
 const QUEUE: usize = 8;
 
-/// What an xz stream may make the decoder allocate. `xz -9` takes 65 MiB.
+/// Memory limit of the xz decoder in bytes. `xz -9` takes 65 MiB.
 const XZ_MEMORY: u64 = 1 << 30;
 
-/// How many bytes at the start tell the kind.
+/// How many bytes at the start identify the format.
 pub(super) const MAGIC: usize = 6;
 
 /// Whether input that begins with these bytes is not compressed.
@@ -21,8 +21,8 @@ pub(super) fn is_plain(magic: &[u8]) -> bool {
     matches!(Kind::of(magic), Kind::Plain)
 }
 
-/// A reader of the uncompressed stream. A thread of `scope` does the work, beside that of hashing and storing
-/// what is read; it ends with the stream, or when the reader is dropped.
+/// A reader of the uncompressed stream. A thread of `scope` decompresses, in parallel with the caller's
+/// hashing and storing; it ends with the stream, or when the reader is dropped.
 pub(super) fn decompress<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     mut input: impl Read + Send + 'scope,
@@ -63,7 +63,7 @@ impl Kind {
         match magic {
             [0x1f, 0x8b, ..] => Kind::Gzip,
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Kind::Xz,
-            // A data frame, or one to be skipped before it.
+            // A data frame, or a skippable frame before it.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Kind::Zstd,
             [b'B', b'Z', b'h', ..] => Kind::Other("bzip2"),
             [b'P', b'K', 3, 4, ..] => Kind::Other("zip"),
@@ -74,8 +74,8 @@ impl Kind {
     }
 }
 
-/// Members of gzip one after another, and zeros after the last: they fill up a tape's block, and gzip(1)
-/// passes over them.
+/// Concatenated gzip members, and zeros after the last: they fill up a tape's block, and gzip(1) ignores
+/// them.
 struct Gzip<R> {
     member: Option<GzDecoder<R>>,
 }
@@ -87,7 +87,8 @@ impl<R: BufRead> Read for Gzip<R> {
             if got > 0 || buf.is_empty() {
                 return Ok(got);
             }
-            // Asked before the member is let go: an error leaves everything as it is, for the next call.
+            // Checked before the member is dropped: an error then leaves the state unchanged for the next
+            // call.
             match member.get_mut().fill_buf()?.first() {
                 None => return Ok(0),
                 Some(0) => return skip_zeros(member.get_mut()),
@@ -98,7 +99,7 @@ impl<R: BufRead> Read for Gzip<R> {
     }
 }
 
-/// Reads to the end, where nothing but zeros may come; gives 0, for the end.
+/// Reads to the end, where only zeros may follow; returns 0 for end of file.
 fn skip_zeros(input: &mut impl BufRead) -> io::Result<usize> {
     loop {
         let length = match input.fill_buf() {
@@ -120,7 +121,7 @@ fn pump(mut decoder: impl Read, send: &SyncSender<io::Result<Vec<u8>>>) {
         let mut piece = Vec::with_capacity(PIECE);
         let read = decoder.by_ref().take(PIECE as u64).read_to_end(&mut piece);
         let last = piece.is_empty() || read.is_err();
-        // An error comes after the bytes before it; nobody receiving any more is no failure.
+        // An error is sent after the bytes before it. It is no failure if the receiver is gone.
         if send.send(Ok(piece)).is_err() {
             return;
         }
@@ -135,12 +136,13 @@ fn pump(mut decoder: impl Read, send: &SyncSender<io::Result<Vec<u8>>>) {
     }
 }
 
-/// The receiving end. A thread that went without an end mark (it panicked) is an error, not an end.
+/// The receiving end. If the thread ends without an end mark (it panicked), that is an error, not an end of
+/// file.
 struct Pieces {
     receive: Receiver<io::Result<Vec<u8>>>,
     piece: Cursor<Vec<u8>>,
     ended: bool,
-    /// What ended it, to be said again to who reads on.
+    /// The error that ended it, returned again on further reads.
     failed: Option<(io::ErrorKind, String)>,
 }
 

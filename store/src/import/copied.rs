@@ -1,4 +1,4 @@
-//! Images as `skopeo copy … dir:PATH` and `podman save --format docker-dir` leave them: the manifest beside
+//! Images as written by `skopeo copy … dir:PATH` and `podman save --format docker-dir`: the manifest beside
 //! its blobs, each named by the hex digits of its digest. They are read as a layout whose index has this one
 //! manifest.
 
@@ -10,21 +10,21 @@ use super::oci::{self, Descriptor, V1_MANIFEST};
 use super::sha::Sha;
 use crate::error::Result;
 
-/// What the file `version` begins with, where there is one.
+/// The beginning of the file `version`, if there is one.
 pub(super) const VERSION: &[u8] = b"Directory Transport Version: ";
 
-/// What a blob's name may end in: nothing, `.tar` for a layer in version 1.0 of the form, the last for a
-/// manifest of an index.
+/// The suffixes of a blob's name: none, `.tar` for a layer in version 1.0 of the format, `.manifest.json` for
+/// a manifest of an index.
 const ENDINGS: [&str; 3] = ["", ".tar", ".manifest.json"];
 
-/// Such an image, to be read as a layout.
+/// Such an image, presented as a layout.
 pub(super) struct Copied<'a> {
     files: &'a dyn Files,
     manifest: Sha,
     index: Vec<u8>,
 }
 
-/// What tells a manifest from other documents.
+/// What distinguishes a manifest from other documents.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Head {
@@ -36,7 +36,7 @@ struct Head {
 }
 
 impl<'a> Copied<'a> {
-    /// `None` where `files` are no such image.
+    /// `None` if `files` are not such an image.
     pub fn of(files: &'a dyn Files) -> Result<Option<Copied<'a>>> {
         let Some(manifest) = oci::small(files, "manifest.json")? else { return Ok(None) };
         let Ok(head) = serde_json::from_slice::<Head>(&manifest) else { return Ok(None) };
@@ -52,8 +52,8 @@ impl<'a> Copied<'a> {
             "manifests": [{"mediaType": kind, "digest": digest.to_string(), "size": manifest.len()}],
         });
         let copied = Copied { files, manifest: digest, index: index.to_string().into_bytes() };
-        // Anything may have a manifest.json. One of an image says its version, or lies beside what it refers
-        // to.
+        // Any directory may contain a manifest.json. An image's has a `version` file, or a blob that it
+        // refers to, beside it.
         let says_so = oci::small(files, "version")?.is_some_and(|version| version.starts_with(VERSION));
         let mut refers_to = head.config.iter().chain(&head.manifests).filter_map(Descriptor::sha);
         let is_one = says_so || refers_to.any(|digest| copied.find(digest).is_some());

@@ -1,7 +1,7 @@
-//! Importing a directory: as it stands, or as an overlay's upper.
+//! Imports a directory: as it is, or as an overlay's upper.
 //!
-//! Every step goes through a descriptor of the directory above, and no symbolic link is followed, so the walk
-//! cannot be led outside.
+//! Everything is opened through a descriptor of its parent directory, and no symbolic link is followed, so
+//! the walk cannot be led outside.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -25,7 +25,7 @@ use crate::content::{self, FileContent};
 use crate::error::{IoContext, Result, StoreError};
 use crate::inode::FileKind;
 
-/// How often an entry is looked at anew that became something else after it was looked at.
+/// How often an entry is looked at again when it changed its type meanwhile.
 const TRIES: u32 = 8;
 
 const READ_LINK: &str = "read the link";
@@ -36,9 +36,10 @@ impl<T> IoContext<T> for rustix::io::Result<T> {
     }
 }
 
-/// `top` is `path`, opened. As an `upper` it is a layer over something else.
+/// Imports `top`, which is `path` opened. With `upper` it is a layer over something else.
 ///
-/// Others may change the directory meanwhile: what vanishes is told and left out. The top itself must stay.
+/// Other processes may change the directory meanwhile: what vanishes is left out, with a warning. The top
+/// itself must stay.
 pub(super) fn import(
     intake: &mut Intake<'_>,
     path: &Path,
@@ -91,29 +92,29 @@ pub(super) fn import(
 struct Walk<'a, 'b> {
     intake: &'a mut Intake<'b>,
     builder: Builder,
-    /// Whether it is an overlay's upper directory.
+    /// Whether this is an overlay's upper directory.
     upper: bool,
     mounts: Mounts,
-    /// Inodes of several names that were met, by device and number.
+    /// Inodes with several names seen so far, by device and inode number.
     linked: HashMap<(u64, u64), LeafId>,
-    /// The store itself, by device and number.
+    /// Device and inode number of the store itself.
     own: (u64, u64),
     told: Told,
 }
 
-/// A directory that is being gone through.
+/// A directory being walked.
 struct Level {
     directory: OwnedFd,
     path: PathBuf,
     node: DirId,
     names: std::vec::IntoIter<CString>,
-    /// Whether an empty file with a certain attribute is a whiteout here.
+    /// Whether an empty file with the whiteout attribute is a whiteout in this directory.
     xattr_whiteouts: bool,
-    /// Where it lies.
+    /// The mount it lies on.
     mount: MountId,
 }
 
-/// The names in a directory, in a fixed order, so that warnings and objects come in one.
+/// The names in a directory, sorted, so that warnings and objects come in a fixed order.
 fn list(directory: &OwnedFd, path: &Path) -> Result<std::vec::IntoIter<CString>> {
     let mut names: Vec<CString> = Vec::new();
     for entry in Dir::read_from(directory).at("list", path)? {
@@ -127,7 +128,7 @@ fn list(directory: &OwnedFd, path: &Path) -> Result<std::vec::IntoIter<CString>>
 }
 
 impl Walk<'_, '_> {
-    /// With a stack of its own: a directory may be deeper than a thread's.
+    /// Uses an explicit stack: a directory may be nested deeper than a thread's stack allows.
     fn run(&mut self, top: Level) -> Result<()> {
         let mut stack = vec![top];
         while let Some(level) = stack.last_mut() {
@@ -142,7 +143,7 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Takes one entry in; a directory is given back, to be gone through.
+    /// Imports one entry; a directory is returned, to be walked.
     fn entry(&mut self, level: &Level, name: &CStr) -> Result<Option<Level>> {
         let path = level.path.join(OsStr::from_bytes(name.to_bytes()));
         let mut tries = 0;
@@ -152,7 +153,7 @@ impl Walk<'_, '_> {
             }
             tries += 1;
             match self.entry_as_it_is(level, name, &path) {
-                // Asked again, for what a file needs besides may be what is not there.
+                // Checked again: what is missing may be something else that the file needs.
                 Err(error) if is_gone(&error, &path) && is_missing(&level.directory, name) => {
                     self.told.vanished.push(&path);
                     return Ok(None);
@@ -174,7 +175,7 @@ impl Walk<'_, '_> {
         let (directory, parent) = (&level.directory, level.node);
         let refuse = |reason: String| refuse(path, &reason);
         let bytes = name.to_bytes();
-        // First, and with no question to the file system: one that is left out may not answer.
+        // Checked first, without asking the file system: one that is left out may not respond.
         let look = Look::at(directory, name).at("read", path)?;
         if look.mount != level.mount && self.is_left_out(directory, name, path)? {
             return self.mount_point(level, name, path, &look).map(|()| None);
@@ -225,11 +226,11 @@ impl Walk<'_, '_> {
         Ok(None)
     }
 
-    /// Takes in a directory that is there to be gone through.
+    /// Imports a directory and returns it, to be walked.
     fn directory(&mut self, level: &Level, name: &CStr, path: &Path) -> Result<Option<Level>> {
         let refuse = |reason: String| refuse(path, &reason);
         let opened = open(&level.directory, name, OFlags::DIRECTORY).at("open", path)?;
-        // Opening it may have mounted something there.
+        // Opening it may have triggered an automount.
         let look = Look::of(&opened).at("read", path)?;
         if look.mount != level.mount && self.is_left_out(&level.directory, name, path)? {
             return self.mount_point(level, name, path, &look).map(|()| None);
@@ -246,7 +247,7 @@ impl Walk<'_, '_> {
         Ok(Some(Level { directory: opened, path, node, names, xattr_whiteouts, mount }))
     }
 
-    /// Whether what is mounted at a name is left out; tells of it.
+    /// Whether the mount at this name is left out; if so, records it for the warnings.
     fn is_left_out(&mut self, directory: &OwnedFd, name: &CStr, path: &Path) -> Result<bool> {
         match self.mounts {
             Mounts::LeaveOut => self.told.mounts.push(path),
@@ -258,7 +259,7 @@ impl Walk<'_, '_> {
         Ok(true)
     }
 
-    /// Keeps a mount point without what is mounted there: an empty directory, or an empty file.
+    /// Imports a mount point without what is mounted there: an empty directory, or an empty file.
     fn mount_point(&mut self, level: &Level, name: &CStr, path: &Path, look: &Look) -> Result<()> {
         let (parent, bytes, attributes) = (level.node, name.to_bytes(), look.attributes());
         if look.is_directory() {
@@ -273,8 +274,8 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Takes the overlay's own attributes of a directory out, and says whether whiteouts in it may be empty
-    /// files.
+    /// Removes the overlay's own attributes from a directory and applies them; returns whether whiteouts in
+    /// it may be empty files.
     fn mark(&mut self, node: DirId, path: &Path, attributes: &mut Attributes) -> Result<bool> {
         if !self.upper {
             return Ok(false);
@@ -290,7 +291,7 @@ impl Walk<'_, '_> {
         Ok(own.xattr_whiteouts)
     }
 
-    /// Leaves attributes out, with a note, that another file system has and nobody could set here.
+    /// Leaves out, with a warning, attributes of another file system that nobody could set here.
     fn sift(&mut self, path: &Path, kind: FileKind, attributes: &mut Attributes) {
         let path = path.as_os_str().as_bytes();
         let kept = attributes.xattrs.iter().filter(|(name, _)| self.intake.warnings.keeps(path, kind, name));
@@ -328,8 +329,8 @@ impl Walk<'_, '_> {
         Ok((attributes, content))
     }
 
-    /// Of an inode whose mode an overlay keeps elsewhere than its ACL. What the kernel tells of others is
-    /// right.
+    /// For an inode of an overlay, which may store the mode elsewhere than in the ACL. For other inodes the
+    /// kernel's values already agree.
     fn reconcile(&mut self, kind: FileKind, path: &Path, attributes: &mut Attributes) {
         let mut notes = Vec::new();
         acl::reconcile(kind, &mut attributes.mode, &mut attributes.xattrs, &mut notes);
@@ -338,7 +339,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// `None` for an empty file that is a whiteout.
+    /// Imports a regular file; `None` for an empty file that is a whiteout.
     fn regular(&mut self, level: &Level, name: &CStr, path: &Path) -> Result<Option<(Attributes, Content)>> {
         let file = open(&level.directory, name, OFlags::NONBLOCK).at("open", path)?;
         let stat = rustix::fs::fstat(&file).at("read", path)?;
@@ -373,7 +374,7 @@ impl Walk<'_, '_> {
 
     fn content(&mut self, file: &File, stat: &Stat, path: &Path) -> Result<FileContent> {
         let size = stat.st_size as u64;
-        // Fewer blocks than bytes: it has holes, which are found rather than read.
+        // Fewer blocks than bytes: the file has holes, which are skipped rather than read.
         if (stat.st_blocks as u64).saturating_mul(512) < size {
             let ranges = data_ranges(file, size).at("look for holes in", path)?;
             let bytes: u64 = ranges.iter().map(|r| r.1).sum();
@@ -396,12 +397,12 @@ impl Walk<'_, '_> {
     }
 }
 
-/// What is another after a file was written to.
+/// What changes when a file is written to.
 fn written_state(stat: &Stat) -> (i64, i64, u64) {
     (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
 }
 
-/// Whether something at `path` was not there any more: it was listed before.
+/// Whether something at `path`, which was listed before, is gone.
 fn is_gone(error: &StoreError, path: &Path) -> bool {
     errno_at(error, path).is_some_and(|errno| matches!(errno, Errno::NOENT | Errno::STALE))
 }
@@ -410,14 +411,14 @@ fn is_missing(directory: &OwnedFd, name: &CStr) -> bool {
     matches!(Look::at(directory, name), Err(Errno::NOENT | Errno::STALE))
 }
 
-/// Whether something at `path` is no longer of the kind that it was found to be.
+/// Whether something at `path` is no longer of the type it was found to be.
 fn was_replaced(error: &StoreError, path: &Path) -> bool {
     let kinds = [Errno::LOOP, Errno::NOTDIR, Errno::NXIO];
     let link = matches!(error, StoreError::Io { action: READ_LINK, .. });
     errno_at(error, path).is_some_and(|errno| kinds.contains(&errno) || (link && errno == Errno::INVAL))
 }
 
-/// What the system said of the entry itself; not of what is in the store.
+/// The errno of the entry itself, as opposed to one from the store.
 fn errno_at(error: &StoreError, path: &Path) -> Option<Errno> {
     match error {
         StoreError::Io { path: of, source, .. } if of == path => Errno::from_io_error(source),

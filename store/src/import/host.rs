@@ -1,4 +1,4 @@
-//! Reading inodes of the host.
+//! Reads inodes of the host.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::inode::{Timestamp, Xattrs};
 use crate::input::by_descriptor;
 use crate::progress::Progress;
 
-/// A file being read; keeps its error, to be told apart from what goes wrong in the store.
+/// A file being read. Keeps a read error, to tell it apart from errors in the store.
 pub(super) struct Source<'a> {
     pub file: &'a File,
     pub failed: Option<io::Error>,
@@ -46,7 +46,7 @@ pub(super) fn open(directory: &OwnedFd, name: &CStr, more: OFlags) -> rustix::io
     rustix::fs::openat(directory, name, flags, Mode::empty())
 }
 
-/// Offset and length of what is not a hole.
+/// The data ranges of a file, as offset and length.
 pub(super) fn data_ranges(file: &File, size: u64) -> rustix::io::Result<Vec<(u64, u64)>> {
     let (mut ranges, mut at) = (Vec::new(), 0);
     while at < size {
@@ -55,7 +55,7 @@ pub(super) fn data_ranges(file: &File, size: u64) -> rustix::io::Result<Vec<(u64
             other => other?,
         };
         let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
-            // Somebody has cut it off.
+            // The file was truncated meanwhile.
             Err(Errno::NXIO) => break,
             other => other?.min(size),
         };
@@ -80,7 +80,8 @@ pub(super) fn xattrs(file: &OwnedFd) -> io::Result<Xattrs> {
     })
 }
 
-/// Of what must not be opened (devices, FIFOs, links): by name, through the directory's descriptor.
+/// The xattrs of an inode that must not be opened (device, FIFO, link): by name, through the directory's
+/// descriptor.
 pub(super) fn named_xattrs(directory: &OwnedFd, name: &CStr) -> io::Result<Xattrs> {
     let path = by_descriptor(directory).join(OsStr::from_bytes(name.to_bytes()));
     collect_xattrs(&|buf| rustix::fs::llistxattr(&path, buf), &|name, buf| {
@@ -99,7 +100,7 @@ fn collect_xattrs(list: List<'_>, get: Get<'_>) -> io::Result<Xattrs> {
     let mut all = Xattrs::new();
     for name in names.split(|&b| b == 0).filter(|n| !n.is_empty()) {
         let value = match grow(&|buf| get(OsStr::from_bytes(name), buf)) {
-            // It went between the two calls, or is one that only the kernel may read.
+            // The xattr was removed between the two calls, or only the kernel may read it.
             Err(Errno::NODATA) => continue,
             other => other?,
         };
@@ -108,7 +109,7 @@ fn collect_xattrs(list: List<'_>, get: Get<'_>) -> io::Result<Xattrs> {
     Ok(all)
 }
 
-/// Calls with a larger buffer until the answer fits; the kernel allows 64 KiB.
+/// Calls with a larger buffer until the result fits; the kernel allows 64 KiB.
 fn grow(call: &dyn Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
     let mut buf = vec![0; 256];
     loop {

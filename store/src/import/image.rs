@@ -1,4 +1,4 @@
-//! Images of several layers: finding them, and laying the layers over one another.
+//! Images of several layers: finds them, and lays the layers over one another.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,10 +22,10 @@ use crate::error::{IoContext, Result};
 use crate::progress::Progress;
 use crate::tar::Reader;
 
-/// How many bytes at the start of an archive are read to see whether it may be an image.
+/// How many bytes at the start of an archive are read to decide whether it may be an image.
 const MAX_HEAD: u64 = 32 << 20;
 
-/// Takes in the image in a directory, if it is one.
+/// Imports the image in a directory; `None` if there is none.
 pub(super) fn in_directory(
     intake: &mut Intake<'_>,
     directory: &File,
@@ -39,7 +39,7 @@ pub(super) fn in_directory(
     }
 }
 
-/// The image that `files` are, in whichever form.
+/// Reads the image in `files`, in any of the known formats.
 fn in_files(files: &dyn Files) -> Result<Option<Image>> {
     if oci::is_layout(files)? {
         return oci::of_layout(files).map(Some);
@@ -53,7 +53,7 @@ fn in_files(files: &dyn Files) -> Result<Option<Image>> {
     }
 }
 
-/// Takes in an archive: an image, or a root filesystem.
+/// Imports an archive: an image, or a root filesystem.
 pub(super) fn in_archive(intake: &mut Intake<'_>, file: &Arc<File>, source: &str) -> Result<Builder> {
     let mut magic = [0; MAGIC];
     let got = file.read_at(&mut magic, 0).at("read", Path::new(source))?;
@@ -68,7 +68,7 @@ pub(super) fn in_archive(intake: &mut Intake<'_>, file: &Arc<File>, source: &str
     root_filesystem(intake, Counted { input: whole()?, progress }, source)
 }
 
-/// Takes in an archive that is no image.
+/// Imports an archive that is not an image.
 pub(super) fn root_filesystem(
     intake: &mut Intake<'_>,
     input: impl Read + Send,
@@ -87,8 +87,8 @@ pub(super) fn begins_like_one(head: &[u8], source: &str) -> Result<bool> {
     unpacked(head, source, |input| Ok(may_be_image(input)))
 }
 
-/// The same of an archive whose first member may be an image's; nothing where it is none. A compressed one is
-/// gone through twice: what of it is needed shows at its end.
+/// Imports an archive whose first member may be an image's; `None` if it is not an image. A compressed
+/// archive is read twice, because only at its end is it known what of it is needed.
 fn in_image(
     intake: &mut Intake<'_>,
     file: &Arc<File>,
@@ -110,7 +110,7 @@ fn in_image(
     layers(intake, &files, image).map(Some)
 }
 
-/// Has `read` read what is uncompressed of `input`.
+/// Calls `read` with the decompressed `input`.
 fn unpacked<T>(
     input: impl Read + Send,
     source: &str,
@@ -134,7 +134,7 @@ fn layers(intake: &mut Intake<'_>, files: &dyn Files, image: Image) -> Result<Bu
     Ok(tree)
 }
 
-/// Takes in one layer. Its digest is checked before a byte of it is looked at.
+/// Imports one layer. Its digest is checked before any of it is parsed.
 fn one_layer(
     intake: &mut Intake<'_>,
     files: &dyn Files,
@@ -161,11 +161,11 @@ fn one_layer(
     }
 }
 
-/// Reads an archive to its first member but the root, and says whether that may be an image's.
+/// Reads an archive up to its first member other than the root; returns whether that may be an image's.
 fn may_be_image(input: &mut dyn Read) -> bool {
     let mut reader = Reader::new(input.take(MAX_HEAD));
     loop {
-        // What is broken is told by who reads it next.
+        // Whatever reads the archive next reports what is broken.
         let Ok(Some(member)) = reader.next_member() else { return false };
         let path = member.path.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b"."));
         let path: Vec<&[u8]> = path.collect();
@@ -175,7 +175,7 @@ fn may_be_image(input: &mut dyn Read) -> bool {
     }
 }
 
-/// Whether an image may have a file of this name. A root filesystem may too: that is found out later.
+/// Whether an image may have a file of this name. A root filesystem may have one too; that is decided later.
 fn is_of_image(path: &[&[u8]]) -> bool {
     let is_id = |name: &[u8]| name.len() == 64 && name.iter().all(u8::is_ascii_hexdigit);
     let [first, more @ ..] = path else { return false };

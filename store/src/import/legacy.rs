@@ -1,6 +1,6 @@
-//! Images as `docker save` wrote them before version 1.10: a directory for each layer, with the configuration
-//! that names the layer below, and `repositories`, which names the uppermost. No digest says what a layer's
-//! bytes must be.
+//! Images as `docker save` wrote them before version 1.10: a directory for each layer, with a configuration
+//! that names the layer below, and `repositories`, which names the top layer. There are no digests of the
+//! layers.
 //!
 //! Format: Docker's image specification 1.0.
 
@@ -13,7 +13,7 @@ use super::oci::{self, Config, Image, Layer, MAX_LAYERS};
 use super::sha::Sha;
 use crate::error::Result;
 
-/// By name and tag, the id of the uppermost layer.
+/// The id of the top layer, by name and tag.
 type Repositories = BTreeMap<String, BTreeMap<String, String>>;
 
 #[derive(Deserialize)]
@@ -25,17 +25,17 @@ struct Level {
     config: Config,
 }
 
-/// The image, or `None` where `files` are no such image.
+/// Reads the image; `None` if `files` are not such an image.
 pub(super) fn image(files: &dyn Files) -> Result<Option<Image>> {
     let named: Option<Repositories> =
         oci::small(files, "repositories")?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let tops: BTreeMap<String, String> = match named {
-        // Of several names that one image has the first is as good as any.
+        // If an image has several names, any of them will do.
         Some(named) => named
             .into_iter()
             .flat_map(|(name, tags)| tags.into_iter().map(move |(tag, id)| (id, format!("{name}:{tag}"))))
             .collect(),
-        // What was saved by its id has no names.
+        // An image saved by its id has no names.
         None => uppermost(files)?.into_iter().map(|id| (id.clone(), id)).collect(),
     };
     let mut there = BTreeMap::new();
@@ -52,7 +52,7 @@ pub(super) fn image(files: &dyn Files) -> Result<Option<Image>> {
     }
 }
 
-/// The layers that no other lies on.
+/// The layers that are not below any other.
 fn uppermost(files: &dyn Files) -> Result<BTreeSet<String>> {
     let (mut all, mut below) = (BTreeSet::new(), BTreeSet::new());
     for name in files.names()? {
@@ -60,7 +60,7 @@ fn uppermost(files: &dyn Files) -> Result<BTreeSet<String>> {
             below.extend(level.parent);
             all.insert(name);
         }
-        // Each costs the reading of a document, which may be long.
+        // Each one costs reading a document, which may be long.
         if all.len() > MAX_LAYERS {
             return Err(oci::refuse(files, &format!("it has more than {MAX_LAYERS} layers")));
         }
@@ -95,7 +95,7 @@ fn of_chain(files: &dyn Files, top: &str) -> Result<Image> {
     Ok(image)
 }
 
-/// What is said of a layer, if it is one.
+/// The description of a layer; `None` if this is not a layer.
 fn level(files: &dyn Files, id: &str) -> Result<Option<Level>> {
     if Sha::parse(id).is_none() || !files.has(&layer_file(id))? {
         return Ok(None);

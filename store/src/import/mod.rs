@@ -1,14 +1,15 @@
-//! Bringing a root filesystem into the store: from a tar archive, a directory, or an image of layers.
+//! Imports a root filesystem into the store: from a tar archive, a directory, or an image of layers.
 //!
 //! The result is a tree whose inode numbers follow the path order, so the same content gives the same tree
-//! whatever order an archive has it in. Nothing is ever written outside the store, and no symbolic link is
-//! followed outside the tree: what is imported is untrusted. File bodies stream into one batch of objects
-//! with one durability barrier at its end; only metadata is held in memory, and of that no more than 2 GiB.
+//! whatever its order in an archive. What is imported is untrusted: nothing is ever written outside the
+//! store, and no symbolic link is followed outside the tree. File contents stream into one batch of objects
+//! with one durability barrier at its end; only metadata is held in memory, at most 2 GiB of it.
 //!
-//! A source is told by its content: a directory (`directory`, `host`, `mounts`, `overlay`), an archive
-//! (`archive`, from a pipe `stream`), or an image (`image`), of which `blob` is one file, `blobs` where they
-//! lie, `oci`, `copied` and `legacy` what their documents say. All of them fill a `builder`, which checks
-//! each name, lays layers over one another and writes the tree. `compress` decompresses.
+//! The kind of a source is detected from its content: a directory (`directory`, `host`, `mounts`, `overlay`),
+//! an archive (`archive`; `stream` if it comes from a pipe), or an image (`image`). `blob` is one file of an
+//! image, `blobs` finds its files, and `oci`, `copied` and `legacy` read its documents. All of them fill a
+//! `builder`, which checks each name, lays layers over one another and writes the tree. `compress`
+//! decompresses.
 
 mod archive;
 mod blob;
@@ -50,54 +51,54 @@ use crate::tree::Trees;
 
 pub use self::stream::import_stream;
 
-/// One of them every root filesystem has at its top.
+/// A root filesystem has at least one of these at its top.
 const ROOT_NAMES: [&str; 3] = ["bin", "etc", "usr"];
 
-/// How many of the names at the top a doubt tells.
+/// How many names at the top a warning lists.
 const MAX_TOLD: usize = 5;
 
-/// What an import took in.
+/// What an import added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportStats {
-    /// Names taken in, the root not among them.
+    /// Names imported, not counting the root.
     pub entries: u64,
-    /// Bytes of file content read, holes and further names of a file not counted.
+    /// Bytes of file content read, not counting holes and further names of a file.
     pub bytes: u64,
     /// Objects that the store did not have before.
     pub objects_new: u64,
 }
 
-/// An import that is durable in the store. Nothing refers to `root` yet.
+/// A finished import, durable in the store. Nothing refers to `root` yet.
 #[derive(Debug)]
 pub struct Imported {
     /// The root object of the tree.
     pub root: ObjectId,
-    /// What was taken in.
+    /// Counts of what was imported.
     pub stats: ImportStats,
-    /// What could not be kept, for the user.
+    /// What could not be kept; shown to the user.
     pub warnings: Vec<String>,
 }
 
-/// Imports a root filesystem, told apart by its content: a tar archive (plain, gzip, xz or zstd), a
-/// directory, an OCI image layout (a directory, or a tar archive of one), what `docker save` writes, or what
-/// `skopeo copy` writes to `dir:`. Of an image all layers become one tree. Mounts below a directory are left
-/// out.
+/// Imports a root filesystem; its form is detected from its content: a tar archive (plain, gzip, xz or zstd),
+/// a directory, an OCI image layout (a directory, or a tar archive of one), an archive from `docker save`, or
+/// a directory from `skopeo copy` to `dir:`. All layers of an image become one tree. Mounts below a directory
+/// are left out.
 ///
-/// The caller holds [`crate::lock::StoreLock::shared`] from before this call until something durable refers
-/// to the root: a collection in between would take it.
+/// The caller must hold [`crate::lock::StoreLock::shared`] from before this call until something durable
+/// refers to the root: otherwise a collection could delete it.
 ///
 /// # Errors
-/// [`crate::StoreError::Invalid`] for what is broken, truncated or hostile, naming the entry or the blob;
-/// [`crate::StoreError::Io`] for what cannot be read, naming the path; [`crate::StoreError::Cancelled`] when
-/// `progress` says so. The store is as it was before.
+/// [`crate::StoreError::Invalid`] for a broken, truncated or hostile source, naming the entry or the blob;
+/// [`crate::StoreError::Io`] when something cannot be read, naming the path; [`crate::StoreError::Cancelled`]
+/// when `progress` says so. The store is then as it was before.
 pub fn import_path(store: &Arc<Store>, path: &Path, progress: &dyn Progress) -> Result<Imported> {
     import_mounted(store, path, Mounts::LeaveOut, progress)
 }
 
-/// As [`import_path`]; of a directory says what becomes of mounts below.
+/// Like [`import_path`]; `mounts` says what to do with mounts below a directory.
 ///
 /// # Errors
-/// As [`import_path`].
+/// Those of [`import_path`].
 pub fn import_mounted(
     store: &Arc<Store>,
     path: &Path,
@@ -120,13 +121,13 @@ pub fn import_mounted(
     })
 }
 
-/// Imports the upper directory of an overlay, as overlayfs or fuse-overlayfs wrote it, over the tree that it
-/// lay on. The result is what the mounted overlay showed. What stays of `lower` keeps its inode numbers and
-/// objects.
+/// Imports the upper directory of an overlay, as overlayfs or fuse-overlayfs wrote it, over the tree that was
+/// its lower. The result is what the mounted overlay showed. Unchanged inodes of `lower` keep their numbers
+/// and objects.
 ///
 /// # Errors
-/// As [`import_path`]; also for what `lower` does not have and the upper refers to (a renamed directory, the
-/// data of a file whose metadata alone was copied), naming the path.
+/// Those of [`import_path`]; also when the upper refers to something that `lower` does not have (a renamed
+/// directory, the data of a file of which only the metadata was copied up), naming the path.
 pub fn import_upper(
     trees: &Trees,
     lower: &Root,
@@ -147,7 +148,7 @@ pub fn import_upper(
     })
 }
 
-/// What an import under way has brought into the store.
+/// An import in progress.
 struct Intake<'a> {
     store: &'a Arc<Store>,
     batch: Batch,
@@ -158,7 +159,7 @@ struct Intake<'a> {
 }
 
 impl<'a> Intake<'a> {
-    /// Imports what `take_in` makes of it.
+    /// Imports the tree that `take_in` builds.
     fn of(
         store: &'a Arc<Store>,
         progress: &'a dyn Progress,
@@ -167,15 +168,15 @@ impl<'a> Intake<'a> {
         let warnings = Warnings::default();
         let mut intake = Intake { store, batch: Batch::new(store)?, warnings, progress, bytes: 0 };
         let taken = take_in(&mut intake);
-        // Whoever was stopped in the middle of something may have called it the source's fault.
+        // Code that was cancelled halfway may have reported that as a fault of the source.
         if progress.is_cancelled() {
             return Err(StoreError::Cancelled);
         }
         intake.finish(taken?)
     }
 
-    /// Warns of what was taken as a root filesystem and hardly is one: a part of an image, or what has the
-    /// root filesystem in a directory of its own.
+    /// Warns if what was imported hardly looks like a root filesystem: a part of an image, or a directory
+    /// above the root filesystem.
     fn doubt(&mut self, builder: &Builder, source: &str) {
         let top = builder.names_below(&[]);
         let is_root = |names: &[String]| names.iter().any(|name| ROOT_NAMES.contains(&name.as_str()));

@@ -1,9 +1,9 @@
-//! The bytes of one listing.
+//! The encoding of one listing.
 //!
-//! A leaf is a header (magic, form, keys, two zero bytes, count), a table of offsets (each 4 bytes, from the
-//! end of the table), and the entries: length of the name, the name, a tag, and either the inode record or,
-//! for a link, its kind and number. Numbers are little-endian. An index has the same header, then its chunks:
-//! first name, object, number of entries, whether it has links.
+//! A leaf is a header (magic, form, keys, two zero bytes, count), a table of offsets (4 bytes each, counted
+//! from the end of the table), and the entries: length of the name, the name, a tag, and either the inode
+//! record or, for a link, its kind and number. Numbers are little-endian. An index has the same header, then
+//! its chunks: first name, object, number of entries, whether any has links.
 
 use crate::codec::{Decoder, put_id, put_varint};
 use crate::error::{Result, StoreError};
@@ -15,14 +15,14 @@ use super::Target;
 const MAGIC: &[u8; 4] = b"KTR3";
 const LEAF: u8 = 0;
 const INDEX: u8 = 1;
-/// Bytes before the table of offsets.
+/// Length of the header, in bytes; the table of offsets follows.
 const HEADER: usize = 12;
-/// The shortest entry: name length, a byte of name, tag, kind, number; with its offset.
+/// Size of the shortest entry in bytes: its offset, then name length, one byte of name, tag, kind, number.
 const ENTRY_MIN: usize = 4 + 5;
 const TAG_INODE: u8 = 0;
 const TAG_LINK: u8 = 1;
 
-/// What the keys of a listing are.
+/// The kind of keys in a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
     /// Names of files: a directory.
@@ -32,7 +32,7 @@ pub enum Keys {
 }
 
 impl Keys {
-    /// Why `key` cannot be a key of this sort; None if it can.
+    /// Why `key` cannot be a key of this kind; `None` if it can.
     pub(crate) fn reject(self, key: &[u8]) -> Option<&'static str> {
         match self {
             Keys::Inos if key.len() != 8 => Some("a key of a link table must have 8 bytes"),
@@ -54,12 +54,12 @@ impl Keys {
     }
 }
 
-/// Whether the bytes say that they are an index.
+/// Whether the header says that this is an index.
 pub(super) fn is_index(bytes: &[u8]) -> bool {
     bytes.get(4) == Some(&INDEX)
 }
 
-/// Reads the header up to the count: keys and count.
+/// Reads the header; returns the keys and the count.
 fn decode_header(decoder: &mut Decoder<'_>, form: u8) -> Result<(Keys, u32)> {
     if decoder.array::<4>()? != *MAGIC {
         return Err(decoder.error("it does not begin as a tree of format 3"));
@@ -84,7 +84,7 @@ fn put_header(out: &mut Vec<u8>, form: u8, keys: Keys, count: u32) {
     out.extend_from_slice(&count.to_le_bytes());
 }
 
-/// A leaf: entries sorted by key, looked up in place in its bytes.
+/// A leaf: entries sorted by key, which are looked up in its bytes.
 #[derive(Clone, Debug)]
 pub struct Tree {
     bytes: Vec<u8>,
@@ -93,7 +93,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Checks the bytes once: bounds, order, keys, and the front of each record. What follows the front is
+    /// Checks the bytes once: bounds, order, keys, and the head of each record. The rest of a record is
     /// checked by [`EntryRef::to_target`].
     pub fn parse(bytes: Vec<u8>) -> Result<Tree> {
         let mut decoder = Decoder::new("tree", &bytes);
@@ -138,7 +138,7 @@ impl Tree {
         Ok(())
     }
 
-    /// How many entries there are; not 0.
+    /// The number of entries; never 0.
     pub fn len(&self) -> usize {
         self.count
     }
@@ -148,7 +148,7 @@ impl Tree {
         self.count == 0
     }
 
-    /// What its keys are.
+    /// The kind of its keys.
     pub fn keys(&self) -> Keys {
         self.keys
     }
@@ -159,7 +159,7 @@ impl Tree {
         (i < self.count).then(|| self.entry(i)).filter(|entry| entry.name == name)
     }
 
-    /// The first entry whose name is not below `name`, by position.
+    /// The position of the first entry whose name is not less than `name`.
     pub(crate) fn lower_bound(&self, name: &[u8]) -> usize {
         let (mut low, mut high) = (0, self.count);
         while low < high {
@@ -194,7 +194,7 @@ impl Tree {
         &self.bytes[base + self.offset(i)..base + self.offset(i + 1)]
     }
 
-    /// Where entry `i` begins; the end of all for `i` = count.
+    /// Where entry `i` begins, counted from the end of the table; for `i` = count, the end of the last entry.
     fn offset(&self, i: usize) -> usize {
         let at = HEADER + 4 * i;
         if i == self.count {
@@ -219,11 +219,11 @@ fn decode_link(decoder: &mut Decoder<'_>) -> Result<(Ino, FileKind)> {
 #[derive(Clone, Copy, Debug)]
 pub struct EntryRef<'a> {
     name: &'a [u8],
-    /// Tag and what follows.
+    /// The tag and what follows.
     target: &'a [u8],
 }
 
-/// The front of an entry: what is known without decoding the whole.
+/// The head of an entry: what can be read without decoding all of it.
 enum Head {
     Inode(RecordHead),
     Link(Ino, FileKind),
@@ -253,12 +253,12 @@ impl<'a> EntryRef<'a> {
         }
     }
 
-    /// Whether it is one of several names: its record stands in the link table.
+    /// Whether this is one of several names of an inode, whose record is in the link table.
     pub fn is_link(&self) -> bool {
         self.target.first() == Some(&TAG_LINK)
     }
 
-    /// Whether it is a link, or a directory with one at or below it.
+    /// Whether this is a link, or a directory with one at any depth.
     pub fn has_links(&self) -> bool {
         match self.head() {
             Some(Head::Inode(head)) => head.links(),
@@ -267,7 +267,7 @@ impl<'a> EntryRef<'a> {
         }
     }
 
-    /// What the name stands for, decoded.
+    /// What the name refers to, decoded.
     pub fn to_target(&self) -> Result<Target> {
         let mut decoder = Decoder::new("tree", self.target);
         let target = match decoder.u8()? {
@@ -278,12 +278,12 @@ impl<'a> EntryRef<'a> {
         Ok(target)
     }
 
-    /// The encoded target, to compare or to copy.
+    /// The encoded target, to compare or copy.
     pub(crate) fn raw(&self) -> &'a [u8] {
         self.target
     }
 
-    /// Parsing checked that there is one; None is for the type's sake.
+    /// Always `Some` for an entry of a parsed tree, because parsing decoded its head.
     fn head(&self) -> Option<Head> {
         let mut decoder = Decoder::new("tree", self.target);
         match decoder.u8().ok()? {
@@ -308,7 +308,7 @@ pub(super) fn encode_target(out: &mut Vec<u8>, target: &Target) {
     }
 }
 
-/// Builds the bytes of a leaf from entries that come in order.
+/// Builds the bytes of a leaf from sorted entries.
 #[derive(Debug)]
 pub(super) struct LeafBuilder {
     offsets: Vec<u8>,
@@ -319,7 +319,7 @@ pub(super) struct LeafBuilder {
 }
 
 impl LeafBuilder {
-    /// A leaf that begins with `first`, which is pushed next.
+    /// Starts a leaf whose first entry, pushed next, is named `first`.
     pub fn new(first: &[u8]) -> Self {
         Self { offsets: Vec::new(), entries: Vec::new(), count: 0, links: false, first: first.into() }
     }
@@ -336,7 +336,7 @@ impl LeafBuilder {
         &self.first
     }
 
-    /// Adds an entry: a key that was checked, and its encoded target.
+    /// Adds an entry: a key that was already checked, and its encoded target.
     pub fn push(&mut self, entry: EntryRef<'_>) -> Result<()> {
         if self.entries.len() as u64 > super::TREE_MAX {
             return Err(StoreError::invalid(
@@ -376,7 +376,7 @@ pub(crate) struct Chunk {
     pub id: ObjectId,
     /// Its entries.
     pub count: u32,
-    /// Whether one of them is or has a link.
+    /// Whether one of the entries is a link or leads to one.
     pub links: bool,
 }
 
@@ -447,17 +447,17 @@ impl Index {
         &self.chunks
     }
 
-    /// Entries of all chunks.
+    /// The number of entries in all chunks.
     pub fn len(&self) -> u64 {
         self.chunks.iter().map(|chunk| u64::from(chunk.count)).sum()
     }
 
-    /// The chunk that `name` would stand in, by position; None if it lies before the first.
+    /// The number of the chunk in which `name` would be; `None` if it comes before the first.
     pub fn chunk_of(&self, name: &[u8]) -> Option<usize> {
         self.chunks.partition_point(|chunk| *chunk.first <= *name).checked_sub(1)
     }
 
-    /// Checks that `leaf`, read as chunk `i`, is what the index says: else looking up and listing would
+    /// Checks that `leaf`, read as chunk `i`, matches the index: otherwise lookups and listings would
     /// disagree.
     pub fn check(&self, i: usize, leaf: &Tree) -> Result<()> {
         let chunk = &self.chunks[i];
@@ -475,7 +475,8 @@ impl Index {
         self.chunks.iter().map(|chunk| size_of::<Chunk>() + chunk.first.len() + 16).sum()
     }
 }
-/// Reads an index as [`super::Trees`] does and writes it again: for the tests that feed decoders any bytes.
+/// Decodes an index as [`super::Trees`] does and encodes it again, for tests that feed arbitrary bytes to
+/// decoders.
 #[doc(hidden)]
 pub fn check_index(bytes: &[u8]) -> Option<Vec<u8>> {
     Index::parse(bytes).ok().map(|index| index.encode())

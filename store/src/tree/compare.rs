@@ -1,7 +1,7 @@
-//! The walk over two trees at once, and over a tree and what an upper lays over one.
+//! Walks two trees at once, or a tree and one that an upper overlays.
 //!
-//! It knows which names to look at and in which order; what differs there, and what of it counts, its visitor
-//! knows.
+//! The walk decides which names are visited, and in which order; the visitor decides what counts as a
+//! difference.
 
 use std::iter::Peekable;
 use std::vec;
@@ -12,47 +12,47 @@ use crate::id::ObjectId;
 use super::pairs::{Linked, Pair, Pairs};
 use super::{Target, Trees};
 
-/// What a name stands for on the new side.
+/// What a name refers to on the new side.
 #[derive(Clone, Debug)]
 pub enum New<O> {
-    /// As the new tree's listing has it.
+    /// What the new tree's listing says.
     Listed(Target),
-    /// As the visitor has it, whatever the listing says.
+    /// What the visitor supplied instead of the listing's entry.
     Over(O),
 }
 
-/// A name and what is laid over what the listing says of it; None: the name is hidden.
+/// A name with what overrides its entry in the listing; `None` hides the name.
 pub type Over<O> = (Box<[u8]>, Option<O>);
 
 /// The listings of a directory on both sides.
 #[derive(Debug)]
 pub struct Below<O> {
-    /// The old side's; None when it is empty or not there.
+    /// The old side's; `None` when it is empty or absent.
     pub old: Option<ObjectId>,
-    /// The new side's.
+    /// The new side's; `None` when it is empty or absent.
     pub new: Option<ObjectId>,
-    /// Whether linked inodes may have names at or below; if not, equal listings are not opened.
+    /// Whether linked inodes may have names here or below; if not, equal listings are not opened.
     pub links: bool,
-    /// What lies over the new listing, sorted by name; visited whether or not it differs.
+    /// What overrides the new listing, sorted by name; visited whether or not it differs.
     pub over: Vec<Over<O>>,
 }
 
-/// Is led through two trees.
+/// Called for what differs between two trees.
 pub trait Visitor {
-    /// What lies over the new tree.
+    /// What overrides an entry of the new tree.
     type Over;
-    /// What ends the walk.
+    /// The error that ends the walk.
     type Error: From<StoreError>;
 
-    /// Whether both sides of a name are visited as one. Otherwise what was goes, with all that is below it,
-    /// and then what is comes.
+    /// Whether both sides of a name are visited in one call. Otherwise the old side is visited as removed,
+    /// with everything below it, and then the new side as added.
     fn is_one(&mut self, old: &Target, new: &New<Self::Over>) -> Result<bool, Self::Error>;
 
-    /// A name that differs, or may: its path (`/a/b`) and what it stands for on each side. Gives what is
-    /// below it.
+    /// Visits a name that differs, or may differ: its path (`/a/b`), and what it refers to on each side.
+    /// Returns the listings to visit below it.
     ///
     /// # Errors
-    /// Any ends the walk.
+    /// Any error ends the walk.
     fn visit(
         &mut self,
         path: &[u8],
@@ -61,36 +61,36 @@ pub trait Visitor {
     ) -> Result<Option<Below<Self::Over>>, Self::Error>;
 }
 
-/// Work left to do. An explicit stack, because a tree may be deeper than a thread's.
+/// Work left to do. The stack is explicit, because a tree may be deeper than a thread's stack allows.
 struct Frame<O> {
-    /// Length of the path that this is about.
+    /// Length of the path to this point.
     length: usize,
     work: Work<O>,
 }
 
 enum Work<O> {
     Names(Box<Names<O>>),
-    /// What comes to the path once what was there has gone.
+    /// The new side of the path, visited once the old side has been visited as removed.
     Later(New<O>),
 }
 
 /// The names of a directory that are still to be visited.
 struct Names<O> {
     old: Option<ObjectId>,
-    /// None where both listings are known to be the same.
+    /// `None` when both listings are known to be equal.
     pairs: Option<Pairs>,
     pair: Option<Pair>,
     over: Peekable<vec::IntoIter<Over<O>>>,
 }
 
-/// A name with what it stands for on each side.
+/// A name, with what it refers to on each side.
 type Named<O> = (Box<[u8]>, Option<Target>, Option<New<O>>);
 
-/// Leads `visitor` through the roots' directories `below`, in the order of paths, component by component:
-/// parents before children. `linked`: linked inodes that differ; all their names are visited.
+/// Walks both roots' directories `below`, in the order of paths compared by component: parents before
+/// children. `linked` are the linked inodes that differ; all their names are visited.
 ///
 /// # Errors
-/// When a tree cannot be read, and what the visitor says.
+/// When a tree cannot be read; also any error of the visitor.
 pub fn compare<V: Visitor>(
     trees: &Trees,
     linked: Linked<'_>,
@@ -137,7 +137,7 @@ impl<O> Names<O> {
         Names { old, pairs, pair: None, over: over.into_iter().peekable() }
     }
 
-    /// The next name that something stands for on one side at least.
+    /// The next name that exists on at least one side.
     fn next(&mut self, trees: &Trees, linked: Linked<'_>) -> Result<Option<Named<O>>, StoreError> {
         loop {
             if self.pair.is_none()

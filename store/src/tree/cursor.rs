@@ -1,4 +1,4 @@
-//! Reading a listing entry by entry, chunk by chunk.
+//! Reads a listing entry by entry, and chunk by chunk.
 
 use std::sync::Arc;
 
@@ -7,18 +7,18 @@ use crate::id::ObjectId;
 
 use super::{EntryRef, Index, Keys, Node, Target, Tree, Trees};
 
-/// A place in a listing. Chunks are read when they are reached, so those that are skipped cost nothing.
+/// A position in a listing. Chunks are read when they are reached, so skipped ones cost nothing.
 pub(super) struct Cursor {
-    /// The listing; None when empty.
+    /// The listing; `None` when it is empty.
     id: Option<ObjectId>,
     keys: Keys,
     /// The chunks of a split listing.
     index: Option<Arc<Index>>,
-    /// Position among the chunks; a listing that is not split counts as one.
+    /// Number of the current chunk; a listing that is not split counts as one chunk.
     chunk: usize,
-    /// The chunk, once it was read.
+    /// The current chunk, once it has been read.
     leaf: Option<Arc<Tree>>,
-    /// Position in the chunk.
+    /// Number of the entry in the chunk.
     entry: usize,
     opened: bool,
 }
@@ -28,7 +28,7 @@ impl Cursor {
         Self { id: id.copied(), keys, index: None, chunk: 0, leaf: None, entry: 0, opened: false }
     }
 
-    /// The entry at the cursor; None at the end.
+    /// The entry at the cursor; `None` at the end.
     pub fn peek(&mut self, trees: &Trees) -> Result<Option<EntryRef<'_>>> {
         self.open(trees)?;
         if self.leaf.is_none()
@@ -40,7 +40,7 @@ impl Cursor {
         Ok(self.leaf.as_ref().map(|leaf| leaf.entry(self.entry)))
     }
 
-    /// The entry at the cursor, decoded; the cursor must be at one.
+    /// The entry at the cursor, decoded. Call it only after [`Cursor::peek`] returned an entry.
     pub fn target(&self) -> Result<Option<Target>> {
         let entry = self.leaf.as_ref().map(|leaf| leaf.entry(self.entry));
         let target = entry.map(|entry| entry.to_target()).transpose();
@@ -50,7 +50,7 @@ impl Cursor {
         })
     }
 
-    /// Goes to the next entry.
+    /// Moves to the next entry.
     pub fn advance(&mut self) {
         self.entry += 1;
         if self.leaf.as_ref().is_some_and(|leaf| self.entry >= leaf.len()) {
@@ -58,7 +58,7 @@ impl Cursor {
         }
     }
 
-    /// At the beginning of a chunk: its object, and whether it may have links. None elsewhere.
+    /// At the start of a chunk: its object, and whether it may have links. `None` elsewhere.
     pub fn chunk(&mut self, trees: &Trees) -> Result<Option<(ObjectId, bool)>> {
         if self.entry != 0 {
             return Ok(None);
@@ -70,7 +70,7 @@ impl Cursor {
         })
     }
 
-    /// Goes to the next chunk.
+    /// Moves to the next chunk.
     pub fn skip_chunk(&mut self) {
         self.chunk += 1;
         self.entry = 0;

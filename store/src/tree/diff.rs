@@ -1,4 +1,4 @@
-//! What differs between two roots.
+//! The differences between two roots.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -15,29 +15,29 @@ use super::{Keys, Target, Trees};
 /// How a path differs.
 #[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
-    /// It is in the new root only.
+    /// The path exists only in the new root.
     Added(&'a InodeRecord),
-    /// It is in the old root only.
+    /// The path exists only in the old root.
     Removed(&'a InodeRecord),
-    /// It is in both, of one kind, and differs.
+    /// The path exists in both roots, with the same kind of inode, and differs.
     Modified {
-        /// What it was.
+        /// The old inode.
         old: &'a InodeRecord,
-        /// What it is.
+        /// The new inode.
         new: &'a InodeRecord,
     },
 }
 
-/// Calls `visit` with each path (`/` for the root, else `/a/b`) that differs, in path order, component by
-/// component: parents before children.
+/// Calls `visit` with each path (`/` for the root, else `/a/b`) that differs, in the order of paths compared
+/// by component: parents before children.
 ///
-/// Equal subtrees are not opened, except to find the names of a linked inode that changed. What is below an
-/// added or removed directory is visited too. A path whose kind changed is removed (with what is below it),
-/// then added.
+/// Equal subtrees are not opened, except to find the names of a linked inode that changed. Everything below
+/// an added or removed directory is visited too. A path whose kind changed is reported as removed (with
+/// everything below it), then as added.
 ///
-/// A path is modified when anything but atime, ctime, number, link count or listing differs (of a file's
-/// content: the bytes, not where they lie), or when it is one of several names in either root and of another
-/// inode than before (see [`Renumbered`]); for directories times do not count.
+/// A path counts as modified when anything but atime, ctime, inode number, link count or listing differs (for
+/// a file's content: its bytes, not where they are stored), or when it is one of several names in either root
+/// and refers to another inode than before (see [`Renumbered`]). A directory's times do not count.
 pub fn diff(
     trees: &Trees,
     old: Option<&Root>,
@@ -47,7 +47,7 @@ pub fn diff(
     compare_roots(trees, old, new, false, visit)
 }
 
-/// [`diff`], but a directory's modification time counts too.
+/// Like [`diff`], but a directory's modification time counts too.
 pub fn diff_with_times(
     trees: &Trees,
     old: Option<&Root>,
@@ -76,7 +76,7 @@ fn compare_roots(
     below.map_or(Ok(()), |below| compare(trees, Linked::Some(&changed), below, &mut differ))
 }
 
-/// Numbers of the inodes that stand in both link tables and differ.
+/// The numbers of the inodes that are in both link tables and differ.
 pub fn changed_links(trees: &Trees, old: &Root, new: &Root) -> Result<HashSet<Ino>> {
     let mut changed = HashSet::new();
     let none = HashSet::new();
@@ -91,7 +91,7 @@ pub fn changed_links(trees: &Trees, old: &Root, new: &Root) -> Result<HashSet<In
     Ok(changed)
 }
 
-/// Whether two inodes of one kind differ in what counts.
+/// Whether two inodes of the same kind differ in what [`diff`] reports.
 pub fn differs(old: &InodeRecord, new: &InodeRecord) -> bool {
     let body = match (&old.body, &new.body) {
         (Body::Regular(a), Body::Regular(b)) => (a.size, a.hash) != (b.size, b.hash),
@@ -104,8 +104,9 @@ pub fn differs(old: &InodeRecord, new: &InodeRecord) -> bool {
 }
 
 /// Linked inodes that have one number in the old root and another in the new one. A restore under running
-/// programs numbers inodes anew, and that is no difference: two numbers stand for one inode when neither root
-/// has both, it has as many names in both, and no name was seen that says otherwise.
+/// programs gives inodes new numbers, which does not count as a difference. Two numbers stand for the same
+/// inode when neither root has both, the inode has equally many names in both, and no name seen so far
+/// contradicts it.
 #[derive(Debug, Default)]
 pub struct Renumbered {
     new: HashMap<Ino, Ino>,
@@ -113,8 +114,8 @@ pub struct Renumbered {
 }
 
 impl Renumbered {
-    /// Whether a name's inode in `old` and in `new`, each with its number and count of names, may be one. To
-    /// be asked for each name in the order of paths.
+    /// Whether a name's inode in `old` and in `new`, each given with its number and link count, may be the
+    /// same. Must be called for every name, in the order of paths.
     pub fn is_one(
         &mut self,
         trees: &Trees,
@@ -140,7 +141,7 @@ impl Renumbered {
     }
 }
 
-/// Says how each path differs.
+/// Reports how each path differs.
 struct Differ<'a> {
     trees: &'a Trees,
     old: &'a Root,
@@ -150,7 +151,7 @@ struct Differ<'a> {
     report: &'a mut dyn FnMut(&[u8], Change<'_>) -> Result<()>,
 }
 
-/// An inode that a name stands for, and whether that is one of several names.
+/// The inode that a name refers to, and whether the inode has several names.
 type Found = (InodeRecord, bool);
 
 impl Visitor for Differ<'_> {
@@ -181,7 +182,7 @@ impl Visitor for Differ<'_> {
 }
 
 impl Differ<'_> {
-    /// Reports how the path differs. Gives the listings of what is a directory.
+    /// Reports how the path differs. Returns the listings below it, if either side is a directory.
     fn found(
         &mut self,
         path: &[u8],

@@ -1,16 +1,16 @@
-//! Putting chosen paths of one tree into another.
+//! Combines two trees: takes chosen paths of one into the other.
 //!
-//! `onto` becomes what it was, with the chosen paths as `from` has them. Both are trees of one environment's
-//! history, so one number means one inode in both; in the result each number stands for one inode again. An
-//! inode that is taken from `from` keeps its number where `onto` has it at that very path, or does not know
-//! it; else it gets a fresh one.
+//! The result is `onto`, with the chosen paths as they are in `from`. Both trees are from one environment's
+//! history, so a number means the same inode in both; in the result, too, each number stands for one inode.
+//! An inode taken from `from` keeps its number if `onto` has that number at this very path, or has never used
+//! it; otherwise it gets a fresh one.
 //!
-//! Of an inode with several names, the names that are taken stay one inode. Where names that are not taken
-//! remain with another content or other attributes, the ones taken become an inode of their own: what was not
+//! If an inode has several names, those that are taken still share one inode. If some names are not taken and
+//! remain with another content or other attributes, the taken ones become an inode of their own: what was not
 //! chosen does not change.
 //!
-//! Two passes: the first counts which names of linked inodes come and go, which decides their numbers; the
-//! second writes.
+//! There are two passes: the first counts which names of linked inodes come and go, which decides their
+//! numbers; the second writes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -29,7 +29,7 @@ use super::{Linked, Pair, Pairs, Target, Trees, update_dir, update_links};
 #[derive(Clone, Debug, Default)]
 pub struct Picks {
     pick: Pick,
-    /// Whether directories above it that are missing come along.
+    /// Whether missing directories above the path are made as well.
     make_parents: bool,
     below: BTreeMap<Box<[u8]>, Picks>,
 }
@@ -37,25 +37,26 @@ pub struct Picks {
 /// What is taken at a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Pick {
-    /// Nothing but what is picked below.
+    /// Nothing but what is picked below it.
     #[default]
     Pass,
-    /// Itself; of a directory its attributes, and below what is picked there.
+    /// The inode itself: for a directory its attributes, and of its entries only what is picked below.
     Itself,
-    /// Itself and everything below.
+    /// The inode and everything below it.
     Whole,
 }
 
 impl Picks {
-    /// Takes a path with everything below it: where `from` has nothing, nothing is left. With `make_parents`
-    /// the directories above come along where `onto` has none; otherwise the path is passed over then.
+    /// Takes a path with everything below it; if `from` has nothing there, the path is removed. With
+    /// `make_parents`, directories above it that `onto` lacks are taken too; otherwise the path is skipped
+    /// when they are missing.
     pub fn whole(&mut self, path: &[u8], make_parents: bool) {
         let at = self.at(path);
         (at.pick, at.make_parents) = (Pick::Whole, make_parents);
     }
 
-    /// Takes a path alone: of a directory the attributes. One that `from` does not have goes when nothing is
-    /// left in it.
+    /// Takes a path alone: for a directory only its attributes. A directory that `from` does not have is
+    /// removed if nothing is left in it.
     pub fn itself(&mut self, path: &[u8]) {
         let at = self.at(path);
         (at.pick, at.make_parents) = (at.pick.max(Pick::Itself), true);
@@ -66,17 +67,18 @@ impl Picks {
     }
 }
 
-/// What the numbers of inodes are worth.
+/// How inode numbers are assigned and interpreted.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbers {
-    /// Fresh numbers are not below this (nor below those of either tree).
+    /// Lower bound of fresh numbers (which are also above those of either tree).
     pub next_ino: Ino,
-    /// `onto` came after `from` in one history. A linked inode's number that its link table lacks is free
-    /// then, and a linked inode that both have stays one: its names that are taken follow it.
+    /// Whether `onto` came after `from` in one history. Then a linked inode's number that is missing from the
+    /// link table of `onto` is free, and a linked inode that both trees have stays one inode: the names taken
+    /// refer to its version in `onto`.
     pub onto_is_newer: bool,
 }
 
-/// The root that `onto` becomes with `picks` taken from `from`; the result is added to `batch`.
+/// Returns the root of `onto` with `picks` taken from `from`; the result is added to `batch`.
 pub fn graft(
     trees: &Trees,
     batch: &mut Batch,
@@ -110,15 +112,15 @@ struct Graft<'a> {
     onto_is_newer: bool,
     /// The next fresh number.
     next: Ino,
-    /// The second pass.
+    /// Whether this is the second pass.
     writing: bool,
-    /// Names that `onto` loses, by linked inode.
+    /// How many names `onto` loses, by linked inode.
     dropped: HashMap<Ino, u32>,
-    /// Inodes of one name that `onto` loses, as far as they were met.
+    /// The inodes with a single name that `onto` loses, as far as they were visited.
     dropped_plain: HashSet<Ino>,
-    /// Names that come, by linked inode of `from`.
+    /// How many names are taken, by linked inode of `from`.
     taken: HashMap<Ino, u32>,
-    /// Numbers of the linked inodes of `from` in the result.
+    /// The new numbers in the result of linked inodes of `from`.
     mapped: HashMap<Ino, Ino>,
 }
 
@@ -142,7 +144,8 @@ impl Graft<'_> {
         Ok(Root { inode, links, next_ino: self.next })
     }
 
-    /// After the first pass: the link table's changes, and the numbers of what comes.
+    /// After the first pass: decides the numbers of the linked inodes taken, and returns the changes to the
+    /// link table.
     fn settle_links(&mut self) -> Result<BTreeMap<Ino, Option<InodeRecord>>> {
         let mut changes = BTreeMap::new();
         let (taken, dropped) = (std::mem::take(&mut self.taken), std::mem::take(&mut self.dropped));
@@ -189,7 +192,7 @@ impl Graft<'_> {
         Ok(changes)
     }
 
-    /// What a path becomes. `parent_there`: whether `onto` has the directory that it is in.
+    /// What the result has at a path. `parent_there`: whether `onto` has the directory that contains it.
     fn combine(
         &mut self,
         picks: &Picks,
@@ -236,8 +239,8 @@ impl Graft<'_> {
         }
     }
 
-    /// A directory with the listing of `onto` and what is picked below; with the attributes of `attributes`,
-    /// or of `onto`.
+    /// Returns a directory with the listing of `onto` and what is picked below, and with `attributes`, or
+    /// else those of `onto`.
     fn directory(
         &mut self,
         picks: &Picks,
@@ -272,7 +275,7 @@ impl Graft<'_> {
         Ok(Target::Inode(record))
     }
 
-    /// The listing `base` with `edits`. In the first pass it only says whether something is in it.
+    /// Returns the listing `base` with `edits`. In the first pass the result only shows whether it is empty.
     fn listing(
         &mut self,
         base: Option<ObjectId>,
@@ -295,7 +298,7 @@ impl Graft<'_> {
         Ok(Body::Directory { tree: (added || left).then_some(base.unwrap_or(something)), links })
     }
 
-    /// What `from` has, numbered for the result, in the place of what `onto` has.
+    /// Returns what `from` has, numbered for the result, in place of what `onto` has.
     fn take(&mut self, from: Option<Target>, onto: Option<Target>) -> Result<Option<Target>> {
         if from == onto && !self.links_differ_below(onto.as_ref()) {
             return Ok(onto);
@@ -346,7 +349,7 @@ impl Graft<'_> {
         Ok(Some(Target::Inode(taken)))
     }
 
-    /// Whether `onto` has at this path a name of the same inode, no different: then there is nothing to take.
+    /// Whether `onto` has at this path a name of the same, unchanged inode: then nothing needs to be taken.
     fn is_one_of_its_names(&self, new: &InodeRecord, onto: Option<&Target>) -> Result<bool> {
         let Some(Target::Link { ino, kind }) = onto else { return Ok(false) };
         if *ino != new.ino || *kind != new.kind() {
@@ -355,7 +358,7 @@ impl Graft<'_> {
         Ok(self.trees.link(self.onto, *ino)?.is_some_and(|old| !differs(&old, new)))
     }
 
-    /// Counts what `onto` loses at a path.
+    /// Counts the names that `onto` loses at a path.
     fn lose(&mut self, onto: Option<Target>) -> Result<()> {
         if self.writing {
             return Ok(());
@@ -375,7 +378,7 @@ impl Graft<'_> {
         Ok(())
     }
 
-    /// The number in the result of an inode of one name.
+    /// The number in the result of an inode with a single name.
     fn number(&mut self, ino: Ino, onto: Option<&Target>) -> Ino {
         let is_at_this_path = matches!(onto, Some(Target::Inode(old)) if old.ino == ino);
         if is_at_this_path || ino >= self.onto.next_ino { ino } else { self.fresh() }
@@ -386,7 +389,7 @@ impl Graft<'_> {
         self.next - 1
     }
 
-    /// Whether equal entries may stand for linked inodes that differ.
+    /// Whether equal entries may refer to linked inodes that differ.
     fn links_differ_below(&self, entry: Option<&Target>) -> bool {
         self.onto.links != self.from.links
             && match entry {
@@ -412,7 +415,7 @@ impl Graft<'_> {
     }
 }
 
-/// Every path of these linked inodes. Directories without linked names are not opened.
+/// All paths of these linked inodes. Directories without linked names are not opened.
 pub fn names_of(trees: &Trees, root: &Root, inos: &HashSet<Ino>) -> Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     let mut todo = vec![(Vec::new(), Target::Inode(root.inode.clone()))];

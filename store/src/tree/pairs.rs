@@ -1,5 +1,5 @@
-//! The names that differ between two listings. Everything that compares trees finds them here: what is equal
-//! is not read.
+//! The names that differ between two listings. Everything that compares trees uses this, so that equal parts
+//! are not read.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -11,12 +11,12 @@ use crate::inode::Ino;
 use super::cursor::Cursor;
 use super::{EntryRef, Keys, Target, Trees};
 
-/// Linked inodes that differ without their names telling so: their records stand in the link tables.
+/// Linked inodes that differ. Their names do not show it, because their records are in the link tables.
 #[derive(Clone, Copy, Debug)]
 pub enum Linked<'a> {
-    /// These.
+    /// These inodes.
     Some(&'a HashSet<Ino>),
-    /// Perhaps any.
+    /// Possibly any linked inode.
     Any,
 }
 
@@ -26,7 +26,7 @@ impl Linked<'_> {
         matches!(self, Linked::Some(inos) if inos.is_empty())
     }
 
-    /// Whether an entry that is equal on both sides is a name of one, or may lead to one.
+    /// Whether an entry that is equal on both sides is a name of such an inode, or may have one below it.
     fn are_at(&self, entry: &EntryRef<'_>) -> bool {
         match self {
             Linked::Some(inos) if inos.is_empty() => false,
@@ -36,18 +36,18 @@ impl Linked<'_> {
     }
 }
 
-/// A name, and what it stands for on each side; not absent from both.
+/// A name, with what it refers to on each side; at least one side has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
     /// The name.
     pub name: Box<[u8]>,
-    /// What the old listing has.
+    /// What the name refers to in the old listing.
     pub old: Option<Target>,
-    /// What the new listing has.
+    /// What the name refers to in the new listing.
     pub new: Option<Target>,
 }
 
-/// Two listings under comparison. Chunks that both have are skipped unread.
+/// Compares two listings. Chunks that both have are skipped unread.
 pub struct Pairs {
     old: Cursor,
     new: Cursor,
@@ -55,18 +55,18 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Compares two directories' listings; None is an empty one.
+    /// Compares two directory listings; `None` is an empty one.
     pub fn new(old: Option<&ObjectId>, new: Option<&ObjectId>) -> Pairs {
         Self::of(Keys::Names, old, new)
     }
 
-    /// Compares two listings with such keys.
+    /// Compares two listings with keys of this kind.
     pub(super) fn of(keys: Keys, old: Option<&ObjectId>, new: Option<&ObjectId>) -> Pairs {
         Pairs { old: Cursor::new(old, keys), new: Cursor::new(new, keys), is_same: old == new }
     }
 
-    /// The next name, in the order of their bytes, that differs or at which one of `linked` is, or may be
-    /// further down; None at the end.
+    /// The next name, in byte order, that differs, or that refers to one of `linked` or may lead to one;
+    /// `None` at the end.
     pub fn next(&mut self, trees: &Trees, linked: Linked<'_>) -> Result<Option<Pair>> {
         if self.is_same && linked.is_none() {
             return Ok(None);
@@ -98,7 +98,7 @@ impl Pairs {
         }
     }
 
-    /// Skips the chunk at both cursors if it is the same.
+    /// Skips the chunk at both cursors if it is the same; returns whether it did.
     fn skip_equal_chunk(&mut self, trees: &Trees, linked: Linked<'_>) -> Result<bool> {
         match (self.old.chunk(trees)?, self.new.chunk(trees)?) {
             (Some((a, links)), Some((b, _))) if a == b && (!links || linked.is_none()) => {
@@ -111,7 +111,7 @@ impl Pairs {
     }
 }
 
-/// Takes the entry at a cursor, if it is at one.
+/// Removes and returns the entry at a cursor; `None` at the end.
 fn take(cursor: &mut Cursor, trees: &Trees) -> Result<Option<(Box<[u8]>, Target)>> {
     let Some(entry) = cursor.peek(trees)? else { return Ok(None) };
     let name = Box::from(entry.name());

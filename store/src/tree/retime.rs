@@ -1,8 +1,8 @@
 //! Modification times after a restore.
 //!
-//! Programs that compare times (make, cargo, caches of listings) take a file for unchanged when an older one
-//! comes in its place. So what a restore brings gets the present time, as git gives it to what it checks out,
-//! and nothing that stays gets an older one.
+//! Programs that compare times (make, cargo, caches of listings) take a file for unchanged when an older file
+//! replaces it. So what a restore brings in gets the present time, as files checked out by git do, and
+//! nothing that stays gets an older one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -15,22 +15,22 @@ use crate::root::Root;
 use super::diff::differs;
 use super::{Linked, Pair, Pairs, Target, Trees, update_dir, update_links};
 
-/// What [`retime`] made.
+/// The result of [`retime`].
 #[derive(Clone, Debug)]
 pub struct Retimed {
     /// The tree.
     pub root: Root,
-    /// How many inodes that are no directories got the time.
+    /// How many inodes other than directories got the present time.
     pub touched: u64,
 }
 
-/// `after` with the modification times that it would have if `before` had been written over to become it at
-/// the time `now`: that time for what is no directory where it came or has another content, and for
-/// directories in which a name came, went, or stands for another kind. What else is in both keeps the
-/// modification time that `before` has, and all its times where nothing of it differs. A change time is `now`
-/// where anything differs. Objects are added to `batch`.
+/// Returns `after` with the modification times it would have if `before` had been changed into it at the time
+/// `now`. A new or changed file gets `now`, and so does a directory in which a name came, went or changed its
+/// kind. Everything else keeps the modification time from `before`, and all its times if nothing of it
+/// differs. The change time is `now` wherever anything differs. Objects are added to `batch`.
 ///
-/// `after` is stored; both are trees of one environment's history, so one number means one inode in both.
+/// `after` must be stored. Both trees are from one environment's history, so a number means the same inode in
+/// both.
 pub fn retime(
     trees: &Trees,
     batch: &mut Batch,
@@ -48,17 +48,17 @@ struct Retime<'a> {
     before: &'a Root,
     after: &'a Root,
     now: Timestamp,
-    /// Linked inodes of `after` at names that were looked at.
+    /// The linked inodes of `after` whose names have been visited.
     names: HashMap<Ino, Names>,
     touched: u64,
 }
 
-/// What stood at the names of a linked inode.
+/// What was found at the names of a linked inode.
 #[derive(Default)]
 struct Names {
     /// An inode with the same content.
     same: Option<InodeRecord>,
-    /// One with another content stood at one of them.
+    /// Whether an inode with another content was at one of the names.
     differs: bool,
 }
 
@@ -78,7 +78,7 @@ impl Retime<'_> {
         Ok(Retimed { root: Root { inode, links, next_ino: self.after.next_ino }, touched: self.touched })
     }
 
-    /// What is to stand in the place of `new`, where `old` stood, if anything else.
+    /// The entry that replaces `new`, whose old entry is `old`; `None` if `new` stays as it is.
     fn entry(&mut self, old: Option<&Target>, new: &Target) -> Result<Option<Target>> {
         if old == Some(new) && !self.links_differ_below(new) {
             return Ok(None);
@@ -98,7 +98,7 @@ impl Retime<'_> {
         Ok((retimed != *record).then_some(Target::Inode(retimed)))
     }
 
-    /// The times of what is no directory. `old`: what it was, if it was.
+    /// The times of an inode other than a directory. `old`: the inode that was there before, if any.
     fn file(&mut self, old: Option<&InodeRecord>, new: &InodeRecord) -> InodeRecord {
         match old.filter(|old| same_content(old, new)) {
             Some(old) => self.as_before(old, new),
@@ -109,7 +109,7 @@ impl Retime<'_> {
         }
     }
 
-    /// `new` with the modification time of `old`, and with its other times if nothing else of it differs.
+    /// `new` with the modification time of `old`, and with its other times too if nothing else differs.
     fn as_before(&self, old: &InodeRecord, new: &InodeRecord) -> InodeRecord {
         let new = InodeRecord { mtime: old.mtime, ..new.clone() };
         if differs(old, &new) || old.nlink != new.nlink {
@@ -147,7 +147,7 @@ impl Retime<'_> {
         })
     }
 
-    /// Remembers what stood at a name of the linked inode `ino`.
+    /// Records what was at a name of the linked inode `ino`.
     fn note(&mut self, ino: Ino, old: Option<InodeRecord>) -> Result<()> {
         let new = self.linked(self.after, ino)?;
         let names = self.names.entry(ino).or_default();
@@ -159,12 +159,12 @@ impl Retime<'_> {
         Ok(())
     }
 
-    /// The link table's changes, once all names were looked at.
+    /// The changes to the link table, once all names have been visited.
     fn links(&mut self) -> Result<BTreeMap<Ino, Option<InodeRecord>>> {
         let mut changes = BTreeMap::new();
         for (ino, names) in std::mem::take(&mut self.names) {
             let new = self.linked(self.after, ino)?;
-            // By its number too: only new names of it may have been looked at.
+            // Also looked up by number: perhaps only its new names were visited.
             let itself = self.trees.link(self.before, ino)?.filter(|old| same_content(old, &new));
             let old = itself.or(names.same).filter(|_| !names.differs);
             let retimed = self.file(old.as_ref(), &new);
@@ -187,7 +187,7 @@ impl Retime<'_> {
         self.trees.link(root, ino)?.ok_or_else(missing)
     }
 
-    /// Whether equal entries may stand for linked inodes that differ.
+    /// Whether equal entries may refer to linked inodes that differ.
     fn links_differ_below(&self, entry: &Target) -> bool {
         let holds_links = match entry {
             Target::Link { .. } => true,
@@ -197,7 +197,7 @@ impl Retime<'_> {
     }
 }
 
-/// Whether two inodes, none of them a directory, are of one kind and hold the same.
+/// Whether two inodes, neither a directory, have the same kind and content.
 pub fn same_content(old: &InodeRecord, new: &InodeRecord) -> bool {
     let body = match (&old.body, &new.body) {
         (Body::Regular(old), Body::Regular(new)) => (old.size, old.hash) == (new.size, new.hash),

@@ -1,8 +1,8 @@
-//! Writing listings, split into chunks when they are long.
+//! Writes listings, split into chunks when they are long.
 //!
-//! Where a chunk begins follows from the names alone: at each name whose hash says so, and in a long stretch
+//! Where a chunk begins depends on the names alone: at each name whose hash says so, and in a long run
 //! without such a name at every [`CHUNK_MAX`]th entry. So equal listings have equal chunks whatever their
-//! history, and a change touches few of them.
+//! history, and a change affects few chunks.
 
 use crate::batch::Batch;
 use crate::error::{Result, StoreError};
@@ -12,16 +12,19 @@ use crate::inode::InodeRecord;
 use super::codec::{LeafBuilder, encode_target, raw_entry};
 use super::{Chunk, Entry, EntryRef, Index, Keys, TREE_MAX, Target, Tree, WrittenDir};
 
-/// Listings above so many entries are split.
+/// Listings with more entries than this are split.
 pub(super) const SPLIT_ABOVE: u64 = 1024;
 
-/// One name in so many begins a chunk.
+/// On average one name in this many begins a chunk.
 const CHUNK_AVERAGE: u16 = 512;
 
-/// The most entries of one chunk.
+/// Maximum number of entries in a chunk.
 const CHUNK_MAX: u32 = 4096;
 
 /// Writes a directory's listing. The entries must come in strictly increasing order of names.
+///
+/// # Errors
+/// [`StoreError::Invalid`] when an entry cannot be encoded, is out of order, or the listing is too large.
 pub fn write_dir(batch: &mut Batch, entries: &mut dyn Iterator<Item = Entry>) -> Result<WrittenDir> {
     let mut writer = Writer::new(Keys::Names);
     let mut target = Vec::new();
@@ -33,8 +36,8 @@ pub fn write_dir(batch: &mut Batch, entries: &mut dyn Iterator<Item = Entry>) ->
     writer.finish(batch, &|id, _| Err(StoreError::missing("tree", id)))
 }
 
-/// Writes a link table from the inodes with several names, in strictly increasing order of numbers; None if
-/// there are none.
+/// Writes a link table of the inodes with several names, which must come in strictly increasing order of
+/// numbers; `None` if there are none.
 pub fn write_links(
     batch: &mut Batch,
     inodes: &mut dyn Iterator<Item = InodeRecord>,
@@ -50,7 +53,7 @@ pub fn write_links(
     Ok(writer.finish(batch, &|id, _| Err(StoreError::missing("tree", id)))?.tree)
 }
 
-/// Appends the encoded target; refuses one that would not decode.
+/// Appends the encoded target; refuses a record that could not be decoded.
 pub(super) fn encode_checked(out: &mut Vec<u8>, target: &Target) -> Result<()> {
     if let Target::Inode(record) = target {
         record.check()?;
@@ -66,7 +69,7 @@ pub(super) fn is_border(name: &[u8]) -> bool {
     u16::from_le_bytes([low, high]) % CHUNK_AVERAGE == 0
 }
 
-/// Writes one listing from entries that come in order, and from whole chunks of a listing before.
+/// Writes one listing from sorted entries, and from whole chunks of an earlier listing.
 pub(super) struct Writer {
     keys: Keys,
     parts: Vec<Part>,
@@ -76,7 +79,7 @@ pub(super) struct Writer {
 }
 
 enum Part {
-    /// Not stored: the listing may turn out short enough for one leaf.
+    /// Not stored yet: the listing may turn out short enough for one leaf.
     Built(LeafBuilder),
     Stored(Chunk),
 }
@@ -107,7 +110,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds a stored chunk as it is. It must begin with a border or be the first of the listing.
+    /// Adds a stored chunk unchanged. It must begin at a border or be the first of the listing.
     pub fn reuse(&mut self, chunk: &Chunk, batch: &mut Batch) -> Result<()> {
         self.close(batch)?;
         self.total += u64::from(chunk.count);
@@ -117,7 +120,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the listing. `load` reads a chunk that was reused, should the listing have become short.
+    /// Finishes the listing. `load` reads a reused chunk, in case the listing has become short enough for one
+    /// leaf.
     pub fn finish(
         mut self,
         batch: &mut Batch,
@@ -162,15 +166,15 @@ impl Writer {
         }
     }
 
-    /// Ends the chunk under way.
+    /// Finishes the current chunk.
     fn close(&mut self, batch: &mut Batch) -> Result<()> {
         self.parts.extend(self.open.take().map(Part::Built));
-        // Once it is certain that the listing is long, chunks need not wait in memory.
+        // Once the listing is known to be long, chunks need not be kept in memory.
         if self.total > SPLIT_ABOVE { self.store_parts(batch) } else { Ok(()) }
     }
 
     fn store_parts(&mut self, batch: &mut Batch) -> Result<()> {
-        // What is not stored yet stands at the end, but for the moment when the listing becomes long.
+        // Unstored parts are at the end, except when the listing has just become long.
         for part in self.parts.iter_mut().rev() {
             let Part::Built(leaf) = part else { continue };
             let id = put(&leaf.encode(self.keys), batch)?;

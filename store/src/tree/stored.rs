@@ -1,4 +1,4 @@
-//! A tree of the store, for scan and resolve.
+//! A tree of the store as [`crate::paths`] needs it, to scan it and resolve paths in it.
 
 use super::{Trees, resolve};
 use crate::error::{Result, StoreError};
@@ -6,19 +6,19 @@ use crate::inode::{Body, FileKind, InodeRecord};
 use crate::paths::{PathTree, components};
 use crate::root::Root;
 
-/// A root of the store.
+/// The tree of a root in the store.
 pub struct StoredTree<'a> {
     trees: &'a Trees,
     root: &'a Root,
 }
 
 impl<'a> StoredTree<'a> {
-    /// The tree that `root` is the root of.
+    /// The tree with this root.
     pub fn new(trees: &'a Trees, root: &'a Root) -> StoredTree<'a> {
         StoredTree { trees, root }
     }
 
-    /// The inode at a path, no link followed; None when nothing is there.
+    /// The inode at a path; symbolic links are not followed. `None` when nothing is there.
     pub fn find(&self, path: &[u8]) -> Result<Option<InodeRecord>> {
         let mut at = self.root.inode.clone();
         for name in components(path) {

@@ -1,4 +1,4 @@
-//! Changing listings.
+//! Changes listings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use crate::inode::{Ino, InodeRecord};
 use super::split::{Writer, encode_checked, is_border};
 use super::{Chunk, Index, Keys, Node, Target, Tree, Trees, WrittenDir, expect_leaf};
 
-/// Writes the listing that `base` (None: empty) becomes by `changes`: new targets by name, None to remove (a
-/// name that is not there is no error). The result is what [`super::write_dir`] gives for the same entries.
-/// Chunks that no change touches are reused unread, and records that do not change are copied undecoded.
+/// Writes the listing `base` (`None`: empty) with `changes` applied: new targets by name, `None` to remove a
+/// name (which need not exist). The result is the same as that of [`super::write_dir`] for the same entries.
+/// Chunks that no change touches are reused unread, and unchanged records are copied without decoding.
 pub fn update_dir(
     trees: &Trees,
     batch: &mut Batch,
@@ -25,7 +25,7 @@ pub fn update_dir(
     update(trees, batch, Keys::Names, base, &changes)
 }
 
-/// [`update_dir`] for a link table; None if none is left.
+/// [`update_dir`] for a link table; `None` if no entry is left.
 pub fn update_links(
     trees: &Trees,
     batch: &mut Batch,
@@ -40,7 +40,7 @@ pub fn update_links(
     Ok(update(trees, batch, Keys::Inos, base, &changes)?.tree)
 }
 
-/// What becomes of one key: the encoded target, or None to remove it.
+/// A change of one key: the encoded target, or `None` to remove it.
 struct Edit {
     key: Box<[u8]>,
     target: Option<Vec<u8>>,
@@ -81,7 +81,7 @@ fn update_index(
     writer: &mut Writer,
 ) -> Result<()> {
     let chunks = index.chunks();
-    // Where the changes from this chunk on begin. Those before the first chunk belong to it.
+    // The index of the first change at or after this chunk. Changes before the first chunk belong to it.
     let start_of = |i: usize| match chunks.get(i) {
         Some(_) if i == 0 => 0,
         Some(chunk) => changes.partition_point(|change| *change.key < *chunk.first),
@@ -89,12 +89,12 @@ fn update_index(
     };
     let mut i = 0;
     while i < chunks.len() {
-        // A stretch: chunks from one border to the next. How it is cut follows from its own names only.
+        // A run of chunks from one border to the next. How it is split depends on its own names only.
         let mut end = i + 1;
         while end < chunks.len() && !is_border(&chunks[end].first) {
             end += 1;
         }
-        // If the next stretch loses its first name, what is left of it continues this one.
+        // If the next run loses its first name, what is left of it continues this one.
         let next_is_joined = chunks.get(end).is_some_and(|next| {
             let change = changes.get(start_of(end));
             change.is_some_and(|change| change.key == next.first && change.target.is_none())

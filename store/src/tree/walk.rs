@@ -1,4 +1,4 @@
-//! Visiting a whole root.
+//! Visits a whole tree.
 
 use crate::error::{Result, StoreError};
 use crate::inode::{Body, InodeRecord};
@@ -7,8 +7,8 @@ use crate::root::Root;
 use super::cursor::Cursor;
 use super::{Keys, Target, Trees};
 
-/// Calls `visit` with each path (`/` for the root, else `/a/b`) and inode, in path order, component by
-/// component: parents before children. An inode with several names comes with each of them.
+/// Calls `visit` with each path (`/` for the root, else `/a/b`) and its inode, in the order of paths compared
+/// by component: parents before children. An inode with several names is visited once for each.
 pub fn walk(
     trees: &Trees,
     root: &Root,
@@ -16,8 +16,8 @@ pub fn walk(
 ) -> Result<()> {
     visit(b"/", &root.inode)?;
     let mut path = Vec::new();
-    // Directories under way, each with the length of its path. Not recursion: a tree may be deeper than a
-    // stack.
+    // The open directories, each with the length of its path. Not recursive: a tree may be deeper than the
+    // thread's stack allows.
     let mut stack = vec![(Cursor::new(root.tree(), Keys::Names), 0)];
     while let Some((cursor, length)) = stack.last_mut() {
         let Some(entry) = cursor.peek(trees)? else {
@@ -39,7 +39,7 @@ pub fn walk(
     Ok(())
 }
 
-/// The inode of an entry of `root`.
+/// The inode that an entry of `root` refers to.
 pub(crate) fn resolve(trees: &Trees, root: &Root, target: Target) -> Result<InodeRecord> {
     match target {
         Target::Inode(record) => Ok(record),

@@ -1,19 +1,19 @@
-//! What a name, a path or an attribute may be.
+//! Which names, paths and attributes are allowed.
 
 use super::{MAX_DEPTH, Reason};
 use crate::error::StoreError;
 use crate::inode::FileKind;
 
-/// The name at the root that belongs to the control files.
+/// The name at the root that is reserved for the control files.
 const RESERVED: &[u8] = b".karapace";
 
-/// What there is of the namespace `system.`.
+/// The only attributes in the namespace `system.`.
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
-/// How many bytes of names of extended attributes listxattr(2) gives of one inode, each with a NUL.
+/// How many bytes of attribute names listxattr(2) can return for one inode, each with a NUL.
 const MAX_NAMES: usize = 64 << 10;
 
-/// The components that a path names below the root.
+/// The components of a path below the root.
 pub(in crate::import) fn normalise(path: &[u8]) -> Reason<Vec<Box<[u8]>>> {
     let mut components: Vec<Box<[u8]>> = Vec::new();
     for component in path.split(|&b| b == b'/') {
@@ -27,7 +27,7 @@ pub(in crate::import) fn normalise(path: &[u8]) -> Reason<Vec<Box<[u8]>>> {
     Ok(components)
 }
 
-/// No path could name it; without a bound a small archive could ask for any amount of work.
+/// No path could reach such an entry; without a limit a small archive could demand any amount of work.
 pub(super) fn too_deep() -> String {
     format!("it is nested deeper than {MAX_DEPTH} levels")
 }
@@ -45,7 +45,7 @@ pub(super) fn check_name(at_root: bool, name: &[u8]) -> Reason<()> {
     Ok(())
 }
 
-/// Attributes as Linux can hold them; an archive may say anything.
+/// Checks that Linux can hold the attributes; an archive may contain anything.
 pub(in crate::import) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<()> {
     let names: usize = xattrs.iter().map(|(name, _)| name.len() + 1).sum();
     if names > MAX_NAMES {
@@ -59,9 +59,8 @@ pub(in crate::import) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<(
     Ok(())
 }
 
-/// Why Linux would not let anybody set an attribute of this name on such an inode, in words; nothing where it
-/// would. An archive of another system has such, and other file systems list some: nobody could give them to
-/// a copy.
+/// Why Linux would not let anybody set an attribute of this name on such an inode; `None` if it would.
+/// Archives from other systems contain such attributes, and some file systems list them.
 pub(in crate::import) fn why_not_settable(name: &[u8], kind: FileKind) -> Option<&'static str> {
     let below = |prefix: &[u8]| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
     if below(b"user.") {
@@ -72,7 +71,7 @@ pub(in crate::import) fn why_not_settable(name: &[u8], kind: FileKind) -> Option
     (!known).then_some("it is in no namespace of Linux's")
 }
 
-/// The error that names an entry.
+/// An error that names an entry.
 pub(in crate::import) fn refuse(path: &[u8], reason: &str) -> StoreError {
     StoreError::Invalid(format!("cannot import {:?}: {reason}", String::from_utf8_lossy(path)))
 }

@@ -7,7 +7,7 @@ use super::{Builder, Child, Content, DirId, LeafId, Marks, Redirect, Shape, refu
 use crate::content::FileContent;
 use crate::error::Result;
 
-/// A directory of the layer that is to be merged with what it covers.
+/// A directory of the layer that has yet to be merged with the one it covers.
 struct Step {
     directory: DirId,
     below: Option<DirId>,
@@ -15,11 +15,11 @@ struct Step {
 }
 
 impl Builder {
-    /// Lays `layer` over this tree: its whiteouts and opaque marks take away what was here, wherever in the
-    /// layer they stand, and nothing of the layer's own.
+    /// Lays `layer` over this tree: its whiteouts and opaque marks hide what was here, wherever they stand in
+    /// the layer, but nothing of the layer itself.
     ///
-    /// Directories that the layer does not touch are in the result as they are. So the work is what the layer
-    /// has, and what lies in the directories that it touches.
+    /// Directories that the layer does not touch stay as they are. So the work is proportional to the layer
+    /// and the entries of the directories it touches.
     pub fn cover(&mut self, layer: Builder) -> Result<()> {
         let (renames, links) = (layer.renames, layer.pending.then_some(self.leaves.len()));
         let (top, was) = (self.take_over(layer), self.root);
@@ -29,7 +29,7 @@ impl Builder {
         let mut unresolved = BTreeMap::new();
         let mut todo = vec![Step { directory: top, below: Some(was), path: Trail::default() }];
         while let Some(step) = todo.pop() {
-            // What is covered is part of the result by what covers it alone.
+            // A covered directory is in the result only through the one that covers it.
             if let Some(below) = step.below
                 && std::mem::replace(&mut self.directories[below.0].taken, true)
             {
@@ -51,7 +51,7 @@ impl Builder {
         self.settle()
     }
 
-    /// Takes a layer's directories and leaves in; gives its root.
+    /// Moves a layer's directories and leaves into this builder; returns its root.
     fn take_over(&mut self, layer: Builder) -> DirId {
         let (directories, leaves) = (self.directories.len(), self.leaves.len());
         self.pending |= layer.pending;
@@ -69,8 +69,8 @@ impl Builder {
         DirId(layer.root.0 + directories)
     }
 
-    /// Settles the hard links, among the leaves from `first` on, to what is below the layer: which it had not
-    /// itself when they came. A whiteout takes that name away, not the file.
+    /// Resolves hard links, among the leaves from `first` on, to inodes below the layer: the layer did not
+    /// have the target itself when the link came. A whiteout hides the target's name, not the file.
     fn link_below(&mut self, first: usize, was: DirId) {
         for leaf in first..self.leaves.len() {
             if let Shape::Pending(wanted) = &self.leaves[leaf].shape
@@ -81,8 +81,8 @@ impl Builder {
         }
     }
 
-    /// Finds out what lies below one directory of the layer and below its children. Gives the directory below
-    /// that shows through, with what of it does not.
+    /// Finds what lies below one directory of the layer and below its children. Returns the directory below
+    /// that shows through, and the marks that hide parts of it.
     fn merge(
         &mut self,
         step: Step,
@@ -117,8 +117,8 @@ impl Builder {
         Ok(below.map(|below| (below, marks)))
     }
 
-    /// Adds to a directory of the layer what shows of the one below. That one is needed no more, unless the
-    /// layer has renames, which look things up below.
+    /// Adds to a directory of the layer what shows of the one below. The one below is then no longer needed,
+    /// unless the layer has renames, which look things up below.
     fn show(&mut self, directory: DirId, below: Option<(DirId, Box<Marks>)>, renames: bool) {
         let Some((below, marks)) = below else { return };
         let below = &mut self.directories[below.0];
@@ -136,7 +136,7 @@ impl Builder {
         }
     }
 
-    /// The directory that a child of a layer's directory lies on; `below` is what its parent lies on.
+    /// The directory that a child of a layer's directory covers; `below` is what its parent covers.
     fn below(
         &self,
         directory: DirId,
@@ -164,7 +164,7 @@ impl Builder {
         })
     }
 
-    /// The content that a leaf takes from below, if it does and it is there.
+    /// The content that a leaf shares with a file below; `None` if it has its own or there is no such file.
     fn content_below(
         &self,
         leaf: LeafId,

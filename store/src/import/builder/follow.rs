@@ -1,19 +1,19 @@
-//! Where an entry of a layer belongs when symbolic links stand above its name.
+//! Finds where an entry of a layer belongs when its path contains symbolic links.
 
 use super::{Builder, Child, Content, DirId, MAX_LINKS, Reason, Shape, normalise};
 
-/// Where the name of an entry leads.
+/// Where the path of an entry leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::import) enum Way {
-    /// There is no symbolic link above it.
+    /// The path has no symbolic link above the last component.
     Straight,
     /// To this path.
     To(Vec<u8>),
-    /// Through a link that leads to no directory: in words why.
+    /// Through a link that leads to no directory; the text says why.
     Nowhere(String),
 }
 
-/// A directory on the way, as the layer and as what is below it have it.
+/// A directory on the path, as this layer and as the layers below have it.
 struct Step {
     name: Box<[u8]>,
     own: Option<DirId>,
@@ -21,13 +21,13 @@ struct Step {
 }
 
 impl Builder {
-    /// Follows the symbolic links above the last component of an entry's name, in what this layer, as far as
-    /// it has come, shows over `below`: `lib/x` over `lib -> usr/lib` is `usr/lib/x`. Absolute targets and
-    /// `..` lead no further than to the root.
+    /// Follows the symbolic links above the last component of an entry's name, in the tree that this layer,
+    /// as read so far, shows over `below`: with `lib -> usr/lib`, `lib/x` is `usr/lib/x`. Absolute targets
+    /// and `..` never lead above the root.
     pub fn follow(&self, below: &Builder, path: &[u8]) -> Reason<Way> {
         let components = normalise(path)?;
         let Some((last, above)) = components.split_last() else { return Ok(Way::Straight) };
-        // What is still to be gone; a part of a link's target must be there, one of the name is made.
+        // The components still to follow. Those from a link's target must exist; those of the name are made.
         let mut todo: Vec<(Box<[u8]>, bool)> = above.iter().rev().map(|name| (name.clone(), false)).collect();
         let mut at: Vec<Step> = Vec::new();
         let (mut followed, mut first_link): (usize, Option<Vec<u8>>) = (0, None);
@@ -82,7 +82,7 @@ impl Builder {
         Ok(Way::To(at.iter().map(|step| &*step.name).chain([&**last]).collect::<Vec<_>>().join(&b'/')))
     }
 
-    /// Whether what is below of this name does not show in a directory of the layer.
+    /// Whether a directory of the layer hides this name of the layers below.
     fn hides(&self, directory: DirId, name: &[u8]) -> bool {
         let marks = self.directories[directory.0].marks.as_deref();
         marks.is_some_and(|marks| marks.opaque || marks.whiteouts.contains(name))

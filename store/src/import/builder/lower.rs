@@ -1,4 +1,4 @@
-//! A builder that begins with a tree of the store.
+//! A builder that starts with a tree of the store.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,12 @@ use crate::root::Root;
 use crate::tree::{Trees, walk};
 
 impl Builder {
-    /// The tree of `root`. Inodes keep their numbers, so that what stays as it is is written as it was.
+    /// Loads the tree of `root`. Inodes keep their numbers, so that unchanged parts are written as they were.
     pub fn from_tree(trees: &Trees, root: &Root, room: u64) -> Result<Builder> {
         let mut builder = Builder::new(room);
         builder.next_ino = root.next_ino;
         let mut linked = HashMap::new();
-        // The directories above, each with the length of its path.
+        // The directories above the current path, each with the length of its path.
         let mut above: Vec<(usize, DirId)> = Vec::new();
         walk(trees, root, &mut |path, record| {
             let Some(slash) = path.iter().rposition(|&b| b == b'/').filter(|_| path.len() > 1) else {

@@ -1,5 +1,5 @@
-//! The path to a node of a tree that is gone through: a chain of names, shared by all that is below, so that
-//! a wide directory in a deep place costs no more than its names.
+//! The path to a node during a walk: a chain of names, shared by everything below, so that a wide directory
+//! at a great depth costs no more than its names.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ struct Part {
 }
 
 impl Trail {
-    /// The path of what has this name there.
+    /// The path of the entry with this name, below this path.
     pub fn below(&self, name: Box<[u8]>) -> Trail {
         Trail(Some(Rc::new(Part { above: self.clone(), name })))
     }

@@ -1,4 +1,4 @@
-//! From the builder to the store: hard links settled, inodes numbered, directories written bottom-up.
+//! Writes the builder's tree to the store: resolves hard links, numbers inodes, writes directories bottom-up.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,14 +15,14 @@ use crate::root::Root;
 use crate::tree::{self, Entry, Target};
 
 impl Builder {
-    /// Settles hard links, numbers inodes in path order, writes all directories, the link table and the root
-    /// object. Gives the root and the number of names below it.
+    /// Resolves hard links, numbers inodes in path order, and writes all directories, the link table and the
+    /// root object. Returns the root and the number of names below it.
     pub fn write(mut self, batch: &mut Batch) -> Result<(ObjectId, u64)> {
         self.settle()?;
         let order = self.number()?;
         let names = order.iter().map(|directory| self.directories[directory.0].children.len() as u64).sum();
         let mut linked = BTreeMap::new();
-        // Backwards, so that a directory comes after all that is below it.
+        // In reverse, so that a directory comes after everything below it.
         for directory in order.into_iter().rev() {
             self.write_directory(directory, batch, &mut linked)?;
         }
@@ -32,7 +32,7 @@ impl Builder {
         Ok((root, names))
     }
 
-    /// Replaces pending hard links by what they name.
+    /// Replaces pending hard links by their targets.
     pub fn settle(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.pending) {
             return Ok(());
@@ -60,8 +60,8 @@ impl Builder {
         Ok(())
     }
 
-    /// What a leaf stands for when hard links that came early are followed. What is found is kept in `known`:
-    /// of a long chain each link is followed once.
+    /// Follows a leaf that is a pending hard link to its target. Results are kept in `known`, so that each
+    /// link of a long chain is followed once.
     fn target(&self, leaf: LeafId, known: &mut HashMap<LeafId, LeafId>) -> Reason<LeafId> {
         let mut chain = Vec::new();
         let mut at = leaf;
@@ -75,7 +75,7 @@ impl Builder {
                 _ => break at,
             };
             match known.get(&at) {
-                // On its own way.
+                // The chain has come back to a link that is being followed.
                 Some(&same) if same == at => return Err("it is a hard link to itself".to_owned()),
                 Some(&target) => break target,
                 None => known.insert(at, at),
@@ -95,7 +95,7 @@ impl Builder {
         Ok(target)
     }
 
-    /// Gives every inode that has none its number. Returns the directories, parents before children.
+    /// Numbers every inode that has no number yet. Returns the directories, parents before children.
     pub fn number(&mut self) -> Result<Vec<DirId>> {
         self.directories[self.root.0].ino = ROOT_INO;
         let mut order = vec![self.root];
@@ -125,7 +125,7 @@ impl Builder {
         Ok(order)
     }
 
-    /// What renames in an overlay could bring about: a directory in two places, or too deep.
+    /// Refuses what renames in an overlay could cause: a directory in two places, or nested too deeply.
     fn check_place(&mut self, directory: DirId, depth: usize) -> Result<()> {
         let twice = std::mem::replace(&mut self.directories[directory.0].taken, true);
         if !twice && depth <= MAX_DEPTH {
@@ -156,7 +156,7 @@ impl Builder {
         Vec::new()
     }
 
-    /// Writes a directory whose subdirectories are written. Inodes of several names go to `linked`.
+    /// Writes a directory whose subdirectories have been written. Inodes with several names go to `linked`.
     fn write_directory(
         &mut self,
         directory: DirId,
@@ -188,7 +188,7 @@ impl Directory {
         self.children.values().copied().collect::<Vec<_>>().into_iter()
     }
 
-    /// The record of a directory that is written; takes its attributes out.
+    /// The record of a directory that has been written; takes its attributes.
     fn record(&mut self) -> InodeRecord {
         let body = Body::Directory { tree: self.written.tree, links: self.written.links };
         let attributes = std::mem::take(&mut self.attributes);
@@ -197,13 +197,13 @@ impl Directory {
 }
 
 impl Leaf {
-    /// What its next name points at; the first time its record is taken out.
+    /// What its next name refers to; the first call takes the record.
     fn write(&mut self, linked: &mut BTreeMap<Ino, InodeRecord>) -> Target {
         let (kind, rdev, body) = match std::mem::replace(&mut self.shape, Shape::Written(FileKind::Regular)) {
             Shape::Content(Content::Regular(content)) => (FileKind::Regular, 0, Body::Regular(content)),
             Shape::Content(Content::Symlink(target)) => (FileKind::Symlink, 0, Body::Symlink(target)),
             Shape::Content(Content::Special(kind, rdev)) => (kind, rdev, Body::Special),
-            // Nothing is pending once links are settled, nor of the layers below once they are covered.
+            // Links are resolved and layers covered by now, so these cannot occur.
             Shape::Pending(_) | Shape::Same(_) | Shape::Content(Content::Below(..)) => {
                 (FileKind::Regular, 0, Body::Regular(FileContent::empty()))
             }
