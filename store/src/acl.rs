@@ -1,6 +1,6 @@
-//! POSIX ACLs as the kernel keeps them in extended attributes, and what they have to do with permission bits.
+//! POSIX ACLs as the kernel stores them in extended attributes, and their relation to permission bits.
 //!
-//! The format is `struct posix_acl_xattr_header` and `posix_acl_xattr_entry` of the kernel's
+//! The format is that of `struct posix_acl_xattr_header` and `posix_acl_xattr_entry` in the kernel's
 //! include/uapi/linux/posix_acl_xattr.h; the rules are those of acl(5).
 
 use crate::inode::{FileKind, Xattrs};
@@ -18,28 +18,28 @@ pub const USER: u16 = 0x02;
 pub const GROUP_OBJ: u16 = 0x04;
 /// Tag of a group's entry.
 pub const GROUP: u16 = 0x08;
-/// Tag of the most that users, groups and the file's group get.
+/// Tag of the mask: the maximum permissions of named users, named groups and the file's group.
 pub const MASK: u16 = 0x10;
-/// Tag of everybody else's entry.
+/// Tag of the entry for everybody else.
 pub const OTHER: u16 = 0x20;
 
-/// The id of entries that name nobody.
+/// The id of an entry that names no user or group.
 pub const UNDEFINED: u32 = u32::MAX;
 
 const VERSION: u32 = 2;
 
-/// One entry. In this order the kernel wants them: by tag.
+/// One entry. The kernel requires entries to be sorted by tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    /// Whom it is about.
+    /// To whom it applies.
     pub tag: u16,
-    /// The user or group of [`USER`] and [`GROUP`], else [`UNDEFINED`].
+    /// The user or group for [`USER`] and [`GROUP`]; otherwise [`UNDEFINED`].
     pub id: u32,
     /// Read 4, write 2, execute 1.
     pub permissions: u16,
 }
 
-/// The entries of an attribute's value; `None` when it has not the form of an ACL.
+/// The entries of an attribute's value; `None` when it does not have the format of an ACL.
 pub fn parse(value: &[u8]) -> Option<Vec<Entry>> {
     let entries = value.strip_prefix(&VERSION.to_le_bytes())?;
     let entry = |b: &[u8]| Entry {
@@ -50,7 +50,7 @@ pub fn parse(value: &[u8]) -> Option<Vec<Entry>> {
     (entries.len() % 8 == 0).then(|| entries.chunks_exact(8).map(entry).collect())
 }
 
-/// The attribute's value.
+/// Encodes the attribute's value.
 pub fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut out = VERSION.to_le_bytes().to_vec();
     for entry in entries {
@@ -61,8 +61,8 @@ pub fn encode(entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// Whether the kernel takes it (its `posix_acl_valid`): one entry each for owner, group and others, a mask
-/// where users or groups are named, in the order of tags.
+/// Whether the kernel accepts the ACL (its `posix_acl_valid`): exactly one entry each for owner, group and
+/// others, a mask if users or groups are named, sorted by tag.
 pub fn is_valid(entries: &[Entry]) -> bool {
     let count = |tag| entries.iter().filter(|entry| entry.tag == tag).count();
     let names = count(USER) + count(GROUP) > 0;
@@ -76,13 +76,12 @@ pub fn is_valid(entries: &[Entry]) -> bool {
         })
 }
 
-/// Whether permission bits say all that it says: it names nobody and has no mask.
+/// Whether permission bits express the whole ACL: it names nobody and has no mask.
 pub fn is_minimal(entries: &[Entry]) -> bool {
     entries.iter().all(|entry| matches!(entry.tag, USER_OBJ | GROUP_OBJ | OTHER))
 }
 
-/// `mode` with the permission bits that an access ACL stands for. The group's are those of the mask, where
-/// there is one.
+/// `mode` with the permission bits of an access ACL. The group's bits are those of the mask, if there is one.
 pub fn mode_of(entries: &[Entry], mode: u32) -> u32 {
     let find = |tag| entries.iter().find(|entry| entry.tag == tag).map(|e| u32::from(e.permissions & 7));
     [(find(USER_OBJ), 6), (find(MASK).or(find(GROUP_OBJ)), 3), (find(OTHER), 0)]
@@ -91,13 +90,12 @@ pub fn mode_of(entries: &[Entry], mode: u32) -> u32 {
         .fold(mode, |mode, (bits, shift)| mode & !(7 << shift) | bits << shift)
 }
 
-/// Makes the permission bits and the ACLs of an inode say the same, as Linux keeps them: what an access ACL
-/// says is what counts, and one that says no more than permission bits becomes those. An ACL that no Linux
-/// file system would take is removed, and `notes` says why: its form is wrong, or the inode is of a kind that
-/// has none.
+/// Makes the permission bits and the ACLs of an inode agree, as on Linux: the access ACL takes precedence,
+/// and one that permission bits express completely is removed. An ACL that no Linux file system would accept
+/// is removed, and `notes` says why: its format is invalid, or this kind of inode cannot have one.
 ///
-/// An archiver may have stored the permissions of the file's group in a header (bsdtar) or the mask, as
-/// stat(2) has it (GNU tar).
+/// An archiver may have stored in the header the permissions of the file's group (bsdtar), or the mask as in
+/// stat(2) (GNU tar).
 pub fn reconcile(kind: FileKind, mode: &mut u32, xattrs: &mut Xattrs, notes: &mut Vec<String>) {
     for (name, what) in [(ACCESS, "access"), (DEFAULT, "default")] {
         let Some(value) = xattrs.get(name) else { continue };
@@ -117,7 +115,7 @@ pub fn reconcile(kind: FileKind, mode: &mut u32, xattrs: &mut Xattrs, notes: &mu
         if name == ACCESS {
             *mode = mode_of(&entries, *mode);
         }
-        // Without entries it is how an ACL is removed. A default ACL is never said by permission bits.
+        // Setting an ACL without entries removes it. Permission bits never express a default ACL.
         if entries.is_empty() || (name == ACCESS && is_minimal(&entries)) {
             xattrs.remove(name);
         }
@@ -178,7 +176,7 @@ mod tests {
         type Case = (FileKind, u32, Option<Vec<u8>>, Option<Vec<u8>>);
         let invalid = acl(&[(USER_OBJ, 7, !0), (USER, 7, 5), (GROUP_OBJ, 5, !0), (OTHER, 0, !0)]);
         let table: Vec<(Case, (u32, bool, bool, usize))> = vec![
-            // As bsdtar has it: the group's own permissions in the mode.
+            // As written by bsdtar: the group's own permissions in the mode.
             ((FileKind::Regular, 0o640, Some(named()), None), (0o660, true, false, 0)),
             ((FileKind::Regular, 0o6755, Some(named()), None), (0o6660, true, false, 0)),
             ((FileKind::Fifo, 0o777, Some(minimal()), None), (0o751, false, false, 0)),

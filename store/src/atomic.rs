@@ -9,21 +9,22 @@ use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
 use crate::files::{self, Files, TEMP_PREFIX};
 
-/// Replaces `path` by a file (mode 0600) with these bytes: a reader sees the old or the new content, whole.
-/// Durable on return. The directory must exist. For files that are in no store: in one, [`Files::write`].
+/// Atomically replaces `path` by a file (mode 0600) with these bytes: a reader sees the whole old or the
+/// whole new content. Durable on return. The directory must exist. For files outside a store; inside one, use
+/// [`Files::write`].
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = directory_of(path)?;
     Files::at(dir).at("open", dir)?.write(path, bytes)
 }
 
-/// The same for a file of the user's beside the store: a new one has the mode that the umask leaves of 0666,
-/// one that is there keeps its mode and, as far as the caller may give it away, its owner; a symbolic link to
-/// it stays.
+/// Like [`write_file`], for a user's file outside the store. A new file gets mode 0666 less the umask; an
+/// existing one keeps its mode and, as far as the caller may set it, its owner. A symbolic link to it is
+/// kept.
 pub fn write_user_file(path: &Path, bytes: &[u8]) -> Result<()> {
     match fs::metadata(path) {
         Ok(old) => {
             let path = fs::canonicalize(path).at("resolve", path)?;
-            // Open to nobody to whom the old one was not, at no time.
+            // At no time accessible to anybody who could not access the old file.
             replace(&path, bytes, Permissions::from_mode(old.mode() & 0o700), Some(&old))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -57,8 +58,8 @@ fn replace(path: &Path, bytes: &[u8], permissions: Permissions, like: Option<&Me
     fsync_name(dir, &file)
 }
 
-/// Gives a new file the owner and the mode of the one that it replaces. An owner whom the caller may not name
-/// is left: the file is the caller's then, as with any editor that replaces files.
+/// Gives a new file the owner and mode of the one it replaces. An owner that the caller may not set is
+/// skipped: then the file belongs to the caller, as with any editor that replaces files.
 pub fn become_like(new: &File, old: &Metadata) -> io::Result<()> {
     let now = new.metadata()?;
     for (uid, gid) in [(None, Some(old.gid())), (Some(old.uid()), None)] {
@@ -73,7 +74,8 @@ pub fn become_like(new: &File, old: &Metadata) -> io::Result<()> {
     new.set_permissions(Permissions::from_mode(old.mode() & 0o777))
 }
 
-/// Removes unfinished files of dead processes from a directory. The caller knows that nobody writes there.
+/// Removes unfinished files of dead processes from a directory. The caller must know that nobody else writes
+/// there.
 pub fn sweep_temporary(files: &Files, dir: &Path) -> Result<()> {
     for name in files.names(dir).at("list", dir)? {
         if name.as_encoded_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
@@ -84,12 +86,12 @@ pub fn sweep_temporary(files: &Files, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the name durable that an open file has got in the directory `path`, which is in no store.
+/// Makes an open file's name in the directory `path` durable, outside a store.
 pub fn fsync_name(path: &Path, file: &File) -> Result<()> {
     File::open(path).and_then(|dir| files::sync_name(&dir, file)).at("sync", path)
 }
 
-/// Makes the entries of the directory `path`, which is in no store, durable.
+/// Makes the entries of the directory `path` durable, outside a store.
 pub fn fsync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).at("sync", path)
 }

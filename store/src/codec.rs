@@ -1,11 +1,11 @@
-//! Reading and writing the binary forms: LEB128 numbers and length-prefixed bytes, one encoding for one
-//! value.
+//! Encodes and decodes the binary formats: LEB128 numbers and length-prefixed bytes. Each value has exactly
+//! one encoding.
 
 use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 
-/// Reads a byte string from front to back. It allocates nothing by itself, and every length is checked
-/// against what is left, so garbage costs no more memory than it has bytes.
+/// Reads a byte string from front to back. It allocates nothing itself, and every length is checked against
+/// what is left, so corrupt input cannot demand more memory than its size.
 #[derive(Clone, Debug)]
 pub struct Decoder<'a> {
     bytes: &'a [u8],
@@ -19,17 +19,17 @@ impl<'a> Decoder<'a> {
         Self { bytes, position: 0, kind }
     }
 
-    /// How many bytes were read.
+    /// The number of bytes read.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// How many bytes are left.
+    /// The number of bytes left.
     pub fn remaining(&self) -> usize {
         self.bytes.len() - self.position
     }
 
-    /// A [`StoreError::Corrupt`] that names the place.
+    /// A [`StoreError::Corrupt`] that gives the position.
     pub fn error(&self, reason: impl Into<String>) -> StoreError {
         StoreError::Corrupt {
             kind: self.kind,
@@ -38,7 +38,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Fails unless everything was read.
+    /// Fails unless all bytes were read.
     pub fn finish(&self) -> Result<()> {
         if self.remaining() == 0 { Ok(()) } else { Err(self.error("bytes follow its end")) }
     }
@@ -70,7 +70,7 @@ impl<'a> Decoder<'a> {
         self.array().map(u32::from_le_bytes)
     }
 
-    /// A LEB128 number. A longer encoding than needed is an error.
+    /// A LEB128 number. An encoding that is longer than necessary is an error.
     pub fn varint(&mut self) -> Result<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
@@ -102,7 +102,8 @@ impl<'a> Decoder<'a> {
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    /// A count of items that take at least `minimum` (not 0) bytes each: safe to reserve memory for.
+    /// A count of items that take at least `minimum` (not 0) bytes each. It is safe to reserve memory for
+    /// that many.
     pub fn count(&mut self, minimum: usize) -> Result<usize> {
         let count = self.varint()?;
         match usize::try_from(count) {
@@ -167,7 +168,7 @@ mod tests {
             decoder.finish().unwrap();
         }
 
-        /// One value has one encoding: what decodes encodes to the same bytes.
+        /// Each value has exactly one encoding: what decodes is encoded to the same bytes.
         #[test]
         fn garbage_is_refused_or_canonical(bytes in proptest::collection::vec(any::<u8>(), 0..12)) {
             let mut decoder = Decoder::new("test", &bytes);

@@ -1,5 +1,6 @@
-//! Writing compressed streams. Equal input gives equal bytes, on every machine and at every time, as long as
-//! the compressor's version is the same: no time and no name goes in, and the number of threads has no say.
+//! Writes compressed streams. Equal input gives equal bytes, on every machine and at any time, as long as the
+//! compressor's version is the same: no time and no name is included, and the number of threads has no
+//! influence.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -9,21 +10,21 @@ use flate2::write::GzEncoder;
 use liblzma::stream::{Check, MtStreamBuilder};
 use liblzma::write::XzEncoder;
 
-/// As strong as each tool compresses when it is not asked for more.
+/// Each tool's default level.
 const GZIP_LEVEL: u32 = 6;
 const ZSTD_LEVEL: i32 = 3;
 const XZ_LEVEL: u32 = 6;
 
-/// Bytes of a block of xz, which one thread compresses by itself: three dictionaries, as xz does it.
+/// Size of an xz block in bytes, which one thread compresses: three dictionaries, as in xz.
 const XZ_BLOCK: u64 = 24 << 20;
 
-/// The most threads of xz. Each takes some 140 MiB.
+/// Maximum number of xz threads. Each takes some 140 MiB.
 const XZ_THREADS: usize = 8;
 
-/// How a stream is compressed.
+/// The compression of a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// Uncompressed.
     #[default]
     None,
     /// RFC 1952.
@@ -35,8 +36,8 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What the end of a file's name says of an archive: `.tar`, `.tar.gz` or `.tgz`, `.tar.zst`, `.tar.xz`,
-    /// and the like. `None`: nothing.
+    /// The compression of an archive by its file name: `.tar`, `.tar.gz` or `.tgz`, `.tar.zst`, `.tar.xz`,
+    /// and the like. `None` if the name says nothing.
     pub fn of_archive(path: &Path) -> Option<Compression> {
         let extension = |path: &Path| path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
         let compression = match extension(path)?.as_str() {
@@ -54,9 +55,9 @@ impl Compression {
     }
 }
 
-/// Compresses what is written. Whole only after [`Compressor::finish`].
+/// Compresses what is written. The output is complete only after [`Compressor::finish`].
 pub enum Compressor<W: Write> {
-    /// Passes on.
+    /// Uncompressed.
     None(W),
     /// RFC 1952.
     Gzip(GzEncoder<W>),
@@ -70,7 +71,7 @@ impl<W: Write> Compressor<W> {
     /// Begins a stream on `out`.
     ///
     /// # Errors
-    /// A compressor that gets no memory.
+    /// When the compressor cannot allocate memory.
     pub fn new(compression: Compression, out: W) -> io::Result<Compressor<W>> {
         Ok(match compression {
             Compression::None => Compressor::None(out),
@@ -93,7 +94,7 @@ impl<W: Write> Compressor<W> {
         })
     }
 
-    /// Ends the stream. Gives back what it was written to.
+    /// Ends the stream. Returns the output.
     ///
     /// # Errors
     /// Those of `out`.
@@ -117,7 +118,7 @@ impl<W: Write> Write for Compressor<W> {
         }
     }
 
-    /// Does not end a block: where a stream is flushed must not show in its bytes.
+    /// Does not end a block: flushing must not affect the bytes.
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Compressor::None(out) => out.flush(),
@@ -181,7 +182,7 @@ mod tests {
         }
         let mut gzip = Compressor::new(Compression::Gzip, Vec::new()).unwrap();
         gzip.write_all(b"x").unwrap();
-        // Neither a name nor a time in the header.
+        // The header has neither a name nor a time.
         assert_eq!(gzip.finish().unwrap()[3..8], [0; 5]);
     }
 }

@@ -1,17 +1,18 @@
-//! Room for walks that follow a tree downwards by calling themselves.
+//! A large stack for recursive walks of a tree.
 
 use std::io;
 use std::thread::Builder;
 
-/// Address space for the stack, of which only what is used takes memory: enough for directories some hundred
-/// thousand deep, where the stack of an ordinary thread ends at a few thousand, which any process in an
-/// environment can make.
+/// Stack size in bytes. Only the pages that are touched use memory. It is enough for directories some hundred
+/// thousand levels deep; an ordinary thread's stack ends at a few thousand, and any process in an environment
+/// can make a deeper tree.
 const STACK: usize = 512 << 20;
 
-/// Runs `walk` on a thread with a large stack and waits for it. The caller holds no lock that `walk` takes.
+/// Runs `walk` on a thread with a large stack and waits for it. The caller must not hold a lock that `walk`
+/// takes.
 ///
 /// # Errors
-/// When no thread can be started; `walk` was not run then.
+/// When the thread cannot be started; then `walk` was not run.
 pub fn deep<T: Send>(walk: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = Builder::new().name("karapace-walk".to_owned()).stack_size(STACK);

@@ -1,9 +1,9 @@
-//! How what is written to a file system gets to its disk for sure.
+//! How to make what is written to a file system reliably durable.
 //!
-//! syncfs(2) makes many files durable at once, where the file system does so; of others it is not known, or
-//! known not to be so: a FUSE server is not even asked. Names of directories likewise: a FUSE server without
-//! FSYNCDIR lets fsync of a directory succeed and do nothing. What is not known as good is not taken for
-//! good. docs/DURABILITY.md has the table with its sources.
+//! syncfs(2) makes many files durable at once on some file systems; on others this is unknown, or known to be
+//! false: a FUSE server is not even asked. The same holds for names in directories: with a FUSE server
+//! without FSYNCDIR, fsync of a directory succeeds and does nothing. Only what is known to work is relied on.
+//! docs/DURABILITY.md has the table with its sources.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,54 +12,54 @@ use std::os::fd::AsFd;
 use nix::sys::statfs::{self, FsType, fstatfs};
 use rustix::fs::{AtFlags, StatxFlags};
 
-/// What makes many files and their names durable.
+/// How many files and their names are made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
-    /// One syncfs.
+    /// With one syncfs.
     Whole,
-    /// An fsync of each file, and of each directory.
+    /// With an fsync of each file, and of each directory.
     Each,
-    /// An fsync of each file before it has its name and once more after it, for that of the directory may do
-    /// nothing.
+    /// With an fsync of each file before it is named and another after it, because an fsync of the directory
+    /// may do nothing.
     Named,
 }
 
-/// Why a power loss may take what was made durable.
+/// Why data may be lost in a power failure although it was synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// It is memory.
+    /// The file system is in memory.
     Memory,
-    /// It is served by a process, which may do nothing when it is asked.
+    /// A process serves the file system, and may ignore syncs.
     Server,
-    /// It was mounted with this option, which makes a sync do less.
+    /// It is mounted with this option, which weakens syncs.
     Option(&'static str),
-    /// Nobody has looked into it.
+    /// Its behaviour has not been examined.
     Unknown,
 }
 
-/// The file system that a directory lies on.
+/// The file system of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// Its type as the table of mounts has it, such as `ext4` or `fuse.bindfs`; `type 0x…` where that table
-    /// does not tell.
+    /// Its type in the mount table, such as `ext4` or `fuse.bindfs`; `type 0x…` if the table does not have
+    /// it.
     pub name: String,
-    /// What makes files in it durable.
+    /// How files in it are made durable.
     pub barrier: Barrier,
-    /// What is to be said about it.
+    /// The reason to doubt its durability, if any.
     pub doubt: Option<Doubt>,
 }
 
-/// One line of the table of mounts.
+/// One line of the mount table.
 struct Mount<'a> {
     kind: &'a str,
     options: &'a str,
 }
 
 impl FileSystem {
-    /// That of an open file or directory.
+    /// The file system of an open file or directory.
     pub fn of(file: &impl AsFd) -> io::Result<FileSystem> {
         let magic = fstatfs(file)?.filesystem_type();
-        // A table that cannot be read tells nothing; then the type's number decides.
+        // If the table cannot be read, the file system's magic number decides.
         let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
         let table = String::from_utf8_lossy(&table);
         let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
@@ -69,12 +69,12 @@ impl FileSystem {
         })
     }
 
-    /// By the names that the table of mounts has for type and options.
+    /// Judges by the type and options in the mount table.
     fn judged(name: &str, options: &str) -> FileSystem {
         let (barrier, doubt) = match name {
             "ext3" | "ext4" | "xfs" | "btrfs" | "f2fs" | "zfs" | "bcachefs" => (Barrier::Whole, None),
             "tmpfs" | "ramfs" => (Barrier::Whole, Some(Doubt::Memory)),
-            // Of the second, which of the three it is cannot be told.
+            // The magic number `ext2/3/4` does not tell which of the three it is.
             "ext2" | "ext2/3/4" | "overlay" | "nfs" | "nfs4" | "ceph" | "virtiofs" | "9p" | "ecryptfs" => {
                 (Barrier::Each, None)
             }
@@ -95,7 +95,7 @@ impl FileSystem {
         FileSystem { name: name.to_owned(), barrier, doubt: weak.map(Doubt::Option).or(doubt) }
     }
 
-    /// What its user should know of durability; `None` where there is nothing to be said.
+    /// What the user should know about durability; `None` if there is nothing to say.
     pub fn remark(&self) -> Option<String> {
         let name = &self.name;
         Some(match self.doubt? {
@@ -113,7 +113,7 @@ impl FileSystem {
     }
 }
 
-/// Those of whose directories an fsync is known to do what it says; ZFS and bcachefs have no name for their
+/// File systems on which fsync of a directory is known to work. ZFS and bcachefs have no constants for their
 /// numbers.
 const KEEPS_NAMES: [FsType; 9] = [
     statfs::EXT4_SUPER_MAGIC,
@@ -127,13 +127,13 @@ const KEEPS_NAMES: [FsType; 9] = [
     FsType(0xca45_1a4e),
 ];
 
-/// Whether fsync of this directory may succeed and do nothing: asked for each sync of one, so of the type's
-/// number alone.
+/// Whether fsync of this directory may succeed and do nothing. Called for every sync of a directory, so it
+/// looks only at the magic number.
 pub(crate) fn may_ignore_names(dir: &File) -> io::Result<bool> {
     Ok(!KEEPS_NAMES.contains(&fstatfs(dir)?.filesystem_type()))
 }
 
-/// The mount with this number.
+/// The mount with this id.
 fn mount_of(table: &str, id: u64) -> Option<Mount<'_>> {
     table.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -146,7 +146,7 @@ fn mount_of(table: &str, id: u64) -> Option<Mount<'_>> {
     })
 }
 
-/// The name of a type that has its number for itself: as ext2 has that of ext4, and virtiofs that of FUSE.
+/// A name for the magic number; some types share one, as ext2 and ext4, or FUSE and virtiofs.
 fn name_of(magic: FsType) -> String {
     match magic {
         statfs::EXT4_SUPER_MAGIC => "ext2/3/4".to_owned(),
@@ -163,7 +163,7 @@ fn name_of(magic: FsType) -> String {
 mod tests {
     use super::*;
 
-    /// What the kernel is not known to write with one syncfs is synced file by file.
+    /// If one syncfs is not known to write everything, each file is synced by itself.
     #[test]
     fn only_what_is_known_as_good_is_synced_as_a_whole() {
         for name in ["ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs"] {
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(read(2), None);
     }
 
-    /// proc is none that anything lasts in, and there everywhere.
+    /// /proc exists everywhere, and nothing in it is durable.
     #[test]
     fn an_open_directory_tells_its_own() {
         let proc = FileSystem::of(&File::open("/proc").unwrap()).unwrap();

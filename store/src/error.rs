@@ -1,4 +1,4 @@
-//! Errors of the store: each names what was being done and to what.
+//! Errors of the store: each says what was being done, and to what.
 
 use std::fmt::Display;
 use std::io;
@@ -23,57 +23,57 @@ pub enum StoreError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Something that was asked for, or that is referred to, is not there.
+    /// Something that was requested or is referred to is missing.
     #[error(
         "{kind} {id} is not in the store; if something refers to it, `karapace verify-store` lists what is affected"
     )]
     Missing {
-        /// What kind of thing ("object", "layer").
+        /// The kind of thing ("object", "layer").
         kind: &'static str,
         /// Its name.
         id: String,
     },
-    /// Bytes are not what their name or their format says.
+    /// Bytes do not match their name or format.
     #[error("{kind} {id} is corrupt: {reason}; `karapace verify-store` lists what is affected")]
     Corrupt {
-        /// What kind of thing ("object", "tree").
+        /// The kind of thing ("object", "tree").
         kind: &'static str,
         /// Its name or path.
         id: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// The store has a format that this program does not read.
+    /// The store has a format that this program does not support.
     #[error("{} {}", path.display(), version_reason(found, *supported))]
     Version {
-        /// What the file says.
+        /// The content of the version file.
         found: String,
         /// The format that this program reads and writes.
         supported: u32,
         /// The version file.
         path: PathBuf,
     },
-    /// There is no store, and none was to be made.
+    /// There is no store, and none was to be created.
     #[error(
         "{}: `karapace import` or `build` begins one there; if there should be one, see whether --store or KARAPACE_STORE names \
          the right directory, and whether what it lies on is mounted. Nothing was changed",
         no_store(path, *is_there)
     )]
     NoStore {
-        /// Where it would be.
+        /// Where the store would be.
         path: PathBuf,
-        /// Whether there is a directory, with no store in it.
+        /// Whether the directory exists, but has no store in it.
         is_there: bool,
     },
-    /// A part of the store is gone that must have held something: it is no empty store.
+    /// A part of the store that must have held something is missing, so this is not a new store.
     #[error("{} is missing, and {reason}: nothing was changed", path.display())]
     NotWhole {
-        /// What is missing.
+        /// The missing part.
         path: PathBuf,
-        /// How we know, and what to do.
+        /// The evidence, and what to do.
         reason: String,
     },
-    /// The store is another user's.
+    /// The store belongs to another user.
     #[error(
         "{} belongs to {owner}, who decides which files are read and written through it: run karapace as {owner}, or choose another \
          store (--store); commands that only read take it with --foreign-store",
@@ -85,7 +85,7 @@ pub enum StoreError {
         /// Name or number of its owner.
         owner: String,
     },
-    /// Others than its owner can write to the store.
+    /// Users other than the owner can write to the store.
     #[error(
         "{} can be written to by others (mode {mode:04o}), who then decide which files are read and written through this store: \
          `chmod go-w {}` closes it, and `karapace verify-store` says what is in it that does not belong there",
@@ -104,7 +104,7 @@ pub enum StoreError {
         path.display()
     )]
     OtherHost {
-        /// The file with the other machine's mark.
+        /// The file with the other machine's claim.
         path: PathBuf,
         /// Its host name.
         host: String,
@@ -117,10 +117,10 @@ pub enum StoreError {
         /// Who holds it, as far as known.
         holder: String,
     },
-    /// The caller's input cannot be accepted; the text says why.
+    /// The caller's input is not accepted; the text says why.
     #[error("{0}")]
     Invalid(String),
-    /// The operation was asked to stop.
+    /// The operation was cancelled.
     #[error("stopped on request; what is not done yet is left as it was")]
     Cancelled,
 }
@@ -141,7 +141,7 @@ impl StoreError {
         Self::Invalid(reason.into())
     }
 
-    /// Names the thing that a decoder, which sees bytes only, found corrupt.
+    /// Sets the name of a thing that a decoder, which only sees bytes, found corrupt.
     pub(crate) fn named(self, name: impl Display) -> Self {
         match self {
             Self::Corrupt { kind, reason, .. } => Self::corrupt(kind, name, reason),
@@ -149,7 +149,7 @@ impl StoreError {
         }
     }
 
-    /// Whether there was no room, on the disk or in a quota.
+    /// Whether there was no space left, on the disk or in a quota.
     pub fn is_full(&self) -> bool {
         let full = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
         matches!(self, Self::Io { source, .. } if full(source))
@@ -161,7 +161,7 @@ impl StoreError {
     }
 }
 
-/// What to do about an error of the system, to follow its text; nothing for most.
+/// Advice for a system error, to be appended to its text; empty for most.
 pub fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => {
@@ -179,7 +179,7 @@ fn no_store(path: &Path, is_there: bool) -> String {
     }
 }
 
-/// What is wrong with a version, and what to do.
+/// What is wrong with the version, and what to do.
 fn version_reason(found: &str, supported: u32) -> String {
     let other = "or choose another store (--store)";
     match found.parse::<u32>() {
@@ -195,7 +195,7 @@ fn version_reason(found: &str, supported: u32) -> String {
     }
 }
 
-/// Turns a system error into a [`StoreError::Io`] that says what failed and where.
+/// Converts a system error to a [`StoreError::Io`] that says what failed and where.
 pub trait IoContext<T> {
     /// Adds the action (a verb) and the path.
     fn at(self, action: &'static str, path: &Path) -> Result<T>;

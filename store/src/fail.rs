@@ -1,16 +1,16 @@
-//! Failpoints: named places at which a test ends the program, or makes a step fail.
+//! Failpoints: named places where a test kills the program or makes a step fail.
 //!
-//! They exist with the cargo feature `failpoints` only; without it [`point`] is nothing. The crash tests
-//! (`tests/crash`) go through `POINTS`, so that a place which is added here is tested, and one that no test
-//! comes by is found.
+//! They exist only with the cargo feature `failpoints`; without it [`point`] does nothing. The crash tests
+//! (`tests/crash`) iterate over `POINTS`, so a point that is added here is tested, and one that no test
+//! reaches is detected.
 //!
 //! `KARAPACE_FAIL=NAME=ACTION[@N][,…]` arms points of the whole process, `arm` those of one thread. The
-//! action happens once, at the N-th time that the place is come by (the first by default): `kill` (SIGKILL to
-//! the own process), `eio`, `enospc` and `edquot` (the step fails with that error), `sleep:MILLISECONDS`.
-//! `KARAPACE_FAIL_LOG` names a file that gets a line with the name when it happens, but for a step that only
-//! takes longer.
+//! action happens once, the N-th time that the point is reached (by default the first): `kill` (SIGKILL to
+//! the process itself), `eio`, `enospc` and `edquot` (the step fails with that error), `sleep:MILLISECONDS`.
+//! `KARAPACE_FAIL_LOG` names a file to which the name is appended when the action happens, except for
+//! `sleep`.
 
-/// Every point. A name is `what.step`, and the point lies just before the step.
+/// All points. A name is `what.step`; the point is just before the step.
 #[cfg(feature = "failpoints")]
 pub const POINTS: &[&str] = &[
     // Small files that are replaced: records, metadata, checkpoints.
@@ -78,17 +78,17 @@ pub const POINTS: &[&str] = &[
     "destroy.dir",
 ];
 
-/// Comes by a point.
+/// Marks that a failpoint is reached.
 ///
 /// # Errors
-/// The one that was armed.
+/// The armed error.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn point(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Comes by a point after which nothing can fail any more: an error that was armed is not one.
+/// Marks a failpoint after which nothing can fail any more: an armed error is only logged.
 pub fn passed(name: &'static str) {
     if let Err(error) = point(name) {
         tracing::debug!("{name}: {error}, where nothing can fail");
@@ -108,14 +108,14 @@ mod armed {
 
     use super::POINTS;
 
-    /// What happens at a point.
+    /// The action at a point.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Action {
-        /// The process ends as by kill -9.
+        /// The process is killed, as by kill -9.
         Kill,
         /// The step fails with this errno.
         Fail(i32),
-        /// The step takes so much longer.
+        /// The step is delayed by this time.
         Sleep(Duration),
     }
 
@@ -123,7 +123,7 @@ mod armed {
     struct Rule {
         name: String,
         action: Action,
-        /// How many times the point is still come by until it happens; 0: it has.
+        /// How many more times the point must be reached until the action happens; 0: it has happened.
         left: AtomicU64,
     }
 
@@ -132,7 +132,7 @@ mod armed {
         static THREAD: RefCell<Vec<Rule>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// A point armed in this thread; dropping it disarms all of the thread's.
+    /// A point armed in this thread; dropping it disarms all points of the thread.
     #[derive(Debug)]
     pub struct Armed(());
 
@@ -142,7 +142,7 @@ mod armed {
         }
     }
 
-    /// Arms a point in this thread: at the `n`-th time from now, `action` happens.
+    /// Arms a point in this thread: `action` happens the `n`-th time it is reached from now on.
     pub fn arm(name: &'static str, action: Action, n: u64) -> Armed {
         assert!(POINTS.contains(&name), "there is no failpoint {name}");
         let rule = Rule { name: name.to_owned(), action, left: AtomicU64::new(n) };
@@ -150,10 +150,10 @@ mod armed {
         Armed(())
     }
 
-    /// Comes by a point.
+    /// Marks that a failpoint is reached.
     ///
     /// # Errors
-    /// The one that was armed.
+    /// The armed error.
     pub fn point(name: &'static str) -> io::Result<()> {
         debug_assert!(POINTS.contains(&name), "the failpoint {name} is not listed");
         let process = PROCESS.get_or_init(|| {
@@ -195,7 +195,8 @@ mod armed {
         }
     }
 
-    /// A rule as `KARAPACE_FAIL` has it. A bad one ends the program: a test that arms nothing proves nothing.
+    /// Parses a rule of `KARAPACE_FAIL`. A bad rule ends the program: a test that arms nothing proves
+    /// nothing.
     fn parse(text: &str) -> Rule {
         let bad = || -> ! { panic!("KARAPACE_FAIL: {text} is not NAME=ACTION[@N] of a known failpoint") };
         let Some((name, rest)) = text.split_once('=') else { bad() };

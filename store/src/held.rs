@@ -1,9 +1,9 @@
-//! Small files that count only while the process that made them lives: pins and WAL entries.
+//! Small files that are valid only while the process that made them lives: pins and WAL entries.
 //!
-//! Each is held with a flock by its maker; one that nobody holds is left over from a crash. Files appear
-//! complete (written under a temporary name, synced, renamed) and are made and swept under a lock on their
-//! directory, so that a sweep never takes one that is about to be held. A line with the blake3 of the content
-//! ends each: one wrong digit in an id would be another id.
+//! The maker of each file holds a flock on it; a file that nobody holds is left over from a crash. Files
+//! appear complete (written under a temporary name, synced, renamed), and are made and swept under a lock on
+//! their directory, so that a sweep never removes a file that is about to be held. Each ends with a line that
+//! has the blake3 of the content: one wrong digit in an id would be another id.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -17,7 +17,7 @@ use crate::fail;
 use crate::files::Files;
 use crate::id::random_name;
 
-/// The largest file that a scan reads: far above what a maker writes.
+/// Size limit of a file when scanning, in bytes: far above what a maker writes.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// A file held by this process; dropping it removes the file.
@@ -37,7 +37,7 @@ impl HeldFile {
         Ok(HeldFile { files: files.clone(), path, _file: file, keep: false })
     }
 
-    /// Replaces the content, all or nothing, durable on return; the file is held throughout.
+    /// Replaces the content atomically; durable on return. The file is held throughout.
     pub fn replace(&mut self, bytes: &[u8]) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let _guard = lock_dir(&self.files, dir)?;
@@ -45,7 +45,7 @@ impl HeldFile {
         Ok(())
     }
 
-    /// Lets go of the file and leaves it where it is.
+    /// Releases the file without removing it.
     pub fn leave(mut self) {
         self.keep = true;
     }
@@ -66,30 +66,30 @@ impl Drop for HeldFile {
         }
         match self.files.remove(&self.path) {
             Ok(()) => {}
-            // Where nothing can be removed, nothing is collected either.
+            // If nothing can be removed, nothing is collected either.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {}
             Err(e) => tracing::warn!("removing {} failed: {e}", self.path.display()),
         }
     }
 }
 
-/// What a scan found: the content, and the file itself when its maker is dead (then held by us).
+/// A file that a scan found. If its maker is dead, we now hold it (`dead`).
 pub(crate) struct Found {
     pub path: PathBuf,
-    /// The bytes that its maker gave, or why they are not known.
+    /// The content without its checksum, or why it cannot be read.
     pub content: std::result::Result<Vec<u8>, String>,
     pub dead: Option<HeldFile>,
 }
 
 impl Found {
-    /// The content, which is JSON; or why it cannot be had.
+    /// Parses the content, which is JSON; or returns why it cannot be read.
     pub fn parse<T: DeserializeOwned>(&self) -> std::result::Result<T, String> {
         let bytes = self.content.as_ref().map_err(Clone::clone)?;
         serde_json::from_slice(bytes).map_err(|error| error.to_string())
     }
 }
 
-/// Every complete file of `dir`. Temporary files of dead makers are removed on the way.
+/// Returns every complete file of `dir`. Removes temporary files of dead makers.
 pub(crate) fn scan(files: &Files, dir: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     if !has_files(files, dir)? {
@@ -99,7 +99,7 @@ pub(crate) fn scan(files: &Files, dir: &Path) -> Result<Vec<Found>> {
     for name in files.names(dir).at("list", dir)? {
         let path = dir.join(&name);
         if name.as_encoded_bytes().starts_with(b".") {
-            // Under the directory's lock no maker is between creating and renaming.
+            // Under the directory's lock no maker is between creating and renaming its file.
             match files.remove(&path) {
                 Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => {}
                 removed => removed.at("remove", &path)?,
@@ -118,7 +118,7 @@ pub(crate) fn scan(files: &Files, dir: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// What the maker gave, of what the file has.
+/// Splits off and verifies the checksum; returns the content.
 fn content(mut bytes: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
     let length = bytes.len().checked_sub(SUM).ok_or("it is too short for its checksum")?;
     let sum = bytes.split_off(length);
@@ -128,7 +128,7 @@ fn content(mut bytes: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
     }
 }
 
-/// A line break, 64 hexadecimal digits, a line break.
+/// Length in bytes of the checksum: a newline, 64 hexadecimal digits, a newline.
 const SUM: usize = 66;
 
 fn checksum(bytes: &[u8]) -> Vec<u8> {
@@ -138,7 +138,7 @@ fn checksum(bytes: &[u8]) -> Vec<u8> {
 /// Files whose content cannot be read, and why.
 pub(crate) type Unreadable = Vec<(PathBuf, String)>;
 
-/// Spares a scan of an empty directory the lock.
+/// Avoids locking an empty directory for a scan.
 fn has_files(files: &Files, dir: &Path) -> Result<bool> {
     match files.names(dir) {
         Ok(names) => Ok(!names.is_empty()),
@@ -147,7 +147,7 @@ fn has_files(files: &Files, dir: &Path) -> Result<bool> {
     }
 }
 
-/// Held for moments only: nobody waits for anything while holding it.
+/// Locks the directory. Held only briefly: a holder never waits for anything else.
 fn lock_dir(files: &Files, dir: &Path) -> Result<Flock<File>> {
     let file = files.open_dir(dir).at("open", dir)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).at("lock", dir)
@@ -168,7 +168,7 @@ fn write(files: &Files, path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
     Ok(file)
 }
 
-/// What a file with this content has.
+/// The bytes of a file with this content.
 pub(crate) fn encoded(content: &[u8]) -> Vec<u8> {
     [content, &checksum(content)].concat()
 }
@@ -186,7 +186,7 @@ mod tests {
         let whole = fs::read(&file.path).unwrap();
         let parsed = || scan(&files, dir.path()).unwrap()[0].parse::<serde_json::Value>();
         assert_eq!(parsed().unwrap()["a"], "00");
-        // In place: its maker's lock is on this file.
+        // Written in place, because its maker's lock is on this file.
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);

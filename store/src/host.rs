@@ -1,13 +1,13 @@
-//! Which machine uses a store: `store/.host`.
+//! The machine that uses a store: `store/.host`.
 //!
-//! The locks of a store are flocks. On a network file system they may not reach other machines, so whoever
-//! takes one also claims the store for this machine: in a file that names it, for as long as any process here
-//! holds a lock. A claim of another machine is refused. The last holder erases the text; what a killed one
-//! left is ours to take where it is of this machine, and has to be removed by hand where it is not, since
-//! nobody here can know whether that machine still runs.
+//! The locks of a store are flocks, which on a network file system may not reach other machines. So a process
+//! that takes a lock also claims the store for this machine: by a file that names the machine, for as long as
+//! any process here holds a lock. If another machine has a claim, the lock is refused. The last holder erases
+//! the text. A claim left by a killed process is taken over if it is this machine's; otherwise it must be
+//! removed by hand, since it is not known here whether that machine still runs.
 //!
-//! The same machine: the same boot id (containers have machine ids of their own, and one kernel, whose flocks
-//! reach all of them), or, after a restart, the same machine id.
+//! Machines are the same if they have the same boot id (containers have machine ids of their own, but share a
+//! kernel, whose flocks reach all of them) or, after a reboot, the same machine id.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -21,21 +21,21 @@ use crate::error::{IoContext as _, Result, StoreError};
 use crate::id::ObjectId;
 use crate::open::Store;
 
-/// A machine as a claim names it.
+/// A machine, as named in a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Host {
-    /// For people.
+    /// The host name, for messages.
     name: String,
-    /// A hash of /etc/machine-id (which is not for others to know); `-` where there is none.
+    /// A hash of /etc/machine-id (which is confidential); `-` if there is none.
     machine: String,
-    /// The kernel's boot id; `-` where there is none.
+    /// The kernel's boot id; `-` if there is none.
     boot: String,
 }
 
 const UNKNOWN: &str = "-";
 
 impl Host {
-    /// This one.
+    /// This machine.
     fn this() -> Host {
         let read =
             |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
@@ -52,7 +52,7 @@ impl Host {
         format!("host {} machine {} boot {}\n", self.name, self.machine, self.boot)
     }
 
-    /// `None` for an empty file and for one that a crash left half written: nobody's.
+    /// `None` for an empty file and for one that a crash left incomplete: nobody's claim.
     fn parse(text: &str) -> Option<Host> {
         let words: Vec<&str> = text.split_whitespace().collect();
         match words[..] {
@@ -72,26 +72,25 @@ impl Host {
     }
 }
 
-/// This machine's claim of a store, shared by the processes that hold locks of it; given up by the last.
+/// This machine's claim of a store, shared by the processes that hold its locks; the last one gives it up.
 #[derive(Debug)]
 pub(crate) struct HostClaim {
     path: PathBuf,
-    /// Locked shared. `None` on a file system where nothing can be written, so that nobody can harm anybody.
+    /// Locked shared. `None` for a read-only store, in which this process can do no harm.
     file: Option<Flock<File>>,
 }
 
 impl HostClaim {
     /// Claims the store.
     ///
-    /// # Errors
-    /// [`StoreError::OtherHost`] when another machine has it.
+    /// [`StoreError::OtherHost`] when another machine has claimed the store.
     pub fn take(store: &Store) -> Result<HostClaim> {
         let path = store.layout().host_file();
         if store.is_read_only() {
             return Ok(HostClaim { path, file: None });
         }
         let file = store.files().open_or_make(&path);
-        // Exclusive is the last holder's for a moment only.
+        // Only the last holder takes it exclusively, for a moment.
         let file = Flock::lock(file.at("open", &path)?, FlockArg::LockShared)
             .map_err(|(_, errno)| errno)
             .at("lock", &path)?;
@@ -103,9 +102,9 @@ impl HostClaim {
                 return Err(StoreError::OtherHost { path, host: found.name });
             }
             Some(found) if found == this => {}
-            // Several may write it at once: the same text.
+            // Several processes may write it at once, all with the same text.
             _ => match write(&file, &this.text(), &path) {
-                // On a full disk there are locks to be taken too: those of who makes room.
+                // A full disk must not prevent locking: making room takes locks too.
                 Err(error) if error.is_full() => tracing::debug!("{error}; other hosts are not kept out"),
                 other => other?,
             },
@@ -117,7 +116,7 @@ impl HostClaim {
 fn write(file: &File, text: &str, path: &Path) -> Result<()> {
     file.write_all_at(text.as_bytes(), 0).at("write", path)?;
     file.set_len(text.len() as u64).at("write", path)?;
-    // Other machines see it when it has reached the server; on a local disk nobody but this kernel looks.
+    // Other machines see it once it has reached the server; on a local disk only this kernel reads it.
     match fstatfs(file).at("stat the file system of", path)?.filesystem_type() {
         statfs::EXT4_SUPER_MAGIC
         | statfs::XFS_SUPER_MAGIC
@@ -131,7 +130,7 @@ fn write(file: &File, text: &str, path: &Path) -> Result<()> {
 impl Drop for HostClaim {
     fn drop(&mut self) {
         let Some(file) = self.file.take() else { return };
-        // Where another process of this machine has it, the claim is theirs to give up.
+        // If another process of this machine holds the claim, that process gives it up.
         if file.relock(FlockArg::LockExclusiveNonblock).is_err() {
             return;
         }

@@ -1,7 +1,6 @@
-//! Typed identifiers: fixed-size byte strings written as lower-case hexadecimal.
+//! Typed identifiers: fixed-size byte strings, written as lower-case hexadecimal.
 //!
-//! Each kind has a type of its own, so that a layer's identity cannot be handed in where an object's
-//! name is wanted.
+//! Each kind has its own type, so that the compiler rejects a layer's hash where an object id is expected.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -9,15 +8,15 @@ use std::path::Path;
 
 use crate::error::{IoContext as _, Result, StoreError};
 
-/// A text is not a valid identifier of the wanted kind.
+/// The text is not a valid identifier of the expected kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {expected}: give exactly {digits} lower-case hexadecimal digits")]
 pub struct ParseIdError {
-    /// What was given (cut to 80 characters).
+    /// The text given (truncated to 80 characters).
     text: String,
-    /// What was expected, with its article.
+    /// What was expected, with an article.
     expected: &'static str,
-    /// How many digits that takes.
+    /// The number of digits expected.
     digits: usize,
 }
 
@@ -42,7 +41,7 @@ pub(crate) fn write_hex(bytes: &[u8], out: &mut String) {
     }
 }
 
-/// Reads exactly `out.len()` bytes of lower-case hexadecimal; false if `text` is anything else.
+/// Decodes exactly `out.len()` bytes of lower-case hexadecimal; returns false if `text` is anything else.
 pub(crate) fn read_hex(text: &[u8], out: &mut [u8]) -> bool {
     fn digit(c: u8) -> Option<u8> {
         match c {
@@ -138,7 +137,7 @@ hex_id!(
     ObjectId, 32, "an object id"
 );
 hex_id!(
-    /// Identity of a layer, the hash that people see and type. It does not bind times; [`RecordId`] does.
+    /// The hash of a layer, as shown to and typed by users. It does not cover times; [`RecordId`] does.
     LayerHash, 32, "a layer hash"
 );
 hex_id!(

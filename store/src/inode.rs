@@ -1,4 +1,4 @@
-//! Inodes: what a file is, apart from its names.
+//! Inodes: the attributes and content of a file, without its names.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,7 @@ pub type Ino = u64;
 /// The root directory's number.
 pub const ROOT_INO: Ino = 1;
 
-/// The largest number; the 16 bits above it are free for the front-end.
+/// The largest number; the 16 bits above it are free for the front end.
 pub const MAX_INO: Ino = (1 << 48) - 1;
 
 /// A time since 1970-01-01 00:00 UTC. Ordered.
@@ -74,7 +74,7 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// The kind that the type bits of a mode (`S_IFMT`) say; None if they say none.
+    /// The kind for the type bits (`S_IFMT`) of a mode; `None` if they are invalid.
     pub const fn from_mode(mode: u32) -> Option<Self> {
         Some(match mode & S_IFMT {
             0o100_000 => Self::Regular,
@@ -107,40 +107,40 @@ impl FileKind {
     }
 }
 
-/// What an inode holds, by kind.
+/// The kind-specific part of an inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// A directory.
     Directory {
-        /// Its listing; None when empty.
+        /// Its listing; `None` when it is empty.
         tree: Option<ObjectId>,
-        /// Whether it has, itself or further down, a name whose inode stands in the link table.
+        /// Whether a name in it, at any depth, refers to an inode in the link table.
         links: bool,
     },
     /// A regular file.
     Regular(FileContent),
     /// A symbolic link: its target.
     Symlink(Box<[u8]>),
-    /// A FIFO, socket or device: nothing more.
+    /// A FIFO, socket or device, which has nothing more.
     Special,
 }
 
-/// One inode: everything that `stat`, `listxattr` and `readlink` tell, and where the content lies.
+/// One inode: everything that `stat`, `listxattr` and `readlink` return, and where the content is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InodeRecord {
     /// Its number.
     pub ino: Ino,
     /// Type bits (`S_IFMT`) and permissions (07777).
     pub mode: u32,
-    /// Names; for a directory 2 + the number of its subdirectories.
+    /// Number of names; for a directory 2 + the number of its subdirectories.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Device number as Linux's `dev_t` (`makedev`); 0 for what is not a device.
+    /// Device number in Linux's `dev_t` format (`makedev`); 0 if it is not a device.
     pub rdev: u64,
-    /// Last access (not kept up: the mount is noatime).
+    /// Last access (not maintained: the mount is noatime).
     pub atime: Timestamp,
     /// Last change of the content.
     pub mtime: Timestamp,
@@ -148,11 +148,11 @@ pub struct InodeRecord {
     pub ctime: Timestamp,
     /// Extended attributes.
     pub xattrs: Xattrs,
-    /// What it holds; must suit the type bits of `mode`.
+    /// The kind-specific part; must match the type bits of `mode`.
     pub body: Body,
 }
 
-/// Bits of the record's first byte.
+/// Bits of an encoded record's first byte.
 mod flag {
     pub const XATTRS: u8 = 1;
     /// atime differs from mtime.
@@ -167,7 +167,7 @@ mod flag {
     pub const PLAIN: u8 = 8;
 }
 
-/// The front of an encoded record, which decodes without allocating.
+/// The head of an encoded record, which is decoded without allocating.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordHead {
     flags: u8,
@@ -198,13 +198,13 @@ impl RecordHead {
         Ok(Self { flags, ino, mode, kind })
     }
 
-    /// Whether this is a directory with a link-table name at or below it.
+    /// Whether this is a directory with a name of a linked inode at any depth.
     pub(crate) fn links(&self) -> bool {
         self.kind == FileKind::Directory && self.flags & flag::LINKS != 0
     }
 }
 
-/// An inode number in its range.
+/// Decodes an inode number and checks its range.
 pub(crate) fn decode_ino(decoder: &mut Decoder<'_>) -> Result<Ino> {
     match decoder.varint()? {
         ino @ ROOT_INO..=MAX_INO => Ok(ino),
@@ -213,14 +213,13 @@ pub(crate) fn decode_ino(decoder: &mut Decoder<'_>) -> Result<Ino> {
 }
 
 impl InodeRecord {
-    /// The kind that `mode` says. A record with no valid type bits, which cannot be decoded, counts as
-    /// regular.
+    /// The kind given by `mode`. A record with invalid type bits, which cannot be decoded, counts as regular.
     pub fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular)
     }
 
-    /// Of a directory its listing (None when empty), and whether a linked inode has a name at or below it; of
-    /// anything else neither.
+    /// For a directory: its listing (`None` when empty), and whether it has a name of a linked inode at any
+    /// depth. For any other kind `(None, false)`.
     pub fn listing(&self) -> (Option<ObjectId>, bool) {
         match self.body {
             Body::Directory { tree, links } => (tree, links),
@@ -228,7 +227,7 @@ impl InodeRecord {
         }
     }
 
-    /// Refuses a record that would not decode, or not as itself.
+    /// Refuses a record that could not be decoded, or would be decoded differently.
     pub(crate) fn check(&self) -> Result<()> {
         let suits = match (FileKind::from_mode(self.mode), &self.body) {
             (Some(FileKind::Directory), Body::Directory { tree, links }) => tree.is_some() || !links,
@@ -251,7 +250,7 @@ impl InodeRecord {
         Err(StoreError::invalid(format!("inode {} cannot be stored: {reason}", self.ino)))
     }
 
-    /// Appends the record's bytes: one encoding for one record.
+    /// Appends the encoding; each record has exactly one.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut flags = 0;
         let mut set = |bit, on| flags |= if on { bit } else { 0 };
@@ -293,7 +292,8 @@ impl InodeRecord {
         }
     }
 
-    /// Reads a record. Garbage is an error and takes no more memory than a small multiple of its bytes.
+    /// Decodes a record. Corrupt input is an error, and uses no more memory than a small multiple of its
+    /// size.
     pub fn decode(decoder: &mut Decoder<'_>) -> Result<Self> {
         let RecordHead { flags, ino, mode, kind } = RecordHead::decode(decoder)?;
         let has = |bit| flags & bit != 0;

@@ -1,5 +1,5 @@
-//! Opening files that others name or make: images, manifests, lock files. Nobody is waited for, and no device
-//! is touched.
+//! Opens files that a user names or an image contains: images, manifests, lock files. Opening never blocks
+//! and never touches a device.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -9,23 +9,22 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// How often a path is resolved anew when the kernel says that something changed on the way.
+/// How often a path is resolved again when the kernel reports a change during resolution.
 const TRIES: u32 = 64;
 
-/// Opens a regular file or a directory for reading, through symbolic links.
+/// Opens a regular file or a directory for reading, following symbolic links.
 ///
 /// # Errors
-/// What the system says. Of anything else, which could keep who opens it waiting for ever (a FIFO) or do
-/// something when it is opened (a device): what it is, and what to give instead.
+/// Those of the system. Any other type of file could block the caller forever (a FIFO) or act when opened (a
+/// device): the error says what it is, and what to use instead.
 pub fn open(path: &Path) -> io::Result<File> {
     reopen(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Opens for reading what an O_PATH descriptor stands for, as [`open`] does: it can no longer be exchanged
-/// for something else.
+/// Opens the file of an `O_PATH` descriptor for reading, like [`open`]: it cannot be replaced meanwhile.
 ///
 /// # Errors
-/// As [`open`].
+/// Those of [`open`].
 pub fn reopen(found: OwnedFd) -> io::Result<File> {
     let reason = match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
         FileType::RegularFile | FileType::Directory => {
@@ -41,11 +40,11 @@ pub fn reopen(found: OwnedFd) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
-/// Opens a path from a directory on, as openat2 does. The kernel gives up a path with `..` when anything is
-/// renamed meanwhile, by whomever: it is resolved anew then, for nobody can be blamed.
+/// Opens a path relative to a directory, like openat2. The kernel gives up on a path with `..` (`EAGAIN`)
+/// when anything is renamed meanwhile, anywhere; then the path is resolved again.
 ///
 /// # Errors
-/// What the system says.
+/// Those of the system.
 pub fn open_in(
     dir: &impl AsFd,
     path: &Path,
@@ -64,19 +63,19 @@ pub fn open_in(
     }
 }
 
-/// A path that leads to what a descriptor is of.
+/// A path that leads to the file of a descriptor.
 pub fn by_descriptor(fd: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
-/// The text of a file that a person wrote, of at most `most` bytes.
+/// Reads a text file written by a user, of at most `most` bytes.
 ///
 /// # Errors
-/// As [`open`], and for a file that is longer or no UTF-8.
+/// Those of [`open`]; also for a file that is longer or not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     open(path)?.take(most + 1).read_to_end(&mut bytes)?;
-    // First, for what is cut off may end in half a character.
+    // Checked first, because truncated text may end within a character.
     if bytes.len() as u64 > most {
         let reason = format!("it has more than the {most} bytes that are read of such a file");
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
@@ -111,7 +110,7 @@ mod tests {
             (here("gone"), "No such file"),
             ("/dev/null".into(), "character device"),
         ];
-        // A thread may be left waiting where this fails.
+        // If this fails, a thread may be left blocked.
         let (told, answers) = channel();
         std::thread::spawn(move || {
             for (path, words) in table {

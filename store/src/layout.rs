@@ -1,10 +1,10 @@
-//! Where things lie below a store's root directory.
+//! Paths below a store's root directory.
 
 use std::path::{Path, PathBuf};
 
 use crate::id::{InstanceId, ObjectId, RecordId};
 
-/// Paths of one store. Nothing here touches the disk.
+/// The paths of one store. Nothing here accesses the disk.
 #[derive(Clone, Debug)]
 pub struct Layout {
     root: PathBuf,
@@ -20,7 +20,7 @@ impl Layout {
         Self { root: root.to_owned(), store, objects }
     }
 
-    /// The directory that was opened as the store.
+    /// The root directory of the store.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -80,17 +80,17 @@ impl Layout {
         self.store.join("metadata")
     }
 
-    /// `store/staging/`: what is being written, one directory for each batch.
+    /// `store/staging/`: data being written, one directory for each batch.
     pub fn staging(&self) -> PathBuf {
         self.store.join("staging")
     }
 
-    /// `store/wal/`: intents of operations under way.
+    /// `store/wal/`: intents of operations in progress.
     pub fn wal(&self) -> PathBuf {
         self.store.join("wal")
     }
 
-    /// `store/pins/`: what live processes need kept.
+    /// `store/pins/`: what live processes keep from being collected.
     pub fn pins(&self) -> PathBuf {
         self.store.join("pins")
     }
@@ -105,27 +105,27 @@ impl Layout {
         self.envs().join(instance.to_hex())
     }
 
-    /// `env/<instance>/upper/`: what was changed since the head.
+    /// `env/<instance>/upper/`: the changes since the head.
     pub fn upper(&self, instance: &InstanceId) -> PathBuf {
         self.env_dir(instance).join("upper")
     }
 
-    /// `quarantine/`: what was damaged and set aside.
+    /// `quarantine/`: damaged files that were set aside.
     pub fn quarantine(&self) -> PathBuf {
         self.root.join("quarantine")
     }
 
-    /// `logs/`: what package managers said in builds.
+    /// `logs/`: the output of package managers in builds.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
 
-    /// `mount-all`: the process that mounts every environment, and where.
+    /// `mount-all`: the pid of the process that mounts every environment, and where it mounts.
     pub fn mount_all(&self) -> PathBuf {
         self.root.join("mount-all")
     }
 
-    /// `mount-all.log`: what that process has to say.
+    /// `mount-all.log`: the log of that process.
     pub fn mount_all_log(&self) -> PathBuf {
         self.root.join("mount-all.log")
     }

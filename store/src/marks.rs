@@ -1,46 +1,46 @@
-//! A set of objects that takes a few bytes for each: what a collection or a verification has met.
+//! A compact set of objects: those that a collection or a verification has seen.
 //!
-//! A Bloom filter. What was added is always found: what a collection reached is never taken for garbage. What
-//! was not added may be found too, and is then kept: of a store of a million objects one in four million, of
-//! two million one in 59,000. What looks so follows from what was added and in which order, by chance alone
-//! but the same each time.
+//! It is a Bloom filter. What was added is always found, so nothing that a collection reached is taken for
+//! garbage. An object that was not added may be found too, and is then kept: in a store of a million objects
+//! one in four million, of two million one in 59,000. These false positives depend only on what was added and
+//! in which order, so they are the same each time.
 //!
-//! Names of objects are hashes already, so their own bytes say where they go: eight choose a block as large
-//! as a cache line, and eight more a bit in each of its words.
+//! Names of objects are hashes already, so their own bytes are used: eight bytes choose a block the size of a
+//! cache line, and eight more a bit in each of its words.
 
 use crate::id::ObjectId;
 
-/// Blocks of one filter: 8 MiB.
+/// Number of blocks in a filter: 8 MiB.
 const BLOCKS: usize = 1 << 17;
 
-/// The most objects that one filter takes: 16 in a block on average.
+/// Capacity of a filter in objects: 16 for each block on average.
 const OBJECTS: u64 = 16 << 17;
 
 type Block = [u64; 8];
 
-/// The set. It takes 8 MiB of memory for each two million objects.
+/// The set. It uses 8 MiB of memory for each two million objects.
 pub(crate) struct Marks {
     filters: Vec<Vec<Block>>,
-    /// Blocks of a filter.
+    /// Number of blocks in a filter.
     blocks: usize,
-    /// The most objects of a filter.
+    /// Capacity of a filter in objects.
     most: u64,
-    /// Objects that the last filter may still take.
+    /// How many more objects the last filter may hold.
     room: u64,
 }
 
 impl Marks {
-    /// The empty set.
+    /// An empty set.
     pub fn new() -> Marks {
         Marks::with(BLOCKS, OBJECTS)
     }
 
-    /// The empty set, with filters of so many blocks for at most so many objects.
+    /// An empty set, with filters of `blocks` blocks for at most `most` objects each.
     pub fn with(blocks: usize, most: u64) -> Marks {
         Marks { filters: Vec::new(), blocks, most, room: 0 }
     }
 
-    /// Adds an object; false if it was there, or looked so.
+    /// Adds an object; returns false if it was already there, or seemed to be.
     pub fn insert(&mut self, id: &ObjectId) -> bool {
         if self.contains(id) {
             return false;
@@ -57,14 +57,14 @@ impl Marks {
         true
     }
 
-    /// Whether an object was added; sometimes true of one that was not.
+    /// Whether an object was added; may be true for one that was not.
     pub fn contains(&self, id: &ObjectId) -> bool {
         let (block, bits) = self.place(id);
         let has = |filter: &Vec<Block>| filter[block].iter().zip(bits).all(|(word, bit)| word & bit != 0);
         self.filters.iter().any(has)
     }
 
-    /// The block of an object, and its bit in each word there.
+    /// The number of an object's block, and its bit in each of the block's words.
     fn place(&self, id: &ObjectId) -> (usize, Block) {
         let bytes = id.as_bytes();
         let block = bytes[8..16].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
@@ -82,14 +82,14 @@ mod tests {
         ObjectId::of(&number.to_le_bytes())
     }
 
-    /// Of so many objects beyond the first `there`, how many look as if they were among them.
+    /// How many of `tried` objects after the first `there` seem to be in the set.
     fn taken_for_others(marks: &Marks, there: u64, tried: u64) -> usize {
         (there..there + tried).filter(|number| marks.contains(&id(*number))).count()
     }
 
     #[test]
     fn what_was_added_is_found_and_hardly_anything_else() {
-        // As full as a filter becomes, but smaller.
+        // As full as a filter gets, but smaller.
         let (blocks, most) = (BLOCKS / 64, OBJECTS / 64);
         let mut marks = Marks::with(blocks, most);
         assert!(!marks.contains(&id(0)));
@@ -100,7 +100,7 @@ mod tests {
         assert!((0..most).all(|number| marks.contains(&id(number))));
         let taken = taken_for_others(&marks, most, 1_000_000);
         assert!((1..20).contains(&taken), "{taken} of a million");
-        // Four times as many: there are four filters, and four times as many others.
+        // Four times as many objects: four filters, and four times as many false positives.
         for number in 0..4 * most {
             marks.insert(&id(number));
         }

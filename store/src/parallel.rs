@@ -1,26 +1,28 @@
-//! Work on many small files, shared out among a few threads.
+//! Distributes work on many small files over a few threads.
 
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
 use std::thread;
 
-/// Threads at most: the file system's own locks leave no work for more.
+/// Maximum number of threads: more would only wait for the file system's own locks.
 const THREADS: usize = 4;
 
-/// So many items are worth a thread of their own.
+/// How many items justify another thread.
 const SHARE: usize = 64;
 
-/// Threads at most for work that waits for the disk: file systems write for many who wait at once.
+/// Maximum number of threads for work that waits for the disk: file systems combine the writes of concurrent
+/// waiters.
 const WAITING: usize = 8;
 
-/// Calls `work` with the items in as many pieces as there are processors to work on them, each on a thread,
-/// and gives the answers in the order of the pieces. Few items are worked on here.
+/// Splits `items` into about one piece for each available processor, calls `work` with each piece on a thread
+/// of its own, and returns the results in the order of the pieces. With few items, `work` runs on the calling
+/// thread.
 pub fn in_pieces<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     on_threads(items, processors.min(THREADS).min(items.len() / SHARE), work)
 }
 
-/// The same for work that waits for the disk with each item.
+/// Like [`in_pieces`], for work that waits for the disk for each item.
 pub fn in_waiting_pieces<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     on_threads(items, WAITING.min(items.len()), work)
 }

@@ -1,9 +1,9 @@
-//! Which paths an operation on chosen paths takes (docs/MANIFEST.md, "Chosen paths"): [`scan`] walks,
+//! Which paths belong to an operation on chosen paths (docs/MANIFEST.md, "Chosen paths"): [`scan`] walks,
 //! [`resolve`] adds what the found paths need.
 //!
 //! Both work on any [`PathTree`]: a tree of the store ([`StoredTree`](crate::tree::StoredTree)) or a
-//! directory of the host ([`HostTree`]). Paths are absolute within the tree, `/` is its root, and no step
-//! ever leaves it: links are followed by name inside the tree.
+//! directory of the host ([`HostTree`]). Paths are absolute within the tree, `/` is its root, and resolution
+//! never leaves it: links are followed by name inside the tree.
 
 mod host;
 
@@ -18,18 +18,18 @@ use crate::inode::FileKind;
 
 pub use host::HostTree;
 
-/// How many symbolic links one path may lead through, as in Linux.
+/// How many symbolic links one path may pass, as in Linux.
 const MAX_HOPS: u32 = 40;
 
-/// A tree of files as the two calls see it. Nothing here follows a symbolic link.
+/// A tree of files. No method follows a symbolic link.
 pub trait PathTree {
-    /// Something in the tree that was found.
+    /// A file or directory in the tree.
     type Node: Clone;
 
     /// The root directory.
     fn root(&self) -> Result<Self::Node>;
 
-    /// What a directory has under a name; None if nothing.
+    /// What a directory has under a name; `None` if there is nothing.
     fn lookup(&self, dir: &Self::Node, name: &[u8]) -> Result<Option<(Self::Node, FileKind)>>;
 
     /// The target of a symbolic link.
@@ -39,17 +39,18 @@ pub trait PathTree {
     fn list(&self, dir: &Self::Node) -> Result<Vec<Box<[u8]>>>;
 }
 
-/// Paths that are left out, each with everything below it.
+/// Paths to leave out, each with everything below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ignore(Vec<Vec<u8>>);
 
 impl Ignore {
-    /// From absolute paths without `.` and `..`, such as a manifest's normalised list.
+    /// Takes absolute paths without `.` and `..`, such as a manifest's normalised list.
     pub fn new<P: Into<Vec<u8>>>(paths: impl IntoIterator<Item = P>) -> Ignore {
         Ignore(paths.into_iter().map(Into::into).collect())
     }
 
-    /// Whether `path` is one of them or below one: by whole components, so `/tmp` does not cover `/tmpfile`.
+    /// Whether `path` is one of the paths or below one, by whole components: `/tmp` does not cover
+    /// `/tmpfile`.
     pub fn covers(&self, path: &[u8]) -> bool {
         self.0.iter().any(|ignored| is_at_or_below(path, ignored))
     }
@@ -73,19 +74,19 @@ pub fn is_at_or_below(path: &[u8], top: &[u8]) -> bool {
     }
 }
 
-/// The order of paths in a layer: component by component, so that a directory is followed by all that is
-/// below it.
+/// The order of paths in a layer: compared by component, so that a directory is followed by everything below
+/// it.
 pub fn order(a: &[u8], b: &[u8]) -> Ordering {
     components(a).cmp(components(b))
 }
 
-/// The names that a path consists of.
+/// The components of a path.
 pub fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
 }
 
-/// An absolute path in its only form: no `.`, no empty component, no slash at the end. None for a path that
-/// is not absolute or has `..`: what that means depends on links.
+/// The normal form of an absolute path: no `.`, no empty component, no trailing slash. `None` for a path that
+/// is not absolute or has `..`, whose meaning depends on links.
 pub fn normalise(path: &[u8]) -> Option<Vec<u8>> {
     if path.first() != Some(&b'/') || components(path).any(|name| name == b"..") {
         return None;
@@ -98,8 +99,8 @@ pub fn normalise(path: &[u8]) -> Option<Vec<u8>> {
     Some(if normal.is_empty() { b"/".to_vec() } else { normal })
 }
 
-/// All paths at and below `from`, in the order of [`order`]. What is ignored is left out and, when it is a
-/// directory, not opened; no symbolic link is followed, on the way to `from` neither. Empty when there is
+/// All paths at and below `from`, sorted by [`order`]. Ignored paths are left out and, if they are
+/// directories, not opened. Symbolic links are not followed, not even on the way to `from`. Empty if there is
 /// nothing at `from`.
 pub fn scan<T: PathTree>(tree: &T, from: &[u8], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
@@ -111,19 +112,19 @@ pub fn scan<T: PathTree>(tree: &T, from: &[u8], ignore: &Ignore) -> Result<Vec<V
         }
     }
     let Some(from) = normalise(from).filter(|from| !ignore.covers(from)) else { return Ok(found) };
-    // A stack of its own: a tree may be deeper than a thread's.
+    // An explicit stack: a tree may be deeper than a thread's stack allows.
     let mut todo = vec![(from, node, kind)];
     while let Some((path, node, kind)) = todo.pop() {
         if kind == FileKind::Directory {
             let mut names = tree.list(&node)?;
-            // Backwards, because the stack turns them round.
+            // In reverse, because the stack reverses the order.
             names.sort_unstable_by(|a, b| b.cmp(a));
             for name in names {
                 let below = join(&path, &name);
                 if ignore.covers(&below) {
                     continue;
                 }
-                // Gone since it was listed: a host directory may change under the walk.
+                // It may be gone since it was listed: a host directory can change during the walk.
                 if let Some((node, kind)) = tree.lookup(&node, &name)? {
                     todo.push((below, node, kind));
                 }
@@ -134,13 +135,15 @@ pub fn scan<T: PathTree>(tree: &T, from: &[u8], ignore: &Ignore) -> Result<Vec<V
     Ok(found)
 }
 
-/// The paths to take for `paths`, in the order of [`order`]: those of them that exist and are not ignored;
-/// for each symbolic link on the way or at the end the link, every further link that it leads through, and
-/// its target; and every directory above any of these. Links are resolved inside the tree, however their
+/// The paths to include for `paths`, sorted by [`order`]: those that exist and are not ignored; for each
+/// symbolic link on the way or at the end, the link itself, every further link it passes, and its target; and
+/// every directory above any of these. Links are resolved inside the tree, even if their targets are absolute
+/// or have `..`.
 /// targets are written.
 ///
-/// A link that leads to an ignored path is taken and its target is not; a link that dangles or loops is taken
-/// alone. Neither compares anything nor says what was deleted: a path that is not there gives nothing.
+/// If a link leads to an ignored path, the link is included but its target is not; a link that dangles or
+/// loops is included alone. Nothing is compared, and deletions are not reported: a path that does not exist
+/// adds nothing.
 pub fn resolve<T: PathTree>(tree: &T, paths: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     let mut taken: BTreeSet<Ordered> = BTreeSet::new();
     for path in paths.iter().filter(|path| !ignore.covers(path)) {
@@ -152,20 +155,20 @@ pub fn resolve<T: PathTree>(tree: &T, paths: &[Vec<u8>], ignore: &Ignore) -> Res
     Ok(taken.into_iter().map(|Ordered(path)| path).collect())
 }
 
-/// Where a path really is: the links among the directories above it resolved, itself not followed. None when
-/// it is not there.
+/// The real location of a path: links among the directories above it are resolved, but the path itself is not
+/// followed. `None` if it does not exist.
 pub fn locate<T: PathTree>(tree: &T, path: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(follow(tree, path, &Ignore::default())?.own)
 }
 
-/// What is at a path when every link is followed; None when that is nothing.
+/// What is at a path after following every link; `None` if there is nothing.
 pub fn find<T: PathTree>(tree: &T, path: &[u8]) -> Result<Option<(T::Node, FileKind)>> {
     Ok(follow(tree, path, &Ignore::default())?.end)
 }
 
-/// Every path that [`scan`] finds at the chosen ones, with what [`resolve`] adds.
+/// All paths that [`scan`] finds at the chosen ones, and what [`resolve`] adds.
 pub fn choose<T: PathTree>(tree: &T, chosen: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
-    // The chosen paths as they were given, too: the links on the way to them are theirs.
+    // The chosen paths as given are included too, for the links on the way to them.
     let mut paths = chosen.to_vec();
     for path in chosen {
         if let Some(path) = locate(tree, path)? {
@@ -177,13 +180,13 @@ pub fn choose<T: PathTree>(tree: &T, chosen: &[Vec<u8>], ignore: &Ignore) -> Res
 
 fn insert_with_parents(taken: &mut BTreeSet<Ordered>, path: Vec<u8>) {
     let mut above = Some(path);
-    // What is there already has its parents there.
+    // If a path is in the set, so are its parents.
     while let Some(path) = above.take_if(|path| taken.insert(Ordered(path.clone()))) {
         above = parent(&path).map(<[u8]>::to_vec);
     }
 }
 
-/// The directory above; None of the root.
+/// The directory above; `None` for the root.
 pub fn parent(path: &[u8]) -> Option<&[u8]> {
     match path.iter().rposition(|&byte| byte == b'/') {
         Some(0) if path.len() == 1 => None,
@@ -208,22 +211,22 @@ impl PartialOrd for Ordered {
     }
 }
 
-/// Where following a path led.
+/// The result of following a path.
 struct Followed<N> {
-    /// Where the path itself is, not followed; None when it is not there.
+    /// The location of the path itself, not followed; `None` if it does not exist.
     own: Option<Vec<u8>>,
     /// Links among the directories above it.
     way: Vec<Vec<u8>>,
-    /// Where its own links lead: each further link and the target; empty when they dangle or loop.
+    /// Where its own links lead: each further link and the target; empty if they dangle or loop.
     beyond: Vec<Vec<u8>>,
-    /// What is there in the end; None when it is not there, or they dangle or loop.
+    /// What is there in the end; `None` if it does not exist, or its links dangle or loop.
     end: Option<(N, FileKind)>,
 }
 
 fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followed<T::Node>> {
     let mut followed = Followed { own: None, way: Vec::new(), beyond: Vec::new(), end: None };
     let mut todo: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
-    // How many of the components ahead are the path's own, not those of a link.
+    // How many of the remaining components are the path's own, rather than from a link's target.
     let mut own_ahead = todo.len();
     let root = tree.root()?;
     let mut at: Vec<(Vec<u8>, T::Node)> = Vec::new();
@@ -231,7 +234,7 @@ fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followe
     if todo.is_empty() {
         followed.own = Some(b"/".to_vec());
     }
-    // Where the way has come to; a directory's node is the last of `at`.
+    // The current location; if it is a directory, its node is the last of `at`.
     let mut end = b"/".to_vec();
     let mut file = None;
     let failed = |mut followed: Followed<T::Node>| {
@@ -285,7 +288,7 @@ fn follow<T: PathTree>(tree: &T, path: &[u8], ignore: &Ignore) -> Result<Followe
                 end = here;
                 file = Some((node, kind));
             }
-            // Below what is no directory there is nothing.
+            // There is nothing below a file that is not a directory.
             _ => return failed(followed),
         }
     }

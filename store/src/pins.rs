@@ -1,6 +1,6 @@
-//! Pins: trees that a living process serves, which a collection therefore keeps.
+//! Pins: keep the trees that a live process serves from being collected.
 //!
-//! A mount pins the roots of its view. A pin is gone with its process: nothing needs to clean up after a
+//! A mount pins the roots of its view. A pin ends with its process, so nothing needs to clean up after a
 //! crash.
 
 use serde::{Deserialize, Serialize};
@@ -22,18 +22,19 @@ struct Content {
 /// What is pinned.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pinned {
-    /// Root objects, with all they reach.
+    /// Root objects, with everything they refer to.
     pub roots: Vec<ObjectId>,
     /// Content objects and block lists.
     pub objects: Vec<ObjectId>,
 }
 
-/// Keeps root objects, and all they reach, from being collected until it is dropped or the process ends.
+/// Keeps root objects, and everything they refer to, from being collected until it is dropped or the process
+/// ends.
 ///
-/// Take it under [`crate::lock::StoreLock::shared`], while something else (metadata, an upper) still keeps
-/// the roots.
+/// Must be taken under [`crate::lock::StoreLock::shared`], while something else (metadata, an upper) still
+/// refers to the roots.
 pub struct Pin {
-    /// `None` in a store that nothing can be removed from.
+    /// `None` in a read-only store, from which nothing can be removed.
     file: Option<HeldFile>,
 }
 
@@ -46,7 +47,7 @@ impl Pin {
         Ok(Pin { file: Some(HeldFile::create(store.files(), &store.layout().pins(), &encode(roots, &[])?)?) })
     }
 
-    /// Pins `roots`, and single content `objects`, instead of what was pinned before, in one step.
+    /// Atomically replaces what is pinned by `roots` and single content `objects`.
     pub fn set(&mut self, roots: &[ObjectId], objects: &[ObjectId]) -> Result<()> {
         match &mut self.file {
             Some(file) => file.replace(&encode(roots, objects)?),
@@ -60,11 +61,10 @@ fn encode(roots: &[ObjectId], objects: &[ObjectId]) -> Result<Vec<u8>> {
     serde_json::to_vec(&content).map_err(|e| StoreError::Invalid(format!("writing a pin: {e}")))
 }
 
-/// What living processes pin. Pins of dead ones are removed.
+/// What live processes pin. Pins of dead processes are removed.
 ///
 /// # Errors
-/// Any pin that cannot be read, or that there is no directory of pins: what running mounts need is not known
-/// then.
+/// When a pin cannot be read, or the directory of pins is missing: then what running mounts need is unknown.
 pub(crate) fn live(store: &Store) -> Result<Pinned> {
     let dir = store.layout().pins();
     if dir.symlink_metadata().is_err() {
@@ -82,7 +82,7 @@ pub(crate) fn live(store: &Store) -> Result<Pinned> {
     }
 }
 
-/// What living processes pin, and the pins that cannot be read. Pins of dead ones are removed.
+/// What live processes pin, and the pins that cannot be read. Pins of dead processes are removed.
 pub(crate) fn read(store: &Store) -> Result<(Pinned, Unreadable)> {
     let (mut pinned, mut unreadable) = (Pinned::default(), Vec::new());
     for found in held::scan(store.files(), &store.layout().pins())? {

@@ -1,12 +1,12 @@
-//! How those who wait hear of long work, and how they end it.
+//! Reports the progress of long operations, and cancels them.
 
-/// Is told how an operation comes along, from whatever thread does the work.
+/// Receives the progress of an operation, from any thread that works on it.
 pub trait Progress: Sync {
-    /// `bytes` more of the source were read (of an archive: as it is stored, compressed) and `entries` more
-    /// were taken in.
+    /// `bytes` more of the source were read (for an archive: bytes as stored, compressed) and `entries` more
+    /// were imported.
     fn add(&self, bytes: u64, entries: u64);
 
-    /// Whether the user wants the work to stop. Asked often.
+    /// Whether the user wants to cancel the work. Polled often.
     fn is_cancelled(&self) -> bool {
         false
     }

@@ -1,6 +1,5 @@
-//! `quarantine/`: what was damaged, set aside so that the same content can be stored anew. Nothing there
-//! counts for anything, but that what is sound of a set aside object can still be read; no command deletes
-//! it.
+//! `quarantine/`: damaged files, set aside so that the same content can be stored again. Nothing refers to
+//! them, but the sound parts of a quarantined object can still be read. No command deletes them.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use crate::object;
 use crate::open::Store;
 use crate::rfc3339;
 
-/// What kind of thing is set aside: the directory it goes to.
+/// The kind of a quarantined file, which determines its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Objects: contents, block lists, trees, roots.
@@ -40,7 +39,7 @@ impl Kind {
     }
 }
 
-/// Moves a file to `quarantine/<date>/<kind>/<name>`, durable on return; gives its place there.
+/// Moves a file to `quarantine/<date>/<kind>/<name>`, durably; returns its new path.
 pub fn set_aside(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
     let (to, files) = (place(store, kind, name)?, store.files());
     files.rename(file, &to).at("rename", file)?;
@@ -50,7 +49,7 @@ pub fn set_aside(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<P
     Ok(to)
 }
 
-/// Puts a copy of a file there instead, for one that is mended in place.
+/// Copies a file to the quarantine instead, for one that is mended in place; returns the copy's path.
 pub fn keep_copy(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<PathBuf> {
     let to = place(store, kind, name)?;
     let bytes = store.files().read(file, u64::MAX).at("read", file)?;
@@ -58,7 +57,7 @@ pub fn keep_copy(store: &Store, kind: Kind, file: &Path, name: &str) -> Result<P
     Ok(to)
 }
 
-/// How many files are set aside.
+/// The number of quarantined files.
 pub(crate) fn count(store: &Store) -> Result<u64> {
     let top = store.layout().quarantine();
     let mut todo = if top.symlink_metadata().is_ok() { vec![top] } else { Vec::new() };
@@ -72,7 +71,7 @@ pub(crate) fn count(store: &Store) -> Result<u64> {
     Ok(files)
 }
 
-/// A free name for a thing, in a directory that is there.
+/// A free path for a quarantined file; makes its directory.
 fn place(store: &Store, kind: Kind, name: &str) -> Result<PathBuf> {
     let date: String = rfc3339::format(Timestamp::now()).chars().take(10).collect();
     let dir = store.layout().quarantine().join(date).join(kind.dir());

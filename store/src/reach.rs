@@ -1,4 +1,4 @@
-//! Everything that roots reach: the one walk behind collection and verification.
+//! Walks everything that is reachable from roots, for collection and verification.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,11 +15,11 @@ use crate::tree::{self, Keys, Target, Tree, Trees};
 /// What an upper on disk refers to.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct UpperRoots {
-    /// Root objects: the head it stands on, and any other it needs.
+    /// Root objects: that of the head, and any others that the upper needs.
     pub roots: Vec<ObjectId>,
-    /// Directory listings that its own directories lie over; followed downwards.
+    /// Directory listings that its directories overlay; followed downwards.
     pub trees: Vec<ObjectId>,
-    /// Content objects, and block lists, that its own inodes refer to.
+    /// Content objects and block lists that its own inodes refer to.
     pub objects: Vec<ObjectId>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct Fault {
     pub error: StoreError,
 }
 
-/// Where the walk met something: who referred to the root that it came from, and the path below that.
+/// Where the walk met something: what referred to the root it started from, and the path below that root.
 #[derive(Clone, Debug)]
 pub(crate) struct Met {
     by: Rc<str>,
@@ -39,13 +39,13 @@ pub(crate) struct Met {
 }
 
 impl Met {
-    /// The path inside the environment, where it has one: an inode of several names has not, nor has the root
-    /// itself.
+    /// The path inside the environment, if there is one: an inode with several names has none, nor has the
+    /// root itself.
     pub fn path(&self) -> Option<String> {
         self.path.starts_with(b"/").then(|| String::from_utf8_lossy(&self.path).into_owned())
     }
 
-    /// The path, or what stands for one.
+    /// The path, or a text in place of one.
     pub fn place(&self) -> String {
         match self.path() {
             Some(path) => path,
@@ -64,27 +64,27 @@ impl fmt::Display for Met {
     }
 }
 
-/// Is told of what a walk meets.
+/// Receives what a walk finds.
 pub(crate) trait Watch {
-    /// A tree cannot be read. An error stops the walk; otherwise it goes on beside it.
+    /// A tree cannot be read. Returning an error stops the walk; otherwise it skips that tree.
     fn fault(&mut self, fault: Fault) -> Result<()>;
 
-    /// A root or tree, before it is read. Once for each.
+    /// A root or tree, before it is read. Called once for each.
     fn opened(&mut self, _id: &ObjectId) {}
 
-    /// An object whose bytes the walk does not need: content, a block list, or what an upper names. Each time
-    /// it is met.
+    /// An object whose bytes the walk does not need: content, a block list, or an object named by an upper.
+    /// Called each time it is met.
     fn object(&mut self, _id: &ObjectId, _by: &dyn Fn() -> Met) -> Result<()> {
         Ok(())
     }
 
-    /// A file's content that is not empty; possibly more than once.
+    /// The content of a nonempty file; possibly more than once.
     fn file(&mut self, _content: &FileContent, _by: &dyn Fn() -> Met) -> Result<()> {
         Ok(())
     }
 
-    /// Of the root or listing `parent` something else is part: a listing, an object, a content by its hash.
-    /// Each time it is met.
+    /// The root or listing `parent` contains a part: a listing, an object, or a content by its hash. Called
+    /// each time it is met.
     fn part(&mut self, _parent: &ObjectId, _part: Part<'_>) {}
 }
 
@@ -100,16 +100,16 @@ enum Node {
     Object(ObjectId),
 }
 
-/// Where the walk is: who referred to the root, and the directory's path below it. `by` and path make one
-/// text when something is found.
+/// The walk's position: what referred to the root, and the directory's path below it. The text for a message
+/// is composed only when needed.
 type Place = Rc<(Rc<str>, Vec<u8>)>;
 
-/// The walk. Give it where to start, then run it.
+/// The walk: add the starting points, then run it.
 pub(crate) struct Reach {
     trees: Trees,
     todo: Vec<(Node, Place)>,
-    /// Roots and trees that were opened. A file may hold the very bytes of a tree: having met it as content
-    /// says nothing of what it reaches as a tree. So this is exact, and of trees alone.
+    /// Roots and trees that have been opened. A file may have the same bytes as a tree, and meeting it as
+    /// content does not cover what it refers to as a tree. So this set is exact, and has trees only.
     opened: HashSet<ObjectId>,
 }
 
@@ -118,22 +118,22 @@ impl Reach {
         Reach { trees: Trees::uncached(store), todo: Vec::new(), opened: HashSet::new() }
     }
 
-    /// Starts at a root object; `by` says what refers to it.
+    /// Adds a root object as a starting point; `by` says what refers to it.
     pub fn root(&mut self, id: ObjectId, by: &Rc<str>) {
         self.todo.push((Node::Root(id), Rc::new((by.clone(), Vec::new()))));
     }
 
-    /// Starts at a directory's listing.
+    /// Adds a directory's listing as a starting point.
     pub fn tree(&mut self, id: ObjectId, by: &Rc<str>) {
         self.todo.push((Node::Tree(id, Keys::Names), Rc::new((by.clone(), Vec::new()))));
     }
 
-    /// Starts at an object that refers to nothing else.
+    /// Adds an object that refers to nothing else.
     pub fn object(&mut self, id: ObjectId, by: &Rc<str>) {
         self.todo.push((Node::Object(id), Rc::new((by.clone(), Vec::new()))));
     }
 
-    /// Walks, always in the same order.
+    /// Runs the walk, always in the same order.
     pub fn run(mut self, watch: &mut dyn Watch) -> Result<()> {
         while let Some((node, place)) = self.todo.pop() {
             match node {
@@ -145,7 +145,7 @@ impl Reach {
         Ok(())
     }
 
-    /// Whether a root or tree is to be opened: the first time it is met.
+    /// Whether a root or tree must be opened: it is met for the first time.
     fn is_new(&mut self, id: &ObjectId, watch: &mut dyn Watch) -> bool {
         let is_new = self.opened.insert(*id);
         if is_new {
@@ -203,7 +203,7 @@ impl Reach {
                     let name = if tree.keys() == Keys::Names { entry.name() } else { b"" };
                     self.record(name, id, &record, place, watch)?;
                 }
-                // Its record stands in the link table.
+                // Its record is in the link table.
                 Ok(Target::Link { .. }) => {}
                 Err(error) => watch.fault(fault(id, place, error))?,
             }
@@ -246,7 +246,7 @@ fn fault(id: &ObjectId, place: &Place, error: StoreError) -> Fault {
     Fault { id: *id, by: met(place, b""), error }
 }
 
-/// Something in the tree, or the tree itself.
+/// An entry of the directory, or the directory itself.
 fn met(place: &Place, name: &[u8]) -> Met {
     let (by, directory) = &**place;
     let slash = if name.is_empty() { &b""[..] } else { b"/" };

@@ -1,12 +1,11 @@
-//! Times as text: `2025-01-31T12:00:00.000000000Z`, always UTC, always nine digits, so that equal times are
-//! equal text.
+//! Timestamps as text: `2025-01-31T12:00:00.000000000Z`, always UTC and with nine digits, so that equal times
+//! have equal text.
 
 use crate::inode::Timestamp;
 
 const DAY: i64 = 86_400;
 
-/// The time as RFC 3339 text in UTC with nanoseconds. Years outside 0..=9999 come out with a sign, as ISO
-/// 8601 has them.
+/// Formats a time as RFC 3339 in UTC with nanoseconds. Years outside 0..=9999 have a sign, as in ISO 8601.
 pub fn format(time: Timestamp) -> String {
     let (days, second) = (time.secs.div_euclid(DAY), time.secs.rem_euclid(DAY));
     let (year, month, day) = civil(days);
@@ -15,7 +14,7 @@ pub fn format(time: Timestamp) -> String {
     format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", time.nanos)
 }
 
-/// Reads what [`format()`] writes; `None` for anything else.
+/// Parses the output of [`format()`]; `None` for anything else.
 pub fn parse(text: &str) -> Option<Timestamp> {
     let (date, clock) = text.split_once('T')?;
     let (rest, day) = date.rsplit_once('-')?;
@@ -26,12 +25,12 @@ pub fn parse(text: &str) -> Option<Timestamp> {
     let days = days(year.parse().ok()?, month.parse().ok()?, day.parse().ok()?);
     let secs = days * DAY + hour * 3600 + minute * 60 + second;
     let time = Timestamp { secs, nanos: nanos.parse().ok()? };
-    // One text for one time: whatever does not come out again as it went in is not ours.
+    // Each time has exactly one text: anything that does not round-trip is refused.
     (format(time) == text).then_some(time)
 }
 
-/// Days since 1970-01-01 to (year, month, day), after Howard Hinnant's "chrono-compatible low-level date
-/// algorithms".
+/// Converts days since 1970-01-01 to (year, month, day), after Howard Hinnant's "chrono-compatible low-level
+/// date algorithms".
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);

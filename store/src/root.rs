@@ -1,4 +1,4 @@
-//! A root: what a layer's `tree` names, one whole file tree.
+//! A root: the object that a layer's `tree` names, for one whole file tree.
 
 use crate::batch::Batch;
 use crate::codec::{Decoder, put_id, put_varint};
@@ -8,22 +8,22 @@ use crate::inode::{Body, FileKind, Ino, InodeRecord, MAX_INO, ROOT_INO};
 
 const MAGIC: &[u8; 4] = b"KRT3";
 
-/// Upper bound of a root's bytes; only attributes can make it large.
+/// Size limit of a root in bytes; only attributes can make it large.
 pub(crate) const ROOT_MAX: u64 = 16 << 20;
 
-/// The root directory with what belongs to the tree as a whole.
+/// The root directory, and what belongs to the tree as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// The root directory: number 1, [`Body::Directory`].
+    /// The root directory: inode number 1, [`Body::Directory`].
     pub inode: InodeRecord,
-    /// The link table: inodes with several names, keyed by number. None when there are none.
+    /// The link table: inodes with several names, keyed by number. `None` if there are none.
     pub links: Option<ObjectId>,
-    /// A number above every inode's in the tree: the next to be given.
+    /// The next inode number to assign: greater than that of any inode in the tree.
     pub next_ino: Ino,
 }
 
 impl Root {
-    /// The root directory's listing; None when empty.
+    /// The root directory's listing; `None` when it is empty.
     pub fn tree(&self) -> Option<&ObjectId> {
         match &self.inode.body {
             Body::Directory { tree, .. } => tree.as_ref(),
@@ -31,7 +31,7 @@ impl Root {
         }
     }
 
-    /// The bytes: one encoding for one value.
+    /// The encoding: each value has exactly one.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         put_varint(&mut out, self.next_ino);
@@ -46,7 +46,7 @@ impl Root {
         out
     }
 
-    /// Reads a root.
+    /// Decodes a root.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut decoder = Decoder::new("root", bytes);
         if decoder.array::<4>()? != *MAGIC {

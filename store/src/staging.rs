@@ -1,4 +1,4 @@
-//! Sweeping what dead batches left in `staging/`.
+//! Removes what dead batches left in `staging/`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -9,14 +9,14 @@ use crate::error::{IoContext, Result};
 use crate::files::freed;
 use crate::open::Store;
 
-/// Staged directories of dead batches, and their bytes.
+/// The number of staging directories of dead batches, and their size in bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Swept {
     pub batches: u64,
     pub bytes: u64,
 }
 
-/// Removes (unless `dry_run`) every staging directory whose batch is gone: a living one holds a flock on it.
+/// Removes (unless `dry_run`) every staging directory whose batch is dead: a live batch holds a flock on it.
 pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
     let (files, staging) = (store.files(), store.layout().staging());
     let mut swept = Swept::default();
@@ -24,7 +24,7 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
         let handle = match files.open_dir(&path) {
             Ok(handle) => handle,
             Err(error) => {
-                // Its batch has just ended; or it is no batch's.
+                // Its batch has just ended, or this is not a batch's directory.
                 tracing::debug!("{} is passed over: {error}", path.display());
                 continue;
             }

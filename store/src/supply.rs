@@ -1,4 +1,4 @@
-//! Who has an object that is not among the published ones.
+//! Provides objects that are not stored here.
 
 use std::fmt;
 use std::fs::File;
@@ -6,20 +6,20 @@ use std::fs::File;
 use crate::error::Result;
 use crate::id::ObjectId;
 
-/// Gives a store the objects that it does not have (see [`crate::object::Objects::supply_from`]).
+/// Provides objects that the store does not have (see [`crate::object::Objects::supply_from`]).
 ///
-/// Asked from any thread, by whoever reads: a request for a file, a commit, gc, verify-store. One that waits
-/// for a network has to end the wait by itself.
+/// Called from any thread that reads: for a file request, a commit, gc, verify-store. An implementation that
+/// waits for a network must limit the wait itself.
 pub trait Supply: fmt::Debug + Send + Sync {
-    /// Opens an object for reading. Its bytes are not believed: whoever reads them compares them with the
-    /// name. None where this one does not have it.
+    /// Opens an object for reading; `None` if this supply does not have it. The bytes are not trusted: the
+    /// reader verifies them against the name.
     ///
     /// # Errors
-    /// When it should have the object and cannot give it.
+    /// When the supply should have the object and cannot provide it.
     fn open(&self, id: &ObjectId) -> Result<Option<File>>;
 
-    /// The size in bytes of an object that this one has promised to give. What is promised and not there is
-    /// no damage, takes no room, and is not made anew. Never waits. None of all other objects.
+    /// The size in bytes of an object that this supply has promised to provide; `None` for any other. A
+    /// promised object that is not stored here is not damage, uses no space, and is not rebuilt. Never waits.
     fn promised(&self, id: &ObjectId) -> Option<u64>;
 }
 
@@ -43,7 +43,7 @@ mod tests {
     use crate::progress::NoProgress;
     use crate::reach::UpperRoots;
 
-    /// Objects in a directory, as long as it is reachable.
+    /// A supply with objects in a directory, which can be made unreachable.
     #[derive(Debug)]
     struct Elsewhere {
         dir: PathBuf,
@@ -67,7 +67,7 @@ mod tests {
         }
     }
 
-    /// Moves all objects of a store to somebody who promises them.
+    /// Moves all objects of a store to a supply that promises them.
     fn moved(store: &Store, dir: PathBuf) -> Arc<Elsewhere> {
         fs::create_dir(&dir).unwrap();
         for shard in store.objects().shards().unwrap() {
@@ -107,7 +107,7 @@ mod tests {
             GcOptions { dry_run: false, uppers: &|_| Ok(UpperRoots::default()), cancelled: &|| false };
         assert_eq!(collect(&store, &options).unwrap().objects, 0);
 
-        // Nobody else is believed.
+        // Bytes from anywhere else are not trusted.
         let other = ObjectId::of(b"other");
         assert!(store.objects().open(&other).unwrap_err().is_missing());
         fs::write(supply.dir.join(other.to_hex()), b"wrong").unwrap();

@@ -1,25 +1,25 @@
-//! Names and messages of any bytes as text for a person. What commands a terminal, turns the direction of
-//! writing or ends a line is escaped as git does in quoted paths: `\n`, `\t` and the like, else `\ooo` for
-//! each byte, in octal.
+//! Renders names and messages with arbitrary bytes as text for people. Characters that control a terminal,
+//! change the writing direction or end a line are escaped like git's quoted paths: `\n`, `\t` and the like,
+//! otherwise `\ooo` for each byte, in octal.
 
 use std::borrow::Cow;
 
-/// Whether a character is shown as it is: neither a control character (C0, DEL, C1), nor one that ends a line
-/// or turns the direction of what follows (Unicode's `Bidi_Control`).
+/// Whether a character is shown unescaped: not a control character (C0, DEL, C1), and not one that ends a
+/// line or changes the writing direction (Unicode's `Bidi_Control`).
 pub fn is_plain(c: char) -> bool {
     let ends_or_turns =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !c.is_control() && !ends_or_turns
 }
 
-/// Text on one line. Escapes alone: a backslash stays one, so that what is escaped already stays as it is;
-/// tabs stay too.
+/// Renders text on one line. Backslashes are not escaped, so that text which is already escaped stays
+/// unchanged; tabs stay too.
 pub fn line(text: &str) -> Cow<'_, str> {
     replaced(text, '\t', escape_char)
 }
 
-/// A path on one line, which can be read back: as it is, or in quotes with escapes where it is not plain text
-/// or begins with a quote.
+/// Renders a path on one line, so that it can be read back: unchanged, or in quotes with escapes if it is not
+/// plain text or begins with a quote.
 pub fn path(path: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(path)
         && text.chars().all(is_plain)
@@ -42,13 +42,13 @@ pub fn path(path: &[u8]) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A JSON document that means the same and does nothing to a terminal: JSON itself escapes C0 only.
+/// Returns an equivalent JSON document without control characters: JSON itself escapes only C0.
 pub fn json(document: &str) -> Cow<'_, str> {
-    // Outside of strings JSON has nothing of the kind, and all of it is in the basic plane.
+    // Outside strings JSON has no such characters, and all of them are in the basic multilingual plane.
     replaced(document, '\n', |c, out| out.push_str(&format!("\\u{:04x}", u32::from(c))))
 }
 
-/// With all that is neither plain nor `kept` replaced.
+/// Replaces every character that is neither plain nor `kept`.
 fn replaced(text: &str, kept: char, replace: impl Fn(char, &mut String)) -> Cow<'_, str> {
     let stays = |c: char| is_plain(c) || c == kept;
     if text.chars().all(stays) {
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(json("{\n  \"ä\": 1\n}"), "{\n  \"ä\": 1\n}");
     }
 
-    /// The bytes that a shown path means.
+    /// The bytes that a rendered path stands for.
     fn read_back(shown: &str) -> Vec<u8> {
         let Some(inner) = shown.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
             return shown.as_bytes().to_vec();

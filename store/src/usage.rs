@@ -1,6 +1,6 @@
-//! What environments and snapshots take on disk: what each refers to, and what no other does.
+//! Disk usage of environments and snapshots: what each refers to, and what only it refers to.
 //!
-//! Every tree is read once, however many refer to it; what is asked of it then is answered from memory.
+//! Every tree is read once, however many refer to it; further queries are answered from memory.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -17,35 +17,35 @@ use crate::open::Store;
 use crate::reach::UpperRoots;
 use crate::tree::{self, Keys, Target, Trees};
 
-/// Something that refers to content.
+/// A set of layers and uppers that refers to content.
 #[derive(Debug, Default, Clone)]
 pub struct Group {
     /// Layers.
     pub layers: Vec<RecordId>,
-    /// What uppers refer to.
+    /// What the uppers refer to.
     pub uppers: Vec<UpperRoots>,
 }
 
-/// What a group takes: objects and layer records, as `du` counts them, in bytes. What lies in uppers is not
-/// in it.
+/// The disk usage of a group: objects and layer records in bytes, as counted by `du`. Data files in uppers
+/// are not included.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// All that it refers to.
+    /// Everything it refers to.
     pub bytes: u64,
-    /// What none of the other groups refers to: what a collection frees when this one is gone.
+    /// What no other group refers to: what a collection frees once this group is gone.
     pub exclusive_bytes: u64,
 }
 
-/// What a tree shows.
+/// What a tree contains.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Shown {
-    /// Names, the root not counted.
+    /// Number of names, without the root.
     pub entries: u64,
-    /// Sizes of all regular files, in bytes; one with several names counts once.
+    /// Total size of all regular files in bytes; one with several names counts once.
     pub bytes: u64,
 }
 
-/// A root or a listing.
+/// The kind of a tree object: a root, a directory listing, or a link table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Root,
@@ -53,21 +53,21 @@ enum Kind {
     Inos,
 }
 
-/// A tree object that was read. A file may hold the very bytes of a tree, so an object and a node are not the
-/// same.
+/// A tree object that was read. Objects and nodes are counted separately, because a file may have the same
+/// bytes as a tree.
 struct Node {
     object: u32,
-    /// Nodes that it refers to, one as often as it is named.
+    /// Nodes that it refers to, each as often as it is named.
     below: Box<[u32]>,
-    /// Content.
+    /// Objects with content.
     content: Box<[u32]>,
     own: Shown,
 }
 
-/// The store's trees, read as far as they were asked for.
+/// The trees of the store, read as far as they were asked for.
 ///
-/// The caller holds [`crate::lock::StoreLock::shared`] since before it read what it asks for, and as long as
-/// this lives.
+/// The caller must hold [`crate::lock::StoreLock::shared`] from before it read what it asks about until this
+/// is dropped.
 pub struct Survey {
     trees: Trees,
     layers: HashMap<RecordId, LayerRecord>,
@@ -75,7 +75,7 @@ pub struct Survey {
     nodes: Vec<Node>,
     known: HashMap<(ObjectId, Kind), u32>,
     objects: HashMap<ObjectId, u32>,
-    /// Of each object, what its removal frees.
+    /// For each object, the bytes that its removal frees.
     sizes: Vec<u64>,
 }
 
@@ -83,7 +83,7 @@ impl Survey {
     /// Reads all layer records.
     ///
     /// # Errors
-    /// One that cannot be read.
+    /// When a record cannot be read.
     pub fn new(store: Arc<Store>) -> Result<Survey> {
         let (mut layers, mut by_hash) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
         for id in LayerRecord::list(&store)? {
@@ -102,10 +102,10 @@ impl Survey {
         })
     }
 
-    /// What each of the groups takes, and what it alone does.
+    /// The usage of each group, in total and exclusively.
     ///
     /// # Errors
-    /// A layer or a tree that cannot be read.
+    /// When a layer or a tree cannot be read.
     pub fn measure(&mut self, groups: &[Group]) -> Result<Vec<Usage>> {
         let mut starts = Vec::with_capacity(groups.len());
         for group in groups {
@@ -141,7 +141,10 @@ impl Survey {
         Ok(usages)
     }
 
-    /// What the tree of a layer shows.
+    /// What the tree of a layer contains.
+    ///
+    /// # Errors
+    /// When the layer or a tree cannot be read.
     pub fn shown(&mut self, layer: &RecordId) -> Result<Shown> {
         let root = LayerRecord::read(self.trees.store(), layer)?.tree;
         let top = self.node(&root, Kind::Root)?;
@@ -166,7 +169,7 @@ impl Survey {
         Ok(sums[&top])
     }
 
-    /// Where to begin: nodes and single objects. All below is read then.
+    /// The starting points of a group: nodes and single objects. Everything below them has then been read.
     fn start(&mut self, group: &Group) -> Result<(Vec<u32>, Vec<u32>)> {
         let (mut nodes, mut objects) = (Vec::new(), Vec::new());
         for layer in &group.layers {
@@ -194,7 +197,7 @@ impl Survey {
     fn layer(&mut self, id: &RecordId) -> Result<&LayerRecord> {
         Ok(match self.layers.entry(*id) {
             Entry::Occupied(known) => known.into_mut(),
-            // Made since the list.
+            // Written since the records were listed.
             Entry::Vacant(new) => new.insert(LayerRecord::read(self.trees.store(), id)?),
         })
     }
@@ -203,7 +206,7 @@ impl Survey {
         if let Some(known) = self.objects.get(id) {
             return Ok(*known);
         }
-        // One that is missing frees nothing; to say so is for verify-store.
+        // A missing object frees nothing; verify-store reports it.
         let size = self.trees.store().objects().on_disk(id)?;
         let index = self.sizes.len() as u32;
         self.sizes.push(size);
@@ -211,7 +214,7 @@ impl Survey {
         Ok(index)
     }
 
-    /// The node for a tree, read with all that is below it.
+    /// The node for a tree, read with everything below it.
     fn node(&mut self, id: &ObjectId, kind: Kind) -> Result<u32> {
         let mut todo = Vec::new();
         let top = self.enter((*id, kind), &mut todo)?;
@@ -240,7 +243,7 @@ impl Survey {
         Ok(top)
     }
 
-    /// The number of a node; one that is new is to be read.
+    /// The number of a node; a new one is added to `todo`, to be read.
     fn enter(&mut self, key: (ObjectId, Kind), todo: &mut Vec<(u32, ObjectId, Kind)>) -> Result<u32> {
         if let Some(known) = self.known.get(&key) {
             return Ok(*known);
@@ -258,7 +261,7 @@ impl Survey {
         Ok(index)
     }
 
-    /// Adds the records of layers, with those on the way down to the base, which a collection keeps too.
+    /// Adds layer records, including their ancestors down to the base, which a collection keeps too.
     fn measure_records(&self, groups: &[Group], usages: &mut [Usage]) -> Result<()> {
         let mut holders: HashMap<RecordId, (usize, u64)> = HashMap::new();
         for (number, group) in groups.iter().enumerate() {
@@ -283,7 +286,7 @@ impl Survey {
     }
 }
 
-/// A node while it is read.
+/// A node being read.
 #[derive(Default)]
 struct Reading {
     below: Vec<(ObjectId, Kind)>,
@@ -298,7 +301,7 @@ impl Reading {
                 for entry in tree.iter() {
                     // The link table has no names.
                     self.own.entries += u64::from(kind == Kind::Names);
-                    // An inode of several names stands in the link table.
+                    // An inode with several names is in the link table.
                     if let Target::Inode(record) = entry.to_target()? {
                         self.record(&record);
                     }
@@ -307,7 +310,7 @@ impl Reading {
             tree::Node::Index(index) => {
                 self.below.extend(index.chunks().iter().map(|chunk| (chunk.id, kind)))
             }
-            // `Trees::node` gives listings only.
+            // `Trees::node` returns listings only.
             tree::Node::Root(_) => {}
         }
         Ok(())
@@ -325,11 +328,11 @@ impl Reading {
     }
 }
 
-/// Which group each object belongs to.
+/// The group or groups that refer to each object.
 struct Owners {
-    /// The group that met it first.
+    /// The first group that met it.
     first: Vec<u32>,
-    /// The group that met it last.
+    /// The last group that met it.
     last: Vec<u32>,
     shared: Vec<bool>,
 }
@@ -342,7 +345,7 @@ impl Owners {
         Owners { first: nobody.clone(), last: nobody, shared: vec![false; objects] }
     }
 
-    /// Whether `group` meets it for the first time.
+    /// Whether `group` meets the object for the first time.
     fn meet(&mut self, object: u32, group: u32) -> bool {
         let at = object as usize;
         if std::mem::replace(&mut self.last[at], group) == group {
@@ -356,7 +359,7 @@ impl Owners {
         true
     }
 
-    /// The objects that one group alone met.
+    /// The objects that only one group met, each with that group's number.
     fn only(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         let alone = |(at, owner): &(usize, &u32)| **owner != Self::NOBODY && !self.shared[*at];
         self.first.iter().enumerate().filter(alone).map(|(at, owner)| (at, *owner))

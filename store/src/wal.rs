@@ -1,13 +1,13 @@
-//! Intents of operations that take several steps, so that one that died half-way is cleaned up at the next
+//! Intents: records of operations with several steps, so that one that died halfway is cleaned up at the next
 //! start.
 //!
-//! Objects, layers and metadata each appear all at once, and an operation makes itself visible by one last
-//! write (metadata). What a crash can leave is therefore only something that nobody refers to: objects and
-//! layers wait for gc; an environment's directory without its metadata is what [`replay`] removes. It undoes
-//! only what did not exist before the operation began.
+//! Objects, layers and metadata each appear atomically, and an operation becomes visible by one last write
+//! (metadata). So a crash can only leave things that nothing refers to: objects and layers, which gc removes,
+//! and an environment's directory without metadata, which [`replay`] removes. It only undoes what did not
+//! exist before the operation began.
 //!
-//! A commit, a restore and a collection have no intent: each happens by one rename (of the environment's
-//! record, or of the upper's checkpoint) or deletes only what nobody refers to, so there is nothing to undo.
+//! Commit, restore and collection have no intent: each takes effect by one rename (of the environment's
+//! record, or of the upper's checkpoint) or deletes only what nothing refers to, so there is nothing to undo.
 
 use std::io;
 use std::sync::Arc;
@@ -23,27 +23,27 @@ use crate::metadata::{EnvState, Metadata};
 use crate::open::Store;
 use crate::staging;
 
-/// What an operation is about to do, to which environment.
+/// The planned operation, and its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Intent {
-    /// A new environment comes to be. Undone unless its metadata is there and past `Defined`.
+    /// Making a new environment. Undone unless its metadata exists and its state is past `Defined`.
     Import {
         /// The environment.
         instance: InstanceId,
     },
-    /// An environment goes. Once its metadata is gone, the rest is removed too.
+    /// Removing an environment. Once its metadata is gone, the rest is removed too.
     Destroy {
         /// The environment.
         instance: InstanceId,
     },
-    /// An environment exists for the time of a build, for programs to run in. It goes, however far it came.
+    /// Making a temporary environment for a build, in which programs run. Always undone, however far it got.
     Build {
         /// The environment.
         instance: InstanceId,
     },
-    /// A new environment takes an old one's place. Undone as long as its metadata is not there; from then on
-    /// the old one goes.
+    /// Replacing an old environment by a new one. Undone while the new one has no metadata; after that, the
+    /// old one is removed.
     Replace {
         /// The new environment.
         instance: InstanceId,
@@ -77,23 +77,24 @@ impl Intent {
 #[serde(deny_unknown_fields)]
 struct Content {
     pid: u32,
-    /// Whether the environment was there when the operation began.
+    /// Whether the environment existed when the operation began.
     existed: bool,
     intent: Intent,
 }
 
-/// A begun operation. [`WalEntry::finish`] ends it; dropped before that, it is undone as a replay would.
+/// An operation in progress. [`WalEntry::finish`] ends it; if dropped before that, it is undone as by a
+/// replay.
 pub struct WalEntry {
     store: Arc<Store>,
-    /// Taken by `finish`.
+    /// `None` after `finish`.
     open: Option<(HeldFile, Content)>,
 }
 
-/// The log of begun operations.
+/// The log of operations in progress.
 pub struct Wal;
 
 impl Wal {
-    /// Writes an intent down, durable on return. Call it before the operation's first step.
+    /// Records an intent, durably. Must be called before the operation's first step.
     pub fn begin(store: &Arc<Store>, intent: Intent) -> Result<WalEntry> {
         let layout = store.layout();
         let instance = intent.instance();
@@ -109,7 +110,7 @@ impl Wal {
 }
 
 impl WalEntry {
-    /// The operation is complete and durable.
+    /// Ends the operation, which must be complete and durable; removes the intent.
     pub fn finish(mut self) -> Result<()> {
         match self.open.take() {
             Some((file, _)) => file.remove(),
@@ -128,10 +129,10 @@ impl Drop for WalEntry {
     }
 }
 
-/// Undoes what dead processes left half-done, sweeps their staging, and returns their intents.
+/// Undoes what dead processes left half done, sweeps their staging, and returns their intents.
 ///
-/// Called at start. While a collection runs (it holds the store's lock), or another host uses the store,
-/// nothing is done: the next start does it. Nor on a read-only file system.
+/// Called at start. Does nothing while a collection runs (it holds the store's lock) or another host uses the
+/// store, because the next start does it, nor on a read-only file system.
 pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
     if store.is_read_only() {
         return Ok(Vec::new());
@@ -147,7 +148,8 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
         let Some(file) = found.dead else { continue };
         let content = match parsed {
             Ok(content) => content,
-            // What it was about is not known, so nothing is undone; a collection refuses until it is gone.
+            // What it concerned is unknown, so nothing is undone; a collection refuses to run until it is
+            // gone.
             Err(error) => {
                 file.leave();
                 let path = found.path.display();
@@ -168,10 +170,10 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
     Ok(intents)
 }
 
-/// The environments that operations under way concern.
+/// The environments concerned by operations in progress.
 ///
 /// # Errors
-/// Any intent that cannot be read.
+/// When an intent cannot be read.
 pub(crate) fn instances(store: &Store) -> Result<Vec<InstanceId>> {
     let (instances, unreadable) = read(store)?;
     match unreadable.into_iter().next() {
@@ -182,7 +184,7 @@ pub(crate) fn instances(store: &Store) -> Result<Vec<InstanceId>> {
     }
 }
 
-/// The same, and the intents that cannot be read.
+/// Like [`instances`], but also returns the intents that cannot be read.
 pub(crate) fn read(store: &Store) -> Result<(Vec<InstanceId>, Unreadable)> {
     let (mut instances, mut unreadable) = (Vec::new(), Vec::new());
     for found in held::scan(store.files(), &store.layout().wal())? {
@@ -197,14 +199,14 @@ pub(crate) fn read(store: &Store) -> Result<(Vec<InstanceId>, Unreadable)> {
     Ok((instances, unreadable))
 }
 
-/// The intents of dead processes, for who has something to do before [`replay`] undoes them.
+/// The intents of dead processes, for a caller that must do something before [`replay`] undoes them.
 pub fn abandoned(store: &Store) -> Result<Vec<Intent>> {
     let mut intents = Vec::new();
     for found in held::scan(store.files(), &store.layout().wal())? {
         let parsed = found.parse::<Content>();
         let Some(file) = found.dead else { continue };
         file.leave();
-        // What cannot be read is for the replay to report.
+        // The replay reports those that cannot be read.
         intents.extend(parsed.map(|content| content.intent));
     }
     Ok(intents)
@@ -280,7 +282,7 @@ mod tests {
         let instance = InstanceId::random().unwrap();
         let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
         assert_eq!(begun(&store), 1);
-        // It is alive, so it is nobody else's to undo.
+        // The operation is alive, so no other process may undo it.
         assert_eq!(replay(&store).unwrap(), []);
         assert_eq!(begun(&store), 1);
         entry.finish().unwrap();

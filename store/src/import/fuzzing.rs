@@ -1,4 +1,4 @@
-//! Ways in for the tests that feed decoders any bytes (tests/decoders): no store, no files.
+//! Entry points for the tests that feed arbitrary bytes to decoders (tests/decoders): no store, no files.
 
 use super::blob::{Blob, Files, Found};
 use super::builder::{Attributes, Builder, Content, Way};
@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::tar::{MemberKind, Reader};
 
 /// Reads the documents of an image: `bytes` are an index and blobs, separated by NULs. In each, `@N` stands
-/// for the digest of the N-th blob and `#N` for its size, so that what refers to what is for the test to
-/// choose, and digests are right.
+/// for the digest of the N-th blob and `#N` for its size, so that the test chooses what refers to what, and
+/// digests are correct.
 pub fn image(bytes: &[u8]) {
     let mut documents: Vec<Vec<u8>> = bytes.split(|&b| b == 0).take(10).map(<[u8]>::to_vec).collect();
     for later in (1..documents.len()).rev() {
@@ -23,7 +23,7 @@ pub fn image(bytes: &[u8]) {
         }
     }
     let files = Documents(documents);
-    // Both readers, whatever it looks like: an error is an answer.
+    // All readers are tried, whatever the input looks like; an error is a valid result.
     let copied = Copied::of(&files).ok().flatten().map(|copied| oci::of_layout(&copied));
     let images = [oci::of_layout(&files), oci::of_saved(&files)].into_iter().chain(copied).flatten();
     for image in images.chain(legacy::image(&files).ok().flatten()) {
@@ -68,7 +68,7 @@ impl Files for Documents {
     }
 }
 
-/// Reads a tar archive, and lays it as a layer over itself.
+/// Reads a tar archive, and lays it over itself as a layer.
 pub fn archive(bytes: &[u8]) {
     let Some(mut tree) = tree_of(bytes, None) else { return };
     let Some(layer) = tree_of(bytes, Some(&tree)) else { return };
@@ -77,8 +77,8 @@ pub fn archive(bytes: &[u8]) {
     }
 }
 
-/// The tree of an archive's members, their content left out: as a layer, if it lies on something. `None` for
-/// one that is refused.
+/// The tree of an archive's members, without their content; as a layer, if `below` is given. `None` if the
+/// archive is refused.
 fn tree_of(bytes: &[u8], below: Option<&Builder>) -> Option<Builder> {
     let mut reader = Reader::new(bytes);
     if below.is_some() {
@@ -110,7 +110,7 @@ fn tree_of(bytes: &[u8], below: Option<&Builder>) -> Option<Builder> {
         };
         put.ok()?;
     }
-    // What is below a layer its links may lead to.
+    // The hard links of a layer may lead to what is below it, so they are resolved later.
     if below.is_none() {
         builder.settle().ok()?;
     }
@@ -118,7 +118,7 @@ fn tree_of(bytes: &[u8], below: Option<&Builder>) -> Option<Builder> {
 }
 
 impl Builder {
-    /// Numbers the tree, as writing it does.
+    /// Numbers the inodes, as writing the tree does.
     fn check(mut self) {
         if let Ok(order) = self.number() {
             assert!(!order.is_empty());

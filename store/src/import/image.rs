@@ -82,7 +82,7 @@ pub(super) fn root_filesystem(
     })
 }
 
-/// Whether an archive with these bytes at its start, compressed or not, may be an image.
+/// Whether an archive that starts with these bytes, compressed or not, may be an image.
 pub(super) fn begins_like_one(head: &[u8], source: &str) -> Result<bool> {
     unpacked(head, source, |input| Ok(may_be_image(input)))
 }

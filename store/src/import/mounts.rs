@@ -1,4 +1,4 @@
-//! Which mount a name on the host leads into, and what becomes of it.
+//! Detects mounts below an imported directory, and decides what is done with them.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,45 +9,47 @@ use rustix::io::Errno;
 use super::builder::Attributes;
 use crate::inode::{Timestamp, Xattrs};
 
-/// What becomes of mounts below a directory that is imported.
+/// What is done with mounts below an imported directory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mounts {
-    /// Their mount points are kept, empty.
+    /// They are left out; their mount points are kept, empty.
     #[default]
     LeaveOut,
-    /// They are taken in, except for those that show the state of the kernel (proc, sysfs, cgroup, …): these
-    /// hold no files that could be kept, and reading some of them waits or acts.
+    /// They are imported, except for pseudo file systems that show the state of the kernel (proc, sysfs,
+    /// cgroup, …): these have no files that could be kept, and reading some of them blocks or has side
+    /// effects.
     TakeIn,
 }
 
-/// A mount. Not told by the device, which a bind mount of the same file system shares.
+/// A mount. Identified by its device only on old kernels, because a bind mount of the same file system shares
+/// that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MountId {
     Mount(u64),
-    /// What kernels before Linux 5.8 tell.
+    /// The device number, on kernels before Linux 5.8.
     Device(u32, u32),
 }
 
-/// What the kernel knows of a name without asking the file system, which may be one that does not answer, or
-/// not to us.
+/// What the kernel knows about a name without asking the file system, which may not respond, or not to us.
 pub(super) struct Look {
     pub mount: MountId,
     stat: Statx,
 }
 
 impl Look {
-    /// At a name in a directory. Mounts nothing.
+    /// Looks at a name in a directory. Triggers no automount.
     pub fn at(directory: &OwnedFd, name: &CStr) -> rustix::io::Result<Look> {
         Look::with(directory, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// At what a descriptor is of.
+    /// Looks at the file of a descriptor.
     pub fn of(fd: &OwnedFd) -> rustix::io::Result<Look> {
         Look::with(fd, c"", AtFlags::EMPTY_PATH)
     }
 
     fn with(fd: &OwnedFd, name: &CStr, flags: AtFlags) -> rustix::io::Result<Look> {
-        // Asked for nothing, even a file system of another user's answers; the mount is told all the same.
+        // With an empty mask even another user's file system responds, and the mount id is returned
+        // nevertheless.
         let flags = flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(fd, name, flags, StatxFlags::empty())?;
         let mount = match StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID) {
@@ -59,12 +61,11 @@ impl Look {
 
     /// Whether it is a directory, as far as the kernel knows.
     pub fn is_directory(&self) -> bool {
-        // No kind at all where the file system is not ours to ask: what users mount are directories.
+        // The type is unknown if we may not access the file system; what users mount there are directories.
         matches!(FileType::from_raw_mode(self.stat.stx_mode.into()), FileType::Directory | FileType::Unknown)
     }
 
-    /// What a mount point shows, as far as the kernel knows. Attributes beyond that would have to be asked
-    /// for.
+    /// The attributes of a mount point, as far as the kernel knows them without asking the file system.
     pub fn attributes(&self) -> Attributes {
         let stat = &self.stat;
         if stat.stx_mode == 0 {
@@ -82,15 +83,15 @@ impl Look {
     }
 }
 
-/// Whether a name leads into a file system whose files the kernel makes up.
+/// Whether a name leads into a pseudo file system.
 pub(super) fn leads_into_pseudo(directory: &OwnedFd, name: &CStr) -> rustix::io::Result<bool> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(pseudo(&rustix::fs::openat(directory, name, flags, Mode::empty())?)?.is_some())
 }
 
-/// The name of the file system, where its files are the state of the kernel rather than files.
+/// The name of the file system, if it is a pseudo file system: one whose files show the state of the kernel.
 pub(super) fn pseudo(fd: &impl AsFd) -> Result<Option<&'static str>, Errno> {
-    // The numbers are those of linux/magic.h.
+    // The magic numbers are from linux/magic.h.
     Ok(match rustix::fs::fstatfs(fd)?.f_type as u32 {
         0x0000_9fa0 => Some("proc"),
         0x6265_6572 => Some("sysfs"),

@@ -1,9 +1,9 @@
-//! What the documents of an image say: OCI's index and manifest, Docker's of the same meaning, and the list
-//! of `docker save`. Only documents are read here; the layers' bytes are the business of `image`.
+//! Reads the documents of an image: OCI's index and manifest, Docker's equivalents, and the list of `docker
+//! save`. The layers' bytes are read in `image`.
 //!
 //! Formats: the OCI image specification 1.1 (image-layout, image-index, manifest, config), Docker's image
-//! manifest version 2 schema 2, and `docker save`'s manifest.json as Docker's image specification 1.2
-//! describes it.
+//! manifest version 2 schema 2, and the manifest.json of `docker save` as described in Docker's image
+//! specification 1.2.
 
 use std::io::Read;
 
@@ -14,41 +14,42 @@ use super::blob::{Blob, Files};
 use super::sha::Sha;
 use crate::error::{IoContext, Result, StoreError};
 
-/// The largest document that is read. Registries allow manifests of 4 MiB.
+/// Size limit of a document in bytes. Registries allow manifests of 4 MiB.
 pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
 
-/// How deep an index may lie in another.
+/// How deeply indexes may be nested.
 const MAX_NESTING: usize = 8;
 
-/// How many documents are read to find the image, and how many layers it may have. Docker allows 127 layers.
+/// How many documents are read to find the image, and how many layers an image may have. Docker allows 127
+/// layers.
 const MAX_DOCUMENTS: usize = 256;
 pub(super) const MAX_LAYERS: usize = 512;
 
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// Of Docker's first schema, which names its layers otherwise and cannot be read.
+/// A manifest of Docker's first schema, which names its layers differently and is not supported.
 pub(super) const V1_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v1+json";
 
-/// An image that was chosen.
+/// The image that was chosen.
 #[derive(Debug, Default)]
 pub(super) struct Image {
-    /// The lowest first.
+    /// The layers, lowest first.
     pub layers: Vec<Layer>,
-    /// What is left out of the image's configuration, and what else the user should know.
+    /// What of the image's configuration is not applied, and other remarks for the user.
     pub notes: Vec<String>,
 }
 
 /// One layer of an image.
 #[derive(Debug)]
 pub(super) struct Layer {
-    /// The file that it is in.
+    /// The name of the file that contains it.
     pub file: String,
-    /// How many bytes that file must have, where something says so.
+    /// The file's size in bytes, if a document gives it.
     pub size: Option<u64>,
-    /// What that file's bytes must be, where something says so.
+    /// The digest of the file's bytes, if a document gives it.
     pub digest: Option<Sha>,
-    /// What the uncompressed archive must be, where the configuration says so.
+    /// The digest of the uncompressed archive, if the configuration gives it.
     pub diff_id: Option<Sha>,
 }
 
@@ -58,7 +59,7 @@ struct Index {
     manifests: Vec<Descriptor>,
 }
 
-/// What refers to a blob.
+/// A reference to a blob.
 #[derive(Deserialize, Clone)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
@@ -88,7 +89,7 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
-/// What of an image's configuration is of interest.
+/// The parts of an image's configuration that are used.
 #[derive(Deserialize)]
 pub(super) struct Config {
     #[serde(flatten)]
@@ -134,7 +135,7 @@ struct Layout {
     image_layout_version: String,
 }
 
-/// A manifest that could be the one, with what its index says of it.
+/// A manifest that may be chosen, with what its index says about it.
 struct Candidate {
     descriptor: Descriptor,
     manifest: Manifest,
@@ -147,13 +148,13 @@ pub(super) fn is_layout(files: &dyn Files) -> Result<bool> {
     Ok(files.open("index.json")?.is_ok() && parse::<Layout>(&layout).is_ok())
 }
 
-/// Whether `files` are what `docker save` writes.
+/// Whether `files` are an archive written by `docker save`.
 pub(super) fn is_saved(files: &dyn Files) -> Result<bool> {
     let Some(list) = small(files, "manifest.json")? else { return Ok(false) };
     Ok(parse::<Vec<Saved>>(&list).is_ok_and(|list| !list.is_empty()))
 }
 
-/// The image of a layout: the one for this machine, where there are several.
+/// The image of a layout: the one for this machine, if there are several.
 pub(super) fn of_layout(files: &dyn Files) -> Result<Image> {
     let layout: Layout = document(files, "oci-layout")?;
     if !layout.image_layout_version.starts_with("1.") {
@@ -169,7 +170,7 @@ pub(super) fn of_layout(files: &dyn Files) -> Result<Image> {
         return Err(refuse(files, &format!("its image has more than {MAX_LAYERS} layers")));
     }
     let config: Option<Config> = match manifest.config.media_type.as_str() {
-        // Without a configuration of the usual kind nothing is known of the layers.
+        // Without a configuration of a known type, nothing more is known about the layers.
         kind if kind.contains("config") || kind.contains("image") => {
             let bytes = verified(files, &manifest.config)?;
             Some(parse(&bytes).map_err(|reason| unreadable(files, &manifest.config.digest, &reason))?)
@@ -210,7 +211,7 @@ pub(super) fn of_saved(files: &dyn Files) -> Result<Image> {
     }
     let bytes = open(files, &saved.config)?;
     let bytes = whole(files, &saved.config, bytes)?;
-    // The configuration is named by its digest.
+    // The configuration's file name is its digest.
     let name = saved.config.rsplit('/').next().unwrap_or_default();
     let name = name.trim_start_matches("sha256:").trim_end_matches(".json");
     if let Some(expected) = Sha::parse(name) {
@@ -226,7 +227,7 @@ pub(super) fn of_saved(files: &dyn Files) -> Result<Image> {
     Ok(image)
 }
 
-/// All manifests that an index leads to, depth first.
+/// Collects all manifests that an index leads to, depth first.
 fn collect(
     files: &dyn Files,
     index: Index,
@@ -240,7 +241,7 @@ fn collect(
             return Err(refuse(files, "its index leads to too many manifests, or is nested too deeply"));
         }
         let digest = sha(files, &descriptor.digest)?;
-        // An index may name manifests of other platforms that were left out of the copy.
+        // An index may list manifests of other platforms that were not copied.
         if files.open(&files.blob_name(digest))?.is_err() && descriptor.platform.is_some() {
             let platform = descriptor.platform.clone().unwrap_or_default();
             let manifest = Manifest { config: descriptor.clone(), layers: Vec::new() };
@@ -274,7 +275,7 @@ fn is_index(media_type: &str) -> bool {
     media_type == INDEX || media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
 }
 
-/// What an image's configuration says that it is for; nothing where that is not one.
+/// The platform that an image's configuration names; empty if the configuration is of another type.
 fn platform_of(files: &dyn Files, config: &Descriptor) -> Result<Platform> {
     if !config.media_type.ends_with("+json") {
         return Ok(Platform::default());
@@ -283,7 +284,7 @@ fn platform_of(files: &dyn Files, config: &Descriptor) -> Result<Platform> {
     Ok(parse::<Config>(&bytes).map(|config| config.platform).unwrap_or_default())
 }
 
-/// The image for this machine. Of one image alone nothing is asked.
+/// Chooses the image for this machine. If there is only one image, its platform is not checked.
 fn choose(files: &dyn Files, mut candidates: Vec<Candidate>) -> Result<Candidate> {
     if candidates.len() == 1
         && let Some(only) = candidates.pop()
@@ -295,7 +296,7 @@ fn choose(files: &dyn Files, mut candidates: Vec<Candidate>) -> Result<Candidate
     let machine = architecture();
     candidates.retain(|c| c.platform.os == "linux" && c.platform.architecture == machine);
     if candidates.len() > 1 {
-        // Of several variants the one that every such machine runs.
+        // Of several variants, the one that every machine of this architecture runs.
         let usual = |c: &Candidate| matches!(c.platform.variant.as_deref(), None | Some("" | "v1" | "v8"));
         if candidates.iter().filter(|c| usual(c)).count() == 1 {
             candidates.retain(usual);
@@ -315,7 +316,7 @@ fn choose(files: &dyn Files, mut candidates: Vec<Candidate>) -> Result<Candidate
 }
 
 impl Descriptor {
-    /// Its digest, where that is a sha256.
+    /// Its digest, if that is a sha256.
     pub fn sha(&self) -> Option<Sha> {
         self.digest.strip_prefix("sha256:").and_then(Sha::parse)
     }
@@ -336,7 +337,7 @@ impl std::fmt::Display for Candidate {
     }
 }
 
-/// This machine's architecture in the words of Go, which images use.
+/// This machine's architecture by its name in Go, which images use.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -348,7 +349,7 @@ fn architecture() -> &'static str {
     }
 }
 
-/// Refuses what is no layer whose bytes are here.
+/// Refuses a layer that is not a tar archive, or whose bytes are not part of the image.
 fn check_layer_kind(files: &dyn Files, layer: &Descriptor) -> Result<()> {
     let kind = layer.media_type.as_str();
     let reason = if kind.contains("+encrypted") {
@@ -363,7 +364,7 @@ fn check_layer_kind(files: &dyn Files, layer: &Descriptor) -> Result<()> {
     Err(refuse(files, &format!("its layer {} ({kind}) {reason}", layer.digest)))
 }
 
-/// Notes what the configuration says of the layers, and what of it is not applied.
+/// Records what the configuration says about the layers, and notes which of its defaults are not applied.
 pub(super) fn take_config(files: &dyn Files, image: &mut Image, config: &Config) -> Result<()> {
     let diff_ids = &config.rootfs.diff_ids;
     if !diff_ids.is_empty() && diff_ids.len() != image.layers.len() {
@@ -400,7 +401,7 @@ pub(super) fn take_config(files: &dyn Files, image: &mut Image, config: &Config)
     Ok(())
 }
 
-/// Refuses a blob whose bytes are not those of its digest.
+/// Refuses a blob whose digest is wrong.
 pub(super) fn check(files: &dyn Files, name: &str, expected: Sha, found: Sha) -> Result<()> {
     if expected == found {
         return Ok(());
@@ -408,7 +409,7 @@ pub(super) fn check(files: &dyn Files, name: &str, expected: Sha, found: Sha) ->
     Err(refuse(files, &format!("blob {name} is damaged: its digest should be {expected} and is {found}")))
 }
 
-/// Refuses a blob that has not as many bytes as is said of it.
+/// Refuses a blob whose size is wrong.
 pub(super) fn check_size(files: &dyn Files, name: &str, expected: u64, found: u64) -> Result<()> {
     if expected == found {
         return Ok(());
@@ -429,7 +430,7 @@ fn sha(files: &dyn Files, digest: &str) -> Result<Sha> {
     })
 }
 
-/// A document in a blob, checked against its digest.
+/// Reads a document from a blob and verifies its digest.
 fn verified(files: &dyn Files, descriptor: &Descriptor) -> Result<Vec<u8>> {
     let digest = sha(files, &descriptor.digest)?;
     let name = files.blob_name(digest);
@@ -440,7 +441,7 @@ fn verified(files: &dyn Files, descriptor: &Descriptor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The bytes of a file that may be a document, if there is such a file.
+/// The bytes of a file that may be a document; `None` if there is no such file, or it is too large.
 pub(super) fn small(files: &dyn Files, name: &str) -> Result<Option<Vec<u8>>> {
     match files.open(name)?.ok().filter(|file| file.size <= MAX_DOCUMENT) {
         Some(file) => whole(files, name, file).map(Some),
@@ -448,7 +449,7 @@ pub(super) fn small(files: &dyn Files, name: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// The error for an archive of several images, which are named.
+/// The error for an archive of several images, which it names.
 pub(super) fn several(files: &dyn Files, names: &str) -> StoreError {
     refuse(files, &format!("it holds several images ({names}): save the wanted one alone"))
 }
@@ -458,7 +459,7 @@ fn document<T: for<'de> Deserialize<'de>>(files: &dyn Files, name: &str) -> Resu
     parse(&whole(files, name, bytes)?).map_err(|reason| unreadable(files, name, &reason))
 }
 
-/// All bytes of a document.
+/// Reads a whole document.
 fn whole(files: &dyn Files, name: &str, blob: Blob) -> Result<Vec<u8>> {
     if blob.size > MAX_DOCUMENT {
         let size = blob.size;

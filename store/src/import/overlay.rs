@@ -1,4 +1,4 @@
-//! What overlayfs and fuse-overlayfs write into an upper directory to say what became of the layers below.
+//! Decodes what overlayfs and fuse-overlayfs write into an upper directory about the layers below.
 //!
 //! Sources: the kernel's Documentation/filesystems/overlayfs.rst, and fuse-overlayfs' manual page.
 
@@ -11,42 +11,42 @@ use super::builder::{Attributes, Redirect, normalise};
 use crate::error::{Result, StoreError};
 use crate::inode::{FileKind, Xattrs};
 
-/// The attributes of overlayfs: of a mount that root made, and of one in a user namespace (`userxattr`).
+/// Prefixes of overlayfs's attributes: of a mount made by root, and of one in a user namespace (`userxattr`).
 const KERNEL: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
-/// The attributes of fuse-overlayfs.
+/// Prefixes of fuse-overlayfs's attributes.
 const FUSE: [&[u8]; 2] = [b"user.fuseoverlayfs.", b"security.fuseoverlayfs."];
 
-/// Owner and mode as a mount shows them whose host cannot hold them.
+/// Owner and mode as shown by a mount whose host file system cannot store them.
 const CONTAINERS: &[u8] = b"user.containers.override_stat";
 
-/// An entry that is no entry.
+/// An entry that marks what is hidden, and is not itself part of the tree.
 pub(super) enum Special<'a> {
-    /// Nothing below of this name shows.
+    /// Hides this name of the layers below.
     Whiteout(&'a [u8]),
-    /// Nothing below shows in the directory.
+    /// Hides everything of the layers below in the directory.
     Opaque,
 }
 
-/// What the overlay's own attributes say of an inode.
+/// What the overlay's own attributes say about an inode.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Own {
-    /// Of a directory: nothing below shows in it.
+    /// For a directory: nothing from below shows in it.
     pub opaque: bool,
-    /// Of a directory: empty files with the whiteout attribute in it are whiteouts.
+    /// For a directory: empty files in it with the whiteout attribute are whiteouts.
     pub xattr_whiteouts: bool,
-    /// Of an empty file: it is a whiteout, where its directory says so.
+    /// For an empty file: it is a whiteout, if its directory allows that.
     pub whiteout: bool,
-    /// Where it was below.
+    /// Where it was below, if it was renamed.
     pub redirect: Option<Redirect>,
-    /// Of a regular file: its content is that of the file below.
+    /// For a regular file: its content is that of the file below.
     pub metadata_only: bool,
-    /// Of a regular file: what it shows as.
+    /// For a regular file: the kind and device number it is shown with.
     pub stands_for: Option<(FileKind, u64)>,
 }
 
-/// What an entry stands for by its kind and name: a character device 0:0, or an empty file with a name as
-/// image layers have it.
+/// Recognises a whiteout or opaque mark by kind and name: a character device 0:0, or an empty file with a
+/// name as in image layers.
 pub(super) fn special<'a>(name: &'a [u8], stat: &Stat) -> std::result::Result<Option<Special<'a>>, String> {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let is_device = kind == FileType::CharacterDevice && stat.st_rdev == 0;
@@ -65,14 +65,14 @@ pub(super) fn special<'a>(name: &'a [u8], stat: &Stat) -> std::result::Result<Op
     Ok(Some(Special::Whiteout(hidden)))
 }
 
-/// Takes the overlay's own attributes out of `attributes`, where they change what the inode is like.
+/// Removes the overlay's own attributes from `attributes`, after applying those that change owner and mode.
 pub(super) fn take(attributes: &mut Attributes) -> std::result::Result<Own, String> {
     let (mut own, mut kept) = (Own::default(), Xattrs::new());
     let mut shown = None;
     for (name, value) in attributes.xattrs.iter() {
         if let Some((prefix, rest)) = strip(name, &KERNEL) {
             if let Some(nested) = rest.strip_prefix(b"overlay.") {
-                // An overlay on an overlay: attributes of its own that this one passes through.
+                // An overlay on an overlay: this one stores the upper one's attributes under an escaped name.
                 kept.set(&[prefix, nested].concat(), value);
             } else {
                 own.kernel(rest, value)?;
@@ -111,7 +111,7 @@ impl Own {
                     _ => Redirect::Path(path),
                 });
             }
-            // origin, impure, nlink, upper, uuid, protattr, …: of use to the overlay alone.
+            // origin, impure, nlink, upper, uuid, protattr, …: only for the overlay itself.
             _ => {}
         }
         Ok(())
@@ -122,8 +122,8 @@ fn strip<'a>(name: &'a [u8], prefixes: &[&'static [u8]]) -> Option<(&'static [u8
     prefixes.iter().find_map(|prefix| Some((*prefix, name.strip_prefix(*prefix)?)))
 }
 
-/// `uid:gid:mode[:kind[-major-minor]]`, the mode in octal. The inner value is what a file of another kind
-/// stands for.
+/// Parses `uid:gid:mode[:kind[-major-minor]]`, the mode in octal, and sets owner and mode. The inner value is
+/// the kind and device number that a regular file is shown with.
 fn override_stat(text: &[u8], attributes: &mut Attributes) -> Option<Option<(FileKind, u64)>> {
     let mut fields = std::str::from_utf8(text).ok()?.trim_end_matches('\0').split(':');
     let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
@@ -144,7 +144,7 @@ fn override_stat(text: &[u8], attributes: &mut Attributes) -> Option<Option<(Fil
     Some(stands_for)
 }
 
-/// Refuses what would be read wrongly: nobody but root sees the attributes that root's overlayfs writes.
+/// Refuses an upper that would be misread: only root can read the attributes that root's overlayfs writes.
 pub(super) fn check_readable(path: &Path, owner: u32) -> Result<()> {
     if owner == 0 && !nix::unistd::geteuid().is_root() {
         let path = path.display();

@@ -1,4 +1,4 @@
-//! The digests that images name their blobs by.
+//! The digests that name an image's blobs.
 
 use sha2::{Digest as _, Sha256};
 
@@ -11,7 +11,7 @@ impl Sha {
         Sha(Sha256::digest(bytes).into())
     }
 
-    /// From 64 hex digits in lower case.
+    /// Parses 64 lower-case hex digits.
     pub fn parse(hex: &str) -> Option<Sha> {
         let mut bytes = [0; 32];
         if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
@@ -23,7 +23,7 @@ impl Sha {
         Some(Sha(bytes))
     }
 
-    /// 64 hex digits in lower case.
+    /// The digest as 64 lower-case hex digits.
     pub fn hex(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -1,4 +1,4 @@
-//! Importing an archive that comes from a pipe, a FIFO or a socket: what cannot seek.
+//! Imports an archive from a pipe, a FIFO or a socket, which cannot seek.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use crate::error::Result;
 use crate::open::Store;
 use crate::progress::Progress;
 
-/// How much is read before it is decided what it is. An archive says so in its first members.
+/// How many bytes are read before the kind of archive is decided. Its first members show it.
 const HEAD: u64 = 1 << 20;
 
-/// Imports an archive as [`super::import_path`] does, from a stream that `source` names in messages. A root
-/// filesystem goes into the store as it comes; an image, whose documents and layers lie in any order, is put
-/// into an unnamed file of the store first.
+/// Imports an archive like [`super::import_path`], from a stream that `source` names in messages. A root
+/// filesystem is stored as it arrives; an image, whose documents and layers may be in any order, is first
+/// copied to an unnamed file of the store.
 ///
 /// # Errors
-/// As [`super::import_path`].
+/// Those of [`super::import_path`].
 pub fn import_stream(
     store: &Arc<Store>,
     input: impl Read + Send,
     source: &str,
     progress: &dyn Progress,
 ) -> Result<Imported> {
-    // Its bytes are counted as they come.
+    // The bytes are counted on arrival.
     let again = Uncounted(progress);
     Intake::of(store, &again, |intake| {
         let mut input = Counted { input, progress };

@@ -1,12 +1,12 @@
-//! What a walk through a directory of the host tells at its end: counted, with the first names.
+//! What a walk through a directory of the host reports at its end: counts, with the first names.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// So many names are told.
+/// How many names are listed.
 const NAMES: usize = 5;
 
-/// Paths that something holds of.
+/// Paths with something in common.
 #[derive(Default)]
 pub(super) struct Paths {
     first: Vec<PathBuf>,
@@ -21,7 +21,7 @@ impl Paths {
         }
     }
 
-    /// `one` or `many`, with the number for `{}`, and the names; nothing when there are none.
+    /// `one` or `many`, with the count in place of `{}`, and the names; `None` if there are no paths.
     fn note(&self, one: &str, many: &str) -> Option<String> {
         let sentence = match self.count {
             0 => return None,
@@ -38,16 +38,16 @@ impl Paths {
     }
 }
 
-/// What became of some of what was met.
+/// What happened to some of the entries.
 #[derive(Default)]
 pub(super) struct Told {
-    /// Was listed, and not there any more.
+    /// Were listed, but gone when they were read.
     pub vanished: Paths,
     /// Files that were written to while they were read.
     pub changed: Paths,
-    /// Mount points of what was left out.
+    /// Mount points whose mounts were left out.
     pub mounts: Paths,
-    /// The same, of file systems that show the state of the kernel.
+    /// The same for pseudo file systems.
     pub pseudo: Paths,
 }
 

@@ -1,28 +1,28 @@
-//! What an import could not keep, for the user.
+//! Warnings about what an import could not keep.
 
 use std::collections::BTreeMap;
 
 use super::builder::why_not_settable;
 use crate::inode::FileKind;
 
-/// The most warnings that are kept word by word.
+/// Maximum number of warnings kept verbatim.
 const MAX_WARNINGS: usize = 100;
 
-/// How many names of attributes that were left out are told; an archive may have any number.
+/// How many names of dropped attributes are listed; an archive may have any number.
 const MAX_NAMES: usize = 20;
 
-/// Collects warnings; beyond a number they are only counted.
+/// Collects warnings; beyond the limit they are only counted.
 #[derive(Default)]
 pub(super) struct Warnings {
     kept: Vec<String>,
     more: u64,
-    /// Those that count by themselves.
+    /// Warnings that each stand for many; not limited.
     totals: Vec<String>,
-    /// Attributes that were left out, by name and reason.
+    /// Dropped attributes, by name and reason.
     attributes: BTreeMap<(Vec<u8>, &'static str), LeftOut>,
 }
 
-/// How many files had an attribute that was left out.
+/// The files that had a dropped attribute.
 struct LeftOut {
     files: u64,
     first: String,
@@ -37,13 +37,13 @@ impl Warnings {
         }
     }
 
-    /// A warning that stands for many; there are few of these.
+    /// Adds a warning that stands for many; there are few of these.
     pub fn push_total(&mut self, warning: String) {
         self.totals.push(warning);
     }
 
-    /// Whether an attribute can be kept that `path` has; notes it where it cannot. One note stands for all
-    /// files with one name.
+    /// Whether an attribute of `path` can be kept; records it if not. One warning stands for all files with
+    /// an attribute of that name.
     pub fn keeps(&mut self, path: &[u8], kind: FileKind, attribute: &[u8]) -> bool {
         let Some(reason) = why_not_settable(attribute, kind) else { return true };
         let key = (attribute.to_vec(), reason);

@@ -3,12 +3,12 @@
 use crate::codec::{Decoder, put_bytes, put_varint};
 use crate::error::Result;
 
-/// Names and values, sorted by name. The empty value allocates nothing, and as most inodes have no
-/// attributes, it is one word.
+/// Names and values, sorted by name. An empty list allocates nothing and takes one word, because most inodes
+/// have no attributes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Xattrs(Option<Box<List>>);
 
-/// Not empty.
+/// Never empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct List(Vec<Attribute>);
 
@@ -36,7 +36,7 @@ impl Xattrs {
         self.find(name).ok().map(|i| &*self.list()[i].1)
     }
 
-    /// Sets `name`, replacing a value that it had.
+    /// Sets `name`, replacing any previous value.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
         let found = self.find(name);
         let List(list) = &mut **self.0.get_or_insert_default();
@@ -46,7 +46,7 @@ impl Xattrs {
         }
     }
 
-    /// Removes `name`; false if it was not there.
+    /// Removes `name`; returns false if it was not there.
     pub fn remove(&mut self, name: &[u8]) -> bool {
         let (Ok(i), Some(List(list))) = (self.find(name), self.0.as_deref_mut()) else { return false };
         list.remove(i);
@@ -65,7 +65,7 @@ impl Xattrs {
         self.0.as_ref().map_or(&[], |list| &list.0)
     }
 
-    /// Whether this can be an attribute's name.
+    /// Whether this is a valid attribute name.
     pub(super) fn is_name(name: &[u8]) -> bool {
         (1..=255).contains(&name.len()) && !name.contains(&0)
     }
@@ -83,12 +83,12 @@ impl Xattrs {
     }
 
     pub(super) fn decode(decoder: &mut Decoder<'_>) -> Result<Self> {
-        // A name takes its length and a byte, a value its length.
+        // A name takes its length and at least one byte, a value at least its length.
         let count = decoder.count(3)?;
         if count == 0 {
             return Err(decoder.error("an empty list of attributes is written out"));
         }
-        // No reservation: an attribute in memory is larger than the shortest in bytes.
+        // Nothing is reserved: an attribute in memory is larger than the shortest encoded one.
         let mut list: Vec<Attribute> = Vec::new();
         for _ in 0..count {
             let name = decoder.bytes()?;

@@ -1,5 +1,5 @@
-//! Who needs what is damaged: one walk over everything, done only when something is damaged, and from there
-//! upwards.
+//! Determines what needs the damaged objects: one walk over everything, done only if something is damaged,
+//! and from there upwards.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -13,16 +13,16 @@ use crate::layer::LayerRecord;
 use crate::metadata::Metadata;
 use crate::reach::{Fault, Met, Part, Reach, Watch};
 
-/// Something that needs all that these reach.
+/// A layer or upper, which needs everything reachable from `ids`.
 struct Start {
     env: String,
-    /// As in [`Finding::affected`].
+    /// The text for [`Finding::affected`].
     label: String,
     ids: Vec<ObjectId>,
 }
 
 impl Check<'_> {
-    /// Fills in the environments, snapshots and paths of what was found wrong with objects.
+    /// Adds the affected environments, snapshots and paths to the findings about objects.
     pub(super) fn name_affected(
         &mut self,
         environments: &[Metadata],
@@ -57,7 +57,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Base, head and snapshots of an environment, as far as their records can be read.
+    /// The base, head and snapshots of an environment, as far as their records can be read.
     fn layers_of(&self, env: &Metadata, reach: &mut Reach) -> Vec<Start> {
         let standing = [("base", env.base_record), ("head", env.head_record)];
         let mut layers: Vec<_> = standing.map(|(name, id)| (name.to_owned(), id)).to_vec();
@@ -78,7 +78,7 @@ impl Check<'_> {
     }
 }
 
-/// An object and all that it is part of.
+/// An object and everything that contains it.
 fn above(id: &ObjectId, parents: &HashMap<ObjectId, Vec<ObjectId>>) -> HashSet<ObjectId> {
     let (mut above, mut todo) = (HashSet::from([*id]), vec![*id]);
     while let Some(id) = todo.pop() {
@@ -100,11 +100,11 @@ fn note(finding: &mut Finding, start: &Start) {
     }
 }
 
-/// Notes paths in the findings, and what is part of what.
+/// Adds paths to the findings, and records what contains what.
 struct Name<'a> {
     by_object: &'a HashMap<ObjectId, Vec<usize>>,
     findings: &'a mut Vec<Finding>,
-    /// By part: of listings all, of contents those that are damaged.
+    /// The parents of each part: of all listings, and of damaged contents.
     parents: HashMap<ObjectId, Vec<ObjectId>>,
 }
 

@@ -1,4 +1,4 @@
-//! Whether a file's content is what its hash says: extents, block list, blocks.
+//! Checks whether a file's content matches its hash: extents, block list, blocks.
 
 use super::Check;
 use crate::content::{self, BLOCK, BlockList, FileContent};
@@ -6,7 +6,7 @@ use crate::error::{Result, StoreError};
 use crate::id::ObjectId;
 
 impl Check<'_> {
-    /// Whether this is asked about a content for the first time.
+    /// Whether this content is seen for the first time.
     pub(super) fn is_first(&mut self, content: &FileContent) -> bool {
         let mut description = Vec::new();
         content.encode(&mut description);
@@ -14,7 +14,7 @@ impl Check<'_> {
         self.contents.insert(ObjectId::of(&description))
     }
 
-    /// What is wrong with a file's extents. That an object is missing is found elsewhere.
+    /// What is wrong with a file's content; `None` if nothing is. Missing objects are reported elsewhere.
     pub(super) fn content(&mut self, content: &FileContent) -> Result<Option<String>> {
         for extent in content.extents() {
             let Some(size) = self.size(&extent.object) else { return Ok(None) };
@@ -30,7 +30,7 @@ impl Check<'_> {
             return Ok(None);
         }
         let objects = self.store.objects();
-        // What is not here is compared when it comes.
+        // Promised objects are verified when they arrive.
         let elsewhere = |id: &ObjectId| objects.is_elsewhere(id);
         if elsewhere(&content.hash) || content.extents().any(|extent| elsewhere(&extent.object)) {
             return Ok(None);
@@ -45,7 +45,7 @@ impl Check<'_> {
         self.blocks(content, &list)
     }
 
-    /// Compares a file's blocks, as its extents give them, with its list.
+    /// Compares a file's blocks, as read through its extents, with its block list.
     fn blocks(&self, content: &FileContent, list: &BlockList) -> Result<Option<String>> {
         if list.size() != content.size {
             return Ok(Some(format!("its block list is of a file of {} bytes", list.size())));

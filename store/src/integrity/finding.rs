@@ -1,56 +1,57 @@
-//! What a verification finds, in a form for people and for programs.
+//! The findings of a verification, for people and for programs.
 
 use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
 
-/// What is wrong, or worth knowing. The names in `--json` are these with dashes; docs/DURABILITY.md describes
+/// What a finding is about. In `--json` these names are written with dashes; docs/DURABILITY.md describes
 /// each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Kind {
-    /// An object's bytes are not those its name says, or cannot be read.
+    /// An object's bytes do not match its name, or cannot be read.
     CorruptObject,
-    /// An object that something refers to is not there.
+    /// An object that something refers to is missing.
     MissingObject,
-    /// A root, tree or block list cannot be read as what it should be.
+    /// A root, tree or block list cannot be decoded.
     CorruptTree,
-    /// A layer record cannot be read, or contradicts itself.
+    /// A layer record cannot be read, or is inconsistent.
     CorruptLayer,
     /// An environment's record cannot be read.
     CorruptEnvironment,
-    /// A reference names what is not there, or not what it should be.
+    /// The target of a reference is missing, or is not what it should be.
     BadReference,
-    /// Checkpoint or journal of what an environment has changed cannot be read.
+    /// The checkpoint or journal of an environment's upper cannot be read.
     CorruptUpper,
-    /// A data file of an upper is not there or cannot be read.
+    /// A data file of an upper is missing or cannot be read.
     MissingData,
     /// The pin of a running mount cannot be read.
     CorruptPin,
-    /// The intent of an operation under way cannot be read.
+    /// The intent of an operation in progress cannot be read.
     CorruptIntent,
-    /// A directory of the store is not there.
+    /// A directory of the store is missing.
     MissingDirectory,
-    /// A data file of an upper is shorter than when the last checkpoint was written. A power loss does that.
+    /// A data file of an upper is shorter than when the last checkpoint was written; a power loss can cause
+    /// that.
     ShortData,
     /// An environment's directory has no record.
     OrphanEnvironment,
-    /// Modes or owners of the store's files that others could harm it by.
+    /// Modes or owners that would let other users damage the store.
     WrongPermissions,
     /// A file that does not belong where it is.
     Stray,
-    /// What a crash left, which the next mount or collection removes.
+    /// Left over from a crash; the next mount or collection removes it.
     Leftover,
-    /// Objects that nothing refers to: a collection frees them.
+    /// Objects that nothing refers to; a collection frees them.
     Orphans,
-    /// What an earlier repair set aside.
+    /// Files that an earlier repair quarantined.
     Quarantined,
 }
 
 impl Kind {
-    /// Whether something is damaged; otherwise it is only worth knowing.
+    /// Whether this is damage; otherwise it is only information.
     pub fn is_damage(self) -> bool {
         !matches!(
             self,
@@ -64,25 +65,25 @@ impl Kind {
     }
 }
 
-/// One thing that is wrong, or worth knowing.
+/// One finding: damage, or information.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it is.
+    /// What it is about.
     pub kind: Kind,
-    /// Whether something is damaged.
+    /// Whether this is damage.
     pub damage: bool,
-    /// The object, layer record or environment that it is about: its id.
+    /// The id of the object, layer record or environment concerned.
     pub object: Option<String>,
-    /// The file on the host that it is about.
+    /// The file on the host.
     pub file: Option<String>,
-    /// A path inside the environments that needs it; there may be more.
+    /// A path inside the environments that needs it; there may be others.
     pub path: Option<String>,
-    /// The environments that need it: their names, or ids where a name cannot be read.
+    /// The names of the environments that need it, or their ids if a name cannot be read.
     pub environments: Vec<String>,
-    /// Where they need it: `ENV@base`, `ENV@head`, `ENV@NAME` or `ENV@HASH` of a snapshot, `ENV` of what is
-    /// not committed.
+    /// Where they need it: `ENV@base`, `ENV@head`, `ENV@NAME` or `ENV@HASH` for a snapshot, `ENV` for
+    /// uncommitted changes.
     pub affected: Vec<String>,
-    /// All of it in words.
+    /// The finding as a sentence.
     pub message: String,
 }
 
@@ -120,7 +121,7 @@ impl Finding {
         self
     }
 
-    /// Whether something is damaged; otherwise it is only worth knowing.
+    /// Whether this is damage; otherwise it is only information.
     pub fn is_damage(&self) -> bool {
         self.damage
     }

@@ -1,10 +1,10 @@
-//! Checking a store: every byte against its name, every reference against what it names; and mending what can
-//! be mended.
+//! Verifies a store (every byte against its name, every reference against its target), and repairs what can
+//! be repaired.
 //!
-//! [`verify`] goes over it all and gives findings (`finding`): `places` looks at what lies where, `content`
-//! and `sizes` at the bytes of files; `affected` then says who needs what is damaged. [`repair`] mends by
-//! what was found. [`place_of`] answers for one object. The walk over what is referred to is
-//! [`crate::reach`]'s, as for gc.
+//! [`verify`] checks everything and returns findings (`finding`): `places` checks which files are where,
+//! `content` and `sizes` the bytes of files; `affected` then determines what needs the damaged objects.
+//! [`repair`] works on these findings. [`place_of`] looks up one object. References are followed by
+//! [`crate::reach`], as for gc.
 
 mod affected;
 mod content;
@@ -43,12 +43,12 @@ pub use place::place_of;
 pub(crate) use places::is_orphan;
 use sizes::Sizes;
 
-/// What a look at an environment's upper found. It belongs to the file system, so the caller gives it.
+/// The state of an environment's upper. The `fs` crate reads uppers, so the caller passes this.
 #[derive(Debug, Default, Clone)]
 pub struct UpperState {
-    /// What it refers to.
+    /// What the upper refers to.
     pub roots: UpperRoots,
-    /// Data files that are not as they should be: the kind, the file, and what is wrong with it.
+    /// Faulty data files: the kind of fault, the file, and what is wrong with it.
     pub faults: Vec<(Kind, PathBuf, String)>,
 }
 
@@ -60,28 +60,28 @@ impl UpperState {
     }
 }
 
-/// Looks at the upper of an environment; empty when it has none.
+/// Inspects the upper of an environment; empty when it has none.
 pub type UpperStateOf<'a> = &'a dyn Fn(&InstanceId) -> Result<UpperState>;
 
-/// What a verification saw.
+/// The result of a verification.
 #[derive(Debug, Default, Clone)]
 pub struct Verified {
-    /// What it found, in no particular order.
+    /// The findings, in no particular order.
     pub findings: Vec<Finding>,
-    /// Objects that were read.
+    /// How many objects were read.
     pub objects: u64,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
 }
 
-/// Checks everything: every object's bytes, every record, every tree, every reference down to the objects,
-/// uppers, pins and intents, and what lies where nothing should. Reads the whole store; `progress` is told of
-/// bytes and objects.
+/// Verifies everything: every object's bytes, every record, every tree, every reference down to the objects,
+/// uppers, pins and intents, and looks for files that do not belong. Reads the whole store; `progress` is
+/// told of bytes and objects.
 ///
-/// Takes the store's lock shared, so a collection waits; commands and mounts go on.
+/// Holds the store's lock shared, so a collection waits; commands and mounts continue.
 ///
 /// # Errors
-/// Only what keeps it from looking: what it finds wrong is in the list.
+/// Only if the check itself cannot continue: damage is reported in the findings.
 pub fn verify(store: &Arc<Store>, uppers: UpperStateOf<'_>, progress: &dyn Progress) -> Result<Verified> {
     let _lock = StoreLock::shared(store)?;
     let mut check = Check::new(store);
@@ -101,24 +101,24 @@ struct Check<'a> {
     store: &'a Store,
     shared: &'a Arc<Store>,
     sizes: Sizes,
-    /// Objects that were read, their number and their bytes.
+    /// The objects that were read, their number and their size in bytes.
     read: Marks,
     objects: u64,
     bytes: u64,
-    /// Objects that something refers to, and how many of them were read.
+    /// The objects that something refers to, and how many of them were read.
     marked: Marks,
     needed: u64,
-    /// Of those, the ones that are not there.
+    /// Those of them that are missing.
     missing: HashSet<ObjectId>,
-    /// Contents that are not to be checked again, by a hash of their description: those with a block list,
-    /// and those that are wrong.
+    /// Contents that need no second check, by a hash of their description: those with a block list, and those
+    /// found wrong.
     contents: HashSet<ObjectId>,
-    /// The user whose store it is.
+    /// The user that owns the store.
     owner: u32,
     findings: Vec<Finding>,
-    /// What was found wrong with an object, or with the content of this hash: places in `findings`.
+    /// The findings about an object, or about the content with this hash: indexes into `findings`.
     by_object: HashMap<ObjectId, Vec<usize>>,
-    /// The same of layer records.
+    /// The same for layer records.
     by_record: HashMap<RecordId, usize>,
 }
 
@@ -144,7 +144,7 @@ impl<'a> Check<'a> {
 }
 
 impl Check<'_> {
-    /// Notes what is wrong with an object.
+    /// Adds a finding about an object.
     fn found(&mut self, id: ObjectId, finding: Finding) {
         self.by_object.entry(id).or_default().push(self.findings.len());
         self.findings.push(finding.object(id));
@@ -158,8 +158,8 @@ impl Check<'_> {
                 self.stray(dir);
                 continue;
             }
-            // By names in an open directory: walking down the whole path for each costs as much as reading a
-            // small object.
+            // Opened by name in an open directory: resolving the whole path for each file costs as much as
+            // reading a small object.
             let shard = self.store.files().open_dir(&dir).at("open", &dir)?;
             for path in self.list(&dir)? {
                 let Some(id) = files::object_id(&path) else {
@@ -217,7 +217,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The environments whose records can be read, and the uppers by the names of the environments.
+    /// Checks environment records and uppers. Returns the environments that can be read, and the uppers by
+    /// environment name.
     fn environments(
         &mut self,
         reach: &mut Reach,
@@ -261,7 +262,7 @@ impl Check<'_> {
                     state.start(reach, &Rc::from(format!("the uncommitted changes of environment {name}")));
                     states.insert(name, state);
                 }
-                // It went meanwhile.
+                // The environment was removed meanwhile.
                 Err(_) if !path.exists() => {}
                 Err(error) => {
                     let message = format!("uncommitted changes of environment {name}: {error}");
@@ -305,7 +306,7 @@ impl Check<'_> {
         }
     }
 
-    /// What living processes need kept, and what dead ones had begun.
+    /// Checks the pins of live processes, and the intents of operations.
     fn held(&mut self, reach: &mut Reach) -> Result<()> {
         let by = Rc::from("the pin of a running mount");
         let (pinned, unreadable) = pins::read(self.store)?;
@@ -322,15 +323,14 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Notes that something refers to an object.
+    /// Records that something refers to an object.
     fn mark(&mut self, id: &ObjectId) {
         if self.marked.insert(id) && self.read.contains(id) {
             self.needed += 1;
         }
     }
 
-    /// Objects that were there at the start and that nothing refers to: what comes meanwhile may be referred
-    /// to later.
+    /// Reports unreferenced objects that existed at the start: newer ones may get a reference later.
     fn orphans(&mut self) -> Result<()> {
         if self.needed == self.objects {
             return Ok(());
@@ -352,7 +352,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// An object's size; nothing when it is neither there nor promised.
+    /// An object's size in bytes; `None` when it is neither present nor promised.
     fn size(&mut self, id: &ObjectId) -> Option<u64> {
         self.sizes.of(id).or_else(|| self.store.objects().promised(id))
     }
@@ -369,17 +369,17 @@ impl Watch for Check<'_> {
         let (id, by) = (fault.id, fault.by);
         let reason = match fault.error {
             StoreError::Corrupt { reason, .. } if self.size(&id).is_some() => reason,
-            // One that was set aside can still be opened, and is found corrupt there.
+            // A quarantined object can still be opened, and is found corrupt there.
             StoreError::Missing { .. } | StoreError::Corrupt { .. } => {
                 self.missing(id, &by);
                 return Ok(());
             }
-            // Who has it cannot give it now: no damage.
+            // The supply cannot provide it at the moment, which is not damage.
             _ if self.store.objects().is_elsewhere(&id) => return Ok(()),
             error => error.to_string(),
         };
         let message = format!("tree {id} of {by} is unreadable: {reason}");
-        // That its bytes are wrong may have been found: what it is for says more.
+        // The object may have been found corrupt already; what refers to it says more.
         match self.by_object.get(&id).and_then(|found| found.first()) {
             Some(index) if self.findings[*index].kind == Kind::CorruptObject => {
                 let finding = &mut self.findings[*index];
@@ -404,7 +404,7 @@ impl Watch for Check<'_> {
     }
 
     fn file(&mut self, content: &FileContent, by: &dyn Fn() -> Met) -> Result<()> {
-        // To look at a plain content again costs less than to remember that it was looked at.
+        // Checking a plain content again costs less than remembering that it was checked.
         if !content.is_plain() && !self.is_first(content) {
             return Ok(());
         }
@@ -419,7 +419,7 @@ impl Watch for Check<'_> {
     }
 }
 
-/// Size and hash of what is left of a file.
+/// The number of bytes left in a file, and their hash.
 fn hash(mut file: File, buf: &mut [u8]) -> io::Result<(u64, ObjectId)> {
     let mut hasher = blake3::Hasher::new();
     loop {

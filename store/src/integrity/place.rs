@@ -1,5 +1,4 @@
-//! Where in a tree something is needed: asked when a command met what is damaged and knows it by its hash
-//! only.
+//! Finds where in a tree an object is needed, when a command encounters damage and knows only the hash.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,13 +9,13 @@ use crate::id::ObjectId;
 use crate::open::Store;
 use crate::reach::{Fault, Met, Reach, Watch};
 
-/// The first place below `root` that needs `id`, an object, a listing or the hash of a content: a path, or in
-/// words what has none. `None`: nothing that can be read does.
+/// The first place below `root` that needs `id`, which is an object, a listing or the hash of a content: a
+/// path, or a description of a place without one. `None` if nothing readable needs it.
 pub fn place_of(store: &Arc<Store>, root: &ObjectId, id: &ObjectId) -> Option<String> {
     let mut reach = Reach::new(store.clone());
     reach.root(*root, &Rc::from("the tree"));
     let mut find = Find { id, found: None };
-    // The first meeting ends the walk, with an error that says nothing more.
+    // The first match ends the walk with an error that has no further meaning.
     match reach.run(&mut find) {
         Ok(()) | Err(_) => find.found.map(|met| met.place()),
     }

@@ -1,4 +1,4 @@
-//! What lies where: directories that must be there, files that do not belong, modes and owners.
+//! Checks which files are where: required directories, files that do not belong, modes and owners.
 
 use std::fs::File;
 use std::io;
@@ -17,16 +17,16 @@ use crate::metadata::Metadata;
 use crate::open::private_directories;
 use crate::{files, quarantine, wal};
 
-/// Bits of an object's mode by which somebody could change it.
+/// The mode bits by which an object could be modified.
 const WRITABLE: u32 = 0o222;
 
-/// Of those, what could not be lost without losing anything but itself.
+/// Whether a directory held only transient data, so that it can simply be made again.
 pub(super) fn can_be_made_anew(layout: &Layout, dir: &Path) -> bool {
     [layout.staging(), layout.wal(), layout.pins(), layout.images()].iter().any(|known| known == dir)
 }
 
 impl Check<'_> {
-    /// Directories, top-level strays, environments' directories, what is set aside.
+    /// Checks directories, strays at the top, environments' directories and the quarantine.
     pub(super) fn places(&mut self) -> Result<()> {
         let layout = self.store.layout();
         self.owner = self.store.files().owner();
@@ -91,7 +91,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Directories of environments that have no record.
+    /// Checks the environments' directories; reports those with changes but no record.
     fn environment_directories(&mut self) -> Result<()> {
         let layout = self.store.layout();
         for path in self.list(&layout.envs())? {
@@ -117,7 +117,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The mode and the owner of an object; `shard` is the directory that it is in.
+    /// Checks the mode and owner of an object; `shard` is its directory.
     pub(super) fn look_at_object(&mut self, shard: &File, path: &Path) -> Result<()> {
         let stat = match statat(shard, files::name(path).unwrap_or_default(), AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
@@ -142,7 +142,7 @@ impl Check<'_> {
         self.findings.push(Finding::new(Kind::WrongPermissions, message).file(path));
     }
 
-    /// Unfinished files of writers come and go.
+    /// Reports a stray file, except for the unfinished files of writers, which come and go.
     pub(super) fn stray(&mut self, path: PathBuf) {
         if !files::name(&path).is_some_and(|name| name.starts_with(TEMP_PREFIX)) {
             let message = format!("{} does not belong there", path.display());
@@ -150,7 +150,7 @@ impl Check<'_> {
         }
     }
 
-    /// What is in a directory; nothing when it is missing, which is found elsewhere.
+    /// The entries of a directory; empty when it is missing, which is reported elsewhere.
     pub(super) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         if dir.symlink_metadata().is_err() {
             return Ok(Vec::new());
@@ -159,12 +159,12 @@ impl Check<'_> {
     }
 }
 
-/// Whether an environment's directory holds changes and there is neither its record nor an intent to make or
+/// Whether an environment's directory holds changes, but there is neither a record nor an intent to make or
 /// remove it.
 pub(crate) fn is_orphan(store: &crate::Store, instance: &InstanceId) -> Result<bool> {
     let there = |path: &Path| path.symlink_metadata().is_ok();
     let upper = store.layout().upper(instance).join("checkpoint");
-    // Who makes or removes an environment has an intent from before the first step until after the last one.
+    // Making or removing an environment has an intent from before its first step until after its last.
     let suspicious = || there(&upper) && !there(&Metadata::path(store, instance));
     if !suspicious() {
         return Ok(false);

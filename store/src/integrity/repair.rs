@@ -1,4 +1,4 @@
-//! Mending: what can be derived is made anew, what cannot is set aside, and nothing is deleted.
+//! Repairs: rebuilds what can be derived, quarantines the rest, and deletes nothing.
 
 use std::collections::HashSet;
 use std::io;
@@ -22,52 +22,53 @@ use crate::open::Store;
 use crate::quarantine::{self, keep_copy, set_aside};
 use crate::reach::{Fault, Met, Reach, Watch};
 
-/// Up to so many bytes a file is tried with each of its bits turned: the time grows with the square.
+/// Files up to this many bytes are retried with each single bit flipped: the time grows with the square of
+/// the size.
 const MEND_MAX: u64 = 16 << 10;
 
 /// What was done about a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Deed {
-    /// One bit was wrong, and which one is proven by the hash: it was turned back.
+    /// A single bit was wrong and was flipped back; the hash proves which one.
     Mended,
-    /// It was made anew from what it can be derived from.
+    /// It was rebuilt from what it can be derived from.
     Rebuilt,
-    /// Its bytes came again from the image.
+    /// Its bytes were fetched again from the image.
     Fetched,
     /// It was moved to the quarantine.
     SetAside,
-    /// A journal was cut before its damage; the whole of it is in the quarantine.
+    /// A journal was truncated before its damage; a full copy is in the quarantine.
     Cut,
 }
 
-/// One thing that a repair did.
+/// One action of a repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Action {
     /// What was done.
     pub deed: Deed,
-    /// The object, layer record or environment: its id.
+    /// The id of the object, layer record or environment.
     pub object: Option<String>,
     /// The file on the host.
     pub file: Option<String>,
-    /// In words.
+    /// A description of the action.
     pub message: String,
 }
 
 impl Action {
-    /// Something done to a file.
+    /// An action on a file.
     pub fn new(deed: Deed, object: Option<String>, file: &Path, message: String) -> Action {
         Action { deed, object, file: Some(file.to_string_lossy().into_owned()), message }
     }
 }
 
-/// Deals with what [`super::verify`] found, as far as the store alone can. Each thing is looked at again
-/// first. Uppers, and bytes that an image has, are the caller's.
+/// Repairs what [`super::verify`] found, as far as the store alone can. Each finding is checked again first.
+/// The caller handles uppers, and bytes that can be fetched from an image.
 ///
-/// Takes the store's lock exclusively: nobody may meet an object while it is being set aside.
+/// Takes the store's lock exclusively: no other process may find an object while it is being quarantined.
 ///
 /// # Errors
-/// A file system that refuses; what was done before stays done.
+/// When the file system refuses an action; earlier actions remain done.
 pub fn repair(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<Action>> {
     let _alone = StoreLock::exclusive(store)?;
     let mut actions = Vec::new();
@@ -98,7 +99,7 @@ pub fn repair(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<Action>> {
     Ok(actions)
 }
 
-/// The bytes with one bit turned that are right, if there is such a bit.
+/// Returns `bytes` with one bit flipped such that `is_right` holds, if there is such a bit.
 pub fn mend(bytes: &[u8], is_right: &dyn Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
     if bytes.len() as u64 > MEND_MAX {
         return None;
@@ -153,7 +154,7 @@ fn move_intent(store: &Store, path: &Path) -> Result<Option<Action>> {
 fn mend_object(store: &Arc<Store>, id: &ObjectId) -> Result<Option<Action>> {
     let path = store.layout().object(id);
     let Ok(metadata) = path.symlink_metadata() else { return Ok(None) };
-    // What the host cannot read is set aside like what reads wrongly.
+    // A file that cannot be read is quarantined like one that reads wrongly.
     let files = store.files();
     let small = match metadata.len() <= MEND_MAX {
         true => files.read(&path, u64::MAX).unwrap_or_default(),
@@ -208,7 +209,7 @@ fn mend_layer(store: &Store, id: &RecordId) -> Result<Option<Action>> {
     Ok(Some(Action::new(Deed::SetAside, name, &path, message)))
 }
 
-/// A record that cannot be mended stays where it is: without it all that the environment refers to would be
+/// A record that cannot be mended stays in place: without it, everything the environment refers to would be
 /// garbage.
 fn mend_environment(store: &Store, instance: &InstanceId) -> Result<Option<Action>> {
     let path = Metadata::path(store, instance);
@@ -227,7 +228,7 @@ fn mend_environment(store: &Store, instance: &InstanceId) -> Result<Option<Actio
     Ok(Some(Action::new(Deed::Mended, Some(instance.to_hex()), &path, message)))
 }
 
-/// Makes block lists anew from the data that they are of, where the result has the name that is wanted.
+/// Rebuilds missing block lists from their files' data, if the result has the wanted hash.
 fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<Action>> {
     let wanted: HashSet<ObjectId> = findings
         .iter()
@@ -250,7 +251,7 @@ fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<A
     let mut actions = Vec::new();
     let mut batch = Batch::new(store)?;
     for content in listed.found {
-        // Data that cannot be read cannot tell.
+        // Unreadable data proves nothing.
         let Ok(list) = block_list(store, &content) else { continue };
         let bytes = list.encode();
         if ObjectId::of(&bytes) == content.hash {
@@ -264,7 +265,7 @@ fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<A
     Ok(actions)
 }
 
-/// Collects the contents whose block lists are wanted.
+/// Collects the contents whose block lists are missing.
 struct Listed<'a> {
     wanted: &'a HashSet<ObjectId>,
     found: Vec<FileContent>,

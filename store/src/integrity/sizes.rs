@@ -1,4 +1,4 @@
-//! Sizes of objects, as the file system tells them.
+//! Sizes of objects, from the file system.
 
 use std::fs::File;
 
@@ -7,16 +7,15 @@ use rustix::fs::{AtFlags, statat};
 use crate::id::ObjectId;
 use crate::layout::Layout;
 
-/// Sizes that are remembered: less than 1 MiB.
+/// How many sizes are cached: less than 1 MiB.
 const SLOTS: usize = 1 << 14;
 
-/// Asks for sizes. A table of all would grow with the store; the kernel has just seen every object's inode
+/// Looks up sizes. A table of all would grow with the store; the kernel has just read every object's inode
 /// and answers from memory.
 pub(super) struct Sizes {
-    /// The directory of objects; nothing when it is missing.
+    /// The directory of objects; `None` when it is missing.
     objects: Option<File>,
-    /// What was asked lately, for contents that many files share: of objects that fall into one slot, the
-    /// last.
+    /// A cache for contents that many files share: each slot holds the last object that fell into it.
     slots: Vec<Option<(ObjectId, u64)>>,
 }
 
@@ -25,9 +24,9 @@ impl Sizes {
         Sizes { objects: File::open(layout.objects()).ok(), slots: vec![None; SLOTS] }
     }
 
-    /// The size of an object, in bytes; nothing when it is not there.
+    /// The size of an object in bytes; `None` when it is absent.
     pub fn of(&mut self, id: &ObjectId) -> Option<u64> {
-        // Names of objects are hashes: any two of their bytes will do.
+        // Names of objects are hashes, so any two of their bytes will do.
         let [low, high, ..] = *id.as_bytes();
         let slot = &mut self.slots[usize::from(u16::from_le_bytes([low, high])) % SLOTS];
         if let Some((known, size)) = *slot

@@ -1,5 +1,5 @@
-//! A directory of the host, for scan and resolve. Each step goes from the descriptor of a directory to one
-//! name in it and follows no symbolic link, so nothing outside is ever reached.
+//! A directory of the host as [`crate::paths`] needs it. Each step opens one name in an open directory and
+//! follows no symbolic link, so nothing outside is ever reached.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -21,7 +21,7 @@ pub struct HostTree {
     top: HostNode,
 }
 
-/// Something below the directory: a descriptor of it (O_PATH).
+/// A file below the directory, as an O_PATH descriptor.
 #[derive(Clone)]
 pub struct HostNode {
     file: Arc<OwnedFd>,

@@ -1,4 +1,4 @@
-//! POSIX ACLs: the text that tar writers put into `SCHILY.acl.*`, and the xattr that the kernel keeps.
+//! POSIX ACLs: converts between the text in tar's `SCHILY.acl.*` records and the kernel's xattrs.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use crate::acl::{
 };
 use crate::inode::Xattrs;
 
-/// The records and the xattrs that they stand for.
+/// The records, and the xattrs they correspond to.
 const KINDS: [(&str, &[u8]); 2] = [("SCHILY.acl.access", ACCESS), ("SCHILY.acl.default", DEFAULT)];
 
-/// Turns `SCHILY.acl.access` and `.default` into `system.posix_acl_*`, unless the archive carries those
-/// xattrs as they are. An ACL that cannot be turned (a user or group by name only) is left out, and `notes`
-/// says so.
+/// Converts `SCHILY.acl.access` and `.default` to `system.posix_acl_*`, unless the archive has those xattrs
+/// itself. An ACL that cannot be converted (it gives a user or group only by name) is left out, with a note
+/// in `notes`.
 pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, notes: &mut Vec<String>) {
     for (record, xattr) in KINDS {
         let Some(text) = pax.get(record) else { continue };
@@ -34,7 +34,8 @@ pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, n
     }
 }
 
-/// Adds the ACLs among these xattrs as text, users and groups by number. A value that is no ACL has no text.
+/// Adds the ACLs among these xattrs as text, with numeric users and groups. A value that is not an ACL is
+/// skipped.
 pub(super) fn to_records(xattrs: &Xattrs, records: &mut Records) {
     for (record, xattr) in KINDS {
         if let Some(text) = xattrs.get(xattr).and_then(text) {
@@ -62,7 +63,7 @@ fn entry_text(entry: Entry) -> Option<String> {
     Some(format!("{name}:{qualifier}:{}{}{}", bit(4, 'r'), bit(2, 'w'), bit(1, 'x')))
 }
 
-/// `None` when the text is no ACL, or names somebody without a number.
+/// `None` if the text is not an ACL, or gives a user or group without a number.
 fn parse(text: &[u8]) -> Option<Vec<u8>> {
     let mut entries = Vec::new();
     for entry in text.split(|&b| b == b',' || b == b'\n') {
@@ -78,7 +79,7 @@ fn parse(text: &[u8]) -> Option<Vec<u8>> {
 /// `tag:qualifier:permissions[:number]`.
 fn parse_entry(entry: &[u8]) -> Option<Entry> {
     let fields: Vec<&[u8]> = entry.split(|&b| b == b':').map(<[u8]>::trim_ascii).collect();
-    // Mask and other may be written without their empty qualifier.
+    // Mask and other may be written without the empty qualifier.
     let (tag, qualifier, permissions, number) = match fields[..] {
         [tag, permissions] => (tag, &b""[..], permissions, None),
         [tag, qualifier, permissions] => (tag, qualifier, permissions, None),

@@ -1,9 +1,9 @@
-//! Reading a tar stream: v7, ustar, PAX, GNU and star headers; sparse members of GNU and of PAX 0.0, 0.1 and
+//! Reads a tar stream: v7, ustar, PAX, GNU and star headers; sparse members of GNU and of PAX 0.0, 0.1 and
 //! 1.0.
 //!
-//! Ours rather than the `tar` crate's because an archive is untrusted and nothing of it may be lost: extended
-//! headers are bounded, PAX sparse members are understood, and ranges are handed on as ranges, so that holes
-//! are never read.
+//! Not the `tar` crate, because archives are untrusted and nothing in them may be lost: extended headers are
+//! bounded, PAX sparse members are supported, and ranges are passed on as ranges, so that holes are never
+//! read.
 
 use std::io::{self, BufReader, Read};
 
@@ -14,16 +14,16 @@ use super::sparse::{self, Ranges};
 use super::{BLOCK, acl};
 use crate::inode::Timestamp;
 
-/// The longest name that a GNU `L` or `K` header may carry.
+/// Maximum length in bytes of a name in a GNU `L` or `K` header.
 const MAX_LONG_NAME: u64 = 1 << 20;
 
-/// What stops the reading of an archive.
+/// An error that ends the reading of an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// The source of bytes failed (a read error, or a decompressor that found its stream broken).
     #[error("reading the archive failed at byte {offset}: {source}")]
     Read {
-        /// How far into the uncompressed archive.
+        /// Offset in the uncompressed archive, in bytes.
         offset: u64,
         /// The cause.
         source: io::Error,
@@ -31,15 +31,15 @@ pub enum TarError {
     /// The archive ends before its end marker.
     #[error("the archive is truncated: it ends at byte {offset}, {place}")]
     Truncated {
-        /// Its length as found.
+        /// The archive's length as found, in bytes.
         offset: u64,
-        /// Where in its structure it ends.
+        /// The part of its structure in which it ends.
         place: &'static str,
     },
-    /// The bytes are no tar archive, or a broken one.
+    /// This is not a tar archive, or a broken one.
     #[error("the archive is broken at byte {offset}: {reason}")]
     Broken {
-        /// Where the bad header starts.
+        /// Offset of the bad header, in bytes.
         offset: u64,
         /// What is wrong.
         reason: String,
@@ -48,11 +48,11 @@ pub enum TarError {
 
 struct Words(&'static str);
 
-/// Reads members one after another. After [`Reader::next_member`] the current member's stored bytes are read
-/// through `Read`; what is left of them is skipped by the next call. Memory is bounded whatever the input.
+/// Reads members one after another. After [`Reader::next_member`], the current member's stored bytes are read
+/// through `Read`; the next call skips what is left of them. Memory use is bounded whatever the input.
 pub struct Reader<R> {
     input: R,
-    /// Moves the input forward without giving its bytes, where it can.
+    /// Seeks forward instead of reading, if the input can seek.
     leap: Option<Leap<R>>,
     offset: u64,
     body: u64,
@@ -67,8 +67,8 @@ pub struct Reader<R> {
 type Leap<R> = fn(&mut R, i64) -> io::Result<()>;
 
 impl<R: Read + io::Seek> Reader<BufReader<R>> {
-    /// A reader at the start of an uncompressed archive that can seek: bodies that nobody reads are passed
-    /// over.
+    /// A reader at the start of an uncompressed archive that can seek: bodies that are not read are skipped
+    /// by seeking.
     pub fn seeking(input: R) -> Self {
         Self { leap: Some(BufReader::seek_relative), ..Self::new(BufReader::new(input)) }
     }
@@ -89,34 +89,35 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Lets the archive end after any member, without an end marker and without the padding of the last body:
-    /// as some writers of image layers leave it. For input whose wholeness something else shows.
+    /// Accepts an archive that ends after any member, without an end marker and without padding after the
+    /// last body, as some writers of image layers produce it. Only for input whose completeness is checked by
+    /// other means.
     #[must_use]
     pub fn unterminated(self) -> Self {
         Self { unterminated: true, ..self }
     }
 
-    /// The input, as far as it was read.
+    /// Returns the input at its current position.
     pub fn into_inner(self) -> R {
         self.input
     }
 
-    /// Whether anything but zeros followed the end marker. What it was is not read: tar programs stop there
-    /// too.
+    /// Whether anything but zeros followed the end marker. It is not parsed: tar programs stop there too.
     pub fn has_trailing(&self) -> bool {
         self.trailing
     }
 
-    /// How far into the archive it is: after [`Reader::next_member`], where the member's stored bytes begin.
+    /// The offset in the archive, in bytes: after [`Reader::next_member`], where the member's stored bytes
+    /// begin.
     pub fn position(&self) -> u64 {
         self.offset
     }
 
-    /// The next member, `None` at the end marker (the input is then read to its end, so that a decompressor
-    /// checks its trailer).
+    /// Returns the next member, or `None` at the end marker (the input is then read to its end, so that a
+    /// decompressor checks its trailer).
     ///
     /// # Errors
-    /// Any [`TarError`]; the reader is of no use after one.
+    /// Any [`TarError`]; the reader cannot be used after one.
     pub fn next_member(&mut self) -> Result<Option<Member>, TarError> {
         if self.skip_body()? {
             return Ok(None);
@@ -178,7 +179,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Puts a header and what was said of it before together.
+    /// Combines a header with the extended headers before it.
     fn member(
         &mut self,
         header: &Header,
@@ -203,7 +204,7 @@ impl<R: Read> Reader<R> {
             return Err(broken("it is continued from another volume: give all volumes as one archive"));
         }
         let known = kind(type_flag, &path);
-        // As POSIX has it for types that a reader does not know.
+        // POSIX says to treat unknown types as regular files.
         let kind = known.unwrap_or(MemberKind::Regular);
         let attributes = || -> Result<Member, &'static str> {
             let (mut xattrs, mut notes) = (pax.xattrs()?, Vec::new());
@@ -249,8 +250,8 @@ impl<R: Read> Reader<R> {
                 };
                 (member.size, member.ranges) = self.content(header, pax, stored).map_err(at)?;
             }
-            // GNU tar and Go write a size with some of these but never a body; a dump directory's listing is
-            // skipped.
+            // GNU tar and Go write a size with some of these, but never a body; the listing of a dump
+            // directory is skipped.
             MemberKind::Directory if type_flag == flag::GNU_DUMPDIR => self.open_body(stored),
             _ => {}
         }
@@ -258,7 +259,8 @@ impl<R: Read> Reader<R> {
         Ok(member)
     }
 
-    /// Size and sparse map of a regular member whose body is open; reads what of the map stands in the body.
+    /// Size and sparse map of a regular member whose body is open; reads the part of the map that is in the
+    /// body.
     fn content(&mut self, header: &Header, pax: &Pax, stored: u64) -> Result<(u64, Option<Ranges>), Fault> {
         if header.type_flag() == flag::GNU_SPARSE {
             return self.old_gnu_map(header, stored);
@@ -294,7 +296,7 @@ impl<R: Read> Reader<R> {
         sparse::old_gnu(header.gnu_sparse_pairs(), &mut ranges)?;
         let mut more = header.gnu_sparse_continues();
         while more {
-            // The blocks that continue the map stand before the body and do not count in its size.
+            // The continuation blocks of the map come before the body and do not count in its size.
             let block = self.header()?;
             sparse::old_gnu(&block.0[..504], &mut ranges)?;
             more = block.0[504] != 0;
@@ -325,7 +327,7 @@ impl<R: Read> Reader<R> {
         Ok(Header(block))
     }
 
-    /// The body of an extended header.
+    /// Reads the body of an extended header.
     fn meta(&mut self, size: u64, max: u64, start: u64) -> Result<Vec<u8>, TarError> {
         if size > max {
             let reason = format!("an extended header of {size} bytes is larger than the {max} allowed");
@@ -359,7 +361,7 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// Skips what is left of the open body. True when the archive may end there, and does.
+    /// Skips the rest of the open body. Returns true if the archive may end there, and does.
     fn skip_body(&mut self) -> Result<bool, TarError> {
         let (body, padding) = (self.body, self.padding);
         (self.body, self.padding) = (0, 0);
@@ -370,7 +372,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Skips within the open body.
+    /// Skips bytes of the open body.
     fn skip(&mut self, count: u64) -> Result<(), TarError> {
         self.body = self.body.saturating_sub(count);
         self.skip_raw(count)
@@ -381,7 +383,7 @@ impl<R: Read> Reader<R> {
         if let (Some(leap), Ok(far)) = (self.leap, i64::try_from(count))
             && count > scrap.len() as u64
         {
-            // All but the last byte, so that an archive which ends before it is seen to be truncated.
+            // All but the last byte, so that a truncated archive is detected.
             leap(&mut self.input, far - 1)
                 .map_err(|source| TarError::Read { offset: self.offset, source })?;
             self.offset += count - 1;
@@ -395,7 +397,7 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// Reads what follows the end marker: zeros, or what is no part of the archive.
+    /// Reads what follows the end marker: zeros, or data that is not part of the archive.
     fn drain(&mut self) -> Result<(), TarError> {
         let mut scrap = [0; 16 << 10];
         loop {
@@ -409,7 +411,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// The stored bytes of the current member. An input that ends within them is an `UnexpectedEof`.
+/// Reads the stored bytes of the current member. `UnexpectedEof` if the input ends within them.
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let want = self.body.min(buf.len() as u64) as usize;
@@ -427,7 +429,7 @@ impl<R: Read> Read for Reader<R> {
     }
 }
 
-/// A member's own fault, to be named with it, or the stream's.
+/// A fault of the member, to be reported with its name, or one of the stream.
 enum Fault {
     Words(Words),
     Tar(TarError),

@@ -1,6 +1,6 @@
-//! Writing a tar stream: ustar headers, with PAX records only where a header cannot hold a value.
+//! Writes a tar stream: ustar headers, with PAX records only where a header cannot hold a value.
 //!
-//! One entry has one encoding: no field depends on the time, the machine or the order of records given.
+//! Each entry has exactly one encoding: no field depends on the time, the machine or the order of records.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,16 +10,16 @@ use super::header::flag;
 use super::pax::percent_encode;
 use crate::inode::{FileKind, Timestamp, Xattrs};
 
-/// The largest values that octal fields of 8 and of 12 bytes hold.
+/// The largest values that octal fields of 8 and 12 bytes can hold.
 const MAX_SHORT: u64 = 0o777_7777;
 const MAX_LONG: u64 = 0o777_7777_7777;
 
-/// What a header says of an entry.
+/// The fields of an entry's header.
 #[derive(Debug, Clone)]
 pub struct EntryHeader<'a> {
-    /// The name as it goes into the archive; by custom a directory's ends in a slash.
+    /// The name as written to the archive; by convention a directory's ends in a slash.
     pub path: &'a [u8],
-    /// The target of a hard or symbolic link, else empty.
+    /// The target of a hard or symbolic link; otherwise empty.
     pub link: &'a [u8],
     /// One of tar's type flags; see [`EntryHeader::type_flag`].
     pub type_flag: u8,
@@ -29,7 +29,7 @@ pub struct EntryHeader<'a> {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Bytes of the body that follows.
+    /// Size of the body that follows, in bytes.
     pub size: u64,
     /// Modification time.
     pub mtime: Timestamp,
@@ -51,14 +51,14 @@ impl EntryHeader<'_> {
         }
     }
 
-    /// The type flag of a further name of an entry that stands earlier.
+    /// The type flag of a hard link to an earlier entry.
     pub const HARD_LINK: u8 = flag::HARD_LINK;
 }
 
 /// PAX records by key.
 pub type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Adds the records of extended attributes.
+/// Adds the records for extended attributes.
 pub(super) fn xattr_records(xattrs: &Xattrs, records: &mut Records) {
     for (name, value) in xattrs.iter() {
         let key = [b"SCHILY.xattr.", percent_encode(name).as_slice()].concat();
@@ -66,11 +66,11 @@ pub(super) fn xattr_records(xattrs: &Xattrs, records: &mut Records) {
     }
 }
 
-/// Writes entries to `out`. After [`Encoder::entry`] the caller gives exactly the announced bytes to
-/// [`Encoder::body`], in any pieces.
+/// Writes entries to `out`. After [`Encoder::entry`] the caller must pass exactly the announced number of
+/// bytes to [`Encoder::body`], in any pieces.
 pub struct Encoder<W> {
     out: W,
-    /// Bytes written, for padding.
+    /// The number of bytes written, for padding.
     written: u64,
 }
 
@@ -80,8 +80,8 @@ impl<W: Write> Encoder<W> {
         Self { out, written: 0 }
     }
 
-    /// Writes an entry's header, after padding the body before it. `records` are kept beside those that the
-    /// header itself makes needed.
+    /// Writes an entry's header, after padding the previous body. `records` are written in addition to those
+    /// that the header itself requires.
     pub fn entry(&mut self, header: &EntryHeader<'_>, mut records: Records) -> io::Result<()> {
         self.pad()?;
         let mut need = |key: &str, needed: bool, value: Vec<u8>| {
@@ -126,7 +126,7 @@ impl<W: Write> Encoder<W> {
         self.write(bytes)
     }
 
-    /// Writes the end marker and gives the output back.
+    /// Writes the end marker and returns the output.
     pub fn finish(mut self) -> io::Result<W> {
         self.pad()?;
         self.write(&[0; 2 * BLOCK])?;
@@ -144,7 +144,7 @@ impl<W: Write> Encoder<W> {
     }
 }
 
-/// `<length> <key>=<value>\n`, where the length counts its own digits.
+/// A record `<length> <key>=<value>\n`, in which the length includes its own digits.
 fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
@@ -154,8 +154,8 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
-/// Seconds and, where there are any, nanoseconds without trailing zeros. Before 1970 the fraction counts
-/// backwards, as `-0.5` does.
+/// Seconds and, if not zero, the fraction without trailing zeros. Before 1970 the fraction counts backwards,
+/// as in `-0.5`.
 fn time_text(time: Timestamp) -> String {
     let (sign, secs, nanos) = match (time.secs < 0, time.nanos) {
         (true, 0) => ("-", time.secs.unsigned_abs(), 0),
@@ -188,13 +188,13 @@ fn block(header: &EntryHeader<'_>) -> [u8; BLOCK] {
     block
 }
 
-/// What does not fit is cut: a PAX record then says it whole.
+/// Writes a text field. A value that is too long is truncated; a PAX record then holds all of it.
 fn put(block: &mut [u8; BLOCK], at: usize, len: usize, value: &[u8]) {
     let len = value.len().min(len);
     block[at..at + len].copy_from_slice(&value[..len]);
 }
 
-/// A number above `max` stands as 0, beside its PAX record.
+/// Writes an octal field. A number above `max` is written as 0, beside its PAX record.
 fn octal(block: &mut [u8; BLOCK], at: usize, len: usize, value: u64, max: u64) {
     let value = if value > max { 0 } else { value };
     let text = format!("{value:0width$o}\0", width = len - 1);

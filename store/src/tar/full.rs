@@ -1,17 +1,16 @@
-//! The full tar: what `export` writes, and what other programs read.
+//! The full tar: written by `export`, for other programs to read.
 //!
-//! The entries are those of [`super::layer`], with modification times and content. Only the trees and the
-//! content decide its bytes.
+//! It has the entries of [`super::layer`], with modification times and content. Its bytes depend only on the
+//! trees and the content.
 //! - A file with holes (blocks of 64 KiB that are all zero, whatever the disk says) is a sparse member of PAX
 //!   format 1.0, in the form that GNU tar gives it.
-//! - POSIX ACLs stand twice: as the kernel's xattr, which keeps them exactly, and as `SCHILY.acl.*` text,
-//!   which GNU tar and bsdtar restore.
-//! - Where a name in a record is not UTF-8, `hdrcharset=BINARY` says so.
+//! - POSIX ACLs are written twice: as the kernel's xattr, which is exact, and as `SCHILY.acl.*` text, which
+//!   GNU tar and bsdtar restore.
+//! - If a name in a record is not UTF-8, `hdrcharset=BINARY` marks that.
 //! - Sockets are left out: tar has no entry for them.
 //!
-//! Layers of OCI images ([`Dialect::Layer`]) hold neither sparse members, which the image specification
-//! advises against and some readers do not know, nor literal names that begin with `.wh.`, which would be
-//! deletions.
+//! Layers of OCI images ([`Dialect::Layer`]) have no sparse members, which the image specification advises
+//! against and some readers do not support, and no names that begin with `.wh.`, which would mean deletions.
 
 use std::io::Write;
 use std::path::Path;
@@ -28,67 +27,68 @@ use crate::progress::Progress;
 use crate::root::Root;
 use crate::tree::Trees;
 
-/// For whom the tar is.
+/// The readers for which the tar is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// Programs that know PAX: all is kept.
+    /// Programs that support PAX: nothing is lost.
     Pax,
     /// Readers of OCI image layers.
     Layer,
 }
 
-/// What a full tar was found to hold.
+/// What was written to a full tar.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Entries, the root and directories above what changed among them; whiteouts are not.
+    /// Entries, including the root and the directories above what changed; not counting whiteouts.
     pub entries: u64,
     /// Sockets that were left out, as `/a/b`, in path order.
     pub sockets: Vec<Vec<u8>>,
-    /// The files whose holes were written as zeros, with the bytes of these, in path order.
-    /// [`Dialect::Layer`] only, and only such with at least [`Written::NOTED_HOLES`] of them.
+    /// The files whose holes were written as zeros, with the size of these in bytes, in path order. Only with
+    /// [`Dialect::Layer`], and only files with at least [`Written::NOTED_HOLES`].
     pub filled: Vec<(Vec<u8>, u64)>,
     /// The newest modification time among the entries.
     pub newest: Option<Timestamp>,
 }
 
 impl Written {
-    /// From so many bytes of holes on, a file is listed in [`Written::filled`].
+    /// A file with at least this many bytes of holes is listed in [`Written::filled`].
     pub const NOTED_HOLES: u64 = 1 << 30;
 }
 
-/// Which paths (`/` for the root, else `/a/b`) are wanted.
+/// Whether a path (`/` for the root, else `/a/b`) is wanted.
 pub type Chosen<'a> = &'a dyn Fn(&[u8]) -> bool;
 
 /// Writes full tars of the trees of one store.
 pub struct FullTar<'a> {
     /// The trees.
     pub trees: &'a Trees,
-    /// For whom.
+    /// The readers it is written for.
     pub dialect: Dialect,
-    /// Is told of the content's bytes and the entries written.
+    /// Is told the bytes of content and the entries written.
     pub progress: &'a dyn Progress,
-    /// What errors of the output call it.
+    /// The output's name in errors.
     pub name: &'a Path,
 }
 
 impl FullTar<'_> {
-    /// Writes the whole tree, or of it what is `chosen`: with a path the directories above it must be.
+    /// Writes the whole tree, or the `chosen` part of it: if a path is chosen, the directories above it must
+    /// be too.
     ///
     /// # Errors
-    /// [`StoreError::Io`] with [`FullTar::name`] when `out` fails, [`StoreError::Corrupt`] for content that
-    /// is not what its hash says, [`StoreError::Invalid`] for a name that the dialect cannot hold.
+    /// [`StoreError::Io`] with [`FullTar::name`] when `out` fails, [`StoreError::Corrupt`] when content does
+    /// not match its hash, [`StoreError::Invalid`] for a name that the dialect does not allow.
     pub fn tree(&self, root: &Root, chosen: Option<Chosen<'_>>, out: &mut dyn Write) -> Result<Written> {
         self.write(&self.layer(None, root), &Names::new(), chosen, out)
     }
 
-    /// Writes what `new` changes against `old`, with whiteouts for what is gone.
+    /// Writes the changes from `old` to `new`, with whiteouts for what was removed.
     ///
     /// # Errors
-    /// As [`FullTar::tree`].
+    /// Those of [`FullTar::tree`].
     pub fn changes(&self, old: &Root, new: &Root, out: &mut dyn Write) -> Result<Written> {
         let layer = self.layer(Some(old), new);
-        // Which hard links have names that did not change shows at the end, so it is asked of the tar without
-        // content.
+        // Which hard links have unchanged names is known only at the end, so a first pass without content
+        // finds them.
         let partial = write_identity(self.trees, Some(old), new, &Names::new(), &mut std::io::sink())?;
         let extra = if partial.is_empty() { Names::new() } else { other_names(self.trees, new, &partial)? };
         self.write(&layer, &extra, None, out)
@@ -114,7 +114,7 @@ impl FullTar<'_> {
 struct Full<'a> {
     tar: &'a FullTar<'a>,
     chosen: Option<Chosen<'a>>,
-    /// Of the entry under way.
+    /// The path of the current entry.
     path: Vec<u8>,
     written: Written,
 }
@@ -185,7 +185,7 @@ impl Form for Full<'_> {
 
     fn names(&mut self, header: &EntryHeader<'_>, records: &mut Records) {
         for name in [header.path, header.link] {
-            // Short ones stand in the header as they are.
+            // Shorter names go into the header unchanged.
             if name.len() > 100 {
                 charset(name, records);
             }
@@ -193,15 +193,15 @@ impl Form for Full<'_> {
     }
 }
 
-/// A name in a record is UTF-8 unless another record denies it; bsdtar refuses any other.
+/// Names in records are UTF-8 unless another record says otherwise; bsdtar refuses others without it.
 fn charset(name: &[u8], records: &mut Records) {
     if std::str::from_utf8(name).is_err() {
         records.insert(b"hdrcharset".to_vec(), b"BINARY".to_vec());
     }
 }
 
-/// Adds the records of a sparse member of PAX format 1.0. Gives the name for its header, which a reader that
-/// does not know the format makes the packed file under.
+/// Adds the records of a sparse member in PAX format 1.0. Returns the name for its header, which is where a
+/// reader that does not support the format extracts the packed file.
 fn sparse_records(path: &[u8], size: u64, records: &mut Records) -> Vec<u8> {
     charset(path, records);
     let mut put = |key: &str, value: &[u8]| records.insert(key.as_bytes().to_vec(), value.to_vec());
@@ -209,16 +209,16 @@ fn sparse_records(path: &[u8], size: u64, records: &mut Records) -> Vec<u8> {
     put("GNU.sparse.minor", b"0");
     put("GNU.sparse.name", path);
     put("GNU.sparse.realsize", size.to_string().as_bytes());
-    // GNU tar puts its process id where the 0 is, and the directory before it: one more record for a long
-    // name.
+    // GNU tar puts its process id in place of the 0, and the directory before it, which takes another record
+    // for a long name.
     let base = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
     let mut name = [b"GNUSparseFile.0/", base].concat();
     name.truncate(100);
     name
 }
 
-/// The map that stands before the data: decimal lines, a count, then offset and length of each range. GNU tar
-/// takes the file's length from the last range, so where a hole is last an empty one follows it.
+/// The map before the data: decimal lines with a count, then offset and length of each range. GNU tar takes
+/// the file's length from the last range, so a hole at the end is followed by an empty range.
 fn sparse_map(ranges: &[(u64, u64)], size: u64) -> Vec<u8> {
     let end = ranges.last().map_or(0, |(offset, length)| offset + length);
     let last = (end != size).then_some((size, 0));
@@ -230,8 +230,8 @@ fn sparse_map(ranges: &[(u64, u64)], size: u64) -> Vec<u8> {
     map
 }
 
-/// Joins ranges across their smallest holes until there are fewer than `most`: so many are all that readers,
-/// ours among them, take. The holes between are then data.
+/// Merges ranges across their smallest holes until there are fewer than `most`, the limit of readers
+/// including ours. The holes in between become data.
 fn bounded(mut ranges: Ranges, size: u64, most: usize) -> Ranges {
     let mut grain = BLOCK;
     while ranges.len() >= most {

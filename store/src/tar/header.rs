@@ -1,8 +1,8 @@
-//! The 512-byte tar header: fields in, fields out.
+//! The 512-byte tar header: decodes its fields.
 
 use super::BLOCK;
 
-/// Type flags, as they stand in byte 156 of a header.
+/// Type flags: byte 156 of a header.
 pub(super) mod flag {
     pub const REGULAR: u8 = b'0';
     pub const HARD_LINK: u8 = b'1';
@@ -23,7 +23,7 @@ pub(super) mod flag {
     pub const SOLARIS_ACL: u8 = b'A';
 }
 
-/// One header block as it was read.
+/// One header block, as it was read.
 pub(super) struct Header(pub [u8; BLOCK]);
 
 impl Header {
@@ -35,7 +35,8 @@ impl Header {
         self.0.iter().all(|&b| b == 0)
     }
 
-    /// Whether the stored checksum is the sum of the header's bytes (signed sums of old writers count too).
+    /// Whether the stored checksum is the sum of the header's bytes (the signed sums of old writers are
+    /// accepted too).
     pub fn checksum_holds(&self) -> bool {
         let Some(stored) = number(self.field(148, 8)) else { return false };
         let mut unsigned: i64 = 8 * i64::from(b' ');
@@ -55,7 +56,8 @@ impl Header {
 
     pub fn name(&self) -> Vec<u8> {
         let name = until_nul(self.field(0, 100));
-        // GNU's "ustar  \0" keeps times and the sparse map where POSIX has the prefix; star shortens it.
+        // GNU's "ustar  \0" headers have times and the sparse map where POSIX has the prefix; star's prefix
+        // is shorter.
         let prefix = if self.field(257, 6) != b"ustar\0" {
             &[]
         } else if self.field(508, 4) == b"tar\0" {
@@ -113,8 +115,8 @@ fn until_nul(field: &[u8]) -> &[u8] {
     &field[..end]
 }
 
-/// A numeric field: octal digits between blanks, or big-endian two's complement when the first bit is set.
-/// An empty field is 0. `None` for anything else, and for what does not fit.
+/// A numeric field: octal digits surrounded by blanks, or big-endian two's complement if the first bit is
+/// set. An empty field is 0. `None` for anything else, and on overflow.
 pub(super) fn number(field: &[u8]) -> Option<i64> {
     let (&first, rest) = field.split_first()?;
     if first & 0x80 != 0 {

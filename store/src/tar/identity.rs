@@ -1,10 +1,11 @@
 //! The identity tar: the deterministic stream whose blake3 is a layer's `tar_hash` (docs/STORE-FORMAT.md). It
-//! is hashed, never stored.
+//! is hashed, but never stored.
 //!
-//! The entries are those of [`super::layer`]. It is thin:
+//! It has the entries of [`super::layer`], with little else:
 //! - Modification times are 0.
-//! - A regular file's body is its content hash, 64 hex digits. `KARAPACE.size` is the file's size;
-//!   `KARAPACE.extents` lists offset and length of its data, `0,65536,131072,5`, unless data is all of it.
+//! - The body of a regular file is its content hash, 64 hex digits. `KARAPACE.size` is the file's size in
+//!   bytes; `KARAPACE.extents` lists offset and length of its data, `0,65536,131072,5`, unless all of it is
+//!   data.
 //! - A socket is a FIFO with `KARAPACE.kind=socket`.
 
 use std::io::Write;
@@ -24,12 +25,12 @@ hex_id!(
     TarHash, 32, "a tar hash"
 );
 
-/// The hash of what `new` changes against `old`; with no `old`, of the whole tree. Reads only what differs.
+/// The hash of the changes from `old` to `new`; without `old`, of the whole tree. Reads only what differs.
 pub fn identity_hash(trees: &Trees, old: Option<&Root>, new: &Root) -> Result<TarHash> {
     let mut hasher = blake3::Hasher::new();
     let partial = write_identity(trees, old, new, &Names::new(), &mut hasher)?;
     if !partial.is_empty() {
-        // Hard links whose other names did not change are rare: they alone cost a second pass.
+        // Hard links with unchanged other names are rare: only they cost a second pass.
         let extra = other_names(trees, new, &partial)?;
         hasher.reset();
         write_identity(trees, old, new, &extra, &mut hasher)?;
@@ -37,14 +38,14 @@ pub fn identity_hash(trees: &Trees, old: Option<&Root>, new: &Root) -> Result<Ta
     Ok(TarHash::from_bytes(*hasher.finalize().as_bytes()))
 }
 
-/// What pins an image (docs/MANIFEST.md): covers every path, kind, mode, owner, xattr, link target and
-/// content, but no times. The tar hash of the whole tree.
+/// The digest that pins an image (docs/MANIFEST.md): the tar hash of the whole tree. It covers every path,
+/// kind, mode, owner, xattr, link target and content, but no times.
 pub fn content_digest(trees: &Trees, root: &Root) -> Result<ObjectId> {
     identity_hash(trees, None, root).map(|hash| ObjectId::from_bytes(*hash.as_bytes()))
 }
 
-/// Writes the identity tar, with `extra` names beside what differs. Gives the inodes of which it did not
-/// write all names.
+/// Writes the identity tar, with `extra` names in addition to what differs. Returns the inodes of which it
+/// did not write all names.
 pub(super) fn write_identity(
     trees: &Trees,
     old: Option<&Root>,

@@ -1,19 +1,19 @@
-//! The entries of a layer in path order: what the identity tar ([`super::identity`]) and the exported one
-//! ([`super::full`]) have in common.
+//! The entries of a layer in path order, as shared by the identity tar ([`super::identity`]) and the exported
+//! tar ([`super::full`]).
 //!
-//! An archive in the encoding of [`super::Encoder`], of what differs between two trees:
-//! - Entries stand in path order, by components (`/` sorts before any other byte), parents before children.
-//!   Names are relative, a directory's ends in a slash, the root is `./`. The directories above an entry are
-//!   entries too.
-//! - No user or group names, mode bits 07777, a device's numbers, PAX records only where needed, sorted by
+//! The archive is encoded by [`super::Encoder`] and contains what differs between two trees:
+//! - Entries are in path order, compared by component (`/` sorts before any other byte), parents before
+//!   children. Names are relative; a directory's ends in a slash; the root is `./`. The directories above an
+//!   entry are entries too.
+//! - No user or group names; mode bits 07777; a device's numbers; PAX records only where needed, sorted by
 //!   key.
 //! - Extended attributes are `SCHILY.xattr.<name>` records.
-//! - The first name of an inode in the layer carries it; each further one is a hard link to the first. A
-//!   layer that has one name of an inode has all of them: else `ln a b` and `cp a b` would be one layer, and
-//!   a reader that has only the layer at hand could not make the link.
-//! - What is gone is an empty regular file `.wh.<name>` in the place of its name: one for each hidden child,
-//!   none for what lies below it, none where something else has taken the name. A name that begins with
-//!   `.wh.` itself carries `KARAPACE.literal=1`.
+//! - The first name of an inode in the layer carries the inode; each further name is a hard link to the
+//!   first. A layer that has one name of an inode has all of them: otherwise `ln a b` and `cp a b` would be
+//!   the same layer, and a reader that has only the layer could not make the link.
+//! - A removed name becomes an empty regular file `.wh.<name>`: one for each hidden child, none for anything
+//!   below it, none if something else has taken the name. A file whose own name begins with `.wh.` carries
+//!   `KARAPACE.literal=1`.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -28,12 +28,12 @@ use crate::inode::{Body, FileKind, Ino, InodeRecord, Timestamp};
 use crate::root::Root;
 use crate::tree::{Change, Target, Trees, diff, diff_with_times};
 
-/// What the tars of a layer do each in its own way.
+/// What differs between the kinds of tar made from a layer.
 pub(super) trait Form {
-    /// Whether the archive has an entry for this path.
+    /// Whether the archive gets an entry for this path.
     fn takes(&mut self, path: &[u8], record: &InodeRecord) -> Result<bool>;
 
-    /// The modification time that the header says.
+    /// The modification time to write into the header.
     fn mtime(&mut self, record: &InodeRecord) -> Timestamp;
 
     /// Writes a regular file: the header, with size and records completed, and the body.
@@ -45,14 +45,14 @@ pub(super) trait Form {
         content: &FileContent,
     ) -> Result<()>;
 
-    /// Adds records to those of an entry that is no hard link.
+    /// Adds records to an entry that is not a hard link.
     fn attributes(&mut self, record: &InodeRecord, records: &mut Records);
 
-    /// Adds records to those of any entry, for its name and its link's target.
+    /// Adds the records that an entry's name and link target require.
     fn names(&mut self, _header: &EntryHeader<'_>, _records: &mut Records) {}
 }
 
-/// The encoder, with errors that name what it writes to.
+/// The encoder; its errors name what it writes to.
 pub(super) struct Output<'a> {
     tar: Encoder<&'a mut dyn Write>,
     name: &'a Path,
@@ -68,29 +68,29 @@ impl Output<'_> {
     }
 }
 
-/// Inodes of which a tar does not have all names, with those that it has.
+/// Inodes of which a tar does not have all names, each with the names it has.
 pub(super) type Partial = HashMap<Ino, Linked>;
 
-/// Unchanged names of inodes that the layer has, in path order.
+/// Unchanged names of inodes that the layer contains, in path order.
 pub(super) type Names = Vec<(Vec<u8>, InodeRecord)>;
 
-/// The order of paths by their components.
+/// Compares paths component by component.
 fn path_order(a: &[u8], b: &[u8]) -> Ordering {
     a.split(|&c| c == b'/').cmp(b.split(|&c| c == b'/'))
 }
 
-/// A layer: what `new` changes against `old`, or with no `old` the whole tree.
+/// A layer: the changes from `old` to `new`, or without `old` the whole tree.
 pub(super) struct LayerTar<'a> {
     pub trees: &'a Trees,
     pub old: Option<&'a Root>,
     pub new: &'a Root,
-    /// Whether a directory of which nothing but the modification time differs is an entry too.
+    /// Whether a directory of which only the modification time differs is an entry too.
     pub directory_times: bool,
 }
 
 impl LayerTar<'_> {
-    /// Writes the tar to `out`, which errors call `name`, with `extra` names beside what differs. Gives the
-    /// inodes of which it did not write all names.
+    /// Writes the tar to `out`, which errors call `name`, with `extra` names in addition to what differs.
+    /// Returns the inodes of which it did not write all names.
     pub fn write(
         &self,
         extra: &Names,
@@ -129,7 +129,7 @@ impl LayerTar<'_> {
     }
 }
 
-/// Names of these inodes that have not been written. Opens only directories with hard links below them.
+/// The names of these inodes that have not been written. Opens only directories with hard links below them.
 pub(super) fn other_names(trees: &Trees, root: &Root, partial: &Partial) -> Result<Names> {
     let mut names = Names::new();
     let mut todo: Vec<(ObjectId, Vec<u8>)> =
@@ -157,14 +157,14 @@ pub(super) fn other_names(trees: &Trees, root: &Root, partial: &Partial) -> Resu
     Ok(names)
 }
 
-/// An inode of several names, with those in the archive.
+/// An inode with several names, and those of its names that are in the archive.
 pub(super) struct Linked {
     record: InodeRecord,
-    /// As in the tree, `/a/b`, in order.
+    /// Paths in the tree, `/a/b`, in order.
     paths: Vec<Vec<u8>>,
 }
 
-/// A directory whose entry stands in the archive already.
+/// A directory whose entry has already been written.
 struct Above {
     path: Vec<u8>,
     tree: Option<ObjectId>,
@@ -175,11 +175,11 @@ struct Writer<'a> {
     root: &'a Root,
     form: &'a mut dyn Form,
     out: Output<'a>,
-    /// From the root down to the directory of the latest entry.
+    /// The path from the root down to the directory of the latest entry.
     above: Vec<Above>,
-    /// Inodes of several names.
+    /// Inodes with several names.
     linked: HashMap<Ino, Linked>,
-    /// The latest path that is gone, until it is known whether something takes its place.
+    /// The latest removed path, until it is known whether something takes its place.
     removed: Option<Vec<u8>>,
 }
 
@@ -194,8 +194,7 @@ impl Writer<'_> {
     }
 
     fn present(&mut self, path: &[u8], record: &InodeRecord) -> Result<()> {
-        // Before anything else: what took the name of something that is gone and is left out itself, hides
-        // nothing.
+        // Checked first: something that is left out of the archive does not take the place of a removed path.
         if !self.form.takes(path, record)? {
             return Ok(());
         }
@@ -226,7 +225,7 @@ impl Writer<'_> {
         self.out.entry(&header, Records::new())
     }
 
-    /// Writes the entries of the directories above a path that do not stand there yet.
+    /// Writes the entries of the directories above a path, unless they have been written.
     fn open_parents(&mut self, path: &[u8]) -> Result<()> {
         while self.above.last().is_some_and(|above| !is_above(&above.path, path)) {
             self.above.pop();
@@ -303,7 +302,7 @@ impl Writer<'_> {
     }
 }
 
-/// Whether `above` is a directory on the way to `path`.
+/// Whether `above` is a directory on the path to `path`.
 fn is_above(above: &[u8], path: &[u8]) -> bool {
     match above {
         b"/" => path != b"/",

@@ -1,21 +1,21 @@
-//! One member of an archive, and what its header's fields make of it.
+//! One member of an archive, decoded from its header's fields.
 
 use super::header::{Header, flag};
 use super::pax::Pax;
 use crate::inode::Timestamp;
 
-/// What a member of an archive is.
+/// The type of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberKind {
     /// A file with content.
     Regular,
-    /// A further name of the member that `link` names.
+    /// A hard link to the member that `link` names.
     HardLink,
     /// A symbolic link to `link`.
     Symlink,
-    /// A character device, numbered by `device`.
+    /// A character device with the number `device`.
     CharDevice,
-    /// A block device, numbered by `device`.
+    /// A block device with the number `device`.
     BlockDevice,
     /// A directory.
     Directory,
@@ -23,18 +23,18 @@ pub enum MemberKind {
     Fifo,
 }
 
-/// One member's header, with everything that extended headers said of it.
+/// One member's header, combined with its extended headers.
 #[derive(Debug)]
 pub struct Member {
-    /// The name as the archive has it: any bytes but NUL, not normalised.
+    /// The name as stored in the archive: any bytes but NUL, not normalised.
     pub path: Vec<u8>,
-    /// The target of a hard link or a symbolic one, else empty.
+    /// The target of a hard or symbolic link; otherwise empty.
     pub link: Vec<u8>,
-    /// What it is.
+    /// Its type.
     pub kind: MemberKind,
     /// Permission bits, 07777 at most.
     pub mode: u32,
-    /// Owner, as a number; names in the archive are not looked at.
+    /// Owner, as a number; user names in the archive are ignored.
     pub uid: u32,
     /// Group, as a number.
     pub gid: u32,
@@ -42,22 +42,22 @@ pub struct Member {
     pub mtime: Timestamp,
     /// Major and minor number of a device.
     pub device: (u32, u32),
-    /// Extended attributes, ACLs among them, sorted by name.
+    /// Extended attributes including ACLs, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The file's size in bytes, holes included.
+    /// The file's size in bytes, including holes.
     pub size: u64,
-    /// Of a sparse file, the ranges (offset, length) that the body holds one after another.
+    /// For a sparse file, the ranges (offset, length) that the body holds one after another.
     pub ranges: Option<Vec<(u64, u64)>>,
-    /// Whether a name that looks like a whiteout is a name and no deletion: our own writer says so in a
+    /// Whether a name that looks like a whiteout is an ordinary name; our own writer marks these with a
     /// record.
     pub literal: bool,
-    /// What could not be kept, in words for the user.
+    /// What could not be kept, for the user.
     pub notes: Vec<String>,
 }
 
 pub(super) fn kind(type_flag: u8, path: &[u8]) -> Option<MemberKind> {
     Some(match type_flag {
-        // Before ustar a directory was a file with a slash at its end.
+        // Before ustar, a directory was a file whose name ends in a slash.
         0 | flag::REGULAR if path.ends_with(b"/") => MemberKind::Directory,
         0 | flag::REGULAR | flag::CONTIGUOUS | flag::GNU_SPARSE => MemberKind::Regular,
         flag::HARD_LINK => MemberKind::HardLink,
@@ -78,7 +78,8 @@ pub(super) fn id(pax: Option<u64>, header: Option<i64>) -> Result<u32, &'static 
     .ok_or("its owner's or group's number is out of range")
 }
 
-/// Twelve and twenty bits: a kernel that is given more takes it for another device.
+/// The device's major and minor number, in 12 and 20 bits: a kernel would take larger numbers for another
+/// device.
 pub(super) fn device(pax: &Pax, header: &Header) -> Result<(u32, u32), &'static str> {
     const UNKNOWN: &str = "its device number is no number";
     let (major, minor) = header.device().ok_or(UNKNOWN)?;

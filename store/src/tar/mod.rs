@@ -1,8 +1,9 @@
-//! Tar streams: the reader that imports use, the writer, the identity tar that names a layer and the full one
-//! that is exported.
+//! Tar streams: the reader used by imports, the writer, the identity tar whose hash names a layer, and the
+//! full tar for export.
 //!
-//! `decode` reads, with `header`, `pax`, `sparse`, `acl` and `member` for the parts; `encode` writes. `layer`
-//! gives a tree's entries in path order, which `identity` hashes and `full` writes for other programs.
+//! `decode` reads; `header`, `pax`, `sparse`, `acl` and `member` are its parts. `encode` writes. `layer`
+//! produces a tree's entries in path order; `identity` hashes them, and `full` writes them for other
+//! programs.
 
 mod acl;
 mod decode;
@@ -23,5 +24,5 @@ pub use full::{Dialect, FullTar, Written};
 pub use identity::{TarHash, content_digest, identity_hash};
 pub use member::{Member, MemberKind};
 
-/// Tar's unit: headers are one, bodies are padded to a multiple.
+/// Tar's block size in bytes: a header is one block, bodies are padded to a multiple.
 const BLOCK: usize = 512;

@@ -4,22 +4,23 @@ use std::collections::BTreeMap;
 
 use crate::inode::Timestamp;
 
-/// The most bytes that one extended header may hold.
+/// Size limit of one extended header, in bytes.
 pub(super) const MAX_PAX: u64 = 8 << 20;
 
-/// The most bytes that the records of all global headers may take in memory.
+/// Limit of the memory taken by the records of all global headers, in bytes.
 const MAX_GLOBAL: usize = 64 << 10;
 
-/// Records by key; an empty value takes back a global one.
+/// Records by key; an empty value cancels a global one.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Pax {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// `GNU.sparse.offset` and `GNU.sparse.numbytes` of format 0.0, which repeat, in order.
+    /// The values of `GNU.sparse.offset` (true) and `GNU.sparse.numbytes` of format 0.0, which repeat, in
+    /// order.
     pub sparse_pairs: Vec<(bool, u64)>,
 }
 
 impl Pax {
-    /// Adds the records of one header; a later one of a key replaces an earlier one.
+    /// Adds the records of one header; a later record with the same key replaces an earlier one.
     pub fn parse(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         while !bytes.is_empty() {
             let blank = bytes.iter().take(20).position(|&b| b == b' ').ok_or("a PAX record has no length")?;
@@ -46,14 +47,14 @@ impl Pax {
         Ok(())
     }
 
-    /// `other`'s records over these.
+    /// Adds the records of `other`, which take precedence.
     pub fn overlay(&mut self, other: Pax) {
         self.records.extend(other.records);
         self.sparse_pairs = other.sparse_pairs;
     }
 
-    /// Whether these records may hold for all members that follow: each member keeps what they say, so an
-    /// archive of short members could otherwise ask for any amount of memory.
+    /// Checks that these records may apply to all following members. Each member keeps a copy of them, so an
+    /// archive of short members could otherwise demand any amount of memory.
     pub fn check_global(&self) -> Result<(), &'static str> {
         let weight: usize = self.records.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
         if weight > MAX_GLOBAL || !self.sparse_pairs.is_empty() {
@@ -84,8 +85,8 @@ impl Pax {
         self.get("mtime").map(|v| time(v).ok_or("the PAX mtime is no time")).transpose()
     }
 
-    /// Extended attributes from `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*` and `RHT.security.selinux`.
-    /// Where two records name one attribute, SCHILY's raw bytes win.
+    /// Extended attributes from `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*` and `RHT.security.selinux`. If two
+    /// records name the same attribute, SCHILY's raw bytes win.
     pub fn xattrs(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, &'static str> {
         let mut all = BTreeMap::new();
         for (key, value) in &self.records {
@@ -97,14 +98,14 @@ impl Pax {
             }
         }
         if let Some(label) = self.get("RHT.security.selinux") {
-            // The record leaves out the NUL that the kernel keeps at the end of a label.
+            // The record omits the NUL that the kernel stores at the end of a label.
             all.entry(b"security.selinux".to_vec()).or_insert_with(|| [label, b"\0"].concat());
         }
         Ok(all)
     }
 }
 
-/// Undoes `%XX`: of any byte, or only where it stands for one of `only` (GNU tar escapes just `%` and `=`).
+/// Decodes `%XX`: any byte, or only those in `only` (GNU tar escapes just `%` and `=`).
 fn percent_decode(text: &[u8], only: Option<&[u8]>) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -125,7 +126,7 @@ fn percent_decode(text: &[u8], only: Option<&[u8]>) -> Vec<u8> {
     out
 }
 
-/// The inverse of what [`Pax::xattrs`] does to a SCHILY name.
+/// Encodes a name so that [`Pax::xattrs`] decodes it from a SCHILY record.
 pub(super) fn percent_encode(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     for &b in name {
@@ -138,7 +139,7 @@ pub(super) fn percent_encode(name: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Decimal digits only, and what fits.
+/// Parses decimal digits; `None` for anything else, or on overflow.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;

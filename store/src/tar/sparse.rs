@@ -1,15 +1,15 @@
-//! The maps of sparse members: which byte ranges of the file the archive holds.
+//! The maps of sparse members: which ranges of the file the archive holds.
 
 use super::header::number;
 use super::pax::{Pax, decimal};
 
-/// The most ranges of one member (16 MiB of memory).
+/// Maximum number of ranges in one member (16 MiB of memory).
 pub(super) const MAX_RANGES: usize = 1 << 20;
 
-/// (offset, length) of the stored ranges, in order, none empty.
+/// (offset, length) of the stored ranges, sorted, none empty.
 pub(super) type Ranges = Vec<(u64, u64)>;
 
-/// Checks that the ranges ascend, do not overlap, lie within `size` and hold `stored` bytes; drops empty
+/// Checks that the ranges ascend, do not overlap, lie within `size` and add up to `stored` bytes; drops empty
 /// ones.
 pub(super) fn check(mut ranges: Ranges, size: u64, stored: u64) -> Result<Ranges, &'static str> {
     let (mut end, mut total) = (0u64, 0u64);
@@ -27,7 +27,7 @@ pub(super) fn check(mut ranges: Ranges, size: u64, stored: u64) -> Result<Ranges
     Ok(ranges)
 }
 
-/// Appends the pairs of an old GNU header or of a block that continues it; a pair of NULs ends them.
+/// Appends the pairs of an old GNU header or of a continuation block; a pair of NULs ends them.
 pub(super) fn old_gnu(pairs: &[u8], ranges: &mut Ranges) -> Result<(), &'static str> {
     for pair in pairs.chunks_exact(24) {
         if pair[0] == 0 {
@@ -40,7 +40,7 @@ pub(super) fn old_gnu(pairs: &[u8], ranges: &mut Ranges) -> Result<(), &'static 
     Ok(())
 }
 
-/// The map of PAX formats 0.0 (repeated records) and 0.1 (`GNU.sparse.map`); `None` when there is neither.
+/// The map of PAX formats 0.0 (repeated records) and 0.1 (`GNU.sparse.map`); `None` if there is neither.
 pub(super) fn from_records(pax: &Pax) -> Result<Option<Ranges>, &'static str> {
     let mut ranges = Vec::new();
     if let Some(map) = pax.get("GNU.sparse.map") {
@@ -62,8 +62,8 @@ pub(super) fn from_records(pax: &Pax) -> Result<Option<Ranges>, &'static str> {
     Ok(Some(ranges))
 }
 
-/// Reads the map of PAX format 1.0, which stands before the data as decimal lines: a count, then offset and
-/// length of each range. `byte` gives the next byte of the body.
+/// Reads the map of PAX format 1.0, which precedes the data as decimal lines: a count, then offset and length
+/// of each range. `byte` returns the next byte of the body.
 pub(super) fn from_body<E: From<&'static str>>(byte: &mut dyn FnMut() -> Result<u8, E>) -> Result<Ranges, E> {
     let mut line = || -> Result<u64, E> {
         let mut digits = Vec::new();
