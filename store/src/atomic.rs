@@ -115,7 +115,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().mode() & 0o7777;
         let (plain, new) = (dir.path().join("plain"), dir.path().join("new"));
-        // What the umask makes of a file is what it makes of ours.
+        // A new file gets the mode that the umask gives any file.
         fs::write(&plain, "").unwrap();
         write_user_file(&new, b"one").unwrap();
         assert_eq!(mode("new"), mode("plain"));

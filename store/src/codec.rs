@@ -14,7 +14,7 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder of `bytes`; `kind` names what they are in errors ("tree").
+    /// A decoder of `bytes`; `kind` names their format in errors ("tree").
     pub fn new(kind: &'static str, bytes: &'a [u8]) -> Self {
         Self { bytes, position: 0, kind }
     }

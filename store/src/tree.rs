@@ -272,7 +272,7 @@ impl Trees {
         expect_leaf(id, self.node(id, keys)?)
     }
 
-    /// Chunk `i` of `index`, checked against what the index says of it.
+    /// Chunk `i` of `index`, checked against its entry in the index.
     pub(crate) fn chunk(&self, index: &Index, i: usize) -> Result<Arc<Tree>> {
         let leaf = self.leaf(&index.chunks()[i].id, index.keys())?;
         index.check(i, &leaf)?;

@@ -373,7 +373,7 @@ mod tests {
             if old_has_gone {
                 Metadata::delete(&store, &old).unwrap();
             }
-            // What is between the two steps belongs to the operation.
+            // Between the two steps, the environments still belong to the operation.
             for instance in [&old, &instance] {
                 assert!(!crate::integrity::is_orphan(&store, instance).unwrap());
             }

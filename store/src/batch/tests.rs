@@ -46,7 +46,7 @@ fn what_is_there_is_not_written_again() {
     assert_eq!(batch.put(b"x").unwrap(), id);
     assert_eq!(batch.commit().unwrap(), BatchStats { objects: 1, bytes: 1 });
     let inode = store.layout().object(&id).metadata().unwrap().ino();
-    // Two batches that do not know of each other, and one that comes later.
+    // Two concurrent batches with the same object, and an object from an earlier batch.
     let (mut a, mut b) = (Batch::new(&store).unwrap(), Batch::new(&store).unwrap());
     let other = a.put(b"y").unwrap();
     b.put(b"y").unwrap();

@@ -17,8 +17,8 @@ fn store() -> (tempfile::TempDir, Arc<Store>) {
     (dir, store)
 }
 
-/// A file's blocks: None is a hole, a byte fills the block but for a zero at its front. And the length of the
-/// last.
+/// The bytes of a file: each block is a hole (`None`) or filled with one byte, except for a zero at its
+/// start. `tail` is the length of the last block.
 fn file() -> impl Strategy<Value = Vec<u8>> {
     let block = prop_oneof![1 => Just(None), 3 => (1u8..=255).prop_map(Some)];
     let sizes = prop_oneof![0usize..4, 14usize..20];
@@ -44,7 +44,7 @@ fn read_back(store: &Store, content: &FileContent) -> Vec<u8> {
     bytes
 }
 
-/// The identity as docs/STORE-FORMAT.md words it, and the data ranges.
+/// The identity as defined in docs/STORE-FORMAT.md, and the data ranges.
 fn naive(bytes: &[u8]) -> (bool, ObjectId, Vec<(u64, u64)>) {
     let mut list = BlockList::new(bytes.len() as u64);
     let mut ranges: Vec<(u64, u64)> = Vec::new();
@@ -121,7 +121,7 @@ proptest! {
         batch.commit().unwrap();
         check(&store, &updated, &expected);
 
-        // Once more, on what came out.
+        // Again, on the result.
         let dirty: BTreeSet<u64> = dirty.iter().map(|block| (block * 7 + 3) % 20).collect();
         let size = size + 5;
         let again = apply(&expected, u64::MAX, size, &dirty, &source);
@@ -213,7 +213,7 @@ fn a_sparse_file_costs_its_data() {
     let content = adopt(&path, &file, &mut batch).unwrap();
     assert_eq!(content.size, size);
     assert_eq!(content.data_ranges(), [(size / 2, BLOCK)]);
-    // Punching the only data out gives one hole; the list is all there is.
+    // Punching out the only data leaves one hole; then the list is the only object.
     file.set_len(0).unwrap();
     file.set_len(size).unwrap();
     let hole =
@@ -245,7 +245,7 @@ fn adopting_a_large_whole_file_copies_nothing() {
 #[test]
 fn a_fragmented_file_is_packed_anew() {
     let (_dir, store) = store();
-    // Every second block is data, one byte of each: the rest of a block reads as zeros.
+    // Every second block has data, a single byte; the rest of the block reads as zeros.
     let blocks = 2 * (17 << 10);
     let mut list = BlockList::new(blocks * BLOCK);
     let mut batch = Batch::new(&store).unwrap();

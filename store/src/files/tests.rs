@@ -2,7 +2,7 @@ use super::*;
 use std::os::unix::fs::symlink;
 use std::sync::mpsc::{TryRecvError, channel};
 
-/// A store's directory, and a file beside it that is none of the store's.
+/// A store's directory, and a file beside it that does not belong to the store.
 struct Place {
     dir: tempfile::TempDir,
     files: Files,
@@ -23,7 +23,7 @@ impl Place {
         self.dir.path().join("store").join(name)
     }
 
-    /// All that can be done to a file, by name.
+    /// Every operation on a file, with its name.
     fn deeds(&self, path: &Path) -> Vec<(&'static str, io::Result<()>)> {
         let files = &self.files;
         vec![
@@ -108,7 +108,7 @@ fn what_has_the_name_is_replaced_and_removed_itself() {
     place.check_victims("replaced");
 }
 
-/// A directory that is exchanged for a link as soon as it is there.
+/// A directory that is exchanged for a symbolic link as soon as it exists.
 #[test]
 fn a_new_directory_gets_its_mode_and_nothing_else_does() {
     let place = Place::new();
@@ -121,14 +121,14 @@ fn a_new_directory_gets_its_mode_and_nothing_else_does() {
     let exchanges = std::thread::spawn(move || {
         use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
         while goes_on.try_recv() == Err(TryRecvError::Empty) {
-            // It fails while there is none.
+            // Fails while `made` does not exist.
             renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_EXCHANGE).unwrap_or_default();
         }
     });
     for _ in 0..1000 {
-        // It may end in either.
+        // May succeed or fail.
         place.files.make_dir(&made).unwrap_or_default();
-        // The two may change places meanwhile.
+        // They may be exchanged meanwhile.
         while fs::remove_dir(&made).is_err() && fs::remove_dir(&link).is_err() {}
         let gone = |path: &Path| path.symlink_metadata().is_err();
         if gone(&link) {

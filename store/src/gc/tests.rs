@@ -49,7 +49,7 @@ impl Place {
         objects.iter().map(|dir| self.store.files().list(dir).unwrap().len()).sum()
     }
 
-    /// A dry run, then a run that must do what it said.
+    /// Does a dry run, then a run that must do what the dry run reported.
     fn collect(&self) -> GcReport {
         let none = |_: &InstanceId| Ok(UpperRoots::default());
         self.collect_with(&none)
@@ -66,7 +66,7 @@ impl Place {
         done
     }
 
-    /// Whether a tree is there whole.
+    /// Whether everything a tree refers to is present.
     fn is_whole(&self, root: ObjectId) -> bool {
         struct Whole<'a>(&'a Store, bool);
         impl Watch for Whole<'_> {
@@ -149,7 +149,7 @@ fn pins_and_uppers_keep_what_they_name() {
     assert_eq!(place.objects(), 0);
 }
 
-/// A file may hold the very bytes of a tree: met as content first, the tree must still be followed.
+/// A file may have the same bytes as a tree: even if it is met as content first, the tree must be followed.
 #[test]
 fn a_file_with_a_trees_bytes_hides_nothing() {
     let place = Place::new();
@@ -202,7 +202,7 @@ fn it_refuses_when_something_cannot_be_read() {
     assert!(!place.is_whole(gone));
 }
 
-/// Marks take few bytes, so garbage may look like what is needed. What is needed never looks like garbage.
+/// Marks are compact, so garbage may seem to be needed, but what is needed must never seem to be garbage.
 #[test]
 fn marks_with_little_room_take_nothing_that_is_needed() {
     let place = Place::new();
@@ -216,10 +216,10 @@ fn marks_with_little_room_take_nothing_that_is_needed() {
     let before = place.objects();
     let none = |_: &InstanceId| Ok(UpperRoots::default());
     let run = |marks, dry_run| collect_with(marks, &place.store, &options(dry_run, &none)).unwrap();
-    // One block for all: in the end each of its bits is set, and everything looks marked.
+    // With a single block, all its bits end up set, and everything seems marked.
     assert_eq!(run(Marks::with(1, u64::MAX), false), GcReport::default());
     assert_eq!(place.objects(), before);
-    // Many small sets: some garbage stays, the same in a dry run and in a run.
+    // With many small sets some garbage stays, the same in a dry run as in a run.
     let said = run(Marks::with(1, 100), true);
     assert_eq!(run(Marks::with(1, 100), false), said);
     assert!((1..60).contains(&said.objects), "{said:?}");
@@ -255,8 +255,8 @@ fn what_is_met_again_after_the_start_is_spared() {
     let place = Place::new();
     let root = place.import(&[("f", b"old")]);
     let content = ObjectId::of(b"old");
-    // Between the marking, which no longer reaches it, and the sweep somebody finds the object instead of
-    // writing it.
+    // Between the marking, which no longer reaches it, and the sweep, another operation finds the object
+    // instead of writing it.
     let met = std::cell::Cell::new(false);
     let uppers = |_: &InstanceId| Ok(UpperRoots::default());
     let (_, base) = place.layer(place.import(&[("g", b"kept")]), 1, None);
@@ -306,12 +306,12 @@ fn the_bytes_are_those_that_du_counts() {
         let text = String::from_utf8(du.unwrap().stdout).unwrap();
         text.split_whitespace().next().unwrap().parse::<u64>().unwrap()
     };
-    // Makes the lock files.
+    // This run makes the lock files.
     place.collect();
     place.import(&[("f", b"x"), ("big", BIG)]);
     let before = used();
     let report = place.collect();
-    // Directories stay as large as they are.
+    // The size of directories does not change.
     assert_eq!(before - used(), report.bytes);
 }
 

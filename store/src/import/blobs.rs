@@ -112,7 +112,7 @@ impl Archive {
     }
 
     /// Reads through a compressed archive, decompressed by the caller, and keeps what may be a document. The
-    /// rest is skipped: its size is unknown, and the documents say what of it is needed.
+    /// rest is skipped: its size is unknown, and only the documents say which members are needed.
     pub fn survey(input: &mut dyn Read, source: &str) -> Result<Archive> {
         let mut kept = 0;
         let reader = Reader::new(BufReader::with_capacity(256 << 10, input));

@@ -88,7 +88,7 @@ pub(super) fn begins_like_one(head: &[u8], source: &str) -> Result<bool> {
 }
 
 /// Imports an archive whose first member may be an image's; `None` if it is not an image. A compressed
-/// archive is read twice, because only at its end is it known what of it is needed.
+/// archive is read twice: which of its members are needed is known only at its end.
 fn in_image(
     intake: &mut Intake<'_>,
     file: &Arc<File>,

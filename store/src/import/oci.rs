@@ -36,7 +36,7 @@ pub(super) const V1_MANIFEST: &str = "application/vnd.docker.distribution.manife
 pub(super) struct Image {
     /// The layers, lowest first.
     pub layers: Vec<Layer>,
-    /// What of the image's configuration is not applied, and other remarks for the user.
+    /// Which parts of the image's configuration are not applied, and other remarks for the user.
     pub notes: Vec<String>,
 }
 

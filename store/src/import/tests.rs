@@ -118,7 +118,7 @@ fn gnu_tar(dir: &Path, options: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// A tree with something of everything that an ordinary user may make; devices too when we may.
+/// Fills a directory with every kind of entry that an ordinary user can make, and with devices if we may.
 fn furnish(dir: &Path) {
     fs::create_dir_all(dir.join("usr/bin")).unwrap();
     fs::create_dir(dir.join("empty")).unwrap();
@@ -140,7 +140,7 @@ fn furnish(dir: &Path) {
         let device = rustix::fs::makedev(1, 3);
         let kind = rustix::fs::FileType::CharacterDevice;
         rustix::fs::mknodat(rustix::fs::CWD, dir.join("null"), kind, 0o666.into(), device).unwrap();
-        // cap_net_raw+ep, as setcap writes it.
+        // cap_net_raw+ep, as written by setcap.
         let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         xattr(&dir.join("usr.txt"), "security.capability", &capability);
         xattr(&dir.join("link"), "trusted.on-a-link", b"1");
@@ -152,7 +152,7 @@ fn furnish(dir: &Path) {
             rustix::fs::AtFlags::empty(),
         )
         .unwrap();
-        // chown took the capability away.
+        // chown removed the capability.
         xattr(&dir.join("usr.txt"), "security.capability", &capability);
     }
 }
@@ -161,7 +161,7 @@ fn xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
 }
 
-/// Compares a record with what the disk says of the original.
+/// Compares a record with the original on disk.
 fn assert_like(record: &InodeRecord, path: &Path) {
     let disk = fs::symlink_metadata(path).unwrap();
     let path = path.display();
@@ -329,7 +329,7 @@ fn absolute_names_are_below_the_root_and_a_symlink_may_point_anywhere() {
         list.keys().map(|k| &k[..]).collect::<Vec<_>>(),
         [&b"/"[..], b"/etc", b"/etc/x", b"/etc/y", b"/out"]
     );
-    // A directory that the archive does not have.
+    // The archive has no entry for this directory.
     let etc = &list[&b"/etc"[..]];
     assert_eq!((etc.mode, etc.uid, etc.gid, etc.mtime), (0o040_755, 0, 0, Timestamp::default()));
     assert_eq!(list[&b"/"[..]].mode, 0o040_755);
@@ -387,7 +387,7 @@ fn sockets_and_the_store_itself_are_left_out_with_a_word() {
     let place = Place::new();
     let _socket = std::os::unix::net::UnixListener::bind(place.src().join("sock")).unwrap();
     let imported = import_path(&place.store, place.dir.path(), &NoProgress).unwrap();
-    // And that it is hardly a root filesystem.
+    // One of the warnings is that it hardly looks like a root filesystem.
     assert_eq!(imported.warnings.len(), 3, "{:?}", imported.warnings);
     let list = place.list(&imported.root);
     assert_eq!(list.keys().map(|k| &k[..]).collect::<Vec<_>>(), [&b"/"[..], b"/src"]);

@@ -68,7 +68,7 @@ impl Kind {
 /// One finding: damage, or information.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it is about.
+    /// What the finding is about.
     pub kind: Kind,
     /// Whether this is damage.
     pub damage: bool,

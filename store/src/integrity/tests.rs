@@ -1,4 +1,4 @@
-//! What a verification finds of each kind of damage.
+//! The findings of a verification for each kind of damage.
 
 use super::*;
 use std::fs;
@@ -24,7 +24,8 @@ struct Place {
 const BIG: &[u8] = &[5; 3 << 20];
 
 impl Place {
-    /// A store with one environment of one layer: two small files, of two names and of one, and a large one.
+    /// A store with one environment of one layer: two small files, one with two names and one with one, and a
+    /// large one.
     fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
@@ -49,7 +50,7 @@ impl Place {
     }
 }
 
-/// Changes a file of the store; its mode stays.
+/// Changes a file of the store in place; its mode stays.
 fn overwrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
@@ -63,7 +64,7 @@ fn flip(path: &Path) {
     overwrite(path, |bytes| *bytes.last_mut().unwrap() ^= 1);
 }
 
-/// More than can be mended.
+/// Damages more than can be mended.
 fn spoil(path: &Path) {
     overwrite(path, |bytes| bytes.iter_mut().take(2).for_each(|byte| *byte ^= 0xff));
 }
@@ -78,7 +79,7 @@ fn a_whole_store_has_no_findings() {
     let place = Place::new();
     let _pin = Pin::hold(&place.store, &[place.root]).unwrap();
     assert_eq!(place.verify(), []);
-    // What commands keep beside it.
+    // Files that commands keep beside the store.
     let layout = place.store.layout();
     fs::create_dir(layout.logs()).unwrap();
     fs::create_dir(layout.quarantine()).unwrap();
@@ -173,7 +174,7 @@ fn orphans_are_counted_and_what_comes_meanwhile_is_none() {
         }
         batch.commit().unwrap();
     };
-    // Uppers are asked for after the first look at the objects.
+    // Uppers are inspected after the objects were listed.
     let beside = |_: &InstanceId| {
         put(&["made meanwhile"]);
         Ok(UpperState::default())
@@ -348,7 +349,7 @@ fn pins_intents_and_directories() {
     let _pin = Pin::hold(&place.store, &[place.root]).unwrap();
     let pin = place.store.files().list(&layout.pins()).unwrap().remove(0);
     let whole = fs::read(&pin).unwrap();
-    // In place, or the lock is on another file.
+    // Written in place, because the lock is on this file.
     let write = |bytes: &[u8]| {
         use std::os::unix::fs::FileExt;
         let file = fs::OpenOptions::new().write(true).open(&pin).unwrap();

@@ -1,9 +1,9 @@
-//! Records of environments: what is read back, refused, and found by name.
+//! Records of environments: reading back, refusing, finding by name.
 
 use super::*;
 use std::fs;
 
-/// An environment standing on one base layer, saved.
+/// Saves the record of an environment on one base layer.
 pub(crate) fn saved(store: &Store, name: &str, env_id: &str, base: RecordId) -> Metadata {
     let layer = LayerHash::from_bytes([1; 32]);
     let time = Timestamp { secs: 1_700_000_000, nanos: 0 };
@@ -115,7 +115,7 @@ fn an_unreadable_record_hides_no_other() {
     assert!(list[0].is_ok() && list[1].is_err());
 }
 
-/// Whoever can write to a store can give a record a sound checksum.
+/// A process that can write to a store can give a record a correct checksum.
 #[test]
 fn a_record_with_a_name_that_is_none_is_refused() {
     let (_dir, store) = store();

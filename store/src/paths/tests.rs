@@ -1,5 +1,5 @@
-//! Case by case against docs/MANIFEST.md, "Chosen paths", on a directory of the host and on the tree that its
-//! import gives.
+//! The cases of docs/MANIFEST.md, "Chosen paths", on a directory of the host and on the tree imported from
+//! it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,7 +17,7 @@ struct Place {
 }
 
 impl Place {
-    /// `/etc/passwd`, `/tmp/x`, `/tmpfile`, `/usr/lib/a/b`.
+    /// A tree with `/etc/passwd`, `/tmp/x`, `/tmpfile` and `/usr/lib/a/b`.
     fn new() -> Place {
         let place = Place { dir: tempfile::tempdir().unwrap() };
         for path in ["etc/passwd", "tmp/x", "tmpfile", "usr/lib/a/b"] {
@@ -40,7 +40,7 @@ impl Place {
         symlink(target, self.top().join(path)).unwrap();
     }
 
-    /// Does it on both trees; the answers must agree.
+    /// Calls it on both trees; the results must agree.
     fn both(&self, call: &Call<'_>) -> Vec<String> {
         let host = HostTree::open(&self.top()).unwrap();
         let store = Store::open(&self.dir.path().join("store")).unwrap();
@@ -110,7 +110,7 @@ fn scan_walks_in_the_order_of_components_and_follows_nothing() {
     ];
     assert_eq!(place.scan("/", &[]), all);
     assert_eq!(place.scan("/usr/lib", &[]), ["/usr/lib", "/usr/lib/a", "/usr/lib/a/b"]);
-    // Not through a link, nor below a file, nor where nothing is.
+    // Not through a link, nor below a file, nor for a missing path.
     assert!(place.scan("/usr/lib64/a", &[]).is_empty());
     assert!(place.scan("/etc/passwd/x", &[]).is_empty());
     assert!(place.scan("/nowhere", &[]).is_empty());
@@ -171,12 +171,12 @@ fn a_link_brings_its_target_through_all_hops_inside_the_root() {
         place.resolve(&["/one"], &[]),
         ["/", "/etc", "/etc/two", "/one", "/three", "/usr", "/usr/lib", "/usr/lib/a", "/usr/lib/a/b"]
     );
-    // However high it climbs, the root is the top.
+    // `..` never leads above the root.
     place.link("up", "../../../../../../../../../etc/passwd");
     assert_eq!(place.resolve(&["/up"], &[]), ["/", "/etc", "/etc/passwd", "/up"]);
     place.link("usr/top", "..");
     assert_eq!(place.resolve(&["/usr/top"], &[]), ["/", "/usr", "/usr/top"]);
-    // A target that is a directory is taken itself, not what it holds.
+    // If the target is a directory, the directory itself is included, but not its entries.
     place.link("dir", "usr");
     assert_eq!(place.resolve(&["/dir"], &[]), ["/", "/dir", "/usr"]);
 }
@@ -229,7 +229,7 @@ fn loops_and_dangling_links_come_alone_and_cut_nothing_short() {
     let chosen = ["/a", "/self", "/dangling", "/through", "/self/x", "/chain", "/tmp/x"];
     let taken = ["/", "/a", "/chain", "/dangling", "/self", "/through", "/tmp", "/tmp/x"];
     assert_eq!(place.resolve(&chosen, &[]), taken);
-    // Forty hops are followed, one more is a loop.
+    // Forty links are followed; one more counts as a loop.
     place.link("hop0", "etc/passwd");
     for i in 1..=40 {
         place.link(&format!("hop{i}"), &format!("hop{}", i - 1));
@@ -250,7 +250,7 @@ fn a_link_to_what_is_ignored_is_kept_and_its_target_not() {
     assert_eq!(place.resolve(&["/cache"], &["/tmp"]), ["/", "/cache"]);
     place.link("far", "cache");
     assert_eq!(place.resolve(&["/far"], &["/tmp"]), ["/", "/cache", "/far"]);
-    // Whatever lies behind an ignored link.
+    // Whatever the ignored link leads to.
     place.link("tmp/back", "../etc/passwd");
     place.link("via", "tmp/back");
     assert_eq!(place.resolve(&["/via"], &["/tmp"]), ["/", "/via"]);
@@ -263,7 +263,7 @@ fn chosen_directories_are_taken_whole_with_what_their_links_lead_to() {
     place.link("lib", "usr/lib");
     let all = ["/", "/etc", "/etc/passwd", "/usr", "/usr/lib", "/usr/lib/a", "/usr/lib/a/b", "/usr/lib/data"];
     assert_eq!(place.choose(&["/usr"], &[]), all);
-    // The link on the way to a chosen path is its own; a chosen link does not bring what its target holds.
+    // The link on the way to a chosen path is included; a chosen link does not include its target's entries.
     assert_eq!(
         place.choose(&["/lib/a"], &[]),
         ["/", "/lib", "/usr", "/usr/lib", "/usr/lib/a", "/usr/lib/a/b"]

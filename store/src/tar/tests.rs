@@ -1,4 +1,4 @@
-//! The reader against archives of other writers, and against broken ones.
+//! The reader with archives from other writers, and with broken ones.
 
 use std::fs;
 use std::io::Read;
@@ -9,7 +9,7 @@ use std::process::Command;
 use super::*;
 use crate::inode::Timestamp;
 
-/// All members with their stored bytes.
+/// All members, with their stored bytes.
 fn read_all(bytes: &[u8]) -> Result<Vec<(Member, Vec<u8>)>, TarError> {
     let mut reader = Reader::new(bytes);
     let mut all = Vec::new();
@@ -21,7 +21,7 @@ fn read_all(bytes: &[u8]) -> Result<Vec<(Member, Vec<u8>)>, TarError> {
     Ok(all)
 }
 
-/// What GNU tar makes of `dir`.
+/// The archive that GNU tar makes of `dir`.
 fn gnu_tar(dir: &Path, options: &[&str]) -> Vec<u8> {
     let output = Command::new("tar").arg("-C").arg(dir).args(options).args(["-c", "."]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -109,7 +109,7 @@ fn what_the_tar_crate_writes() {
     assert_eq!((all[1].0.kind, all[1].0.device), (MemberKind::CharDevice, (5, 1)));
 }
 
-/// An archive of one PAX header with these records and one empty file.
+/// An archive with one PAX header of these records, and one empty file.
 fn with_records(records: &[(&str, &[u8])]) -> Vec<u8> {
     let header = EntryHeader {
         path: b"f",

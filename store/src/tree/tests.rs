@@ -91,7 +91,7 @@ fn target(seed: u64) -> Target {
 }
 
 fn name(i: u64) -> Box<[u8]> {
-    // Bytes that are not UTF-8 among them.
+    // Some names are not UTF-8.
     [b"f\xff".as_slice(), i.to_string().as_bytes()].concat().into()
 }
 
@@ -114,7 +114,7 @@ fn has_links(listing: &Listing) -> bool {
     listing.values().any(|target| matches!(target, Target::Link { .. }))
 }
 
-/// Numbers of names: few, around the limit of one leaf, or many.
+/// Numbers for names: few, around the limit of one leaf, or many.
 fn names() -> impl Strategy<Value = BTreeSet<u64>> {
     prop_oneof![
         proptest::collection::btree_set(0u64..40, 0..20),
@@ -149,7 +149,7 @@ proptest! {
         prop_assert_eq!(updated, place.write(&result));
         prop_assert_eq!(place.list(updated.tree.as_ref()), result.clone());
 
-        // And back, in another order of steps.
+        // And back, with the steps in another order.
         let back: Changes =
             changes.keys().map(|name| (name.clone(), base.get(name).cloned())).collect();
         let mut tree = updated.tree;
@@ -219,7 +219,7 @@ proptest! {
     }
 }
 
-/// Parses and, where that succeeds, uses every part.
+/// Parses the bytes and, if that succeeds, uses every part.
 fn exercise(bytes: Vec<u8>) {
     match Node::parse(&ObjectId::of(b""), bytes.clone()) {
         Ok(Node::Leaf(tree)) => {
@@ -312,7 +312,7 @@ fn link_tables_are_no_directories() {
     let place = Place::new();
     let file = |ino| record(ino, 0o100_644, Body::Regular(FileContent::empty()));
     let mut batch = place.batch();
-    // Keys with slashes and zero bytes in them, which names cannot have.
+    // These keys contain slashes and zero bytes, which names cannot.
     let links = write_links(&mut batch, &mut (1..3000).map(file)).unwrap();
     let dir =
         write_dir(&mut batch, &mut std::iter::once(Entry { name: name(1), target: target(1) })).unwrap();
@@ -373,7 +373,7 @@ fn a_chunk_that_is_not_what_its_index_says_is_corrupt() {
     ] {
         ids.push(batch.put(&Index::new(Keys::Names, chunks).encode()).unwrap());
     }
-    // An index in an index.
+    // An index inside an index.
     ids.push(batch.put(&Index::new(Keys::Names, vec![chunk(0, ids[0], 4)]).encode()).unwrap());
     batch.commit().unwrap();
     for id in ids {

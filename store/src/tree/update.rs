@@ -94,7 +94,7 @@ fn update_index(
         while end < chunks.len() && !is_border(&chunks[end].first) {
             end += 1;
         }
-        // If the next run loses its first name, what is left of it continues this one.
+        // If the next run loses its first name, its remaining entries continue this one.
         let next_is_joined = chunks.get(end).is_some_and(|next| {
             let change = changes.get(start_of(end));
             change.is_some_and(|change| change.key == next.first && change.target.is_none())

@@ -1,4 +1,4 @@
-//! ACLs of archives, against the permission bits beside them.
+//! ACLs in archives that differ from the permission bits.
 
 use super::*;
 use crate::acl::{ACCESS, DEFAULT};
@@ -36,12 +36,12 @@ fn an_acl_decides_over_the_mode_of_its_header() {
     let raw: &[u8] = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x06\0\xe8\x03\0\0\x04\0\x04\0\xff\xff\xff\xff\x10\0\x06\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
     let imported = place
         .import(&with_acls(&[
-            // The group's own permissions in the header, as bsdtar has it; the mask, as GNU tar has it.
+            // bsdtar stores the group's own permissions in the header, GNU tar the mask.
             ("bsdtar", b'0', 0o640, &access(NAMED)),
             ("gnu", b'0', 0o660, &access(NAMED)),
             ("raw", b'0', 0o6640, &[("SCHILY.xattr.system.posix_acl_access", raw)]),
             ("minimal", b'0', 0o700, &access(MINIMAL)),
-            // GNU tar writes both of a directory that has one of them.
+            // For a directory with either kind of ACL, GNU tar writes both.
             ("dir/", b'5', 0o755, &[("SCHILY.acl.access", MINIMAL), ("SCHILY.acl.default", MINIMAL)]),
             ("no-mask", b'0', 0o750, &access(b"user::rwx,user:1000:rwx,group::r-x,other::---")),
             ("default", b'0', 0o644, &[("SCHILY.acl.default", MINIMAL)]),
@@ -61,7 +61,7 @@ fn an_acl_decides_over_the_mode_of_its_header() {
     assert_eq!(list[&b"/raw"[..]].xattrs, list[&b"/bsdtar"[..]].xattrs);
     assert_eq!(found("/minimal"), (0o755, false, false));
     assert_eq!(found("/dir"), (0o755, false, true));
-    // What Linux refuses is told, and leaves the mode as it is.
+    // An ACL that Linux refuses causes a warning and leaves the mode unchanged.
     assert_eq!(found("/no-mask"), (0o750, false, false));
     assert_eq!(found("/default"), (0o644, false, false));
     assert!(!found("/link").1);

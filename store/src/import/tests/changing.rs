@@ -1,10 +1,10 @@
-//! Directories that others change while they are imported.
+//! Directories that other processes change during the import.
 
 use std::sync::Mutex;
 
 use super::*;
 
-/// Calls a function whenever the import asks or tells something, with how many entries were taken in.
+/// A progress that calls a function on every call, with the number of entries imported so far.
 struct Meddler<F>(Mutex<(u64, F)>);
 
 impl<F: FnMut(u64) + Send> Meddler<F> {
@@ -26,7 +26,7 @@ impl<F: FnMut(u64) + Send> Progress for Meddler<F> {
     }
 }
 
-/// A directory to be imported that is taken for a root filesystem: `usr`, the last by name.
+/// A directory to import. It has `usr`, last by name, so that it looks like a root filesystem.
 fn source(place: &Place) -> std::path::PathBuf {
     fs::create_dir(place.src().join("usr")).unwrap();
     place.src()
@@ -48,7 +48,7 @@ fn what_vanishes_is_told_and_left_out() {
         fs::write(src.join(file), file).unwrap();
     }
     symlink("a", src.join("f-link")).unwrap();
-    // In the order of names: after `a`, a directory, a file and a link go.
+    // In the order of names: after `a`, a directory, a file and a link are removed.
     let meddler = Meddler::new(|entries| {
         if entries == 1 {
             drop(fs::remove_dir_all(src.join("b-dir")));
@@ -73,7 +73,7 @@ fn what_vanishes_of_a_directory_that_is_gone_through_is_told() {
     for number in 0..10 {
         fs::write(src.join(format!("dir/{number}")), "").unwrap();
     }
-    // The directory counts when it has been listed.
+    // A directory is counted once it has been listed.
     let meddler = Meddler::new(|entries| {
         if entries == 2 {
             drop(fs::remove_dir_all(src.join("dir")));
@@ -98,8 +98,8 @@ fn what_changes_while_it_is_read_is_told_and_kept() {
     let (mut said, mut size) = (0, 8 << 20);
     let meddler = Meddler::new(|entries| {
         said += 1;
-        // While the log is read, which asks before each piece; the other is cut off while its bytes are
-        // counted.
+        // Appends to the log while it is read (the import polls before each piece), and truncates the other
+        // file while its bytes are counted.
         if entries == 0 && (3..6).contains(&said) {
             (&log).write_all(b"more").unwrap();
         }

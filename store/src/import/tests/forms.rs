@@ -1,5 +1,5 @@
-//! The forms that an image lies about in, beside layouts and `docker save` archives; what is no image and no
-//! root filesystem; archives that come from a pipe.
+//! Other forms of images than layouts and `docker save` archives; sources that are neither an image nor a
+//! root filesystem; archives from a pipe.
 
 use std::io::Read;
 
@@ -7,7 +7,8 @@ use super::image::{CONFIG, LAYER, descriptor, gzip, two_layers};
 use super::*;
 use crate::import::sha::Sha;
 
-/// The image of these layers as `skopeo copy … dir:` leaves it; `ending` is that of its layers' names.
+/// Writes the image of these layers as `skopeo copy … dir:` does; `ending` is the suffix of its layers'
+/// names.
 fn copied(dir: &Path, layers: &[Vec<u8>], ending: &str) -> String {
     fs::create_dir_all(dir).unwrap();
     let put = |kind: &str, blob: &[u8], ending: &str| {
@@ -27,7 +28,7 @@ fn copied(dir: &Path, layers: &[Vec<u8>], ending: &str) -> String {
     manifest
 }
 
-/// All ways to give what is in a directory: as it is, packed, compressed, through a pipe.
+/// Imports the content of a directory in every way: as it is, packed, compressed, from a pipe.
 fn imports(place: &Place, dir: &Path) -> Vec<Result<Imported>> {
     let tar = gnu_tar(dir, &["--sort=name"]);
     let (plain, packed) = (place.dir.path().join("given.tar"), place.dir.path().join("given.tar.gz"));
@@ -67,14 +68,14 @@ fn a_directory_as_skopeo_and_podman_leave_it_is_its_image() {
     let dir = place.dir.path().join("copied");
     let manifest = copied(&dir, &layers, "");
     all_give(&place, &dir, expected);
-    // Nobody needs the file that says the version.
+    // The `version` file is not needed.
     fs::remove_file(dir.join("version")).unwrap();
     all_give(&place, &dir, expected);
-    // Of version 1.0.
+    // Version 1.0 of the format.
     let old = place.dir.path().join("old");
     copied(&old, &layers, ".tar");
     all_give(&place, &old, expected);
-    // Of several platforms.
+    // An image for several platforms.
     let many = place.dir.path().join("many");
     copied(&many, &layers, "");
     fs::rename(
@@ -112,7 +113,7 @@ fn such_a_directory_is_checked_as_any_image_is() {
     all_refuse(&place, &dir, "Docker's first schema");
 }
 
-/// An image of these layers as `docker save` wrote it before 1.10. Gives the ids, the lowest first.
+/// Writes an image of these layers as `docker save` did before 1.10. Returns the ids, lowest first.
 fn saved_early(dir: &Path, layers: &[Vec<u8>], repositories: Option<&str>) -> Vec<String> {
     let ids: Vec<String> = (0..layers.len()).map(|i| Sha::of(format!("id {i}").as_bytes()).hex()).collect();
     for (i, layer) in layers.iter().enumerate() {
@@ -150,15 +151,15 @@ fn what_docker_saved_before_1_10_is_its_image() {
     for words in ["before 1.10", "Env, User"] {
         assert!(warnings.iter().any(|w| w.contains(words)), "{warnings:?}");
     }
-    // Saved by its id.
+    // An image saved by its id.
     let (_, nameless) = make("nameless", None);
     all_give(&place, &nameless, expected);
-    // A name of the layer below: that alone.
+    // The name of the lower layer selects only that layer.
     let (_, low) = make("low", Some(r#"{"busybox":{"latest":"LOW"}}"#));
     all_give(&place, &low, place.layered(&layers[..1]).unwrap().root);
     let (_, two) = make("two", Some(r#"{"one":{"a":"TOP"},"two":{"b":"LOW"}}"#));
     all_refuse(&place, &two, "several images (");
-    // Not whole, and a ring.
+    // An incomplete image, and a cycle.
     fs::remove_dir_all(named.join(&ids[0])).unwrap();
     all_refuse(&place, &named, "is not whole");
     let (ids, ring) = make("ring", Some(r#"{"busybox":{"latest":"TOP"}}"#));
@@ -185,7 +186,7 @@ fn what_only_resembles_these_forms_is_a_root_filesystem() {
         }
         fs::remove_dir_all(&dir).unwrap();
     }
-    // An image's files in a root filesystem.
+    // A root filesystem that contains an image's files.
     copied(&place.src(), &two_layers(), "");
     fs::create_dir(place.src().join("etc")).unwrap();
     fs::write(place.src().join("etc/hostname"), "root").unwrap();
@@ -226,7 +227,7 @@ fn what_is_hardly_a_root_filesystem_is_told() {
     }
 }
 
-/// A stream that gives a few bytes at a time, and fails at its end where it is to.
+/// A stream that returns a few bytes at a time and, if an error is given, fails at its end.
 struct Slowly<'a>(&'a [u8], Option<&'static str>);
 
 impl Read for Slowly<'_> {
@@ -251,7 +252,7 @@ fn a_stream_is_what_the_file_would_be() {
         let imported = import_reader(&place.store, Slowly(&bytes, None), &NoProgress).unwrap();
         assert_eq!(imported.root, expected);
     }
-    // Larger than what is read before it is known what it is.
+    // Larger than what is read before the kind is decided.
     let large = archive(&[(b"etc/", b'5', b"", b""), (b"etc/large", b'0', b"", &vec![7; 5 << 20])]);
     let file = place.dir.path().join("large.tar");
     fs::write(&file, &large).unwrap();

@@ -1,11 +1,11 @@
-//! Archives made to do harm: each gives the error or the outcome that docs/SECURITY.md names.
+//! Hostile archives: each must lead to the error or result that docs/SECURITY.md specifies.
 
 use std::io::Read;
 
 use super::*;
 use crate::import::builder::Builder;
 
-/// An archive with some bytes of its first header changed, and the checksum made right again.
+/// An archive with some bytes of its first header changed, and a correct checksum.
 pub(super) fn patched(mut archive: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     archive[at..at + bytes.len()].copy_from_slice(bytes);
     archive[148..156].fill(b' ');
@@ -14,14 +14,14 @@ pub(super) fn patched(mut archive: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> 
     archive
 }
 
-/// An extended header of this type with this body.
+/// An extended header with this type and body.
 pub(super) fn extended(type_flag: u8, body: &[u8]) -> Vec<u8> {
     let mut whole = archive(&[(b"extended", b'0', b"", body)]);
     whole.truncate(whole.len() - 1024);
     patched(whole, 156, &[type_flag])
 }
 
-/// PAX records, each with its length before it.
+/// PAX records, each preceded by its length.
 pub(super) fn records(all: &[(&str, &[u8])]) -> Vec<u8> {
     let mut out = Vec::new();
     for (key, value) in all {
@@ -34,12 +34,12 @@ pub(super) fn records(all: &[(&str, &[u8])]) -> Vec<u8> {
     out
 }
 
-/// One file `f` with a PAX header of these records before it.
+/// One file `f`, preceded by a PAX header with these records.
 pub(super) fn pax(all: &[(&str, &[u8])], body: &[u8]) -> Vec<u8> {
     [extended(b'x', &records(all)), archive(&[(b"f", b'0', b"", body)])].concat()
 }
 
-/// A million ranges of one byte each, as PAX 1.0 has them, in so many numbers.
+/// A PAX 1.0 map of `count` ranges of one byte each.
 fn sparse_map(count: usize) -> Vec<u8> {
     let mut map = format!("{count}\n");
     (0..count).for_each(|i| map.push_str(&format!("{}\n1\n", i * 2)));
@@ -89,7 +89,7 @@ fn hostile_archives_are_refused_by_name() {
         ("truncated", archive(&[(b"big", b'0', b"", &[1; 4096])]).tap(|a| a.truncate(2000))),
         ("truncated", archive(&[(b"f", b'0', b"", b"")]).tap(|a| a.truncate(512))),
         ("truncated", Vec::new()),
-        // A header's numbers.
+        // Numbers in a header.
         (
             "checksum",
             [archive(&[(b"a", b'0', b"", b"")]).tap(|a| a.truncate(512)), one(b'0').tap(|a| a[0] = 1)]
@@ -151,7 +151,7 @@ trait Tap: Sized {
 
 impl Tap for Vec<u8> {}
 
-/// What a name in the list of archives gives, when it is no error.
+/// Results of archives that are accepted.
 #[test]
 fn hostile_archives_that_are_taken_in_as_documented() {
     let place = Place::new();
@@ -159,19 +159,19 @@ fn hostile_archives_that_are_taken_in_as_documented() {
         let imported = place.import(bytes).unwrap();
         (place.list(&imported.root), imported.warnings)
     };
-    // A directory over a symbolic link replaces it; what follows is in the directory.
+    // A directory entry replaces a symbolic link; later entries go into the directory.
     let members: [Raw<'_>; 3] =
         [(b"s", b'2', b"/etc", b""), (b"s/", b'5', b"", b""), (b"s/x", b'0', b"", b"x")];
     let (list, _) = import(&archive(&members));
     assert_eq!(list[&b"/s"[..]].kind(), FileKind::Directory);
     assert!(list.contains_key(&b"/s/x"[..]));
-    // PAX's size counts, not the header's.
+    // PAX's size takes precedence over the header's.
     let bytes = pax(&[("size", b"5")], b"12345");
     let header = bytes.len() - 1024 - 512 - 512;
     let (list, _) =
         import(&[&bytes[..header], &patched(bytes[header..].to_vec(), 124, b"00000000001\0")].concat());
     assert_eq!(place.content(&list[&b"/f"[..]]), b"12345");
-    // PAX's name counts whether a GNU long name comes before or after it.
+    // PAX's name takes precedence, whether a GNU long name comes before or after it.
     let (long, path) = (extended(b'L', b"gnu-name\0"), extended(b'x', &records(&[("path", b"pax-name")])));
     for before in [[&long[..], &path].concat(), [&path[..], &long].concat()] {
         let (list, _) = import(&[before, archive(&[(b"f", b'0', b"", b"")])].concat());
@@ -180,7 +180,7 @@ fn hostile_archives_that_are_taken_in_as_documented() {
     // A time before 1970, in binary.
     let (list, _) = import(&patched(archive(&[(b"f", b'0', b"", b"")]), 136, &[0xff; 12]));
     assert_eq!(list[&b"/f"[..]].mtime, Timestamp { secs: -1, nanos: 0 });
-    // A zero block ends the archive; what follows is left out, with a word, be it a member or not.
+    // A zero block ends the archive. What follows, be it a member or not, is left out with a warning.
     let first = archive(&[(b"etc", b'0', b"", b"")]).tap(|a| a.truncate(512));
     for (after, warned) in
         [(archive(&[(b"late", b'0', b"", b"")]), 1), (vec![b'x'; 700], 1), (vec![0; 9000], 0)]
@@ -188,7 +188,7 @@ fn hostile_archives_that_are_taken_in_as_documented() {
         let (list, warnings) = import(&[&first[..], &[0; 512], &after].concat());
         assert_eq!((list.len(), warnings.len()), (2, warned), "{warnings:?}");
     }
-    // A million ranges that can be.
+    // A million ranges are accepted.
     let (list, _) = import(&sparse(1 << 20));
     assert_eq!(place.content(&list[&b"/f"[..]])[..4], [b'x', 0, b'x', 0]);
     assert_eq!(place.staged(), 0);
@@ -232,7 +232,7 @@ fn metadata_beyond_the_limit_is_refused() {
     assert!(builder.room() < 1000);
 }
 
-/// Bytes that are made as they are read: a head, then so many zeros, then a tail.
+/// A generated stream: a head, then `zeros` zeros, then a tail.
 struct Endless {
     head: Vec<u8>,
     zeros: u64,
@@ -253,7 +253,7 @@ impl Read for Endless {
     }
 }
 
-/// Run by the test below in a process of its own, whose memory is its alone.
+/// Run by the test below in a process of its own, so that its memory use can be measured.
 #[test]
 #[ignore = "a child of bombs_are_defused_in_little_memory"]
 fn child_bombs() {
@@ -262,7 +262,7 @@ fn child_bombs() {
         patched(archive(&[(b"zeros", b'0', b"", b"")]), 124, format!("{size}\0").as_bytes())
             .tap(|a| a.truncate(512))
     };
-    // 256 MiB of zeros, from a stream; the same compressed a thousand times.
+    // 256 MiB of zeros, from a stream; the same, compressed by a factor of a thousand.
     let bomb = || Endless { head: head("2000000000"), zeros: (256 << 20) + 1024 };
     let root = import_reader(&place.store, bomb(), &NoProgress).unwrap().root;
     assert_eq!(place.list(&root).len(), 2);
@@ -271,7 +271,7 @@ fn child_bombs() {
     let packed = encoder.finish().unwrap();
     assert!(packed.len() < 3 << 20);
     assert_eq!(place.import(&packed).unwrap().root, root);
-    // Extended headers and long names without end, each as large as is allowed.
+    // Endless extended headers and long names, each of the maximum size.
     let record = records(&[("comment", &vec![b'x'; 1 << 20])]);
     let header = extended(b'x', &record);
     let name = extended(b'L', &vec![b'n'; 1 << 20]);
@@ -284,7 +284,7 @@ fn child_bombs() {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-    // `many` and `packed` are the test's own: some 200 MiB.
+    // `many` and `packed` belong to the test itself: some 200 MiB.
     assert!(peak < 330 << 10, "{peak} KiB");
 }
 

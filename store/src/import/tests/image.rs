@@ -1,4 +1,4 @@
-//! Images of layers, put together here: layouts, archives of them, `docker save` archives.
+//! Images of layers, generated here: layouts, archives of layouts, `docker save` archives.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::import::sha::Sha;
 
-/// An image layout that is being written.
+/// An image layout under construction.
 pub(super) struct Layout {
     pub(super) dir: PathBuf,
 }
@@ -37,7 +37,7 @@ impl Layout {
         descriptor(kind, bytes, more)
     }
 
-    /// The manifest's bytes of an image of these layers (media type, blob, uncompressed archive).
+    /// The bytes of a manifest for these layers (media type, blob, uncompressed archive).
     fn manifest(&self, architecture: &str, layers: &[(&str, Vec<u8>, &[u8])]) -> String {
         let diff_ids: Vec<String> =
             layers.iter().map(|(_, _, tar)| format!("\"{}\"", Sha::of(tar))).collect();
@@ -55,7 +55,7 @@ impl Layout {
         fs::write(self.dir.join("index.json"), index).unwrap();
     }
 
-    /// A layout of one image whose layers are not compressed.
+    /// A layout with one image whose layers are not compressed.
     pub(super) fn of(dir: PathBuf, layers: &[Vec<u8>]) -> Layout {
         let layout = Layout::new(dir);
         let layers: Vec<_> = layers.iter().map(|tar| (LAYER, tar.clone(), &tar[..])).collect();
@@ -74,7 +74,7 @@ impl Place {
         import_path(&self.store, dir, &NoProgress)
     }
 
-    /// What an image of these layers becomes.
+    /// Imports an image of these layers.
     pub(super) fn layered(&self, layers: &[Vec<u8>]) -> Result<Imported> {
         let dir = tempfile::tempdir().unwrap();
         self.import_dir(&Layout::of(dir.path().join("image"), layers).dir)
@@ -93,7 +93,7 @@ pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Two layers with a bit of everything.
+/// Two layers with many kinds of changes.
 pub(super) fn two_layers() -> Vec<Vec<u8>> {
     let lower = archive(&[
         (b"etc/", b'5', b"", b""),
@@ -152,7 +152,7 @@ fn layers_lie_over_one_another_wherever_their_whiteouts_stand() {
     assert_eq!(place.content(&list[&b"/etc/changed"[..]]), b"new");
     assert_eq!(list[&b"/etc/link"[..]].ino, list[&b"/etc/kept"[..]].ino);
     assert_eq!(list[&b"/dir"[..]].kind(), FileKind::Regular);
-    // A directory that the upper layer has no entry for keeps what it was.
+    // A directory without an entry in the upper layer keeps its attributes.
     assert_eq!((list[&b"/usr/lib"[..]].uid, list[&b"/usr/lib"[..]].mtime.secs), (1, 100));
     assert!(imported.warnings.iter().any(|w| w.contains("Env")), "{:?}", imported.warnings);
     // The same members in another order.
@@ -170,7 +170,7 @@ fn layers_lie_over_one_another_wherever_their_whiteouts_stand() {
     ];
     let shuffled = place.layered(&[layers[0].clone(), archive(&members)]).unwrap();
     assert_eq!((shuffled.root, shuffled.stats.objects_new), (imported.root, 0));
-    // A third layer hides what the second brought.
+    // A third layer hides what the second one added.
     let third = archive(&[(b"etc/.wh.changed", b'0', b"", b""), (b".wh.opaque", b'0', b"", b"")]);
     let list = place.list(&place.layered(&[layers, vec![third]].concat()).unwrap().root);
     assert!(!list.contains_key(&b"/etc/changed"[..]) && !list.contains_key(&b"/opaque"[..]));
@@ -182,7 +182,7 @@ fn every_form_of_an_image_gives_the_same_tree() {
     let layers = two_layers();
     let expected = place.layered(&layers).unwrap().root;
     let dir = tempfile::tempdir().unwrap();
-    // Compressed layers, an index in the index, other platforms beside.
+    // Compressed layers, a nested index, and other platforms.
     let layout = Layout::new(dir.path().join("oci"));
     let kinds: Vec<_> = vec![
         ("application/vnd.oci.image.layer.v1.tar+gzip", gzip(&layers[0]), &layers[0][..]),
@@ -214,7 +214,7 @@ fn every_form_of_an_image_gives_the_same_tree() {
         assert_eq!(place.import_dir(&file).unwrap().root, expected, "{options:?}, compressed");
         assert_eq!(place.import(&tar).unwrap().root, expected, "{options:?}, a stream");
     }
-    // As `docker save` writes it: a link where a layer is another image's.
+    // As written by `docker save`: a link in place of a layer shared with another image.
     let saved = dir.path().join("saved");
     fs::create_dir_all(saved.join("a".repeat(64))).unwrap();
     fs::create_dir_all(saved.join("b".repeat(64))).unwrap();
@@ -256,12 +256,12 @@ fn damaged_blobs_are_named() {
     );
     fs::remove_file(&path).unwrap();
     place.refused(&layout.dir, "is missing");
-    // The blob is what its name says, and is not what the configuration means.
+    // The blob matches its name, but not the configuration's diff id.
     let layout = Layout::new(dir.path().join("diff-id"));
     let manifest = layout.manifest("amd64", &[(LAYER, layers[0].clone(), &layers[1])]);
     layout.index(&[layout.blob(MANIFEST, manifest.as_bytes(), "")]);
     place.refused(&layout.dir, "is damaged: its digest should be");
-    // Manifest and configuration.
+    // Damage to the manifest and the configuration.
     let layout = make("manifest");
     let index = fs::read_to_string(layout.dir.join("index.json")).unwrap();
     let manifest = layout.dir.join("blobs/sha256").join(config_digest(&index));
@@ -290,7 +290,7 @@ fn what_is_no_image_for_this_machine_is_refused_with_a_list() {
     };
     layout.index(&[of("s390x", ""), of("arm", r#","variant":"v7""#)]);
     place.refused(&layout.dir, "but: linux/s390x, linux/arm/v7");
-    // One alone is taken, with a word.
+    // If it is the only image, it is imported with a warning.
     layout.index(&[layout.blob(MANIFEST, manifest.as_bytes(), "")]);
     let imported = place.import_dir(&layout.dir).unwrap();
     assert!(imported.warnings.iter().any(|w| w.contains("linux/s390x")), "{:?}", imported.warnings);
@@ -309,7 +309,7 @@ fn what_is_no_image_for_this_machine_is_refused_with_a_list() {
     place.import_dir(&layout.dir).unwrap();
     layout.index(&[]);
     place.refused(&layout.dir, "but: nothing");
-    // Layers that cannot be had.
+    // Layers that are not available.
     for (kind, words) in [
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "is encrypted"),
         ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "is a foreign one"),
@@ -320,7 +320,7 @@ fn what_is_no_image_for_this_machine_is_refused_with_a_list() {
         layout.index(&[layout.blob(MANIFEST, manifest.as_bytes(), "")]);
         place.refused(&layout.dir, words);
     }
-    // An index in itself cannot be made; a deep nest and a wrong digest can.
+    // An index cannot contain itself; deep nesting and a wrong digest are possible.
     let mut inner = layout.blob(MANIFEST, manifest.as_bytes(), "");
     for _ in 0..12 {
         inner = layout.blob(INDEX, format!(r#"{{"manifests":[{inner}]}}"#).as_bytes(), "");
@@ -346,12 +346,12 @@ fn whiteouts_that_name_nothing_are_refused() {
         let error = with(name).unwrap_err().to_string();
         assert!(error.contains(&*String::from_utf8_lossy(name)), "{error}");
     }
-    // Records of AUFS, and what hides nothing.
+    // AUFS's own records, and whiteouts of nothing.
     let imported = with(b"d/.wh..wh.plnk/1").unwrap();
     assert!(imported.warnings.iter().any(|w| w.contains("AUFS")), "{:?}", imported.warnings);
     assert_eq!(names(&place, &imported.root), ["/", "/d", "/d/f", "/s"]);
     assert_eq!(with(b"d/.wh..karapace").unwrap().root, imported.root);
-    // In an archive that is no image such a name is a name.
+    // In an archive that is not an image, such a name is an ordinary name.
     let plain = place.import(&archive(&[(b"etc/.wh.x", b'0', b"", b"")])).unwrap();
     assert_eq!(names(&place, &plain.root), ["/", "/etc", "/etc/.wh.x"]);
 }

@@ -1,4 +1,4 @@
-//! Sources that would keep an import waiting, or make it write what nobody needs.
+//! Sources that could block an import, or make it write data that is not needed.
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::image::{CONFIG, LAYER, Layout, MANIFEST, descriptor, gzip, two_layers
 use super::*;
 use crate::import::sha::Sha;
 
-/// An import that is given twenty seconds. Its thread is left waiting when it takes longer.
+/// An import with a limit of twenty seconds. Its thread is left blocked if it takes longer.
 fn import_soon(place: &Place, path: PathBuf) -> Result<Imported> {
     let (done, result) = channel();
     let store = place.store.clone();
@@ -72,13 +72,13 @@ fn blobs_that_are_no_files_of_the_image_are_told_at_once() {
     replaced(&|path| symlink("../../../outside", path).unwrap(), "is a link that leads out of the image");
     replaced(&|path| symlink(path.file_name().unwrap(), path).unwrap(), "is a link that leads nowhere");
     replaced(&|path| symlink("/dev/zero", path).unwrap(), "is a link that leads out of the image");
-    // Another blob of the image is as good as the file itself.
+    // A link to another blob of the image works as well.
     replaced(&|path| fs::write(path, &layers[0][..512]).unwrap(), "should have");
     fs::rename(&blob, layout.dir.join("elsewhere")).unwrap();
     fs::write(layout.dir.join("elsewhere"), &layers[0]).unwrap();
     symlink("../../elsewhere", &blob).unwrap();
     import_soon(&place, layout.dir.clone()).unwrap();
-    // What only looks like an image's files at the top of a root filesystem is none of its affair.
+    // At the top of a root filesystem, files that only look like an image's are ignored.
     for name in ["oci-layout", "index.json", "manifest.json"] {
         symlink("/nowhere/at/all", place.src().join(name)).unwrap();
     }
@@ -89,7 +89,7 @@ fn blobs_that_are_no_files_of_the_image_are_told_at_once() {
     assert_eq!(place.list(&root)[&b"/manifest.json"[..]].kind(), FileKind::Fifo);
 }
 
-/// What the store's unnamed files take on the disk.
+/// The disk space that the store's unnamed files use, in bytes.
 fn unnamed(store: &Store) -> u64 {
     let staging = store.layout().staging();
     let ours = |path: &PathBuf| fs::read_link(path).is_ok_and(|target| target.starts_with(&staging));
@@ -97,12 +97,12 @@ fn unnamed(store: &Store) -> u64 {
     open.filter(ours).map(|path| fs::metadata(path).map_or(0, |found| found.blocks() * 512)).sum()
 }
 
-/// A body of so many MiB of one byte.
+/// A body of `mebibytes` MiB of one byte.
 fn much(byte: u8, mebibytes: usize) -> Vec<u8> {
     vec![byte; mebibytes << 20]
 }
 
-/// What came of an import, and how much its unnamed files took on the disk at most.
+/// The result of an import, and the maximum disk space in bytes that its unnamed files used.
 fn imported_watched(place: &Place, archive: &[u8]) -> (Result<Imported>, u64) {
     let file = place.dir.path().join("archive");
     fs::write(&file, archive).unwrap();
@@ -126,13 +126,13 @@ fn what_swells_in_a_compressed_archive_is_not_written_before_it_is_needed() {
     let place = Place::new();
     let id = "a".repeat(64);
     let member = format!("{id}/layer.tar");
-    // No image, though it begins like one: zeros are holes, and stay holes.
+    // Not an image, though it begins like one: zeros are holes, and stay holes.
     let bomb = archive(&[(member.as_bytes(), b'0', b"", &much(0, 96)), (b"etc/", b'5', b"", b"")]);
     let (imported, most) = imported_watched(&place, &gzip(&bomb));
     let list = place.list(&imported.unwrap().root);
     assert!(list.contains_key(format!("/{member}").as_bytes()));
     assert!(most < 8 << 20, "{most} bytes for zeros");
-    // An image, with a member that it does not refer to.
+    // An image with a member that it does not refer to.
     let config = br#"{"rootfs":{"diff_ids":[]}}"#;
     let layer = archive(&[(b"etc/", b'5', b"", b""), (b"zeros", b'0', b"", &much(0, 96))]);
     let list = r#"[{"Config":"config.json","Layers":["real.tar"]}]"#;
@@ -147,7 +147,7 @@ fn what_swells_in_a_compressed_archive_is_not_written_before_it_is_needed() {
     let (imported, most) = imported_watched(&place, &image(&layer));
     assert_eq!(place.list(&imported.unwrap().root).len(), 3);
     assert!(most < 8 << 20, "{most} bytes for what is not referred to, and for zeros of a layer");
-    // What is referred to is checked against what is said of it.
+    // A referenced file is checked against its descriptor.
     let body = much(b'x', 96);
     let blob = format!("blobs/sha256/{}", Sha::of(&body).to_string().replace("sha256:", ""));
     let config = descriptor(CONFIG, b"{}", "");
@@ -183,7 +183,7 @@ fn documents_without_end_are_refused() {
     assert!(error.contains("its documents have more than"), "{error}");
 }
 
-/// Wants the work to stop once it has begun.
+/// A progress that cancels the work once it has begun.
 struct Impatient(AtomicU64);
 
 impl Progress for Impatient {

@@ -1,9 +1,9 @@
-//! Layers whose whiteouts and hard links refer to what the same layer has, or takes away. umoci 0.4.7 and
-//! podman 4.3.1 were given these (tests/e2e/suites/import.sh gives umoci some of them again).
+//! Layers whose whiteouts and hard links refer to entries that the same layer has or hides. umoci 0.4.7 and
+//! podman 4.3.1 were tested with these (tests/e2e/suites/import.sh repeats some of them with umoci).
 
 use super::*;
 
-/// What every image here has at the bottom.
+/// The lowest layer of every image here.
 fn base() -> Vec<u8> {
     archive(&[
         (b"etc/", b'5', b"", b""),
@@ -18,7 +18,7 @@ fn base() -> Vec<u8> {
     ])
 }
 
-/// The files below the root that an image with this layer over the base has, but for those in /etc.
+/// The files below the root of an image with this layer over the base, except those in /etc.
 fn with(place: &Place, layer: &[Raw<'_>]) -> Result<String> {
     let imported = place.layered(&[base(), archive(layer)])?;
     let list = place.list(&imported.root);
@@ -45,7 +45,7 @@ fn a_whiteout_below_a_symbolic_link_of_its_layer_goes_where_that_leads() {
     let cases: [(&[Raw<'_>], &str); 12] = [
         (&[(b"a", S, b"b", b""), (b"a/.wh.a", F, b"", b"")], "a->b b/ b/k=bk dangling->nowhere l->b"),
         (&[(b"a", S, b"b", b""), (b"a/.wh..wh..opq", F, b"", b"")], "a->b b/ dangling->nowhere l->b"),
-        // Before the link comes, it is in the directory that the link replaces.
+        // Before the link is read, it refers into the directory that the link replaces.
         (&[(b"a/.wh.a", F, b"", b""), (b"a", S, b"b", b"")], "a->b b/ b/a=ba b/k=bk dangling->nowhere l->b"),
         (
             &[(b"a/.wh..wh..opq", F, b"", b""), (b"a", S, b"b", b"")],
@@ -60,7 +60,7 @@ fn a_whiteout_below_a_symbolic_link_of_its_layer_goes_where_that_leads() {
             &[(b"n", S, b"l", b""), (b"n/.wh.a", F, b"", b"")],
             "a/ a/a=aa b/ b/k=bk dangling->nowhere l->b n->l",
         ),
-        // Nowhere, or to no directory: it hides nothing.
+        // A link to nothing, or not to a directory: it hides nothing.
         (
             &[(b"n", S, b"nowhere", b""), (b"n/.wh.a", F, b"", b"")],
             "a/ a/a=aa b/ b/a=ba b/k=bk dangling->nowhere l->b n->nowhere",
@@ -75,7 +75,7 @@ fn a_whiteout_below_a_symbolic_link_of_its_layer_goes_where_that_leads() {
         ),
         (&[(b"dangling/.wh.a", F, b"", b"")], "a/ a/a=aa b/ b/a=ba b/k=bk dangling->nowhere l->b"),
         (&[(b"l/.wh.a", F, b"", b"")], "a/ a/a=aa b/ b/k=bk dangling->nowhere l->b"),
-        // What the layer itself has stays.
+        // The layer's own entries stay.
         (
             &[(b"n", S, b"b", b""), (b"b/new", F, b"", b"n"), (b"n/.wh..wh..opq", F, b"", b"")],
             "a/ a/a=aa b/ b/new=n dangling->nowhere l->b n->b",
@@ -86,7 +86,7 @@ fn a_whiteout_below_a_symbolic_link_of_its_layer_goes_where_that_leads() {
     }
 }
 
-/// Absolute targets and `..` lead no further than to the image's root.
+/// Absolute targets and `..` never lead above the image's root.
 #[test]
 fn such_a_whiteout_never_leaves_the_image() {
     let place = Place::new();
@@ -111,7 +111,7 @@ fn an_entry_below_a_symbolic_link_of_its_layer_goes_where_that_leads() {
         with(&place, &layer).unwrap(),
         "a/ a/a=aa b/ b/a=ba b/d/ b/k=bk b/new=n dangling->nowhere h=n l->b n->/l"
     );
-    // A link that the layer has taken away before leads nowhere: the name is a directory of its own.
+    // A link that this layer has already hidden is not followed: the name becomes a directory.
     let layer: [Raw<'_>; 2] = [(b".wh.l", F, b"", b""), (b"l/new", F, b"", b"n")];
     assert_eq!(with(&place, &layer).unwrap(), "a/ a/a=aa b/ b/a=ba b/k=bk dangling->nowhere l/ l/new=n");
     for layer in [
@@ -131,7 +131,7 @@ fn a_hard_link_to_what_its_layer_takes_away_keeps_the_content() {
     let gone = "a/ a/a=aa b/ b/k=bk dangling->nowhere h=ba l->b";
     let (link, whiteout): (Raw<'_>, Raw<'_>) = ((b"h", H, b"b/a", b""), (b"b/.wh.a", F, b"", b""));
     assert_eq!(with(&place, &[link, whiteout]).unwrap(), gone);
-    // Whiteouts are of the layers below, wherever they stand.
+    // Whiteouts apply to the layers below, wherever they stand.
     assert_eq!(with(&place, &[whiteout, link]).unwrap(), gone);
     assert_eq!(
         with(&place, &[link, (b".wh.b", F, b"", b"")]).unwrap(),
@@ -141,13 +141,13 @@ fn a_hard_link_to_what_its_layer_takes_away_keeps_the_content() {
         with(&place, &[link, (b"b/.wh..wh..opq", F, b"", b"")]).unwrap(),
         "a/ a/a=aa b/ dangling->nowhere h=ba l->b"
     );
-    // Through the link below, and by way of another link.
+    // Through a link of the layer below, and through another hard link.
     let layer: [Raw<'_>; 3] = [(b"h", H, b"l/a", b""), (b"i", H, b"h", b""), (b"b/.wh.a", F, b"", b"")];
     assert_eq!(with(&place, &layer).unwrap(), "a/ a/a=aa b/ b/k=bk dangling->nowhere h=ba i=ba l->b");
-    // A replaced file is gone, too: what was linked is the one before.
+    // Replacing a file hides it too: the hard link refers to the previous one.
     let layer: [Raw<'_>; 2] = [(b"h", H, b"b/a", b""), (b"b/a", F, b"", b"new")];
     assert_eq!(with(&place, &layer).unwrap(), "a/ a/a=aa b/ b/a=new b/k=bk dangling->nowhere h=ba l->b");
-    // What the layer has itself is not taken away.
+    // The layer's own entries are not hidden.
     let layer: [Raw<'_>; 3] = [(b"t", F, b"", b"t"), (b"h", H, b"t", b""), (b".wh.t", F, b"", b"")];
     assert_eq!(with(&place, &layer).unwrap(), "a/ a/a=aa b/ b/a=ba b/k=bk dangling->nowhere h=t l->b t=t");
     for target in [&b"b"[..], b"nowhere", b"../x", b"h"] {
@@ -156,7 +156,7 @@ fn a_hard_link_to_what_its_layer_takes_away_keeps_the_content() {
     }
 }
 
-/// umoci, and containers/storage under skopeo, go by the name alone.
+/// umoci, and containers/storage as used by skopeo, only consider the name.
 #[test]
 fn a_whiteout_may_be_a_directory() {
     let place = Place::new();

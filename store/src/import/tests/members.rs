@@ -1,4 +1,4 @@
-//! Members of archives as programs in the field write them, which Linux's own would not.
+//! Members written by other programs that Linux's own tar would not write.
 
 use super::hostile::{patched, pax};
 use super::image::gzip;
@@ -31,7 +31,7 @@ fn a_symbolic_link_has_the_mode_that_linux_gives_one_whatever_the_archive_says()
     assert!(roots.iter().all(|root| *root == roots[0]), "{roots:?}");
 }
 
-/// A base64 text of `hi`, as bsdtar writes values.
+/// `hi` in base64, as bsdtar writes values.
 const HI: &[u8] = b"aGk";
 
 #[test]
@@ -77,7 +77,7 @@ fn one_note_stands_for_all_files_with_such_an_attribute() {
     assert!(warnings[0].contains("of 300 files (the first is \"usr/0\")"), "{warnings:?}");
 }
 
-/// Nobody can read or set these, though a writer may have put them there.
+/// Nobody can read or set these, though an archiver may have written them.
 #[test]
 fn user_attributes_of_links_and_devices_are_left_out_with_a_note() {
     let place = Place::new();
@@ -94,7 +94,7 @@ fn user_attributes_of_links_and_devices_are_left_out_with_a_note() {
     }
 }
 
-/// An archive of a member of this type, and of one after it.
+/// An archive with a member of this type, and another after it.
 fn of_type(type_flag: u8, name: &[u8], body: &[u8]) -> Vec<u8> {
     let tar = archive(&[(name, b'0', b"", body), (b"etc/after", b'0', b"", b"after")]);
     patched(tar, 156, &[type_flag])
@@ -111,7 +111,7 @@ fn members_of_unknown_types_are_files_as_posix_says_with_a_note() {
         assert_eq!(imported.warnings.len(), 1, "{:?}", imported.warnings);
         assert!(imported.warnings[0].contains("taken as a regular file"), "{:?}", imported.warnings);
     }
-    // By GNU tar's measure.
+    // GNU tar accepts it.
     let expected = Command::new("tar").arg("--version").output().is_ok_and(|o| o.status.success());
     if expected {
         let file = place.dir.path().join("q.tar");
@@ -144,7 +144,7 @@ fn zeros_after_a_gzip_stream_are_padding_and_anything_else_is_damage() {
     let tar = archive(&[(b"etc/f", b'0', b"", &[9; 100_000])]);
     let expected = place.import(&tar).unwrap().root;
     let packed = gzip(&tar);
-    // What gzip(1) takes in silence; a tape's block is 10240 bytes.
+    // gzip(1) accepts these silently; a tape's block is 10240 bytes.
     for zeros in [1, 3, 511, 512, 10_240, 1 << 20] {
         let padded = [&packed[..], &vec![0; zeros]].concat();
         assert_eq!(place.import(&padded).unwrap().root, expected, "{zeros}");
@@ -155,9 +155,9 @@ fn zeros_after_a_gzip_stream_are_padding_and_anything_else_is_damage() {
     for after in [&b"garbage"[..], b"\0\0\0garbage", b"\0\0\x1f\x8b"] {
         assert!(place.import(&[&packed[..], after].concat()).is_err(), "{after:?}");
     }
-    // A member after the padding would be lost in silence.
+    // A member after the padding would be lost silently.
     assert!(place.import(&[gzip(first), vec![0; 512], gzip(second)].concat()).is_err());
-    // xz has padding in its format; zstd has none, and its own program refuses it.
+    // The xz format allows padding; zstd has none, and zstd(1) refuses it.
     let xz = {
         let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
         encoder.write_all(&tar).unwrap();

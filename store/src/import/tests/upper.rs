@@ -1,5 +1,5 @@
-//! Upper directories of overlays, written here as overlayfs and fuse-overlayfs write them. (The real ones
-//! write theirs in tests/e2e/suites/import.sh.)
+//! Upper directories as written by overlayfs and fuse-overlayfs, made by hand. (tests/e2e/suites/import.sh
+//! uses the real ones.)
 
 use super::*;
 
@@ -54,7 +54,7 @@ impl Overlay {
         import_upper(&trees, &lower, &self.place.src(), Mounts::LeaveOut, &NoProgress)
     }
 
-    /// What shows: paths, with the content of files.
+    /// The paths that show, with the content of files.
     fn shown(&self) -> Vec<String> {
         let list = self.place.list(&self.import().unwrap().root);
         let text = |(path, record): (&Vec<u8>, &InodeRecord)| {
@@ -82,11 +82,11 @@ fn an_empty_upper_changes_nothing_below() {
     fs::set_permissions(overlay.place.src(), fs::Permissions::from_mode(0o700)).unwrap();
     let imported = overlay.import().unwrap();
     let (before, after) = (overlay.place.list(&overlay.lower), overlay.place.list(&imported.root));
-    // The root is the upper's, as the mount shows it.
+    // The root's attributes are those of the upper, as in the mount.
     assert_eq!(after[&b"/"[..]].mode, 0o040_700);
     let rest = |list: &BTreeMap<Vec<u8>, InodeRecord>| list.clone().into_iter().skip(1).collect::<Vec<_>>();
     assert_eq!(rest(&before), rest(&after));
-    // The root object alone is new: the listings are those that were there.
+    // Only the root object is new: the listings are the existing ones.
     assert_eq!(imported.stats.objects_new, 1);
 }
 
@@ -104,7 +104,7 @@ fn whiteouts_opaque_directories_and_changes_of_both_kinds() {
     let list = overlay.place.list(&overlay.import().unwrap().root);
     let names: Vec<_> = list[&b"/a/f"[..]].xattrs.iter().map(|(n, _)| n.to_vec()).collect();
     assert_eq!((names, list[&b"/a/g"[..]].nlink), (vec![b"user.note".to_vec()], 1));
-    // The same as fuse-overlayfs says it.
+    // The same as written by fuse-overlayfs.
     fs::remove_dir_all(overlay.path("d")).unwrap();
     fs::remove_file(overlay.path("a/b")).unwrap();
     overlay.file("a/.wh.b", b"", &[]);
@@ -139,7 +139,7 @@ fn renamed_directories_bring_what_they_had_below() {
         overlay.shown(),
         ["/", "/b", "/b/deep=deep", "/d", "/d/one=1", "/d/two=2", "/moved", "/moved/g=lower f", "/top=top"]
     );
-    // What is renamed keeps its inode numbers.
+    // Renamed entries keep their inode numbers.
     let list = overlay.place.list(&overlay.import().unwrap().root);
     let before = overlay.place.list(&overlay.lower);
     assert_eq!(list[&b"/b/deep"[..]].ino, before[&b"/a/b/deep"[..]].ino);
@@ -189,7 +189,7 @@ fn what_cannot_be_resolved_is_refused_by_name() {
     for (path, words, make) in cases {
         let overlay = Overlay::new();
         make(&overlay);
-        // Two directories of which one says that it was the other: whichever is met second is named.
+        // Two directories, one of which claims to have been the other: the error names the one met second.
         let path = if path == "y" { "" } else { path };
         overlay.refused(path, words);
     }

@@ -1,5 +1,5 @@
-//! Full tars of imported trees: read back by our import and by GNU tar. (bsdtar and OCI's tools:
-//! tests/e2e/suites/export.sh.)
+//! Full tars of imported trees, read back by our import and by GNU tar. (tests/e2e/suites/export.sh covers
+//! bsdtar and OCI's tools.)
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -120,7 +120,7 @@ fn has(archive: &[u8], text: &[u8]) -> bool {
 
 const LONG: [u8; 250] = [b'n'; 250];
 
-/// One of everything that a tar can hold.
+/// One entry of every kind that a tar can hold.
 fn everything() -> Vec<Made<'static>> {
     let mut all = vec![
         made(b"./", b'5'),
@@ -199,7 +199,7 @@ fn the_order_of_creation_does_not_show() {
     let tar = place.export(&place.import(&archive(&everything())));
     let mut shuffled = everything();
     shuffled.reverse();
-    // A link's first name, and directories before what is in them, decide nothing either.
+    // Nor does it matter which name of a link comes first, or whether a directory comes before its entries.
     assert_eq!(place.export(&place.import(&archive(&shuffled))), tar);
     let mut reader = Reader::new(&tar[..]);
     let mut paths = Vec::new();
@@ -226,7 +226,7 @@ fn headers_say_what_pax_is_for() {
     assert_eq!(member(&tar, b"dev/sda").device, (4095, 1_048_575));
     assert_eq!(member(&tar, b"srv/b").link, b"srv/a");
     assert_eq!(member(&tar, b"etc/zz-link").link, LONG);
-    // A name of any bytes is told from UTF-8 where it stands in a record.
+    // A name that is not UTF-8 is marked only if it is in a record.
     assert!(!has(&tar, b"hdrcharset"));
     let odd = [b'\xff'; 101];
     let named = place.export(&place.import(&archive(&[file(&odd, b"x"), link(b"l", b"\xff", b'2')])));
@@ -234,7 +234,7 @@ fn headers_say_what_pax_is_for() {
     assert_eq!(member(&named, &odd).size, 1);
     let sparse = place.export(&place.import(&archive(&[file(b"\xff", &sparse())])));
     assert!(has(&sparse, b"21 hdrcharset=BINARY\n"));
-    // Times of whole seconds, short names and small ids need no extended header.
+    // Whole seconds, short names and small ids need no extended header.
     let plain = place.export(&place.import(&archive(&[file(b"plain", b"x")])));
     assert!(has(&plain, b"plain") && !has(&plain, b"PaxHeader"));
 }
@@ -290,7 +290,7 @@ fn holes_are_found_from_the_content() {
 fn very_large_sizes_are_records() {
     let place = Place::new();
     let size = 20_u64 << 30;
-    // 20 GiB with one block of data, by the sparse format of the reader's tests.
+    // 20 GiB with one block of data, in the sparse format of the reader's tests.
     let records = Records::from([
         (b"GNU.sparse.map".to_vec(), format!("{},3", 10_u64 << 30).into_bytes()),
         (b"GNU.sparse.size".to_vec(), size.to_string().into_bytes()),
@@ -306,7 +306,7 @@ fn very_large_sizes_are_records() {
     let back = member(&tar, b"huge");
     assert_eq!((back.size, back.ranges.unwrap()), (size, vec![(10 << 30, BLOCK)]));
     assert_eq!(place.export(&place.import(&tar)), tar);
-    // A body above 8 GiB: the header alone is enough to see.
+    // A body larger than 8 GiB: the header alone is enough to check.
     let mut encoder = Encoder::new(Vec::new());
     let mut huge = file(b"huge", b"");
     huge.header.size = 9 << 30;
@@ -332,7 +332,7 @@ fn many_ranges_are_joined_until_readers_take_them() {
 fn gnu_tar_extracts_the_same_tree() {
     let place = Place::new();
     let mut entries = everything();
-    // What an ordinary user cannot make: the end-to-end suite has it.
+    // An ordinary user cannot make these; the end-to-end suite covers them.
     entries.retain(|e| !matches!(e.header.type_flag, b'3' | b'4') && e.header.path != b"etc/xattrs");
     let tar = place.export(&place.import(&archive(&entries)));
     let dir = place.dir.path().join("out");
@@ -419,7 +419,7 @@ fn a_layer_has_whiteouts_content_and_every_name_of_a_linked_file() {
     let mut bytes = Vec::new();
     let written = place.full(Dialect::Layer).changes(&old, &new, &mut bytes).unwrap();
     assert_eq!((member(&bytes, b"a/two").size, member(&bytes, b"b/zz").link), (6, b"a/two".to_vec()));
-    // Holes of a layer are zeros.
+    // Holes are written as zeros in a layer.
     assert_eq!((member(&bytes, b"c").size, member(&bytes, b"c").ranges), (10 * BLOCK + 77, None));
     assert_eq!(written.newest, Some(Timestamp { secs: 1_000_000_000, nanos: 0 }));
     assert_eq!(place.changes(&new, &new).0, Vec::<String>::new());
@@ -510,7 +510,7 @@ fn sockets_are_told_and_left_out() {
         (names(&bytes), written.sockets),
         (vec!["./".into(), "a".into()], vec![b"/b".to_vec(), b"/s".to_vec()])
     );
-    // What had the socket's name before is gone all the same.
+    // What previously had the socket's name is removed all the same.
     assert_eq!(place.changes(&old, &new).0, ["./", ".wh.b"]);
 }
 

@@ -1,4 +1,4 @@
-//! What stands in the identity tar of small trees.
+//! The content of the identity tar of small trees.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl Place {
         Place { _dir: dir, trees: Trees::new(store.clone()), store }
     }
 
-    /// A tree of files, in directories of at most one level; files of one number are one inode.
+    /// A tree of files, in directories of at most one level; files with the same number are one inode.
     fn root(&self, files: &[File<'_>]) -> Root {
         self.changed_root(files, &|_| {})
     }
@@ -133,7 +133,7 @@ fn what_is_gone_is_one_whiteout() {
     assert_eq!(place.names(Some(&old), &place.root(&[("a", 2, b"a"), ("z", 5, b"z")])), ["./", ".wh.d"]);
     let new = place.root(&[("a", 2, b"a"), ("d/y", 4, b"y")]);
     assert_eq!(place.names(Some(&old), &new), ["./", "d/", "d/.wh.x", ".wh.z"]);
-    // A file in the place of a directory, and a directory in the place of a file.
+    // A file replaces a directory, and a directory replaces a file.
     let new = place.root(&[("a/x", 7, b"x"), ("d", 8, b"d"), ("z", 5, b"z")]);
     assert_eq!(place.names(Some(&old), &new), ["./", "a/", "a/x", "d"]);
     assert_eq!(place.names(Some(&old), &place.root(&[])), ["./", ".wh.a", ".wh.d", ".wh.z"]);
@@ -162,7 +162,7 @@ fn a_link_is_no_copy() {
     assert_eq!(place.names(Some(&old), &linked), ["./", "a", "b=a"]);
     assert_eq!(place.names(Some(&old), &other), ["./", "b", "c=b"]);
     assert_eq!(place.names(Some(&old), &copied), ["./", "b"]);
-    // A name in another directory that did not change otherwise.
+    // A name in another directory that is otherwise unchanged.
     let far = place.root(&[("a", 2, b"same"), ("c", 3, b"same"), ("d/e", 4, b"e"), ("f", 4, b"e")]);
     assert_eq!(place.names(Some(&old), &far), ["./", "d/", "d/e", "f=d/e"]);
     let renamed = place.root(&[("a", 2, b"same"), ("c", 3, b"same"), ("d/e", 4, b"e"), ("g", 4, b"e")]);

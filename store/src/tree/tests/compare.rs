@@ -1,11 +1,11 @@
-//! The walk over two trees with something laid over the new one.
+//! Walks two trees, with entries of the new one overridden.
 
 use super::super::*;
 use super::{Place, listing, name};
 use std::collections::HashSet;
 
-/// What was visited: path, whether the old side has it, and what the new one has: the inode, and whether it
-/// lies over the listing.
+/// What was visited: the path, whether the old side has it, and what the new side has: the inode, and whether
+/// it overrides the listing.
 type Seen = (Vec<u8>, bool, Option<(u64, bool)>);
 
 struct Notes(Vec<Seen>);
@@ -49,7 +49,8 @@ fn what_lies_over_a_listing_is_visited_in_its_place() {
     };
     let differ = [(path(3), true, None), (path(4), false, Some((5, false)))];
     assert_eq!(visits(old, &[]), differ);
-    // Over an equal name, hidden, over a differing name, where neither side has one, to be split, a new name.
+    // Overriding an equal name, hidden, overriding a differing name, on neither side, split in two visits, a
+    // new name.
     let over = [(1, Some(70)), (2, None), (4, Some(71)), (44, None), (5, Some(66)), (6, Some(72))];
     assert_eq!(
         visits(old, &over),
@@ -63,6 +64,6 @@ fn what_lies_over_a_listing_is_visited_in_its_place() {
             (path(6), false, Some((72, true))),
         ]
     );
-    // Equal listings: only what lies over them.
+    // Equal listings: only the overridden entries are visited.
     assert_eq!(visits(new, &over[..1]), [(path(1), true, Some((70, true)))]);
 }

@@ -1,4 +1,4 @@
-//! diff and walk, against a naive comparison of whole trees.
+//! Tests `diff` and `walk` against a naive comparison of whole trees.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +31,7 @@ type Model = BTreeMap<Vec<u8>, Thing>;
 #[derive(Clone, Debug)]
 struct Spec {
     things: Model,
-    /// Content of the linked inodes.
+    /// The content of the linked inodes.
     linked: [u8; 3],
     /// Added to the numbers of the linked inodes.
     shift: u64,
@@ -48,7 +48,7 @@ fn thing() -> impl Strategy<Value = Thing> {
 }
 
 fn path() -> impl Strategy<Value = Vec<u8>> {
-    // Names around the slash, so that an order of whole paths would show.
+    // Some names sort around the slash, so that comparing whole paths as bytes would be noticed.
     proptest::collection::vec(proptest::sample::select(vec!["a", "a.b", "a0", "b"]), 1..5)
         .prop_map(|parts| format!("/{}", parts.join("/")).into_bytes())
 }
@@ -63,7 +63,7 @@ fn spec() -> impl Strategy<Value = Spec> {
     })
 }
 
-/// A spec and one that differs from it a little.
+/// A spec, and another that differs slightly.
 fn pair() -> impl Strategy<Value = (Spec, Spec)> {
     let edits = proptest::collection::vec((path(), proptest::option::of(thing())), 0..6);
     (spec(), edits, any::<[bool; 3]>(), proptest::bool::weighted(0.2)).prop_map(
@@ -89,7 +89,7 @@ fn file(ino: u64, content: u8) -> InodeRecord {
 }
 
 impl Spec {
-    /// The tree that the spec stands for: what has no parent directory is left out.
+    /// Builds the tree of the spec, leaving out entries without a parent directory.
     fn build(&self, place: &Place) -> Root {
         let mut batch = place.batch();
         let mut numbers = Numbers { next: 100, used: BTreeSet::new() };
@@ -158,7 +158,7 @@ impl Numbers {
     }
 }
 
-/// Components of a path: their order is the order of visits.
+/// The components of a path; visits follow their order.
 type Parts = Vec<Vec<u8>>;
 
 fn parts(path: &[u8]) -> Parts {
@@ -181,10 +181,10 @@ fn whole(place: &Place, root: &Root) -> BTreeMap<Parts, InodeRecord> {
 
 type Event = (char, Parts);
 
-/// Compares two trees that were walked whole.
+/// Compares two trees by walking all of both.
 fn naive(old: &BTreeMap<Parts, InodeRecord>, new: &BTreeMap<Parts, InodeRecord>) -> Vec<Event> {
     let mut events = Vec::new();
-    // The linked inodes that were renumbered, both ways.
+    // The linked inodes that were renumbered, in both directions.
     let (mut to, mut back) = (BTreeMap::new(), BTreeMap::new());
     let linked = |all: &BTreeMap<Parts, InodeRecord>| -> BTreeSet<u64> {
         all.values().filter(|r| r.nlink > 1 && r.kind() != FileKind::Directory).map(|r| r.ino).collect()
@@ -272,7 +272,7 @@ proptest! {
     }
 }
 
-/// A root with one directory of `names`, each an empty file but where `changed` says another owner.
+/// A root with one directory of `names`, each an empty file with the same owner, except for `changed`.
 fn flat(place: &Place, names: impl Iterator<Item = u64>, changed: u64) -> Root {
     let mut batch = place.batch();
     let mut names: Vec<_> = names.map(|i| (format!("{i:06}").into_bytes(), i)).collect();
@@ -294,7 +294,7 @@ fn long_directories_are_compared_chunk_by_chunk() {
     let old = flat(&place, 0..20_000, u64::MAX);
     let new = flat(&place, (0..20_000).filter(|i| *i != 3).chain([90_000]), 15_000);
     let name = |i: u64| vec![format!("{i:06}").into_bytes()];
-    // Fresh, so that what is read shows in the cache.
+    // A fresh cache shows what is read.
     let fresh = Place { trees: Trees::new(Arc::clone(place.trees.store())), ..place };
     let found = events(&fresh, Some(&old), &new);
     assert_eq!(found, [('D', name(3)), ('M', name(15_000)), ('A', name(90_000))]);
@@ -303,7 +303,7 @@ fn long_directories_are_compared_chunk_by_chunk() {
     };
     assert!(index.chunks().len() > 20);
     assert!(fresh.trees.cache.lock().nodes.len() <= 8, "equal chunks are not read");
-    // Short against split.
+    // A short listing against a split one.
     let short = flat(&fresh, 0..100, u64::MAX);
     assert_eq!(events(&fresh, Some(&old), &short).len(), 19_900);
 }

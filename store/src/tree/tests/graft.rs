@@ -1,4 +1,4 @@
-//! Chosen paths of one tree in another.
+//! Grafts chosen paths of one tree into another.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -61,7 +61,7 @@ pub(super) fn build(place: &Place, text: &str, next_ino: Ino) -> Root {
     Root { inode: root.unwrap(), links, next_ino }
 }
 
-/// The tree as text without numbers; names of one inode are joined by `+`. Checks the numbers and link
+/// The tree as text, without numbers; names of one inode are joined by `+`. Checks inode numbers and link
 /// counts.
 fn show(place: &Place, root: &Root) -> String {
     let mut paths: Vec<(String, InodeRecord)> = Vec::new();
@@ -144,7 +144,7 @@ fn files_and_directories() {
     check(onto, from, "/", false, "/d/ /d/a:x /d/c:c /e:y");
     check(onto, from, "/nowhere /d/none/at/all", false, "/d/ /d/a:a /d/b:b /e:e");
     check(onto, "", "/d /e", false, "");
-    // A directory goes with what is chosen of it, and stays for what is not.
+    // A directory is removed with the chosen paths, but stays if others remain.
     check(onto, "", "=/d =/d/a", false, "/d/ /d/b:b /e:e");
     check(onto, "", "=/d =/d/a =/d/b", false, "/e:e");
 }
@@ -155,7 +155,7 @@ fn directories_above() {
     check("/x=9:x", from, "/d/e/a", false, "/d/ /d/e/ /d/e/a:a /x:x");
     check("/x=9:x", from, "?/d/e/a", false, "/x:x");
     check("/d=2/ /d/e=3/", from, "?/d/e/a", false, "/d/ /d/e/ /d/e/a:a");
-    // In the place of a file, when something comes along.
+    // A directory replaces a file if something chosen is below it.
     check("/d=9:x", from, "/d/e/a", false, "/d/ /d/e/ /d/e/a:a");
     check("/d=9:x", from, "/d/e/none", false, "/d:x");
     check("/d=2/ /d/e=3/ /d/e/a=4:a", "/d=2:f", "/d", false, "/d:f");
@@ -163,12 +163,12 @@ fn directories_above() {
 
 #[test]
 fn what_moved_is_one_inode_in_each_place() {
-    // `show` fails when two paths have one number.
+    // `show` fails when two inodes have the same number.
     check("/a=2:a", "/b=2:a", "/b", false, "/a:a /b:a");
     check("/d=2/ /d/a=3:a", "/e=2/ /e/a=3:a", "/e", false, "/d/ /d/a:a /e/ /e/a:a");
     check("/d=2/ /d/a=3:a", "/e=2/ /e/a=3:a", "/e /d", false, "/e/ /e/a:a");
     check("/e=2/ /e/a=3:a", "/d=2/ /d/a=3:a", "/d", true, "/d/ /d/a:a /e/ /e/a:a");
-    // One that `onto` cannot know keeps its number.
+    // An inode whose number `onto` has never used keeps it.
     let place = Place::new();
     let (onto, from) = (build(&place, "/a=2:a", 100), build(&place, "/d=150/ /d/b=151:b", 200));
     let mut batch = place.batch();
@@ -182,19 +182,19 @@ fn what_moved_is_one_inode_in_each_place() {
 #[test]
 fn names_of_linked_inodes() {
     let onto = "/a=7~o /b=7~o /c=3:c";
-    // Chosen with all its names it changes; with some of them, they part.
+    // With all its names chosen, the inode changes; with only some of them, it is split in two.
     check(onto, "/a=7~n /b=7~n /c=3:c", "/a /b", false, "/a+/b:n /c:c");
     check(onto, "/a=7~n /b=7~n /c=3:c", "/a", false, "/a:n /b:o /c:c");
     check(onto, "/a=7~n /b=7~n /x=7~n", "/a /x", false, "/a+/x:n /b:o /c:c");
     check(onto, "/a=7~o /b=7~o /x=7~o", "/x", false, "/a+/b+/x:o /c:c");
     check(onto, "/b=7~o", "/a", false, "/b:o /c:c");
     check(onto, "", "/a /b", false, "/c:c");
-    // It had one name before.
+    // In `onto` the inode had a single name.
     check("/a=7:o", "/a=7~o /b=7~o", "/a /b", false, "/a+/b:o");
     check("/a=7:o", "/a=7~o /b=7~o", "/b", false, "/a:o /b:o");
     check(onto, "/a=7:o", "/a", false, "/a+/b:o /c:c");
     check(onto, "/a=7:n", "/a", false, "/a:n /b:o /c:c");
-    // In directories.
+    // Linked inodes in directories.
     check("/d=2/ /d/a=7~o /b=7~o", "/d=2/ /d/a=7~n /b=7~n", "/d", false, "/b:o /d/ /d/a:n");
     check("/d=2/ /d/a=7~o /d/b=7~o", "/d=2/ /d/a=7~n /d/b=7~n", "/d", false, "/d/ /d/a+/d/b:n");
     check("/d=2/ /d/a=7~o /b=7~o", "/b=7~o", "/d", false, "/b:o");
@@ -202,10 +202,10 @@ fn names_of_linked_inodes() {
 
 #[test]
 fn names_of_linked_inodes_in_a_newer_tree() {
-    // What `onto` still has under other names the names that come follow.
+    // If `onto` still has other names of the inode, the names taken follow those.
     check("/a=7~n /i=2/", "/a=7~o /i=2/ /i/b=7~o", "?/i", true, "/a+/i/b:n /i/");
     check("/a=7~n /i=2/ /i/b=7~n", "/a=7~o /i=2/ /i/b=7~o", "?/i", true, "/a+/i/b:n /i/");
-    // And where it has none, they keep the number: the same again gives the same.
+    // If `onto` has none, the inode keeps its number: repeating the graft gives the same result.
     let place = Place::new();
     let (onto, from) = (build(&place, "/i=2/", 200), build(&place, "/i=2/ /i/a=7~o /i/b=7~o", 100));
     let mut batch = place.batch();

@@ -22,7 +22,8 @@ fn stored(place: &Place, before: &Root, after: &Root, now: Timestamp) -> Retimed
     retimed
 }
 
-/// What was touched: paths, of directories with `/` behind. Everything else has the times of the tree before.
+/// `expected` lists the paths that get a new time, those of directories with a trailing `/`. All others must
+/// keep the times of `before`.
 #[track_caller]
 fn check(before: &str, after: &str, expected: &str) {
     let place = Place::new();
@@ -54,9 +55,9 @@ fn what_another_content_came_to_is_touched_and_nothing_else() {
     let before = "/d=2/ /d/a=3:a /d/b=4:b /e=5:e";
     check(before, before, "");
     check(before, "/d=2/ /d/a=3:x /d/b=4:b /e=5:e", "/d/a");
-    // Numbers are no content.
+    // Numbers are not content.
     check(before, "/d=2/ /d/a=9:a /d/b=4:b /e=5:e", "");
-    // A name that came or went is its directory's change, too.
+    // Adding or removing a name also changes its directory.
     check(before, "/d=2/ /d/a=3:a /e=5:e", "/d/");
     check(before, "/d=2/ /d/a=3:a /d/b=4:b /e=5:e /f=6:e", "// /f");
     check(before, "/d=2/ /d/a=3:a /d/b=4:b /e=7/ /e/g=6:e", "// /e/ /e/g");
@@ -68,11 +69,11 @@ fn a_linked_inode_is_touched_where_one_of_its_names_has_another_content() {
     let before = "/a=7~o /d=2/ /d/b=7~o /c=3:c";
     check(before, "/a=7~n /d=2/ /d/b=7~n /c=3:c", "/a /d/b");
     check(before, before, "");
-    // A new name of what was there brings the directory's time only.
+    // A new name for an existing inode only changes the directory's time.
     check(before, "/a=7~o /d=2/ /d/b=7~o /d/x=7~o /c=3:c", "/d/");
     check(before, "/a=7~o /d=2/ /d/x=7~o /c=3:c", "/d/");
     check("/a=7:o /c=3:c", "/a=7~o /b=7~o /c=3:c", "//");
-    // One that had another content at a name.
+    // An inode with another content was at one of the names.
     check(before, "/a=7~o /d=2/ /d/b=7~o /c=7~o", "/a /c /d/b");
     check("/a=7:o /c=3:c", "/a=7~o /c=7~o", "/a /c");
     check(before, "/a=7:o /d=2/ /d/b=8:n /c=3:c", "/d/b");
@@ -85,7 +86,7 @@ fn what_does_not_differ_is_as_it_was() {
     let after = build(&place, "/a=3:a /d=2/ /d/b=7~b /d/c=7~b", 100);
     assert_ne!(before.inode, after.inode, "the times differ");
     assert_eq!(stored(&place, &before, &after, SECOND).root, before);
-    // Attributes alone change the change time.
+    // Changing only attributes changes the change time.
     let with = |mode: u32, mtime: Timestamp| {
         let file = InodeRecord { mtime, atime: mtime, ctime: mtime, ..record(3, mode, Body::Special) };
         let mut batch = place.batch();
