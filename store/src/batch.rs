@@ -444,6 +444,9 @@ pub struct ObjectWriter {
 
 impl ObjectWriter {
     /// Adds the object to `batch`, which must be the one that made this writer.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] for another batch.
     pub fn finish(self, batch: &mut Batch) -> Result<ObjectId> {
         if self.path.parent() != Some(&batch.dir) {
             return Err(StoreError::invalid("an object was finished in another batch than it was begun in"));

@@ -6,6 +6,8 @@ use crate::id::ObjectId;
 
 /// Reads a byte string from front to back. It allocates nothing itself, and every length is checked against
 /// what is left, so corrupt input cannot demand more memory than its size.
+///
+/// A read that needs more bytes than are left fails with [`StoreError::Corrupt`].
 #[derive(Clone, Debug)]
 pub struct Decoder<'a> {
     bytes: &'a [u8],

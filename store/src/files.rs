@@ -39,6 +39,9 @@ const PRIVATE_DIR: u32 = 0o700;
 
 /// A directory and the files in it, at any depth. Methods take full paths: the directory's own path, followed
 /// by the path below it.
+///
+/// A path outside the directory is `InvalidInput`. Methods that change something fail with
+/// `ReadOnlyFilesystem` if [`Files::reads_only`].
 #[derive(Clone, Debug)]
 pub struct Files(Arc<Inner>);
 

@@ -83,6 +83,7 @@ pub(crate) struct HostClaim {
 impl HostClaim {
     /// Claims the store.
     ///
+    /// # Errors
     /// [`StoreError::OtherHost`] when another machine has claimed the store.
     pub fn take(store: &Store) -> Result<HostClaim> {
         let path = store.layout().host_file();

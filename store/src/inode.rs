@@ -294,6 +294,9 @@ impl InodeRecord {
 
     /// Decodes a record. Corrupt input is an error, and uses no more memory than a small multiple of its
     /// size.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the bytes are not the encoding of a record.
     pub fn decode(decoder: &mut Decoder<'_>) -> Result<Self> {
         let RecordHead { flags, ino, mode, kind } = RecordHead::decode(decoder)?;
         let has = |bit| flags & bit != 0;

@@ -37,7 +37,8 @@ impl StoreLock {
     /// Waits until nobody holds the lock exclusively; after a second it logs who holds it.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] at once if the store does not wait ([`Store::set_waits`]).
+    /// [`StoreError::Locked`] at once if the store does not wait ([`Store::set_waits`]);
+    /// [`StoreError::OtherHost`] when another machine uses the store.
     pub fn shared(store: &Store) -> Result<StoreLock> {
         Self::wait(store, false)
     }
@@ -104,6 +105,10 @@ pub struct CollectionLock {
 
 impl CollectionLock {
     /// Takes the lock, or fails with [`StoreError::Locked`] naming the holder; never waits.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another collection runs, [`StoreError::OtherHost`] when another machine
+    /// uses the store.
     pub fn try_acquire(store: &Store) -> Result<CollectionLock> {
         let path = store.layout().collection_lock();
         let claim = HostClaim::take(store)?;
@@ -125,6 +130,10 @@ pub struct EnvLock {
 impl EnvLock {
     /// Takes an environment's lock, or fails with [`StoreError::Locked`] naming the holder; never waits.
     /// Makes the environment's directory if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process holds it, [`StoreError::OtherHost`] when another machine
+    /// uses the store.
     pub fn try_acquire(store: &Store, instance: &InstanceId) -> Result<EnvLock> {
         let dir = store.layout().env_dir(instance);
         let path = dir.join("lock");

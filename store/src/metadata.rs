@@ -210,6 +210,9 @@ impl Metadata {
     }
 
     /// Removes a record, durably. With it the environment is gone, even if other files of it remain.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when there is no record.
     pub fn delete(store: &Store, instance: &InstanceId) -> Result<()> {
         let path = Self::path(store, instance);
         match fail::point("metadata.delete").and_then(|()| store.files().remove(&path)) {

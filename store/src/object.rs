@@ -64,6 +64,9 @@ impl Objects {
     /// Opens the object for reading, without verifying its bytes. An absent object is asked of the supply. If
     /// the supply has none either, but the object was quarantined as damaged, the quarantined file is opened,
     /// so that verification can still read its sound parts.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when the object is in none of these places; also any error of the supply.
     pub fn open(&self, id: &ObjectId) -> Result<File> {
         let path = self.layout.object(id);
         match self.files.open_object(&path) {
@@ -128,6 +131,9 @@ impl Objects {
     }
 
     /// The object's length in bytes, also for a promised object.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when the object is neither present nor promised.
     pub fn size(&self, id: &ObjectId) -> Result<u64> {
         let path = self.layout.object(id);
         match path.symlink_metadata() {

@@ -14,9 +14,9 @@ const SHARE: usize = 64;
 /// waiters.
 const WAITING: usize = 8;
 
-/// Splits `items` into about one piece for each available processor, calls `work` with each piece on a thread
-/// of its own, and returns the results in the order of the pieces. With few items, `work` runs on the calling
-/// thread.
+/// Splits `items` into up to four pieces, at most one for each available processor, calls `work` with each
+/// piece on a thread of its own, and returns the results in the order of the pieces. With few items, `work`
+/// runs on the calling thread.
 pub fn in_pieces<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     on_threads(items, processors.min(THREADS).min(items.len() / SHARE), work)

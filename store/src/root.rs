@@ -47,6 +47,9 @@ impl Root {
     }
 
     /// Decodes a root.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the bytes are not the encoding of a root.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut decoder = Decoder::new("root", bytes);
         if decoder.array::<4>()? != *MAGIC {
@@ -70,6 +73,9 @@ impl Root {
     }
 
     /// Adds the root to `batch`.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] when the inode is not a directory numbered 1, or could not be decoded.
     pub fn write(&self, batch: &mut Batch) -> Result<ObjectId> {
         self.inode.check()?;
         if self.inode.ino != ROOT_INO || !matches!(self.inode.body, Body::Directory { .. }) {

@@ -138,6 +138,9 @@ impl Node {
 
 /// The trees of a store, with a cache of parsed objects whose size in bytes is bounded. Every object is
 /// verified when it is read from disk.
+///
+/// Methods that read fail with [`StoreError::Missing`] when an object is absent, and with
+/// [`StoreError::Corrupt`] when it is damaged or not of the kind expected.
 pub struct Trees {
     store: Arc<Store>,
     cache: Mutex<Cache>,

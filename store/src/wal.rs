@@ -133,6 +133,9 @@ impl Drop for WalEntry {
 ///
 /// Called at start. Does nothing while a collection runs (it holds the store's lock) or another host uses the
 /// store, because the next start does it, nor on a read-only file system.
+///
+/// # Errors
+/// When undoing an operation fails; its intent stays for the next start.
 pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
     if store.is_read_only() {
         return Ok(Vec::new());

@@ -99,6 +99,9 @@ impl BlockList {
     }
 
     /// Decodes a list; memory use is at most a small multiple of the encoded size.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the bytes are not the encoding of a list.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut decoder = Decoder::new("block list", bytes);
         if decoder.array::<4>()? != *MAGIC {

@@ -47,6 +47,9 @@ pub fn ingest(reader: &mut dyn Read, batch: &mut Batch) -> Result<FileContent> {
 /// Stores the first `size` bytes of `file`. `data` lists the ranges, as (offset, length) and sorted, that may
 /// hold anything but zeros. Only the blocks that these touch are read; bytes beyond the file's end read as
 /// zeros.
+///
+/// # Errors
+/// [`StoreError::Invalid`] when `size` is larger than [`FILE_MAX`].
 pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Batch) -> Result<FileContent> {
     if size > FILE_MAX {
         return Err(StoreError::invalid(format!("{size} bytes are more than a file can have")));

@@ -11,6 +11,9 @@ use crate::open::Store;
 
 /// Reads at `offset` until `buf` is full or the content ends; returns the number of bytes read. The bytes are
 /// not verified.
+///
+/// # Errors
+/// [`StoreError::Missing`] when an object is absent, [`StoreError::Corrupt`] when one is too short.
 pub fn read_at(store: &Store, content: &FileContent, offset: u64, buf: &mut [u8]) -> Result<usize> {
     read_extents(&|id| store.objects().open(id), content, offset, buf)
 }

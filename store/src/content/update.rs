@@ -17,6 +17,10 @@ use crate::id::ObjectId;
 ///
 /// The cost is that of the dirty blocks and the block list. The hash is the same as for any other way to the
 /// same bytes. The base's objects may be in the store or in `batch`.
+///
+/// # Errors
+/// [`StoreError::Invalid`] when `size` is larger than [`super::FILE_MAX`]; also when the base's bytes or its
+/// block list cannot be read.
 pub fn update(
     base: &FileContent,
     base_limit: u64,

@@ -26,6 +26,9 @@ hex_id!(
 );
 
 /// The hash of the changes from `old` to `new`; without `old`, of the whole tree. Reads only what differs.
+///
+/// # Errors
+/// When a tree cannot be read.
 pub fn identity_hash(trees: &Trees, old: Option<&Root>, new: &Root) -> Result<TarHash> {
     let mut hasher = blake3::Hasher::new();
     let partial = write_identity(trees, old, new, &Names::new(), &mut hasher)?;

@@ -95,6 +95,9 @@ pub struct Tree {
 impl Tree {
     /// Checks the bytes once: bounds, order, keys, and the head of each record. The rest of a record is
     /// checked by [`EntryRef::to_target`].
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when a check fails.
     pub fn parse(bytes: Vec<u8>) -> Result<Tree> {
         let mut decoder = Decoder::new("tree", &bytes);
         let (keys, count) = decode_header(&mut decoder, LEAF)?;
@@ -268,6 +271,9 @@ impl<'a> EntryRef<'a> {
     }
 
     /// What the name refers to, decoded.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the record cannot be decoded.
     pub fn to_target(&self) -> Result<Target> {
         let mut decoder = Decoder::new("tree", self.target);
         let target = match decoder.u8()? {

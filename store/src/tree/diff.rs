@@ -38,6 +38,9 @@ pub enum Change<'a> {
 /// A path counts as modified when anything but atime, ctime, inode number, link count or listing differs (for
 /// a file's content: its bytes, not where they are stored), or when it is one of several names in either root
 /// and refers to another inode than before (see [`Renumbered`]). A directory's times do not count.
+///
+/// # Errors
+/// When a tree cannot be read; also any error of `visit`.
 pub fn diff(
     trees: &Trees,
     old: Option<&Root>,
@@ -48,6 +51,9 @@ pub fn diff(
 }
 
 /// Like [`diff`], but a directory's modification time counts too.
+///
+/// # Errors
+/// Those of [`diff`].
 pub fn diff_with_times(
     trees: &Trees,
     old: Option<&Root>,

@@ -38,6 +38,9 @@ pub fn write_dir(batch: &mut Batch, entries: &mut dyn Iterator<Item = Entry>) ->
 
 /// Writes a link table of the inodes with several names, which must come in strictly increasing order of
 /// numbers; `None` if there are none.
+///
+/// # Errors
+/// As for [`write_dir`].
 pub fn write_links(
     batch: &mut Batch,
     inodes: &mut dyn Iterator<Item = InodeRecord>,

@@ -14,6 +14,10 @@ use super::{Chunk, Index, Keys, Node, Target, Tree, Trees, WrittenDir, expect_le
 /// Writes the listing `base` (`None`: empty) with `changes` applied: new targets by name, `None` to remove a
 /// name (which need not exist). The result is the same as that of [`super::write_dir`] for the same entries.
 /// Chunks that no change touches are reused unread, and unchanged records are copied without decoding.
+///
+/// # Errors
+/// [`StoreError::Invalid`](crate::StoreError::Invalid) when a changed entry cannot be encoded, or the listing
+/// becomes too large; also when `base` cannot be read.
 pub fn update_dir(
     trees: &Trees,
     batch: &mut Batch,
@@ -26,6 +30,9 @@ pub fn update_dir(
 }
 
 /// [`update_dir`] for a link table; `None` if no entry is left.
+///
+/// # Errors
+/// Those of [`update_dir`].
 pub fn update_links(
     trees: &Trees,
     batch: &mut Batch,

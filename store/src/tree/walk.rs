@@ -9,6 +9,9 @@ use super::{Keys, Target, Trees};
 
 /// Calls `visit` with each path (`/` for the root, else `/a/b`) and its inode, in the order of paths compared
 /// by component: parents before children. An inode with several names is visited once for each.
+///
+/// # Errors
+/// When a tree cannot be read; also any error of `visit`.
 pub fn walk(
     trees: &Trees,
     root: &Root,
