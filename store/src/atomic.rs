@@ -74,8 +74,7 @@ pub fn become_like(new: &File, old: &Metadata) -> io::Result<()> {
     new.set_permissions(Permissions::from_mode(old.mode() & 0o777))
 }
 
-/// Removes unfinished files of dead processes from a directory. The caller must know that nobody else writes
-/// there.
+/// Removes unfinished files of dead processes from a directory, to which nobody else may be writing.
 pub fn sweep_temporary(files: &Files, dir: &Path) -> Result<()> {
     for name in files.names(dir).at("list", dir)? {
         if name.as_encoded_bytes().starts_with(TEMP_PREFIX.as_bytes()) {

@@ -233,8 +233,7 @@ impl Batch {
         Ok(stats)
     }
 
-    /// Renames or links all staged objects into place; returns the counts and whether new directories were
-    /// made.
+    /// Renames or links all staged objects into place; returns the counts and whether it made directories.
     fn publish_all(&self, staged: &HashMap<ObjectId, Staged>) -> Result<(BatchStats, bool)> {
         // Sorted by directory, so that threads do not work in the same one.
         let mut staged: Vec<(&ObjectId, &Staged)> = staged.iter().collect();

@@ -8,8 +8,7 @@ use std::thread::Builder;
 /// can make a deeper tree.
 const STACK: usize = 512 << 20;
 
-/// Runs `walk` on a thread with a large stack and waits for it. The caller must not hold a lock that `walk`
-/// takes.
+/// Runs `walk` on a thread with a large stack and waits for it. The caller must hold no lock that it takes.
 ///
 /// # Errors
 /// When the thread cannot be started; then `walk` was not run.

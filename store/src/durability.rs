@@ -40,8 +40,7 @@ pub enum Doubt {
 /// The file system of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// Its type in the mount table, such as `ext4` or `fuse.bindfs`; `type 0x…` if the table does not have
-    /// it.
+    /// Its type in the mount table, such as `ext4` or `fuse.bindfs`; `type 0x…` if that has none.
     pub name: String,
     /// How files in it are made durable.
     pub barrier: Barrier,

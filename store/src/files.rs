@@ -65,8 +65,7 @@ pub struct Shared {
 }
 
 impl Files {
-    /// The files below `root`. Symbolic links in `root` are followed: the caller decides which directory it
-    /// is.
+    /// The files below `root`. Symbolic links in `root` itself are followed, since the caller chose it.
     pub fn at(root: &Path) -> io::Result<Files> {
         Files::open_root(root, false)
     }
@@ -142,8 +141,7 @@ impl Files {
         Ok(File::from(self.resolve(path, flags, Mode::from_raw_mode(mode))?))
     }
 
-    /// Makes an empty file at `path`, replacing any file there; a process that has the old file open keeps
-    /// it.
+    /// Makes an empty file at `path`, replacing any file there. Processes keep the old file if it is open.
     pub fn replace(&self, path: &Path) -> io::Result<File> {
         loop {
             match self.remove(path) {
@@ -189,8 +187,8 @@ impl Files {
         }
     }
 
-    /// Opens what is at a path (not a symbolic link) with `O_PATH`, which pins it but can neither read nor
-    /// write.
+    /// Opens what is at a path, unless it is a symbolic link, with `O_PATH`: it is pinned, but cannot be read
+    /// or written.
     pub fn hold(&self, path: &Path) -> io::Result<OwnedFd> {
         let held = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
         // With `O_PATH` and `O_NOFOLLOW` the kernel opens a symbolic link itself.
@@ -230,8 +228,7 @@ impl Files {
     pub(crate) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut paths: Vec<PathBuf> =
             self.names(dir).at("list", dir)?.iter().map(|name| dir.join(name)).collect();
-        // Compared as bytes: only the last component differs, and comparing by components takes ten times as
-        // long.
+        // As bytes: only the last component differs, and comparing by components takes ten times as long.
         paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
         Ok(paths)
     }

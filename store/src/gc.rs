@@ -126,8 +126,7 @@ fn next_time(store: &Store) -> Result<Timestamp> {
     }
 }
 
-/// The change time. Unlike the modification time it cannot be set, so an adopted file counts from its
-/// adoption.
+/// The change time: unlike the modification time it cannot be set, so an adopted file counts as new.
 fn change_time(metadata: &fs::Metadata) -> Timestamp {
     Timestamp { secs: metadata.ctime(), nanos: metadata.ctime_nsec() as u32 }
 }
@@ -179,8 +178,7 @@ fn mark(mut objects: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Resu
     for instance in &instances {
         let by = Rc::from(format!("the uncommitted changes of environment {instance}"));
         let upper = match (options.uppers)(instance) {
-            // The environment was destroyed, or is being made: then what it refers to is newer than the
-            // start.
+            // It was destroyed, or is being made: then what it refers to is newer than the start.
             Err(_) if !Metadata::path(store, instance).exists() => continue,
             other => other.map_err(|error| refuse(format!("reading {by} failed: {error}")))?,
         };

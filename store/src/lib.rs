@@ -1,16 +1,16 @@
 //! The store: what environments are made of, each thing stored once, under the hash of its bytes.
 //!
 //! ```text
-//! usage, gc, integrity          what is used, what goes, what is damaged
-//! import, layer                 from archives and images; a layer's record
-//! tar, wal, reach               streams; begun operations; all that roots refer to
-//! tree, root, metadata          directories as objects; one tree; the record of an environment
-//! inode, paths, quarantine      what a file is; which paths are meant; what was set aside
-//! content                       what a regular file holds
-//! batch, lock, pins, staging    objects written together; who works here; what stays meanwhile
-//! open                          the store itself
-//! object, layout, files         objects by their hash; where things lie; how they are opened and made
-//! id, codec, text, …            what knows nothing of a store
+//! usage, gc, integrity          disk usage; collection; verification and repair
+//! import, layer                 archives and images into trees; the records of layers
+//! tar, wal, reach               tar streams; operations in progress; everything that roots refer to
+//! tree, root, metadata          directories as objects; whole trees; the records of environments
+//! inode, paths, quarantine      attributes of files; chosen paths; damaged files set aside
+//! content                       the content of regular files
+//! batch, lock, pins, staging    writing objects together; locks; what gc must keep; dead batches
+//! open                          opening and creating a store
+//! object, layout, files         objects by their hash; paths in a store; opening and making its files
+//! id, codec, text, …            independent of a store
 //! ```
 //!
 //! A module uses those below it, and some beside it without a circle; never one above. Nothing here knows of

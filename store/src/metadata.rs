@@ -291,8 +291,7 @@ impl Metadata {
         Ok(true)
     }
 
-    /// Every layer that the record refers to, each with its role: the base, the head, the packages, or a
-    /// snapshot.
+    /// Every layer that the record refers to, with its role: base, head, packages, or a snapshot.
     pub fn layers(&self) -> Vec<(String, LayerHash, RecordId)> {
         let mut layers = vec![
             ("the base".to_owned(), self.base_layer, self.base_record),

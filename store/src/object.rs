@@ -104,8 +104,7 @@ impl Objects {
         self.files.list(self.layout.objects())
     }
 
-    /// The disk space in bytes that removing the object would free; 0 when it is absent or has another hard
-    /// link.
+    /// The disk space in bytes that removing the object frees; 0 if it is absent or has another hard link.
     pub fn on_disk(&self, id: &ObjectId) -> Result<u64> {
         let path = self.layout.object(id);
         match path.symlink_metadata() {

@@ -10,8 +10,7 @@ const THREADS: usize = 4;
 /// How many items justify another thread.
 const SHARE: usize = 64;
 
-/// Maximum number of threads for work that waits for the disk: file systems combine the writes of concurrent
-/// waiters.
+/// Maximum number of threads for work that waits for the disk: file systems combine concurrent writes.
 const WAITING: usize = 8;
 
 /// Splits `items` into up to four pieces, at most one for each available processor, calls `work` with each

@@ -1,7 +1,6 @@
 //! Pins: keep the trees that a live process serves from being collected.
 //!
-//! A mount pins the roots of its view. A pin ends with its process, so nothing needs to clean up after a
-//! crash.
+//! A mount pins the roots of its view. A pin ends with its process, so a crash leaves nothing to clean up.
 
 use serde::{Deserialize, Serialize};
 

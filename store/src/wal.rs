@@ -1,5 +1,4 @@
-//! Intents: records of operations with several steps, so that one that died halfway is cleaned up at the next
-//! start.
+//! Intents: records of operations with several steps. The next start cleans up after one that died halfway.
 //!
 //! Objects, layers and metadata each appear atomically, and an operation becomes visible by one last write
 //! (metadata). So a crash can only leave things that nothing refers to: objects and layers, which gc removes,
@@ -151,8 +150,7 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
         let Some(file) = found.dead else { continue };
         let content = match parsed {
             Ok(content) => content,
-            // What it concerned is unknown, so nothing is undone; a collection refuses to run until it is
-            // gone.
+            // What it concerned is unknown, so nothing is undone; collections refuse to run until it is gone.
             Err(error) => {
                 file.leave();
                 let path = found.path.display();

@@ -136,8 +136,7 @@ impl Archive {
         Ok(Archive { file: None, members, source: source.to_owned() })
     }
 
-    /// Copies the files of these layers to where they can be read; `input` is the surveyed archive, from its
-    /// start.
+    /// Copies the files of these layers to where they can be read; `input` is the surveyed archive again.
     pub fn unpack(&mut self, store: &Store, input: &mut dyn Read, layers: &[Layer]) -> Result<()> {
         let mut wanted = HashMap::new();
         for layer in layers {

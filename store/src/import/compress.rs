@@ -87,8 +87,7 @@ impl<R: BufRead> Read for Gzip<R> {
             if got > 0 || buf.is_empty() {
                 return Ok(got);
             }
-            // Checked before the member is dropped: an error then leaves the state unchanged for the next
-            // call.
+            // Checked before the member is dropped, so that an error leaves the state unchanged.
             match member.get_mut().fill_buf()?.first() {
                 None => return Ok(0),
                 Some(0) => return skip_zeros(member.get_mut()),

@@ -1,6 +1,5 @@
 //! Images as written by `skopeo copy … dir:PATH` and `podman save --format docker-dir`: the manifest beside
-//! its blobs, each named by the hex digits of its digest. They are read as a layout whose index has this one
-//! manifest.
+//! its blobs, each named by the hex digits of its digest. They are read as a layout with this one manifest.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;

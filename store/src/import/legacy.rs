@@ -1,6 +1,5 @@
 //! Images as `docker save` wrote them before version 1.10: a directory for each layer, with a configuration
-//! that names the layer below, and `repositories`, which names the top layer. There are no digests of the
-//! layers.
+//! that names the layer below, and `repositories`, which names the top layer. Layers have no digests.
 //!
 //! Format: Docker's image specification 1.0.
 

@@ -21,8 +21,7 @@ pub enum Mounts {
     TakeIn,
 }
 
-/// A mount. Identified by its device only on old kernels, because a bind mount of the same file system shares
-/// that.
+/// A mount. Not identified by device, except on old kernels: a bind mount of the same file system shares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MountId {
     Mount(u64),

@@ -209,8 +209,7 @@ fn mend_layer(store: &Store, id: &RecordId) -> Result<Option<Action>> {
     Ok(Some(Action::new(Deed::SetAside, name, &path, message)))
 }
 
-/// A record that cannot be mended stays in place: without it, everything the environment refers to would be
-/// garbage.
+/// A record that cannot be mended stays in place: without it, what the environment refers to is garbage.
 fn mend_environment(store: &Store, instance: &InstanceId) -> Result<Option<Action>> {
     let path = Metadata::path(store, instance);
     if Metadata::load(store, instance).is_ok() {

@@ -1,5 +1,4 @@
-//! The cases of docs/MANIFEST.md, "Chosen paths", on a directory of the host and on the tree imported from
-//! it.
+//! The cases of docs/MANIFEST.md, "Chosen paths", on a host directory and on the tree imported from it.
 
 use std::fs;
 use std::os::unix::fs::symlink;

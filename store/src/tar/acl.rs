@@ -34,8 +34,7 @@ pub(super) fn from_records(pax: &Pax, xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, n
     }
 }
 
-/// Adds the ACLs among these xattrs as text, with numeric users and groups. A value that is not an ACL is
-/// skipped.
+/// Adds the ACLs among these xattrs as text, with numeric users and groups. Skips values that are not ACLs.
 pub(super) fn to_records(xattrs: &Xattrs, records: &mut Records) {
     for (record, xattr) in KINDS {
         if let Some(text) = xattrs.get(xattr).and_then(text) {

@@ -78,8 +78,7 @@ pub(super) fn id(pax: Option<u64>, header: Option<i64>) -> Result<u32, &'static 
     .ok_or("its owner's or group's number is out of range")
 }
 
-/// The device's major and minor number, in 12 and 20 bits: a kernel would take larger numbers for another
-/// device.
+/// The device's major and minor number: 12 and 20 bits, since a kernel takes larger ones for another device.
 pub(super) fn device(pax: &Pax, header: &Header) -> Result<(u32, u32), &'static str> {
     const UNKNOWN: &str = "its device number is no number";
     let (major, minor) = header.device().ok_or(UNKNOWN)?;

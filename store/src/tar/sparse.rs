@@ -9,8 +9,8 @@ pub(super) const MAX_RANGES: usize = 1 << 20;
 /// (offset, length) of the stored ranges, sorted, none empty.
 pub(super) type Ranges = Vec<(u64, u64)>;
 
-/// Checks that the ranges ascend, do not overlap, lie within `size` and add up to `stored` bytes; drops empty
-/// ones.
+/// Checks that the ranges ascend, do not overlap, lie within `size` and add up to `stored` bytes. Drops empty
+/// ranges.
 pub(super) fn check(mut ranges: Ranges, size: u64, stored: u64) -> Result<Ranges, &'static str> {
     let (mut end, mut total) = (0u64, 0u64);
     for &(offset, length) in &ranges {

@@ -463,8 +463,7 @@ impl Index {
         self.chunks.partition_point(|chunk| *chunk.first <= *name).checked_sub(1)
     }
 
-    /// Checks that `leaf`, read as chunk `i`, matches the index: otherwise lookups and listings would
-    /// disagree.
+    /// Checks that `leaf`, read as chunk `i`, matches the index; otherwise lookups and listings would differ.
     pub fn check(&self, i: usize, leaf: &Tree) -> Result<()> {
         let chunk = &self.chunks[i];
         let last = leaf.entry(leaf.len() - 1).name;

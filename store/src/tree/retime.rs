@@ -29,8 +29,7 @@ pub struct Retimed {
 /// kind. Everything else keeps the modification time from `before`, and all its times if nothing of it
 /// differs. The change time is `now` wherever anything differs. Objects are added to `batch`.
 ///
-/// `after` must be stored. Both trees are from one environment's history, so a number means the same inode in
-/// both.
+/// `after` must be stored. Both trees are from one environment's history: a number means one inode in both.
 pub fn retime(
     trees: &Trees,
     batch: &mut Batch,

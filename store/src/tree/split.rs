@@ -123,8 +123,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Finishes the listing. `load` reads a reused chunk, in case the listing has become short enough for one
-    /// leaf.
+    /// Finishes the listing. `load` reads a reused chunk, if the listing is now short enough for one leaf.
     pub fn finish(
         mut self,
         batch: &mut Batch,
