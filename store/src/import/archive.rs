@@ -33,7 +33,7 @@ pub(super) fn take_in<R: Read>(
     source: &str,
 ) -> Result<R> {
     let reader = Reader::new(BufReader::with_capacity(256 << 10, input));
-    // Digests show whether a layer is complete; umoci's `insert` writes no end marker.
+    // A layer's digests show whether it is complete; umoci's `insert` writes no end marker.
     let reader = if below.is_some() { reader.unterminated() } else { reader };
     let mut members = Members { intake, builder, below, reader };
     while let Some(member) = members.reader.next_member().map_err(|error| broken(source, &error))? {
@@ -197,8 +197,8 @@ fn file_kind(kind: MemberKind) -> Option<FileKind> {
     })
 }
 
-/// Writes the ranges of a sparse member at their offsets into an unnamed file of the store. Runs of zeros
-/// become holes.
+/// Writes the ranges of a sparse member at their offsets into an unnamed file of the store. Pieces that
+/// are all zeros become holes.
 pub(super) fn spool(store: &Store, body: &mut dyn Read, ranges: &[(u64, u64)]) -> Result<File> {
     let dir = store.layout().staging();
     let file = tempfile::tempfile_in(&dir).at("create a file in", &dir)?;

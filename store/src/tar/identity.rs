@@ -1,7 +1,7 @@
 //! The identity tar: the deterministic stream whose blake3 is a layer's `tar_hash` (docs/STORE-FORMAT.md). It
 //! is hashed, but never stored.
 //!
-//! It has the entries of [`super::layer`], with little else:
+//! It has the entries of [`super::layer`], in a reduced form:
 //! - Modification times are 0.
 //! - The body of a regular file is its content hash, 64 hex digits. `KARAPACE.size` is the file's size in
 //!   bytes; `KARAPACE.extents` lists offset and length of its data, `0,65536,131072,5`, unless all of it is
