@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(fs::read(&new).unwrap(), b"two");
         write_file(&new, b"ours").unwrap();
         assert_eq!(mode("new"), 0o600);
-        // Another owner, where that can be tried.
+        // Another owner, if we may set one.
         if nix::unistd::geteuid().is_root() {
             fchown(File::open(&new).unwrap(), Some(1234), Some(4321)).unwrap();
             write_user_file(&new, b"three").unwrap();

@@ -20,9 +20,9 @@ const MAX_BYTES: u64 = 1 << 20;
 pub enum LayerKind {
     /// An image, with no parent.
     Base,
-    /// What resolving packages added.
+    /// The packages that a build installed.
     Dependency,
-    /// What the manifest's policy added.
+    /// Changes made by the manifest's policy.
     Policy,
     /// A commit.
     Snapshot,

@@ -38,8 +38,8 @@ pub struct EntryHeader<'a> {
 }
 
 impl EntryHeader<'_> {
-    /// The type flag of a kind. Tar has none for sockets: they pass for FIFOs, and the caller says what they
-    /// are in a record.
+    /// The type flag of a kind of file. Tar has none for sockets: they are written as FIFOs, and the caller
+    /// marks them by a record.
     pub fn type_flag(kind: FileKind) -> u8 {
         match kind {
             FileKind::Regular => flag::REGULAR,

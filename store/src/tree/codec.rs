@@ -218,7 +218,7 @@ fn decode_link(decoder: &mut Decoder<'_>) -> Result<(Ino, FileKind)> {
     Ok((decode_ino(decoder)?, kind))
 }
 
-/// One entry, in the bytes of its tree.
+/// One entry, borrowed from the bytes of its tree.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryRef<'a> {
     name: &'a [u8],

@@ -8,8 +8,8 @@ use crate::content::FileContent;
 use crate::inode::Body;
 use crate::paths::components;
 
-/// A tree as text: one word a path, `path=number:content` for a file (`path=number~content` for a name of a
-/// linked inode, `path=number/` for a directory).
+/// Builds a tree from text, one word for each path: `path=number:content` for a file, `path=number~content`
+/// for a name of a linked inode, `path=number/` for a directory.
 pub(super) fn build(place: &Place, text: &str, next_ino: Ino) -> Root {
     let mut batch = place.batch();
     let mut dirs: BTreeMap<Vec<u8>, (Ino, Listing)> = BTreeMap::new();
