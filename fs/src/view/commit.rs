@@ -1,14 +1,14 @@
-//! Commit: what is dirty becomes objects, trees and a root; the upper becomes empty.
+//! Commit: turns dirty inodes into objects, trees and a root, and empties the upper.
 //!
-//! 1. *Seal* (writers wait): copy the dirty inodes' metadata, mark their data files sealed.
-//! 2. *Build* (writers go on; who writes into a sealed file gets a private copy of it): store contents
-//!    without copying where possible, rewrite the changed directories bottom-up, make all of it durable.
+//! 1. *Seal* (writers wait): copies the metadata of dirty inodes and marks their data files as sealed.
+//! 2. *Build* (writers continue; writing to a sealed file makes a private copy first): stores contents,
+//!    without copying where possible, rewrites changed directories bottom-up, and makes everything durable.
 //! 3. *Publish*: the caller writes the layer record and the metadata.
-//! 4. *Finish* (writers wait): a checkpoint with the new head and with what changed since the seal, then the
-//!    same in memory.
+//! 4. *Finish* (writers wait): writes a checkpoint with the new head and the changes since the seal, then
+//!    updates the table in memory.
 //!
-//! A crash before the checkpoint leaves the upper as it was; a crash after it leaves data files that the next
-//! open sweeps.
+//! A crash before the checkpoint leaves the upper unchanged. A crash after it leaves data files that the next
+//! open removes.
 
 mod remaining;
 
@@ -35,34 +35,34 @@ use crate::view::node::{BlockBody, DirBody, FileBody, Meta, Node, NodeBody, reco
 use crate::view::table::{Forgotten, State, lower_tree};
 use remaining::{clean_since, rebased_dirs, remaining_items};
 
-/// A view as trees of the store, all of it durable.
+/// A view stored as trees; all of it is durable.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// What the upper lay over.
+    /// The lower view at the time of the seal.
     pub old: Arc<Root>,
-    /// The view as of the seal, but for contents that stayed in the upper.
+    /// The view at the time of the seal, except for contents that stayed in the upper.
     pub root: Root,
-    /// Its object.
+    /// The object of `root`.
     pub id: ObjectId,
 }
 
-/// What a view that was stored stands on from then on.
+/// What the view stands on after it was stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
-    /// The layer, and as root the tree that was stored, which the upper then lies over.
+    /// The layer, with the stored tree as its root; the upper is applied to that tree from then on.
     pub head: HeadRef,
-    /// Inodes that are new from now on get numbers from this one on, at the least.
+    /// New inodes get numbers no lower than this.
     pub next_ino: Ino,
 }
 
-/// Makes a stored view durable as a layer, and says on which layer the view stands then; `None`: nothing is
-/// to be done.
+/// Makes a stored view durable as a layer and returns the layer that the view then stands on. `None` cancels:
+/// the view stays as it was.
 pub type Publish<'a, E> = &'a mut dyn FnMut(&Stored) -> std::result::Result<Option<Published>, E>;
 
-/// Says of a path whether a file's uncommitted content there may stay in the upper.
+/// Whether the uncommitted content of the file at a path may stay in the upper.
 pub type Stays<'a> = &'a dyn Fn(&[u8]) -> bool;
 
-/// A dirty inode as of the seal.
+/// A dirty inode at the time of the seal.
 struct SealedNode {
     version: u32,
     meta: Meta,
@@ -79,7 +79,7 @@ enum SealedBody {
     Special,
 }
 
-/// The dirty part of a view as of one moment.
+/// The dirty part of a view at one moment.
 struct Seal {
     nodes: HashMap<Ino, SealedNode>,
     gone_links: BTreeSet<Ino>,
@@ -91,7 +91,7 @@ struct Seal {
     is_partial: bool,
 }
 
-/// What building stored: the lower form of each sealed inode.
+/// Result of the build: the lower form of each sealed inode.
 struct Built {
     bodies: HashMap<Ino, Body>,
     root: Root,
@@ -99,15 +99,16 @@ struct Built {
 }
 
 impl View {
-    /// Puts the view into the store as a tree, which the upper lies over from then on, emptied. `publish`
-    /// gets the trees and says, having made it durable, on which layer the view stands then; that need not be
-    /// a layer of this very tree. With `None` nothing was done.
+    /// Stores the view as a tree and empties the upper, which is applied to that tree from then on. `publish`
+    /// receives the tree, makes it durable as a layer, and returns the layer that the view then stands on;
+    /// that layer need not have this very tree. If it returns `None`, nothing has changed.
     ///
-    /// Where `stays` says so, the content of a changed file that has one name stays in the upper instead: the
-    /// tree has what was there before. Everything else that returned before the call is in the tree.
+    /// Where `stays` returns true, the content of a changed file with one name stays in the upper instead,
+    /// and the tree keeps what was there before. The tree includes every other operation that returned before
+    /// the call.
     ///
     /// # Errors
-    /// The view's own, and as they are those of `publish`; then the view is as it was before.
+    /// The view's own errors, and those of `publish` unchanged; the view is then as it was before.
     pub fn store<E: From<Error>>(
         &self,
         stays: Option<Stays<'_>>,
@@ -127,7 +128,7 @@ impl View {
         done
     }
 
-    /// After a commit that came to nothing: what the store does not share may be written again where it is.
+    /// After a commit without effect: data files that the store does not share may be written in place again.
     /// (On a full disk there is no room for private copies.)
     fn break_seal(&self, upper: &Upper, seal: &Seal) {
         let _gate = self.gate.write();
@@ -143,7 +144,7 @@ impl View {
         }
     }
 
-    /// The generation as of which the view equals its head, when it does: what `restore` wants to know.
+    /// The current generation, if the view equals its head; for [`View::restore`].
     pub fn clean_generation(&self) -> Result<Option<u64>> {
         let generation = self.stats().generation;
         let clean = self.diff()?.is_empty();
@@ -197,8 +198,8 @@ impl View {
         })
     }
 
-    /// The files that a seal leaves as they are in the upper. What the lower view has under their names is
-    /// theirs, or nothing: a tree without them has every inode at one place.
+    /// The files that a seal leaves in the upper. In the lower view their names hold the same inode or
+    /// nothing, so a tree without their changes still has every inode at one place.
     fn left_out(&self, state: &State, stays: Stays<'_>) -> Result<HashSet<Ino>> {
         let mut left = HashSet::new();
         for (ino, node) in state.dirty_nodes().filter(|(_, n)| !n.is_orphan() && !n.linked) {
@@ -275,7 +276,7 @@ impl View {
         Ok(Built { bodies, root, root_id })
     }
 
-    /// Gives the store the files of which all bytes are in the upper. The seal keeps them where they are.
+    /// Stores the files that are entirely in the upper. The seal keeps their data files unchanged meanwhile.
     fn store_whole(&self, upper: &Upper, seal: &Seal, batch: &mut Batch) -> Result<Vec<(Ino, Body)>> {
         let mut files: Vec<(Ino, PathBuf)> = Vec::new();
         for (ino, node) in &seal.nodes {
@@ -283,14 +284,14 @@ impl View {
                 files.push((*ino, upper.data.path(data)));
             }
         }
-        // As they were made, so that they are read in about the order in which they lie on the disk.
+        // In order of creation, so that reads follow roughly the order on disk.
         files.sort_unstable_by_key(|(ino, _)| *ino);
         let (inos, paths): (Vec<Ino>, Vec<PathBuf>) = files.into_iter().unzip();
         let contents = content::adopt_all(paths, batch)?;
         Ok(inos.into_iter().zip(contents.into_iter().map(Body::Regular)).collect())
     }
 
-    /// Gives the store the blocks that are in the upper.
+    /// Stores the blocks that are in the upper.
     fn store_blocks(
         &self,
         upper: &Upper,
@@ -298,7 +299,7 @@ impl View {
         size: u64,
         batch: &mut Batch,
     ) -> Result<FileContent> {
-        // A snapshot of a file that is known to be damaged would be one that cannot be read.
+        // A snapshot of a file that is known to be damaged could not be read.
         let needed = |block: u64| !b.dirty.contains(block) && block * content::BLOCK < b.limit;
         if let Some(damage) = self.content.damage_in(&b.base, &needed) {
             return Err(Error::Damaged(Box::new(damage)));
@@ -386,7 +387,7 @@ impl View {
     }
 }
 
-/// The sealed directories, each after all that lie below it.
+/// The sealed directories, children before their parents.
 fn deepest_first(seal: &Seal) -> Vec<Ino> {
     let mut depths: HashMap<Ino, u32> = HashMap::new();
     let dirs = seal.nodes.iter().filter(|(_, n)| matches!(n.body, SealedBody::Dir(_)));

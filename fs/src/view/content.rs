@@ -1,10 +1,10 @@
-//! Reading file content from the store: descriptors kept open, bytes verified the first time they are read.
+//! Reads file content from the store; caches open descriptors and verifies bytes when they are first read.
 //!
-//! Bytes that are not what they should be are never given out, and it is remembered which they are: of
-//! content that is known to be damaged nothing is committed.
+//! Damaged bytes are never returned. Damaged blocks are remembered, and content known to be damaged is not
+//! committed.
 //!
-//! A plain file is one object and is verified whole (at most 1 MiB); any other is verified by its 64 KiB
-//! blocks, so that nothing stalls. What was verified is remembered as long as the descriptor is kept.
+//! A plain file is one object of at most 1 MiB and is verified whole; any other content is verified in 64 KiB
+//! blocks, so that no read stalls. Verification results are kept as long as the descriptor.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -24,16 +24,16 @@ use parking_lot::Mutex;
 use crate::error::{Damage, Error, Result};
 use crate::upper::blocks::BlockSet;
 
-/// Object descriptors kept open.
+/// Number of object descriptors kept open.
 const OPEN_OBJECTS: usize = 512;
-/// Bytes that are read at once to verify a whole object.
+/// Bytes read at a time to verify a whole object.
 const VERIFIED_AT_ONCE: usize = 1 << 20;
-/// Block lists kept in memory.
+/// Number of block lists kept in memory.
 const BLOCK_LISTS: usize = 64;
 
 struct OpenObject {
     file: File,
-    /// The whole object has been hashed and is what its name says.
+    /// The whole object has been hashed, and the hash matches its name.
     verified: AtomicBool,
 }
 
@@ -50,12 +50,12 @@ pub(crate) struct ContentReader {
     known: Mutex<KnownDamage>,
 }
 
-/// Damage that was met.
+/// Damage found so far.
 #[derive(Default)]
 struct KnownDamage {
-    /// Blocks of contents, by the contents' hashes.
+    /// Damaged blocks by the content's hash and block number.
     blocks: HashMap<ObjectId, HashMap<u64, Damage>>,
-    /// Objects that the log has heard of.
+    /// Objects whose damage has been logged.
     told: HashSet<ObjectId>,
 }
 
@@ -73,12 +73,12 @@ impl ContentReader {
         }
     }
 
-    /// Whether the log is to hear of damage to this object: once.
+    /// Whether damage to this object has not been logged yet; true only once per object.
     pub fn is_news(&self, object: &ObjectId) -> bool {
         self.known.lock().told.insert(*object)
     }
 
-    /// Damage that was met in blocks of a content which `needed` names.
+    /// Known damage in a block of `content` for which `needed` returns true.
     pub fn damage_in(&self, content: &FileContent, needed: &dyn Fn(u64) -> bool) -> Option<Damage> {
         let known = self.known.lock();
         let (_, damage) = known.blocks.get(&content.hash)?.iter().find(|(block, _)| needed(**block))?;
@@ -88,8 +88,7 @@ impl ContentReader {
     /// Appends up to `size` bytes from `offset` to `buf`; stops at the end of the file.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when the store does not have these bytes any more; whose file they are is the
-    /// caller's to say.
+    /// [`Error::Damaged`] if the store no longer has these bytes. The caller adds the file's path.
     pub fn read(&self, content: &FileContent, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         if offset >= content.size || size == 0 {
             return Ok(());
@@ -107,16 +106,16 @@ impl ContentReader {
         read
     }
 
-    /// Whether the object that is read first of a content is open.
+    /// Whether the object with the content's first bytes is open.
     pub fn is_open(&self, content: &FileContent) -> bool {
         first_object(content).is_none_or(|(id, _)| self.objects.lock().contains(&id))
     }
 
-    /// Brings in what a read from the beginning needs: a plain content is verified, of any other the host
-    /// starts to read.
+    /// Prefetches what a read from the beginning needs: verifies a plain content; for any other, starts
+    /// readahead on the host.
     ///
     /// # Errors
-    /// When it cannot be read, or is not what it should be. That is remembered nowhere.
+    /// If the content cannot be read or its block list is invalid. The error is not remembered.
     pub fn read_ahead(&self, content: &FileContent, scratch: &mut Vec<u8>) -> Result<()> {
         let Some((id, offset)) = first_object(content) else { return Ok(()) };
         let object = self.object(&id)?;
@@ -163,8 +162,8 @@ impl ContentReader {
         Ok(())
     }
 
-    /// Fills `out` from `offset`; the caller has clamped it to the size. Reads whole extents' ranges at once
-    /// and verifies the blocks that nobody has verified yet.
+    /// Fills `out` from `offset`, which the caller has clamped to the size. Reads the range of each extent at
+    /// once, then verifies the blocks that are not verified yet.
     fn read_blocks(&self, content: &FileContent, offset: u64, out: &mut [u8]) -> Result<()> {
         let checked = self.list(content)?;
         let end = offset + out.len() as u64;
@@ -201,8 +200,8 @@ impl ContentReader {
         Ok(())
     }
 
-    /// The object that is all of a content which is verified by blocks, and holds nothing else, once every
-    /// block has been.
+    /// The object that makes up the whole content, and nothing else, after verifying every block. For
+    /// contents that are verified in blocks.
     pub fn whole_object(&self, content: &FileContent) -> Result<Option<File>> {
         let [extent] = content.extents[..] else { return Ok(None) };
         if (extent.offset, extent.object_offset, extent.length) != (0, 0, content.size) {
@@ -228,7 +227,7 @@ impl ContentReader {
         Ok(Some(object.file.try_clone()?))
     }
 
-    /// Reads bytes as they are; `out` is zeroed where no extent lies.
+    /// Reads bytes without verifying them. `out` must be zeroed: ranges without an extent are left alone.
     fn fill(&self, content: &FileContent, offset: u64, out: &mut [u8]) -> Result<()> {
         let end = offset + out.len() as u64;
         let first = content.extents.partition_point(|e| e.offset + e.length <= offset);
@@ -273,7 +272,7 @@ impl ContentReader {
         Error::Damaged(Box::new(damage))
     }
 
-    /// What it means that the store does not have an object as it should be.
+    /// Converts a store error about an object: missing and corrupt objects become [`Error::Damaged`].
     pub fn lost(&self, id: &ObjectId, error: StoreError) -> Error {
         match error {
             StoreError::Missing { .. } => self.damaged(id, &"it is not in the store"),
@@ -283,7 +282,7 @@ impl ContentReader {
     }
 }
 
-/// The object that holds the first bytes of a content, and where in it they are.
+/// The object that holds the first bytes of a content, and their offset in it.
 fn first_object(content: &FileContent) -> Option<(ObjectId, u64)> {
     if content.is_plain() {
         return (content.size > 0).then_some((content.hash, 0));

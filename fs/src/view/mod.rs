@@ -1,16 +1,15 @@
-//! The view: lower + upper merged, with the semantics of a Linux file system and no FUSE in sight.
+//! The view: lower and upper merged into one file system with Linux semantics, independent of FUSE.
 //!
-//! - `table`, `node`: the inode table, which holds what the kernel knows and what is dirty, and how items
-//!   change it.
-//! - `ops`: file operations, one file a family.
-//! - `content`: bytes of the store, verified when they are read first; `walk`: reading ahead.
-//! - `commit`: what is dirty goes into the store. `restore`, with `exchange` and `told`: the lower becomes
-//!   another one.
-//! - `diff`: what is uncommitted. `recover`: what an upper needs after a crash.
+//! - `table`, `node`: the inode table, which holds the inodes that the kernel knows and the dirty ones; items
+//!   are the only way to change it.
+//! - `ops`: file operations, one file per family.
+//! - `content`: reads bytes from the store and verifies them on first read; `walk`: read-ahead.
+//! - `commit`: moves dirty inodes into the store. `restore`, with `exchange` and `told`: replaces the lower.
+//! - `diff`: lists uncommitted changes. `recover`: repairs an upper after a crash.
 //!
-//! All of them are methods of [`View`], which is in here with what concerns the view as a whole: opening,
-//! closing, checkpoints. The table knows no operation, and operations know neither commit nor restore. The
-//! upper below is told items and nothing of the table.
+//! All of them are methods of [`View`]. This file defines it, with what concerns the view as a whole:
+//! opening, closing, checkpoints. The table knows no operation, and operations know neither commit nor
+//! restore. The upper receives items and knows nothing of the table.
 //!
 //! Lock order: `committing`, `gate`, `DataFile::lock`, `state`, the upper's journal, caches.
 
@@ -58,25 +57,25 @@ pub struct View {
     store: Arc<Store>,
     trees: Arc<Trees>,
     content: Arc<ContentReader>,
-    /// After `state`.
+    /// Locked after `state`.
     walks: Mutex<Walks>,
     state: RwLock<State>,
-    /// Shared while an operation changes something, exclusive while a commit seals and while a restore swaps.
+    /// Shared while an operation makes a change; exclusive during seal and swap.
     gate: Gate,
     /// One commit or restore at a time.
     committing: Mutex<()>,
     /// `None` in a snapshot view.
     upper: Option<Upper>,
     read_only: AtomicBool,
-    /// Most inodes were forgotten, and what the heap keeps for them is to go back to the system.
+    /// Set when most inodes have been forgotten: the heap memory they used should go back to the system.
     shrunk: AtomicBool,
     /// The environment's name, for messages.
     name: OnceLock<String>,
 }
 
 impl View {
-    /// Opens the upper at `upper` (made new on `head` when there is none) over its lower view. The upper
-    /// knows its own head: `head` only counts for a new one. The caller holds the environment's lock.
+    /// Opens the upper at `upper` over its lower view, or creates it on `head` if it does not exist. An
+    /// existing upper records its own head, and `head` is ignored. The caller holds the environment's lock.
     pub fn open(
         store: &Arc<Store>,
         trees: &Arc<Trees>,
@@ -129,7 +128,7 @@ impl View {
         }
     }
 
-    /// Objects of the store that are read by inodes without a name, which are open still.
+    /// Store objects that are still read through open inodes without a name.
     pub fn unnamed_objects(&self) -> Vec<ObjectId> {
         let state = self.state.read();
         let contents = state.nodes.values().filter(|n| n.is_orphan()).filter_map(|n| match n.file()? {
@@ -140,12 +139,12 @@ impl View {
         contents.flat_map(|content| content.objects()).collect()
     }
 
-    /// Gives the view a name for messages; the first one counts.
+    /// Sets the name used in messages; only the first call counts.
     pub fn set_name(&self, name: &str) {
         self.name.get_or_init(|| name.to_owned());
     }
 
-    /// Finds a name; counts one reference of the kernel.
+    /// Looks up a name and counts one kernel reference.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
         let mut state = self.state.write();
@@ -153,7 +152,7 @@ impl View {
         self.referenced(&mut state, ino)
     }
 
-    /// Counts a reference and gives the attributes.
+    /// Counts one kernel reference and returns the attributes.
     fn referenced(&self, state: &mut State, ino: Ino) -> Result<Attr> {
         self.settle_times(state, ino)?;
         let node = state.node_mut(ino)?;
@@ -161,12 +160,12 @@ impl View {
         Ok(node.attr(ino))
     }
 
-    /// How many references to an inode there are.
+    /// Number of references that the kernel holds to an inode.
     pub fn references(&self, ino: Ino) -> u64 {
         self.state.read().nodes.get(&ino).map_or(0, |node| node.lookups)
     }
 
-    /// Gives up references of the kernel.
+    /// Drops `n` kernel references.
     pub fn forget(&self, ino: Ino, n: u64) {
         let mut state = self.state.write();
         let forgotten = state.forget(ino, n);
@@ -176,40 +175,40 @@ impl View {
         }
     }
 
-    /// What was forgotten needs its data no more once the journal is durable. The caller holds the state
-    /// lock.
+    /// The data files of forgotten inodes can be removed once the journal is durable. The caller holds the
+    /// state lock.
     fn bury(&self, forgotten: Forgotten) {
         if let Some(upper) = self.upper.as_ref().filter(|_| !forgotten.data.is_empty()) {
             upper.bury(forgotten.data);
         }
     }
 
-    /// Whether most inodes were forgotten so that [`View::trim`] is to be called, from where nobody waits for
-    /// it: said once.
+    /// Whether most inodes were forgotten, so that [`View::trim`] should be called from a thread on which no
+    /// request waits. Returns true once per shrink.
     pub fn wants_trim(&self) -> bool {
         self.shrunk.load(Ordering::Relaxed) && self.shrunk.swap(false, Ordering::Relaxed)
     }
 
-    /// Gives the memory of forgotten inodes back to the system, and that of what was read for them.
+    /// Returns the memory of forgotten inodes, and of the trees read for them, to the system.
     pub fn trim(&self) {
         self.trees.clear_cache();
         crate::sys::trim_heap();
     }
 
-    /// Whether files were removed so that [`View::relieve`] is to be called, from where nobody waits for it:
-    /// said once.
+    /// Whether files were removed, so that [`View::relieve`] should be called from a thread on which no
+    /// request waits. Returns true once.
     pub fn wants_relief(&self) -> bool {
         self.upper.as_ref().is_some_and(Upper::wants_relief)
     }
 
-    /// Gives the room of removed files back to the host.
+    /// Returns the disk space of removed files to the host.
     pub fn relieve(&self) {
         if let Some(upper) = &self.upper {
             upper.relieve();
         }
     }
 
-    /// Does `work`, and once more when there was no room and the data of removed files gave some.
+    /// Runs `work`, and retries it once if the disk was full and removed files could be reclaimed.
     fn with_room<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
         match (work(), &self.upper) {
             (Err(error), Some(upper)) if is_full(&error) && upper.reclaim() => work(),
@@ -230,7 +229,7 @@ impl View {
         Ok(state.node(ino)?.attr(ino))
     }
 
-    /// Reads the modification time off the data file when a write has changed it.
+    /// Updates the modification time from the data file if a write has changed it.
     fn settle_times(&self, state: &mut State, ino: Ino) -> Result<()> {
         let node = state.node_mut(ino)?;
         if !node.stale_times {
@@ -238,8 +237,8 @@ impl View {
         }
         if let (Some(upper), Some(data)) = (&self.upper, node.file().and_then(FileBody::data)) {
             let mtime = upper.data.stat(data)?.mtime;
-            // The host's clock for files is coarser than ours: a write just after another change can seem to
-            // be before it.
+            // The host's file clock is coarser than ours: a write right after another change can appear to
+            // precede it.
             let floor = if mtime == node.meta.mtime { node.meta.ctime } else { just_after(node.meta.ctime) };
             node.meta.mtime = mtime;
             node.meta.ctime = floor.max(mtime);
@@ -256,11 +255,11 @@ impl View {
         }
     }
 
-    /// Figures of the host file system that holds the upper (of a snapshot: the store).
+    /// Statistics of the host file system that holds the upper, or the store for a snapshot view.
     pub fn statfs(&self) -> Result<StatFs> {
         let path = match &self.upper {
             Some(upper) => {
-                // What was removed counts as free.
+                // Removed files count as free space.
                 upper.reclaim();
                 upper.dir()
             }
@@ -284,29 +283,29 @@ impl View {
         self.read_only.load(Ordering::Acquire)
     }
 
-    /// Refuses or allows changes from now on; a snapshot view stays read-only.
+    /// Refuses or allows changes from now on. A snapshot view stays read-only.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only || self.upper.is_none(), Ordering::Release);
     }
 
-    /// Keeps what would change the view waiting until the hold is dropped, for a caller with several steps
-    /// between which nothing may change. One at a time: the caller has its environment's turn for commits and
+    /// Blocks changes to the view until the hold is dropped, for callers that take several steps between
+    /// which nothing may change. Only one hold at a time: the caller serializes its environment's commits and
     /// restores.
     pub fn hold(&self) -> Hold<'_> {
         self.gate.hold()
     }
 
-    /// A number above all that the view has given away.
+    /// Lower bound for unused inode numbers: above every number that the view has assigned.
     pub fn next_ino(&self) -> Ino {
         self.state.read().next_ino
     }
 
-    /// The layer the view stands on, and the tree that its changes lie over.
+    /// The layer the view stands on, with the tree that its changes are applied to.
     pub fn head(&self) -> HeadRef {
         self.state.read().head
     }
 
-    /// Figures for `status`.
+    /// Counters for `status`.
     pub fn stats(&self) -> ViewStats {
         let state = self.state.read();
         let mut stats = ViewStats {
@@ -325,7 +324,10 @@ impl View {
         stats
     }
 
-    /// The upper of a view that may be changed now.
+    /// The upper, if the view can be changed now.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] for a snapshot view and while changes are refused.
     fn writable(&self) -> Result<&Upper> {
         match &self.upper {
             Some(upper) if !self.is_read_only() => Ok(upper),
@@ -333,13 +335,14 @@ impl View {
         }
     }
 
-    /// Journals and applies the items of an operation, which fails on a full disk.
+    /// Journals and applies an operation's items. Fails on a full disk.
     fn change(&self, state: &mut State, items: Vec<Item>) -> Result<()> {
         self.change_in(state, items, Room::Ordinary)
     }
 
-    /// Journals and applies the items of an operation. What concerns only inodes without a name is not
-    /// journalled: a crash ends them, and a checkpoint since their removal does not know them.
+    /// Journals and applies an operation's items. Items that concern only inodes without a name are not
+    /// journalled: those inodes do not survive a crash, and a checkpoint written since their removal does not
+    /// know them.
     fn change_in(&self, state: &mut State, items: Vec<Item>, room: Room) -> Result<()> {
         let upper = self.writable()?;
         let lasts =
@@ -350,8 +353,8 @@ impl View {
         state.apply(items)
     }
 
-    /// Has the disk take what was written into committed files; writes a checkpoint when the journal has
-    /// grown long; gives room back that removed files hold. Called between operations.
+    /// Syncs data that was written into committed files, writes a checkpoint when the journal has grown long,
+    /// and frees the space of removed files. Called between operations.
     pub fn maintain(&self) -> Result<()> {
         self.sync_fresh();
         match &self.upper {
@@ -366,7 +369,7 @@ impl View {
         }
     }
 
-    /// Writes a checkpoint: the next open needs no replay.
+    /// Writes a checkpoint, so that the next open has nothing to replay.
     pub fn checkpoint(&self) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let _gate = self.gate.write();
@@ -383,8 +386,7 @@ impl View {
         stale.into_iter().try_for_each(|ino| self.settle_times(state, ino))
     }
 
-    /// Ends the use of the view: all data durable, and a last checkpoint. The view must not be used
-    /// afterwards.
+    /// Makes all data durable and writes a last checkpoint. The view must not be used afterwards.
     pub fn close(&self) -> Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|_| !self.is_read_only()) else { return Ok(()) };
         upper.data.drop_ahead();
@@ -399,7 +401,7 @@ impl View {
     }
 }
 
-/// The next time that can be told from this one.
+/// The smallest timestamp later than `time`.
 fn just_after(time: Timestamp) -> Timestamp {
     match time.nanos {
         999_999_999 => Timestamp { secs: time.secs.saturating_add(1), nanos: 0 },
@@ -407,7 +409,7 @@ fn just_after(time: Timestamp) -> Timestamp {
     }
 }
 
-/// Refuses what cannot be a name.
+/// Rejects strings that cannot be a file name.
 fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > NAME_MAX {
         return Err(Error::NameTooLong);

@@ -1,4 +1,4 @@
-//! The inode table's rows: what the view holds in memory of an inode.
+//! Entries of the inode table: what the view keeps in memory about an inode.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(crate) struct Meta {
     pub gid: u32,
     /// `dev_t` of a device node.
     pub rdev: u64,
-    /// Bytes; of a directory and a special file 0.
+    /// Size in bytes; 0 for directories and special files.
     pub size: u64,
     pub atime: Timestamp,
     pub mtime: Timestamp,
@@ -34,7 +34,7 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub fn kind(&self) -> FileKind {
-        // A mode that reaches the table has been decoded or built with a known type.
+        // Every mode in the table was decoded or built with a valid type.
         FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular)
     }
 
@@ -44,41 +44,41 @@ impl Meta {
     }
 }
 
-/// A directory: a lower listing with changes laid over it.
+/// A directory: a lower listing plus changes.
 #[derive(Debug, Default)]
 pub(crate) struct DirBody {
     /// The lower listing that `changes` applies to; `None` is an empty one.
     pub tree: Option<ObjectId>,
     /// Whether the lower listing holds linked inodes at or below it.
     pub links: bool,
-    /// Names that differ from the lower listing: `None` hides, `Some` is in the inode table and dirty.
+    /// Names that differ from the lower listing: `None` hides the name; `Some` is a dirty inode in the table.
     pub changes: BTreeMap<Box<[u8]>, Option<Ino>>,
 }
 
-/// A large file of which some blocks are rewritten.
+/// A large file of which some blocks have been rewritten.
 #[derive(Clone, Debug)]
 pub(crate) struct BlockBody {
-    /// The rewritten blocks, at their natural offsets; as long as the file.
+    /// Sparse file with the rewritten blocks at their file offsets; as long as the file.
     pub data: Arc<DataFile>,
     pub base: Arc<FileContent>,
-    /// Bytes of `base` that still count: the least size the file had since copy-up.
+    /// How many bytes of `base` are still valid: the smallest size the file had since copy-up.
     pub limit: u64,
     pub dirty: BlockSet,
-    /// Those of `dirty` that may not be on the disk yet. Each lies wholly below `limit`: where it is lost,
-    /// the base has it.
+    /// The blocks of `dirty` that may not be on disk yet. Each lies entirely below `limit`, so the base still
+    /// has its bytes if it is lost.
     pub fresh: BlockSet,
-    /// In which run of the kernel the data file was made, when it may not be on the disk yet: then the file
-    /// was never cut.
+    /// The boot in which the data file was created, while that file may not be on disk yet. If set, the file
+    /// was never truncated.
     pub fresh_since: Option<Boot>,
 }
 
 impl BlockBody {
-    /// Whether a sync would make anything of it safe.
+    /// Whether a sync would make anything durable.
     pub fn has_fresh(&self) -> bool {
         self.fresh_since.is_some() || !self.fresh.is_empty()
     }
 
-    /// Bytes that the file occupies, in the store and on the host.
+    /// Bytes that the file occupies, in the store and on the host together.
     pub fn occupied(&self) -> u64 {
         let below = |end: u64| end.min(self.limit);
         let of = |extent: Extent| below(extent.end()).saturating_sub(extent.offset);
@@ -86,7 +86,7 @@ impl BlockBody {
         let (mut replaced, mut runs) = (0, self.dirty.runs().into_iter().peekable());
         for extent in self.base.extents() {
             while runs.next_if(|(first, count)| (first + count) * BLOCK <= extent.offset).is_some() {}
-            // The last of them may reach into the next extent too.
+            // The last run may extend into the next extent.
             while let Some((first, count)) = runs.peek().copied().filter(|run| run.0 * BLOCK < extent.end()) {
                 let run =
                     (first * BLOCK).max(extent.offset)..below((first + count) * BLOCK).min(extent.end());
@@ -100,7 +100,7 @@ impl BlockBody {
         stored - replaced + self.data.allocated(self.dirty.len() * BLOCK)
     }
 
-    /// As a put of the inode has it; the file has `size` bytes.
+    /// The data state for a `Put` item; the file has `size` bytes.
     pub fn data_state(&self, size: u64) -> DataState {
         match self.fresh_since {
             None => self.safe_state(size),
@@ -110,12 +110,12 @@ impl BlockBody {
         }
     }
 
-    /// The same, once the data file is on the disk.
+    /// Like `data_state`, once the data file is on disk.
     pub fn safe_state(&self, size: u64) -> DataState {
         DataState::Blocks { generation: self.data.generation, size, limit: self.limit }
     }
 
-    /// The file was cut to `size` bytes: blocks beyond do not count.
+    /// Drops the blocks beyond `size` bytes after a truncation.
     pub fn cut_blocks(&mut self, size: u64) {
         let first = size.div_ceil(BLOCK);
         self.dirty.truncate(first);
@@ -123,12 +123,12 @@ impl BlockBody {
     }
 }
 
-/// Where the bytes of a regular file are.
+/// Where a regular file's bytes are stored.
 #[derive(Clone, Debug)]
 pub(crate) enum FileBody {
     /// In the store.
     Lower(Arc<FileContent>),
-    /// All in one data file of the upper.
+    /// All in one data file in the upper.
     Whole(Arc<DataFile>),
     /// Rewritten blocks in the upper, the others in the store.
     Blocks(Box<BlockBody>),
@@ -155,33 +155,33 @@ pub(crate) enum NodeBody {
 
 /// An inode in the table.
 ///
-/// Invariants: a dirty inode with a place has a dirty parent (so the dirty inodes form a tree from the root,
-/// and all are in memory); every target in a directory's `changes` is dirty; a linked inode has no place.
+/// Invariants: a dirty inode with a place has a dirty parent, so the dirty inodes form a tree from the root,
+/// entirely in memory; every inode in a directory's `changes` is dirty; a linked inode has no place.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub meta: Meta,
     pub xattrs: Xattrs,
     pub body: NodeBody,
-    /// The only name of an inode that has one name. `None` for the root, linked and removed inodes.
+    /// The name of an inode with exactly one name. `None` for the root, linked and removed inodes.
     pub place: Option<Place>,
-    /// It has, or had, several names: its record stands in the link table.
+    /// It has, or had, several names: its record is in the link table.
     pub linked: bool,
-    /// It differs from the lower view, or a directory above something that does.
+    /// It differs from the lower view, or is a directory above an inode that does.
     pub dirty: bool,
     /// A write(2) happened since `meta.mtime` was read off the data file.
     pub stale_times: bool,
-    /// The journal says since the last checkpoint that size and mtime are to be read off the data file.
+    /// A `Touched` item since the last checkpoint tells recovery to read size and mtime from the data file.
     pub touched: bool,
     /// Data was written since the last fsync.
     pub unsynced: bool,
-    /// The kernel may have pages that are mapped: it read some, or wrote some back. What only write(2) brings
-    /// is rarely mapped.
+    /// The kernel may have mapped pages of this file: it has read or written back pages. A file that only
+    /// gets write(2) is rarely mapped.
     pub mapped: AtomicBool,
-    /// References the kernel holds.
+    /// References held by the kernel.
     pub lookups: u64,
     /// Inodes in the table whose `place` is in this directory.
     pub children: u32,
-    /// Bumped at each change, so that a commit knows what changed since it sealed.
+    /// Incremented with each change, so that a commit can tell what changed since its seal.
     pub version: u32,
 }
 
@@ -228,7 +228,7 @@ impl Node {
         self.meta.kind()
     }
 
-    /// Removed, and only held by the kernel's references.
+    /// Removed; only kernel references keep it.
     pub fn is_orphan(&self) -> bool {
         self.meta.nlink == 0
     }
@@ -247,7 +247,7 @@ impl Node {
         }
     }
 
-    /// The data file of a file that has all its bytes in the upper.
+    /// The data file, if it holds all bytes of the file.
     pub fn whole(&self) -> Option<&Arc<DataFile>> {
         match self.file()? {
             FileBody::Whole(data) => Some(data),
@@ -255,17 +255,17 @@ impl Node {
         }
     }
 
-    /// Which data file it has.
+    /// Generation of the data file, if there is one.
     pub fn data_generation(&self) -> Option<u32> {
         Some(self.file()?.data()?.generation)
     }
 
     pub fn attr(&self, ino: Ino) -> Attr {
         let m = &self.meta;
-        // What a directory occupies is not measured: 4096 as ext4 shows for a small one.
+        // A directory's size is not measured; 4096 is what ext4 shows for a small one.
         let size = if m.kind() == FileKind::Directory { 4096 } else { m.size };
-        // In whole pages, as the host gives them to a file in the upper: a commit changes nothing that `du`
-        // says.
+        // Rounded to whole pages, as the host allocates them for a file in the upper, so that a commit does
+        // not change the output of `du`.
         let occupied = match &self.body {
             NodeBody::File(FileBody::Lower(content)) => stored_bytes(content),
             NodeBody::File(FileBody::Whole(data)) => data.allocated(m.size),
@@ -274,8 +274,8 @@ impl Node {
             _ => 0,
         };
         let mode = match m.kind() {
-            // Trees of older stores have links with the modes of archives; Linux gives one no other than
-            // this.
+            // Trees of older stores hold symlinks with the modes found in archives; on Linux a symlink is
+            // always 0777.
             FileKind::Symlink => FileKind::Symlink.to_mode() | 0o777,
             _ => m.mode,
         };
@@ -294,13 +294,13 @@ impl Node {
         }
     }
 
-    /// The record of a tree for this inode, with `body` in place of the bytes in the upper.
+    /// The inode's record for a tree, with `body` instead of the bytes in the upper.
     pub fn record_with(&self, ino: Ino, body: Body) -> InodeRecord {
         record_of(ino, &self.meta, self.xattrs.clone(), body)
     }
 }
 
-/// Bytes of the store that a content occupies, holes left out.
+/// Bytes that a content occupies in the store, without holes.
 fn stored_bytes(content: &FileContent) -> u64 {
     if content.is_plain() { content.size } else { content.extents().map(|e| e.length).sum() }
 }

@@ -1,10 +1,10 @@
-//! Restore: the lower view is exchanged for another one, under running processes.
+//! Restore: replaces the lower view under running processes.
 //!
-//! The two trees are compared by hash, and only what differs is touched. An inode whose content differs from
-//! what the kernel has of its number gets a fresh number, so that files that are open keep what they had, as
-//! if replaced by rename; one with several names gets it under all of them. A directory that both sides have
-//! at a path keeps the number that it has, where the restored tree leaves that free: who works in it, and
-//! what is mounted on it, stays.
+//! Compares the two trees by hash and touches only what differs. If an inode's content differs from what the
+//! kernel has under its number, it gets a fresh number, so that open files keep their old content, as after a
+//! rename over them; an inode with several names gets the number under all of them. A directory that both
+//! sides have at a path keeps its number if that number is free in the restored tree, so processes working in
+//! it, and mounts on it, stay.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -27,7 +27,7 @@ use crate::view::table::State;
 use crate::view::told::Telling;
 use karapace_store::deep::deep;
 
-/// What has to happen to the inode table, and what the kernel has to hear.
+/// Changes to make in the inode table, and invalidations to send to the kernel.
 struct Plan<'a> {
     view: &'a View,
     state: &'a mut State,
@@ -36,16 +36,16 @@ struct Plan<'a> {
     new_root: Arc<Root>,
     /// Inodes in the table that lose a name.
     detached: HashSet<Ino>,
-    /// Inodes in the table as the new view has them, with their place.
+    /// Inodes in the table, with their record and place in the new view.
     attached: HashMap<Ino, (InodeRecord, Option<Place>)>,
-    /// Places of the directories that were compared or came: a known inode in them may need them in the
+    /// Places of directories that were compared or added: a known inode in one of them may need it in the
     /// table.
     homes: HashMap<Ino, Place>,
-    /// Whether the new tree gets other numbers than it was stored with.
+    /// Whether inode numbers of the new tree differ from the stored ones.
     renumbered: bool,
-    /// Fresh numbers of linked inodes.
+    /// Fresh numbers of linked inodes, by their old numbers.
     relinked: HashMap<Ino, Ino>,
-    /// Those inodes, by the numbers that they had.
+    /// The keys of `relinked`.
     moved: Rc<HashSet<Ino>>,
     invalid: Vec<Invalidation>,
     telling: Telling,
@@ -58,9 +58,11 @@ struct Listed {
 }
 
 impl View {
-    /// Makes the view equal to `target`; durable on return. `generation` is the one as of which the view
-    /// equalled its head (see [`View::clean_generation`]): when something has changed since, nothing is done
-    /// and the error is [`Error::TryAgain`].
+    /// Makes the view equal to `target`; durable on return. `generation` comes from
+    /// [`View::clean_generation`].
+    ///
+    /// # Errors
+    /// [`Error::TryAgain`] if the view has changed since `generation`; nothing is done then.
     pub fn restore(&self, target: HeadRef, generation: u64) -> Result<Restored> {
         deep(|| self.exchange_lower(target, generation))?
     }
@@ -76,7 +78,7 @@ impl View {
         fail::point("restore.plan")?;
         let new_root = self.trees.root(&target.root)?;
         let old_root = state.root.clone();
-        // Numbers that the new tree has are not free, also when this view never gave them.
+        // Numbers in use by the new tree are taken, even if this view never assigned them.
         state.next_ino = state.next_ino.max(new_root.next_ino);
         let mut plan = Plan {
             view: self,
@@ -105,8 +107,8 @@ impl View {
         fail::passed("restore.release");
 
         let data = swap(&mut state, root, head, next_ino, detached, attached);
-        // It has happened: an error here concerns the inodes it was met at, and the kernel must hear of all
-        // others.
+        // The restore has taken effect. An error here affects only the inodes it occurred at; the kernel must
+        // be told about all others.
         if let Err(error) =
             self.load_parents(&mut state, &homes).and_then(|()| self.refresh_dirty(&mut state, &data))
         {
@@ -118,7 +120,7 @@ impl View {
         Ok(Restored { stale: invalid, told: telling.done() })
     }
 
-    /// Brings the directories into the table that inodes in the table have come to stand in.
+    /// Loads the new parent directories of inodes in the table.
     fn load_parents(&self, state: &mut State, homes: &HashMap<Ino, Place>) -> Result<()> {
         let missing = |state: &State| -> Vec<Ino> {
             let parents = state.nodes.values().filter_map(|n| n.place.as_ref().map(|p| p.parent));
@@ -140,8 +142,8 @@ impl View {
         Ok(())
     }
 
-    /// Dirty inodes that the comparison did not meet differ from the new view in times only: they are read
-    /// again.
+    /// Dirty inodes that the comparison did not visit differ from the new view only in their times: rereads
+    /// them.
     fn refresh_dirty(&self, state: &mut State, met: &[Reset]) -> Result<()> {
         for reset in met.iter().filter(|r| r.reread) {
             let Some(record) = self.record_at(state, reset.ino)? else { continue };
@@ -151,7 +153,7 @@ impl View {
         Ok(())
     }
 
-    /// The record in the lower view of an inode in the table, found by its place.
+    /// The lower view's record of an inode in the table, found through its place.
     fn record_at(&self, state: &State, ino: Ino) -> Result<Option<InodeRecord>> {
         if ino == ROOT_INO {
             return Ok(Some(state.root.inode.clone()));
@@ -187,11 +189,12 @@ impl Plan<'_> {
         Ok((root, id))
     }
 
-    /// A directory that both sides have, under the number `dir`. Its listing on the new side, renumbered.
+    /// Compares a directory that both sides have, under the number `dir`. Returns its new listing,
+    /// renumbered.
     ///
-    /// The store's walk over two trees leads its visitor downwards only; here what a directory becomes is
-    /// known when all that is below it is, and goes up into the listing above. So this shares with the walk
-    /// how differing names are found, and not the walk.
+    /// The store's tree walk passes values only downwards. Here a directory's result depends on everything
+    /// below it and is needed in the listing above, so this shares the comparison of names with the walk, but
+    /// not the walk itself.
     fn compare_dirs(&mut self, dir: Ino, old: &InodeRecord, new: &InodeRecord) -> Result<Listed> {
         let (old_tree, _) = old.listing();
         let (new_tree, links) = new.listing();
@@ -249,7 +252,7 @@ impl Plan<'_> {
         Ok(Listed { tree: written.tree, links: written.links })
     }
 
-    /// Notes what is to be told of a name.
+    /// Notes the events to raise for a name.
     fn tell(&mut self, place: &Place, old: Option<&Target>, new: Option<&Target>) -> Result<()> {
         let inode = |root: &Root, target: Option<&Target>| match target {
             Some(Target::Inode(record)) => Ok(Some(record.clone())),
@@ -261,7 +264,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// A directory that stays where it is, under the number that it has.
+    /// Handles a directory that stays at its place and keeps its number.
     fn both(&mut self, place: Place, old: &InodeRecord, mut new: InodeRecord) -> Result<Option<Target>> {
         let renumbered = new.ino != old.ino;
         if renumbered {
@@ -276,9 +279,9 @@ impl Plan<'_> {
         Ok(edited.then_some(Target::Inode(new)))
     }
 
-    /// An entry that the new view does not have: what of it is in the table may lose its place.
+    /// Handles an entry that the new view lacks: its inodes in the table may lose their place.
     fn removed(&mut self, old: Target) -> Result<()> {
-        // A linked inode is settled by the link table.
+        // The link table decides about linked inodes.
         let Target::Inode(record) = old else { return Ok(()) };
         if self.state.nodes.contains_key(&record.ino) {
             self.detached.insert(record.ino);
@@ -289,8 +292,8 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// An entry that the old view does not have. The entry to write instead when it, or something below, is
-    /// renumbered.
+    /// Handles an entry that the old view lacks. Returns the entry to write instead if it, or anything below
+    /// it, was renumbered.
     fn added(&mut self, place: Place, new: Target) -> Result<Option<Target>> {
         let mut record = match new {
             Target::Inode(record) => record,
@@ -327,8 +330,9 @@ impl Plan<'_> {
         Ok(edited.then_some(Target::Inode(record)))
     }
 
-    /// Whether two directories at one path, before and after, are to be one: they are, or the kernel may hold
-    /// the old one, whose number the new tree never gave away, and does not know the new one.
+    /// Whether two directories at the same path, before and after, become one: they have the same number; or
+    /// the new tree never assigned the old number, the kernel may hold the old directory, and it does not
+    /// know the new one.
     fn is_same_dir(&self, old: &InodeRecord, new: &InodeRecord) -> bool {
         let known = |ino| self.state.nodes.get(&ino).is_some_and(|node| !node.is_orphan());
         let takes_over = || old.ino >= self.new_root.next_ino && known(old.ino) && !known(new.ino);
@@ -336,8 +340,8 @@ impl Plan<'_> {
         dirs && (old.ino == new.ino || takes_over())
     }
 
-    /// Gives fresh numbers to the linked inodes of the new view whose number the kernel may hold with
-    /// something else.
+    /// Assigns fresh numbers to those linked inodes of the new view whose number the kernel may hold for
+    /// different content.
     fn relink(&mut self) -> Result<()> {
         if self.new_root.links.is_none() {
             return Ok(());
@@ -356,7 +360,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// The new view's link table with the fresh numbers.
+    /// Writes the new view's link table with the fresh numbers.
     fn write_links(&mut self, root: &Root) -> Result<Option<ObjectId>> {
         let mut changes = BTreeMap::new();
         for (ino, fresh) in &self.relinked {
@@ -370,14 +374,15 @@ impl Plan<'_> {
         Ok(update_links(&self.view.trees, &mut self.batch, root.links.as_ref(), &changes)?)
     }
 
-    /// Whether the kernel may hold something else under the record's number.
+    /// Whether the kernel may hold something different under the record's number.
     fn conflicts(&self, record: &InodeRecord) -> bool {
         let Some(node) = self.state.nodes.get(&record.ino) else { return false };
         if node.is_orphan() {
             return true;
         }
         match (&record.body, &node.body) {
-            // What the kernel holds below a directory that comes back elsewhere must be true there.
+            // What the kernel caches below a directory must still be true if the directory comes back
+            // elsewhere.
             (Body::Directory { tree, .. }, NodeBody::Dir(dir)) => *tree != dir.tree,
             (Body::Regular(new), NodeBody::File(FileBody::Lower(old))) => new.hash != old.hash,
             (Body::Symlink(new), NodeBody::Symlink(old)) => new != old,
@@ -388,7 +393,7 @@ impl Plan<'_> {
         }
     }
 
-    /// The table is to have the inode like this, if it has it at all.
+    /// If the inode is in the table, makes it match `record` and `place`.
     fn attach(&mut self, record: InodeRecord, place: Option<Place>) {
         let ino = record.ino;
         let Some(node) = self.state.nodes.get(&ino) else { return };
@@ -398,7 +403,7 @@ impl Plan<'_> {
         self.attached.insert(ino, (record, place));
     }
 
-    /// Linked inodes in the table as the new link table has them.
+    /// Updates linked inodes in the table from the new link table.
     fn refresh_linked(&mut self) -> Result<()> {
         let linked = self.state.nodes.iter().filter(|(ino, n)| n.linked || self.detached.contains(ino));
         let linked: Vec<Ino> = linked.map(|(ino, _)| *ino).collect();

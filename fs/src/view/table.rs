@@ -1,7 +1,7 @@
-//! The inode table and the one way in which it changes: by applying items.
+//! The inode table. Applying items is the only way to change it.
 //!
-//! An operation works out the items that state its result, has them journalled, and applies them; opening an
-//! upper applies the same items from disk. So what is recovered is what was there.
+//! An operation works out the items that describe its result, journals them, and applies them. Opening an
+//! upper applies the same items from disk, so recovery reproduces the state before the crash.
 
 mod items;
 pub(crate) mod listing;
@@ -26,44 +26,44 @@ use listing::Listing;
 
 pub(crate) use items::attr_item;
 
-/// Listings kept for directories being read.
+/// Number of directory listings cached.
 const LISTINGS: usize = 32;
 
-/// A table of fewer inodes is not worth making smaller.
+/// A table that never held this many inodes is not shrunk.
 const FEW: usize = 4096;
 
-/// What an entry of a directory names.
+/// What a directory entry refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub ino: Ino,
     pub kind: FileKind,
 }
 
-/// Everything of a view that changes, behind one lock.
+/// All mutable state of a view, behind one lock.
 pub(crate) struct State {
-    /// Boxed, for the table has room for up to twice as many as are in it.
+    /// Boxed because the map may have up to twice as many slots as entries.
     pub nodes: HashMap<Ino, Box<Node>>,
-    /// The dirty inodes, and some that were: so what concerns these alone does not look at all others.
+    /// The dirty inodes, and some that were dirty. Avoids scanning all inodes for the dirty ones.
     dirty: BTreeSet<Ino>,
-    /// The files with fresh blocks, and some that had.
+    /// Files with fresh blocks, and some that had them.
     pub fresh: BTreeSet<Ino>,
-    /// The most inodes that were in the table since it was last made smaller.
+    /// Highest number of inodes in the table since it was last shrunk.
     most: usize,
     /// The lower view.
     pub root: Arc<Root>,
     pub head: HeadRef,
     pub next_ino: Ino,
-    /// Linked inodes that are gone since the head, for the link table.
+    /// Linked inodes removed since the head; a commit removes them from the link table.
     pub gone_links: BTreeSet<Ino>,
-    /// Grows with every change.
+    /// Incremented with every change.
     pub generation: u64,
-    /// Data files of removed inodes that a running commit may still read; removed when it ends.
+    /// Data files of removed inodes that a running commit may still read; removed when the commit ends.
     pub deferred: Option<Vec<Arc<DataFile>>>,
     pub listings: LruCache<Ino, Arc<Listing>>,
 }
 
 impl State {
-    /// A table that holds the root only.
+    /// A table that holds only the root.
     pub fn new(root: Arc<Root>, head: HeadRef) -> State {
         let mut nodes = HashMap::new();
         nodes.insert(ROOT_INO, Box::new(Node::from_record(root.inode.clone(), None, false)));
@@ -90,13 +90,13 @@ impl State {
         self.nodes.get_mut(&ino).map(|node| &mut **node).ok_or(Error::Stale)
     }
 
-    /// The dirty inodes, by number.
+    /// The dirty inodes, ordered by number.
     pub fn dirty_nodes(&self) -> impl Iterator<Item = (Ino, &Node)> {
         let nodes = self.dirty.iter().filter_map(|ino| Some((*ino, &**self.nodes.get(ino)?)));
         nodes.filter(|(_, node)| node.dirty)
     }
 
-    /// After a checkpoint: the journal says of no inode that it is going to be written.
+    /// Called after a checkpoint, which empties the journal: no `Touched` item is in it any more.
     pub fn clear_touched(&mut self) {
         for ino in &self.dirty {
             if let Some(node) = self.nodes.get_mut(ino) {
@@ -105,13 +105,13 @@ impl State {
         }
     }
 
-    /// After inodes ceased to be dirty.
+    /// Called after inodes became clean.
     pub fn drop_clean(&mut self) {
         let nodes = &self.nodes;
         self.dirty.retain(|ino| nodes.get(ino).is_some_and(|node| node.dirty));
     }
 
-    /// A directory that still has its name.
+    /// The node of a directory that still has a name.
     pub fn live_dir(&self, ino: Ino) -> Result<&Node> {
         let node = self.node(ino)?;
         match &node.body {
@@ -121,7 +121,7 @@ impl State {
         }
     }
 
-    /// What `name` in the directory names; the inode need not be in the table.
+    /// Resolves `name` in the directory; the inode need not be in the table.
     pub fn entry(&self, trees: &Trees, dir: Ino, name: &[u8]) -> Result<Option<Named>> {
         let body = self.live_dir(dir)?.dir().ok_or(Error::NotDirectory)?;
         if let Some(change) = body.changes.get(name) {
@@ -137,7 +137,7 @@ impl State {
         }))
     }
 
-    /// Like `entry`, and brings the inode into the table.
+    /// Like `entry`, but also loads the inode into the table.
     pub fn load(&mut self, trees: &Trees, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let body = self.live_dir(dir)?.dir().ok_or(Error::NotDirectory)?;
         if let Some(change) = body.changes.get(name) {
@@ -150,7 +150,7 @@ impl State {
         }
     }
 
-    /// Puts the inode of a lower entry into the table unless it is there.
+    /// Inserts the inode of a lower entry unless it is already in the table.
     fn insert_lower(&mut self, trees: &Trees, dir: Ino, name: &[u8], target: Target) -> Result<Ino> {
         let (ino, record, linked) = match target {
             Target::Inode(record) => (record.ino, Some(record), false),
@@ -170,7 +170,7 @@ impl State {
         Ok(ino)
     }
 
-    /// Puts a node into the table and counts it with its parent.
+    /// Inserts a node and counts it in its parent's `children`.
     fn insert(&mut self, ino: Ino, node: Node) {
         if let Some(place) = &node.place
             && let Some(parent) = self.nodes.get_mut(&place.parent)
@@ -181,7 +181,7 @@ impl State {
         self.most = self.most.max(self.nodes.len());
     }
 
-    /// Makes the table smaller when most inodes that were in it are gone; whether they are.
+    /// Shrinks the table if most of the inodes it once held are gone. Returns whether it did.
     pub fn shrink(&mut self) -> bool {
         let shrinks = self.most >= FEW && self.nodes.len() < self.most / 2;
         if shrinks {
@@ -192,7 +192,7 @@ impl State {
         shrinks
     }
 
-    /// Gives up `n` of the kernel's references; drops what nobody needs any more. Returns data files to
+    /// Drops `n` kernel references and every inode that is no longer needed. Returns the data files to
     /// remove.
     pub fn forget(&mut self, ino: Ino, n: u64) -> Forgotten {
         let mut forgotten = Forgotten::default();
@@ -203,7 +203,7 @@ impl State {
         forgotten
     }
 
-    /// Drops `ino`, and then its parents, where neither the kernel nor a child nor a change holds them.
+    /// Drops `ino`, then its ancestors, as long as neither the kernel, a child nor a change holds them.
     pub fn release(&mut self, mut ino: Ino, forgotten: &mut Forgotten) {
         while ino != ROOT_INO {
             let Some(node) = self.nodes.get(&ino) else { return };
@@ -240,14 +240,14 @@ impl State {
         }
     }
 
-    /// A linked inode is gone. One that was made since the head is in no link table.
+    /// Notes that a linked inode is gone. An inode created since the head is in no link table.
     fn note_gone(&mut self, ino: Ino) {
         if ino < self.root.next_ino {
             self.gone_links.insert(ino);
         }
     }
 
-    /// A number that no inode of the view ever had.
+    /// Allocates a number that no inode of the view ever had.
     pub fn allocate(&mut self) -> Result<Ino> {
         let ino = self.next_ino;
         if ino > MAX_INO {
@@ -257,7 +257,7 @@ impl State {
         Ok(ino)
     }
 
-    /// After a replay: children are counted anew, since parents may have come after them.
+    /// Called after a replay: recounts children, because a child may have been inserted before its parent.
     pub fn recount_children(&mut self) {
         let parents: Vec<Ino> =
             self.nodes.values().filter_map(|n| n.place.as_ref().map(|p| p.parent)).collect();
@@ -269,7 +269,7 @@ impl State {
         }
     }
 
-    /// Where an inode of one name is, from the root on.
+    /// Path from the root of an inode that has one name.
     pub fn path_of(&self, ino: Ino) -> Result<Vec<u8>> {
         let (mut names, mut at) = (Vec::new(), ino);
         while let Some(place) = &self.node(at)?.place {
@@ -280,13 +280,13 @@ impl State {
         Ok(if path.is_empty() { b"/".to_vec() } else { path })
     }
 
-    /// The parent of a directory; the root is its own.
+    /// The parent of a directory. The root is its own parent.
     pub fn parent_of(&self, ino: Ino) -> Ino {
         self.nodes.get(&ino).and_then(|n| n.place.as_ref()).map_or(ROOT_INO, |p| p.parent)
     }
 }
 
-/// What forgetting inodes leaves to be done without the lock.
+/// Work left over from forgetting inodes, to be done without the lock.
 #[derive(Default)]
 pub(crate) struct Forgotten {
     pub data: Vec<Arc<DataFile>>,

@@ -1,9 +1,8 @@
-//! Reading ahead of a walk.
+//! Read-ahead for tree walks.
 //!
-//! Who goes through a tree (find, tar, cp -a, grep -r) takes the entries of each directory in the order of
-//! its listing. Once some were taken one after the other, those that come next are named here, for threads
-//! that nobody waits for to read them and verify them. What they cannot read is left to whoever really asks
-//! for it.
+//! Programs that walk a tree (find, tar, cp -a, grep -r) visit the entries of each directory in listing
+//! order. Once some entries have been used in sequence, this module selects the next ones, and background
+//! threads read and verify them. Errors are left to the request that needs the data.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -20,42 +19,42 @@ use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::State;
 use crate::view::table::listing::Listing;
 
-/// Entries that are under way, or read and not asked for yet, of one directory.
+/// Entries of one directory that are being read ahead, or were read and not used yet.
 const WINDOW: usize = 32;
-/// Bytes of files that are read ahead at once.
+/// Bytes of file content that are read ahead at a time.
 const MOST_BYTES: u64 = 8 << 20;
-/// So many entries one after the other make a walk.
+/// Number of entries used in sequence that makes a walk.
 const SURE: u32 = 3;
-/// Entries that may be left out between two that count as one after the other: the kernel may have them.
+/// Entries that may be skipped in a sequence: the kernel may have them cached.
 const MOST_SKIPPED: usize = 1;
-/// Entries of a listing that are looked at for those.
+/// Listing entries that are searched for skipped ones.
 const LOOKED_AT: usize = 512;
-/// Directories whose walks are remembered.
+/// Directories whose progress is remembered.
 const DIRECTORIES: usize = 64;
-/// What one thread reads without looking at what else there is to do.
+/// Items that one thread reads before it looks for other work.
 const AT_ONCE: usize = 8;
 
-/// What is read ahead of an entry.
+/// Kind of entry that is read ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Sort {
     File,
     Directory,
 }
 
-/// How far a walk has come in one directory, in positions of its listing.
+/// Progress of a walk in one directory, as positions in its listing.
 struct Progress {
-    /// After the last entry that was used.
+    /// Position after the last used entry.
     next: usize,
-    /// After the last entry that was named to be read.
+    /// Position after the last entry selected for read-ahead.
     named: usize,
-    /// Entries that were named and not used yet.
+    /// Entries selected but not used yet.
     waiting: usize,
 }
 
 /// The walks of a view.
 pub(super) struct Walks {
     directories: LruCache<(Ino, Sort), Progress>,
-    /// Files, and directories, that were used one after the other, up to [`SURE`].
+    /// Length of the current sequence, of files and of directories, up to [`SURE`].
     in_order: [u32; 2],
 }
 
@@ -66,7 +65,7 @@ impl Default for Walks {
     }
 }
 
-/// The entries of a listing that are of one sort; `is_one` gives None for what is not in the inode table.
+/// The entries of one sort in a listing; `is_one` returns None if the inode is not in the table.
 struct Entries<'a> {
     dir: Ino,
     sort: Sort,
@@ -75,7 +74,7 @@ struct Entries<'a> {
 }
 
 impl Walks {
-    /// Entry `at` is used; gives those to read ahead.
+    /// Records that entry `at` was used; returns the entries to read ahead.
     fn used(&mut self, entries: &Entries<'_>, at: usize) -> Vec<usize> {
         let key = (entries.dir, entries.sort);
         let start = || Progress { next: 0, named: 0, waiting: 0 };
@@ -106,8 +105,8 @@ impl Walks {
         progress.name_more(entries)
     }
 
-    /// A directory is listed from its beginning; gives the entries to read ahead when whoever lists it is on
-    /// a walk.
+    /// Records that a directory is listed from its beginning; returns the entries to read ahead if a walk is
+    /// in progress.
     fn begun(&mut self, entries: &Entries<'_>) -> Vec<usize> {
         let mut progress = Progress { next: 0, named: 0, waiting: 0 };
         let is_sure = self.in_order[entries.sort as usize] == SURE;
@@ -141,7 +140,7 @@ enum Wanted {
     Content(Arc<FileContent>),
 }
 
-/// What is to be read ahead of a walk.
+/// Trees and contents to read ahead of a walk.
 pub struct Ahead {
     trees: Arc<Trees>,
     content: Arc<ContentReader>,
@@ -149,7 +148,7 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Parts for several threads, what is needed first in the first.
+    /// Splits the work for several threads; the first part holds what is needed first.
     pub fn parts(self) -> impl Iterator<Item = Ahead> {
         let Ahead { trees, content, wanted } = self;
         let mut wanted = wanted.into_iter();
@@ -159,7 +158,7 @@ impl Ahead {
         })
     }
 
-    /// Reads it. Of what cannot be read nothing is said: whoever asks for it is told.
+    /// Reads everything. Errors are only logged at debug level: the request that needs the data reports them.
     pub fn read(self) {
         let mut scratch = Vec::new();
         for wanted in &self.wanted {
@@ -175,17 +174,17 @@ impl Ahead {
 }
 
 impl View {
-    /// To be called when a file is read from its beginning: what to read ahead of who reads it.
+    /// Call when a file is read from its beginning. Returns what to read ahead.
     pub fn ahead_of_read(&self, ino: Ino) -> Option<Ahead> {
         let state = self.state.read();
         let wanted = self.used(&state, ino, Sort::File).unwrap_or_default();
         self.ahead(wanted)
     }
 
-    /// To be called when a directory has been listed from its beginning: what to read ahead of who lists it.
+    /// Call when a directory has been listed from its beginning. Returns what to read ahead.
     pub fn ahead_of_listing(&self, ino: Ino) -> Option<Ahead> {
         let mut state = self.state.write();
-        // The listings above are in use, too, however many there are below them.
+        // The listings of the ancestors are in use too; keep them cached.
         let mut above = ino;
         while let Some(place) = state.nodes.get(&above).and_then(|node| node.place.as_ref()) {
             above = place.parent;
@@ -204,7 +203,7 @@ impl View {
         self.ahead(wanted)
     }
 
-    /// What comes after an inode in the listing that it is in; None where that is not known.
+    /// What follows an inode in its directory's listing; None if that is not known.
     fn used(&self, state: &State, ino: Ino, sort: Sort) -> Option<Vec<Wanted>> {
         let place = state.nodes.get(&ino)?.place.as_ref()?;
         let listing = state.listings.peek(&place.parent)?;
@@ -215,7 +214,7 @@ impl View {
         Some(named.into_iter().filter_map(|at| wanted_of(state, listing, at)).collect())
     }
 
-    /// Leaves out what has been read.
+    /// Drops what has been read already, and files beyond [`MOST_BYTES`].
     fn ahead(&self, mut wanted: Vec<Wanted>) -> Option<Ahead> {
         let mut bytes = 0;
         wanted.retain(|wanted| match wanted {
@@ -230,7 +229,7 @@ impl View {
     }
 }
 
-/// Whether an entry is of a sort, and something is read when it is used: not of an empty file. None when its
+/// Whether an entry is of this sort and using it reads anything, which an empty file does not. None if its
 /// inode is not in the table.
 fn is_one(state: &State, dir: Ino, listing: &Listing, sort: Sort, at: usize) -> Option<bool> {
     let entry = &listing.entries[at];
@@ -244,7 +243,7 @@ fn is_one(state: &State, dir: Ino, listing: &Listing, sort: Sort, at: usize) -> 
     }
 }
 
-/// What the store has of an entry.
+/// The entry's tree or content in the store.
 fn wanted_of(state: &State, listing: &Listing, at: usize) -> Option<Wanted> {
     let node: &Node = state.nodes.get(&listing.entries[at].ino)?;
     match &node.body {
@@ -280,7 +279,7 @@ mod tests {
         }
         assert_eq!(named, (6..100).step_by(2).collect::<Vec<_>>(), "each once");
         assert_eq!(most, WINDOW);
-        // The next directory is on the way.
+        // The first entries of the next directory are read ahead.
         let next = of(8, &is_one);
         assert_eq!(walks.begun(&next), (0..2 * WINDOW).step_by(2).collect::<Vec<_>>());
         assert!(walks.used(&next, 0).is_empty(), "enough is under way");
@@ -296,13 +295,13 @@ mod tests {
             let named = (1..200).flat_map(|i| walks.used(&entries, i * step % 100)).count();
             assert_eq!(named, 0, "in steps of {step}");
         }
-        // One that is left out does no harm, two do.
+        // Skipping one entry does not end a walk; skipping two does.
         for (step, expected) in [(2, true), (3, false)] {
             walks.begun(&entries);
             let named = (0..8).flat_map(|i| walks.used(&entries, i * step)).count();
             assert_eq!(named > 0, expected, "in steps of {step}");
         }
-        // Nor does reading the same file again.
+        // Reading the same file again is no walk either.
         walks.begun(&entries);
         assert_eq!((0..50).flat_map(|_| walks.used(&entries, 0)).count(), 0);
     }
@@ -314,7 +313,7 @@ mod tests {
         let entries = Entries { len: usize::MAX, ..of(7, &known) };
         let named = (0..5).flat_map(|at| walks.used(&entries, at)).collect::<Vec<_>>();
         assert_eq!(named, [3, 4, 5, 6, 7, 8, 9]);
-        // One file, and no other as far as the eye reaches.
+        // One file, and no other within the range that is searched.
         let none = |_| Some(false);
         assert!(walks.begun(&Entries { len: usize::MAX, ..of(8, &none) }).is_empty());
     }

@@ -1,4 +1,4 @@
-//! What is still dirty when a commit ends: what changed since the seal, or was left out of it.
+//! What is still dirty when a commit ends: changed since the seal, or left out of it.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,7 +11,7 @@ use crate::upper::record::{AttrItem, Item, NameState};
 use crate::view::node::DirBody;
 use crate::view::table::State;
 
-/// The inodes that are as they were sealed. A directory above something that is not stays dirty.
+/// The inodes unchanged since the seal. A directory above a changed inode stays dirty.
 pub(super) fn clean_since(state: &State, seal: &Seal) -> HashSet<Ino> {
     let same = |ino: &Ino, sealed: &SealedNode| {
         state.nodes.get(ino).is_some_and(|n| n.version == sealed.version && !n.is_orphan())
@@ -25,7 +25,7 @@ pub(super) fn clean_since(state: &State, seal: &Seal) -> HashSet<Ino> {
             continue;
         }
         let mut at = node.place.as_ref().map(|p| p.parent);
-        // One that is not among them, or not any more, has a turn of its own for what is above it.
+        // A parent that is not (or no longer) in the set is visited itself, and so are its ancestors.
         while let Some(parent) = at.filter(|parent| clean.remove(parent)) {
             at = state.nodes.get(&parent).and_then(|n| n.place.as_ref()).map(|p| p.parent);
         }
@@ -33,7 +33,7 @@ pub(super) fn clean_since(state: &State, seal: &Seal) -> HashSet<Ino> {
     clean
 }
 
-/// The sealed directories over their new lower listings, with what changed in them since the seal.
+/// The sealed directories on their new lower listings, with the changes made since the seal.
 pub(super) fn rebased_dirs(
     state: &State,
     seal: &Seal,
@@ -57,7 +57,7 @@ pub(super) fn rebased_dirs(
                     changes.insert(name.clone(), *change);
                 }
             }
-            // A name that was new at the seal and is gone now: the new listing has it.
+            // Names that were new at the seal and are gone now: the new listing has them, so hide them.
             let gone = old.changes.iter().filter(|(n, c)| c.is_some() && !now.changes.contains_key(*n));
             changes.extend(gone.map(|(name, _)| (name.clone(), None)));
         }
@@ -66,7 +66,7 @@ pub(super) fn rebased_dirs(
     dirs
 }
 
-/// The checkpoint for what is still dirty.
+/// The checkpoint items for what is still dirty.
 pub(super) fn remaining_items(
     state: &State,
     boot: Option<Boot>,
@@ -85,10 +85,10 @@ pub(super) fn remaining_items(
             Item::Gone { ino, .. } => !seal.gone_links.contains(ino),
             Item::Put(put) => !clean.contains(&put.record.ino),
             Item::Blocks { ino, .. } | Item::Fresh { ino, .. } => !clean.contains(ino),
-            // Those of sealed directories follow below.
+            // Names of sealed directories are added below.
             Item::Name { dir, .. } => !seal.nodes.contains_key(dir),
             Item::Next { .. } => true,
-            // No checkpoint has these; what one of them says of a clean inode is in the tree.
+            // A checkpoint has none of these. What they would say about a clean inode is already in the tree.
             Item::Attr(AttrItem { ino, .. })
             | Item::Xattr { ino, .. }
             | Item::Place { ino, .. }

@@ -1,4 +1,4 @@
-//! The table as items of journal and checkpoint, and what items change in it.
+//! Converts the table to journal and checkpoint items, and applies items to it.
 
 use karapace_store::inode::{Body, Ino};
 
@@ -11,7 +11,7 @@ use crate::upper::record::{AttrItem, DataState, Item, NameState, Place, PutItem,
 use crate::view::node::{BlockBody, FileBody, Meta, Node, NodeBody};
 
 impl State {
-    /// Puts every ancestor of `ino`, and the inode itself, among the dirty ones: the items that say so.
+    /// Adds the items that make `ino` and all its ancestors dirty, where they are not.
     pub fn dirty_chain(&self, ino: Ino, items: &mut Vec<Item>) -> Result<()> {
         let mut chain = Vec::new();
         let mut at = ino;
@@ -55,14 +55,15 @@ impl State {
         })
     }
 
-    /// What to journal once the data file of an inode and its name are synced, and with it these of its fresh
-    /// blocks.
+    /// Items to journal once an inode's data file and its name are synced, and with the file the fresh blocks
+    /// in `synced`.
     pub fn synced_items(&self, ino: Ino, synced: &BlockSet) -> Result<Vec<Item>> {
         let Some(FileBody::Blocks(b)) = self.node(ino)?.file() else { return Ok(Vec::new()) };
         if b.fresh_since.is_none() {
             return Ok(safe_blocks(ino, synced));
         }
-        // Who does not know the file of blocks that it was so far hears of all of them.
+        // The journal does not yet count this file of blocks as safe, so list all its safe blocks, not only
+        // `synced`.
         let (mut put, mut fresh, mut safe) = (self.put_item(ino)?, b.fresh.clone(), b.dirty.clone());
         put.data = b.safe_state(self.node(ino)?.meta.size);
         fresh.subtract(synced);
@@ -72,8 +73,8 @@ impl State {
         Ok(items)
     }
 
-    /// Applies items in order. They come from an operation that has checked them or from disk; what does not
-    /// fit the table is an error only there.
+    /// Applies items in order. An operation has checked its items beforehand, so only items read from disk
+    /// can fail to fit the table.
     pub fn apply(&mut self, items: Vec<Item>) -> Result<()> {
         self.generation += 1;
         for item in items {
@@ -156,7 +157,7 @@ impl State {
                         b.limit = b.limit.min(size);
                         b.cut_blocks(size);
                     }
-                    // Its data file is lost, and what lay behind the end of the base with it.
+                    // Its data file is lost, and with it everything beyond the end of the base.
                     NodeBody::File(FileBody::Lower(_)) => return Ok(()),
                     _ => {}
                 }
@@ -185,7 +186,8 @@ impl State {
     fn apply_put(&mut self, put: PutItem) -> Result<()> {
         let ino = put.record.ino;
         self.next_ino = self.next_ino.max(ino + 1);
-        // Several applications of the same block of facts keep the data file's identity (its lock and seal).
+        // Putting the same inode again keeps its data file object (with its lock and seal) if the generation
+        // is equal.
         let old_data = self.nodes.get(&ino).and_then(|n| n.file()).and_then(FileBody::data).cloned();
         let data_of = |generation: u32| match &old_data {
             Some(data) if data.generation == generation => data.clone(),
@@ -267,7 +269,7 @@ impl State {
     }
 
     /// The items that make up a checkpoint: every dirty inode that is not an orphan, parents before children.
-    /// `boot` is the run of the kernel in which blocks that are fresh were written.
+    /// `boot` is the kernel boot during which the fresh blocks were written.
     pub fn checkpoint_items(&self, boot: Option<Boot>) -> Result<Vec<Item>> {
         let mut items = vec![Item::Next { ino: self.next_ino }];
         items.extend(self.gone_links.iter().map(|ino| Item::Gone { ino: *ino, linked: true }));
@@ -285,7 +287,7 @@ impl State {
                 }));
             }
         }
-        // An orphan that the link table still has is as good as gone to who reads this.
+        // To a reader of the checkpoint, an orphan that is still in the link table is gone.
         let orphans = self.dirty_nodes().filter(|(_, n)| n.is_orphan() && n.linked);
         items.extend(orphans.map(|(ino, _)| Item::Gone { ino, linked: true }));
         for ino in &dirty {
@@ -299,7 +301,7 @@ impl State {
     }
 }
 
-/// A changed set of attributes as an item.
+/// The attributes of an inode as an item.
 pub(crate) fn attr_item(ino: Ino, meta: &Meta) -> Item {
     Item::Attr(AttrItem {
         ino,
