@@ -1,8 +1,9 @@
-//! What differs between the view and its head, without storing anything: a visitor of the store's walk over
-//! two trees, with what is dirty laid over the new one.
+//! Differences between the view and its head, computed without storing anything: a visitor of the store's
+//! walk over two trees, with the dirty inodes overlaid on the new one.
 //!
-//! The rules are those of the store's `diff` of two trees: a path counts when its content or metadata differ;
-//! times alone only of what is no directory. Directories that nothing below has changed are never opened.
+//! The rules are those of the store's `diff` of two trees: a path counts if its content or metadata differ; a
+//! difference in times alone counts only for non-directories. Directories without changes below them are
+//! never opened.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,10 +20,10 @@ use crate::view::View;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::State;
 
-/// What a name of the view leads to.
+/// What a name in the view resolves to.
 enum Found<'a> {
     Node(Ino, &'a Node),
-    /// `true`: one of several names.
+    /// `true`: the inode has several names.
     Record(InodeRecord, bool),
 }
 
@@ -49,20 +50,20 @@ impl Found<'_> {
     }
 }
 
-/// Says which paths differ.
+/// Collects the differing paths.
 struct Differ<'a> {
     view: &'a View,
     state: &'a State,
     old_root: &'a Root,
-    /// Changed inodes that are where they were, by directory.
+    /// Dirty inodes with one name, by parent directory.
     in_place: HashMap<Ino, Vec<(&'a [u8], Ino)>>,
     renumbered: Renumbered,
     out: Vec<DiffEntry>,
 }
 
 impl View {
-    /// Every path that differs from the tree below the upper, parents before children, siblings by the bytes
-    /// of their names.
+    /// Every path that differs from the tree below the upper: parents before children, siblings ordered by
+    /// the bytes of their names.
     pub fn diff(&self) -> Result<Vec<DiffEntry>> {
         self.compare_with(None)
     }
@@ -75,7 +76,7 @@ impl View {
     fn compare_with(&self, old_root: Option<&Root>) -> Result<Vec<DiffEntry>> {
         let state = self.state.read();
         let old_root = old_root.unwrap_or(&state.root);
-        // Linked inodes that changed: all their names count.
+        // If a linked inode changed, all its names differ.
         let mut linked = changed_links(&self.trees, old_root, &state.root)?;
         let mut differ = Differ {
             view: self,
@@ -103,7 +104,7 @@ impl View {
 }
 
 impl Visitor for Differ<'_> {
-    /// Of an inode in the table.
+    /// The number of an inode in the table.
     type Over = Ino;
     type Error = Error;
 
@@ -155,7 +156,8 @@ impl<'a> Differ<'a> {
         self.out.push(DiffEntry { kind, path: path.to_vec() });
     }
 
-    /// One path that both sides have, as one kind; `linked`: it was one of several names.
+    /// Compares a path that both sides have with the same kind of inode. `linked`: the old inode had several
+    /// names.
     fn pair(&mut self, path: &[u8], old: &InodeRecord, linked: bool, new: &Found<'_>) -> Result<()> {
         let relinked = (linked || new.is_linked())
             && !{
@@ -168,7 +170,7 @@ impl<'a> Differ<'a> {
         Ok(())
     }
 
-    /// What is below a path, where one side at least is a directory.
+    /// The listings below a path; `None` if neither side is a directory.
     fn below(&self, old: Option<&InodeRecord>, new: Option<&Found<'_>>) -> Result<Option<Below<Ino>>> {
         let (old, old_links) = old.map_or((None, false), InodeRecord::listing);
         let mut names = BTreeMap::new();
@@ -190,7 +192,7 @@ impl<'a> Differ<'a> {
         Ok(is_any.then_some(Below { old, new, links: links || old_links, over }))
     }
 
-    /// The record for an entry of a listing of `root`.
+    /// The inode record of an entry in a listing of `root`.
     fn resolve(&self, root: &Root, target: Target) -> Result<InodeRecord> {
         match target {
             Target::Inode(record) => Ok(record),
@@ -202,7 +204,7 @@ impl<'a> Differ<'a> {
         }
     }
 
-    /// What a name of the view leads to.
+    /// What a name in the view resolves to.
     fn find(&self, new: New<Ino>) -> Result<Found<'a>> {
         let state = self.state;
         let target = match new {
@@ -219,7 +221,7 @@ impl<'a> Differ<'a> {
         })
     }
 
-    /// Whether two things of one kind are the same; of directories only the metadata.
+    /// Whether two inodes of the same kind are equal; for directories compares only the metadata.
     fn same(&self, old: &InodeRecord, new: &Found<'_>) -> Result<bool> {
         let (ino, node) = match new {
             Found::Record(new, _) => return Ok(!differs(old, new)),
@@ -241,7 +243,7 @@ impl<'a> Differ<'a> {
                 Ok(a.hash == b.hash && a.size == b.size)
             }
             (Body::Regular(a), NodeBody::File(_)) => {
-                // Rewritten with the time set back: only the bytes tell.
+                // The file was rewritten and its mtime set back, so only the bytes can tell.
                 if a.size != m.size {
                     return Ok(false);
                 }

@@ -1,4 +1,4 @@
-//! The moment of a restore at which the inode table comes to stand on another lower view.
+//! The step of a restore that moves the inode table to another lower view.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use crate::upper::record::Place;
 use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::{Forgotten, State};
 
-/// An inode that was dirty and is not any more.
+/// An inode that was dirty and is now clean.
 pub(super) struct Reset {
     pub ino: Ino,
-    /// Its data file, of no use now.
+    /// Its data file, no longer needed.
     pub file: Option<Arc<DataFile>>,
-    /// Whether the comparison has not said what it is now.
+    /// Whether the comparison did not visit it, so that its record must be reread.
     pub reread: bool,
 }
 
-/// Puts the new lower view under the table.
+/// Replaces the lower view under the table. Returns the inodes that were dirty.
 pub(super) fn swap(
     state: &mut State,
     root: Root,
@@ -35,7 +35,7 @@ pub(super) fn swap(
         let file = node.file().and_then(FileBody::data).cloned();
         let gone = detached.contains(ino) && !attached.contains_key(ino);
         if gone {
-            // Still open somewhere: it keeps its bytes until the kernel forgets it.
+            // May still be open: it keeps its bytes until the kernel forgets it.
             continue;
         }
         node.dirty = false;
@@ -61,7 +61,7 @@ pub(super) fn swap(
     resets
 }
 
-/// Drops what nobody holds any more. The data of what is given back is nobody's.
+/// Drops inodes without references or children. Returns the data files that become unused.
 pub(super) fn drop_idle(state: &mut State) -> Forgotten {
     let mut forgotten = Forgotten::default();
     let idle = state.nodes.iter().filter(|(_, n)| n.lookups == 0 && n.children == 0);
@@ -72,7 +72,7 @@ pub(super) fn drop_idle(state: &mut State) -> Forgotten {
     forgotten
 }
 
-/// Makes a node of the table what the record says, and keeps who holds it.
+/// Replaces a node's contents with the record; keeps its references.
 pub(super) fn refresh(state: &mut State, record: InodeRecord, place: Option<Place>, linked: bool) {
     let ino = record.ino;
     let Some(old) = state.nodes.remove(&ino) else { return };
@@ -86,7 +86,7 @@ pub(super) fn refresh(state: &mut State, record: InodeRecord, place: Option<Plac
 }
 
 impl Node {
-    /// Whether the kernel would see another inode after the node became what the record says.
+    /// Whether the kernel would see a difference if the node took on the record's state.
     pub(super) fn record_differs(&self, record: &InodeRecord) -> bool {
         let same_body = match (&record.body, &self.body) {
             (Body::Directory { tree, .. }, NodeBody::Dir(d)) => *tree == d.tree && d.changes.is_empty(),

@@ -1,29 +1,29 @@
-//! Who may change a view: many operations at a time, or one commit or restore; and no operation while the
-//! gate is held.
+//! Controls who may change a view: many operations at a time, or one commit or restore. While the gate is
+//! held, operations wait in front of it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// How long an operation waits at a held gate. Whoever holds it may itself wait for a request that this
+/// How long an operation waits at a held gate. The holder may itself be waiting for a request that this
 /// thread would answer, so the wait must end.
 const HELD_AT_MOST: Duration = Duration::from_secs(5);
 
-/// Operations take it shared, what needs the view to stand still takes it exclusive.
+/// Operations take it shared; steps during which the view must not change take it exclusive.
 ///
-/// Exclusive is for one step. [`Gate::hold`] keeps operations out over several steps, each of which may take
-/// the gate exclusive.
+/// Exclusive access covers one step. [`Gate::hold`] keeps operations out over several steps, each of which
+/// may take the gate exclusively.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     lock: RwLock<()>,
-    /// The same as `held`, to be read without a lock.
+    /// Copy of `held` that can be read without the lock.
     is_held: AtomicBool,
     held: Mutex<bool>,
     opened: Condvar,
 }
 
-/// Keeps operations that change the view waiting until it is dropped.
+/// Makes operations that change the view wait until it is dropped.
 #[derive(Debug)]
 #[must_use = "the gate opens when it is dropped"]
 pub struct Hold<'a> {
@@ -31,7 +31,7 @@ pub struct Hold<'a> {
 }
 
 impl Gate {
-    /// For an operation that changes something.
+    /// Shared access, for an operation that makes a change. Waits at most [`HELD_AT_MOST`] at a held gate.
     pub fn read(&self) -> RwLockReadGuard<'_, ()> {
         if self.is_held.load(Ordering::Acquire) {
             self.wait();
@@ -39,18 +39,18 @@ impl Gate {
         self.lock.read()
     }
 
-    /// As [`Gate::read`], for what can as well be left undone.
+    /// Like [`Gate::read`], but returns `None` instead of waiting; for work that can be skipped.
     pub fn try_read(&self) -> Option<RwLockReadGuard<'_, ()>> {
         if self.is_held.load(Ordering::Acquire) { None } else { self.lock.try_read() }
     }
 
-    /// For a step during which no operation changes anything.
+    /// Exclusive access, for a step during which no operation may change anything.
     pub fn write(&self) -> RwLockWriteGuard<'_, ()> {
         self.lock.write()
     }
 
-    /// Keeps new operations out. Those that have begun are not waited for. One holds at a time: the caller
-    /// has the `committing` turn of its environment.
+    /// Keeps new operations out, without waiting for those in progress. Only one hold at a time: the caller
+    /// serializes its environment's commits and restores.
     pub fn hold(&self) -> Hold<'_> {
         let was_held = std::mem::replace(&mut *self.held.lock(), true);
         debug_assert!(!was_held, "two hold the gate");
@@ -91,7 +91,7 @@ mod tests {
             });
             assert!(changed.recv_timeout(Duration::from_millis(50)).is_err());
             assert!(gate.try_read().is_none());
-            // Each step of who holds it takes it.
+            // The holder may take the gate for each of its steps.
             drop(gate.write());
             drop(hold);
             changed.recv_timeout(Duration::from_secs(10)).unwrap();

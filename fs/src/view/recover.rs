@@ -1,5 +1,5 @@
-//! What opening an upper does after its records have been applied: a process that was killed, or a power
-//! loss, left it as it is.
+//! Repairs an upper on open, after its records have been applied: it may be left from a killed process or a
+//! power loss.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -16,8 +16,8 @@ use crate::view::node::{FileBody, Node, NodeBody};
 use crate::view::table::Forgotten;
 
 impl View {
-    /// After a replay: drops what was only held open, reads sizes and times off the data files where the
-    /// journal says so, removes data files that nothing refers to.
+    /// Runs after a replay: drops inodes that were only held open, reads sizes and times from data files
+    /// where the journal says so, and removes data files that nothing refers to.
     pub(super) fn recover(&self) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let mut state = self.state.write();
@@ -30,8 +30,8 @@ impl View {
             drop_lost_file(upper, node)?;
             let Some(data) = node.file().and_then(FileBody::data).cloned() else { continue };
             known.insert((data.ino, data.generation));
-            // Nobody knows any more what was synced. Where a power loss took bytes, the checkpoint's size is
-            // not the file's.
+            // What was synced is no longer known. After a power loss the data file may be shorter than the
+            // checkpoint says.
             node.unsynced = true;
             if node.touched || upper.data.stat(&data).map_or(true, |stat| stat.size != node.meta.size) {
                 self.recover_touched(upper, node, &data)?;
@@ -43,7 +43,7 @@ impl View {
             return Ok(());
         }
         self.sync_fresh();
-        // The records after which nobody needs what is swept.
+        // Syncs the records that make the swept files unneeded.
         upper.sync()?;
         let swept = upper.data.sweep(&|ino, generation| known.contains(&(ino, generation)))?;
         if swept > 0 {
@@ -53,13 +53,13 @@ impl View {
         Ok(())
     }
 
-    /// Size and mtime of a file that was written since the checkpoint, read off its data file.
+    /// Updates size and mtime from the data file, for a file written since the checkpoint.
     fn recover_touched(&self, upper: &Upper, node: &mut Node, data: &DataFile) -> Result<()> {
         let stat = match upper.data.stat(data) {
             Err(Error::Host { source, .. })
                 if source.kind() == ErrorKind::NotFound && node.whole().is_some() =>
             {
-                // A power loss took a new file that was never synced; its record was luckier.
+                // A power loss took a new file that was never synced, but not its journal record.
                 tracing::warn!("inode {} was never synced and has lost its content", data.ino);
                 node.meta.size = 0;
                 if !self.is_read_only() {
@@ -73,7 +73,7 @@ impl View {
         node.meta.mtime = stat.mtime;
         node.meta.ctime = node.meta.ctime.max(stat.mtime);
         if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
-            // Cut, and killed before the journal could say so.
+            // The file was truncated, and the process killed before it could journal that.
             b.limit = b.limit.min(stat.size);
             b.cut_blocks(stat.size);
         }
@@ -81,8 +81,8 @@ impl View {
     }
 }
 
-/// A data file that was perhaps not on the disk, and is not there as it was made: the disk was gone in
-/// between, or the kernel would have it. The base has all that was committed.
+/// Falls back to the base if a fresh data file is missing or shorter than `limit`. In the same boot that can
+/// only happen if the disk was detached in between; the base has all committed content.
 fn drop_lost_file(upper: &Upper, node: &mut Node) -> Result<()> {
     let NodeBody::File(FileBody::Blocks(b)) = &node.body else { return Ok(()) };
     if b.fresh_since.is_none() {
@@ -103,14 +103,14 @@ fn drop_lost_file(upper: &Upper, node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// The same of fresh blocks, where the data file has holes.
+/// The same for fresh blocks that are holes in the data file.
 fn drop_lost_blocks(upper: &Upper, node: &mut Node) -> Result<()> {
     let NodeBody::File(FileBody::Blocks(b)) = &mut node.body else { return Ok(()) };
     if b.fresh.is_empty() {
         return Ok(());
     }
     let file = upper.data.file(&b.data)?;
-    // Some hosts say what is a hole on the disk.
+    // Sync first: some host file systems report holes only as they are on disk.
     if let Err(error) = upper.data.sync(&b.data, &file) {
         tracing::warn!("{error}");
     }

@@ -1,5 +1,5 @@
-//! What of a restore those are told of who watch directories: every name that changed in a directory that the
-//! kernel knows, for who watches one has it held there.
+//! Collects the events that a restore raises for programs that watch directories: every name that changed in
+//! a directory that the kernel knows. A watched directory is always known to it.
 
 use std::collections::HashSet;
 
@@ -8,16 +8,16 @@ use karapace_store::tree::same_content;
 
 use crate::attr::{Became, Told};
 
-/// Most names that are told. Of more than that, only the directories are.
+/// Most names to report. Beyond that, only directories are reported.
 const MAX_NAMES: usize = 4096;
 
-/// Most directories that are told then.
+/// Most directories to report in that case.
 const MAX_DIRS: usize = 1024;
 
-/// Collects what is to be told while directories are compared, from the root downwards.
+/// Collects events while directories are compared, from the root downwards.
 #[derive(Default)]
 pub(super) struct Telling {
-    /// The directory that is being compared.
+    /// Path of the directory being compared.
     path: Vec<u8>,
     names: Vec<Told>,
     /// Directories in which a name changed.
@@ -27,26 +27,27 @@ pub(super) struct Telling {
 }
 
 impl Telling {
-    /// The directory `name` below is compared from now on.
+    /// Descends into the subdirectory `name`.
     pub fn enter(&mut self, name: &[u8]) {
         self.path.push(b'/');
         self.path.extend_from_slice(name);
     }
 
-    /// It has been compared.
+    /// Returns to the parent directory.
     pub fn leave(&mut self) {
         let end = self.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         self.path.truncate(end);
     }
 
-    /// What a name in the directory `dir`, which is the one being compared, stands for; it may be the same.
+    /// Records that `name` in `dir`, the directory being compared, changed from `old` to `new`; they may be
+    /// equal.
     pub fn name(&mut self, dir: Ino, name: &[u8], old: Option<&InodeRecord>, new: Option<&InodeRecord>) {
         if let Some(became) = became(old, new) {
             self.add(dir, name, became);
         }
     }
 
-    /// A directory that stays.
+    /// Records a directory that stays; reported only if its attributes changed.
     pub fn directory(&mut self, parent: Ino, name: &[u8], old: &InodeRecord, new: &InodeRecord) {
         if !same_attributes(old, new) {
             self.add(parent, name, Became::Other);
@@ -64,7 +65,7 @@ impl Telling {
         }
     }
 
-    /// All that is to be told.
+    /// The events to raise.
     pub fn done(self) -> Vec<Told> {
         if self.too_many { self.dirs } else { self.names }
     }
@@ -87,7 +88,7 @@ fn became(old: Option<&InodeRecord>, new: Option<&InodeRecord>) -> Option<Became
     if new.kind() != FileKind::Directory && !same_content(old, new) {
         return Some(Became::Content);
     }
-    // Another number alone is nobody's matter.
+    // A changed inode number alone is not reported.
     let is_same = new.kind() != FileKind::Directory && same_attributes(old, new) && old.mtime == new.mtime;
     (!is_same).then_some(Became::Other)
 }

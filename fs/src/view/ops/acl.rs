@@ -1,7 +1,7 @@
-//! POSIX ACLs, as far as a file system has to keep them true: an access ACL and the permission bits say the
-//! same, and new inodes inherit the directory's default ACL. The kernel enforces them.
+//! POSIX ACLs, as far as the file system must keep them consistent: an access ACL must agree with the
+//! permission bits, and new inodes inherit the directory's default ACL. The kernel enforces them.
 //!
-//! Form and rules are those of [`karapace_store::acl`].
+//! [`karapace_store::acl`] defines the format and the rules.
 
 use karapace_store::acl::{
     self, DEFAULT, Entry, GROUP, GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, encode, is_minimal,
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 pub(super) use karapace_store::acl::ACCESS;
 
-/// Whether the name is that of an ACL.
+/// Whether this is the name of an ACL xattr.
 pub(super) fn is_acl(name: &[u8]) -> bool {
     name == ACCESS || name == DEFAULT
 }
@@ -29,13 +29,13 @@ fn parse(value: &[u8]) -> Result<Vec<Entry>> {
     entries.ok_or(Error::Invalid("not a POSIX ACL"))
 }
 
-/// The permission bits that an access ACL stands for, and whether they say all that it says.
+/// The permission bits equivalent to an access ACL, and whether they express all of it.
 pub(super) fn mode_of(value: &[u8], mode: u32) -> Result<(u32, bool)> {
     let entries = parse(value)?;
     Ok((acl::mode_of(&entries, mode) & 0o777, is_minimal(&entries)))
 }
 
-/// The xattrs after chmod to `mode`, when there is an access ACL to change.
+/// The xattrs after a chmod to `mode`; `None` if there is no access ACL to change.
 pub(super) fn chmod(xattrs: &Xattrs, mode: u32) -> Result<Option<Xattrs>> {
     let Some(value) = xattrs.get(ACCESS) else { return Ok(None) };
     let mut entries = parse(value)?;
@@ -45,7 +45,7 @@ pub(super) fn chmod(xattrs: &Xattrs, mode: u32) -> Result<Option<Xattrs>> {
     Ok(Some(changed))
 }
 
-/// Sets the entries that the permission bits stand for: exactly, or (`and`) only taking away.
+/// Applies permission bits to the corresponding entries: sets them, or with `and` only removes permissions.
 fn restrict(entries: &mut [Entry], mode: u32, and: bool) {
     let has_mask = entries.iter().any(|e| e.tag == MASK);
     for e in entries {
@@ -61,8 +61,8 @@ fn restrict(entries: &mut [Entry], mode: u32, and: bool) {
     }
 }
 
-/// What a new inode in a directory with these xattrs gets: the default ACL when there is one, else the umask
-/// counts.
+/// Permissions and xattrs of a new inode in a directory with the xattrs `dir`: from the default ACL if there
+/// is one, otherwise with the umask applied.
 pub(super) fn inherit(dir: &Xattrs, kind: FileKind, permissions: u32, umask: u32) -> Result<Inherited> {
     let default = dir.get(DEFAULT).filter(|_| kind != FileKind::Symlink);
     let Some(value) = default else {

@@ -1,4 +1,4 @@
-//! Changing attributes: permissions, owner, size, times.
+//! Changes attributes: permissions, owner, size, times.
 
 use karapace_store::inode::{FileKind, Ino, Timestamp};
 
@@ -10,19 +10,19 @@ use crate::view::View;
 use crate::view::ops::acl;
 use crate::view::table::{State, attr_item};
 
-/// The xattr of file capabilities, which like set-user-id does not outlive a change of content or owner.
+/// The xattr with file capabilities. Like set-user-id, it is dropped when content or owner change.
 const CAPABILITY: &[u8] = b"security.capability";
 
 impl View {
-    /// Changes attributes; all or, when the size cannot be set, none.
+    /// Changes attributes: all of them, or none if the size cannot be set.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let upper = self.writable()?;
         let _gate = self.gate.read();
-        // A truncation must not cut under a write to the same file that is between two of its steps.
+        // Keeps a truncation from running between two steps of a write to the same file.
         let data = self.state.read().node(ino)?.file().and_then(|f| f.data().cloned());
         let _lock = data.as_ref().filter(|_| set.size.is_some()).map(|d| d.lock.lock());
         let mut state = self.state.write();
-        // Kernels from 6.6 on refuse it themselves.
+        // Kernels since 6.6 refuse this themselves.
         if set.mode.is_some() && state.node(ino)?.kind() == FileKind::Symlink {
             return Err(Error::NotSupported);
         }
@@ -31,7 +31,7 @@ impl View {
             if size > state.node(ino)?.meta.size {
                 upper.make_room()?;
             }
-            // From here on it either gives room back or has it.
+            // From here on the operation frees space or has reserved it.
             room = Room::Reserved;
             self.truncate(&mut state, ino, size)?;
             self.kill_privileges(&mut state, ino, set.kill_priv, room)?;
@@ -54,7 +54,7 @@ impl View {
         meta.uid = set.uid.unwrap_or(meta.uid);
         meta.gid = set.gid.unwrap_or(meta.gid);
         if owner && node.kind() != FileKind::Directory {
-            // chown(2): whoever asks, set-id bits and capabilities go.
+            // chown(2) drops set-id bits and capabilities, whoever the caller is.
             let mode = set.mode.unwrap_or(meta.mode);
             meta.set_permissions(without_set_id(mode));
             if node.xattrs.get(CAPABILITY).is_some() {
@@ -84,8 +84,8 @@ impl View {
         Ok(state.node(ino)?.attr(ino))
     }
 
-    /// Drops capabilities, as every change of the content does, and `set_id` bits, as one by an ordinary user
-    /// does.
+    /// Drops capabilities, as every content change must, and with `set_id` the set-id bits, as a change by an
+    /// unprivileged user must.
     pub(super) fn kill_privileges(
         &self,
         state: &mut State,
@@ -112,7 +112,7 @@ impl View {
     }
 }
 
-/// Permission bits without set-user-id, and without set-group-id where that means execution.
+/// Permission bits without set-user-id, and without set-group-id if the group may execute.
 fn without_set_id(mode: u32) -> u32 {
     let mut bits = mode & 0o7777 & !libc::S_ISUID;
     if bits & libc::S_IXGRP != 0 {

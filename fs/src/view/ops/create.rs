@@ -1,4 +1,4 @@
-//! New inodes: files, directories, symbolic links, device nodes, FIFOs, sockets.
+//! Creates inodes: files, directories, symbolic links, device nodes, FIFOs, sockets.
 
 use karapace_store::content::FileContent;
 use karapace_store::inode::{Body, FileKind, Ino, Timestamp, Xattrs};
@@ -15,7 +15,7 @@ use crate::view::{View, check_name};
 const TARGET_MAX: usize = 4095;
 
 impl View {
-    /// Makes a regular file, FIFO, socket or device node; counts one reference.
+    /// Creates a regular file, FIFO, socket or device node; counts one reference.
     pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u64) -> Result<Attr> {
         let kind = match mode & libc::S_IFMT {
             0 => FileKind::Regular,
@@ -30,8 +30,8 @@ impl View {
         self.create(caller, parent, name, kind, mode & 0o7777, rdev, body)
     }
 
-    /// Makes the data file of a new regular file, which its first write is going to need: to be called once
-    /// the file has been answered for, so that nobody waits for the host. Nothing depends on it.
+    /// Creates a new regular file's data file in advance of its first write. Call it after replying to the
+    /// create request, so that no request waits for the host. It is optional and may do nothing.
     pub fn make_ahead(&self, ino: Ino) {
         let (Ok(upper), Some(_gate)) = (self.writable(), self.gate.try_read()) else { return };
         let is_empty = match self.state.read().node(ino).map(Node::file) {
@@ -43,13 +43,13 @@ impl View {
         }
     }
 
-    /// Makes a directory; counts one reference.
+    /// Creates a directory; counts one reference.
     pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
         let body = Body::Directory { tree: None, links: false };
         self.create(caller, parent, name, FileKind::Directory, mode & 0o7777, 0, body)
     }
 
-    /// Makes a symbolic link; counts one reference.
+    /// Creates a symbolic link; counts one reference.
     pub fn symlink(&self, caller: &Caller, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attr> {
         if target.is_empty() {
             return Err(Error::NotFound);
@@ -111,7 +111,7 @@ impl View {
     }
 }
 
-/// The item for a directory whose entries change now: times, and `subdirs` more (or fewer) directories in it.
+/// The item for a directory whose entries change: new times, and `subdirs` more (or fewer) subdirectories.
 pub(super) fn dir_changed(state: &State, dir: Ino, now: Timestamp, subdirs: i32) -> Result<Item> {
     let node = state.node(dir)?;
     let nlink = node.meta.nlink.saturating_add_signed(subdirs);

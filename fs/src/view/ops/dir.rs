@@ -1,4 +1,4 @@
-//! Listing a directory.
+//! Lists directories.
 
 use std::sync::Arc;
 
@@ -12,12 +12,13 @@ use crate::view::table::State;
 use crate::view::table::listing::{DOT, DOT_DOT, ListedEntry, Listing, cookie};
 
 impl View {
-    /// Feeds the entries after `from` (0: all) to `sink` until it declines one. With `plus`, each entry but
-    /// `.` and `..` has its attributes, and one taken by the sink counts as a reference.
+    /// Passes the entries after the cookie `from` (0: all) to `sink` until it declines one. With `plus`,
+    /// entries other than `.` and `..` carry attributes, and each one that the sink accepts counts as a
+    /// reference.
     ///
     /// # Errors
-    /// Only when nothing was taken: an error behind the first entry ends the listing there, and the call that
-    /// goes on from it fails. So no reference is lost, since who gets an error gets no entries.
+    /// Only if no entry was accepted. An error after the first entry ends the listing early, and the call
+    /// that continues it fails. So no reference is lost: a caller that gets an error gets no entries.
     pub fn readdir(
         &self,
         ino: Ino,
@@ -66,8 +67,8 @@ impl View {
         Ok(())
     }
 
-    /// What the entry of a listing names now; false when it has gone since. With `plus`, adds the attributes
-    /// and counts a reference.
+    /// Updates a listed entry to its current state; returns false if it is gone. With `plus`, adds the
+    /// attributes and counts a reference.
     fn bring_up_to_date(
         &self,
         state: &mut State,
@@ -92,10 +93,10 @@ impl View {
         Ok(true)
     }
 
-    /// The directory's entries, from the cache when it has not changed since. A reader who goes on with a
-    /// listing (`continued`) gets the one that was begun, though some of its entries may be gone: so a
-    /// program that removes what it reads does not have the directory sorted anew each time. What is new
-    /// since need not be in it (readdir(3)).
+    /// The directory's entries, from the cache if the directory has not changed. A reader that continues a
+    /// listing (`continued`) gets the one it began with, even if some entries are gone: a program that
+    /// removes what it reads does not cause a new sort each time. Entries added since may be missing
+    /// (readdir(3) allows that).
     fn listing(&self, state: &mut State, ino: Ino, continued: bool) -> Result<Arc<Listing>> {
         let node = state.node(ino)?;
         let version = node.version;
@@ -119,7 +120,7 @@ impl View {
         Ok(listing)
     }
 
-    /// Every entry of a directory, in no promised order.
+    /// Visits every entry of a directory, in unspecified order.
     pub(in crate::view) fn for_each_entry(
         &self,
         state: &State,

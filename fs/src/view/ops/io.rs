@@ -1,4 +1,4 @@
-//! Reading and writing file content.
+//! Reads and writes file content.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +19,7 @@ use crate::view::node::{BlockBody, FileBody};
 use crate::view::ops::resize::{SIZE_MAX, Writable, file_body};
 use crate::view::table::State;
 
-/// Where a range of a file of blocks is read from.
+/// Where to read a range of a file of blocks from.
 enum Source {
     Data,
     Base,
@@ -32,8 +32,8 @@ struct Piece {
     source: Source,
 }
 
-/// Where a read gets its bytes, worked out under the state lock and done without it. The data file is opened
-/// under the lock: a commit may give it to the store and remove its name at any moment.
+/// The source of a read's bytes, determined under the state lock and read without it. The data file is opened
+/// under the lock, because a commit may move it into the store and remove its name at any time.
 enum ReadFrom {
     Nothing,
     Lower(Arc<FileContent>, usize),
@@ -41,20 +41,19 @@ enum ReadFrom {
     Blocks(Arc<File>, Arc<FileContent>, Vec<Piece>),
 }
 
-/// A file of blocks as it is before a write, as far as that needs to know it. (All of its blocks may be
-/// many.)
+/// What a write needs to know about a file of blocks. (Cloning all its blocks could be expensive.)
 struct Beneath {
     base: Arc<FileContent>,
-    /// Bytes of `base` that count.
+    /// Bytes of `base` that are valid.
     limit: u64,
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     size: u64,
-    /// Those of the blocks written to that are not in the upper yet, ascending.
+    /// The blocks in the written range that are not in the upper yet, ascending.
     missing: Vec<u64>,
 }
 
 impl Beneath {
-    /// What is beneath `len` bytes at `offset`; it stays so as long as the data file's lock is held.
+    /// State for `len` bytes at `offset`. It stays valid as long as the data file's lock is held.
     fn of(state: &State, ino: Ino, offset: u64, len: usize) -> Result<Beneath> {
         let node = state.node(ino)?;
         let FileBody::Blocks(b) = file_body(node)? else { return Err(Error::Stale) };
@@ -69,8 +68,8 @@ impl Beneath {
 }
 
 impl View {
-    /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Fewer only at the end of the
-    /// file.
+    /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Reads less only at the end of
+    /// the file.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         let from = {
             let state = self.state.read();
@@ -80,32 +79,32 @@ impl View {
         self.read_from(from, offset, buf).map_err(|error| self.name_damage(&self.state.read(), ino, error))
     }
 
-    /// Notes that pages of a mapping were written back.
+    /// Records that mapped pages were written back.
     pub fn note_mapped(&self, ino: Ino) -> Result<()> {
         self.state.read().node(ino)?.mapped.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether the kernel may have pages of a mapping, as far as reads and what was written back tell; from
-    /// here on it has none, until they tell so again.
+    /// Whether the kernel may have mapped pages, judging by reads and writeback; resets the flag until the
+    /// next of these.
     pub fn take_mapped(&self, ino: Ino) -> Result<bool> {
         let state = self.state.read();
         let node = state.node(ino)?;
         Ok(node.file().is_some() && node.mapped.swap(false, Ordering::Relaxed))
     }
 
-    /// Whether the inode is a file whose content is verified by blocks, in the lower view.
+    /// Whether the inode is a lower file whose content is verified in blocks.
     pub fn is_large(&self, ino: Ino) -> bool {
         let state = self.state.read();
         let body = state.node(ino).and_then(file_body);
         matches!(body, Ok(FileBody::Lower(content)) if !content.is_plain())
     }
 
-    /// The object that is all of such a file, once every block of it has been verified; `None` for one of
-    /// several objects or with holes.
+    /// The object that makes up the whole file, for files where [`View::is_large`], after verifying every
+    /// block; `None` if the file has several objects or holes.
     ///
     /// # Errors
-    /// [`Error::Damaged`], or when the object cannot be read.
+    /// [`Error::Damaged`], or an error from reading the object.
     pub fn whole_object(&self, ino: Ino) -> Result<Option<File>> {
         let content = match file_body(self.state.read().node(ino)?)? {
             FileBody::Lower(content) => content.clone(),
@@ -114,11 +113,11 @@ impl View {
         self.content.whole_object(&content).map_err(|error| self.name_damage(&self.state.read(), ino, error))
     }
 
-    /// Says of damaged content which file it is of, and tells the log, once for each object.
+    /// Adds the file's path to a damage error, and logs it once per object.
     pub(in crate::view) fn name_damage(&self, state: &State, ino: Ino, error: Error) -> Error {
         let Error::Damaged(mut damage) = error else { return error };
         if damage.path.is_none() {
-            // An inode of several names has no path of its own.
+            // An inode with several names has no single path.
             let path = state.path_of(ino).ok().filter(|path| path != b"/");
             damage.path = Some(match path {
                 Some(path) => String::from_utf8_lossy(&path).into_owned(),
@@ -148,7 +147,7 @@ impl View {
         })
     }
 
-    /// `read` for who holds the state lock.
+    /// Like `read`, for callers that already hold the state lock.
     pub(in crate::view) fn read_locked(
         &self,
         state: &State,
@@ -195,8 +194,9 @@ impl View {
         self.upper.as_ref().ok_or(Error::Stale)?.data.file(data)
     }
 
-    /// Writes at `offset`; gives the number of bytes written, less than asked for only when the host ran out
-    /// of room in between. `kill_priv`: the writer is not privileged, so set-id bits and capabilities go.
+    /// Writes at `offset` and returns the number of bytes written, fewer than asked for only if the host ran
+    /// out of space midway. `kill_priv`: the writer is not privileged, so set-id bits and capabilities are
+    /// dropped.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
         self.with_room(|| self.write_once(ino, offset, data, kill_priv))
     }
@@ -221,7 +221,7 @@ impl View {
             drop(state);
             self.write_over(ino, &ready, beneath, offset, data)?
         } else {
-            // Who holds the file's lock may wait for the state's.
+            // Whoever holds the file's lock may be waiting for the state lock, so release that first.
             drop(state);
             self.write_blocks(ino, &ready, offset, data)?
         };
@@ -242,15 +242,16 @@ impl View {
         }
     }
 
-    /// Writes into a file of blocks. A block that is written in part for the first time gets its other bytes
-    /// from the base; the record that a block counts comes after its bytes are in the data file.
+    /// Writes to a file of blocks. The first partial write to a block fills the rest from the base. A block
+    /// is journalled only after its bytes are in the data file.
     pub(super) fn write_blocks(&self, ino: Ino, ready: &Writable, offset: u64, data: &[u8]) -> Result<usize> {
         let _lock = ready.data.lock.lock();
         let beneath = Beneath::of(&self.state.read(), ino, offset, data.len())?;
         self.write_over(ino, ready, beneath, offset, data)
     }
 
-    /// The same for who holds the data file's lock, since before he learnt what is `beneath`.
+    /// Like `write_blocks`, for callers that have held the data file's lock since before they computed
+    /// `beneath`.
     fn write_over(
         &self,
         ino: Ino,
@@ -270,7 +271,7 @@ impl View {
         let done = self.write_parts(ino, ready, &beneath, offset, data);
         let written = done.as_ref().map_or(0, |written| *written);
         if ahead && written < data.len() {
-            // Behind the end no block counts.
+            // Drops the blocks beyond the end.
             let items = vec![Item::Cut { ino, size: size.max(offset + written as u64) }];
             let mut state = self.state.write();
             if let Err(error) = self.change_in(&mut state, items.clone(), Room::Reserved) {
@@ -281,7 +282,7 @@ impl View {
         done
     }
 
-    /// Writes block by block, and journals which ones count.
+    /// Writes block by block, and journals the blocks that were added.
     fn write_parts(
         &self,
         ino: Ino,
@@ -332,9 +333,9 @@ impl View {
         Ok(written)
     }
 
-    /// Before a write makes the file longer: those of its blocks that reach behind the end count from now on,
-    /// with what they hold; whether there are any. For the length is that of the data file after a kill, and
-    /// where the write is not journalled yet there would be zeros.
+    /// Before a write extends the file: copies the blocks that reach past the current end into the upper and
+    /// journals them. Returns whether there were any. After a kill the file's length is that of the data
+    /// file; without this, a block whose write is not journalled yet would read as zeros.
     fn count_ahead(&self, ino: Ino, ready: &Writable, beneath: &mut Beneath) -> Result<bool> {
         let size = beneath.size;
         let (ahead, missing): (Vec<u64>, Vec<u64>) =
@@ -354,12 +355,12 @@ impl View {
         Ok(!ahead.is_empty())
     }
 
-    /// Journals that blocks which were just written count. Those that take the place of blocks in the store
-    /// do so once they are on the disk; or at once, but as fresh ones: then that is waited for by who asks
-    /// for it, and by the upkeep.
+    /// Journals blocks that were just written. Blocks that replace bytes in the store count once they are on
+    /// disk, or at once as fresh blocks; fresh blocks are synced later, by fsync or `View::maintain`.
     fn count_blocks(&self, ino: Ino, ready: &Writable, limit: u64, blocks: &[u64]) -> Result<()> {
         let upper = self.writable()?;
-        // In place of one that the base does not fill, what was appended would be zeros.
+        // A block that the base covers only in part cannot be fresh: bytes appended to it would read as zeros
+        // if lost.
         let can_wait = |block: u64| (block + 1) * BLOCK <= limit || block * BLOCK >= limit;
         let boot = upper.boot.filter(|_| blocks.iter().all(|block| can_wait(*block)));
         if boot.is_none() && blocks.iter().any(|block| block * BLOCK < limit) {
@@ -375,8 +376,8 @@ impl View {
         self.change_in(&mut self.state.write(), items, Room::Reserved)
     }
 
-    /// After a failed write: what of it lies beyond the end of the file goes, for the length of the data file
-    /// is the file's after a crash.
+    /// After a failed write: removes what it wrote beyond the end of the file, because after a crash the data
+    /// file's length becomes the file's.
     pub(super) fn cut_excess(&self, ready: &Writable, size: u64) -> Result<()> {
         let cut = || match ready.file.metadata()?.len() > size {
             true => ready.file.set_len(size),
@@ -385,7 +386,7 @@ impl View {
         cut().map_err(|e| self.write_failed(&ready.data, e))
     }
 
-    /// Writes `part` at `at` into a block that is not in the upper yet: the whole block or nothing.
+    /// Writes `part` at `at` into a block that is not in the upper yet: all of it or nothing.
     fn write_fresh_block(&self, beneath: &Beneath, ready: &Writable, at: u64, part: &[u8]) -> Result<usize> {
         let size = beneath.size;
         let start = at / BLOCK * BLOCK;
@@ -408,7 +409,7 @@ impl View {
         Ok(part.len())
     }
 
-    /// The bytes of a block that is not in the upper yet, as long as the file reaches into it.
+    /// The bytes of a block that is not in the upper yet, up to the end of the file.
     fn compose(&self, beneath: &Beneath, block: u64) -> Result<Vec<u8>> {
         let start = block * BLOCK;
         let mut bytes = Vec::with_capacity(BLOCK as usize);
@@ -421,7 +422,7 @@ impl View {
     }
 }
 
-/// How a range of a file of blocks, clamped to its size, is put together.
+/// Splits a range of a file of blocks, clamped to its size, by source.
 fn pieces(body: &BlockBody, offset: u64, size: usize) -> Vec<Piece> {
     let end = offset + size as u64;
     let mut pieces: Vec<Piece> = Vec::new();
@@ -457,7 +458,7 @@ fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
     runs
 }
 
-/// Fills `buf` as far as the file goes.
+/// Fills `buf`, up to the end of the file.
 fn read_full(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
     let mut done = 0;
     while done < buf.len() {
@@ -471,7 +472,7 @@ fn read_full(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
     Ok(done)
 }
 
-/// Writes as much as the host takes; an error only when that is nothing.
+/// Writes as much as the host accepts. Fails only if that is nothing.
 fn write_full(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
     fail::point("data.write")?;
     let mut done = 0;

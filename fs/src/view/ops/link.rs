@@ -1,7 +1,7 @@
 //! Hard links.
 //!
-//! An inode with several names is *linked*: its record stands in the link table of a snapshot, and the
-//! directories refer to it by number. Once linked it stays so, also when one name is left.
+//! An inode with several names is *linked*: its record is in a snapshot's link table, and directories refer
+//! to it by number. It stays linked even when only one name is left.
 
 use karapace_store::inode::{FileKind, Ino, Timestamp};
 
@@ -13,11 +13,11 @@ use crate::view::ops::create::dir_changed;
 use crate::view::table::attr_item;
 use crate::view::{View, check_name};
 
-/// Most names of one inode: what ext4 allows is 65,000, and programs expect some bound.
+/// Most names of one inode. ext4 allows 65,000, and programs expect some limit.
 const LINK_MAX: u32 = 65_000;
 
 impl View {
-    /// Gives an inode one more name; counts one reference.
+    /// Adds a name to an inode; counts one reference.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
         self.writable()?;
@@ -42,7 +42,7 @@ impl View {
         state.dirty_chain(parent, &mut items)?;
         let node = state.node(ino)?;
         if let Some(place) = &node.place {
-            // The name it has so far becomes a reference to the link table too.
+            // The existing name becomes a reference to the link table too.
             let state = NameState::Names(ino);
             items.push(Item::Name { dir: place.parent, name: place.name.clone(), state });
         }

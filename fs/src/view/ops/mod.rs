@@ -1,11 +1,11 @@
-//! What can be done with a view's files, one file a family of operations.
+//! File operations of a view, one file per family.
 //!
-//! Each operation works under the state lock in three steps: check, journal the items that state the result,
-//! apply them (see `table`); so an error changes nothing, and what returned survives the process. Bytes are
-//! read and written without that lock.
+//! Each operation runs under the state lock in three steps: check, journal the items that describe the
+//! result, apply them (see `table`). So an operation that fails changes nothing, and one that has returned
+//! survives the process. Bytes are read and written without that lock.
 //!
-//! Operations use the table, the upper and each other; commit, restore and the comparison use of them what
-//! reads and what syncs.
+//! Operations use the table, the upper and each other. Commit, restore and diff use only their reading and
+//! syncing parts.
 
 mod acl;
 mod attr;

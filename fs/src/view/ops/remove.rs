@@ -1,4 +1,4 @@
-//! Removing names: unlink and rmdir. An inode without a name lives until the kernel forgets it.
+//! Removes names: unlink and rmdir. An inode without a name lives until the kernel forgets it.
 
 use karapace_store::inode::{FileKind, Ino, Timestamp};
 use karapace_store::tree::Trees;
@@ -12,7 +12,7 @@ use crate::view::table::{Forgotten, State, attr_item, lower_tree};
 use crate::view::{View, check_name};
 
 impl View {
-    /// Removes a name of anything but a directory.
+    /// Removes a name of a non-directory.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.remove(parent, name, false)
     }
@@ -41,7 +41,7 @@ impl View {
         drop_name(&state, ino, now, &mut items)?;
         items.push(name_gone(&self.trees, &state, parent, name)?);
         items.push(dir_changed(&state, parent, now, -i32::from(directory))?);
-        // On a full disk too: it is how room is made.
+        // Must work on a full disk too: removing files is how space is freed.
         self.change_in(&mut state, items, Room::Reserved)?;
         let mut forgotten = Forgotten::default();
         state.release(ino, &mut forgotten);
@@ -50,7 +50,8 @@ impl View {
     }
 }
 
-/// The items for an inode that loses one name: a directory or the last name leaves an orphan.
+/// The items for an inode that loses one name. A directory, or an inode that loses its last name, becomes an
+/// orphan.
 pub(super) fn drop_name(state: &State, ino: Ino, now: Timestamp, items: &mut Vec<Item>) -> Result<()> {
     let node = state.node(ino)?;
     let nlink = if node.kind() == FileKind::Directory { 0 } else { node.meta.nlink.saturating_sub(1) };
@@ -61,7 +62,7 @@ pub(super) fn drop_name(state: &State, ino: Ino, now: Timestamp, items: &mut Vec
     Ok(())
 }
 
-/// What a directory says of a name that is gone: hidden when the lower listing has it, nothing otherwise.
+/// The item for a removed name: hidden if the lower listing has it, otherwise no longer mentioned.
 pub(super) fn name_gone(trees: &Trees, state: &State, dir: Ino, name: &[u8]) -> Result<Item> {
     let below = match lower_tree(state.node(dir)?) {
         Some(tree) => trees.lookup(&tree, name)?.is_some(),

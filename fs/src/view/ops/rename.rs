@@ -1,4 +1,4 @@
-//! Renaming: a directory, too, is one record, whatever is below it.
+//! Renames. Moving a directory is one record, however much is below it.
 
 use karapace_store::inode::{Body, FileKind, Ino, ROOT_INO, Timestamp};
 
@@ -12,7 +12,7 @@ use crate::view::ops::sync::ToSync;
 use crate::view::table::{Forgotten, NewInode, State, attr_item};
 use crate::view::{View, check_name};
 
-/// One side of a rename: a name, and what it names.
+/// One side of a rename: a name and its inode.
 struct Side<'a> {
     dir: Ino,
     name: &'a [u8],
@@ -21,7 +21,7 @@ struct Side<'a> {
 }
 
 impl View {
-    /// Moves a name. The caller's ids are those of the whiteout that `RenameMode::Whiteout` leaves.
+    /// Moves a name. `caller` owns the whiteout that `RenameMode::Whiteout` leaves behind.
     pub fn rename(
         &self,
         caller: &Caller,
@@ -45,7 +45,7 @@ impl View {
         };
         self.check_rename(&state, &source, new_parent, target.as_ref(), mode)?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
-            // Two names of one inode: POSIX says that nothing happens.
+            // Both are names of the same inode: POSIX says to do nothing.
             return Ok(());
         }
         if let (RenameMode::Exchange, Some(target)) = (mode, &target) {
@@ -117,7 +117,7 @@ impl View {
         }
     }
 
-    /// Both names swap what they name.
+    /// Swaps the inodes of two names.
     fn exchange(&self, state: &mut State, a: &Side<'_>, b: &Side<'_>) -> Result<()> {
         let now = Timestamp::now();
         let mut items = Vec::with_capacity(10);
@@ -134,8 +134,8 @@ impl View {
         self.change(state, items)
     }
 
-    /// A rename over a file must never leave an empty one after a power loss: when the new name exists, what
-    /// takes its place is made durable first.
+    /// After a power loss, a rename over an existing file must never leave an empty one: if the new name
+    /// exists, the replacement is made durable first.
     fn flush_before_replacing(&self, dir: Ino, name: &[u8], new_dir: Ino, new_name: &[u8]) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let unsynced = |state: &State| -> Result<Option<ToSync>> {
@@ -151,7 +151,7 @@ impl View {
         }
         let mut state = self.state.write();
         let Some(found) = unsynced(&state)? else { return Ok(()) };
-        // Cleared before: what is written from here on may not be covered.
+        // Cleared before the sync, which may not cover later writes.
         state.node_mut(found.data.ino)?.unsynced = false;
         drop(state);
         self.sync_data(upper, &found)
@@ -175,7 +175,7 @@ fn is_below(state: &State, mut ino: Ino, ancestor: Ino) -> bool {
     }
 }
 
-/// The items for the inode of `side`, that gets a new name.
+/// The items for the inode of `side`, which gets a new name.
 fn moved(state: &State, side: &Side<'_>, dir: Ino, name: &[u8], now: Timestamp) -> Result<Vec<Item>> {
     let node = state.node(side.ino)?;
     let mut items = vec![attr_item(side.ino, &Meta { ctime: now, ..node.meta })];
@@ -186,8 +186,8 @@ fn moved(state: &State, side: &Side<'_>, dir: Ino, name: &[u8], now: Timestamp) 
     Ok(items)
 }
 
-/// A character device 0:0 at a name, as overlayfs expects it of its upper. It inherits from the directory as
-/// others do.
+/// Creates a character device 0:0, which overlayfs uses as a whiteout in its upper. It inherits from the
+/// directory like any new inode.
 fn whiteout(state: &mut State, caller: &Caller, dir: Ino, name: &[u8], now: Timestamp) -> Result<Vec<Item>> {
     let parent = state.live_dir(dir)?;
     let inherited = acl::inherit(&parent.xattrs, FileKind::CharDevice, 0, caller.umask)?;
@@ -211,7 +211,7 @@ fn whiteout(state: &mut State, caller: &Caller, dir: Ino, name: &[u8], now: Time
     Ok(vec![Item::Put(Box::new(put)), Item::Name { dir, name: name.into(), state: NameState::Names(ino) }])
 }
 
-/// The items for directories whose entries change, each once.
+/// The items for directories whose entries change, one per directory.
 fn dirs_changed(
     state: &State,
     dirs: &mut Vec<(Ino, i32)>,

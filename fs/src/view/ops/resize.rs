@@ -1,7 +1,8 @@
-//! Bringing file data into the upper, and changing a file's length.
+//! Copies file data up into the upper, and changes file lengths.
 //!
-//! Copy-up is by inode, data first, then the record. A small file is copied whole; of a large one nothing is
-//! copied: the upper gets an empty file of the same length and takes the blocks that are written.
+//! Copy-up works per inode: data first, then the record. A small file is copied whole. For a large file
+//! nothing is copied: the upper gets a sparse file of the same length, which receives the blocks that are
+//! written.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,7 +21,7 @@ use crate::view::View;
 use crate::view::node::{FileBody, Meta, Node, NodeBody};
 use crate::view::table::{State, attr_item};
 
-/// Largest size of a file in bytes: what the kernel's offsets allow.
+/// Largest file size in bytes: the limit of the kernel's offsets.
 pub(super) const SIZE_MAX: u64 = i64::MAX as u64;
 
 /// A file's data in the upper, ready to be written.
@@ -30,9 +31,9 @@ pub(super) struct Writable {
 }
 
 impl View {
-    /// The data file of a regular file, made by copy-up when there is none, private when commit has sealed
-    /// it. `keep`: how many bytes of the present content still matter. `room`: for the word that it is going
-    /// to be written, where that is all there is to do.
+    /// The data file of a regular file, ready for writing: created by copy-up if there is none, copied if a
+    /// commit has sealed it. `keep`: how many bytes of the current content are still needed. `room`: for the
+    /// `Touched` item, if that is the only record needed.
     pub(super) fn writable_data(
         &self,
         state: &mut State,
@@ -75,8 +76,8 @@ impl View {
             read.map_err(|error| self.name_damage(state, ino, error))
                 .and_then(|()| file.write_all_at(&bytes, 0).at("write", &upper.data.path(&data)))
         };
-        // These bytes are safe in the store: they have to be here before the record says that they are here.
-        // Of blocks there is none yet: that waits until somebody syncs.
+        // These bytes are safe in the store, so they must be durable here before the record refers to this
+        // copy. Blocks are not copied yet, so for those it can wait for a sync.
         let waits = content.size.min(keep) == 0 || (content.size > SMALL_MAX && upper.boot.is_some());
         let safe = filled.and_then(|()| if waits { Ok(()) } else { upper.data.sync_with_name(&data, &file) });
         if let Err(e) = safe.and_then(|()| self.record_data(state, ino, &data, keep)) {
@@ -93,7 +94,7 @@ impl View {
         Ok(Writable { data, file })
     }
 
-    /// Journals that the bytes of `ino` are in `data` now.
+    /// Journals that the bytes of `ino` are now in `data`.
     fn record_data(&self, state: &mut State, ino: Ino, data: &DataFile, keep: u64) -> Result<()> {
         fail::point("copyup.record")?;
         let mut items = Vec::new();
@@ -126,7 +127,7 @@ impl View {
         self.change(state, items)
     }
 
-    /// Sets the length of a regular file. To make it longer the caller has asked for room in the journal.
+    /// Sets the length of a regular file. To extend it, the caller must have reserved journal space.
     pub(super) fn truncate(&self, state: &mut State, ino: Ino, size: u64) -> Result<()> {
         if size > SIZE_MAX {
             return Err(Error::FileTooBig);
@@ -137,7 +138,7 @@ impl View {
         if let FileBody::Blocks(b) = file_body(state.node(ino)?)?
             && b.fresh_since.is_some()
         {
-            // A file that is cut is not fresh: the base has another length.
+            // A truncated file cannot be fresh: the base has another length.
             self.writable()?.data.sync_with_name(&data, &file)?;
             let items = state.synced_items(ino, &b.fresh)?;
             self.change_in(state, items, Room::Reserved)?;
@@ -150,7 +151,7 @@ impl View {
         if let FileBody::Blocks(b) = file_body(state.node(ino)?)?
             && size < before
         {
-            // The record drops blocks: none of them may come back as zeros.
+            // The record drops blocks; none of them may come back as zeros.
             self.writable()?.data.sync(&data, &file)?;
             items = safe_blocks(ino, &b.fresh);
         }
@@ -159,7 +160,8 @@ impl View {
             if size > before {
                 set_len(before)?;
             } else {
-                // What was cut off is gone, and the data file's length counts after a crash: so must it here.
+                // The truncated bytes are gone, and after a crash the data file's length counts, so apply the
+                // change here too.
                 state.apply(items)?;
             }
             return Err(error);
@@ -170,8 +172,8 @@ impl View {
         Ok(())
     }
 
-    /// `fallocate(2)`: modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE. In a large file whose blocks are partly
-    /// in the store space is not reserved.
+    /// `fallocate(2)`: modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; `offset` and `len` in bytes. Does not
+    /// reserve space in a large file that is partly in the store.
     pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let zero = match mode & !libc::FALLOC_FL_KEEP_SIZE {
@@ -205,7 +207,7 @@ impl View {
                 self.truncate(&mut self.state.write(), ino, end)?;
             }
         } else {
-            // What the host did before it ran out of room goes again.
+            // Undo what the host did before it ran out of space.
             let allocated = self.fallocate_whole(&ready, mode, offset, len);
             allocated.or_else(|e| self.cut_excess(&ready, size).and(Err(e)))?;
         }
@@ -218,7 +220,7 @@ impl View {
         node.stale_times = true;
         node.unsynced = true;
         node.version += 1;
-        // fallocate itself need not touch the times on the host: say when it was.
+        // fallocate may leave the host file's times unchanged, so set them.
         let now = karapace_store::inode::Timestamp::now();
         self.set_data_times(&state, ino, now)?;
         let meta = Meta { ctime: now, ..state.node(ino)?.meta };
@@ -230,14 +232,14 @@ impl View {
         let range = |v: u64| i64::try_from(v).map_err(|_| Error::FileTooBig);
         match nix::fcntl::fallocate(&ready.file, flags, range(offset)?, range(len)?) {
             Ok(()) => Ok(()),
-            // The host cannot (as tmpfs cannot ZERO_RANGE): the caller is told so.
+            // The host does not support it (as tmpfs does not ZERO_RANGE); pass that on.
             Err(nix::errno::Errno::EOPNOTSUPP) => Err(Error::NotSupported),
             Err(e) => Err(Error::host("allocate", &self.writable()?.data.path(&ready.data), e.into())),
         }
     }
 
-    /// Makes bytes `from..to` of a file of blocks read as zeros: whole blocks become holes of the data file.
-    /// They come last, for that needs no room.
+    /// Makes bytes `from..to` of a file of blocks read as zeros. Whole blocks become holes in the data file;
+    /// they come last, because that needs no space.
     fn zero_blocks(&self, ino: Ino, ready: &Writable, from: u64, to: u64) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -254,8 +256,8 @@ impl View {
         }
         if first < last {
             let _lock = ready.data.lock.lock();
-            // None may be fresh: killed before the record, what was written there has to be told from what
-            // the disk lost.
+            // No block may be fresh: if the process is killed before the record, recovery must tell the
+            // punched holes from blocks lost by the disk.
             self.sync_fresh_of(ino)?;
             let flags = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
                 | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -271,7 +273,7 @@ impl View {
         Ok(())
     }
 
-    /// Sets the modification time of the data file, where the next open would read it.
+    /// Sets the modification time of the data file, from which the next open reads it.
     pub(super) fn set_data_times(
         &self,
         state: &State,
@@ -287,7 +289,7 @@ impl View {
     }
 }
 
-/// The content of a regular file; what else an inode is decides the error.
+/// The content of a regular file; the error depends on the inode's type.
 pub(super) fn file_body(node: &Node) -> Result<&FileBody> {
     match &node.body {
         NodeBody::File(body) => Ok(body),

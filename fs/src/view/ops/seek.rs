@@ -11,23 +11,23 @@ use crate::view::View;
 use crate::view::node::{BlockBody, FileBody};
 use crate::view::ops::resize::file_body;
 
-/// What SEEK_DATA or SEEK_HOLE finds.
+/// Result of SEEK_DATA or SEEK_HOLE. Offsets are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sought {
-    /// The offset; `None` (ENXIO) when there is only a hole from there on, or nothing.
+    /// The offset found; `None` (ENXIO) beyond the end, or if only a hole follows.
     pub at: Option<u64>,
-    /// The hole that was skipped, or found; empty when the answer rests on none.
+    /// The hole that was skipped or found; empty if there is none.
     pub hole: Range<u64>,
 }
 
 impl View {
-    /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `offset`. The end of a file is a
-    /// hole.
+    /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `offset`, in bytes. The end of the
+    /// file counts as a hole.
     pub fn lseek(&self, ino: Ino, offset: u64, whence: i32) -> Result<u64> {
         self.seek(ino, offset, whence)?.at.ok_or(Error::NoSuchOffset)
     }
 
-    /// The same, with the hole that the answer rests on.
+    /// Like [`View::lseek`], and also returns the hole that the answer depends on.
     pub fn seek(&self, ino: Ino, offset: u64, whence: i32) -> Result<Sought> {
         if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
             return Err(Error::Invalid("only SEEK_DATA and SEEK_HOLE are asked of a file system"));
@@ -59,7 +59,7 @@ impl View {
     }
 }
 
-/// `piece` gives a piece of data, the next one at or after an offset.
+/// `piece` returns the next range of data at or after an offset.
 fn sought(
     offset: u64,
     size: u64,
@@ -76,11 +76,11 @@ fn sought(
         hole = next.map_or(size, |data| data.end.min(size));
         next = piece(hole)?;
     }
-    // Where it ends at the end of the file, it is none.
+    // The implicit hole at the end of the file is an empty range.
     Ok(Sought { at: Some(hole), hole: hole..start(&next).max(hole) })
 }
 
-/// The first piece of a content that lies in `within`.
+/// The first range of data of a content inside `within`.
 fn stored(content: &FileContent, within: Range<u64>) -> Option<Range<u64>> {
     let clip = |piece: Range<u64>| piece.start.max(within.start)..piece.end.min(within.end);
     let piece = if content.is_plain() {
@@ -92,7 +92,7 @@ fn stored(content: &FileContent, within: Range<u64>) -> Option<Range<u64>> {
     (!piece.is_empty()).then_some(piece)
 }
 
-/// The next piece of a file of blocks: the upper's blocks have the holes of the data file, the others those
+/// The next range of data in a file of blocks: dirty blocks have the holes of the data file, all others those
 /// of the base.
 fn in_blocks(body: &BlockBody, file: &File, from: u64, size: u64) -> Result<Option<Range<u64>>> {
     let mut at = from;
@@ -116,14 +116,14 @@ fn in_blocks(body: &BlockBody, file: &File, from: u64, size: u64) -> Result<Opti
     Ok(None)
 }
 
-/// The data at or after `offset` in a file of the host.
+/// The next range of data at or after `offset` in a host file.
 fn host_data(file: &File, offset: u64) -> Result<Option<Range<u64>>> {
     let Some(start) = host_seek(file, offset, nix::unistd::Whence::SeekData)? else { return Ok(None) };
     let end = host_seek(file, start, nix::unistd::Whence::SeekHole)?;
     Ok(end.map(|end| start..end))
 }
 
-/// `None` behind the last data, and behind the end.
+/// `None` after the last data, and beyond the end.
 fn host_seek(file: &File, offset: u64, whence: nix::unistd::Whence) -> Result<Option<u64>> {
     let Ok(offset) = i64::try_from(offset) else { return Ok(None) };
     match nix::unistd::lseek64(file, offset, whence) {

@@ -1,7 +1,7 @@
-//! Making things durable.
+//! Makes data durable.
 //!
-//! A file's bytes are synced without a lock, through a descriptor taken under the state lock: a commit may
-//! give the data file to the store meanwhile and remove its name, which harms nobody.
+//! A file's bytes are synced without a lock, through a descriptor opened under the state lock: a commit may
+//! move the data file into the store meanwhile and remove its name, which does no harm.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -18,18 +18,18 @@ use crate::view::View;
 use crate::view::node::{BlockBody, FileBody, Node, NodeBody};
 use crate::view::table::State;
 
-/// A data file that is to be synced.
+/// A data file to sync.
 pub(in crate::view) struct ToSync {
     pub data: Arc<DataFile>,
     pub file: Arc<File>,
-    /// The blocks that are fresh: a sync from now on covers them.
+    /// The blocks that were fresh before the sync, which therefore covers them.
     fresh: BlockSet,
-    /// Whether the file is, or any block of it.
+    /// Whether the file itself or any of its blocks is fresh.
     has_fresh: bool,
 }
 
 impl ToSync {
-    /// That of a node in the table, if it has one; the caller holds the state lock.
+    /// The data file of a node in the table, if it has one. The caller holds the state lock.
     pub fn of(upper: &Upper, node: &Node) -> Result<Option<ToSync>> {
         let Some(body) = node.file() else { return Ok(None) };
         let Some(data) = body.data().cloned() else { return Ok(None) };
@@ -41,7 +41,7 @@ impl ToSync {
         Ok(Some(ToSync { data, file, fresh, has_fresh }))
     }
 
-    /// The inode's blocks; `None` when it has other data by now, which this sync did not cover.
+    /// The inode's blocks; `None` if it has a different data file by now, which this sync did not cover.
     fn blocks<'a>(&self, state: &'a mut State) -> Option<&'a mut BlockBody> {
         match &mut state.nodes.get_mut(&self.data.ino)?.body {
             NodeBody::File(FileBody::Blocks(b)) if Arc::ptr_eq(&b.data, &self.data) => Some(b),
@@ -49,12 +49,12 @@ impl ToSync {
         }
     }
 
-    /// The sync is through: what was fresh when it began is not any more. That is no change of the file.
+    /// Called after the sync: what was fresh when it began is not any more. This does not count as a change.
     pub fn drop_fresh(&self, state: &mut State) {
         if let Some(b) = self.blocks(state) {
             b.fresh.subtract(&self.fresh);
             if b.fresh.is_empty() {
-                // It is copied for every write.
+                // The set is cloned on every write; free its memory.
                 b.fresh = BlockSet::default();
             }
             b.fresh_since = None;
@@ -63,15 +63,15 @@ impl ToSync {
 }
 
 impl View {
-    /// Makes one file durable: its bytes, and every operation that returned. fdatasync(2) is no cheaper:
-    /// size, extents and times are in one journal.
+    /// Makes one file durable: its bytes, and every operation that has returned. fdatasync(2) is no cheaper,
+    /// because size, extents and times are in one journal.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let found = {
             let mut state = self.state.write();
             let node = state.node_mut(ino)?;
             let found = ToSync::of(upper, node)?;
-            // Cleared before: what is written from here on may not be covered.
+            // Cleared before the sync, which may not cover later writes.
             node.unsynced = false;
             found
         };
@@ -96,7 +96,7 @@ impl View {
         synced
     }
 
-    /// Syncs every file that was written since its last sync, and those that are given, each by itself.
+    /// Syncs every file written since its last sync, and the files in `fresh`, one by one.
     pub(in crate::view) fn sync_each(&self, upper: &Upper, fresh: &[ToSync]) -> Result<()> {
         let unsynced = |node: &Node| node.unsynced && !node.is_orphan();
         let all = self.state.read();
@@ -117,7 +117,7 @@ impl View {
         fresh.iter().try_for_each(|found| upper.data.sync_with_name(&found.data, &found.file))
     }
 
-    /// Journals that the blocks count which were fresh when the sync began that is through now.
+    /// Journals that the blocks which were fresh at the start of the completed sync are now safe.
     fn note_synced(&self, upper: &Upper, found: &ToSync) -> Result<()> {
         if !found.has_fresh {
             return Ok(());
@@ -127,10 +127,10 @@ impl View {
         let mut synced = found.fresh.clone();
         synced.intersect(&b.fresh);
         let ino = found.data.ino;
-        // A crash ends an inode without a name.
+        // An inode without a name does not survive a crash.
         if !state.node(ino)?.is_orphan() {
             match upper.append(&state.synced_items(ino, &synced)?, Room::Reserved) {
-                // Opened for reading only: there is nothing that we may write.
+                // The upper is open for reading only, so nothing may be written.
                 Err(Error::ReadOnly) => return Ok(()),
                 other => other?,
             }
@@ -139,7 +139,7 @@ impl View {
         Ok(())
     }
 
-    /// Has the disk take the fresh blocks of a file.
+    /// Syncs a file if it has fresh blocks.
     pub(in crate::view) fn sync_fresh_of(&self, ino: Ino) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let found = ToSync::of(upper, self.state.read().node(ino)?)?;
@@ -154,7 +154,7 @@ impl View {
         self.note_synced(upper, found)
     }
 
-    /// Has the disk take all fresh blocks. What fails stays fresh, and is tried again.
+    /// Syncs all fresh blocks. Those that fail stay fresh and are retried.
     pub(in crate::view) fn sync_fresh(&self) {
         let Some(upper) = &self.upper else { return };
         let files = self.fresh_files().map(|files| {
@@ -166,7 +166,7 @@ impl View {
         }
     }
 
-    /// The files that have fresh blocks, and a name.
+    /// The named files with fresh blocks.
     pub(in crate::view) fn fresh_files(&self) -> Result<Vec<ToSync>> {
         let Some(upper) = &self.upper else { return Ok(Vec::new()) };
         if self.state.read().fresh.is_empty() {

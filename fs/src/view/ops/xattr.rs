@@ -1,4 +1,4 @@
-//! Extended attributes of every kind of inode and in every namespace; the kernel has checked who may.
+//! Extended attributes, for every inode type and namespace. The kernel has checked permissions.
 
 use karapace_store::inode::{Ino, Timestamp};
 
@@ -8,14 +8,13 @@ use crate::view::View;
 use crate::view::ops::acl;
 use crate::view::table::{State, attr_item};
 
-/// Limits of xattr(7): bytes of a name, of a value, and of what listxattr(2) gives.
+/// Limits of xattr(7) in bytes: a name, a value, and (LIST_MAX) the result of listxattr(2).
 const NAME_MAX: usize = 255;
 const VALUE_MAX: usize = 64 << 10;
-/// How names begin that only CAP_SYS_ADMIN of the initial user namespace reads.
+/// Prefix of names that only processes with CAP_SYS_ADMIN in the initial user namespace may read.
 const TRUSTED: &[u8] = b"trusted.";
 const LIST_MAX: usize = 64 << 10;
-/// Most bytes of names and values of one inode: the first change of an inode writes all of them to the
-/// journal.
+/// Limit in bytes for all names and values of one inode: the first change to an inode journals all of them.
 const TOTAL_MAX: usize = 1 << 20;
 
 impl View {
@@ -28,8 +27,8 @@ impl View {
         }
     }
 
-    /// The names of all attributes, each with a NUL behind it; without `trusted`, but for those of that
-    /// namespace, which Linux hides from who may not read them.
+    /// The names of all attributes, each terminated by NUL. Without `trusted`, leaves out the `trusted.`
+    /// namespace, which Linux hides from processes that may not read it.
     pub fn listxattr(&self, ino: Ino, trusted: bool) -> Result<Vec<u8>> {
         let state = self.state.read();
         let mut names = Vec::new();
@@ -64,7 +63,7 @@ impl View {
         let mut permissions = node.meta.mode;
         let mut value = Some(value);
         if let (acl::ACCESS, Some(acl)) = (name, value) {
-            // An access ACL and the permission bits are two views of one thing.
+            // An access ACL and the permission bits must stay consistent.
             let (bits, minimal) = acl::mode_of(acl, node.meta.mode)?;
             permissions = (permissions & !0o777) | bits;
             value = value.filter(|_| !minimal);
@@ -86,14 +85,14 @@ impl View {
         let _gate = self.gate.read();
         let mut state = self.state.write();
         if state.node(ino)?.xattrs.get(name).is_none() {
-            // As on ext4, an ACL that is not there can be removed.
+            // As on ext4, removing an ACL that does not exist succeeds.
             return if acl::is_acl(name) { Ok(()) } else { check_namespace(name).and(Err(Error::NoData)) };
         }
         let mode = state.node(ino)?.meta.mode;
         self.change_xattr(&mut state, ino, name, None, mode)
     }
 
-    /// Journals and applies one attribute, with the permissions that follow from it.
+    /// Journals and applies a change of one attribute, and the permissions that follow from it.
     fn change_xattr(
         &self,
         state: &mut State,
@@ -114,7 +113,7 @@ impl View {
     }
 }
 
-/// Refuses a name outside the namespaces that Linux knows of a file: `EOPNOTSUPP`, or `EINVAL` for a bare
+/// Rejects names outside the namespaces that Linux supports on files: `EOPNOTSUPP`, or `EINVAL` for a bare
 /// prefix.
 fn check_namespace(name: &[u8]) -> Result<()> {
     for prefix in [&b"user."[..], b"trusted.", b"security."] {

@@ -1,22 +1,22 @@
-//! A directory's listing as it is kept for its readers.
+//! A directory listing, cached for its readers.
 //!
-//! It is ordered by a hash of the names, and the cookie of an entry is that hash: it stays what it is while
-//! other entries come and go, over commits and restores, and from one mount to the next.
+//! Entries are ordered by a hash of their names, and an entry's cookie is that hash. So a cookie stays valid
+//! while other entries come and go, across commits and restores, and from one mount to the next.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
 use karapace_store::inode::{FileKind, Ino};
 
-/// Cookies of `.` and `..`; every other is larger.
+/// Cookies of `.` and `..`; all others are larger.
 pub(crate) const DOT: u64 = 1;
 pub(crate) const DOT_DOT: u64 = 2;
-/// More names of one hash than this are not looked at.
+/// How many entries are searched for a name among equal hashes.
 const SAME_HASH: usize = 4;
-/// Cookies are below this: some programs keep them in signed or short fields.
+/// Number of bits in a cookie; some programs keep cookies in signed or short fields.
 const COOKIE_BITS: u32 = 62;
 
-/// A directory's entries in cookie order, as of a version of the directory.
+/// A directory's entries in cookie order, for one version of the directory.
 #[derive(Default)]
 pub(crate) struct Listing {
     pub version: u32,
@@ -28,18 +28,19 @@ impl Listing {
         entries.sort_unstable_by(|a, b| (a.cookie, &a.name).cmp(&(b.cookie, &b.name)));
         let mut last = 0;
         for entry in &mut entries {
-            // Two names of one hash: a reader who stops between them must not miss the second.
+            // Names with equal hashes get distinct cookies, so that a reader who stops between them does not
+            // miss one.
             entry.cookie = entry.cookie.max(last + 1);
             last = entry.cookie;
         }
         Listing { version, entries }
     }
 
-    /// Where a name stands.
+    /// Index of the entry with this name.
     pub fn position(&self, name: &[u8]) -> Option<usize> {
         let hash = cookie(name);
         let from = self.entries.partition_point(|e| e.cookie < hash);
-        // Names of one hash stand together.
+        // Names with the same hash are adjacent.
         let same = self.entries[from..].iter().take(SAME_HASH);
         same.enumerate().find(|(_, e)| *e.name == *name).map(|(i, _)| from + i)
     }
