@@ -1,4 +1,4 @@
-//! The set of 64 KiB blocks of a large file that the upper holds.
+//! The set of 64 KiB blocks of a large file that are in the upper.
 
 /// A bitmap of block numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl BlockSet {
         }
     }
 
-    /// Forgets the blocks that `other` has.
+    /// Removes the blocks that are in `other`.
     pub fn subtract(&mut self, other: &BlockSet) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word &= !other;
@@ -39,7 +39,7 @@ impl BlockSet {
         self.recount();
     }
 
-    /// Forgets the blocks that `other` does not have.
+    /// Removes the blocks that are not in `other`.
     pub fn intersect(&mut self, other: &BlockSet) {
         self.words.truncate(other.words.len());
         for (word, other) in self.words.iter_mut().zip(&other.words) {
@@ -52,7 +52,7 @@ impl BlockSet {
         self.count = self.words.iter().map(|w| u64::from(w.count_ones())).sum();
     }
 
-    /// Forgets every block at or beyond `first`.
+    /// Removes every block at or beyond `first`.
     pub fn truncate(&mut self, first: u64) {
         let word = (first / 64) as usize;
         if word < self.words.len() {

@@ -1,19 +1,19 @@
-//! Which run of the kernel a record was written under: what it holds in its page cache outlives the process,
-//! and ends with it.
+//! Identifies the kernel boot in which a record was written: data in the page cache outlives the process, but
+//! not the boot.
 
 use std::fs;
 
 use karapace_store::fail;
 
-/// The kernel makes a new one each time it starts.
+/// The kernel generates a new id at each boot.
 const FILE: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The id of one run of the kernel.
+/// The id of one boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Boot(pub [u8; 16]);
 
 impl Boot {
-    /// The present one; `None` where it cannot be read, as in some containers.
+    /// The current boot; `None` if the id cannot be read, as in some containers.
     pub fn this() -> Option<Boot> {
         fail::point("boot.read").and_then(|()| fs::read_to_string(FILE)).ok().and_then(|text| parse(&text))
     }

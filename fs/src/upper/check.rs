@@ -1,10 +1,9 @@
-//! Looking at an upper without opening it: what it refers to, and whether its files are what they should be.
+//! Inspects an upper without opening it: what it refers to, and whether its files are intact.
 //!
-//! Nothing is changed and no lock is taken, so it works beside the process that serves the environment, under
-//! which the upper changes. Checkpoint and journal are read as one moment left them: the journal only grows,
-//! and where the epochs of the two do not fit they are read again. A data file may come or go between the
-//! reading of the records and the look at it, so what looks wrong counts only when it still does after the
-//! records were read anew.
+//! Nothing is changed and no lock is taken, so this works beside the process that serves the environment
+//! while the upper changes. Checkpoint and journal are read as of one moment: the journal only grows, and if
+//! the epochs of the two do not match they are read again. A data file may come or go between reading the
+//! records and checking the file, so a fault counts only if it is still there after rereading the records.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -26,58 +25,59 @@ use crate::upper::data::DataDir;
 use crate::upper::record::{DataState, Item};
 use crate::upper::{Loaded, Upper, journal};
 
-/// How often checkpoint and journal are read when a mount has just replaced the one and begun the other.
+/// How often checkpoint and journal are reread when a mount is replacing them.
 const READINGS: u32 = 8;
 
-/// How often a data file is looked at that seems to be wrong, and how long is waited in between.
+/// How often a data file that seems damaged is checked, and the pause in between.
 const LOOKS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is wrong with a data file, or worth knowing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
-    /// It is not there, or cannot be read: what was written to the file is lost. A power loss does this to a
-    /// file that was never synced, and then nothing was promised.
+    /// It is missing or cannot be read: what was written to the file is lost. A power loss causes this for
+    /// files that were never synced, for which nothing was promised.
     Missing,
-    /// It is shorter than the records say, or they speak of blocks that it cannot have. After a power loss
-    /// that is what was not synced.
+    /// It is shorter than the records say, or they mention blocks that it cannot have. After a power loss
+    /// that is data that was not synced.
     Short,
-    /// No record names it: left over from a crash; the next mount removes it.
+    /// No record names it: left by a crash; the next mount removes it.
     Leftover,
 }
 
-/// A data file that is not as it should be.
+/// A damaged or unneeded data file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UpperFault {
-    /// What it is.
+    /// The kind of fault.
     pub kind: FaultKind,
-    /// The file.
+    /// Path of the data file.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// Description of the fault.
     pub reason: String,
 }
 
-/// What a look at an upper found.
+/// Result of checking an upper.
 #[derive(Debug, Default)]
 pub struct UpperCheck {
-    /// What it refers to in the store.
+    /// Objects of the store that it refers to.
     pub roots: UpperRoots,
-    /// Data files that are not as they should be.
+    /// Data files with faults.
     pub faults: Vec<UpperFault>,
 }
 
-/// What the upper at `upper` on disk refers to; empty when there is none.
+/// What the upper at `upper` on disk refers to; empty if there is none.
 ///
 /// # Errors
-/// [`Error::Corrupt`] when any of its records cannot be read.
+/// [`Error::Corrupt`] if any of its records cannot be read.
 pub fn roots(files: &Files, upper: &Path) -> Result<UpperRoots> {
     Ok(read(files, upper)?.map_or_else(UpperRoots::default, roots_of))
 }
 
-/// Checks the upper at `upper` on disk, reading every data file; `served` says whether a process has it open.
+/// Checks the upper at `upper` on disk, reading every data file. `served`: whether a process has it open;
+/// leftover files are reported only if not.
 ///
 /// # Errors
-/// [`Error::Corrupt`] when checkpoint or journal cannot be read: then nothing is known of the data files.
+/// [`Error::Corrupt`] if checkpoint or journal cannot be read: then nothing is known about the data files.
 pub fn check(files: &Files, upper: &Path, served: bool) -> Result<UpperCheck> {
     let Some(loaded) = read(files, upper)? else { return Ok(UpperCheck::default()) };
     let mut faults = Table::new(&loaded).check(&loaded.upper.data, !served)?;
@@ -95,8 +95,8 @@ pub fn check(files: &Files, upper: &Path, served: bool) -> Result<UpperCheck> {
     Ok(UpperCheck { roots, faults })
 }
 
-/// Where the sound records of the journal of the upper at `upper` end, in bytes, when it has a damaged record
-/// behind them that was durable; `None` when it has not.
+/// The offset in bytes at which the intact records of the journal of the upper at `upper` end, if a durable
+/// record behind them is damaged; otherwise `None`.
 pub fn journal_damage(files: &Files, upper: &Path) -> Result<Option<u64>> {
     match Checkpoint::read(files, &upper.join("checkpoint"))? {
         Some(checkpoint) => journal::damage(files, &upper.join("journal"), checkpoint.epoch),
@@ -104,12 +104,12 @@ pub fn journal_damage(files: &Files, upper: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// Whether these are the bytes of a checkpoint that was written so.
+/// Whether these bytes are an intact checkpoint.
 pub fn is_sound_checkpoint(bytes: &[u8]) -> bool {
     Checkpoint::decode(bytes, Path::new("checkpoint")).is_ok()
 }
 
-/// Checkpoint and journal as of one moment; `None` when there is no upper.
+/// Checkpoint and journal as of one moment; `None` if there is no upper.
 fn read(files: &Files, upper: &Path) -> Result<Option<Loaded>> {
     let none = HeadRef {
         layer: LayerHash::from_bytes([0; 32]),
@@ -122,8 +122,7 @@ fn read(files: &Files, upper: &Path) -> Result<Option<Loaded>> {
             return Ok(None);
         }
         match Upper::open(files, upper, none, false) {
-            // A mount may have replaced the checkpoint and begun a new journal between the reading of the
-            // two.
+            // A mount may have replaced the checkpoint and started a new journal between the two reads.
             Err(Error::Corrupt(_)) if attempts < READINGS => attempts += 1,
             other => return other.map(Some),
         }
@@ -137,7 +136,7 @@ fn roots_of(loaded: Loaded) -> UpperRoots {
     for item in loaded.settled.into_iter().chain(loaded.replayed) {
         let put = match item {
             Item::Put(put) => put,
-            // These name no object.
+            // These items refer to no object.
             Item::Attr(_)
             | Item::Xattr { .. }
             | Item::Place { .. }
@@ -160,14 +159,14 @@ fn roots_of(loaded: Loaded) -> UpperRoots {
     roots
 }
 
-/// What the records say of one inode's data.
+/// What the records say about one inode's data.
 struct Row {
     data: DataState,
     nlink: u32,
-    /// The size of the file in the store that blocks lie over.
+    /// Size in bytes of the store's file that the blocks lie over.
     base: u64,
     blocks: BlockSet,
-    /// The size in `data` is what the data file has at the least: nothing was written since the checkpoint.
+    /// Nothing was written since the checkpoint, so the data file must have at least the size in `data`.
     settled: bool,
 }
 
@@ -192,7 +191,7 @@ impl Table {
                     Body::Regular(content) => content.size,
                     _ => 0,
                 };
-                // Blocks stay known over a put that keeps the file one of blocks.
+                // A put that keeps the file one of blocks keeps its blocks.
                 let blocks = match (&put.data, old) {
                     (new, Some(row)) if new.is_blocks() && row.data.is_blocks() => row.blocks,
                     _ => BlockSet::default(),
@@ -229,12 +228,13 @@ impl Table {
         }
     }
 
-    /// Looks at every data file that the records name; with `leftovers` also for those that none names.
+    /// Checks every data file that the records name; with `leftovers`, also reports files that no record
+    /// names.
     fn check(&self, data: &DataDir, leftovers: bool) -> Result<Vec<UpperFault>> {
         let mut faults = Vec::new();
         for (ino, row) in &self.rows {
             let Some(generation) = row.data.generation() else { continue };
-            // Of a removed file that is open nothing is kept; and where one is lost that is fresh, the base
+            // A removed file that is still open need not be kept; and if a fresh data file is lost, the base
             // counts.
             if row.nlink > 0 && !matches!(row.data, DataState::FreshBlocks { .. }) {
                 let file = data.path_of(*ino, generation);
@@ -257,7 +257,7 @@ impl Table {
 }
 
 impl Row {
-    /// What is wrong with the data file.
+    /// Checks the data file; returns what is wrong with it.
     fn fault(&self, ino: Ino, files: &Files, file: &Path) -> Option<(FaultKind, String)> {
         let length = match read_through(files, file) {
             Ok(length) => length,
@@ -303,18 +303,18 @@ impl Row {
     }
 }
 
-/// Reads a file to its end, for the host to say whether it can; gives its length.
+/// Reads a file to its end, to find read errors. Returns its length in bytes.
 fn read_through(files: &Files, path: &Path) -> io::Result<u64> {
     let mut file = files.open(path)?;
     let metadata = file.metadata()?;
-    // What is one hole needs no reading, and a sparse file of a terabyte must not take hours.
+    // Sparse files are skipped: holes need no reading, and a sparse file of a terabyte must not take hours.
     if metadata.blocks() * 512 >= metadata.size() {
         io::copy(&mut file, &mut io::sink())?;
     }
     Ok(metadata.size())
 }
 
-/// Whether a directory holds any file below its subdirectories, one level down.
+/// Whether any subdirectory of a directory contains a file.
 pub(super) fn holds_files(files: &Files, dir: &Path) -> io::Result<bool> {
     let list = |dir: &Path| match files.names(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),

@@ -1,8 +1,8 @@
-//! The checkpoint: the whole upper as of one moment, replaced atomically.
+//! The checkpoint: the whole upper at one moment, replaced atomically.
 //!
 //! Format: magic `KAC1`, epoch u64, the head (layer hash, record id, root object: 32 bytes each), number of
-//! items u64, the items (see `record`), blake3 of all before. It names the lower view, so replacing this one
-//! file is what makes a commit or a restore happen.
+//! items u64, the items (see `record`), blake3 of all preceding bytes. It names the lower view, so replacing
+//! this one file is what makes a commit or a restore take effect.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint durably in place of the one at `path`.
+    /// Writes the checkpoint durably, replacing the one at `path`.
     pub fn write(&self, files: &Files, path: &Path) -> Result<()> {
         let mut out = Vec::with_capacity(256);
         out.extend_from_slice(MAGIC);
@@ -41,7 +41,7 @@ impl Checkpoint {
         Ok(files.write(path, &out)?)
     }
 
-    /// Reads it; `None` when there is none.
+    /// Reads the checkpoint at `path`; `None` if there is none.
     pub fn read(files: &Files, path: &Path) -> Result<Option<Checkpoint>> {
         let bytes = match files.read(path, u64::MAX) {
             Ok(bytes) => bytes,
@@ -51,7 +51,7 @@ impl Checkpoint {
         Self::decode(&bytes, path).map(Some)
     }
 
-    /// The epoch of the one at `path`, unchecked; `None` when there is none that can be read.
+    /// The epoch of the checkpoint at `path`, without verifying it; `None` if it cannot be read.
     pub fn epoch_at(files: &Files, path: &Path) -> Option<u64> {
         let mut head = [0; 12];
         files.open(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
@@ -59,7 +59,7 @@ impl Checkpoint {
         (head[..4] == *MAGIC).then_some(epoch)
     }
 
-    /// `path` is named in errors.
+    /// Decodes a checkpoint and verifies its checksum. `path` is only used in errors.
     pub fn decode(bytes: &[u8], path: &Path) -> Result<Checkpoint> {
         let corrupt = |why: &str| Error::Corrupt(format!("checkpoint {}: {why}", path.display()));
         if bytes.get(..4) != Some(MAGIC.as_slice()) {

@@ -1,8 +1,8 @@
 //! Data files of the upper: `data/<2 hex>/<ino>[.<generation>]`, the bytes of changed regular files.
 //!
-//! A data file that commit has hard-linked into the store must never be written again: it is *sealed*. The
-//! next writer copies it to a file of the next generation (`DataDir::unseal`). A link count above one says
-//! the same after a crash, when the flag is lost.
+//! A data file that a commit has hard-linked into the store must never be written again: it is *sealed*. The
+//! next writer copies it to a file of the next generation (`DataDir::unseal`). After a crash, when the flag
+//! is lost, a link count above one shows the same.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -23,9 +23,9 @@ use parking_lot::Mutex;
 use crate::error::At as _;
 use crate::error::{Error, Result};
 
-/// Open descriptors kept of data files.
+/// Number of descriptors of data files kept open.
 const OPEN_FILES: usize = 512;
-/// Data files made ahead that are not used yet, at most.
+/// Most data files created ahead that are not used yet.
 const AHEAD: usize = 16;
 
 /// One data file. Lock order: `DataFile::lock` is taken before the view's state lock, never while holding it.
@@ -33,15 +33,15 @@ const AHEAD: usize = 16;
 pub(crate) struct DataFile {
     pub ino: Ino,
     pub generation: u32,
-    /// Commit may have given the bytes to the store: copy before writing.
+    /// The store may share these bytes: copy before writing.
     pub sealed: AtomicBool,
-    /// Held while the bytes are changed in a way that spans several system calls.
+    /// Held during changes to the bytes that take several system calls.
     pub lock: Mutex<()>,
-    /// Bytes allocated on the host when last looked at; `NOT_KNOWN` before.
+    /// Bytes allocated on the host when last checked; `NOT_KNOWN` before.
     allocated: AtomicU64,
 }
 
-/// Nobody has asked the host how much a data file occupies; 0 is an answer, that of a file which is one hole.
+/// The host has not been asked yet. 0 would mean a file that is one hole.
 const NOT_KNOWN: u64 = u64::MAX;
 
 impl DataFile {
@@ -55,7 +55,7 @@ impl DataFile {
         })
     }
 
-    /// Bytes the file occupies, for `st_blocks`; `size` where nobody has looked yet.
+    /// Bytes that the file occupies, for `st_blocks`; `size` if the host has not been asked yet.
     pub fn allocated(&self, size: u64) -> u64 {
         match self.allocated.load(Ordering::Relaxed) {
             NOT_KNOWN => size,
@@ -63,8 +63,8 @@ impl DataFile {
         }
     }
 
-    /// The inode is gone, and had so many bytes: what the file occupies, as far as anybody wants to know from
-    /// now on.
+    /// Called when the inode is gone: sets its size in bytes as the occupied space, which is accurate enough
+    /// from now on.
     pub fn gone_with(&self, bytes: u64) {
         self.allocated.store(bytes, Ordering::Relaxed);
     }
@@ -74,30 +74,30 @@ impl DataFile {
     }
 }
 
-/// What the host says of a data file.
+/// Size and mtime of a data file on the host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DataStat {
     pub size: u64,
     pub mtime: Timestamp,
 }
 
-/// The directory of data files and the descriptors open in it.
+/// The directory of data files, and the descriptors open in it.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     files: Files,
     path: PathBuf,
-    /// Which subdirectories were looked at: they are ours, and lead nowhere.
+    /// Subdirectories that have been checked to be directories of ours and not links.
     known: [AtomicBool; 256],
     open: Mutex<LruCache<(Ino, u32), Arc<File>>>,
     ahead: Mutex<Ahead>,
 }
 
-/// Data files made before anybody writes to them. No record names them: what a crash leaves of them is swept.
+/// Data files created before their first write. No record names them, so the sweep after a crash removes
+/// them.
 #[derive(Debug)]
 struct Ahead {
     files: LruCache<Ino, Arc<File>>,
-    /// How many more are made before another file is written for the first time: where files stay empty,
-    /// none.
+    /// How many more may be created before another file gets its first write: none where files stay empty.
     credit: usize,
 }
 
@@ -105,7 +105,7 @@ impl DataDir {
     pub fn new(files: &Files, path: PathBuf) -> DataDir {
         // OPEN_FILES is a non-zero constant.
         let capacity = NonZeroUsize::new(OPEN_FILES).unwrap_or(NonZeroUsize::MIN);
-        // Held at AHEAD by `make_ahead`, which has to remove what leaves.
+        // `make_ahead` keeps it at AHEAD entries, because it must remove the evicted files.
         let ahead = Ahead { files: LruCache::unbounded(), credit: AHEAD };
         DataDir {
             files: files.clone(),
@@ -116,12 +116,12 @@ impl DataDir {
         }
     }
 
-    /// Where the files are opened.
+    /// The [`Files`] through which data files are opened.
     pub fn files(&self) -> &Files {
         &self.files
     }
 
-    /// Makes the 256 subdirectories, so that no write has to.
+    /// Creates the 256 subdirectories, so that writes need not.
     pub fn create(&self) -> Result<()> {
         let names: Vec<String> = (0..=255u8).map(|i| format!("{i:02x}")).collect();
         self.files
@@ -134,7 +134,7 @@ impl DataDir {
         self.path_of(data.ino, data.generation)
     }
 
-    /// Where the data file of this generation of an inode's data is.
+    /// Path of the data file with this generation.
     pub fn path_of(&self, ino: Ino, generation: u32) -> PathBuf {
         let dir = self.path.join(format!("{:02x}", ino & 0xff));
         match generation {
@@ -143,8 +143,8 @@ impl DataDir {
         }
     }
 
-    /// Creates the data file, empty. A leftover of a crash under this name is removed first, never reused: it
-    /// may share its bytes with an object.
+    /// Creates the data file, empty. A file left under this name by a crash is removed first, never reused:
+    /// it may share its bytes with an object.
     pub fn create_file(&self, data: &DataFile) -> Result<Arc<File>> {
         let path = self.path(data);
         fail::point("data.create").at("create", &path)?;
@@ -165,15 +165,15 @@ impl DataDir {
         Ok(file)
     }
 
-    /// Makes the first data file of an inode that has none, for a later [`DataDir::create_file`] to take; or
-    /// does not, where that does not pay or fails.
+    /// Creates the first data file of an inode in advance, for a later [`DataDir::create_file`]. Does nothing
+    /// if that would not pay off, and ignores errors.
     ///
-    /// The caller keeps commits and restores away, which remove data files.
+    /// The caller keeps commits and restores out, because they remove data files.
     pub fn make_ahead(&self, ino: Ino) {
-        // Held throughout: who asks for the file meanwhile has to find it.
+        // Held throughout, so that a concurrent `create_file` finds the file.
         let mut ahead = self.ahead.lock();
         let Some(credit) = ahead.credit.checked_sub(1) else { return };
-        // Where there is a file already, somebody writes to it or it is a leftover: neither is ours.
+        // An existing file is being written or is a leftover; do not touch it.
         let Ok(file) = self.make(&self.path_of(ino, 0)) else { return };
         ahead.credit = credit;
         ahead.files.put(ino, Arc::new(file));
@@ -184,14 +184,14 @@ impl DataDir {
         }
     }
 
-    /// The file that was made ahead, if there is one.
+    /// Takes the file that was created ahead, if there is one.
     fn made_ahead(&self, data: &DataFile) -> Option<Arc<File>> {
         let mut ahead = self.ahead.lock();
         ahead.credit = AHEAD.min(ahead.credit + 1);
         if data.generation == 0 { ahead.files.pop(&data.ino) } else { None }
     }
 
-    /// Removes the files that were made ahead and that nobody has written to.
+    /// Removes files that were created ahead and never written.
     pub fn drop_ahead(&self) {
         let mut ahead = self.ahead.lock();
         while let Some((ino, _)) = ahead.files.pop_lru() {
@@ -199,17 +199,17 @@ impl DataDir {
         }
     }
 
-    /// The file, open for reading and writing. Marks it sealed when the store shares its bytes.
+    /// Opens the file for reading and writing. Marks it sealed if the store shares its bytes.
     ///
-    /// The caller holds the view's state lock, or otherwise keeps the file from being removed meanwhile: else
-    /// the descriptor kept could be one of a file whose name another has got.
+    /// The caller holds the view's state lock, or otherwise keeps the file from being removed meanwhile.
+    /// Otherwise the cached descriptor could belong to a removed file whose name has been reused.
     pub fn file(&self, data: &DataFile) -> Result<Arc<File>> {
         let key = (data.ino, data.generation);
         if let Some(file) = self.open.lock().get(&key) {
             return Ok(file.clone());
         }
         let path = self.path(data);
-        // An object's mode is 0444, and so is that of a file on its way to become one.
+        // Objects have mode 0444, and so has a file that is becoming one.
         let shared = self.files.open_shared(&path).at("open", &path)?;
         let file = Arc::new(shared.file);
         if !shared.writable || shared.names > 1 {
@@ -219,7 +219,7 @@ impl DataDir {
         Ok(file)
     }
 
-    /// Size and mtime as the host has them; also what `DataFile::allocated` answers from then on.
+    /// Size and mtime on the host. Also updates the value that `DataFile::allocated` returns.
     pub fn stat(&self, data: &DataFile) -> Result<DataStat> {
         let cached = self.open.lock().peek(&(data.ino, data.generation)).cloned();
         let stat = match cached {
@@ -233,13 +233,13 @@ impl DataDir {
                 )
             }),
         };
-        // Often done: the path is made for an error only.
+        // This is called often, so the path is built only for an error.
         let (size, blocks, secs, nanos) = stat.map_err(|e| Error::host("stat", &self.path(data), e))?;
         data.allocated.store(blocks * 512, Ordering::Relaxed);
         Ok(DataStat { size, mtime: Timestamp { secs, nanos: u32::try_from(nanos).unwrap_or(0) } })
     }
 
-    /// Bytes that a file nobody writes to any more occupies on the host, about; 0 when it cannot be told.
+    /// Approximate bytes that a file no longer written occupies on the host; 0 if unknown.
     pub fn occupied(&self, data: &DataFile) -> u64 {
         match data.allocated.load(Ordering::Relaxed) {
             NOT_KNOWN => self.stat(data).map_or(0, |_| data.allocated(0)),
@@ -247,8 +247,8 @@ impl DataDir {
         }
     }
 
-    /// A private copy of a sealed file, of the next generation, with the first `keep` bytes of its content;
-    /// durable, for these may be safe in the sealed one.
+    /// Makes a private copy of a sealed file, of the next generation, with the first `keep` bytes of its
+    /// content. The copy is durable, because those bytes may be safe in the sealed file.
     pub fn unseal(&self, data: &DataFile, keep: u64) -> Result<Arc<DataFile>> {
         let source = self.file(data)?;
         let copy = DataFile::new(data.ino, data.generation + 1);
@@ -266,7 +266,7 @@ impl DataDir {
         Ok(copy)
     }
 
-    /// Takes the seal off a file that shares its bytes with no object. The caller keeps writers out.
+    /// Unseals a file that shares its bytes with no object. The caller keeps writers out.
     pub fn unshare(&self, data: &DataFile) -> Result<()> {
         let path = self.path(data);
         let stat = self.files.stat(&path).at("stat", &path)?;
@@ -274,13 +274,13 @@ impl DataDir {
             return Ok(());
         }
         self.files.set_mode(&path, 0o600).at("set the mode of", &path)?;
-        // The descriptor kept may be one for reading only.
+        // The cached descriptor may be read-only.
         self.open.lock().pop(&(data.ino, data.generation));
         data.sealed.store(false, Ordering::Release);
         Ok(())
     }
 
-    /// Removes the file; a failure leaves garbage that the next open sweeps, so it is only logged.
+    /// Removes the file. A failure is only logged: the next open sweeps what is left.
     pub fn remove(&self, data: &DataFile) {
         self.open.lock().pop(&(data.ino, data.generation));
         let path = self.path(data);
@@ -300,12 +300,12 @@ impl DataDir {
         self.files.remove_from_known(path)
     }
 
-    /// A new, empty data file.
+    /// Creates a new, empty data file.
     fn make(&self, path: &Path) -> io::Result<File> {
         self.files.make_as(path, 0o600)
     }
 
-    /// Removes every file that `keep` does not name: what a crash left behind.
+    /// Removes the files left by a crash: all for which `keep` returns false. Returns their number.
     pub fn sweep(&self, keep: &dyn Fn(Ino, u32) -> bool) -> Result<u64> {
         let strangers = self.strangers(keep)?;
         for path in &strangers {
@@ -314,7 +314,7 @@ impl DataDir {
         Ok(strangers.len() as u64)
     }
 
-    /// Every file that `keep` does not name.
+    /// All files for which `keep` returns false.
     pub fn strangers(&self, keep: &dyn Fn(Ino, u32) -> bool) -> Result<Vec<PathBuf>> {
         let mut strangers = Vec::new();
         for i in 0..=255u8 {
@@ -331,14 +331,13 @@ impl DataDir {
         Ok(strangers)
     }
 
-    /// Makes the bytes of `file`, which is `data` open, durable.
+    /// Makes the bytes of `data`, open as `file`, durable.
     pub fn sync(&self, data: &DataFile, file: &File) -> Result<()> {
         let synced = fail::point("data.sync").and_then(|()| file.sync_data());
         synced.map_err(|e| Error::host("sync", &self.path(data), e))
     }
 
-    /// Whether all bytes from `from` to `to` have been written, and none is in a hole. Where the host cannot
-    /// tell, they have.
+    /// Whether the byte range `from..to` contains no hole. True if the host cannot tell.
     pub fn holds(&self, data: &DataFile, file: &File, from: u64, to: u64) -> Result<bool> {
         use nix::unistd::{Whence, lseek64};
         let at = i64::try_from(from).map_err(|_| Error::FileTooBig)?;
@@ -350,7 +349,7 @@ impl DataDir {
         }
     }
 
-    /// Makes the bytes of a file and its name durable.
+    /// Makes a file's bytes and its name durable.
     pub fn sync_with_name(&self, data: &DataFile, file: &File) -> Result<()> {
         self.sync(data, file)?;
         let dir = self.path.join(format!("{:02x}", data.ino & 0xff));
@@ -388,7 +387,7 @@ fn copy_sparse(source: &File, target: &File, keep: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies bytes `start..end` at their offsets, in the kernel where the host can (reflink included).
+/// Copies bytes `start..end` to the same offsets, in the kernel if the host supports it (including reflinks).
 fn copy_range(source: &File, target: &File, start: i64, end: i64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     let (mut from, mut to) = (start, start);
@@ -450,7 +449,7 @@ mod tests {
         dir.make_ahead(8);
         let file = dir.create_file(&written).unwrap();
         file.write_all_at(b"here", 0).unwrap();
-        // There is one that somebody writes to.
+        // This one exists and is being written.
         dir.make_ahead(7);
         assert!(dir.path(&unused).exists());
         dir.drop_ahead();
@@ -464,7 +463,7 @@ mod tests {
         let files = || dir.strangers(&|_, _| false).unwrap().len();
         (1..=100).for_each(|ino| dir.make_ahead(ino));
         assert_eq!(files(), AHEAD);
-        // One is written that was not made ahead: the next one is.
+        // A file that was not created ahead gets its first write, so one more may be created.
         dir.create_file(&DataFile::new(100, 0)).unwrap();
         dir.make_ahead(101);
         dir.make_ahead(102);

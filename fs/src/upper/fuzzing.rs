@@ -1,4 +1,4 @@
-//! Ways in for the tests that feed decoders any bytes (tests/decoders).
+//! Entry points for tests that feed arbitrary bytes to the decoders (tests/decoders).
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::record::{decode_all, encode_all};
 use super::scan::{Form, scan};
 
-/// Reads a checkpoint, whose checksum is made right first: damage that it shows is not of interest.
+/// Decodes a checkpoint after correcting its checksum, so that the decoder sees past the checksum test.
 pub fn checkpoint(bytes: &[u8]) {
     let body = &bytes[..bytes.len().saturating_sub(32)];
     let whole = [body, ObjectId::of(body).as_bytes()].concat();
@@ -17,7 +17,7 @@ pub fn checkpoint(bytes: &[u8]) {
     }
 }
 
-/// Reads the records of a journal, and what could stand in one: items, which are written again as they were.
+/// Scans a journal; and decodes the bytes as items, which must encode to the same bytes again.
 pub fn journal(bytes: &[u8]) {
     for form in [Form::Plain, Form::Stamped] {
         if let Ok(found) = scan(bytes, form) {

@@ -1,14 +1,15 @@
-//! The journal: one appended record an operation, so that a killed process loses nothing.
+//! The journal: one record is appended per operation, so that a killed process loses nothing.
 //!
 //! Format, little endian. Header: magic `KAJ2`, epoch u64. Record: length u32 of the payload, crc32 u32 of
-//! all that follows, sequence u64 (from 1, without gaps), durable u64 (records up to this number were durable
-//! when this one was written), payload (items, see `record`). The journal applies to the checkpoint of the
-//! same epoch; one of an older epoch is already in the checkpoint. Replay stops at the first record that is
-//! torn: short, with a wrong checksum or out of sequence; one that was durable is damage and an error (see
-//! `scan`). `KAJ1`, which is read and continued too, has records without `durable`.
+//! everything that follows, sequence u64 (from 1, without gaps), durable u64 (records up to this number were
+//! durable when this one was written), payload (items, see `record`). The journal applies to the checkpoint
+//! of the same epoch; the content of an older journal is already in the checkpoint. Replay stops at the first
+//! torn record: short, with a wrong checksum or out of sequence. If that record was durable, this is damage
+//! and an error (see `scan`). `KAJ1` journals, whose records have no `durable` field, can still be read and
+//! appended to.
 //!
-//! Behind the records the host has room allocated (beyond the length of the file), so that on a full disk
-//! what gives room back, and what has to be said because it has happened, can still be written.
+//! Space is allocated on the host beyond the end of the file. So even on a full disk, operations that free
+//! space, and records of what has already happened, can be written.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,17 +31,17 @@ use crate::upper::scan::{Form, MAX_RECORD, Scan, Tail, scan};
 const MAGIC: &[u8; 4] = b"KAJ2";
 const PLAIN_MAGIC: &[u8; 4] = b"KAJ1";
 const HEADER: u64 = 12;
-/// Bytes kept free behind the records for [`Room::Reserved`]: some thousand removals of files.
+/// Bytes reserved behind the records for [`Room::Reserved`]: enough for some thousand file removals.
 const RESERVE: u64 = 1 << 20;
-/// The host is asked for room in steps of so many bytes.
+/// Granularity in bytes in which space is requested from the host.
 const STEP: u64 = 256 << 10;
 
-/// Which room in the journal an operation may take.
+/// Which journal space an operation may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
-    /// What is left beside the reserve: on a full disk there is none.
+    /// Only space beyond the reserve; on a full disk there is none.
     Ordinary,
-    /// The reserve too: for an operation that gives room back, or has asked for some before it began
+    /// Also the reserve: for an operation that frees space, or has reserved some before it began
     /// ([`Journal::make_room`]).
     Reserved,
 }
@@ -51,18 +52,18 @@ pub(crate) struct Journal {
     path: PathBuf,
     file: Arc<File>,
     form: Form,
-    /// Length of the valid records, header included.
+    /// Length of the valid records in bytes, including the header.
     end: u64,
     next_sequence: u64,
-    /// Records up to this number are known to be durable.
+    /// Number of the last record known to be durable.
     durable: u64,
-    /// The host has allocated the file up to here; `None` where the host cannot.
+    /// The host has allocated the file up to this offset; `None` if the host does not support that.
     allocated: Option<u64>,
     buffer: Vec<u8>,
 }
 
 impl Journal {
-    /// A new, durable journal of this epoch in place of the one at `path`.
+    /// Creates a durable, empty journal for this epoch, replacing the one at `path`.
     pub fn create(files: &Files, path: &Path, epoch: u64) -> Result<Journal> {
         let temp = path.with_file_name(format!("{TEMP_PREFIX}journal"));
         let write = || -> io::Result<File> {
@@ -90,11 +91,11 @@ impl Journal {
         })
     }
 
-    /// Reads the journal at `path`: its items when it is of this epoch, `None` when it is older (or none is
-    /// there). With `write`, cuts off a torn end.
+    /// Reads the journal at `path`. Returns its items if it is of this epoch, `None` if it is older or
+    /// missing. With `write`, truncates a torn end.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when a record is damaged that was durable; nothing is changed then.
+    /// [`Error::Corrupt`] if a durable record is damaged; nothing is changed then.
     pub fn load(files: &Files, path: &Path, epoch: u64, write: bool) -> Result<Option<(Journal, Vec<Item>)>> {
         let host = |e| Error::host("read journal", path, e);
         let opened = if write { files.open_to_change(path) } else { files.open(path) };
@@ -134,10 +135,10 @@ impl Journal {
         Ok(Some((journal, found.items)))
     }
 
-    /// Sees to it that the reserve is whole behind `bytes` more bytes of records.
+    /// Makes sure that the reserve is complete behind another `bytes` bytes of records.
     ///
     /// # Errors
-    /// When the host is out of room; then nothing has changed.
+    /// If the host is out of space; nothing has changed then.
     pub fn make_room(&mut self, bytes: u64) -> Result<()> {
         let wanted = self.end + bytes + RESERVE;
         if self.allocated.is_none_or(|allocated| wanted <= allocated) {
@@ -162,13 +163,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Gives the room behind the records back to the host.
+    /// Returns the reserved space to the host.
     pub fn release_room(&mut self) -> Result<()> {
         self.allocated = Some(0);
         self.file.set_len(self.end).at("cut journal", &self.path)
     }
 
-    /// Appends one record. On error nothing of it counts: a later append overwrites what was written.
+    /// Appends one record. After an error the record does not count, and the next append overwrites it.
     pub fn append(&mut self, items: &[Item], room: Room) -> Result<()> {
         self.buffer.clear();
         self.buffer.resize(self.form.header(), 0);
@@ -197,31 +198,31 @@ impl Journal {
         Ok(())
     }
 
-    /// The file, to be synced.
+    /// The file, for syncing.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// The number of the last record.
+    /// Number of the last record.
     pub fn last(&self) -> u64 {
         self.next_sequence - 1
     }
 
-    /// The journal was synced after the record with this number was appended.
+    /// Notes that the journal was synced after the record with this number was appended.
     pub fn synced(&mut self, sequence: u64) {
         self.durable = self.durable.max(sequence);
     }
 
-    /// Bytes of records.
+    /// Bytes of records, without the header.
     pub fn len(&self) -> u64 {
         self.end - HEADER
     }
 }
 
-/// What a journal's bytes hold; `None` when it is older than `epoch`, and counts for nothing.
+/// Parses a journal's bytes; `None` if the journal is older than `epoch` and so does not count.
 ///
 /// # Errors
-/// When it is of a format that we do not know, or newer than `epoch`.
+/// If the format is unknown, or the journal is newer than `epoch`.
 pub(crate) fn inspect(bytes: &[u8], path: &Path, epoch: u64) -> Result<Option<(Form, Scan)>> {
     let corrupt = |why: String| Error::Corrupt(format!("journal {}: {why}", path.display()));
     let Some((head, records)) = bytes.split_at_checked(HEADER as usize) else {
@@ -242,8 +243,8 @@ pub(crate) fn inspect(bytes: &[u8], path: &Path, epoch: u64) -> Result<Option<(F
     scan(records, form).map(|scan| Some((form, scan)))
 }
 
-/// Where the sound records before a damage end, in bytes of the file; `None` when no record that was durable
-/// is damaged.
+/// The file offset at which the intact records before a damaged one end; `None` if no durable record is
+/// damaged.
 pub(crate) fn damage(files: &Files, path: &Path, epoch: u64) -> Result<Option<u64>> {
     let bytes = match files.read(path, u64::MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

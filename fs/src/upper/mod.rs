@@ -1,20 +1,21 @@
-//! The upper layer on disk: what changed since the head, so that nothing accepted is lost when the process
-//! dies.
+//! The upper layer on disk: what changed since the head, so that no completed operation is lost when the
+//! process dies.
 //!
-//! - `checkpoint` is the state as of an epoch, `journal` what happened since (`scan` reads it), `data` the
-//!   bytes of changed files.
-//! - `record`: the items that checkpoint and journal are made of; `blocks`: which blocks of a large file the
-//!   upper has.
-//! - `check`: an upper as others see it, who do not serve it: what it refers to, what is wrong with it.
+//! - `checkpoint` is the state at the start of an epoch, `journal` what happened since (`scan` reads it),
+//!   `data` the bytes of changed files.
+//! - `record`: the items that checkpoint and journal are made of; `blocks`: which blocks of a large file are
+//!   in the upper.
+//! - `check`: reads an upper from outside the process that serves it: what it refers to, and what is wrong
+//!   with it.
 //!
-//! [`Upper`] appends, syncs and replaces; what an item means for an inode the view knows, which is the only
-//! user but for `check`. Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`,
+//! [`Upper`] appends, syncs and replaces records. The view, its only user besides `check`, knows what an item
+//! means for an inode. Lock order: the view's state lock, then `Upper::syncing`, `Upper::log`,
 //! `Upper::removing`, `Upper::buried`.
 //!
-//! Two orders hold after a power loss, too. A record that makes bytes count which take the place of safe ones
-//! (a copy-up) is appended when these bytes are durable, or counts only as long as the kernel runs that has
-//! them: they are *fresh* until they are durable and another record says so. A data file is removed when the
-//! record is durable after which nobody needs it: until then it is *buried*.
+//! Two orderings hold even after a power loss. A record that makes bytes count in place of safe ones (a
+//! copy-up) is appended only once those bytes are durable; or it counts only during the current kernel boot,
+//! and the bytes are *fresh* until they are durable and another record says so. A data file is removed only
+//! once the record that makes it unneeded is durable; until then it is *buried*.
 
 pub(crate) mod blocks;
 pub(crate) mod boot;
@@ -47,15 +48,15 @@ use crate::upper::data::{DataDir, DataFile};
 use crate::upper::journal::{Journal, Room};
 use crate::upper::record::{DataState, Item};
 
-/// Bytes of journal after which a checkpoint is due.
+/// Journal size in bytes above which a checkpoint is due.
 pub(crate) const CHECKPOINT_AFTER: u64 = 64 << 20;
 
-/// Bytes of records that an operation of several steps needs at most, but for an inode's extended attributes,
-/// for which the reserve is large enough.
+/// Most bytes of records that a multi-step operation needs, not counting an inode's extended attributes, for
+/// which the reserve is large enough.
 const OPERATION: u64 = 64 << 10;
 
-/// Whether an upper whose checkpoint is not there holds changes all the same: the checkpoint is the first
-/// file that is made.
+/// Whether an upper without a checkpoint holds changes anyway. The checkpoint is the first file that is
+/// created.
 fn has_changes(files: &Files, dir: &Path) -> Result<bool> {
     if is_there(files, &dir.join("journal"))? {
         return Ok(true);
@@ -64,7 +65,7 @@ fn has_changes(files: &Files, dir: &Path) -> Result<bool> {
     check::holds_files(files, &data).at("list", &data)
 }
 
-/// Whether anything has this name.
+/// Whether anything exists at `path`.
 fn is_there(files: &Files, path: &Path) -> Result<bool> {
     match files.stat(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -72,7 +73,7 @@ fn is_there(files: &Files, path: &Path) -> Result<bool> {
     }
 }
 
-/// What an item says in this run of the kernel; `None` for nothing.
+/// What an item means in the current boot; `None` if nothing.
 fn as_of(boot: Option<Boot>, item: Item) -> Option<Item> {
     match item {
         Item::Fresh { boot: then, .. } => (Some(then) == boot).then_some(item),
@@ -96,7 +97,7 @@ fn as_of(boot: Option<Boot>, item: Item) -> Option<Item> {
     }
 }
 
-/// Whether the host has no room for what was tried.
+/// Whether the error means that the host is out of space or quota.
 pub(crate) fn is_full(error: &Error) -> bool {
     matches!(error.errno(), libc::ENOSPC | libc::EDQUOT)
 }
@@ -107,59 +108,63 @@ pub(crate) struct Upper {
     files: Files,
     dir: PathBuf,
     pub data: DataDir,
-    /// The present run of the kernel; where it is not known, nothing is fresh.
+    /// The current boot. If it is unknown, no block can be fresh.
     pub boot: Option<Boot>,
-    /// Held while the journal is synced, so that who waits for it finds that another has done it.
+    /// Held while the journal is synced, so that waiting threads find the work already done.
     syncing: Mutex<()>,
     log: Mutex<Log>,
-    /// Held while buried files are removed, during which others are buried.
+    /// Held while buried files are removed; others can be buried meanwhile.
     removing: Mutex<()>,
     buried: Mutex<Buried>,
 }
 
-/// Data files that nobody needs once the journal is durable up to their number.
+/// Data files that are no longer needed once the journal is durable up to their number.
 #[derive(Debug, Default)]
 struct Buried {
     files: Vec<(u64, Arc<DataFile>)>,
     /// Bytes that they occupy.
     bytes: u64,
-    /// Somebody is about to remove them, since they are many.
+    /// Set while a caller is about to remove them because there are many.
     relieving: bool,
 }
 
-/// Above so many files, or bytes, the journal is synced for the sake of the buried.
+/// Above this many files, or bytes, the journal is synced only to remove buried files.
 const BURIED_FILES: usize = 4096;
 const BURIED_BYTES: u64 = 64 << 20;
 
 #[derive(Debug)]
 struct Log {
     epoch: u64,
-    /// Whether the upper was opened for writing.
+    /// Whether the upper is open for writing.
     write: bool,
-    /// `None` when not open for writing, or when the last checkpoint could not make one.
+    /// `None` if the upper is not open for writing, or the last checkpoint could not create a journal.
     journal: Option<Journal>,
-    /// Records appended by this process; counts on over checkpoints.
+    /// Records appended by this process; not reset by checkpoints.
     appended: u64,
     /// How many of them are durable.
     synced: u64,
-    /// A sync has failed: what it should have made durable may be lost, whatever the next one says. A
-    /// checkpoint ends this.
+    /// A sync has failed, so data it covered may be lost even if the next sync succeeds. A checkpoint clears
+    /// this.
     broken: bool,
 }
 
-/// What an upper held when it was opened.
+/// Contents of an upper when it was opened.
 pub(crate) struct Loaded {
     pub upper: Upper,
     pub head: HeadRef,
-    /// The checkpoint's items: sizes and times in them are exact.
+    /// The checkpoint's items; sizes and times in them are exact.
     pub settled: Vec<Item>,
-    /// The journal's items: see [`Item::Touched`].
+    /// The journal's items; sizes and times may be outdated (see [`Item::Touched`]).
     pub replayed: Vec<Item>,
 }
 
 impl Upper {
-    /// Opens the upper at `dir`, made new on `head` when there is none. With `write` false nothing is changed
-    /// on disk, and there must be one.
+    /// Opens the upper at `dir`; with `write`, creates it on `head` if it does not exist. Without `write`,
+    /// nothing on disk is changed.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a file is damaged, the checkpoint is missing beside changes, or (without
+    /// `write`) the upper changed while it was read.
     pub fn open(files: &Files, dir: &Path, head: HeadRef, write: bool) -> Result<Loaded> {
         let checkpoint_path = dir.join("checkpoint");
         let data = DataDir::new(files, dir.join("data"));
@@ -200,7 +205,7 @@ impl Upper {
             )));
         }
         let boot = Boot::this();
-        // What another process appended counts as one record that is not durable.
+        // Records appended by an earlier process count as one record that is not durable.
         let log = Log { epoch, write, journal, appended: 1, synced: 0, broken: false };
         let upper = Upper {
             files: files.clone(),
@@ -213,7 +218,7 @@ impl Upper {
             buried: Mutex::default(),
         };
         if write {
-            // An upper is opened on a full disk too: there is something in it to remove.
+            // Opening must work on a full disk too: the user may want to remove files.
             match upper.make_room() {
                 Err(error) if is_full(&error) => {
                     tracing::warn!("{error}; nothing can be added until there is room");
@@ -239,13 +244,14 @@ impl Upper {
         })
     }
 
-    /// Asks for room in the journal before an operation of several steps begins, so that it does not run out
-    /// of it in between: on a full disk the operation ends here, and nothing has changed.
+    /// Reserves journal space before a multi-step operation, so that it cannot run out midway. On a full disk
+    /// this fails and nothing has changed.
     pub fn make_room(&self) -> Result<()> {
         self.with_log(|_, journal| journal.make_room(OPERATION))
     }
 
-    /// Works on the journal and the count of what was appended to it.
+    /// Runs `work` on the journal and the count of appended records. Creates the journal if needed, and
+    /// retries once after reclaiming space.
     fn with_log(&self, work: impl Fn(&mut u64, &mut Journal) -> Result<()>) -> Result<()> {
         let attempt = || {
             let mut log = self.log.lock();
@@ -267,10 +273,10 @@ impl Upper {
         }
     }
 
-    /// A new journal of the present epoch. The one that is there, if any, is of an older one and counts for
-    /// nothing.
+    /// Starts a new journal for the current epoch. An existing journal is from an older epoch and does not
+    /// count.
     fn begin_journal(&self, log: &mut Log) -> Result<()> {
-        // Closed first, for its room is free only then.
+        // Close it first: its space is freed only then.
         log.journal = None;
         let path = self.dir.join("journal");
         let mut journal = Journal::create(&self.files, &path, log.epoch).or_else(|error| {
@@ -289,8 +295,7 @@ impl Upper {
         Ok(())
     }
 
-    /// Makes appended records durable. Nobody but who asked for it waits for the disk, and who asks together
-    /// waits once.
+    /// Makes appended records durable. Only callers wait for the disk, and concurrent callers share one sync.
     pub fn sync(&self) -> Result<()> {
         let wanted = self.log.lock().appended;
         let _turn = self.syncing.lock();
@@ -312,12 +317,12 @@ impl Upper {
         match synced {
             Ok(()) => {
                 log.synced = log.synced.max(appended);
-                // Unless a checkpoint has begun another journal meanwhile.
+                // Unless a checkpoint has started another journal meanwhile.
                 if let Some(journal) = log.journal.as_mut().filter(|j| Arc::ptr_eq(j.file(), &file)) {
                     journal.synced(last);
                 }
             }
-            // A checkpoint may have come meanwhile: then all is durable.
+            // If a checkpoint has been written meanwhile, everything is durable.
             Err(_) if log.synced >= appended => {}
             Err(error) => {
                 log.broken = true;
@@ -327,13 +332,13 @@ impl Upper {
         Ok(())
     }
 
-    /// Whether a sync of the journal has failed, so that only a checkpoint makes things durable.
+    /// Whether a journal sync has failed, so that only a checkpoint can make data durable.
     pub fn is_broken(&self) -> bool {
         self.log.lock().broken
     }
 
-    /// Data files that the records appended so far leave to nobody: removed when these are durable. The
-    /// caller holds the state lock.
+    /// Queues data files that the records appended so far make unneeded. They are removed once those records
+    /// are durable. The caller holds the state lock.
     pub fn bury(&self, files: impl IntoIterator<Item = Arc<DataFile>>) {
         let appended = self.log.lock().appended;
         let mut buried = self.buried.lock();
@@ -343,24 +348,24 @@ impl Upper {
         }
     }
 
-    /// Whether the buried are many and nobody has been told so: who is calls [`Upper::relieve`], where nobody
-    /// waits for it.
+    /// Whether there are many buried files. Returns true to one caller only, which must then call
+    /// [`Upper::relieve`] from a thread on which no request waits.
     pub fn wants_relief(&self) -> bool {
         let mut buried = self.buried.lock();
         let many = buried.files.len() > BURIED_FILES || buried.bytes > BURIED_BYTES;
         many && !std::mem::replace(&mut buried.relieving, true)
     }
 
-    /// Makes the journal durable and removes the buried. Called with no lock held.
+    /// Syncs the journal and removes buried files. Call it with no lock held.
     pub fn relieve(&self) {
         self.reclaim();
         self.buried.lock().relieving = false;
     }
 
-    /// Makes the journal durable and removes the buried; whether there were any.
+    /// Syncs the journal and removes buried files. Returns whether any space was freed.
     pub fn reclaim(&self) -> bool {
         if self.buried.lock().files.is_empty() {
-            // Whoever is removing the last ones gives room, too.
+            // A removal in progress on another thread frees space too; wait for it.
             let under_way = self.removing.try_lock().is_none();
             if under_way {
                 drop(self.removing.lock());
@@ -376,7 +381,7 @@ impl Upper {
     }
 
     fn remove_buried(&self, synced: u64) -> bool {
-        // Held throughout: once a checkpoint is through, their names may be given again.
+        // Held throughout: after a checkpoint the files' names may be reused.
         let _turn = self.removing.lock();
         let safe = {
             let mut buried = self.buried.lock();
@@ -391,8 +396,8 @@ impl Upper {
         !safe.is_empty()
     }
 
-    /// Makes everything durable that was ever written to the upper's file system; false, and nothing is done,
-    /// where that takes a sync of each file.
+    /// Makes everything ever written to the upper's file system durable with one sync. Returns false without
+    /// doing anything if this file system needs a sync of each file.
     pub fn sync_all_data(&self) -> Result<bool> {
         let dir = self.files.open_dir(&self.dir).at("open", &self.dir)?;
         let found = FileSystem::of(&dir);
@@ -404,14 +409,14 @@ impl Upper {
         synced.at("sync the file system of", &self.dir).map(|()| true)
     }
 
-    /// Whether the journal has grown so far that a checkpoint pays.
+    /// Whether the journal has grown enough for a checkpoint to pay off.
     pub fn wants_checkpoint(&self) -> bool {
         self.log.lock().journal.as_ref().is_some_and(|j| j.len() > CHECKPOINT_AFTER)
     }
 
-    /// Replaces checkpoint and journal by `items` on `head`. The caller holds the state lock: no append in
-    /// between. When the checkpoint is in place but no new journal can be made, that is no error, since what
-    /// was to happen has happened: the next append tries again, and fails if it cannot.
+    /// Replaces checkpoint and journal by `items` on `head`. The caller holds the state lock, so nothing is
+    /// appended meanwhile. If the checkpoint is in place but no new journal can be created, that is not an
+    /// error, because the checkpoint has taken effect: the next append tries again, and fails if it cannot.
     pub fn checkpoint(&self, head: HeadRef, items: Vec<Item>) -> Result<()> {
         let mut log = self.log.lock();
         let epoch = log.epoch + 1;
@@ -420,7 +425,7 @@ impl Upper {
         if let (Err(error), Some(journal)) = (&written, &mut log.journal)
             && is_full(error)
         {
-            // The journal's reserve is room for what ends the journal.
+            // Use the space reserved in the journal, which this checkpoint replaces.
             journal.release_room()?;
             written = self.write_checkpoint(&checkpoint);
             if written.is_err()
@@ -445,8 +450,9 @@ impl Upper {
         Ok(())
     }
 
-    /// Puts a checkpoint in its place; whether it is durable there. An error after it has come there is none:
-    /// it counts from then on, and a journal that is continued beside it would be lost.
+    /// Puts a checkpoint in place and returns whether it is durable. An error after it is in place is not
+    /// reported as one: the new checkpoint counts from then on, and records appended to the old journal would
+    /// be lost.
     fn write_checkpoint(&self, checkpoint: &Checkpoint) -> Result<bool> {
         fail::point("checkpoint.write")?;
         let path = self.dir.join("checkpoint");
@@ -463,11 +469,11 @@ impl Upper {
         Ok(again.is_ok())
     }
 
-    /// Removes data files that nobody needs since the last checkpoint. The caller holds the state lock, or
-    /// knows that they stay nobody's.
+    /// Removes data files that are unneeded since the last checkpoint. The caller holds the state lock, or
+    /// knows that nothing will refer to them again.
     pub fn discard(&self, files: impl IntoIterator<Item = Arc<DataFile>>) {
         if self.is_broken() {
-            // The checkpoint before this one may come back, and needs them.
+            // The previous checkpoint may reappear after a crash, and needs them.
             return self.bury(files);
         }
         files.into_iter().for_each(|file| self.data.remove(&file));

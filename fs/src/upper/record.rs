@@ -1,6 +1,6 @@
-//! What the journal and the checkpoint are made of: items that state a fact about one inode.
+//! The items that journal and checkpoint are made of: each states a fact about one inode.
 //!
-//! An item says what *is*, not what was done, so replaying one twice gives the same table.
+//! An item says what *is*, not what was done, so replaying it twice gives the same table.
 
 use karapace_store::codec::{Decoder, put_bytes, put_varint};
 use karapace_store::content::FileContent;
@@ -11,27 +11,27 @@ use crate::error::{Error, Result};
 use crate::upper::blocks::BlockSet;
 use crate::upper::boot::Boot;
 
-/// How the bytes of an upper file are kept.
+/// Where the bytes of a file in the upper are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DataState {
-    /// Nothing in the upper: the record's body has it all.
+    /// Nothing in the upper: the record's body has everything.
     None,
     /// All in the data file of this generation.
     Whole { generation: u32, size: u64 },
-    /// Some blocks in the data file, the rest in the record's content up to `limit`.
+    /// Some blocks in the data file, the rest in the record's content, up to `limit` bytes.
     Blocks { generation: u32, size: u64, limit: u64 },
-    /// The same, of a file that was never cut; perhaps the data file is not on the disk. Where another kernel
-    /// runs than that one, nothing is in the upper.
+    /// Like `Blocks`, for a file that was never truncated and whose data file may not be on disk yet. In any
+    /// other boot, nothing is in the upper.
     FreshBlocks { generation: u32, size: u64, limit: u64, boot: Boot },
 }
 
 impl DataState {
-    /// Whether they are blocks over a content of the store.
+    /// Whether the data is blocks over a content in the store.
     pub fn is_blocks(&self) -> bool {
         matches!(self, DataState::Blocks { .. } | DataState::FreshBlocks { .. })
     }
 
-    /// Which data file has the bytes, if one has.
+    /// Generation of the data file, if there is one.
     pub fn generation(&self) -> Option<u32> {
         match *self {
             DataState::None => None,
@@ -49,7 +49,7 @@ pub(crate) struct Place {
     pub name: Box<[u8]>,
 }
 
-/// The fields that most operations change.
+/// The attributes that most operations change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AttrItem {
     pub ino: Ino,
@@ -62,7 +62,7 @@ pub(crate) struct AttrItem {
     pub ctime: Timestamp,
 }
 
-/// A whole inode.
+/// A complete inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PutItem {
     pub record: InodeRecord,
@@ -71,14 +71,14 @@ pub(crate) struct PutItem {
     pub data: DataState,
 }
 
-/// What a directory says of a name.
+/// A directory's state for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NameState {
-    /// It names this inode.
+    /// The name refers to this inode.
     Names(Ino),
-    /// It hides the lower entry.
+    /// The lower entry is hidden.
     Hidden,
-    /// It is as in the lower listing.
+    /// As in the lower listing.
     AsBelow,
 }
 
@@ -89,24 +89,24 @@ pub(crate) enum Item {
     Put(Box<PutItem>),
     /// A dirty inode's attributes.
     Attr(AttrItem),
-    /// A dirty inode's extended attribute, or that it has none of this name.
+    /// A dirty inode's extended attribute; `None` if it has none of this name.
     Xattr { ino: Ino, name: Box<[u8]>, value: Option<Box<[u8]>> },
-    /// A dirty inode's only name, or that it has none or several.
+    /// A dirty inode's only name; `None` if it has none or several.
     Place { ino: Ino, place: Option<Place>, linked: bool },
-    /// A dirty directory's word on a name.
+    /// A dirty directory's state for a name.
     Name { dir: Ino, name: Box<[u8]>, state: NameState },
-    /// The data file holds these blocks, and they are on the disk.
+    /// The data file holds these blocks, and they are on disk.
     Blocks { ino: Ino, first: u64, count: u64 },
-    /// The data file holds these blocks, as long as the kernel runs that ran then; they lie wholly over bytes
-    /// of the store, which count where these are lost.
+    /// The data file holds these blocks, valid only in this boot. They lie entirely over bytes of the store,
+    /// which count if the blocks are lost.
     Fresh { ino: Ino, boot: Boot, first: u64, count: u64 },
-    /// The file was cut: blocks and base bytes beyond do not count any more.
+    /// The file was truncated: blocks and base bytes beyond `size` no longer count.
     Cut { ino: Ino, size: u64 },
-    /// Size and mtime are to be read off the data file.
+    /// Size and mtime must be read from the data file.
     Touched { ino: Ino },
-    /// The inode is gone; `linked` says that the link table still has it.
+    /// The inode is gone; `linked`: the link table still has it.
     Gone { ino: Ino, linked: bool },
-    /// Numbers below this are given away.
+    /// Numbers below this are taken.
     Next { ino: Ino },
 }
 
@@ -176,7 +176,7 @@ fn flag(d: &mut Decoder<'_>) -> Result<bool> {
 }
 
 impl Item {
-    /// The inode that it is about, if it is about one.
+    /// The inode that the item is about, if any.
     pub fn ino(&self) -> Option<Ino> {
         match self {
             Item::Put(put) => Some(put.record.ino),
@@ -340,24 +340,24 @@ fn data(d: &mut Decoder<'_>) -> Result<DataState> {
     })
 }
 
-/// The empty content that stands in a record whose bytes are all in the upper.
+/// The empty content in a record whose bytes are all in the upper.
 pub(crate) fn no_content() -> Body {
     Body::Regular(FileContent::empty())
 }
 
-/// That the data file of `ino` holds these blocks, and they are on the disk.
+/// Items that say that the data file of `ino` holds these blocks and they are on disk.
 pub(crate) fn safe_blocks(ino: Ino, blocks: &BlockSet) -> Vec<Item> {
     blocks.runs().into_iter().map(|(first, count)| Item::Blocks { ino, first, count }).collect()
 }
 
-/// Items encoded one after another.
+/// Encodes items one after another.
 pub(crate) fn encode_all<'a>(items: impl IntoIterator<Item = &'a Item>, out: &mut Vec<u8>) {
     for item in items {
         item.encode(out);
     }
 }
 
-/// Items until the bytes end.
+/// Decodes items until the bytes end.
 pub(crate) fn decode_all(bytes: &[u8]) -> Result<Vec<Item>> {
     let mut d = Decoder::new("upper record", bytes);
     let mut items = Vec::new();
@@ -387,7 +387,7 @@ mod tests {
         assert!(read(&bytes[..bytes.len() - 1]).is_err());
     }
 
-    /// Found by scripts/fuzz: any number but 0 was read as "linked", and written again as 1.
+    /// Found by scripts/fuzz: any flag but 0 was read as "linked", and written back as 1.
     #[test]
     fn gone_takes_no_other_flag_than_0_and_1() {
         for linked in [false, true] {

@@ -1,21 +1,21 @@
-//! Reading the records of a journal, and telling a torn end from damage.
+//! Reads the records of a journal, and distinguishes a torn end from damage.
 //!
-//! A power loss may take any part of what was written since the last sync of the journal, so behind a record
-//! that is torn there may be sound ones: all of them had not returned as durable, and the records before the
-//! torn one are a prefix of the operations. Every record says how many of those before it were durable when
-//! it was written. So a sound record that calls the torn one durable proves that the disk, or somebody,
-//! damaged it: what follows was promised, and must not be dropped in silence.
+//! A power loss may lose any part of what was written since the journal was last synced, so a torn record may
+//! be followed by intact ones. None of these was reported durable, and the records before the torn one are a
+//! prefix of the operations. Every record says how many records were durable when it was written. So if an
+//! intact record says that the torn one was durable, the disk or someone damaged it: what follows was
+//! promised to be kept, and must not be dropped silently.
 
 use crate::error::Result;
 use crate::upper::record::{Item, decode_all};
 
-/// No operation writes more than its inode's xattrs and a content's extents.
+/// No operation writes more than one inode's xattrs and a content's extents.
 pub(super) const MAX_RECORD: u32 = 256 << 20;
-/// Bytes of records that are hashed, at most, for each byte of journal in the search behind a torn record:
-/// input made up so that every place in it looks like a long record ends the search, not the program.
+/// Limit on the search behind a torn record: bytes hashed per byte of journal. Keeps crafted input, in which
+/// every position looks like a long record, from making it run forever.
 const EFFORT: u64 = 16;
 
-/// How the records of a journal are written.
+/// Format of a journal's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// `KAJ1`: without the number of durable records.
@@ -34,35 +34,35 @@ impl Form {
     }
 }
 
-/// What lies behind the sound records.
+/// What follows the intact records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tail {
     /// Nothing.
     Clean,
-    /// Records that were not durable, or a part of one.
+    /// Records that were not durable, or part of one.
     Torn,
-    /// A record that was durable and is not what it was.
+    /// A durable record that is damaged.
     Damaged {
-        /// Sound records behind it.
+        /// Number of intact records behind it.
         behind: u64,
     },
 }
 
-/// What the bytes of a journal, header excluded, hold.
+/// Contents of a journal's bytes, without the header.
 #[derive(Debug)]
 pub(crate) struct Scan {
-    /// Items of the sound records from the first on.
+    /// Items of the intact records from the start.
     pub items: Vec<Item>,
-    /// Their length in bytes.
+    /// Length of those records in bytes.
     pub sound: u64,
     /// The next record's number.
     pub next_sequence: u64,
-    /// How many records are known to be durable.
+    /// Number of the last record known to be durable.
     pub durable: u64,
     pub tail: Tail,
 }
 
-/// One record found.
+/// One record.
 struct Record<'a> {
     durable: u64,
     payload: &'a [u8],
@@ -73,7 +73,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// The record with this number at `at`, if a sound one is there.
+/// The record with this number at offset `at`, if it is intact.
 fn record(bytes: &[u8], at: usize, form: Form, sequence: u64) -> Option<Record<'_>> {
     let head = bytes.get(at..at + form.header())?;
     let word = |at: usize| head[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
@@ -90,10 +90,10 @@ fn record(bytes: &[u8], at: usize, form: Form, sequence: u64) -> Option<Record<'
     Some(Record { durable, payload: &covered[form.header() - 8..], length })
 }
 
-/// Reads records up to the first that is not sound, and looks at what follows.
+/// Reads records up to the first that is not intact, and inspects what follows.
 ///
 /// # Errors
-/// When a record whose checksum is right holds what cannot be an item: a newer karapace wrote it.
+/// If a record with a correct checksum does not decode to items: a newer karapace wrote it.
 pub(crate) fn scan(bytes: &[u8], form: Form) -> Result<Scan> {
     let (mut at, mut items, mut next_sequence, mut durable) = (0, Vec::new(), 1, 0);
     while let Some(found) = record(bytes, at, form, next_sequence) {
@@ -109,7 +109,7 @@ pub(crate) fn scan(bytes: &[u8], form: Form) -> Result<Scan> {
     Ok(Scan { items, sound: at as u64, next_sequence, durable, tail })
 }
 
-/// What lies behind the place where record `torn` should be and is not.
+/// Classifies what follows the offset at which record `torn` should be.
 fn look_behind(bytes: &[u8], torn_at: usize, form: Form, torn: u64) -> Tail {
     let most = ((bytes.len() - torn_at) / form.header()) as u64;
     let (mut behind, mut durable, mut hashed) = (0, 0, 0);
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::upper::record::encode_all;
 
-    /// Records numbered from 1, each with how many were durable when it was written; and where each begins.
+    /// Records numbered from 1, each with how many were durable when it was written; and their offsets.
     fn journal(form: Form, durable: &[u64]) -> (Vec<u8>, Vec<usize>) {
         let (mut bytes, mut starts) = (Vec::new(), Vec::new());
         for (i, durable) in durable.iter().enumerate() {
@@ -190,11 +190,11 @@ mod tests {
             assert_eq!(tail == Tail::Clean, starts.contains(&length), "cut to {length}");
             assert!(!matches!(tail, Tail::Damaged { .. }), "cut to {length}");
         }
-        // A block of zeros in what was not synced, with sound records behind it.
+        // A block of zeros in the unsynced part, with intact records behind it.
         let mut holed = bytes.clone();
         holed[starts[3]..starts[4]].fill(0);
         assert_eq!(scan(&holed, Form::Stamped).unwrap().tail, Tail::Torn);
-        // Zeros in place of what was durable.
+        // Zeros in place of durable records.
         let mut holed = bytes.clone();
         holed[starts[0]..starts[2]].fill(0);
         assert_eq!(scan(&holed, Form::Stamped).unwrap().tail, Tail::Damaged { behind: 4 });
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_search_ends_soon_in_bytes_made_up_to_delay_it() {
-        // Every place looks like record 2, as long as what is left.
+        // Every position looks like record 2, extending to the end of the bytes.
         let bytes: Vec<u8> = [0, 0, 2, 0, 0, 0, 0, 2].repeat(40_000);
         let begun = std::time::Instant::now();
         scan(&bytes, Form::Stamped).unwrap();

@@ -1,4 +1,4 @@
-//! The order in which buried data goes, and checkpoints that fail.
+//! Order of removal of buried data, and failing checkpoints.
 
 use super::*;
 use karapace_store::fail::{Action, arm};
@@ -18,7 +18,7 @@ fn append(upper: &Upper, ino: u64) {
     upper.append(&[Item::Next { ino }], Room::Ordinary).unwrap();
 }
 
-/// And whoever needs their room meanwhile waits for it.
+/// Also, a thread that needs their space waits for a removal in progress.
 #[test]
 fn the_buried_go_when_they_are_many() {
     let dir = tempfile::tempdir().unwrap();
@@ -54,7 +54,7 @@ fn the_buried_go_when_they_are_many() {
     assert!(!upper.reclaim());
 }
 
-/// Whatever step of a checkpoint fails: what is appended afterwards is found again.
+/// Whichever step of a checkpoint fails, records appended afterwards are found on reopen.
 #[test]
 fn a_checkpoint_that_fails_at_any_step_loses_nothing() {
     let steps = [
@@ -85,7 +85,7 @@ fn a_checkpoint_that_fails_at_any_step_loses_nothing() {
                 [Item::Next { ino: before }, Item::Next { ino: 102 }],
                 "{step} {errno} {done:?}"
             );
-            // The journal's reserve is room enough for what ends the journal.
+            // The journal's reserve leaves enough space for the checkpoint that replaces the journal.
             let has_room = errno != libc::EIO && ["checkpoint.write", "file.write"].contains(&step);
             assert!(!has_room || done.is_ok(), "{step} {errno}: {done:?}");
         }
