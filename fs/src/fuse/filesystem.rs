@@ -1,4 +1,4 @@
-//! fuser's trait: a span for each request, which then goes to `requests` and `listing`.
+//! fuser's trait: opens a span for each request and passes it to `requests`, `listing` and the like.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,7 +18,7 @@ use super::reply::{set_time, timestamp};
 use super::{Server, Shared};
 use crate::attr::SetAttr;
 
-/// Until the end of its block, what is logged belongs to this request: to who asks for what, of which node.
+/// Attributes everything logged until the end of the block to this request: operation, caller and node.
 macro_rules! span {
     ($operation:literal, $request:ident, $node:ident $(, $($fields:tt)+)?) => {
         tracing::trace_span!(
@@ -85,8 +85,8 @@ impl Filesystem for Server {
             ctime: ctime.map(timestamp),
             kill_priv: false,
         };
-        // With HANDLE_KILLPRIV_V2 dropping set-user-id is left to us: at a change of owner, and at a change
-        // of size by a caller without CAP_FSETID. fuser does not show FATTR_KILL_SUIDGID, so "not root"
+        // With HANDLE_KILLPRIV_V2 it is up to us to drop set-user-id: on a change of owner, and on a change
+        // of size by a caller without CAP_FSETID. fuser does not expose FATTR_KILL_SUIDGID, so "not root"
         // stands for the latter.
         set.kill_priv = uid.is_some() || gid.is_some() || (size.is_some() && Shared::caller_uid(req) != 0);
         self.0.setattr(req, ino, &set, reply);
@@ -170,8 +170,8 @@ impl Filesystem for Server {
         reply.ok();
     }
 
-    // ENOSYS once to each of these, and but for passthrough to open, makes the kernel do without them for the
-    // whole mount: it opens by itself, creates with MKNOD, and sends no FLUSH.
+    // One ENOSYS from each of these (from open only without passthrough) makes the kernel do without them for
+    // the whole mount: it opens files by itself, creates with MKNOD, and sends no FLUSH.
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.error(Errno::ENOSYS);
@@ -358,7 +358,7 @@ impl Filesystem for Server {
         _flags: fuser::CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies through its page cache then.
+        // The kernel then copies through its page cache.
         reply.error(Errno::ENOSYS);
     }
 

@@ -1,18 +1,19 @@
-//! How the ids of a tree show on a mount.
+//! How the ids of a tree are shown on a mount.
 //!
-//! An ordinary user acts as the environment's root: what belongs to id 0 in the tree shows as theirs, and
-//! what belongs to their own id shows as root's. A swap, so that every id of the tree has exactly one to show
-//! and back. Root, also of a user namespace, sees the ids as they are.
+//! An ordinary user acts as the environment's root: files of id 0 in the tree show as the user's own, and
+//! files of the user's id show as root's. This is a swap, so ids map one to one in both directions. Root,
+//! including root of a user namespace, sees the ids unchanged.
 //!
-//! A mount made inside a user namespace has ids that the kernel cannot name there. As owners they are sent as
-//! they are: the kernel shows the overflow id and lets nobody change the inode. In ACLs it takes none (the
-//! whole ACL would be EINVAL), so entries that name such an id are left out; nobody inside can have it.
+//! In a mount made inside a user namespace, some ids may not be mapped there. As owners they are sent
+//! unchanged: the kernel shows the overflow id and lets nobody change the inode. In an ACL the kernel accepts
+//! no such id (the whole ACL would be EINVAL), so entries that name one are left out; no process inside can
+//! have it.
 
 use std::fs;
 
 use nix::unistd::{geteuid, getgid, getuid};
 
-/// What shows for the ids of the tree: those of the mounting user swapped with 0, for users and groups apart.
+/// Maps the tree's ids to those shown: swaps the mounting user's ids with 0, for users and groups separately.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdMap {
     uid: u32,
@@ -21,7 +22,7 @@ pub(crate) struct IdMap {
     gids: Ranges,
 }
 
-/// Tags of ACL entries that carry an id (`ACL_USER`, `ACL_GROUP`).
+/// Tags of the ACL entries that contain an id (`ACL_USER`, `ACL_GROUP`).
 const ACL_USER: u16 = 2;
 const ACL_GROUP: u16 = 8;
 /// Version 2 header, then entries of tag, permissions and id, little-endian.
@@ -29,29 +30,29 @@ const ACL_HEADER: usize = 4;
 const ACL_ENTRY: usize = 8;
 
 impl IdMap {
-    /// The map for a mount that this process makes.
+    /// The map for a mount made by this process.
     pub fn of_this_process() -> IdMap {
         let (uid, gid) = if geteuid().is_root() { (0, 0) } else { (getuid().as_raw(), getgid().as_raw()) };
         IdMap { uid, gid, uids: Ranges::read("/proc/self/uid_map"), gids: Ranges::read("/proc/self/gid_map") }
     }
 
-    /// A user id of the tree as the kernel sees it, and back.
+    /// Translates a user id from the tree to the kernel, or back.
     pub fn uid(&self, id: u32) -> u32 {
         swap(self.uid, id)
     }
 
-    /// A group id of the tree as the kernel sees it, and back.
+    /// Translates a group id from the tree to the kernel, or back.
     pub fn gid(&self, id: u32) -> u32 {
         swap(self.gid, id)
     }
 
-    /// Whether `trusted.*` attributes are listed to this caller: to root of the initial user namespace, on
+    /// Whether to list `trusted.*` attributes to this caller: only to root of the initial user namespace, on
     /// its own mount.
     pub fn shows_trusted(&self, caller: u32) -> bool {
         caller == 0 && self.uid == 0 && self.uids == Ranges::all()
     }
 
-    /// Whether this xattr is the ACL that permissions are checked with.
+    /// Whether this xattr is the access ACL, which the kernel checks permissions with.
     pub fn is_access_acl(name: &[u8]) -> bool {
         name == b"system.posix_acl_access"
     }
@@ -61,12 +62,12 @@ impl IdMap {
         IdMap::is_access_acl(name) || name == b"system.posix_acl_default"
     }
 
-    /// The value of an ACL xattr of the tree as the kernel takes it; any other layout stays as it is.
+    /// Translates an ACL xattr value from the tree for the kernel; returns any other layout unchanged.
     pub fn shown_acl(&self, value: &[u8]) -> Vec<u8> {
         self.acl(value, |ranges, id| ranges.contains(id))
     }
 
-    /// The value of an ACL xattr from the kernel as the tree has it; any other layout stays as it is.
+    /// Translates an ACL xattr value from the kernel for the tree; returns any other layout unchanged.
     pub fn stored_acl(&self, value: &[u8]) -> Vec<u8> {
         self.acl(value, |_, _| true)
     }
@@ -107,17 +108,17 @@ fn swap(own: u32, id: u32) -> u32 {
     }
 }
 
-/// The ids that a user namespace has: first and count.
+/// The ids mapped in a user namespace, as (first, count).
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Ranges(Vec<(u32, u32)>);
 
 impl Ranges {
-    /// Those of the initial user namespace; -1 is no id.
+    /// All ids, as in the initial user namespace; -1 is not an id.
     fn all() -> Ranges {
         Ranges(vec![(0, u32::MAX)])
     }
 
-    /// Reads a file of user_namespaces(7); all ids where it cannot be read.
+    /// Reads a map file of user_namespaces(7); all ids if it cannot be read.
     fn read(path: &str) -> Ranges {
         let parsed = fs::read_to_string(path)
             .map_err(|e| e.to_string())
@@ -128,7 +129,7 @@ impl Ranges {
         })
     }
 
-    /// Lines of first id inside, first id outside, count.
+    /// Parses lines of first id inside, first id outside, count.
     fn parse(text: &str) -> Option<Ranges> {
         let line = |line: &str| -> Option<(u32, u32)> {
             let mut fields = line.split_ascii_whitespace();

@@ -11,8 +11,7 @@ use super::reply::{FOREVER, NEVER, file_attr, file_type, listed_only};
 use super::{GENERATION, Node, Shared, guard};
 use crate::control::{DIR_NAME, TOP};
 
-/// Where the listing of the root stands after the control directory, which comes last. Cookies of views are
-/// smaller.
+/// Cookie of the control directory, which is listed last in the root. Cookies of views are smaller.
 const AFTER_CONTROL: u64 = 1 << 62;
 
 impl Shared {
@@ -39,7 +38,7 @@ impl Shared {
                 })?;
                 if !full && self.lists_control(index, ino) {
                     let (node, name) = (INodeNo(node_id(CONTROL, TOP)), OsStr::from_bytes(DIR_NAME));
-                    // Full is no loss: the kernel asks again from the last cookie.
+                    // If the buffer is full, the kernel continues from the last cookie.
                     let _full = reply.add(node, AFTER_CONTROL, file_type(FileKind::Directory), name);
                 }
                 Ok(())
@@ -76,7 +75,7 @@ impl Shared {
                     view.readdir(ino, cookie, true, &mut |e| {
                         let node = node_id(index, e.ino);
                         full |= match &e.attr {
-                            // `.` and `..` have none.
+                            // `.` and `..` have no attributes.
                             None => add_listed(&mut reply, node, e.kind, e.name, e.cookie),
                             Some(attr) => {
                                 let attr = file_attr(attr, index, Some(&self.ids));
@@ -109,7 +108,7 @@ impl Shared {
     }
 }
 
-/// Adds an entry that the kernel lists and looks up by itself when it is used; true when it did not fit.
+/// Adds an entry that the kernel lists but looks up again when it is used. Returns true if it did not fit.
 fn add_listed(reply: &mut ReplyDirectoryPlus, node: u64, kind: FileKind, name: &[u8], cookie: u64) -> bool {
     let attr = listed_only(node, kind);
     reply.add(INodeNo(node), cookie, OsStr::from_bytes(name), &NEVER, &attr, GENERATION)

@@ -1,12 +1,13 @@
-//! The FUSE front-end: what the kernel asks, decoded; what a view or the control directory answers, encoded.
+//! The FUSE front-end: decodes the kernel's requests, and encodes the answers of a view or the control
+//! directory.
 //!
-//! fuser's types stay in here. Nothing is decided here but where a request goes: to the live view, to the
-//! view of a snapshot or to the control directory.
+//! fuser's types stay inside this module. It decides only where a request goes: to the live view, to a
+//! snapshot's view or to the control directory.
 //!
-//! A request comes in at `filesystem`, goes through `requests` (`listing`, `seek`, `xattr`, `passthrough` for
-//! theirs), which find the view by `nodes`, and out through `reply`; `idmap` and `privileges` change ids and
-//! modes on the way. What may take long goes to `workers`. `notify`, `pages` and `watchers` are what the
-//! kernel is told unasked.
+//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `seek`, `xattr`, `passthrough`),
+//! which finds the view through `nodes`, and is answered through `reply`; `idmap` and `privileges` translate
+//! ids and modes on the way. Work that may take long goes to `workers`. `notify`, `pages` and `watchers` send
+//! what the kernel did not ask for.
 
 mod filesystem;
 mod idmap;
@@ -45,50 +46,50 @@ use crate::control::{ControlDir, DIR_NAME, Found};
 use crate::error::{Error, Result};
 use crate::view::{Ahead, View};
 
-/// Largest write request, bytes. The kernel's limit is as large since 4.20.
+/// Largest write request in bytes: the kernel's own limit since 4.20.
 const MAX_WRITE: u32 = 1 << 20;
 
-/// How deep file systems may be stacked with passthrough: ours on the one that the objects are on.
+/// Stacking depth allowed with passthrough: this file system on the one that holds the objects.
 const PASSTHROUGH_DEPTH: u32 = 1;
 
-/// Threads that wait for fsync.
+/// Number of threads for fsync.
 const SYNC_THREADS: usize = 2;
 
-/// Threads that wait for the kernel to write back what it has over holes.
+/// Number of threads that wait for the kernel to write back pages over holes.
 const SEEK_THREADS: usize = 2;
 
-/// Threads that read ahead of a walk, and the most parts that wait for them.
+/// Number of read-ahead threads, and the most parts queued for them.
 const AHEAD_THREADS: usize = 2;
 const AHEAD_PARTS: usize = 16;
 
 /// Node ids are never reused while the kernel knows them, so one generation is enough.
 const GENERATION: Generation = Generation(0);
 
-/// What one mount serves and how.
+/// What one mount serves, and how.
 pub(crate) struct Service {
-    /// The live view and those of the snapshots that were looked at.
+    /// The live view.
     pub live: Arc<View>,
-    /// For views of snapshots.
+    /// Opens the views of snapshots.
     pub trees: Arc<Trees>,
-    /// The control directory; `None` turns it off.
+    /// The control directory; `None` if disabled.
     pub control: Option<Arc<ControlDir>>,
     /// Whether the root's listing names the control directory.
     pub control_listed: bool,
-    /// How the tree's ids show.
+    /// Translates the tree's ids to those shown on the mount.
     pub ids: IdMap,
     /// Whether the kernel checks permissions and ACLs (a mount made by root).
     pub kernel_permissions: bool,
-    /// Whether the kernel may read large files from their objects by itself: on a read-only mount made by
+    /// Whether the kernel may read large files directly from their objects. For a read-only mount made by
     /// root.
     pub passthrough: bool,
-    /// Whether the mount may be mounted again with other ids: without control directory, and where the kernel
-    /// checks permissions.
+    /// Whether id-mapped mounts of this mount are allowed. Requires that there is no control directory and
+    /// that the kernel checks permissions.
     pub idmap: bool,
-    /// Request threads.
+    /// Number of request threads.
     pub threads: usize,
-    /// For what requests themselves have to tell the kernel; set before the first one is served.
+    /// Sends notifications on behalf of requests; set before the first request is served.
     pub kernel: Arc<OnceLock<Invalidator>>,
-    /// Who makes calls for those that watch.
+    /// The process that makes calls on behalf of watchers.
     pub watchers: Watchers,
 }
 
@@ -107,7 +108,7 @@ struct Shared {
     kernel: Arc<OnceLock<Invalidator>>,
     watchers: Watchers,
     threads: usize,
-    /// Request threads that wait for others to answer what the kernel asks meanwhile.
+    /// Request threads that are waiting for other threads to answer the kernel's requests.
     waiting: AtomicUsize,
     workers: Workers,
     seekers: Workers,
@@ -121,10 +122,10 @@ enum Node {
 }
 
 impl Server {
-    /// A server for `service`.
+    /// Creates a server for `service`.
     ///
     /// # Errors
-    /// When its threads cannot be started.
+    /// If its threads cannot be started.
     pub fn new(service: Service) -> io::Result<Server> {
         Ok(Server(Arc::new(Shared {
             views: Views::new(service.live),
@@ -146,7 +147,7 @@ impl Server {
     }
 }
 
-/// Runs the work of one request. A panic in it fails the request, not the mount.
+/// Runs the work of one request. A panic fails the request, not the mount.
 fn guard<T>(request: &'static str, work: impl FnOnce() -> Result<T>) -> std::result::Result<T, Errno> {
     let error = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => return Ok(value),
@@ -158,7 +159,7 @@ fn guard<T>(request: &'static str, work: impl FnOnce() -> Result<T>) -> std::res
             return Err(Errno::EIO);
         }
     };
-    // Damage that was found in a file has been told of, once for each object.
+    // Damage found in a file has been logged already, once per object.
     let is_told = matches!(&error, Error::Damaged(damage) if damage.path.is_some());
     if !is_told
         && matches!(
@@ -200,13 +201,13 @@ impl Shared {
         self.control.as_deref().ok_or(Errno::ESTALE)
     }
 
-    /// The control directory, for a user who may use it.
+    /// The control directory, if the caller may use it.
     fn control_for(&self, req: &Request) -> std::result::Result<&ControlDir, Errno> {
         let control = self.control()?;
         if control.admits(req.uid(), req.pid()) { Ok(control) } else { Err(Errno::EACCES) }
     }
 
-    /// Whether the name is the one that is kept for the control directory, whether there is one or not.
+    /// Whether the name is reserved for the control directory, even if that is disabled.
     fn is_reserved(&self, parent: INodeNo, name: &[u8]) -> bool {
         split(parent.0) == (LIVE, ROOT_INO) && name == DIR_NAME
     }
@@ -215,11 +216,11 @@ impl Shared {
         Caller { uid: self.ids.uid(req.uid()), gid: self.ids.gid(req.gid()), umask }
     }
 
-    /// Agrees with the kernel on how it asks.
+    /// Negotiates capabilities with the kernel.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` when id-mapped mounts are asked for and the kernel has none of FUSE: what else it may
-    /// lack only makes it slow.
+    /// `EOPNOTSUPP` if id-mapped mounts are requested and the kernel does not support them for FUSE. Other
+    /// missing capabilities only reduce performance.
     fn configure(&self, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_BIG_WRITES
@@ -233,7 +234,7 @@ impl Shared {
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_EXPIRE_ONLY;
         if self.kernel_permissions {
-            // Makes the kernel check permissions, so not for a mount on which its user acts as root.
+            // This flag makes the kernel check permissions, so not on a mount whose user acts as root.
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }
         if self.passthrough.is_some() {
@@ -256,10 +257,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Has read what `find` names, unless there is much to read as it is. For when the request itself has
-    /// been answered.
+    /// Prefetches what `find` returns, unless the prefetch queue is full. Call it after replying to the
+    /// request.
     fn read_ahead(&self, find: impl FnOnce() -> Option<Ahead>) {
-        // Nobody waits for it, and what is wrong with it is said when it is asked for.
+        // No request waits for this. Errors are reported when the data is requested.
         let found = guard("read ahead", || Ok(find()));
         for part in found.ok().flatten().into_iter().flat_map(Ahead::parts) {
             let read = move || {
@@ -274,7 +275,7 @@ impl Shared {
         }
     }
 
-    /// Answers with an entry of a view, which the kernel may keep.
+    /// Replies with an entry of a view, which the kernel may cache.
     fn entry(&self, reply: ReplyEntry, index: u16, result: std::result::Result<Attr, Errno>) {
         match result {
             Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr, index, Some(&self.ids)), GENERATION),
@@ -286,7 +287,7 @@ impl Shared {
         self.control.as_ref().map_or(Ok(()), |control| control.keep_snapshots(roots))
     }
 
-    /// Answers with what a look-up in the control directory found, which the kernel has to ask for each time.
+    /// Replies with the result of a look-up in the control directory. The kernel must not cache the name.
     fn control_entry(&self, reply: ReplyEntry, found: std::result::Result<Found, Errno>) {
         let entry = found.and_then(|found| match found {
             Found::Node(attr) => Ok((NEVER, file_attr(&attr, CONTROL, None))),

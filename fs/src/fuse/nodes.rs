@@ -1,10 +1,10 @@
-//! Node ids of the kernel connection and the views behind them.
+//! Node ids of the kernel connection, and the views they belong to.
 //!
-//! A node id is the index of a view in bits 48 to 62 and the inode number in the low 48. Index 0 is the live
-//! view, so that its root is node 1, as the protocol wants. Index [`CONTROL`] is the control directory. The
-//! indexes between are read-only views of snapshots, made when one is looked up below `.karapace/snapshots/`
-//! and dropped when the kernel forgets its root, which it does after everything below. As long as there is a
-//! view, the store keeps its tree, whatever becomes of the snapshot.
+//! A node id has the index of a view in bits 48 to 62 and the inode number in the low 48 bits. Index 0 is the
+//! live view, so its root is node 1, as the protocol requires. Index [`CONTROL`] is the control directory.
+//! The indexes between are read-only views of snapshots: created when a snapshot is looked up below
+//! `.karapace/snapshots/`, and dropped when the kernel forgets its root, which it does after everything below
+//! it. As long as a view exists, the store keeps its tree, even if the snapshot is removed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) const CONTROL: u16 = 0x7fff;
 
 const INDEX_SHIFT: u32 = 48;
 
-/// The node id for an inode of the view with this index.
+/// The node id of an inode in the view with this index.
 pub(crate) fn node_id(index: u16, ino: Ino) -> u64 {
     debug_assert!(ino <= MAX_INO && index <= CONTROL);
     (u64::from(index) << INDEX_SHIFT) | ino
@@ -34,14 +34,14 @@ pub(crate) fn split(node: u64) -> (u16, Ino) {
     ((node >> INDEX_SHIFT) as u16, node & MAX_INO)
 }
 
-/// Which snapshot a view shows, and under which name of `.karapace/snapshots/`: two names are two directories
-/// to the kernel, which takes no hard links to a directory.
+/// The snapshot that a view shows, and its name in `.karapace/snapshots/`. Two names are two directories to
+/// the kernel, which does not accept hard links to a directory.
 type Key = (Box<[u8]>, ObjectId);
 
 struct Snapshot {
     key: Key,
     view: Arc<View>,
-    /// Look-ups of the root that the kernel has not forgotten yet.
+    /// Look-ups of the root that the kernel has not forgotten.
     references: u64,
 }
 
@@ -49,7 +49,7 @@ struct Snapshot {
 struct Snapshots {
     by_key: HashMap<Key, u16>,
     by_index: HashMap<u16, Snapshot>,
-    /// Where the search for a free index goes on: an index is reused as late as possible.
+    /// Where the search for a free index continues; an index is reused as late as possible.
     next: u16,
 }
 
@@ -57,7 +57,7 @@ struct Snapshots {
 pub(crate) struct Views {
     live: Arc<View>,
     snapshots: RwLock<Snapshots>,
-    /// The roots that the store was told to keep. Held while a view is made; before `snapshots`.
+    /// The roots that the store was told to keep. Held while a view is created; locked before `snapshots`.
     kept: Mutex<Vec<ObjectId>>,
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct Views {
 type Keep<'a> = &'a dyn Fn(&[ObjectId]) -> Result<()>;
 
 impl Views {
-    /// Only the live view at first.
+    /// Starts with only the live view.
     pub fn new(live: Arc<View>) -> Views {
         Views { live, snapshots: RwLock::default(), kept: Mutex::default() }
     }
@@ -78,7 +78,7 @@ impl Views {
     /// The view with this index.
     ///
     /// # Errors
-    /// `Stale` for an index that no view has (any more).
+    /// `Stale` if no view has this index, or no longer.
     pub fn get(&self, index: u16) -> Result<Arc<View>> {
         if index == LIVE {
             return Ok(self.live.clone());
@@ -86,8 +86,8 @@ impl Views {
         self.snapshots.read().by_index.get(&index).map(|s| s.view.clone()).ok_or(Error::Stale)
     }
 
-    /// The view of the snapshot with this root under this name, made with `open` when there is none, once the
-    /// store was told to `keep` it. Counts one look-up of its root.
+    /// The view of the snapshot with this root under this name; counts one look-up of its root. If there is
+    /// none yet, first tells the store to `keep` the root, then creates the view with `open`.
     pub fn snapshot(
         &self,
         name: &[u8],
@@ -114,10 +114,10 @@ impl Views {
         Ok((index, view))
     }
 
-    /// Tells the store to keep no more than what is looked at.
+    /// Tells the store to keep only the roots that are in use.
     ///
     /// # Errors
-    /// What `keep` failed with: then it keeps what it kept.
+    /// The error of `keep`; the store then keeps what it kept before.
     pub fn keep_no_more(&self, keep: Keep<'_>) -> Result<()> {
         let mut kept = self.kept.lock();
         let roots = self.snapshots.read().roots();
@@ -128,11 +128,11 @@ impl Views {
         Ok(())
     }
 
-    /// The kernel forgot `count` look-ups of a node. References to roots are kept here, the others by their
-    /// view. Whether a snapshot's view has ended.
+    /// Forgets `count` look-ups of a node. References to roots are counted here, all others in their view.
+    /// Returns whether a snapshot's view was dropped.
     pub fn forget(&self, index: u16, ino: Ino, count: u64) -> bool {
         if ino != ROOT_INO {
-            // A stale index has nothing left to forget.
+            // Nothing is left to forget under a stale index.
             if let Ok(view) = self.get(index) {
                 view.forget(ino, count);
             }
@@ -152,7 +152,7 @@ impl Views {
 }
 
 impl Snapshots {
-    /// The view that is there under a key, with one reference more.
+    /// The view for a key, with one more reference.
     fn referenced(&mut self, key: &Key) -> Option<(u16, Arc<View>)> {
         let index = *self.by_key.get(key)?;
         let found = self.by_index.get_mut(&index)?;
@@ -160,7 +160,7 @@ impl Snapshots {
         Some((index, found.view.clone()))
     }
 
-    /// The root objects of all views, each once.
+    /// The root objects of all views, without duplicates.
     fn roots(&self) -> Vec<ObjectId> {
         let mut roots: Vec<ObjectId> = self.by_index.values().map(|snapshot| snapshot.key.1).collect();
         roots.sort_unstable();

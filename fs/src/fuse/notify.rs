@@ -1,4 +1,4 @@
-//! What the kernel is told unasked.
+//! Notifications sent to the kernel.
 
 use std::fs::File;
 use std::io;
@@ -9,32 +9,32 @@ use nix::errno::Errno;
 
 use crate::attr::Invalidation;
 
-/// Codes and flags of `fuse_notify_*` (linux/fuse.h).
+/// Notification codes and flags (`fuse_notify_*` in linux/fuse.h).
 const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INVAL_ENTRY: i32 = 3;
-/// Expire the entry instead of dropping it: a drop unmounts what is mounted there.
+/// Expire the entry instead of dropping it: dropping it would unmount what is mounted there.
 const EXPIRE_ONLY: u32 = 1;
 /// `struct fuse_out_header`: length, code, unique.
 const HEADER: usize = 16;
 
-/// Tells the kernel what changed under it. Cheap to clone.
+/// Tells the kernel what has changed without its knowledge. Cheap to clone.
 #[derive(Clone)]
 pub struct Invalidator(Arc<File>);
 
 impl Invalidator {
-    /// For the connection that `device` is a descriptor of. Its own, for fuser gives no way to send a
-    /// notification with flags.
+    /// Uses its own descriptor of the connection, because fuser offers no way to send a notification with
+    /// flags.
     pub(crate) fn new(device: Arc<File>) -> Invalidator {
         Invalidator(device)
     }
 
-    /// Makes the kernel look up, or read, again what changed in the live view. What is mounted on a directory
-    /// stays. Waits for operations that are under way in the directories concerned: call it with no lock of
-    /// the view held.
+    /// Makes the kernel look up or read again what changed in the live view. Mounts on directories stay.
+    /// Waits for operations in progress in the affected directories, so call it without holding a lock of the
+    /// view.
     ///
     /// # Errors
-    /// When the kernel refuses a notification; the remaining ones are sent all the same. That the kernel did
-    /// not know a name or an inode is no error.
+    /// If the kernel refuses a notification; the remaining ones are still sent. It is not an error if the
+    /// kernel does not know a name or inode.
     pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
         let mut result = Ok(());
         for invalidation in invalidations {
@@ -45,7 +45,7 @@ impl Invalidator {
             };
             match self.notify(&message) {
                 Ok(()) => {}
-                // The mount is gone, and everything that was to be forgotten with it.
+                // The mount is gone, and with it everything that had to be forgotten.
                 Err(Errno::ENODEV | Errno::ENOTCONN) => return Ok(()),
                 Err(errno) => {
                     tracing::error!(?invalidation, %errno, "the kernel refused to forget");
@@ -56,27 +56,28 @@ impl Invalidator {
         result
     }
 
-    /// Has the kernel write back what was stored through mappings in this range (all of the file where it is
-    /// empty), and forget its pages and the attributes. Returns when the writes have been answered: others
-    /// must be there to do that.
+    /// Makes the kernel write back data stored through mappings in this byte range (the whole file if `range`
+    /// is empty), and drop those pages and the attributes. Returns after the writes have been answered, so
+    /// other threads must be there to answer them.
     ///
     /// # Errors
-    /// When the kernel refuses, or the mount is gone.
+    /// If the kernel refuses, or the mount is gone.
     pub(super) fn write_back(&self, node: u64, range: &Range<u64>) -> io::Result<()> {
         self.notify(&inode(node, range)).map_err(io::Error::from)
     }
 
-    /// Has the kernel ask for the attributes of an inode anew. Its pages stay.
+    /// Makes the kernel request an inode's attributes again. Its pages stay.
     ///
     /// # Errors
-    /// When the kernel refuses, or the mount is gone.
+    /// If the kernel refuses, or the mount is gone.
     pub(super) fn forget_attributes(&self, node: u64) -> io::Result<()> {
         self.notify(&attributes(node)).map_err(io::Error::from)
     }
 
     fn notify(&self, message: &[u8]) -> Result<(), Errno> {
         match nix::unistd::write(&self.0, message) {
-            // The kernel does not know it, or a name below something that was, and is, no directory for it.
+            // The kernel does not know the inode, or the name is below something that is not a directory to
+            // it.
             Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
             Err(errno) => Err(errno),
         }
@@ -93,12 +94,12 @@ fn entry(parent: u64, name: &[u8]) -> Vec<u8> {
     message(NOTIFY_INVAL_ENTRY, &body)
 }
 
-/// Attributes, and the data of `range`; all data where it is empty and begins with 0.
+/// Invalidates attributes, and the data of `range`; all data if it is empty and starts at 0.
 fn inode(node: u64, range: &Range<u64>) -> Vec<u8> {
     inode_message([node, range.start, range.end - range.start])
 }
 
-/// Attributes alone: an offset below zero stands for no data.
+/// Invalidates only attributes: a negative offset means no data.
 fn attributes(node: u64) -> Vec<u8> {
     inode_message([node, u64::MAX, 0])
 }

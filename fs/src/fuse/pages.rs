@@ -1,4 +1,4 @@
-//! What the kernel has in pages of mappings and has told nobody.
+//! Data in mapped pages that the kernel has not written back yet.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use crate::view::View;
 
 impl Shared {
-    /// Does `work`, which waits for other requests to be answered: here, as long as another request thread
-    /// does not wait so, for that is sooner done; else on a thread of its own kind.
+    /// Runs `work`, which waits for other requests to be answered: on this thread if that leaves a request
+    /// thread free, which is faster; otherwise on a `seekers` thread.
     pub(super) fn with_request_threads_free(self: &Arc<Self>, work: impl FnOnce(&Shared) + Send + 'static) {
         if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 < self.threads {
             work(self);
@@ -28,16 +28,16 @@ impl Shared {
         self.seekers.run(move || work(&shared));
     }
 
-    /// Has the kernel write back what it has in this range of a file (all of it where it is empty), and
-    /// forget these pages; see [`Shared::with_request_threads_free`].
+    /// Makes the kernel write back and drop its pages in this byte range of a file (all of it if the range is
+    /// empty); see [`Shared::with_request_threads_free`].
     pub(super) fn write_back(&self, node: INodeNo, range: &Range<u64>) -> Result<()> {
         let kernel = self.kernel.get().ok_or(Error::Stale)?;
         Ok(kernel.write_back(node.0, range)?)
     }
 
-    /// Whether pages that a mapping has changed are to be written back before this: what comes later would
-    /// change the modification time that is set. Not with a size: the kernel writes nothing back while that
-    /// is unanswered.
+    /// Whether pages changed through a mapping must be written back before this request: written later, they
+    /// would overwrite the modification time being set. Not if the size is set: the kernel writes nothing
+    /// back until that is answered.
     pub(super) fn wants_pages_first(&self, node: INodeNo, set: &SetAttr) -> Option<(Arc<View>, Ino)> {
         if set.mtime.is_none() || set.size.is_some() || set.kill_priv {
             return None;

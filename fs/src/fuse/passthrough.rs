@@ -1,10 +1,9 @@
-//! Opens on a mount where the kernel reads large files from their objects by itself.
+//! Opens, on a mount where the kernel reads large files directly from their objects.
 //!
-//! On other mounts the kernel opens without asking. Here it asks, and is given the object of a file that is
-//! one whole object, once every block of it has been verified; what the disk makes of it after that, nobody
-//! looks at again, as with any object that was verified and is kept open. The mount is read-only, so what was
-//! decided for a file at its first open holds as long as it is open: the kernel refuses to read one file both
-//! ways at once.
+//! On other mounts the kernel opens files without asking. Here it asks, and gets the object of a file that is
+//! one whole object, once every block of it has been verified. Later disk errors go unnoticed, as with any
+//! object that was verified and is kept open. The mount is read-only, so the decision made at a file's first
+//! open holds as long as it is open: the kernel refuses to read the same file both ways at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,23 +15,23 @@ use super::nodes::split;
 use super::{Node, Shared, guard};
 use crate::view::View;
 
-/// The handle of an open file that the kernel reads by itself, and of any other.
+/// Handles of an open file that the kernel reads directly, and of any other.
 const PASSED: FileHandle = FileHandle(1);
 const SERVED: FileHandle = FileHandle(0);
 
-/// How a large file is read, by its node.
+/// How each large file is read, by node.
 #[derive(Default)]
 pub(crate) struct Passthrough(Mutex<HashMap<u64, How>>);
 
 enum How {
-    /// By the kernel; as many handles are open.
+    /// Directly by the kernel; with the number of open handles.
     Passed(BackingId, u64),
-    /// By requests, from the first open to the end of the mount.
+    /// Through requests, from the first open to the end of the mount.
     Served,
 }
 
 impl Passthrough {
-    /// Answers from what is known of the node, or gives the reply back.
+    /// Answers if a decision is known for the node; otherwise returns the reply.
     fn answer(known: &mut HashMap<u64, How>, node: INodeNo, reply: ReplyOpen) -> Option<ReplyOpen> {
         match known.get_mut(&node.0) {
             Some(How::Passed(id, handles)) => {
@@ -45,9 +44,9 @@ impl Passthrough {
         None
     }
 
-    /// Decides for a node that nobody has open.
+    /// Decides how to read a node that is not open.
     fn decide(&self, node: INodeNo, view: &View, reply: ReplyOpen) {
-        // Where the file is damaged, requests read what is left of it.
+        // If the file is damaged, requests can still read its intact parts.
         let whole = guard("open", || view.whole_object(split(node.0).1)).ok().flatten();
         let mut known = self.0.lock();
         let Some(reply) = Passthrough::answer(&mut known, node, reply) else { return };
@@ -77,7 +76,7 @@ impl Passthrough {
     }
 }
 
-/// What the kernel does where it does not ask.
+/// Replies as if the kernel had not asked.
 fn served(reply: ReplyOpen) {
     reply.opened(SERVED, FopenFlags::FOPEN_KEEP_CACHE);
 }
@@ -97,7 +96,7 @@ impl Shared {
     fn open_large(self: &Arc<Self>, node: INodeNo, view: Arc<View>, reply: ReplyOpen) {
         let Some(passthrough) = &self.passthrough else { return served(reply) };
         let Some(reply) = Passthrough::answer(&mut passthrough.0.lock(), node, reply) else { return };
-        // Reading all of it may take long.
+        // Reading the whole file may take long.
         let shared = self.clone();
         self.workers.run(move || {
             if let Some(passthrough) = &shared.passthrough {

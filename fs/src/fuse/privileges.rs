@@ -1,6 +1,6 @@
-//! Set-user-id and set-group-id, as far as who asks decides what becomes of them: on a mount that handles
-//! privileges itself (FUSE_HANDLE_KILLPRIV_V2) the kernel leaves that to us, and does not say all that it
-//! knows of the caller.
+//! Set-user-id and set-group-id, where their fate depends on the caller: on a mount that handles privileges
+//! itself (FUSE_HANDLE_KILLPRIV_V2) the kernel leaves this to us, and does not tell all that it knows of the
+//! caller.
 
 use std::fs;
 
@@ -12,14 +12,14 @@ use crate::attr::{Attr, SetAttr};
 use crate::error::Result;
 use crate::view::View;
 
-/// What the kernel sends as user id where it sends none: on a mount that may be id-mapped (FUSE_ALLOW_IDMAP),
-/// with all requests but those that make something (`fuse_get_req` in fs/fuse/dev.c).
+/// What the kernel sends as user id when it sends none: on a mount that allows id-mapping (FUSE_ALLOW_IDMAP),
+/// in all requests except those that create something (`fuse_get_req` in fs/fuse/dev.c).
 const NO_ID: u32 = u32::MAX;
 
 impl Shared {
-    /// The user id that the caller accesses files with, as the host has it. Where the request has none it is
-    /// what /proc says of the caller, who waits for the answer; [`NO_ID`] for a process in another process
-    /// namespace.
+    /// The user id with which the caller accesses files, as the host sees it. If the request has none, it is
+    /// read from /proc, where it stays valid because the caller waits for the answer; [`NO_ID`] for a process
+    /// in another process namespace.
     pub(super) fn caller_uid(req: &Request) -> u32 {
         if req.uid() != NO_ID {
             return req.uid();
@@ -28,11 +28,10 @@ impl Shared {
         ids_in(&status, "Uid:").nth(FILE_ACCESS_ID).unwrap_or(NO_ID)
     }
 
-    /// Whether a request that asks for nothing but that set-user-id goes is to be heeded. The kernel sends it
-    /// before a write, for which it has seen a right to write, but also when anybody at all asks chown(2) to
-    /// change nobody: that must not take set-user-id from a program of another's. (A write through an
-    /// inherited descriptor says again what it takes, and fallocate(2) is asked about in
-    /// [`Shared::drop_set_id_for`].)
+    /// Whether to honour a request that only drops set-user-id. The kernel sends one before a write, having
+    /// checked write permission, but also when any user calls chown(2) without ids; that must not take
+    /// set-user-id from another user's program. (A write through an inherited descriptor says itself what to
+    /// drop, and for fallocate(2) see [`Shared::drop_set_id_for`].)
     pub(super) fn may_drop_privileges(&self, req: &Request, view: &View, ino: Ino) -> Result<bool> {
         let attr = view.getattr(ino)?;
         let uid = Shared::caller_uid(req);
@@ -40,13 +39,13 @@ impl Shared {
         Ok(!self.kernel_permissions || owns || attr.mode & 0o022 != 0)
     }
 
-    /// Drops set-user-id, set-group-id and file capabilities: the same as a chown to who owns it.
+    /// Drops set-user-id, set-group-id and file capabilities, like a chown to the current owner.
     pub(super) fn drop_set_id(view: &View, ino: Ino) -> Result<Attr> {
         view.setattr(ino, &SetAttr { kill_priv: true, ..SetAttr::default() })
     }
 
-    /// Before fallocate(2), which has no word for it as a write has: drops what a caller who is not root may
-    /// not keep.
+    /// Called before fallocate(2), which unlike a write has no flag for this: drops the bits that a caller
+    /// other than root may not keep.
     pub(super) fn drop_set_id_for(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
         let set_id = view.getattr(ino)?.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         if !self.kernel_permissions || !set_id || Shared::caller_uid(req) == 0 {
@@ -56,9 +55,9 @@ impl Shared {
         Shared::drop_set_id(view, ino).map(drop)
     }
 
-    /// Drops set-group-id if the caller is not in the group: before it changes the content or the owner of a
-    /// file, where the view does not see to it because the bit does not mean execution
-    /// (`setattr_should_drop_sgid` of the kernel).
+    /// Drops set-group-id if the caller is not in the group, before it changes a file's content or owner.
+    /// Covers the case that the view leaves out, in which the bit does not mean execution
+    /// (`setattr_should_drop_sgid` in the kernel).
     pub(super) fn drop_foreign_set_gid(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
         let mode = view.getattr(ino)?.mode;
         let file = FileKind::from_mode(mode) != Some(FileKind::Directory);
@@ -75,12 +74,13 @@ impl Shared {
     }
 }
 
-/// The place of the id for file access in the lines `Uid:` and `Gid:` of proc_pid_status(5).
+/// Index of the file access id in the lines `Uid:` and `Gid:` of proc_pid_status(5).
 const FILE_ACCESS_ID: usize = 3;
 
-/// Whether the caller is in a group, by its file access group or its supplementary ones, or is root, who need
-/// not be. The caller waits for the answer to its request, so what /proc tells of it holds. Nobody but root
-/// counts as in a group where requests have no ids: /proc has the host's, the mount may show others.
+/// Whether the caller is in a group, by its file access group or supplementary groups, or is root, who need
+/// not be. The caller waits for the answer to its request, so what /proc says about it is current. On mounts
+/// where requests have no ids, only root counts as a member: /proc has the host's ids, and the mount may show
+/// others.
 fn is_in_group(req: &Request, gid: u32) -> bool {
     if Shared::caller_uid(req) == 0 {
         return true;
@@ -89,7 +89,8 @@ fn is_in_group(req: &Request, gid: u32) -> bool {
         && (req.gid() == gid || ids_in(&status_of(req.pid()), "Groups:").any(|group| group == gid))
 }
 
-/// proc_pid_status(5) of a caller; empty for one in another process namespace, which has its own numbers.
+/// proc_pid_status(5) of a caller; empty if it is in another process namespace, which numbers processes
+/// differently.
 fn status_of(pid: u32) -> String {
     let path = format!("/proc/{pid}/status");
     fs::read_to_string(&path).unwrap_or_else(|error| {

@@ -1,4 +1,4 @@
-//! Between the view's types and fuser's.
+//! Converts between the view's types and fuser's.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,20 +10,19 @@ use super::nodes::{LIVE, node_id};
 use crate::attr::{Attr, RenameMode, SetTime};
 use crate::error::{Error, Result};
 
-/// Names and attributes change through the kernel only, so it may keep them; ten years are for ever to a
-/// mount.
+/// Names and attributes change only through the kernel, so it may cache them for ever: ten years.
 pub(crate) const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// What is never kept: control files are new at each look-up.
+/// For what must not be cached: control files change with each look-up.
 pub(crate) const NEVER: Duration = Duration::ZERO;
 
-/// `st_blksize` of everything, bytes.
+/// `st_blksize` of every file, in bytes.
 const BLOCK_SIZE: u32 = 4096;
 
-/// Attributes for the kernel: node id, shown ids, the kernel's encoding of devices.
+/// Converts attributes for the kernel: node id, shown ids, and the kernel's encoding of devices.
 pub(crate) fn file_attr(attr: &Attr, index: u16, ids: Option<&IdMap>) -> FileAttr {
     let kind = FileKind::from_mode(attr.mode).unwrap_or(FileKind::Regular);
-    // tar takes a file of no blocks for a hole without asking where data is; there may be some in the
-    // kernel's pages.
+    // tar takes a file with zero blocks to be one hole, without asking for its data, but there may be some in
+    // the kernel's pages.
     let may_hold = index == LIVE && kind == FileKind::Regular && attr.size > 0;
     FileAttr {
         ino: INodeNo(node_id(index, attr.ino)),
@@ -44,7 +43,7 @@ pub(crate) fn file_attr(attr: &Attr, index: u16, ids: Option<&IdMap>) -> FileAtt
     }
 }
 
-/// The answer "there is no such name, and you may remember that".
+/// A negative entry that the kernel may cache.
 pub(crate) fn absent() -> FileAttr {
     FileAttr {
         ino: INodeNo(0),
@@ -65,9 +64,9 @@ pub(crate) fn absent() -> FileAttr {
     }
 }
 
-/// Attributes for an entry of a `READDIRPLUS` answer that the kernel is to list and not to keep: fuser gives
-/// the node id as the listed inode number, so it cannot be 0; a size that no file can have makes the kernel
-/// (5.5 and later) refuse the attributes and send a FORGET for the one reference.
+/// Attributes for a `READDIRPLUS` entry that the kernel should list but not cache. fuser uses the node id as
+/// the listed inode number, so the id cannot be 0; a size that no file can have makes the kernel (5.5 and
+/// later) reject the attributes and send a FORGET for the one reference.
 pub(crate) fn listed_only(node: u64, kind: FileKind) -> FileAttr {
     FileAttr { ino: INodeNo(node), size: u64::MAX, kind: file_type(kind), ..absent() }
 }
@@ -84,16 +83,16 @@ pub(crate) fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-/// `nanos` count forward from `secs`, also before 1970.
+/// `nanos` counts forward from `secs`, even before 1970.
 fn system_time(time: Timestamp) -> SystemTime {
     let whole = Duration::from_secs(time.secs.unsigned_abs());
     let base = if time.secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    // Out of SystemTime's range only for the largest second, where the nanoseconds do not matter.
+    // Exceeds SystemTime's range only for the largest second, where the nanoseconds do not matter.
     base.and_then(|base| base.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(UNIX_EPOCH)
 }
 
-/// A time that fuser decoded. fuser 0.18 decodes (secs, nanos) before 1970 as EPOCH − (|secs| + nanos), where
-/// the protocol means EPOCH − |secs| + nanos; both parts can be read back from its answer.
+/// A time decoded by fuser. For times before 1970, fuser 0.18 decodes (secs, nanos) as EPOCH − (|secs| +
+/// nanos), where the protocol means EPOCH − |secs| + nanos; both parts can be recovered from its result.
 fn decoded_time(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Timestamp {
@@ -107,7 +106,7 @@ fn decoded_time(time: SystemTime) -> Timestamp {
     }
 }
 
-/// A time of `setattr`.
+/// Converts an access or modification time of `setattr`.
 pub(crate) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
@@ -115,12 +114,12 @@ pub(crate) fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
-/// A change time of `setattr`.
+/// Converts a change time of `setattr`.
 pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     decoded_time(time)
 }
 
-/// What `renameat2` asked for.
+/// The mode of a `renameat2`.
 ///
 /// # Errors
 /// `Invalid` for flags that no kernel sends.
@@ -128,7 +127,7 @@ pub(crate) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
     if flags.contains(RenameFlags::RENAME_EXCHANGE) {
         return Ok(RenameMode::Exchange);
     }
-    // Together with WHITEOUT the kernel has checked NOREPLACE itself, holding both directories.
+    // With WHITEOUT, the kernel has already checked NOREPLACE itself, holding both directories' locks.
     if flags.contains(RenameFlags::RENAME_WHITEOUT) {
         return Ok(RenameMode::Whiteout);
     }
@@ -138,13 +137,14 @@ pub(crate) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
     if flags.is_empty() { Ok(RenameMode::Replace) } else { Err(Error::Invalid("unknown rename flags")) }
 }
 
-/// A `dev_t` in the 32 bits of the protocol (the kernel's `new_encode_dev`): 12 bits of major, 20 of minor.
+/// Encodes a `dev_t` in the protocol's 32 bits (the kernel's `new_encode_dev`): 12 bits of major, 20 of
+/// minor.
 fn encode_dev(dev: u64) -> u32 {
     let (major, minor) = (libc::major(dev), libc::minor(dev));
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-/// The `dev_t` of a `MKNOD` (the kernel's `new_decode_dev`).
+/// Decodes the `dev_t` of a `MKNOD` (the kernel's `new_decode_dev`).
 pub(crate) fn decode_dev(dev: u32) -> u64 {
     libc::makedev((dev & 0xf_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }
@@ -165,10 +165,10 @@ mod tests {
 
     #[test]
     fn times_before_1970() {
-        // What fuser sends for the kernel: floor seconds, nanoseconds forward.
+        // fuser's encoding for the kernel: seconds rounded down, nanoseconds forward.
         let early = Timestamp { secs: -2, nanos: 800_000_000 };
         assert_eq!(UNIX_EPOCH - Duration::from_millis(1200), system_time(early));
-        // What fuser makes of (-2, 800 ms) when the kernel sends it.
+        // How fuser decodes (-2, 800 ms) from the kernel.
         let decoded = UNIX_EPOCH - Duration::new(2, 800_000_000);
         assert_eq!(timestamp(decoded), early);
         assert_eq!(timestamp(UNIX_EPOCH - Duration::from_secs(5)), Timestamp { secs: -5, nanos: 0 });

@@ -1,4 +1,4 @@
-//! Requests, each routed to its view or to the control directory.
+//! Handles requests, each routed to its view or to the control directory.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::attr::{RenameMode, SetAttr};
 use crate::error::Error;
 
 thread_local! {
-    /// Each request thread reads into its own buffer, which grows to the largest read.
+    /// Each request thread reads into its own buffer, which grows to the size of the largest read.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -55,8 +55,7 @@ impl Shared {
         }
     }
 
-    /// `.karapace` keeps its node, so that what is mounted on it stays; its attributes are asked for each
-    /// time.
+    /// The kernel may cache the entry of `.karapace`, so that mounts on it stay, but not its attributes.
     fn lookup_control_dir(&self, reply: ReplyEntry) {
         match self.control.as_ref().map(|control| guard("lookup", || control.top())) {
             Some(Ok(attr)) => {
@@ -68,7 +67,7 @@ impl Shared {
     }
 
     pub(super) fn forget(self: &Arc<Self>, index: u16, ino: Ino, count: u64) {
-        // There is nobody to answer; what went wrong is in the log.
+        // FORGET has no reply; errors are in the log.
         let _logged: Outcome<()> = guard("forget", || {
             if index == CONTROL {
                 if let Some(control) = &self.control {
@@ -91,7 +90,7 @@ impl Shared {
         });
     }
 
-    /// Lets go of snapshots that nobody looks at any more.
+    /// Releases snapshots that are no longer looked at.
     fn keep_no_more(&self) {
         if let Err(error) = self.views.keep_no_more(&|roots: &[ObjectId]| self.keep_snapshots(roots)) {
             tracing::warn!("{error}; a snapshot that nobody looks at any more stays in the store for now");
@@ -118,7 +117,7 @@ impl Shared {
 
     pub(super) fn setattr(self: &Arc<Self>, req: &Request, node: INodeNo, set: &SetAttr, reply: ReplyAttr) {
         if self.watchers.sent(req) {
-            // It sets what is so already.
+            // What it sets has that value already.
             return self.getattr(node, reply);
         }
         if let Some((view, ino)) = self.wants_pages_first(node, set) {
@@ -129,8 +128,8 @@ impl Shared {
                 let (ttl, attr) = guard("setattr", || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
-                        // The write behind it may drop them, and the kernel does not ask again for what it
-                        // may keep.
+                        // The write that follows may drop them, so the kernel must not cache these
+                        // attributes.
                         return Ok((NEVER, view.getattr(ino)?));
                     }
                     if set.kill_priv || only_privileges {
@@ -139,9 +138,9 @@ impl Shared {
                     if !only_privileges {
                         return Ok((FOREVER, view.setattr(ino, set)?));
                     }
-                    // The kernel asks for nothing but that set-user-id goes: before a write, or for a chown
-                    // that names nobody. (It asks, too, when root writes to a file that had capabilities, and
-                    // root would keep set-user-id; the two cannot be told apart.)
+                    // The request only drops set-user-id: it comes before a write, or from a chown that names
+                    // no ids. (It also comes when root writes to a file that had capabilities, and root would
+                    // keep set-user-id; the two cases cannot be told apart.)
                     Ok((FOREVER, Shared::drop_set_id(&view, ino)?))
                 })?;
                 Ok((ttl, file_attr(&attr, index, Some(&self.ids))))
@@ -162,9 +161,9 @@ impl Shared {
         }
     }
 
-    /// Asked on mounts that leave permissions to us, whose user acts as root: who may read and write
-    /// everything, and execute what anybody may execute (path_resolution(7)). So `test -x` tells programs
-    /// from other files.
+    /// Sent only on mounts that leave permission checks to us, whose user acts as root: the user may read and
+    /// write everything, and execute what anyone may execute (path_resolution(7)). So `test -x` distinguishes
+    /// programs from other files.
     pub(super) fn access(&self, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let result = self.node(node).and_then(|node| match node {
             Node::View { view, ino, .. } => guard("access", || {
@@ -191,7 +190,7 @@ impl Shared {
         }
     }
 
-    /// `how`: mode before the umask, umask, device.
+    /// `how`: mode before applying the umask, umask, device.
     pub(super) fn mknod(
         &self,
         req: &Request,
@@ -213,7 +212,7 @@ impl Shared {
         match made {
             Ok((view, index, attr)) => {
                 self.entry(reply, index, Ok(attr));
-                // Its caller is on the way to the first write meanwhile.
+                // Runs while the caller is on its way to the first write.
                 let _logged: Outcome<()> = guard("mknod", || {
                     view.make_ahead(attr.ino);
                     Ok(())
@@ -223,7 +222,7 @@ impl Shared {
         }
     }
 
-    /// `how`: mode before the umask, umask.
+    /// `how`: mode before applying the umask, umask.
     pub(super) fn mkdir(
         self: &Arc<Self>,
         req: &Request,
@@ -285,7 +284,7 @@ impl Shared {
         self.created(reply, made);
     }
 
-    /// The view and the directory in which a name is to be made.
+    /// The view and the directory in which to create a name.
     fn creation(&self, parent: INodeNo, name: &[u8]) -> Outcome<(u16, Arc<crate::view::View>, Ino)> {
         if self.is_reserved(parent, name) {
             return Err(Errno::EEXIST);
@@ -416,7 +415,7 @@ impl Shared {
             Ok(Node::Control(ino)) => ino,
             Err(errno) => return reply.error(errno),
         };
-        // Pages of a shared mapping come without a caller, at any time: they are not commands.
+        // Writeback from a shared mapping can come at any time and has no caller, so it is not a command.
         if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             return reply.error(Errno::EACCES);
         }
@@ -440,7 +439,7 @@ impl Shared {
 
     pub(super) fn fsync(&self, node: INodeNo, reply: ReplyEmpty) {
         match self.node(node) {
-            // Not on a request thread: a disk may take its time.
+            // Not on a request thread: the disk may be slow.
             Ok(Node::View { view, ino, .. }) => {
                 self.workers.run(move || done(reply, guard("fsync", || view.fsync(ino))));
             }
@@ -454,7 +453,7 @@ impl Shared {
             Ok(Node::View { view, .. }) => view,
             Ok(Node::Control(_)) | Err(_) => self.views.live().clone(),
         };
-        // Not on a request thread: what was removed is made free first, which syncs the journal.
+        // Not on a request thread: this first frees removed files, which syncs the journal.
         self.workers.run(move || match guard("statfs", || view.statfs()) {
             Ok(s) => {
                 reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize)
@@ -463,7 +462,7 @@ impl Shared {
         });
     }
 
-    /// `range`: offset, length.
+    /// `range`: offset and length in bytes.
     pub(super) fn fallocate(
         &self,
         req: &Request,
@@ -477,7 +476,7 @@ impl Shared {
                 self.drop_set_id_for(req, &view, ino)?;
                 view.fallocate(ino, mode, range.0, range.1)
             }),
-            // Not ENOSYS, which the kernel would take for the whole mount.
+            // Not ENOSYS, which the kernel would apply to the whole mount.
             Node::Control(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
         });
         done(reply, result);
@@ -491,8 +490,8 @@ pub(super) fn done(reply: ReplyEmpty, result: Outcome<()>) {
     }
 }
 
-/// Runs `work`, which owns the reply, on a thread of its own. When there is none to be had the reply is
-/// dropped with `work`, which answers EIO.
+/// Runs `work`, which owns the reply, on a new thread. If none can be started, the reply is dropped with
+/// `work`, and the request fails with EIO.
 fn start(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = spawn(name, work) {
         tracing::error!(%error, name, "cannot start a thread for a request");

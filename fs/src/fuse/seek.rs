@@ -1,9 +1,9 @@
 //! SEEK_DATA and SEEK_HOLE.
 //!
-//! What is stored through a shared mapping is in the kernel's pages only, until these are written back, and
-//! no request says that there is such a mapping. So no hole is reported before the kernel has been made to
-//! write back what it has over it. The kernel's WRITE requests are answered meanwhile, and it keeps every
-//! other change of the file away until the LSEEK is answered, but for further stores: holes only shrink.
+//! Data stored through a shared mapping is only in the kernel's pages until they are written back, and no
+//! request tells that such a mapping exists. So before a hole is reported, the kernel is made to write back
+//! its pages over it. Its WRITE requests are answered meanwhile. Until the LSEEK is answered the kernel keeps
+//! out all other changes to the file, except further stores through mappings, so holes can only shrink.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::view::{Sought, View};
 
 type Outcome<T> = Result<T, Errno>;
 
-/// One LSEEK of a file of a view.
+/// One LSEEK request for a file in a view.
 struct Seek {
     node: INodeNo,
     view: Arc<View>,
@@ -50,8 +50,8 @@ impl Shared {
         }
     }
 
-    /// Has what lies over the hole written back, until the answer rests on none that the kernel may have
-    /// pages over.
+    /// Makes the kernel write back its pages over the hole, and repeats the search until the answer depends
+    /// only on a hole that has been written back.
     fn look_again(&self, seek: &Seek, mut sought: Sought) -> Outcome<u64> {
         let mut clean = 0..0;
         while sought.hole.start < clean.start || sought.hole.end > clean.end {

@@ -1,15 +1,15 @@
-//! Telling those who watch files (inotify, fanotify) what a restore changed.
+//! Notifies programs that watch files (inotify, fanotify) of what a restore changed.
 //!
-//! The kernel raises an event for a call that goes through the mount, and for nothing else. So after a
-//! restore a process of its own makes such calls over what changed: it makes the files that came, removes
-//! those that went, sets times. Everything it asks is answered from the state that there is already, and
-//! changes nothing: as if it were late. It is known by its number, for as long as it lives.
+//! The kernel raises events only for calls that go through the mount. So after a restore a helper process
+//! makes such calls for everything that changed: it creates the files that came, removes those that went, and
+//! sets times. Its requests are answered from the restored state and change nothing, as if the changes
+//! happened only now. The server knows the process by its number for as long as it lives.
 //!
-//! To make a file the kernel looks its name up first, and must hear that it is not there; to remove one, that
-//! it is. Both answers are given to that process alone and may not be kept, and the kernel holds the
-//! directory's lock from there to the call itself: what others look up meanwhile waits, or is asked anew and
-//! answered truly. A name whose inode the kernel holds already is never denied: it would take that for a
-//! removal, and undo mounts.
+//! To create a file the kernel first looks up its name and must hear that it does not exist; to remove one,
+//! that it does. Both answers go to that process alone and may not be cached, and the kernel holds the
+//! directory's lock from the look-up to the call itself: look-ups by other processes wait meanwhile, or are
+//! sent again and answered truthfully. A name whose inode the kernel holds is never denied: the kernel would
+//! take that for a removal, and undo mounts on it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,35 +25,36 @@ use super::{GENERATION, Shared, guard};
 use crate::attr::{Attr, Became, Told};
 use crate::error::Error;
 
-/// The process that makes calls for watchers, as the server knows it. Cheap to clone.
+/// The helper process that makes calls for watchers, as the server knows it. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Watchers(Arc<Known>);
 
-/// What became of a name, by its directory and itself.
+/// What became of each name, by directory and name.
 type Names = HashMap<(Ino, Box<[u8]>), Became>;
 
 #[derive(Default)]
 struct Task {
     names: Names,
-    /// A name in the root that answers EALREADY to the process: so it knows that it is known.
+    /// A name in the root for which the process gets EALREADY, so that it knows that the server knows it.
     probe: String,
 }
 
 #[derive(Default)]
 struct Known {
-    /// Its number; 0 when there is none.
+    /// Number of the process; 0 if there is none.
     process: AtomicU32,
-    /// What it is to find.
+    /// What it is expected to do.
     task: RwLock<Task>,
-    /// How many names were shown to it that there are not.
+    /// Number of removed names that were shown to it as existing.
     ghosts: AtomicU64,
 }
 
 impl Watchers {
-    /// From now on the requests of `process`, of one thread, are answered as calls that do what is `told`; a
-    /// look-up of `probe` in the root answers EALREADY to it. That must be a name that nobody can have asked
-    /// for, since the kernel keeps what is not there. The process must not be waited for before
-    /// [`Watchers::end`], for its number to stay its own. False, and nothing is done, while there is another.
+    /// Starts answering the requests of `process`, which has one thread, as calls that carry out what is in
+    /// `told`; a look-up of `probe` in the root returns EALREADY to it. `probe` must be a name that nobody
+    /// can have looked up before, because the kernel caches absent names. The process must not be waited for
+    /// before [`Watchers::end`], so that its number is not reused. Returns false, and does nothing, if
+    /// another process is active.
     pub fn begin(&self, process: u32, probe: &str, told: &[Told]) -> bool {
         let mut task = self.0.task.write();
         if self.0.process.load(Ordering::Acquire) != 0 {
@@ -65,13 +66,13 @@ impl Watchers {
         true
     }
 
-    /// The process has ended.
+    /// Call after the process has ended.
     pub fn end(&self) {
         self.0.process.store(0, Ordering::Release);
         *self.0.task.write() = Task::default();
     }
 
-    /// Whether a request is the process's. The kernel tells 0 of processes that it cannot number.
+    /// Whether a request came from the process. The kernel sends 0 for processes that it cannot number.
     pub(super) fn sent(&self, req: &Request) -> bool {
         req.pid() != 0 && req.pid() == self.0.process.load(Ordering::Acquire)
     }
@@ -84,7 +85,7 @@ impl Watchers {
         self.0.task.read().probe.as_bytes() == name
     }
 
-    /// Attributes of something that is not there, under a number that nothing has.
+    /// Attributes of a file that does not exist, under a number that no inode has.
     fn ghost(&self, kind: FileKind) -> Attr {
         let ino = MAX_INO - self.0.ghosts.fetch_add(1, Ordering::Relaxed) % (1 << 40);
         let directory = u32::from(kind == FileKind::Directory);
@@ -105,7 +106,8 @@ impl Watchers {
 }
 
 impl Shared {
-    /// A look-up by the process. Gives the reply back where it is to be answered as anybody's.
+    /// Handles a look-up by the process. Returns the reply if the look-up is to be answered as for any other
+    /// process.
     pub(super) fn lookup_for_watchers(
         &self,
         parent: INodeNo,
@@ -134,7 +136,7 @@ impl Shared {
         None
     }
 
-    /// The process makes what has come: it gets what is there.
+    /// The process creates a name that came: replies with the existing inode.
     pub(super) fn create_for_watchers(
         &self,
         parent: INodeNo,
@@ -158,7 +160,7 @@ impl Shared {
         self.entry(reply, LIVE, made);
     }
 
-    /// The process removes what has gone: that is right where it has.
+    /// The process removes a name that went: succeeds if the name is gone.
     pub(super) fn remove_for_watchers(&self, parent: INodeNo, name: &[u8]) -> Result<(), Errno> {
         let (index, dir) = split(parent.0);
         let view = self.views.live();

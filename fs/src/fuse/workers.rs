@@ -10,18 +10,18 @@ use parking_lot::Mutex;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A few threads that wait for disks. They end when this is dropped and their work is done.
+/// A few threads that wait for disks. They end once this is dropped and the queued work is done.
 pub(crate) struct Workers {
     sender: Sender<Work>,
-    /// What was offered and is not done.
+    /// Number of offered work items that are not done.
     offered: Arc<AtomicUsize>,
 }
 
 impl Workers {
-    /// Starts `count` threads, named after what they do.
+    /// Starts `count` threads named after `name`.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// If a thread cannot be started.
     pub fn new(name: &str, count: usize) -> std::io::Result<Workers> {
         let (sender, receiver) = channel::<Work>();
         let receiver = Arc::new(Mutex::new(receiver));
@@ -34,7 +34,7 @@ impl Workers {
         Ok(Workers { sender, offered: Arc::default() })
     }
 
-    /// Runs `work` on one of the threads, or here when none is left.
+    /// Runs `work` on one of the threads, or on this one if none is left.
     pub fn run(&self, work: impl FnOnce() + Send + 'static) {
         let work = in_this_span(work);
         if let Err(unsent) = self.sender.send(Box::new(work)) {
@@ -42,7 +42,7 @@ impl Workers {
         }
     }
 
-    /// Runs `work` on one of the threads unless they have `most` such works to do; whether they will.
+    /// Queues `work` unless `most` offered items are pending. Returns whether it was queued.
     pub fn offer(&self, most: usize, work: impl FnOnce() + Send + 'static) -> bool {
         if self.offered.fetch_add(1, Ordering::Relaxed) >= most {
             self.offered.fetch_sub(1, Ordering::Relaxed);
@@ -57,7 +57,7 @@ impl Workers {
     }
 }
 
-/// Counts a work as done when dropped, also when it panicked.
+/// Counts an offered item as done when dropped, even after a panic.
 struct Offered(Arc<AtomicUsize>);
 
 impl Drop for Offered {
@@ -68,11 +68,11 @@ impl Drop for Offered {
 
 fn serve(receiver: &Mutex<Receiver<Work>>) {
     loop {
-        // The lock is held while waiting, which makes the other threads wait for the lock instead: the same.
+        // Holding the lock while waiting only makes the other threads wait for the lock instead.
         let work = receiver.lock().recv();
         match work {
             Ok(work) => {
-                // The panic itself has been reported by the hook. Another work must find the thread.
+                // The panic hook has reported the panic. The thread must survive for the next item.
                 if catch_unwind(AssertUnwindSafe(work)).is_err() {
                     tracing::error!("work in the background panicked and was left undone");
                 }
@@ -82,15 +82,15 @@ fn serve(receiver: &Mutex<Receiver<Work>>) {
     }
 }
 
-/// Runs `work` on a thread of its own: for commands, which may run for minutes.
+/// Runs `work` on a new thread, for commands, which may take minutes.
 ///
 /// # Errors
-/// When the thread cannot be started; `work` is dropped then.
+/// If the thread cannot be started; `work` is then dropped.
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     thread::Builder::new().name(format!("karapace-{name}")).spawn(in_this_span(work)).map(drop)
 }
 
-/// What `work` logs belongs to the request that it is for.
+/// Attributes what `work` logs to the request that it belongs to.
 fn in_this_span(work: impl FnOnce()) -> impl FnOnce() {
     let span = tracing::Span::current();
     move || span.in_scope(work)
@@ -100,7 +100,7 @@ fn in_this_span(work: impl FnOnce()) -> impl FnOnce() {
 mod tests {
     use super::*;
 
-    /// The only thread survives what panics, and a work that was offered and panicked counts no more.
+    /// The only thread survives panics, and an offered item that panicked no longer counts as pending.
     #[test]
     fn a_panic_ends_its_work_only() {
         let workers = Workers::new("test", 1).unwrap();

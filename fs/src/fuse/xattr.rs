@@ -1,4 +1,4 @@
-//! Extended attributes: ids in ACLs as the mount shows them, and who sees which names.
+//! Extended attributes: translates ids in ACLs, and hides names from callers that may not see them.
 
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
@@ -23,13 +23,14 @@ impl Shared {
             let stored = self.ids.stored_acl(value);
             guard("setxattr", || {
                 if self.kernel_permissions && IdMap::is_access_acl(name) {
-                    // The kernel asks for it in a field that fuser 0.18 does not offer (FUSE_SETXATTR_EXT).
+                    // The kernel's flag that asks for this is in a field that fuser 0.18 does not expose
+                    // (FUSE_SETXATTR_EXT).
                     self.drop_any_foreign_set_gid(req, &view, ino)?;
                 }
                 view.setxattr(ino, name, &stored, flags)?;
                 if !self.kernel_permissions && IdMap::is_access_acl(name) {
-                    // To the kernel this is an attribute like any other there: it would go on showing the
-                    // mode that it holds.
+                    // On such a mount the kernel does not know that this attribute is an ACL, and would keep
+                    // showing the cached mode.
                     if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.forget_attributes(node.0))
                     {
                         tracing::warn!(%error, "the kernel shows an old mode of inode {ino} for now");
@@ -71,7 +72,7 @@ impl Shared {
     }
 }
 
-/// A value for a buffer of `size` bytes, or with 0 only its length.
+/// Replies with a value for a buffer of `size` bytes, or with its length if `size` is 0.
 fn sized(reply: ReplyXattr, size: u32, result: Outcome<Vec<u8>>) {
     match result {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
