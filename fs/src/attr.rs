@@ -1,4 +1,4 @@
-//! The types that operations on a view take and give.
+//! Argument and result types of operations on a view.
 
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{FileKind, Ino, Timestamp};
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 /// Longest name of a directory entry, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// What `stat` tells of an inode.
+/// What `stat` returns about an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// Number of the inode in its view.
     pub ino: Ino,
     /// Type and permission bits, as `st_mode`.
     pub mode: u32,
-    /// Number of names; of a directory 2 + its subdirectories.
+    /// Number of names; for a directory, 2 plus the number of subdirectories.
     pub nlink: u32,
     /// Owner, as stored in the tree.
     pub uid: u32,
     /// Group, as stored in the tree.
     pub gid: u32,
-    /// Linux `dev_t` (as `makedev` gives) of a device node, else 0.
+    /// Linux `dev_t` (as returned by `makedev`) of a device node, otherwise 0.
     pub rdev: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Blocks of 512 bytes.
     pub blocks: u64,
-    /// Time of the last access that was recorded.
+    /// Time of the last recorded access.
     pub atime: Timestamp,
     /// Time of the last change of the content.
     pub mtime: Timestamp,
@@ -34,14 +34,14 @@ pub struct Attr {
     pub ctime: Timestamp,
 }
 
-/// Who asks: ids as the tree has them, that is after the mount's id map.
+/// The caller's ids as in the tree, that is after applying the mount's id map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// User id that new inodes get.
     pub uid: u32,
     /// Group id that new inodes get, unless the directory is setgid.
     pub gid: u32,
-    /// Bits that creation takes away where the directory has no default ACL.
+    /// Permission bits removed on creation if the directory has no default ACL.
     pub umask: u32,
 }
 
@@ -50,35 +50,35 @@ pub struct Caller {
 pub enum SetTime {
     /// The time of the call.
     Now,
-    /// This one.
+    /// This time.
     At(Timestamp),
 }
 
-/// What `setattr` is to change; `None` leaves a field alone.
+/// The changes for `setattr`; `None` leaves a field unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttr {
     /// New permission bits (type bits are ignored).
     pub mode: Option<u32>,
-    /// Permission bits to take away, where they are.
+    /// Permission bits to remove if set.
     pub without: u32,
     /// New owner.
     pub uid: Option<u32>,
     /// New group.
     pub gid: Option<u32>,
-    /// New size in bytes, of regular files only.
+    /// New size in bytes; only for regular files.
     pub size: Option<u64>,
     /// New access time.
     pub atime: Option<SetTime>,
     /// New modification time.
     pub mtime: Option<SetTime>,
-    /// New change time (the kernel gives one only where it keeps times itself).
+    /// New change time (the kernel sends one only if it maintains times itself).
     pub ctime: Option<Timestamp>,
-    /// Drop set-user-id, set-group-id (where group execute is set) and file capabilities, as a change of
-    /// owner or of size by an ordinary user does. By itself: the same as a chown to who owns it.
+    /// Drop set-user-id, set-group-id (if group execute is set) and file capabilities, as a change of owner
+    /// or size by an ordinary user does. Without other changes: like a chown to the current owner.
     pub kill_priv: bool,
 }
 
-/// What `rename` does about an existing target.
+/// How `rename` treats an existing target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameMode {
     /// Replaces it (`rename(2)`).
@@ -94,76 +94,76 @@ pub enum RenameMode {
 /// One entry of a directory listing.
 #[derive(Clone, Copy, Debug)]
 pub struct DirItem<'a> {
-    /// Name in the directory; any bytes.
+    /// Name in the directory; arbitrary bytes.
     pub name: &'a [u8],
-    /// The inode it names.
+    /// The inode's number.
     pub ino: Ino,
-    /// Its kind.
+    /// The inode's type.
     pub kind: FileKind,
-    /// Where a later listing goes on after this entry; never 0, below 2^62.
+    /// Where to continue the listing after this entry; never 0, below 2^62.
     pub cookie: u64,
-    /// With attributes asked for: always `Some` but for `.` and `..`; counts one reference when the sink
-    /// takes the entry.
+    /// If attributes were requested: `Some` for all entries but `.` and `..`, and counts one reference if the
+    /// sink accepts the entry.
     pub attr: Option<Attr>,
 }
 
-/// What `statfs` tells, in units of `frsize`.
+/// What `statfs` returns; block counts are in units of `frsize`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatFs {
-    /// All blocks.
+    /// Total blocks.
     pub blocks: u64,
     /// Free blocks.
     pub bfree: u64,
     /// Free blocks for ordinary users.
     pub bavail: u64,
-    /// All inodes.
+    /// Total inodes.
     pub files: u64,
     /// Free inodes.
     pub ffree: u64,
-    /// Preferred size of a transfer in bytes.
+    /// Preferred transfer size in bytes.
     pub bsize: u32,
-    /// Size of a block in bytes.
+    /// Block size in bytes.
     pub frsize: u32,
     /// Longest name in bytes.
     pub namelen: u32,
 }
 
-/// What the kernel has to forget after the view changed under it.
+/// What the kernel must forget after the view has changed without its knowledge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invalidation {
-    /// The name has to be looked up again, whether the kernel holds an inode or an absence for it.
+    /// The name must be looked up again, whether the kernel has an inode or an absence cached for it.
     Entry {
         /// The directory.
         parent: Ino,
         /// The name in it.
         name: Box<[u8]>,
     },
-    /// Attributes, content and listing of the inode have to be read again.
+    /// Attributes, content and listing of the inode must be read again.
     Inode {
         /// The inode.
         ino: Ino,
     },
 }
 
-/// What a name has become by a restore.
+/// What a restore did to a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Became {
-    /// It is there now, or is of this kind now.
+    /// It exists now, or has this type now.
     Come(FileKind),
-    /// It is there no more; it was of this kind.
+    /// It no longer exists; it had this type.
     Gone(FileKind),
-    /// It has another content.
+    /// Its content changed.
     Content,
-    /// Something else of it differs; of a directory, its names may.
+    /// Something else about it differs; for a directory, possibly its entries.
     Other,
 }
 
-/// What those who watch a directory are to hear of a restore.
+/// An event to raise after a restore, for programs that watch a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     /// The path from the root of the view, beginning with `/`; empty for the root itself.
     pub path: Vec<u8>,
-    /// The directory that it is in (of the root, itself).
+    /// Its parent directory (for the root: itself).
     pub parent: Ino,
     /// What happened.
     pub became: Became,
@@ -176,37 +176,37 @@ impl Told {
     }
 }
 
-/// What a restore did.
+/// Result of a restore.
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
-    /// What the kernel has to forget, to be sent with no lock held.
+    /// What the kernel must forget. Send it with no lock held.
     pub stale: Vec<Invalidation>,
-    /// What those who watch are to hear once that is sent. Bounded: of many names only their directories.
+    /// Events to raise for watchers after that. Bounded: if many names changed, only their directories.
     pub told: Vec<Told>,
 }
 
-/// Where a view stands: the layer that its lower is.
+/// What a view stands on: the layer, and the root of the lower view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadRef {
     /// Identity of the layer.
     pub layer: LayerHash,
     /// The layer's record.
     pub record: RecordId,
-    /// The root object that the upper lies over. It is the layer's, or differs from it: in inode numbers
-    /// after a restore, and in whatever the layer left out.
+    /// The root object that the upper is applied to. It is the layer's root or differs from it: in inode
+    /// numbers after a restore, and in everything that the layer left out.
     pub root: ObjectId,
 }
 
-/// How a path differs from the head. In JSON it is its letter.
+/// How a path differs from the head. Serialized as its letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DiffKind {
-    /// New.
+    /// New path.
     #[serde(rename = "A")]
     Added,
-    /// Other content or metadata.
+    /// Content or metadata differ.
     #[serde(rename = "M")]
     Modified,
-    /// Gone.
+    /// Removed path.
     #[serde(rename = "D")]
     Deleted,
 }
@@ -227,18 +227,18 @@ impl DiffKind {
 pub struct DiffEntry {
     /// How it changed.
     pub kind: DiffKind,
-    /// The path from the root of the view, beginning with `/`; any bytes.
+    /// The path from the root of the view, beginning with `/`; arbitrary bytes.
     pub path: Vec<u8>,
 }
 
-/// Figures of a view for `status`.
+/// Counters of a view for `status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ViewStats {
     /// Inodes that differ from the head.
     pub dirty_inodes: u64,
     /// Bytes of file data in the upper.
     pub dirty_bytes: u64,
-    /// Grows with every change of the view; equal numbers mean that nothing changed between.
+    /// Incremented with every change of the view; equal values mean that nothing changed in between.
     pub generation: u64,
     /// Inodes in memory.
     pub cached_inodes: u64,

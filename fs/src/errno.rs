@@ -1,4 +1,4 @@
-//! The one place where an error becomes a number.
+//! The only place where an error becomes an errno.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use karapace_store::error::StoreError;
 use crate::error::Error;
 
 impl Error {
-    /// The errno that a caller of the file system gets for this error.
+    /// The errno for the caller of the file system.
     pub fn errno(&self) -> i32 {
         match self {
             Error::NotFound => libc::ENOENT,
@@ -40,29 +40,29 @@ impl Error {
     }
 }
 
-/// The errno for a failure of the store.
+/// The errno for a store error.
 pub fn store_errno(error: &StoreError) -> i32 {
     match error {
         StoreError::Io { source, .. } => io_errno(source),
         StoreError::Locked { .. } | StoreError::OtherHost { .. } => libc::EAGAIN,
         StoreError::Invalid(_) => libc::EINVAL,
-        // What is missing or damaged inside the store is a damaged disk to who reads a file.
+        // To a process that reads a file, a missing or damaged object is a damaged disk.
         _ => libc::EIO,
     }
 }
 
-/// The errno for a failed call on the host: its own where that means the same to the caller of the view.
+/// The errno for a failed call on the host: passed on if it means the same to the caller of the view.
 fn io_errno(error: &io::Error) -> i32 {
     match error.raw_os_error() {
         Some(
             errno @ (libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EROFS | libc::ENOMEM | libc::EINTR),
         ) => errno,
-        // Anything else speaks of a file of ours, not of the one that was asked for.
+        // Any other errno concerns a file of ours, not the one the caller asked for.
         _ => libc::EIO,
     }
 }
 
-/// The name of an errno, as `EINVAL`; `EIO` for a number that has none.
+/// The name of an errno, such as `EINVAL`; `EIO` for an unknown number.
 pub fn errno_name(errno: i32) -> String {
     match nix::errno::Errno::from_raw(errno) {
         nix::errno::Errno::UnknownErrno => "EIO".to_owned(),

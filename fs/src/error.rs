@@ -1,6 +1,6 @@
-//! What an operation on a view can fail with.
+//! Errors of operations on a view.
 //!
-//! The variants are what a caller of a file system can be told; [`errno`](crate::errno) turns each into the
+//! The variants are what the caller of a file system can be told; [`errno`](crate::errno) maps each to the
 //! number that the kernel expects.
 
 use std::io;
@@ -22,16 +22,16 @@ pub enum Error {
     /// A directory was needed (`ENOTDIR`).
     #[error("not a directory")]
     NotDirectory,
-    /// Anything but a directory was needed (`EISDIR`).
+    /// A non-directory was needed (`EISDIR`).
     #[error("is a directory")]
     IsDirectory,
     /// The directory has entries (`ENOTEMPTY`).
     #[error("the directory is not empty")]
     NotEmpty,
-    /// The arguments make no sense together (`EINVAL`).
+    /// Invalid argument or combination of arguments (`EINVAL`).
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
-    /// A name above 255 bytes or a link target above 4095 (`ENAMETOOLONG`).
+    /// A name longer than 255 bytes, or a link target longer than 4095 (`ENAMETOOLONG`).
     #[error("the name is too long")]
     NameTooLong,
     /// The view is read-only (`EROFS`).
@@ -40,19 +40,19 @@ pub enum Error {
     /// No such extended attribute (`ENODATA`).
     #[error("no such extended attribute")]
     NoData,
-    /// The result does not fit the caller's buffer (`ERANGE`).
+    /// The result does not fit into the caller's buffer (`ERANGE`).
     #[error("the result does not fit")]
     Range,
     /// The argument is larger than allowed (`E2BIG`).
     #[error("the argument is too large")]
     TooBig,
-    /// An offset at or behind the end, in a search for data or holes (`ENXIO`).
+    /// An offset at or beyond the end, in a search for data or holes (`ENXIO`).
     #[error("no data or hole at or after the offset")]
     NoSuchOffset,
     /// The operation is not permitted on this inode (`EPERM`).
     #[error("operation not permitted")]
     NotPermitted,
-    /// The caller may not do it (`EACCES`).
+    /// The caller lacks permission (`EACCES`).
     #[error("permission denied")]
     Access,
     /// In use (`EBUSY`).
@@ -61,44 +61,44 @@ pub enum Error {
     /// The two names are in different views (`EXDEV`).
     #[error("across two file systems")]
     CrossDevice,
-    /// The inode has as many names as it can (`EMLINK`).
+    /// The inode has the maximum number of names (`EMLINK`).
     #[error("too many links")]
     TooManyLinks,
-    /// This kind of inode or this mode of the call is not supported (`EOPNOTSUPP`).
+    /// Not supported for this type of inode or mode of the call (`EOPNOTSUPP`).
     #[error("operation not supported")]
     NotSupported,
-    /// The size is larger than a file can be (`EFBIG`).
+    /// The size exceeds the maximum file size (`EFBIG`).
     #[error("the file would be too large")]
     FileTooBig,
-    /// The inode is gone, and the kernel has not heard (`ESTALE`).
+    /// The inode is gone, but the kernel does not know that yet (`ESTALE`).
     #[error("the inode is gone")]
     Stale,
     /// The file system under the store is full (`ENOSPC`).
     #[error("no space left under the store; free some, or run `karapace gc`")]
     NoSpace,
-    /// The operation was begun and cannot run now (`EAGAIN`).
+    /// The operation cannot be completed now (`EAGAIN`).
     #[error("cannot be done now, try again")]
     TryAgain,
-    /// The upper on disk is damaged; says where and how (`EIO`).
+    /// The upper on disk is damaged; the text says where and how (`EIO`).
     #[error("{0}")]
     Corrupt(String),
-    /// Content in the store is not what it was (`EIO`).
+    /// Content in the store is damaged or missing (`EIO`).
     #[error(transparent)]
     Damaged(Box<Damage>),
-    /// The store failed.
+    /// Error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A file of the host (the upper, a mount point) failed: what was done to which path.
+    /// A call on a host file (in the upper, a mount point) failed: the action and the path.
     #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Host {
         /// The verb, as in "cannot VERB PATH".
         action: &'static str,
         /// The path on the host.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A system call failed with nothing more to say.
+    /// A system call failed; there is no path to report.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -110,13 +110,13 @@ pub enum Error {
     place(path, environment)
 )]
 pub struct Damage {
-    /// The object, or the block list of the content that does not agree with its data.
+    /// The object; or the content's block list, if that does not match the data.
     pub object: ObjectId,
     /// What is wrong with it.
     pub reason: String,
-    /// The file, from the environment's root, once that is known.
+    /// The file's path from the environment's root, once known.
     pub path: Option<String>,
-    /// The environment's name, once that is known.
+    /// The environment's name, once known.
     pub environment: Option<String>,
 }
 
@@ -129,13 +129,13 @@ fn place(path: &Option<String>, environment: &Option<String>) -> String {
 }
 
 impl Error {
-    /// A failed call on a path of the host.
+    /// The error for a failed call on a host path.
     pub fn host(action: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Host { action, path: path.to_owned(), source }
     }
 }
 
-/// Names what failed, on which path of the host, on the way out.
+/// Adds to an error what failed, and on which host path.
 pub(crate) trait At<T> {
     /// Adds the action (a verb) and the path.
     fn at(self, action: &'static str, path: &Path) -> Result<T>;

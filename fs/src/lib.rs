@@ -1,21 +1,21 @@
-//! A file system of a lower that never changes and an upper that takes the changes; and its mount.
+//! A file system made of an immutable lower and an upper that receives the changes; and its mount.
 //!
 //! ```text
-//! session            mounts; what is done to a mount from outside of its requests
-//!   fuse             the kernel's requests, decoded; answers, encoded; what the kernel is told unasked
-//!     control        the directory /.karapace; asks the engine through a trait, `ControlPlane`
-//!       view         the two merged: inode table, operations, commit, restore, differences
-//!         upper      what was changed, on disk: checkpoint, journal, data files
+//! session            mounting, and handling a mount outside of its requests
+//!   fuse             decoding requests, encoding replies, notifying the kernel
+//!     control        the directory /.karapace; calls the engine through a trait, `ControlPlane`
+//!       view         lower and upper merged: inode table, operations, commit, restore, diff
+//!         upper      the changes on disk: checkpoint, journal, data files
 //!           karapace-store
 //! ```
 //!
-//! Each uses what stands below it, and nothing above. `view` and `upper` know nothing of FUSE and are tested
-//! without a kernel (tests/view, tests/model.rs); fuser's types stay in `fuse`. [`attr`] has the types that
-//! operations take and give, [`error`] what they fail with, [`errno`] the number that this becomes. `sys` has
-//! all the unsafe code.
+//! Each module uses those below it, and none above. `view` and `upper` know nothing of FUSE and are tested
+//! without a kernel (tests/view, tests/model.rs); fuser's types stay in `fuse`. [`attr`] has the argument and
+//! result types of operations, [`error`] their errors, [`errno`] the mapping of errors to numbers. `sys`
+//! contains all unsafe code.
 //!
-//! The engine (the crate above) makes a [`view::View`], gives it to a [`session`], and implements
-//! [`control::ControlPlane`]. A stranger to an upper, such as gc, reads it through [`mod@check`].
+//! The engine (the crate above) creates a [`view::View`], passes it to a [`session`], and implements
+//! [`control::ControlPlane`]. Code that does not serve an upper, such as gc, reads it through [`mod@check`].
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod attr;

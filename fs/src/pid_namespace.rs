@@ -1,20 +1,21 @@
-//! Whether a process that asks lives in the process namespace of this one.
+//! Whether a process lives in this process's own process namespace.
 //!
-//! A program inside a session has its user's ids as often as not, so an id says nothing; where it lives does.
+//! A program inside a session often has its user's ids, so ids do not distinguish it; its namespace does.
 
 use std::fs;
 use std::sync::OnceLock;
 
-/// Whether a process, by its number as the kernel tells it to this process, lives in this process's own
-/// namespace and not in one below. Zero, which the kernel tells of processes that this one cannot see, does
-/// not. The process must not end meanwhile.
+/// Whether a process lives in this process's namespace and not in one below. `process` is its number as the
+/// kernel tells it to this process. False for 0, which the kernel uses for processes that this one cannot
+/// see. The process must not end meanwhile.
 pub fn is_ours(process: u32) -> bool {
     process != 0
         && fs::read_to_string(format!("/proc/{process}/status")).is_ok_and(|text| has_our_depth(&text))
 }
 
-/// The same from a text that has the line `NSpid:` (proc_pid_status(5)): its numbers are those that the
-/// process has in each namespace, from that of /proc down to its own. A process that ended has none.
+/// Like [`is_ours`], from a text with the line `NSpid:` (proc_pid_status(5)), which lists the process's
+/// numbers in each namespace from that of /proc down to its own. The line has no numbers if the process has
+/// ended.
 pub fn has_our_depth(text: &str) -> bool {
     static OWN: OnceLock<Option<usize>> = OnceLock::new();
     let own = OWN.get_or_init(|| depth(&fs::read_to_string("/proc/self/status").ok()?));

@@ -1,4 +1,4 @@
-//! Mounting a view, and what is done to a mount from outside of its requests.
+//! Mounts a view, and handles what happens to a mount outside of its requests.
 
 use std::fs::File;
 use std::io;
@@ -24,14 +24,13 @@ use crate::fuse::{IdMap, Server, Service};
 pub use crate::fuse::{Invalidator, Watchers};
 use crate::view::View;
 
-/// Bytes that the kernel reads ahead on a mount made by root, where the kernel's default of 128 KiB can be
-/// raised.
+/// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// How often the view is asked whether a checkpoint is due.
+/// How often the view is asked whether maintenance, such as a checkpoint, is due.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How the control directory is shown.
+/// Whether and how the control directory is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CtlDir {
     /// Reachable by name, not listed.
@@ -39,79 +38,79 @@ pub enum CtlDir {
     Hidden,
     /// Listed too.
     Visible,
-    /// There is none; its name stays reserved.
+    /// There is no control directory; its name stays reserved.
     Disabled,
 }
 
-/// A flag of mount(8) that the kernel heeds by itself.
+/// A flag of mount(8) that the kernel enforces by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flag {
-    /// Every change is refused, and writing to the control files is; `mount -o remount,rw` ends it.
+    /// Every change is refused, including writes to the control files, until `mount -o remount,rw`.
     ReadOnly,
-    /// Set-user-id, set-group-id and file capabilities count for nothing.
+    /// Set-user-id, set-group-id and file capabilities are ignored.
     NoSuid,
     /// Device nodes cannot be opened.
     NoDev,
-    /// Nothing is executed.
+    /// No file can be executed.
     NoExec,
 }
 
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// The directory to mount on; exists.
+    /// The directory to mount on; must exist.
     pub mountpoint: PathBuf,
-    /// Refuse every change with `EROFS`. Control files stay writable for the kernel: what a command may do is
-    /// the engine's to decide.
+    /// Refuse every change with `EROFS`. The kernel still lets control files be written: the engine decides
+    /// which commands are allowed.
     pub read_only: bool,
-    /// What the kernel is to see to beside. A mount made by an ordinary user has [`Flag::NoSuid`] and
-    /// [`Flag::NoDev`] always.
+    /// Further restrictions for the kernel to enforce. A mount made by an ordinary user always has
+    /// [`Flag::NoSuid`] and [`Flag::NoDev`].
     pub flags: Vec<Flag>,
     /// The control directory.
     pub ctl: CtlDir,
-    /// Let other users in, with permissions checked by the kernel. Always so on a mount made by root; an
+    /// Let other users in, with permissions checked by the kernel. A mount made by root always does; an
     /// ordinary user needs `user_allow_other` in /etc/fuse.conf.
     pub allow_other: bool,
-    /// Threads that serve requests; at least 1.
+    /// Number of threads that serve requests; at least 1.
     pub threads: usize,
-    /// Let the kernel read a large file from its object by itself, once it has been verified whole. For a
-    /// read-only mount made by root.
+    /// Let the kernel read a large file directly from its object, once the whole file has been verified. For
+    /// a read-only mount made by root.
     pub passthrough: bool,
     /// Let root make id-mapped mounts of this one (mount_setattr(2), MOUNT_ATTR_IDMAP; Linux 6.12). The
-    /// kernel sends no caller's ids then but with what makes something, so there is no control directory. For
-    /// a mount made by root.
+    /// kernel then sends the caller's ids only with requests that create something, so there is no control
+    /// directory. For a mount made by root.
     pub idmap: bool,
-    /// What `mount` and `df` show as the source.
+    /// The source that `mount` and `df` show.
     pub fsname: String,
 }
 
-/// The kernel connection of a mount, shared by everything that talks to the kernel unasked.
+/// The kernel connection of a mount, shared by everything that talks to the kernel outside of requests.
 struct Connection {
     device: Arc<File>,
     mountpoint: PathBuf,
 }
 
-/// A mounted view, being served.
+/// A mounted view that is being served.
 pub struct MountedSession {
     background: BackgroundSession,
     connection: Arc<Connection>,
     control: Option<Arc<ControlDir>>,
     watchers: Watchers,
-    /// Its end ends the upkeep of the view.
+    /// Dropping it ends the upkeep thread.
     upkeep: Sender<()>,
 }
 
 impl MountedSession {
-    /// Mounts `view` and starts to serve it; the mount answers when this returns. `control` is needed for the
-    /// control directory, without it there is none.
+    /// Mounts `view` and starts serving it; the mount answers requests when this returns. Without `control`
+    /// there is no control directory.
     ///
-    /// A mount made by root lets everyone in, with permissions, set-user-id and devices handled by the kernel
-    /// as on any file system; root of a user namespace is root there, and the ids are those inside. A mount
-    /// made by an ordinary user is entered by this user only, who acts in it as root: nothing is checked, and
-    /// id 0 of the tree shows as theirs.
+    /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
+    /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
+    /// the namespace. A mount made by an ordinary user is open only to that user, who acts in it as root: no
+    /// permissions are checked, and id 0 of the tree shows as the user's own.
     ///
     /// # Errors
-    /// When the mount point cannot be used, /dev/fuse or (for an ordinary user) `fusermount3` is missing or
+    /// If the mount point cannot be used, or /dev/fuse or (for an ordinary user) `fusermount3` is missing or
     /// refuses.
     pub fn mount(
         view: Arc<View>,
@@ -141,25 +140,25 @@ impl MountedSession {
         Ok(MountedSession { background, connection, control, watchers, upkeep })
     }
 
-    /// For telling the kernel what to forget.
+    /// Returns a handle that tells the kernel what to forget.
     pub fn invalidator(&self) -> Invalidator {
         Invalidator::new(self.connection.device.clone())
     }
 
-    /// For telling programs that watch files.
+    /// Returns a handle for notifying programs that watch files.
     pub fn watchers(&self) -> Watchers {
         self.watchers.clone()
     }
 
-    /// For ending the mount from another thread.
+    /// Returns a handle that ends the mount from another thread.
     pub fn unmount_handle(&self) -> UnmountHandle {
         UnmountHandle(self.connection.clone())
     }
 
-    /// Waits until the mount is gone, all requests are answered and the commits among the jobs are done.
+    /// Waits until the mount is gone, all requests are answered, and the commits among the jobs are done.
     ///
     /// # Errors
-    /// When the connection broke.
+    /// If the connection broke.
     pub fn wait(self) -> io::Result<()> {
         let result = self.background.join();
         drop(self.upkeep);
@@ -171,29 +170,30 @@ impl MountedSession {
     }
 }
 
-/// Ends a mount. Cheap to clone.
+/// A handle that ends a mount. Cheap to clone.
 #[derive(Clone)]
 pub struct UnmountHandle(Arc<Connection>);
 
 impl UnmountHandle {
-    /// Unmounts; [`MountedSession::wait`] returns then. Nothing to do when the mount is gone already.
+    /// Unmounts, so that [`MountedSession::wait`] returns. Does nothing if the mount is already gone.
     ///
     /// # Errors
-    /// `EBUSY` (as [`Error::Busy`]) while something in it is open, a working directory or a mount point.
+    /// `EBUSY` (as [`Error::Busy`]) while a file in it is open, or something in it is a working directory or
+    /// mount point.
     pub fn unmount(&self) -> Result<()> {
         self.0.unmount(false)
     }
 
-    /// Takes the mount out of the tree of directories at once; it is served until its last user is gone.
+    /// Removes the mount from the directory tree at once; it is served until its last user is gone.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub fn detach(&self) -> Result<()> {
         self.0.unmount(true)
     }
 
-    /// Whether the kernel still holds the mount (also after [`UnmountHandle::detach`], until its last user is
-    /// gone).
+    /// Whether the kernel still has the mount. After [`UnmountHandle::detach`] it does until the last user is
+    /// gone.
     pub fn is_connected(&self) -> bool {
         self.0.is_connected()
     }
@@ -212,7 +212,7 @@ impl Connection {
         if self.is_connected() { self.umount(lazy) } else { Ok(()) }
     }
 
-    /// A connection that was aborted leaves a mount point on which everything fails.
+    /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
         let stale = std::fs::metadata(&self.mountpoint);
         if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
@@ -228,13 +228,13 @@ impl Connection {
             Ok(()) => Ok(()),
             Err(Errno::EPERM) => self.unmount_by_helper(lazy),
             Err(Errno::EBUSY) => Err(Error::Busy),
-            // Not a mount point: someone was faster.
+            // Not a mount point any more: someone else has unmounted it.
             Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
             Err(errno) => Err(Error::host("unmount", &self.mountpoint, errno.into())),
         }
     }
 
-    /// An ordinary user's mount is undone as it was made, by `fusermount3`.
+    /// Unmounts an ordinary user's mount with `fusermount3`, which also made it.
     fn unmount_by_helper(&self, lazy: bool) -> Result<()> {
         let mut helper = Command::new("fusermount3");
         helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(&self.mountpoint);
@@ -246,7 +246,7 @@ impl Connection {
         if text.contains("busy") {
             return Err(Error::Busy);
         }
-        // As EINVAL above, which who may not unmount is not told.
+        // Already unmounted, like EINVAL above; a caller without the privilege to unmount gets EPERM instead.
         if text.contains("not found in") {
             return Ok(());
         }
@@ -286,7 +286,7 @@ fn config(options: &MountOptions, by_root: bool) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName(options.fsname.clone()), MountOption::NoAtime];
     if by_root {
-        // fuser mounts by itself then, and hands the kernel only what it takes for an option of its own.
+        // fuser then mounts directly and passes to the kernel only options that it takes as custom.
         config.mount_options.push(MountOption::CUSTOM("subtype=karapace".to_owned()));
     } else {
         config.mount_options.push(MountOption::Subtype("karapace".to_owned()));
@@ -304,7 +304,7 @@ fn config(options: &MountOptions, by_root: bool) -> Config {
     config.mount_options.extend(flag(Flag::NoDev, MountOption::NoDev, by_root.then_some(MountOption::Dev)));
     config.acl = SessionACL::Owner;
     if by_root || options.allow_other {
-        // Who lets others in has them checked.
+        // Other users have access, so the kernel must check permissions.
         config.mount_options.push(MountOption::DefaultPermissions);
         config.acl = SessionACL::All;
     }
@@ -312,8 +312,8 @@ fn config(options: &MountOptions, by_root: bool) -> Config {
     config
 }
 
-/// Starts the thread that lets the view write its checkpoints, which no request should wait for. It ends when
-/// the sender is dropped.
+/// Starts the thread that maintains the view, so that no request waits for a checkpoint. It ends when the
+/// sender is dropped.
 fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
     let (sender, receiver) = channel::<()>();
     std::thread::Builder::new().name("karapace-upkeep".to_owned()).spawn(move || {
@@ -326,7 +326,7 @@ fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
     Ok(sender)
 }
 
-/// Says what to do about the usual reasons for a mount to fail.
+/// Adds advice for the usual reasons why a mount fails.
 fn explain(error: io::Error, by_root: bool, idmap: bool) -> io::Error {
     let advice = if idmap && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
         "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave --idmap out"

@@ -1,6 +1,6 @@
-//! What asks for unsafe code.
+//! The crate's unsafe code.
 
-/// Gives memory back to the system that the allocator keeps for later; it takes milliseconds.
+/// Returns memory that the allocator holds for reuse to the system. Takes milliseconds.
 pub(crate) fn trim_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes no pointer, may be called at any time from any thread, and leaves all that is

@@ -1,18 +1,18 @@
-//! The words that `ctl` understands (docs/CONTROL.md).
+//! The commands that `ctl` accepts (docs/CONTROL.md).
 //!
-//! One command a line. A value may be quoted ("…" or '…', no escapes inside); an unquoted message goes on
+//! One command per line. A value may be quoted ("…" or '…', without escapes); an unquoted message extends
 //! over spaces until the next `name=` or `async=` or the end of the line.
 
 use karapace_store::metadata::{MAX_NAME, check_name};
 
-/// Longest text that one write to `ctl` may hold, in bytes.
+/// Longest text in one write to `ctl`, in bytes.
 pub const MAX_TEXT: usize = 4096;
 
-/// Digits of a whole hash.
+/// Hex digits of a complete hash.
 const HASH_DIGITS: usize = 64;
 
-/// Every command's word and the arguments that it takes as `key=value`. A test compares `help` and
-/// docs/CONTROL.md with it.
+/// Every command word with the `key=value` arguments it accepts. A test compares `help` and docs/CONTROL.md
+/// with this table.
 pub(super) const COMMANDS: [(&str, &[&str]); 4] = [
     ("commit", &["name", "message", "async"]),
     ("restore", &["touch"]),
@@ -20,36 +20,36 @@ pub(super) const COMMANDS: [(&str, &[&str]); 4] = [
     ("verify", &[]),
 ];
 
-/// What `restore` takes for a snapshot.
+/// What `restore` accepts as a snapshot.
 const SNAPSHOT: &str = "a hash or prefix, a name, head, latest, base or ~k";
 
-/// What can be asked for through the control directory.
+/// A request through the control directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Make a snapshot of the view.
     Commit {
-        /// Name to give it.
+        /// Name for the snapshot.
         name: Option<String>,
-        /// Message to keep with it.
+        /// Message stored with the snapshot.
         message: Option<String>,
-        /// Answer at once with a job number.
+        /// Reply at once with a job number.
         run_async: bool,
     },
     /// Make the view equal to a snapshot.
     Restore {
-        /// A hash or prefix, a name, `head`, `latest`, `base` or `~k`; resolved when it runs.
+        /// A hash or prefix, a name, `head`, `latest`, `base` or `~k`; resolved when the command runs.
         reference: String,
-        /// Give what it changes the present time.
+        /// Set the times of changed files to the present.
         touch: bool,
     },
     /// Collect garbage in the store; always a job.
     Gc {
-        /// Only say what would go.
+        /// Only report what would be removed.
         dry_run: bool,
     },
     /// Read and check the whole store; always a job.
     Verify,
-    /// Take a name from its snapshot. Has no word in `ctl`: it is `rmdir snapshots/<name>`.
+    /// Remove a snapshot's name. Not a `ctl` command: it is `rmdir snapshots/<name>`.
     DropName {
         /// The name.
         name: String,
@@ -57,7 +57,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether the writer gets a job number at once instead of waiting for the end.
+    /// Whether the writer gets a job number at once instead of waiting for completion.
     pub fn is_job(&self) -> bool {
         match self {
             Command::Commit { run_async, .. } => *run_async,
@@ -78,11 +78,11 @@ impl Command {
     }
 }
 
-/// Reads all commands of a text; blank lines are allowed. The error says which line is wrong and why.
+/// Parses all commands in a text; blank lines are allowed. The error names the line and the reason.
 ///
 /// # Errors
-/// An unknown word, a bad or repeated argument, a character that is not text: nothing of the text is to run
-/// then.
+/// An unknown word, a bad or repeated argument, invalid UTF-8 or a control character. No command of the text
+/// may run then.
 pub fn parse_commands(text: &[u8]) -> Result<Vec<Command>, String> {
     let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text".to_owned())?;
     let mut commands = Vec::new();
@@ -103,8 +103,8 @@ pub fn parse_commands(text: &[u8]) -> Result<Vec<Command>, String> {
     Ok(commands)
 }
 
-/// Whether a snapshot may be given this name: it has the form of every name ([`check_name`]), is no word that
-/// stands for a snapshot, and does not read as a hash.
+/// Whether a snapshot may have this name: it must be a valid name ([`check_name`]), not a word that refers to
+/// a snapshot, and not look like a hash.
 pub fn check_snapshot_name(name: &str) -> Result<(), String> {
     check_name(name).map_err(|error| error.to_string())?;
     if matches!(name, "head" | "latest" | "base") {
@@ -178,7 +178,7 @@ fn parse_restore(rest: &str, known: &[&'static str]) -> Result<Command, String> 
     Ok(Command::Restore { reference: reference.to_owned(), touch: touch.unwrap_or(false) })
 }
 
-/// Splits `key=value …`; only keys of `known` are taken, in any order.
+/// Parses `key=value …`; accepts only keys in `known`, in any order.
 fn arguments<'a>(rest: &'a str, known: &[&'static str]) -> Result<Vec<(&'static str, String)>, String> {
     let key_of = |text: &'a str| -> Option<(&'static str, &'a str)> {
         let (key, value) = text.split_once('=')?;
@@ -213,7 +213,7 @@ fn word_end(text: &str) -> usize {
     text.find(char::is_whitespace).unwrap_or(text.len())
 }
 
-/// Where an unquoted message ends: before the first later word that is `<known key>=…`.
+/// End of an unquoted message: before the next word that is `<known key>=…`.
 fn message_end<'a, T>(text: &'a str, key_of: &dyn Fn(&'a str) -> Option<T>) -> usize {
     let mut at = word_end(text);
     while at < text.len() {

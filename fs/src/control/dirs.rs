@@ -1,4 +1,4 @@
-//! Look-up and listing in the control directory.
+//! Looks up and lists the control directory.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 
 const DIR_MODE: u32 = libc::S_IFDIR | 0o700;
 
-/// When the listings of the changing directories last changed. The kernel keeps listings while a directory's
-/// mtime stays (there is no opendir to tell it otherwise), so the mtime has to follow the listing.
+/// When the listings of the changing directories last changed. The kernel caches a listing while the
+/// directory's mtime stays the same (there is no opendir to tell it otherwise), so the mtime must follow the
+/// listing.
 #[derive(Default)]
 pub(super) struct Stamps {
     snapshots: Mutex<Option<Stamp>>,
@@ -61,10 +62,10 @@ impl ControlDir {
         }
     }
 
-    /// Finds `name` in a directory. A file has its text as of now, and keeps it.
+    /// Finds `name` in a directory. A file is given its current text, which does not change afterwards.
     ///
     /// # Errors
-    /// `NotFound`, `NotDirectory`, or what making the text failed with.
+    /// `NotFound`, `NotDirectory`, or an error from generating the text.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Found> {
         match Dir::from_ino(parent).ok_or(Error::NotDirectory)? {
             Dir::Top => match (name, TopFile::from_name(name)) {
@@ -102,7 +103,7 @@ impl ControlDir {
         }
     }
 
-    /// Gives the entries after `cookie` to `sink` until it refuses one.
+    /// Passes the entries after `cookie` to `sink` until it refuses one.
     pub fn readdir(&self, ino: Ino, cookie: u64, sink: &mut dyn FnMut(&Listed<'_>) -> bool) -> Result<()> {
         let dir = Dir::from_ino(ino).ok_or(Error::NotDirectory)?;
         let entries = self.entries(dir)?;
@@ -116,7 +117,7 @@ impl ControlDir {
         Ok(())
     }
 
-    /// The snapshot with this hash or name, the newest where records share a hash.
+    /// The snapshot with this hash or name; the newest if several records share a hash.
     pub(super) fn find_snapshot(&self, name: &[u8]) -> Option<Found> {
         let fits = |s: &SnapshotInfo| {
             s.hash.as_bytes() == name || s.name.as_ref().is_some_and(|n| n.as_bytes() == name)
@@ -134,7 +135,7 @@ impl ControlDir {
         Ok(self.attr(dir.ino(), DIR_MODE, 0, self.stamps.time(dir, hasher.finish())))
     }
 
-    /// What a directory lists, without `.` and `..`.
+    /// The entries of a directory, without `.` and `..`.
     fn entries(&self, dir: Dir) -> Result<Vec<(Vec<u8>, FileKind)>> {
         let directory = |name: &str| (name.as_bytes().to_vec(), FileKind::Directory);
         let file = |name: &[u8]| (name.to_vec(), FileKind::Regular);
@@ -164,7 +165,7 @@ impl ControlDir {
         })
     }
 
-    /// The references and the hashes that they stand for.
+    /// The references, and the hashes they refer to.
     fn refs(&self) -> Vec<(String, String)> {
         let snapshots = self.plane.snapshots();
         let mut refs = vec![("base".to_owned(), self.plane.base()), ("head".to_owned(), self.plane.head())];

@@ -1,4 +1,4 @@
-//! What the files of the control directory say: read by scripts, and shown to people as they are.
+//! The texts of the control directory's files, read by scripts and shown to people unchanged.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -36,7 +36,7 @@ refs/              one line, the hash: head, latest, base and the names
 jobs/N/status      `running <command>` or its outcome; `forget` to jobs/N/ctl takes a finished job off the list
 ";
 
-/// Mode bits of a file that can only be read, and of one that takes commands.
+/// Modes of read-only files and of files that accept commands.
 const READ_MODE: u32 = libc::S_IFREG | 0o400;
 const CTL_MODE: u32 = libc::S_IFREG | 0o600;
 
@@ -54,7 +54,7 @@ pub(super) enum TopFile {
 }
 
 impl TopFile {
-    /// All, by name, in the order that a listing gives.
+    /// All files by name, in listing order.
     pub const ALL: [(&'static [u8], TopFile); 8] = [
         (b"ctl", TopFile::Ctl),
         (b"diff", TopFile::Diff),
@@ -71,8 +71,7 @@ impl TopFile {
     }
 }
 
-/// The last diff, kept while neither the view nor its head changes: to use a name is often to look it up
-/// twice.
+/// The last diff, cached while neither the view nor its head changes: using a file often looks it up twice.
 #[derive(Default)]
 pub(super) struct DiffCache(Mutex<Option<LastDiff>>);
 
@@ -93,17 +92,17 @@ struct Status {
 }
 
 impl ControlDir {
-    /// Whether looking this name up may take long.
+    /// Whether looking up this name may take long.
     pub fn is_slow(&self, parent: Ino, name: &[u8]) -> bool {
         match Dir::from_ino(parent) {
             Some(Dir::Top) => name == b"diff",
-            // Its tree is pinned in the store, which others may hold.
+            // Pins the snapshot's tree in the store, which may be locked.
             Some(Dir::Snapshots) => true,
             _ => false,
         }
     }
 
-    /// The node of a file of `.karapace`, with its text as of now.
+    /// The node of a file in `.karapace`, with its current text.
     pub(super) fn open_top(&self, name: &[u8], file: TopFile) -> Result<Attr> {
         let content = match file {
             TopFile::Ctl => return Ok(self.open_ctl(Role::Ctl)),
@@ -118,23 +117,23 @@ impl ControlDir {
         Ok(self.open_text(Dir::Top, name, content))
     }
 
-    /// The node of a file with this text; its attributes.
+    /// Creates or reuses the node of a file with this text; returns its attributes.
     pub(super) fn open_text(&self, dir: Dir, name: &[u8], text: Vec<u8>) -> Attr {
         self.file_attr(&self.nodes.add_text(dir.ino(), name, text))
     }
 
-    /// A new node that takes commands; its attributes.
+    /// Creates a node that accepts commands; returns its attributes.
     pub(super) fn open_ctl(&self, role: Role) -> Attr {
         self.file_attr(&self.nodes.add_ctl(role))
     }
 
-    /// Attributes of a file node as it is now.
+    /// The current attributes of a file node.
     pub(super) fn file_attr(&self, node: &FileNode) -> Attr {
         let mode = if node.role == Role::Text { READ_MODE } else { CTL_MODE };
         self.attr(node.ino, mode, node.size(), node.created)
     }
 
-    /// Reads a file node.
+    /// Reads a file node. `offset` and `size` are in bytes.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         if Dir::from_ino(ino).is_some() {
             return Err(Error::IsDirectory);
@@ -143,12 +142,12 @@ impl ControlDir {
         Ok(())
     }
 
-    /// Size of a file node, bytes.
+    /// Size of a file node in bytes.
     pub fn size(&self, ino: Ino) -> Result<u64> {
         Ok(self.nodes.get(ino)?.size())
     }
 
-    /// The kernel forgot `count` look-ups of a node.
+    /// Forgets `count` look-ups of a node.
     pub fn forget(&self, ino: Ino, count: u64) {
         self.nodes.forget(ino, count);
     }
@@ -202,14 +201,14 @@ impl ControlDir {
             return Ok(last.text.clone());
         }
         let text = format_diff(&self.plane.diff(&self.view)?);
-        // Stored under the generation from before: a change meanwhile makes the next look-up compute it
+        // Stored under the generation read before: after a concurrent change the next look-up computes it
         // again.
         *self.diff.0.lock() = Some(LastDiff { generation, head, text: text.clone() });
         Ok(text)
     }
 }
 
-/// `A|M|D <path>` a line.
+/// One line per entry: `A|M|D <path>`.
 fn format_diff(entries: &[DiffEntry]) -> Vec<u8> {
     let mut lines = String::new();
     for entry in entries {

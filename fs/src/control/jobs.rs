@@ -1,4 +1,4 @@
-//! Commands that run on after their writer has been answered.
+//! Commands that continue after their writer has been answered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use super::run::{Outcome, execute};
 use super::{CommandError, ControlPlane};
 use crate::error::{Error, Result};
 
-/// Finished jobs that are kept to be read.
+/// Number of finished jobs kept for reading.
 const KEPT: usize = 64;
 
 struct Job {
     command: Command,
     /// `None` while it runs.
     outcome: Option<Outcome>,
-    /// `None` until the thread has started, and when it was waited for.
+    /// `None` until the thread has started, and once it has been joined.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -35,10 +35,10 @@ struct Table {
 }
 
 impl Jobs {
-    /// Starts `command` on a thread of its own and gives its number.
+    /// Starts `command` on a new thread and returns the job number.
     ///
     /// # Errors
-    /// `EAGAIN` when no thread can be started.
+    /// `EAGAIN` if no thread can be started.
     pub fn start(
         self: &Arc<Self>,
         plane: &Arc<dyn ControlPlane>,
@@ -62,7 +62,7 @@ impl Jobs {
         });
         match started {
             Ok(thread) => {
-                // Gone already if it ended and was forgotten meanwhile.
+                // The job may have ended and been forgotten already.
                 if let Some(job) = self.table.lock().jobs.get_mut(&number) {
                     job.thread = Some(thread);
                 }
@@ -83,10 +83,10 @@ impl Jobs {
         self.table.lock().jobs.keys().copied().collect()
     }
 
-    /// One line: `running <word>`, or the outcome as `last` would say it.
+    /// One line: `running <word>`, or the outcome as in `last`.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound` if there is no such job.
     pub fn status(&self, number: u64) -> Result<String> {
         let table = self.table.lock();
         let job = table.jobs.get(&number).ok_or(Error::NotFound)?;
@@ -96,7 +96,7 @@ impl Jobs {
         })
     }
 
-    /// Waits for the commits among the jobs.
+    /// Waits for the jobs that are commits.
     pub fn join_commits(&self) {
         let mut threads = Vec::new();
         for job in self.table.lock().jobs.values_mut() {
@@ -105,14 +105,14 @@ impl Jobs {
             }
         }
         for thread in threads {
-            // The outcome is kept by the job; a panic was caught and is its outcome.
+            // The job holds the outcome; a panic in the command was caught and is part of it.
             if thread.join().is_err() {
                 tracing::error!("the thread of a job panicked");
             }
         }
     }
 
-    /// Takes a finished job off the list.
+    /// Removes a finished job from the list.
     pub fn forget(&self, number: u64) -> std::result::Result<(), CommandError> {
         let mut table = self.table.lock();
         match table.jobs.get(&number) {

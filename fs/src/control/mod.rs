@@ -1,13 +1,13 @@
 //! The control directory `/.karapace` of a mount.
 //!
-//! Files are made when they are looked up, which the kernel does each time: there is no open to serve (it
-//! never asks), so a node stands for an open, with a text and, for a `ctl`, a reply of its own. What commands
-//! do is not decided here: the engine implements [`ControlPlane`].
+//! A file is created when it is looked up, which the kernel does each time. The kernel never sends an open,
+//! so a node stands for one open, with its own text and, for a `ctl`, its own reply. The engine implements
+//! [`ControlPlane`] and decides what commands do.
 //!
-//! `nodes` numbers the files and keeps them, `dirs` looks up and lists, `files` writes their texts; `command`
-//! reads what is written to `ctl`, `run` has it done, `jobs` keeps what goes on in the background; `plane` is
-//! the engine as seen from here. `fuse` is the caller. Of the view it asks what differs, its head and its
-//! figures.
+//! `nodes` numbers and holds the files, `dirs` looks up and lists, `files` generates their texts; `command`
+//! parses what is written to `ctl`, `run` executes it, `jobs` holds background commands; `plane` is the
+//! interface to the engine. `fuse` is the caller. From the view, this module reads the diff, the head and the
+//! statistics.
 
 pub mod command;
 mod dirs;
@@ -40,11 +40,11 @@ use crate::view::View;
 /// Name of the control directory in the root of a mount.
 pub const DIR_NAME: &[u8] = b".karapace";
 
-/// What a look-up in the control directory found.
+/// Result of a look-up in the control directory.
 pub(crate) enum Found {
     /// A node of the control directory.
     Node(Attr),
-    /// The root of a snapshot's view, under this name of `snapshots/`.
+    /// The root of a snapshot's view, and its name in `snapshots/`.
     Snapshot {
         /// The name: a hash or a snapshot's name.
         name: Box<[u8]>,
@@ -58,7 +58,7 @@ pub(crate) struct Listed<'a> {
     pub name: &'a [u8],
     pub ino: Ino,
     pub kind: FileKind,
-    /// Where a listing goes on after this entry.
+    /// Where to continue the listing after this entry.
     pub cookie: u64,
 }
 
@@ -67,13 +67,13 @@ pub(crate) struct ControlDir {
     plane: Arc<dyn ControlPlane>,
     view: Arc<View>,
     mountpoint: PathBuf,
-    /// Who mounted, as the kernel knows them: their ids and root's are let in.
+    /// User and group id of the mounting user as the kernel sees them. This user and root have access.
     owner: (u32, u32),
     nodes: Nodes,
     jobs: Arc<Jobs>,
     stamps: Stamps,
     diff: DiffCache,
-    /// The last outcome line of the mount, without the newline.
+    /// The mount's last outcome line, without the newline.
     last: Mutex<String>,
 }
 
@@ -98,7 +98,7 @@ impl ControlDir {
         }
     }
 
-    /// Whether a process may use the directory: it runs as the mounting user or as root, and lives in the
+    /// Whether a process may use the directory: it must run as the mounting user or as root, and live in the
     /// server's process namespace or in one that the engine admits.
     pub fn admits(&self, uid: u32, process: u32) -> bool {
         let knows_user = uid == 0 || uid == self.owner.0;

@@ -1,8 +1,8 @@
-//! Node numbers of the control directory, and the files that live behind them.
+//! Node numbers of the control directory, and the files they refer to.
 //!
 //! Directories have fixed numbers. A file gets a number when it is looked up and lives until the kernel
-//! forgets it. Each look-up of a `ctl` makes a new one, since it is an open with a reply of its own; another
-//! file keeps its number while its text stays the same, since `cp` refuses a file whose number changes
+//! forgets it. Each look-up of a `ctl` creates a new file, because it is an open with its own reply. Other
+//! files keep their number while their text stays the same, because `cp` refuses a file whose number changes
 //! between stat and open.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ const REFS: Ino = 3;
 const JOBS: Ino = 4;
 /// Directory of job n: this + n.
 const JOB_BASE: Ino = 1 << 40;
-/// Files count up from here.
+/// Files are numbered upwards from here.
 const FILE_BASE: Ino = 1 << 41;
 
 /// A directory of the control tree.
@@ -45,7 +45,7 @@ impl Dir {
         }
     }
 
-    /// The directory with this number; `None` for a file's.
+    /// The directory with this number; `None` if it is a file's number.
     pub fn from_ino(ino: Ino) -> Option<Dir> {
         match ino {
             TOP => Some(Dir::Top),
@@ -61,11 +61,11 @@ impl Dir {
 /// What writing to a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Nothing: it can only be read.
+    /// Nothing: the file is read-only.
     Text,
     /// Runs commands.
     Ctl,
-    /// Commands about one job.
+    /// Runs commands for one job.
     JobCtl(u64),
 }
 
@@ -77,8 +77,8 @@ pub(super) struct FileNode {
     text: Mutex<Text>,
 }
 
-/// What reading gives: `pad` newlines and then the bytes. A reply begins where the write that it answers left
-/// the descriptor; who rewinds finds blank lines before it.
+/// What a read returns: `pad` newlines, then `bytes`. A reply starts at the offset where the write it answers
+/// left the descriptor; a reader that rewinds sees blank lines before it.
 #[derive(Default)]
 struct Text {
     pad: u64,
@@ -92,12 +92,12 @@ impl Text {
 }
 
 impl FileNode {
-    /// Bytes that can be read.
+    /// Number of bytes that can be read.
     pub fn size(&self) -> u64 {
         self.text.lock().len()
     }
 
-    /// Fills `buf` with up to `size` bytes from `offset` on.
+    /// Replaces the content of `buf` by up to `size` bytes from `offset`.
     pub fn read(&self, offset: u64, size: usize, buf: &mut Vec<u8>) {
         let text = self.text.lock();
         buf.clear();
@@ -111,13 +111,13 @@ impl FileNode {
         buf.extend_from_slice(&text.bytes[from as usize..to as usize]);
     }
 
-    /// The reply to a write that left the descriptor at offset `at`.
+    /// Sets the reply to a write that left the descriptor at offset `at`.
     pub fn set_reply(&self, at: u64, bytes: Vec<u8>) {
         let mut text = self.text.lock();
         let before = text.len();
         *text = Text { pad: at, bytes };
         if text.len() == before && !text.bytes.is_empty() {
-            // The kernel drops the pages it holds when it sees another size, and only then.
+            // The kernel drops its cached pages only when it sees a different size.
             text.bytes.push(b'\n');
         }
     }
@@ -128,10 +128,10 @@ impl FileNode {
     }
 }
 
-/// Where a file is found: the directory's number and the name.
+/// Location of a file: the directory's number and the name.
 type Place = (Ino, Box<[u8]>);
 
-/// The files that the kernel knows.
+/// The files known to the kernel.
 #[derive(Default)]
 pub(super) struct Nodes {
     made: AtomicU64,
@@ -141,7 +141,7 @@ pub(super) struct Nodes {
 #[derive(Default)]
 struct Table {
     files: HashMap<Ino, Known>,
-    /// The newest text file at each place.
+    /// The newest text file at each location.
     texts: HashMap<Place, Ino>,
 }
 
@@ -153,13 +153,13 @@ struct Known {
 }
 
 impl Nodes {
-    /// A new file that takes commands; the kernel is about to count one reference to it.
+    /// Creates a file that accepts commands. The kernel is about to count one reference to it.
     pub fn add_ctl(&self, role: Role) -> Arc<FileNode> {
         self.insert(&mut self.table.lock(), role, Vec::new(), None)
     }
 
-    /// A file with this text at this place: the one that is known there if it says the same, else a new one.
-    /// The kernel is about to count one reference to it.
+    /// Returns the file at this location if its text is `bytes`, otherwise creates one. The kernel is about
+    /// to count one reference to it.
     pub fn add_text(&self, dir: Ino, name: &[u8], bytes: Vec<u8>) -> Arc<FileNode> {
         let place: Place = (dir, name.into());
         let mut table = self.table.lock();
@@ -184,7 +184,7 @@ impl Nodes {
         node
     }
 
-    /// A number that no file has had: for listings.
+    /// Returns an unused number, for listings.
     pub fn reserve(&self) -> Ino {
         FILE_BASE + self.made.fetch_add(1, Ordering::Relaxed)
     }
@@ -192,12 +192,12 @@ impl Nodes {
     /// The file with this number.
     ///
     /// # Errors
-    /// `Stale` once it was forgotten.
+    /// `Stale` if it was forgotten.
     pub fn get(&self, ino: Ino) -> Result<Arc<FileNode>> {
         self.table.lock().files.get(&ino).map(|known| known.node.clone()).ok_or(Error::Stale)
     }
 
-    /// The kernel forgot `count` look-ups of a node.
+    /// Forgets `count` look-ups of a node.
     pub fn forget(&self, ino: Ino, count: u64) {
         let mut table = self.table.lock();
         let Some(known) = table.files.get_mut(&ino) else { return };

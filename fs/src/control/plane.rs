@@ -1,4 +1,4 @@
-//! What the engine does for the control directory.
+//! The engine's interface for the control directory.
 
 use karapace_store::id::ObjectId;
 use karapace_store::inode::Timestamp;
@@ -11,7 +11,7 @@ use crate::view::View;
 /// Which environment a mount serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ControlId {
-    /// What it was built from, 64 hex digits.
+    /// Hash of what it was built from, 64 hex digits.
     pub env_id: String,
     /// The first 12 digits of `env_id`.
     pub short_id: String,
@@ -30,7 +30,7 @@ pub struct SnapshotInfo {
     pub name: Option<String>,
     /// Its message, if it has one.
     pub message: Option<String>,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Timestamp,
     /// Its root object.
     pub root: ObjectId,
@@ -40,42 +40,42 @@ pub struct SnapshotInfo {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct CommandError {
-    /// What the `write(2)` (or `mkdir`, `rmdir`) fails with.
+    /// The errno of the `write(2)`, `mkdir(2)` or `rmdir(2)`.
     pub errno: i32,
-    /// What `last` says, on one line.
+    /// The reason in `last`, on one line.
     pub reason: String,
 }
 
-/// What the engine does for the control directory. All calls may come from several threads at once.
+/// Operations that the engine provides to the control directory. May be called from several threads at once.
 pub trait ControlPlane: Send + Sync + 'static {
-    /// Which environment this is.
+    /// The environment that the mount serves.
     fn id(&self) -> ControlId;
 
-    /// Runs a command to its end and gives the text after `ok `, as `commit <hash>`. Called on a thread of
-    /// its own, never with a lock of the view held.
+    /// Runs a command to completion and returns the text after `ok `, such as `commit <hash>`. Called on a
+    /// separate thread, never with a lock of the view held.
     ///
     /// # Errors
-    /// The errno that the writer gets, and the reason.
+    /// The errno for the writer, and the reason.
     fn execute(&self, command: &Command) -> Result<String, CommandError>;
 
-    /// Whether a process of another process namespace, by its number as the kernel tells it, may use the
-    /// directory.
+    /// Whether a process in another process namespace may use the directory. `process` is its number as sent
+    /// by the kernel.
     fn admits(&self, _process: u32) -> bool {
         false
     }
 
-    /// State of the environment, as `Built`.
+    /// State of the environment, such as `Built`.
     fn state(&self) -> String;
 
-    /// What of the view counts as uncommitted.
+    /// Which of the view's changes count as uncommitted.
     ///
     /// # Errors
-    /// What reading the trees failed with.
+    /// If the trees cannot be read.
     fn diff(&self, view: &View) -> Result<Vec<DiffEntry>, Error> {
         view.diff()
     }
 
-    /// How many files are uncommitted, and how many bytes of them.
+    /// Number of uncommitted files, and their size in bytes.
     fn uncommitted(&self, view: &View) -> (u64, u64) {
         let stats = view.stats();
         (stats.dirty_inodes, stats.dirty_bytes)
@@ -84,15 +84,16 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// All snapshots, oldest first.
     fn snapshots(&self) -> Vec<SnapshotInfo>;
 
-    /// Hash of the newest snapshot, which `latest` means in commands too.
+    /// Hash of the newest snapshot, which `latest` also refers to in commands.
     fn latest(&self) -> Option<String>;
 
-    /// From now on keeps what these root objects of snapshots reach, and no others: they are being looked at.
-    /// Called with the roots before and one that `snapshots` has just listed, or with some of them.
+    /// From now on keeps what the root objects of these snapshots reach, and no others; they are being looked
+    /// at. `roots` is the previous set plus one root that `snapshots` has just listed, or a subset of the
+    /// previous set.
     ///
     /// # Errors
-    /// `NotFound` when a snapshot has gone meanwhile; what keeping them failed with. Then the roots before
-    /// are kept.
+    /// `NotFound` if a snapshot has been removed meanwhile, or an error from keeping them. The previous set
+    /// is then still kept.
     fn keep_snapshots(&self, _roots: &[ObjectId]) -> Result<(), Error> {
         Ok(())
     }

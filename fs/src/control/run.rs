@@ -1,4 +1,4 @@
-//! Running commands: what a write to `ctl`, a `mkdir` and a `rmdir` do.
+//! Runs commands: the effect of a write to `ctl`, a `mkdir` or a `rmdir`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use karapace_store::inode::Ino;
 use karapace_store::text;
 
-/// How a command ended.
+/// Result of a command.
 #[derive(Clone, Debug)]
 pub(super) struct Outcome(pub std::result::Result<String, CommandError>);
 
@@ -19,7 +19,7 @@ impl Outcome {
         Outcome(Err(CommandError { errno, reason: reason.into() }))
     }
 
-    /// `ok commit <hash>` or `error EINVAL <reason>`, one line of text whatever the reason quotes.
+    /// `ok commit <hash>` or `error EINVAL <reason>`: always one line, whatever the reason contains.
     pub fn line(&self) -> String {
         let line = match &self.0 {
             Ok(text) => format!("ok {text}"),
@@ -29,7 +29,7 @@ impl Outcome {
     }
 }
 
-/// Runs one command to its end; a panic in it is an error of it.
+/// Runs one command to completion. A panic in it is returned as an error.
 pub(super) fn execute(plane: &dyn ControlPlane, command: &Command) -> Outcome {
     let _span = tracing::debug_span!("command", from = "control", ?command).entered();
     match catch_unwind(AssertUnwindSafe(|| plane.execute(command))) {
@@ -42,10 +42,10 @@ pub(super) fn execute(plane: &dyn ControlPlane, command: &Command) -> Outcome {
 }
 
 impl ControlDir {
-    /// A write of `data` at `offset` to a file. Blocks until the commands are done.
+    /// Handles a write of `data` at `offset` to a file. Blocks until the commands are done.
     ///
     /// # Errors
-    /// The errno of the first command that failed; those before it were run.
+    /// The errno of the first command that failed; the commands before it have run.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> std::result::Result<usize, i32> {
         let node = self.nodes.get(ino).map_err(|e| e.errno())?;
         let outcomes = match node.role {
@@ -57,18 +57,18 @@ impl ControlDir {
             Some(Outcome(Err(e))) => Err(e.errno),
             _ => Ok(data.len()),
         };
-        // A write that fails leaves the descriptor where it was.
+        // A failed write leaves the descriptor's offset unchanged.
         let at = offset + if result.is_ok() { data.len() as u64 } else { 0 };
         self.answer(&node, at, &outcomes);
         result
     }
 
-    /// Whether a write to this node may take long.
+    /// Whether commands may be written to this node.
     pub fn is_writable(&self, ino: Ino) -> bool {
         self.nodes.get(ino).is_ok_and(|node| node.role != Role::Text)
     }
 
-    /// `mkdir snapshots/<name>`: a commit under that name. Blocks until it is durable.
+    /// `mkdir snapshots/<name>`: commits under that name. Blocks until the commit is durable.
     pub fn mkdir(&self, parent: Ino, name: &[u8]) -> std::result::Result<Found, i32> {
         if Dir::from_ino(parent) != Some(Dir::Snapshots) {
             return Err(libc::EPERM);
@@ -93,14 +93,14 @@ impl ControlDir {
         }
     }
 
-    /// `rmdir snapshots/<name>`: takes the name off its snapshot.
+    /// `rmdir snapshots/<name>`: removes the name from its snapshot.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> std::result::Result<(), i32> {
         if Dir::from_ino(parent) != Some(Dir::Snapshots) {
             return Err(libc::EPERM);
         }
         let named = self.plane.snapshots().into_iter().filter_map(|s| s.name).find(|n| n.as_bytes() == name);
         let Some(name) = named else {
-            // A hash is no name: snapshots go with `karapace snapshots rm`.
+            // A hash is not a name; `karapace snapshots rm` removes snapshots.
             return Err(if self.find_snapshot(name).is_some() { libc::EPERM } else { libc::ENOENT });
         };
         let outcome = execute(&*self.plane, &Command::DropName { name });
@@ -142,7 +142,7 @@ impl ControlDir {
         }
     }
 
-    /// Puts the outcome lines where the descriptor stands, and the last one into `last`.
+    /// Sets the outcome lines as the reply at offset `at`, and the last of them as `last`.
     fn answer(&self, node: &FileNode, at: u64, outcomes: &[Outcome]) {
         let reply: String = outcomes.iter().map(|o| o.line() + "\n").collect();
         node.set_reply(at, reply.into_bytes());
@@ -155,12 +155,12 @@ impl ControlDir {
         *self.last.lock() = outcome.line();
     }
 
-    /// Waits for the commits that run as jobs: the mount is about to end. Other jobs can be asked for again.
+    /// Waits for commits that run as jobs, before the mount ends. Other jobs can be started again later.
     pub fn finish_commits(&self) {
         self.jobs.join_commits();
     }
 
-    /// Changes of attributes: emptying a `ctl` and touching are accepted, nothing else.
+    /// Checks a change of attributes: only truncating a `ctl` to zero and setting times are allowed.
     pub fn may_setattr(&self, ino: Ino, size: Option<u64>, owner_or_mode: bool) -> Result<()> {
         if owner_or_mode {
             return Err(Error::NotPermitted);
