@@ -1,6 +1,6 @@
 //! Commits and restores under running writers, and what a killed process leaves.
 //!
-//! No mount is involved; a kill is a view that is dropped without being closed.
+//! There is no mount. A kill is simulated by dropping the view without closing it.
 
 mod common;
 
@@ -50,7 +50,7 @@ impl Place {
         self.dir.path().join("store/upper")
     }
 
-    /// Opens the view; every time with trees that nobody has read yet.
+    /// Opens the view with new, empty tree caches.
     fn open(&self) -> View {
         View::open(&self.store, &self.trees, &self.upper(), self.base, false).unwrap()
     }
@@ -60,7 +60,7 @@ impl Place {
         commit(view, &mut |root| head(root, n)).unwrap()
     }
 
-    /// Every object is what its name says: none shares its bytes with a file that was written.
+    /// Checks that every object matches its name: none shares its bytes with a file that was written.
     fn check_objects(&self) {
         for dir in std::fs::read_dir(self.store.layout().objects()).unwrap() {
             for object in std::fs::read_dir(dir.unwrap().path()).unwrap() {
@@ -90,8 +90,7 @@ fn content(view: &View, dir: Ino, name: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What is open and has no name is in no checkpoint; what is done to it afterwards must not be missed by a
-/// replay.
+/// An open file without a name is in no checkpoint; replay must not depend on later operations on it.
 #[test]
 fn a_kill_after_writing_to_a_removed_file_leaves_a_view_that_opens() {
     for by_commit in [false, true] {
@@ -130,7 +129,7 @@ fn a_kill_after_writing_to_a_removed_file_leaves_a_view_that_opens() {
     }
 }
 
-/// A commit that cannot begin a new journal has happened all the same: its checkpoint is in place.
+/// A commit that cannot start a new journal has still taken effect: its checkpoint is in place.
 #[test]
 fn a_commit_without_room_for_a_journal_leaves_disk_and_memory_alike() {
     let place = Place::new();
@@ -138,7 +137,7 @@ fn a_commit_without_room_for_a_journal_leaves_disk_and_memory_alike() {
     let dir = view.mkdir(&CALLER, ROOT_INO, b"d", 0o755).unwrap().ino;
     let file = create(&view, dir, b"f");
     view.write(file, 0, b"one", false).unwrap();
-    // In the way of the file that the journal is made as.
+    // Blocks the temporary file as which the journal is created.
     let obstacle = place.upper().join(".tmp-journal");
     std::fs::create_dir(&obstacle).unwrap();
     let done = commit(&view, &mut |root| head(root, 1));
@@ -158,7 +157,7 @@ fn a_commit_without_room_for_a_journal_leaves_disk_and_memory_alike() {
     place.check_objects();
 }
 
-/// A truncation that the journal cannot take fails, and memory is what a crash leaves.
+/// A truncation that cannot be journalled fails, and memory agrees with what a crash would leave.
 #[test]
 fn truncation_without_room_for_its_record() {
     let place = Place::new();
@@ -180,7 +179,8 @@ fn truncation_without_room_for_its_record() {
     assert!(content(&place.open(), ROOT_INO, b"f") == now);
 }
 
-/// Runs `work` (given its number and the round) in threads while `meanwhile` loops, for a second or two.
+/// Runs `work` (with its thread's number and the round) in threads while `meanwhile` loops, for a second or
+/// two.
 fn race(threads: u64, work: &(dyn Fn(u64, u64) + Sync), meanwhile: &(dyn Fn(u64) + Sync)) {
     let end = Instant::now() + Duration::from_millis(1500);
     let stop = AtomicBool::new(false);
@@ -211,7 +211,7 @@ fn race(threads: u64, work: &(dyn Fn(u64, u64) + Sync), meanwhile: &(dyn Fn(u64)
     });
 }
 
-/// What programs do to save a file, and reading it, never fails because a commit takes the data file away
+/// Saving a file the way programs do, and reading it, never fails because a commit removes the data file
 /// meanwhile.
 #[test]
 fn saving_and_syncing_go_on_under_commits() {
@@ -249,7 +249,7 @@ fn saving_and_syncing_go_on_under_commits() {
     place.check_objects();
 }
 
-/// Each thread works in a directory of its own and knows what must be there, whatever is committed meanwhile.
+/// Each thread works in its own directory and knows what must be there, whatever is committed meanwhile.
 #[test]
 fn nothing_is_lost_under_commits_and_checkpoints() {
     let place = Place::new();
@@ -294,7 +294,7 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
             }
             7 => {
                 view.unlink(dir, &name).unwrap();
-                // It is still open.
+                // The file is still open.
                 let bytes = known.remove(&name).unwrap();
                 assert!(read(&view, ino) == bytes);
                 view.write(ino, 0, b"gone", false).unwrap();
@@ -340,7 +340,7 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
         }
     };
     check(&view);
-    // Killed, opened again; then committed: all of it is in the snapshot.
+    // Killed and opened again, then committed: everything is in the snapshot.
     drop(view);
     let view = place.open();
     check(&view);
@@ -352,7 +352,7 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
     place.check_objects();
 }
 
-/// A restore takes place on the very state that was committed, or not at all: what was written is in some
+/// A restore happens on exactly the state that was committed, or not at all: whatever was written is in some
 /// snapshot.
 #[test]
 fn writers_and_restores() {
@@ -398,7 +398,7 @@ fn writers_and_restores() {
     place.check_objects();
 }
 
-/// A process in an environment can make paths as deep as it likes; no thread's stack is.
+/// A process in an environment can create paths of any depth; thread stacks are limited.
 #[test]
 fn very_deep_directories() {
     const DEPTH: u32 = 8_000;

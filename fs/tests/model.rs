@@ -1,6 +1,6 @@
-//! The view against a reference model: random operations, the same results, the same tree.
+//! Compares the view with a reference model: random operations must give the same results and the same tree.
 //!
-//! No mount is involved. `KARAPACE_MODEL_CASES` sets how many sequences are run; the seed is printed, and
+//! There is no mount. `KARAPACE_MODEL_CASES` sets the number of sequences; the seed is printed, and
 //! `KARAPACE_MODEL_SEED` repeats a run.
 
 mod common;
@@ -85,7 +85,7 @@ fn head(root: karapace_store::id::ObjectId, n: u8) -> HeadRef {
 
 impl System {
     fn new() -> System {
-        // In memory where there is such a place: what is tested is what happens, not that it is durable.
+        // In memory if possible: this tests behaviour, not durability.
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
@@ -101,7 +101,7 @@ impl System {
         Path::new(self.dir.path()).join("store/upper")
     }
 
-    /// The directory and the name, as the kernel would have found them.
+    /// The parent directory and the name, as the kernel would resolve them.
     fn parent(&self, p: &P) -> Result<(Ino, Vec<u8>), i32> {
         let (last, dirs) = p.0.split_last().unwrap();
         let mut at = ROOT_INO;
@@ -118,7 +118,7 @@ impl System {
         Ok((at, name(*last)))
     }
 
-    /// Runs `f` with the inode at the path.
+    /// Calls `f` with the inode at the path.
     fn with<T>(&self, p: &P, f: impl FnOnce(Ino) -> Result<T, karapace_fs::Error>) -> Result<T, i32> {
         let (dir, name) = self.parent(p)?;
         let attr = self.view.lookup(dir, &name).map_err(|e| e.errno());
@@ -176,7 +176,7 @@ impl System {
         made
     }
 
-    /// Runs the operation on both sides; whether it succeeded.
+    /// Runs the operation on both sides and returns whether it succeeded.
     fn apply(&mut self, op: &Op) -> bool {
         let model = path_names(op);
         let (a, b) = (model.0, model.1);
@@ -300,7 +300,7 @@ impl System {
         Ok(())
     }
 
-    /// As after kill -9: nothing is closed, the upper is opened again.
+    /// Simulates kill -9: nothing is closed, and the upper is opened again.
     fn reopen(&mut self) -> Result<(), i32> {
         self.trees = Arc::new(Trees::new(self.store.clone()));
         let head = self.view.head();
@@ -310,7 +310,7 @@ impl System {
         Ok(())
     }
 
-    /// Every name, attribute and byte.
+    /// Compares every name, attribute and byte.
     fn check(&self) {
         let real = reference::dump(&self.view);
         let wanted = self.model.dump();
@@ -320,7 +320,8 @@ impl System {
         let mut real: Vec<(char, Vec<u8>)> =
             self.view.diff().unwrap().into_iter().map(|d| (d.kind.letter(), d.path)).collect();
         real.sort();
-        // Times alone are not in the model: what it finds is in the diff, and added and deleted agree.
+        // The model has no times, so the diff may list more paths as modified; added and deleted paths must
+        // agree.
         let wanted = base.diff(&self.model);
         for change in &wanted {
             assert!(real.contains(change), "{change:?} is missing in {real:?}");
@@ -368,7 +369,7 @@ fn base() -> Vec<Op> {
     ]
 }
 
-/// Gives how many operations succeeded.
+/// Returns the number of operations that succeeded.
 fn run(ops: &[Op]) -> u64 {
     let mut system = System::new();
     let mut succeeded = 0;
@@ -389,13 +390,13 @@ fn random_operations_give_what_the_model_gives() {
     run_random("model test", 500, 200, op(), |ops| Ok(run(ops)));
 }
 
-/// Sequences that once went wrong.
+/// Sequences that failed in the past.
 #[test]
 fn regressions() {
     let p = |parts: &[u8]| P(parts.to_vec());
-    // Cutting a large file of the lower view to nothing never came to an end.
+    // Truncating a large file of the lower view to zero never returned.
     run(&[Op::Truncate(p(&[0, 0]), 0), Op::Read(p(&[0, 0])), Op::Write(p(&[0, 0]), 5, 10, 1)]);
-    // A directory that moved, restored to where it was and then to where it went.
+    // A directory that moved, restored to its old place and then to its new one.
     run(&[
         Op::Rename(p(&[0, 0]), p(&[2]), 0),
         Op::Reopen,

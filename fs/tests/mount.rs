@@ -1,4 +1,4 @@
-//! Real mounts. They need /dev/fuse and root, and fail without.
+//! Tests with real mounts. They need /dev/fuse and root, and fail without them.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Promises of the view that need no mount, one by one.
+//! Guarantees of the view that need no mount, one per test.
 
 mod common;
 

@@ -1,12 +1,12 @@
-//! A commit as the engine makes it, without its records.
+//! A commit as the engine makes it, but without layer records.
 
 use karapace_fs::Result;
 use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, View};
 use karapace_store::id::ObjectId;
 
-/// Puts the view into the store; it stands then on what `head` answers for the new root object. `None` when
-/// nothing differed.
+/// Stores the view, which then stands on what `head` returns for the new root object. `None` if nothing
+/// differed.
 pub fn commit(view: &View, head: &mut dyn FnMut(ObjectId) -> HeadRef) -> Result<Option<HeadRef>> {
     view.store(None, &mut |stored| {
         let (old, new) = (&stored.old, &stored.root);

@@ -1,5 +1,5 @@
-//! What random tests share: names that collide, offsets at edges, recognisable bytes, and a seed that is
-//! printed.
+//! Parts shared by random tests: colliding names, offsets at boundaries, recognisable bytes, and a printed
+//! seed.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-/// A path of up to three components out of few names, so that they collide.
+/// A path of up to three components, from few names, so that paths collide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct P(pub Vec<u8>);
 
@@ -19,7 +19,7 @@ impl P {
     }
 }
 
-/// A path, the shorter the likelier.
+/// A random path; shorter ones are more likely.
 pub fn path() -> impl Strategy<Value = P> {
     let part = || prop_oneof![5 => Just(0u8), 4 => Just(1u8), 2 => Just(2u8), 1 => Just(3u8)];
     prop_oneof![
@@ -30,7 +30,7 @@ pub fn path() -> impl Strategy<Value = P> {
     .prop_map(P)
 }
 
-/// An offset or a size: at the edges of blocks, and on both sides of where files change by blocks.
+/// A random offset or size: at block boundaries, and around the size from which files are changed in blocks.
 pub fn offset() -> impl Strategy<Value = u32> {
     prop_oneof![
         0u32..5000,
@@ -43,12 +43,12 @@ pub fn offset() -> impl Strategy<Value = u32> {
     ]
 }
 
-/// The name that a component stands for.
+/// The name of a component.
 pub fn name(i: u8) -> Vec<u8> {
     [&b"a"[..], b"b", b"\xff\xfe", b".wh.a"][usize::from(i % 4)].to_vec()
 }
 
-/// Some bytes that are not all equal, so that blocks differ; seed 0 gives zeros.
+/// Bytes that are not all equal, so that blocks differ; seed 0 gives zeros.
 pub fn bytes(n: u32, seed: u8) -> Vec<u8> {
     if seed == 0 {
         return vec![0; n as usize];
@@ -56,9 +56,9 @@ pub fn bytes(n: u32, seed: u8) -> Vec<u8> {
     (0..n).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 13) as u8).wrapping_add(seed)).collect()
 }
 
-/// Runs sequences of `length` operations. `KARAPACE_MODEL_CASES` says how many, else `cases`; the seed is
-/// printed, and `KARAPACE_MODEL_SEED` repeats a run. `run` gives how many operations succeeded; with what
-/// goes wrong, or panics, the shortest sequence is shown that still does.
+/// Runs sequences of `length` operations. `KARAPACE_MODEL_CASES` sets how many, by default `cases`; the seed
+/// is printed, and `KARAPACE_MODEL_SEED` repeats a run. `run` returns the number of operations that
+/// succeeded. If it fails or panics, the shortest sequence that still fails is shown.
 pub fn run_random<T: std::fmt::Debug + Clone>(
     what: &str,
     cases: u32,
@@ -75,7 +75,7 @@ pub fn run_random<T: std::fmt::Debug + Clone>(
     println!("{what}: KARAPACE_MODEL_SEED={seed} KARAPACE_MODEL_CASES={cases}, {length} operations each");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    // Shortened below instead: by halves first, which needs far fewer runs.
+    // Sequences are shortened below instead: by halves first, which needs far fewer runs.
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 0, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let (operations, succeeded) = (Cell::new(0), Cell::new(0));
@@ -103,7 +103,7 @@ pub fn run_random<T: std::fmt::Debug + Clone>(
     println!("{what}: {} operations, {} of them succeeded", operations.get(), succeeded.get());
 }
 
-/// Leaves out what is not needed for a failure: halves, quarters, single operations.
+/// Removes operations that a failure does not need: halves, quarters, single ones.
 fn shortest<T: Clone>(
     mut ops: Vec<T>,
     mut why: String,
@@ -120,7 +120,7 @@ fn shortest<T: Clone>(
                 Ok(_) => at += chunk,
             }
         }
-        // Single ones again as long as it helps: what came later may have needed what came before.
+        // Repeats single operations as long as it helps: a later one may have needed an earlier one.
         if chunk > 1 {
             chunk = chunk.div_ceil(2);
         } else if ops.len() == before {

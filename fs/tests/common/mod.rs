@@ -1,4 +1,4 @@
-//! What several of the test programs beside this directory share.
+//! Code shared by several of the test programs.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 pub mod commit;

@@ -1,4 +1,4 @@
-//! The reference: a file system as a plain map in memory, with the errors that Linux gives.
+//! The reference: a file system as a plain in-memory map, which returns the errors of Linux.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub struct Model {
     next: Id,
 }
 
-/// What a path shows.
+/// What is visible at a path.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Shown {
     kind: char,
@@ -329,7 +329,7 @@ impl Model {
         self.dump() == other.dump()
     }
 
-    /// A, M and D as `diff` tells them, sorted.
+    /// A, M and D lines as in `diff`, sorted.
     pub fn diff(&self, new: &Model) -> Vec<(char, Vec<u8>)> {
         let (old, new) = (self.dump(), new.dump());
         let mut changes = Vec::new();
@@ -356,7 +356,7 @@ impl Model {
     }
 }
 
-/// What the view shows, in the model's terms.
+/// The view's contents in the model's terms.
 pub fn dump(view: &View) -> BTreeMap<Vec<u8>, Shown> {
     let mut out = BTreeMap::new();
     dump_dir(view, ROOT_INO, b"".to_vec(), &mut out);
@@ -411,7 +411,7 @@ fn dump_dir(view: &View, ino: Ino, path: Vec<u8>, out: &mut BTreeMap<Vec<u8>, Sh
     }
 }
 
-/// An environment's base with nothing in it.
+/// The base of an environment with nothing in it.
 pub fn empty_root(store: &Arc<Store>) -> ObjectId {
     let zero = Timestamp { secs: 0, nanos: 0 };
     let inode = InodeRecord {

@@ -9,18 +9,18 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 
-/// A multiple of every page size of the machines that tests run on.
+/// A multiple of the page size of every machine that tests run on.
 const PAGE: u64 = 65536;
 
-/// A shared mapping, ended by drop.
+/// A shared mapping, unmapped on drop.
 pub struct Mapping {
     at: NonNull<c_void>,
     length: usize,
 }
 
 impl Mapping {
-    /// Maps `file`, which reaches as far as `offset` and the length of `text`, and stores `text` there. The
-    /// descriptor is closed.
+    /// Maps `file`, which extends at least to `offset` plus the length of `text`, and stores `text` there.
+    /// Closes the descriptor.
     pub fn store(file: File, offset: u64, text: &[u8]) -> io::Result<Mapping> {
         let start = offset / PAGE * PAGE;
         let skip = (offset - start) as usize;

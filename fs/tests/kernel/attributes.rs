@@ -1,4 +1,4 @@
-//! Attributes that never expire, and what makes the kernel ask for them again.
+//! Attributes that never expire, and what makes the kernel request them again.
 
 use std::fs;
 use std::io::Write;
@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use crate::kernel::harness::{Mounted, NOBODY};
 use crate::kernel::toy::Op;
 
-/// After write(2), create, unlink, link and rename the kernel asks again for what they changed: size, times,
-/// links.
+/// After write(2), create, unlink, link and rename the kernel requests the changed attributes again: size,
+/// times, link counts.
 #[test]
 fn what_an_operation_changes_is_asked_again() {
     let mounted = Mounted::new();
@@ -29,7 +29,7 @@ fn what_an_operation_changes_is_asked_again() {
     assert_eq!(fs::metadata(&path).unwrap().nlink(), 1);
 }
 
-/// Reading from the page cache says nothing to the server: access times cannot be kept.
+/// Reads from the page cache send nothing to the server, so access times cannot be maintained.
 #[test]
 fn reading_sends_no_access_time() {
     let mounted = Mounted::new();
@@ -40,7 +40,7 @@ fn reading_sends_no_access_time() {
     assert_eq!(mounted.toy.count(Op::SetAttr), 0);
 }
 
-/// FUSE_HANDLE_KILLPRIV_V2 brings SB_NOSEC: a file's `security.capability` is asked for at most once however
+/// FUSE_HANDLE_KILLPRIV_V2 sets SB_NOSEC: a file's `security.capability` is requested at most once, however
 /// often it is written.
 #[test]
 fn writes_do_not_ask_for_capabilities() {
@@ -53,7 +53,8 @@ fn writes_do_not_ask_for_capabilities() {
     assert_eq!(mounted.toy.count(Op::Write), 50);
 }
 
-/// FUSE_HANDLE_KILLPRIV_V2: a write by a user who may not keep set-user-id says so; root's does not.
+/// FUSE_HANDLE_KILLPRIV_V2: a write by a user who may not keep set-user-id has a flag that says so; root's
+/// has not.
 #[test]
 fn an_ordinary_users_write_asks_to_clear_suid() {
     let mounted = Mounted::new();

@@ -1,4 +1,4 @@
-//! Who may enter a mount, in whose ids requests speak, and who checks permissions.
+//! Who may enter a mount, which ids requests carry, and who checks permissions.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +18,7 @@ fn as_user() -> Mounted {
     Mounted::with(&format!("user_id={NOBODY},group_id={NOBODY}"))
 }
 
-/// default_permissions: the kernel checks modes and owners, the server is not asked.
+/// default_permissions: the kernel checks modes and owners without asking the server.
 #[test]
 fn the_kernel_checks_permissions() {
     let mounted = Mounted::new();
@@ -30,7 +30,7 @@ fn the_kernel_checks_permissions() {
     assert_eq!(mounted.toy.count(Op::Access), 0);
 }
 
-/// A user's mount: only that user enters, not even root does.
+/// A user's mount: only that user may enter, not even root.
 #[test]
 fn only_the_owner_enters_a_users_mount() {
     let mounted = as_user();
@@ -54,7 +54,7 @@ fn a_users_mount_leaves_permissions_to_the_server() {
 }
 
 /// `enter` as an ordinary user: root of a user namespace with one mapped id has the owner's kuid and is let
-/// in. The server sees the owner's id outside, and what it shows as the owner's is root's inside.
+/// in. The server sees the owner's outside id, and files it shows as the owner's belong to root inside.
 #[test]
 fn root_of_the_owners_namespace_enters() {
     let mounted = as_user();
@@ -77,8 +77,8 @@ fn device_nodes_are_refused_by_the_kernel() {
     assert_eq!(mounted.toy.count(Op::MkNod), 0);
 }
 
-/// FUSE_ALLOW_IDMAP: an id-mapped mount is possible, what is made there carries the ids that the server is to
-/// store, and everything else, through either mount, carries none.
+/// FUSE_ALLOW_IDMAP: an id-mapped mount is possible. Requests that create something carry the ids that the
+/// server should store; all other requests, through either mount, carry none.
 #[test]
 fn an_id_mapped_mount_sends_ids_with_creates_only() {
     let plain = Mounted::new();
@@ -117,14 +117,14 @@ fn an_id_mapped_mount_sends_ids_with_creates_only() {
 }
 
 /// A mount made inside a user namespace with a range of ids: allow_other and default_permissions are allowed
-/// there, chown works, and requests speak in the ids inside.
+/// there, chown works, and requests carry the ids inside.
 #[test]
 fn a_mount_inside_a_namespace_speaks_its_ids() {
     own_namespace();
     let home = tempfile::tempdir().unwrap();
     set_mode(home.path(), 0o755);
-    // What the namespace's root must reach: a device node that it may open, whatever the machine's own mode
-    // is, and this program, wherever it was built.
+    // The namespace's root must be able to open a device node, whatever the machine's own mode is, and to run
+    // this program, wherever it was built.
     let devices = home.path().join("dev");
     fs::create_dir(&devices).unwrap();
     mount(Some("tmpfs"), &devices, Some("tmpfs"), MsFlags::empty(), Some("size=64k,mode=755")).unwrap();

@@ -1,4 +1,4 @@
-//! Files of which nothing is cached and every look-up is a new inode: what `/.karapace/ctl` rests on.
+//! Files that are never cached, with a new inode for every look-up: the basis of `/.karapace/ctl`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ fn an_error_reaches_the_writer() {
     }
 }
 
-/// After a write, reading the same descriptor gives what the server added.
+/// After a write, reading from the same descriptor returns what the server added.
 #[test]
 fn the_reply_is_read_from_the_same_descriptor() {
     let mounted = Mounted::new();
@@ -35,7 +35,7 @@ fn the_reply_is_read_from_the_same_descriptor() {
     assert_eq!(output.stdout, b"ok done\n");
 }
 
-/// Two opens are two inodes with two contents.
+/// Two opens get two inodes with separate contents.
 #[test]
 fn each_open_has_its_own_inode() {
     let mounted = Mounted::new();
@@ -48,7 +48,7 @@ fn each_open_has_its_own_inode() {
     assert_eq!(text, "");
 }
 
-/// A command that takes long holds up neither another writer of the same name nor anything else.
+/// A slow command blocks neither another writer of the same name nor anything else.
 #[test]
 fn a_slow_command_holds_up_nothing() {
     let mounted = Mounted::new();
@@ -65,8 +65,8 @@ fn a_slow_command_holds_up_nothing() {
     slow.join().unwrap().unwrap();
 }
 
-/// Time-to-live zero: each path look-up asks again, and then once more, because the answer names another
-/// inode than the entry that it was to confirm. The inode of the unused answer is forgotten at once.
+/// Time-to-live zero: each path look-up asks again, and then once more, because the answer has another inode
+/// than the entry being revalidated. The inode of the unused answer is forgotten at once.
 #[test]
 fn a_control_name_is_looked_up_each_time() {
     let mounted = Mounted::new();
@@ -79,7 +79,7 @@ fn a_control_name_is_looked_up_each_time() {
     assert!(mounted.toy.wait(|inner| live(inner) <= 1), "four of five inodes were given back");
 }
 
-/// A caller whose request is not answered cannot be killed: whatever is slow must answer at once and go on
+/// A caller whose request is unanswered cannot be killed, so slow operations must reply at once and continue
 /// elsewhere.
 #[test]
 fn an_unanswered_caller_cannot_be_killed() {

@@ -10,7 +10,7 @@ use crate::kernel::harness::{Mounted, child_argument};
 use crate::kernel::sys::Mapping;
 use crate::kernel::toy::Op;
 
-/// Pages stay over a close: without OPEN there is no FOPEN_KEEP_CACHE to say so, and none is needed.
+/// Pages stay cached after close: without OPEN there is no FOPEN_KEEP_CACHE, and none is needed.
 #[test]
 fn pages_are_kept_over_close() {
     let mounted = Mounted::new();
@@ -21,7 +21,7 @@ fn pages_are_kept_over_close() {
         assert_eq!(fs::read(mounted.path("f")).unwrap().len(), 10_000);
     }
     assert_eq!(mounted.toy.count(Op::Read) + mounted.toy.count(Op::Lookup), 0);
-    // The first READ made the cached access time doubtful: one GETATTR, and none after it.
+    // The first READ invalidated the cached access time: one GETATTR, and none after it.
     assert!(mounted.toy.all().len() <= 1, "{:?}", mounted.toy.all());
 }
 
@@ -37,7 +37,7 @@ fn a_write_has_arrived_when_it_returns() {
     }
 }
 
-/// A large write(2) arrives in large pieces: FUSE_BIG_WRITES and FUSE_MAX_PAGES hold.
+/// A large write(2) arrives in large pieces: FUSE_BIG_WRITES and FUSE_MAX_PAGES take effect.
 #[test]
 fn large_writes_are_not_cut_into_pages() {
     let mounted = Mounted::new();
@@ -47,7 +47,8 @@ fn large_writes_are_not_cut_into_pages() {
     assert!(pieces.len() <= 8, "{pieces:?}");
 }
 
-/// An inode without a name lives, under the same number, until the last descriptor is closed; then FORGET.
+/// An inode without a name lives, under the same number, until its last descriptor is closed; then it is
+/// forgotten.
 #[test]
 fn an_unlinked_open_file_lives_until_forget() {
     let mounted = Mounted::new();
@@ -79,7 +80,8 @@ fn a_mapped_store_arrives_with_msync() {
     mapped("kernel::data::child_msync");
 }
 
-/// A store through a shared mapping has arrived when munmap returns, the descriptor long closed.
+/// A store through a shared mapping has arrived when munmap returns, even if the descriptor is closed long
+/// before.
 #[test]
 fn a_mapped_store_arrives_with_munmap() {
     mapped("kernel::data::child_munmap");
@@ -94,8 +96,8 @@ fn mapped(child: &str) {
     assert!(flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE), "marked as coming from the page cache");
 }
 
-/// The kernel asks for data and holes without writing back what it has over them; told to forget these pages
-/// before the LSEEK is answered, it writes them back, and the WRITE is answered meanwhile.
+/// The kernel sends LSEEK without writing back its dirty pages. If told to drop these pages before the LSEEK
+/// is answered, it writes them back, and the WRITE is answered meanwhile.
 #[test]
 fn a_mapped_store_arrives_with_a_notification_under_lseek() {
     let mounted = Mounted::new();
@@ -115,12 +117,12 @@ fn a_mapped_store_arrives_with_a_notification_under_lseek() {
     });
 }
 
-/// In a process of its own; `push` is given the mapping, and what it returns lives until the check.
+/// Runs in a child process. `push` gets the mapping; its result lives until the check.
 fn child_store<T>(push: impl FnOnce(Mapping) -> T) {
     let path = child_argument();
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let _pushed = push(Mapping::store(file, 0, b"mapped").unwrap());
-    // Read past the page cache: what the server has, not what this process wrote.
+    // Reads past the page cache: the server's data, not what this process wrote.
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
     let mut seen = [0; 6];
     direct.unwrap().read_exact(&mut seen).unwrap();
@@ -139,7 +141,8 @@ fn child_munmap() {
     child_store(drop);
 }
 
-/// Record locks and flock(2) are the kernel's own: nothing is sent, and they exclude each other on one mount.
+/// The kernel handles record locks and flock(2) itself: no request is sent, and they exclude each other on
+/// one mount.
 #[test]
 fn locks_stay_in_the_kernel() {
     let mounted = Mounted::new();

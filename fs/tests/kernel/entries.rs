@@ -1,4 +1,4 @@
-//! What the kernel keeps of names: entries, absent entries, link targets, listings.
+//! What the kernel caches of names: entries, absent entries, link targets, listings.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use fuser::FileType;
 use crate::kernel::harness::Mounted;
 use crate::kernel::toy::Op;
 
-/// A long-lived entry with attributes is not asked for again.
+/// A long-lived entry with attributes is not requested again.
 #[test]
 fn a_cached_entry_sends_nothing() {
     let mounted = Mounted::new();
@@ -23,8 +23,8 @@ fn a_cached_entry_sends_nothing() {
     assert!(mounted.toy.all().is_empty(), "{:?}", mounted.toy.all());
 }
 
-/// The number given in the attributes is the node id of later requests, whole: view index in the high bits
-/// included.
+/// The number in the attributes is used unchanged as the node id of later requests, including the view index
+/// in the high bits.
 #[test]
 fn node_ids_are_kept_whole() {
     let mounted = Mounted::new();
@@ -42,7 +42,7 @@ fn node_ids_are_kept_whole() {
     assert_eq!(mounted.toy.seen(Op::Read)[0].ino, high);
 }
 
-/// Inode number 0 with a time-to-live: the absence is remembered, and creating the file ends it.
+/// Inode number 0 with a time-to-live: the absence is cached until the file is created.
 #[test]
 fn an_absent_name_is_remembered() {
     let mounted = Mounted::new();
@@ -87,7 +87,7 @@ fn a_listing_brings_the_attributes() {
     );
 }
 
-/// Listings themselves are not kept: each is asked for, so that a restore need not withdraw them.
+/// Listings themselves are not cached: each is requested, so a restore need not invalidate them.
 #[test]
 fn a_listing_is_asked_each_time() {
     let mounted = Mounted::new();
@@ -97,7 +97,7 @@ fn a_listing_is_asked_each_time() {
     assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 2);
 }
 
-/// Each entry of READDIRPLUS is one reference, given back by FORGET like a LOOKUP's.
+/// Each READDIRPLUS entry is one reference, returned by FORGET like that of a LOOKUP.
 #[test]
 fn a_listing_counts_as_a_lookup() {
     let mounted = Mounted::new();
@@ -109,7 +109,7 @@ fn a_listing_counts_as_a_lookup() {
     assert_eq!(mounted.toy.count(Op::Lookup), 0);
 }
 
-/// What the kernel knows below a directory moves with it: a rename sends no LOOKUP afterwards.
+/// What the kernel has cached below a directory moves with it: a rename causes no LOOKUP.
 #[test]
 fn a_renamed_directory_keeps_its_entries() {
     let mounted = Mounted::new();
@@ -123,7 +123,7 @@ fn a_renamed_directory_keeps_its_entries() {
     assert!(mounted.toy.seen(Op::Lookup).iter().all(|seen| seen.name == b"old"), "{:?}", mounted.toy.all());
 }
 
-/// FUSE_PARALLEL_DIROPS: a look-up that takes long does not stop another in the same directory.
+/// FUSE_PARALLEL_DIROPS: a slow look-up does not block another one in the same directory.
 #[test]
 fn lookups_in_one_directory_run_side_by_side() {
     let mounted = Mounted::new();
@@ -139,7 +139,7 @@ fn lookups_in_one_directory_run_side_by_side() {
     waiting.join().unwrap().unwrap();
 }
 
-/// The kernel passes on names beyond 255 bytes: the length check is the server's.
+/// The kernel passes on names longer than 255 bytes: the server must check the length.
 #[test]
 fn long_names_are_passed_on() {
     let mounted = Mounted::new();

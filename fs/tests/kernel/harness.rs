@@ -1,4 +1,4 @@
-//! Mounting the toy for one test, in a mount namespace of the test's own thread.
+//! Mounts the toy for one test, in a mount namespace of the test's thread.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -19,7 +19,7 @@ use crate::kernel::toy::Toy;
 /// An ordinary user: any id that is not ours and needs no entry in /etc/passwd.
 pub const NOBODY: u32 = 65_534;
 
-/// What Karapace asks of the kernel at INIT.
+/// The capabilities that Karapace requests from the kernel at INIT.
 pub fn karapace_flags() -> InitFlags {
     InitFlags::FUSE_NO_OPEN_SUPPORT
         | InitFlags::FUSE_NO_OPENDIR_SUPPORT
@@ -30,23 +30,23 @@ pub fn karapace_flags() -> InitFlags {
         | InitFlags::FUSE_HAS_EXPIRE_ONLY
 }
 
-/// A mounted toy; unmounted when dropped, and gone with its thread's mount namespace in any case.
+/// A mounted toy. Unmounted when dropped; otherwise it goes with its thread's mount namespace.
 pub struct Mounted {
     pub toy: Toy,
     point: PathBuf,
     raw: OwnedFd,
     session: Option<BackgroundSession>,
-    // Dropped last: the directory that the mount point is in.
+    // Dropped last: it contains the mount point.
     _home: tempfile::TempDir,
 }
 
 impl Mounted {
-    /// As root mounts: default_permissions, allow_other.
+    /// Mounts like root: default_permissions, allow_other.
     pub fn new() -> Mounted {
         Mounted::with("user_id=0,group_id=0,allow_other,default_permissions")
     }
 
-    /// With the given mount options; `fd` and `rootmode` are added.
+    /// Mounts with the given options; `fd` and `rootmode` are added.
     pub fn with(options: &str) -> Mounted {
         Mounted::serve(Toy::new(karapace_flags()), options)
     }
@@ -79,8 +79,8 @@ impl Mounted {
         self.point.join(name)
     }
 
-    /// Sends FUSE_NOTIFY_INVAL_ENTRY with FUSE_EXPIRE_ONLY, which fuser cannot. ENOENT (the kernel has no
-    /// such entry) is success.
+    /// Sends FUSE_NOTIFY_INVAL_ENTRY with FUSE_EXPIRE_ONLY, which fuser does not support. ENOENT (the kernel
+    /// has no such entry) counts as success.
     pub fn expire(&self, parent: u64, name: &str) -> io::Result<()> {
         const NOTIFY_INVAL_ENTRY: i32 = 3;
         const EXPIRE_ONLY: u32 = 1;
@@ -104,10 +104,10 @@ impl Mounted {
         self.session.as_ref().expect("still serving").notifier()
     }
 
-    /// Runs a bash command with the mount as its directory, as the given user with no further groups.
+    /// Runs a bash command in the mount, as the given user without supplementary groups.
     pub fn shell_as(&self, uid: u32, script: &str) -> Output {
         let mut command = Command::new("bash");
-        // Entered by the script itself: only the user may be let in.
+        // The script enters the directory itself, because only the user may have access.
         command
             .env("LC_ALL", "C")
             .args(["-c", &format!("cd \"$0\" && {script}")])
@@ -117,21 +117,21 @@ impl Mounted {
         command.output().expect("run bash")
     }
 
-    /// Runs one `#[ignore]`d test of this program in a process of its own, for what must not share one with
-    /// the server (a page fault waits with the address space locked).
+    /// Runs one `#[ignore]`d test of this program in a separate process, for operations that must not share a
+    /// process with the server (a page fault waits with the address space locked).
     pub fn run_child(&self, test: &str, path: &Path) {
         let program = std::env::current_exe().expect("find this program");
         let output = child_of(&program, test, path.as_os_str()).output().expect("run the test program again");
         assert!(output.status.success(), "{test}: {}", String::from_utf8_lossy(&output.stdout));
     }
 
-    /// Ends the serving process's side, as kill -9 would: the device closes, the mount stays.
+    /// Ends the server's side as kill -9 would: the device is closed, the mount stays.
     pub fn kill_server(&mut self) {
         fs::write(connection(&self.point).join("abort"), "1").expect("abort the connection");
         self.join().expect("the session ends when the connection is aborted");
     }
 
-    /// Unmounts; fails where the mount is in use.
+    /// Unmounts; fails if the mount is in use.
     pub fn unmount(&self) {
         nix::mount::umount(&self.point).expect("unmount");
     }
@@ -146,34 +146,34 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         self.toy.release();
         match umount2(&self.point, MntFlags::MNT_DETACH) {
-            // EINVAL: the test unmounted it itself.
+            // EINVAL: the test has unmounted it already.
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(error) => eprintln!("unmount {}: {error}", self.point.display()),
         }
     }
 }
 
-/// The command that runs one ignored test of `program`, this one or a copy; it finds `argument` by
-/// [`child_argument`].
+/// The command that runs one ignored test of `program`, which is this program or a copy. The test gets
+/// `argument` through [`child_argument`].
 pub fn child_of(program: &Path, test: &str, argument: &OsStr) -> Command {
     let mut command = Command::new(program);
     command.args(["--exact", test, "--ignored", "--nocapture"]).env("KERNEL_TEST_ARGUMENT", argument);
     command
 }
 
-/// What [`child_of`] was given.
+/// The argument given to [`child_of`].
 pub fn child_argument() -> PathBuf {
     std::env::var_os("KERNEL_TEST_ARGUMENT").expect("run by another test only").into()
 }
 
-/// Gives this thread a mount namespace of its own, from which nothing reaches the machine.
+/// Gives this thread its own mount namespace, from which nothing propagates to the machine.
 pub fn own_namespace() {
     unshare(CloneFlags::CLONE_NEWNS).expect("these tests mount: run them as root");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .expect("make the mounts private");
 }
 
-/// Fails where the ordinary users of these tests could not reach or use the directory for temporary files.
+/// Fails if the tests' ordinary users could not reach or use the directory for temporary files.
 fn check_temporary_directory() {
     let directory = fs::canonicalize(std::env::temp_dir()).expect("find the directory for temporary files");
     let mode = |path: &Path| fs::metadata(path).expect("look at it").permissions().mode() & 0o7777;
@@ -189,7 +189,7 @@ fn check_temporary_directory() {
     }
 }
 
-/// Opens /dev/fuse, or the node that a test made of it; a machine without it fails the tests.
+/// Opens /dev/fuse, or the device node that a test created. Tests fail on a machine without it.
 fn open_device() -> OwnedFd {
     let path = std::env::var_os("KERNEL_TEST_DEVICE").unwrap_or_else(|| "/dev/fuse".into());
     let device = OpenOptions::new().read(true).write(true).open(path);
@@ -201,7 +201,7 @@ pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
 }
 
-/// /sys/fs/fuse/connections/<minor> of a mount; a private fusectl is mounted where the machine has none.
+/// /sys/fs/fuse/connections/<minor> of a mount. Mounts a private fusectl if the machine has none.
 fn connection(point: &Path) -> PathBuf {
     let control = Path::new("/sys/fs/fuse/connections");
     let device = fs_device(point);
@@ -211,7 +211,7 @@ fn connection(point: &Path) -> PathBuf {
     control.join(device.to_string())
 }
 
-/// Minor number of the file system's device, which needs no answer from its server.
+/// Minor number of the file system's device, determined without a request to its server.
 fn fs_device(point: &Path) -> u64 {
     let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("read mountinfo");
     let point = point.to_str().expect("a temporary path is UTF-8");

@@ -1,4 +1,5 @@
-//! What a restore sends: entries expired one by one, inodes invalidated, and mounts inside that must stay.
+//! The notifications of a restore: entries are expired one by one, inodes invalidated, and mounts inside must
+//! stay.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,13 +11,13 @@ use nix::mount::{MsFlags, mount};
 use crate::kernel::harness::Mounted;
 use crate::kernel::toy::Op;
 
-/// Puts another file under the name `f`, as a restore does, and tells the kernel.
+/// Replaces the file `f` by another one, as a restore does, and tells the kernel.
 fn replace(mounted: &Mounted) {
     mounted.toy.lock().take(1, b"f").unwrap();
     mounted.toy.file("f", b"new");
 }
 
-/// FUSE_EXPIRE_ONLY: the name is looked up again, and a file open under it keeps what it had.
+/// FUSE_EXPIRE_ONLY: the name is looked up again, and a file open under it keeps its content.
 #[test]
 fn an_expired_entry_is_looked_up_again() {
     let mounted = Mounted::new();
@@ -33,7 +34,7 @@ fn an_expired_entry_is_looked_up_again() {
     assert_eq!(text, "old");
 }
 
-/// A remembered absence expires the same way.
+/// A cached absence expires the same way.
 #[test]
 fn an_expired_absence_is_looked_up_again() {
     let mounted = Mounted::new();
@@ -55,7 +56,7 @@ fn an_expired_entry_may_be_gone() {
     assert!(!mounted.path("f").exists());
 }
 
-/// Expiring what the kernel does not know is harmless.
+/// Expiring a name unknown to the kernel is harmless.
 #[test]
 fn expiring_the_unknown_is_harmless() {
     let mounted = Mounted::new();
@@ -84,7 +85,7 @@ fn expiring_keeps_a_mount_inside() {
     assert!(mounted.path("proc/in tmpfs").exists());
 }
 
-/// The reason for the above: a plain FUSE_NOTIFY_INVAL_ENTRY unmounts it.
+/// Why FUSE_EXPIRE_ONLY is needed: a plain FUSE_NOTIFY_INVAL_ENTRY unmounts it.
 #[test]
 fn a_plain_invalidation_drops_a_mount_inside() {
     let mounted = with_mount_inside("proc");
@@ -103,7 +104,7 @@ fn a_new_inode_number_drops_a_mount_inside() {
     assert!(!mounted.path("proc/in tmpfs").exists());
 }
 
-/// FUSE_NOTIFY_INVAL_INODE: attributes and pages are asked for again.
+/// FUSE_NOTIFY_INVAL_INODE: attributes and pages are requested again.
 #[test]
 fn an_invalidated_inode_is_read_again() {
     let mounted = Mounted::new();
@@ -117,7 +118,7 @@ fn an_invalidated_inode_is_read_again() {
     assert_eq!(mounted.toy.count(Op::Lookup), 0);
 }
 
-/// FUSE_NOTIFY_INVAL_INODE with a negative offset: attributes only, pages stay.
+/// FUSE_NOTIFY_INVAL_INODE with a negative offset: invalidates only attributes, pages stay.
 #[test]
 fn attributes_are_invalidated_alone() {
     let mounted = Mounted::new();
@@ -133,8 +134,8 @@ fn attributes_are_invalidated_alone() {
     assert_eq!(mounted.toy.count(Op::Read), 0);
 }
 
-/// An invalidation waits for what is going on in that directory, so the sender must hold no lock that an
-/// answer needs; meanwhile everything else is served.
+/// An invalidation waits for operations in progress in that directory, so the sender must not hold a lock
+/// that a reply needs. Meanwhile all other requests are served.
 #[test]
 fn an_invalidation_waits_for_the_directory() {
     let mounted = Mounted::new();

@@ -1,19 +1,19 @@
-//! The connection itself: what the kernel offers at INIT, and what a mount is whose server died.
+//! The connection: what the kernel offers at INIT, and how a mount behaves whose server died.
 
 use std::fs;
 
 use crate::kernel::harness::Mounted;
 use crate::kernel::toy::Op;
 
-/// Every flag that Karapace asks for is offered: a refused one fails the mount with its name.
+/// The kernel offers every flag that Karapace requests: a missing one fails the mount with its name.
 #[test]
 fn the_kernel_offers_what_karapace_asks() {
     let mounted = Mounted::new();
     assert!(mounted.path("").exists());
 }
 
-/// A mount whose server is gone stays mounted and answers ENOTCONN: that is how a stale mount point is known.
-/// It can still be unmounted.
+/// A mount without a server stays mounted and returns ENOTCONN, which is how a stale mount point is
+/// recognized. It can still be unmounted.
 #[test]
 fn a_dead_servers_mount_answers_enotconn() {
     let mut mounted = Mounted::new();
@@ -27,7 +27,7 @@ fn a_dead_servers_mount_answers_enotconn() {
     assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 0);
 }
 
-/// Unmounting ends the server's loop: `wait` returns without a further word.
+/// Unmounting ends the server's loop, and `wait` returns.
 #[test]
 fn unmounting_ends_the_session() {
     let mut mounted = Mounted::new();
@@ -38,7 +38,7 @@ fn unmounting_ends_the_session() {
     assert_eq!(mounted.toy.count(Op::Read), 1);
 }
 
-/// A mount in use refuses to be unmounted, rather than pulling the tree from under its user.
+/// Unmounting a mount in use fails instead of removing the tree under its user.
 #[test]
 fn a_mount_in_use_is_busy() {
     let mounted = Mounted::new();

@@ -1,4 +1,4 @@
-//! Requests that never happen: OPEN, RELEASE, OPENDIR, CREATE and FLUSH once they were answered with ENOSYS.
+//! Requests that no longer arrive once answered with ENOSYS: OPEN, RELEASE, OPENDIR, CREATE and FLUSH.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use crate::kernel::harness::Mounted;
 use crate::kernel::toy::Op;
 
-/// FUSE_NO_OPEN_SUPPORT: one OPEN, and neither RELEASE nor FLUSH ever.
+/// FUSE_NO_OPEN_SUPPORT: one OPEN, and never a RELEASE or FLUSH.
 #[test]
 fn open_is_asked_once() {
     let mounted = Mounted::new();
@@ -35,7 +35,7 @@ fn opendir_is_asked_once() {
     assert_eq!(mounted.toy.count(Op::ReleaseDir), 0);
 }
 
-/// ENOSYS to CREATE: the kernel makes the file with MKNOD and opens it without asking.
+/// ENOSYS to CREATE: the kernel creates the file with MKNOD and opens it without asking.
 #[test]
 fn create_becomes_mknod() {
     let mounted = Mounted::new();
@@ -63,7 +63,7 @@ fn truncation_at_open_is_a_setattr() {
     assert_eq!(fs::metadata(mounted.path("f")).unwrap().len(), 0);
 }
 
-/// close(2) sends one FLUSH in the life of the mount.
+/// close(2) sends one FLUSH in the lifetime of the mount.
 #[test]
 fn flush_is_asked_once() {
     let mounted = Mounted::new();
@@ -73,8 +73,8 @@ fn flush_is_asked_once() {
     assert_eq!(mounted.toy.count(Op::Flush), 1);
 }
 
-/// access(2) on a mount without default_permissions is the server's to answer, each time; opening a file does
-/// not ask.
+/// On a mount without default_permissions, each access(2) is sent to the server; opening a file sends no
+/// ACCESS.
 #[test]
 fn access_is_asked_each_time() {
     use nix::unistd::{AccessFlags, access};
@@ -90,7 +90,7 @@ fn access_is_asked_each_time() {
     assert_eq!(mounted.toy.count(Op::Access), 4);
 }
 
-/// Requests that carry a file handle otherwise arrive without an open too: LSEEK, FALLOCATE, FSYNC.
+/// Requests that normally carry a file handle also arrive without an open: LSEEK, FALLOCATE, FSYNC.
 #[test]
 fn operations_on_handles_need_no_open() {
     let mounted = Mounted::new();

@@ -1,6 +1,5 @@
-//! What the toy answers: ENOSYS to OPEN, OPENDIR, CREATE and FLUSH, EACCES where ACCESS asks to execute a
-//! file, times-to-live without end, absent names as inode 0, and nothing cached of names that begin with
-//! `ctl`.
+//! The toy's replies: ENOSYS to OPEN, OPENDIR, CREATE and FLUSH; EACCES when ACCESS asks to execute a file;
+//! infinite times-to-live; inode 0 for absent names; and nothing cached for names that begin with `ctl`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -42,7 +41,7 @@ impl Filesystem for Toy {
                 inner.node(ino).refs += 1;
                 reply.entry(&FOREVER, &inner.attr(ino), Generation(0));
             }
-            // A negative entry: inode number 0, remembered for as long as a positive one.
+            // A negative entry: inode number 0, cached for as long as a positive one.
             None => reply.entry(&FOREVER, &FileAttr { ino: INodeNo(0), ..inner.attr(1) }, Generation(0)),
         }
     }
@@ -287,7 +286,7 @@ impl Filesystem for Toy {
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         self.log(req, Op::Access, ino, OsStr::new(""));
-        // chdir(2) asks to execute.
+        // chdir(2) asks for execute permission.
         let file = self.lock().node(ino.0).kind != FileType::Directory;
         if file && mask.contains(AccessFlags::X_OK) { reply.error(Errno::EACCES) } else { reply.ok() }
     }
@@ -331,7 +330,7 @@ impl Filesystem for Toy {
         reply: ReplyLseek,
     ) {
         self.log(req, Op::LSeek, ino, OsStr::new(""));
-        // As if the first 4 KiB of every file were a hole.
+        // Pretends that the first 4 KiB of every file are a hole.
         reply.offset(if whence == libc::SEEK_DATA { offset.max(4096) } else { offset });
     }
 

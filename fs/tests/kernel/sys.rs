@@ -1,4 +1,4 @@
-//! The few calls that have no safe wrapper.
+//! The few system calls without a safe wrapper.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,8 +13,8 @@ use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 pub use crate::common::sys::Mapping;
 
-/// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps. Once: what it
-/// is to do before it executes the program stays with the command.
+/// Runs `command` as root of a new user namespace (and mount namespace) with the given id maps. Consumes
+/// `command`, because its `pre_exec` closure stays attached.
 pub fn output_in_user_namespace(mut command: Command, map: &str) -> io::Result<Output> {
     let (mut ready, tell_ready) = io::pipe()?;
     let (wait_go, mut go) = io::pipe()?;
@@ -33,7 +33,8 @@ pub fn output_in_user_namespace(mut command: Command, map: &str) -> io::Result<O
     unsafe { command.pre_exec(enter) };
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     std::thread::scope(|scope| {
-        // spawn() returns when the child has executed the program, so its ids are mapped from here meanwhile.
+        // spawn() returns only after the child has executed the program, so this thread maps its ids
+        // meanwhile.
         let running = scope.spawn(|| match command.spawn() {
             Ok(child) => child.wait_with_output(),
             Err(error) => unblock.write_all(&[0; 4]).and(Err(error)),
@@ -46,20 +47,20 @@ pub fn output_in_user_namespace(mut command: Command, map: &str) -> io::Result<O
         let process = format!("/proc/{}", i32::from_ne_bytes(pid));
         let mapped = fs::write(format!("{process}/uid_map"), map)
             .and_then(|()| fs::write(format!("{process}/gid_map"), map));
-        // Also when that failed: the child waits for it, and the thread for the child.
+        // Even after a failure: the child waits for this, and the thread for the child.
         go.write_all(b"g")?;
         mapped.and(running.join().expect("the thread that waits for the child"))
     })
 }
 
-/// mount_setattr(2): `source` mounted again on `target`, its ids shown as the user namespace of process `pid`
-/// maps them.
+/// mount_setattr(2): mounts `source` again on `target`, with ids mapped as in the user namespace of process
+/// `pid`.
 pub fn mount_id_mapped(source: &Path, target: &Path, pid: u32) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{pid}/ns/user"))?;
     let path = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes());
     let (source, target) = (path(source)?, path(target)?);
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    // SAFETY: the path outlives the call, which gives a descriptor that nobody else owns.
+    // SAFETY: the path outlives the call, which returns a descriptor that nothing else owns.
     let tree = unsafe {
         let fd = checked(libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, source.as_ptr(), flags))?;
         OwnedFd::from_raw_fd(fd)
@@ -72,7 +73,7 @@ pub fn mount_id_mapped(source: &Path, target: &Path, pid: u32) -> io::Result<()>
     };
     let (empty, size) = (c"".as_ptr(), size_of_val(&attributes));
     let fd = tree.as_raw_fd();
-    // SAFETY: the attributes are as large as is said, and outlive the call as the path does.
+    // SAFETY: the attributes have the size passed, and they and the path outlive the call.
     unsafe {
         checked(libc::syscall(
             libc::SYS_mount_setattr,

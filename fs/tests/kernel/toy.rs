@@ -1,5 +1,5 @@
-//! The throw-away file system: an in-memory table and a log of the requests that arrived. What it answers is
-//! in `serve.rs`.
+//! The throw-away file system: an in-memory table and a log of the requests received. `serve.rs` answers
+//! them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,10 +11,10 @@ use fuser::{
     Errno, FileAttr, FileType, Generation, INodeNo, InitFlags, ReplyEmpty, ReplyEntry, Request, WriteFlags,
 };
 
-/// Karapace's time-to-live of entries and attributes: for ever, as far as a test is concerned.
+/// Karapace's time-to-live of entries and attributes: effectively infinite for a test.
 pub const FOREVER: Duration = Duration::from_secs(86_400);
 
-/// Kind of a request, named as the protocol names it.
+/// Kind of a request, with the protocol's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     Lookup,
@@ -47,20 +47,20 @@ pub enum Op {
     CopyFileRange,
 }
 
-/// One request as it arrived.
+/// One request as received.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub op: Op,
     pub ino: u64,
-    /// The name it was about; of GETXATTR the attribute's name; empty where there is none.
+    /// The name in the request; for GETXATTR the attribute's name; empty if there is none.
     pub name: Vec<u8>,
     /// Caller, in the ids of the mount's user namespace.
     pub uid: u32,
-    /// SETATTR: mode, uid and size where the kernel sent them.
+    /// SETATTR: mode, uid and size, as far as the kernel sent them.
     pub set: (Option<u32>, Option<u32>, Option<u64>),
     /// WRITE: offset, length and flags.
     pub write: Option<(u64, usize, WriteFlags)>,
-    /// FORGET: how many references.
+    /// FORGET: number of references.
     pub count: u64,
 }
 
@@ -98,10 +98,10 @@ impl Node {
     }
 }
 
-/// A request to hold back, until [`Toy::release`].
+/// A request to hold back until [`Toy::release`].
 type Hold = (Op, Vec<u8>);
 
-/// Table, log and the requests held back.
+/// The table, the log and the requests held back.
 pub struct Inner {
     pub nodes: BTreeMap<u64, Node>,
     next: u64,
@@ -110,7 +110,7 @@ pub struct Inner {
     held: usize,
 }
 
-/// Handle on the file system; clones share it, so a test looks into what it serves.
+/// Handle on the file system. Clones share it, so a test can inspect what it serves.
 #[derive(Clone)]
 pub struct Toy {
     inner: Arc<Mutex<Inner>>,
@@ -119,7 +119,8 @@ pub struct Toy {
 }
 
 impl Toy {
-    /// An empty tree. `flags` are asked of the kernel at INIT; one that it lacks fails the mount.
+    /// Creates an empty tree. `flags` are requested from the kernel at INIT; if one is missing, the mount
+    /// fails.
     pub fn new(flags: InitFlags) -> Toy {
         let mut nodes = BTreeMap::new();
         nodes.insert(1, Node::new(FileType::Directory, 0o755));
@@ -127,7 +128,7 @@ impl Toy {
         Toy { inner: Arc::new(Mutex::new(inner)), changed: Arc::new(Condvar::new()), flags }
     }
 
-    /// The table, locked.
+    /// Locks the table.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("a handler of the toy panicked")
     }
@@ -145,7 +146,7 @@ impl Toy {
         self.add(1, name, FileType::RegularFile, 0o666, data)
     }
 
-    /// Forgets the log so far.
+    /// Clears the log.
     pub fn clear(&self) {
         self.lock().log.clear();
     }
@@ -155,17 +156,17 @@ impl Toy {
         self.lock().log.iter().filter(|seen| seen.op == op).cloned().collect()
     }
 
-    /// How many of one kind since the last [`Toy::clear`].
+    /// Number of requests of one kind since the last [`Toy::clear`].
     pub fn count(&self, op: Op) -> usize {
         self.seen(op).len()
     }
 
-    /// Everything since the last [`Toy::clear`].
+    /// All requests since the last [`Toy::clear`].
     pub fn all(&self) -> Vec<Seen> {
         self.lock().log.clone()
     }
 
-    /// Waits until `done` says so of the state; false after ten seconds.
+    /// Waits until `done` returns true for the state; returns false after ten seconds.
     pub fn wait(&self, mut done: impl FnMut(&mut Inner) -> bool) -> bool {
         let guard = self.lock();
         let limit = Duration::from_secs(10);
@@ -186,13 +187,13 @@ impl Toy {
         assert!(self.wait(|inner| inner.held > 0), "the request that was to be held back never arrived");
     }
 
-    /// Lets go of what is held back.
+    /// Releases all requests held back.
     pub fn release(&self) {
         self.lock().holds.clear();
         self.changed.notify_all();
     }
 
-    /// Logs a request, and holds it back where a test asked for that.
+    /// Logs a request, and holds it back if a test asked for that.
     pub fn note(&self, seen: Seen) {
         let hold = (seen.op, seen.name.clone());
         let mut inner = self.lock();
@@ -209,12 +210,12 @@ impl Toy {
         }
     }
 
-    /// Logs a request of which nothing more is to be said.
+    /// Logs a request without further details.
     pub fn log(&self, req: &Request, op: Op, ino: INodeNo, name: &OsStr) {
         self.note(Seen::new(req, op, ino, name));
     }
 
-    /// Makes a node that is the caller's and answers with it.
+    /// Creates a node owned by the caller and replies with it.
     pub fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, mut node: Node, reply: ReplyEntry) {
         let mut inner = self.lock();
         node.uid = req.uid();
@@ -224,7 +225,7 @@ impl Toy {
         reply.entry(&FOREVER, &inner.attr(ino), Generation(0));
     }
 
-    /// Removes a name and answers.
+    /// Removes a name and replies.
     pub fn remove(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         match self.lock().take(parent.0, name.as_bytes()) {
             Some(_) => reply.ok(),
@@ -241,12 +242,12 @@ impl Seen {
 }
 
 impl Inner {
-    /// The node of that number.
+    /// The node with this number.
     pub fn node(&mut self, ino: u64) -> &mut Node {
         self.nodes.get_mut(&ino).expect("a request about an inode that the kernel had forgotten")
     }
 
-    /// References given back for one inode.
+    /// Number of references returned for an inode.
     pub fn forgotten(&self, ino: u64) -> u64 {
         self.log.iter().filter(|seen| seen.op == Op::Forget && seen.ino == ino).map(|seen| seen.count).sum()
     }
@@ -260,14 +261,14 @@ impl Inner {
         ino
     }
 
-    /// Gives an inode a name.
+    /// Adds a name for an inode.
     pub fn name(&mut self, parent: u64, name: &[u8], ino: u64) {
         let parent = self.node(parent);
         parent.children.insert(name.into(), ino);
         parent.mtime = SystemTime::now();
     }
 
-    /// Takes a name away; the node stays until the kernel forgets it.
+    /// Removes a name; the node stays until the kernel forgets it.
     pub fn take(&mut self, parent: u64, name: &[u8]) -> Option<u64> {
         let parent = self.node(parent);
         let ino = parent.children.remove(name)?;
@@ -299,7 +300,7 @@ impl Inner {
     }
 }
 
-/// Names that are answered like Karapace's control files: nothing cached, a fresh inode at each look-up.
+/// Names treated like Karapace's control files: nothing is cached, and each look-up returns a new inode.
 pub fn is_control(name: &[u8]) -> bool {
     name.starts_with(b"ctl")
 }

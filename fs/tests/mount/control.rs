@@ -66,7 +66,7 @@ fn errors_reach_the_shell_and_change_nothing() {
             ("echo restore panic > .karapace/ctl", "Input/output error", "error EIO restore failed inside"),
         ] {
             let error = mount.fails(shell, script);
-            // The echo of dash says "I/O error" whatever it was.
+            // dash's echo says "I/O error" whatever the errno was.
             assert!(
                 error.contains(message) || error.contains("echo: I/O error"),
                 "{shell}: {script}: {error}"
@@ -82,7 +82,7 @@ fn errors_reach_the_shell_and_change_nothing() {
 #[test]
 fn commands_run_up_to_the_first_failure() {
     let mount = Mount::new();
-    // By env: the printf of bash itself writes line by line.
+    // Uses env, because bash's own printf writes line by line.
     mount.fails("bash", "env printf 'commit\\nrestore 9999\\ncommit' > .karapace/ctl");
     assert_eq!(mount.plane.asked.lock().len(), 2);
     assert_eq!(mount.plane.snapshots.lock().len(), 1);
@@ -100,7 +100,7 @@ fn each_open_reads_its_own_outcome() {
     second.read_to_string(&mut b).expect("read");
     assert_eq!(a, format!("ok commit {}\n", FakePlane::hash(1)));
     assert_eq!(b, "error ENOENT no snapshot\\nmatches 9999\n");
-    // The same descriptor again: the next outcome.
+    // The next outcome on the same descriptor.
     first.write_all(b"commit\n").expect("commit");
     a.clear();
     first.read_to_string(&mut a).expect("read");
@@ -362,7 +362,7 @@ fn only_the_owner_and_root_get_in() {
     let mount = Mount::new();
     let mode = |below: &str| fs::metadata(mount.control(below)).expect(below).permissions().mode() & 0o7777;
     assert_eq!((mode(""), mode("ctl"), mode("status")), (0o700, 0o600, 0o400));
-    // Another user, as on a mount by root that lets everyone in.
+    // Another user, as on a mount by root that is open to all users.
     let python = r#"
 import os, sys
 fd = os.open('.', os.O_RDONLY)

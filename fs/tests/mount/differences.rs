@@ -1,4 +1,4 @@
-//! What a mount does otherwise than ext4, on purpose: docs/SEMANTICS.md names the reasons.
+//! Intended differences of a mount from ext4; docs/SEMANTICS.md gives the reasons.
 
 use crate::mount::support::Mount;
 
@@ -37,7 +37,7 @@ assert not int.from_bytes(statx.raw[:4], 'little') & 0x800, 'a birth time'
     );
 }
 
-/// The kernel seeks by itself, as far as 64 bits go; nothing can be put there.
+/// The kernel handles seeking itself, up to 64 bits, but nothing can be written there.
 #[test]
 fn offsets_end_where_the_hosts_do() {
     python(

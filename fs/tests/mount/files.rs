@@ -1,4 +1,4 @@
-//! What the front-end does to ordinary requests on their way.
+//! What the front-end does with ordinary requests.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -77,7 +77,7 @@ fn set_user_id_goes_when_another_writes() {
     assert_eq!(mount.ok("bash", "stat -c %a f"), "777\n", "a new owner does not");
 }
 
-/// chown(2) to nobody is everybody's, and the kernel asks then for set-user-id to go.
+/// Any user may call chown(2) without ids, and the kernel then asks to drop set-user-id.
 #[test]
 fn set_user_id_stays_when_another_changes_no_owner() {
     let mount = Mount::new();

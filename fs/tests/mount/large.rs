@@ -1,9 +1,9 @@
-//! Many entries, under change.
+//! Many entries while they change.
 
 use crate::mount::support::Mount;
 
-/// Of 100,000 names, half in the lower view, each that stays is listed exactly once while others come and go;
-/// and a program that removes what it reads comes to an end.
+/// Of 100,000 names, half of them in the lower view, each that stays is listed exactly once while others come
+/// and go; and a program that removes what it reads terminates.
 #[test]
 fn a_hundred_thousand_entries_while_others_come_and_go() {
     let mount = Mount::new();

@@ -1,4 +1,4 @@
-//! Mounts on which the kernel reads large files by itself.
+//! Mounts on which the kernel reads large files directly.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
@@ -10,7 +10,7 @@ use crate::mount::support::Mount;
 const WHOLE: usize = 3 << 20;
 const DAMAGED: usize = WHOLE + 4096;
 
-/// The object of as many bytes.
+/// The object with this many bytes.
 fn object(mount: &Mount, size: usize) -> PathBuf {
     let buckets = fs::read_dir(mount.objects()).unwrap().map(|bucket| bucket.unwrap().path());
     let mut all = buckets.flat_map(|bucket| fs::read_dir(bucket).unwrap()).map(|file| file.unwrap().path());
@@ -21,8 +21,8 @@ fn errno(result: std::io::Result<usize>) -> Option<i32> {
     result.unwrap_err().raw_os_error()
 }
 
-/// What is one whole object is read without us, verified before; anything else is served as ever: damage is
-/// EIO, and what is whole is given out.
+/// A file that is one whole object is verified and then read without us; any other is served as usual.
+/// Damaged parts are EIO, and intact parts are returned.
 #[test]
 fn the_kernel_reads_whole_objects_by_itself_once_they_are_verified() {
     let mount = Mount::new();
@@ -57,7 +57,7 @@ fn the_kernel_reads_whole_objects_by_itself_once_they_are_verified() {
     file.read_exact(&mut vec![0; 1 << 20]).unwrap();
     assert_eq!(errno(file.read_at(&mut [0; 4096], 2 << 20)), Some(libc::EIO));
 
-    // What is gone from the object is the end of the file for the kernel, where a request would be answered
+    // Bytes missing from the object are the end of the file to the kernel; a request would have been answered
     // with EIO.
     let file = File::open(path("whole")).unwrap();
     let second = File::open(path("whole")).unwrap();

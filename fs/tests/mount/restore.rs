@@ -1,4 +1,4 @@
-//! What the kernel forgets when the view changes under it.
+//! What the kernel forgets when the view changes without its knowledge.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -34,7 +34,7 @@ fn expired_names_are_looked_up_again() {
     assert_eq!(list(), ["from", "gone", "replaced"]);
     let mut open = File::open(mount.path("d/replaced")).expect("open");
 
-    // Behind the kernel's back.
+    // Without the kernel's knowledge.
     view.unlink(dir, b"gone").expect("unlink");
     view.unlink(dir, b"replaced").expect("unlink");
     for (name, text) in [("new", "fresh"), ("replaced", "other")] {
@@ -159,8 +159,8 @@ fn an_aborted_connection_leaves_no_dead_mount_point() {
     assert_eq!(fs::read_dir(mount.path("")).expect("an empty directory").count(), 0);
 }
 
-/// What is mounted on a directory that was removed and made again since the snapshot stays over its restore;
-/// so does the working directory of who is in it.
+/// A mount on a directory that was removed and created again since the snapshot survives its restore; so does
+/// the working directory of a process in it.
 #[test]
 fn a_mount_on_a_directory_made_anew_stays() {
     let mount = Mount::new();
@@ -190,7 +190,7 @@ fn a_mount_on_a_directory_made_anew_stays() {
     assert_eq!(fs::read_to_string(point.join("now")).expect("read"), "now\n");
 }
 
-/// A file that is open under one of its names keeps what it had; both names show the restored content.
+/// A file that is open under one of its names keeps its content; both names show the restored content.
 #[test]
 fn an_open_hard_link_keeps_its_content() {
     let mount = Mount::new();

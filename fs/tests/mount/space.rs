@@ -1,4 +1,4 @@
-//! A host that is full, or fails: what a program in the mount is told, what stays, and how it goes on.
+//! A host that is full or fails: which errors programs in the mount get, what stays, and how it recovers.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::mount::support::Mount;
 
-/// A file system of its own that fills up soon.
+/// A separate file system that fills up soon.
 pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -32,7 +32,7 @@ impl SmallDisk {
         };
         run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-b", "4096"]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(dir.path()));
-        // The mount holds it from here on.
+        // From here on only the mount keeps it.
         fs::remove_file(&image).expect("remove");
         SmallDisk(dir)
     }
@@ -44,15 +44,15 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // A process that another test has just forked may hold it for a moment: then it goes with that.
+        // A process that another test has just forked may hold it for a moment: the mount then goes with that
+        // process.
         if let Err(errno) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
             eprintln!("cannot unmount {}: {errno}", self.0.path().display());
         }
     }
 }
 
-/// What the scripts share. `fill` writes until not a byte fits, and then until the journal takes nothing
-/// either.
+/// Code shared by the scripts. `fill` writes until neither a single byte nor a journal record fits.
 const COMMON: &str = r#"
 import errno, os, sys
 def fill():
@@ -135,7 +135,7 @@ full(os.chmod, 'lower/small', 0o600); full(os.chown, 'lower/dir', 1, 1); full(os
     assert!(crate::common::commit::commit(&mount.view, &mut |_| unreachable!("there was room")).is_err());
     assert_eq!(tree(&mount), before, "nor did a commit");
 
-    // What has its place can be written over; removing gives room, and then all goes on.
+    // Allocated blocks can be overwritten. Removing files frees space, and then everything works again.
     python(
         &mount,
         r#"

@@ -1,4 +1,4 @@
-//! A mounted view with an engine that is only played.
+//! A mounted view with a fake engine.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Output};
@@ -20,7 +20,7 @@ use karapace_store::root::Root;
 use karapace_store::tree::{Entry, Target, Trees, write_dir};
 use parking_lot::Mutex;
 
-/// Plays the engine: keeps what it was asked for, and makes up snapshots.
+/// A fake engine: records what it was asked for, and invents snapshots.
 #[derive(Default)]
 pub struct FakePlane {
     pub asked: Mutex<Vec<Command>>,
@@ -129,7 +129,7 @@ impl ControlPlane for FakePlane {
     }
 }
 
-/// A served view, unmounted at the end.
+/// A view being served; unmounted at the end.
 pub struct Served {
     pub invalidator: Invalidator,
     pub unmounter: UnmountHandle,
@@ -154,7 +154,7 @@ impl Served {
         Served { invalidator, unmounter, watchers, thread }
     }
 
-    /// Waits for the end of the mount.
+    /// Waits until the mount has ended.
     pub fn join(&mut self) {
         if let Some(thread) = self.thread.take() {
             thread.join().expect("serving does not panic").expect("serving ends well");
@@ -173,7 +173,7 @@ impl Drop for Served {
     }
 }
 
-/// How tests mount on `dir`.
+/// Options with which tests mount on `dir`.
 pub fn options(dir: &Path) -> MountOptions {
     MountOptions {
         mountpoint: dir.to_owned(),
@@ -222,7 +222,7 @@ impl Mount {
         Mount { view, plane, served, dir, fixture }
     }
 
-    /// Makes a snapshot, by the view and not by the engine that is only played.
+    /// Makes a snapshot with the view alone, because the engine is fake.
     pub fn commit(&self) -> HeadRef {
         let before = self.view.head();
         crate::common::commit::commit(&self.view, &mut |root| HeadRef { root, ..before })
@@ -230,7 +230,7 @@ impl Mount {
             .expect("something to commit")
     }
 
-    /// Makes the view equal to a snapshot, and tells the kernel. Gives what watchers are to hear.
+    /// Makes the view equal to a snapshot, and tells the kernel. Returns the events for watchers.
     pub fn restore(&self, target: HeadRef) -> Vec<Told> {
         let generation = self.view.clean_generation().expect("diff").expect("nothing uncommitted");
         let changed = self.view.restore(target, generation).expect("restore");
@@ -238,13 +238,14 @@ impl Mount {
         changed.told
     }
 
-    /// A second view of the same upper, as the next mount would find it after a kill; it changes nothing.
+    /// A second view of the same upper, as the next mount would find it after a kill; it changes nothing on
+    /// disk.
     pub fn reopened(&self) -> View {
         let Fixture { store, trees, root } = &self.fixture;
         View::open(store, trees, &root.path().join("store/upper"), self.view.head(), true).expect("view")
     }
 
-    /// A second, read-only mount of the same.
+    /// A second, read-only mount of the same upper.
     pub fn again(&self, change: impl FnOnce(&mut MountOptions)) -> Again {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut options = options(dir.path());
@@ -253,7 +254,7 @@ impl Mount {
         Again { _served: served, dir }
     }
 
-    /// Where the store has its objects.
+    /// The store's directory of objects.
     pub fn objects(&self) -> PathBuf {
         self.fixture.root.path().join("store/store/objects")
     }
@@ -278,7 +279,7 @@ impl Mount {
         output.unwrap_or_else(|e| panic!("these tests need {program}: {e}"))
     }
 
-    /// Runs a script that has to succeed; what it printed.
+    /// Runs a script that must succeed; returns its output.
     pub fn ok(&self, program: &str, script: &str) -> String {
         let output = self.run(program, script);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -286,7 +287,7 @@ impl Mount {
         out.into_owned()
     }
 
-    /// Runs a script that has to fail; what it printed to stderr.
+    /// Runs a script that must fail; returns its stderr.
     pub fn fails(&self, program: &str, script: &str) -> String {
         let output = self.run(program, script);
         let err = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -307,7 +308,7 @@ impl Drop for Mount {
     }
 }
 
-/// A store with one tree in it: a file `base-file` that says "base", owned by root.
+/// A store with one tree: a file `base-file` with the content "base", owned by root.
 struct Fixture {
     store: Arc<Store>,
     trees: Arc<Trees>,

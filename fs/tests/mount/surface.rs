@@ -1,5 +1,5 @@
-//! The surface of a mount beside that of ext4: the scripts of `surface/` print what each of them does, and
-//! both print the same. Where Karapace differs on purpose is in `differences`.
+//! The visible behaviour of a mount compared with ext4: the scripts in `surface/` print what each of them
+//! does, and both outputs must be equal. `differences` has the intended differences.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::mount::space::SmallDisk;
 use crate::mount::support::Mount;
 
-/// What a script prints of the file system that `base` is on.
+/// The output of a script about the file system that `base` is on.
 fn observed(name: &str, script: &str, base: &Path, other: &Path, who: &str) -> String {
     let program = format!("{}\n{script}\nrun()\n", include_str!("surface/common.py"));
     let mut python = Command::new("python3");
@@ -35,7 +35,7 @@ pub fn same(name: &str, script: &str, mount: &Path, plain: &Path, who: &str) {
     assert_eq!(ours.len(), theirs.len(), "{name} as {who}");
 }
 
-/// Name and text of each script.
+/// Name and text of every script.
 pub const SCRIPTS: [(&str, &str); 6] = [
     ("attributes", include_str!("surface/attributes.py")),
     ("data", include_str!("surface/data.py")),
@@ -75,13 +75,13 @@ fn mapped() {
     as_root("mapped");
 }
 
-/// What is written back has to be answered while the one thread has an LSEEK to answer.
+/// Writeback must be answered while the only request thread has an LSEEK to answer.
 #[test]
 fn mapped_with_one_thread() {
     on(&Mount::with(|options| options.threads = 1), "mapped");
 }
 
-/// Over the holes of a committed file, of which nothing has been written since the mount.
+/// Holes of a committed file that has not been written since the mount.
 #[test]
 fn mapped_and_committed() {
     let mount = Mount::new();

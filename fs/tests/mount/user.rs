@@ -9,11 +9,11 @@ use karapace_store::inode::ROOT_INO;
 use crate::mount::support::Mount;
 use crate::mount::surface;
 
-/// `nobody`: fusermount3 wants a user that /etc/passwd knows.
+/// `nobody`: fusermount3 requires a user listed in /etc/passwd.
 const USER: u32 = 65534;
 
-/// Runs `inside` as an ordinary user. /dev/fuse may be root's only here, so it gets an open one of its own,
-/// in a mount namespace of its own.
+/// Runs `inside` as an ordinary user. /dev/fuse may be accessible only to root here, so the user gets an open
+/// device node, in a separate mount namespace.
 #[test]
 fn ordinary_users_mount() {
     let dir =
@@ -80,7 +80,7 @@ fn inside_a_users_mount() {
     assert!(mount.fails("bash", "echo nonsense > .karapace/ctl").contains("Invalid argument"));
 }
 
-/// A user's mount beside an ext4 of the same user.
+/// A user's mount compared with an ext4 of the same user.
 #[test]
 #[ignore = "run by ordinary_users_mount, as a user"]
 fn inside_the_surface_is_the_same() {

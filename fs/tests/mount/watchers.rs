@@ -1,4 +1,4 @@
-//! What those who watch hear of a restore, and that telling them changes nothing.
+//! Which events watchers get from a restore, and that raising them changes nothing.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,7 +17,7 @@ fn told(parent: u64, path: &str, became: Became) -> Told {
     Told { path: path.as_bytes().to_vec(), parent, became }
 }
 
-/// Runs `ask` as somebody else.
+/// Runs `ask` on another thread, as a different process to the server.
 fn another<T: Send>(ask: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(ask).join().expect("no panic"))
 }
@@ -64,7 +64,7 @@ fn calls_of_the_process_are_heard_and_change_nothing() {
     let held = fs::metadata(path("d/held")).expect("the kernel holds it now").ino();
     let changed = fs::metadata(path("d/changed")).expect("stat");
 
-    // This thread is the process.
+    // This thread plays the helper process.
     let watchers = &mount.served.watchers;
     let itself = nix::unistd::gettid().as_raw().cast_unsigned();
     assert!(watchers.begin(itself, "probe", &list));
@@ -85,13 +85,14 @@ fn calls_of_the_process_are_heard_and_change_nothing() {
             (AddWatchFlags::IN_ATTRIB, "stays".to_owned()),
         ]
     );
-    // What the kernel holds is not denied, and what is there not removed; of other names nothing is made.
+    // A name that the kernel holds is not denied, an existing file is not removed, and other names are not
+    // created.
     assert_eq!(mknod(&path("d/held"), SFlag::S_IFREG, mode, 0), Err(Errno::EEXIST));
     assert_eq!(fs::metadata(path("d/held")).expect("stat").ino(), held);
     assert!(fs::remove_file(path("d/stays")).is_err() && fs::remove_dir(path("d")).is_err());
     assert_eq!(mknod(&path("d/none"), SFlag::S_IFREG, mode, 0), Err(Errno::ENOENT));
     assert!(fs::create_dir(path("d/none")).is_err());
-    // Others see what is there.
+    // Other processes see the actual state.
     another(|| {
         assert!(!path("d/extra").exists() && !path("d/none").exists());
         assert_eq!(fs::read_to_string(path("d/back")).expect("read"), "first");
@@ -99,7 +100,7 @@ fn calls_of_the_process_are_heard_and_change_nothing() {
             fs::read_dir(path("d")).expect("list").map(|e| e.expect("entry").file_name()).collect();
         names.sort();
         assert_eq!(names, ["back", "changed", "held", "stays"]);
-        // They may do what they like meanwhile.
+        // They may make any changes meanwhile.
         fs::write(path("d/extra"), "third").expect("write");
     });
     assert!(fs::remove_file(path("d/extra")).is_err(), "it is another one");

@@ -1,4 +1,4 @@
-//! Attributes: times, extended attributes.
+//! Attributes: times and extended attributes.
 
 use karapace_fs::attr::{SetAttr, SetTime};
 use karapace_store::Store;
@@ -9,8 +9,7 @@ use karapace_store::tree::{Entry, Target, write_dir};
 
 use crate::view::support::{Env, head, open};
 
-/// Stores of before imports saw to it have links with the modes of archives. They stay as they are, and
-/// nobody sees it.
+/// Older stores hold symlinks with the modes found in archives. They stay as they are, and are not visible.
 #[test]
 fn a_symbolic_link_has_the_one_mode_of_links_whatever_the_tree_says() {
     let dir = tempfile::tempdir().unwrap();
@@ -39,7 +38,7 @@ fn a_symbolic_link_has_the_one_mode_of_links_whatever_the_tree_says() {
     let view = open(&store, dir.path().join("store/upper"), head(root, 0));
     let attr = view.lookup(ROOT_INO, b"link").unwrap();
     assert_eq!((attr.mode, attr.size), (libc::S_IFLNK | 0o777, 6));
-    // A kernel of before 6.6 lets this come here.
+    // Kernels before 6.6 let this reach the file system.
     let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
     assert_eq!(view.setattr(attr.ino, &mode).unwrap_err().errno(), libc::EOPNOTSUPP);
     let owner = SetAttr { uid: Some(7), ..SetAttr::default() };
@@ -92,7 +91,7 @@ fn extended_attributes_have_the_limits_and_namespaces_of_linux() {
     env.view.removexattr(ino, b"system.posix_acl_access").expect("as on ext4, one that is not there");
 }
 
-/// What listxattr(2) could not give back is not taken, nor more than a mebibyte in all; what is there stays.
+/// Refuses more names than listxattr(2) could return, and more than 1 MiB in all; existing attributes stay.
 #[test]
 fn extended_attributes_end_with_enospc() {
     let env = Env::new();
@@ -109,7 +108,7 @@ fn extended_attributes_end_with_enospc() {
     }
 }
 
-/// Each change is journalled by itself, and replayed: an inode with many attributes is not written anew for
+/// Each change is journalled and replayed separately: an inode with many attributes is not rewritten for
 /// each.
 #[test]
 fn many_extended_attributes_cost_what_changes() {

@@ -1,4 +1,4 @@
-//! Damaged content: refused where it is needed, named, and never spread.
+//! Damaged content: refused where it is needed, reported with its path, and never spread.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +20,7 @@ fn flip(path: &Path, at: usize) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
 }
 
-/// The error names object and path, and is EIO.
+/// Checks that the error names object and path, and is EIO.
 fn is_named(error: &Error, object: &ObjectId, path: &str) {
     assert_eq!(error.errno(), libc::EIO, "{error}");
     let text = error.to_string();
@@ -45,7 +45,7 @@ fn a_damaged_small_file_is_neither_read_nor_copied_up() {
         is_named(&env.view.read(small, 0, 10, &mut Vec::new()).unwrap_err(), &id, "/small");
         is_named(&env.view.write(small, 0, b"x", false).unwrap_err(), &id, "/small");
     }
-    // No upper file was made of it, and the rest works.
+    // No upper file was created from it, and everything else works.
     assert!(env.view.diff().unwrap().is_empty());
     let other = env.view.lookup(ROOT_INO, b"other").unwrap().ino;
     assert_eq!(env.read(other), b"sound");
@@ -77,7 +77,7 @@ fn a_damaged_block_is_refused_alone_and_the_file_is_not_committed_with_it() {
     is_named(&env.view.write(large, 10 * BLOCK + 5, b"x", false).unwrap_err(), &id, "/large");
     let refused = commit(&env.view, &mut |_| panic!("published")).unwrap_err();
     is_named(&refused, &id, "/large");
-    // What is written whole needs nothing of the block below.
+    // Overwriting a whole block does not need the block below.
     env.view.write(large, 10 * BLOCK, &pattern(BLOCK as usize, 9), false).unwrap();
     env.commit();
     env.reopen();

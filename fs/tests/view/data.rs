@@ -1,4 +1,4 @@
-//! Content of files.
+//! File content.
 
 use karapace_store::content::BLOCK;
 use karapace_store::inode::ROOT_INO;
@@ -39,7 +39,7 @@ fn a_damaged_object_is_an_error_and_the_rest_goes_on() {
     assert_eq!(env.read(ino(b"fine")), b"nothing wrong here");
 }
 
-/// Length, offset and distance of holes: pages, blocks of the store and what is neither.
+/// Length, offset and distance of holes: multiples of pages, of the store's blocks, and of neither.
 #[test]
 fn holes_outlive_commits_and_writes_elsewhere() {
     let size = 14 << 20;
@@ -95,7 +95,7 @@ fn holes_outlive_commits_and_writes_elsewhere() {
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let before = blocks(&env, ino);
         env.view.fallocate(ino, punch, 3_000_000, 300_000).unwrap();
-        // The blocks in which it begins and ends are whole from here on.
+        // The blocks in which the range begins and ends are entirely in the upper from here on.
         let data = env.view.lseek(ino, 3_080_192, libc::SEEK_DATA).unwrap();
         assert!(data >= 3_276_800 && blocks(&env, ino) <= before + 256, "{length}: {data}");
     }
@@ -118,7 +118,7 @@ fn a_write_into_a_large_lower_file_brings_up_one_block() {
     assert!(env.read(ino) == expected);
 }
 
-/// Copying programs take a file for sparse by its blocks.
+/// Copying programs recognize a sparse file by its number of blocks.
 #[test]
 fn a_file_that_is_one_hole_occupies_nothing() {
     let mut env = Env::new();
@@ -132,7 +132,7 @@ fn a_file_that_is_one_hole_occupies_nothing() {
     assert!((1..=128).contains(&occupied(&env)), "{}", occupied(&env));
 }
 
-/// `du` says of a tree what it says on ext4, and a commit changes nothing of it.
+/// `du` reports the same for a tree as on ext4, and a commit does not change that.
 #[test]
 fn what_a_small_file_occupies_outlives_a_commit() {
     let mut env = Env::new();
@@ -169,7 +169,7 @@ fn holes_and_data_are_found() {
     assert_eq!(env.view.lseek(ino, end, libc::SEEK_DATA).unwrap_err().errno(), libc::ENXIO);
 }
 
-/// What the host cannot read is EIO for that file, and nothing else.
+/// If the host cannot read a file, only that file returns EIO.
 #[test]
 fn a_data_file_that_is_gone_is_an_error_and_the_rest_goes_on() {
     let mut env = Env::new();

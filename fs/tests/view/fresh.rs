@@ -1,5 +1,5 @@
-//! Blocks of large committed files that were written and not synced: a kill keeps them, a restart of the
-//! machine need not, and nobody ever sees zeros in place of what was committed.
+//! Blocks of large committed files that were written and not synced: a kill keeps them, a reboot may lose
+//! them, and zeros never show in place of committed data.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::PathBuf;
@@ -12,18 +12,18 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use crate::view::support::{CALLER, Env, pattern};
 
 const BLOCK: usize = 64 << 10;
-/// Whole blocks, and a part of one.
+/// Whole blocks, and part of one.
 const SIZE: usize = 40 * BLOCK + 1000;
 
 struct Large {
     env: Env,
     ino: Ino,
-    /// What the file holds.
+    /// The expected content.
     now: Vec<u8>,
 }
 
 impl Large {
-    /// A committed file, opened anew.
+    /// A committed file, in a reopened view.
     fn new() -> Large {
         let mut env = Env::new();
         env.file("large", &pattern(SIZE, 1));
@@ -48,7 +48,7 @@ impl Large {
         self.ino = self.env.view.lookup(ROOT_INO, b"large").unwrap().ino;
     }
 
-    /// As after a restart of the machine: the run of the kernel is not the one of the records.
+    /// Simulates a reboot: the current boot is not that of the records.
     fn reopen_after_restart(&mut self) {
         let armed = arm("boot.read", Action::Fail(libc::EIO), 1);
         self.reopen();
@@ -88,7 +88,7 @@ fn a_kill_keeps_them() {
         large.reopen();
         large.holds_what_was_written();
     }
-    // One that was opened for reading only changes nothing.
+    // A view opened read-only changes nothing.
     large.write(20 * BLOCK, b"last");
     let (store, upper) = (&large.env.store, large.env.dir.path().join("store/upper"));
     let trees = std::sync::Arc::new(karapace_store::tree::Trees::new(store.clone()));
@@ -110,22 +110,22 @@ fn a_restart_takes_those_that_were_not_synced() {
     large.write(BLOCK + 100, b"synced");
     large.write(2 * BLOCK, &pattern(BLOCK, 3));
     large.fsync();
-    // On the disk by now, so it goes on from there.
+    // The blocks are on disk now, so writing continues from there.
     large.write(BLOCK + 200, b"over it");
     let kept = large.now.clone();
     large.write(10 * BLOCK + 7, b"not synced");
     large.write(12 * BLOCK, &pattern(3 * BLOCK, 4));
     large.reopen_after_restart();
     large.holds(&kept);
-    // Where the run of the kernel is not known, each write waits for the disk.
+    // If the boot is unknown, each write waits for the disk.
     large.now = kept;
     large.write(12 * BLOCK + 9, b"waits");
     large.reopen_after_restart();
     large.holds_what_was_written();
 }
 
-/// A block in which the committed bytes end is on the disk first: in its place, what was appended would be
-/// zeros.
+/// A block in which the committed bytes end is synced first: appended bytes that replace it would read as
+/// zeros if lost.
 #[test]
 fn what_is_appended_is_never_zeros() {
     let mut large = Large::new();
@@ -145,7 +145,7 @@ fn what_is_appended_is_never_zeros() {
     large.holds_what_was_written();
 }
 
-/// The data file, too, need not be there.
+/// The data file itself may be missing, too.
 #[test]
 fn a_file_whose_data_file_is_lost_is_as_committed() {
     type Loss = fn(&Large);
@@ -180,7 +180,7 @@ fn a_file_whose_data_file_is_lost_is_as_committed() {
     }
 }
 
-/// Records of what was appended come before the one that the data file is there.
+/// Records of appended blocks precede the record that the data file is on disk.
 #[test]
 fn what_was_appended_to_whole_blocks_is_safe_with_the_rest() {
     let mut env = Env::new();
@@ -208,7 +208,7 @@ fn what_was_appended_to_whole_blocks_is_safe_with_the_rest() {
     large.holds_what_was_written();
 }
 
-/// Every way in which they come to be on the disk, and are counted as that.
+/// Every way in which fresh blocks reach the disk and count as durable.
 #[test]
 fn they_are_safe_once_somebody_has_synced() {
     type Sync = fn(&mut Large);
@@ -245,7 +245,7 @@ fn they_are_safe_once_somebody_has_synced() {
     }
 }
 
-/// The checkpoint says of them what the journal did.
+/// The checkpoint records them like the journal.
 #[test]
 fn a_checkpoint_alone_makes_nothing_safe() {
     let mut large = Large::new();
@@ -270,7 +270,7 @@ fn a_checkpoint_alone_makes_nothing_safe() {
     large.holds_what_was_written();
 }
 
-/// The disk was unplugged, and nobody has started the machine anew.
+/// The disk was unplugged without a reboot.
 #[test]
 fn a_block_with_a_hole_is_as_committed() {
     let mut large = Large::new();
@@ -283,7 +283,7 @@ fn a_block_with_a_hole_is_as_committed() {
     let file = OpenOptions::new().write(true).open(large.data_file()).unwrap();
     fallocate(&file, flags, 6 * BLOCK as i64 + 8192, 4096).unwrap();
     fallocate(&file, flags, 8 * BLOCK as i64 - 4096, 4096).unwrap();
-    // What had been synced is the disk's to keep.
+    // The disk must keep what had been synced.
     fallocate(&file, flags, 4 * BLOCK as i64, 4096).unwrap();
     large.reopen();
     let mut expected = kept;
@@ -305,7 +305,8 @@ fn a_hole_that_was_punched_stays_one() {
     large.holds_what_was_written();
 }
 
-/// Killed between the two steps of a truncation, the data file is shorter and the journal does not say why.
+/// If killed between the two steps of a truncation, the data file is shorter and the journal does not say
+/// why.
 #[test]
 fn a_block_that_was_cut_is_as_written() {
     let mut large = Large::new();
@@ -323,7 +324,7 @@ fn a_block_that_was_cut_is_as_written() {
     large.holds_what_was_written();
 }
 
-/// A commit goes on beside writes: what comes after the seal is in a copy, which is synced whole.
+/// A commit runs beside writes: what is written after the seal goes to a copy, which is synced whole.
 #[test]
 fn a_commit_takes_them_and_leaves_what_comes_after() {
     let mut large = Large::new();

@@ -1,4 +1,4 @@
-//! Listing directories.
+//! Directory listings.
 
 use karapace_store::inode::ROOT_INO;
 
@@ -13,7 +13,8 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
     }
     env.commit();
     let mut seen = env.names_from(0, 50);
-    // In the middle of the listing: half of the entries go, others come, all of it is committed.
+    // In the middle of the listing half of the entries are removed, others are added, and everything is
+    // committed.
     for i in 0..200 {
         env.view.unlink(ROOT_INO, format!("goes{i}").as_bytes()).unwrap();
         env.file(&format!("comes{i}"), b"");
@@ -32,8 +33,8 @@ fn a_listing_goes_on_where_it_was_while_entries_come_and_go() {
     }
 }
 
-/// A program that removes what it reads, in parts, meets every entry; what it has not read yet and is gone it
-/// does not meet.
+/// A program that removes what it reads, in parts, sees every entry, except those that were removed before it
+/// read them.
 #[test]
 fn removing_while_listing_meets_every_entry() {
     let mut env = Env::new();
@@ -64,8 +65,8 @@ fn removing_while_listing_meets_every_entry() {
     assert_eq!(env.names_from(0, 10).len(), 2, "only . and .. are left");
 }
 
-/// An entry that cannot be read ends a listing after those before it, and each of these is counted as often
-/// as it was given.
+/// An entry that cannot be read ends a listing after the entries before it, and each of these counts as many
+/// references as it was returned.
 #[test]
 fn a_listing_that_fails_half_way_keeps_no_references() {
     let mut env = Env::new();

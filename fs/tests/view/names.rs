@@ -1,4 +1,4 @@
-//! Names: hard links, directories over those of the lower view.
+//! Names: hard links, and directories that replace those of the lower view.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ fn names(env: &Env, dir: Ino) -> BTreeSet<Vec<u8>> {
     names
 }
 
-/// One inode with names in the lower view and in the upper: the same before and after copy-up, commit and a
+/// One inode with names in the lower view and in the upper: it stays the same across copy-up, commit and a
 /// new mount.
 #[test]
 fn hard_links_across_lower_and_upper() {
@@ -70,8 +70,8 @@ fn an_inode_has_at_most_65000_names() {
     assert_eq!(env.view.link(ino, ROOT_INO, b"more").unwrap().nlink, 65_000);
 }
 
-/// A lower directory that is removed and made again shows nothing of what it had, before and after a commit;
-/// and it can give way to a file and come back.
+/// A lower directory that is removed and created again shows none of its old entries, before and after a
+/// commit; it can also be replaced by a file and come back.
 #[test]
 fn a_lower_directory_that_is_made_again_is_empty() {
     let mut env = Env::new();

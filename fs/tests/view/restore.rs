@@ -1,4 +1,4 @@
-//! What a restore keeps.
+//! What a restore preserves.
 
 use karapace_fs::attr::Invalidation;
 use karapace_store::inode::{Ino, ROOT_INO};
@@ -18,7 +18,7 @@ fn an_open_file_keeps_its_content_over_a_restore() {
     assert_ne!(now.ino, held, "another content has another number");
     assert_eq!(env.read(now.ino), b"one");
     assert_eq!(env.read(held), b"TWO");
-    // It can be written still, without a trace in the restored file.
+    // It can still be written, without effect on the restored file.
     env.view.write(held, 3, b"!", false).unwrap();
     assert_eq!(env.read(held), b"TWO!");
     assert_eq!(env.read(now.ino), b"one");
@@ -45,8 +45,8 @@ fn b_of(env: &Env) -> Ino {
     env.view.lookup(ROOT_INO, b"b").unwrap().ino
 }
 
-/// All names of an inode with several move to a fresh number when its content differs; in directories that
-/// did not change too.
+/// If an inode's content differs, all its names move to a fresh number, even in directories that did not
+/// change.
 #[test]
 fn an_open_file_with_several_names_keeps_its_content_over_a_restore() {
     let mut env = Env::new();
@@ -74,7 +74,7 @@ fn an_open_file_with_several_names_keeps_its_content_over_a_restore() {
             "what did not change keeps its number"
         );
         assert!(env.view.diff().unwrap().is_empty());
-        // The open one can be written still, without a trace in the restored file or in the next snapshot.
+        // The open one can still be written, without effect on the restored file or the next snapshot.
         env.view.write(held, 0, b"TWO", false).unwrap();
         assert_eq!(env.read(g.ino), b"one");
         assert!(env.view.diff().unwrap().is_empty());
@@ -94,7 +94,7 @@ fn an_open_file_with_several_names_keeps_its_content_over_a_restore() {
     assert_eq!(env.view.lookup(ROOT_INO, b"f").unwrap().nlink, 1);
 }
 
-/// A file that is open and gets, or loses, its second name by a restore.
+/// A restore adds or removes the second name of an open file.
 #[test]
 fn an_open_file_keeps_its_content_when_a_restore_changes_its_names() {
     for linked_before in [false, true] {
@@ -124,8 +124,7 @@ fn an_open_file_keeps_its_content_when_a_restore_changes_its_names() {
     }
 }
 
-/// A directory that was made anew since the snapshot stays the directory that it is: who works in it goes on
-/// there.
+/// A directory created again since the snapshot keeps its identity: processes working in it continue there.
 #[test]
 fn a_directory_at_the_same_path_keeps_its_number_over_a_restore() {
     let mut env = Env::new();

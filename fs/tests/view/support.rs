@@ -1,4 +1,4 @@
-//! A view over a store of its own, and what the tests do with it.
+//! A view over its own store, and helpers for the tests.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Env {
         self.view.restore(to, generation).unwrap().stale
     }
 
-    /// A file in the root; its reference is kept, as by a program that has it open.
+    /// Creates a file in the root and keeps its reference, as for a program that has it open.
     pub fn file(&self, name: &str, bytes: &[u8]) -> Ino {
         let ino = self.view.mknod(&CALLER, ROOT_INO, name.as_bytes(), libc::S_IFREG | 0o644, 0).unwrap().ino;
         self.view.write(ino, 0, bytes, false).unwrap();

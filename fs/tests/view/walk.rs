@@ -1,4 +1,4 @@
-//! Reading ahead of a walk.
+//! Read-ahead for tree walks.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 
 use crate::view::support::{CALLER, Env, pattern};
 
-/// What a listing of the directory gives, in its order; the inodes are in the table then.
+/// The listing of a directory, in order. Loads the inodes into the table.
 fn listed(env: &Env, dir: Ino, kind: FileKind) -> Vec<(Ino, Vec<u8>)> {
     let mut found = Vec::new();
     let mut add = |item: &karapace_fs::attr::DirItem<'_>| {
@@ -41,7 +41,7 @@ fn tree() -> Env {
     env
 }
 
-/// Takes the store's objects away: what can be read still is what was read ahead.
+/// Removes the store's objects, so that only what was read ahead can still be read.
 fn lose_objects(env: &Env) {
     let objects = env.store.layout().object(&ObjectId::of(b"")).ancestors().nth(2).unwrap().to_owned();
     assert!(objects.ends_with("objects"), "{objects:?}");

@@ -1,4 +1,4 @@
-//! Some ACLs, as values of their attributes (linux/posix_acl_xattr.h).
+//! Some ACLs as attribute values (linux/posix_acl_xattr.h).
 
 /// Attributes of the two ACLs.
 pub const ACCESS: &str = "system.posix_acl_access";
@@ -11,7 +11,7 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// An attribute and a value for it; the last of each attribute is no valid ACL.
+/// An attribute and a value for it; the last value of each attribute is not a valid ACL.
 pub fn variant(i: u8) -> (&'static str, Vec<u8>) {
     let name = if i.is_multiple_of(2) { ACCESS } else { DEFAULT };
     let none = u32::MAX;

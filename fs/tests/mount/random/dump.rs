@@ -1,4 +1,4 @@
-//! Everything that a tree holds, comparable between the two sides.
+//! The complete contents of a tree, comparable between the two sides.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags};
 
 use super::side::{entries, get_xattr, list_xattrs};
 
-/// What is at a path. Times of the run itself differ between the sides and are none.
+/// What is at a path. Times set during the run differ between the sides and are left out.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Shown {
     kind: FileType,
@@ -24,7 +24,8 @@ pub struct Shown {
     first_name: PathBuf,
 }
 
-/// What is in the working directory, by path. `start`: seconds at the run's begin, where its own times begin.
+/// The contents of the working directory, by path. `start`: Unix time in seconds after which times belong to
+/// the run.
 pub fn dump(start: i64) -> BTreeMap<PathBuf, Shown> {
     let mut out = BTreeMap::new();
     walk(Path::new("."), start, &mut BTreeMap::new(), &mut out);
@@ -34,7 +35,7 @@ pub fn dump(start: i64) -> BTreeMap<PathBuf, Shown> {
 fn walk(path: &Path, start: i64, inodes: &mut BTreeMap<u64, PathBuf>, out: &mut BTreeMap<PathBuf, Shown>) {
     let stat = fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).expect("stat");
     let kind = FileType::from_raw_mode(stat.st_mode);
-    // Writing into a FIFO, which ext4 notes, is the kernel's alone.
+    // A write to a FIFO changes its times on ext4, but is handled entirely by the kernel.
     let timed = matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink);
     let content = match kind {
         FileType::RegularFile => ObjectId::of(&std::fs::read(path).expect("read")).to_hex(),

@@ -1,8 +1,8 @@
-//! The same random system calls on a real mount and on a plain directory: the same results, the same times
-//! changed, the same tree.
+//! Runs the same random system calls on a real mount and on a plain directory, and compares results, changed
+//! times and trees.
 //!
 //! Half of the files come from the lower view: the plain directory is imported before the first call.
-//! `KARAPACE_MODEL_CASES` sets how many sequences are run; the seed is printed, and `KARAPACE_MODEL_SEED`
+//! `KARAPACE_MODEL_CASES` sets the number of sequences; the seed is printed, and `KARAPACE_MODEL_SEED`
 //! repeats a run.
 
 mod acl;
@@ -31,13 +31,13 @@ use self::side::{CAPABILITY, Side};
 use crate::common::generator::{P, run_random};
 use crate::mount::support::{Served, options};
 
-/// Calls of a sequence.
+/// Number of calls in a sequence.
 const LENGTH: usize = 100;
 
-/// After how many calls the whole trees are compared.
+/// Number of calls between comparisons of the whole trees.
 const COMPARE: usize = 25;
 
-/// The mount, and what is behind it.
+/// The mount and its store.
 struct Mounted {
     side: Side,
     served: Option<Served>,
@@ -71,7 +71,7 @@ impl Mounted {
         crate::common::commit::commit(&self.view, &mut |root| head(root, n)).expect("commit");
     }
 
-    /// Unmounts and mounts again; nothing but what is on the disk is kept.
+    /// Unmounts and mounts again; only what is on disk is kept.
     fn remount(&mut self) {
         self.side.close();
         self.served = None;
@@ -89,12 +89,12 @@ impl Drop for Mounted {
     }
 }
 
-/// Both sides, and what else a run knows.
+/// Both sides, and the state of a run.
 struct Run {
     mounted: Mounted,
     plain: Side,
     start: i64,
-    /// Whether the plain side's times tell every change apart.
+    /// Whether every change shows in the times on the plain side.
     exact_times: bool,
     _dir: tempfile::TempDir,
 }
@@ -120,11 +120,11 @@ impl Run {
             }
         }
         let start = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as i64;
-        // What was made just now has the times of just now on both sides, until it is changed.
+        // New files have current times on both sides until they are changed.
         Run { mounted, plain: side, start: start - 3600, exact_times, _dir: dir }
     }
 
-    /// Whether the call succeeded.
+    /// Applies a step to both sides and compares. Returns whether the call succeeded.
     fn apply(&mut self, step: &Step) -> Result<bool, String> {
         match step.op {
             Op::Commit => self.mounted.commit(),
@@ -141,8 +141,8 @@ impl Run {
         if plain != mounted {
             return Err(format!("{step:?}: plain {plain:?}, mount {mounted:?}"));
         }
-        // ext4 does nothing when an attribute is set to the value that it has, and touches directories before
-        // it refuses to leave a whiteout.
+        // ext4 does nothing when an attribute is set to its current value, and changes a directory's times
+        // before it refuses to leave a whiteout.
         let doubtful = plain.is_err() || matches!(step.op, Op::SetXattr(..) | Op::SetAcl(..));
         if self.exact_times && !doubtful && plain_times != mounted_times {
             return Err(format!(
@@ -166,7 +166,7 @@ impl Run {
     }
 }
 
-/// Gives how many calls succeeded.
+/// Returns the number of calls that succeeded.
 fn run(steps: &[Step]) -> Result<u64, String> {
     let mut run = Run::new();
     run.compare().map_err(|why| format!("as imported: {why}"))?;
@@ -187,10 +187,10 @@ fn run(steps: &[Step]) -> Result<u64, String> {
     Ok(succeeded)
 }
 
-/// Runs `test` in a thread with a working directory, a umask and file access ids of its own.
+/// Runs `test` in a thread with its own working directory, umask and file access ids.
 fn apart<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        // proptest draws a sequence in frames of more than a megabyte each.
+        // proptest builds a sequence in stack frames of more than a megabyte each.
         let builder = std::thread::Builder::new().stack_size(16 << 20);
         let thread = builder.spawn_scoped(scope, || {
             unshare(CloneFlags::CLONE_FS).expect("a working directory of this thread's own");
@@ -201,8 +201,7 @@ fn apart<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// A directory on a disk's file system, to compare with: what others refuse (tmpfs some attributes) is
-/// theirs.
+/// A directory on a disk-based file system to compare with. Others, such as tmpfs, refuse some attributes.
 fn disk() -> PathBuf {
     let candidates = [std::env::temp_dir(), "/var/tmp".into(), env!("CARGO_TARGET_TMPDIR").into()];
     let disks = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC];
@@ -216,8 +215,8 @@ fn disk() -> PathBuf {
     })
 }
 
-/// Whether a change after a look always shows in the times (Linux 6.13, ext4, xfs and btrfs): else they are
-/// too coarse to compare.
+/// Whether every change shows in the times (Linux 6.13; ext4, xfs and btrfs). Otherwise they are too coarse
+/// to compare.
 fn tells_changes_apart(dir: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let file = dir.join("probe");
@@ -232,8 +231,8 @@ fn tells_changes_apart(dir: &Path) -> bool {
     apart
 }
 
-/// What is imported: directories, small and large files with holes, links, owners, attributes, ACLs; with old
-/// times.
+/// The tree to import: directories, small and large files with holes, links, owners, attributes and ACLs;
+/// with old times.
 fn base() -> Vec<Step> {
     let p = |parts: &[u8]| P(parts.to_vec());
     let flags = Flags { access: 2, create: true, ..Flags::default() };
@@ -262,7 +261,7 @@ fn base() -> Vec<Step> {
         ops.push(Op::Utimens(p(parts), 2, 2));
     }
     let mut steps: Vec<Step> = ops.into_iter().map(|op| Step { who: 0, umask: 0, op }).collect();
-    // Everybody makes names at the top.
+    // Every user creates names in the root.
     steps.push(Step { who: 0, umask: 0, op: Op::Chmod(P(Vec::new()), 0o777) });
     steps
 }
@@ -272,7 +271,7 @@ fn random_calls_do_what_they_do_in_a_plain_directory() {
     apart(|| run_random("mount against a directory", 40, LENGTH, step(), run));
 }
 
-/// Sequences that once went another way on the mount.
+/// Sequences for which the mount once behaved differently.
 #[test]
 fn regressions() {
     let p = |parts: &[u8]| P(parts.to_vec());
@@ -283,11 +282,11 @@ fn regressions() {
         ("whiteout", vec![by(0, Op::Rename(p(&[1, 0]), p(&[0, 3]), 3))]),
         // An ACL that was not there could not be removed.
         ("no ACL", vec![by(0, Op::RemoveAcl(p(&[1]), false))]),
-        // Whoever sets an ACL on a directory of a group that is not theirs kept its set-group-id ...
+        // A user who set an ACL on a directory of a group they are not in kept set-group-id ...
         ("set-group-id and an ACL", vec![by(1, Op::SetAcl(p(&[1]), 4))]),
         // ... and must keep it with a default ACL.
         ("set-group-id and a default ACL", vec![by(1, Op::SetAcl(p(&[1]), 3))]),
-        // Set-group-id without group execution stayed when another wrote.
+        // Set-group-id without group execution was kept when another user wrote.
         (
             "set-group-id and a write",
             vec![
@@ -296,7 +295,7 @@ fn regressions() {
                 by(1, Op::Pwrite(2, 1_170_556, 247, 184)),
             ],
         ),
-        // Capabilities go with every change of the content, also by root.
+        // Capabilities are dropped on every change of the content, also by root.
         (
             "capabilities",
             vec![
@@ -312,11 +311,11 @@ fn regressions() {
                 by(0, Op::Chown(p(&[1, 0]), 1, 1, false)),
             ],
         ),
-        // A write through a descriptor of another's failed for a while.
+        // A write through another user's descriptor failed at one time.
         ("inherited descriptor", vec![by(1, Op::Write(1, 63, 82))]),
         ("inherited descriptor and fallocate", vec![by(1, Op::Fallocate(1, 2, 4096, 8192))]),
-        // A write just after another change, by the host's coarser clock before it, left the change time
-        // alone.
+        // A write right after another change can have an earlier time on the host's coarser clock; the change
+        // time was then not updated.
         (
             "change time",
             (0..10u16)

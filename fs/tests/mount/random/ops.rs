@@ -1,13 +1,13 @@
-//! The operations: system calls with their arguments, drawn at random.
+//! The operations: system calls with random arguments.
 
 use proptest::prelude::*;
 
 use crate::common::generator::{P, offset, path};
 
-/// Descriptors that are kept open.
+/// Number of descriptors kept open.
 pub const SLOTS: usize = 3;
 
-/// Ids that own and call; 0 is root.
+/// Ids that own files and make calls; 0 is root.
 pub const IDS: [u32; 4] = [0, 1000, 1001, 1002];
 
 /// One system call by one user.
@@ -24,12 +24,12 @@ pub enum Op {
     Open(u8, P, Flags, u16),
     Close(u8),
     Pread(u8, u32, u32),
-    /// At the descriptor's position, or at the end.
+    /// Writes at the descriptor's position, or at the end.
     Write(u8, u32, u8),
     Pwrite(u8, u32, u32, u8),
     Ftruncate(u8, u32),
     Fallocate(u8, u8, u32, u32),
-    /// The map of data and holes, and where they are from an offset on.
+    /// Reads the map of data and holes, and seeks both from an offset.
     Seek(u8, u32),
     Copy(u8, u32, u8, u32, u32),
     Fsync(u8, bool),
@@ -57,13 +57,13 @@ pub enum Op {
     Stat(P),
     Readdir(P),
     Readlink(P),
-    /// On the mount only: what must not show.
+    /// Only on the mount: must have no visible effect.
     Commit,
     Checkpoint,
     Remount,
 }
 
-/// What `open` is asked for.
+/// Arguments of `open`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// 0 to 2: reading, writing, both.
@@ -77,7 +77,7 @@ pub struct Flags {
 }
 
 impl Op {
-    /// Paths whose times, and whose parents' times, the operation may change.
+    /// Paths whose times, or whose parents' times, the operation may change.
     pub fn paths(&self) -> Vec<&P> {
         match self {
             Op::Link(a, b, _) | Op::Rename(a, b, _) => vec![a, b],
@@ -172,7 +172,7 @@ fn on_attributes() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => (path(), offset()).prop_map(|(p, n)| Op::Truncate(p, n)),
         5 => (path(), mode()).prop_map(|(p, m)| Op::Chmod(p, m)),
-        // Not to nobody, which on ext4 too has its own ideas of who may.
+        // Not to nobody, for which ext4 too has its own permission rules.
         5 => (path(), 0u8..5, 0u8..4, any::<bool>()).prop_map(|(p, u, g, l)| Op::Chown(p, u, g, l)),
         1 => (path(), 0u8..4, any::<bool>()).prop_map(|(p, u, l)| Op::Chown(p, u, 4, l)),
         3 => (path(), 0u8..4, 0u8..4).prop_map(|(p, a, m)| Op::Utimens(p, a, m)),

@@ -1,4 +1,4 @@
-//! One of the two sides: a directory, descriptors open below it, and the system calls on both.
+//! One of the two sides: a directory, descriptors open below it, and the system calls on them.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,16 +21,16 @@ use super::ops::{Flags, IDS, Op, SLOTS, Step};
 use crate::common::generator::{P, bytes};
 use crate::common::sys::Mapping;
 
-/// What a call gives: words for what it returned, or its errno.
+/// Result of a call: its return value as text, or its errno.
 pub type Outcome = Result<String, Errno>;
 
-/// Whether modification and change time changed; `None` where there is no such inode before and after.
+/// Whether mtime and ctime changed; `None` if there is no such inode before and after.
 type Changed = Option<(bool, bool)>;
 
 /// Inode, modification and change time.
 type Stamp = (u64, (i64, u64), (i64, u64));
 
-/// A directory and what is open in it. The calling thread has a working directory and a umask of its own.
+/// A directory and the descriptors open in it. The calling thread has its own working directory and umask.
 pub struct Side {
     pub dir: PathBuf,
     root: Option<OwnedFd>,
@@ -50,7 +50,7 @@ impl Side {
         self.root = Some(fs::open(&self.dir, flags, Mode::empty()).expect("the root of a side"));
     }
 
-    /// Closes everything, so that it can be unmounted.
+    /// Closes all descriptors, so that it can be unmounted.
     pub fn close(&mut self) {
         self.slots = Default::default();
         self.root = None;
@@ -62,7 +62,7 @@ impl Side {
         fchdir(self.root.as_ref().expect("an open side")).expect("the root of a side");
     }
 
-    /// Does what the step says, as who it says; also which of the times concerned changed.
+    /// Carries out a step as the user it names. Also returns which of the relevant times changed.
     pub fn apply(&mut self, step: &Step) -> (Outcome, Vec<Changed>) {
         self.go();
         let before = self.stamps(&step.op);
@@ -75,13 +75,13 @@ impl Side {
         let after = self.stamps(&step.op);
         let changed = before.into_iter().zip(after).map(|(before, after)| {
             let ((ino, mtime, ctime), after) = before.zip(after)?;
-            // Another inode now: nothing to compare with.
+            // It is another inode now: there is nothing to compare.
             (ino == after.0).then_some((mtime != after.1, ctime != after.2))
         });
         (outcome, changed.collect())
     }
 
-    /// Times of what the operation is about: its paths, their directories, its descriptors.
+    /// Times of what the operation concerns: its paths, their directories, its descriptors.
     fn stamps(&self, op: &Op) -> Vec<Option<Stamp>> {
         let mut stats: Vec<Option<Stat>> = Vec::new();
         for path in op.paths() {
@@ -92,7 +92,7 @@ impl Side {
             stats.push(fs::statat(CWD, parent, AtFlags::empty()).ok());
         }
         for (i, slot) in self.slots.iter().enumerate() {
-            // What is opened there instead may have got the old inode's number.
+            // The file opened here may have the old inode's number.
             let opened = matches!(op, Op::Open(slot, ..) if usize::from(*slot) == i);
             stats.push(slot.as_ref().filter(|_| !opened).map(|fd| fs::fstat(fd).expect("fstat")));
         }
@@ -114,7 +114,7 @@ impl Side {
     fn call(&mut self, op: &Op) -> Outcome {
         match op {
             Op::Open(slot, path, flags, mode) => {
-                // Closed first: the old file may be forgotten by it.
+                // Close first: the old file may be forgotten because of this.
                 self.slots[usize::from(*slot)] = None;
                 let fd = fs::openat(CWD, relative(path), open_flags(flags), bits(*mode))?;
                 self.slots[usize::from(*slot)] = Some(fd);
@@ -176,7 +176,7 @@ impl Side {
         }
     }
 
-    /// Holes must read as zeros; where exactly they are is the file system's own.
+    /// Holes must read as zeros; their exact position depends on the file system.
     fn seek(&self, slot: u8, at: u64) -> Outcome {
         let fd = self.fd(slot)?;
         let stat = fs::fstat(fd)?;
@@ -217,7 +217,7 @@ impl Side {
     }
 }
 
-/// Sets the ids that the kernel checks this thread's file access with; who is not root has no capability.
+/// Sets the ids that the kernel uses for this thread's file access; a non-root user has no capabilities.
 fn fs_ids(id: u32, become_it: bool) {
     if id == 0 {
         return;
@@ -297,7 +297,7 @@ fn call_on_path(op: &Op) -> Outcome {
     }
 }
 
-/// Attributes that are set and removed, and the two of ACLs, which are read as others are.
+/// Attributes to set and remove, and the two ACL attributes, which are read like the others.
 const XATTRS: [&str; 8] = [
     "user.a",
     "user.b",
@@ -309,8 +309,8 @@ const XATTRS: [&str; 8] = [
     "security.capability",
 ];
 
-/// Index of the last. Not drawn at random: on a file with set-user-id too a write by root takes more than it
-/// does on ext4.
+/// Index of the last one. Not used at random: on a file with set-user-id a write by root drops more than on
+/// ext4.
 pub const CAPABILITY: u8 = 7;
 
 fn xattr_value(name: u8, value: u8) -> Vec<u8> {
@@ -335,7 +335,7 @@ pub fn entries(dir: impl AsFd) -> Result<Vec<(OsString, FileType)>, Errno> {
     Ok(entries)
 }
 
-/// The value of an attribute, of a symbolic link its own.
+/// The value of an attribute; of a symbolic link itself, not its target.
 pub fn get_xattr(path: &Path, name: &str) -> Result<Vec<u8>, Errno> {
     let mut value = vec![0; 4096];
     let n = fs::lgetxattr(path, name, &mut value[..])?;
@@ -355,12 +355,12 @@ pub fn list_xattrs(path: &Path) -> Result<Vec<String>, Errno> {
 
 /// The path from the root of a side.
 fn relative(path: &P) -> PathBuf {
-    // Of no names: the root itself.
+    // An empty list of names is the root itself.
     std::iter::once(OsString::from(".")).chain(path.names().into_iter().map(OsString::from_vec)).collect()
 }
 
 fn open_flags(flags: &Flags) -> OFlags {
-    // Never waits for the other end of a FIFO.
+    // Never wait for the other end of a FIFO.
     let mut out = OFlags::CLOEXEC | OFlags::NONBLOCK;
     out |= [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR][usize::from(flags.access)];
     let bits = [
@@ -374,7 +374,7 @@ fn open_flags(flags: &Flags) -> OFlags {
     bits.iter().filter(|(on, _)| *on).fold(out, |out, (_, flag)| out | *flag)
 }
 
-/// Collapsing and inserting are refused, which SEMANTICS says.
+/// Collapsing and inserting ranges are refused (docs/SEMANTICS.md).
 fn fallocate_mode(mode: u8) -> FallocateFlags {
     [
         FallocateFlags::empty(),
@@ -399,7 +399,7 @@ fn bits(mode: u16) -> Mode {
     Mode::from_raw_mode(mode.into())
 }
 
-/// What both sides have to agree on of `stat`.
+/// The fields of `stat` that must agree on both sides.
 fn shown(stat: &Stat) -> String {
     let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let size = if directory { 0 } else { stat.st_size };
@@ -413,7 +413,7 @@ fn summary(data: &[u8]) -> String {
 
 fn assert_zeros(fd: &OwnedFd, from: u64, to: u64) {
     let mut buffer = vec![0; (to - from) as usize];
-    // A descriptor for writing only tells of holes, but cannot be read.
+    // A write-only descriptor can be searched for holes, but not read.
     match io::pread(fd, &mut buffer[..], from) {
         Ok(n) => assert!(buffer[..n].iter().all(|b| *b == 0), "the hole from {from} to {to} has data"),
         Err(errno) => assert_eq!(errno, Errno::BADF),
