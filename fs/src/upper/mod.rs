@@ -160,7 +160,7 @@ pub(crate) struct Loaded {
 
 impl Upper {
     /// Opens the upper at `dir`; with `write`, creates it on `head` if it does not exist. Without `write`,
-    /// nothing on disk is changed.
+    /// nothing on disk is changed, and a missing upper is read as an empty one.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if a file is damaged, the checkpoint is missing beside changes, or (without

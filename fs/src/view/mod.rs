@@ -53,6 +53,12 @@ pub use ops::Sought;
 pub use walk::Ahead;
 
 /// An environment's file system (or, read-only, a snapshot's). All methods may be called from any thread.
+///
+/// # Errors
+/// A method that takes an inode number fails with [`Error::Stale`] if the view does not have that inode, and
+/// one that changes something with [`Error::ReadOnly`] while changes are refused. Errors of the host, such as
+/// a full disk, come as [`Error::Host`] or [`Error::Io`], and those of the store as [`Error::Store`]. Other
+/// errors are documented with each method.
 pub struct View {
     store: Arc<Store>,
     trees: Arc<Trees>,
@@ -76,6 +82,9 @@ pub struct View {
 impl View {
     /// Opens the upper at `upper` over its lower view, or creates it on `head` if it does not exist. An
     /// existing upper records its own head, and `head` is ignored. The caller holds the environment's lock.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the upper is damaged.
     pub fn open(
         store: &Arc<Store>,
         trees: &Arc<Trees>,
@@ -145,6 +154,9 @@ impl View {
     }
 
     /// Looks up a name and counts one kernel reference.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::NotDirectory`]; [`Error::NameTooLong`] above 255 bytes.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
         let mut state = self.state.write();
@@ -248,6 +260,9 @@ impl View {
     }
 
     /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for any other inode.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         match &self.state.read().node(ino)?.body {
             NodeBody::Symlink(target) => Ok(target.to_vec()),

@@ -29,7 +29,7 @@ pub(crate) use items::attr_item;
 /// Number of directory listings cached.
 const LISTINGS: usize = 32;
 
-/// A table that never held this many inodes is not shrunk.
+/// A table whose `most` is below this is not worth shrinking.
 const FEW: usize = 4096;
 
 /// What a directory entry refers to.

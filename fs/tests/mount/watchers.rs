@@ -17,7 +17,7 @@ fn told(parent: u64, path: &str, became: Became) -> Told {
     Told { path: path.as_bytes().to_vec(), parent, became }
 }
 
-/// Runs `ask` on another thread, as a different process to the server.
+/// Runs `ask` on another thread, which the server sees as a different process.
 fn another<T: Send>(ask: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(ask).join().expect("no panic"))
 }

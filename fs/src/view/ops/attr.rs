@@ -15,6 +15,9 @@ const CAPABILITY: &[u8] = b"security.capability";
 
 impl View {
     /// Changes attributes: all of them, or none if the size cannot be set.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] for the mode of a symbolic link; [`Error::FileTooBig`].
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         let upper = self.writable()?;
         let _gate = self.gate.read();

@@ -16,6 +16,10 @@ const TARGET_MAX: usize = 4095;
 
 impl View {
     /// Creates a regular file, FIFO, socket or device node; counts one reference.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::NotPermitted`] if `mode` says directory or symbolic link;
+    /// [`Error::Invalid`] if it has an unknown type.
     pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u64) -> Result<Attr> {
         let kind = match mode & libc::S_IFMT {
             0 => FileKind::Regular,
@@ -44,12 +48,19 @@ impl View {
     }
 
     /// Creates a directory; counts one reference.
+    ///
+    /// # Errors
+    /// [`Error::Exists`].
     pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
         let body = Body::Directory { tree: None, links: false };
         self.create(caller, parent, name, FileKind::Directory, mode & 0o7777, 0, body)
     }
 
     /// Creates a symbolic link; counts one reference.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::NotFound`] for an empty target; [`Error::NameTooLong`] for one above 4095
+    /// bytes.
     pub fn symlink(&self, caller: &Caller, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attr> {
         if target.is_empty() {
             return Err(Error::NotFound);

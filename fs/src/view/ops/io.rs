@@ -70,6 +70,9 @@ impl Beneath {
 impl View {
     /// Reads up to `size` bytes at `offset` into `buf`, which is cleared first. Reads less only at the end of
     /// the file.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]; [`Error::IsDirectory`].
     pub fn read(&self, ino: Ino, offset: u64, size: usize, buf: &mut Vec<u8>) -> Result<()> {
         let from = {
             let state = self.state.read();

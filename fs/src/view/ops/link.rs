@@ -18,6 +18,10 @@ const LINK_MAX: u32 = 65_000;
 
 impl View {
     /// Adds a name to an inode; counts one reference.
+    ///
+    /// # Errors
+    /// [`Error::NotPermitted`] for a directory; [`Error::NotFound`] for an inode without a name;
+    /// [`Error::TooManyLinks`] beyond 65,000 names; [`Error::Exists`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
         self.writable()?;

@@ -13,11 +13,17 @@ use crate::view::{View, check_name};
 
 impl View {
     /// Removes a name of a non-directory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::IsDirectory`] for a directory.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.remove(parent, name, false)
     }
 
     /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::NotDirectory`]; [`Error::NotEmpty`].
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.remove(parent, name, true)
     }

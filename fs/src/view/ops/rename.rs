@@ -22,6 +22,11 @@ struct Side<'a> {
 
 impl View {
     /// Moves a name. `caller` owns the whiteout that `RenameMode::Whiteout` leaves behind.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Exists`] with `RenameMode::NoReplace`; [`Error::Invalid`] if a directory
+    /// would move into itself; [`Error::NotDirectory`], [`Error::IsDirectory`] or [`Error::NotEmpty`] if the
+    /// target cannot be replaced.
     pub fn rename(
         &self,
         caller: &Caller,

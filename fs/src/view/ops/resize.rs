@@ -174,6 +174,10 @@ impl View {
 
     /// `fallocate(2)`: modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; `offset` and `len` in bytes. Does not
     /// reserve space in a large file that is partly in the store.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] for other modes, and for those that the host lacks; [`Error::Invalid`] for an
+    /// empty range; [`Error::FileTooBig`].
     pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let zero = match mode & !libc::FALLOC_FL_KEEP_SIZE {

@@ -23,6 +23,9 @@ pub struct Sought {
 impl View {
     /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or after `offset`, in bytes. The end of the
     /// file counts as a hole.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchOffset`] if there is none; [`Error::Invalid`] for another `whence`.
     pub fn lseek(&self, ino: Ino, offset: u64, whence: i32) -> Result<u64> {
         self.seek(ino, offset, whence)?.at.ok_or(Error::NoSuchOffset)
     }

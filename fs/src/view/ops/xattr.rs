@@ -19,6 +19,9 @@ const TOTAL_MAX: usize = 1 << 20;
 
 impl View {
     /// The value of an attribute.
+    ///
+    /// # Errors
+    /// [`Error::NoData`] if there is none; [`Error::NotSupported`] for an unknown namespace.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let state = self.state.read();
         match state.node(ino)?.xattrs.get(name) {
@@ -41,6 +44,11 @@ impl View {
     }
 
     /// Sets an attribute; `flags` are those of setxattr(2).
+    ///
+    /// # Errors
+    /// [`Error::Exists`] and [`Error::NoData`] as `flags` demand; [`Error::Range`] for an empty name or one
+    /// above 255 bytes; [`Error::TooBig`] for a value above 64 KiB; [`Error::NoSpace`] beyond the limits of
+    /// one inode; [`Error::NotSupported`] for an unknown namespace; [`Error::Invalid`] for a malformed ACL.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         if name.is_empty() || name.len() > NAME_MAX {
             return Err(Error::Range);
@@ -80,6 +88,9 @@ impl View {
     }
 
     /// Removes an attribute.
+    ///
+    /// # Errors
+    /// [`Error::NoData`] if there is none; [`Error::NotSupported`] for an unknown namespace.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.writable()?;
         let _gate = self.gate.read();
