@@ -56,9 +56,10 @@ pub use walk::Ahead;
 ///
 /// # Errors
 /// A method that takes an inode number fails with [`Error::Stale`] if the view does not have that inode, and
-/// one that changes something with [`Error::ReadOnly`] while changes are refused. Errors of the host, such as
-/// a full disk, come as [`Error::Host`] or [`Error::Io`], and those of the store as [`Error::Store`]. Other
-/// errors are documented with each method.
+/// one that changes something with [`Error::ReadOnly`] while changes are refused. A `parent` that is not a
+/// directory gives [`Error::NotDirectory`], a removed one [`Error::NotFound`]; a name above 255 bytes gives
+/// [`Error::NameTooLong`]. Errors of the host, such as a full disk, come as [`Error::Host`] or [`Error::Io`],
+/// and those of the store as [`Error::Store`].
 pub struct View {
     store: Arc<Store>,
     trees: Arc<Trees>,
