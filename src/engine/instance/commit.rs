@@ -1,8 +1,8 @@
 //! Making a snapshot.
 //!
-//! The view is stored as a tree; the layer is that tree, but for what the manifest ignores, or the head's
-//! tree with the chosen paths of it. The view then stands on the layer, and its upper lies over the tree that
-//! was stored: what the layer left out is still there, and still counts as uncommitted.
+//! The view is stored as a tree. The layer is that tree without the ignored paths or, for a commit of chosen
+//! paths, the head's tree with these paths replaced. Afterwards the layer is the view's head, and the upper
+//! lies over the stored tree: what the layer left out is still there, and still counts as uncommitted.
 
 use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, Stays, Stored};
@@ -17,16 +17,16 @@ use super::open::{CommitOutcome, Instance, Wait};
 use super::reference::{self, LayerRef};
 use crate::engine::{Error, Result};
 
-/// What a commit leaves behind in the upper.
+/// What a commit leaves in the upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// What is ignored.
+    /// The ignored paths.
     Upper,
-    /// Nothing: the tree below it takes all there is.
+    /// Nothing: the tree below the upper gets everything.
     Nothing,
 }
 
-/// What a commit changes in the environment's record, as it was before.
+/// The fields of the environment's record that a commit changes, with their values before it.
 struct Before {
     snapshots: Vec<SnapshotEntry>,
     head: LayerHash,
@@ -41,16 +41,15 @@ impl Before {
 }
 
 impl Instance {
-    /// Puts all that is in the upper into the tree below it; the layer that the view stands on stays what it
-    /// is.
+    /// Moves everything from the upper into the tree below it. The view's head layer does not change.
     pub(super) fn settle(&self) -> Result<()> {
         self.view.store(None, &mut |stored| -> Result<_> { Ok(Some(self.settled(stored))) })?;
         self.pin_head();
         Ok(())
     }
 
-    /// The layer that all there is makes on the tree `base`, but for what `ignore` covers; None when that is
-    /// nothing.
+    /// The layer that leads from the tree `base` to the view, without what `ignore` covers. `None` if it
+    /// would be empty.
     pub(in crate::engine) fn layer_on(&self, base: &ObjectId, ignore: &Ignore) -> Result<Option<Layer>> {
         self.settle()?;
         let id = self.view.head().root;
@@ -65,9 +64,8 @@ impl Instance {
         Published { head, next_ino: stored.root.next_ino }
     }
 
-    /// Makes a snapshot of the view, or of the chosen paths of it (docs/MANIFEST.md, "Chosen paths"), the
-    /// rest staying uncommitted. With no change the head is given back and nothing is added, but for the
-    /// name.
+    /// Makes a snapshot of the view or of the chosen paths (docs/MANIFEST.md, "Chosen paths"); the other
+    /// paths stay uncommitted. If nothing changed, returns the head and adds nothing but the name.
     pub fn commit(
         &self,
         paths: &[Vec<u8>],
@@ -90,8 +88,8 @@ impl Instance {
         Ok(outcome)
     }
 
-    /// Commits what differs from the head's layer, or of it the chosen paths. With [`Keep::Nothing`] the
-    /// upper is empty afterwards, whether or not there was something to commit.
+    /// Commits what differs from the head's layer, limited to the chosen paths if there are any. With
+    /// [`Keep::Nothing`] the upper is empty afterwards, even if there was nothing to commit.
     pub(super) fn commit_changes(
         &self,
         chosen: Option<&[Vec<u8>]>,
@@ -124,8 +122,8 @@ impl Instance {
         Ok(CommitOutcome { hash: self.view.head().layer, created, added, modified, deleted })
     }
 
-    /// After a commit whose snapshot was recorded and which the view could not be put on: takes the record
-    /// back, so that nothing has happened, or says that this failed, too. The caller has the turn.
+    /// Called when a snapshot was recorded but the view could not be switched to it. Restores the record, so
+    /// that the commit has no effect; if that fails too, the returned error says so. The caller holds `turn`.
     fn take_back(&self, before: Before, hash: LayerHash, error: Error) -> Error {
         let undone = self.update_metadata(|metadata| {
             metadata.snapshots = before.snapshots;
@@ -139,7 +137,7 @@ impl Instance {
         Error::Served { errno: error.errno(), reason }
     }
 
-    /// The layer that a stored view makes on the head; None when it would be empty.
+    /// The layer that a stored view makes on the head; `None` if it would be empty.
     fn layer_of(&self, stored: &Stored, chosen: Option<&[Vec<u8>]>) -> Result<Option<Layer>> {
         let head_id = self.root_of(&self.view.head().record)?;
         let head = self.trees.root(&head_id)?;
@@ -147,7 +145,7 @@ impl Instance {
         layering.layer(stored, chosen, self.view.next_ino())
     }
 
-    /// Records a layer, then the environment's record, which makes it visible.
+    /// Writes the layer's record, then the environment's record, which makes the layer visible.
     fn publish(
         &self,
         stored: &Stored,
@@ -187,7 +185,7 @@ impl Instance {
         Ok(Published { head, next_ino: made.next_ino })
     }
 
-    /// Names the layer that the view stands on.
+    /// Names the view's head layer.
     fn name_head(&self, name: &str, message: Option<&str>) -> Result<()> {
         let head = self.view.head();
         self.update_metadata(|metadata| {
@@ -199,7 +197,8 @@ impl Instance {
                 return;
             }
             let twin = metadata.snapshots.iter().rposition(|s| s.record == head.record);
-            // Beside the snapshot that it names, and as old: what is newest stays so.
+            // Next to the snapshot that it names and with the same time, so that the newest snapshot stays
+            // the newest.
             let (at, parent, created_at) = match twin {
                 Some(at) => (at + 1, metadata.snapshots[at].parent, metadata.snapshots[at].created_at),
                 None => {
@@ -217,8 +216,8 @@ impl Instance {
     }
 }
 
-/// Appends a snapshot. The same content committed on the same parent has the same hash: then the newer record
-/// takes the older one's place in the list, unless each has a name of its own.
+/// Appends a snapshot. The same content committed on the same parent has the same hash; then the new record
+/// replaces the old one in the list, unless both have a name and the names differ.
 fn add_snapshot(snapshots: &mut Vec<SnapshotEntry>, mut entry: SnapshotEntry) {
     let twin = snapshots.iter().position(|s| {
         s.hash == entry.hash && (s.name.is_none() || entry.name.is_none() || s.name == entry.name)

@@ -1,4 +1,4 @@
-//! What is damaged, by the names that people know.
+//! Names damaged objects by the paths that need them.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use karapace_store::integrity::place_of;
 
 use crate::engine::Error;
 
-/// Adds to an error about an object the path that needs it in the environment `env`, of which these are
-/// roots.
+/// Adds to an error about an object the path that needs it. `roots` are root objects of the environment
+/// `env`.
 pub(in crate::engine) fn named(store: &Arc<Store>, env: &str, roots: &[ObjectId], error: Error) -> Error {
     let (kind, id, reason) = match &error {
         Error::Store(found) | Error::Fs(karapace_fs::Error::Store(found)) => match found {

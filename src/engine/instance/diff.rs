@@ -1,4 +1,4 @@
-//! What differs: the view from a layer, or two layers.
+//! Differences between a view and a layer, or between two layers.
 
 use karapace_fs::attr::DiffKind;
 use karapace_store::layer::LayerRecord;
@@ -21,14 +21,14 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// From what a view says.
+    /// From a change as a view reports it.
     pub fn new(kind: DiffKind, path: Vec<u8>) -> Changed {
         Changed { kind, path: PathText(path) }
     }
 }
 
 impl Engine {
-    /// What the layer `to` has different from the layer `from`.
+    /// The paths at which the layer `to` differs from the layer `from`.
     pub fn diff_between(&self, env: &Metadata, from: &str, to: &str) -> Result<Vec<Changed>> {
         self.diff_layers(&reference::resolve(env, from)?, &reference::resolve(env, to)?)
     }

@@ -1,5 +1,5 @@
-//! Which part of a stored view becomes a layer, and which part of a snapshot comes back: the rules of
-//! docs/MANIFEST.md, "Chosen paths", applied to trees.
+//! Decides which part of a stored view becomes a layer, and which part of a snapshot is restored: the rules
+//! of docs/MANIFEST.md, "Chosen paths", applied to trees.
 
 use std::collections::HashSet;
 
@@ -20,30 +20,30 @@ use crate::engine::{Error, Result};
 /// Why a path cannot be restored.
 const NOT_RESTORABLE: &str = "neither in the snapshot nor in the environment";
 
-/// Which modification times a restore leaves.
+/// Which modification times files have after a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Times {
     /// The snapshot's.
     Kept,
-    /// The present time for what the restore changes the content of, or brings; of everything else those that
-    /// are there now (see [`karapace_store::tree::retime`]).
+    /// The present time for everything whose content the restore changes, or that it adds; everything else
+    /// keeps its current time (see [`karapace_store::tree::retime`]).
     Present,
 }
 
 /// A layer to be recorded.
 pub struct Layer {
-    /// Its tree; durable.
+    /// The root object of its tree; durable.
     pub id: ObjectId,
     /// Hash of its identity tar.
     pub tar_hash: TarHash,
-    /// How much it changes.
+    /// How many paths it changes.
     pub counts: Counts,
-    /// Above every number in its tree.
+    /// Greater than every inode number in its tree.
     pub next_ino: Ino,
 }
 
-/// Paths that differ.
+/// Numbers of paths that differ.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
     /// Paths that are new.
@@ -56,16 +56,16 @@ pub struct Counts {
 
 /// A tree to restore.
 pub struct Restored {
-    /// Its object; durable.
+    /// Its root object; durable.
     pub id: ObjectId,
-    /// How many inodes that are no directories get the present time.
+    /// How many inodes, directories not counted, get the present time.
     pub touched: u64,
 }
 
-/// Paths from a command line in their only form: one that is not absolute counts from the environment's root.
+/// Normalises paths from a command line. A relative path starts at the environment's root.
 ///
 /// # Errors
-/// A path with `..`, and one that never enters a layer.
+/// [`Error::Invalid`] for an empty path, a path with `..`, and a path that the manifest ignores.
 pub fn normalised(paths: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     let one = |path: &Vec<u8>| -> Result<Vec<u8>> {
         let shown = String::from_utf8_lossy(path);
@@ -81,20 +81,20 @@ pub fn normalised(paths: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     paths.iter().map(one).collect()
 }
 
-/// Makes trees of trees for one environment.
+/// Combines trees of one environment into new ones.
 pub struct Layering<'a> {
     /// The store's trees.
     pub trees: &'a Trees,
-    /// What enters no layer.
+    /// The paths that never enter a layer.
     pub ignore: &'a Ignore,
-    /// The tree of the layer that the environment stands on.
+    /// The tree of the environment's head layer.
     pub head: &'a Root,
-    /// Its object.
+    /// Its root object.
     pub head_id: ObjectId,
 }
 
 impl Layering<'_> {
-    /// The layer of a stored view, or of the chosen paths of it; None when it would change nothing.
+    /// The layer of a stored view, or of its chosen paths; `None` if it would change nothing.
     pub fn layer(&self, stored: &Stored, chosen: Option<&[Vec<u8>]>, next_ino: Ino) -> Result<Option<Layer>> {
         let new = &stored.root;
         let numbers = Numbers { next_ino, onto_is_newer: chosen.is_none() };
@@ -126,8 +126,8 @@ impl Layering<'_> {
         Ok(Some(Layer { id, tar_hash, counts, next_ino: root.next_ino.max(new.next_ino) }))
     }
 
-    /// Of what `new` changes, the chosen paths: those that exist with what resolving adds, and deletions at
-    /// and below them. All names of an inode that has several come together.
+    /// Picks the chosen paths from what `new` changes: those that exist, with what resolving them adds, and
+    /// deletions at or below them. All names of a linked inode are picked together.
     fn picks(&self, new: &Root, chosen: &[Vec<u8>]) -> Result<Picks> {
         let (tree, old) = (StoredTree::new(self.trees, new), StoredTree::new(self.trees, self.head));
         let tops = tops(&tree, &old, chosen, "neither in the environment nor in its last snapshot")?;
@@ -157,16 +157,15 @@ impl Layering<'_> {
         Ok(picks)
     }
 
-    /// The tree to restore for the tree of a snapshot, over a view whose tree is `now`: what is ignored stays
-    /// as it is now.
+    /// The tree to restore for a snapshot's tree, when the view's tree is `now`. Ignored paths stay as they
+    /// are in `now`.
     pub fn restored(&self, target: &ObjectId, now: &Root, times: Times, next_ino: Ino) -> Result<Restored> {
         let root = self.trees.root(target)?;
         let id = self.keep_ignored(&root, target, now, next_ino)?;
         self.timed(id, now, times)
     }
 
-    /// Those of the chosen paths that something uncommitted may be at: they are in `now`, or the head has
-    /// them.
+    /// The chosen paths that may have uncommitted changes: those that exist in `now` or in the head.
     ///
     /// # Errors
     /// A path that is neither in `now` nor in `snapshot`.
@@ -183,10 +182,10 @@ impl Layering<'_> {
         Ok(present)
     }
 
-    /// The tree to restore when the chosen paths come from `snapshot` into a view whose tree is `now`, and
-    /// how many paths differ by that.
+    /// The tree to restore when the chosen paths come from `snapshot` and the view's tree is `now`, and the
+    /// number of paths at which it differs from `now`.
     ///
-    /// Directories above them come along where they are missing, and are left as they are otherwise.
+    /// Missing parent directories are restored as well; existing ones are not changed.
     pub fn restored_paths(
         &self,
         snapshot: &Root,
@@ -221,8 +220,7 @@ impl Layering<'_> {
         Ok((restored, changed))
     }
 
-    /// The tree `id`, which is to come in the place of `now`, with the modification times that were asked
-    /// for.
+    /// The tree `id`, which will replace `now`, with the requested modification times.
     fn timed(&self, id: ObjectId, now: &Root, times: Times) -> Result<Restored> {
         if times == Times::Kept {
             return Ok(Restored { id, touched: 0 });
@@ -235,8 +233,8 @@ impl Layering<'_> {
         Ok(Restored { id, touched })
     }
 
-    /// `root` with the ignored paths as `now` has them. Where it lacks the directories above them, these come
-    /// along only when something uncommitted is below.
+    /// `root` with the ignored paths as they are in `now`. Parent directories that `root` lacks are added
+    /// only if something uncommitted is below them.
     fn keep_ignored(&self, root: &Root, id: &ObjectId, now: &Root, next_ino: Ino) -> Result<ObjectId> {
         if self.ignore.is_empty() {
             return Ok(*id);
@@ -250,7 +248,7 @@ impl Layering<'_> {
         Ok(self.write(root, id, now, &picks, numbers)?.1)
     }
 
-    /// Grafts and makes the result durable; `onto_id` is given back when nothing came of it.
+    /// Grafts and makes the result durable. Returns `onto_id` if the graft changed nothing.
     fn write(
         &self,
         onto: &Root,
@@ -270,7 +268,7 @@ impl Layering<'_> {
     }
 }
 
-/// Where the chosen paths are: in `tree`, else in `other`.
+/// Locates the chosen paths in `tree`, or else in `other`.
 fn tops(
     tree: &StoredTree<'_>,
     other: &StoredTree<'_>,

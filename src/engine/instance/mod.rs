@@ -1,9 +1,11 @@
-//! One environment, open in this process: its view and its record, and what changes both. The lowest wing.
+//! One environment, open in this process: its view, its record, and the operations that change both. This is
+//! the lowest wing.
 //!
 //! [`open`] holds it; [`commit`], [`restore`] and [`snapshots`] work on it, and [`layering`] makes the trees
-//! they store. [`reference`] says what a name means, [`diff`] what differs, [`sessions`] who is inside,
-//! [`watchers`] tells programs that watch files; `stored` reads a file of a tree, and `damage` names the path
-//! that needs what is damaged. May use `description` and the crates below; no other wing.
+//! they store. [`reference`] resolves the name of a snapshot, [`diff`] lists differences, [`sessions`] counts
+//! the running sessions, [`watchers`] notifies programs that watch files; `stored` reads single files of a
+//! tree, and `damage` names the paths that need a damaged object. May use `description` and the crates below;
+//! no other wing.
 
 pub mod commit;
 pub(super) mod damage;

@@ -1,5 +1,5 @@
-//! One environment, open: its view and its record, and what changes both. The same code serves a mount and a
-//! command that finds the environment unmounted.
+//! One open environment: its view, its record, and what changes both. The same code runs in a serving process
+//! and in a command whose environment is not mounted.
 //!
 //! Locks, outermost first: the store's lock (shared), `turn`, `metadata`. `metadata` is never held while the
 //! view works.
@@ -31,23 +31,23 @@ use crate::description::lifecycle;
 use crate::description::manifest::Manifest;
 use crate::engine::{Engine, Error, Result};
 
-/// How long a command from a control file waits for the store's lock before it fails with EAGAIN: its writer
-/// cannot be interrupted.
+/// How long a command from a control file waits for the store's lock before it fails with EAGAIN. The process
+/// that wrote the command cannot be interrupted, so this is short.
 const BRIEF: Duration = Duration::from_secs(2);
 
 /// Whether a command may wait for the store's lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// As long as it takes: whoever asked can be interrupted.
+    /// As long as it takes: the caller can be interrupted.
     Long,
     /// Two seconds.
     Brief,
 }
 
-/// What a commit did.
+/// The result of a commit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CommitOutcome {
-    /// The layer that the view stands on now.
+    /// The view's head layer after the commit.
     pub hash: LayerHash,
     /// Whether a snapshot was made; false when nothing had changed.
     pub created: bool,
@@ -59,17 +59,17 @@ pub struct CommitOutcome {
     pub deleted: u64,
 }
 
-/// What a restore did.
+/// The result of a restore.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RestoreOutcome {
-    /// The snapshot that was asked for. After a whole restore the view stands on it.
+    /// The requested snapshot. After a whole restore it is the view's head.
     pub hash: LayerHash,
-    /// The snapshot that took the uncommitted changes, if there were any.
+    /// The snapshot that holds the changes that were uncommitted before, if there were any.
     pub saved: Option<LayerHash>,
-    /// Of a restore of chosen paths: how many paths changed.
+    /// For a restore of chosen paths, how many paths changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changed: Option<u64>,
-    /// How many inodes that are no directories got the present time as their modification time.
+    /// How many inodes, directories not counted, got the present time as their modification time.
     #[serde(default)]
     pub touched: u64,
 }
@@ -83,33 +83,33 @@ pub struct Status {
     pub dirty_bytes: u64,
 }
 
-/// What differs between the head's layer and the tree that the upper lies over, ignored paths left out.
+/// What differs between the head's layer and the tree below the upper, without ignored paths.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Between {
     pub(super) record: Option<RecordId>,
     pub(super) root: Option<ObjectId>,
-    /// Paths.
+    /// Number of paths that differ.
     pub files: u64,
-    /// Bytes of the files among them.
+    /// Size of the regular files among them, in bytes.
     pub bytes: u64,
 }
 
-/// An environment, open in this process, which holds its lock.
+/// An environment that is open in this process. This process holds the environment's lock.
 pub struct Instance {
     engine: Engine,
     pub(super) trees: Arc<Trees>,
     pub(super) view: Arc<View>,
     pub(super) metadata: Mutex<Metadata>,
-    /// One command at a time; true once the instance is closed.
+    /// Held by one command at a time. True once the instance is closed.
     turn: Mutex<bool>,
-    /// Root objects of layers, which never change; read once.
+    /// Cache of the layers' root objects. A layer's root never changes.
     roots: Mutex<HashMap<RecordId, ObjectId>>,
     /// What the manifest keeps out of layers.
     pub(super) ignore: Ignore,
-    /// What lies between the head's layer and the tree below the upper, as last counted.
+    /// The last count of what differs between the head's layer and the tree below the upper.
     pub(super) between: Mutex<Option<Between>>,
     pin: Mutex<Option<Pin>>,
-    /// Root objects of snapshots that are looked at through the control directory.
+    /// Root objects of the snapshots in use through the control directory.
     looked_at: Mutex<Vec<ObjectId>>,
     pub(super) invalidator: OnceLock<Invalidator>,
     pub(super) teller: OnceLock<Teller>,
@@ -117,8 +117,8 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Opens an environment whose lock is held. Where a crash left view and record with different heads, the
-    /// view's wins and the record is mended.
+    /// Opens an environment whose lock the caller holds. If a crash left the view and the record with
+    /// different heads, the view's head wins and the record is corrected.
     pub fn open(engine: &Engine, mut metadata: Metadata, lock: EnvLock, read_only: bool) -> Result<Instance> {
         let store = engine.store();
         let trees = Arc::new(Trees::new(store.clone()));
@@ -175,7 +175,7 @@ impl Instance {
         &self.engine
     }
 
-    /// A copy of the record; head as the view has it.
+    /// A copy of the record, with the view's head.
     pub fn metadata(&self) -> Metadata {
         let mut metadata = self.metadata.lock().clone();
         let head = self.view.head();
@@ -183,29 +183,30 @@ impl Instance {
         metadata
     }
 
-    /// From now on a restore tells the kernel through `invalidator` what to forget, and then, by `teller`,
-    /// programs that watch files.
+    /// Connects the instance to its mount: from now on a restore tells the kernel through `invalidator` what
+    /// to forget, and then notifies programs that watch files through `teller`.
     pub fn attach(&self, invalidator: Invalidator, teller: Teller) {
         if self.invalidator.set(invalidator).is_err() || self.teller.set(teller).is_err() {
             tracing::error!("an environment was attached to two mounts");
         }
     }
 
-    /// Keeps from now on the tree that the view stands on, and what files read that are open and have no name
-    /// any more: after a restore they go on reading what they had.
+    /// Pins the view's tree from now on, together with the contents of open files that have no name any more:
+    /// after a restore these files must still read what they had.
     pub fn hold_pin(&self) -> Result<()> {
         let _shared = StoreLock::shared(self.store())?;
         *self.pin.lock() = Some(Pin::hold(self.store(), &[self.view.head().root])?);
         Ok(())
     }
 
-    /// State as shown: Running while a session is inside.
+    /// The state to show: Running while a session is inside.
     pub fn state(&self) -> String {
         let metadata = self.metadata.lock();
         sessions::shown_state(&self.engine, &metadata).to_string()
     }
 
-    /// What differs from the head's layer, or from the snapshot `since`, but for what is ignored.
+    /// The paths that differ from the head's layer or, if given, from the snapshot `since`, without ignored
+    /// paths.
     pub fn diff(&self, since: Option<&str>) -> Result<Vec<DiffEntry>> {
         let record = match since {
             Some(since) => reference::resolve(&self.metadata(), since)?.record,
@@ -216,10 +217,10 @@ impl Instance {
         Ok(changes)
     }
 
-    /// Figures of what is uncommitted.
+    /// Counts what is uncommitted.
     pub fn status(&self) -> Status {
         let stats = self.view.stats();
-        // What cannot be counted is no reason to say nothing of the rest; diff and commit will tell.
+        // If this count fails, report the rest all the same; `diff` and `commit` return the error.
         let between = self.between().unwrap_or_else(|error| {
             tracing::error!("counting what is uncommitted: {error}");
             Between::default()
@@ -230,8 +231,8 @@ impl Instance {
         }
     }
 
-    /// What counts as uncommitted although it is not in the upper: a commit or restore of chosen paths left
-    /// it in the tree below.
+    /// Counts what is uncommitted but not in the upper: what a commit or restore of chosen paths left in the
+    /// tree below.
     pub(super) fn between(&self) -> Result<Between> {
         let head = self.view.head();
         let known = *self.between.lock();
@@ -269,18 +270,18 @@ impl Instance {
         Ok(root)
     }
 
-    /// Ends the work on the environment: no command runs after this, the view's checkpoint is written.
+    /// Closes the environment: no command runs after this, and the view's checkpoint is written.
     pub fn close(&self) -> Result<()> {
         let mut closed = self.turn.lock();
         if !std::mem::replace(&mut *closed, true) {
-            // Whoever holds on to the instance, its pin ends here.
+            // The pin ends here even if references to the instance remain.
             drop(self.pin.lock().take());
             self.view.close()?;
         }
         Ok(())
     }
 
-    /// Closes it and keeps the lock: from here on nothing changes until the lock is dropped.
+    /// Closes the instance and keeps the lock: nothing changes until the lock is dropped.
     pub(in crate::engine) fn into_lock(self) -> Result<EnvLock> {
         self.close()?;
         Ok(self.lock)
@@ -345,13 +346,15 @@ impl Instance {
         Ok(())
     }
 
-    /// Pins these roots of snapshots from now on, instead of those before, beside what the view needs.
+    /// Pins these roots of snapshots, in place of those pinned by the last call and in addition to what the
+    /// view needs.
     ///
     /// # Errors
-    /// `NotFound` when one that was not pinned is no snapshot any more: a collection may have begun to remove
-    /// it.
+    /// `NotFound` if a root that was not pinned before is no longer a snapshot: a collection may have begun
+    /// to remove it.
     pub(in crate::engine) fn keep_snapshots(&self, roots: &[ObjectId]) -> Result<()> {
-        // With it held no collection begins: what is listed is there, and will be found pinned.
+        // No collection can begin while this is held: the listed snapshots are complete, and the next
+        // collection sees the pin.
         let _shared = self.lock_store(Wait::Brief)?;
         let mut pin = self.pin.lock();
         let mut looked_at = self.looked_at.lock();
@@ -370,8 +373,8 @@ impl Instance {
         Ok(())
     }
 
-    /// Pins what the view needs now. A failure is no failure of the commit or restore before it: what the
-    /// view stands on is kept by its upper, and what was pinned before stays pinned.
+    /// Pins what the view needs now. A failure here does not fail the commit or restore before it: the upper
+    /// keeps the view's tree, and what was pinned before stays pinned.
     pub(super) fn pin_head(&self) {
         let mut pin = self.pin.lock();
         let Some(pin) = pin.as_mut() else { return };
@@ -381,7 +384,7 @@ impl Instance {
         }
     }
 
-    /// Changes the record, durably; on failure the old one stays, on disk and here.
+    /// Changes the record durably. On failure the old record stays, on disk and in memory.
     pub(super) fn update_metadata(
         &self,
         change: impl FnOnce(&mut Metadata),
@@ -396,14 +399,17 @@ impl Instance {
     }
 }
 
-/// What an environment's manifest keeps out of layers.
+/// The paths that an environment's manifest keeps out of layers.
 pub(super) fn ignored(metadata: &Metadata) -> Result<Ignore> {
     let manifest =
         Manifest::parse(&metadata.manifest, Path::new("the manifest in the environment's record"))?;
     Ok(Ignore::new(manifest.snapshot.ignore))
 }
 
-/// Whether a snapshot may have this name at all.
+/// Checks that a name is valid for a snapshot.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is not.
 pub fn check_snapshot_name(name: &str) -> Result<()> {
     karapace_fs::control::command::check_snapshot_name(name).map_err(Error::Invalid)
 }

@@ -1,24 +1,23 @@
-//! Naming a snapshot: hash, unique prefix, name, `head`, `latest`, `base`, `~k`. Pure.
+//! References to a snapshot: hash, unique prefix, name, `head`, `latest`, `base`, `~k`. No I/O.
 
 use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::metadata::{Metadata, SnapshotEntry};
 
 use crate::engine::{Error, Result};
 
-/// The shortest prefix of a hash that is taken.
+/// The shortest prefix of a hash that is accepted, in hex digits.
 const MIN_PREFIX: usize = 4;
 
-/// A layer of an environment: what people type, and the record that it stands in.
+/// A layer of an environment, by its hash and its record. (Two records may have one hash.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerRef {
-    /// Its identity.
+    /// Its hash, which is what people type.
     pub hash: LayerHash,
     /// Its record.
     pub record: RecordId,
 }
 
-/// An environment and the snapshot of it that is meant, in `env@snapshot`. Neither names nor references have
-/// an `@`.
+/// Splits `env@snapshot` into the environment and the snapshot. Neither names nor references contain an `@`.
 pub fn split(text: &str) -> (&str, Option<&str>) {
     match text.split_once('@') {
         Some((env, snapshot)) => (env, Some(snapshot)),
@@ -26,8 +25,8 @@ pub fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The layer that `reference` names in `metadata`. A name goes before a prefix; of two records with one hash,
-/// the newest.
+/// The layer that `reference` names in `metadata`. A name takes precedence over a prefix; of two records with
+/// one hash, the newest is returned.
 ///
 /// # Errors
 /// [`Error::NoSnapshot`], [`Error::AmbiguousSnapshot`].
@@ -72,7 +71,7 @@ pub fn resolve(metadata: &Metadata, reference: &str) -> Result<LayerRef> {
     }
 }
 
-/// A hash with the names that it has.
+/// A hash with its names.
 fn candidate(metadata: &Metadata, layer: &LayerRef) -> String {
     let twins = metadata.snapshots.iter().filter(|s| s.hash == layer.hash);
     let mut names: Vec<&str> = twins.filter_map(|s| s.name.as_deref()).collect();
@@ -97,8 +96,9 @@ fn ancestor(metadata: &Metadata, head: LayerRef, steps: u32) -> Option<LayerRef>
     Some(at)
 }
 
-/// The layer that `layer` was made on, as far as it is left; `None` of the base, of what the environment does
-/// not have, and of what stands on layers that it had before it was rebuilt.
+/// The layer that `layer` was made on, or the nearest one below it that is left. `None` for the base, for a
+/// layer that the environment does not have, and for a layer made on one that the environment had before it
+/// was rebuilt.
 pub fn parent(metadata: &Metadata, layer: LayerRef) -> Option<LayerRef> {
     let base = LayerRef { hash: metadata.base_layer, record: metadata.base_record };
     let packages = metadata.dependency.map(|d| LayerRef { hash: d.layer, record: d.record });

@@ -1,4 +1,4 @@
-//! Going back to a snapshot, whole or for chosen paths.
+//! Restoring a snapshot, whole or for chosen paths.
 
 use karapace_fs::attr::{HeadRef, Restored};
 use karapace_store::fail;
@@ -12,21 +12,22 @@ use super::open::{Instance, RestoreOutcome, Wait};
 use super::reference::{self, LayerRef};
 use crate::engine::{Error, Result};
 
-/// How often a restore stores what was written meanwhile before it gives up.
+/// How many attempts a restore makes before it gives up. Each attempt stores what was written during the
+/// last.
 const ATTEMPTS: u32 = 20;
 
-/// From this attempt on, who writes waits.
+/// From this attempt on, writers wait.
 const HELD_FROM: u32 = 3;
 
 impl Times {
-    /// What nobody asked otherwise about: a whole restore is the snapshot again; chosen paths are new to what
-    /// was made of those before.
+    /// The default. A whole restore brings back the snapshot as it was; chosen paths get the present time,
+    /// because they are newer than anything made from their previous content.
     fn by_default(paths: &[Vec<u8>]) -> Times {
         if paths.is_empty() { Times::Kept } else { Times::Present }
     }
 }
 
-/// What a restore did to the view.
+/// What a restore changed in the view.
 struct Swapped {
     saved: Option<LayerHash>,
     restored: Restored,
@@ -35,10 +36,11 @@ struct Swapped {
 }
 
 impl Instance {
-    /// Makes the view equal to a snapshot, ignored paths excepted. Uncommitted changes are committed first.
+    /// Makes the view equal to a snapshot, except for ignored paths. Uncommitted changes are committed first.
     ///
-    /// With `paths`, these come from the snapshot instead (or go, where it has nothing there), as uncommitted
-    /// changes; what is uncommitted at them is committed first, and nothing else is touched.
+    /// With `paths`, only these are restored from the snapshot (or removed, if the snapshot does not have
+    /// them), as uncommitted changes. Uncommitted changes at these paths are committed first; nothing else is
+    /// touched.
     pub fn restore(
         &self,
         reference: &str,
@@ -49,7 +51,8 @@ impl Instance {
         let shared = self.lock_store(wait)?;
         let turn = self.take_turn()?;
         self.check_writable()?;
-        // Resolved before the commit below: `head`, `latest` and `~k` mean what they meant when asked.
+        // Resolved before the commit below, because `head`, `latest` and `~k` mean what they meant when the
+        // command was given.
         let LayerRef { hash, record } = reference::resolve(&self.metadata(), reference)?;
         let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
         let paths = normalised(paths, &self.ignore)?;
@@ -64,7 +67,7 @@ impl Instance {
             damage::named(self.store(), &env, &[target.root, self.view.head().root], error)
         })?;
         fail::passed("restore.record");
-        // The view is another one now: whatever fails here, the kernel has to hear of it.
+        // The view has changed: whatever fails from here on, the kernel must be told.
         let head = self.view.head();
         let recorded = self
             .update_metadata(|metadata| (metadata.head, metadata.head_record) = (head.layer, head.record));
@@ -76,10 +79,10 @@ impl Instance {
                 ))
             })?;
         }
-        // A record that could not be written is mended when the environment is opened next.
+        // If the record could not be written, the next open of the environment corrects it.
         recorded?;
         let Swapped { saved, changed, touched, restored } = swapped;
-        // Others need not wait for it.
+        // Other commands need not wait for the watchers.
         drop((turn, shared));
         if let Some(teller) = self.teller.get() {
             teller.tell(&restored.told);
@@ -87,8 +90,8 @@ impl Instance {
         Ok(RestoreOutcome { hash, saved, changed, touched })
     }
 
-    /// Commits what is uncommitted and restores `target` on that very state: a write in between begins it
-    /// anew.
+    /// Commits what is uncommitted and restores `target` on exactly that state. Starts over if something is
+    /// written in between.
     fn swap_whole(&self, target: HeadRef, times: Times) -> Result<Swapped> {
         let message = format!("before restore of {}", &target.layer.to_hex()[..12]);
         let mut saved = None;
@@ -108,13 +111,14 @@ impl Instance {
         Ok(Swapped { saved, restored, changed: None, touched })
     }
 
-    /// Commits what is uncommitted at the chosen paths and brings them back over a tree of all there is.
+    /// Commits what is uncommitted at the chosen paths and restores these paths in a tree that holds the
+    /// whole view.
     fn swap_paths(&self, target: HeadRef, paths: &[Vec<u8>], times: Times) -> Result<Swapped> {
         let snapshot = self.trees.root(&target.root)?;
         let message = format!("before restore of paths from {}", &target.layer.to_hex()[..12]);
         let mut saved = None;
         let (restored, changed, touched) = self.undisturbed(|| {
-            // First so that all is in one tree, in which the paths can be looked at.
+            // Do this first: the paths are then looked up in one tree that holds everything.
             if self.view.clean_generation()?.is_none() {
                 self.settle()?;
             }
@@ -135,8 +139,8 @@ impl Instance {
         Ok(Swapped { saved, restored, changed: Some(changed), touched })
     }
 
-    /// Calls `attempt` until it is done, which it is when nothing was written during it. The first attempts
-    /// leave writers alone; where some write all the time, they wait during a later one.
+    /// Calls `attempt` until it succeeds, which requires that nothing is written during it. The first
+    /// attempts do not block writers; from `HELD_FROM` on, writers wait.
     fn undisturbed<T>(&self, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
         let mut hold = None;
         for count in 0..ATTEMPTS {
@@ -158,7 +162,7 @@ impl Instance {
         })
     }
 
-    /// Puts the view on `target` unless something has changed since `generation`: None then.
+    /// Switches the view to `target`. `None` if something has changed since `generation`.
     fn exchange(&self, target: HeadRef, generation: u64) -> Result<Option<Restored>> {
         match self.view.restore(target, generation) {
             Ok(done) => Ok(Some(done)),
@@ -167,7 +171,7 @@ impl Instance {
         }
     }
 
-    /// Calls `f` with the rules for this environment and the tree that the upper lies over.
+    /// Calls `f` with this environment's layering and the tree that the upper lies over.
     fn with_layering<T>(&self, f: impl FnOnce(&Layering<'_>, &Root) -> Result<T>) -> Result<T> {
         let below = self.view.head();
         let head_id = self.root_of(&below.record)?;

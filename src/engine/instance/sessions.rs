@@ -1,10 +1,10 @@
-//! Who is inside an environment: each `enter` or `exec` holds a shared lock on `env/<instance>/sessions`
-//! while it runs.
+//! Running sessions of an environment: each `enter` or `exec` holds a shared lock on
+//! `env/<instance>/sessions` while it runs.
 //!
-//! The lock is the kernel's (an open-file-description lock), so a killed session leaves nothing behind, and
-//! whether there is any can be asked without taking it. Whoever clears up after the last session holds it
-//! exclusively meanwhile: the command that was the last to leave, or, where all were killed, the process that
-//! serves the environment.
+//! It is an open file description lock, so a killed session leaves nothing behind, and the kernel can be
+//! asked whether there is a session without taking the lock. The process that clears up after the last
+//! session holds the lock exclusively meanwhile: the command that was the last to leave or, if all were
+//! killed, the environment's serving process.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Joins. Waits while the last of the sessions before ends its mount.
+    /// Joins. Waits while the last of the earlier sessions ends its mount.
     pub fn join(engine: &Engine, instance: &InstanceId) -> Result<Session> {
         let path = path(engine, instance);
         let file = engine.store().files().open_or_make(&path);
@@ -38,7 +38,7 @@ impl Session {
         }
     }
 
-    /// Ends the session; when no other is left, runs `last` before any new one can join.
+    /// Ends the session. If no other is left, runs `last` before any new session can join.
     pub fn leave(self, last: impl FnOnce() -> Result<()>) -> Result<()> {
         match fcntl(&self.file, FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK))) {
             Ok(_) => last(),
@@ -48,7 +48,7 @@ impl Session {
     }
 }
 
-/// Waits until no session is inside any more, and keeps others from joining as long as the file is open.
+/// Waits until no session is inside. No new session can join while the returned file is open.
 pub fn wait_for_last(engine: &Engine, instance: &InstanceId) -> Result<File> {
     let path = path(engine, instance);
     let file = engine.store().files().open_or_make(&path);
@@ -69,7 +69,7 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
     };
     let mut found = lock(libc::F_WRLCK);
     match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found)) {
-        // A write lock is held by who clears up after the last session.
+        // A write lock belongs to the process that clears up after the last session.
         Ok(_) => i32::from(found.l_type) == libc::F_RDLCK,
         Err(errno) => {
             tracing::warn!("asking for sessions of {instance}: {errno}");
@@ -78,8 +78,8 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
     }
 }
 
-/// The state to show: Running while a session is inside; the record itself never says so, for who would take
-/// it back after a kill.
+/// The state to show: Running while a session is inside. The record never says Running, because after a kill
+/// nothing would reset it.
 pub fn shown_state(engine: &Engine, metadata: &Metadata) -> EnvState {
     if metadata.state == EnvState::Built && running(engine, &metadata.instance) {
         EnvState::Running

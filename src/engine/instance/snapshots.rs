@@ -1,4 +1,4 @@
-//! Listing snapshots and letting go of them.
+//! Listing and removing snapshots, and removing their names.
 
 use karapace_store::id::LayerHash;
 use karapace_store::metadata::{Metadata, SnapshotEntry};
@@ -9,10 +9,10 @@ use super::open::{Instance, Wait};
 use super::reference;
 use crate::engine::{Error, Result};
 
-/// What a removal of snapshots did.
+/// The result of a removal of snapshots.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RemoveOutcome {
-    /// The snapshots that are gone.
+    /// The removed snapshots.
     pub removed: Vec<LayerHash>,
 }
 
@@ -25,13 +25,13 @@ pub struct SnapshotLine {
     pub name: Option<String>,
     /// All its names, oldest first.
     pub names: Vec<String>,
-    /// The layer that it was made on, or the nearest one below that is left.
+    /// The layer that it was made on, or the nearest one below that still exists.
     pub parent: String,
     /// When it was made, RFC 3339.
     pub created_at: String,
     /// Its message.
     pub message: Option<String>,
-    /// Whether the environment stands on it.
+    /// Whether it is the environment's head.
     pub head: bool,
 }
 
@@ -54,12 +54,12 @@ pub fn snapshots(env: &Metadata) -> Vec<SnapshotLine> {
 }
 
 impl Instance {
-    /// Removes snapshots: they are no longer listed and keep nothing in the store. The layers' records stay
-    /// as long as a snapshot made on them does, and those count as made on the nearest snapshot below that is
-    /// left.
+    /// Removes snapshots: they are no longer listed and keep nothing in the store. A layer's record stays as
+    /// long as a snapshot made on it does; such a snapshot then counts as made on the nearest remaining
+    /// snapshot below.
     ///
     /// # Errors
-    /// The head and the base are refused; nothing was removed then.
+    /// Refuses the head and the base; nothing is removed then.
     pub fn remove_snapshots(&self, references: &[String], wait: Wait) -> Result<RemoveOutcome> {
         let _shared = self.lock_store(wait)?;
         let _turn = self.take_turn()?;
@@ -87,7 +87,7 @@ impl Instance {
         Ok(RemoveOutcome { removed })
     }
 
-    /// Takes a name off its snapshot.
+    /// Removes a name; the snapshot stays.
     pub fn drop_name(&self, name: &str, wait: Wait) -> Result<()> {
         let _shared = self.lock_store(wait)?;
         let _turn = self.take_turn()?;
@@ -110,8 +110,8 @@ impl Instance {
     }
 }
 
-/// Takes the snapshots of these hashes out of the list; what was made on one of them counts as made on what
-/// that was made on.
+/// Removes the snapshots with these hashes from the list. A snapshot made on a removed one gets that one's
+/// parent.
 fn remove_snapshots(snapshots: &mut Vec<SnapshotEntry>, removed: &[LayerHash]) {
     for hash in removed {
         let Some(parent) = snapshots.iter().rev().find(|s| s.hash == *hash).map(|s| s.parent) else {

@@ -1,4 +1,4 @@
-//! Single files of a stored tree, as a program inside would find them.
+//! Reads single files of a stored tree, as a program inside would find them.
 
 use karapace_store::content::{FileContent, read_at};
 use karapace_store::error::Result;
@@ -14,12 +14,12 @@ pub(in crate::engine) fn content(record: &Option<InodeRecord>) -> Option<&FileCo
     }
 }
 
-/// What is at a path when all links are followed, inside the tree.
+/// The inode at a path, with all symlinks followed inside the tree.
 pub(in crate::engine) fn follow(tree: &StoredTree<'_>, path: &[u8]) -> Result<Option<InodeRecord>> {
     Ok(find(tree, path)?.map(|(record, _)| record))
 }
 
-/// The first bytes of a file, `most` at most.
+/// The first bytes of a file, at most `most`.
 pub(in crate::engine) fn read_up_to(trees: &Trees, content: &FileContent, most: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; most as usize];
     let length = read_at(trees.store(), content, 0, &mut bytes)?;

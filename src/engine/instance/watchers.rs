@@ -1,6 +1,5 @@
-//! Telling programs that watch files in a mount what a restore changed: the process that makes the calls
-//! which the kernel raises events for, and the server's side of it (see `fs/src/fuse/watchers.rs`, which
-//! answers them).
+//! Notifies programs that watch files in a mount of what a restore changed: the process whose calls make the
+//! kernel raise the events, and the server's side of it (`fs/src/fuse/watchers.rs` answers the calls).
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,13 +28,14 @@ use crate::engine::At as _;
 use crate::engine::text::PathText;
 use crate::engine::{Error, Result};
 
-/// How long a restore waits for the process. A directory's lock that another one holds can keep it waiting.
+/// How long a restore waits for the process. The process can block on a directory's lock that another process
+/// holds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The hidden command that the process runs.
 pub const COMMAND: &str = "tell-watchers";
 
-/// All that the process is told.
+/// The process's input.
 #[derive(Serialize, Deserialize)]
 struct Task {
     /// See [`Watchers::begin`].
@@ -53,9 +53,9 @@ struct Step {
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Act {
-    /// Make a thing of the kind with these type bits.
+    /// Make an entry of the kind with these type bits.
     Make(u32),
-    /// Remove a thing.
+    /// Remove an entry.
     Remove { directory: bool },
     /// Write a file.
     Change,
@@ -75,7 +75,7 @@ impl Step {
     }
 }
 
-/// Tells watchers in one mount.
+/// Notifies watchers in one mount.
 pub struct Teller {
     watchers: Watchers,
     dir: PathBuf,
@@ -84,13 +84,13 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// Of the mount on `dir`, as this process sees it.
+    /// For the mount on `dir`, as this process sees it.
     pub fn new(watchers: Watchers, dir: PathBuf) -> Teller {
         Teller { watchers, dir, turn: Mutex::default() }
     }
 
-    /// Has the events raised, and returns when they are queued or it took too long. What fails is for the
-    /// log: the restore has happened. Not to be called by a thread that answers the kernel.
+    /// Raises the events; returns when they are queued, or after a timeout. Failures are only logged, because
+    /// the restore is already done. Must not be called by a thread that answers the kernel.
     pub fn tell(&self, told: &[Told]) {
         if told.is_empty() {
             return;
@@ -121,16 +121,16 @@ impl Teller {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn()?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
-        // Before it has read what to do.
+        // The server must know the process before it reads its task.
         let is_alone = self.watchers.begin(child.id(), &task.probe, told);
         if let Some(mut input) = input.filter(|_| is_alone) {
-            // A process that does not read is not waited for here; its end ends the thread.
+            // Do not block here on a process that does not read. The thread ends when the process does.
             let write = move || {
                 if let Err(error) = input.write_all(&text) {
                     tracing::debug!("telling {COMMAND}: {error}");
                 }
             };
-            // Without a thread its input ends at once, and so does it.
+            // Without the thread the process's input ends at once, and so the process ends.
             if let Err(error) = std::thread::Builder::new().name("karapace-tell".to_owned()).spawn(write) {
                 tracing::debug!("telling {COMMAND}: {error}");
             }
@@ -143,7 +143,7 @@ impl Teller {
         let watchers = is_alone.then(|| self.watchers.clone());
         let reap = move || reap(child, watchers);
         if !in_time {
-            // A call of it may have to be answered first.
+            // One of the process's calls may have to be answered before it can die.
             std::thread::Builder::new().name("karapace-reaper".to_owned()).spawn(reap)?;
             ended?;
             return Err(io::Error::other(format!("it took more than {} s", PATIENCE.as_secs())));
@@ -157,7 +157,7 @@ impl Teller {
     }
 }
 
-/// Waits until the process has ended, which closes its output.
+/// Waits until the process ends, which closes its output. False after [`PATIENCE`].
 fn ends_in_time(output: BorrowedFd<'_>) -> io::Result<bool> {
     let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
     let mut events = [PollFd::new(&output, PollFlags::IN)];
@@ -170,10 +170,11 @@ fn ends_in_time(output: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Waits for the end of the process, whose number stays its own until it is waited for. Whether it succeeded.
+/// Waits for the process to end and reaps it; its id is not reused before that. Returns whether it succeeded.
 fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
     let id = || Id::Pid(Pid::from_raw(child.id().cast_signed()));
-    // Not known any more before it has ended: what it calls then would be done.
+    // The server must know the process until it has ended: a call that it makes later would really be carried
+    // out.
     while waitid(id(), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
     if let Some(watchers) = watchers {
         watchers.end();
@@ -181,15 +182,15 @@ fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
     child.wait().is_ok_and(|status| status.success())
 }
 
-/// Makes the calls, in the mount on `dir`, that standard input lists. For the process that [`Teller::tell`]
-/// starts.
+/// Makes the calls that standard input lists, in the mount on `dir`. Runs in the process that
+/// [`Teller::tell`] starts.
 pub fn make_calls(dir: &Path) -> Result<()> {
     let mut text = Vec::new();
     io::stdin().read_to_end(&mut text).at("read", Path::new("standard input"))?;
     let Task { probe, steps } = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = open(dir, flags, Mode::empty()).at("open", dir)?;
-    // Only where the server knows this process do its calls change nothing.
+    // The calls change nothing only if the server knows this process.
     if statat(&root, probe, AtFlags::SYMLINK_NOFOLLOW).err() != Some(HostErrno::ALREADY) {
         return Err(Error::Invalid(format!(
             "{} is not the mount, or does not know this process",
@@ -209,7 +210,7 @@ pub fn make_calls(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens what is in the mount, and nothing that is mounted on it: that is not ours to touch.
+/// Opens a path in this mount only: what is mounted on top of it is not ours to touch.
 fn open_here(dir: impl AsFd, path: &[u8], flags: OFlags) -> Option<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve).ok()
@@ -220,7 +221,7 @@ fn directory(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
     open_here(root, &[b".", path].concat(), OFlags::PATH | OFlags::DIRECTORY)
 }
 
-/// One path. What fails is passed over: it has changed again, or this user may not do it.
+/// Makes the calls for one path. Ignores failures: the path has changed again, or this user may not do it.
 fn make_call(dir: BorrowedFd<'_>, name: &[u8], act: Act) {
     match act {
         Act::Remove { directory } => {
@@ -234,7 +235,7 @@ fn make_call(dir: BorrowedFd<'_>, name: &[u8], act: Act) {
                 Some(FileKind::Symlink) => symlinkat("none", dir, name),
                 _ => mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, 0),
             };
-            // The kernel knew it already, by another name or from before.
+            // The kernel already has the inode, by another name or from before.
             if made.is_err() {
                 set_times(dir, name, UTIME_OMIT);
             }
@@ -248,7 +249,7 @@ fn make_call(dir: BorrowedFd<'_>, name: &[u8], act: Act) {
     }
 }
 
-/// Raises IN_MODIFY, or with the access time IN_ATTRIB.
+/// Raises IN_MODIFY or, if the access time is set as well, IN_ATTRIB.
 fn set_times(dir: BorrowedFd<'_>, name: &[u8], access: Nsecs) {
     let time = |tv_nsec| rustix::fs::Timespec { tv_sec: 0, tv_nsec };
     let times = Timestamps { last_access: time(access), last_modification: time(UTIME_NOW) };
@@ -257,8 +258,8 @@ fn set_times(dir: BorrowedFd<'_>, name: &[u8], access: Nsecs) {
     }
 }
 
-/// Opens a regular file for writing, and closes it: IN_CLOSE_WRITE. Not a program: it could not be started
-/// meanwhile.
+/// Opens a regular file for writing and closes it, which raises IN_CLOSE_WRITE. Skips executables: a program
+/// cannot be started while it is open for writing.
 fn write_none(dir: BorrowedFd<'_>, name: &[u8]) {
     let found = open_here(dir, name, OFlags::PATH | OFlags::NOFOLLOW);
     let is_plain = found
