@@ -1,4 +1,4 @@
-//! Directories to mount on: making them ready, finding what is mounted, clearing what a killed process left.
+//! Mount points: preparing them, finding what is mounted on them, and clearing what a killed process left.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,12 +15,12 @@ use nix::unistd::geteuid;
 use crate::engine::At as _;
 use crate::engine::{Error, Result};
 
-/// What the source of every mount begins with; the environment's name follows. With a colon, as of
-/// `host:directory`, df and du would take the mount for a remote one: `df --local` left it out, and du called
-/// a bind mount inside a damaged file system (`ME_REMOTE` of gnulib's mountlist.c).
+/// Prefix of the source of every mount; the environment's name follows. It has no colon, because df and du
+/// take a mount with a source like `host:directory` for a remote one: `df --local` would leave it out, and du
+/// would report a damaged file system at a bind mount inside (`ME_REMOTE` in gnulib's mountlist.c).
 pub const SOURCE: &str = "karapace+";
 
-/// What stands at a path where a mount is wanted.
+/// What is at a path that is to be a mount point.
 #[derive(Debug, PartialEq, Eq)]
 enum Standing {
     Nothing,
@@ -29,8 +29,8 @@ enum Standing {
     Stale,
 }
 
-/// Makes `dir` an empty directory to mount on: created if missing, a stale mount on it detached.
-/// Gives its absolute path without symlinks.
+/// Makes `dir` an empty directory to mount on: creates it if it is missing, and detaches a stale mount.
+/// Returns its absolute path without symlinks.
 pub fn prepare(dir: &Path) -> Result<PathBuf> {
     let standing = match look(dir)? {
         Standing::Stale if !is_own(dir)? => {
@@ -57,7 +57,7 @@ pub fn prepare(dir: &Path) -> Result<PathBuf> {
     fs::canonicalize(dir).at("resolve", dir)
 }
 
-/// Detaches the environment that is mounted on `dir` if its server is gone; anything else is left alone.
+/// Detaches the environment that is mounted on `dir` if its server is gone. Leaves anything else alone.
 pub fn clear_stale(dir: &Path) -> Result<()> {
     if !is_own(dir)? {
         return Ok(());
@@ -77,18 +77,19 @@ pub fn is_stale(dir: &Path) -> bool {
     matches!(is_own(dir), Ok(true)) && matches!(look(dir), Ok(Standing::Stale))
 }
 
-/// Whether the topmost mount on `dir` is an environment's, made by this user.
+/// Whether the topmost mount on `dir` is an environment that this user mounted.
 fn is_own(dir: &Path) -> Result<bool> {
     Ok(mounter_of_ours(dir)? == Some(geteuid().as_raw()))
 }
 
-/// Who made the FUSE mount of a line of mountinfo.
+/// The user id of the user who made the FUSE mount in a line of mountinfo.
 fn mounter(line: &str) -> Option<u32> {
     let options = line.split_once(" - ")?.1.split(' ').nth(2)?;
     options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
 }
 
-/// Unmounts `dir`; with `lazy`, even while it is in use, as far as new look-ups go.
+/// Unmounts `dir`. With `lazy`, detaches it even while it is in use: new look-ups do not reach it, open files
+/// stay.
 ///
 /// # Errors
 /// [`Error::DirBusy`] when files are open or a shell is inside.
@@ -123,8 +124,8 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
     Err(Error::Invalid(format!("cannot unmount {}: {words}", dir.display())))
 }
 
-/// /proc/self/mountinfo, in which bytes beyond ASCII are escaped like blanks: a mount point may have any
-/// name, anybody's too.
+/// /proc/self/mountinfo, with non-ASCII bytes escaped as spaces are: any mount point, also another program's,
+/// may have any bytes in its name.
 fn mount_table() -> Result<String> {
     let path = Path::new("/proc/self/mountinfo");
     let table = fs::read(path).at("read", path)?;
@@ -143,7 +144,8 @@ fn escaped(table: &[u8]) -> String {
     text
 }
 
-/// Who made the environment's mount on `dir`, by user id; `None` where the topmost mount there is none.
+/// The user id of the user who mounted the environment on `dir`; `None` if the topmost mount there is not an
+/// environment.
 pub fn mounter_of_ours(dir: &Path) -> Result<Option<u32>> {
     let dir = absolute(dir)?;
     let table = mount_table()?;
@@ -154,15 +156,15 @@ pub fn mounter_of_ours(dir: &Path) -> Result<Option<u32>> {
     Ok(ours.and_then(mounter))
 }
 
-/// The source of the FUSE mount on `dir` as /proc/self/mountinfo has it; the topmost where several are.
+/// The source of the topmost FUSE mount on `dir`, from /proc/self/mountinfo.
 pub fn fuse_source(dir: &Path) -> Result<Option<String>> {
     let table = mount_table()?;
     let mut from_top = table.lines().rev().filter_map(fuse_line);
     Ok(from_top.find(|(at, _)| at == dir.as_os_str().as_bytes()).map(|(_, source)| source))
 }
 
-/// The minor device number of the environment or snapshot mounted on `dir`: of its connection, for the
-/// kernel. Does not touch the mount.
+/// The minor device number of the environment or snapshot mounted on `dir`, which is also the number of its
+/// FUSE connection. Does not access the mount.
 pub fn fuse_device(dir: &Path) -> Result<Option<u32>> {
     let table = mount_table()?;
     let ours = |line: &&str| {
@@ -177,12 +179,12 @@ fn device(line: &str) -> Option<u32> {
     line.split(' ').nth(2)?.split_once(':')?.1.parse().ok()
 }
 
-/// Whether a table of mounts (as /proc/PID/mountinfo) has the FUSE mount of this minor device number.
+/// Whether `table` (the text of a /proc/PID/mountinfo) has the FUSE mount with this minor device number.
 pub(super) fn has_device(table: &str, minor: u32) -> bool {
     table.lines().any(|line| fuse_line(line).is_some() && device(line) == Some(minor))
 }
 
-/// The mount points of all environments and snapshots that this process sees, stale ones among them.
+/// The mount points of all environments and snapshots that this process sees, including stale ones.
 pub fn all_of_ours() -> Result<Vec<PathBuf>> {
     let table = mount_table()?;
     let ours = table.lines().filter_map(fuse_line).filter(|(_, source)| source.starts_with(SOURCE));
@@ -210,7 +212,7 @@ pub fn absolute(dir: &Path) -> Result<PathBuf> {
 }
 
 fn look(dir: &Path) -> Result<Standing> {
-    // Not stat: the kernel may still have the attributes of a dead mount's root.
+    // Not stat, because the kernel may still have the attributes of a dead mount's root.
     match statfs(dir) {
         Ok(_) => Ok(Standing::Directory),
         Err(Errno::ENOENT) => Ok(Standing::Nothing),
@@ -223,7 +225,7 @@ fn detach(dir: &Path) -> Result<()> {
     unmount(&absolute(dir)?, true)
 }
 
-/// Mount point and source of a FUSE line of mountinfo.
+/// The mount point and the source in a line of mountinfo, if it is a FUSE mount.
 fn fuse_line(line: &str) -> Option<(Vec<u8>, String)> {
     let (left, right) = line.split_once(" - ")?;
     let mut right = right.split(' ');

@@ -1,8 +1,8 @@
-//! Every environment a directory: a process that mounts each below one directory with the usual mount, and
-//! follows as they are built, renamed, frozen and destroyed.
+//! `mount --all`: a process that mounts every environment below one directory with default options, and
+//! updates the mounts as environments are built, renamed, frozen and destroyed.
 //!
-//! Each environment has a serving process of its own, as by `mount`; this one only starts them. So what goes
-//! wrong with one, or with this process, leaves the others as they are.
+//! As with `mount`, each environment has a serving process of its own; this process only starts them. A
+//! failure of one of them, or of this process, does not affect the others.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -29,10 +29,10 @@ use crate::engine::At as _;
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
-/// How often mounts are looked after that ended by themselves, or could not be made.
+/// How often mounts that ended by themselves, or could not be made, are checked.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long a stop may take: each mount in use has its grace.
+/// How long a stop may take: each mount in use gets its grace period.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `~/karapace`.
@@ -43,17 +43,18 @@ pub fn default_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(home).join("karapace"))
 }
 
-/// Where the process in the background writes what it has to say.
+/// The log of the background process.
 pub fn log_path(engine: &Engine) -> PathBuf {
     engine.store().layout().mount_all_log()
 }
 
 impl Engine {
-    /// Mounts everything below `dir` until [`Engine::umount_all`], SIGTERM or SIGINT. `ready` is called once,
-    /// when all that can be mounted is; `tell` hears of what cannot, and why, once each time.
+    /// Mounts every environment below `dir` until [`Engine::umount_all`], SIGTERM or SIGINT. `ready` is
+    /// called once, when everything that can be mounted is mounted; `tell` is called once for each failure,
+    /// with the reason.
     ///
     /// # Errors
-    /// Another process does it already.
+    /// [`Error::Invalid`] if another process does this already.
     pub fn mount_all(
         &self,
         dir: &Path,
@@ -85,8 +86,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The same in a process in the background; returns when all that can be mounted is. Gives its directory
-    /// and process id.
+    /// The same in a background process. Returns its directory and its process id when everything that can be
+    /// mounted is mounted.
     pub fn mount_all_in_background(&self, dir: &Path, verbose: bool) -> Result<(PathBuf, u32)> {
         if let Some(supervisor) = self.supervisor()? {
             return Err(taken(&supervisor));
@@ -119,8 +120,8 @@ impl Engine {
         }
     }
 
-    /// Ends `mount --all`, and every mount of an environment. Gives the directories, and what could not be
-    /// unmounted with the reason.
+    /// Ends `mount --all` and every mount of an environment. Returns the directories that were unmounted, and
+    /// for each failure what was not unmounted and why.
     pub fn umount_all(&self) -> Result<(Vec<PathBuf>, Vec<String>)> {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
         let before: Vec<_> = self.readable()?.0;
@@ -154,7 +155,7 @@ impl Engine {
         Ok((done, failed))
     }
 
-    /// Asks the process that mounts everything to end, having made sure that it is the one.
+    /// Asks the supervisor to end, after checking that the recorded process id is its own.
     fn end_supervisor(&self, supervisor: &Supervisor) -> Result<()> {
         let failed = |e: io::Error| Error::io("stop", Path::new("mount --all"), e);
         let pid = i32::try_from(supervisor.pid).ok().and_then(Pid::from_raw);
@@ -164,7 +165,7 @@ impl Engine {
             other => other.map_err(|errno| failed(errno.into()))?,
         };
         let path = record_path(self);
-        // Looked at while the process is held: no other can have got its number.
+        // Checked while we hold the pidfd, so no other process can have its id.
         let record = self.store().files().stat(&path).at("read", &path)?;
         if !has_lock(supervisor.pid, record.st_ino)? {
             return Err(Error::Invalid(format!(
@@ -193,7 +194,7 @@ impl Engine {
                     if let Some(other) = self.supervisor()? {
                         return Err(taken(&other));
                     }
-                    // Somebody only asks for it, or is about to write its record.
+                    // Another process holds the lock only to look, or is about to write its record.
                     if start.elapsed() > TICK {
                         return Err(Error::Invalid("mount --all is starting already".to_owned()));
                     }
@@ -211,7 +212,7 @@ impl Engine {
     }
 }
 
-/// Whether a process holds a flock on the file with this inode number, as proc_locks(5) has it.
+/// Whether /proc/locks (proc_locks(5)) lists a flock of this process on a file with this inode number.
 fn has_lock(pid: u32, inode: u64) -> Result<bool> {
     let path = Path::new("/proc/locks");
     let table = fs::read_to_string(path).at("read", path)?;
@@ -232,19 +233,19 @@ fn taken(supervisor: &Supervisor) -> Error {
     ))
 }
 
-/// Changes of environments' records.
+/// Watches the environments' records for changes.
 struct Watch(Inotify);
 
 impl Watch {
     fn begin(dir: &Path) -> nix::Result<Watch> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        // Records are replaced by renames.
+        // A record is replaced by a rename.
         let changes = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_CLOSE_WRITE;
         inotify.add_watch(dir, changes)?;
         Ok(Watch(inotify))
     }
 
-    /// Waits for a change or a tick; true when it is time to stop.
+    /// Waits for a change or a tick. Returns true if the process should stop.
     fn wait(&self, stop: &UnixStream) -> nix::Result<bool> {
         let mut waiting =
             [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
@@ -265,18 +266,19 @@ impl Watch {
     }
 }
 
-/// One environment as it was last seen.
+/// An environment as it was last seen.
 struct Known {
     metadata: Metadata,
     standing: Standing,
 }
 
 enum Standing {
-    /// Mounted here; by a process that this one started, or by one that an earlier one left.
+    /// Mounted here, by a process that this supervisor started or (without a `Background`) by one that an
+    /// earlier supervisor left.
     Mounted(PathBuf, Option<Background>),
-    /// Somebody unmounted it: it stays so until its record changes.
+    /// The user unmounted it: it stays unmounted until its record changes.
     Unmounted,
-    /// It cannot be mounted, for this reason; tried again.
+    /// Mounting failed for this reason; it is tried again.
     Failed(String),
 }
 
@@ -289,7 +291,7 @@ struct Mounts<'a> {
 }
 
 impl Mounts<'_> {
-    /// Brings the mounts to what the records say.
+    /// Makes the mounts match the records.
     fn follow(&mut self) -> Result<()> {
         let (environments, _) = self.engine.readable()?;
         let gone: Vec<InstanceId> = self.known.keys().copied().collect();
@@ -306,7 +308,8 @@ impl Mounts<'_> {
         Ok(())
     }
 
-    /// What is no more, or was archived, has been unmounted by whoever did that; its directory goes.
+    /// Forgets an environment that was removed or archived, and removes its directory. The command that did
+    /// it has unmounted the environment.
     fn forget(&mut self, instance: &InstanceId) {
         if let Some(known) = self.known.remove(instance) {
             self.clear(&known.metadata.name);
@@ -314,7 +317,8 @@ impl Mounts<'_> {
     }
 
     fn clear(&self, name: &str) {
-        // Only an empty directory goes, so nothing can be lost; a mount that is still there keeps it.
+        // `remove_dir` removes an empty directory only, so nothing can be lost; it fails while the mount is
+        // still there.
         if let Err(error) = fs::remove_dir(self.dir.join(name)) {
             tracing::debug!("{name}: {error}");
         }
@@ -338,7 +342,7 @@ impl Mounts<'_> {
         self.known.insert(env.instance, Known { metadata: env, standing });
     }
 
-    /// How a mounted one stands now; None when it is to be mounted again.
+    /// The present standing of a mounted environment. `None` if it must be mounted again.
     fn still_mounted(
         &self,
         env: &Metadata,
@@ -390,7 +394,8 @@ impl Mounts<'_> {
         }
     }
 
-    /// Unmounts what was mounted here. What is in use stays mounted, by its own process.
+    /// Unmounts every environment that was mounted here. One that is in use stays mounted, served by its own
+    /// process.
     fn end(mut self) {
         for (_, known) in std::mem::take(&mut self.known) {
             let Standing::Mounted(_, process) = known.standing else { continue };

@@ -1,4 +1,4 @@
-//! A serving process in the background: how it is started, and what it and its starter tell each other.
+//! A background serving process: starting it, and the messages between it and its starter.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -17,14 +17,14 @@ use crate::engine::server::info::log_path;
 use crate::engine::{Engine, Error, Result};
 use crate::process;
 
-/// A mount log above this size in bytes begins anew with the next mount.
+/// Size in bytes above which the next mount starts a new mount log.
 const LOG_LIMIT: u64 = 1 << 20;
 
-/// What the background process says to the one that started it, one JSON line on its standard output.
+/// The background process's message to its starter: one JSON line on standard output.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Readiness {
-    /// Alone in new namespaces that have no ids yet, and waits for a line on its standard input.
+    /// The process is in new namespaces that have no ids yet, and waits for a line on its standard input.
     Alone,
     Mounted {
         dir: PathBuf,
@@ -35,13 +35,13 @@ pub(super) enum Readiness {
     },
 }
 
-/// Says on standard output that the mount answers. For the background process only.
+/// Reports on standard output that the mount answers. For the background process only.
 pub fn tell_ready(dir: &Path) -> Result<()> {
     tell(&Readiness::Mounted { dir: dir.to_owned() })
 }
 
-/// Puts this process, which must have one thread, into a user and a mount namespace of its own, and returns
-/// when the process that started it has given it its ids. For the background process only.
+/// Moves this process, which must be single-threaded, into its own user and mount namespace; returns when its
+/// starter has mapped its ids. For the background process only.
 pub fn leave_host() -> Result<()> {
     let failed = |e: io::Error| Error::io("make a user namespace for", Path::new("the mount"), e);
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(|e| failed(e.into()))?;
@@ -54,7 +54,7 @@ pub fn leave_host() -> Result<()> {
     }
 }
 
-/// Says on standard output why there is no mount. For the background process only.
+/// Reports on standard output why there is no mount. For the background process only.
 pub fn tell_failed(error: &Error) -> Result<()> {
     tell(&Readiness::Failed { errno: error.errno(), reason: error.to_string().trim_end().to_owned() })
 }
@@ -70,7 +70,7 @@ fn tell(readiness: &Readiness) -> Result<()> {
     told.at("report to", Path::new("the starting process"))
 }
 
-/// The serving process, as its starter knows it.
+/// A serving process, as a child of its starter.
 pub struct Background(Child);
 
 impl Background {
@@ -79,7 +79,7 @@ impl Background {
         self.0.id()
     }
 
-    /// None while it runs; then whether it ended by itself, not by a signal.
+    /// `None` while it runs; afterwards, whether it exited by itself rather than by a signal.
     pub(super) fn ended(&mut self) -> Option<bool> {
         match self.0.try_wait() {
             Ok(status) => status.map(|status| status.code().is_some()),
@@ -90,7 +90,7 @@ impl Background {
         }
     }
 
-    /// Waits for its end. For a starter that lives on and has unmounted it.
+    /// Waits for the process to end. For a starter that has unmounted it and goes on running.
     pub fn wait(mut self) {
         if let Err(error) = self.0.wait() {
             tracing::debug!("waiting for the serving process: {error}");
@@ -99,10 +99,9 @@ impl Background {
 }
 
 impl Engine {
-    /// Mounts in a background process and returns the mount point when the mount answers.
-    /// `verbose` makes its log say more.
+    /// Mounts in a background process; returns when the mount answers. `verbose` makes the log more detailed.
     pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
-        // What can be refused here is refused before a process is started.
+        // Refuse before a process is started, as far as possible.
         check_mountable(env)?;
         check_root_options(options)?;
         if options.snapshot.is_none() {
@@ -149,7 +148,7 @@ fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> R
         let given =
             ranges.give(child.id()).and_then(|()| input.map_or(Ok(()), |mut input| input.write_all(b"\n")));
         if let Err(error) = given {
-            // It ends when its input does.
+            // The process ends when its standard input is closed.
             told()?;
             Background(child).wait();
             return Err(Error::NoIds { source: error });
@@ -193,7 +192,7 @@ fn arguments(options: &Options) -> Vec<String> {
     args
 }
 
-/// What mount(8) calls a flag.
+/// The name of a flag in mount(8).
 fn flag_name(flag: Flag) -> &'static str {
     match flag {
         Flag::ReadOnly => "ro",

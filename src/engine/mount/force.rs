@@ -1,7 +1,7 @@
-//! Ending a mount that does not answer any more.
+//! Ending a mount that does not answer.
 //!
-//! What returned is in the upper, journal and data, since before it returned: cutting the mount off, or
-//! killing the process that serves it, loses nothing of it.
+//! An operation is in the upper (journal and data files) before it returns, so aborting the connection or
+//! killing the serving process loses nothing that has returned.
 
 use std::fs;
 use std::io;
@@ -18,27 +18,27 @@ use crate::engine::server::client::Client;
 use crate::engine::server::keeper::is_over;
 use crate::engine::{Engine, Error, Result};
 
-/// Where the kernel lists its FUSE connections, by the device number of the mount.
+/// The kernel's FUSE connections, named by the mount's device number.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
-/// How long the serving process may take to end by itself.
+/// How long the serving process may take to end after SIGTERM.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// How long it may take to die once it was killed.
+/// How long it may take to die after SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What became of a mount that was ended by force.
+/// The result of a forced unmount.
 #[derive(Debug)]
 pub struct Forced {
     /// Where it was.
     pub dir: PathBuf,
-    /// What was done, in order, each a short sentence without a full stop.
+    /// The steps taken, in order; each is a short sentence without a full stop.
     pub done: Vec<String>,
 }
 
 impl Engine {
-    /// Ends the mount that `target` names as [`Engine::umount`] does, asking neither the process that serves
-    /// it nor anyone who uses it: detached, cut off, and what serves it ended.
+    /// Ends the mount that `target` names (see [`Engine::umount`]), without asking the serving process or
+    /// anyone who uses it: detaches the mount, aborts its connection and ends the serving process.
     pub fn umount_by_force(&self, target: &str) -> Result<Forced> {
         let (env, dir) = self.mount_named(target)?;
         let mut forced = Forced { dir, done: Vec::new() };
@@ -50,15 +50,15 @@ impl Engine {
         if server.is_none() && here.is_none() {
             return Err(Error::NotMounted { what: target.to_owned() });
         }
-        // Where it is not mounted here any more, what was recorded counts, as long as it is served: then no
-        // other has the number.
+        // If it is no longer mounted here, use the recorded device number, but only while it is served: then
+        // no other mount has that number.
         let recorded = match (&env, &server) {
             (Some(env), Some(_)) => self.recorded_mount(&env.instance)?.and_then(|mount| mount.device),
             _ => None,
         };
         let connection = here.or(recorded);
         if here.is_some() {
-            // Who serves it may be what keeps it from being detached; then it goes once that is gone.
+            // The serving process may be what prevents the detach; then it works once that process is gone.
             match mountpoint::unmount(&forced.dir, true) {
                 Ok(()) => forced.done.push(format!("detached {}", forced.dir.display())),
                 Err(error) => tracing::info!("not detached yet: {error}"),
@@ -79,13 +79,13 @@ impl Engine {
         Ok(forced)
     }
 
-    /// The process that serves an environment, held so that no other can take its id.
+    /// The process that serves an environment, with a pidfd so that its id cannot be reused.
     fn server_of(&self, env: &Metadata) -> Result<Option<(Pid, OwnedFd)>> {
         let dir = self.env_dir(&env.instance);
         loop {
             let Some(pid) = self.listener(&dir)? else { return Ok(None) };
             match pidfd_open(pid, PidfdFlags::empty()) {
-                // It listens still, so it is the process that the id meant all the time.
+                // It still listens, so the id has meant this process all the time.
                 Ok(process) if self.listener(&dir)? == Some(pid) => return Ok(Some((pid, process))),
                 Ok(_) | Err(rustix::io::Errno::SRCH) => {}
                 Err(errno) => return Err(Error::io("hold the process that serves", &dir, errno.into())),
@@ -93,7 +93,7 @@ impl Engine {
         }
     }
 
-    /// Who listens on an environment's socket. The kernel knows, and it needs no answer.
+    /// The process that listens on an environment's socket. The kernel tells; the process need not answer.
     fn listener(&self, env_dir: &Path) -> Result<Option<Pid>> {
         let Some(client) = Client::connect(self.store().files(), env_dir)? else { return Ok(None) };
         let pid = client.server().at("ask who serves", env_dir)?;
@@ -101,8 +101,8 @@ impl Engine {
     }
 }
 
-/// Has the kernel fail everything that waits for this connection. Whether it did; not everyone may, and not
-/// every system has the files for it.
+/// Makes the kernel fail everything that waits on this connection. Returns whether it did: not every user
+/// may, and not every system has the control files.
 fn abort(number: u32) -> bool {
     let connection = Path::new(CONNECTIONS).join(number.to_string());
     match fs::write(connection.join("abort"), "1") {
@@ -114,7 +114,8 @@ fn abort(number: u32) -> bool {
     }
 }
 
-/// Ends the serving process: asks it, and kills it when it does not end. Says which.
+/// Ends the serving process: asks it, and kills it if it does not end. Returns which of the two it was, as a
+/// sentence.
 fn end(pid: Pid, process: &OwnedFd) -> Result<String> {
     let number = pid.as_raw_nonzero();
     let send = |signal| match pidfd_send_signal(process, signal) {

@@ -1,5 +1,5 @@
-//! Who keeps a mount from ending that is not in the tree of directories any more: it lives on in another
-//! mount namespace, or for files that are open.
+//! Finds the processes that keep an unmounted mount alive: it still exists in another mount namespace, or has
+//! open files.
 
 use std::fmt;
 use std::fs;
@@ -9,17 +9,17 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::engine::mountpoint;
 
-/// The most that are named.
+/// How many holders a message names at most.
 const MOST: usize = 5;
 
-/// A process that has a mount.
+/// A process that keeps a mount alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     /// Its id.
     pub pid: u32,
     /// Its name.
     name: String,
-    /// The mount is in a mount namespace of its own, not merely open.
+    /// The process has the mount in its own mount namespace, and not only open files.
     elsewhere: bool,
 }
 
@@ -30,8 +30,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The processes that have the FUSE mount with this minor device number, one for each further mount
-/// namespace, as far as this process may look. Asks nothing of the mount.
+/// The processes that hold the FUSE mount with this minor device number, one for each other mount namespace,
+/// as far as this process may look. Sends no request to the mount.
 pub fn holders(minor: u32) -> Vec<Holder> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let mut seen: Vec<Option<PathBuf>> = vec![namespace("self")];
@@ -58,7 +58,7 @@ pub fn holders(minor: u32) -> Vec<Holder> {
     found
 }
 
-/// A list of them for a message.
+/// The holders as a list for a message.
 pub fn named(holders: &[Holder]) -> String {
     let mut names: Vec<String> = holders.iter().take(MOST).map(Holder::to_string).collect();
     if holders.len() > MOST {
@@ -67,12 +67,13 @@ pub fn named(holders: &[Holder]) -> String {
     names.join(", ")
 }
 
-/// Whether a process has a file, a directory or its program there.
+/// Whether a process has an open file, its working or root directory, or its program on the mount.
 fn has_open(place: &Path, minor: u32) -> bool {
     let fixed = ["cwd", "root", "exe"].map(|name| place.join(name));
     let open = fs::read_dir(place.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
     fixed.into_iter().chain(open).any(|link| {
-        // Nothing but the device is asked for, and nothing from the server: it may not answer.
+        // Only the device number is needed; the kernel has it without asking the server, which may not
+        // answer.
         let found = statx(CWD, &link, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
         found.is_ok_and(|found| (found.stx_dev_major, found.stx_dev_minor) == (0, minor))
     })

@@ -1,4 +1,4 @@
-//! What may not be done to an environment in use, and what a killed session left mounted.
+//! Refusing operations on an environment in use, and unmounting what a killed session left.
 
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
@@ -7,22 +7,26 @@ use crate::engine::instance::sessions;
 use crate::engine::{Engine, Error, Result};
 
 impl Engine {
-    /// Refuses what may not be done to an environment in use.
+    /// Checks that the environment is not in use. Unmounts it if only `mount --all` or a killed session
+    /// mounted it.
+    ///
+    /// # Errors
+    /// [`Error::Running`] if a session is inside, [`Error::Mounted`] if a user has mounted it.
     pub(in crate::engine) fn check_idle(&self, env: &Metadata) -> Result<()> {
         if sessions::running(self, &env.instance) {
             return Err(Error::Running { env: env.name.clone() });
         }
         self.end_orphaned_session(env)?;
         match self.live_mount(&env.instance)? {
-            // Who mounted it was no user, who would have to unmount it.
+            // `mount --all` mounted it and not a user, so nobody has to be asked to unmount it.
             Some(mount) if self.is_supervised(&mount)? => self.unmount_and_wait(env).map(|_| ()),
             Some(_) => Err(self.mounted_error(env)),
             None => Ok(()),
         }
     }
 
-    /// Takes the lock of an environment that is not in use. A mount that somebody's `mount --all` just makes
-    /// may show only when the lock is asked for: it is ended as well.
+    /// Takes the lock of an environment that is not in use. A mount that `mount --all` is just making may
+    /// become visible only when the lock is requested; it is ended as well.
     pub(in crate::engine) fn lock_idle(&self, env: &Metadata) -> Result<EnvLock> {
         self.check_idle(env)?;
         match self.lock_unmounted(env) {
@@ -34,7 +38,7 @@ impl Engine {
         }
     }
 
-    /// Unmounts what a killed session left mounted for itself.
+    /// Ends the mount that a killed session made for itself and left behind.
     pub(super) fn end_orphaned_session(&self, env: &Metadata) -> Result<()> {
         let orphaned = self.live_mount(&env.instance)?.is_some_and(|mount| mount.session)
             && !sessions::running(self, &env.instance);

@@ -1,9 +1,9 @@
 //! Serving an environment through FUSE.
 //!
-//! [`options`] say how. [`serve`] serves it in this process, [`background`] in another, [`all`] every
-//! environment there is, as the [`supervisor`]. [`umount`] and [`force`] end a mount, and `holders` says who
-//! keeps it; [`idle`] refuses what may not be done to an environment in use; [`unit`] writes one for systemd.
-//! May use `server` and `instance`.
+//! [`options`] describes a mount. [`serve`] serves it in this process, [`background`] in another one, and
+//! [`all`] serves every environment, as the [`supervisor`]. [`umount`] and [`force`] end a mount, and
+//! `holders` finds what keeps it alive; [`idle`] refuses operations on an environment in use; [`unit`] writes
+//! a systemd unit. May use `server` and `instance`.
 
 pub mod all;
 pub mod background;

@@ -1,4 +1,4 @@
-//! How an environment is mounted, and who may ask for it.
+//! Options of a mount, and which user may use them.
 
 use std::path::PathBuf;
 
@@ -10,36 +10,37 @@ use crate::description::lifecycle;
 use crate::engine::{Error, Result};
 use crate::runtime::ranges::Ranges;
 
-/// Threads that serve a mount unless told otherwise: one caller is not served faster by more, and two keep a
-/// slow request (a cold read) from holding up the others.
+/// Default number of serving threads. More do not speed up a single caller; the second keeps a slow request
+/// (a cold read) from blocking the others.
 pub const DEFAULT_THREADS: usize = 2;
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where.
+    /// The mount point.
     pub dir: PathBuf,
     /// Refuse every change.
     pub read_only: bool,
-    /// What the kernel is to see to.
+    /// Mount flags that the kernel enforces.
     pub flags: Vec<Flag>,
     /// Mount this snapshot, read-only, instead of the environment's view.
     pub snapshot: Option<String>,
-    /// How the control directory shows.
+    /// Whether the control directory is visible, hidden or disabled.
     pub ctl_dir: CtlDir,
-    /// Let other users in.
+    /// Give other users access (`allow_other`).
     pub allow_other: bool,
-    /// Serving threads.
+    /// Number of serving threads.
     pub threads: usize,
-    /// Let the kernel read large files by itself; read-only, and by root.
+    /// FUSE passthrough: the kernel reads large files without asking the server. Needs root and a read-only
+    /// mount.
     pub passthrough: bool,
-    /// Let root make id-mapped mounts of it, which has no control directory then; by root.
+    /// Allow id-mapped mounts of this mount. Needs root; such a mount has no control directory.
     pub idmap: bool,
-    /// The mount is for `enter` and `exec` only and ends with the last of them.
+    /// The mount is only for `enter` and `exec`, and ends with the last session.
     pub session: bool,
-    /// Serve in a user and mount namespace of its own that has these ids.
+    /// Serve in a separate user and mount namespace with these ids.
     pub ranges: Option<Ranges>,
-    /// The process is in such namespaces.
+    /// The serving process is in such namespaces.
     pub has_ground: bool,
 }
 
@@ -63,7 +64,7 @@ impl Options {
     }
 }
 
-/// Where an environment is mounted when nothing else is said: `~/karapace/<name>`.
+/// The default mount point of an environment, `~/karapace/<name>`.
 pub fn default_dir(env: &Metadata) -> Result<PathBuf> {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     let home =
@@ -79,8 +80,9 @@ pub(super) fn check_mountable(env: &Metadata) -> Result<()> {
     Err(Error::Invalid(format!("{} is {state} and cannot be mounted or entered", env.name)))
 }
 
-/// Refuses what is for root. The kernel takes objects from root only, and would not see what is written; on a
-/// user's mount all ids are one.
+/// Refuses options that only root may use. The kernel accepts passthrough files from root only, and would not
+/// see later writes, so passthrough also needs a read-only mount. On a user's mount there is only one id, so
+/// id mapping needs root.
 pub(super) fn check_root_options(options: &Options) -> Result<()> {
     let read_only = options.read_only || options.snapshot.is_some();
     if options.passthrough && !(read_only && geteuid().is_root()) {

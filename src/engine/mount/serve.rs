@@ -33,12 +33,12 @@ use crate::engine::server::socket::{Answer, Request, Server};
 use crate::engine::{Engine, Error, Result};
 use crate::process;
 
-/// How long users of a mount may keep it after it was detached on a signal.
+/// How long a mount may stay in use after a signal detached it.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Serves in this process until unmounted. `ready` is called once, with the mount point, when the mount
-    /// answers; when it fails, nobody waits for the mount and it ends.
+    /// answers; if it fails, nobody waits for the mount, and it ends.
     pub fn serve(
         &self,
         instance: &InstanceId,
@@ -50,7 +50,8 @@ impl Engine {
         check_root_options(options)?;
         process::lift_limits()
             .map_err(|e| Error::Invalid(format!("cannot lift the limits of a server: {e}")))?;
-        // Blocked before the first thread is made, so that all have it; `watch_signals` receives them.
+        // Blocked before the first thread starts, so that all threads inherit the mask; `watch_signals`
+        // receives the signals.
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         signals.thread_block().map_err(|e| Error::Invalid(format!("cannot block signals: {e}")))?;
         match &options.snapshot {
@@ -70,7 +71,7 @@ fn serve_view(
     let lock = engine.lock_unmounted(env)?;
     let env = Metadata::load(engine.store(), &env.instance)?;
     check_mountable(&env)?;
-    // We hold the lock, so whatever an earlier process recorded is over.
+    // We hold the lock, so a mount recorded by an earlier process is over.
     if let Some(old) = engine.recorded_mount(&env.instance)? {
         mountpoint::clear_stale(&old.dir)?;
     }
@@ -121,7 +122,7 @@ fn serve_view(
     Ok(())
 }
 
-/// Writes mount.json, then opens the socket: who can connect finds the mount point written.
+/// Writes mount.json, then opens the socket: a client that can connect finds mount.json written.
 fn announce(
     engine: &Engine,
     env: &Metadata,
@@ -166,8 +167,8 @@ fn failed(error: &Error) -> Answer {
     Answer::Failed { errno: error.errno(), reason: error.to_string() }
 }
 
-/// Ends the work on an environment whose mount is gone. What fails is for the log: there is nobody left to
-/// tell, and the journal holds everything all the same.
+/// Closes an environment whose mount is gone. Failures are only logged: nobody is left to report them to, and
+/// the journal holds everything.
 fn finish(instance: &Instance, server: Option<&Server>, info: &Path) {
     if let Err(error) = instance.close() {
         tracing::error!("closing the environment: {error}");
@@ -224,14 +225,14 @@ fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool)
     }
 }
 
-/// On SIGTERM, SIGINT or SIGHUP unmounts. A mount in use is detached, and after a grace period cut off:
-/// `finish` is called and the process ends.
+/// Unmounts on SIGTERM, SIGINT or SIGHUP. A mount in use is detached; if it is still in use after the grace
+/// period, `finish` is called and the process exits, which cuts the mount off.
 fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Send + 'static) -> Result<()> {
     let watch = move || {
         let Ok(signal) = signals.wait() else { return };
         tracing::info!("unmounting on {signal}");
-        // Unmounted here, it may still be mounted in another mount namespace, or be open since it was
-        // detached.
+        // Even when unmounted here, it may still be mounted in another mount namespace, or have been detached
+        // while files were open.
         if let Err(error) = handle.unmount() {
             tracing::info!("detaching, for it cannot be unmounted: {error}");
             if let Err(error) = handle.detach() {

@@ -1,4 +1,4 @@
-//! The process of `mount --all`, as others know it.
+//! The supervisor (the process of `mount --all`), as other processes see it.
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use crate::engine::At as _;
 use crate::engine::server::info::MountInfo;
 use crate::engine::{Engine, Error, Result};
 
-/// `mount-all` in the store's directory: who mounts everything, and where. Believed only while that process
-/// holds its lock.
+/// The content of `mount-all` in the store's directory: the supervisor and where it mounts. Valid only while
+/// that process holds the file's lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supervisor {
     /// Its process id.
     pub pid: u32,
-    /// The directory that all are mounted below.
+    /// The directory below which every environment is mounted.
     pub dir: PathBuf,
 }
 
@@ -26,7 +26,7 @@ pub(super) fn record_path(engine: &Engine) -> PathBuf {
 }
 
 impl Engine {
-    /// The process that mounts everything, if there is one.
+    /// The supervisor, if one runs.
     pub fn supervisor(&self) -> Result<Option<Supervisor>> {
         let path = record_path(self);
         let mut file = match self.store().files().open(&path) {
@@ -43,7 +43,7 @@ impl Engine {
         }
     }
 
-    /// Whether a mount is one that `mount --all` made and makes again.
+    /// Whether the supervisor made this mount, and would make it again.
     pub(super) fn is_supervised(&self, mount: &MountInfo) -> Result<bool> {
         Ok(self.supervisor()?.is_some_and(|supervisor| mount.dir.parent() == Some(&supervisor.dir)))
     }

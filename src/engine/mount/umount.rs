@@ -19,12 +19,12 @@ use crate::engine::{Engine, Error, Result};
 /// How long the serving process may take to write its checkpoint after the mount is gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often it is looked who keeps the mount from ending.
+/// How often the wait looks for processes that keep the mount alive.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// Unmounts what `target` names: an environment, or a directory that one (or a snapshot of one) is
-    /// mounted on. Returns when the serving process is through. Gives the directory.
+    /// Unmounts an environment, or the directory `target` on which an environment or a snapshot is mounted.
+    /// Returns the directory, once the serving process is done.
     pub fn umount(&self, target: &str) -> Result<PathBuf> {
         match self.mount_named(target)? {
             (Some(env), _) => self.umount_env(&env),
@@ -32,8 +32,8 @@ impl Engine {
         }
     }
 
-    /// The environment that a command line names, and its directory as far as one is recorded. No
-    /// environment: a snapshot is mounted there.
+    /// The environment that a command line names, and its mount point if one is recorded. If the environment
+    /// is `None`, a snapshot is mounted on the directory.
     pub(super) fn mount_named(&self, target: &str) -> Result<(Option<Metadata>, PathBuf)> {
         if !target.contains('/') {
             match self.find(target) {
@@ -73,21 +73,22 @@ impl Engine {
             return self.clear_dead(env, mount.map(|m| m.dir));
         };
         match self.ask(env, client, &Request::Unmount)? {
-            // Without an answer it has ended, and with it what it served.
+            // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, "gave an answer that this version does not know")),
         }
         self.wait_for_end(env, mount)?;
-        // Where it was killed instead.
+        // In case the process was killed.
         mountpoint::clear_stale(&mount.dir)?;
         Ok(mount.dir.clone())
     }
 
-    /// Waits until the process is through that served a mount which is gone from here.
+    /// Waits until the process that served the mount is done. The mount is already gone here.
     ///
     /// # Errors
-    /// [`Error::Held`] where others have the mount still, in another mount namespace or open.
+    /// [`Error::Held`] if processes still have the mount in another mount namespace, or have files open on
+    /// it.
     fn wait_for_end(&self, env: &Metadata, mount: &MountInfo) -> Result<()> {
         let start = Instant::now();
         let mut next_look = LOOK;
@@ -100,7 +101,7 @@ impl Engine {
                 next_look += LOOK;
                 let mut found = mount.device.map(holders).unwrap_or_default();
                 found.retain(|holder| holder.pid != mount.pid);
-                // One that is just ending is not there the next time.
+                // A process that is just ending is gone at the next look.
                 let stay: Vec<Holder> =
                     found.iter().filter(|holder| before.contains(holder)).cloned().collect();
                 if !stay.is_empty() {
@@ -113,7 +114,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Nobody serves the environment: a killed process may have left its mount point behind.
+    /// For an environment that nobody serves: clears the mount point that a killed process may have left.
     fn clear_dead(&self, env: &Metadata, dir: Option<PathBuf>) -> Result<PathBuf> {
         match dir {
             Some(dir) if mountpoint::is_stale(&dir) => {

@@ -1,4 +1,4 @@
-//! A systemd user unit that mounts everything when the user's session begins.
+//! A systemd user unit that runs `mount --all` when the user's session begins.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ pub const UNIT: &str = "karapace.service";
 
 impl Engine {
     /// Writes the unit for `mount --all` of this store below `dir` into `config`, the user's configuration
-    /// directory. Gives its path.
+    /// directory. Returns the unit's path.
     pub fn install_unit(&self, program: &Path, dir: &Path, config: &Path) -> Result<PathBuf> {
         let units = config.join("systemd/user");
         fs::create_dir_all(&units).at("create", &units)?;
@@ -40,7 +40,7 @@ fn unit(program: &Path, store: &Path, dir: &Path) -> Result<String> {
     ))
 }
 
-/// A path as one word of ExecStart=, whatever it holds.
+/// Quotes a path as one word of ExecStart=.
 fn quoted(path: &Path) -> Result<String> {
     let text =
         std::str::from_utf8(path.as_os_str().as_bytes()).ok().filter(|text| !text.contains(char::is_control));

@@ -1,4 +1,4 @@
-//! Reaching an environment: through the process that serves it, or by opening it here.
+//! Access to an environment: through its serving process, or by opening it in this process.
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ use crate::engine::{Engine, Error, Result};
 /// How long another command may hold the environment before we give up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often we look again.
+/// How long to pause between attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Engine {
-    /// Makes a snapshot of what `env` is now, or of the chosen paths of it, durable on return.
+    /// Makes a snapshot of `env`, or of its chosen paths. It is durable on return.
     pub fn commit(
         &self,
         env: &Metadata,
@@ -41,9 +41,9 @@ impl Engine {
         }
     }
 
-    /// Makes `env` equal to a snapshot (see [`reference`](crate::engine::instance::reference)), or brings the
-    /// chosen paths of it back; what that would overwrite is committed first. `times`: kept by default, the
-    /// present one for chosen paths.
+    /// Makes `env` equal to a snapshot (see [`reference`](crate::engine::instance::reference)), or restores
+    /// the chosen paths from it. Changes that this would overwrite are committed first. `times`: by default a
+    /// whole restore keeps the snapshot's times, and chosen paths get the present time.
     pub fn restore(
         &self,
         env: &Metadata,
@@ -58,7 +58,7 @@ impl Engine {
         }
     }
 
-    /// Removes snapshots of `env`, all or none; what only they held goes with the next collection.
+    /// Removes snapshots of `env`, all or none. The next collection removes what only they referred to.
     pub fn remove_snapshots(&self, env: &Metadata, references: &[String]) -> Result<RemoveOutcome> {
         match self.request(env, &Request::RemoveSnapshots { references: references.to_vec() })? {
             Answer::Removed(outcome) => Ok(outcome),
@@ -66,12 +66,12 @@ impl Engine {
         }
     }
 
-    /// What stands uncommitted in `env`.
+    /// The uncommitted changes of `env`.
     pub fn diff(&self, env: &Metadata) -> Result<Vec<Changed>> {
         self.differing(env, None)
     }
 
-    /// What the view of `env` has different from the layer `since`.
+    /// The paths at which the view of `env` differs from the layer `since`.
     pub fn diff_since(&self, env: &Metadata, since: &str) -> Result<Vec<Changed>> {
         self.differing(env, Some(since))
     }
@@ -83,16 +83,16 @@ impl Engine {
         }
     }
 
-    /// How many paths stand uncommitted in `env`: cheap when it was not touched at all.
+    /// How many paths of `env` are uncommitted. Cheap if nothing was touched.
     pub(in crate::engine) fn count_uncommitted(&self, env: &Metadata) -> Result<usize> {
-        // What was touched may be as before: a session makes mount points, and takes them away again.
+        // A touched path may be unchanged: a session makes mount points and removes them again.
         match self.request_status(env)?.dirty_files {
             0 => Ok(0),
             _ => Ok(self.diff(env)?.len()),
         }
     }
 
-    /// Figures of the upper, wherever the environment is open.
+    /// The figures of the upper, from the server or from this process.
     pub(in crate::engine) fn request_status(&self, env: &Metadata) -> Result<Status> {
         match self.request(env, &Request::Status)? {
             Answer::Status(status) => Ok(status),
@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Takes the lock of an environment that nobody serves; waits for other commands.
+    /// Takes the lock of an environment that is not served. Waits for other commands.
     ///
     /// # Errors
     /// [`Error::Mounted`] when a process serves it.
@@ -151,7 +151,8 @@ impl Engine {
         }
     }
 
-    /// Asks the serving process. `None`: it ended without an answer, and may have done what was asked.
+    /// Asks the serving process. `None`: it ended without an answer, and may have done what it was asked to
+    /// do.
     pub(in crate::engine) fn ask(
         &self,
         env: &Metadata,
@@ -162,8 +163,8 @@ impl Engine {
         asked.map_err(|error| self.serving_error(env, &format!("could not be asked ({error})")))
     }
 
-    /// What to make of a request without an answer: it is asked again, once, if it only looks, or if the
-    /// record shows that nothing was done. A restore is not: `~1` may have become another snapshot.
+    /// Handles a request that got no answer. Repeats it, once, if it only reads or if the record shows that
+    /// nothing was done. A restore is not repeated: `~1` may mean another snapshot by now.
     fn unanswered(&self, before: &Metadata, request: &Request, wait: &mut Waiting) -> Result<Answer> {
         let now = Metadata::load(self.store(), &before.instance)?;
         let same = (&now.snapshots, now.head_record) == (&before.snapshots, before.head_record);
@@ -186,7 +187,7 @@ impl Engine {
         Err(self.serving_error(before, &what))
     }
 
-    /// The lock, or `None` after a short pause while another command has it.
+    /// Returns the lock, or `None` after a short pause if another command holds it.
     fn try_lock(&self, env: &Metadata, wait: &mut Waiting) -> Result<Option<EnvLock>> {
         match EnvLock::try_acquire(self.store(), &env.instance) {
             Ok(lock) => Ok(Some(lock)),
@@ -207,11 +208,11 @@ impl Engine {
     }
 }
 
-/// A wait for whoever has the environment.
+/// A wait for a process that holds the environment.
 struct Waiting {
     start: Instant,
     said: bool,
-    /// A request went without an answer already.
+    /// A request has already gone without an answer.
     unanswered: bool,
 }
 
@@ -220,7 +221,7 @@ impl Waiting {
         Waiting { start: Instant::now(), said: false, unanswered: false }
     }
 
-    /// Says once for whom, when it has become long.
+    /// If the wait has become long, logs once which process holds the environment.
     fn say(&mut self, env: &str, holder: &str) {
         if !self.said && self.start.elapsed() > lock::PATIENCE {
             self.said = true;
@@ -229,7 +230,7 @@ impl Waiting {
     }
 }
 
-/// Does what a request asks on an open environment; what concerns the mount itself excepted.
+/// Performs a request on an open environment, except requests about the mount itself.
 pub(in crate::engine) fn perform(instance: &Instance, request: &Request) -> Result<Answer> {
     Ok(match request {
         Request::Commit { name, message, paths } => {

@@ -1,4 +1,4 @@
-//! Asking the process that serves an environment, through its control socket.
+//! Requests to the process that serves an environment, through its control socket.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use rustix::fs::{FileType, fstat};
 use super::socket::{Answer, NAME, Reply, Request, receive, transmit};
 use crate::engine::{Error, Result};
 
-/// How long to wait for an answer before looking why there is none.
+/// How long to wait for an answer before checking whether the server is stopped.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// A connection to a serving process, for one request.
@@ -23,10 +23,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects; `Ok(None)` when nobody serves. Who serves another user's store is not asked.
+    /// Connects; `Ok(None)` if the environment is not served, and always for another user's store.
     ///
     /// # Errors
-    /// What is there is no socket of the store's owner, or a process of another user listens on it.
+    /// The path is not a socket of the store's owner, or a process of another user listens on it.
     pub fn connect(files: &Files, env_dir: &Path) -> Result<Option<Client>> {
         let path = env_dir.join(NAME);
         if files.reads_only() {
@@ -41,17 +41,17 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer, however long it takes. `Ok(None)`: the process ended without one, and
-    /// may have done it.
+    /// Sends the request and waits for the answer without a limit. `Ok(None)`: the process ended without an
+    /// answer, and may have done what it was asked to do.
     pub fn request(self, request: &Request) -> io::Result<Option<Answer>> {
         Ok(self.exchange(request, &[])?.map(|reply| reply.answer))
     }
 
-    /// The same with descriptors, both ways.
+    /// The same, with descriptors in both directions.
     pub fn exchange(self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
         match self.talk(request, descriptors) {
-            // The kernel says these only of a request that was not read to its end: nothing was done, so it
-            // can be asked again.
+            // The kernel returns these errors only if the request was not read to its end: nothing was done,
+            // so it can be repeated.
             Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                 Ok(Some(Answer::Ending.into()))
             }
@@ -69,8 +69,7 @@ impl Client {
         Ok(Some(Reply { answer: serde_json::from_slice(&line)?, descriptors }))
     }
 
-    /// Waits until an answer begins. A server that was stopped would be waited for without end: says so,
-    /// once.
+    /// Waits until the answer begins. Logs once if the server is stopped, because the wait would never end.
     fn await_answer(&self) -> io::Result<()> {
         let mut said = false;
         loop {
@@ -93,21 +92,22 @@ impl Client {
         }
     }
 
-    /// The process that listens at the other end.
+    /// The id of the process that listens at the other end.
     pub fn server(&self) -> io::Result<i32> {
         Ok(rustix::net::sockopt::socket_peercred(&self.stream)?.pid.as_raw_nonzero().get())
     }
 }
 
-/// Whether a process was stopped by a signal or by a debugger (the state in proc_pid_stat(5)).
+/// Whether a process is stopped by a signal or a debugger (the state in proc_pid_stat(5)).
 fn is_stopped(process: i32) -> bool {
     let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
-    // The state follows the name, which may hold anything but ends with the last parenthesis.
+    // The state follows the name. The name may contain anything, so it ends at the last parenthesis.
     let after = stat.iter().rposition(|byte| *byte == b')').map_or(stat.len(), |at| at + 2);
     matches!(stat.get(after), Some(b'T' | b't'))
 }
 
-/// A connection to the socket at `path`, once it is known to be the store's owner's, and so is who listens.
+/// Connects to the socket at `path`, after checking that the socket and the listening process belong to the
+/// store's owner.
 fn connect(files: &Files, path: &Path) -> io::Result<UnixStream> {
     let socket = files.hold(path)?;
     if let Some(reason) = files.stranger(&fstat(&socket)?, FileType::Socket) {

@@ -1,4 +1,4 @@
-//! The control directory's commands, done by an open environment.
+//! The control directory's commands, performed on an open environment.
 
 use std::sync::Arc;
 
@@ -16,12 +16,13 @@ use crate::engine::upkeep::{gc, verify};
 use crate::engine::{Error, Result, Silent};
 use crate::runtime::NamespaceId;
 
-/// Whose programs may use the control directory from inside: those of an inside that was made with `--ctl`.
+/// The process namespace whose programs may use the control directory from inside: that of an inside made
+/// with `--ctl`.
 #[derive(Default)]
 pub struct Admitted(Mutex<Option<NamespaceId>>);
 
 impl Admitted {
-    /// From now on the processes of this process namespace, and no others.
+    /// Admits the processes of this process namespace, and no others, from now on.
     pub fn set(&self, namespace: Option<NamespaceId>) {
         *self.0.lock() = namespace;
     }
@@ -34,7 +35,7 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Of an open environment.
+    /// The control plane of an open environment.
     pub fn new(instance: Arc<Instance>, admitted: Arc<Admitted>) -> Plane {
         Plane { instance, admitted }
     }

@@ -1,4 +1,4 @@
-//! What is known of a mount: where it is and who serves it.
+//! Facts about a mount: where it is and which process serves it.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,25 +14,25 @@ use crate::engine::{Engine, Error, Result};
 /// The largest mount.json that is read, in bytes.
 const MAX_INFO: u64 = 64 << 10;
 
-/// `env/<instance>/mount.json`: where a mount is and who serves it. Believed only while the control socket
-/// answers.
+/// `env/<instance>/mount.json`: where a mount is and which process serves it. Valid only while the control
+/// socket answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountInfo {
     /// The mount point.
     pub dir: PathBuf,
     /// The serving process.
     pub pid: u32,
-    /// Made for `enter` and `exec`.
+    /// Whether the mount was made for `enter` and `exec`.
     #[serde(default)]
     pub session: bool,
-    /// The minor device number of the mount, by which it is found wherever it still is. Not shown.
+    /// The minor device number of the mount, which finds it in any mount namespace. Not shown to users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<u32>,
 }
 
 impl MountInfo {
-    /// Whether a live mount is one that this process sees: it may be in another mount namespace, as those are
-    /// that are made inside a user namespace.
+    /// Whether this process sees a live mount. One made inside a user namespace is in another mount
+    /// namespace.
     pub(in crate::engine) fn is_seen_here(&self) -> bool {
         mountpoint::is_ours(&self.dir)
     }
@@ -56,11 +56,11 @@ impl Engine {
         self.recorded_mount(instance)
     }
 
-    /// What mount.json says, true or not.
+    /// The content of mount.json, whether or not the mount still exists.
     pub(in crate::engine) fn recorded_mount(&self, instance: &InstanceId) -> Result<Option<MountInfo>> {
         let path = info_path(self, instance);
         match self.store().files().read(&path, MAX_INFO) {
-            // A file that does not read is as good as none: it is rewritten by the next mount.
+            // A file that does not parse counts as missing: the next mount rewrites it.
             Ok(bytes) => {
                 Ok(serde_json::from_slice(&bytes).ok().filter(|info: &MountInfo| info.dir.is_absolute()))
             }
@@ -80,7 +80,7 @@ impl Engine {
         }
     }
 
-    /// The environment's mount and state for listings; never fails for one that is merely not mounted.
+    /// The environment's mount for listings. Errors are logged, and the environment is shown as not mounted.
     pub(in crate::engine) fn shown_mount(&self, env: &Metadata) -> Option<MountInfo> {
         match self.live_mount(&env.instance) {
             Ok(mount) => mount.map(|mount| MountInfo { device: None, ..mount }),
@@ -91,7 +91,7 @@ impl Engine {
         }
     }
 
-    /// An error that names the log of the process that serves `env`, or did.
+    /// An error about the process that serves or served `env`; it names that process's log.
     pub(in crate::engine) fn serving_error(&self, env: &Metadata, what: &str) -> Error {
         let log = log_path(self, &env.instance);
         Error::Serving { env: env.name.clone(), what: what.to_owned(), log }

@@ -1,6 +1,6 @@
-//! The serving process as keeper of the inside: it holds the namespaces in which the sessions of its
-//! environment run, hands them to those that join, and ends the inside when the last session is gone, however
-//! that came about.
+//! The keeper, a part of the serving process. It holds the namespaces in which the environment's sessions
+//! run, hands them to sessions that join, and ends the inside when the last session is gone, even if that
+//! session was killed.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,26 +22,26 @@ use crate::engine::instance::sessions;
 use crate::engine::{Engine, Error, Result};
 use crate::runtime::{Namespaces, Seen};
 
-/// The option of a [`Shape`] with which sessions see the control directory.
+/// The option in a [`Shape`] that shows sessions the control directory.
 pub(in crate::engine) const SHOWS_CONTROL: &str = "--ctl";
 
 /// How long process 1 may take to end by itself.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// How long process 1 may take to die once it was killed: what is inside may hang in the kernel.
+/// How long process 1 may take to die after SIGKILL: processes inside may hang in the kernel.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What there is of a mount.
+/// A mount, as far as the keeper needs to know it.
 pub struct Place {
     /// The mount point.
     pub dir: PathBuf,
-    /// The mount is for sessions and ends with the last.
+    /// The mount is for sessions, and ends with the last one.
     pub session: bool,
-    /// The serving process is in namespaces of its own, which sessions have to enter first.
+    /// The serving process is in its own namespaces, which sessions must enter first.
     pub has_ground: bool,
 }
 
-/// What keeps the inside of one environment.
+/// The keeper of one environment's inside.
 pub struct Keeper {
     engine: Engine,
     instance: InstanceId,
@@ -54,7 +54,7 @@ pub struct Keeper {
 #[derive(Default)]
 struct State {
     inside: Option<Held>,
-    /// A thread waits for the last session.
+    /// A thread is waiting for the last session to end.
     watched: bool,
     /// The lock that keeps new sessions away while the mount ends.
     _last: Option<File>,
@@ -69,8 +69,9 @@ struct Held {
 }
 
 impl Keeper {
-    /// For the mount of `instance` at `place`; says in `admitted` who may use its control directory from
-    /// inside. A mount for sessions is watched from now on: the session that made it has joined.
+    /// The keeper for the mount of `instance` at `place`. Sets in `admitted` who may use the control
+    /// directory from inside. A mount for sessions is watched from now on, because the session that made it
+    /// has already joined.
     pub fn new(
         engine: &Engine,
         instance: InstanceId,
@@ -87,17 +88,17 @@ impl Keeper {
         keeper
     }
 
-    /// Where the mount is.
+    /// The mount point.
     pub fn dir(&self) -> &Path {
         &self.place.dir
     }
 
-    /// Whether the mount is for sessions and ends with the last.
+    /// Whether the mount is for sessions, and ends with the last one.
     pub fn is_for_sessions(&self) -> bool {
         self.place.session
     }
 
-    /// Answers what concerns the inside; `None`: something else was asked.
+    /// Answers requests about the inside. `None` for any other request.
     pub fn answer(self: &Arc<Keeper>, request: &Request, descriptors: Vec<OwnedFd>) -> Option<Result<Reply>> {
         Some(match request {
             Request::Enter { user } => self.entrance(user.as_deref()),
@@ -151,16 +152,16 @@ impl Keeper {
         Ok(Answer::Held.into())
     }
 
-    /// An inside whose process 1 was killed is none any more.
+    /// Drops an inside whose process 1 was killed.
     fn forget_dead(&self, state: &mut State) {
         if state.inside.as_ref().is_some_and(|held| is_over(&held.init, Duration::ZERO)) {
-            // While the namespace is still there: its number is given again.
+            // Before the namespace is released, because its number can then be reused.
             self.admitted.set(None);
             state.inside = None;
         }
     }
 
-    /// Ends the inside, if there is one; returns when nothing lives in it.
+    /// Ends the inside, if there is one. Returns when no process is left in it.
     pub fn end(&self) {
         let mut state = self.state.lock();
         self.admitted.set(None);
@@ -169,7 +170,7 @@ impl Keeper {
         let Some(held) = held else { return };
         let Held { namespaces, init, lifeline, .. } = held;
         drop((namespaces, lifeline));
-        // It has something to clear up, which may hang as everything that touches the mount.
+        // Process 1 has to clean up, which can hang like everything that uses the mount.
         if is_over(&init, FAREWELL) {
             return;
         }
@@ -182,7 +183,7 @@ impl Keeper {
         }
     }
 
-    /// Has a thread wait until no session is left, if none does.
+    /// Starts a thread that waits until no session is left, unless one already does.
     fn watch(self: Arc<Keeper>) {
         if std::mem::replace(&mut self.state.lock().watched, true) {
             return;
@@ -202,7 +203,7 @@ impl Keeper {
         }
     }
 
-    /// No session is left, and while `last` is open none begins.
+    /// Called when no session is left. None can begin while `last` is open.
     fn clear_up(&self, last: File) {
         self.end();
         let mut state = self.state.lock();
@@ -219,7 +220,7 @@ impl Keeper {
     }
 }
 
-/// Whether the process of a pidfd is over, or is within `patience`.
+/// Waits up to `patience` for the process of a pidfd to end. Returns whether it has ended.
 pub(in crate::engine) fn is_over(process: &OwnedFd, patience: Duration) -> bool {
     let end = Instant::now() + patience;
     loop {

@@ -1,9 +1,9 @@
-//! How commands reach an environment that another process serves, and what they may ask there.
+//! Reaching an environment that another process serves.
 //!
 //! [`socket`] is the protocol and its server, [`client`] the other end; [`access`] asks the server if there
-//! is one and opens the environment here if not. [`control`] answers the control files, and [`keeper`] keeps
-//! the inside that sessions share. [`info`] is what is known of a mount; `peer` says who may ask. May use
-//! `instance`, and `upkeep` for the control files.
+//! is one, and otherwise opens the environment in this process. [`control`] performs the commands of the
+//! control files, [`keeper`] keeps the inside that sessions share, [`info`] records facts about a mount, and
+//! `peer` decides who may send requests. May use `instance`, and `upkeep` for the control files.
 
 pub mod access;
 pub mod client;

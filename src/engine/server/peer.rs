@@ -1,7 +1,7 @@
-//! Who is at the other end of a control socket.
+//! The process at the other end of a control socket.
 //!
-//! A program inside a session reaches the socket where the host's directories are shared, also through a
-//! read-only mount, and may have its user's ids. So what counts is where the process that connected lives.
+//! A program inside a session can reach the socket through a shared directory of the host, even a read-only
+//! one, and may have its user's ids. So the check is in which process namespace the peer lives.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -11,12 +11,13 @@ use karapace_fs::pid_namespace;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 
-/// Whether the process that connected lives in this process's own process namespace.
+/// Whether the peer lives in this process's own process namespace.
 ///
-/// From Linux 6.5 on the kernel gives a descriptor of that very process (SO_PEERPIDFD). Before, there is its
-/// number only, which may be another process's by now if that one has ended.
+/// Since Linux 6.5 the kernel returns a pidfd of the peer (SO_PEERPIDFD). Older kernels return only its
+/// process id, which may have been reused if the peer has ended.
 pub(super) fn is_of_ours(stream: &UnixStream) -> bool {
-    // The number is that of this process's namespace, and zero for who is in none below it.
+    // The id is translated into this process's namespace; it is zero for a process that is neither in it nor
+    // in one below it.
     let number = getsockopt(stream, sockopt::PeerCredentials).map_or(0, |peer| peer.pid());
     let Ok(number @ 1..) = u32::try_from(number) else { return false };
     match getsockopt(stream, sockopt::PeerPidfd) {

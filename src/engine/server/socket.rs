@@ -1,8 +1,9 @@
-//! `env/<instance>/control.sock`: how a command reaches the process that serves an environment.
+//! `env/<instance>/control.sock`: the protocol between a command and the process that serves an environment.
 //!
-//! One JSON line each way a connection; open namespaces travel beside it as descriptors. The directory is the
-//! user's alone (0700), so whoever can connect may ask, but for programs inside (`peer.rs`). A socket that
-//! nobody listens on is stale: connecting says so, and it counts as absent.
+//! A connection carries one JSON line in each direction; namespaces are passed as descriptors. Only the user
+//! can enter the directory (mode 0700), so every process that can connect may send requests, except programs
+//! inside (`peer.rs`). A socket that nobody listens on is stale: connecting is refused, and it counts as
+//! absent.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Write};
@@ -35,19 +36,19 @@ use crate::runtime::Seen;
 /// File name of the socket in an environment's directory.
 pub(super) const NAME: &str = "control.sock";
 
-/// Longest request taken, in bytes.
+/// Longest accepted request, in bytes.
 const MAX_REQUEST: usize = 4 << 20;
 
-/// Most descriptors of one message.
+/// Maximum number of descriptors in one message.
 const MAX_DESCRIPTORS: usize = 16;
 
-/// How long the answers under way may take to be written when the server ends.
+/// How long pending answers may take to be written when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// How long a process that may not ask anything has for its request.
+/// How long to wait for the request of a process that may not send one.
 const BRIEF: Duration = Duration::from_millis(100);
 
-/// What is asked of the serving process.
+/// A request to the serving process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
@@ -66,7 +67,7 @@ pub enum Request {
         reference: String,
         /// Only at these paths; everywhere when empty.
         paths: Vec<PathText>,
-        /// Which modification times it leaves, if not the usual ones.
+        /// Which modification times files get, if not the default ones.
         times: Option<Times>,
     },
     /// Remove snapshots.
@@ -81,26 +82,26 @@ pub enum Request {
     },
     /// Figures of the upper.
     Status,
-    /// How to get inside.
+    /// How to enter the environment.
     Enter {
-        /// Who wants to, for those who cannot look the user up themselves.
+        /// The user that will run the command, for a client that cannot look users up itself.
         user: Option<String>,
     },
-    /// Keep a new inside for those who join. Comes with its lifeline, a pidfd of its process 1 and its
-    /// namespaces.
+    /// Keep a new inside for sessions that join later. Sent with the descriptors of its lifeline, a pidfd of
+    /// its process 1, and its namespaces.
     Hold {
-        /// The options that made it.
+        /// The options that it was made with.
         shape: Shape,
-        /// Which namespaces they are.
+        /// The kinds of the namespaces, in the order of their descriptors.
         namespaces: Vec<String>,
     },
-    /// End the inside, if there is one, with all that lives in it.
+    /// End the inside, if there is one, with all its processes.
     EndInside,
-    /// Unmount and end. Answered when it is unmounted; the process ends soon after.
+    /// Unmount and exit. Answered once unmounted; the process exits soon after.
     Unmount,
 }
 
-/// What an inside was made with: options that all its sessions share, by name.
+/// The options that all sessions of an inside share, by name.
 pub type Shape = BTreeMap<String, String>;
 
 /// The answer to [`Request::Enter`].
@@ -110,12 +111,14 @@ pub struct Entrance {
     pub dir: PathBuf,
     /// The mount ends with the last session.
     pub session: bool,
-    /// The namespaces in which it is mounted, if the server made some of its own; their descriptors come
+    /// The namespaces in which the environment is mounted, if the server made its own. Their descriptors come
     /// first.
     pub ground: Vec<String>,
-    /// What a session depends on, if there is a ground: who is outside of it cannot see into the mount.
+    /// What a session needs to know of the environment, if there is a ground: a process outside the ground
+    /// cannot see the mount.
     pub seen: Option<Box<Seen>>,
-    /// The inside that there is: its shape and its namespaces, whose descriptors follow.
+    /// The existing inside, if any: its shape and its namespaces. Their descriptors follow those of the
+    /// ground.
     pub inside: Option<(Shape, Vec<String>)>,
 }
 
@@ -137,7 +140,7 @@ pub enum Answer {
     Entrance(Entrance),
     /// To `Hold`.
     Held,
-    /// To `Hold`: another was faster.
+    /// To `Hold`: another session was faster.
     Taken,
     /// To `EndInside`.
     InsideEnded,
@@ -147,18 +150,18 @@ pub enum Answer {
     Failed {
         /// Its errno.
         errno: i32,
-        /// Its words.
+        /// Its message.
         reason: String,
     },
-    /// The process is ending: ask again, of the next one or the files.
+    /// The process is ending: repeat the request to the next server, or open the environment in this process.
     Ending,
 }
 
-/// What a handler has to say.
+/// A handler's reply.
 pub struct Reply {
     /// The answer.
     pub answer: Answer,
-    /// Descriptors that go with it.
+    /// Descriptors sent with it.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -168,14 +171,14 @@ impl From<Answer> for Reply {
     }
 }
 
-/// A server, in threads of its own.
+/// A server of the control socket, with threads of its own.
 pub struct Server {
     files: Files,
     path: PathBuf,
     busy: Arc<Busy>,
 }
 
-/// Connections under way.
+/// Connections in progress.
 #[derive(Default)]
 struct Busy {
     count: Mutex<usize>,
@@ -183,8 +186,8 @@ struct Busy {
 }
 
 impl Server {
-    /// Listens in `env_dir` and answers with `handler`. The caller holds the environment's lock, so a socket
-    /// that is there is stale.
+    /// Listens in `env_dir` and answers with `handler`. The caller holds the environment's lock, so an
+    /// existing socket is stale.
     pub fn start(
         files: &Files,
         env_dir: &Path,
@@ -196,7 +199,8 @@ impl Server {
             _ => {}
         }
         let dir = files.open_dir(env_dir).at("open", env_dir)?;
-        // Through its directory's descriptor: an address holds 108 bytes only, a store's path may be longer.
+        // Bound through the directory's descriptor: a socket address has room for 108 bytes, and a store's
+        // path may be longer.
         let listener = UnixListener::bind(by_descriptor(&dir).join(NAME))
             .and_then(|listener| files.set_mode(&path, 0o600).map(|()| listener))
             .at("listen on", &path)?;
@@ -207,7 +211,7 @@ impl Server {
                 match stream {
                     Ok(stream) => converse(stream, handler.clone(), count.clone()),
                     Err(error) => {
-                        // Out of descriptors, most likely: do not spin on it.
+                        // Most likely out of descriptors: do not spin.
                         tracing::warn!("accepting a connection: {error}");
                         std::thread::sleep(Duration::from_millis(100));
                     }
@@ -219,7 +223,7 @@ impl Server {
         Ok(Server { files: files.clone(), path, busy })
     }
 
-    /// Takes the socket away and lets answers under way be written.
+    /// Removes the socket and waits until pending answers are written.
     pub fn stop(&self) {
         if let Err(error) = self.files.remove(&self.path) {
             tracing::warn!("removing {}: {error}", self.path.display());
@@ -264,8 +268,8 @@ impl Drop for Guard {
 
 fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply) -> io::Result<()> {
     let is_ours = peer::is_of_ours(stream);
-    // A connection that says nothing (someone asks whether we live) must not keep a thread. Of a stranger no
-    // more is read than lets the refusal arrive.
+    // A connection that sends nothing (a client checks whether we are alive) must not keep a thread. From a
+    // process that may not send requests, read only enough for the refusal to arrive.
     let (patience, most) = if is_ours { (FAREWELL, MAX_REQUEST) } else { (BRIEF, 1) };
     stream.set_read_timeout(Some(patience))?;
     let (line, descriptors) = receive(stream, most)?;
@@ -289,7 +293,7 @@ fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply)
     transmit(stream, &reply.answer, &descriptors)
 }
 
-/// Writes one line, and hands the descriptors over with its first byte.
+/// Writes one line, and sends the descriptors with its first byte.
 pub(super) fn transmit(
     stream: &UnixStream,
     message: &impl Serialize,
@@ -307,8 +311,8 @@ pub(super) fn transmit(
     stream.write_all(&line[sent..])
 }
 
-/// Reads up to the end of a line or of the stream, at most `most` bytes, and takes the descriptors that came
-/// along.
+/// Reads to the end of a line or of the stream, and stops once it has `most` bytes. Receives the descriptors
+/// that were sent along.
 pub(super) fn receive(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let (mut line, mut descriptors) = (Vec::new(), Vec::new());
     let mut buffer = vec![0; 64 << 10];
@@ -390,7 +394,7 @@ mod tests {
             server(listener);
             client.request(request).unwrap()
         };
-        // Never taken, taken and closed, and closed with the request unread.
+        // Never accepted, and accepted but closed with the request unread.
         let gone: [&dyn Fn(UnixListener); 2] = [&drop, &|listener| drop(listener.accept().unwrap())];
         for server in gone {
             assert!(matches!(ask(&commit, server), Some(Answer::Ending)));
@@ -413,7 +417,7 @@ mod tests {
             answer
         };
         assert!(matches!(after(false), Some(Answer::Ending)));
-        // It may have been done.
+        // The request was read, so it may have been done.
         assert!(after(true).is_none());
     }
 

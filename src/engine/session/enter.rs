@@ -26,36 +26,37 @@ use crate::runtime;
 use crate::runtime::ranges;
 use crate::runtime::{Ended, Namespaces, Seen, User};
 
-/// How long a mount that is just beginning or ending is waited for.
+/// How long to wait for a mount that is just starting or ending.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often it is looked for.
+/// How long to pause between checks.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What to run.
+/// A command to run inside an environment.
 #[derive(Debug, Clone, Default)]
 pub struct EnterOptions {
     /// The command; empty for the user's shell.
     pub argv: Vec<OsString>,
-    /// Who runs it; [`runtime::SELF`]: the user of this process, which is root where that is root.
+    /// The user who runs it. [`runtime::SELF`]: the user of this process, who is root if this process is
+    /// root's.
     pub user: Option<String>,
-    /// Where it starts.
+    /// Its working directory.
     pub workdir: Option<PathBuf>,
-    /// Further variables.
+    /// Additional environment variables.
     pub env: Vec<(OsString, OsString)>,
     /// Whether the control directory is shown inside.
     pub show_control: bool,
-    /// What of the host it sees.
+    /// What it sees of the host.
     pub choices: runtime::Choices,
-    /// A file that takes all output; the command has no input then. `None`: the caller's own streams.
+    /// Redirects all output to this file, and stdin to /dev/null. `None`: the caller's own streams.
     pub output: Option<Arc<File>>,
-    /// How many of the caller's descriptors, from 3 on, the command gets.
+    /// How many of the caller's descriptors, starting at 3, the command inherits.
     pub preserved: u32,
 }
 
 impl EnterOptions {
-    /// What all sessions of an inside share of the options and of the policy. `account`: the only one there,
-    /// where there is one id only.
+    /// The options and policy that all sessions of an inside share. `account`: the only user inside, if there
+    /// is only one id.
     fn shape(&self, policy: &runtime::Policy, account: Option<&User>) -> Shape {
         let home = clap::ValueEnum::to_possible_value(&self.choices.home);
         let home = home.map_or_else(String::new, |value| value.get_name().to_owned());
@@ -66,14 +67,15 @@ impl EnterOptions {
         let mut shape = Shape::from([
             (SHOWS_CONTROL.to_owned(), self.show_control.to_string()),
             ("--home".to_owned(), home),
-            // They see each other's processes, so one that is bound must not meet one that is not.
+            // Sessions see each other's processes, so a restricted one must not share an inside with a
+            // privileged one.
             ("--privileged".to_owned(), policy.privileged.to_string()),
-            // Of the manifest, which `rebuild` may change meanwhile.
+            // From the manifest, which `rebuild` may change meanwhile.
             ("backend".to_owned(), policy.backend.as_str().to_owned()),
             ("hardware".to_owned(), hardware),
             ("network_isolation".to_owned(), policy.isolate_network.to_string()),
             ("resource_limits".to_owned(), policy.limits.to_string()),
-            // Under which mounts cannot be changed.
+            // With read-only mounts, sessions cannot change mounts.
             ("read-only mounts".to_owned(), policy.has_read_only().to_string()),
         ]);
         if let Some(user) = account {
@@ -83,7 +85,7 @@ impl EnterOptions {
     }
 }
 
-/// What is known of an environment's mount before a command is run on it.
+/// An environment's mount, before a command runs on it.
 struct Place {
     entrance: Entrance,
     ground: Option<Namespaces>,
@@ -91,10 +93,10 @@ struct Place {
 }
 
 impl Engine {
-    /// Runs a command inside `env` to its end. An environment that is not mounted is mounted for the time of
-    /// its sessions; where an ordinary user has a range of ids, in a user namespace that has them.
+    /// Runs a command inside `env` to its end. An environment that is not mounted is mounted while it has
+    /// sessions, and, if an ordinary user has a range of ids, in a user namespace with these ids.
     pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<Ended> {
-        // Root is a user of every environment.
+        // Every environment has a root user.
         let root = options.user.as_deref() == Some(runtime::SELF) && geteuid().is_root();
         let options = &EnterOptions { user: options.user.clone().filter(|_| !root), ..options.clone() };
         let policy = policy::of(env, &options.choices)?;
@@ -102,20 +104,19 @@ impl Engine {
         let ended = self.run_inside(env, options, &policy);
         let left = session.leave(|| self.end_inside(env));
         let ended = ended?;
-        // The command's own status matters more than a mount that stays; the next session uses it and ends
-        // it.
+        // The command's own status matters more than a leftover mount, which the next session uses and ends.
         if let Err(error) = left {
             tracing::warn!("ending the session: {error}");
         }
         Ok(ended)
     }
 
-    /// Joins the inside that there is, or makes one.
+    /// Joins the existing inside, or makes one.
     fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<Ended> {
         let backend = runtime::backend(policy.backend);
         let (request, namespaces, many_ids) = loop {
             let place = self.place(env, options)?;
-            // The mount may have made one of them.
+            // The mount may have just made one of karapace's own directories.
             let policy = policy::without_our_own(self, policy)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
             let mut seen = match place.entrance.seen {
@@ -145,16 +146,16 @@ impl Engine {
             }
             let inside = backend.start(&request, place.ground)?;
             if self.hand_over(env, &inside, shape)? {
-                // The keeper's copy of the lifeline is the only one from here on.
+                // From here on the keeper has the only copy of the lifeline.
                 break (request, inside.namespaces, many_ids);
             }
-            // Another session was faster, or the mount ended: begin again.
+            // Another session was faster, or the mount ended: start over.
             inside.end()?;
         };
         Ok(backend.join(&request, namespaces, many_ids)?)
     }
 
-    /// Where the environment is mounted, mounting it if it is not, and who is inside.
+    /// Finds the environment's mount and its inside; mounts the environment if it is not mounted.
     fn place(&self, env: &Metadata, options: &EnterOptions) -> Result<Place> {
         let start = Instant::now();
         loop {
@@ -166,11 +167,12 @@ impl Engine {
                 Some(Reply { answer: Answer::Failed { errno, reason }, .. }) => {
                     return Err(Error::Served { errno, reason });
                 }
-                // It is ending.
+                // The server is ending.
                 Some(_) => std::thread::sleep(PAUSE),
                 None => match self.mount_for_sessions(env) {
                     Ok(()) => {}
-                    // Two sessions that begin at once both mount; the slower one uses the other's.
+                    // If two sessions start at once, both try to mount; the slower one uses the other's
+                    // mount.
                     Err(Error::Mounted { .. } | Error::Running { .. })
                     | Err(Error::Served { errno: libc::EBUSY, .. })
                         if start.elapsed() < PATIENCE =>
@@ -203,7 +205,7 @@ impl Engine {
         Ok(Place { entrance, ground: has_ground.then_some(ground), inside })
     }
 
-    /// Gives a new inside to the serving process to keep. False: it keeps one already.
+    /// Hands a new inside to the serving process to keep. False if it already keeps one, or is ending.
     fn hand_over(&self, env: &Metadata, inside: &runtime::Started, shape: Shape) -> Result<bool> {
         let pid = Pid::from_raw(inside.init.as_raw());
         let init = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
@@ -213,14 +215,15 @@ impl Engine {
         descriptors.extend(inside.namespaces.descriptors());
         match self.exchange(env, &request, &descriptors)?.map(|reply| reply.answer) {
             Some(Answer::Held) => Ok(true),
-            // Taken by another session, or the mount is going away: there is another one to join or to make.
+            // Another session has taken the place, or the mount is ending: there is another inside to join,
+            // or one to make.
             None | Some(Answer::Taken | Answer::Ending) => Ok(false),
             Some(Answer::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
             _ => Err(self.serving_error(env, "gave an answer that this version does not know")),
         }
     }
 
-    /// Asks the serving process; `None` when there is none.
+    /// Asks the serving process; `None` if there is none.
     pub(super) fn exchange(
         &self,
         env: &Metadata,
@@ -236,7 +239,7 @@ impl Engine {
         }
     }
 
-    /// Mounts the environment for sessions: with all ids that the user may have, or with one.
+    /// Mounts the environment for sessions, with all ids that the user may use, or otherwise with one.
     fn mount_for_sessions(&self, env: &Metadata) -> Result<()> {
         let options = Options { session: true, ..Options::new(self.session_dir(env)?) };
         if !geteuid().is_root() {
@@ -256,7 +259,7 @@ impl Engine {
         self.mount(env, &options, false).map(drop)
     }
 
-    /// Ends the inside after its last session, and the mount if it was made for sessions.
+    /// Ends the inside after its last session, and also the mount if it was made for sessions.
     fn end_inside(&self, env: &Metadata) -> Result<()> {
         match self.exchange(env, &Request::EndInside, &[])?.map(|reply| reply.answer) {
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
@@ -269,18 +272,19 @@ impl Engine {
         }
     }
 
-    /// Refuses a directory of the store that leads elsewhere.
+    /// Checks that a directory of the store does not lead elsewhere; makes it if it is missing.
     fn check_place(&self, dir: &Path) -> io::Result<()> {
         match self.store().files().hold(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
-            // A mount that a killed process left.
+            // A stale mount that a killed process left.
             Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
             other => other.map(drop),
         }
     }
 
-    /// A directory for mounts of sessions, which no other user reaches: in the user's runtime directory, else
-    /// beside the upper. Set-user-id programs are in force on a mount of root's, so what holds it is closed.
+    /// A directory for session mounts that no other user can reach: in the user's runtime directory, or
+    /// beside the upper. Set-user-ID programs take effect on root's mounts, so the directory above must be
+    /// closed to others.
     fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
         let (parent, name) = match private_dir::for_sessions() {
             Some(dir) => (dir, env.instance.to_hex()),

@@ -1,7 +1,7 @@
-//! Commands inside an environment: [`enter`] runs one, [`stop`] ends all; `policy` is what of the host the
-//! manifest lets in.
+//! Commands inside an environment: [`enter`] runs one, [`stop`] ends all; `policy` decides what sessions see
+//! of the host.
 //!
-//! May use `mount`, which a session starts, `server` and `instance`.
+//! May use `mount` (a session may start one), `server` and `instance`.
 
 pub mod enter;
 pub(super) mod policy;

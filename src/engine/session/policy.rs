@@ -1,4 +1,4 @@
-//! What of the host an environment's sessions see, from what is recorded of it.
+//! What an environment's sessions see of the host, from its record.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::engine::{Engine, Result, default_store};
 use crate::private_dir;
 use crate::runtime::{Caller, Choices, Policy};
 
-/// The policy for a session in `env`, asked for by this process.
+/// The policy for a session in `env` that this process starts.
 pub(super) fn of(env: &Metadata, choices: &Choices) -> Result<Policy> {
     let manifest = Manifest::parse(&env.manifest, Path::new("the manifest in the environment's record"))?;
     let instance = env.instance.to_hex();
@@ -21,7 +21,7 @@ pub(super) fn of(env: &Metadata, choices: &Choices) -> Result<Policy> {
     Ok(Policy::new(&manifest, choices, &caller)?)
 }
 
-/// The same with karapace's own directories kept out of what is shared: those that are there by now.
+/// The same policy, with karapace's own directories excluded from the shares, as far as they exist now.
 pub(super) fn without_our_own(engine: &Engine, policy: &Policy) -> Result<Policy> {
     let own = [Some(engine.root().to_owned()), default_store(), private_dir::for_sessions()];
     let mut policy = policy.clone();

@@ -10,14 +10,14 @@ use crate::engine::server::socket::{Answer, Reply, Request};
 use crate::engine::{Engine, Error, Result};
 use crate::runtime::{self, Namespaces};
 
-/// How long the commands outside may take to notice that what they ran was killed.
+/// How long the `enter` and `exec` processes outside may take to notice that their commands were killed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Engine {
-    /// Asks all that runs in `env` to end (SIGTERM), and kills what has not ended after `time`. A mount that
-    /// was made for the sessions ends too; another stays. Whether there was anything.
+    /// Sends SIGTERM to everything that runs in `env`, and kills what has not ended after `time`. A mount
+    /// that was made for the sessions ends too; any other stays. Returns whether anything was running.
     pub fn stop(&self, env: &Metadata, time: Duration) -> Result<bool> {
         let was_running = sessions::running(self, &env.instance);
         if was_running {
@@ -29,7 +29,7 @@ impl Engine {
                 std::thread::sleep(PAUSE);
             }
         }
-        // Also what begins meanwhile, or had not got inside when all were asked.
+        // Also ends sessions that start meanwhile, or were not inside yet when SIGTERM was sent.
         let end = Instant::now() + PATIENCE;
         while sessions::running(self, &env.instance) {
             if Instant::now() > end {
@@ -47,7 +47,7 @@ impl Engine {
         Ok(was_running)
     }
 
-    /// The namespaces of the inside that there is.
+    /// The namespaces of the existing inside.
     fn inside_of(&self, env: &Metadata) -> Result<Option<Namespaces>> {
         let reply = self.exchange(env, &Request::Enter { user: None }, &[])?;
         let (entrance, mut descriptors): (_, Vec<OwnedFd>) = match reply {
