@@ -1,4 +1,4 @@
-//! Programs of an environment in the desktop's menu: their `.desktop` files, written anew so that they start
+//! Programs of an environment in the desktop's menu: their `.desktop` files, rewritten so that they start
 //! inside.
 
 mod desktop;
@@ -21,17 +21,17 @@ use exported::DESKTOP;
 pub use exported::Menu;
 use inside::{Inside, Lack, Mounted, Unmounted};
 
-/// Where programs say what they are.
+/// Where an environment has its `.desktop` files.
 const APPLICATIONS: &str = "usr/share/applications";
 
 /// A program of an environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct App {
-    /// The name of its `.desktop` file without that ending: what `export-app` takes.
+    /// The name of its `.desktop` file without the suffix, as `export-app` accepts it.
     pub app: String,
-    /// What it calls itself.
+    /// Its own name (`Name`).
     pub name: String,
-    /// The file on the host, when it is exported.
+    /// The file on the host, if it is exported.
     pub exported: Option<PathBuf>,
 }
 
@@ -62,12 +62,12 @@ impl Engine {
         })
     }
 
-    /// Puts a program into the desktop's menu, to be started by `command` (karapace and its options). Gives
+    /// Adds a program to the desktop's menu, to be started by `command` (karapace and its options). Returns
     /// the file.
     ///
     /// # Errors
-    /// The environment has no such program, its file does not pass, or another file is in the way: nothing
-    /// was written.
+    /// The environment has no such program, its file is refused, or another file is in the way. Nothing was
+    /// written then.
     pub fn export_app(&self, env: &Metadata, app: &str, menu: &Menu, command: &[String]) -> Result<PathBuf> {
         let app = app.strip_suffix(DESKTOP).unwrap_or(app);
         check_app(app)?;
@@ -98,10 +98,10 @@ impl Engine {
         menu.write(origin, app, icon, &|icon| program.file(origin, command, icon).map_err(refused))
     }
 
-    /// Takes a program out of the menu, whether or not its environment is still there. Gives the file.
+    /// Removes a program from the menu, even if its environment no longer exists. Returns the file.
     ///
     /// # Errors
-    /// It is not exported, or its file was not written for an environment of this store.
+    /// The program is not exported, or its file was not written for an environment of this store.
     pub fn remove_app(&self, env: &str, app: &str, menu: &Menu) -> Result<PathBuf> {
         let app = app.strip_suffix(DESKTOP).unwrap_or(app);
         check_name(env)?;
@@ -109,8 +109,8 @@ impl Engine {
         menu.remove(Origin { store: &self.own_path()?, env }, app)
     }
 
-    /// Takes all programs of an environment that is gone out of the menu. What fails is told: the environment
-    /// is gone all the same.
+    /// Removes all programs of a destroyed environment from the menu. Failures are only logged, because the
+    /// environment is already gone.
     pub fn forget_apps(&self, env: &str, menu: &Menu) {
         let removed = self.own_path().and_then(|store| menu.remove_all(Origin { store: &store, env }));
         match removed {
@@ -119,8 +119,8 @@ impl Engine {
         }
     }
 
-    /// Has the menu start the programs of an environment by its new name. What fails is told: the environment
-    /// has it all the same.
+    /// Makes the menu start the programs of an environment by its new name. Failures are only logged, because
+    /// the environment is already renamed.
     pub fn rename_apps(&self, old: &str, new: &str, menu: &Menu) {
         let renamed =
             self.own_path().and_then(|store| menu.rename_all(Origin { store: &store, env: old }, new));
@@ -129,15 +129,15 @@ impl Engine {
         }
     }
 
-    /// The store's own path, links resolved: what tells it from other stores.
+    /// The store's path with symlinks resolved, which identifies the store.
     fn own_path(&self) -> Result<String> {
         let root = self.root();
         let own = std::fs::canonicalize(root).at("resolve", root)?;
         text_of(&own)
     }
 
-    /// Reads from the environment where it is mounted, else from its view. Nothing is mounted for it: as
-    /// root, that would be open to others with set-user-id programs in force.
+    /// Reads from the environment's mount or, if it is not mounted, from its view. Does not mount anything:
+    /// on root's mount, set-user-ID programs would take effect for other users.
     fn look_inside<T>(&self, env: &Metadata, look: &mut dyn FnMut(&dyn Inside) -> Result<T>) -> Result<T> {
         if let Some(mount) = self.live_mount(&env.instance)? {
             if !mount.is_seen_here() {
@@ -153,7 +153,7 @@ impl Engine {
     }
 }
 
-/// Why a file is not exported that cannot be read as text.
+/// The refusal of a file that cannot be read as text.
 fn refusal(lack: Lack) -> entry::Refusal {
     entry::Refusal::of_file(match lack {
         Lack::Missing => "it is no regular file".to_owned(),
@@ -166,7 +166,7 @@ fn path_of(app: &str) -> String {
     format!("{APPLICATIONS}/{app}{DESKTOP}")
 }
 
-/// It becomes part of a file's name.
+/// Checks a program's name, which becomes part of a file name.
 fn check_app(app: &str) -> Result<()> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'+');
     if !app.is_empty() && app.len() <= 128 && app.bytes().all(good) && !app.starts_with('.') {
@@ -175,10 +175,10 @@ fn check_app(app: &str) -> Result<()> {
     Err(Error::Invalid(format!("{app:?} is no program's name: it is that of a file in /{APPLICATIONS}")))
 }
 
-/// A path as a `.desktop` file can name it.
+/// The path as text for a `.desktop` file.
 ///
 /// # Errors
-/// It is no text.
+/// [`Error::Invalid`] if it is not UTF-8.
 pub fn text_of(path: &Path) -> Result<String> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| {
@@ -186,7 +186,7 @@ pub fn text_of(path: &Path) -> Result<String> {
     })
 }
 
-/// The program itself, as the desktop should start it.
+/// The path of this program, as the desktop should start it.
 pub fn this_program() -> Result<PathBuf> {
     let exe = Path::new("/proc/self/exe");
     std::env::current_exe().at("read", exe)

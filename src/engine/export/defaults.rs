@@ -1,4 +1,4 @@
-//! What an exported image says of itself, read from its tree: the machine it is for and the shell it starts.
+//! The defaults of an exported image, read from its tree: its architecture and the shell that it starts.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -11,15 +11,15 @@ use crate::engine::instance::stored::{content, follow, read_up_to};
 use crate::oci::Defaults;
 use crate::runtime;
 
-/// The largest list of users that is read.
+/// Largest /etc/passwd that is read, in bytes.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// What of an ELF file is looked at.
+/// How many bytes of an ELF file are read.
 const ELF_HEAD: usize = 20;
 
-/// The defaults of an image with this tree: as `enter` would, it starts the login shell of root, or /bin/sh
-/// where the tree does not have that. The architecture is that of the shell, so that it does not depend on
-/// the machine which exports.
+/// The defaults of an image with this tree. It starts root's login shell, as `enter` would, or /bin/sh if the
+/// tree does not have that shell. The architecture is the shell's, so that it does not depend on the
+/// exporting machine.
 pub(super) fn of(trees: &Trees, root: &Root) -> Result<Defaults> {
     let tree = StoredTree::new(trees, root);
     let passwd = match content(&follow(&tree, b"/etc/passwd")?) {
@@ -47,8 +47,8 @@ fn defaults(command: &str, architecture: Option<&str>) -> Defaults {
     }
 }
 
-/// The machine of an ELF file (`e_machine`, at byte 18 in the file's own byte order) in Go's words, which OCI
-/// uses.
+/// The architecture of an ELF file (`e_machine`, at byte 18, in the file's byte order) by its Go name, which
+/// OCI uses.
 fn architecture(head: &[u8]) -> Option<&'static str> {
     if head.len() < ELF_HEAD || !head.starts_with(b"\x7fELF") {
         return None;
@@ -70,7 +70,7 @@ fn architecture(head: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// This machine, for trees that do not tell.
+/// This machine's architecture, for trees that do not show theirs.
 fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(architecture(b"\x7fELF"), None);
     }
 
-    /// The defaults of the tree that `make` fills.
+    /// The defaults of a tree that `make` fills.
     fn of_tree(make: &dyn Fn(&Path)) -> Defaults {
         let place = tempfile::tempdir().unwrap();
         let source = place.path().join("tree");

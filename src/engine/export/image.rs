@@ -1,4 +1,4 @@
-//! Handing an environment to other programs: as the tar of its root filesystem, or as an OCI image.
+//! Exporting an environment as a tar of its root filesystem, or as an OCI image.
 
 use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
@@ -32,13 +32,13 @@ use crate::engine::instance::reference::LayerRef;
 use crate::engine::{Engine, Error, Report, Result};
 use crate::oci::{self, Archive, Blob, Directory, Documents, Layer, Packed};
 
-/// How much is gathered for one write.
+/// Buffer size for writes, in bytes.
 const BUFFER: usize = 256 << 10;
 
-/// The most sockets or files with holes that are named one by one.
+/// How many sockets, and how many files with holes, are named one by one at most.
 const MOST_NAMED: usize = 20;
 
-/// What an export is written as.
+/// The format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// The root filesystem as one tar.
@@ -47,31 +47,32 @@ pub enum Format {
     Oci,
 }
 
-/// What is to be exported.
+/// What to export.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
-    /// The snapshot; `None` is the head.
+    /// The snapshot; `None` for the head.
     pub snapshot: Option<&'a str>,
-    /// As what.
+    /// The format.
     pub format: Format,
-    /// Only these paths, with what their links lead to and the directories above; all when empty.
+    /// Only these paths, with the targets of their links and the directories above; everything if empty.
     /// [`Format::Tar`] only.
     pub paths: &'a [Vec<u8>],
-    /// How a tar is compressed, or the layers of an image. `None`: a tar as its name ends, layers not at all.
+    /// Compression of the tar, or of the image's layers. `None`: for a tar, by the suffix of its name; layers
+    /// are not compressed.
     pub compression: Option<Compression>,
 }
 
-/// Where it goes.
+/// Where to write the export.
 pub enum Target<'a> {
-    /// Into a stream, which errors call by the name.
+    /// A stream, and its name for errors.
     Stream(&'a mut dyn Write, &'a Path),
-    /// Into a file, whole or not at all; with [`Format::Oci`] into a layout directory, unless the name ends
-    /// as that of an archive does (`.tar`, `.tar.gz`, …), which is then compressed as its name says.
+    /// A file, which is written completely or not at all. With [`Format::Oci`], a layout directory, unless
+    /// the name has an archive's suffix (`.tar`, `.tar.gz`, …); the archive is then compressed by its suffix.
     Path(&'a Path),
 }
 
 impl Target<'_> {
-    /// What the name of a file says.
+    /// The compression that the file's name implies.
     fn compression(&self) -> Compression {
         match self {
             Target::Path(path) => Compression::of_archive(path).unwrap_or_default(),
@@ -80,20 +81,20 @@ impl Target<'_> {
     }
 }
 
-/// What was exported.
+/// The result of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
-    /// The layer of which it is the state.
+    /// The exported layer.
     pub layer: LayerHash,
-    /// Entries written, of all layers together.
+    /// Entries written, in all layers together.
     pub entries: u64,
     /// The digest of an OCI image's manifest.
     pub digest: Option<String>,
 }
 
 impl Engine {
-    /// Exports `env`: what is wanted of it, to the target. What is not committed is not in it; the report is
-    /// told so.
+    /// Exports what `wanted` describes of `env` to the target. Uncommitted changes are not exported; the
+    /// report is told if there are any.
     pub fn export(
         &self,
         env: &Metadata,
@@ -121,7 +122,7 @@ impl Engine {
         };
         report.end();
         exported.map_err(|error| {
-            // Of what is exported first.
+            // The exported layer's root comes first.
             let roots: Vec<ObjectId> = export.chain.iter().rev().map(|(record, _)| record.tree).collect();
             damage::named(self.store(), &env.name, &roots, error)
         })
@@ -139,12 +140,12 @@ impl Engine {
     }
 }
 
-/// An export under way: its trees are safe from collections.
+/// An export in progress. Its trees are pinned, so they cannot be collected.
 struct Export<'a> {
     trees: Trees,
     /// The environment's name.
     name: String,
-    /// The layers from the base to the one that is exported.
+    /// The layers from the base to the exported one.
     chain: Vec<(LayerRecord, Arc<Root>)>,
     report: &'a dyn Report,
     _pin: Pin,
@@ -197,8 +198,8 @@ impl<'a> Export<'a> {
         Ok(Exported { layer: record.hash, entries: written.entries, digest: None })
     }
 
-    /// The chosen paths with all that is below them and what they need (docs/MANIFEST.md, "Chosen paths").
-    /// Nothing is ignored: what the manifest keeps out of layers is in the tree only where the base has it.
+    /// The chosen paths with everything below them and what they need (docs/MANIFEST.md, "Chosen paths"). No
+    /// path is ignored: what the manifest keeps out of layers is in the tree only if the base has it.
     fn chosen(&self, root: &Root, paths: &[Vec<u8>]) -> Result<HashSet<Vec<u8>>> {
         let tree = StoredTree::new(&self.trees, root);
         let ignore = Ignore::default();
@@ -257,7 +258,7 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// Every layer of the chain, made by `make`.
+    /// Writes every layer of the chain with `make`.
     fn layers(
         &self,
         make: &mut dyn FnMut(usize) -> std::result::Result<(Packed, Written), StoreError>,
@@ -298,7 +299,7 @@ impl<'a> Export<'a> {
         })
     }
 
-    /// Tells what could not be written as it is.
+    /// Reports what could not be written unchanged.
     fn tell(&self, written: &Written) {
         for path in written.sockets.iter().take(MOST_NAMED) {
             self.report.note(&format!("{} is a socket: left out", shown(path)));
@@ -320,8 +321,8 @@ fn shown(path: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(path))
 }
 
-/// The layers from the base to `layer`. A snapshot that was removed is none of them: what it changed is part
-/// of the one above. So is what a snapshot stood on that is older than the environment's last rebuild.
+/// The layers from the base to `layer`. The changes of a removed snapshot are part of the layer above it, and
+/// so are those of layers from before the environment's last rebuild.
 fn chain(engine: &Engine, env: &Metadata, layer: &LayerRef) -> Result<Vec<LayerRecord>> {
     let store = engine.store();
     let mut at = *layer;
@@ -334,7 +335,7 @@ fn chain(engine: &Engine, env: &Metadata, layer: &LayerRef) -> Result<Vec<LayerR
     Ok(chain)
 }
 
-/// A layout is an archive where the name says so, else a directory.
+/// Whether the layout is a directory: an existing directory, or a new path without an archive's suffix.
 fn is_layout_directory(path: &Path) -> bool {
     match fs::metadata(path) {
         Ok(metadata) => metadata.is_dir(),
@@ -342,10 +343,11 @@ fn is_layout_directory(path: &Path) -> bool {
     }
 }
 
-/// What writes an archive to a stream of the given name.
+/// Writes an archive to a stream with the given name.
 type Source<'a, T> = &'a mut dyn FnMut(&mut dyn Write, &Path) -> Result<T>;
 
-/// Writes to the target: to a file under another name first, so that what has the name is whole.
+/// Writes to the target. A file is written under another name first, so that the final name always has a
+/// complete file.
 fn stream<T>(target: Target<'_>, compression: Compression, source: Source<'_, T>) -> Result<T> {
     let path = match target {
         Target::Stream(out, name) => return Ok(buffered(out, compression, name, source)?.0),
@@ -356,12 +358,12 @@ fn stream<T>(target: Target<'_>, compression: Compression, source: Source<'_, T>
             let shown = path.display();
             return Err(Error::Invalid(format!("{shown} is a directory: name a file")));
         }
-        // A device or a pipe: nothing may take its place.
+        // A device or a pipe must not be replaced.
         Ok(metadata) if !metadata.is_file() => {
             let file = File::options().write(true).open(path).at("open", path)?;
             return Ok(buffered(file, compression, path, source)?.0);
         }
-        // Through links, so that these stay.
+        // Resolve symlinks, so that they stay.
         Ok(metadata) => (fs::canonicalize(path).at("resolve", path)?, Some(metadata)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
         Err(e) => return Err(e).at("read", path)?,
@@ -387,7 +389,7 @@ fn write_file<T>(
             fsync_name(parent, &file)?;
             return Ok(made);
         }
-        // Not every file system has files without a name.
+        // Not every file system supports O_TMPFILE.
         Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {}
         Err(errno) => return Err(errno).at("create a file in", parent)?,
     }
@@ -404,13 +406,13 @@ fn write_file<T>(
     Ok(made)
 }
 
-/// A file that is gone with us until it gets a name: a killed export leaves nothing.
+/// A file without a name, which vanishes if the export is killed.
 fn unnamed_in(dir: &Path) -> nix::Result<File> {
     let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     nix::fcntl::open(dir, flags, Mode::from_bits_truncate(0o666)).map(File::from)
 }
 
-/// Gives the file a name, in place of what has it.
+/// Gives the file its name, and replaces what has that name.
 fn name_file(file: &File, parent: &Path, path: &Path) -> Result<()> {
     let link = |to: &Path| linkat(AT_FDCWD, &by_descriptor(file), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW);
     match link(path) {

@@ -1,7 +1,6 @@
-//! What leaves the store: an image ([`image`]; `defaults` is what it says of itself), or entries of the
-//! desktop's menu ([`app`]).
+//! Exports: an image ([`image`]; `defaults` reads its defaults), or entries of the desktop's menu ([`app`]).
 //!
-//! May use `server` and `instance`, and `oci` for how an image is written.
+//! May use `server` and `instance`, and `oci` to write images.
 
 pub mod app;
 pub(super) mod defaults;

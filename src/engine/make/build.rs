@@ -1,4 +1,4 @@
-//! An environment from a manifest.
+//! Building an environment from a manifest.
 
 use std::path::{Path, PathBuf};
 
@@ -19,27 +19,27 @@ use crate::engine::{Engine, Error, Report, Result};
 use crate::image::{Image, Origin};
 use crate::runtime;
 
-/// How to build.
+/// Options of a build.
 #[derive(Debug, Clone, Default)]
 pub struct BuildOptions {
-    /// Name of the environment. Without one, an environment of the same identity is given back whatever its
-    /// name, and a new one is named by its short id.
+    /// Name of the environment. Without one, an existing environment with the same identity is returned
+    /// whatever its name, and a new one is named by its short id.
     pub name: Option<String>,
-    /// Build what the lock file pins, or fail.
+    /// Build exactly what the lock file pins, or fail.
     pub locked: bool,
-    /// Use the image that was downloaded before, unasked, and install nothing.
+    /// Use the image that was downloaded before, without asking its server, and install nothing.
     pub offline: bool,
     /// Refuse an image whose content the manifest does not pin.
     pub require_pinned_image: bool,
-    /// Take the newest versions of packages, whatever the lock file pins.
+    /// Install the newest versions of packages, even if the lock file pins others.
     pub update: bool,
 }
 
-/// What a build gave.
+/// The result of a build.
 pub struct BuildOutcome {
     /// The environment.
     pub metadata: Metadata,
-    /// Whether it was made now; false when it existed.
+    /// Whether it was made now; false if it existed.
     pub created: bool,
     /// The lock file.
     pub lock_path: PathBuf,
@@ -50,36 +50,37 @@ pub(super) struct Plan {
     path: PathBuf,
     /// The manifest.
     pub manifest: Manifest,
-    /// Where the lock file is.
+    /// Path of the lock file.
     pub lock_path: PathBuf,
-    /// What it says.
+    /// The lock file's content, if there is one.
     pub pinned: Option<LockFile>,
-    /// The environment that has the wanted name, with its lock: what is built is that one, or nothing.
+    /// The environment that has the requested name, with its lock: the build must result in this one, or
+    /// fail.
     holder: Option<(Box<Metadata>, LockFile)>,
 }
 
-/// What a manifest resolved to, in the store. Nothing refers to it but what is held here.
+/// What a manifest resolved to, in the store. Only the values held here keep it from being collected.
 pub(super) struct Resolved {
     pub lock: LockFile,
     pub base: Base,
     pub dependency: Option<Dependency>,
-    /// Keeps the layers while they were just made.
+    /// Keeps newly made layers.
     _scratch: Option<Scratch>,
     _shared: StoreLock,
 }
 
 impl Resolved {
-    /// What an environment is made of.
+    /// The parts of a new environment.
     pub fn built(&self) -> Built<'_> {
         Built { lock: &self.lock, base: &self.base, dependency: self.dependency }
     }
 }
 
-/// How a build goes on once the base is known.
+/// What to do once the base is known.
 pub(super) enum Resolution {
-    /// There is an environment of that identity, with this lock.
+    /// An environment with that identity exists, with this lock.
     Exists(Box<Metadata>, Box<LockFile>),
-    /// It is to be made.
+    /// The environment must be made.
     New(Box<Resolved>),
 }
 
@@ -100,13 +101,13 @@ impl Engine {
         };
         let name = options.name.clone().unwrap_or_else(|| resolved.lock.short_id.clone());
         self.check_name_free(&name, None)?;
-        // The lock file first: if it cannot be written, nothing was built.
+        // Write the lock file first: if that fails, nothing has been built.
         plan.write_lock(&resolved.lock)?;
         let metadata = self.create(&name, &plan.manifest, &resolved.built())?;
         Ok(BuildOutcome { metadata, created: true, lock_path: plan.lock_path })
     }
 
-    /// Reads a manifest and its lock file, and checks what can be checked without the image.
+    /// Reads a manifest and its lock file, and checks everything that does not need the image.
     pub(super) fn plan(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<Plan> {
         let manifest = Manifest::read(path)?;
         let caller = runtime::Caller {
@@ -130,8 +131,8 @@ impl Engine {
         Ok(Plan { path: path.to_owned(), manifest, lock_path, pinned, holder: None })
     }
 
-    /// Brings the base into the store and the packages onto it. `existing` looks for an environment that is
-    /// what would be built.
+    /// Imports the base into the store and installs the packages on it. `existing` looks for an environment
+    /// that is already what would be built.
     pub(super) fn resolve(
         &self,
         plan: &Plan,
@@ -176,7 +177,8 @@ impl Engine {
         Ok(new(lock, base, installed.dependency, Some(installed.scratch), shared))
     }
 
-    /// The base image of a manifest, in the store, with where it was downloaded from, and the store's lock.
+    /// Imports the base image of a manifest. Returns it with the address that it was downloaded from, if any,
+    /// and the store's lock.
     pub(super) fn base_of(
         &self,
         plan: &Plan,
@@ -200,10 +202,11 @@ impl Engine {
         }
     }
 
-    /// The environment that has this name, with what it resolved to.
+    /// The environment with this name, and its lock.
     ///
     /// # Errors
-    /// [`Error::OtherBuild`] if no image and no versions of packages make it what the manifest describes.
+    /// [`Error::OtherBuild`] if it cannot be what the manifest describes, whatever the image and the package
+    /// versions are.
     fn holder(&self, name: &str, plan: &Plan) -> Result<Option<(Box<Metadata>, LockFile)>> {
         check_name(name)?;
         let mut all = Metadata::list(self.store())?.into_iter().flatten();
@@ -221,7 +224,8 @@ impl Engine {
         Ok(Some((Box::new(metadata), lock)))
     }
 
-    /// The environment of this identity: the one of the wanted name, or without one the oldest.
+    /// The environment with this identity: the one with the requested name, or the oldest if no name is
+    /// given.
     fn existing(&self, env_id: &str, name: Option<&str>, plan: &Plan) -> Result<Option<Metadata>> {
         let mut same: Vec<Metadata> = Metadata::list(self.store())?
             .into_iter()
@@ -240,7 +244,8 @@ impl Engine {
 }
 
 impl Plan {
-    /// The lock file's packages that the manifest still asks for, as far as they are for this base.
+    /// The lock file's packages that the manifest still asks for. Empty if the lock file is damaged or for
+    /// another base.
     fn pins(&self, base: &Base) -> Vec<LockedPackage> {
         let is_whole =
             |lock: &&LockFile| lock.base_image_digest == base.digest && lock.verify_integrity().is_ok();
@@ -251,8 +256,8 @@ impl Plan {
         lock.resolved_packages.iter().filter(asked).cloned().collect()
     }
 
-    /// The environment that has the wanted name, as far as it can be what is built on this base with these
-    /// pins.
+    /// The environment that has the requested name. Fails if it cannot be what is built on this base with
+    /// these pins.
     fn holder_for(&self, base: &Base, pins: &[LockedPackage]) -> Result<Option<(Box<Metadata>, LockFile)>> {
         let Some((metadata, lock)) = &self.holder else { return Ok(None) };
         if lock.base_image_digest != base.digest
@@ -267,13 +272,13 @@ impl Plan {
         Error::OtherBuild { name: name.to_owned(), path: self.path.clone() }
     }
 
-    /// Whether the lock file pins every package, so that nobody has to be asked for a version.
+    /// Whether the lock file pins every package, so that no version has to be looked up.
     fn pins_all(&self, base: &Base) -> bool {
         let same_apps = self.pinned.as_ref().is_some_and(|lock| lock.resolved_apps == self.manifest.gui.apps);
         same_apps && self.pins(base).len() == self.manifest.system.packages.len()
     }
 
-    /// Compares the base with that of the lock file.
+    /// Compares the base with the lock file's.
     fn compare_base(&self, base: &Base, locked: bool, report: &dyn Report) -> Result<()> {
         let Some(pinned) = self.pinned.as_ref().filter(|lock| lock.base_image_digest != base.digest) else {
             return Ok(());
@@ -289,7 +294,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Writes the lock file, unless it says so already.
+    /// Writes the lock file unless it is unchanged.
     pub(super) fn write_lock(&self, lock: &LockFile) -> Result<()> {
         if self.pinned.as_ref() == Some(lock) {
             return Ok(());

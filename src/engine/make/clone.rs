@@ -1,4 +1,4 @@
-//! A second environment that shares everything with the first.
+//! Cloning: a new environment that shares everything with an existing one.
 
 use karapace_store::id::InstanceId;
 use karapace_store::inode::Timestamp;
@@ -13,26 +13,27 @@ use crate::engine::instance::reference;
 use crate::engine::instance::reference::LayerRef;
 use crate::engine::{Engine, Error, Report, Result};
 
-/// What is to be in the clone.
+/// What the clone contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloneFrom<'a> {
-    /// The snapshot that the environment stands on; what is uncommitted stays behind.
+    /// The environment's head, without uncommitted changes.
     Head,
-    /// A new snapshot of all there is.
+    /// A new snapshot, made of everything including uncommitted changes.
     Commit,
     /// This snapshot.
     Snapshot(&'a str),
 }
 
 impl Engine {
-    /// Makes the environment `name`, which stands on a snapshot of `env`. Nothing is copied: it takes as long
-    /// whatever the size.
+    /// Makes the environment `name` on a snapshot of `env`. Nothing is copied, so the time does not depend on
+    /// the size.
     ///
-    /// It is Built, whatever the state of `env` is; its snapshots are those that the chosen one stands on,
-    /// down to the base, with their names. What is left behind uncommitted is told.
+    /// The clone's state is Built, whatever the state of `env` is. Its snapshots are the chosen one and those
+    /// below it, down to the base, with their names. Uncommitted changes that are not in the clone are
+    /// reported.
     ///
     /// # Errors
-    /// A name that is taken, or a snapshot that is not there: nothing was made then, and nothing committed.
+    /// [`Error::NameTaken`] and [`Error::NoSnapshot`]; nothing was made or committed then.
     pub fn clone_env(
         &self,
         env: &Metadata,
@@ -49,7 +50,7 @@ impl Engine {
             CloneFrom::Snapshot(_) => {}
         }
         let _shared = StoreLock::shared(self.store())?;
-        // As it is under the lock: from here on nothing of it can go.
+        // Read again under the lock: from here on nothing of it can be collected.
         let env = Metadata::load(self.store(), &env.instance)?;
         if env.state == EnvState::Defined {
             return Err(Error::Invalid(format!("{} is not built: there is nothing to clone", env.name)));
@@ -59,7 +60,7 @@ impl Engine {
             CloneFrom::Head | CloneFrom::Commit => "head",
         };
         let head = reference::resolve(&env, reference)?;
-        // What cannot be mounted is not given to another.
+        // Do not clone a tree that cannot be read.
         let root = LayerRecord::read(self.store(), &head.record)?.tree;
         let read = Trees::new(self.store().clone()).root(&root).map(|_| ());
         read.map_err(|error| damage::named(self.store(), &env.name, &[root], error.into()))?;
@@ -77,7 +78,8 @@ impl Engine {
         })
     }
 
-    /// Says what a clone of the head leaves behind. That it cannot be counted is no reason to make no clone.
+    /// Reports how many uncommitted changes a clone of the head leaves out. If they cannot be counted, the
+    /// clone is made all the same.
     fn tell_left_behind(&self, env: &Metadata, name: &str, report: &dyn Report) {
         match self.count_uncommitted(env) {
             Ok(0) => {}
@@ -93,14 +95,14 @@ impl Engine {
     }
 }
 
-/// The snapshots that a layer of `env` stands on, itself among them, oldest first.
+/// The snapshots below a layer of `env` and the layer itself, oldest first.
 pub(super) fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
     let mut chain: Vec<SnapshotEntry> = Vec::new();
     let mut at = layer.hash;
     while !env.is_built_from(&at) && chain.len() < env.snapshots.len() {
         let before = chain.len();
         chain.extend(env.snapshots.iter().rev().filter(|s| s.hash == at).cloned());
-        // The newest record is the one that the others stand on.
+        // Follow the newest record's parent.
         let Some(newest) = chain.get(before) else { break };
         at = newest.parent;
     }

@@ -1,4 +1,4 @@
-//! What import and build share: a base layer from an image, and a new environment on it.
+//! Code shared by import and build: making a base layer from an image, and a new environment on it.
 
 use std::fs;
 use std::path::Path;
@@ -19,25 +19,25 @@ use crate::description::manifest::{Manifest, Mount};
 use crate::engine::At as _;
 use crate::engine::{Engine, Error, Report, Result};
 
-/// An image in the store: its tree, not yet referred to by anything. The holder keeps the store's lock.
+/// An image in the store: its tree, to which nothing refers yet. The caller must hold the store's lock.
 pub(super) struct Base {
     /// Its tree.
     pub root: ObjectId,
-    /// Its layer's identity.
+    /// Its layer's hash.
     pub hash: LayerHash,
     tar_hash: TarHash,
-    /// The content digest, as `base_image_digest` has it.
+    /// The content digest, as in `base_image_digest`.
     pub digest: String,
-    /// What came in.
+    /// Number of entries imported.
     pub entries: u64,
-    /// Bytes of content.
+    /// Bytes of file content.
     pub bytes: u64,
 }
 
-/// What a new environment is made of.
+/// The parts of a new environment.
 #[derive(Clone, Copy)]
 pub(super) struct Built<'a> {
-    /// What it resolved to.
+    /// The lock that the manifest resolved to.
     pub lock: &'a LockFile,
     /// The image.
     pub base: &'a Base,
@@ -46,13 +46,13 @@ pub(super) struct Built<'a> {
 }
 
 impl Engine {
-    /// Brings an archive or a directory into the store. Call with the store's lock held, shared.
+    /// Imports an archive or a directory into the store. The caller holds the store's lock, shared.
     pub(super) fn import_base(&self, path: &Path, mounts: Mounts, report: &dyn Report) -> Result<Base> {
         let size = fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| m.len());
         self.base_of_import(size, report, || import_mounted(self.store(), path, mounts, report))
     }
 
-    /// The same with what `import` brings in, of `size` bytes if that is known.
+    /// The same for what `import` imports; `size` is its size in bytes, if known.
     pub(super) fn base_of_import(
         &self,
         size: Option<u64>,
@@ -79,7 +79,7 @@ impl Engine {
         Ok(Base {
             root: imported.root,
             hash: LayerHash::from_bytes(*tar_hash.as_bytes()),
-            // The identity of the whole tree covers all that the content digest has to.
+            // The hash of the whole tree covers everything that the content digest must cover.
             digest: tar_hash.to_hex(),
             tar_hash,
             entries: imported.stats.entries,
@@ -87,8 +87,8 @@ impl Engine {
         })
     }
 
-    /// Makes a new environment of what a manifest resolved to; the record at the end makes it visible, and
-    /// until then nothing is. Call with the store's lock held, shared.
+    /// Makes a new environment from what a manifest resolved to. It becomes visible with its record, which is
+    /// written last. The caller holds the store's lock, shared.
     pub(super) fn create(&self, name: &str, manifest: &Manifest, built: &Built<'_>) -> Result<Metadata> {
         self.add_environment(self.new_metadata(name, manifest, built)?)
     }
@@ -131,8 +131,8 @@ impl Engine {
         fail::point("create.dir").and_then(|()| self.store().files().make_dirs(&dir)).at("create", &dir)
     }
 
-    /// Makes the environment that a new record describes, under a name that must be free. Call with the
-    /// store's lock held, shared.
+    /// Makes the environment that a new record describes. Its name must be free. The caller holds the store's
+    /// lock, shared.
     pub(super) fn add_environment(&self, mut metadata: Metadata) -> Result<Metadata> {
         let intent = Wal::begin(self.store(), Intent::Import { instance: metadata.instance })?;
         self.make_env_dir(&metadata.instance)?;
@@ -146,7 +146,7 @@ impl Engine {
         Ok(metadata)
     }
 
-    /// The record of the base layer: the one that another environment on the same tree has, else a new one.
+    /// The record of the base layer: that of another environment on the same tree, or a new one.
     fn write_base_layer(&self, base: &Base, now: Timestamp) -> Result<RecordId> {
         for other in Metadata::list(self.store())?.into_iter().flatten() {
             if other.base_layer == base.hash
@@ -171,18 +171,18 @@ impl Engine {
     }
 }
 
-/// Refuses a name early: before the work of an import, whose end checks it again.
+/// Checks a name before the work of an import. The end of the import checks it again.
 pub(super) fn check_name_early(engine: &Engine, name: &str) -> Result<()> {
     engine.check_name_free(name, None)
 }
 
-/// What to record of where a manifest lies: its directory, where host paths in it are relative.
+/// The directory of a manifest, to be recorded if host paths in the manifest are relative.
 fn manifest_dir(manifest: &Manifest) -> Result<Option<String>> {
     let relative = manifest.mounts.values().any(Mount::is_relative);
     manifest.directory.as_deref().filter(|_| relative).map(path_text).transpose()
 }
 
-/// The text of an absolute path for a manifest, which is UTF-8.
+/// The absolute path as text for a manifest, which must be UTF-8.
 pub(super) fn path_text(path: &Path) -> Result<String> {
     let absolute = fs::canonicalize(path).at("open", path)?;
     absolute.to_str().map(str::to_owned).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! An environment from an image, with no manifest.
+//! Importing an environment from an image, without a manifest.
 
 use std::path::Path;
 
@@ -20,20 +20,20 @@ use crate::engine::instance::reference::LayerRef;
 use crate::engine::{Engine, Error, Report, Result};
 use crate::image::{Image, Pipe};
 
-/// What an import made.
+/// The result of an import.
 pub struct ImportOutcome {
     /// The environment.
     pub metadata: Metadata,
-    /// Names taken in.
+    /// Number of entries imported.
     pub entries: u64,
-    /// Bytes of file content taken in.
+    /// Bytes of file content imported.
     pub bytes: u64,
 }
 
 impl Engine {
-    /// Imports a root filesystem (archive, directory, image, the http address of an archive, or what comes
-    /// out of a FIFO or with `-` out of standard input) as the environment `name`; of a directory, `mounts`
-    /// says what becomes of mounts below it.
+    /// Imports a root filesystem as the environment `name`. `image` is an archive, a directory, an image, the
+    /// http address of an archive, a FIFO, or `-` for standard input. `mounts`: what to do with mounts below
+    /// a directory.
     pub fn import(
         &self,
         image: &str,
@@ -58,7 +58,8 @@ impl Engine {
                 (base, image.to_owned(), shared)
             }
             None => {
-                // On a command line a word that is there as a file is a file, whatever else it might name.
+                // On a command line, a word that names an existing file means that file, whatever else it
+                // could mean.
                 let here = Path::new(image);
                 let image = if here.exists() { path_text(here)? } else { image.to_owned() };
                 let images = self.store().layout().images();
@@ -76,8 +77,9 @@ impl Engine {
         Ok(ImportOutcome { metadata, entries: base.entries, bytes: base.bytes })
     }
 
-    /// Imports the upper directory of an overlay that lay on a snapshot of `env`, by default its head, as the
-    /// environment `name`: what `env` was, and a snapshot of what the mounted overlay showed.
+    /// Imports the upper directory of an overlay whose lower directory was a snapshot of `env` (by default
+    /// its head), as the environment `name`: what `env` was, with a snapshot of what the mounted overlay
+    /// showed.
     pub fn import_upper(
         &self,
         upper: &Path,
@@ -89,7 +91,7 @@ impl Engine {
     ) -> Result<ImportOutcome> {
         check_name_early(self, name)?;
         let _shared = StoreLock::shared(self.store())?;
-        // As it is under the lock: from here on nothing of it can go.
+        // Read again under the lock: from here on nothing of it can be collected.
         let env = Metadata::load(self.store(), &env.instance)?;
         let onto = reference::resolve(&env, reference.unwrap_or("head"))?;
         let lower = LayerRecord::read(self.store(), &onto.record)?.tree;

@@ -1,5 +1,5 @@
-//! Packages: a package manager run in a scratch environment, by the same code as `exec`, and the layer that
-//! comes of it.
+//! Installing packages: runs the package manager in a scratch environment, by the same code as `exec`, and
+//! makes a layer of the result.
 
 use std::io::{BufRead as _, BufReader, PipeReader};
 use std::path::Path;
@@ -30,19 +30,19 @@ use crate::engine::instance::stored::{content, follow, read_up_to};
 use crate::engine::{Engine, Error, Report, Result};
 use crate::runtime::ranges;
 
-/// How often we look whether the user wants it to stop.
+/// How often to check whether the user has cancelled.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an interrupted command may take to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What says which distribution it is: the first of these that is there.
+/// Files that name the distribution; the first that exists is used.
 const OS_RELEASES: [&[u8]; 2] = [b"/etc/os-release", b"/usr/lib/os-release"];
 
-/// The largest os-release that is read.
+/// Largest os-release that is read, in bytes.
 const MAX_OS_RELEASE: u64 = 64 << 10;
 
-/// Settings of the caller by which package managers reach the network.
+/// The caller's proxy variables, which package managers need to reach the network.
 const PROXIES: [&str; 10] = [
     "http_proxy",
     "https_proxy",
@@ -56,29 +56,29 @@ const PROXIES: [&str; 10] = [
     "NO_PROXY",
 ];
 
-/// Packages to be installed.
+/// Packages to install.
 pub(super) struct Packages<'a> {
-    /// What asks for them.
+    /// The manifest that asks for them.
     pub manifest: &'a Manifest,
-    /// Versions of earlier.
+    /// The versions that the lock file pins.
     pub pins: &'a [LockedPackage],
     /// Install the pinned versions or fail.
     pub locked: bool,
 }
 
-/// What was installed.
+/// The result of an installation.
 pub(super) struct Installed {
     /// The packages of `[system]` with their exact versions.
     pub packages: Vec<LockedPackage>,
-    /// Their layer; `None` when the base had them all.
+    /// Their layer; `None` if the base had them all.
     pub dependency: Option<Dependency>,
     /// Keeps the layer until an environment refers to it.
     pub scratch: Scratch,
 }
 
 impl Engine {
-    /// The layer of the packages that `lock` pins on its base, if an environment has one: `Some(None)` where
-    /// the base has them all.
+    /// The layer of the packages that `lock` pins on its base, if an environment has one. `Some(None)`: the
+    /// base has them all.
     pub(super) fn find_dependency(&self, base: &Base, lock: &LockFile) -> Result<Option<Option<Dependency>>> {
         let wanted = (&lock.resolved_packages, &lock.resolved_apps);
         for env in Metadata::list(self.store())?.into_iter().flatten().filter(|e| e.base_layer == base.hash) {
@@ -94,8 +94,8 @@ impl Engine {
         Ok(None)
     }
 
-    /// Installs packages on `base`. `shared` is the store's lock, which others may need while it lasts: it is
-    /// given back.
+    /// Installs packages on `base`. `shared` is the store's lock; it is released meanwhile, because other
+    /// commands may need it, and taken again for the result.
     pub(super) fn install(
         &self,
         base: &Base,
@@ -150,7 +150,7 @@ impl Engine {
         Ok((Installed { packages, dependency, scratch }, shared))
     }
 
-    /// The package manager that the tree of a base image has.
+    /// The package manager in the tree of a base image.
     fn detect_manager(&self, base: &Base, image: &str) -> Result<Manager> {
         let trees = Trees::new(self.store().clone());
         let root = trees.root(&base.root)?;
@@ -162,7 +162,7 @@ impl Engine {
                 break;
             }
         }
-        // A program that cannot be looked up is none.
+        // A program that cannot be looked up counts as missing.
         let has = |path: &str| {
             follow(&tree, path.as_bytes())
                 .is_ok_and(|found| found.is_some_and(|inode| inode.mode & 0o111 != 0))
@@ -171,7 +171,7 @@ impl Engine {
             .ok_or_else(|| Error::NoPackageManager { image: image.to_owned() })
     }
 
-    /// Records what the scratch environment has become as a layer on the base.
+    /// Records the scratch environment's state as a layer on the base.
     fn write_dependency(
         &self,
         base: &Base,
@@ -196,18 +196,18 @@ impl Engine {
     }
 }
 
-/// What is known of the packages that are pinned.
+/// What the base and the package manager say about the pinned packages.
 #[derive(Default)]
 struct Known {
-    /// What the base has.
+    /// The packages in the base.
     in_base: Vec<LockedPackage>,
-    /// What the manager's lists have.
+    /// The versions in the manager's package lists.
     available: Versions,
-    /// What the manager said of it.
+    /// The manager's output for these lists.
     answers: String,
 }
 
-/// A package manager at work in a scratch environment.
+/// A package manager running in a scratch environment.
 struct Session<'a, 'b> {
     engine: &'a Engine,
     scratch: &'a Scratch,
@@ -216,7 +216,7 @@ struct Session<'a, 'b> {
 }
 
 impl Session<'_, '_> {
-    /// What is to be installed: at the pinned versions, as far as they can be had.
+    /// The packages to install, in the pinned versions as far as these are available.
     fn wanted(&mut self, packages: &Packages<'_>) -> Result<Vec<Wanted>> {
         let manifest = packages.manifest;
         let mut names: Vec<String> =
@@ -244,7 +244,7 @@ impl Session<'_, '_> {
         Ok(wanted)
     }
 
-    /// Asks which versions of the pinned packages there are.
+    /// Asks the manager for the available versions of the pinned packages.
     fn known(&mut self, pins: &[LockedPackage]) -> Result<Known> {
         let mut known = Known::default();
         if pins.is_empty() {
@@ -254,7 +254,7 @@ impl Session<'_, '_> {
         let (_, output) = self.run(&self.manager.ask_installed(), false)?;
         known.in_base = self.manager.read_installed(&output, &names);
         for argv in self.manager.ask_available(&names) {
-            // It fails where it knows none of the names, which is an answer too.
+            // It fails if it knows none of the names; that is an answer too.
             let (_, output) = self.run(&argv, false)?;
             for (name, versions) in self.manager.read_available(&output, &names) {
                 known.available.entry(name).or_default().extend(versions);
@@ -264,7 +264,7 @@ impl Session<'_, '_> {
         Ok(known)
     }
 
-    /// Where a pinned package is to be had in its version; `None` where it is not.
+    /// Where the pinned version of a package comes from; `None` if it is not available.
     fn source(&mut self, pin: &LockedPackage, known: &Known) -> Result<Option<Source>> {
         if known.in_base.contains(pin) {
             return Ok(Some(Source::Base));
@@ -279,7 +279,7 @@ impl Session<'_, '_> {
         Ok((status == 0).then_some(Source::File(file)))
     }
 
-    /// The exact versions of what was installed.
+    /// The exact versions of the installed packages.
     fn versions(&mut self, wanted: &[Wanted]) -> Result<Vec<LockedPackage>> {
         let names: Vec<String> = wanted.iter().map(|one| one.name.clone()).collect();
         let argv = self.manager.ask_installed();
@@ -305,7 +305,8 @@ impl Session<'_, '_> {
         if !self.manager.is_success(status) {
             return Err(self.failed(argv, status));
         }
-        // The manager's word counts: many scripts fail where no system runs, and do no harm.
+        // The manager decides whether it succeeded: many scripts fail because no init system runs, and do no
+        // harm.
         let scripts = self.manager.failed_scripts(&output);
         if scripts.is_empty() {
             return Ok(());
@@ -321,7 +322,7 @@ impl Session<'_, '_> {
         Error::Install { command, status, tail: self.log.tail() }
     }
 
-    /// Runs a command inside to its end and gives its status and what it printed, all of which the log has.
+    /// Runs a command inside to its end. Returns its status and its output, which is also in the log.
     fn run(&mut self, argv: &Argv, shown: bool) -> Result<(i32, String)> {
         self.log.command(argv)?;
         let (mut child, output) = self.start(argv)?;
@@ -354,7 +355,7 @@ impl Session<'_, '_> {
         Ok((status.code().unwrap_or(125), all))
     }
 
-    /// Starts `karapace exec` for a command. It dies with this process, and with it all that is inside.
+    /// Starts `karapace exec` for a command. It dies with this process, and everything inside dies with it.
     fn start(&self, argv: &Argv) -> Result<(Child, PipeReader)> {
         use std::os::unix::process::CommandExt as _;
         let program = Path::new(PROGRAM);
@@ -366,10 +367,10 @@ impl Session<'_, '_> {
         for (key, value) in self.manager.variables() {
             command.arg("--env").arg(format!("{key}={value}"));
         }
-        // By name: they may hold a password, and everybody can read a command line.
+        // Passed by name: a value may hold a password, and every user can read a command line.
         command.args(PROXIES.iter().flat_map(|key| ["--pass", key]));
         command.arg(self.scratch.env.instance.to_hex()).arg("--").args(argv);
-        // A group of its own: an interruption from the terminal reaches it through us, once.
+        // In its own process group, so that an interrupt from the terminal reaches it only through us, once.
         command.process_group(0).stdin(Stdio::null()).stdout(writer).stderr(errors);
         let child = command.spawn().at("run", program)?;
         Ok((child, reader))
@@ -379,13 +380,13 @@ impl Session<'_, '_> {
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// The lines of a stream, as they come; a carriage return ends one as well.
+/// Sends the lines of a stream as they come. A carriage return also ends a line.
 fn read_lines(stream: PipeReader) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
-        // What cannot be read has ended.
+        // A read error counts as the end.
         while stream.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
             let text = String::from_utf8_lossy(&line);
             for part in text.trim_end_matches(['\n', '\r']).split('\r') {
@@ -405,8 +406,8 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// With `--locked` the installed versions are those of the lock, whatever the manager made of what it was
-/// asked.
+/// With `--locked`, checks that the installed versions are the lock's, whatever the manager did with the
+/// request.
 fn check_pins(installed: &[LockedPackage], packages: &Packages<'_>, log: &mut BuildLog<'_>) -> Result<()> {
     if !packages.locked {
         return Ok(());
@@ -432,7 +433,7 @@ fn refuse_or_note(gone: Vec<String>, locked: bool, log: &mut BuildLog<'_>) -> Re
     ))
 }
 
-/// Refuses an ordinary user who has one id only: packages come with users and groups of their own.
+/// Refuses an ordinary user without a range of ids: packages bring users and groups of their own.
 fn check_ids() -> Result<()> {
     if geteuid().is_root() {
         return Ok(());

@@ -1,5 +1,5 @@
-//! What the programs of a build print: into a file, and on to whoever watches. A build that succeeds takes
-//! its log away.
+//! The output of a build's programs, written to a file and passed on to the report. A build that succeeds
+//! removes its log.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,13 +13,13 @@ use karapace_store::text;
 use crate::engine::At as _;
 use crate::engine::{Error, Report, Result};
 
-/// How many lines an error shows.
+/// How many of the last lines an error shows.
 const TAIL: usize = 12;
 
-/// How many logs are kept; older ones go when a build begins.
+/// How many logs are kept; a new build removes older ones.
 const KEPT: usize = 20;
 
-/// What every log is called: this, and then when and by whom it was begun.
+/// Prefix of a log's name; the time and the process id of its start follow.
 const PREFIX: &str = "build-";
 
 /// The log of one build.
@@ -32,7 +32,7 @@ pub(super) struct BuildLog<'a> {
 }
 
 impl<'a> BuildLog<'a> {
-    /// Begins a log in `dir`.
+    /// Starts a log in `dir`.
     pub fn begin(files: &Files, dir: &Path, report: &'a dyn Report) -> Result<BuildLog<'a>> {
         files.make_dirs(dir).at("create", dir)?;
         sweep(files, dir)?;
@@ -43,21 +43,21 @@ impl<'a> BuildLog<'a> {
         Ok(BuildLog { files: files.clone(), path, file, tail: VecDeque::new(), report })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A command begins: the last lines are its own from here on.
+    /// Starts a command: [`BuildLog::tail`] has only lines of this command from here on.
     pub fn command(&mut self, argv: &[String]) -> Result<()> {
         self.line(&format!("+ {}", argv.join(" ")), false)?;
         self.tail.clear();
         Ok(())
     }
 
-    /// Adds a line, and shows it if it is `shown`.
+    /// Adds a line; `shown`: passes it to the report as well.
     pub fn line(&mut self, line: &str, shown: bool) -> Result<()> {
-        // The log is for people as well, and what programs of an image print is the image's.
+        // People read the log, and its lines come from programs of an image: escape them.
         let line = &*text::line(line);
         writeln!(self.file, "{line}").at("write", &self.path)?;
         if !line.trim().is_empty() {
@@ -72,7 +72,7 @@ impl<'a> BuildLog<'a> {
         Ok(())
     }
 
-    /// Tells the user something; the log has it too.
+    /// Reports a remark to the user and writes it to the log.
     pub fn note(&mut self, text: &str) -> Result<()> {
         self.report.note(text);
         self.line(&format!("note: {text}"), false)
@@ -83,18 +83,18 @@ impl<'a> BuildLog<'a> {
         self.report.is_cancelled()
     }
 
-    /// The last lines, one below the other and indented.
+    /// The last lines, each after a newline and indented.
     pub fn tail(&self) -> String {
         self.tail.iter().map(|line| format!("\n  {line}")).collect()
     }
 
-    /// Takes the log away: the build succeeded.
+    /// Removes the log after a successful build.
     pub fn remove(self) -> Result<()> {
         self.files.remove(&self.path).at("remove", &self.path)
     }
 }
 
-/// Removes the oldest logs, so that with a new one not more than are kept stand there.
+/// Removes the oldest logs, so that there are at most [`KEPT`] together with a new one.
 fn sweep(files: &Files, dir: &Path) -> Result<()> {
     let mut logs = files.names(dir).at("list", dir)?;
     logs.retain(|name| name.to_string_lossy().starts_with(PREFIX));

@@ -1,8 +1,8 @@
-//! How environments come to be: from a manifest ([`build`], [`rebuild`], [`pin`], [`new`]), from an image
-//! ([`import`]), from another ([`clone`]). All end in [`create`].
+//! Making environments: from a manifest ([`build`], [`rebuild`], [`pin`], [`new`]), from an image
+//! ([`import`]), from another environment ([`clone`]). All end in [`create`].
 //!
-//! `install` runs the package manager in an environment of its own (`scratch`) and keeps what it said
-//! (`log`). May use `mount`, `server` and `instance`, and `image` for what is downloaded.
+//! `install` runs the package manager in a temporary environment (`scratch`) and logs its output (`log`). May
+//! use `mount`, `server` and `instance`, and `image` for downloads.
 
 pub mod build;
 pub mod clone;

@@ -1,4 +1,4 @@
-//! Starting a manifest.
+//! Writing a first manifest from a template.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub enum Template {
 }
 
 impl Template {
-    /// Its manifest, for nobody in particular.
+    /// The template's manifest, without a name or another image.
     fn text(self) -> &'static str {
         match self {
             Template::Minimal => include_str!("new/minimal.toml"),
@@ -35,7 +35,10 @@ impl Template {
     }
 }
 
-/// Where the manifest of `dir` is to be written: it is not there yet, or may be replaced.
+/// The path for a new manifest in `dir`.
+///
+/// # Errors
+/// [`Error::FileExists`] if there is one already, unless `force` is given.
 pub fn free_path(dir: &Path, force: bool) -> Result<PathBuf> {
     let path = dir.join("karapace.toml");
     if !force && path.symlink_metadata().is_ok() {
@@ -44,8 +47,8 @@ pub fn free_path(dir: &Path, force: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Writes `karapace.toml` in `dir` for an environment `name` after a template, on the base image `image` if
-/// there is one.
+/// Writes `karapace.toml` in `dir` for an environment `name` from a template, with `image` in place of the
+/// template's base image if given. Returns the file's path.
 pub fn new_manifest(
     dir: &Path,
     name: &str,
@@ -60,7 +63,7 @@ pub fn new_manifest(
         text = Manifest::with_image(&text, &path, image)?;
     }
     let text = format!("# karapace build --name {name}\n{text}");
-    // What is wrong with the image is told before the file is there.
+    // Report errors in the image before the file is written.
     Manifest::parse(&text, &path)?;
     atomic::write_user_file(&path, text.as_bytes())?;
     Ok(path)
@@ -72,7 +75,7 @@ mod tests {
 
     const MINIMAL: Template = Template::Minimal;
 
-    /// Each with its image, what it installs, and whether it asks for devices.
+    /// Each template with its image, its packages, and the devices that it asks for.
     #[test]
     fn every_template_is_a_manifest() {
         let dev = ["build-essential", "ca-certificates", "curl", "git", "less", "openssh-client"];
@@ -105,7 +108,7 @@ mod tests {
         }
     }
 
-    /// What stands in comments is right as well.
+    /// The commented-out parts are valid too.
     #[test]
     fn the_comments_of_the_minimal_one_are_a_manifest() {
         let text = MINIMAL.text();

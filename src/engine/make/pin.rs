@@ -1,4 +1,4 @@
-//! Pinning the content of a manifest's image.
+//! Pinning a manifest's image to its present content.
 
 use std::path::{Path, PathBuf};
 
@@ -12,25 +12,25 @@ use crate::description::pin;
 use crate::engine::At as _;
 use crate::engine::{Engine, Report, Result};
 
-/// What pinning gave.
+/// The result of pinning.
 pub struct PinOutcome {
-    /// The image as the manifest has it now.
+    /// The image as the manifest names it now.
     pub image: String,
     /// Whether the manifest was changed.
     pub changed: bool,
-    /// The lock file, when it was written.
+    /// The lock file, if it was written.
     pub lock: Option<PathBuf>,
 }
 
-/// Whether the manifest at `path` pins the content of its image, and the image as written.
+/// Whether the manifest at `path` pins its image, and the image as written there.
 pub fn is_pinned(path: &Path) -> Result<(bool, String)> {
     let image = Manifest::read(path)?.base.image;
     Ok((pin::is_pinned(&image), image))
 }
 
 impl Engine {
-    /// Rewrites `base.image` of the manifest at `path` so that it means the content which it has now; nothing
-    /// else in the file changes. With `write_lock` the lock file follows.
+    /// Rewrites `base.image` in the manifest at `path` so that it names the image's present content. Nothing
+    /// else in the file changes. With `write_lock`, also updates the lock file.
     pub fn pin(
         &self,
         path: &Path,
@@ -42,7 +42,7 @@ impl Engine {
         let mut plan = self.plan(path, &options, report)?;
         let text = input::read_text(path, MANIFEST_MAX).at("read", path)?;
         let old = std::mem::take(&mut plan.manifest.base.image);
-        // What it was pinned to before does not matter.
+        // An earlier pin does not matter.
         pin::bare(&old).clone_into(&mut plan.manifest.base.image);
         let (base, origin, _shared) = self.base_of(&plan, offline, report)?;
         let image = match origin {
@@ -67,7 +67,10 @@ impl Engine {
         Ok(PinOutcome { image, changed, lock: lock.map(|_| plan.lock_path) })
     }
 
-    /// The lock file for a manifest whose image has this content: what it pins stays.
+    /// The lock file for a manifest whose image has this content. Keeps the pinned packages.
+    ///
+    /// # Errors
+    /// [`Error::Lock`] if there are packages and no old lock file, or one for other content.
     fn pinned_lock(
         &self,
         manifest: &Manifest,

@@ -1,4 +1,4 @@
-//! A new environment in the place of an old one, from the same manifest.
+//! Rebuilding: replaces an environment by a new one built from the same manifest.
 
 use std::path::Path;
 
@@ -15,24 +15,24 @@ use crate::engine::instance::open::{CommitOutcome, Instance, Wait};
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Report, Result};
 
-/// What a rebuild gave.
+/// The result of a rebuild.
 pub struct RebuildOutcome {
-    /// The environment that stands now.
+    /// The new environment.
     pub metadata: Metadata,
-    /// The env_id of the one that stood before.
+    /// The env_id of the old environment.
     pub before: String,
-    /// The snapshot that took what was uncommitted, if there was something.
+    /// The snapshot of what was uncommitted, if anything was.
     pub saved: Option<CommitOutcome>,
 }
 
 impl Engine {
-    /// Builds what the manifest at `path` describes and puts it in the place of the environment that was
-    /// built from it before: the one of the name that is wanted, else the one that the lock file speaks of.
-    /// Name and snapshots stay, what is uncommitted becomes one more snapshot. Until the new environment
-    /// stands, the old one does.
+    /// Builds what the manifest at `path` describes, and replaces the environment that was built from it
+    /// before: the one with the requested name, or else the one that the lock file pins. Name and snapshots
+    /// stay, and uncommitted changes become one more snapshot. The old environment stays until the new one is
+    /// complete.
     ///
     /// # Errors
-    /// An environment that is mounted, entered, frozen or archived is refused, before anything is built.
+    /// Refuses an environment that is mounted, entered, frozen or archived, before anything is built.
     pub fn rebuild(
         &self,
         path: &Path,
@@ -48,7 +48,7 @@ impl Engine {
         };
         self.check_rebuildable(&Metadata::load(self.store(), &old.instance)?)?;
         let lock = self.lock_unmounted(&old)?;
-        // Under one lock with the replacement: what was written until then is in the snapshot.
+        // Commit and replacement happen under one lock, so everything written until then is in the snapshot.
         let instance = Instance::open(self, Metadata::load(self.store(), &old.instance)?, lock, false)?;
         let message = format!("before rebuild of {}", instance.metadata().name);
         let saved = instance.commit(&[], None, Some(&message), Wait::Long)?;
@@ -85,7 +85,7 @@ impl Engine {
         self.check_idle(env)
     }
 
-    /// Puts a new environment in the place of `old`, whose lock is `lock`. Call with the store's lock held,
+    /// Replaces `old` by a new environment. `lock` is the lock of `old`; the caller holds the store's lock,
     /// shared.
     fn replace(&self, old: &Metadata, lock: EnvLock, plan: &Plan, resolved: &Resolved) -> Result<Metadata> {
         let mut metadata = self.new_metadata(&old.name, &plan.manifest, &resolved.built())?;
@@ -104,7 +104,7 @@ impl Engine {
         let names = self.lock_names()?;
         self.check_name_free(&metadata.name, Some(&old.instance))?;
         step("replace.record", &dir)?;
-        // From here on the new one stands; a crash leaves the old one to the next start, which removes it.
+        // From here on the new environment counts. After a crash, the next start removes the old one.
         metadata.save(self.store())?;
         step("replace.old", &old_dir)?;
         Metadata::delete(self.store(), &old.instance)?;

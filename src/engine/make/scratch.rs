@@ -1,6 +1,6 @@
-//! An environment that exists for the time of a build, for a package manager to run in: with the base image
-//! for its lower view, whatever is asked of the environment that is to be built. It is listed like any other
-//! meanwhile, and goes when the build ends, however it ends.
+//! A temporary environment in which a build runs a package manager. Its lower view is the base image,
+//! whatever the environment that is built will be. It is listed like any other until the build ends, and is
+//! then removed, even after a crash.
 
 use std::time::{Duration, Instant};
 
@@ -20,23 +20,23 @@ use crate::engine::instance::sessions;
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
-/// How long the commands of a build that was killed may take to be gone.
+/// How long the commands of a killed build may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The environment of one build. Dropped, it is gone.
+/// The environment of one build. Dropping it removes the environment.
 pub(super) struct Scratch {
     engine: Engine,
     /// Its record.
     pub env: Metadata,
-    /// The tree that it began with.
+    /// The tree that it started with.
     base: ObjectId,
     /// Never finished: dropping it removes the environment.
     _intent: WalEntry,
 }
 
 impl Scratch {
-    /// Makes it. Call with the store's lock held, shared; from then on the base is referred to, and the lock
-    /// is not needed.
+    /// Makes the environment. The caller holds the store's lock, shared, and may release it afterwards: the
+    /// environment then refers to the base.
     pub fn begin(engine: &Engine, base: &Base) -> Result<Scratch> {
         let manifest = Manifest::for_image("the base of a build");
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
@@ -44,7 +44,8 @@ impl Scratch {
             engine.new_metadata("build", &manifest, &Built { lock: &lock, base, dependency: None })?;
         let instance = env.instance;
         env.name = format!("build-{}", &instance.to_hex()[..12]);
-        // Nothing else resolves to it, so that no build takes it for what it was to build.
+        // An id that nothing else resolves to, so that no build takes this environment for the one it is to
+        // build.
         env.env_id = blake3::hash(format!("build:{instance}").as_bytes()).to_hex().to_string();
         let intent = Wal::begin(engine.store(), Intent::Build { instance })?;
         engine.make_env_dir(&instance)?;
@@ -52,8 +53,8 @@ impl Scratch {
         Ok(Scratch { engine: engine.clone(), env, base: base.root, _intent: intent })
     }
 
-    /// The layer that it has become, but for the paths that are `ignore`d; `None` when nothing is different.
-    /// Call with the store's lock held, shared.
+    /// The layer that its changes make, without the paths that `ignore` covers; `None` if nothing has
+    /// changed. The caller holds the store's lock, shared.
     pub fn layer(&self, ignore: &Ignore) -> Result<Option<Layer>> {
         let lock = self.engine.lock_unmounted(&self.env)?;
         let env = Metadata::load(self.engine.store(), &self.env.instance)?;
@@ -73,10 +74,9 @@ impl Drop for Scratch {
 }
 
 impl Engine {
-    /// Unmounts what builds that were killed left mounted. Their environments are then undone like all that
-    /// was left half-done.
+    /// Unmounts the environments of killed builds. The replay of intents then removes them.
     ///
-    /// Nothing is done where the replay would do nothing: the next start does it.
+    /// Does nothing if the replay would do nothing; the next start does both.
     pub(in crate::engine) fn end_abandoned_builds(&self) -> Result<()> {
         if self.store().is_read_only() {
             return Ok(());

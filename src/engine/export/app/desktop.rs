@@ -1,31 +1,31 @@
-//! What is taken over of an environment's `.desktop` file, and the file that is written for the host. Pure.
+//! The parts of an environment's `.desktop` file that are kept, and the file written for the host. No I/O.
 //!
-//! The file comes from an image and is read by the host's desktop: only keys that are known to say, and not
-//! to do, something pass.
+//! The file comes from an image and is read by the host's desktop, so only keys that are known to describe
+//! something, and not to do something, are kept.
 
 use std::path::Path;
 
 use super::entry::{ACTION, Group, MAIN, Pair, Refusal, Result, escaped, parse, shown, text_flaw, unescaped};
 use super::exec::Exec;
 
-/// In the written file: the environment that the program starts in.
+/// Key in the written file: the environment that the program starts in.
 pub(super) const ENVIRONMENT: &str = "X-Karapace-Environment";
 
-/// In the written file: the store of that environment.
+/// Key in the written file: the store of that environment.
 pub(super) const STORE: &str = "X-Karapace-Store";
 
-/// The longest text that is shown in one line. One that is longer hides the environment's name behind it.
+/// Longest text shown in one line, in bytes. A longer one would hide the environment's name behind it.
 const MAX_TEXT: usize = 512;
 
-/// The longest list.
+/// Longest list, in bytes.
 const MAX_LIST: usize = 64 << 10;
 
-/// What the value of a key is.
+/// The type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// One line, which has translations.
+    /// One line, which may have translations.
     Text,
-    /// A list of such.
+    /// A list of such lines.
     Texts,
     /// One line without translations.
     Word,
@@ -36,7 +36,7 @@ enum Kind {
     Boolean,
 }
 
-/// The keys of the main group that pass, beside those that [`Program::parse`] looks at.
+/// The keys of the main group that are kept, besides those that [`Program::parse`] handles.
 const MAIN_KEYS: &[(&str, Kind)] = &[
     ("Name", Kind::Text),
     ("GenericName", Kind::Text),
@@ -54,40 +54,40 @@ const MAIN_KEYS: &[(&str, Kind)] = &[
     ("PrefersNonDefaultGPU", Kind::Boolean),
 ];
 
-/// Those of an action.
+/// The keys of an action group that are kept.
 const ACTION_KEYS: &[(&str, Kind)] = &[("Name", Kind::Text)];
 
-/// Keys that have one meaning only, without a suffix.
+/// Keys that must not have a suffix.
 const STRICT: [&str; 3] = ["Type", "Exec", "Actions"];
 
-/// Keys that are looked at, and not taken over as they are.
+/// Keys that are read, but not copied.
 const LOOKED_AT: [&str; 3] = ["Icon", "Path", "Hidden"];
 
-/// What passes of a group.
+/// The kept part of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Section {
-    /// Keys as they are written, and their values with escapes.
+    /// Keys as written, and their escaped values.
     lines: Vec<(String, String)>,
     exec: Exec,
 }
 
-/// What passes of a file.
+/// The kept part of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Program {
-    /// What it calls itself.
+    /// The program's own name.
     pub name: String,
-    /// The icon that it names.
+    /// The icon that the file names.
     pub icon: Option<String>,
-    /// Whether it is none for a menu.
+    /// Whether the program should not appear in menus.
     pub hidden: bool,
-    /// What did not pass, for who asks.
+    /// What was left out, for a message.
     pub left_out: Vec<String>,
     workdir: Option<String>,
     main: Section,
     actions: Vec<(String, Section)>,
 }
 
-/// What a written file is for.
+/// The environment that a written file belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Origin<'a> {
     pub store: &'a str,
@@ -96,7 +96,7 @@ pub(super) struct Origin<'a> {
 
 impl Program {
     /// # Errors
-    /// What is in it that could mean something else to another reader, or to none.
+    /// Anything that other readers could interpret differently or not at all.
     pub fn parse(text: &str) -> Result<Program> {
         let groups = parse(text)?;
         let main = &groups[0];
@@ -130,12 +130,12 @@ impl Program {
         Ok(program)
     }
 
-    /// The groups of those actions that the main group names.
+    /// Takes the groups of the actions that the main group names.
     fn take_actions(&mut self, groups: &[Group<'_>]) -> Result<()> {
         let named: Vec<&str> = groups[0].find("Actions").into_iter().flat_map(Pair::tokens).collect();
         for group in &groups[1..] {
             let id = group.name.strip_prefix(ACTION).filter(|id| named.contains(id) && is_identifier(id));
-            // One without the two starts nothing by itself.
+            // An action without both keys cannot be started.
             match id.filter(|_| group.find("Name").is_some() && group.find("Exec").is_some()) {
                 Some(id) => {
                     let section = Section::take(group, ACTION_KEYS, &mut self.left_out)?;
@@ -147,7 +147,7 @@ impl Program {
         Ok(())
     }
 
-    /// The file for the host: what it starts, it starts by `command` (karapace and its options) inside the
+    /// The text of the host's file. It starts the program by `command` (karapace and its options) inside the
     /// environment.
     pub fn file(&self, origin: Origin<'_>, command: &[String], icon: Option<&Path>) -> Result<String> {
         if command.first().is_none_or(|program| program.contains('=')) {
@@ -186,7 +186,7 @@ impl Program {
     }
 }
 
-/// What a name in the menu ends in.
+/// The suffix of a name in the menu.
 fn suffix(env: &str) -> String {
     format!(" ({env})")
 }
@@ -216,14 +216,15 @@ impl Section {
         Ok(Section { lines, exec })
     }
 
-    /// Its line that starts it behind `start`.
+    /// The Exec line that runs it through the command `start`.
     fn start(&self, start: &[String]) -> Result<String> {
         let line = self.exec.behind(start).map_err(|reason| Refusal::of_file(format!("Exec: {reason}")))?;
         Ok(format!("Exec={line}\n"))
     }
 }
 
-/// Refuses what stands behind a key and is no translation of it: KDE has `[$e]` expanded by a shell.
+/// Refuses a suffix that is not a locale, and a translation of a key that has none: KDE, for example, has
+/// `[$e]` expanded by a shell.
 fn check_suffix(pair: &Pair<'_>, kind: Option<Kind>) -> Result<()> {
     let is_locale = |suffix: &str| {
         let good = |b: u8| b.is_ascii_alphanumeric() || b"_-.@".contains(&b);
@@ -240,10 +241,10 @@ fn check_suffix(pair: &Pair<'_>, kind: Option<Kind>) -> Result<()> {
 }
 
 impl Kind {
-    /// The value as it is written again.
+    /// The value as it is written to the host's file.
     ///
     /// # Errors
-    /// Why it does not pass.
+    /// The reason why the value is left out.
     fn written(self, pair: &Pair<'_>) -> std::result::Result<String, String> {
         let most = if matches!(self, Kind::Text | Kind::Word) { MAX_TEXT } else { MAX_LIST };
         if pair.raw.len() > most {
@@ -280,10 +281,11 @@ fn is_media_type(item: &str) -> bool {
     item.split_once('/').is_some_and(|(kind, subtype)| good(kind) && good(subtype))
 }
 
-/// A file that was written for an environment, now that it has another name. `icon`: where the icon lies now.
+/// The text of a written file after its environment was renamed from `old` to `new`. `icon`: the icon's new
+/// path.
 ///
 /// # Errors
-/// It is not as we write it.
+/// The file is not in the form that karapace writes.
 pub(super) fn renamed(text: &str, (old, new): (&str, &str), icon: Option<&Path>) -> Result<String> {
     let mut out = String::new();
     for group in parse(text)? {
@@ -431,7 +433,7 @@ mod tests {
             "Exec =x",
             "Path=/a\u{7f}",
         ] {
-            // A blank before the equals sign does not count: that key is there twice.
+            // A blank before the equals sign is ignored, so this key is there twice.
             let Ok(program) = Program::parse(&with(line)) else {
                 assert_eq!(line, "Exec =x");
                 continue;

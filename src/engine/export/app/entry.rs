@@ -1,23 +1,23 @@
-//! The syntax of `.desktop` files (Desktop Entry Specification 1.5): groups, keys, translations, escapes.
-//! Pure.
+//! The syntax of `.desktop` files (Desktop Entry Specification 1.5): groups, keys, translations, escapes. No
+//! I/O.
 //!
-//! What other readers of such files might see otherwise is refused, not guessed.
+//! Anything that other readers might interpret differently is refused.
 
 use std::fmt;
 
-/// The group that says what a program is.
+/// The name of the main group, which describes the program.
 pub(super) const MAIN: &str = "Desktop Entry";
 
-/// What the group of an action is called, before its identifier.
+/// Prefix of the name of an action's group; its identifier follows.
 pub(super) const ACTION: &str = "Desktop Action ";
 
-/// The largest file that is read: the translations of large programs have a tenth of it.
+/// Largest file that is read, in bytes. Programs with many translations need a tenth of it.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
 
 /// Why a file is not exported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// The line, from 1; 0 where it is none.
+    /// The line, from 1; 0 if the reason is not about one line.
     line: usize,
     reason: String,
 }
@@ -43,14 +43,14 @@ impl fmt::Display for Refusal {
 
 pub(super) type Result<T> = std::result::Result<T, Refusal>;
 
-/// A line that gives a key a value.
+/// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pair<'a> {
     pub line: usize,
     pub key: &'a str,
-    /// What stands in brackets behind the key: a locale, or something that another reader knows.
+    /// The text in brackets after the key: a locale, or something that only some readers know.
     pub suffix: Option<&'a str>,
-    /// As it stands there, with its escapes.
+    /// The value as written, with its escapes.
     pub raw: &'a str,
 }
 
@@ -63,12 +63,12 @@ impl Pair<'_> {
         }
     }
 
-    /// The value.
+    /// The value, unescaped.
     pub fn value(&self) -> Result<String> {
         unescaped(self.raw, false).map_err(|reason| self.refused(&reason))
     }
 
-    /// The items of a value that is a list.
+    /// The items of a list value.
     pub fn tokens(&self) -> impl Iterator<Item = &str> {
         self.raw.split(';').map(str::trim).filter(|item| !item.is_empty())
     }
@@ -86,12 +86,12 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// The pair of a key without a suffix.
+    /// The pair with this key and without a suffix.
     pub fn find(&self, key: &str) -> Option<&Pair<'a>> {
         self.pairs.iter().find(|pair| pair.key == key && pair.suffix.is_none())
     }
 
-    /// Refuses a key that is there twice: of readers, some take the first and some the last.
+    /// Refuses a duplicate key: some readers use the first one and some the last.
     pub fn check_unique(&self) -> Result<()> {
         let mut seen = std::collections::HashSet::new();
         match self.pairs.iter().find(|pair| !seen.insert((pair.key, pair.suffix))) {
@@ -101,11 +101,11 @@ impl<'a> Group<'a> {
     }
 }
 
-/// The groups of a file, in its order.
+/// Parses the groups of a file, in order.
 ///
 /// # Errors
-/// Lines that are neither comment nor group nor key, a group that is there twice, anything but comments
-/// before the first.
+/// A line that is neither comment nor group nor key, a duplicate group, or anything but comments before the
+/// first group.
 pub(super) fn parse(text: &str) -> Result<Vec<Group<'_>>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -142,7 +142,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Group<'_>>> {
     }
 }
 
-/// What a value means. In a list `\;` is an item's own semicolon.
+/// Resolves the escapes of a value. In a list, `\;` is a semicolon within an item.
 pub(super) fn unescaped(raw: &str, list: bool) -> std::result::Result<String, String> {
     let mut value = String::with_capacity(raw.len());
     let mut chars = raw.chars();
@@ -164,7 +164,7 @@ pub(super) fn unescaped(raw: &str, list: bool) -> std::result::Result<String, St
     Ok(value)
 }
 
-/// A value as it is written.
+/// Escapes a value.
 pub(super) fn escaped(value: &str) -> String {
     let mut raw = String::with_capacity(value.len());
     for c in value.chars() {
@@ -173,7 +173,7 @@ pub(super) fn escaped(value: &str) -> String {
             '\n' => raw.push_str("\\n"),
             '\t' => raw.push_str("\\t"),
             '\r' => raw.push_str("\\r"),
-            // Readers drop blanks around the equals sign.
+            // Readers skip blanks around the equals sign.
             ' ' if raw.is_empty() => raw.push_str("\\s"),
             other => raw.push(other),
         }
@@ -181,7 +181,8 @@ pub(super) fn escaped(value: &str) -> String {
     raw
 }
 
-/// What is wrong with a text that is shown in one line: characters that end it, hide it or turn it round.
+/// The flaw of a text that is to be shown in one line, if any: characters that end the line, hide text or
+/// reverse its direction.
 pub(super) fn text_flaw(text: &str) -> Option<&'static str> {
     let turns =
         |c: char| matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -194,7 +195,7 @@ pub(super) fn text_flaw(text: &str) -> Option<&'static str> {
     }
 }
 
-/// Something of the file in a message.
+/// A part of the file, shortened and escaped for a message.
 pub(super) fn shown(text: &str) -> String {
     const MOST: usize = 60;
     let mut shown: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();

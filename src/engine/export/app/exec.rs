@@ -1,29 +1,29 @@
-//! Exec lines: arguments, quotes and field codes (Desktop Entry Specification 1.5, "The Exec key"). Pure.
+//! Exec lines: arguments, quotes and field codes (Desktop Entry Specification 1.5, "The Exec key"). No I/O.
 //!
-//! Desktops differ in what they do with a line that the specification does not allow; some give it to a
-//! shell. So such a line is refused, and what is written is quoted anew.
+//! Desktops handle lines that the specification does not allow in different ways; some pass them to a shell.
+//! So such a line is refused, and the written line is quoted anew.
 
 use super::entry::escaped;
 
-/// What must be quoted: a shell may see something in it.
+/// Characters that must be quoted, because they are special in a shell.
 const RESERVED: &str = " \t\n\"'\\><~|&;$*?#()`";
 
-/// What an argument may be made of that is not quoted.
+/// Characters, besides letters and digits, that need no quotes.
 const PLAIN: &str = "/._-+:,@=";
 
-/// Field codes that a desktop replaces: files and addresses, the icon, the name, this file.
+/// Field codes that a desktop replaces: files and URLs, the icon, the name, this file.
 const CODES: &str = "fFuUick";
 
-/// Those that name files. There is one at most in a line.
+/// Field codes that stand for files. A line has at most one of them.
 const FILES: &str = "fFuU";
 
-/// Those that are an argument by themselves, because they become several.
+/// Field codes that must be an argument of their own, because they expand to several arguments.
 const ALONE: &str = "FUi";
 
-/// Those that desktops drop by now.
+/// Deprecated field codes, which desktops remove.
 const DEPRECATED: &str = "dDnNvm";
 
-/// What an argument consists of.
+/// A part of an argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
@@ -35,10 +35,10 @@ enum Part {
 pub(super) struct Exec(Vec<Vec<Part>>);
 
 impl Exec {
-    /// Parses the value of an Exec key, once its escapes are resolved.
+    /// Parses the unescaped value of an Exec key.
     ///
     /// # Errors
-    /// Why the specification does not allow it.
+    /// The reason why the specification does not allow the value.
     pub fn parse(value: &str) -> Result<Exec, String> {
         if let Some(c) = value.chars().find(|c| c.is_control()) {
             return Err(format!("it has the control character {}", c.escape_debug()));
@@ -68,7 +68,7 @@ impl Exec {
         Ok(Exec(args))
     }
 
-    /// The line that runs this by `command`, written as the value of a key.
+    /// The line that runs this through `command`, escaped as the value of a key.
     pub fn behind(&self, command: &[String]) -> Result<String, String> {
         let mut words = command.iter().map(|word| quoted(word)).collect::<Result<Vec<_>, _>>()?;
         for arg in &self.0 {
@@ -77,7 +77,7 @@ impl Exec {
         Ok(escaped(&words.join(" ")))
     }
 
-    /// The words that stand for themselves, up to the first that has a field code.
+    /// The literal words before the first argument with a field code.
     pub fn words(&self) -> Vec<&str> {
         let words = self.0.iter().map_while(|arg| match arg.as_slice() {
             [Part::Text(text)] => Some(text.as_str()),
@@ -86,7 +86,7 @@ impl Exec {
         words.collect()
     }
 
-    /// The line with another word in the place of one that has no field code.
+    /// Replaces the argument at `index`, which has no field code, by `word`.
     pub fn with_word(mut self, index: usize, word: &str) -> Exec {
         self.0[index] = vec![Part::Text(word.to_owned())];
         self
@@ -95,7 +95,7 @@ impl Exec {
 
 type Parsed<'a> = Result<(Option<Vec<Part>>, &'a str), String>;
 
-/// An argument in quotes, whose opening one was taken, and what follows it.
+/// Parses an argument after its opening quote. Returns it and the rest of the line.
 fn parse_quoted(text: &str) -> Parsed<'_> {
     let mut arg = String::new();
     let mut chars = text.char_indices();
@@ -115,8 +115,8 @@ fn parse_quoted(text: &str) -> Parsed<'_> {
     Err("a quote is not closed".to_owned())
 }
 
-/// An argument without quotes, and what follows it; none where it was a field code that means nothing any
-/// more.
+/// Parses an unquoted argument. Returns it and the rest of the line; the argument is `None` if it was a
+/// deprecated field code.
 fn parse_plain(text: &str) -> Parsed<'_> {
     let end = text.find(' ').unwrap_or(text.len());
     let (word, after) = text.split_at(end);
@@ -153,7 +153,7 @@ fn parse_plain(text: &str) -> Parsed<'_> {
     Ok((Some(parts).filter(|parts| !parts.is_empty()), after))
 }
 
-/// An argument as it stands in a line, but for the escapes of all values.
+/// An argument as written in a line, before the escaping of values.
 fn written(arg: &[Part]) -> Result<String, String> {
     match arg {
         [Part::Text(word)] => quoted(word),
@@ -161,7 +161,7 @@ fn written(arg: &[Part]) -> Result<String, String> {
     }
 }
 
-/// What stands beside a field code cannot be quoted.
+/// A part of an argument that has a field code; such an argument cannot be quoted.
 fn beside_a_code(part: &Part) -> Result<String, String> {
     match part {
         Part::Code(code) => Ok(format!("%{code}")),
@@ -174,7 +174,7 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || PLAIN.contains(c)
 }
 
-/// A word that stands for itself, whatever is in it.
+/// Quotes a literal word.
 fn quoted(word: &str) -> Result<String, String> {
     if word.contains(char::is_control) {
         return Err(format!("{word:?} has a control character"));

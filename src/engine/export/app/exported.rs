@@ -1,6 +1,6 @@
-//! The files that were written for the host's menu. Only those that we wrote for an environment of a store
-//! are its own: they say so themselves, for names of files do not tell `a-b` with `c` from `a` with `b-c`,
-//! nor one store from another.
+//! The files written for the host's menu. A file belongs to an environment of a store only if it says so
+//! itself: file names do not distinguish program `c` of `a-b` from program `b-c` of `a`, nor one store from
+//! another.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
@@ -17,13 +17,13 @@ use super::inside::ICON_ENDINGS;
 use crate::engine::At as _;
 use crate::engine::{Error, Result};
 
-/// What an exported file is called begins so.
+/// Prefix of an exported file's name.
 const PREFIX: &str = "karapace-";
 
-/// How it ends.
+/// Suffix of an exported file's name.
 pub(super) const DESKTOP: &str = ".desktop";
 
-/// The user's data directory, `~/.local/share`, with the menu below.
+/// The user's data directory (`~/.local/share`), which contains the menu.
 #[derive(Debug, Clone)]
 pub struct Menu(pub PathBuf);
 
@@ -31,23 +31,24 @@ pub struct Menu(pub PathBuf);
 #[derive(Debug)]
 struct Exported {
     path: PathBuf,
-    /// As it stands there.
+    /// The file's text.
     text: String,
     env: String,
-    /// Not said by those of earlier versions.
+    /// `None` in a file of an earlier version, which did not name its store.
     store: Option<String>,
     icon: Option<PathBuf>,
 }
 
 impl Exported {
-    /// Reads one; None where there is nothing, or no regular file of this user that says that it is one.
+    /// Reads a file. `None` if there is none, or if it is not a regular file of this user that names an
+    /// environment.
     fn read(path: &Path) -> Result<Option<Exported>> {
         let failed = |e: io::Error| Error::io("read", path, e);
         let mut open = OpenOptions::new();
         open.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
         let file = match open.open(path) {
             Ok(file) => file,
-            // A link, a socket or a device that is none.
+            // Nothing, a symlink, a socket, or a device without a driver.
             Err(e)
                 if matches!(
                     e.raw_os_error(),
@@ -79,12 +80,12 @@ impl Exported {
         self.env == origin.env && self.store.as_deref() == Some(origin.store)
     }
 
-    /// Whether an earlier version wrote it for an environment of this name.
+    /// Like `is_of`, but also true for a file of an earlier version that names this environment and no store.
     fn may_be_of(&self, origin: Origin<'_>) -> bool {
         self.env == origin.env && self.store.as_deref().is_none_or(|store| store == origin.store)
     }
 
-    /// The program, where the file is called as we call it.
+    /// The program, if the file has the name that we would give it.
     fn app(&self) -> Option<&str> {
         let name = self.path.file_name()?.to_str()?.strip_suffix(DESKTOP)?;
         name.strip_prefix(PREFIX)?.strip_prefix(&self.env)?.strip_prefix('-')
@@ -96,7 +97,7 @@ impl Menu {
         self.0.join("applications")
     }
 
-    /// Where the file of a program is.
+    /// The path of a program's file.
     fn file(&self, env: &str, app: &str) -> PathBuf {
         self.applications().join(format!("{PREFIX}{env}-{app}{DESKTOP}"))
     }
@@ -105,17 +106,17 @@ impl Menu {
         self.0.join("icons").join(format!("{PREFIX}{env}-{app}.{ending}"))
     }
 
-    /// The file of a program, where there is one that was written for this environment.
+    /// The file of a program, if one was written for this environment.
     pub(super) fn find(&self, origin: Origin<'_>, app: &str) -> Result<Option<PathBuf>> {
         let found = Exported::read(&self.file(origin.env, app))?;
         Ok(found.filter(|found| found.may_be_of(origin)).map(|found| found.path))
     }
 
-    /// Writes the file of a program, which `text` gives for where its icon lies, and the icon. Gives the
-    /// file.
+    /// Writes the icon, then the file of a program; `text` makes the file's text for the icon's path. Returns
+    /// the file.
     ///
     /// # Errors
-    /// Another file has its name, the menu is another user's; or the text's own.
+    /// Another file has that name, the menu belongs to another user, or `text` fails.
     pub(super) fn write(
         &self,
         origin: Origin<'_>,
@@ -138,7 +139,8 @@ impl Menu {
         Ok(path)
     }
 
-    /// Refuses a path at which something lies that was not written for this environment; gives what was.
+    /// Returns the file at a path if it was written for this environment, and `None` if there is nothing.
+    /// Refuses anything else.
     fn check_free(&self, origin: Origin<'_>, path: &Path) -> Result<Option<Exported>> {
         match Exported::read(path)? {
             Some(found) if found.may_be_of(origin) => Ok(Some(found)),
@@ -147,8 +149,8 @@ impl Menu {
         }
     }
 
-    /// Refuses the menu of another user, as `sudo` with the caller's HOME finds it: who can exchange its
-    /// directories decides where root writes.
+    /// Refuses the menu of another user, which `sudo` with the caller's HOME would find: the owner of its
+    /// directories could redirect what root writes.
     fn check_owner(&self) -> Result<()> {
         let there = self.0.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
         let owner = fs::metadata(there).at("look at", there)?.uid();
@@ -162,10 +164,10 @@ impl Menu {
         )))
     }
 
-    /// Removes the file of a program with its icon. Gives the file.
+    /// Removes the file of a program and its icon. Returns the file.
     ///
     /// # Errors
-    /// It is not there, or was not written for this environment.
+    /// The file does not exist, or was not written for this environment.
     pub(super) fn remove(&self, origin: Origin<'_>, app: &str) -> Result<PathBuf> {
         let path = self.file(origin.env, app);
         match self.check_free(origin, &path)? {
@@ -183,16 +185,16 @@ impl Menu {
         remove(&found.path)
     }
 
-    /// Removes the icons of a file, but for one.
+    /// Removes the icon of a file, unless it is `but`.
     fn remove_icons(&self, found: &Exported, but: Option<&Path>) -> Result<()> {
         let Some(app) = found.app() else { return Ok(()) };
         let icons = ICON_ENDINGS.map(|ending| self.icon(&found.env, app, ending));
-        // Those of its name may be another store's, so only the one that it names.
+        // Icons with these names may belong to another store, so remove only the one that the file names.
         let own = icons.iter().filter(|icon| found.icon.as_ref() == Some(icon) && but != Some(icon));
         own.into_iter().try_for_each(|icon| remove(icon))
     }
 
-    /// What was written for an environment.
+    /// The files written for an environment.
     fn exported(&self, origin: Origin<'_>) -> Result<Vec<Exported>> {
         let dir = self.applications();
         let entries = match fs::read_dir(&dir) {
@@ -210,18 +212,18 @@ impl Menu {
         Ok(all)
     }
 
-    /// Removes all that was written for an environment. Gives how many there were.
+    /// Removes all files written for an environment. Returns how many there were.
     pub(super) fn remove_all(&self, origin: Origin<'_>) -> Result<usize> {
         let all = self.exported(origin)?;
         all.iter().try_for_each(|found| self.remove_found(found))?;
         Ok(all.len())
     }
 
-    /// Has all that was written for an environment start it by another name.
+    /// Makes all files written for an environment start it by its new name.
     pub(super) fn rename_all(&self, origin: Origin<'_>, new: &str) -> Result<()> {
         for found in self.exported(origin)? {
             if let Err(error) = self.rename(&found, Origin { env: new, ..origin }) {
-                // By its old name it would start nothing, or one day another environment.
+                // With the old name it would start nothing or, one day, another environment.
                 self.remove_found(&found)?;
                 let path = found.path.display();
                 tracing::warn!("{path} is gone, for it could not follow to {new}: {error}; export it again");
@@ -260,7 +262,7 @@ fn taken(path: &Path, found: Option<Exported>) -> Error {
     ))
 }
 
-/// Writes a file; the directory is made where there is none.
+/// Writes a file; makes its directory if it is missing.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).at("create", dir)?;

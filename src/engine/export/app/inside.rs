@@ -1,5 +1,5 @@
-//! Reading files of an environment, links resolved inside it: where it is mounted through the mount, else
-//! from the store and its upper. Nothing is mounted for it.
+//! Reads files of an environment, with symlinks resolved inside it: through its mount, or from the store and
+//! its upper. Does not mount anything.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,13 +16,13 @@ use rustix::io::Errno;
 use crate::engine::At as _;
 use crate::engine::{Error, Result};
 
-/// The largest icon that is read.
+/// Largest icon that is read, in bytes.
 const MAX_ICON: u64 = 8 << 20;
 
-/// What icons are, the best first.
+/// Suffixes of icons, best first.
 pub(super) const ICON_ENDINGS: [&str; 3] = ["svg", "png", "xpm"];
 
-/// Where icons are, the best first. `@` is the size.
+/// Directories of icons, best first. `@` stands for the size.
 const ICON_PLACES: [&str; 4] = [
     "usr/share/icons/hicolor/scalable/apps",
     "usr/share/icons/hicolor/@/apps",
@@ -33,43 +33,43 @@ const ICON_PLACES: [&str; 4] = [
 const ICON_SIZES: [&str; 8] =
     ["512x512", "256x256", "192x192", "128x128", "96x96", "64x64", "48x48", "32x32"];
 
-/// Why there is nothing to read.
+/// Why a file cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lack {
-    /// Nothing is there, or no regular file.
+    /// It does not exist, or is not a regular file.
     Missing,
-    /// It has more bytes than are read.
+    /// It is larger than the limit.
     TooLarge,
-    /// It is no UTF-8.
+    /// It is not UTF-8.
     NotText,
 }
 
-/// What a file has.
+/// The content of a file, or why there is none.
 pub(super) type Found<T> = std::result::Result<T, Lack>;
 
-/// The files of an environment. Paths lead to nothing outside of it.
+/// The files of an environment. Paths never lead outside it.
 pub(super) trait Inside {
-    /// The names in a directory, sorted; none when there is none.
+    /// The names in a directory, sorted; empty if there is no such directory.
     fn list(&self, path: &str) -> Result<Vec<String>>;
 
-    /// The content of a regular file that has `most` bytes at most.
+    /// The content of a regular file of at most `most` bytes.
     fn bytes(&self, path: &str, most: u64) -> Result<Found<Vec<u8>>>;
 }
 
-/// A text file of `most` bytes at most.
+/// The text of a file of at most `most` bytes.
 pub(super) fn text(inside: &dyn Inside, path: &str, most: u64) -> Result<Found<String>> {
     let bytes = inside.bytes(path, most)?;
     Ok(bytes.and_then(|bytes| String::from_utf8(bytes).map_err(|_| Lack::NotText)))
 }
 
-/// The icon that a `.desktop` file names: its ending, and its bytes.
+/// The icon that a `.desktop` file names: its suffix and its bytes.
 pub(super) fn icon(inside: &dyn Inside, name: &str) -> Result<Option<(&'static str, Vec<u8>)>> {
     let known = |path: &str| ICON_ENDINGS.into_iter().find(|ending| path.ends_with(&format!(".{ending}")));
     if name.starts_with('/') {
         let Some(ending) = known(name) else { return Ok(None) };
         return Ok(inside.bytes(name, MAX_ICON)?.ok().map(|bytes| (ending, bytes)));
     }
-    // Some name the file with its ending, where none should be.
+    // Some files name the icon with its suffix, which they should not.
     let name = known(name).and_then(|ending| name.strip_suffix(ending)?.strip_suffix('.')).unwrap_or(name);
     if name.contains('/') {
         return Ok(None);
@@ -88,7 +88,7 @@ pub(super) fn icon(inside: &dyn Inside, name: &str) -> Result<Option<(&'static s
     Ok(None)
 }
 
-/// An environment that is mounted.
+/// A mounted environment.
 pub(super) struct Mounted {
     root: File,
     path: PathBuf,
@@ -100,8 +100,8 @@ impl Mounted {
         Ok(Mounted { root: file, path: root.to_owned() })
     }
 
-    /// Opens a path if it is of this kind. Nothing else is opened: a device would notice, and a FIFO make us
-    /// wait.
+    /// Opens a path if it is of this kind. Opens nothing else: opening a device can have effects, and opening
+    /// a FIFO blocks.
     fn open_if(&self, path: &str, kind: FileType) -> Result<Option<File>> {
         let failed = |e: io::Error| Error::io("open", &self.path.join(path.trim_start_matches('/')), e);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -140,7 +140,7 @@ impl Inside for Mounted {
     }
 }
 
-/// An environment that nobody serves, by its view.
+/// An environment that is not served, read through its view.
 pub(super) struct Unmounted<'a>(pub &'a View);
 
 impl Inside for Unmounted<'_> {
@@ -204,7 +204,7 @@ impl PathTree for Unmounted<'_> {
     }
 }
 
-/// Walking a tree fails by the store, or by an upper that is damaged.
+/// Converts an error of the view, which is a store error or a damaged upper.
 fn of_store(error: karapace_fs::Error) -> StoreError {
     match error {
         karapace_fs::Error::Store(error) => error,
