@@ -14,10 +14,10 @@
 //! | [`report`] | how long work tells of its progress |
 //! | [`process`] | this process: limits, signals, descriptors |
 //!
-//! Each uses only what stands below it, and the crates `karapace-fs` (the view, FUSE) and `karapace-store`
+//! Each module uses only those below it, and the crates `karapace-fs` (the view, FUSE) and `karapace-store`
 //! below them all; runtime, image, oci and description know nothing of a view. The table in
-//! `scripts/lib/layers` says it exactly, and `scripts/check` keeps it. Each room's `mod.rs` opens with what
-//! is in it and what it may use.
+//! `scripts/lib/layers` has the exact rules, and `scripts/check` enforces them. Each room's `mod.rs` begins
+//! with what is in it and what it may use.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod cli;

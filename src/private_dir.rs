@@ -1,5 +1,5 @@
-//! Directories that no other user reaches: what is mounted below one is ours alone, and a socket in one is of
-//! our own session.
+//! Directories that no other user can reach: only this user can have mounted something below one, and a
+//! socket in one belongs to this user's session.
 
 use std::ffi::OsString;
 use std::io;
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use karapace_store::files::user_name;
 use rustix::fs::{FileType, Mode, OFlags};
 
-/// Checks that `dir` is a directory of this user, closed to all others, and no symbolic link.
+/// Checks that `dir` is a directory of this user, closed to all others, and not a symlink.
 ///
 /// # Errors
-/// What it is instead.
+/// The reason why it is not.
 pub(crate) fn check(dir: &Path) -> io::Result<()> {
-    // Without the slash at its end, which would have a link followed.
+    // Without a trailing slash, which would make open follow a symlink.
     let dir: PathBuf = dir.components().collect();
-    // As it is, a link included: one look at what was opened, so nothing is exchanged in between.
+    // Opened without following a symlink and checked by descriptor, so nothing can be exchanged in between.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = rustix::fs::fstat(rustix::fs::open(&dir, flags, Mode::empty())?)?;
     let mode = found.st_mode & 0o7777;
@@ -34,10 +34,10 @@ pub(crate) fn check(dir: &Path) -> io::Result<()> {
     Err(io::Error::other(flaw))
 }
 
-/// Makes such a directory where there is none.
+/// Makes such a directory if there is none.
 ///
 /// # Errors
-/// It cannot be made, or what is there is none.
+/// It cannot be made, or the existing file fails [`check`].
 pub(crate) fn make(dir: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(dir) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
@@ -45,8 +45,8 @@ pub(crate) fn make(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The user's runtime directory, as `variable` (XDG_RUNTIME_DIR) names it; None where it names none, or one
-/// that is not private.
+/// The user's runtime directory, from `variable` (the value of XDG_RUNTIME_DIR). `None` if that is unset, not
+/// absolute, or not private.
 pub(crate) fn runtime_dir(variable: Option<OsString>) -> Option<PathBuf> {
     let dir = PathBuf::from(variable?);
     if !dir.is_absolute() {
@@ -61,8 +61,8 @@ pub(crate) fn runtime_dir(variable: Option<OsString>) -> Option<PathBuf> {
     }
 }
 
-/// Where sessions of unmounted environments are mounted, below the runtime directory; None where that is not
-/// used.
+/// The directory for the mounts of sessions, below the runtime directory; `None` if there is no usable
+/// runtime directory.
 pub(crate) fn for_sessions() -> Option<PathBuf> {
     runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map(|dir| dir.join("karapace"))
 }
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(runtime_dir(Some(dir.clone().into())), Some(dir));
         assert_eq!(runtime_dir(Some("relative".into())), None);
         assert_eq!(runtime_dir(None), None);
-        // Nobody but root makes one of another user's; as root, none of an ordinary user's is taken.
+        // Only root can make a directory of another user; and root must not accept an ordinary user's.
         if rustix::process::geteuid().is_root() {
             let other = place.path().join("other");
             make(&other).unwrap();

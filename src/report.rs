@@ -1,27 +1,27 @@
-//! Where long work tells how far it is.
+//! Progress reports of long operations.
 
 use karapace_store::progress::Progress;
 
 /// Progress and remarks of one command. Shared between threads; never fails.
 pub trait Report: Progress {
-    /// A stretch of work begins: what it is, and how many bytes it has if that is known.
+    /// Starts a phase of work: what it is, and its size in bytes if known.
     fn begin(&self, what: &str, bytes: Option<u64>);
 
-    /// The stretch is over.
+    /// Ends the phase.
     fn end(&self);
 
-    /// Something the user should know though the command goes on.
+    /// A remark that the user should see; the command goes on.
     fn note(&self, text: &str);
 
-    /// A line that a program printed which runs for the user.
+    /// A line printed by a program that runs for the user.
     fn output(&self, _line: &str) {}
 
-    /// From here on the work asks whether it is to stop ([`Progress::is_cancelled`]), and ends cleanly.
-    /// Before, an interruption ends the program.
+    /// From here on the work checks whether it was cancelled ([`Progress::is_cancelled`]) and then ends
+    /// cleanly. Before this call, an interrupt ends the program.
     fn heed_interruptions(&self) {}
 }
 
-/// Reports to nobody; remarks go to the log.
+/// Discards progress; remarks go to the log.
 pub struct Silent;
 
 impl Progress for Silent {

@@ -1,5 +1,5 @@
-//! What a command can fail with. The messages are what users read: they name what was done to what, and the
-//! next step.
+//! The errors of commands. Users read the messages, so each one names what was done to what, and the next
+//! step.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,24 +12,24 @@ use crate::description::manifest::ManifestError;
 use crate::image::ImageError;
 use crate::runtime::RuntimeError;
 
-/// Why a command failed.
+/// The reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The manifest.
+    /// An error in the manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The lock file.
+    /// An error in the lock file.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// `--require-pinned-image`, and it is not.
+    /// `--require-pinned-image` was given, and the image is not pinned.
     #[error(
         "{}: base.image {image:?} is not pinned to a content: `karapace pin {}` does it", path.display(), path.display()
     )]
     Unpinned {
         /// The manifest.
         path: PathBuf,
-        /// As written.
+        /// The image as written.
         image: String,
     },
     /// The image is not the one that the manifest pins.
@@ -46,7 +46,7 @@ pub enum Error {
         /// The digest of the image.
         found: String,
     },
-    /// `--offline`, and packages would have to be installed.
+    /// `--offline` was given, and packages would have to be installed.
     #[error(
         "{}: no environment has these packages in these versions yet, and --offline was given: build without it once", path.display()
     )]
@@ -54,7 +54,7 @@ pub enum Error {
         /// The manifest.
         path: PathBuf,
     },
-    /// Nothing inside installs packages.
+    /// The image has no known package manager.
     #[error(
         "{image} has no package manager that is known (apt, dnf, zypper, pacman, apk, xbps): remove packages and apps from the manifest, or use another image"
     )]
@@ -65,23 +65,23 @@ pub enum Error {
     /// The package manager failed.
     #[error("{command} ended with status {status} inside; its last lines were:{tail}")]
     Install {
-        /// What was run, as plain text.
+        /// The command, as plain text.
         command: String,
-        /// Its status.
+        /// Its exit status.
         status: i32,
-        /// The end of its log, each line of plain text after a newline.
+        /// The last lines of its log, as plain text, each after a newline.
         tail: String,
     },
-    /// The base image.
+    /// An error about the base image.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The store.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The view or its mount.
+    /// An error of the view or its mount.
     #[error(transparent)]
     Fs(#[from] karapace_fs::Error),
-    /// A state that does not follow.
+    /// The environment's state does not allow the change.
     #[error(transparent)]
     Lifecycle(#[from] LifecycleError),
     /// The runtime could not start the command.
@@ -90,7 +90,7 @@ pub enum Error {
     /// No such environment.
     #[error("there is no environment {reference:?}: see `karapace list`")]
     NoEnvironment {
-        /// As given.
+        /// The reference as given.
         reference: String,
     },
     /// Another environment has the name.
@@ -101,7 +101,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// The name that a build is to have belongs to an environment that is another one.
+    /// The name requested for a build belongs to another environment.
     #[error(
         "an environment named {name} exists already and is not what {} builds: `karapace rebuild {} --name {name}` builds it anew \
          and keeps its snapshots; or choose another name", path.display(), path.display()
@@ -112,7 +112,7 @@ pub enum Error {
         /// The manifest.
         path: PathBuf,
     },
-    /// The file is there and `--force` was not given.
+    /// The file exists and `--force` was not given.
     #[error("{} exists already: use --force to replace it", path.display())]
     FileExists {
         /// The file.
@@ -123,28 +123,28 @@ pub enum Error {
     NoSnapshot {
         /// The environment.
         env: String,
-        /// As given.
+        /// The reference as given.
         reference: String,
     },
-    /// A chosen path that is not there.
+    /// A chosen path does not exist.
     #[error("{path} is {absent}: nothing was changed")]
     NoPath {
         /// The path, from the environment's root.
         path: String,
-        /// Where it is not.
+        /// Where it was looked for, as in "PATH is ABSENT".
         absent: String,
     },
-    /// A prefix of several snapshots.
+    /// The reference is a prefix of several snapshots.
     #[error("{reference:?} fits more than one snapshot of {env}: {}", candidates.join(", "))]
     AmbiguousSnapshot {
         /// The environment.
         env: String,
-        /// As given.
+        /// The reference as given.
         reference: String,
-        /// What it fits.
+        /// The snapshots that it matches.
         candidates: Vec<String>,
     },
-    /// A snapshot of the name exists.
+    /// A snapshot with the name exists.
     #[error("{env} has a snapshot named {name} already: choose another name")]
     SnapshotNameTaken {
         /// The environment.
@@ -152,7 +152,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// Snapshots with names would go.
+    /// Named snapshots would be removed.
     #[error(
         "{env} has snapshots with names: {}; nothing was removed. `karapace destroy --snapshots {env}` removes them too, \
          `karapace export {env}@NAME` keeps one elsewhere first",
@@ -164,7 +164,7 @@ pub enum Error {
         /// Their names, oldest first.
         names: Vec<String>,
     },
-    /// Nothing may change.
+    /// The environment may not change.
     #[error("{env} is {why}: nothing was changed")]
     ReadOnly {
         /// The environment.
@@ -177,12 +177,12 @@ pub enum Error {
     Mounted {
         /// The environment.
         env: String,
-        /// Where.
+        /// The mount point.
         dir: PathBuf,
         /// The serving process.
         pid: u32,
     },
-    /// Mounted where this process does not see it.
+    /// Mounted where this process cannot see it.
     #[error(
         "{env} is served, but {} is no mount here: it is mounted in another mount namespace, where it can be used, or was detached while \
          in use. `karapace umount {env}` ends it or says who has it, `karapace umount --force {env}` ends it in any case",
@@ -191,16 +191,16 @@ pub enum Error {
     MountedElsewhere {
         /// The environment.
         env: String,
-        /// Where, in that namespace.
+        /// The mount point, in that namespace.
         dir: PathBuf,
     },
-    /// Commands run inside.
+    /// Commands are running inside.
     #[error("{env} is running a command (enter or exec): leave it, or `karapace stop {env}`, first")]
     Running {
         /// The environment.
         env: String,
     },
-    /// The session that runs was begun with other options.
+    /// The running session was started with other options.
     #[error(
         "{env} is running a command that was begun with {option} {theirs}, not {ours}: ask for the same, or \
          `karapace stop {env}` first"
@@ -210,36 +210,36 @@ pub enum Error {
         env: String,
         /// The option.
         option: String,
-        /// Its value there.
+        /// Its value in the running session.
         theirs: String,
-        /// Its value here.
+        /// Its requested value.
         ours: String,
     },
-    /// The helpers did not give the user its ids.
+    /// newuidmap or newgidmap did not map the user's ids.
     #[error("cannot give a session the ids of /etc/subuid and /etc/subgid: {source}; see `karapace doctor`")]
     NoIds {
-        /// What newuidmap or newgidmap said.
+        /// The helper's error.
         source: io::Error,
     },
     /// Not mounted.
     #[error("{what} is not mounted")]
     NotMounted {
-        /// As given.
+        /// The target as given.
         what: String,
     },
-    /// The mount point holds something.
+    /// The mount point is not empty.
     #[error("{} is not empty: mount over an empty or a new directory", dir.display())]
     DirNotEmpty {
         /// The directory.
         dir: PathBuf,
     },
-    /// A mount point in use.
+    /// The mount point is in use.
     #[error("{} is in use: leave it (files open or a shell inside) and try again", dir.display())]
     DirBusy {
         /// The directory.
         dir: PathBuf,
     },
-    /// Unmounted here, and still in use.
+    /// Unmounted here, but still in use.
     #[error(
         "{env} is not mounted here any more, and goes on for the processes that have it still: {holders}. It ends with them, or at \
          once with `karapace umount --force {env}`"
@@ -247,18 +247,18 @@ pub enum Error {
     Held {
         /// The environment.
         env: String,
-        /// Who has it.
+        /// The processes that hold it.
         holders: String,
     },
-    /// The process that serves the environment said no.
+    /// The serving process refused, or an operation failed with this errno and message.
     #[error("{reason}")]
     Served {
         /// Its errno.
         errno: i32,
-        /// Its words.
+        /// The message.
         reason: String,
     },
-    /// The process that serves the environment does not answer as it should.
+    /// The serving process does not answer as it should.
     #[error("the process serving {env} {what}; see {}", log.display())]
     Serving {
         /// The environment.
@@ -268,17 +268,17 @@ pub enum Error {
         /// Its log.
         log: PathBuf,
     },
-    /// A system call on a path.
+    /// A system call on a path failed.
     #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Io {
         /// The verb, as in "cannot VERB PATH".
         action: &'static str,
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Anything that was asked for in a wrong way.
+    /// Any other invalid request. The text is the whole message.
     #[error("{0}")]
     Invalid(String),
 }
@@ -286,7 +286,7 @@ pub enum Error {
 /// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Names what failed, on which path, on the way out.
+/// Adds what failed and on which path to an error.
 pub trait At<T> {
     /// Adds the action (a verb) and the path.
     fn at(self, action: &'static str, path: &Path) -> Result<T>;
@@ -299,18 +299,18 @@ impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
 }
 
 impl Error {
-    /// A failed call on a path.
+    /// An error of a system call on a path; `action` is a verb.
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Io { action, path: path.to_owned(), source }
     }
 
-    /// Whether its text has lines of its own, in which what is quoted is escaped already. Of any other a
-    /// newline is part of what it quotes.
+    /// Whether the message has several lines, in which quoted text is already escaped. In any other message a
+    /// newline belongs to quoted text.
     pub fn is_of_lines(&self) -> bool {
         matches!(self, Error::Install { .. })
     }
 
-    /// The errno for this error, where a control file or the socket has to name one.
+    /// The errno for this error, for control files and the control socket.
     pub fn errno(&self) -> i32 {
         match self {
             Error::Store(e) => karapace_fs::errno::store_errno(e),

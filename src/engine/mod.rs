@@ -1,4 +1,5 @@
-//! What each command does: orchestration of the store, the view and the runtime. One verb a file, in wings:
+//! The work of each command: the engine combines the store, the view and the runtime. One verb a file, in
+//! wings:
 //!
 //! | | |
 //! |---|---|
@@ -12,12 +13,12 @@
 //! | [`upkeep`] | gc, verify, du |
 //! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
 //!
-//! The first five use those below them but not each other; from `mount` down each uses only what stands
-//! below. What all share is here: the [`Engine`], its [`Error`], [`mountpoint`], `text`. A method of
-//! [`Engine`] stands in the lowest wing that has what it needs: a commit, restore or diff is asked for by
-//! `server`, for another process may have the environment open, and done by `instance`.
+//! The first five may use the wings below them, but not each other; from `mount` down, each uses only those
+//! below it. What all share is here: the [`Engine`], its [`Error`], [`mountpoint`], `text`. A method of
+//! [`Engine`] is in the lowest wing that has what it needs: `server` requests a commit, restore or diff,
+//! because another process may have the environment open, and `instance` performs it.
 //!
-//! Nothing here prints or knows of arguments; progress and remarks go to a [`Report`].
+//! Nothing here prints or parses arguments; progress and remarks go to a [`Report`].
 
 pub mod doctor;
 pub mod error;
@@ -53,21 +54,22 @@ use nix::fcntl::{Flock, FlockArg};
 pub use crate::report::{Report, Silent};
 pub use error::{At, Error, Result};
 
-/// Where the user's programs keep their data: $XDG_DATA_HOME, else ~/.local/share.
+/// The user's data directory: $XDG_DATA_HOME, or else ~/.local/share.
 pub fn user_data() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")))
 }
 
-/// Where the user's store is unless another is named.
+/// The user's default store.
 pub fn default_store() -> Option<PathBuf> {
     user_data().map(|data| data.join("karapace"))
 }
 
-/// A server is told of the end of an open file when whoever closed it has gone on.
+/// How long the hidden name of a removed open file may last: the file server learns of the last close only
+/// after close has returned.
 const HIDDEN_FILES_GO: Duration = Duration::from_secs(5);
 
-/// An open store and what runs on it.
+/// An open store, and the commands on it.
 #[derive(Clone)]
 pub struct Engine {
     store: Arc<Store>,
@@ -75,19 +77,19 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the store at `root`, making it if there is none. What killed commands left half-done is undone
-    /// first.
+    /// Opens the store at `root`, and makes it if there is none. First undoes what killed commands left
+    /// half-done.
     pub fn open(root: &Path) -> Result<Engine> {
         Engine::begin(root, Store::open)
     }
 
-    /// Opens the store at `root`, which must be there.
+    /// Opens the store at `root`, which must exist.
     pub fn open_existing(root: &Path) -> Result<Engine> {
         Engine::begin(root, Store::open_existing)
     }
 
-    /// Opens the store at `root`, which must be there, whosever it is; another user's can only be read (see
-    /// [`Store::open_foreign`]).
+    /// Opens the store at `root`, which must exist and may belong to any user. Another user's store can only
+    /// be read (see [`Store::open_foreign`]).
     pub fn open_foreign(root: &Path) -> Result<Engine> {
         Engine::begin(root, Store::open_foreign)
     }
@@ -111,11 +113,11 @@ impl Engine {
         &self.store
     }
 
-    /// What its user should know of how durable the store is where it lies. That it lies in memory is left
-    /// out unless `all` is asked for.
+    /// Remarks on how durable the store is on its file systems. With `all`, includes that a store in memory
+    /// is not durable.
     ///
     /// # Errors
-    /// When its file system cannot be looked at.
+    /// If a file system cannot be examined.
     pub fn durability_remarks(&self, all: bool) -> Result<Vec<String>> {
         let found = self.store.file_systems()?.iter();
         let found = found.filter(|found| all || found.doubt != Some(Doubt::Memory));
@@ -128,7 +130,7 @@ impl Engine {
         &self.root
     }
 
-    /// The environment of this name, id or unique prefix of an id.
+    /// Finds an environment by name, id or unique prefix of an id.
     pub fn find(&self, reference: &str) -> Result<Metadata> {
         Metadata::find(&self.store, reference).map_err(|error| match error {
             StoreError::Missing { kind: "environment", .. } => {
@@ -142,7 +144,7 @@ impl Engine {
         self.store.layout().env_dir(instance)
     }
 
-    /// The environments whose records can be read, and why the others cannot.
+    /// The environments whose records can be read, and the errors of the others.
     fn readable(&self) -> Result<(Vec<Metadata>, Vec<StoreError>)> {
         let (mut environments, mut unreadable) = (Vec::new(), Vec::new());
         for loaded in Metadata::list(self.store())? {
@@ -154,10 +156,10 @@ impl Engine {
         Ok((environments, unreadable))
     }
 
-    /// Removes the directory of an environment that has no record any more, and lets go of its lock.
+    /// Removes the directory of an environment whose record is gone, and releases its lock.
     ///
-    /// Where a file that is open keeps a hidden name when it is removed (NFS, most FUSE servers), that of the
-    /// lock keeps the directory, and goes a moment after it has been closed.
+    /// On NFS and most FUSE servers, a removed file that is open keeps a hidden name. The lock file's hidden
+    /// name keeps the directory from being removed, and goes shortly after the file was closed.
     fn remove_env_dir(&self, dir: &Path, lock: EnvLock) -> io::Result<()> {
         let remove = || self.store().files().remove_tree(dir);
         let mut removed = remove();
@@ -173,7 +175,7 @@ impl Engine {
         removed
     }
 
-    /// Serialises "is the name free" with the save that takes it. Held for moments.
+    /// Makes the check that a name is free and the save that takes the name one atomic step. Held briefly.
     fn lock_names(&self) -> Result<Flock<File>> {
         let dir = self.store.layout().metadata();
         let file = self.store.files().open_dir(&dir).at("open", &dir)?;

@@ -1,8 +1,8 @@
-//! Bytes that are usually text, in JSON: paths may hold anything but NUL.
+//! Paths in JSON. They are usually text, but may contain any byte except NUL.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A path as JSON: a string where it is UTF-8, else `{"hex": "…"}`, so that nothing is lost.
+/// A path as JSON: a string if it is UTF-8, else `{"hex": "…"}`, so that nothing is lost.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PathText(pub Vec<u8>);
 

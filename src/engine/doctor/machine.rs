@@ -1,4 +1,4 @@
-//! What the kernel and its settings allow.
+//! Checks of the kernel and its settings.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -51,7 +51,7 @@ pub(super) fn fuse_device() -> Check {
     }
 }
 
-/// Settings that forbid user namespaces, each with the value that does.
+/// Settings that can forbid user namespaces: name, forbidding value, and the command that changes it.
 const FORBIDDING: [(&str, &str, &str); 3] = [
     ("kernel.unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
     ("user.max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=65536"),
@@ -83,7 +83,8 @@ pub(super) fn user_namespaces(try_namespace: &dyn Fn() -> Result<(), String>) ->
     Check::failed(NAME, format!("cannot be made ({reason}): nothing can be entered"), mend)
 }
 
-/// What AppArmor forbids is not the namespace but what is done in it.
+/// Makes the namespaces and also mounts in them: AppArmor does not forbid a user namespace, but operations in
+/// it.
 pub(super) fn enter_namespaces() -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
         .map_err(|errno| format!("unshare: {errno}"))?;

@@ -1,4 +1,5 @@
-//! What this machine lacks for Karapace, and the command that mends it. Changes nothing and needs no store.
+//! Checks what this machine lacks for Karapace, and names the command that fixes it. Changes nothing and
+//! needs no store.
 
 mod machine;
 mod store;
@@ -10,28 +11,28 @@ use serde::Serialize;
 
 use super::Result;
 
-/// How a check ended.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// As it should be, or not needed here.
     Ok,
-    /// Something is left out or slower without it.
+    /// Without it something is missing or slower.
     Warning,
-    /// Mounting or entering does not work without it.
+    /// Without it mounting or entering does not work.
     Failed,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// What it is, in a word or two that stay the same.
+    /// A stable name of one or two words.
     pub name: &'static str,
-    /// How it is.
+    /// Its outcome.
     pub outcome: Outcome,
     /// What was found.
     pub found: String,
-    /// The command that mends it, or what else to do.
+    /// The command that fixes it, or what else to do.
     pub mend: Option<String>,
 }
 
@@ -49,8 +50,8 @@ impl Check {
     }
 }
 
-/// Looks at everything. `root` is where the store is or would be; `try_namespace` makes a user namespace in a
-/// process of its own and says why it could not.
+/// Runs all checks. `root` is where the store is or would be made; `try_namespace` makes a user namespace in
+/// a separate process and returns why it could not.
 pub fn examine(root: &Path, try_namespace: &dyn Fn() -> std::result::Result<(), String>) -> Vec<Check> {
     let mut checks = vec![
         machine::kernel(),
@@ -68,12 +69,13 @@ pub fn examine(root: &Path, try_namespace: &dyn Fn() -> std::result::Result<(), 
     checks
 }
 
-/// Makes a user namespace and a mount namespace in it, as a session does. For a process that ends afterwards.
+/// Makes a user namespace and a mount namespace, as a session does. Only for a process that exits afterwards,
+/// because it stays in them.
 pub fn try_user_namespace() -> Result<()> {
     machine::enter_namespaces().map_err(super::Error::Invalid)
 }
 
-/// A program on PATH.
+/// Finds a program on PATH.
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| is_executable(file))

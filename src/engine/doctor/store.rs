@@ -1,4 +1,4 @@
-//! Where the store lies, and what stands in it.
+//! Checks of the store and its file system.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use nix::sys::statvfs::statvfs;
 
 use super::Check;
 
-/// Below this many free bytes a commit or an import soon finds no room.
+/// Free bytes below which a commit or an import soon runs out of space.
 const LITTLE_SPACE: u64 = 1 << 30;
 
-/// The same for files.
+/// The same for free inodes.
 const FEW_FILES: u64 = 10_000;
 
 pub(super) fn checks(root: &Path) -> Vec<Check> {
@@ -28,7 +28,7 @@ pub(super) fn checks(root: &Path) -> Vec<Check> {
     checks
 }
 
-/// The store's directory, or the nearest above where it would be made.
+/// The store's directory, or the nearest existing directory above it.
 fn existing(root: &Path) -> PathBuf {
     root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }
@@ -74,7 +74,7 @@ fn file_system(place: &Path) -> Check {
     }
 }
 
-/// Tried with two files that have no name.
+/// Tries a reflink between two unnamed files.
 fn reflink(place: &Path) -> Check {
     const NAME: &str = "reflink";
     let attempt = || -> std::io::Result<()> {
@@ -114,7 +114,7 @@ fn space(place: &Path) -> Check {
 fn files(place: &Path) -> Check {
     const NAME: &str = "inodes";
     match statvfs(place) {
-        // Some file systems make inodes as they go.
+        // Some file systems allocate inodes dynamically and report 0.
         Ok(stat) if stat.files() == 0 => Check::ok(NAME, "without limit"),
         Ok(stat) => {
             let free = stat.files_available();
@@ -125,7 +125,7 @@ fn files(place: &Path) -> Check {
     }
 }
 
-/// A clock that went back makes new records older than old ones.
+/// If the clock was set back, new records look older than existing ones.
 fn clock(root: &Path) -> Check {
     const NAME: &str = "clock";
     let newest = newest_record(root);

@@ -1,4 +1,4 @@
-//! What an ordinary user needs.
+//! Checks of what an ordinary user needs.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use super::{Check, on_path};
 use crate::private_dir;
 use crate::runtime::ranges;
 
-/// Ids that an environment's own users and groups take: nobody is 65534.
+/// Number of ids that an environment's own users and groups need: the id of nobody is 65534.
 const RANGE: u32 = 65_534;
 
 pub(super) fn fusermount() -> Check {

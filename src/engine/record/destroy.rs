@@ -1,4 +1,4 @@
-//! Ending an environment.
+//! Destroying an environment.
 
 use karapace_store::fail;
 use karapace_store::lock::StoreLock;
@@ -10,23 +10,23 @@ use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
 impl Engine {
-    /// Removes `env` with its snapshots and uncommitted changes. Its content stays in the store until gc. A
-    /// snapshot that somebody gave a name goes only where `snapshots` says so.
+    /// Removes `env` with its snapshots and uncommitted changes. Its content stays in the store until gc.
+    /// Named snapshots are removed only if `snapshots` is true.
     ///
     /// # Errors
-    /// [`Error::Running`] and [`Error::Mounted`] while it is in use, [`Error::NamedSnapshots`] when it has
-    /// such a snapshot.
+    /// [`Error::Running`] and [`Error::Mounted`] while it is in use, [`Error::NamedSnapshots`] if it has
+    /// named snapshots and `snapshots` is false.
     pub fn destroy(&self, env: &Metadata, snapshots: bool) -> Result<()> {
         check_destroy(env, snapshots)?;
         let lock = self.lock_idle(env)?;
         let _shared = StoreLock::shared(self.store())?;
-        // What was named while we waited counts too.
+        // A snapshot may have been named while we waited.
         check_destroy(&Metadata::load(self.store(), &env.instance)?, snapshots)?;
         if let Some(old) = self.recorded_mount(&env.instance)? {
             mountpoint::clear_stale(&old.dir)?;
         }
         let intent = Wal::begin(self.store(), Intent::Destroy { instance: env.instance })?;
-        // From here on it is gone; a crash leaves a directory that the next start removes.
+        // From here on the environment is gone. After a crash, the next start removes its directory.
         Metadata::delete(self.store(), &env.instance)?;
         let dir = self.env_dir(&env.instance);
         let removed = fail::point("destroy.dir").and_then(|()| self.remove_env_dir(&dir, lock));
@@ -36,7 +36,7 @@ impl Engine {
     }
 }
 
-/// Refuses where snapshots of `env` have names and `snapshots` does not say that they go too.
+/// Refuses if `env` has named snapshots and `snapshots` is false.
 ///
 /// # Errors
 /// [`Error::NamedSnapshots`].

@@ -1,4 +1,4 @@
-//! What there is to know of an environment.
+//! Summary and details of an environment.
 
 use karapace_store::metadata::Metadata;
 use karapace_store::rfc3339;
@@ -12,9 +12,9 @@ use crate::engine::{Engine, Result};
 /// An environment as `list` shows it and `inspect` begins.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// What it was built from, 64 hex digits.
+    /// The hash of what it was built from, 64 hex digits.
     pub env_id: String,
-    /// The first 12.
+    /// The first 12 digits of it.
     pub short_id: String,
     /// Its instance id, 32 hex digits.
     pub instance: String,
@@ -22,7 +22,7 @@ pub struct Summary {
     pub name: String,
     /// Its state; Running while a session is inside.
     pub state: String,
-    /// The layer that it stands on.
+    /// Its head.
     pub head: String,
     /// The base layer.
     pub base_layer: String,
@@ -30,22 +30,22 @@ pub struct Summary {
     pub snapshots: usize,
     /// Where it is mounted, if it is.
     pub mount: Option<MountInfo>,
-    /// RFC 3339.
+    /// When it was made, RFC 3339.
     pub created_at: String,
-    /// RFC 3339.
+    /// When its record was last changed, RFC 3339.
     pub updated_at: String,
 }
 
-/// All of it.
+/// Everything that `inspect` shows.
 #[derive(Debug, Clone, Serialize)]
 pub struct Details {
     /// What `list` shows.
     #[serde(flatten)]
     pub summary: Summary,
-    /// What stands uncommitted.
+    /// Figures of what is uncommitted.
     #[serde(flatten)]
     pub status: Status,
-    /// The base image as the manifest names it, if the manifest reads.
+    /// The base image by the recorded lock, if the lock can be parsed.
     pub base_image: Option<String>,
     /// The normalised manifest, TOML.
     pub manifest: String,
@@ -70,7 +70,7 @@ impl Engine {
         }
     }
 
-    /// What there is to know of `env`.
+    /// The details of `env`.
     pub fn inspect(&self, env: &Metadata) -> Result<Details> {
         let status = self.request_status(env)?;
         // Read again: opening an environment after a crash may have moved the head.

@@ -7,7 +7,7 @@ use super::inspect::Summary;
 use crate::engine::{Engine, Result};
 
 impl Engine {
-    /// All environments by name, and what is wrong with the records that do not read.
+    /// All environments by name, and the errors of the records that cannot be read.
     pub fn list(&self) -> Result<(Vec<Summary>, Vec<StoreError>)> {
         let (mut environments, mut unreadable) = (Vec::new(), Vec::new());
         for loaded in Metadata::list(self.store())? {

@@ -1,5 +1,5 @@
-//! What an environment's record says, shown ([`list`], [`inspect`]) and changed ([`rename`], [`state`],
-//! snapshots that are too many: [`retention`]), to its end ([`destroy`]).
+//! Operations on an environment's record: showing it ([`list`], [`inspect`]), changing it ([`rename`],
+//! [`state`], and [`retention`], which removes old snapshots) and removing it ([`destroy`]).
 //!
 //! May use `mount`, `server`, `upkeep` and `instance`.
 

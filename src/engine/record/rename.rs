@@ -7,9 +7,9 @@ use karapace_store::metadata::Metadata;
 use crate::engine::{Engine, Result};
 
 impl Engine {
-    /// Gives `env` another name. Unmounted environments only: their mount point is named after them.
+    /// Renames `env`. It must not be mounted, because mount points are named after environments.
     pub fn rename(&self, env: &Metadata, name: &str) -> Result<()> {
-        // Before a wait for another command; what counts is the check below.
+        // Refuses early, before waiting for another command. The check below is the one that counts.
         self.check_name_free(name, Some(&env.instance))?;
         let _lock = self.lock_idle(env)?;
         let _shared = StoreLock::shared(self.store())?;

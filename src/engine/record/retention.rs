@@ -1,4 +1,4 @@
-//! Which snapshots are kept when old ones are let go of.
+//! Retention: which snapshots are kept when old ones are removed.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use serde::Serialize;
 use crate::description::lifecycle;
 use crate::engine::{Engine, Report, Result};
 
-/// What is kept of each environment's snapshots: what either rule keeps, what has a name, and what the
-/// environment stands on.
+/// What to keep of each environment's snapshots. A snapshot stays if one of the rules keeps it, if it has a
+/// name, or if it is the head.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Keep {
-    /// So many of the newest.
+    /// Keep this many of the newest.
     pub last: Option<usize>,
-    /// What is no older than this.
+    /// Keep those that are not older than this.
     pub within: Option<Duration>,
 }
 
-/// A snapshot that goes.
+/// A snapshot that is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Expired {
     /// Its environment.
@@ -35,19 +35,19 @@ pub struct Expired {
     pub message: Option<String>,
 }
 
-/// What went, or would go.
+/// What was removed, or would be.
 #[derive(Debug, Default)]
 pub struct Expiry {
-    /// By environment, oldest first.
+    /// Grouped by environment, oldest first.
     pub snapshots: Vec<Expired>,
-    /// Of a dry run: what a collection would free besides what it frees anyway, in bytes.
+    /// For a dry run: the bytes that a collection would free in addition to what it frees anyway.
     pub bytes: u64,
 }
 
 impl Engine {
-    /// Removes the snapshots that `keep` does not keep, as `snapshots rm` does; with `dry_run` only says
-    /// which. Frozen and archived environments are left alone. An environment whose snapshots cannot be
-    /// removed now keeps them; that is told.
+    /// Removes the snapshots that `keep` does not keep, as `snapshots rm` does; with `dry_run` only lists
+    /// them. Skips frozen and archived environments. An environment whose snapshots cannot be removed now
+    /// keeps them; this is reported.
     pub fn expire(&self, keep: &Keep, now: Timestamp, dry_run: bool, report: &dyn Report) -> Result<Expiry> {
         let (environments, unreadable) = self.readable()?;
         for error in unreadable {
@@ -79,7 +79,7 @@ impl Engine {
     }
 }
 
-/// The hashes of the snapshots that go, oldest first. One hash may stand in several entries, which stay or go
+/// The hashes of the snapshots to remove, oldest first. Several entries may have one hash; they stay or go
 /// together.
 fn expired(snapshots: &[SnapshotEntry], head: &LayerHash, keep: &Keep, now: Timestamp) -> Vec<LayerHash> {
     let newest_first: Vec<&SnapshotEntry> = made(snapshots).into_iter().rev().collect();
@@ -100,8 +100,8 @@ fn expired(snapshots: &[SnapshotEntry], head: &LayerHash, keep: &Keep, now: Time
     gone
 }
 
-/// A clock that was wrong makes ages wrong: what was made in the future is kept by any age, and the user
-/// should know.
+/// Reports snapshots dated in the future. Their ages are wrong because a clock was wrong, and every age limit
+/// keeps them.
 fn tell_of_the_future(env: &Metadata, now: Timestamp, report: &dyn Report) {
     for entry in env.snapshots.iter().filter(|entry| entry.created_at.secs > now.secs) {
         report.note(&format!(
@@ -124,10 +124,10 @@ fn line(env: &Metadata, hash: &LayerHash) -> Expired {
     }
 }
 
-/// An age as people write it: a whole number and `m`, `h`, `d` or `w`.
+/// Parses an age: a whole number and `m`, `h`, `d` or `w`.
 ///
 /// # Errors
-/// A sentence that says how to write one.
+/// A message that says how to write an age.
 pub fn parse_age(text: &str) -> std::result::Result<Duration, String> {
     let wrong = || format!("{text:?} is no age: write a number with m, h, d or w, as in 12h, 7d or 4w");
     let seconds = match text.as_bytes().last() {
@@ -156,7 +156,7 @@ mod tests {
         LayerHash::from_bytes([n; 32])
     }
 
-    /// A snapshot made so many days before day 100.
+    /// A snapshot made `days_ago` days before day 100.
     fn entry(n: u8, days_ago: i64, name: Option<&str>) -> SnapshotEntry {
         SnapshotEntry {
             hash: hash(n),

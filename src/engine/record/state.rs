@@ -8,13 +8,13 @@ use crate::description::lifecycle;
 use crate::engine::{Engine, Result};
 
 impl Engine {
-    /// From now on nothing changes in `env`; it can be mounted and entered read-only. Unmounted environments
-    /// only.
+    /// Freezes `env`, which must not be mounted. From then on nothing in it changes; it can be mounted and
+    /// entered read-only.
     pub fn freeze(&self, env: &Metadata) -> Result<()> {
         self.change_state(env, EnvState::Frozen)
     }
 
-    /// From now on `env` is kept and not entered. Unmounted environments only.
+    /// Archives `env`, which must not be mounted. From then on it is kept, and cannot be entered.
     pub fn archive(&self, env: &Metadata) -> Result<()> {
         self.change_state(env, EnvState::Archived)
     }

@@ -1,4 +1,4 @@
-//! What environments take on disk.
+//! Disk usage of environments.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,28 +16,28 @@ use crate::engine::At as _;
 use crate::engine::instance::snapshots::snapshots;
 use crate::engine::{Engine, Error, Result};
 
-/// What an environment takes. Sizes on disk are as `du` counts them, in bytes.
+/// Disk usage of an environment. Sizes on disk are as `du` counts them, in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct EnvUsage {
     /// Its name.
     pub name: String,
     /// Its instance id, 32 hex digits.
     pub instance: String,
-    /// Names in the snapshot that it stands on.
+    /// Number of entries in its head.
     pub entries: u64,
-    /// Sizes of the files in it, added up.
+    /// Sum of the sizes of the files in it, in bytes.
     pub apparent_bytes: u64,
-    /// What it and its snapshots refer to in the store.
+    /// Size of what it and its snapshots refer to in the store.
     pub bytes: u64,
-    /// Of that, what other environments refer to as well.
+    /// The part of `bytes` that other environments refer to as well.
     pub shared_bytes: u64,
-    /// Of that, what it alone refers to: what `destroy` and then `gc` free in the store.
+    /// The part of `bytes` that only it refers to: what `destroy` and then `gc` free in the store.
     pub exclusive_bytes: u64,
-    /// What is uncommitted, and its own files: what `destroy` frees at once.
+    /// Size of the uncommitted changes and the environment's own files: what `destroy` frees at once.
     pub upper_bytes: u64,
 }
 
-/// What a snapshot takes.
+/// Disk usage of a snapshot, sizes in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct SnapshotUsage {
     /// Its hash.
@@ -46,20 +46,20 @@ pub struct SnapshotUsage {
     pub names: Vec<String>,
     /// When it was made, RFC 3339.
     pub created_at: String,
-    /// Whether the environment stands on it.
+    /// Whether it is the environment's head.
     pub head: bool,
-    /// Names in it.
+    /// Number of entries in it.
     pub entries: u64,
-    /// Sizes of the files in it, added up.
+    /// Sum of the sizes of the files in it, in bytes.
     pub apparent_bytes: u64,
-    /// What it refers to in the store.
+    /// Size of what it refers to in the store.
     pub bytes: u64,
-    /// What nothing else refers to: what removing it and then `gc` free.
+    /// Size of what only it refers to: what removing it and then `gc` free.
     pub exclusive_bytes: u64,
 }
 
 impl Engine {
-    /// What each environment takes, by name, and what is wrong with the records that do not read.
+    /// The usage of each environment by name, and the errors of the records that cannot be read.
     pub fn usage(&self) -> Result<(Vec<EnvUsage>, Vec<StoreError>)> {
         let _shared = StoreLock::shared(self.store())?;
         let (environments, unreadable) = self.readable()?;
@@ -70,7 +70,7 @@ impl Engine {
         Ok((lines.collect::<Result<_>>()?, unreadable))
     }
 
-    /// What `env` takes, and each of its snapshots, oldest first.
+    /// The usage of `env` and of each of its snapshots, oldest first.
     pub fn usage_of(&self, env: &Metadata) -> Result<(EnvUsage, Vec<SnapshotUsage>)> {
         let _shared = StoreLock::shared(self.store())?;
         let env = Metadata::load(self.store(), &env.instance)?;
@@ -83,7 +83,7 @@ impl Engine {
         let mut survey = Survey::new(self.store().clone())?;
         let usage = survey.measure(&[self.group(&env)?, others.clone()])?[0];
         let line = self.line(&mut survey, &env, usage)?;
-        // Whatever becomes of the snapshots, base, packages and head stay.
+        // Base, packages and head stay even if snapshots are removed.
         others.layers.extend([env.base_record, env.foundation().1, env.head_record]);
         others.uppers.push(upper_roots(self, &env.instance)?);
         let made = env.made();
@@ -107,8 +107,8 @@ impl Engine {
         Ok((line, lines))
     }
 
-    /// What the removal of snapshots would let a collection free: what nothing refers to but them.
-    /// Call with the store's lock held, shared.
+    /// The bytes that a collection could free after the removal of these snapshots, because nothing else
+    /// refers to them. The caller holds the store's lock, shared.
     pub(in crate::engine) fn held_by(&self, gone: &[(&Metadata, Vec<LayerHash>)]) -> Result<u64> {
         let (mut stays, mut goes) = (Group::default(), Group::default());
         for env in &self.readable()?.0 {
@@ -145,13 +145,13 @@ impl Engine {
     }
 }
 
-/// All records of the snapshots with this hash: they go together.
+/// All records of the snapshots with this hash, which are removed together.
 fn group_of(env: &Metadata, hash: &LayerHash) -> Group {
     let layers = env.snapshots.iter().filter(|s| s.hash == *hash).map(|s| s.record).collect();
     Group { layers, uppers: Vec::new() }
 }
 
-/// What a directory takes with all that is in it. What goes meanwhile does not count.
+/// Disk usage of a directory tree, in bytes. Files that vanish meanwhile do not count.
 fn on_disk(dir: &Path) -> Result<u64> {
     let (mut bytes, mut todo) = (0, vec![dir.to_owned()]);
     while let Some(path) = todo.pop() {

@@ -1,4 +1,4 @@
-//! Collecting garbage.
+//! Garbage collection.
 
 use karapace_fs::check;
 use karapace_store::error::StoreError;
@@ -8,7 +8,7 @@ use karapace_store::id::InstanceId;
 use crate::engine::{Engine, Report, Result};
 
 /// Removes from the store what nothing refers to; with `dry_run` only counts it. Takes the store's lock,
-/// shared and for moments exclusively. Mounted environments stay usable: what they changed is read from their
+/// shared, and briefly exclusively. Mounted environments stay usable: their changes are read from their
 /// uppers on disk, which are always current.
 pub fn collect(engine: &Engine, dry_run: bool, report: &dyn Report) -> Result<GcReport> {
     report.begin("collecting", None);
@@ -20,7 +20,7 @@ pub fn collect(engine: &Engine, dry_run: bool, report: &dyn Report) -> Result<Gc
     Ok(result?)
 }
 
-/// What an environment's upper refers to, as the store wants to hear it.
+/// The objects that an environment's upper refers to, in the store's form.
 pub(super) fn upper_roots(
     engine: &Engine,
     instance: &InstanceId,

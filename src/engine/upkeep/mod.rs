@@ -1,6 +1,6 @@
-//! The store as a whole: garbage ([`gc`]), damage ([`verify`]), sizes ([`du`]).
+//! Operations on the whole store: garbage collection ([`gc`]), verification ([`verify`]), sizes ([`du`]).
 //!
-//! May use `instance`, and `image` for what was downloaded.
+//! May use `instance`, and `image` to find downloads.
 
 pub mod du;
 pub mod gc;

@@ -1,4 +1,4 @@
-//! Checking the whole store, and mending what can be mended.
+//! Verifying the whole store, and repairing what can be repaired.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -19,18 +19,18 @@ use crate::engine::At as _;
 use crate::engine::{Engine, Error, Report, Result, Silent};
 use crate::image::Image;
 
-/// What a repair did, and what is left.
+/// The result of a repair.
 #[derive(Debug, Serialize)]
 pub struct Repaired {
-    /// What was done, in this order.
+    /// The actions taken, in order.
     pub actions: Vec<Action>,
-    /// What a second verification found.
+    /// The result of the verification after it.
     #[serde(skip)]
     pub after: Verified,
 }
 
-/// Reads everything in the store and checks every reference, those of the environments' uncommitted changes
-/// too. What it finds may be damage ([`Finding::is_damage`]) or merely worth knowing. Nothing is changed.
+/// Reads everything in the store and checks every reference, including those of uncommitted changes. A
+/// finding may be damage ([`Finding::is_damage`]) or only worth knowing. Changes nothing.
 pub fn verify(engine: &Engine, report: &dyn Report) -> Result<Verified> {
     report.begin("verifying", None);
     let uppers = |instance: &InstanceId| upper_state(engine, instance);
@@ -39,10 +39,11 @@ pub fn verify(engine: &Engine, report: &dyn Report) -> Result<Verified> {
     Ok(verified?)
 }
 
-/// Verifies, mends what can be mended, sets aside what is damaged, and verifies again. Nothing is deleted.
+/// Verifies, repairs what can be repaired, moves what is damaged to the quarantine, and verifies again.
+/// Deletes nothing.
 ///
 /// # Errors
-/// What keeps it from looking or from moving files. What was done before stays done.
+/// Errors that prevent the verification or the moving of files. What was done before stays done.
 pub fn verify_and_repair(engine: &Engine, report: &dyn Report) -> Result<Repaired> {
     let before = verify(engine, report)?;
     let mut actions = repair::repair(engine.store(), &before.findings)?;
@@ -55,8 +56,8 @@ pub fn verify_and_repair(engine: &Engine, report: &dyn Report) -> Result<Repaire
     Ok(Repaired { actions, after: verify(engine, report)? })
 }
 
-/// An environment's upper as the store wants to hear of it. One that is served changes meanwhile: see
-/// [`karapace_fs::check`].
+/// The state of an environment's upper, in the store's form. The upper of a served environment changes
+/// meanwhile: see [`karapace_fs::check`].
 fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<UpperState, StoreError> {
     let upper = engine.store().layout().upper(instance);
     let served = || EnvLock::holder(engine.store(), instance).map(|holder| holder.is_some());
@@ -65,7 +66,7 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
         karapace_fs::Error::Store(error) => error,
         other => StoreError::corrupt("upper", upper.display(), other.to_string()),
     })?;
-    // A mount that has just begun removes and makes files of its own.
+    // A mount that has just started removes and makes files of its own.
     let served = served_before || served()?;
     let mut faults = Vec::new();
     for fault in check.faults {
@@ -80,8 +81,8 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
     Ok(UpperState { roots: check.roots, faults })
 }
 
-/// Turns back a wrong bit in a checkpoint; cuts a journal before its damage, having kept a copy. Not while
-/// somebody serves it.
+/// Corrects a flipped bit in a checkpoint, and cuts a journal before its damage, after keeping a copy. Does
+/// nothing while a process holds the environment.
 fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Result<Vec<Action>> {
     let (store, files) = (engine.store(), engine.store().files());
     let upper = store.layout().upper(instance);
@@ -127,8 +128,8 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
     Ok(actions)
 }
 
-/// Imports the base images of environments that need objects which are gone, as far as they can still be had:
-/// a local path, or a download that was kept.
+/// Imports again the base images of environments that need missing objects, if the image is still available
+/// as a local path or a kept download.
 fn fetch(
     engine: &Engine,
     findings: &[Finding],
@@ -174,8 +175,8 @@ fn fetch(
     Ok(())
 }
 
-/// Where the image of an environment's manifest lies, if it does. A relative path is not known to be of which
-/// directory.
+/// The path of the image that an environment's manifest names, if it exists here. `None` for a relative path,
+/// whose directory is not known.
 fn image_of(engine: &Engine, metadata: &Metadata) -> Option<PathBuf> {
     let manifest = Manifest::parse(&metadata.manifest, Path::new("the manifest in the environment's record"));
     let image = Image::parse(&manifest.ok()?.base.image, Path::new("")).ok()?;
@@ -189,7 +190,7 @@ impl From<Verified> for Repaired {
     }
 }
 
-/// The damage of a verification as an error, for who wants one.
+/// Turns the damage found by a verification into an error.
 pub(in crate::engine) fn refuse_damage(verified: &Verified) -> Result<()> {
     let mut damage = verified.findings.iter().filter(|finding| finding.is_damage());
     match damage.next() {
