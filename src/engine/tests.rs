@@ -1,4 +1,5 @@
-//! The engine with no mount in the loop: environments opened here, changed through their views.
+//! Tests of the engine without a mount: environments are opened in this process and changed through their
+//! views.
 
 use std::fs;
 use std::path::PathBuf;
@@ -197,7 +198,7 @@ fn the_view_is_right_where_a_crash_left_another_head() {
     let hash = commit(&instance, None);
     instance.close().unwrap();
     drop(instance);
-    // As if the record had been written and the view's own checkpoint not, or the other way round.
+    // As if a crash had left the record written and the view's checkpoint not, or the reverse.
     let mut record = place.reload(&env);
     let right = (record.head, record.head_record);
     (record.head, record.head_record) = (env.base_layer, env.base_record);
@@ -252,7 +253,7 @@ fn snapshots_with_a_name_go_only_where_that_is_said() {
     commit(&instance, None);
     instance.close().unwrap();
     drop(instance);
-    // Named since the caller looked: the record of then has no snapshots.
+    // The snapshot was named after the caller read the record: `env` has no snapshots yet.
     for env in [&env, &place.reload(&env)] {
         let refused = place.engine.destroy(env, false).unwrap_err();
         assert!(matches!(&refused, Error::NamedSnapshots { names, .. } if names == &["first"]), "{refused}");
@@ -274,8 +275,7 @@ fn collection_keeps_what_is_uncommitted_and_frees_what_is_gone() {
     drop(instance);
     let instance = place.open(&kept);
     let etc = instance.view().lookup(ROOT_INO, b"etc").unwrap();
-    // A directory moved and not committed: its listing hangs on the upper alone once the base's root is not
-    // looked at.
+    // An uncommitted move of a directory: apart from the base's root, only the upper refers to its listing.
     let rename = karapace_fs::attr::RenameMode::Replace;
     instance.view().rename(&ROOT, ROOT_INO, b"etc", ROOT_INO, b"moved", rename).unwrap();
     instance.view().forget(etc.ino, 1);
@@ -337,7 +337,7 @@ fn build_gives_back_what_exists_and_respects_the_lock() {
     assert_eq!(build(None, false).unwrap().metadata, first.metadata);
     let second = build(Some("two"), false).unwrap();
     assert!(second.created && second.metadata.env_id == first.metadata.env_id);
-    // Another content: the lock says so, and the name of another environment is not taken over.
+    // The image has other content: the lock file shows it, and another environment's name is not taken over.
     fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
     assert!(matches!(build(Some("three"), true), Err(Error::Lock(_))));
     let lock = fs::read(&first.lock_path).unwrap();
@@ -379,7 +379,7 @@ fn a_rebuild_keeps_name_and_snapshots_and_takes_what_is_uncommitted_along() {
     instance.close().unwrap();
     drop(instance);
     fs::write(place.rootfs().join("etc/hostname"), "other\n").unwrap();
-    // Without a name: what the lock file speaks of.
+    // Without a name, the environment that the lock file pins.
     let rebuilt = place.engine.rebuild(&path, &BuildOptions::default(), &Silent).unwrap();
     let saved = rebuilt.saved.unwrap().hash;
     let new = rebuilt.metadata;
@@ -391,7 +391,7 @@ fn a_rebuild_keeps_name_and_snapshots_and_takes_what_is_uncommitted_along() {
     place.engine.restore(&new, "latest", &[], None).unwrap();
     let head = place.reload(&new).head;
     assert_eq!(head, saved);
-    // What the snapshots were made on is no longer known: the chain begins with them.
+    // The layers that the snapshots were made on are unknown now: the chain begins with the snapshots.
     let layer = super::instance::reference::resolve(&place.reload(&new), "one").unwrap();
     assert_eq!(super::instance::reference::parent(&place.reload(&new), layer), None);
     place.engine.freeze(&new).unwrap();
@@ -478,7 +478,7 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     };
     let changes: Vec<String> = changes.iter().map(text).collect();
     assert_eq!(changes, ["D /etc/hostname", "A /etc/new"]);
-    // The same onto the snapshot that it made: nothing is left to change.
+    // The same upper onto the snapshot that the first import made: nothing changes.
     let again = place
         .engine
         .import_upper(&upper, &made, Some("latest"), "again", Mounts::LeaveOut, &Silent)
@@ -492,8 +492,8 @@ fn an_upper_directory_becomes_a_snapshot_on_what_it_lay_on() {
     place.open(&made).close().unwrap();
 }
 
-/// A commit for whose last step there is no room has not happened; where not even that can be written down,
-/// it says so. Either way the next one does.
+/// A commit whose last step fails has no effect; if the record cannot be restored either, the error says so.
+/// In both cases the next commit succeeds.
 #[cfg(feature = "failpoints")]
 #[test]
 fn a_commit_that_cannot_be_finished_is_whole_or_undone_and_says_which() {

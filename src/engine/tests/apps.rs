@@ -1,4 +1,4 @@
-//! Programs in the menu: read without a mount, written for one environment of one store, gone with it.
+//! Programs in the menu: read without a mount, written for one environment of one store, removed with it.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -36,7 +36,7 @@ impl Place {
         self.engine.export_app(env, app, &self.menu(), &command())
     }
 
-    /// What lies in the menu, sorted.
+    /// The names of the files in the menu, sorted.
     fn files(&self) -> Vec<String> {
         let mut names = Vec::new();
         for dir in ["applications", "icons"] {
@@ -58,7 +58,7 @@ fn programs_are_found_without_a_mount() {
     place.add_program("tool");
     fs::write(place.dir.path().join("secret"), entry("outside")).unwrap();
     let applications = place.rootfs().join(APPLICATIONS);
-    // Links lead inside, wherever they point.
+    // Symlinks resolve inside, wherever they point.
     symlink("/late", applications.join("late.desktop")).unwrap();
     symlink(place.dir.path().join("secret"), applications.join("out.desktop")).unwrap();
     symlink("loop.desktop", applications.join("loop.desktop")).unwrap();
@@ -68,7 +68,7 @@ fn programs_are_found_without_a_mount() {
     put(&place.rootfs(), &format!("{APPLICATIONS}/large.desktop"), &"#".repeat((1 << 20) + 1));
     fs::write(applications.join("latin.desktop"), b"[Desktop Entry]\nName=caf\xe9\n").unwrap();
     let env = place.import("dev");
-    // What is not committed counts.
+    // Uncommitted files count.
     let instance = place.open(&env);
     write(instance.view(), "late", &entry("late"));
     instance.close().unwrap();
@@ -94,7 +94,7 @@ fn programs_are_found_without_a_mount() {
     );
     let apps = place.engine.apps(&env, &place.menu()).unwrap();
     assert_eq!(apps[1].exported.as_ref(), Some(&path));
-    // It is nobody's mount meanwhile, and free afterwards.
+    // It was not mounted for this, and its lock is free afterwards.
     assert!(place.engine.live_mount(&env.instance).unwrap().is_none());
     drop(place.open(&env));
 }
@@ -112,7 +112,7 @@ fn a_file_is_of_one_environment() {
     assert_eq!(place.engine.apps(&long, &place.menu()).unwrap()[1].exported, None);
     place.engine.forget_apps("a-b", &place.menu());
     assert_eq!(place.files().len(), 2);
-    // Another store's environment of that name.
+    // An environment with the same name in another store.
     let other = Place::new();
     other.add_program("b-c");
     let theirs = other.import("a");
@@ -137,7 +137,7 @@ fn what_karapace_did_not_write_stays() {
     let text = fs::read_to_string(&path).unwrap();
     let elsewhere = place.dir.path().join("elsewhere");
     fs::rename(&path, &elsewhere).unwrap();
-    // A link to a file of ours is none.
+    // A symlink to a file of ours does not count as one.
     symlink(&elsewhere, &path).unwrap();
     assert!(refusal(place.export(&env, "tool")).contains("not a file that karapace wrote"));
     assert!(
@@ -157,14 +157,15 @@ fn what_karapace_did_not_write_stays() {
         place.engine.forget_apps("dev", &place.menu());
         assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
     }
-    // An icon that the file names and that is none of ours.
+    // The file names an icon that is not ours.
     let icon = place.dir.path().join("precious.png");
     fs::write(&icon, "").unwrap();
     let own = place.menu().0.join("icons/karapace-dev-tool.png");
     fs::write(&path, text.replace(own.to_str().unwrap(), icon.to_str().unwrap())).unwrap();
     place.engine.forget_apps("dev", &place.menu());
     assert!(!path.exists() && icon.exists());
-    // One of an earlier version did not name its store: who asks by name means it, a destroy does not.
+    // A file of an earlier version does not name its store: a command that names the program applies to it, a
+    // destroy does not.
     let early: String =
         text.lines().filter(|l| !l.starts_with("X-Karapace-Store")).map(|l| format!("{l}\n")).collect();
     fs::write(&path, &early).unwrap();
@@ -186,7 +187,7 @@ fn they_follow_a_rename_and_go_with_the_environment() {
     for (env, app) in [(&env, "one"), (&env, "two"), (&other, "one")] {
         place.export(env, app).unwrap();
     }
-    // In the way of one of them.
+    // A file in the way of one of them.
     let in_the_way = place.menu().0.join("applications/karapace-new-two.desktop");
     fs::write(&in_the_way, "mine").unwrap();
     place.engine.rename(&env, "new").unwrap();
@@ -199,7 +200,7 @@ fn they_follow_a_rename_and_go_with_the_environment() {
     let text = fs::read_to_string(&one).unwrap();
     assert_eq!(fs::read_to_string(place.export(&place.reload(&env), "one").unwrap()).unwrap(), text);
     assert!(text.contains("Exec=/opt/karapace exec new -- one %F\n"), "{text}");
-    // By whatever path the store is named.
+    // Whatever path names the store.
     let link = place.dir.path().join("link");
     symlink(place.engine.root(), &link).unwrap();
     let engine = Engine::open(&link).unwrap();

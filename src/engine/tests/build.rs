@@ -1,4 +1,4 @@
-//! What `build` and `pin` say and write.
+//! Tests of what `build` and `pin` report and write.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -18,9 +18,9 @@ fn a_taken_name_is_refused_before_anything_is_installed() {
     let path = place.manifest("[system]\npackages = [\"git\"]\n");
     let named = BuildOptions { name: Some("dev".to_owned()), ..BuildOptions::default() };
     let build = |options: &BuildOptions| place.engine.build(&path, options, &Silent);
-    // The image has no package manager: whatever gets as far says so.
+    // The image has no package manager: a build that gets that far fails with this error.
     assert!(matches!(build(&named), Err(Error::OtherBuild { .. })));
-    // What has this content by its record is given back without asking for versions.
+    // An environment whose record has this content is returned without asking for versions.
     let digest = LockFile::parse(&env.lock, &path).unwrap().base_image_digest;
     let git = LockedPackage { name: "git".to_owned(), version: "1.0".to_owned() };
     let lock = LockFile::resolve(&Manifest::read(&path).unwrap(), &digest, vec![git]);

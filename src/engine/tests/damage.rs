@@ -1,4 +1,4 @@
-//! Damaged stores: what a collection refuses, what a repair leaves, and what is named by whom.
+//! Damaged stores: what a collection refuses, what a repair leaves, and which paths the errors name.
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -16,12 +16,12 @@ use crate::engine::export::image;
 use crate::engine::export::image::{Format, Wanted};
 use crate::engine::make::clone::CloneFrom;
 
-/// Entries of a directory whose listing is split.
+/// Number of entries in a directory whose listing is split.
 const MANY: usize = 1100;
 
 impl Place {
-    /// An environment with a split listing, a file that is kept by blocks, two snapshots, and uncommitted
-    /// changes that are synced and not in a checkpoint.
+    /// An environment with a split listing, a file stored in blocks, two snapshots, and uncommitted changes
+    /// that are synced but not in a checkpoint.
     fn with_everything() -> (Place, Metadata) {
         let place = Place::new();
         let rootfs = place.rootfs();
@@ -40,7 +40,7 @@ impl Place {
             write(instance.view(), &format!("new-{n}"), "new");
             instance.view().fsync(ROOT_INO).unwrap();
         }
-        // As a process that is killed: nothing is closed.
+        // Like a killed process: nothing is closed.
         drop(instance);
         let env = place.reload(&env);
         (place, env)
@@ -60,7 +60,7 @@ impl Place {
     }
 }
 
-/// Turns one bit of the byte at `at`, in place, so that locks on the file stay.
+/// Flips one bit of the byte at `at` in place, so that locks on the file stay.
 fn flip(path: &Path, at: u64) {
     let mode = fs::metadata(path).unwrap().permissions();
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -107,7 +107,7 @@ fn a_collection_refuses_whatever_it_must_follow_and_cannot_read() {
     let index = listing(&trees, &top, "many");
     let bytes = store.objects().read(&index, 1 << 20).unwrap();
     assert_eq!(bytes[4], 1, "the listing is not split");
-    // An index: 12 bytes, then of the first part its key and its object.
+    // An index: 12 bytes, then the key and the object of the first part.
     let at = 13 + usize::from(bytes[12]);
     let part = ObjectId::from_bytes(bytes[at..at + 32].try_into().unwrap());
     let large = content(&trees, &top, "large");
@@ -145,7 +145,7 @@ fn a_collection_refuses_whatever_it_must_follow_and_cannot_read() {
         refused(what);
         flip(&path, at);
     }
-    // What nothing is found by need not be read.
+    // A collection need not read objects that refer to no tree or layer.
     for (what, id) in [("block list", &large.hash), ("content", &large.extents[0].object)] {
         let path = layout.object(id);
         flip(&path, middle(&path));
@@ -161,7 +161,7 @@ fn a_damaged_journal_is_refused_until_a_repair_cuts_it() {
     let (place, env) = Place::with_everything();
     let journal = place.journal(&env);
     let whole = fs::read(&journal).unwrap();
-    // The second of the records, so that the first stays.
+    // The second record, so that the first stays.
     let second = 12 + 24 + u32::from_le_bytes(whole[12..16].try_into().unwrap()) as usize;
     flip(&journal, second as u64 + 30);
     let opened = || {
@@ -171,7 +171,7 @@ fn a_damaged_journal_is_refused_until_a_repair_cuts_it() {
     let refused = opened().err().unwrap().to_string();
     assert!(refused.contains("journal") && refused.contains("verify-store --repair"), "{refused}");
     assert_eq!(fs::read(&journal).unwrap().len(), whole.len(), "nothing is cut by a refusal");
-    // Not under who serves it.
+    // Not while a process holds the environment.
     let held = EnvLock::try_acquire(place.engine.store(), &env.instance).unwrap();
     assert_eq!(verify::verify_and_repair(&place.engine, &Silent).unwrap().actions, []);
     drop(held);
@@ -208,13 +208,12 @@ fn what_needs_something_damaged_names_path_and_environment() {
     {
         let file = layout.object(&object);
         flip(&file, middle(&file));
-        // Its data has no hash of its own: the content's is named.
+        // Its data has no hash of its own, so the error names the content's.
         let object = if path == "/large" { large.hash } else { object };
         for format in [Format::Tar, Format::Oci] {
             named(export(format).map(|_| ()), &object, path);
         }
-        // Neither reads content: a snapshot is restored whatever one of its files is, and shared with a
-        // clone.
+        // Restore and clone do not read content: both work whatever the state of a file's object.
         place.engine.restore(&place.reload(&env), "one", &[], None).unwrap();
         place.engine.restore(&place.reload(&env), "two", &[], None).unwrap();
         flip(&file, middle(&file));
@@ -235,7 +234,7 @@ fn what_needs_something_damaged_names_path_and_environment() {
     named(restored.map(|_| ()), &root, "/");
 }
 
-/// The object whose file this is.
+/// The id of the object in this file.
 fn listing_id(path: &Path) -> ObjectId {
     let part = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     format!("{}{}", part(path.parent().unwrap()), part(path)).parse().unwrap()

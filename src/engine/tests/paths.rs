@@ -1,4 +1,4 @@
-//! Chosen and ignored paths: commit, diff and restore, and what becomes of snapshots that are removed.
+//! Chosen and ignored paths: commit, diff and restore, and the effects of removing snapshots.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use crate::engine::make::build::BuildOptions;
 /// Paths of a view with the content of files; `None` is a directory.
 type Files = BTreeMap<String, Option<String>>;
 
-/// Follows a path to its directory, made where missing, and its last name.
+/// Resolves a path to its parent directory and its last name; makes missing directories.
 fn parent(view: &View, path: &str) -> (Ino, Vec<u8>) {
     let (above, name) = path.rsplit_once('/').unwrap();
     let mut at = ROOT_INO;
@@ -54,7 +54,7 @@ fn rename(view: &View, from: &str, to: &str) -> bool {
     view.rename(&ROOT, from_dir, &from, to_dir, &to, RenameMode::Replace).is_ok()
 }
 
-/// Everything in the view. Holds on to the directories, as a kernel does.
+/// Everything in the view. Keeps the directories' lookups, as a kernel does.
 fn files(view: &View) -> Files {
     let mut found = Files::new();
     let mut todo = vec![(String::new(), ROOT_INO)];
@@ -104,7 +104,7 @@ fn restore_paths(
     instance.restore(reference, &paths(chosen), None, Wait::Long).unwrap()
 }
 
-/// In each tree that something stands on, a number stands for one inode and link counts are right.
+/// Checks every tree in use: each number stands for one inode, and link counts are right.
 fn sound(place: &Place, instance: &Instance) {
     let trees = Trees::new(place.engine.store().clone());
     let metadata = instance.metadata();
@@ -153,7 +153,7 @@ fn a_commit_of_chosen_paths_leaves_the_rest_uncommitted() {
     assert_eq!(diff(&instance), ["A /a", "A /d/c", "D /etc/hostname"]);
     assert_eq!(instance.status().dirty_files, 3);
     sound(&place, &instance);
-    // A deletion, and over a new opening.
+    // A deletion, and reopening.
     let outcome = commit_paths(&instance, &["etc/hostname"]);
     assert_eq!((outcome.added, outcome.modified, outcome.deleted), (0, 0, 1));
     instance.close().unwrap();
@@ -161,7 +161,7 @@ fn a_commit_of_chosen_paths_leaves_the_rest_uncommitted() {
     let instance = place.open(&env);
     assert_eq!(files(instance.view()), before);
     assert_eq!(diff(&instance), ["A /a", "A /d/c"]);
-    // The snapshots have what was chosen only; a restore saves the rest first.
+    // The snapshots contain only the chosen paths; a restore commits the rest first.
     let outcome = instance.restore("~1", &[], None, Wait::Long).unwrap();
     assert!(outcome.saved.is_some());
     let here: Vec<_> = files(instance.view()).into_keys().collect();
@@ -205,7 +205,7 @@ fn a_commit_of_one_name_takes_all_names_of_the_inode() {
     put(view, "/c", "2");
     assert_eq!(commit_paths(&instance, &["/b"]).modified, 2);
     assert_eq!(diff(&instance), ["M /c"]);
-    // A file that was there gets a second name: chosen by that, both are one in the snapshot.
+    // An existing file gets a second name: if that name is chosen, both are one inode in the snapshot.
     commit(&instance, None);
     link(view, "/c", "/e");
     commit_paths(&instance, &["/e"]);
@@ -248,7 +248,7 @@ fn single_paths_come_back() {
     put(view, "/d/new", "2");
     put(view, "/d/b", "2");
     put(view, "/other", "2");
-    // What would be overwritten is committed first, and only that.
+    // Only what would be overwritten is committed first.
     let outcome = restore_paths(&instance, "first", &["/d/a"]);
     assert_eq!((outcome.hash, outcome.changed), (first, Some(1)));
     let saved = outcome.saved.expect("a snapshot with the second version");
@@ -256,19 +256,19 @@ fn single_paths_come_back() {
     let here = files(view);
     assert_eq!((here["/d/a"].as_deref(), here["/other"].as_deref()), (Some("1"), Some("2")));
     assert_eq!(diff(&instance), ["M /d/a", "M /d/b", "M /d/b2", "A /d/new", "M /other"]);
-    // One of two names of an inode: the other keeps what it had.
+    // One of two names of an inode: the other keeps its content.
     restore_paths(&instance, "first", &["/d/b2"]);
     let here = files(view);
     assert_eq!((here["/d/b"].as_deref(), here["/d/b2"].as_deref()), (Some("2"), Some("1")));
     sound(&place, &instance);
-    // A directory whole: what the snapshot does not have goes, and names are one inode again.
+    // A whole directory: what the snapshot does not have is removed, and the names are one inode again.
     restore_paths(&instance, "first", &["/d"]);
     let here: Vec<_> = files(view).into_keys().collect();
     assert_eq!(here, ["/d", "/d/a", "/d/b", "/d/b2", "/etc", "/etc/hostname", "/other"]);
     put(view, "/d/b", "3");
     assert_eq!(files(view)["/d/b2"].as_deref(), Some("3"));
     sound(&place, &instance);
-    // What is gone, with the directories above it; what the snapshot does not have.
+    // A file that was removed with its parent directory; then one that the snapshot does not have.
     let (root, name) = parent(view, "/d/a");
     for name in [&name[..], b"b", b"b2"] {
         view.unlink(root, name).unwrap();
@@ -309,11 +309,11 @@ fn ignored_paths_enter_no_snapshot_and_stay_over_commit_and_restore() {
     assert_eq!((outcome.added, outcome.modified, outcome.deleted), (2, 0, 0));
     assert!(diff(&instance).is_empty());
     assert_eq!(files(view), before);
-    // Files that are ignored were not even read into the store.
+    // Ignored files were not stored as objects.
     assert!(view.stats().dirty_bytes >= 13, "{:?}", view.stats());
     assert!(!instance.commit(&[], None, None, Wait::Long).unwrap().created);
     sound(&place, &instance);
-    // The snapshot has the base's.
+    // The snapshot has the base's files at these paths.
     let trees = Trees::new(place.engine.store().clone());
     let tree = LayerRecord::read(place.engine.store(), &instance.metadata().head_record).unwrap().tree;
     let snapshot = View::snapshot(&Arc::new(trees), tree).unwrap();
@@ -324,7 +324,7 @@ fn ignored_paths_enter_no_snapshot_and_stay_over_commit_and_restore() {
             && !there.contains_key("/tmp/new")
             && !there.contains_key("/cache/deep")
     );
-    // A restore takes away what is not ignored, and the directory above it stays.
+    // A restore removes what is not ignored, and keeps the directory above what is ignored.
     instance.restore("base", &[], None, Wait::Long).unwrap();
     let mut after = before.clone();
     after.remove("/a");
@@ -340,7 +340,7 @@ fn ignored_paths_enter_no_snapshot_and_stay_over_commit_and_restore() {
     instance.restore("latest", &[], None, Wait::Long).unwrap();
     assert_eq!(files(instance.view())["/tmp/new"].as_deref(), Some("newer"));
     sound(&place, &instance);
-    // Chosen by name they are refused, and below what is chosen passed over.
+    // Ignored paths are refused if chosen by name, and skipped below a chosen path.
     assert!(instance.commit(&paths(&["/tmp/new"]), None, None, Wait::Long).is_err());
     assert!(instance.restore("base", &paths(&["/tmp"]), None, Wait::Long).is_err());
     restore_paths(&instance, "base", &["/"]);
@@ -400,12 +400,12 @@ fn snapshots_removed_from_the_middle_leave_the_others_whole() {
     let removed = remove(&["~4", "three", "~4"]).unwrap().removed;
     assert_eq!(removed, [made[1].0, made[3].0]);
     let freed = gc::collect(&place.engine, false, &Silent).unwrap();
-    // A root, two listings and a file each, but not the records, which later layers name as parents.
+    // A root, two listings and a file for each, but not the records, which later layers name as parents.
     assert!(freed.objects >= 4, "{freed:?}");
     assert_eq!(freed.layers, 0);
     assert!(remove(&["three"]).is_err());
     sound(&place, &instance);
-    // ~k counts those that are left.
+    // ~k counts the remaining snapshots.
     for (reference, index) in [("~0", 5), ("~1", 4), ("~2", 2), ("~3", 0)] {
         let resolved = crate::engine::instance::reference::resolve(&instance.metadata(), reference).unwrap();
         assert_eq!(resolved.hash, made[index].0, "{reference}");
@@ -414,7 +414,7 @@ fn snapshots_removed_from_the_middle_leave_the_others_whole() {
         instance.restore(&made[index].0.to_hex(), &[], None, Wait::Long).unwrap();
         assert_eq!(files(instance.view()), made[index].1);
     }
-    // The chain goes on from one whose parent is gone.
+    // The chain continues from a snapshot whose parent was removed.
     instance.restore(&made[4].0.to_hex(), &[], None, Wait::Long).unwrap();
     put(instance.view(), "/more", "x");
     commit(&instance, Some("three"));
@@ -424,7 +424,7 @@ fn snapshots_removed_from_the_middle_leave_the_others_whole() {
     );
 }
 
-/// A generator of numbers that is always the same.
+/// A deterministic generator of pseudo-random numbers.
 struct Dice(u64);
 
 impl Dice {
@@ -434,7 +434,7 @@ impl Dice {
     }
 }
 
-/// What `head` becomes when the chosen path of `view` is committed.
+/// The head's files after a commit of one chosen path of `view`.
 fn chosen_of(head: &Files, view: &Files, path: &str) -> Files {
     let below = |p: &str| p == path || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
     let mut result: Files =
@@ -448,7 +448,7 @@ fn chosen_of(head: &Files, view: &Files, path: &str) -> Files {
     result
 }
 
-/// Random changes, commits and restores of chosen paths, against maps of names and contents.
+/// Random changes, commits and restores of chosen paths, compared with maps of names and contents.
 #[test]
 fn random_choices_give_what_was_chosen() {
     for seed in 0..3 {
@@ -524,7 +524,7 @@ fn random_choices_give_what_was_chosen() {
     }
 }
 
-/// The listing of a directory at the root.
+/// The object file of the listing of a directory in the root.
 fn listing_of(trees: &Trees, record: &karapace_store::id::RecordId, name: &str) -> std::path::PathBuf {
     let layer = LayerRecord::read(trees.store(), record).unwrap();
     let root = trees.root(&layer.tree).unwrap();
@@ -576,7 +576,7 @@ fn a_restore_that_numbers_linked_inodes_anew_leaves_nothing_to_commit() {
     let one = commit(&instance, None);
     put(view, "/b", "2");
     commit(&instance, None);
-    // Held open: the restored inode cannot have its number.
+    // Held by the kernel, so the restored inode cannot have its number.
     let held = view.lookup(ROOT_INO, b"b").unwrap().ino;
     instance.restore("~1", &[], None, Wait::Long).unwrap();
     assert_ne!(view.lookup(ROOT_INO, b"b").unwrap().ino, held);
@@ -585,7 +585,7 @@ fn a_restore_that_numbers_linked_inodes_anew_leaves_nothing_to_commit() {
     let outcome = instance.commit(&[], None, None, Wait::Long).unwrap();
     assert_eq!((outcome.hash, outcome.created), (one, false));
     sound(&place, &instance);
-    // And a change to it is one, under both names.
+    // A later change shows under both names.
     put(view, "/d/a", "3");
     assert_eq!(diff(&instance), ["M /b", "M /d/a"]);
     assert_eq!(instance.commit(&[], None, None, Wait::Long).unwrap().modified, 2);

@@ -1,10 +1,10 @@
-//! Restore beside programs that write all the time.
+//! Restore while programs write continuously.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-/// Ends the writers also where a test fails.
+/// Stops the writers on drop, also if the test fails.
 struct Enough<'a>(&'a AtomicBool);
 
 impl Drop for Enough<'_> {
@@ -13,7 +13,7 @@ impl Drop for Enough<'_> {
     }
 }
 
-/// Does `work` while two threads make files and remove them without a pause.
+/// Runs `work` while two threads make and remove files without a pause.
 fn beside_writers(instance: &Instance, work: impl FnOnce()) {
     let enough = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -21,7 +21,7 @@ fn beside_writers(instance: &Instance, work: impl FnOnce()) {
             let (view, enough) = (instance.view(), &enough);
             scope.spawn(move || {
                 while !enough.load(Ordering::Relaxed) {
-                    // A restore of everything takes the file away, too.
+                    // A whole restore also removes the file.
                     if let Ok(attr) = view.mknod(&ROOT, ROOT_INO, writer, libc::S_IFREG | 0o644, 0) {
                         view.forget(attr.ino, 1);
                     }

@@ -1,4 +1,4 @@
-//! Clones, what environments share and have for themselves, and how long snapshots are kept.
+//! Clones, shared and exclusive sizes of environments, and how long snapshots are kept.
 
 use super::*;
 use crate::engine::make::clone::CloneFrom;
@@ -44,11 +44,11 @@ fn a_clone_stands_on_the_head_and_goes_its_own_way() {
     let objects =
         |place: &Place| place.engine.usage().unwrap().0.iter().map(|u| u.entries).collect::<Vec<_>>();
     assert_eq!(objects(&place), [3, 3]);
-    // With --commit what was uncommitted is in both.
+    // With --commit both have what was uncommitted.
     let third = place.clone_of(&env, CloneFrom::Commit, "third");
     assert_eq!(place.content(&third, "a").as_deref(), Some("uncommitted"));
     assert_eq!(place.reload(&env).snapshots, third.snapshots);
-    // The first goes; the others have all they need.
+    // The first is destroyed; the others keep everything they need.
     place.engine.destroy(&place.reload(&env), true).unwrap();
     gc::collect(&place.engine, false, &Silent).unwrap();
     assert_eq!(place.content(&made, "a").as_deref(), Some("other"));
@@ -56,7 +56,7 @@ fn a_clone_stands_on_the_head_and_goes_its_own_way() {
     assert!(verify::verify(&place.engine, &Silent).unwrap().findings.is_empty());
 }
 
-/// A session makes mount points where the environment has none, and takes them away.
+/// A session makes missing mount points in the environment, and removes them again.
 #[test]
 fn what_was_touched_and_is_as_before_is_no_change() {
     let place = Place::new();
@@ -91,7 +91,7 @@ fn a_clone_of_a_snapshot_lists_those_below_it() {
     let base = place.clone_of(&env, CloneFrom::Snapshot("base"), "new");
     assert_eq!((base.head, base.snapshots.len()), (env.base_layer, 0));
     assert_eq!(place.content(&base, "a"), None);
-    // Nothing comes of what cannot be, and nothing is committed for it.
+    // A refused clone makes nothing and commits nothing.
     let instance = place.open(&env);
     write(instance.view(), "b", "x");
     instance.close().unwrap();
@@ -102,7 +102,7 @@ fn a_clone_of_a_snapshot_lists_those_below_it() {
     assert!(matches!(refused, Err(Error::NoSnapshot { .. })));
     assert_eq!(place.reload(&env).snapshots.len(), 2);
     assert_eq!(place.names(), ["dev", "new", "old"]);
-    // A frozen one can be cloned, and its clone changed.
+    // A frozen environment can be cloned, and the clone can change.
     place.engine.freeze(&env).unwrap();
     let thawed = place.clone_of(&place.reload(&env), CloneFrom::Head, "thawed");
     place.change(&thawed, "c", "1", None);
@@ -128,7 +128,7 @@ fn what_is_exclusive_is_what_destroying_frees() {
     );
     assert!(one.shared_bytes >= 3 << 20 && one.shared_bytes == two.shared_bytes, "{usages:?}");
     assert!(two.exclusive_bytes > 600_000 && two.exclusive_bytes < 1 << 20, "{usages:?}");
-    // Each snapshot alone; the head's is held by the head.
+    // Each snapshot by itself. The newest is also the head, so nothing is exclusive to it.
     let (line, snapshots) = place.engine.usage_of(&place.reload(&second)).unwrap();
     assert_eq!((line.exclusive_bytes, line.shared_bytes), (two.exclusive_bytes, two.shared_bytes));
     let [older, newer] = &snapshots[..] else { panic!("{snapshots:?}") };

@@ -1,4 +1,4 @@
-//! Names of snapshots, and which one is the newest.
+//! Names of snapshots, and which snapshot is the newest.
 
 use super::{Place, commit, write};
 use crate::engine::Silent;

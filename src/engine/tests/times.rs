@@ -1,4 +1,4 @@
-//! Which times a restore leaves.
+//! The modification times after a restore.
 
 use karapace_store::inode::{InodeRecord, Timestamp};
 use karapace_store::tree::{Target, Trees};
@@ -35,11 +35,11 @@ fn restored_paths_get_the_present_time() {
     assert_eq!(restored.body, first.body);
     assert!(restored.mtime >= before && restored.ctime == restored.mtime);
     assert_eq!(record(&instance, "same"), same);
-    // It counts as uncommitted until it is committed, and a second time nothing happens to it.
+    // The restored file counts as uncommitted until a commit; restoring it again changes nothing.
     let outcome = instance.restore("first", &paths, None, Wait::Long).unwrap();
     assert_eq!((outcome.changed, outcome.touched), (Some(0), 0));
     assert_eq!(record(&instance, "a").mtime, restored.mtime);
-    // The snapshot's times on request, and for the whole.
+    // The snapshot's times on request, and in a whole restore.
     instance.restore("first", &paths, Some(Times::Kept), Wait::Long).unwrap();
     assert_eq!(record(&instance, "a").mtime, first.mtime);
     write(instance.view(), "a", "2");
