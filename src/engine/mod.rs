@@ -131,6 +131,9 @@ impl Engine {
     }
 
     /// Finds an environment by name, id or unique prefix of an id.
+    ///
+    /// # Errors
+    /// [`Error::NoEnvironment`].
     pub fn find(&self, reference: &str) -> Result<Metadata> {
         Metadata::find(&self.store, reference).map_err(|error| match error {
             StoreError::Missing { kind: "environment", .. } => {

@@ -31,6 +31,9 @@ enum Standing {
 
 /// Makes `dir` an empty directory to mount on: creates it if it is missing, and detaches a stale mount.
 /// Returns its absolute path without symlinks.
+///
+/// # Errors
+/// [`Error::DirNotEmpty`], and [`Error::Invalid`] for a stale mount that this user did not make.
 pub fn prepare(dir: &Path) -> Result<PathBuf> {
     let standing = match look(dir)? {
         Standing::Stale if !is_own(dir)? => {

@@ -66,6 +66,9 @@ impl Instance {
 
     /// Makes a snapshot of the view or of the chosen paths (docs/MANIFEST.md, "Chosen paths"); the other
     /// paths stay uncommitted. If nothing changed, returns the head and adds nothing but the name.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::SnapshotNameTaken`], and `TryAgain` if the instance is closed.
     pub fn commit(
         &self,
         paths: &[Vec<u8>],

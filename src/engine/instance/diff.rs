@@ -29,6 +29,10 @@ impl Changed {
 
 impl Engine {
     /// The paths at which the layer `to` differs from the layer `from`.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`](crate::engine::Error::NoSnapshot) and
+    /// [`Error::AmbiguousSnapshot`](crate::engine::Error::AmbiguousSnapshot).
     pub fn diff_between(&self, env: &Metadata, from: &str, to: &str) -> Result<Vec<Changed>> {
         self.diff_layers(&reference::resolve(env, from)?, &reference::resolve(env, to)?)
     }

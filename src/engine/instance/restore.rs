@@ -41,6 +41,11 @@ impl Instance {
     /// With `paths`, only these are restored from the snapshot (or removed, if the snapshot does not have
     /// them), as uncommitted changes. Uncommitted changes at these paths are committed first; nothing else is
     /// touched.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::NoSnapshot`], `TryAgain` if the instance is closed, and EBUSY if files
+    /// changed during each of `ATTEMPTS` attempts. [`Error::Invalid`] if the view is restored but the
+    /// kernel could not be told.
     pub fn restore(
         &self,
         reference: &str,

@@ -88,6 +88,9 @@ impl Instance {
     }
 
     /// Removes a name; the snapshot stays.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`] if no snapshot has this name.
     pub fn drop_name(&self, name: &str, wait: Wait) -> Result<()> {
         let _shared = self.lock_store(wait)?;
         let _turn = self.take_turn()?;

@@ -86,6 +86,10 @@ pub(super) enum Resolution {
 
 impl Engine {
     /// Builds the environment that the manifest at `path` describes, and writes its lock file beside it.
+    /// Returns an existing environment if it is what would be built.
+    ///
+    /// # Errors
+    /// [`Error::OtherBuild`] or [`Error::NameTaken`] if another environment has the name.
     pub fn build(&self, path: &Path, options: &BuildOptions, report: &dyn Report) -> Result<BuildOutcome> {
         let mut plan = self.plan(path, options, report)?;
         if let Some(name) = &options.name {

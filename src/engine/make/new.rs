@@ -49,6 +49,9 @@ pub fn free_path(dir: &Path, force: bool) -> Result<PathBuf> {
 
 /// Writes `karapace.toml` in `dir` for an environment `name` from a template, with `image` in place of the
 /// template's base image if given. Returns the file's path.
+///
+/// # Errors
+/// [`Error::FileExists`] as for [`free_path`], and errors in the name or the image; nothing is written then.
 pub fn new_manifest(
     dir: &Path,
     name: &str,

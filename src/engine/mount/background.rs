@@ -100,6 +100,10 @@ impl Background {
 
 impl Engine {
     /// Mounts in a background process; returns when the mount answers. `verbose` makes the log more detailed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a state or options that cannot be mounted, [`Error::Mounted`] or
+    /// [`Error::MountedElsewhere`] if a process serves the environment already.
     pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
         // Refuse before a process is started, as far as possible.
         check_mountable(env)?;

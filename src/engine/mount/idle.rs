@@ -11,7 +11,8 @@ impl Engine {
     /// mounted it.
     ///
     /// # Errors
-    /// [`Error::Running`] if a session is inside, [`Error::Mounted`] if a user has mounted it.
+    /// [`Error::Running`] if a session is inside, [`Error::Mounted`] or [`Error::MountedElsewhere`] if a user
+    /// has mounted it.
     pub(in crate::engine) fn check_idle(&self, env: &Metadata) -> Result<()> {
         if sessions::running(self, &env.instance) {
             return Err(Error::Running { env: env.name.clone() });

@@ -25,6 +25,10 @@ const LOOK: Duration = Duration::from_secs(1);
 impl Engine {
     /// Unmounts an environment, or the directory `target` on which an environment or a snapshot is mounted.
     /// Returns the directory, once the serving process is done.
+    ///
+    /// # Errors
+    /// [`Error::NotMounted`], [`Error::DirBusy`] if a snapshot's mount is in use, and those of
+    /// [`Engine::umount_env`].
     pub fn umount(&self, target: &str) -> Result<PathBuf> {
         match self.mount_named(target)? {
             (Some(env), _) => self.umount_env(&env),
@@ -57,7 +61,11 @@ impl Engine {
         }
     }
 
-    /// Unmounts an environment and waits until its lock is free.
+    /// Unmounts an environment and waits until its lock is free. Returns its mount point.
+    ///
+    /// # Errors
+    /// [`Error::Running`] if a session is inside, [`Error::NotMounted`], [`Error::Held`], and
+    /// [`Error::Served`] if the serving process refuses.
     pub fn umount_env(&self, env: &Metadata) -> Result<PathBuf> {
         if sessions::running(self, &env.instance) {
             return Err(Error::Running { env: env.name.clone() });

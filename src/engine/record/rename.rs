@@ -8,6 +8,11 @@ use crate::engine::{Engine, Result};
 
 impl Engine {
     /// Renames `env`. It must not be mounted, because mount points are named after environments.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`](crate::engine::Error::NameTaken);
+    /// [`Error::Running`](crate::engine::Error::Running) and
+    /// [`Error::Mounted`](crate::engine::Error::Mounted) while it is in use.
     pub fn rename(&self, env: &Metadata, name: &str) -> Result<()> {
         // Refuses early, before waiting for another command. The check below is the one that counts.
         self.check_name_free(name, Some(&env.instance))?;

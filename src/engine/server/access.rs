@@ -103,7 +103,7 @@ impl Engine {
     /// Takes the lock of an environment that is not served. Waits for other commands.
     ///
     /// # Errors
-    /// [`Error::Mounted`] when a process serves it.
+    /// [`Error::Mounted`], [`Error::MountedElsewhere`] or [`Error::Running`] if a process serves it.
     pub(in crate::engine) fn lock_unmounted(&self, env: &Metadata) -> Result<EnvLock> {
         let mut wait = Waiting::begin();
         loop {

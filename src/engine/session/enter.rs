@@ -95,6 +95,9 @@ struct Place {
 impl Engine {
     /// Runs a command inside `env` to its end. An environment that is not mounted is mounted while it has
     /// sessions, and, if an ordinary user has a range of ids, in a user namespace with these ids.
+    ///
+    /// # Errors
+    /// [`Error::OtherShape`] if the running session was started with other options.
     pub fn enter(&self, env: &Metadata, options: &EnterOptions) -> Result<Ended> {
         // Every environment has a root user.
         let root = options.user.as_deref() == Some(runtime::SELF) && geteuid().is_root();

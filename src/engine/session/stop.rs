@@ -18,6 +18,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 impl Engine {
     /// Sends SIGTERM to everything that runs in `env`, and kills what has not ended after `time`. A mount
     /// that was made for the sessions ends too; any other stays. Returns whether anything was running.
+    ///
+    /// # Errors
+    /// [`Error::Serving`] if the commands or the mount have not ended 30 seconds after that.
     pub fn stop(&self, env: &Metadata, time: Duration) -> Result<bool> {
         let was_running = sessions::running(self, &env.instance);
         if was_running {

@@ -145,7 +145,7 @@ fn a_collection_refuses_whatever_it_must_follow_and_cannot_read() {
         refused(what);
         flip(&path, at);
     }
-    // A collection need not read objects that refer to no tree or layer.
+    // Objects that lead to no other objects need not be read.
     for (what, id) in [("block list", &large.hash), ("content", &large.extents[0].object)] {
         let path = layout.object(id);
         flip(&path, middle(&path));
