@@ -131,7 +131,7 @@ pub enum Error {
     NoPath {
         /// The path, from the environment's root.
         path: String,
-        /// Where it was looked for, as in "PATH is ABSENT".
+        /// Where it is missing, as in "PATH is ABSENT".
         absent: String,
     },
     /// The reference is a prefix of several snapshots.

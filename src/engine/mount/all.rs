@@ -212,7 +212,7 @@ impl Engine {
     }
 }
 
-/// Whether /proc/locks (proc_locks(5)) lists a flock of this process on a file with this inode number.
+/// Whether /proc/locks (proc_locks(5)) lists a flock of the process `pid` on a file with this inode number.
 fn has_lock(pid: u32, inode: u64) -> Result<bool> {
     let path = Path::new("/proc/locks");
     let table = fs::read_to_string(path).at("read", path)?;

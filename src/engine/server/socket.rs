@@ -394,7 +394,7 @@ mod tests {
             server(listener);
             client.request(request).unwrap()
         };
-        // Never accepted, and accepted but closed with the request unread.
+        // Never accepted; accepted and closed at once; closed with the request unread.
         let gone: [&dyn Fn(UnixListener); 2] = [&drop, &|listener| drop(listener.accept().unwrap())];
         for server in gone {
             assert!(matches!(ask(&commit, server), Some(Answer::Ending)));
