@@ -1,9 +1,9 @@
-//! What karapace and a process inside (process 1, a monitor) tell each other: one datagram a message over a
+//! The messages between karapace and a process inside (process 1, a monitor): one datagram each, over a
 //! socket pair.
 //!
-//! The inside writes reports, karapace writes orders. Encoding allocates nothing, for the inside must not.
-//! Open namespaces travel beside the report that hands them over. When all processes inside are gone the
-//! outside reads the end of the stream, and the other way round.
+//! The inside writes reports, karapace writes orders. Encoding does not allocate, because the inside must
+//! not. A report that hands over namespaces carries their descriptors. When every process inside is gone,
+//! karapace reads the end of the stream, and the other way round.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,10 +18,10 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-/// Most bytes of a message; a longer path is cut.
+/// Largest message, in bytes; a longer path is truncated.
 const MESSAGE_MAX: usize = 4096 + 128;
 
-/// Most descriptors beside a message.
+/// Most descriptors that one message carries.
 pub(super) const DESCRIPTORS_MAX: usize = 8;
 
 /// The kind of [`Report::Ready`].
@@ -38,23 +38,23 @@ pub(super) struct Failure<'a> {
 /// From the inside to karapace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Report<'a> {
-    /// The process asked for was made, with this id outside.
+    /// The requested process was made; this is its id as karapace sees it.
     Started(i32),
     /// The inside is ready for commands.
     Ready,
-    /// A step failed that the session can do without.
+    /// A step failed; the session can do without it.
     Skipped(Failure<'a>),
-    /// A step failed that it cannot do without.
+    /// A step failed; the session cannot go on.
     Failed(Failure<'a>),
     /// The directory to start in cannot be entered.
     Workdir(Errno),
-    /// The program cannot be run.
+    /// The program cannot be executed.
     Exec(Errno),
     /// The command was stopped by this signal.
     Stopped(i32),
     /// The terminal sent the command's group this signal.
     Keyboard(i32),
-    /// The command ended by itself, with this status.
+    /// The command exited with this status.
     Exited(i32),
     /// The command was killed by this signal.
     Killed(i32),
@@ -63,25 +63,25 @@ pub(super) enum Report<'a> {
 /// From karapace to the inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// To process 1: the namespaces are held, prepare the inside. To a monitor: it is known, start the
-    /// command.
+    /// To process 1: karapace holds the namespaces; prepare the inside. To a monitor: karapace knows it;
+    /// start the command.
     Prepare,
-    /// Send the command this signal.
+    /// Send this signal to the command.
     Signal(i32),
-    /// Send the command's process group this signal.
+    /// Send this signal to the command's process group.
     SignalGroup(i32),
-    /// Let the stopped command go on, in the terminal's foreground or not.
+    /// Continue the stopped command, in the terminal's foreground or in its background.
     Continue { foreground: bool },
 }
 
-/// A message as it travels: the kind, a number (4 bytes, little-endian), then perhaps text.
+/// A message on the wire: the kind, a number (4 bytes, little-endian), then optional text.
 struct Message<'b> {
     kind: u8,
     value: i32,
     text: &'b [u8],
 }
 
-/// One end of the pair.
+/// One end of the socket pair.
 pub(super) struct Channel(OwnedFd);
 
 impl Channel {
@@ -94,12 +94,12 @@ impl Channel {
         &self.0
     }
 
-    /// The descriptor of this end. As long as a copy of it is open anywhere, the other end hears no end.
+    /// The descriptor of this end. The other end reads the end of the stream only once all copies are closed.
     pub fn into_fd(self) -> OwnedFd {
         self.0
     }
 
-    /// Nothing more will be heard or said, here or in any copy of this end.
+    /// Shuts down both directions, for every copy of this end.
     pub fn shut(&self) -> Result<(), Errno> {
         shutdown(self.0.as_raw_fd(), Shutdown::Both)
     }
@@ -128,8 +128,8 @@ impl Channel {
         self.send(&buffer[..used])
     }
 
-    /// The report that the inside is ready, with its namespaces, at most [`DESCRIPTORS_MAX`]. Through rustix,
-    /// for nix would allocate.
+    /// Sends the report that the inside is ready, with its namespaces; E2BIG if there are more than
+    /// [`DESCRIPTORS_MAX`]. Uses rustix, because nix would allocate.
     pub fn report_ready(&self, namespaces: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -142,7 +142,7 @@ impl Channel {
             .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
     }
 
-    /// As [`Channel::next_report`], and adds the descriptors that come beside it to `descriptors`.
+    /// Like [`Channel::next_report`], and adds the descriptors that came with it to `descriptors`.
     pub fn next_report_with<'b>(
         &self,
         buffer: &'b mut MessageBuffer,
@@ -178,7 +178,7 @@ impl Channel {
         self.send(&[kind, a, b, c, d])
     }
 
-    /// The next report, held in `buffer`; `None` at the end of the stream.
+    /// The next report, borrowed from `buffer`; `None` at the end of the stream.
     pub fn next_report<'b>(&self, buffer: &'b mut MessageBuffer) -> Result<Option<Report<'b>>, Errno> {
         self.receive(buffer)?.map(Message::report).transpose()
     }
@@ -212,7 +212,8 @@ impl Channel {
 }
 
 impl<'b> Message<'b> {
-    /// The message in these bytes; `None` for none at all, which is the end of the stream.
+    /// Parses a message; `None` for no bytes at all, which is the end of the stream. EBADMSG if it is too
+    /// short.
     fn parse(bytes: &'b [u8]) -> Result<Option<Message<'b>>, Errno> {
         match bytes {
             [] => Ok(None),

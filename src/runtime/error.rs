@@ -1,11 +1,11 @@
-//! What can go wrong with a session, in words for the person who asked for it.
+//! Why a session could not be run, in words for the person who asked for it.
 
 use std::io;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-/// Why a session could not be run. A command that ran and failed is no error: its status is the result.
+/// Why a session could not be run. A command that ran and failed is not an error: its status is the result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
@@ -19,7 +19,7 @@ pub enum RuntimeError {
         /// What to do about it; empty, or text that goes on after the error.
         hint: &'static str,
     },
-    /// A value of the request that no session can have.
+    /// A value of the request that is invalid for any session.
     #[error("{what} {value:?} {reason}")]
     Invalid {
         /// Which value.
@@ -29,12 +29,12 @@ pub enum RuntimeError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// Something of the host that is not let in, or is not there.
+    /// Something of the host that is not let in, or does not exist.
     #[error("{what}: {reason}")]
     Policy {
         /// What asks for it: a key of the manifest, an option, a variable.
         what: String,
-        /// Why it does not get it, and what to do.
+        /// Why it is refused, and what to do.
         reason: String,
     },
     /// The user or group is not known inside.
@@ -47,12 +47,12 @@ pub enum RuntimeError {
         /// The file inside that was searched.
         file: &'static str,
     },
-    /// The kernel refuses the namespaces that a session lives in.
+    /// The kernel refuses to make the namespaces of a session.
     #[error("cannot make the namespaces of a session: {source}; {hint}")]
     Namespaces {
         /// What the kernel said.
         source: io::Error,
-        /// The likely cause and its cure.
+        /// The likely cause, and how to fix it.
         hint: String,
     },
     /// A step of preparing the inside failed.
@@ -60,7 +60,7 @@ pub enum RuntimeError {
     Setup {
         /// The step, as a verb.
         action: String,
-        /// What it was about (a path inside, unless the step is about the host).
+        /// What the step worked on: a path inside, unless the step concerns the host.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -81,7 +81,7 @@ pub enum RuntimeError {
         /// The program as it was asked for.
         program: String,
     },
-    /// The program is there and cannot be run.
+    /// The program exists but cannot be executed.
     #[error("{program}: cannot be run inside the environment: {source}")]
     NotExecutable {
         /// The program as it was asked for.
@@ -89,7 +89,7 @@ pub enum RuntimeError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Our own side of a running session failed.
+    /// Karapace's own side of a running session failed.
     #[error("cannot {action}: {source}")]
     Supervise {
         /// The step, as a verb.
@@ -100,8 +100,8 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
-    /// The exit status of `enter` and `exec` for this error: 127 for a program that is not there, 126 for one
-    /// that cannot be run, 125 for everything else, which is our own failure.
+    /// The exit status of `enter` and `exec` for this error: 127 if the program does not exist, 126 if it
+    /// cannot be executed, 125 for everything else, which is karapace's own failure.
     #[must_use]
     pub fn exit_status(&self) -> i32 {
         match self {
@@ -112,12 +112,12 @@ impl RuntimeError {
     }
 }
 
-/// An error of our own side.
+/// Builds an error of karapace's own side of a session.
 pub(super) fn failed(action: &'static str) -> impl Fn(Errno) -> RuntimeError {
     move |errno| RuntimeError::Supervise { action, source: errno.into() }
 }
 
-/// A refusal: what asks, and why it does not get it.
+/// A policy refusal: what asks for something, and why it is refused.
 pub(super) fn refused(what: impl Into<String>, reason: impl Into<String>) -> RuntimeError {
     RuntimeError::Policy { what: what.into(), reason: reason.into() }
 }

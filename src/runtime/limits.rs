@@ -1,12 +1,13 @@
-//! Limits on what a session may use, by cgroups (version 2) where the kernel and whoever manages them let us.
+//! Limits on the resources of a session, by version 2 cgroups, if the kernel and the cgroup manager permit
+//! it.
 //!
 //! ```text
 //! DIR/karapace-<instance>/          cpu.weight, memory.max: all sessions of the environment together
 //! DIR/karapace-<instance>/<pid>/    one session
 //! ```
 //!
-//! DIR is karapace's own cgroup if groups with controllers can be made in it, else its parent (the kernel
-//! allows no processes beside such groups), else, for root, the root of the hierarchy.
+//! DIR is karapace's own cgroup if groups with controllers can be made in it; else its parent (the kernel
+//! allows no processes beside such groups); else, for root, the root of the hierarchy.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -16,14 +17,14 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-/// What all sessions of an environment may use together.
+/// Limits that all sessions of an environment share.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Weight of processor time against others, 2 to 262144; 1024 is what everybody has.
+    /// CPU weight relative to other groups, in cgroup v1 shares (2 to 262144); the usual value is 1024.
     pub cpu_shares: Option<u64>,
-    /// Most memory, in MiB.
+    /// Memory limit, in MiB.
     pub memory_mb: Option<u64>,
-    /// What names the environment's cgroup: all its sessions give the same.
+    /// Names the environment's cgroup; the same for all its sessions.
     pub name: String,
 }
 
@@ -35,7 +36,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// A descriptor through which a process enters the group: by writing "0".
+    /// A descriptor through which a process enters the group, by writing "0" to it.
     pub(super) fn entry(&self) -> Result<OwnedFd, Errno> {
         let copy =
             self.entry.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
@@ -45,7 +46,8 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // The upper one goes with the last session. What is still populated stays: the kernel says EBUSY.
+        // The upper group goes with the last session; while it is populated, the kernel returns EBUSY and it
+        // stays.
         for dir in [Some(self.dir.as_path()), self.dir.parent()].into_iter().flatten() {
             if let Err(error) = fs::remove_dir(dir) {
                 tracing::debug!("{} stays: {error}", dir.display());
@@ -64,8 +66,8 @@ impl fmt::Display for Limits {
 }
 
 impl Limits {
-    /// A cgroup with these limits; `None` where there are none, or where they cannot be enforced, which is
-    /// said.
+    /// Makes a cgroup with these limits. `None` if there are no limits, or if they cannot be enforced; then a
+    /// warning is logged.
     pub(super) fn enforce(&self) -> Option<Group> {
         if self.cpu_shares.is_none() && self.memory_mb.is_none() {
             return None;
@@ -75,9 +77,9 @@ impl Limits {
             .ok()
     }
 
-    /// Makes a cgroup with these limits for a session of this process. The error says why it cannot be.
+    /// Makes a cgroup with these limits for a session of this process. The error says why it cannot be made.
     fn group(&self) -> Result<Group, String> {
-        // Mount points may have names that are no text.
+        // Names of mount points need not be UTF-8.
         let read = |path: &str| match fs::read(path) {
             Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
             Err(error) => Err(format!("{path}: {error}")),
@@ -110,7 +112,7 @@ impl Limits {
             write(&switch, &format!("+{controller}"))?;
         }
         let upper = dir.join(format!("karapace-{}", self.name));
-        // A session that ends at this moment takes the upper group away: it is made again.
+        // Another session that ends right now may remove the upper group; then it is made again.
         for _ in 0..3 {
             make(&upper)?;
             forget_dead(&upper);
@@ -146,12 +148,13 @@ impl Limits {
     }
 }
 
-/// The weight of version 2 (1 to 10000) for shares of version 1 (2 to 262144), as OCI runtimes convert them.
+/// Converts version 1 shares (2 to 262144) to a version 2 weight (1 to 10000), as OCI runtimes do.
 fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
-/// Where groups may be made, the best place first, from `/proc/self/mountinfo` and `/proc/self/cgroup`.
+/// The directories in which groups may be made, best first, from `/proc/self/mountinfo` and
+/// `/proc/self/cgroup`.
 fn places(mountinfo: &str, cgroup: &str) -> Result<Vec<PathBuf>, String> {
     let mount = mountinfo.lines().find_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
@@ -179,7 +182,7 @@ fn places(mountinfo: &str, cgroup: &str) -> Result<Vec<PathBuf>, String> {
     Ok(places)
 }
 
-/// Removes what killed sessions left: groups named by processes that are gone.
+/// Removes the groups that killed sessions left: their names are ids of processes that no longer exist.
 fn forget_dead(upper: &Path) {
     for entry in fs::read_dir(upper).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -220,7 +223,7 @@ mod tests {
         Limits { cpu_shares: Some(1024), memory_mb: Some(64), name: "e1".into() }
     }
 
-    /// A directory that looks like a cgroup; the kernel's own files come up where they are written.
+    /// A directory that looks like a cgroup. The kernel's own files are created when they are written.
     fn fake(controllers: &str, enabled: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("cgroup.controllers"), controllers).unwrap();
@@ -236,7 +239,7 @@ mod tests {
         let read = |name: &str| fs::read_to_string(upper.join(name)).unwrap();
         assert_eq!((read("cpu.weight"), read("memory.max")), ("39".into(), "67108864".into()));
         assert_eq!(group.dir, upper.join(std::process::id().to_string()));
-        // A second session of the same environment, and what a killed one left: no process has this number.
+        // A second session of the same environment removes what a killed one left: no process has this id.
         fs::create_dir(upper.join("4294967290")).unwrap();
         limits().group_in(dir.path()).unwrap();
         assert!(!upper.join("4294967290").exists());

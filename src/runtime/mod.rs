@@ -6,29 +6,30 @@
 //!                          process 1 (one for all of them)
 //! ```
 //!
-//! An *inside* is a set of namespaces with its process 1 ([`Backend::start`]); any number of sessions run a
-//! command each in it ([`Backend::join`]). As root it has mount, pid, uts and ipc namespaces of its own and
-//! shares the caller's ids. As an ordinary user it also has a user namespace: one with the whole range of ids
-//! that /etc/subuid gives the user ([`ranges`]), if the root is mounted in such a one, else one in which the
-//! caller's own id is shown as root's (or as the chosen user's) and no other id exists. No program of the
-//! host is run, but for newuidmap and newgidmap.
+//! An *inside* is a set of namespaces with its process 1 ([`Backend::start`]); any number of sessions run one
+//! command each in it ([`Backend::join`]). For root it has its own mount, pid, uts and ipc namespaces and
+//! shares the caller's ids. For an ordinary user it also has a user namespace: one with the whole range of
+//! ids that /etc/subuid grants the user ([`ranges`]), if the root is mounted in such a namespace; otherwise
+//! one that maps only the caller's own id, to root or to the chosen user. The only host programs that are run
+//! are newuidmap and newgidmap.
 //!
-//! - **Root.** The directory becomes `/` (pivot_root). On it come a new `/proc`, the host's `/sys` read-only,
-//!   a small `/dev` (null, zero, full, random, urandom, tty, pts, shm, the usual links, and console where
-//!   there is a terminal), the host's `resolv.conf`, read-only, an `/etc/hosts` that knows the session's host
-//!   name, and what the [`Policy`] lets in. `/run` and `/tmp` are the environment's own. Missing mount points
-//!   are made in the environment. On the host nothing is mounted.
+//! - **Root.** The directory becomes `/` (pivot_root). Mounted on it are a new `/proc`, the host's `/sys`
+//!   read-only, a small `/dev` (null, zero, full, random, urandom, tty, pts, shm, the usual links, and
+//!   console if there is a terminal), the host's `resolv.conf`, read-only, an `/etc/hosts` that has the
+//!   session's host name, and what the [`Policy`] lets in. `/run` and `/tmp` are the environment's own.
+//!   Missing mount points are created in the environment. Nothing is mounted on the host.
 //! - **Streams.** Standard input, output and error are the caller's own descriptors, and so are as many
-//!   others as are asked for ([`Session::preserved`]). Nothing is copied or added.
-//! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace go to the command, which
-//!   is a process group of its own; how the terminal is shared stands in `terminal`. Real-time signals are
-//!   not passed on.
+//!   others as the caller asks for ([`Session::preserved`]). Karapace neither copies nor adds data.
+//! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace are forwarded to the
+//!   command, which has a process group of its own; `terminal` describes how the terminal is shared.
+//!   Real-time signals are not forwarded.
 //! - **End.** When the command ends, everything it left behind inside is killed. When karapace dies, however
-//!   it dies, so does everything that its command started. With the last session ends process 1, and all else
-//!   that may live inside.
-//! - **Privileges.** Some system calls are denied (`seccomp`), and a command that has one id cannot gain
-//!   privileges by executing a program. What karapace itself has inside shows nothing of the caller
-//!   (`conceal`). A root session is no cage: its root has most capabilities of the caller's (`capabilities`).
+//!   it dies, everything that its command started dies too. Process 1, and whatever else may live inside,
+//!   ends with the last session.
+//! - **Privileges.** Some system calls are denied (`seccomp`), and a command that has a single id cannot gain
+//!   privileges by executing a program. Karapace's own processes inside reveal nothing of the caller
+//!   (`conceal`). A root session is no sandbox: its root has most of the caller's capabilities
+//!   (`capabilities`).
 //!
 //! ## Rooms
 //!
@@ -39,9 +40,9 @@
 //! | `inside` | what runs after `clone`; must not allocate, lock, print or panic |
 //! | `supervise` | karapace's own side, which makes the processes and lives on beside them |
 //!
-//! Arrows: `supervise` → `plan` → `inside`; `policy` below `plan`. Below them all stand `channel` (what the
-//! two sides tell each other), `sys`, `error` and `limits`. The engine uses what is named here and nothing
-//! else.
+//! Dependencies: `supervise` → `plan` → `inside`; `policy` is below `plan`. Below all of them are `channel`
+//! (the messages between the two sides), `sys`, `error` and `limits`. The engine uses only what is exported
+//! here.
 //!
 //! Needs Linux 5.12 (`openat2`, the fd-based mount calls, `mount_setattr`).
 

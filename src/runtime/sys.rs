@@ -1,7 +1,8 @@
-//! System calls that nix has no safe wrapper for. The only unsafe code of the runtime.
+//! System calls that nix has no safe wrapper for. This is the only unsafe code of the runtime.
 //!
-//! Everything here allocates nothing and takes no lock, so that it may run between `clone` and `exec`
-//! in a process whose other threads are gone. Errors are raw [`Errno`]s; the callers name action and path.
+//! Nothing here allocates or takes a lock, except [`ExecStrings::new`], so that it may run between `clone`
+//! and `exec` in a process whose other threads are gone. Errors are raw [`Errno`]s; the callers name action
+//! and path.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -11,12 +12,12 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
-/// A program of the kernel's packet filter language.
+/// A seccomp filter: a classic BPF program.
 pub(super) struct Filter(pub(super) Vec<libc::sock_filter>);
 
 type Result<T> = std::result::Result<T, Errno>;
 
-/// Strings in the form that `execve` takes: an array of pointers that ends in a null one.
+/// Strings in the form that `execve` needs: an array of pointers that ends with a null pointer.
 pub(super) struct ExecStrings {
     /// Owns what `pointers` point at.
     _strings: Vec<CString>,
@@ -24,7 +25,7 @@ pub(super) struct ExecStrings {
 }
 
 impl ExecStrings {
-    /// Takes the strings over; their bytes stay where they are as long as `self` lives.
+    /// Takes ownership of the strings; their bytes do not move while `self` lives.
     pub fn new(strings: Vec<CString>) -> ExecStrings {
         let mut pointers: Vec<_> = strings.iter().map(|s| s.as_ptr()).collect();
         pointers.push(std::ptr::null());
@@ -32,10 +33,10 @@ impl ExecStrings {
     }
 }
 
-/// Forks the calling thread into a new process, made in the given namespaces. `None` in the child.
+/// Forks the calling thread into a new process, in new namespaces of the given kinds. `None` in the child.
 ///
-/// Made without the C library's fork: its hooks take locks which other threads may hold. So the child must
-/// not allocate, lock or panic, and must end in [`execve`] or [`exit`].
+/// Does not use the C library's fork: its hooks take locks that other threads may hold. So the child must not
+/// allocate, lock or panic, and must end in [`execve`] or [`exit`].
 pub(super) fn clone_process(namespaces: CloneFlags) -> Result<Option<Pid>> {
     let flags = libc::c_long::from(namespaces.bits()) | libc::c_long::from(libc::SIGCHLD);
     let none: libc::c_long = 0;
@@ -62,8 +63,8 @@ pub(super) fn execve(program: &CStr, argv: &ExecStrings, envp: &ExecStrings) -> 
     Errno::last()
 }
 
-/// Waits for a child (`None`: any). Returns its process id and raw wait status, or `None` under WNOHANG when
-/// no child has anything to say. Unlike nix's, it knows children killed by real-time signals.
+/// Waits for a child (`None`: any). Returns its process id and raw wait status, or `None` under WNOHANG if no
+/// child has changed state. Unlike nix's, it handles children killed by real-time signals.
 pub(super) fn wait(child: Option<Pid>, flags: libc::c_int) -> Result<Option<(Pid, libc::c_int)>> {
     let mut status = 0;
     // SAFETY: `status` is a live, writable int.
@@ -74,7 +75,7 @@ pub(super) fn wait(child: Option<Pid>, flags: libc::c_int) -> Result<Option<(Pid
     }
 }
 
-/// Sends any signal, also a real-time one, which nix has no name for. A process that is gone is no error.
+/// Sends any signal, including real-time ones, which nix cannot name. A process that is gone is no error.
 pub(super) fn kill(pid: Pid, signal: libc::c_int) -> Result<()> {
     // SAFETY: plain integers.
     match Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }) {
@@ -83,15 +84,15 @@ pub(super) fn kill(pid: Pid, signal: libc::c_int) -> Result<()> {
     }
 }
 
-/// Puts `fd` in the place of the descriptor `number`, whatever is open there, keeping it across exec.
+/// Replaces the descriptor `number`, whatever is open there, with a copy of `fd` that survives exec.
 pub(super) fn replace_fd(fd: &OwnedFd, number: RawFd) -> Result<()> {
     // SAFETY: only called in processes made by `clone_process`, for descriptors that no owner there uses any
     // more (0 to 2).
     Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
 
-/// Closes every descriptor from `first` on but those in `keep`. The process must not use, through any owner,
-/// those that it closes.
+/// Closes every descriptor from `first` on except those in `keep`. The process must not use the closed ones
+/// again, through any owner.
 pub(super) fn close_all_but(keep: &[Option<&OwnedFd>], first: RawFd) -> Result<()> {
     let close = |first: libc::c_uint, last: libc::c_uint| {
         if first > last {
@@ -113,7 +114,7 @@ pub(super) fn close_all_but(keep: &[Option<&OwnedFd>], first: RawFd) -> Result<(
     close(first, libc::c_uint::MAX)
 }
 
-/// Keeps these descriptors, which are the caller's, open across exec.
+/// Clears close-on-exec on these descriptors, which are the caller's. EBADF if one is not open.
 pub(super) fn keep_across_exec(descriptors: std::ops::Range<RawFd>) -> Result<()> {
     for number in descriptors {
         // SAFETY: plain integers; a number that is not open gives EBADF.
@@ -122,9 +123,10 @@ pub(super) fn keep_across_exec(descriptors: std::ops::Range<RawFd>) -> Result<()
     Ok(())
 }
 
-/// Takes on the given ids for good (real, effective and saved), and exactly these supplementary groups.
+/// Switches permanently to the given ids (real, effective and saved) and to exactly these supplementary
+/// groups.
 ///
-/// Raw system calls: the C library's wrappers would signal threads that a cloned process does not have.
+/// Uses raw system calls: the C library's wrappers would signal threads that a cloned process does not have.
 pub(super) fn set_ids(uid: u32, gid: u32, groups: &[libc::gid_t]) -> Result<()> {
     // SAFETY: the pointer and the length describe the live slice `groups`, which the kernel only reads.
     Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
@@ -134,8 +136,8 @@ pub(super) fn set_ids(uid: u32, gid: u32, groups: &[libc::gid_t]) -> Result<()> 
     Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
 }
 
-/// A detached copy of the mount at `path` (of all below it too when `recursive`), as a bind mount would show
-/// it.
+/// Returns a detached copy of the mount at `path` (and of all mounts below it if `recursive`), like a bind
+/// mount.
 pub(super) fn open_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
     let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     if recursive {
@@ -146,7 +148,7 @@ pub(super) fn open_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
     owned(fd)
 }
 
-/// The same for what a descriptor (one for look-ups, O_PATH, does) stands for.
+/// Like [`open_tree`], for what a descriptor refers to; an O_PATH descriptor will do.
 pub(super) fn open_tree_at(place: &OwnedFd, recursive: bool) -> Result<OwnedFd> {
     let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
     if recursive {
@@ -157,8 +159,8 @@ pub(super) fn open_tree_at(place: &OwnedFd, recursive: bool) -> Result<OwnedFd> 
     owned(fd)
 }
 
-/// A new file system of a type that needs no device, not attached anywhere yet. `options` are (key, value)
-/// strings, `attributes` `MOUNT_ATTR_*` bits.
+/// Creates a file system of a type that needs no device, not attached anywhere. `options` are (key, value)
+/// strings, `attributes` are `MOUNT_ATTR_*` bits.
 pub(super) fn new_filesystem(
     kind: &CStr,
     options: &[(&CStr, Cow<'_, CStr>)],
@@ -166,7 +168,7 @@ pub(super) fn new_filesystem(
 ) -> Result<OwnedFd> {
     // SAFETY: `kind` is NUL-terminated; the kernel only reads it.
     let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
-    // What the mount table shows as the device.
+    // The mount table shows this as the device.
     fsconfig(&context, libc::FSCONFIG_SET_STRING, c"source".as_ptr(), kind.as_ptr())?;
     for (key, value) in options {
         fsconfig(&context, libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
@@ -190,7 +192,7 @@ fn fsconfig(
     Errno::result(done).map(drop)
 }
 
-/// Adds `MOUNT_ATTR_*` bits to a detached mount (to every mount below it too when `recursive`).
+/// Adds `MOUNT_ATTR_*` bits to a detached mount (and to every mount below it if `recursive`).
 pub(super) fn add_attributes(mount: &OwnedFd, attributes: u64, recursive: bool) -> Result<()> {
     let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
@@ -209,7 +211,7 @@ pub(super) fn add_attributes(mount: &OwnedFd, attributes: u64, recursive: bool) 
     Errno::result(done).map(drop)
 }
 
-/// Attaches a detached mount at `target`. With `follow`, a symlink there is followed; without, the mount
+/// Attaches a detached mount at `target`. With `follow`, a symlink there is followed; otherwise the mount
 /// covers the symlink itself.
 pub(super) fn move_mount(mount: &OwnedFd, target: &CStr, follow: bool) -> Result<()> {
     let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | if follow { libc::MOVE_MOUNT_T_SYMLINKS } else { 0 };
@@ -233,7 +235,7 @@ fn owned(fd: libc::c_long) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Puts a filter before the system calls of the calling thread and of all that it will start, for good.
+/// Permanently installs a seccomp filter for the calling thread and everything that it starts.
 pub(super) fn set_filter(filter: &Filter) -> Result<()> {
     let length = libc::c_ushort::try_from(filter.0.len()).map_err(|_| Errno::E2BIG)?;
     let program = libc::sock_fprog { len: length, filter: filter.0.as_ptr().cast_mut() };
@@ -244,8 +246,8 @@ pub(super) fn set_filter(filter: &Filter) -> Result<()> {
     Errno::result(done).map(drop)
 }
 
-/// Marks a network interface as up, as `ip link set NAME up` does. `socket` is any of the interface's network
-/// namespace.
+/// Marks a network interface as up, as `ip link set NAME up` does. `socket` is any socket in the interface's
+/// network namespace. EINVAL if the name is too long.
 pub(super) fn raise_interface(socket: &OwnedFd, name: &CStr) -> Result<()> {
     let name = name.to_bytes_with_nul();
     if name.len() > libc::IFNAMSIZ {

@@ -1,4 +1,4 @@
-//! Showing a command the caller as a user of the environment: lists of the session's own are bound over the
+//! Shows a command the caller's account: the session's own passwd and group files are bind-mounted over the
 //! environment's.
 
 use std::ffi::{CStr, CString};
@@ -12,23 +12,23 @@ use nix::unistd::{Gid, Uid, chown, mkdir};
 use super::mounts::{make_parents, private, write_new};
 use crate::runtime::sys;
 
-/// Where the files are made before they are bound: a directory that every session has.
+/// Where the files are written before they are bound: a directory that every session has.
 const SCRATCH: &CStr = c"/dev/run";
 
-/// (Where a list is made, where it is bound.)
+/// Each list: where it is written, and where it is bound.
 const LISTS: [(&CStr, &CStr); 2] = [(c"/dev/run/passwd", c"/etc/passwd"), (c"/dev/run/group", c"/etc/group")];
 
-/// The caller's account, ready to be shown to a command.
 pub(in crate::runtime) struct Account {
     pub(in crate::runtime) lists: [Vec<u8>; 2],
-    /// The environment's own home directory for the caller, made if it is missing.
+    /// The caller's home directory in the environment itself; it is made if it is missing.
     pub(in crate::runtime) home: Option<CString>,
     pub(in crate::runtime) uid: u32,
     pub(in crate::runtime) gid: u32,
 }
 
 impl Account {
-    /// Shows it to this process and those that it will start, with all the rights that there are inside.
+    /// Shows the account to this process and to those that it starts, in a mount namespace of their own.
+    /// Needs all the privileges that exist inside.
     pub fn show(&self) -> Result<(), Errno> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         private()?;
@@ -41,7 +41,7 @@ impl Account {
             let list = sys::open_tree(path, false)?;
             sys::add_attributes(&list, attributes | libc::MOUNT_ATTR_RDONLY, false)?;
             match sys::move_mount(&list, target, false) {
-                // An environment without that list, or with a directory there, over which no file can lie.
+                // The environment has no such file, or has a directory there, which a file cannot cover.
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EINVAL) => {}
                 other => other?,
             }
@@ -50,7 +50,7 @@ impl Account {
         let made = self.home.as_ref().map_or(Ok(()), |home| self.make_home(home));
         umask(mask);
         match made {
-            // Of an environment that cannot be written to, or has something else in the way.
+            // The environment is read-only, or has something else in the way.
             Err(Errno::EROFS | Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
             other => other,
         }

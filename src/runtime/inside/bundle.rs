@@ -1,4 +1,4 @@
-//! The bundle of one command: written in the inside by the process that becomes the runtime.
+//! The OCI bundle of one command, written inside by the process that becomes the runtime.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
@@ -13,8 +13,8 @@ use super::lookup::open_below;
 use super::mounts::{check_served, write_new};
 use crate::runtime::channel::Report;
 
-/// What a runtime is given, and what is looked at before, for its own failures look like failures of the
-/// command.
+/// What a runtime is given, and what is checked before it starts: its own failures cannot be told from
+/// failures of the command.
 pub(in crate::runtime) struct Bundle {
     /// Directories to make, parents first.
     pub(in crate::runtime) directories: Vec<CString>,
@@ -22,17 +22,17 @@ pub(in crate::runtime) struct Bundle {
     pub(in crate::runtime) files: Vec<(CString, Vec<u8>)>,
     /// The environment's directory.
     pub(in crate::runtime) root: CString,
-    /// It must be a FUSE mount.
+    /// Whether `root` must be a FUSE mount.
     pub(in crate::runtime) served: bool,
-    /// Paths inside where the program may be. Empty: it is not looked for.
+    /// Paths inside where the program may be. If empty, no program is looked for.
     pub(in crate::runtime) programs: Vec<CString>,
-    /// The directory to start in, where it must be one of the environment's.
+    /// The directory to start in, if it must exist in the environment.
     pub(in crate::runtime) workdir: Option<CString>,
 }
 
 impl Bundle {
-    /// Looks for the program and the directory as the runtime will, and writes the files. The runtime would
-    /// make the directory.
+    /// Looks for the program and the working directory as the runtime will, then writes the files. The
+    /// directory must be checked here because the runtime would create a missing one.
     pub(in crate::runtime) fn prepare(&self) -> Result<(), Report<'static>> {
         let failed = |action| move |errno| Report::Failed(fail(action)(errno));
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -51,7 +51,7 @@ impl Bundle {
         write().map_err(failed("write the bundle of"))
     }
 
-    /// A program that is there and may not be run counts only where no other is, as in a shell.
+    /// As in a shell, a program that exists but cannot be executed counts only if no other is found.
     fn find_program(&self, root: &OwnedFd) -> Result<(), Errno> {
         let mut result = if self.programs.is_empty() { Ok(()) } else { Err(Errno::ENOENT) };
         for program in &self.programs {
@@ -65,7 +65,7 @@ impl Bundle {
         result
     }
 
-    /// Removes what was written. What a killed runtime left of its own stays until the inside ends.
+    /// Removes what was written. State that a killed runtime left behind stays until the inside ends.
     pub(in crate::runtime) fn remove(&self) {
         for (path, _) in &self.files {
             unlink(path.as_c_str()).ok();
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(prepare(&["/bin"], None), Some(Report::Exec(Errno::EACCES)));
         assert_eq!(prepare(&["/link"], Some("/none")), Some(Report::Workdir(Errno::ENOENT)));
         assert_eq!(prepare(&["/link"], Some("/bin/good")), Some(Report::Workdir(Errno::ENOTDIR)));
-        // Not the host's.
+        // An absolute symlink resolves in the environment, not on the host.
         assert_eq!(prepare(&["/link"], Some("/out")), Some(Report::Workdir(Errno::ENOENT)));
     }
 }

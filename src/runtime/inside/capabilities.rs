@@ -1,11 +1,12 @@
-//! The capabilities that commands of root do without where the inside shares the caller's user ids.
+//! The capabilities that are taken from root's commands if the inside shares the caller's user ids.
 //!
-//! There root inside would have them on the host. Without CAP_SYS_PTRACE it cannot look into the processes of
-//! karapace that live inside (`conceal`), nor into another user's: podman and docker take it as well. The
-//! others would be second ways to what the filter denies (`seccomp`): a clock through /dev/rtc, memory
-//! through /dev/mem, the kernel's log through /dev/kmsg.
+//! Root inside would then hold them on the host. Without CAP_SYS_PTRACE it cannot look into karapace's
+//! processes inside (`conceal`), nor into those of another user; podman and docker drop it as well. The
+//! others would be ways around the seccomp filter (`seccomp`): the clock through /dev/rtc, memory through
+//! /dev/mem, the kernel log through /dev/kmsg.
 //!
-//! In a user namespace of its own root inside keeps all of them: they reach no further than the namespace.
+//! In a user namespace of its own, root inside keeps all capabilities: they reach no further than that
+//! namespace.
 
 use nix::errno::Errno;
 use rustix::thread::{
@@ -13,7 +14,6 @@ use rustix::thread::{
     set_capabilities,
 };
 
-/// Those taken.
 const TAKEN: CapabilitySet = CapabilitySet::SYS_PTRACE
     .union(CapabilitySet::SYS_TIME)
     .union(CapabilitySet::SYS_MODULE)
@@ -22,12 +22,12 @@ const TAKEN: CapabilitySet = CapabilitySet::SYS_PTRACE
     .union(CapabilitySet::SYS_PACCT)
     .union(CapabilitySet::SYSLOG);
 
-/// A set of capabilities, a bit each, without those taken.
+/// Returns a capability set (one bit each) without those in [`TAKEN`].
 pub(in crate::runtime) fn without(set: u64) -> u64 {
     set & !TAKEN.bits()
 }
 
-/// Takes them from the calling thread and from all that it will execute.
+/// Drops [`TAKEN`] from the calling thread and from every program that it executes.
 pub(super) fn give_up() -> Result<(), Errno> {
     let errno = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
     for capability in TAKEN.iter() {

@@ -1,4 +1,5 @@
-//! A process that enters namespaces and makes another in them as a child of karapace, which it tells so.
+//! A process that enters namespaces, makes another process in them as a child of karapace, and reports its
+//! id.
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -9,7 +10,7 @@ use super::namespaces::Namespaces;
 use crate::runtime::channel::{Channel, Failure, Report};
 use crate::runtime::sys;
 
-/// In a process of its own: enters the ground and makes process 1 there, as a child of karapace.
+/// Runs in a process of its own: enters the ground and makes process 1 there, as a child of karapace.
 pub(in crate::runtime) fn from_ground(
     ground: &Namespaces,
     kinds: CloneFlags,
@@ -27,12 +28,12 @@ pub(in crate::runtime) fn from_ground(
     }
 }
 
-/// Tells karapace what came of making a process for it. Gives the status to end with.
+/// Reports to karapace whether the process was made for it. Returns the exit status for this process.
 pub(in crate::runtime) fn announce(made: Result<Option<Pid>, Errno>, channel: &Channel) -> i32 {
     let report = match made {
         Ok(pid) => Report::Started(pid.map_or(0, Pid::as_raw)),
         Err(errno) => Report::Failed(Failure { action: "enter", path: b"the session", errno }),
     };
-    // When nobody listens any more there is nobody to tell.
+    // If karapace no longer listens, only the exit status says so.
     i32::from(channel.report(&report).is_err())
 }

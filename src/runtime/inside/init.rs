@@ -1,6 +1,6 @@
-//! Process 1 of an inside: prepares everything, then only lives, so that the inside does.
+//! Process 1 of an inside: sets everything up, then only waits, which keeps the inside alive.
 //!
-//! Root inside can reach nothing through this process nor through monitors: `conceal` says how.
+//! Root inside gains nothing through this process or through monitors; see `conceal`.
 
 use std::ffi::{CStr, OsString};
 use std::os::fd::OwnedFd;
@@ -20,15 +20,15 @@ use crate::process;
 use crate::runtime::channel::{Channel, Failure, MessageBuffer, Order, Report};
 use crate::runtime::sys::{self, Filter};
 
-/// What process 1 does.
+/// What process 1 sets up.
 pub(in crate::runtime) struct Preparation {
-    /// The ids of a new user namespace; `None` when the session shares those that there are.
+    /// The id maps of a new user namespace; `None` if the session uses an existing one.
     pub id_map: Option<IdMap>,
     pub hostname: OsString,
-    /// The inside has a network of its own: bring its loopback up.
+    /// The inside has a network namespace of its own: bring its loopback up.
     pub isolate_network: bool,
     pub mounts: Mounts,
-    /// What process 1 itself may not ask the kernel for.
+    /// The system calls that are denied to process 1 itself.
     pub filter: Option<Filter>,
     pub strings: StartStrings,
 }
@@ -39,53 +39,54 @@ pub(in crate::runtime) struct IdMap {
     pub gid: Vec<u8>,
 }
 
-/// As [`main`], and erases the start strings before.
+/// Like [`main`], but erases the start strings first.
 pub(in crate::runtime) fn begin(preparation: &mut Preparation, kinds: CloneFlags, channel: &Channel) -> ! {
     if let Err(errno) = preparation.strings.erase() {
-        // When nobody listens any more there is nobody to tell.
+        // Karapace may be gone; then nobody needs the report.
         channel.report(&Report::Failed(fail("hide the arguments of")(errno))).ok();
         sys::exit(125);
     }
     main(preparation, kinds, channel)
 }
 
-/// Runs as process 1 of the new namespaces, of the kinds in `kinds`, with all signals blocked, until nobody
-/// holds the other end of the channel. Its start strings are erased.
+/// Runs as process 1 of the new namespaces, whose kinds are in `kinds`, with all signals blocked, until the
+/// other end of the channel is closed. Its start strings must have been erased.
 pub(in crate::runtime) fn main(preparation: &mut Preparation, kinds: CloneFlags, channel: &Channel) -> ! {
     let mut buffer = MessageBuffer::new();
-    // Karapace died before it began.
+    // An error or the end of the stream: karapace died before it gave the first order.
     if !matches!(channel.next_order(&mut buffer), Ok(Some(Order::Prepare))) {
         sys::exit(125);
     }
     if let Err(failure) = prepare(preparation, kinds, channel) {
-        // When nobody listens any more there is nobody to tell.
+        // Karapace may be gone; then nobody needs the report.
         channel.report(&Report::Failed(failure)).ok();
         sys::exit(125);
     }
-    // Nothing is ordered any more; what is waited for is the end.
+    // No further orders come; wait for the end of the stream.
     while let Ok(Some(_)) = channel.next_order(&mut buffer) {}
-    // All else that lives here, so that nobody uses what is taken away; nobody there is no error.
+    // Kill everything else here first, so that nothing uses the mount points that are removed next. It is no
+    // error if there is nothing to kill.
     sys::kill(Pid::from_raw(-1), libc::SIGKILL).ok();
     preparation.mounts.leave();
-    // The kernel kills whatever may be left.
+    // The kernel kills whatever is left in the process namespace.
     sys::exit(0)
 }
 
-/// A failure of a process of the session itself.
+/// Builds the failure of a step that concerns the session itself rather than a path.
 pub(super) fn fail(action: &'static str) -> impl Fn(Errno) -> Failure<'static> {
     move |errno| Failure { action, path: b"the session", errno }
 }
 
-/// Makes the inside, and reports that it is ready.
+/// Sets up the inside, and reports that it is ready.
 fn prepare<'p>(
     preparation: &'p mut Preparation,
     kinds: CloneFlags,
     channel: &Channel,
 ) -> Result<(), Failure<'p>> {
-    // It outlives the session that began it, and the terminal of that.
+    // Process 1 outlives the session that started it, and that session's terminal.
     setsid().map_err(fail("detach"))?;
-    // Before it is closed to others, for then the map is root's. There is nobody else in its process
-    // namespace yet.
+    // Before the process becomes undumpable, for then root would own the map files. No other process is in
+    // this process namespace yet, so none can look.
     if let Some(map) = &preparation.id_map {
         map.write_own()?;
     }
@@ -93,7 +94,7 @@ fn prepare<'p>(
     null.and_then(|null| stand_in(&null, 0)).map_err(fail("let go of the streams of"))?;
     conceal(&[Some(channel.fd())], 0, preparation.filter.as_ref()).map_err(fail("close"))?;
     prctl::set_name(c"karapace-init").map_err(fail("name"))?;
-    // It inherits orphans and has no use for their statuses.
+    // It inherits orphans and does not need their exit statuses.
     process::ignore_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
     sethostname(&preparation.hostname).map_err(fail("name the host of"))?;
     if preparation.isolate_network {
@@ -101,14 +102,14 @@ fn prepare<'p>(
     }
     preparation.mounts.enter(channel)?;
     namespaces::announce(kinds, channel).map_err(fail("hand over"))?;
-    // What was mounted by descriptor is mounted now.
+    // Close the detached mounts: all of them are attached now.
     sys::close_all_but(&[Some(channel.fd())], 3).map_err(fail("let go of the descriptors of"))
 }
 
 impl IdMap {
-    /// Gives the calling process, alone in a new user namespace, its one id.
+    /// Maps the one id of the calling process, which is alone in a new user namespace.
     fn write_own(&self) -> Result<(), Failure<'_>> {
-        // A group map may be written without privileges only where setgroups is given up.
+        // Without privileges the group map may be written only after setgroups is denied.
         write_file(c"/proc/self/setgroups", b"deny")?;
         write_file(c"/proc/self/uid_map", &self.uid)?;
         write_file(c"/proc/self/gid_map", &self.gid)
@@ -122,8 +123,8 @@ fn write_file(path: &'static CStr, bytes: &[u8]) -> Result<(), Failure<'static>>
         .map_err(|errno| Failure { action: "write", path: path.to_bytes(), errno })
 }
 
-/// Puts `null` in the place of the standard streams from `first` on: they would keep files of the caller
-/// open, and hold up whoever waits for the end of a pipe that the command has closed.
+/// Replaces the standard streams from `first` on with `null`: they would keep the caller's files open, and a
+/// reader would wait in vain for the end of a pipe that the command has closed.
 pub(super) fn stand_in(null: &OwnedFd, first: i32) -> Result<(), Errno> {
     (first..=2).try_for_each(|number| sys::replace_fd(null, number))
 }

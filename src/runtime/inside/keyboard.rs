@@ -1,10 +1,11 @@
-//! The ear of a monitor: a process in the command's group that hears what the terminal sends to that group.
+//! The ear of a monitor: a process in the command's process group that receives what the terminal sends to
+//! that group.
 //!
-//! With the foreground given to the command, Ctrl-C reaches the command alone. A caller's script must hear of
-//! it, as it would if the command were its own, but not of a SIGINT that a program inside sent. Only a
-//! receiver can tell: what the keyboard sends has the code SI_KERNEL, which no program can give a signal for
-//! another process (sigaction(2)). The monitor cannot be that receiver: in the command's group it could be
-//! stopped and killed with it.
+//! While the command has the foreground, Ctrl-C reaches the command alone. A script that runs karapace must
+//! learn of it, as if the command were the script's own child, but must not learn of a SIGINT that a program
+//! inside sent. Only a receiver can tell the two apart: a signal from the keyboard has the code SI_KERNEL,
+//! which no program can set on a signal to another process (sigaction(2)). The monitor cannot be that
+//! receiver: in the command's group it could be stopped and killed with it.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -19,35 +20,36 @@ use nix::unistd::{Pid, getpid, getppid, pipe2, read, setpgid, write};
 
 use crate::runtime::sys;
 
-/// What is heard. SIGUSR1 is the monitor's question whether there is more.
+/// The signals that the ear receives. With SIGUSR1 the monitor asks whether there are more.
 const HEARD: [Signal; 4] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, QUESTION];
 
-/// Higher than SIGINT and SIGQUIT, which are asked about: signals are received in the order of their numbers.
+/// Must be higher than SIGINT and SIGQUIT, which it asks about: pending signals are received in numerical
+/// order.
 const QUESTION: Signal = Signal::SIGUSR1;
 
-/// How long the answer may take; a program inside may have stopped the ear.
+/// How long to wait for the answer, in milliseconds; a program inside may have stopped the ear.
 const PATIENCE_MS: u16 = 200;
 
-/// What an ear says.
+/// A message from the ear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
     /// The terminal sent this signal.
     Signal(i32),
-    /// It has said all that it had heard when it was asked.
+    /// It has reported everything that it received before the question.
     All,
     /// It has ended: a program inside killed it.
     Gone,
 }
 
-/// The monitor's end.
+/// The monitor's end of the connection to the ear.
 pub(super) struct Ear {
     process: Pid,
     pipe: OwnedFd,
 }
 
 impl Ear {
-    /// Makes a group of `command`, which is a child of this process and has executed nothing yet, and the ear
-    /// of it. From now on nothing is missed: what is sent waits until the ear listens.
+    /// Makes a process group for `command`, a child of this process that has not executed anything yet, and
+    /// starts the ear in it. From now on no signal is lost: it stays pending until the ear listens.
     pub fn open(command: Pid) -> Result<Ear, Errno> {
         setpgid(command, command)?;
         let (pipe, theirs) = pipe2(OFlag::O_CLOEXEC)?;
@@ -59,17 +61,17 @@ impl Ear {
         Ok(Ear { process, pipe })
     }
 
-    /// The process.
+    /// The process id of the ear.
     pub fn process(&self) -> Pid {
         self.process
     }
 
-    /// Where it is heard.
+    /// The descriptor to poll: it is readable when the ear has a message.
     pub fn fd(&self) -> &OwnedFd {
         &self.pipe
     }
 
-    /// What it says next, once there is something to read.
+    /// Reads the next message. Blocks unless [`Ear::fd`] is readable.
     pub fn hear(&self) -> Result<Heard, Errno> {
         let mut number = [0];
         Ok(match (read(&self.pipe, &mut number)?, i32::from(number[0])) {
@@ -79,8 +81,8 @@ impl Ear {
         })
     }
 
-    /// Whether the terminal has sent this signal and the monitor has not heard of it yet: the command may die
-    /// of it before the ear has said so.
+    /// Whether the terminal has sent this signal but the monitor has not read the ear's message yet: the
+    /// command may die of it before the ear has reported it.
     pub fn has_heard(&self, signal: i32) -> Result<bool, Errno> {
         sys::kill(self.process, QUESTION as i32)?;
         loop {
@@ -105,9 +107,10 @@ impl AsFd for Ear {
     }
 }
 
-/// Writes the number of each signal that is heard. All are blocked here, so none has another effect.
+/// Writes the number of each signal that arrives, one byte each. All signals are blocked here, so none has
+/// another effect.
 fn listen(monitor: Pid, to: &OwnedFd) -> Result<(), Errno> {
-    // A program inside may kill the monitor, also before this.
+    // A program inside may kill the monitor, possibly before this call: hence the check below.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     if getppid() != monitor {
         return Err(Errno::ESRCH);

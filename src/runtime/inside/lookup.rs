@@ -1,4 +1,4 @@
-//! Looking up a path below a root that is not this process's own.
+//! Looks up a path below a root that is not this process's own.
 
 use std::os::fd::OwnedFd;
 
@@ -6,10 +6,10 @@ use nix::NixPath;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
-/// How often a look-up is tried again when it raced with a rename (the kernel says EAGAIN then).
+/// How often a look-up is retried after it raced with a rename (the kernel returns EAGAIN).
 const RACES: u32 = 16;
 
-/// Opens what a process with this root would find at `path`. Allocates nothing, if `path` is a C string.
+/// Opens what a process whose root is `root` would find at `path`. Does not allocate if `path` is a C string.
 pub(in crate::runtime) fn open_below<P: NixPath + ?Sized>(
     root: &OwnedFd,
     path: &P,

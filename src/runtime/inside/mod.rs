@@ -1,10 +1,10 @@
-//! What runs after `clone`, in copies of karapace that have one thread: process 1, monitors, and the helpers
-//! that make them.
+//! The code that runs after `clone`, in single-threaded copies of karapace: process 1, monitors, and the
+//! helpers that make them.
 //!
 //! Nothing here may allocate, take a lock, print or panic: another thread may have held the allocator's lock,
-//! or any other, when the copy was made. So a room of its own: what is needed is worked out before (`plan`),
-//! and arrives as the types that stand here. May use `channel` and `sys`, of which the same holds, and
-//! nothing else of the runtime.
+//! or any other, when the copy was made. That is why this is a module of its own: everything it needs is
+//! worked out beforehand (`plan`) and arrives as types that are defined here. Of the rest of the runtime it
+//! may use only `channel` and `sys`, which keep the same rule.
 
 pub(super) mod account;
 pub(super) mod bundle;

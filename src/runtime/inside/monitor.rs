@@ -1,7 +1,7 @@
-//! The monitor of a session, inside: starts the command, does what karapace orders, and at the end, or when
-//! karapace dies, ends everything that the command has left behind.
+//! The monitor of a session, inside: starts the command, carries out karapace's orders and, when the command
+//! ends or karapace dies, kills everything that the command left behind.
 //!
-//! Whatever the command starts stays below the monitor, also what is orphaned (it is a subreaper), so that a
+//! All descendants of the command stay below the monitor, orphans too (it is a subreaper), so that one
 //! session can end while others go on.
 
 use std::ffi::{CStr, CString};
@@ -39,53 +39,53 @@ pub(in crate::runtime) struct Command {
     pub argv: ExecStrings,
     pub envp: ExecStrings,
     pub workdir: CString,
-    /// Fail when `workdir` cannot be entered, rather than stay in the root directory.
+    /// Fail if `workdir` cannot be entered, rather than stay in the root directory.
     pub workdir_required: bool,
-    /// The ids to take on; `None` in a user namespace that has no others.
+    /// The ids to switch to; `None` in a user namespace that has no others.
     pub ids: Option<Ids>,
-    /// The caller's terminal, and whether the command has its foreground from the beginning.
+    /// The caller's terminal, and whether the command starts in its foreground.
     pub terminal: Option<(OwnedFd, bool)>,
-    /// Where its output goes, if not where the caller's goes; it has no input then, and no terminal.
+    /// Redirects the command's output to this file; it then has no input and no controlling terminal.
     pub output: Option<OwnedFd>,
     /// The first descriptor that is not passed on; at least 3.
     pub preserved: i32,
-    /// The entry of the cgroup that it is to be in; see [`crate::runtime::limits`].
+    /// The descriptor through which the command enters its cgroup; see [`crate::runtime::limits`].
     pub group: Option<OwnedFd>,
-    /// Executing a program gives it no privileges that the command has not.
+    /// Set no_new_privs: executing a program gives the command no privileges that it does not have.
     pub no_new_privileges: bool,
-    /// Take the capabilities of [`crate::runtime::inside::capabilities`] from it.
+    /// Drop the capabilities listed in [`crate::runtime::inside::capabilities`] from it.
     pub fewer_capabilities: bool,
-    /// What the monitor may not ask the kernel for, and the command with it. An OCI runtime is not bound by
-    /// it: it sets one for what it runs.
+    /// The seccomp filter of the monitor and of the command. It does not apply to an OCI runtime, which sets
+    /// one for what it runs.
     pub filter: Option<Filter>,
-    /// What the command may not ask for besides: where something of the host is read-only, and as an OCI
-    /// runtime.
+    /// A further filter for the command: used if something of the host is read-only, and for an OCI runtime.
     pub further_filter: Option<Filter>,
-    /// Of the caller, not for the monitor to keep.
+    /// The caller's start strings, which the monitor must not keep.
     pub strings: StartStrings,
-    /// The host's /dev/null, in the place of streams that are not the caller's.
+    /// The host's /dev/null; it replaces standard streams that must not be the caller's.
     pub null: OwnedFd,
-    /// The caller's account, where the command runs as the caller.
+    /// The caller's account, if the command runs as the caller.
     pub account: Option<Account>,
-    /// What it is started from, where it is an OCI runtime.
+    /// The bundle to start from, if the command is an OCI runtime.
     pub bundle: Option<Bundle>,
-    /// The caller's own signal mask, for the command to have.
+    /// The caller's signal mask, which the command gets.
     pub signal_mask: SigSet,
 }
 
-/// Ids inside.
+/// User and group ids, as they are inside.
 pub(in crate::runtime) struct Ids {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
 }
 
-/// Bytes read at once of the list of children.
+/// Size of one read of the list of children, in bytes.
 const LIST: usize = 16 << 10;
 
-/// In a process of its own: enters the namespaces and makes the monitor there, as a child of karapace.
+/// Runs in a process of its own: enters the namespaces and makes the monitor there, as a child of karapace.
 pub(in crate::runtime) fn enter(namespaces: &Namespaces, command: &Command, channel: &Channel) -> ! {
-    // The runtime of a bundle must not have the filter: there the monitor takes it on once that runs.
+    // An OCI runtime must not have the filter: for a bundle the monitor sets its own only after the runtime
+    // has been started.
     let filter = command.filter.as_ref().filter(|_| command.bundle.is_none());
     let keep = [
         Some(channel.fd()),
@@ -106,7 +106,7 @@ pub(in crate::runtime) fn enter(namespaces: &Namespaces, command: &Command, chan
     }
 }
 
-/// In a process of its own: sends a signal to all that live in the namespaces. Monitors have it blocked.
+/// Runs in a process of its own: sends a signal to every process in the namespaces. Monitors have it blocked.
 pub(in crate::runtime) fn signal(
     namespaces: &Namespaces,
     signal: i32,
@@ -129,11 +129,11 @@ pub(in crate::runtime) fn signal(
 }
 
 fn main(command: &Command, channel: &Channel) -> ! {
-    // Not before karapace knows who this is: what it heard first would be taken for the answer to that.
+    // Wait until karapace knows this process: an earlier report would be taken for the reply that names it.
     if !matches!(channel.next_order(&mut MessageBuffer::new()), Ok(Some(Order::Prepare))) {
         sys::exit(125);
     }
-    // A failed report means that karapace is gone, and then so is this session.
+    // If a report cannot be sent, karapace is gone and the session ends with it.
     match prepare(command, channel) {
         Err(failure) => {
             channel.report(&Report::Failed(failure)).ok();
@@ -159,24 +159,25 @@ fn main(command: &Command, channel: &Channel) -> ! {
 /// A monitor whose command has been started.
 struct Ready {
     command: Pid,
-    /// Lists the children of this process.
+    /// The open list of this process's children.
     children: OwnedFd,
     signals: SignalFd,
-    /// Hears the keyboard, where there is one.
+    /// The ear, if the session has a terminal.
     ear: Option<Ear>,
 }
 
 fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     prctl::set_name(c"karapace-run").map_err(fail("name"))?;
     prctl::set_child_subreaper(true).map_err(fail("take in the orphans of"))?;
-    // An ignored SIGCHLD, which exec passes on, would make the statuses of children vanish.
+    // SIGCHLD may be ignored, which survives exec; then the statuses of children would be lost.
     process::default_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
     let path = c"/proc/thread-self/children";
     let failed = |errno| Failure { action: "read", path: path.to_bytes(), errno };
     let list = || open_in_proc(path).map_err(failed);
-    // Before there is a command that could not be ended.
+    // Check before the command starts that the list can be read: without it the command's leftovers could not
+    // be killed.
     drop(list()?);
-    // The command waits until it is looked after; the keyboard may interrupt it as soon as it runs.
+    // The command waits on this pipe until the monitor is ready; once it runs, the keyboard may interrupt it.
     let (held, hold) = pipe2(OFlag::O_CLOEXEC).map_err(fail("start the command of"))?;
     let started = match sys::clone_process(CloneFlags::empty()).map_err(fail("start the command of"))? {
         Some(command) => command,
@@ -189,7 +190,7 @@ fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     let terminal = command.terminal.as_ref().map(|(handle, _)| handle);
     let ear = terminal.map(|_| Ear::open(started)).transpose().map_err(fail("listen to the terminal of"))?;
     drop(held);
-    // Its size is the one that a container's terminal follows.
+    // A container's terminal follows the size of the one on standard input, so that one stays open.
     let first = if command.bundle.is_some() && command.terminal.is_some() { 1 } else { 0 };
     stand_in(&command.null, first).map_err(fail("let go of the streams of"))?;
     let ours = [Some(channel.fd()), Some(&hold), terminal, ear.as_ref().map(Ear::fd)];
@@ -206,23 +207,23 @@ fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     Ok(Ready { command: started, children, signals, ear })
 }
 
-/// Opens a file of /proc, over which root inside may have mounted anything.
+/// Opens a file of /proc. Root inside may have mounted something over it, so the file system type is checked.
 fn open_in_proc(path: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = open(path, flags, Mode::empty())?;
     if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC { Ok(file) } else { Err(Errno::ENXIO) }
 }
 
-/// Becomes the command, once it is told to by a byte from `held`. Returns only what went wrong.
+/// Waits for a byte from `held`, then becomes the command. Returns only on failure.
 fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
     let failed = |action| move |errno| Report::Failed(fail(action)(errno));
     let ready = || {
         if read(&held, &mut [0]).map_err(failed("start the command of"))? == 0 {
-            // Nobody would look after it; whoever failed has said so.
+            // The monitor has failed and has reported it: nothing would look after the command.
             sys::exit(125);
         }
         if command.output.is_some() {
-            // Nobody is there to answer what it might ask on the caller's terminal.
+            // A session of its own: nobody is there to answer a question asked on the caller's terminal.
             setsid().map(drop).map_err(failed("detach"))?;
         } else {
             setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(failed("make a process group for"))?;
@@ -249,7 +250,7 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
         if command.no_new_privileges {
             prctl::set_no_new_privs().map_err(failed("bind the privileges of"))?;
         }
-        // While we may without giving up privileges: as the chosen user we may not any more.
+        // Now, while no_new_privs is not needed for it: as the chosen user it would be.
         if let Some(filter) = &command.further_filter {
             sys::set_filter(filter).map_err(failed("filter the system calls of"))?;
         }
@@ -258,22 +259,22 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
         }
         if let Some(ids) = &command.ids {
             sys::set_ids(ids.uid, ids.gid, &ids.groups).map_err(failed("take on the user of"))?;
-            // A change of ids may open it to others (/proc/sys/fs/suid_dumpable).
+            // A change of ids may have made the process dumpable (/proc/sys/fs/suid_dumpable).
             prctl::set_dumpable(false).map_err(failed("close"))?;
         }
         match chdir(command.workdir.as_c_str()) {
             Err(errno) if command.workdir_required => return Err(Report::Workdir(errno)),
-            // Already in the root directory then.
+            // On failure the command stays in the root directory.
             _ => {}
         }
         if command.terminal.is_some() {
-            // Where the caller ignores them, as bash does in $(...), the command would get an error where it
-            // is to be lent the terminal.
+            // If the caller ignores them, as bash does in $(...), the command would get an error instead of
+            // being stopped and then lent the terminal.
             for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGTSTP] {
                 process::default_signal(signal).map_err(failed("set up signals of"))?;
             }
         }
-        // The Rust runtime ignores it, and exec would pass that on.
+        // The Rust runtime ignores SIGPIPE, and exec would pass that on.
         process::default_signal(Signal::SIGPIPE).map_err(failed("set up signals of"))?;
         sys::keep_across_exec(3..command.preserved).map_err(failed("pass descriptors on to"))?;
         command.signal_mask.thread_set_mask().map_err(failed("set up signals of"))
@@ -284,8 +285,8 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
     }
 }
 
-/// Executes the first program that there is. One that may not be run counts only when no other is found,
-/// as in a shell.
+/// Executes the first program that exists. As in a shell, one that cannot be executed counts only if no other
+/// is found.
 fn exec_first(command: &Command) -> Errno {
     let mut result = Errno::ENOENT;
     for program in &command.programs {
@@ -298,8 +299,8 @@ fn exec_first(command: &Command) -> Errno {
     result
 }
 
-/// Reaps what dies, does what karapace orders and says what the keyboard sends, until the command is over.
-/// Returns how it ended.
+/// Reaps children, carries out karapace's orders and reports what the keyboard sends, until the command has
+/// ended. Returns how it ended.
 fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Report<'static>, Failure> {
     let (mut buffer, mut ear) = (MessageBuffer::new(), ready.ear.as_ref());
     loop {
@@ -315,7 +316,7 @@ fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Rep
         let [died, ordered, heard] = fds.map(|fd| fd.any().unwrap_or(true));
         if let (true, Some(open)) = (heard, ear) {
             match open.hear().map_err(fail("listen to the terminal of"))? {
-                // Before there is a container: it begins with the size that there is.
+                // An error means that there is no container yet: it starts with the current size.
                 Heard::Signal(libc::SIGWINCH) if command.bundle.is_some() => {
                     resize::follow(ready.command).unwrap_or(());
                 }
@@ -342,7 +343,7 @@ fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Rep
     }
 }
 
-/// A wait status as a shell shows it: the exit status, or 128 + the signal that killed.
+/// Converts a wait status as a shell does: the exit status, or 128 plus the number of the fatal signal.
 pub(in crate::runtime) fn shell_status(status: libc::c_int) -> i32 {
     if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
 }
@@ -363,8 +364,8 @@ fn obey(order: Order, process: Pid, command: &Command) -> Result<(), Errno> {
 }
 
 impl Ready {
-    /// Collects every dead child, and reports stops where there is a terminal. Returns how the command ended,
-    /// once it has.
+    /// Reaps every dead child and, if there is a terminal, reports stops. Returns how the command ended, once
+    /// it has.
     fn reap(&self, ear: Option<&Ear>, channel: &Channel) -> Result<Option<Report<'static>>, Errno> {
         let flags = libc::WNOHANG | if self.ear.is_some() { libc::WUNTRACED } else { 0 };
         loop {
@@ -397,8 +398,8 @@ impl Ready {
         }
     }
 
-    /// Kills all that is below this process. The children of who is killed become children of ours and are
-    /// killed next.
+    /// Kills every descendant of this process. Children of a killed process become children of this one and
+    /// are killed next.
     fn end_all(&self) {
         loop {
             self.kill_children();
@@ -411,7 +412,7 @@ impl Ready {
         }
     }
 
-    /// Kills the children that fit one reading of the list; whoever is left is in the next.
+    /// Kills the children that fit into one read of the list; the rest appear in the next one.
     fn kill_children(&self) {
         let mut list = [0; LIST];
         let Ok(length) = pread(&self.children, &mut list, 0) else { return };
@@ -419,11 +420,11 @@ impl Ready {
         for byte in &list[..length] {
             match byte {
                 b'0'..=b'9' => pid = pid.wrapping_mul(10).wrapping_add(i32::from(byte - b'0')),
-                // The list ends each number with a space: one that was cut off is not taken.
+                // Each number in the list ends with a space, so a truncated one is not used.
                 _ => {
                     if pid > 1 {
-                        // A child that is gone already, or one that the kernel protects: there is nothing
-                        // else to be done.
+                        // The child may be gone already, or protected by the kernel; nothing else can be
+                        // done.
                         sys::kill(Pid::from_raw(pid), libc::SIGKILL).ok();
                     }
                     pid = 0;

@@ -1,8 +1,7 @@
-//! The file systems of a session: the environment as root, and what a running system needs on top of it.
+//! The mounts of a session: the environment as root, and what a running system needs on top of it.
 //!
-//! Every mount is made detached first, while the host's paths can still be seen, and attached after the root
-//! has changed. So the place it is attached to is looked up inside: no symlink of the environment can lead a
-//! mount to the outside.
+//! Every mount is created detached while the host's paths are still visible, and attached after the root has
+//! changed. So its mount point is looked up inside: no symlink of the environment can lead a mount outside.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -20,7 +19,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use crate::runtime::channel::{Channel, Failure, Report};
 use crate::runtime::sys;
 
-/// Symlinks of a usual /dev: (path, what it points at).
+/// Symlinks that a usual /dev has: (path, target).
 const LINKS: [(&CStr, &CStr); 5] = [
     (c"/dev/ptmx", c"pts/ptmx"),
     (c"/dev/fd", c"/proc/self/fd"),
@@ -29,15 +28,15 @@ const LINKS: [(&CStr, &CStr); 5] = [
     (c"/dev/stderr", c"/proc/self/fd/2"),
 ];
 
-/// Where a file of the session's own is made: on its `/dev`, so that nothing is written into the environment.
-/// The name goes once the file is mounted where it belongs.
+/// Where a file of the session itself is created: on the session's `/dev`, so that nothing is written into
+/// the environment. It is unlinked once the file has been mounted on its target.
 const TEXT: &CStr = c"/dev/.text";
 
 /// What a mount shows.
 pub(in crate::runtime) enum Source {
-    /// What is at this path on the host.
+    /// The file or directory at this path on the host.
     Host { path: CString, recursive: bool },
-    /// The same, of a path that had no symlink in it when it was checked, and must have none now.
+    /// Like `Host`, but the path had no symlink in it when it was checked, and must have none now.
     Checked { path: CString, recursive: bool },
     /// A new file system of this type, with these options.
     New { kind: &'static CStr, options: Vec<(&'static CStr, Cow<'static, CStr>)> },
@@ -48,12 +47,13 @@ pub(in crate::runtime) enum Source {
 /// What a mount is attached to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::runtime) enum Point {
-    /// A directory, made when it is missing; of a share with its parents, and a symlink to one is followed.
+    /// A directory, created if missing. A share's may be created with its parents, and may be a symlink to a
+    /// directory, which is followed.
     Directory,
-    /// A file, made (empty, and its parents with it) when it is missing; a symlink is covered itself, so it
-    /// may as well dangle.
+    /// A file, created empty (for a share with its parents) if missing. A symlink is covered itself rather
+    /// than followed, so it may dangle.
     File,
-    /// A directory that is covered if it is there.
+    /// An existing directory; none is created.
     Existing,
 }
 
@@ -65,16 +65,16 @@ pub(in crate::runtime) struct Mount {
     pub required: bool,
     /// The mount while it is detached.
     pub tree: Option<OwnedFd>,
-    /// What it is attached to was made for it, and goes with it: the usual directories and resolv.conf, which
-    /// every session needs, stay.
+    /// Whether the mount point was created for this mount and is removed with it. The usual directories and
+    /// resolv.conf, which every session needs, stay.
     pub made: bool,
 }
 
 /// All mounts of a session.
 pub(in crate::runtime) struct Mounts {
-    /// What becomes `/`; `None`: what is already.
+    /// What becomes `/`; `None` keeps the current root.
     pub root: Option<CString>,
-    /// The root must be a FUSE mount.
+    /// Whether the root must be a FUSE mount.
     pub served: bool,
     /// Parents before what lies below them.
     pub list: Vec<Mount>,
@@ -82,7 +82,7 @@ pub(in crate::runtime) struct Mounts {
 
 impl Mounts {
     /// Makes the environment the root of this process's mount namespace, which must be its own, and mounts
-    /// everything. What can be done without is reported and skipped.
+    /// everything. An optional mount that fails is reported and skipped.
     pub fn enter(&mut self, channel: &Channel) -> Result<(), Failure<'_>> {
         private().map_err(|errno| failure("make private", c"/", errno))?;
         let tree = match &self.root {
@@ -106,7 +106,7 @@ impl Mounts {
         if let (Some(tree), Some(root)) = (&tree, &self.root) {
             change_root(tree, root).map_err(|e| failure("change the root to", root, e))?;
         }
-        // What is made for a mount is made in the environment, never in what the host shows there.
+        // Mount points are created only in the environment, never in a directory that the host shares there.
         let own = match &self.root {
             Some(_) => Some(mount_id(c"/").map_err(|e| failure("look at", c"/", e))?),
             None => None,
@@ -132,8 +132,8 @@ impl Mounts {
         Ok(())
     }
 
-    /// Takes away again the mount points that were made, so that a session leaves no trace of itself. One
-    /// that is in use or has been filled from outside stays.
+    /// Removes the mount points that were created, so that a session leaves no trace. One that is in use or
+    /// has been filled from outside stays.
     pub fn leave(&self) {
         for mount in self.list.iter().rev().filter(|mount| mount.made) {
             mount.remove_point().ok();
@@ -143,14 +143,15 @@ impl Mounts {
 
 impl Mount {
     fn failure(&self, errno: Errno) -> Failure<'_> {
-        // Of a share it is the host's side that may have changed since it was looked at.
+        // A share that could not be opened may have changed on the host since it was checked: name the host's
+        // path.
         match &self.source {
             Source::Checked { path, .. } if self.tree.is_none() => failure("bind", path, errno),
             _ => failure("mount", &self.target, errno),
         }
     }
 
-    /// The mount before it is attached; `None` for what is made in its place.
+    /// Creates the detached mount; `None` for one that is made when it is attached.
     fn detached(&self) -> Result<Option<OwnedFd>, Errno> {
         let (tree, recursive) = match &self.source {
             Source::New { kind, options } => {
@@ -172,14 +173,14 @@ impl Mount {
         Ok(Some(tree))
     }
 
-    /// Attaches what is detached, or has to be made in its place. `own`: the mount in which a point may be
-    /// made; `None`: any.
+    /// Attaches the detached mount, or makes and attaches it. `own`: the only mount in which a mount point
+    /// may be created; `None`: any.
     fn attach(&mut self, own: Option<u64>) -> Result<(), Errno> {
         if !matches!(self.source, Source::Text(_)) {
             return self.attach_tree(own);
         }
         let attached = self.attach_tree(own);
-        // Not before: what has no name any more cannot be attached.
+        // Unlink only now: a file without a name cannot be attached.
         unlink(TEXT).and(attached)
     }
 
@@ -193,9 +194,9 @@ impl Mount {
             (_, Some(tree)) => tree,
             (_, None) => return Ok(()),
         };
-        // Only shares lie deeper than in a directory that every system has: of the others a missing parent
-        // means that the environment is none that needs them. Nor do the others follow a symlink: a `/dev`
-        // that is `/` would hide all.
+        // Only shares lie deeper than in a directory that every system has: if a parent of any other mount is
+        // missing, the environment does not need that mount. Nor do the others follow a symlink: a `/dev`
+        // that points to `/` would hide everything.
         let deep = matches!(self.source, Source::Checked { .. });
         let follow = deep && self.point == Point::Directory;
         match sys::move_mount(tree, &self.target, follow) {
@@ -209,10 +210,10 @@ impl Mount {
         }
     }
 
-    /// Takes away the point that was made, unless something has come into it from outside.
+    /// Removes the mount point that was created, unless it has been filled from outside.
     fn remove_point(&self) -> Result<(), Errno> {
         match umount2(self.target.as_ref(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // Nothing came to be mounted on it.
+            // Nothing was mounted on it.
             Err(Errno::EINVAL) => {}
             other => other?,
         }
@@ -224,8 +225,7 @@ impl Mount {
     }
 }
 
-/// What the kernel calls invalid of a mount point: it is a directory where a file is attached, or the other
-/// way round.
+/// Refines the EINVAL that the kernel returns if a file is attached to a directory, or the other way round.
 fn misfit(path: &CStr, point: Point) -> Errno {
     let is_directory = lstat(path).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFDIR);
     match point {
@@ -235,9 +235,9 @@ fn misfit(path: &CStr, point: Point) -> Errno {
     }
 }
 
-/// Whether what a mount is attached to may be made at `path`: in the mount `own`, which is the environment's,
-/// or on the session's own `/dev`. In a directory that the host shares it would stay on the host when the
-/// session is killed, and taking it away at the end would end the mount of another session there.
+/// Whether a mount point may be created at `path`: only in the mount `own`, which is the environment's, or on
+/// the session's own `/dev`. In a directory that the host shares, it would stay on the host if the session is
+/// killed, and removing it at the end would unmount another session's mount there.
 fn may_make(path: &CStr, own: Option<u64>) -> Result<bool, Errno> {
     let Some(own) = own.filter(|_| !path.to_bytes().starts_with(b"/dev/")) else { return Ok(true) };
     let mut nearest = own;
@@ -252,13 +252,13 @@ fn may_make(path: &CStr, own: Option<u64>) -> Result<bool, Errno> {
     Ok(nearest == own)
 }
 
-/// The mount that shows a path.
+/// The id of the mount that `path` is on.
 fn mount_id(path: &CStr) -> Result<u64, Errno> {
     let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
     found.map(|found| found.stx_mnt_id).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
 }
 
-/// Makes what a mount is attached to, with what lies above it when `deep`. Returns whether it was missing.
+/// Creates a mount point, with its parents if `deep`. Returns whether it was missing.
 fn make_point(path: &CStr, point: Point, deep: bool) -> Result<bool, Errno> {
     match make_last(path, point) {
         Err(Errno::ENOENT) if deep => {
@@ -283,7 +283,7 @@ fn make_last(path: &CStr, point: Point) -> Result<bool, Errno> {
     }
 }
 
-/// Makes the directories above `path` that are missing.
+/// Creates the missing directories above `path`.
 pub(in crate::runtime) fn make_parents(path: &CStr) -> Result<(), Errno> {
     each_parent(path, |parent| match mkdir(parent, Mode::from_bits_truncate(0o755)) {
         Ok(()) | Err(Errno::EEXIST) => Ok(true),
@@ -291,8 +291,7 @@ pub(in crate::runtime) fn make_parents(path: &CStr) -> Result<(), Errno> {
     })
 }
 
-/// Goes through the directories above `path`, the highest first and `/` left out, as long as `visit` gives
-/// true.
+/// Calls `visit` for each directory above `path`, from the top down and without `/`, while it returns true.
 fn each_parent(path: &CStr, mut visit: impl FnMut(&CStr) -> Result<bool, Errno>) -> Result<(), Errno> {
     let mut buffer = [0; libc::PATH_MAX as usize];
     let bytes = path.to_bytes();
@@ -309,13 +308,13 @@ fn each_parent(path: &CStr, mut visit: impl FnMut(&CStr) -> Result<bool, Errno>)
     Ok(())
 }
 
-/// A detached mount of a new file, [`TEXT`].
+/// Creates [`TEXT`] with this content and returns a detached mount of it.
 fn text_file(text: &[u8]) -> Result<OwnedFd, Errno> {
     write_new(TEXT, text)?;
     sys::open_tree(TEXT, false)
 }
 
-/// Writes a file that is not there yet.
+/// Writes a new file; EEXIST if the path exists.
 pub(in crate::runtime) fn write_new(path: &CStr, text: &[u8]) -> Result<(), Errno> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let file = open(path, flags, Mode::from_bits_truncate(0o644))?;
@@ -326,14 +325,15 @@ pub(in crate::runtime) fn write_new(path: &CStr, text: &[u8]) -> Result<(), Errn
     Ok(())
 }
 
-/// Refuses a directory that should be a mount of an environment and is not. Such a mount's root has the
-/// number 1, which no directory that one is mounted on has: it lies below the root of a file system.
+/// Returns ENOTCONN if `directory` should be the root of a served environment (`served`) and is not. The root
+/// of such a mount has inode number 1, which a directory used as a mount point never has: it lies below the
+/// root of its own file system.
 pub(super) fn check_served(directory: &OwnedFd, served: bool) -> Result<(), Errno> {
     if served && fstat(directory)?.st_ino != ROOT_INO { Err(Errno::ENOTCONN) } else { Ok(()) }
 }
 
-/// A detached copy of the root. Where it must be served and nothing is mounted there any more, it is
-/// ENOTCONN, as of a dead mount.
+/// Returns a detached copy of the root. ENOTCONN, as for a dead mount, if the root must be served and nothing
+/// is mounted there any more.
 fn open_root(root: &CStr, served: bool) -> Result<OwnedFd, Errno> {
     let tree = sys::open_tree(root, true)?;
     check_served(&tree, served)?;
@@ -344,22 +344,22 @@ fn failure<'a>(action: &'static str, path: &'a CStr, errno: Errno) -> Failure<'a
     Failure { action, path: path.to_bytes(), errno }
 }
 
-/// Says that a mount is left out, unless it is simply that one side of it does not exist: a host without
-/// resolv.conf, an environment without /etc or with no control directory.
+/// Reports that a mount is left out, unless one side of it simply does not exist: a host without resolv.conf,
+/// an environment without /etc or without a control directory.
 fn skip(channel: &Channel, mount: &Mount, errno: Errno) {
     if errno != Errno::ENOENT {
-        // When nobody listens any more this process is about to be killed.
+        // If karapace no longer listens, this process is about to be killed.
         channel.report(&Report::Skipped(mount.failure(errno))).ok();
     }
 }
 
-/// Lets nothing that is mounted here from now on reach the host, nor the other way round.
+/// Makes all mounts private: from now on no mount propagates to the host or from it.
 pub(in crate::runtime) fn private() -> Result<(), Errno> {
     mount(None::<&CStr>, c"/", None::<&CStr>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&CStr>)
 }
 
-/// Attaches `root` over its own path `place` and goes there; the old root is put on top of the new one, as
-/// pivot_root(2) allows, and detached, so that no directory is needed to hold it.
+/// Attaches `root` over its own path `place` and makes it the root. The old root is stacked on top of the new
+/// one, as pivot_root(2) allows, and detached, so that no directory is needed to hold it.
 fn change_root(root: &OwnedFd, place: &CStr) -> Result<(), Errno> {
     sys::move_mount(root, place, true)?;
     fchdir(root)?;

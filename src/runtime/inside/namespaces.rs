@@ -1,4 +1,4 @@
-//! Namespaces kept by descriptors: what a process has to enter to be inside.
+//! Namespaces held open by descriptors: what a process enters to be inside.
 
 use std::array;
 use std::ffi::CStr;
@@ -11,8 +11,8 @@ use nix::sys::stat::Mode;
 
 use crate::runtime::channel::Channel;
 
-/// The kinds: their names, where a process finds its own, and their flags; in the order in which they can be
-/// entered: the rights to enter the others come with the user namespace.
+/// Each kind's name, where a process finds its own, and its flag. The order is the one to enter them in:
+/// entering the user namespace gives the rights to enter the others.
 pub(in crate::runtime) const KINDS: [(&str, &CStr, CloneFlags); 6] = [
     ("user", c"/proc/self/ns/user", CloneFlags::CLONE_NEWUSER),
     ("mnt", c"/proc/self/ns/mnt", CloneFlags::CLONE_NEWNS),
@@ -22,21 +22,21 @@ pub(in crate::runtime) const KINDS: [(&str, &CStr, CloneFlags); 6] = [
     ("net", c"/proc/self/ns/net", CloneFlags::CLONE_NEWNET),
 ];
 
-/// Open namespaces, at most one of a kind. They last at least as long as this does: whoever waits for what is
-/// mounted in them to end must not hold it.
+/// Open namespaces, at most one of each kind. They live at least as long as this value: a caller that waits
+/// for the mounts in them to end must not hold it.
 #[derive(Debug)]
 pub struct Namespaces(pub(in crate::runtime) Vec<(CloneFlags, OwnedFd)>);
 
 impl Namespaces {
-    /// Puts the calling process, which must have one thread, inside; into the process namespace only its
-    /// children to come.
+    /// Moves the calling process, which must be single-threaded, into the namespaces. Only its future
+    /// children enter the process namespace.
     pub(in crate::runtime) fn enter(&self) -> Result<(), Errno> {
         self.0.iter().try_for_each(|(kind, fd)| setns(fd, *kind))
     }
 }
 
-/// Reports that the inside is ready, with the namespaces of this process of the kinds in `kinds`: nobody else
-/// may open those of a process that is closed to others.
+/// Reports that the inside is ready, and sends this process's namespaces of the kinds in `kinds`: no other
+/// process may open those of a process that is not dumpable.
 pub(in crate::runtime) fn announce(kinds: CloneFlags, channel: &Channel) -> Result<(), Errno> {
     let mut open: [Option<OwnedFd>; KINDS.len()] = array::from_fn(|_| None);
     let mut count = 0;

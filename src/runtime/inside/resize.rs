@@ -1,5 +1,5 @@
-//! The size of a container's terminal. crun makes a terminal of its own for the container and, of the
-//! versions tested, does not tell it when the outer one changes. Runs in the monitor.
+//! Keeps the size of a container's terminal up to date. crun makes a terminal of its own for the container
+//! and, in the versions tested, does not resize it when the outer one changes. Runs in the monitor.
 
 use std::ffi::CStr;
 use std::io::{Write as _, stdin};
@@ -11,7 +11,7 @@ use nix::unistd::{Pid, read};
 
 use super::lookup::open_below;
 
-/// Gives the terminal of the container that `runtime` runs the size of the one on standard input.
+/// Sets the terminal of the container that `runtime` runs to the size of the terminal on standard input.
 pub(in crate::runtime) fn follow(runtime: Pid) -> Result<(), Errno> {
     let mut path = [0; 64];
     let list = open(

@@ -1,4 +1,4 @@
-//! Who has the foreground of a terminal.
+//! The foreground process group of a terminal.
 
 use std::os::fd::OwnedFd;
 
@@ -6,9 +6,9 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Pid, tcsetpgrp};
 
-/// Makes a process group the foreground one of the terminal, which must control the calling process.
+/// Makes `group` the foreground process group of the terminal, which must control the calling process.
 pub(in crate::runtime) fn give_to(terminal: &OwnedFd, group: Pid) -> Result<(), Errno> {
-    // A background process that does this would be stopped by SIGTTOU, were it not blocked.
+    // SIGTTOU would stop a background process that does this, unless it is blocked.
     let mut blocked = SigSet::empty();
     blocked.add(Signal::SIGTTOU);
     let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
