@@ -1,9 +1,9 @@
-//! Entering as oneself (`--user self`): the caller as a user of the environment, whose own lists do not know
-//! them.
+//! Running as the caller (`--user self`): the caller becomes a user of the environment, whose own passwd and
+//! group files do not list them.
 //!
-//! The lists with the caller in them are the session's own: they are bound over `/etc/passwd` and
-//! `/etc/group` in a mount namespace that only its command sees, so a package manager in another session goes
-//! on with the real ones.
+//! The files with the caller's entries belong to the session: they are bind-mounted over `/etc/passwd` and
+//! `/etc/group` in a mount namespace that only its command sees, so a package manager in another session
+//! still works on the real ones.
 
 use std::path::{Path, PathBuf};
 
@@ -19,19 +19,19 @@ use crate::runtime::error::refused;
 use crate::runtime::inside::account::Account;
 use crate::runtime::policy::Policy;
 
-/// The name by which `--user` means the caller.
+/// The value of `--user` that means the caller.
 pub const SELF: &str = "self";
 
-/// Shells that are looked for inside. The caller's own is used if it is one of them.
+/// Shells to look for inside, in order of preference. The caller's own is used if it is among them.
 const SHELLS: [&str; 7] =
     ["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh", "/usr/bin/fish", "/bin/dash", SHELL];
 
-/// What the lists of a session are made from.
+/// What a session's passwd and group files are made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accounts {
     passwd: Vec<u8>,
     group: Vec<u8>,
-    /// Those of [`SHELLS`] that are there.
+    /// The [`SHELLS`] that exist inside.
     shells: Vec<PathBuf>,
 }
 
@@ -42,11 +42,12 @@ impl Accounts {
         Accounts { passwd: list("/etc/passwd"), group: list("/etc/group"), shells }
     }
 
-    /// Puts the calling process's user into the lists, and says who that is inside. `many_ids`: the inside
-    /// has more than one id.
+    /// Adds the calling process's user to the passwd and group files, and returns the account inside.
+    /// `many_ids`: the inside has more than one id.
     ///
     /// # Errors
-    /// [`RuntimeError::Policy`], where it cannot be.
+    /// [`RuntimeError::Policy`] with the OCI backend, or if the inside has many ids and the home directory is
+    /// shared.
     pub(super) fn take_in_caller(&mut self, policy: &Policy, many_ids: bool) -> Result<User, RuntimeError> {
         if policy.backend == Backend::Oci {
             return Err(refused("--user self", "not with the oci backend: give a user of the environment"));
@@ -71,7 +72,7 @@ impl Accounts {
         Ok(User { uid, gid, groups: vec![gid], name: name.into_bytes(), home, shell })
     }
 
-    /// The account to show to a command that `user` runs, who is the caller.
+    /// The account to show to a command that runs as `user`, who must be the caller.
     pub(super) fn shown_to(&self, user: &User, policy: &Policy) -> Result<Account, RuntimeError> {
         let home = match &policy.home {
             Some(_) => None,
@@ -82,7 +83,7 @@ impl Accounts {
     }
 }
 
-/// The login name of the caller; the id in digits where there is none that fits a line of a list.
+/// The caller's login name, or the uid in digits if there is none that fits into a line of the file.
 fn name_of(uid: Uid) -> String {
     let known = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
     let name = known.or_else(|| std::env::var("USER").ok());
@@ -90,7 +91,7 @@ fn name_of(uid: Uid) -> String {
     name.filter(fits).unwrap_or_else(|| uid.to_string())
 }
 
-/// A list without those who have this name or id, and with `line` at its end.
+/// The file without entries that have this name or id, and with `line` at its end.
 fn with_line(list: &[u8], name: &str, id: u32, line: &str) -> Vec<u8> {
     let id = id.to_string();
     let other = |entry: &&[u8]| {

@@ -1,4 +1,4 @@
-//! The command's environment variables and where its program is looked for.
+//! The command's environment variables, and the search for its program.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,27 +8,27 @@ use crate::runtime::RuntimeError;
 use crate::runtime::error::refused;
 use crate::runtime::policy::{Policy, RUNTIME_DIR};
 
-/// The only variables of the caller that a command sees. Everything else stays outside: sockets of agents,
-/// credentials and library paths of the host mean nothing good inside.
+/// The only variables of the caller that a command sees. All others stay outside: sockets of agents,
+/// credentials and library paths of the host do harm inside.
 const PASSED: [&str; 2] = ["TERM", "LANG"];
 
-/// Variables that are not taken either when they are asked for by name.
+/// Variables that are refused even if they are asked for by name.
 const NEVER: [&str; 4] = ["SSH_AUTH_SOCK", "GPG_AGENT_INFO", "AWS_SECRET_ACCESS_KEY", "DOCKER_HOST"];
 
-/// Where programs are looked for inside, whatever the caller's own PATH is.
+/// The search path inside, whatever the caller's own PATH is.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the variables of a command come from.
+/// What a command's variables are made from.
 pub(in crate::runtime) struct Wanted<'a> {
     pub user: &'a User,
     pub shell: &'a OsStr,
     pub policy: &'a Policy,
-    /// What is asked for by name and value; it wins.
+    /// Names and values that were asked for; they override all others.
     pub extra: &'a [(OsString, OsString)],
 }
 
 impl Wanted<'_> {
-    /// The variables; `host` gives the caller's.
+    /// Returns the variables. `host` looks up a variable of the caller.
     pub fn collect(
         &self,
         host: impl Fn(&str) -> Option<OsString>,
@@ -53,7 +53,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Refuses what is no name of a variable, and those that never go in.
+/// Refuses a name that is invalid or in [`NEVER`].
 fn check(key: &OsStr) -> Result<(), RuntimeError> {
     let bytes = key.as_bytes();
     if bytes.is_empty() || bytes.contains(&b'=') {
@@ -75,8 +75,8 @@ fn check(key: &OsStr) -> Result<(), RuntimeError> {
     }
 }
 
-/// What `execve` is to be tried with for `program`, in order. A name with a slash stands for itself; any
-/// other is looked for in the command's PATH.
+/// The paths to try with `execve` for `program`, in order: a name with a slash as it is, any other in each
+/// directory of the command's PATH.
 pub(super) fn candidates(program: &OsStr, variables: &[(OsString, OsString)]) -> Vec<OsString> {
     if program.is_empty() {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Reading files of an environment from outside of it, as a process inside would see them.
+//! Reads files of an environment from outside, as a process inside would see them.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, fstat};
 use crate::runtime::RuntimeError;
 use crate::runtime::inside::lookup::open_below;
 
-/// Most bytes read of any file of an environment: a list of users that is longer is not a list of users.
+/// Most bytes to read of a file of an environment: a longer list of users is not a list of users.
 const FILE_MAX: u64 = 16 << 20;
 
 /// The root directory of an environment. Paths are resolved below it: a symlink, absolute or full of `..`,
@@ -30,18 +30,18 @@ impl Inside {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let failed = |errno| root_error(root, errno);
         let fd = open(root, flags, Mode::empty()).map_err(failed)?;
-        // O_PATH asks nobody, not even the process that serves the mount.
+        // Opening with O_PATH does not ask the file system, nor the process that serves it; fstat does.
         fstat(&fd).map_err(failed)?;
         Ok(Inside { root: fd, notes: RefCell::default() })
     }
 
-    /// What could not be read since this was asked last, and why.
+    /// Returns and clears the notes: what could not be read, and why.
     pub fn take_notes(&self) -> Vec<String> {
         self.notes.take()
     }
 
-    /// The bytes of a regular file; `None` when there is none by that name, and where it cannot be read,
-    /// which is noted: no image shall keep its user out by what it has there.
+    /// The bytes of a regular file; `None` if it does not exist or cannot be read. The latter is noted rather
+    /// than returned: no file of an image may keep its user out.
     pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
         self.try_read(path).unwrap_or_else(|error| {
             let note = format!(
@@ -61,7 +61,7 @@ impl Inside {
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("it is no regular file"));
         }
-        // What stands there may be another by now, but nobody is waited for.
+        // The file may have been replaced since the check; O_NONBLOCK keeps a FIFO from blocking.
         let Some(file) = self.open_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
@@ -91,7 +91,7 @@ impl Inside {
     }
 }
 
-/// Explains a root that cannot be opened, in the two ways that occur with mounts.
+/// The error for a root that cannot be opened, with a hint for the two cases that occur with mounts.
 pub(super) fn root_error(path: &Path, errno: Errno) -> RuntimeError {
     let hint = match errno {
         Errno::ENOTCONN => "; the process that served it is gone: unmount it and mount it again",

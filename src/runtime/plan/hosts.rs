@@ -1,13 +1,14 @@
-//! `/etc/hosts` of a session: the environment's own, with the session's host name in it.
+//! The `/etc/hosts` of a session: the environment's own, plus the session's host name.
 
-/// The text: `own`, and a line for `hostname` unless it has one. Without any, loopback's lines come first.
+/// Returns `own` with a line for `hostname`, unless it has one. If there is no `own`, it starts with
+/// loopback's lines.
 pub(super) fn text(own: Option<&[u8]>, hostname: &str) -> Vec<u8> {
     let mut text = own.map_or_else(|| b"127.0.0.1\tlocalhost\n::1\tlocalhost\n".to_vec(), <[u8]>::to_vec);
     if !resolves(&text, hostname.as_bytes()) {
         if text.last().is_some_and(|last| *last != b'\n') {
             text.push(b'\n');
         }
-        // As Debian has it: an address of loopback that is not localhost's.
+        // As Debian does: a loopback address other than localhost's.
         text.extend_from_slice(format!("127.0.1.1\t{hostname}\n").as_bytes());
     }
     text

@@ -1,8 +1,9 @@
-//! What is worked out before any process is made; allocates, reads files, refuses.
+//! Everything that is worked out before any process is made. May allocate and read files, and refuses
+//! requests.
 //!
-//! [`session`] is what is asked for. [`seen`] is what the environment's own files say, [`user`] and
-//! [`account`] who runs the command; [`prepare`] puts together what the processes inside are given, [`oci`]
-//! the same for an OCI runtime. May use `policy`, and `inside` for the types that it fills in.
+//! [`session`] is the request. [`seen`] is what the environment's own files say; [`user`] and [`account`]
+//! find who runs the command; [`prepare`] puts together what the processes inside are given, and [`oci`] does
+//! so for an OCI runtime. May use `policy`, and `inside` for the types that it fills in.
 
 pub(super) mod account;
 pub(super) mod environment;

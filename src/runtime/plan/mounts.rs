@@ -1,4 +1,4 @@
-//! Which mounts a session gets, in which order.
+//! Which mounts a session gets, and in which order.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -11,7 +11,7 @@ use crate::runtime::policy::{RUNTIME_DIR, Share, ShareKind};
 
 const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
 const DATA_ONLY: u64 = NO_SUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-/// What a share of the host may bring in: no set-user-id program, and no device unless it is one.
+/// Attributes of a share: set-user-id programs have no effect, nor do devices, unless the share is one.
 const SHARED: u64 = NO_SUID | libc::MOUNT_ATTR_NODEV;
 const READ_ONLY: u64 = DATA_ONLY | libc::MOUNT_ATTR_RDONLY;
 
@@ -23,27 +23,27 @@ const DEVICES: [&CStr; 6] =
 pub(super) struct Wanted<'a> {
     /// The environment: an absolute path of the host.
     pub root: CString,
-    /// It must be a FUSE mount.
+    /// Whether the root must be a FUSE mount.
     pub served: bool,
     /// The terminal of the session: an absolute path of the host.
     pub console: Option<CString>,
-    /// Whether the group 5, which owns terminals on every distribution, exists inside.
+    /// Whether group 5, which owns terminals on every distribution, exists inside.
     pub terminal_group: bool,
     /// Hide `/.karapace`.
     pub mask_control: bool,
-    /// What of the host is shown, parents before what lies in them.
+    /// What of the host is shown; parents come before what lies in them.
     pub shares: &'a [Share],
-    /// Places in what is shown that are covered.
+    /// Paths inside the shares that are covered.
     pub covered: &'a [PathBuf],
     /// The text of `/etc/hosts`.
     pub hosts: Vec<u8>,
-    /// The ids inside of whom the runtime directory belongs to.
+    /// Owner and group of the runtime directory, as ids inside.
     pub owner: (u32, u32),
 }
 
 impl Mounts {
-    /// All mounts, in the order in which they are attached. What is shared comes before the session's own
-    /// `/proc`, `/sys` and `/dev`: no symlink of the environment leads a share over those.
+    /// All mounts, in the order in which they are attached. Shares come before the session's own `/proc`,
+    /// `/sys` and `/dev`, so that no symlink of the environment can lead a share over those.
     pub(super) fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
         let Wanted { root, served, console, terminal_group, mask_control, shares, covered, hosts, owner } =
             wanted;
@@ -73,7 +73,7 @@ impl Mounts {
         for share in on_dev {
             list.push(shared(share)?);
         }
-        // Read-only, for whoever is root inside would otherwise write into the host's own file.
+        // Read-only: root inside could otherwise write to the host's own file.
         let resolv = host(c"/etc/resolv.conf", c"/etc/resolv.conf".into(), Point::File, READ_ONLY);
         list.push(Mount { required: false, ..resolv });
         list.push(Mount {
@@ -87,9 +87,9 @@ impl Mounts {
         Ok(Mounts { root: Some(root), served, list })
     }
 
-    /// The host's own tree, for commands that prepare a root themselves: with a `/proc` of the new process
-    /// ids, and over `scratch` an empty file system that goes with the last session. `hidden` is covered by
-    /// an empty one.
+    /// For a command that sets up a root itself: the host's own tree, with a `/proc` for the new process
+    /// namespace and, over `scratch`, an empty file system that lasts as long as the inside. `hidden` is
+    /// covered by an empty directory.
     pub fn beside(scratch: CString, hidden: Option<&'static CStr>) -> Mounts {
         let own = new(c"/proc", c"tmpfs", vec![(c"mode", c"0700".into())], SHARED);
         let mut list =
@@ -135,7 +135,7 @@ fn shared(share: &Share) -> Result<Mount, RuntimeError> {
     Ok(Mount { source, target, point, attributes, required: true, tree: None, made: false })
 }
 
-/// What XDG_RUNTIME_DIR names: a directory of the session that is open to its user only.
+/// The directory that XDG_RUNTIME_DIR names: the session's own, accessible to its user only.
 fn runtime_dir((uid, gid): (u32, u32)) -> Result<Mount, RuntimeError> {
     let id = |id: u32| c_string("id", id.to_string().into()).map(Cow::Owned);
     let options = vec![(c"mode", c"0700".into()), (c"uid", id(uid)?), (c"gid", id(gid)?)];

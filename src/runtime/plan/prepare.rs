@@ -1,4 +1,4 @@
-//! Everything a session needs, worked out before any process is made: the inside may not allocate.
+//! Works out everything a session needs before any process is made, because the inside may not allocate.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -27,11 +27,11 @@ use crate::runtime::inside::monitor::{Command, Ids};
 use crate::runtime::inside::mounts::Mounts;
 use crate::runtime::sys::{ExecStrings, Filter};
 
-/// Most bytes of a host name, a limit of the kernel.
+/// Longest host name, in bytes; a kernel limit.
 const HOSTNAME_MAX: usize = 64;
 
 impl Preparation {
-    /// `ranged`: the root is mounted in a user namespace with a range of ids, in which process 1 is made.
+    /// `ranged`: the root is mounted in a user namespace with a range of ids, and process 1 is made in it.
     pub fn new(session: &Session, ranged: bool) -> Result<Preparation, RuntimeError> {
         let root = root(session, ranged)?;
         let many_ids = ranged || has_ids();
@@ -65,7 +65,7 @@ impl Preparation {
 }
 
 impl Command {
-    /// `many_ids`: the inside has more than one. `terminal` and `signal_mask` are as in [`Command`].
+    /// `many_ids`: the inside has more than one id. `terminal` and `signal_mask` are as in [`Command`].
     pub fn new(
         session: &Session,
         many_ids: bool,
@@ -101,8 +101,7 @@ impl Command {
             output,
             preserved: preserved(session)?,
             group: None,
-            // With one id set-user-id programs gain nothing anyway; with more, su and sudo are there to be
-            // used.
+            // With a single id, set-user-id programs gain nothing anyway. With many, su and sudo must work.
             no_new_privileges: !many_ids && !policy.privileged,
             fewer_capabilities: has_ids() && !policy.privileged,
             filter: filter(session)?,
@@ -117,14 +116,15 @@ impl Command {
         })
     }
 
-    /// What is to be run, for messages.
+    /// The program to run, for messages.
     pub fn program(&self) -> String {
         self.programs.first().map_or_else(String::new, |p| p.to_string_lossy().into_owned())
     }
 }
 
 impl IdMap {
-    /// The caller's own ids, shown inside as those of `user`: all that an ordinary user may map alone.
+    /// Maps the caller's own ids to those of `user` inside: the only mapping that an ordinary user may write
+    /// alone.
     pub fn single(user: &User) -> IdMap {
         IdMap {
             uid: format!("{} {} 1\n", user.uid, geteuid()).into_bytes(),
@@ -133,13 +133,13 @@ impl IdMap {
     }
 }
 
-/// Whether the caller is root with other ids beside its own. A root that is an ordinary user's only id, as
-/// inside a session of such a user, is denied setgroups for good, and must be treated like that user.
+/// Whether the caller is root with other ids besides its own. A root that is an ordinary user's only id, as
+/// in that user's session, is permanently denied setgroups, and must be treated like that user.
 pub(crate) fn has_ids() -> bool {
     geteuid().is_root() && fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"allow"))
 }
 
-/// The first descriptor that is not passed on to the command.
+/// The first descriptor that the command does not inherit.
 pub(super) fn preserved(session: &Session) -> Result<i32, RuntimeError> {
     i32::try_from(session.preserved).ok().and_then(|count| count.checked_add(3)).ok_or_else(|| {
         let reason = "is more than a process can have".to_owned();
@@ -147,27 +147,28 @@ pub(super) fn preserved(session: &Session) -> Result<i32, RuntimeError> {
     })
 }
 
-/// What a session's processes may not ask the kernel for, if they are bound.
+/// The seccomp filter of a session's processes; `None` if the session is privileged.
 pub(super) fn filter(session: &Session) -> Result<Option<Filter>, RuntimeError> {
     (!session.policy.privileged).then(Filter::new).transpose()
 }
 
-/// The host's /dev/null: the one inside may be anything.
+/// Opens the host's /dev/null: the one inside may be anything.
 pub(super) fn null() -> Result<OwnedFd, RuntimeError> {
     let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
     open(c"/dev/null", flags, Mode::empty()).map_err(failed("open /dev/null for the session"))
 }
 
-/// A descriptor of the file that takes the output, if there is one.
+/// A copy of the descriptor of the session's output file, if there is one.
 pub(super) fn output(session: &Session) -> Result<Option<OwnedFd>, RuntimeError> {
     let output = session.output.as_ref().map(|file| file.try_clone().map(OwnedFd::from)).transpose();
     output.map_err(|source| RuntimeError::Supervise { action: "use the file for the output", source })
 }
 
-/// The root of a session as process 1 is to open it. `ranged` as in [`Preparation::new`].
+/// The root of a session, as the path that process 1 opens. `ranged` as in [`Preparation::new`].
 pub(super) fn root(session: &Session, ranged: bool) -> Result<PathBuf, RuntimeError> {
     if ranged {
-        // Not mounted where we see it, and given by whoever mounted it, without symlinks.
+        // The root is not mounted in our namespace; the server that mounted it gave this path, without
+        // symlinks.
         return Ok(session.root.clone());
     }
     fs::canonicalize(&session.root).map_err(|e| {
@@ -176,7 +177,7 @@ pub(super) fn root(session: &Session, ranged: bool) -> Result<PathBuf, RuntimeEr
     })
 }
 
-/// A login shell knows itself by the dash that its name starts with.
+/// A shell is a login shell if its name starts with a dash.
 fn login_name(shell: &OsStr) -> OsString {
     let name = Path::new(shell).file_name().unwrap_or(shell);
     OsString::from_vec([b"-", name.as_bytes()].concat())
@@ -190,7 +191,7 @@ pub(super) fn hostname(name: &str) -> Result<OsString, RuntimeError> {
     Ok(name.into())
 }
 
-/// The path on the host of the terminal that the session has on one of its standard streams.
+/// The path on the host of the terminal that one of the standard streams is connected to.
 #[expect(clippy::disallowed_methods, reason = "nothing is written")]
 fn terminal_path() -> Option<PathBuf> {
     ttyname(stdin()).or_else(|_| ttyname(stdout())).or_else(|_| ttyname(stderr())).ok()

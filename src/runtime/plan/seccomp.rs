@@ -1,18 +1,18 @@
-//! The system calls that a session does without.
+//! The system calls that a session is denied.
 //!
-//! A deny list, not an allow list as podman's: what runs inside is a whole distribution with its compilers,
-//! debuggers and container tools, and each call that an allow list forgets is a program that fails there and
-//! nowhere else. It is what bubblewrap-based tools deny, less what a development environment needs
+//! This is a deny list, unlike podman's allow list: a whole distribution runs inside, with its compilers,
+//! debuggers and container tools, and each call that an allow list forgets is a program that fails only
+//! there. The list is what bubblewrap-based tools deny, minus what a development environment needs
 //! (namespaces, mounts, chroot, ptrace, perf): kernel logs and accounting, keyrings (which no namespace
 //! separates), memory policies, loading kernels and modules, swap, setting the clock, quotas, opening by
 //! handle (which leads out of a mount), and typing into or hanging up the terminal from which the session was
 //! started.
 //!
-//! A deny list goes out of date with the kernel. So it was gone through against the kernel's whole table, up
-//! to [`LAST_KNOWN`]; later calls fail with ENOSYS, as on a kernel that does not have them.
+//! A deny list goes out of date as the kernel grows. So this one was checked against the kernel's whole
+//! table, up to [`LAST_KNOWN`]; later calls fail with ENOSYS, as on a kernel that does not have them.
 //!
-//! adjtimex and clock_adjtime are let through, for they also read the clock's state, and C libraries do:
-//! setting needs CAP_SYS_TIME, which `capabilities` takes.
+//! adjtimex and clock_adjtime are allowed, because C libraries also read the clock's state with them. Setting
+//! the clock needs CAP_SYS_TIME, which `capabilities` drops.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,8 @@ use crate::runtime::RuntimeError;
 use crate::runtime::error::refused;
 use crate::runtime::sys::Filter;
 
-/// Refused with EPERM whatever their arguments: the names, as an OCI runtime wants them, and the numbers.
+/// Calls that fail with EPERM whatever their arguments: the names, which an OCI runtime needs, and the
+/// numbers.
 pub(super) const DENIED: &[(&str, libc::c_long)] = &[
     ("acct", libc::SYS_acct),
     ("add_key", libc::SYS_add_key),
@@ -59,43 +60,43 @@ pub(super) const DENIED: &[(&str, libc::c_long)] = &[
     ("vhangup", libc::SYS_vhangup),
 ];
 
-/// Requests of ioctl that are refused with EPERM: what types into a terminal, hangs it up, or takes the
-/// console's output.
+/// ioctl requests that fail with EPERM: those that type into a terminal, hang it up, or capture the console's
+/// output.
 pub(super) const DENIED_IOCTLS: [u64; 4] = [libc::TIOCSTI, TIOCLINUX, libc::TIOCCONS, TIOCVHANGUP];
 
-/// Pasting on a Linux console; not in libc.
+/// Pastes on a Linux console, among others; not in libc.
 const TIOCLINUX: u64 = 0x541c;
 
-/// Not in libc either (include/uapi/asm-generic/ioctls.h).
+/// Not in libc; from include/uapi/asm-generic/ioctls.h.
 const TIOCVHANGUP: u64 = 0x5437;
 
-/// open_tree and mount_setattr in one (Linux 6.15), not in libc yet.
+/// Combines open_tree and mount_setattr (Linux 6.15); not in libc yet.
 const OPEN_TREE_ATTR: libc::c_long = 467;
 
-/// Which argument of mount holds its flags.
+/// Index of mount's flags argument.
 pub(super) const MOUNT_FLAGS: u8 = 3;
 
-/// The last call of Linux 6.18, file_setattr: the same number on all architectures, as for every call since
-/// 5.1. The numbers of x32, a second way to make each call on x86-64, lie above it too.
+/// The last call of Linux 6.18, file_setattr. It has the same number on all architectures, like every call
+/// since 5.1. The numbers of x32, which offers every call of x86-64 a second time, are higher too.
 const LAST_KNOWN: u32 = 469;
 
 impl Filter {
-    /// The filter for this machine. A call of another architecture kills the process; an unknown one fails
-    /// with ENOSYS.
+    /// The filter for this machine. A call with another architecture's number table kills the process; an
+    /// unknown call fails with ENOSYS.
     pub fn new() -> Result<Filter, RuntimeError> {
         let mut filter = Filter::from_program(denied())?;
         filter.0.splice(0..0, none_after(LAST_KNOWN));
         Ok(filter)
     }
 
-    /// A second one, under which mounts cannot be changed: root inside may change those of its own namespace,
-    /// also what is shown of the host read-only.
+    /// An additional filter that denies changes of mounts: root inside may otherwise change the mounts of its
+    /// own namespace, including shares that are read-only.
     pub fn of_mounts() -> Result<Filter, RuntimeError> {
         Filter::from_program(changes_of_mounts())
     }
 
-    /// One for an OCI runtime and what it runs, whose own filter takes names: calls of which its library may
-    /// not know the name fail with ENOSYS, open_tree_attr and those after it.
+    /// The filter for an OCI runtime and what it runs. The runtime's own filter is given by name, and its
+    /// library may not know new names: open_tree_attr and all later calls fail with ENOSYS here.
     pub fn of_runtime() -> Filter {
         let mut filter = none_after(OPEN_TREE_ATTR as u32 - 1).to_vec();
         filter.push(step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));
@@ -116,7 +117,7 @@ fn denied() -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().map(|(_, number)| (*number, Vec::new())).collect();
     let ioctls = DENIED_IOCTLS.map(|request| {
-        // The kernel reads 32 bits of the request, so no more count here.
+        // The kernel reads only the low 32 bits of the request, so only those are compared.
         let asked = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
         SeccompRule::new(vec![asked])
     });
@@ -131,7 +132,7 @@ fn changes_of_mounts() -> Result<BpfProgram, BackendError> {
     compile(BTreeMap::from([(libc::SYS_mount_setattr, vec![]), (OPEN_TREE_ATTR, vec![]), mount]))
 }
 
-/// Calls that one of their rules fits, or that have none, fail with EPERM.
+/// A call fails with EPERM if one of its rules matches, or if it has none; other calls are allowed.
 fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, BackendError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), architecture)?
@@ -142,10 +143,10 @@ fn step(code: u32, jf: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: 0, jf, k }
 }
 
-/// Calls with a higher number than this fail with ENOSYS.
+/// Instructions that fail calls with a number above `number` with ENOSYS.
 fn none_after(number: u32) -> [libc::sock_filter; 3] {
     [
-        // The number of the call stands first in what the filter sees.
+        // The call's number is the first field of `seccomp_data`.
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
         step(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 1, number),
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
@@ -156,7 +157,7 @@ fn none_after(number: u32) -> [libc::sock_filter; 3] {
 mod tests {
     use super::*;
 
-    /// Runs the filter as the kernel would, as far as it goes: loads, jumps and returns.
+    /// Interprets the filter as the kernel would, as far as the filter needs: loads, jumps and returns.
     fn verdict(filter: &Filter, arch: u32, number: i64, argument: u64) -> u32 {
         let mut data = [0_u32; 16];
         (data[0], data[1]) = (number as u32, arch);
@@ -191,14 +192,14 @@ mod tests {
         for number in passed.into_iter().chain([i64::from(LAST_KNOWN)]) {
             assert_eq!(verdict(&filter, here, number, 0), libc::SECCOMP_RET_ALLOW, "{number}");
         }
-        // The upper half of the request does not hide it.
+        // Bits in the upper half of the request must not hide it.
         for request in DENIED_IOCTLS.into_iter().chain([libc::TIOCSTI | 1 << 40]) {
             assert_eq!(verdict(&filter, here, libc::SYS_ioctl, request), refused, "{request:#x}");
         }
         assert_eq!(verdict(&filter, here, libc::SYS_ioctl, libc::TIOCGWINSZ), libc::SECCOMP_RET_ALLOW);
-        // i386.
+        // A call of i386.
         assert_eq!(verdict(&filter, 0x4000_0003, libc::SYS_read, 0), libc::SECCOMP_RET_KILL_PROCESS);
-        // Of a later kernel, and of x32.
+        // Calls of a later kernel, and of x32.
         let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
         for number in [i64::from(LAST_KNOWN) + 1, 0x4000_0000 + libc::SYS_keyctl, -1] {
             assert_eq!(verdict(&filter, here, number, 0), unknown, "{number}");

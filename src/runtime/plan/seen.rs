@@ -1,4 +1,4 @@
-//! What the environment's own files say of a session.
+//! What a session must know from the environment's own files.
 
 use std::path::{Path, PathBuf};
 
@@ -10,36 +10,36 @@ use super::user::User;
 use crate::runtime::RuntimeError;
 use crate::runtime::policy::Policy;
 
-/// What of an environment's files a session depends on.
+/// The contents of an environment's files that a session depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Who runs the command.
+    /// The user that runs the command.
     pub user: User,
-    /// Whether the user's home directory is there.
+    /// Whether the user's home directory exists.
     pub has_home: bool,
     /// The environment's own `/etc/hosts`.
     pub hosts: Option<Vec<u8>>,
-    /// What the caller becomes a user of, where [`SELF`] is asked for.
+    /// The files to which the caller is added, if [`SELF`] was asked for.
     #[serde(default)]
     pub accounts: Option<Box<Accounts>>,
-    /// What a session covers with a file of its own and is a directory there: it stays as it is.
+    /// Paths of [`OWN_FILES`] that are directories in the environment: they are not covered.
     #[serde(default)]
     pub directories: Vec<PathBuf>,
-    /// What the session goes without, for the user.
+    /// Messages for the user: what the session goes without.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
-/// Files that a session has of its own.
+/// Files that a session covers with its own.
 const OWN_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 impl Seen {
-    /// Looks below `root`, of which this process must be able to see the inside. `user` as in
+    /// Reads the files below `root`, which must be visible to this process. `user` as in
     /// [`Session::user`](crate::runtime::Session::user).
     ///
     /// # Errors
-    /// [`RuntimeError::Root`], [`RuntimeError::UnknownUser`]. Files that cannot be read are none:
-    /// [`Seen::notes`] tells.
+    /// [`RuntimeError::Root`], [`RuntimeError::UnknownUser`]. A file that cannot be read counts as absent,
+    /// and [`Seen::notes`] says so.
     pub fn look(root: &Path, user: Option<&str>) -> Result<Seen, RuntimeError> {
         let inside = Inside::open(root)?;
         let (user, accounts) = match user {
@@ -55,11 +55,11 @@ impl Seen {
         Ok(Seen { user, has_home, hosts, accounts, directories: directories.collect(), notes })
     }
 
-    /// Makes the calling process's user the one who runs the command, where that was asked for. `many_ids`:
+    /// Makes the calling process's user the one that runs the command, if [`SELF`] was asked for. `many_ids`:
     /// the inside has more than one id.
     ///
     /// # Errors
-    /// [`RuntimeError::Policy`], where it cannot be.
+    /// [`RuntimeError::Policy`], if `policy` or the ids of the inside do not permit it.
     pub fn become_caller(&mut self, policy: &Policy, many_ids: bool) -> Result<(), RuntimeError> {
         if let Some(accounts) = &mut self.accounts {
             self.user = accounts.take_in_caller(policy, many_ids)?;

@@ -1,4 +1,4 @@
-//! What a session is asked for.
+//! The request for a session.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -9,40 +9,40 @@ use super::seen::Seen;
 use crate::runtime::RuntimeError;
 use crate::runtime::policy::Policy;
 
-/// A command to be run inside an environment.
+/// A command to run inside an environment.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// The directory of the host where the environment is mounted. Any other root file system does as well.
+    /// The directory on the host where the environment, or any other root file system, is mounted.
     pub root: PathBuf,
-    /// The root is a FUSE mount: anything else that is found there lies below one that has ended, and is left
-    /// alone.
+    /// Whether the root must be a FUSE mount. Once the mount has ended, the directory below it shows, which
+    /// must be left alone.
     pub served: bool,
-    /// The command and its arguments. A name without a slash is looked for in the PATH of the inside. Empty:
-    /// the login shell of the user, `/bin/sh` where that is missing.
+    /// The command and its arguments. A name without a slash is searched for in the PATH of the inside. If
+    /// empty, the user's login shell is run, or `/bin/sh` if that is missing.
     pub argv: Vec<OsString>,
-    /// Who runs the command: `name`, `uid`, `name:group` or `uid:gid`, from the environment's own lists.
-    /// `None`: root.
+    /// The user that runs the command: `name`, `uid`, `name:group` or `uid:gid`, looked up in the
+    /// environment's own files, or [`SELF`](super::account::SELF). `None`: root.
     pub user: Option<String>,
-    /// What stands below `root`, where it is known already: whoever cannot see it must have it from another.
-    /// `None`: it is looked up.
+    /// What the files below `root` say, if it is known already: a process that cannot see them must get it
+    /// from another. `None`: they are read.
     pub seen: Option<Seen>,
-    /// Where the command starts, a path inside. `None`: `/`, and for a login shell the user's home if it is
-    /// there.
+    /// The directory inside in which the command starts. `None`: `/`, or for a login shell the user's home if
+    /// it exists.
     pub workdir: Option<PathBuf>,
-    /// Variables that the command gets beside PATH, HOME, USER, LOGNAME, SHELL, XDG_RUNTIME_DIR, and the
-    /// caller's TERM and LANG; they win over those.
+    /// Variables for the command besides PATH, HOME, USER, LOGNAME, SHELL, XDG_RUNTIME_DIR, and the caller's
+    /// TERM and LANG; they override those.
     pub env: Vec<(OsString, OsString)>,
-    /// The host name inside, of 1 to 64 bytes.
+    /// The host name inside, 1 to 64 bytes.
     pub hostname: String,
-    /// Hide the control directory `/.karapace`, if there is one, behind an empty read-only one. This keeps
-    /// programs from stumbling into it; root inside can take it away.
+    /// Hide the control directory `/.karapace`, if it exists, behind an empty read-only one. This keeps
+    /// programs from finding it by accident; root inside can unmount the cover.
     pub mask_control: bool,
-    /// What of the host is let in, and what is kept away.
+    /// What of the host is let in, and what is kept out.
     pub policy: Policy,
-    /// A file that takes standard output and error; the command reads nothing then and shares no terminal.
+    /// Redirects standard output and error to this file; the command then has no input and no terminal.
     /// `None`: the caller's own streams.
     pub output: Option<Arc<File>>,
-    /// How many descriptors of the caller's, from 3 on, the command has beside its standard streams.
+    /// How many of the caller's descriptors, from 3 on, the command inherits besides the standard streams.
     pub preserved: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Strings in the form in which processes inside take them, and where karapace's own lie.
+//! Strings in the form that processes inside need, and the addresses of karapace's own start strings.
 
 use std::ffi::{CString, OsString};
 use std::fs;
@@ -11,15 +11,15 @@ use crate::runtime::error::failed;
 use crate::runtime::inside::conceal::StartStrings;
 
 impl StartStrings {
-    /// Those of this process: arg_start, arg_end, env_start and env_end of proc_pid_stat(5).
+    /// The ranges of this process: arg_start, arg_end, env_start and env_end of proc_pid_stat(5).
     ///
     /// # Errors
-    /// [`RuntimeError::Supervise`], when /proc does not say.
+    /// [`RuntimeError::Supervise`], if /proc/self/stat cannot be read or parsed.
     pub fn find() -> Result<StartStrings, RuntimeError> {
         let unknown = || failed("find the arguments of this process")(Errno::ENODATA);
         let stat = fs::read("/proc/self/stat").map_err(|_| unknown())?;
-        // The second field, the name, may hold anything but ends with the last parenthesis; the third follows
-        // it.
+        // The second field, the name, may contain anything but ends with the last parenthesis; the third
+        // field follows.
         let name = stat.iter().rposition(|byte| *byte == b')').ok_or_else(unknown)?;
         let rest = std::str::from_utf8(&stat[name + 1..]).map_err(|_| unknown())?;
         let mut fields = rest.split_ascii_whitespace().skip(48 - 3).map(str::parse::<u64>);

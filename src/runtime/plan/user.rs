@@ -1,4 +1,4 @@
-//! Who the command runs as, from the environment's own lists of users and groups.
+//! The user that the command runs as, looked up in the environment's own passwd and group files.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::files::Inside;
 use crate::runtime::RuntimeError;
 
-/// The shell of a user who has none, or whose shell is not in the environment.
+/// The shell of a user that has none, or whose shell does not exist in the environment.
 pub(crate) const SHELL: &str = "/bin/sh";
 
 const PASSWD: &str = "/etc/passwd";
@@ -24,17 +24,17 @@ pub struct User {
     pub gid: u32,
     /// Supplementary groups, `gid` first.
     pub groups: Vec<u32>,
-    /// The login name; the uid in digits when the environment has no name for it.
+    /// The login name, or the uid in digits if the environment has no name for it.
     pub name: Vec<u8>,
     /// The home directory, a path inside.
     pub home: PathBuf,
-    /// The login shell, a path inside; `/bin/sh` where none is set or the environment does not have it.
+    /// The login shell, a path inside; `/bin/sh` if none is set or it does not exist in the environment.
     pub shell: PathBuf,
 }
 
 impl User {
-    /// Finds `name`, `uid`, `name:group` or `uid:gid` (names and numbers may be mixed); `None` is uid 0.
-    /// A number needs no entry; a name must have one.
+    /// Finds `name`, `uid`, `name:group` or `uid:gid` (names and numbers may be mixed); `None` is uid 0. A
+    /// name must have an entry; a number need not.
     pub(super) fn find(inside: &Inside, wanted: Option<&str>) -> Result<User, RuntimeError> {
         let passwd = inside.read(Path::new(PASSWD)).unwrap_or_default();
         let group = inside.read(Path::new(GROUP)).unwrap_or_default();
@@ -46,7 +46,7 @@ impl User {
     }
 }
 
-/// The login shell that a list of users has for uid 0.
+/// The login shell of uid 0 in a passwd file.
 pub(crate) fn root_shell(passwd: &[u8]) -> Option<OsString> {
     let user = find(passwd, b"", "0").ok()?;
     user.shell.is_absolute().then(|| user.shell.into())
@@ -87,7 +87,7 @@ fn find(passwd: &[u8], group: &[u8], wanted: &str) -> Result<User, RuntimeError>
     Ok(user)
 }
 
-/// The lines of a colon-separated list that have the right number of fields.
+/// Splits a colon-separated file into entries; skips lines with another number of fields or an empty name.
 fn entries(file: &[u8], fields: usize) -> impl Iterator<Item = Vec<&[u8]>> {
     file.split(|b| *b == b'\n')
         .map(|line| line.split(|b| *b == b':').collect::<Vec<_>>())
@@ -109,14 +109,15 @@ fn account(entry: &[&[u8]]) -> Option<User> {
     })
 }
 
-/// A uid that the environment has no entry for: group 0 and no home of its own, as other container tools do.
+/// The account for a uid without an entry: group 0 and no home of its own, as in other container tools.
 fn stranger(uid: u32) -> User {
     let (name, home) = if uid == 0 { ("root".into(), "/root") } else { (uid.to_string(), "/") };
     let (name, home) = (name.into_bytes(), PathBuf::from(home));
     User { uid, gid: 0, groups: Vec::new(), name, home, shell: PathBuf::new() }
 }
 
-/// Decimal digits only. The largest value is no id: the kernel takes it for "unchanged".
+/// Parses decimal digits only. Rejects the largest value, which is not an id: the kernel reads it as
+/// "unchanged".
 fn number(text: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(text).ok()?;
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {

@@ -9,17 +9,17 @@ use crate::private_dir;
 
 use super::{Policy, RUNTIME_DIR, Share, ShareKind};
 
-/// What the desktop is asked for.
+/// Which parts of the desktop are asked for.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::runtime) struct Wanted {
-    /// The display and the session bus: the manifest names `gui.apps`.
+    /// The display and the session bus: the manifest lists `gui.apps`.
     pub display: bool,
     /// The sound server: `hardware.audio`.
     pub sound: bool,
 }
 
-/// Lets in the sockets that are asked for, as far as the caller has them, and sets the variables by which
-/// programs find them.
+/// Lets in the sockets that are asked for and that the caller has, and sets the variables by which programs
+/// find them.
 pub(super) fn apply(policy: &mut Policy, wanted: Wanted, variable: &dyn Fn(&str) -> Option<OsString>) {
     let mut desktop = Desktop { policy, variable };
     if wanted.display {
@@ -87,7 +87,7 @@ impl Desktop<'_> {
     }
 
     fn sound(&mut self) {
-        // Both servers are looked for below XDG_RUNTIME_DIR by their clients.
+        // Clients of both servers look below XDG_RUNTIME_DIR.
         for name in ["pipewire-0", "pulse/native"] {
             if let Some(socket) = self.in_runtime_dir(OsStr::new(name)) {
                 self.share("hardware.audio", &socket, &Path::new(RUNTIME_DIR).join(name));
@@ -99,7 +99,7 @@ impl Desktop<'_> {
         if Path::new(name).is_absolute() {
             return Some(name.into());
         }
-        // Whoever could put a socket there would be who the programs inside talk to.
+        // The directory must be private: programs inside would talk to anyone who can put a socket there.
         let dir = private_dir::runtime_dir((self.variable)("XDG_RUNTIME_DIR"));
         if dir.is_none() {
             tracing::info!("there is no runtime directory: no {} inside", name.to_string_lossy());
@@ -107,7 +107,7 @@ impl Desktop<'_> {
         Some(dir?.join(name))
     }
 
-    /// Whether it is there to be shown.
+    /// Shares a socket if the host has it. Returns whether it does.
     fn share(&mut self, what: &str, host: &Path, inside: &Path) -> bool {
         let Ok(found) = fs::canonicalize(host).and_then(|path| fs::metadata(&path).map(|_| path)) else {
             tracing::info!("{what}: the host has no {}", host.display());
@@ -128,7 +128,8 @@ impl Desktop<'_> {
     }
 }
 
-/// The number of a display of this machine: `:0`, `:0.1`, `unix:0`. Others are reached through the network.
+/// The number of a display on this machine: `:0`, `:0.1`, `unix:0`. Other displays are reached over the
+/// network.
 fn local_display(display: &[u8]) -> Option<u32> {
     let display = std::str::from_utf8(display).ok()?;
     let (host, rest) = display.rsplit_once(':')?;
@@ -193,7 +194,7 @@ mod tests {
         assert_eq!(shares, [format!("{here}/pulse/native /dev/run/pulse/native")]);
         assert!(set.is_empty());
         assert_eq!(applied(Wanted { display: true, sound: true }, &[]), (vec![], vec![]));
-        // One that others can write to, or that somebody linked there.
+        // A runtime directory that is a symlink, or that others can write to.
         let link = format!("{here}/link");
         std::os::unix::fs::symlink(&dir, &link).unwrap();
         let sound = Wanted { display: false, sound: true };

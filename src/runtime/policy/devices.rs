@@ -1,4 +1,4 @@
-//! Devices of the host that `[hardware]` lets in.
+//! Host devices that `[hardware]` lets in.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -7,10 +7,10 @@ use std::path::Path;
 use super::{Policy, Share, ShareKind};
 use crate::description::manifest::Hardware;
 
-/// What begins so is NVIDIA's: `nvidia0`, `nvidiactl`, `nvidia-uvm`, `nvidia-caps`.
+/// Prefix of NVIDIA's devices: `nvidia0`, `nvidiactl`, `nvidia-uvm`, `nvidia-caps`.
 const NVIDIA: &str = "nvidia";
 
-/// Lets in what is asked for, as far as the host has it. `dev` is the host's `/dev`.
+/// Lets in the devices that are asked for and that the host has. `dev` is the host's `/dev`.
 pub(super) fn apply(policy: &mut Policy, hardware: Hardware, dev: &Path) {
     let mut wanted = Vec::new();
     if hardware.gpu {

@@ -20,7 +20,7 @@ pub enum HomeMode {
     Ro,
 }
 
-/// Lets the caller's home directory in where it is asked for.
+/// Lets in the caller's home directory, if it is asked for.
 pub(super) fn apply(
     policy: &mut Policy,
     mode: HomeMode,
@@ -41,7 +41,8 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// The caller's home directory, as HOME names it and without symlinks; refused to `what` where it is no home.
+/// Returns the caller's home directory twice: as HOME names it, and with symlinks resolved. Refuses `what` if
+/// HOME names no home directory.
 pub(super) fn of_caller(
     what: &str,
     variable: &dyn Fn(&str) -> Option<OsString>,

@@ -1,4 +1,4 @@
-//! Host directories of the manifest's `[mounts]`: which may be shown, and where.
+//! Host directories that the manifest's `[mounts]` names: which may be shown, and where.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::runtime::error::refused;
 /// Absolute host paths must lie below one of these.
 const ALLOWED: [&str; 2] = ["/home", "/tmp"];
 
-/// What no mount may cover inside: the session's own, and the control directory.
+/// Paths inside that no mount may cover: the session's own, and the control directory.
 const COVERED: [&str; 4] = ["/proc", "/sys", "/dev", "/.karapace"];
 
 /// The shares that `[mounts]` asks for.
@@ -26,11 +26,11 @@ pub(super) fn shares(
     mounts.iter().map(|(label, mount)| share(label, mount, caller)).collect()
 }
 
-/// Refuses early what every session would refuse, for `build`. Gives what sessions will refuse unless it
-/// changes: paths that are not there yet.
+/// For `build`: refuses early what every session would refuse. Returns a warning for each host path that does
+/// not exist yet; sessions refuse it until it does.
 ///
 /// # Errors
-/// [`RuntimeError::Policy`] as [`Policy::new`](crate::runtime::Policy::new).
+/// [`RuntimeError::Policy`], as [`Policy::new`](crate::runtime::Policy::new).
 pub fn check_mounts(
     mounts: &BTreeMap<String, Mount>,
     caller: &Caller<'_>,
@@ -54,10 +54,10 @@ pub fn check_mounts(
     Ok(warnings)
 }
 
-/// A host path as it is meant.
+/// The host side of a mount, before symlinks are resolved.
 struct Source {
     path: PathBuf,
-    /// What it may lead below; `None`: anywhere.
+    /// The directories below which the path must lie once resolved; `None`: anywhere.
     roots: Option<Vec<PathBuf>>,
 }
 
@@ -84,14 +84,14 @@ impl Source {
         Ok(Source { path: base.join(&mount.host), roots: None })
     }
 
-    /// Refuses a resolved path that is not below what may be mounted. Those are resolved too: `/home` is a
-    /// symlink on some systems.
+    /// Refuses a resolved path that does not lie below one of the roots. The roots are resolved too: `/home`
+    /// is a symlink on some systems.
     fn check(&self, what: &str, mount: &Mount, host: &Path) -> Result<(), RuntimeError> {
         let Some(roots) = &self.roots else { return Ok(()) };
         let (home, shared) = (mount.from_home().is_some(), ALLOWED.len());
         let is_below = |(number, root): (usize, &PathBuf)| {
             let root = fs::canonicalize(root).unwrap_or_else(|_| root.clone());
-            // One's own home is one's own, what holds everybody's is not.
+            // The caller's home may be mounted itself; `/home` and `/tmp`, which everybody shares, may not.
             host.starts_with(&root) && (number >= shared || host != root)
         };
         if roots.iter().enumerate().any(is_below) {
@@ -111,7 +111,7 @@ impl Source {
     }
 }
 
-/// A path that is not there, resolved as far as it is.
+/// Resolves the part of a path that exists, and appends the rest.
 fn nearest(path: &Path) -> PathBuf {
     let there = path.ancestors().find_map(|above| fs::canonicalize(above).ok().map(|real| (above, real)));
     match there {
@@ -146,7 +146,7 @@ fn key(label: &str) -> String {
     format!("mounts.{label}")
 }
 
-/// The place inside, without needless dots and slashes.
+/// The path inside, without redundant dots and slashes.
 fn place(what: &str, container: &str) -> Result<PathBuf, RuntimeError> {
     let path = Path::new(container);
     if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
@@ -176,8 +176,8 @@ mod tests {
         Mount { host: host.to_owned(), container: container.to_owned() }
     }
 
-    /// What a session and what a build say to a mount, for a caller with this HOME whose manifest lies in
-    /// `base`.
+    /// The results of a session and of a build for one mount, for a caller with this HOME whose manifest lies
+    /// in `base`.
     fn both(host: &str, container: &str, base: &Path, home: Option<&Path>) -> [Result<String, String>; 2] {
         let variable = |key: &str| home.filter(|_| key == "HOME").map(|home| home.as_os_str().to_owned());
         let caller = Caller { instance: "test", manifest_dir: Some(base), variable: &variable };
@@ -223,7 +223,7 @@ mod tests {
             let error = try_share(&host, container, Some(dir.path())).unwrap_err();
             assert!(error.starts_with("mounts.data: "), "{error}");
             assert!(error.contains(reason), "{host}:{container} gave {error:?}, not {reason:?}");
-            // A build says the same, but for what may still come.
+            // A build refuses the same, except paths that may still be created.
             let [_, build] = both(&host, container, dir.path(), None);
             if reason == "create it" {
                 assert!(
@@ -260,7 +260,7 @@ mod tests {
             assert!(session.as_ref().is_err_and(|said| said.contains(reason)), "{host}: {session:?}");
             assert_eq!(build.map(drop), session.map(drop));
         }
-        // A directory of that name beside the manifest.
+        // `~else` is a directory of that name beside the manifest.
         assert!(both("~else/x", Some(&home))[0].as_ref().is_err_and(|said| said.contains("/tmp/~else/x")));
     }
 
@@ -277,10 +277,10 @@ mod tests {
         assert_eq!(directory.inside, Path::new("/work/x"));
         assert_eq!(given(base.join("link").to_str().unwrap()).host, base.join("sub"));
         assert_eq!(given("../file").kind, ShareKind::File);
-        // Relative ones are let in wherever they lead.
+        // Relative paths may lead anywhere.
         assert_eq!(given("../../../etc").host, fs::canonicalize("/etc").unwrap());
         assert!(try_share("./", "/work", None).unwrap_err().contains("relative to the manifest"));
-        // What only begins like a covered path is not covered.
+        // A path that merely starts with the same letters as `/dev` may be mounted.
         assert!(try_share("./", "/devel", Some(&base)).is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! What of the host a session gets to see beside its environment, worked out from the manifest and the
-//! command line before anything is made.
+//! What a session sees of the host besides its environment, worked out from the manifest and the command line
+//! before anything is made.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,52 +13,52 @@ use crate::description::manifest;
 use crate::description::manifest::Manifest;
 use home::HomeMode;
 
-/// Where `XDG_RUNTIME_DIR` is inside: on the session's own `/dev`, so that nothing of it is written into the
-/// environment.
+/// The value of `XDG_RUNTIME_DIR` inside: on the session's own `/dev`, so that nothing in it is written into
+/// the environment.
 pub(super) const RUNTIME_DIR: &str = "/dev/run";
 
-/// What of the host is let in, and what is kept away. The default lets nothing in.
+/// What of the host is let in, and what is kept out. The default lets nothing in.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Things of the host that are shown inside.
+    /// What of the host is shown inside.
     pub shares: Vec<Share>,
-    /// Places inside, in what is shared, that are covered: karapace's own directories.
+    /// Paths inside the shares that are covered: karapace's own directories.
     pub covered: Vec<PathBuf>,
-    /// Variables that lead to them.
+    /// Variables by which programs find the shares.
     pub variables: Vec<(OsString, OsString)>,
-    /// The home directory of the command's user, where it is not the one that the environment names.
+    /// The home directory of the command's user, if it is not the one in the environment's passwd file.
     pub home: Option<PathBuf>,
-    /// A network of its own, with nothing but loopback.
+    /// The inside has a network namespace of its own, with nothing but loopback.
     pub isolate_network: bool,
     /// No system call is denied, and programs may gain privileges.
     pub privileged: bool,
-    /// What the environment's sessions may use.
+    /// Resource limits that the environment's sessions share.
     pub limits: Limits,
-    /// What kinds of devices are asked for, whether the host has them or not.
+    /// Kinds of devices that are asked for, whether the host has them or not.
     pub hardware: manifest::Hardware,
-    /// What runs them.
+    /// The backend that runs the sessions.
     pub backend: manifest::Backend,
 }
 
-/// One thing of the host that is shown inside.
+/// A file or directory of the host that is shown inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// What asks for it, for messages: `mounts.workspace`.
     pub what: String,
-    /// Where it is on the host: absolute, with no symlink in it.
+    /// Path on the host: absolute, without symlinks.
     pub host: PathBuf,
-    /// Where it is shown: absolute.
+    /// Path inside: absolute.
     pub inside: PathBuf,
     /// What it is.
     pub kind: ShareKind,
-    /// Whether it cannot be written to.
+    /// Whether it is read-only inside.
     pub read_only: bool,
 }
 
-/// What is shared.
+/// The kind of file that is shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShareKind {
-    /// A directory with all that is mounted below it. No set-user-id program and no device in it has effect.
+    /// A directory with everything mounted below it. Set-user-id programs and devices in it have no effect.
     Directory,
     /// A file or a socket.
     File,
@@ -69,7 +69,7 @@ pub enum ShareKind {
     },
 }
 
-/// What a session is asked for beside what the manifest says.
+/// What the caller chooses for a session, beyond the manifest.
 #[derive(Debug, Clone, Default)]
 pub struct Choices {
     /// Whose home directory the command sees.
@@ -78,13 +78,13 @@ pub struct Choices {
     pub privileged: bool,
 }
 
-/// What the policy asks about the caller.
+/// What the policy must know about the caller.
 pub struct Caller<'a> {
-    /// The directory that relative host paths start from: the manifest's own.
+    /// The directory that relative host paths start from: that of the manifest.
     pub manifest_dir: Option<&'a Path>,
     /// The environment's instance id.
     pub instance: &'a str,
-    /// A variable of the caller.
+    /// Looks up an environment variable of the caller.
     pub variable: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
@@ -92,7 +92,8 @@ impl Policy {
     /// The policy of an environment with this manifest.
     ///
     /// # Errors
-    /// [`RuntimeError::Policy`], when the manifest or the choice asks for what is not let in or is not there.
+    /// [`RuntimeError::Policy`], if the manifest or a choice asks for something that is not permitted or does
+    /// not exist.
     pub fn new(manifest: &Manifest, choices: &Choices, caller: &Caller<'_>) -> Result<Policy, RuntimeError> {
         let mut policy = Policy {
             isolate_network: manifest.runtime.network_isolation,
@@ -120,11 +121,10 @@ impl Policy {
 }
 
 impl Policy {
-    /// Keeps directories of karapace's own out of what is shared: those that are there and lie in it are
-    /// covered.
+    /// Hides karapace's own directories from sessions: those that exist and lie in a share are covered.
     ///
     /// # Errors
-    /// [`RuntimeError::Policy`], when what is shared lies in one of them.
+    /// [`RuntimeError::Policy`], if a share lies in one of them.
     pub fn keep_out(&mut self, directories: &[PathBuf]) -> Result<(), RuntimeError> {
         let directories = directories.iter().filter_map(|path| fs::canonicalize(path).ok());
         for (own, share) in
@@ -147,13 +147,13 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether something of the host is shown that must not be written to.
+    /// Whether a share is read-only.
     pub fn has_read_only(&self) -> bool {
         self.shares.iter().any(|share| share.read_only)
     }
 }
 
-/// Where a place inside lies on the host, if it lies in a directory that is shared.
+/// The host path of a path inside, if it lies in a shared directory.
 fn on_host(shares: &[Share], inside: &Path) -> Option<PathBuf> {
     let holds = |share: &&Share| {
         share.kind == ShareKind::Directory && share.inside != inside && inside.starts_with(&share.inside)
@@ -162,15 +162,17 @@ fn on_host(shares: &[Share], inside: &Path) -> Option<PathBuf> {
     Some(nearest.host.join(inside.strip_prefix(&nearest.inside).ok()?))
 }
 
-/// The path on the host, if it is not there, that a mount at `inside` would need in a shared directory.
+/// The host path, if it does not exist, of the mount point that a mount at `inside` needs in a shared
+/// directory.
 pub(super) fn missing_on_host(shares: &[Share], inside: &Path) -> Option<PathBuf> {
-    // A symlink is covered itself, or leads to a place inside that has to be looked for there.
+    // A symlink counts as existing: it is covered itself, or leads to a path inside that must be looked up
+    // there.
     on_host(shares, inside)
         .filter(|path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
 }
 
-/// Sees to it that no share needs a mount point made in what another one shows of the host: refuses what was
-/// asked for by name, and leaves out the rest.
+/// Makes sure that no share needs a mount point created in a directory of the host: refuses shares that were
+/// asked for by name, and drops the others.
 fn check_points(shares: &mut Vec<Share>) -> Result<(), RuntimeError> {
     let all = shares.clone();
     for share in &all {
@@ -218,7 +220,7 @@ mod tests {
             said.starts_with("mounts.a: /home/me/a/b lies in") && said.contains(missing.to_str().unwrap()),
             "{said}"
         );
-        // A socket of the desktop is left out instead.
+        // A socket of the desktop is dropped instead.
         let mut desktop = vec![home.clone(), share("gui.apps", "x", "/home/me/.X11")];
         check_points(&mut desktop).unwrap();
         assert_eq!(desktop, [home]);

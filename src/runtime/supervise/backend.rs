@@ -1,4 +1,4 @@
-//! What runs sessions: one trait, and the implementation that the manifest names.
+//! The trait that runs sessions, and its implementations.
 
 use nix::sched::CloneFlags;
 
@@ -14,31 +14,30 @@ use crate::runtime::plan::session::Session;
 
 /// Makes insides and runs commands in them.
 pub trait Backend {
-    /// Makes the inside of a session. What the command is does not matter here.
+    /// Makes the inside of a session; the session's command does not matter here.
     ///
-    /// `ground`: the user and mount namespace in which the root is mounted, where they are not this process's
+    /// `ground`: the user and mount namespace in which the root is mounted, if they are not this process's
     /// own.
     ///
     /// # Errors
-    /// [`RuntimeError`]; nothing is left then.
+    /// [`RuntimeError`]; then nothing is left behind.
     fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError>;
 
-    /// Runs the command of a session to its end in an inside that is there. `many_ids`: the inside has more
-    /// than one id.
+    /// Runs a session's command to its end in an existing inside. `many_ids`: the inside has more than one
+    /// id.
     ///
-    /// The calling thread's signal mask is changed meanwhile, and signals to the process are received instead
-    /// of acted on; so call it from the main thread of a process that has no others, or none that leave the
-    /// forwarded signals unblocked.
+    /// This changes the calling thread's signal mask for the duration, and receives signals sent to the
+    /// process instead of letting them act. So call it from the main thread of a process that has no other
+    /// threads, or none that leave the forwarded signals unblocked.
     ///
     /// # Errors
-    /// [`RuntimeError`]; its [`exit_status`](RuntimeError::exit_status) is what `enter` and `exec` end with.
+    /// [`RuntimeError`]; `enter` and `exec` exit with its [`exit_status`](RuntimeError::exit_status).
     fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError>;
 
-    /// Runs a session to its end, in an inside of its own. As in [`join`](Backend::join), also what it asks
-    /// of the caller.
+    /// Runs a session to its end, in an inside of its own. The requirements of [`join`](Backend::join) apply.
     ///
     /// # Errors
-    /// As [`join`](Backend::join).
+    /// Those of [`start`](Backend::start) and [`join`](Backend::join).
     fn run(&self, session: &Session) -> Result<Ended, RuntimeError> {
         let session = Session { seen: Some(session.seen()?), ..session.clone() };
         let mut started = self.start(&session, None)?;
@@ -49,7 +48,7 @@ pub trait Backend {
     }
 }
 
-/// Namespaces made by karapace itself.
+/// The backend in which karapace makes the namespaces itself.
 pub(super) struct Namespace;
 
 impl Backend for Namespace {

@@ -1,4 +1,4 @@
-//! Running a command in an inside, from beginning to end.
+//! Runs a command in an inside, from start to end.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use crate::runtime::plan::session::Session;
 use crate::runtime::sys::Filter;
 use crate::runtime::{RuntimeError, limits, sys};
 
-/// Runs a command in an inside that is there. `make` is told of the command's terminal
-/// ([`Command::terminal`]), and the caller's signal mask.
+/// Runs a command in an existing inside. `make` gets the command's terminal ([`Command::terminal`]) and the
+/// caller's signal mask.
 pub(super) fn join(
     session: &Session,
     namespaces: Namespaces,
@@ -30,16 +30,16 @@ pub(super) fn join(
     let handle = handle.transpose().map_err(failed("share the terminal"))?;
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;
     let mut command = make(handle, mask.before())?;
-    // Removed on drop, when nothing of the session lives any more.
+    // Removed on drop, when no process of the session is left.
     let group = session.policy.limits.enforce();
     command.group = group.as_ref().map(limits::Group::entry).transpose().map_err(failed("limit"))?;
     let (channel, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
     let Some(helper) = sys::clone_process(CloneFlags::empty()).map_err(failed("start a process"))? else {
-        // Or the monitor would keep karapace's end open and never see it close.
+        // Otherwise the monitor would hold karapace's end open and never see it close.
         drop(channel);
         monitor::enter(&namespaces, &command, &inner)
     };
-    // Held longer, the namespaces would keep mounted what is mounted in them.
+    // Held any longer, the namespaces would keep their mounts alive.
     drop((inner, namespaces));
     let monitor = start::started(&channel, helper)?;
     let program =
@@ -48,11 +48,10 @@ pub(super) fn join(
     Running { monitor, channel, terminal, program, workdir, mask: &mask }.wait()
 }
 
-/// Sends a signal to everything that lives in an inside but its process 1 and the monitors, and lets what is
-/// stopped go on.
+/// Sends a signal to every process inside except process 1 and the monitors, and continues stopped ones.
 ///
 /// # Errors
-/// [`RuntimeError`]. That nothing lives there is none.
+/// [`RuntimeError`]. It is no error if there is no such process.
 pub fn signal_all(namespaces: Namespaces, signal: i32) -> Result<(), RuntimeError> {
     let own = (&StartStrings::find()?, &Filter::new()?);
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;

@@ -1,5 +1,4 @@
-//! A backend that runs no command: it prints what a session would be. For tests, which compare what it
-//! prints.
+//! A backend that runs no command but prints the session, for tests to compare.
 
 use std::io::{self, Write};
 
@@ -12,7 +11,7 @@ use crate::runtime::RuntimeError;
 use crate::runtime::inside::namespaces::Namespaces;
 use crate::runtime::plan::session::Session;
 
-/// Makes the inside as the namespace backend does, and prints the session instead of running its command.
+/// Makes the inside as the namespace backend does, but prints the session instead of running its command.
 pub(super) struct Mock;
 
 impl Backend for Mock {
@@ -29,7 +28,7 @@ impl Backend for Mock {
     }
 }
 
-/// One fact a line, in a fixed order. The path of the root is left out: it differs from run to run.
+/// One fact per line, in a fixed order. The path of the root is left out because it differs from run to run.
 fn describe(session: &Session) -> String {
     let policy = &session.policy;
     let mut lines = vec!["mock: nothing is run".to_owned()];

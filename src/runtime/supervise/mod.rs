@@ -1,8 +1,8 @@
-//! Karapace's own side: makes the processes, and lives on beside them.
+//! Karapace's own side: it makes the processes, and runs beside them.
 //!
 //! [`backend`] is the trait that the engine calls, with `mock` beside it; [`start`] makes an inside,
-//! [`running`] looks after a command in one, and [`terminal`] shares the terminal. [`refusal`] says why a
-//! kernel refuses, and [`ranges`] gives a user namespace its ids. May use all of the runtime.
+//! [`running`] supervises a command in one, and [`terminal`] shares the terminal. [`refusal`] explains why a
+//! kernel refuses, and [`ranges`] maps ids into a user namespace. May use all of the runtime.
 
 pub(super) mod backend;
 pub(super) mod join;

@@ -1,4 +1,4 @@
-//! Namespaces as karapace keeps them, and hands them from one process to another.
+//! How karapace keeps namespaces, and hands them from one process to another.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -10,12 +10,12 @@ use crate::runtime::RuntimeError;
 use crate::runtime::error::failed;
 use crate::runtime::inside::namespaces::{KINDS, Namespaces, open_own};
 
-/// Which namespace: the device and the number of its file.
+/// Identifies a namespace by device and inode number of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NamespaceId(u64, u64);
 
 impl NamespaceId {
-    /// The process namespace of a process that this one may look at.
+    /// The process namespace of `process`; `None` if it cannot be inspected.
     pub fn of_processes(process: u32) -> Option<NamespaceId> {
         let file = std::fs::metadata(format!("/proc/{process}/ns/pid")).ok()?;
         Some(NamespaceId(file.dev(), file.ino()))
@@ -23,25 +23,26 @@ impl NamespaceId {
 }
 
 impl Namespaces {
-    /// Those of this process, of the kinds in `kinds`.
+    /// This process's own namespaces, of the kinds in `kinds`.
     ///
     /// # Errors
-    /// What the kernel says, as [`RuntimeError::Supervise`].
+    /// [`RuntimeError::Supervise`], if one cannot be opened.
     pub fn own(kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
         let wanted = KINDS.into_iter().filter(|(_, _, kind)| kinds.contains(*kind));
         let open = wanted.map(|(_, path, kind)| Ok((kind, open_own(path)?)));
         open.collect::<Result<_, _>>().map(Namespaces).map_err(failed("open the namespaces of the session"))
     }
 
-    /// From the descriptors that [`announce`] sent, of the kinds in `kinds`. `None` when they do not fit.
+    /// The namespaces whose descriptors [`announce`] sent, of the kinds in `kinds`. `None` if the numbers
+    /// differ.
     pub(in crate::runtime) fn announced(kinds: CloneFlags, descriptors: Vec<OwnedFd>) -> Option<Namespaces> {
         let names = KINDS.iter().filter(|(_, _, kind)| kinds.contains(*kind));
         let names: Vec<String> = names.map(|(name, ..)| (*name).to_owned()).collect();
         Namespaces::from_parts(&names, descriptors)
     }
 
-    /// From names as [`Namespaces::names`] gives them, and as many descriptors. `None` when they do not fit
-    /// together.
+    /// Builds the set from names, as [`Namespaces::names`] returns them, and their descriptors. `None` if
+    /// they do not fit together.
     pub fn from_parts(
         names: &[String],
         descriptors: impl IntoIterator<Item = OwnedFd>,
@@ -74,7 +75,7 @@ impl Namespaces {
         Some(NamespaceId(file.st_dev, file.st_ino))
     }
 
-    /// Adds from `other` what is not here yet.
+    /// Adds from `other` the kinds that are missing here.
     pub(in crate::runtime) fn complete(mut self, other: Namespaces) -> Namespaces {
         for (kind, fd) in other.0 {
             if !self.0.iter().any(|(own, _)| *own == kind) {

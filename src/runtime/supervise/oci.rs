@@ -1,4 +1,4 @@
-//! The backend that has commands run by an OCI runtime of the host.
+//! The backend that runs commands with an OCI runtime of the host.
 
 use super::backend::Backend;
 use super::join::join;
@@ -9,7 +9,7 @@ use crate::runtime::inside::namespaces::Namespaces;
 use crate::runtime::plan::oci::{Runtime, command, preparation};
 use crate::runtime::plan::session::Session;
 
-/// Drives the first runtime on PATH.
+/// Drives the preferred runtime among those on PATH.
 pub(super) struct Oci;
 
 impl Backend for Oci {

@@ -1,5 +1,5 @@
-//! The ids that an ordinary user may use beside its own: /etc/subuid and /etc/subgid, given to a user
-//! namespace by newuidmap and newgidmap.
+//! The ids that an ordinary user may use besides its own: listed in /etc/subuid and /etc/subgid, and mapped
+//! into a user namespace by newuidmap and newgidmap.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
@@ -16,14 +16,14 @@ use super::refusal::switched_off;
 const SUBUID: &str = "/etc/subuid";
 const SUBGID: &str = "/etc/subgid";
 
-/// Where the helpers are looked for beside PATH, which for a service may be short.
+/// Where to look for the helpers after PATH, which may be short for a service.
 const PLACES: [&str; 3] = ["/usr/bin", "/usr/sbin", "/bin"];
 
-/// Ids of the host: the first, and how many.
+/// Ids of the host: the first one and their count.
 type Range = (u32, u32);
 
-/// What a user namespace of this user can have: inside, 0 is the user's own id, and from 1 on come these
-/// ranges in turn.
+/// The ids that this user can map into a user namespace: inside, 0 is the user's own id, and these ranges
+/// follow in order from 1 on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranges {
     uids: Vec<Range>,
@@ -32,14 +32,14 @@ pub struct Ranges {
     newgidmap: PathBuf,
 }
 
-/// Why an ordinary user has one id only.
+/// Why an ordinary user has a single id only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     /// The user has no line in this file.
     NoRange {
         /// `/etc/subuid` or `/etc/subgid`.
         file: &'static str,
-        /// The user's name, or the id in digits where it has none.
+        /// The user's name, or the id in digits if it has none.
         user: String,
     },
     /// A file cannot be read.
@@ -49,22 +49,22 @@ pub enum Reason {
         /// What the system said.
         error: String,
     },
-    /// The program that maps ids is not there.
+    /// The program that maps ids does not exist.
     NoHelper {
         /// `newuidmap` or `newgidmap`.
         program: &'static str,
     },
-    /// It is there, and neither set-user-id nor given a capability.
+    /// It exists, but is not set-user-id and has no file capabilities.
     PowerlessHelper {
         /// Where it is.
         path: PathBuf,
     },
-    /// The kernel gives ordinary users no user namespaces.
+    /// The kernel does not let ordinary users make user namespaces.
     SwitchedOff {
-        /// The switch and its cure.
+        /// The sysctl, and how to change it.
         text: String,
     },
-    /// /dev/fuse cannot be opened, which has to be done inside of the namespace.
+    /// /dev/fuse cannot be opened, which must be done inside the namespace.
     NoFuse {
         /// What the system said.
         error: String,
@@ -89,7 +89,7 @@ impl Display for Reason {
 }
 
 impl Reason {
-    /// What mends it: a command, to be run as root.
+    /// The command that fixes it, to be run as root.
     pub fn cure(&self) -> String {
         match self {
             Reason::NoRange { user, .. } => {
@@ -108,10 +108,10 @@ impl Reason {
     }
 }
 
-/// The ids that this process, an ordinary user's, can give to a user namespace.
+/// The ids that this process, an ordinary user's, can map into a user namespace.
 ///
 /// # Errors
-/// The first thing that is missing. That a security module forbids it shows only when it is tried.
+/// The first thing that is missing. Whether a security module forbids it shows only on use.
 pub fn available() -> Result<Ranges, Reason> {
     if let Some(text) = switched_off() {
         return Err(Reason::SwitchedOff { text });
@@ -133,15 +133,15 @@ pub fn available() -> Result<Ranges, Reason> {
 }
 
 impl Ranges {
-    /// How many user ids a namespace has then.
+    /// How many user ids such a namespace has.
     pub fn count(&self) -> u32 {
         self.uids.iter().fold(1, |sum, (_, count)| sum.saturating_add(*count))
     }
 
-    /// Gives them to the new user namespace that the child process `pid` has made and waits in.
+    /// Maps the ids into the new user namespace that the child process `pid` has made and waits in.
     ///
     /// # Errors
-    /// What newuidmap or newgidmap says.
+    /// What newuidmap or newgidmap reports.
     pub fn give(&self, pid: u32) -> io::Result<()> {
         let ids = (geteuid().as_raw(), getegid().as_raw());
         for (program, own, ranges) in
@@ -159,7 +159,7 @@ impl Ranges {
     }
 }
 
-/// Triples (first inside, first outside, count).
+/// Returns the map as triples: first id inside, first id outside, count.
 fn map(own: u32, ranges: &[Range]) -> Vec<u32> {
     let mut map = vec![0, own, 1];
     let mut next = 1_u32;
@@ -170,8 +170,8 @@ fn map(own: u32, ranges: &[Range]) -> Vec<u32> {
     map
 }
 
-/// The ranges of a user, by name or id, in a file of subuid(5). Ids of its own among them are left out: they
-/// are mapped already.
+/// The ranges of a user, by name or id, in a subuid(5) file. A range that overlaps an earlier one is left
+/// out.
 fn of_user(text: &str, name: &str, uid: Uid) -> Vec<Range> {
     let digits = uid.to_string();
     let line = |line: &str| {
@@ -183,7 +183,7 @@ fn of_user(text: &str, name: &str, uid: Uid) -> Vec<Range> {
     };
     let mut found: Vec<Range> = Vec::new();
     for range in text.lines().filter_map(line) {
-        // A user may stand there by name and by id.
+        // The same range may be listed by name and by id.
         if !found.iter().any(|(first, count)| range.0 < first + count && *first < range.0 + range.1) {
             found.push(range);
         }

@@ -1,4 +1,4 @@
-//! Why a kernel refuses a session, and what to do about it.
+//! Explains why a kernel refuses a session, and what to do about it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::runtime::RuntimeError;
 use crate::runtime::channel::Failure;
 
-/// Switches that turn user namespaces off: (file, the value that does, the cure).
+/// Sysctls that turn user namespaces off: (file, the value that does, how to fix it).
 const SWITCHES: [(&str, &str, &str); 3] = [
     ("/proc/sys/user/max_user_namespaces", "0", "as root, run: sysctl -w user.max_user_namespaces=15000"),
     (

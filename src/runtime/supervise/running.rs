@@ -1,4 +1,4 @@
-//! The outside of a session: karapace while the command runs.
+//! Karapace's side of a session while its command runs.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::runtime::error::failed;
 use crate::runtime::inside::monitor;
 use crate::runtime::{RuntimeError, sys};
 
-/// Signals that are passed on to the command.
+/// Signals that are forwarded to the command.
 const FORWARDED: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -30,26 +30,26 @@ const FORWARDED: [Signal; 8] = [
     Signal::SIGWINCH,
 ];
 
-/// The calling thread's signal mask; put back when dropped.
+/// The calling thread's previous signal mask; restored on drop.
 pub(in crate::runtime) struct SignalMask {
     before: SigSet,
 }
 
 impl SignalMask {
-    /// Blocks everything, so that the processes to come start in peace.
+    /// Blocks all signals, so that none disturbs new processes before they are set up.
     pub fn block_all() -> Result<SignalMask, Errno> {
         let before = SigSet::thread_get_mask()?;
         SigSet::all().thread_set_mask()?;
         Ok(SignalMask { before })
     }
 
-    /// The mask as it was.
+    /// The mask before the change.
     pub fn before(&self) -> SigSet {
         self.before
     }
 
-    /// Blocks, beside what was blocked before, only the signals to forward, which the returned descriptor
-    /// receives.
+    /// Blocks, besides what was blocked before, only the signals to forward, and returns a descriptor that
+    /// receives them.
     fn receive(&self, forwarded: &SigSet) -> Result<SignalFd, Errno> {
         let signals = SignalFd::with_flags(forwarded, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         (self.before | *forwarded).thread_set_mask()?;
@@ -68,36 +68,37 @@ impl Drop for SignalMask {
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
-    /// Its exit status, or 128 + n when signal n killed it.
+    /// Its exit status, or 128 + n if signal n killed it.
     pub status: i32,
-    /// It was killed by an interrupt that the caller should die of too, so that a shell's loop ends with it.
+    /// Set if the command was killed by an interrupt that the caller should die of too, so that a shell's
+    /// loop ends with it.
     pub interrupt: Option<Interrupt>,
 }
 
 impl Ended {
-    /// An end by itself.
+    /// A command that exited.
     pub(super) fn with(status: i32) -> Ended {
         Ended { status, interrupt: None }
     }
 }
 
-/// What came of a session, as the inside told it.
+/// How a session ended, as reported from the inside.
 enum Outcome {
     Ended(Ended),
     Error(RuntimeError),
 }
 
-/// What is known of interrupts while a command runs.
+/// The interrupts seen while a command runs.
 #[derive(Default)]
 struct Interrupts {
-    /// The last that the keyboard sent to the command's group.
+    /// The last signal that the keyboard sent to the command's group.
     keyboard: Option<i32>,
-    /// The last that karapace was sent.
+    /// The last signal that karapace received.
     own: Option<i32>,
 }
 
 impl Interrupts {
-    /// The end of a command that was killed by this signal.
+    /// How a command ended that this signal killed.
     fn killed_by(&self, signal: i32) -> Ended {
         let known = [Signal::SIGINT, Signal::SIGQUIT].into_iter().find(|known| *known as i32 == signal);
         let (keyboard, own) = (self.keyboard == Some(signal), self.own == Some(signal));
@@ -114,34 +115,34 @@ pub(in crate::runtime) struct Running<'s> {
     pub monitor: Pid,
     pub channel: Channel,
     pub terminal: Option<Terminal>,
-    /// What the command was asked for by, for messages.
+    /// The program as it was asked for, for messages.
     pub program: String,
-    /// The directory that it starts in, for messages.
+    /// The directory in which it starts, for messages.
     pub workdir: PathBuf,
     pub mask: &'s SignalMask,
 }
 
 impl Running<'_> {
-    /// Passes signals in and reports out until nothing that the command started lives any more. Returns how
-    /// the command ended.
+    /// Forwards signals and handles reports until every process that the command started has ended. Returns
+    /// how the command ended.
     pub fn wait(self) -> Result<Ended, RuntimeError> {
         let told = self.converse();
-        // Also after an error: what was started ends when our end of the channel is shut.
+        // Also after an error: shutting down our end of the channel ends what was started.
         self.channel.shut().map_err(failed("end the session"))?;
         let status = match sys::wait(Some(self.monitor), 0) {
             Ok(Some((_, status))) => monitor::shell_status(status),
-            // The caller ignores SIGCHLD: then only what was told counts.
+            // The caller ignores SIGCHLD, so there is no status; only the reports count.
             Ok(None) | Err(Errno::ECHILD) => 128 + libc::SIGKILL,
             Err(errno) => return Err(failed("wait for the session")(errno)),
         };
         if let Some(terminal) = &self.terminal {
-            // The terminal may have gone away together with its window.
+            // The terminal may be gone together with its window.
             terminal
                 .reclaim()
                 .unwrap_or_else(|errno| tracing::debug!("cannot take the terminal back: {errno}"));
         }
         match told? {
-            // Killed before it could tell anything.
+            // The monitor was killed before it could report.
             None => Ok(Ended::with(status)),
             Some(Outcome::Ended(ended)) => Ok(ended),
             Some(Outcome::Error(error)) => Err(error),
@@ -151,10 +152,10 @@ impl Running<'_> {
     fn converse(&self) -> Result<Option<Outcome>, RuntimeError> {
         let mut forwarded: SigSet = FORWARDED.into_iter().collect();
         if self.terminal.is_some() {
-            // In a group of its own the command does not get our stops, and ours are to follow its own.
+            // The command's own process group does not get our stops, and we must stop only when it does.
             forwarded.add(Signal::SIGTSTP);
         }
-        // Of the monitor, which a program inside may stop.
+        // For the monitor, which a program inside may stop.
         forwarded.add(Signal::SIGCHLD);
         let mut interrupts = Interrupts::default();
         let signals = self.mask.receive(&forwarded).map_err(failed("receive signals"))?;
@@ -193,22 +194,22 @@ impl Running<'_> {
         if matches!(signal, libc::SIGINT | libc::SIGQUIT) {
             interrupts.own = Some(signal);
         }
-        // What the terminal sends, it sends to a group.
+        // The terminal sends its signals to a whole group.
         let from_terminal = info.ssi_code == libc::SI_KERNEL && signal != libc::SIGALRM;
         self.order(if from_terminal { Order::SignalGroup(signal) } else { Order::Signal(signal) })
     }
 
-    /// Lets the monitor go on if it was stopped: nobody would take care of the command.
+    /// Continues the monitor if it was stopped: without it nothing looks after the command.
     fn let_go_on(&self) -> Result<(), RuntimeError> {
         let stops = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
         match waitid(Id::Pid(self.monitor), stops) {
             Ok(WaitStatus::Stopped(..)) => sys::kill(self.monitor, libc::SIGCONT).map_err(failed("signal")),
-            // Its end is heard from the channel.
+            // Its end shows on the channel.
             _ => Ok(()),
         }
     }
 
-    /// An order that comes too late, when nobody is left to hear it, is no error.
+    /// Sends an order. It is no error if the monitor is gone already.
     fn order(&self, order: Order) -> Result<(), RuntimeError> {
         match self.channel.order(order) {
             Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
@@ -258,7 +259,7 @@ impl Running<'_> {
     }
 }
 
-/// Says that a step failed which the session can do without.
+/// Logs that a step failed which the session can do without.
 pub(super) fn skipped(failure: &Failure<'_>) {
     let Failure { action, path, errno } = failure;
     let path = String::from_utf8_lossy(path);

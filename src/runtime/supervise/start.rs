@@ -1,4 +1,4 @@
-//! Making the inside: process 1 and its namespaces, in which commands are run then.
+//! Makes an inside: process 1 and its namespaces, in which commands are then run.
 
 use std::os::fd::OwnedFd;
 
@@ -19,7 +19,7 @@ use crate::runtime::{RuntimeError, sys};
 /// everything in it, when all copies of `lifeline` are closed.
 #[derive(Debug)]
 pub struct Started {
-    /// What a command has to enter.
+    /// What a process must enter to be inside.
     pub namespaces: Namespaces,
     /// Process 1 lives while a copy of this is open anywhere.
     pub lifeline: OwnedFd,
@@ -28,7 +28,7 @@ pub struct Started {
 }
 
 impl Started {
-    /// Closes this copy of the lifeline and waits until nothing lives inside any more. The other copies must
+    /// Closes this copy of the lifeline and waits until every process inside has ended. All other copies must
     /// be closed too.
     ///
     /// # Errors
@@ -40,7 +40,8 @@ impl Started {
     }
 }
 
-/// Makes an inside as prepared for. `ground` as in [`Backend::start`](crate::runtime::Backend::start).
+/// Makes the inside that `preparation` describes. `ground` as in
+/// [`Backend::start`](crate::runtime::Backend::start).
 pub(in crate::runtime) fn start(
     mut preparation: Preparation,
     ground: Option<Namespaces>,
@@ -56,13 +57,13 @@ pub(in crate::runtime) fn start(
     if preparation.isolate_network {
         kinds |= CloneFlags::CLONE_NEWNET;
     }
-    // The processes to come start with all signals blocked.
+    // New processes start with all signals blocked.
     let mask = SignalMask::block_all().map_err(failed("block signals"))?;
     let init = match &ground {
         None => match sys::clone_process(kinds).map_err(refusal::namespaces)? {
             Some(init) => init,
             None => {
-                // Or process 1 would keep karapace's end open and never see it close.
+                // Otherwise process 1 would hold karapace's end open and never see it close.
                 drop(outer);
                 init::begin(&mut preparation, kinds, &inner)
             }
@@ -93,7 +94,7 @@ pub(in crate::runtime) fn start(
     }
 }
 
-/// Waits until process 1 has prepared everything. Gives its namespaces.
+/// Waits until process 1 has set everything up. Returns its namespaces.
 fn prepared(channel: &Channel, kinds: CloneFlags) -> Result<Namespaces, RuntimeError> {
     channel.order(Order::Prepare).map_err(failed("start the session"))?;
     let (mut buffer, mut descriptors) = (MessageBuffer::new(), Vec::new());
@@ -116,7 +117,7 @@ fn prepared(channel: &Channel, kinds: CloneFlags) -> Result<Namespaces, RuntimeE
     }
 }
 
-/// The process that `helper`, which ends now, made for us.
+/// Returns the process that `helper`, which is about to exit, made for us.
 pub(in crate::runtime) fn started(channel: &Channel, helper: Pid) -> Result<Pid, RuntimeError> {
     let mut buffer = MessageBuffer::new();
     let report = channel.next_report(&mut buffer).map_err(failed("hear from the session"))?;
@@ -132,7 +133,7 @@ pub(in crate::runtime) fn started(channel: &Channel, helper: Pid) -> Result<Pid,
     made
 }
 
-/// Waits for the end of a child; one that the kernel has reaped already (SIGCHLD is ignored) is no error.
+/// Waits for a child to end. It is no error if the kernel has reaped it already because SIGCHLD is ignored.
 pub(in crate::runtime) fn reap(child: Pid) -> Result<(), RuntimeError> {
     match sys::wait(Some(child), 0) {
         Ok(_) | Err(Errno::ECHILD) => Ok(()),

@@ -1,16 +1,16 @@
-//! Sharing a terminal with the command.
+//! Shares a terminal with the command.
 //!
-//! The command is always a process group of its own, so that what it sends to its group (`kill 0`) stays
-//! inside; a group that began outside would have the number 0 inside, too, and shells that find themselves in
+//! The command always has a process group of its own, so that what it sends to its group (`kill 0`) stays
+//! inside. Also, a group that was made outside has the number 0 inside, and shells that find themselves in
 //! such a group cannot give the terminal back. So karapace does for the command what a shell does for a job:
 //!
-//! - With all three standard streams on a terminal, in the foreground, the command's group gets the
-//!   foreground at once.
-//! - In a pipeline, or with streams redirected, karapace's own group keeps it, for the others in it read the
-//!   keyboard too. Keys that send signals reach karapace then, which passes them on. A command that is
-//!   stopped because it wants the terminal (SIGTTIN, SIGTTOU) is lent the foreground.
-//! - In the background the command is stopped when it wants the terminal, and karapace stops as it was
-//!   stopped, so that the caller's shell sees what it sees of any job.
+//! - If all three standard streams are on a terminal and karapace is in the foreground, the command's group
+//!   gets the foreground at once.
+//! - In a pipeline, or with redirected streams, karapace's own group keeps the foreground, because the other
+//!   processes in it read the keyboard too. Signals from keys then reach karapace, which forwards them. A
+//!   command that is stopped because it wants the terminal (SIGTTIN, SIGTTOU) is lent the foreground.
+//! - In the background the command is stopped when it wants the terminal, and karapace stops in the same way,
+//!   so that the caller's shell sees an ordinary stopped job.
 
 use std::fs::OpenOptions;
 use std::io::{IsTerminal, stderr, stdin, stdout};
@@ -24,18 +24,17 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 
 use crate::runtime::inside::terminal::give_to;
 
-/// A stop that took less than this was ignored by the kernel: there is no shell above that would let us go
-/// on.
+/// If a stop took less than this, the kernel ignored it: there is no shell above that would continue the job.
 const NO_STOP: Duration = Duration::from_millis(5);
 
-/// How long to wait before the command is let go on then: it may ask for the terminal again at once.
+/// How long to wait then before the command is continued: it may ask for the terminal again at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The caller's terminal.
 pub(in crate::runtime) struct Terminal {
     /// The controlling terminal.
     handle: OwnedFd,
-    /// Whether the command's group has the foreground from the beginning.
+    /// Whether the command's group starts in the foreground.
     pub foreground: bool,
 }
 
@@ -51,7 +50,7 @@ impl Terminal {
         Some(terminal)
     }
 
-    /// The handle for [`give_to`].
+    /// A copy of the handle, for [`give_to`].
     pub fn handle(&self) -> Result<OwnedFd, Errno> {
         self.handle.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
     }
@@ -61,10 +60,10 @@ impl Terminal {
         tcgetpgrp(&self.handle) == Ok(getpgrp())
     }
 
-    /// Stops our job as the command was stopped (SIGTSTP is blocked otherwise), so that the caller's shell
-    /// notices; returns when the shell lets it go on, or at once where the kernel ignores stops. A command
-    /// that only wants the terminal is not stopped where we have it. Returns whether the command may have the
-    /// foreground.
+    /// Stops our own job in the way the command was stopped (SIGTSTP is otherwise blocked), so that the
+    /// caller's shell notices. Returns when the shell continues it, or at once if the kernel ignores stops.
+    /// If the command only wants the terminal and our group has it, nothing is stopped. Returns whether the
+    /// command may have the foreground.
     pub fn stop_job(&self, signal: i32) -> Result<bool, Errno> {
         let stop = match signal {
             libc::SIGTTIN => Signal::SIGTTIN,
@@ -87,7 +86,7 @@ impl Terminal {
         Ok(foreground)
     }
 
-    /// Takes the foreground back when the command is over, if nobody else did.
+    /// Takes the foreground back after the command has ended, unless another group has it.
     pub fn reclaim(&self) -> Result<(), Errno> {
         let foreground = tcgetpgrp(&self.handle)?;
         if foreground == getpgrp() || killpg(foreground, None) != Err(Errno::ESRCH) {

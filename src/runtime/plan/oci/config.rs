@@ -1,8 +1,8 @@
-//! `config.json` of a bundle, as the OCI runtime specification describes it (version 1.0).
+//! The bundle's `config.json`, as the OCI runtime specification defines it (version 1.0).
 //!
-//! Host name, System V IPC and network are those of the namespaces that karapace makes around the runtime;
-//! the runtime makes the mount and process namespaces, the devices, the capabilities and the filter. (Without
-//! a process namespace of its own crun would wait for all that the command leaves behind.)
+//! Host name, System V IPC and network are those of the namespaces that karapace makes around the runtime.
+//! The runtime makes the mount and process namespaces, the devices, the capabilities and the filter. (Without
+//! a process namespace of its own, crun would wait for everything that the command leaves behind.)
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::runtime::error::refused;
 use crate::runtime::plan::seccomp::{DENIED, DENIED_IOCTLS, MOUNT_FLAGS};
 use crate::runtime::policy::{RUNTIME_DIR, Share, ShareKind, missing_on_host};
 
-/// The capabilities of Linux 5.9 and later, each at the place of its number.
+/// The capabilities of Linux 5.9 and later; each index is the capability's number.
 const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -59,7 +59,7 @@ const CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// What a bundle is made from.
+/// What a `config.json` is made from.
 pub(in crate::runtime) struct Wanted<'a> {
     /// The environment's directory on the host.
     pub root: &'a OsStr,
@@ -68,34 +68,34 @@ pub(in crate::runtime) struct Wanted<'a> {
     pub workdir: &'a OsStr,
     pub ids: (u32, u32),
     pub groups: &'a [u32],
-    /// The capabilities that root has inside, a bit each.
+    /// The capabilities of root inside, one bit each.
     pub capabilities: u64,
-    /// Columns and rows of the terminal that the command is given.
+    /// Columns and rows of the command's terminal, if it has one.
     pub terminal: Option<(u16, u16)>,
     /// Whether more than one id exists inside.
     pub many_ids: bool,
     pub mask_control: bool,
     pub no_new_privileges: bool,
-    /// Whether system calls are denied.
+    /// Whether the container gets a seccomp filter.
     pub filter: bool,
-    /// Whether mounts cannot be changed: something of the host is shown read-only.
+    /// Whether to deny changes of mounts, because something of the host is read-only.
     pub keep_read_only: bool,
     pub shares: &'a [Share],
-    /// Places in what is shown that are covered.
+    /// Paths inside the shares that are covered.
     pub covered: &'a [PathBuf],
-    /// Where the text of `/etc/hosts` is on the host, and whether the host's resolv.conf comes in.
+    /// The path on the host of the session's `/etc/hosts`, and whether to show the host's resolv.conf.
     pub hosts: Option<&'a str>,
     pub resolv_conf: bool,
 }
 
-/// The text. JSON holds Unicode only: what is none is refused.
+/// Returns the JSON text. JSON holds only Unicode, so other arguments and variables are refused.
 pub(super) fn text(wanted: &Wanted<'_>) -> Result<Vec<u8>, RuntimeError> {
     let args = wanted.argv.iter().map(|arg| utf8("an argument", arg)).collect::<Result<Vec<_>, _>>()?;
     let mut env = Vec::new();
     for (name, value) in wanted.variables {
         env.push(format!("{}={}", utf8("a variable", name)?, utf8("a variable", value)?));
     }
-    // Capabilities of another user than root come from programs that carry them.
+    // Users other than root get capabilities only from programs that carry them.
     let bounding: Vec<_> = (0..)
         .zip(CAPABILITIES)
         .filter(|(bit, _)| wanted.capabilities >> bit & 1 == 1)
@@ -103,7 +103,7 @@ pub(super) fn text(wanted: &Wanted<'_>) -> Result<Vec<u8>, RuntimeError> {
         .collect();
     let held = if wanted.ids.0 == 0 { bounding.clone() } else { Vec::new() };
     let (uid, gid) = wanted.ids;
-    // Where setgroups is denied an empty list must not be set either.
+    // If setgroups is denied, not even an empty list may be set.
     let groups = if wanted.many_ids { wanted.groups } else { &[] };
     let mut config = json!({
         "ociVersion": "1.0.2",
@@ -169,7 +169,7 @@ fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Value>, RuntimeError> {
     for one in &on_dev {
         list.push(share(one)?);
     }
-    // The runtime makes what is missing, also in a directory of the host.
+    // The runtime creates missing mount points, even in a directory of the host.
     let may_be = |inside: &str| missing_on_host(wanted.shares, Path::new(inside)).is_none();
     if wanted.resolv_conf && may_be("/etc/resolv.conf") {
         let options = ["bind", "nosuid", "nodev", "noexec", "ro"];
@@ -262,7 +262,7 @@ mod tests {
             places(mounts),
             ["/work", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/dev/run", "/dev/dri", "/etc/hosts"]
         );
-        // Of an environment with a directory there.
+        // The environment has a directory at /etc/hosts.
         let argv = ["sh".into()];
         let list = super::mounts(&Wanted { hosts: None, ..wanted(&argv, &[]) }).unwrap();
         assert!(!places(&list).contains(&"/etc/hosts"), "{list:?}");

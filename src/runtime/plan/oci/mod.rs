@@ -1,4 +1,4 @@
-//! What a session is for the backend that drives an OCI runtime of the host: crun, runc or youki.
+//! Sessions for the backend that drives an OCI runtime of the host: crun, runc or youki.
 //!
 //! ```text
 //! karapace ── monitor ── crun ── command        karapace (a second session) ── monitor ── crun ── command
@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Karapace makes the namespaces that hold everything together (process ids, host name, IPC, network, for an
-//! ordinary user the user ids, and a private view of the host's mounts), as in the other backend; in them
+//! ordinary user the user ids, and a private view of the host's mounts), as in the other backend. Inside them
 //! each command gets a container of its own, which a runtime makes from a bundle whose root file system is
-//! the environment's mount. So signals, the exit status, joining and the end are those of the other backend,
+//! the environment's mount. So signals, the exit status, joining and the end work as in the other backend,
 //! and the runtime leaves nothing behind: bundle and state lie on a file system that goes with the last
 //! session.
 
@@ -41,15 +41,15 @@ use crate::runtime::inside::monitor::Command;
 use crate::runtime::inside::mounts::Mounts;
 use crate::runtime::sys::{ExecStrings, Filter};
 
-/// The runtimes, the preferred one first, each with what comes before `run`. crun can do without cgroups, and
-/// refuses to start where both versions are mounted: it is shown none.
+/// The supported runtimes, the preferred one first, each with the options that precede `run`. crun can run
+/// without cgroups, and refuses to start if both versions are mounted: they are hidden from it.
 const RUNTIMES: [(&str, &[&str]); 3] =
     [("crun", &["--cgroup-manager=disabled"]), ("runc", &[]), ("youki", &[])];
 
-/// Where cgroups are on the host.
+/// Where the host mounts cgroups.
 const CGROUPS: &CStr = c"/sys/fs/cgroup";
 
-/// A directory that every host has, covered by an empty one in the inside: bundles and state are in it.
+/// A directory that every host has. Inside, an empty file system covers it, which holds bundles and state.
 const SCRATCH: &str = "/dev/shm";
 
 /// A runtime of the host.
@@ -78,13 +78,13 @@ impl Runtime {
         })
     }
 
-    /// What it must not see.
+    /// A path that must be hidden from the runtime, if there is one.
     fn hidden(&self) -> Option<&'static CStr> {
         (!self.options.is_empty()).then_some(CGROUPS)
     }
 }
 
-/// With one id the runtime itself must be root, and so is what it runs.
+/// With a single id the runtime itself must be root, and so must the command that it runs.
 fn check_user(user: &User, many_ids: bool) -> Result<(), RuntimeError> {
     if many_ids || (user.uid, user.gid) == (0, 0) {
         return Ok(());
@@ -97,7 +97,7 @@ fn check_user(user: &User, many_ids: bool) -> Result<(), RuntimeError> {
     Err(refused("--user", reason))
 }
 
-/// What process 1 does. `ranged`: the root is mounted in a user namespace with a range of ids.
+/// What process 1 sets up. `ranged`: the root is mounted in a user namespace with a range of ids.
 pub(in crate::runtime) fn preparation(
     session: &Session,
     runtime: &Runtime,
@@ -120,7 +120,7 @@ pub(in crate::runtime) fn preparation(
     })
 }
 
-/// The runtime as the command of a session, and the bundle that it runs.
+/// The runtime as the command of a session, with the bundle that it runs.
 pub(in crate::runtime) fn command(
     session: &Session,
     runtime: &Runtime,
@@ -130,7 +130,7 @@ pub(in crate::runtime) fn command(
 ) -> Result<Command, RuntimeError> {
     let seen = session.seen()?;
     check_user(&seen.user, many_ids)?;
-    // Several sessions in one inside, and numbers of processes come again.
+    // One inside has several sessions, and process ids are reused, so the name also has the time.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
     let dir = format!("{SCRATCH}/{}-{now}", std::process::id());
     let state = format!("{dir}/state");
@@ -154,7 +154,7 @@ pub(in crate::runtime) fn command(
         output: output(session)?,
         preserved: preserved(session)?,
         group: None,
-        // Those of what the runtime runs stand in the bundle.
+        // The bundle sets these for the command that the runtime runs.
         no_new_privileges: false,
         fewer_capabilities: false,
         filter: filter(session)?,
@@ -185,9 +185,9 @@ fn bundle(
         false => session.argv.clone(),
     };
     let hosts = format!("{dir}/hosts");
-    // The runtime would refuse to lay a file over a directory.
+    // The runtime refuses to mount a file over a directory.
     let is_file = |path: &str| !seen.directories.iter().any(|found| found == Path::new(path));
-    // An ordinary user has many ids only in a user namespace that has the root too.
+    // An ordinary user has many ids only in the user namespace in which the root is mounted too.
     let root = root(session, many_ids && !has_ids())?;
     let wanted = config::Wanted {
         root: root.as_os_str(),
@@ -214,7 +214,7 @@ fn bundle(
     };
     let config = config::text(&wanted)?;
     let path = |path: String| c_string("path", path.into());
-    // The runtime would make the directory where it is missing.
+    // The runtime would create the directory if it is missing.
     let must_be = session.workdir.as_ref().filter(|dir| !is_shared(session, dir));
     Ok(Bundle {
         directories: vec![path(dir.to_owned())?, path(state)?],
@@ -229,13 +229,13 @@ fn bundle(
     })
 }
 
-/// Columns and rows of the terminal on standard input; none where it does not tell.
+/// Columns and rows of the terminal on standard input; zeros if they cannot be read.
 fn terminal_size() -> (u16, u16) {
     let size = rustix::termios::tcgetwinsize(stdin());
     size.map_or((0, 0), |size| (size.ws_col, size.ws_row))
 }
 
-/// The capabilities of this process, which are those of a session of root.
+/// This process's effective capabilities, one bit each; root's session has the same.
 fn own_capabilities() -> Result<u64, RuntimeError> {
     let sets = rustix::thread::capabilities(None).map_err(|errno| RuntimeError::Supervise {
         action: "read this process's capabilities",
@@ -253,12 +253,12 @@ fn workdir(session: &Session, seen: &Seen) -> PathBuf {
     }
 }
 
-/// Whether a path is in what the host shares.
+/// Whether a path inside lies in a share.
 fn is_shared(session: &Session, path: &Path) -> bool {
     session.policy.shares.iter().any(|share| path.starts_with(&share.inside))
 }
 
-/// Where the program may be in the environment; none where it may be in what the host shares.
+/// The paths in the environment where the program may be; empty if one of them lies in a share.
 fn programs(
     session: &Session,
     program: &OsStr,
