@@ -1,15 +1,15 @@
 //! The identity of an environment (docs/MANIFEST.md, "Identity"): a hash of what its manifest resolved to.
-//! Pure.
+//! Does no I/O.
 
 use super::locked::LockFile;
 
-/// Number of digits of a short id.
+/// Length of a short id, in hex digits.
 pub const SHORT_ID_LEN: usize = 12;
 
-/// The `env_id` of what `lock` pins: blake3 over its parts, in the order that docs/MANIFEST.md gives, nothing
-/// in between.
+/// The `env_id` of a lock file: blake3 over its parts, concatenated in the order that docs/MANIFEST.md gives,
+/// as hex digits.
 ///
-/// The `env_id` and `short_id` fields of `lock` itself take no part.
+/// The `env_id` and `short_id` fields of `lock` are not part of the hash.
 pub fn env_id(lock: &LockFile) -> String {
     let mut hasher = Parts(blake3::Hasher::new());
     hasher.feed(&["base_digest:", &lock.base_image_digest]);

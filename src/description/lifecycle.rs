@@ -1,4 +1,4 @@
-//! What may follow what in an environment's life (docs/MANIFEST.md, "Life of an environment"). Pure.
+//! The state transitions of an environment (docs/MANIFEST.md, "Life of an environment"). Does no I/O.
 
 use karapace_store::metadata::EnvState;
 
@@ -10,7 +10,7 @@ pub struct LifecycleError {
     to: Step,
 }
 
-/// What was asked for.
+/// The step that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Become(EnvState),
@@ -47,10 +47,10 @@ pub fn successors(state: EnvState) -> &'static [EnvState] {
     }
 }
 
-/// Checks one step.
+/// Checks one transition.
 ///
 /// # Errors
-/// The error names the states that are allowed.
+/// [`LifecycleError`], which names the states that are allowed.
 pub fn check(from: EnvState, to: EnvState) -> Result<(), LifecycleError> {
     if successors(from).contains(&to) { Ok(()) } else { Err(LifecycleError { from, to: Step::Become(to) }) }
 }
@@ -58,17 +58,17 @@ pub fn check(from: EnvState, to: EnvState) -> Result<(), LifecycleError> {
 /// Checks that an environment in this state may be replaced by a new one from its manifest.
 ///
 /// # Errors
-/// The error says what to do instead.
+/// [`LifecycleError`], which says what to do instead.
 pub fn check_rebuild(state: EnvState) -> Result<(), LifecycleError> {
     if state == EnvState::Built { Ok(()) } else { Err(LifecycleError { from: state, to: Step::Rebuild }) }
 }
 
-/// Whether the view may be written: everything else is served read-only.
+/// Whether the view may be written to. In all other states it is served read-only.
 pub fn is_writable(state: EnvState) -> bool {
     matches!(state, EnvState::Built | EnvState::Running)
 }
 
-/// Whether it may be mounted and entered at all. A frozen environment may, read-only.
+/// Whether the environment may be mounted and entered; a frozen one only read-only.
 pub fn is_enterable(state: EnvState) -> bool {
     matches!(state, EnvState::Built | EnvState::Running | EnvState::Frozen)
 }

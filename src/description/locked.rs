@@ -1,5 +1,4 @@
-//! What a lock file holds. What is computed from it stands in `identity`; how it is read, written and
-//! compared in `lockfile`.
+//! The contents of a lock file. `identity` computes ids from it; `lockfile` reads, writes and compares it.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,13 +9,13 @@ pub const LOCK_VERSION: u32 = 2;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedPackage {
-    /// Name in the distribution.
+    /// Its name in the distribution.
     pub name: String,
     /// Exact version.
     pub version: String,
 }
 
-/// One mount as the manifest gave it.
+/// A mount, as written in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedMount {
@@ -28,17 +27,18 @@ pub struct LockedMount {
     pub container_path: String,
 }
 
-/// What a manifest resolved to. The field order is the order in the file (TOML wants arrays of tables last).
+/// What a manifest resolved to. The fields are in the order of the file (TOML requires arrays of tables
+/// last).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockFile {
     /// Always [`LOCK_VERSION`] in a valid file.
     pub lock_version: u32,
-    /// Identity of all below, 64 hex digits.
+    /// The identity of everything below, 64 hex digits.
     pub env_id: String,
     /// Its first 12 digits.
     pub short_id: String,
-    /// `base.image` as the manifest had it.
+    /// `base.image`, as written in the manifest.
     pub base_image: String,
     /// Content digest of the base image, 64 hex digits.
     pub base_image_digest: String,
@@ -46,13 +46,13 @@ pub struct LockFile {
     pub resolved_apps: Vec<String>,
     /// Backend name.
     pub runtime_backend: String,
-    /// `/dev/dri` is let in.
+    /// Whether `/dev/dri` is let in.
     pub hardware_gpu: bool,
-    /// `/dev/snd` is let in.
+    /// Whether `/dev/snd` is let in.
     pub hardware_audio: bool,
-    /// No network but loopback.
+    /// Whether sessions have no network but loopback.
     pub network_isolation: bool,
-    /// Relative weight of processor time.
+    /// CPU weight of all sessions together, in cgroup v1 shares; above 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_shares: Option<u64>,
     /// Memory limit in MiB.

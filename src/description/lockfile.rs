@@ -1,5 +1,5 @@
-//! The lock file `karapace.lock` (version 2): what a manifest resolved to. Pure; only [`LockFile::read`]
-//! opens a file.
+//! The lock file `karapace.lock` (version 2): what a manifest resolved to. Only [`LockFile::read`] opens a
+//! file.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::identity;
 use super::locked::{LOCK_VERSION, LockFile, LockedMount, LockedPackage};
 use super::manifest::Manifest;
 
-/// Most bytes of a lock file, which has a table for each package.
+/// Largest lock file, in bytes; it has a table for each package.
 const LOCK_MAX: u64 = 64 << 20;
 
 /// A lock file that cannot be used.
@@ -25,7 +25,7 @@ pub enum LockError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// `--locked` was asked for and there is no lock file.
+    /// `--locked` was given and there is no lock file.
     #[error("there is no lock file {}: run `karapace build` without --locked once to write it", path.display())]
     Absent {
         /// Where it was looked for.
@@ -46,20 +46,20 @@ pub enum LockError {
     Integrity {
         /// Which id.
         field: &'static str,
-        /// What the file says.
+        /// The id in the file.
         stored: String,
-        /// What its content gives.
+        /// The id computed from the content.
         computed: String,
     },
-    /// Pinned versions are gone from the distribution.
+    /// The distribution no longer has the pinned versions.
     #[error(
         "the distribution no longer has what the lock file pins: {}; run `karapace build` without --locked to take what there is", packages.join("; ")
     )]
     Unavailable {
-        /// Each package with its version and what there is instead.
+        /// Each package with its pinned version and the versions that are available.
         packages: Vec<String>,
     },
-    /// The manifest asks for something else than the lock pins.
+    /// The manifest asks for something other than what the lock file pins.
     #[error("the manifest and the lock file disagree: {}; run `karapace build` without --locked to resolve again", drift.join("; "))]
     Drift {
         /// Each difference in words.
@@ -95,7 +95,10 @@ impl LockFile {
         lock
     }
 
-    /// Reads and parses the lock file at `path`; `Ok(None)` when there is none.
+    /// Reads and parses the lock file at `path`; `Ok(None)` if it does not exist.
+    ///
+    /// # Errors
+    /// [`LockError::Read`], [`LockError::Invalid`].
     pub fn read(path: &Path) -> Result<Option<LockFile>, LockError> {
         match input::read_text(path, LOCK_MAX) {
             Ok(text) => LockFile::parse(&text, path).map(Some),
@@ -104,8 +107,11 @@ impl LockFile {
         }
     }
 
-    /// Parses lock file text; `origin` is named in errors. Ids are not checked: see
+    /// Parses the text of a lock file; errors name `origin`. Does not check the ids: see
     /// [`LockFile::verify_integrity`].
+    ///
+    /// # Errors
+    /// [`LockError::Invalid`].
     pub fn parse(text: &str, origin: &Path) -> Result<LockFile, LockError> {
         let invalid = |reason: String| LockError::Invalid { path: origin.to_owned(), reason };
         let lock: LockFile = toml::from_str(text).map_err(|e| {
@@ -125,7 +131,10 @@ impl LockFile {
         toml::to_string(self).expect("a lock file holds only tables, strings, integers and booleans")
     }
 
-    /// Recomputes the ids and compares.
+    /// Recomputes the ids and compares them with those in the file.
+    ///
+    /// # Errors
+    /// [`LockError::Integrity`], if one differs.
     pub fn verify_integrity(&self) -> Result<(), LockError> {
         let computed = identity::env_id(self);
         let short = identity::short_id(&computed).to_owned();
@@ -138,7 +147,10 @@ impl LockFile {
         }
     }
 
-    /// Checks that `manifest` still asks for what this lock pins, and names what drifted.
+    /// Checks that `manifest` still asks for what this lock file pins.
+    ///
+    /// # Errors
+    /// [`LockError::Drift`], which names every difference.
     pub fn verify_manifest_intent(&self, manifest: &Manifest) -> Result<(), LockError> {
         let wanted = LockFile::resolve(manifest, &self.base_image_digest, Vec::new());
         let mut drift = Vec::new();
@@ -181,7 +193,7 @@ fn locked_mounts(manifest: &Manifest) -> Vec<LockedMount> {
     manifest.mounts.iter().map(mount).collect()
 }
 
-/// The mount of a label, as a manifest has it.
+/// The mount with this label, as a manifest writes it.
 fn place(mounts: &[LockedMount], label: &str) -> String {
     let mount = mounts.iter().find(|mount| mount.label == label);
     mount.map_or_else(|| "none".to_owned(), |m| quoted(&format!("{}:{}", m.host_path, m.container_path)))
@@ -245,7 +257,7 @@ mod tests {
         assert!(LockFile::parse(&format!("surprise = 1\n{text}"), origin).is_err());
     }
 
-    /// Every field of the lock that a manifest has a say in, with what stands on either side.
+    /// Every field of the lock file that the manifest affects, with the values on both sides.
     #[test]
     fn drift_is_named() {
         let table: &[(&str, &str, &[&str], &[&str])] = &[
@@ -332,7 +344,7 @@ mod tests {
         assert_eq!(message(&moved, &manifest("")), expected);
     }
 
-    /// Every field that the ids are made of, and the ids.
+    /// Every field that the ids are computed from, and the ids.
     #[test]
     fn edited_locks_are_told() {
         let good = lock("[mounts]\nw = \"./:/w\"\n", &["git"]);

@@ -1,8 +1,7 @@
-//! The manifest `karapace.toml`: strict parsing and normalisation. Pure; only [`Manifest::read`] opens a
-//! file.
+//! The manifest `karapace.toml`: strict parsing and normalisation. Only [`Manifest::read`] opens a file.
 //!
-//! Unknown keys anywhere are errors, and every error names the line: a misspelt `pakages` must not
-//! silently build an environment without packages.
+//! Unknown keys anywhere are errors, and every error names the line: a misspelt `pakages` must not silently
+//! build an environment without packages.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +18,7 @@ use super::pin;
 /// The manifest version this program reads and writes.
 pub const MANIFEST_VERSION: u32 = 1;
 
-/// Most bytes of a manifest.
+/// Largest manifest, in bytes.
 pub(crate) const MANIFEST_MAX: u64 = 1 << 20;
 
 /// A manifest that cannot be used.
@@ -39,33 +38,33 @@ pub enum ManifestError {
     Invalid {
         /// Where the text came from.
         path: PathBuf,
-        /// Line, from 1.
+        /// Line, counted from 1.
         line: usize,
-        /// What is wrong and, where it helps, what would be right.
+        /// What is wrong and, if it helps, what would be right.
         reason: String,
     },
 }
 
-/// A manifest, normalised: lists trimmed, sorted and without repeats, backend in lower case.
+/// A normalised manifest: lists are trimmed, sorted and free of duplicates; the backend is in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Manifest {
     /// Always [`MANIFEST_VERSION`].
     pub manifest_version: u32,
-    /// What the environment starts from.
+    /// The image that the environment starts from.
     pub base: Base,
     /// Packages of the distribution.
     pub system: System,
     /// Graphical programs.
     pub gui: Gui,
-    /// Devices let in.
+    /// Devices that are let in.
     pub hardware: Hardware,
     /// Host directories shown inside, by label.
     pub mounts: BTreeMap<String, Mount>,
-    /// How it runs.
+    /// How sessions run.
     pub runtime: Runtime,
-    /// What a snapshot takes.
+    /// What a snapshot contains.
     pub snapshot: Snapshot,
-    /// The directory of the file that it was read from; no part of the manifest itself.
+    /// The directory of the file that the manifest was read from; not part of the manifest itself.
     #[serde(skip)]
     pub directory: Option<PathBuf>,
 }
@@ -95,29 +94,29 @@ pub struct Gui {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hardware {
-    /// Lets `/dev/dri` in.
+    /// Whether to let `/dev/dri` in.
     pub gpu: bool,
-    /// Lets `/dev/snd` in.
+    /// Whether to let `/dev/snd` in.
     pub audio: bool,
 }
 
 /// One entry of `[mounts]`, written `host:container`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Host path as written: relative to the manifest, absolute, or from the home directory of whoever enters
-    /// (`~/`).
+    /// Host path as written: absolute, relative to the manifest, or in the home directory of the caller who
+    /// enters (`~/`).
     pub host: String,
     /// Absolute path inside.
     pub container: String,
 }
 
 impl Mount {
-    /// Of a host path from the caller's home directory, what stands behind `~`.
+    /// For a host path in the caller's home directory, the part after `~/`; empty for `~` itself.
     pub fn from_home(&self) -> Option<&str> {
         if self.host == "~" { Some("") } else { self.host.strip_prefix("~/") }
     }
 
-    /// Whether the host path starts from the manifest's directory.
+    /// Whether the host path is relative to the manifest's directory.
     pub fn is_relative(&self) -> bool {
         !self.host.starts_with('/') && self.from_home().is_none()
     }
@@ -129,7 +128,7 @@ impl Serialize for Mount {
     }
 }
 
-/// The runtime that enters an environment.
+/// What runs an environment's sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
@@ -143,7 +142,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The name used in manifests, locks and identities.
+    /// Its name in manifests, lock files and identities.
     pub fn as_str(self) -> &'static str {
         match self {
             Backend::Namespace => "namespace",
@@ -162,9 +161,9 @@ impl fmt::Display for Backend {
 /// `[runtime]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Runtime {
-    /// Which runtime enters it.
+    /// The backend that runs sessions.
     pub backend: Backend,
-    /// No network but loopback.
+    /// Whether sessions have no network but loopback.
     pub network_isolation: bool,
     /// Limits on sessions.
     pub resource_limits: ResourceLimits,
@@ -173,7 +172,7 @@ pub struct Runtime {
 /// `[runtime.resource_limits]`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ResourceLimits {
-    /// Relative weight of processor time.
+    /// CPU weight of all sessions together, in cgroup v1 shares; above 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_shares: Option<u64>,
     /// Memory limit in MiB.
@@ -184,7 +183,7 @@ pub struct ResourceLimits {
 /// `[snapshot]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
-    /// Absolute paths that never enter a layer, sorted.
+    /// Absolute paths that are never stored in a layer, sorted.
     pub ignore: Vec<String>,
 }
 
@@ -205,6 +204,9 @@ impl Manifest {
     }
 
     /// Reads and parses the manifest at `path`.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
     pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
         let text = input::read_text(path, MANIFEST_MAX)
             .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
@@ -214,13 +216,19 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Parses manifest text; `origin` is named in errors.
+    /// Parses the text of a manifest; errors name `origin`.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`].
     pub fn parse(text: &str, origin: &Path) -> Result<Manifest, ManifestError> {
         let source = Source { text, origin };
         RawManifest::parse(&source)?.normalise(&source)
     }
 
-    /// Manifest text with another `base.image`, and not a byte changed elsewhere.
+    /// Replaces `base.image` in the text of a manifest; every other byte stays as it is.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`], if the text cannot be parsed.
     pub fn with_image(text: &str, origin: &Path, image: &str) -> Result<String, ManifestError> {
         let raw = RawManifest::parse(&Source { text, origin })?;
         let mut text = text.to_owned();
@@ -234,7 +242,7 @@ impl Manifest {
     }
 }
 
-/// Text being parsed, for error positions.
+/// The text being parsed, kept for the line numbers of errors.
 struct Source<'a> {
     text: &'a str,
     origin: &'a Path,
@@ -309,7 +317,7 @@ struct RawSnapshot {
 impl RawManifest {
     fn parse(source: &Source<'_>) -> Result<RawManifest, ManifestError> {
         toml::from_str(source.text).map_err(|e| {
-            // serde's words are for programmers; TOML has keys.
+            // serde speaks of fields; TOML has keys.
             let reason =
                 e.message().replace("unknown field", "unknown key").replace("missing field", "missing key");
             source.invalid(&e.span().unwrap_or(0..0), reason)
@@ -354,7 +362,7 @@ impl RawManifest {
     }
 }
 
-/// Trims, sorts, removes repeats; names are single words.
+/// Trims and sorts the words, and removes duplicates. Each must be a single valid name.
 fn word_list(source: &Source<'_>, key: &str, raw: &[Spanned<String>]) -> Result<Vec<String>, ManifestError> {
     let mut words = Vec::with_capacity(raw.len());
     for item in raw {

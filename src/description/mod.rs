@@ -1,9 +1,8 @@
-//! What an environment is made of, as text: the manifest a person writes, the lock file it resolves to, and
-//! what follows from them.
+//! What an environment is made of, as text: the manifest that a person writes, the lock file that it resolves
+//! to, and what is derived from them.
 //!
-//! Pure: no store, no process and no network; only [`manifest::Manifest::read`] and
-//! [`lockfile::LockFile::read`] open a file. May be used by the engine, by `image` and by the runtime; uses
-//! only `karapace-store`.
+//! No store, no processes, no network; only [`manifest::Manifest::read`] and [`lockfile::LockFile::read`]
+//! open a file. The engine, `image` and the runtime may use this; it uses only `karapace-store`.
 
 pub mod identity;
 pub mod lifecycle;

@@ -1,5 +1,5 @@
-//! The package managers of distributions: which one a root filesystem has, what is run to install packages,
-//! and what the answers mean. Pure: nothing is run here.
+//! The package managers of distributions: which one a root filesystem has, which commands install packages,
+//! and how to parse their output. Nothing is run here.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use super::locked::LockedPackage;
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
-    /// Debian, Ubuntu and what is made of them.
+    /// Debian, Ubuntu and their derivatives.
     Apt,
-    /// Fedora, RHEL and what is made of them.
+    /// Fedora, RHEL and their derivatives.
     Dnf,
     /// openSUSE and SLE.
     Zypper,
-    /// Arch Linux and what is made of it.
+    /// Arch Linux and its derivatives.
     Pacman,
     /// Alpine.
     Apk,
@@ -22,12 +22,12 @@ pub enum Manager {
     Xbps,
 }
 
-/// A package to install, at any version or at one.
+/// A package to install, in any version or in a given one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// Its name.
     pub name: String,
-    /// The only version that will do.
+    /// The required version, if there is one.
     pub version: Option<String>,
     /// Where it comes from.
     pub source: Source,
@@ -36,24 +36,24 @@ pub struct Wanted {
 /// Where a package comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// The manager's lists.
+    /// The package manager's lists.
     Lists,
-    /// The base has it in the wanted version.
+    /// The base image has it already, in the wanted version.
     Base,
-    /// A file that the lists do not name: its address.
+    /// A file that the lists do not name; holds its address.
     File(String),
 }
 
 /// A command line.
 pub type Argv = Vec<String>;
 
-/// Names with their versions; of what can be had, a name may have several.
+/// Package names with their versions; several versions of one name may be available.
 pub type Versions = BTreeMap<String, Vec<String>>;
 
 const ALL: [Manager; 6] =
     [Manager::Apt, Manager::Dnf, Manager::Zypper, Manager::Pacman, Manager::Apk, Manager::Xbps];
 
-/// What no layer of packages takes: what programs leave behind, and what the session put there.
+/// Paths that no layer of packages contains: what programs leave behind, and what the session put there.
 const LEFT_BEHIND: [&str; 11] = [
     "/etc/hosts",
     "/etc/resolv.conf",
@@ -68,7 +68,7 @@ const LEFT_BEHIND: [&str; 11] = [
     "/var/tmp",
 ];
 
-/// The architectures by which packages of rpm are told apart, as `name.architecture`.
+/// The architectures that rpm appends to tell packages apart, as `name.architecture`.
 const RPM_ARCHITECTURES: [&str; 12] = [
     "aarch64",
     "armv7hl",
@@ -84,18 +84,19 @@ const RPM_ARCHITECTURES: [&str; 12] = [
     "x86_64_v2",
 ];
 
-/// What rpm locks, in each place where distributions have its database.
+/// rpm's lock file, in each place where a distribution keeps the database.
 const RPM_LOCKS: [&str; 2] = ["/usr/lib/sysimage/rpm/.rpm.lock", "/var/lib/rpm/.rpm.lock"];
 
-/// How many lines before the word of a script's failure are told: what the script said.
+/// How many lines before the report of a failed script are shown: the script's own output.
 const LINES_OF_A_SCRIPT: usize = 3;
 
-/// Where apt's packages find out that they must not start services.
+/// Packages of apt run this program to learn whether they may start services.
 const POLICY_RC_D: &str = "/usr/sbin/policy-rc.d";
 
 impl Manager {
-    /// The manager of a root filesystem: the one of its distribution by `os_release` (/etc/os-release) if its
-    /// program is there, else any whose program is. `has` says whether a path inside is a program.
+    /// The package manager of a root filesystem: that of its distribution by `os_release` (the text of
+    /// /etc/os-release) if its program exists, else any whose program exists. `has` tells whether a path
+    /// inside is a program.
     pub fn detect(os_release: &str, has: impl Fn(&str) -> bool) -> Option<Manager> {
         let there = |manager: &Manager| has(manager.program());
         let words = distribution(os_release);
@@ -115,7 +116,7 @@ impl Manager {
         })
     }
 
-    /// What people call it.
+    /// The manager's usual name.
     pub fn name(self) -> &'static str {
         match self {
             Manager::Apt => "apt",
@@ -139,7 +140,7 @@ impl Manager {
         }
     }
 
-    /// Variables of every command: nothing is asked, and answers are in English.
+    /// Environment variables of every command: no questions are asked, and the output is in English.
     pub fn variables(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Manager::Apt => {
@@ -149,7 +150,7 @@ impl Manager {
         }
     }
 
-    /// What refreshes the lists of packages.
+    /// The commands that refresh the lists of packages.
     pub fn refresh(self) -> Vec<Argv> {
         match self {
             Manager::Apt => {
@@ -169,7 +170,8 @@ impl Manager {
         }
     }
 
-    /// What asks which versions of these packages can be had; several commands where one takes one name only.
+    /// The commands that list the available versions of these packages; one per name if the program accepts
+    /// only one.
     pub fn ask_available(self, names: &[String]) -> Vec<Argv> {
         let each =
             |before: &[&str]| names.iter().map(|name| argv(before, std::slice::from_ref(name))).collect();
@@ -184,14 +186,14 @@ impl Manager {
                     ["zypper", "-n", "--no-refresh", "search", "--details", "--match-exact", "-t", "package"];
                 vec![argv(&before, names)]
             }
-            // With the address of each, for [`Manager::file_of`].
+            // With each package's address, for [`Manager::file_of`].
             Manager::Pacman => each(&["pacman", "-Sddp", "--noconfirm", "--print-format", "%n %v %l"]),
             Manager::Apk => each(&["apk", "list", "--available"]),
             Manager::Xbps => each(&["xbps-query", "-R", "-p", "pkgver"]),
         }
     }
 
-    /// Reads what [`Manager::ask_available`] printed.
+    /// Parses the output of [`Manager::ask_available`].
     pub fn read_available(self, output: &str, names: &[String]) -> Versions {
         let mut found = Versions::new();
         for line in output.lines() {
@@ -201,7 +203,7 @@ impl Manager {
                 (Manager::Apt, [name, version, _, ..], _) => {
                     found_one(&mut found, Some(((*name).to_owned(), (*version).to_owned())), names);
                 }
-                // Status, name, type, version, architecture, repository.
+                // Columns of zypper: status, name, type, version, architecture, repository.
                 (Manager::Zypper, [_, name, "package", version, architecture, ..], _)
                 | (Manager::Dnf, _, [name, version, architecture]) => {
                     found_rpm(&mut found, name, version, architecture, names);
@@ -217,9 +219,9 @@ impl Manager {
         found
     }
 
-    /// The address where another version of a package may be than the one that the lists have, from what
-    /// [`Manager::ask_available`] printed: beside that one. `None` where the lists have all versions, or not
-    /// this package.
+    /// The address where the package may be found in a version that the lists do not have: next to the listed
+    /// version, whose address is in `output`, from [`Manager::ask_available`]. `None` if the manager's lists
+    /// have all versions, or lack this package.
     pub fn file_of(self, output: &str, name: &str, version: &str) -> Option<String> {
         if self != Manager::Pacman {
             return None;
@@ -234,12 +236,12 @@ impl Manager {
         })
     }
 
-    /// What tries whether there is a package at this address, and installs nothing.
+    /// The command that tests whether there is a package at this address; it installs nothing.
     pub fn try_file(self, address: &str) -> Argv {
         argv(&["pacman", "-Uddw", "--noconfirm"], &[address.to_owned()])
     }
 
-    /// What installs these packages, without those that are merely recommended.
+    /// The commands that install these packages, without those that are merely recommended.
     pub fn install(self, wanted: &[Wanted]) -> Vec<Argv> {
         let exact = |sign: &str| -> Vec<String> {
             let one = |one: &Wanted| match &one.version {
@@ -270,7 +272,7 @@ impl Manager {
             Manager::Pacman => install_by_pacman(wanted),
             Manager::Apk => {
                 let mut commands = vec![argv(&["apk", "add"], &exact("="))];
-                // So that the list of what is wanted does not hold the versions for ever.
+                // Otherwise apk's list of wanted packages would hold these versions for ever.
                 if wanted.iter().any(|one| one.version.is_some()) {
                     let names: Vec<String> = wanted.iter().map(|one| one.name.clone()).collect();
                     commands.push(argv(&["apk", "add", "--no-network"], &names));
@@ -281,22 +283,22 @@ impl Manager {
         }
     }
 
-    /// Whether a command that ended with this status did what it was to do.
+    /// Whether this exit status means that the command did its work.
     pub fn is_success(self, status: i32) -> bool {
-        // zypper's from 100 on inform. Of these: what was updated wants a reboot (102), or is zypper itself
-        // (103); a script failed (107).
+        // zypper's statuses from 100 on are informational. These mean success: a reboot is needed (102),
+        // zypper itself was updated (103), a script failed (107).
         status == 0 || (self == Manager::Zypper && matches!(status, 102 | 103 | 107))
     }
 
-    /// What is said of each script of a package that failed, in the output of an installation, with the lines
-    /// before it: rpm and pacman install such a package all the same, and succeed. Empty when none failed.
+    /// For each package script that failed, the report of it in the output of an installation and the lines
+    /// before it. rpm and pacman install such a package anyway and exit with success. Empty if none failed.
     pub fn failed_scripts(self, output: &str) -> Vec<&str> {
         let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let mut told: Vec<&str> = Vec::new();
         let (mut in_packages, mut end) = (false, 0);
         for (i, line) in lines.iter().enumerate() {
             if line.starts_with(":: ") {
-                // Of pacman. What hooks do afterwards is no script of a package.
+                // Pacman's headings. Hooks, which run afterwards, are not scripts of a package.
                 in_packages = line.starts_with(":: Processing package changes");
             }
             let failed = match self {
@@ -312,7 +314,7 @@ impl Manager {
         told
     }
 
-    /// What lists all that is installed.
+    /// The command that lists all installed packages.
     pub fn ask_installed(self) -> Argv {
         match self {
             Manager::Apt => {
@@ -329,15 +331,16 @@ impl Manager {
         }
     }
 
-    /// The exact versions of those of `names` that are there, from what [`Manager::ask_installed`] printed.
+    /// The exact versions of the installed packages in `names`, from the output of
+    /// [`Manager::ask_installed`].
     pub fn read_installed(self, output: &str, names: &[String]) -> Vec<LockedPackage> {
         let mut found = Versions::new();
         for line in output.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match (self, words.as_slice()) {
                 (Manager::Apt, ["installed", name, architecture, version]) => {
-                    // Of several architectures the first is the machine's own: dpkg sorts foreign ones behind
-                    // it.
+                    // If several architectures are installed, the machine's own comes first: dpkg sorts
+                    // foreign ones after it.
                     let qualified = format!("{name}:{architecture}");
                     for name in [(*name).to_owned(), qualified] {
                         found_one(&mut found, Some((name, (*version).to_owned())), names);
@@ -362,7 +365,7 @@ impl Manager {
         found.into_iter().filter_map(first).collect()
     }
 
-    /// What a layer of packages has as its base has it: lists, caches, logs and histories.
+    /// Paths that a layer of packages keeps as they are in its base: lists, caches, logs and histories.
     pub fn left_behind(self) -> impl Iterator<Item = &'static str> {
         let own: &[&str] = match self {
             Manager::Apt => &[
@@ -417,7 +420,7 @@ impl Manager {
     }
 }
 
-/// Whether a package manager takes `name` for a package of this name, and for no option, pattern, file,
+/// Whether a package manager reads `name` as the name of a package, and not as an option, pattern, file,
 /// version or removal.
 pub fn is_package_name(name: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || b"+._:-@".contains(&b);
@@ -426,7 +429,7 @@ pub fn is_package_name(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-/// The distribution of an os-release text and those it is like, in that order.
+/// The ID of an os-release text, then its ID_LIKE words, in order.
 fn distribution(os_release: &str) -> Vec<String> {
     let value = |key: &str| {
         let line = os_release.lines().rev().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
@@ -443,8 +446,8 @@ fn argv(before: &[&str], after: &[String]) -> Argv {
     before.iter().map(|word| (*word).to_owned()).chain(after.iter().cloned()).collect()
 }
 
-/// All comes to the state of the lists, for Arch knows no partial upgrades; then what is pinned to another
-/// version, by its file.
+/// First upgrades everything to the state of the lists, because Arch does not support partial upgrades; then
+/// installs packages that are pinned to another version from their files.
 fn install_by_pacman(wanted: &[Wanted]) -> Vec<Argv> {
     let mut upgrade = argv(&["pacman", "-Su", "--noconfirm", "--needed"], &[]);
     let mut files = Vec::new();
@@ -462,7 +465,7 @@ fn install_by_pacman(wanted: &[Wanted]) -> Vec<Argv> {
     commands
 }
 
-/// The name of a package of rpm, without the architecture that may follow it, and that.
+/// Splits the architecture, if there is one, from the name of an rpm package.
 fn split_architecture(name: &str) -> (&str, Option<&str>) {
     match name.rsplit_once('.') {
         Some((bare, architecture)) if RPM_ARCHITECTURES.contains(&architecture) => (bare, Some(architecture)),
@@ -470,7 +473,8 @@ fn split_architecture(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A package of rpm has two names, one with its architecture; an epoch of zero is none, written or not.
+/// Records an rpm package under two names, with and without its architecture. An epoch of zero is dropped:
+/// written or not, it means none.
 fn found_rpm(found: &mut Versions, name: &str, version: &str, architecture: &str, names: &[String]) {
     let version = version.strip_prefix("0:").unwrap_or(version);
     for name in [name.to_owned(), format!("{name}.{architecture}")] {
@@ -478,7 +482,7 @@ fn found_rpm(found: &mut Versions, name: &str, version: &str, architecture: &str
     }
 }
 
-/// `name-version` where the version has `parts` parts with a dash between them.
+/// Splits `name-version`, where the version has `parts` parts joined by dashes.
 fn split_version(text: &str, parts: usize) -> Option<(String, String)> {
     let (at, _) = text.rmatch_indices('-').nth(parts - 1)?;
     let (name, version) = (&text[..at], &text[at + 1..]);

@@ -1,17 +1,17 @@
-//! Pinned images: a reference with a digest behind it. What is downloaded has that of its bytes,
-//! `https://host/rootfs.tar.xz#sha256=…`, and what is on this machine that of its content,
-//! `./rootfs#content=…`, which is the same for a directory and an archive of it. Pure.
+//! Pinned images: a reference followed by a digest. For a download it is the digest of the bytes,
+//! `https://host/rootfs.tar.xz#sha256=…`; for a local image that of the content, `./rootfs#content=…`, which
+//! is the same for a directory and an archive of it. Does no I/O.
 
-/// What stands between a reference and the digest of its content.
+/// Separates a reference from the digest of its content.
 const CONTENT: &str = "#content=";
 
-/// What stands between an address and the digest of its bytes.
+/// Separates an address from the digest of its bytes.
 const SHA256: &str = "#sha256=";
 
-/// Number of hex digits of either digest.
+/// Length of either digest, in hex digits.
 const DIGITS: usize = 64;
 
-/// The reference that `image` is without the digest of its content, and that digest if there is one.
+/// Splits `image` into the reference and the digest of its content, if it has one.
 pub fn split(image: &str) -> (&str, Option<&str>) {
     match image.rsplit_once(CONTENT) {
         Some((reference, digest)) => (reference, Some(digest)),
@@ -19,25 +19,25 @@ pub fn split(image: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The reference that `image` is without any digest.
+/// Returns `image` without any digest.
 pub fn bare(image: &str) -> &str {
     let image = split(image).0;
     if is_address(image) { image.split_once(SHA256).map_or(image, |(url, _)| url) } else { image }
 }
 
-/// Whether `image` can mean one content only. A registry's reference has a digest of its own.
+/// Whether `image` can have only one content. A registry reference carries a digest of its own.
 pub fn is_pinned(image: &str) -> bool {
     split(image).1.is_some()
         || (is_address(image) && image.contains(SHA256))
         || (image.starts_with("oci://") && image.contains("@sha256:"))
 }
 
-/// The pinned form of what is on this machine.
+/// The pinned form of a local image.
 pub fn local(image: &str, digest: &str) -> String {
     format!("{image}{CONTENT}{digest}")
 }
 
-/// The pinned form of what was downloaded.
+/// The pinned form of a download.
 pub fn downloaded(url: &str, sha256: &str) -> String {
     format!("{url}{SHA256}{sha256}")
 }
@@ -46,10 +46,10 @@ fn is_address(image: &str) -> bool {
     image.starts_with("http://") || image.starts_with("https://")
 }
 
-/// Checks the digest of the content of an image, if it has one.
+/// Checks the content digest of an image reference, if it has one.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A message that says what is wrong with it.
 pub fn check(image: &str) -> Result<(), String> {
     let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     match split(image) {

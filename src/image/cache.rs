@@ -1,5 +1,5 @@
-//! Downloaded archives, `<store>/images/<key>/`: the archive, what is known of it, and what of the next one
-//! has come so far.
+//! Downloaded archives, in `<store>/images/<key>/`: the archive, a record of it, and the part of the next one
+//! that has arrived so far.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -16,7 +16,7 @@ use super::download::{Answer, Http, Source, Validators};
 use super::error::{at, remove_if_there};
 use super::{Fetched, ImageError, Origin};
 
-/// What is known of a downloaded archive: `validators.json`.
+/// The record of a downloaded archive: `validators.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Known {
     url: String,
@@ -26,15 +26,16 @@ struct Known {
     validators: Validators,
 }
 
-/// The cache directory of one address or name, locked: two downloads of one thing do not mix.
+/// The cache directory of one address or name. It is locked, so that two downloads of the same thing do not
+/// mix.
 pub(super) struct Cached {
     dir: PathBuf,
     _lock: Flock<File>,
 }
 
 impl Cached {
-    /// Opens the directory of `key` below `cache`, making it if it is not there; waits while another command
-    /// has it.
+    /// Opens the directory of `key` below `cache`, creating it if it does not exist. Waits while another
+    /// command holds its lock.
     pub fn open(cache: &Path, key: &str) -> Result<Cached, ImageError> {
         let key = &blake3::hash(key.as_bytes()).to_hex()[..32];
         let dir = cache.join(key);
@@ -44,14 +45,15 @@ impl Cached {
         let handle = files.open_dir(&dir).map_err(at("open", &dir))?;
         let lock = Flock::lock(handle, FlockArg::LockExclusive)
             .map_err(|(_, errno)| at("lock", &dir)(errno.into()))?;
-        // Nobody else gets into the directory: what is ours now stays ours.
+        // The directory is private to its owner: files that are ours now stay ours.
         for path in files.names(&dir).map_err(at("list", &dir))?.iter().map(|name| dir.join(name)) {
             files.open_to_change(&path).map_err(at("open", &path))?;
         }
         Ok(Cached { dir, _lock: lock })
     }
 
-    /// What was downloaded before, if it is whole. `what` is for the message; `sha256` is what it must be.
+    /// The archive of an earlier download, if it is intact. `what` names it in the error; `sha256` is the
+    /// digest that it must have.
     pub fn offline(&self, what: &str, sha256: Option<&str>) -> Result<Fetched, ImageError> {
         match self.known()?.filter(|known| sha256.is_none_or(|sha256| sha256 == known.sha256)) {
             Some(known) => Ok(self.fetched(known)),
@@ -59,11 +61,11 @@ impl Cached {
         }
     }
 
-    /// The file behind `source`: the one that is here if its bytes are those wanted or the server says that
-    /// it has no other, else downloaded.
+    /// The file at `source`: the cached one if it has the wanted digest or the server says that it is
+    /// current, else a download.
     pub fn fetch(&self, source: &Source, http: &Http<'_>) -> Result<Fetched, ImageError> {
         let known = match (self.known()?, &source.sha256) {
-            // Of another time, which took more.
+            // Downloaded when the limit was larger.
             (Some(known), _) if known.size > source.limit.bytes => {
                 self.discard()?;
                 None
@@ -89,13 +91,13 @@ impl Cached {
         }
     }
 
-    /// Removes the archive and what is known of it.
+    /// Removes the archive and its record.
     pub fn discard(&self) -> Result<(), ImageError> {
         remove_if_there(&self.known_path())?;
         remove_if_there(&self.archive())
     }
 
-    /// Puts a whole download in the place of the archive, if it is what it should be.
+    /// Replaces the archive with a complete download, if its digest is the expected one.
     fn keep(&self, source: &Source, validators: Validators, part: &Path) -> Result<Fetched, ImageError> {
         let (sha256, size) = sha256_of(part).map_err(at("read", part))?;
         if let Some(expected) = source.sha256.as_ref().filter(|expected| **expected != sha256) {
@@ -106,7 +108,7 @@ impl Cached {
                 found: sha256,
             });
         }
-        // What is known of the old archive must never stand beside the new one.
+        // The record of the old archive must never stand next to the new archive.
         remove_if_there(&self.known_path())?;
         fs::rename(part, self.archive()).map_err(at("rename", part))?;
         let known = Known { url: source.url.clone(), size, sha256, validators };
@@ -118,7 +120,7 @@ impl Cached {
         Ok(self.fetched(known))
     }
 
-    /// What is known of the archive, when it is there with the bytes that were downloaded.
+    /// The record of the archive, if the archive still has the bytes that were downloaded.
     fn known(&self) -> Result<Option<Known>, ImageError> {
         let Ok(bytes) = fs::read(self.known_path()) else { return Ok(None) };
         let Ok(known) = serde_json::from_slice::<Known>(&bytes) else { return Ok(None) };
@@ -149,7 +151,7 @@ impl Cached {
     }
 }
 
-/// sha256 of a file in hex, and its length.
+/// The sha256 of a file, in hex, and its length in bytes.
 fn sha256_of(path: &Path) -> io::Result<(String, u64)> {
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();

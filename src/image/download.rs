@@ -1,6 +1,6 @@
-//! One file over HTTP, into a file beside the cache's own. What broke off is taken up where it ended (RFC
-//! 9110 §14: Range, If-Range), in this run or a later one. What is refused, because it is too large or not
-//! the file itself, is removed.
+//! Downloads one file over HTTP, into a file next to the cached one. An interrupted download is resumed where
+//! it stopped (RFC 9110 §14: Range, If-Range), in this run or a later one. What is refused, because it is too
+//! large or not the file itself, is removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -16,26 +16,27 @@ use super::error::{at, remove_if_there};
 use super::transfer::{Pace, Patience, Reply, get};
 use crate::report::Report;
 
-/// How often in a row a connection may break off with no more received than there was before.
+/// How often in a row a connection may break without having received more than the longest one before it.
 const FUTILE: u32 = 3;
 
-/// The pause before a connection is tried again that gave nothing.
+/// The pause before a retry after a connection that made no progress.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What is wanted.
+/// What to download.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     /// The address.
     pub url: String,
-    /// What the bytes must be, where it is known.
+    /// The digest that the bytes must have, if it is known.
     pub sha256: Option<String>,
-    /// How many they are, where it is known and the server does not say. For the progress bar only.
+    /// The length in bytes, if it is known; used when the server does not state it. For the progress bar
+    /// only.
     pub size: Option<u64>,
-    /// The most that is taken, whatever the server says and sends.
+    /// The most to accept, whatever the server announces and sends.
     pub limit: Limit,
 }
 
-/// The most bytes of a file, and why, in words that follow the number.
+/// The largest size of a file in bytes, and the reason for it, in words that follow the number.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
     pub bytes: u64,
@@ -43,7 +44,7 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// Of an image of which nothing else is known.
+    /// For an image about which nothing else is known.
     pub const IMAGE: Limit = Limit { bytes: 64 << 30, why: "the most that is taken of an image" };
 
     fn refusal(&self) -> String {
@@ -51,7 +52,7 @@ impl Limit {
     }
 }
 
-/// What a server calls one version of a file.
+/// How a server identifies a version of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Validators {
     etag: Option<String>,
@@ -64,44 +65,44 @@ impl Validators {
         Validators { etag: header("etag"), last_modified: header("last-modified") }
     }
 
-    /// What a range may be asked for against: a weak etag does not promise equal bytes.
+    /// The validator for a range request: a weak ETag does not promise equal bytes.
     fn strong(&self) -> Option<&str> {
         let etag = self.etag.as_deref().filter(|etag| !etag.starts_with("W/"));
         etag.or(self.last_modified.as_deref())
     }
 }
 
-/// How a download went.
+/// The result of a download.
 pub(super) enum Answer {
-    /// The server has what the validators name.
+    /// The server still has the version that the validators name.
     Unchanged,
-    /// The whole file came, and is on the disk.
+    /// The whole file has arrived and is on disk.
     Here(Validators),
 }
 
-/// How one request went.
+/// The result of one request.
 enum Outcome {
     Ended(Answer),
     /// The connection ended early, for this reason.
     Broken(String),
-    /// What there was of the file is of no use and has been removed.
+    /// The partial file was of no use and has been removed.
     StartOver,
 }
 
-/// Downloads, and tells how far they are.
+/// Downloads files and reports progress.
 pub(super) struct Http<'a> {
     agent: ureq::Agent,
     patience: Patience,
     report: &'a dyn Report,
 }
 
-/// The first part of a file that did not come whole, `archive.part`, and what it is a part of,
+/// The first part of an incomplete download, `archive.part`, and the record of what it belongs to,
 /// `archive.part.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Begun {
     url: String,
     validators: Validators,
-    /// Bytes that are there. Not recorded: the file says it.
+    /// Bytes received so far. Not in the record: it is the length of the file.
     #[serde(skip)]
     length: u64,
 }
@@ -125,8 +126,8 @@ impl<'a> Http<'a> {
         Http { agent, patience, report }
     }
 
-    /// Downloads into `part`, unless the server still has what `known` names. What an earlier download left
-    /// in `part` is used where the server still has the file that it is of.
+    /// Downloads into `part`, unless the server still has what `known` names. Continues an earlier download
+    /// in `part` if the server still has the same version of the file.
     pub fn download(
         &self,
         source: &Source,
@@ -142,7 +143,7 @@ impl<'a> Http<'a> {
                 Outcome::Broken(reason) => reason,
             };
             let kept = fs::metadata(part).map_or(0, |m| m.len());
-            // What came again and broke off again is no step ahead, nor is one that took too long.
+            // Receiving the same bytes again is no progress, nor is receiving too slowly.
             let slow = pace.add(0).err();
             if kept > longest && slow.is_none() {
                 (futile, longest) = (0, kept);
@@ -239,8 +240,8 @@ impl<'a> Http<'a> {
         }
     }
 
-    /// Appends what the server sends to the `length` bytes that there are; gives the new length, and why it
-    /// ended before its end.
+    /// Appends what the server sends to the `length` bytes that exist. Returns the new length and, if the
+    /// body ended early, the reason.
     fn append(
         &self,
         source: &Source,
@@ -261,7 +262,7 @@ impl<'a> Http<'a> {
                 return Err(refused(source, part, source.limit.refusal()));
             }
             if let Err(error) = file.write_all(&piece) {
-                // Kept, it would leave no room for anything else.
+                // The disk is full: a kept partial file would leave no room for anything else.
                 if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
                     Begun::discard(part)?;
                 }
@@ -275,7 +276,7 @@ impl<'a> Http<'a> {
 }
 
 impl Begun {
-    /// What there is of `source` already, where it can be gone on with: the server tells whether it still has
+    /// The partial download of `source`, if it can be continued: the server can tell whether it still has
     /// that version, or the checksum will.
     fn load(source: &Source, part: &Path) -> Option<Begun> {
         let record = fs::read(record_of(part)).ok()?;
@@ -287,7 +288,7 @@ impl Begun {
         usable.then_some(Begun { length, ..begun })
     }
 
-    /// Begins anew.
+    /// Starts over with an empty partial file.
     fn start(source: &Source, reply: &Reply, part: &Path) -> Result<Begun, ImageError> {
         Begun::discard(part)?;
         let mut options = OpenOptions::new();
@@ -303,7 +304,7 @@ impl Begun {
     }
 
     fn discard(part: &Path) -> Result<(), ImageError> {
-        // The record first: bytes without one are never gone on with.
+        // The record first: a partial file without one is never continued.
         remove_if_there(&record_of(part))?;
         remove_if_there(part)
     }
@@ -313,7 +314,7 @@ fn record_of(part: &Path) -> PathBuf {
     part.with_extension("part.json")
 }
 
-/// N of `Content-Range: bytes N-M/TOTAL`.
+/// Returns N of `Content-Range: bytes N-M/TOTAL`.
 fn first_byte(reply: &Reply) -> Option<u64> {
     let range = reply.header("content-range")?;
     let (first, _) = range.trim().strip_prefix("bytes")?.trim_start().split_once('-')?;
@@ -324,12 +325,12 @@ fn failed(source: &Source, reason: String) -> ImageError {
     ImageError::Download { url: source.url.clone(), reason }
 }
 
-/// The error for what may be tried again later.
+/// The error for a download that may be resumed later.
 fn given_up(source: &Source, reason: String, kept: u64) -> ImageError {
     failed(source, format!("{reason}; {kept} bytes are kept: the next try goes on from there"))
 }
 
-/// The error for what is not wanted, of which nothing stays.
+/// The error for a file that is refused; removes what was received of it.
 fn refused(source: &Source, part: &Path, reason: String) -> ImageError {
     Begun::discard(part).err().unwrap_or_else(|| failed(source, reason))
 }

@@ -1,4 +1,4 @@
-//! Why an image cannot be had.
+//! Why an image is not available.
 
 use std::fs;
 use std::io;
@@ -10,29 +10,29 @@ use karapace_store::error::hint;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// An address that this version does not read, such as one of a registry.
+    /// An address of an unsupported kind, such as that of a registry.
     #[error(
         "base image {image:?} is {what}, which this version does not support; give a name (debian/12), or the path, file:// or http(s):// address of a root filesystem (archive, directory, OCI layout, or what `docker save` or `skopeo copy … dir:` writes)"
     )]
     Unsupported {
         /// As written.
         image: String,
-        /// What it is.
+        /// What kind of reference it is.
         what: &'static str,
     },
-    /// What follows the address is not a checksum.
+    /// The text after `#` is not a checksum.
     #[error("base image {image:?}: after # only sha256= and 64 hex digits may stand")]
     BadChecksum {
         /// As written.
         image: String,
     },
-    /// A file address that is not one.
+    /// An invalid file:// address.
     #[error("base image {image:?}: a file:// address is file:///absolute/path")]
     BadFileAddress {
         /// As written.
         image: String,
     },
-    /// There is no such file.
+    /// The file does not exist or cannot be opened.
     #[error("base image {}: {source}", path.display())]
     Path {
         /// The file.
@@ -40,13 +40,13 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
-    /// Standard input gives no archive.
+    /// No archive can be read from standard input.
     #[error("cannot import standard input: {reason}")]
     Pipe {
         /// Why, and what to do.
         reason: String,
     },
-    /// `--offline` and nothing in the cache.
+    /// `--offline` was given, and the cache has no such image.
     #[error("{what} has not been downloaded yet, and --offline was given")]
     Offline {
         /// The address or name.
@@ -57,30 +57,30 @@ pub enum ImageError {
     Download {
         /// The address.
         url: String,
-        /// What went wrong, and what can be done.
+        /// What went wrong and, if anything helps, what to do.
         reason: String,
     },
-    /// The bytes are not those that were promised.
+    /// The bytes do not have the expected digest.
     #[error(
         "downloading {url}: the bytes have sha256 {found}, not {expected}: the file was changed or damaged on its way; nothing of it was kept"
     )]
     Checksum {
         /// The address.
         url: String,
-        /// What the index or the manifest says.
+        /// The digest in the index or the manifest.
         expected: String,
-        /// What came.
+        /// The digest of the received bytes.
         found: String,
     },
-    /// The image server's lists do not have the wanted image, or cannot be read.
+    /// The image server's lists do not have the image, or cannot be read.
     #[error("base image {name:?}: {reason}")]
     Index {
         /// As written.
         name: String,
-        /// What is wrong, and what there is instead.
+        /// What is wrong, and which images the server has instead.
         reason: String,
     },
-    /// The cache of downloads failed.
+    /// An operation on the download cache failed.
     #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Cache {
         /// The verb, as in "cannot VERB PATH".
@@ -92,13 +92,13 @@ pub enum ImageError {
     },
 }
 
-/// Says what was done to `path` when it failed.
+/// Builds the error of an operation on `path`; `action` is its verb.
 pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
     let path = path.to_owned();
     move |source| ImageError::Cache { action, path, source }
 }
 
-/// Removes a file of the cache, which may be gone already.
+/// Removes a file of the cache. It is no error if it does not exist.
 pub(super) fn remove_if_there(path: &Path) -> Result<(), ImageError> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(e)),

@@ -1,11 +1,11 @@
-//! Where a base image comes from: the forms of `base.image` (docs/MANIFEST.md).
+//! Resolves a base image: the forms of `base.image` (docs/MANIFEST.md).
 //!
-//! - `mod`: what a reference means;
-//! - `streams`: names, looked up in an image server's lists;
-//! - `cache`: what was downloaded, and whether it is still what it was;
-//! - `download`: one file over HTTP, taken up where it broke off, and no more of it than is wanted;
-//! - `pipe`: standard input and FIFOs, for imports alone;
-//! - `transfer`: one request over HTTP, which does not keep anybody waiting.
+//! - `mod`: parses references;
+//! - `streams`: looks names up in an image server's lists;
+//! - `cache`: keeps downloads, and checks that they are intact;
+//! - `download`: downloads one file over HTTP, resuming it if it was interrupted, up to a size limit;
+//! - `pipe`: reads standard input and FIFOs, for imports only;
+//! - `transfer`: makes one HTTP request with time limits.
 
 mod cache;
 mod download;
@@ -30,22 +30,22 @@ use transfer::Patience;
 pub use error::ImageError;
 pub use pipe::Pipe;
 
-/// Suffixes that make a bare word a path rather than an image name.
+/// Suffixes that mark a bare word as a path rather than the name of an image.
 const ARCHIVE_SUFFIXES: [&str; 7] = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
 
 /// A parsed image reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
-    /// An archive, a directory or an image on this machine.
+    /// A local archive, directory or image.
     Local(PathBuf),
-    /// An archive behind http or https.
+    /// An archive at an http or https address.
     Remote {
         /// The address.
         url: String,
-        /// What its bytes must have, where `#sha256=…` follows the address: 64 hex digits in lower case.
+        /// The digest of its bytes, if `#sha256=…` follows the address: 64 hex digits in lower case.
         sha256: Option<String>,
     },
-    /// An image that the image server has under this name.
+    /// The name of an image on the image server.
     Named(String),
 }
 
@@ -54,11 +54,11 @@ pub enum Image {
 pub struct Fetched {
     /// The archive, directory or layout.
     pub path: PathBuf,
-    /// Where it was downloaded from; `None` for what was here already.
+    /// Where it was downloaded from; `None` for a local image.
     pub origin: Option<Origin>,
 }
 
-/// One downloaded file: where it is to be had, and what its bytes are.
+/// A downloaded file: its address and its digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The address.
@@ -68,10 +68,11 @@ pub struct Origin {
 }
 
 impl Image {
-    /// Reads `base.image`; relative paths are taken from `base_dir`. Touches no file.
+    /// Parses `base.image`; relative paths are relative to `base_dir`. Accesses no file.
     ///
     /// # Errors
-    /// [`ImageError::Unsupported`] for what is neither a path nor an address nor can be a name.
+    /// [`ImageError::Unsupported`] if it is neither a path nor a supported address nor a possible name;
+    /// [`ImageError::BadFileAddress`], [`ImageError::BadChecksum`].
     pub fn parse(image: &str, base_dir: &Path) -> Result<Image, ImageError> {
         let unsupported = |what| ImageError::Unsupported { image: image.to_owned(), what };
         if image.starts_with("http://") || image.starts_with("https://") {
@@ -106,8 +107,11 @@ impl Image {
         }
     }
 
-    /// Makes the image available as a local path: a remote one is downloaded below `cache`, or taken from
-    /// there when it is what the server has, or unasked when `offline`.
+    /// Makes the image available as a local path. A remote image is downloaded below `cache`, or taken from
+    /// there if the server says that it is current; with `offline` the server is not asked.
+    ///
+    /// # Errors
+    /// [`ImageError`].
     pub fn fetch(&self, cache: &Path, offline: bool, report: &dyn Report) -> Result<Fetched, ImageError> {
         let http = Http::new(report, Patience::default());
         match self {
@@ -149,7 +153,7 @@ fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Undoes `%41`; `None` when a percent sign is not followed by two hex digits.
+/// Decodes percent-encoding; `None` if a percent sign is not followed by two hex digits.
 fn percent_decode(text: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();

@@ -12,13 +12,13 @@ use rustix::io::Errno;
 
 use super::error::ImageError;
 
-/// How `import` is told to read standard input.
+/// The argument with which `import` reads standard input.
 pub const STDIN: &str = "-";
 
-/// How long nobody asks whether the user wants it to stop.
+/// How often to check for cancellation while waiting for data.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
-/// Something that an archive comes out of, once.
+/// A source that an archive can be read from once.
 #[derive(Debug)]
 pub struct Pipe {
     input: File,
@@ -26,11 +26,12 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// What `-` means, or the path of a FIFO; `None` for any other word. A FIFO that nobody writes to yet is
-    /// not waited for here.
+    /// Opens standard input for `-`, or the FIFO at the path `image`; `None` if it is neither. Does not wait
+    /// for a writer of the FIFO.
     ///
     /// # Errors
-    /// [`ImageError::Pipe`] for a standard input that no archive comes out of, with what to do.
+    /// [`ImageError::Pipe`] if no archive can come from standard input, with what to do; [`ImageError::Path`]
+    /// if the FIFO cannot be opened.
     pub fn open(image: &str) -> Result<Option<Pipe>, ImageError> {
         if image == STDIN {
             return stdin().map(Some);
@@ -47,12 +48,12 @@ impl Pipe {
         Ok(Some(Pipe { input: input.into(), name: image.to_owned() }))
     }
 
-    /// How messages call it.
+    /// Its name, for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its bytes. Whoever reads waits for whoever writes, until `progress` wants it to stop.
+    /// A reader of its bytes. A read waits for data until `progress` is cancelled.
     pub fn reader<'a>(&'a self, progress: &'a dyn Progress) -> impl Read + Send + 'a {
         Patient { input: &self.input, progress }
     }
@@ -78,7 +79,7 @@ fn stdin() -> Result<Pipe, ImageError> {
     Ok(Pipe { input: input.into(), name: "standard input".to_owned() })
 }
 
-/// Reads what is there; where nothing is, asks from time to time whether it is still wanted.
+/// Reads available data; while there is none, checks regularly for cancellation.
 struct Patient<'a> {
     input: &'a File,
     progress: &'a dyn Progress,
@@ -96,7 +97,7 @@ impl Read for Patient<'_> {
                 Err(errno) => return Err(errno.into()),
             }
             match self.input.read(buf) {
-                // Somebody else reads the same pipe.
+                // Another reader of the same pipe took the data.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => return other,
             }

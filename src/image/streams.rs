@@ -1,8 +1,8 @@
-//! Images by name, looked up in the lists of an image server of the LXC project's kind.
+//! Images by name, looked up on an image server like that of the LXC project.
 //!
-//! Such a server has two JSON files in the simplestreams format: `streams/v1/index.json` names the list of
-//! images (of the kind `image-downloads`), and the list has a product for each distribution, release,
-//! architecture and variant: its aliases, and its versions with their files. Format: the doc/README of
+//! Such a server has two JSON files in the simplestreams format. `streams/v1/index.json` names the list of
+//! images (the one of type `image-downloads`). The list has a product for each distribution, release,
+//! architecture and variant, with its aliases and its versions with their files. Format: doc/README of
 //! <https://launchpad.net/simplestreams>; the fields are those that `images.linuxcontainers.org` serves.
 
 use std::collections::BTreeMap;
@@ -17,19 +17,19 @@ use super::cache::Cached;
 use super::download::{Http, Limit, Source};
 use super::error::at;
 
-/// The image server, unless `KARAPACE_IMAGE_SERVER` names another.
+/// The default image server; `KARAPACE_IMAGE_SERVER` overrides it.
 const SERVER: &str = "https://images.linuxcontainers.org";
 
-/// The most of a list: it is held in memory.
+/// The size limit of a list, which is held in memory.
 const LIST: Limit = Limit { bytes: 64 << 20, why: "the most that is read of a list of images" };
 
-/// Names of ours for names of the server's.
+/// Our short names for names on the server.
 const SHORT: [(&str, &str); 1] = [("rolling", "opensuse/tumbleweed")];
 
-/// The file of a version that holds its root filesystem.
+/// The file of a version that contains the root filesystem.
 const ROOTFS: &str = "root.tar.xz";
 
-/// Most names that a message offers instead.
+/// How many alternative names a message suggests at most.
 const OFFERED: usize = 12;
 
 #[derive(Deserialize)]
@@ -51,11 +51,11 @@ struct Products {
 
 #[derive(Deserialize)]
 struct Product {
-    /// With commas between.
+    /// Separated by commas.
     #[serde(default)]
     aliases: String,
     arch: String,
-    /// By a date and time that sorts as text.
+    /// Keyed by date and time, in a form that sorts as text.
     versions: BTreeMap<String, Version>,
 }
 
@@ -84,7 +84,7 @@ pub(super) fn server() -> String {
     given.map_or_else(|| SERVER.to_owned(), |url| url.trim().trim_end_matches('/').to_owned())
 }
 
-/// Whether a reference can be a name: words with slashes between, `debian/12`.
+/// Whether a reference can be the name of an image: words separated by slashes, such as `debian/12`.
 pub(super) fn is_name(text: &str) -> bool {
     let word = |word: &str| {
         word.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -93,7 +93,7 @@ pub(super) fn is_name(text: &str) -> bool {
     text.len() <= 128 && text.split('/').all(word)
 }
 
-/// The newest root filesystem that `server` has under `name` for this machine.
+/// Finds the newest root filesystem that `server` has under `name` for this machine's architecture.
 pub(super) fn find(server: &str, name: &str, cache: &Path, http: &Http<'_>) -> Result<Source, ImageError> {
     if !server.starts_with("https://") && !server.starts_with("http://") {
         return Err(wrong(name, format!("KARAPACE_IMAGE_SERVER is {server:?}, not an http(s):// address")));
@@ -114,7 +114,7 @@ pub(super) fn find(server: &str, name: &str, cache: &Path, http: &Http<'_>) -> R
     Ok(Source { url, sha256: Some(item.sha256.to_ascii_lowercase()), size: item.size, limit })
 }
 
-/// One of the server's lists; a copy in the cache is used while the server has no other.
+/// Fetches one of the server's lists. A cached copy is used as long as the server says that it is current.
 fn list<T: DeserializeOwned>(
     server: &str,
     path: &str,
@@ -134,8 +134,8 @@ fn list<T: DeserializeOwned>(
     list.map_err(|e| wrong(name, format!("{url} is no list of images: {e}")))
 }
 
-/// The product of this machine's architecture that has `name` among its aliases; its newest version with a
-/// root filesystem.
+/// Finds the product for this machine's architecture that has `name` as an alias, and in it the newest
+/// version with a root filesystem.
 fn choose<'a>(products: &'a Products, name: &str) -> Result<&'a Item, String> {
     let wanted = SHORT.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| *long);
     let here = architecture();
@@ -153,7 +153,7 @@ fn choose<'a>(products: &'a Products, name: &str) -> Result<&'a Item, String> {
     rootfs.next().ok_or_else(|| format!("the image server has no {ROOTFS} of it"))
 }
 
-/// What the server has instead: the same distribution's names, shortest first.
+/// Text that suggests what the server has instead: names of the same distribution, shortest first.
 fn offer(products: &Products, wanted: &str) -> String {
     let distribution = wanted.split('/').next().unwrap_or(wanted);
     let here = architecture();
@@ -169,7 +169,7 @@ fn offer(products: &Products, wanted: &str) -> String {
     if names.is_empty() { String::new() } else { format!("; there are {}", names.join(", ")) }
 }
 
-/// `path` of a list, below the server: a list cannot send us elsewhere.
+/// The address of `path`, which a list gave, below the server. `None` if it would lead elsewhere.
 fn address(server: &str, path: &str) -> Option<String> {
     let safe = !path.is_empty()
         && !path.starts_with('/')
@@ -183,7 +183,7 @@ fn bad_path(server: &str, path: &str) -> String {
     format!("{server} lists the path {path:?}, which is none below it")
 }
 
-/// This machine as Debian and the image servers call it.
+/// This machine's architecture, as Debian and the image servers name it.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

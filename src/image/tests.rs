@@ -40,7 +40,7 @@ fn forms() {
     }
 }
 
-/// Answers each request in turn and returns the requests' heads, in lower case.
+/// A server that sends each answer in turn. Returns its address, and the requests' heads in lower case.
 fn serve(answers: Vec<String>) -> (String, JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/image.tar", listener.local_addr().unwrap());
@@ -70,7 +70,7 @@ fn head(stream: &TcpStream) -> String {
     head
 }
 
-/// An answer with a body; `length` is what it says, which may be more than comes.
+/// A response with a body; `length` is the announced length, which may exceed the body.
 fn answer(status: &str, headers: &str, length: usize, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
@@ -183,7 +183,7 @@ fn a_pinned_address_gives_these_bytes_or_none() {
     assert!(matches!(&error, ImageError::Checksum { found, .. } if *found == sha256("other")), "{error}");
     assert!(matches!(fetch_offline(&pinned, cache.path()), Err(ImageError::Offline { .. })));
     fetch(&pinned, cache.path()).unwrap();
-    // The server answers no third request: what is here is what was pinned.
+    // The server sends no third answer: the cached file has the pinned digest.
     assert_eq!(fs::read(fetch(&pinned, cache.path()).unwrap().path).unwrap(), b"right");
     assert!(matches!(
         fetch_offline(&format!("{url}#sha256={}", sha256("x")), cache.path()),

@@ -1,11 +1,11 @@
-//! One request over HTTP: the answer's head, and its body piece by piece, exactly as it was sent.
+//! One HTTP request: the head of the response, and its body in pieces, exactly as sent.
 //!
-//! A thread of its own talks to the network. Whatever a resolver, a proxy or a server does or leaves out,
-//! whoever asks waits so long as [`Patience`] says and no longer; a thread that is given up ends with its
-//! connection, or with the program.
+//! A thread of its own does the network I/O. Whatever a resolver, a proxy or a server does or fails to do,
+//! the caller waits at most as long as [`Patience`] says. An abandoned thread ends with its connection, or
+//! with the program.
 //!
-//! Redirects are followed here: from https only to https, a few of them, and each with the headers that are
-//! given and no others, so that credentials in an address reach its host alone.
+//! Redirects are followed here: from https only to https, a limited number of them, and each with exactly the
+//! given headers, so that credentials in an address reach only its own host.
 
 use std::io::Read;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -15,43 +15,43 @@ use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
-/// How many redirects are followed.
+/// How many redirects to follow.
 const MOST_HOPS: usize = 10;
 
-/// Bytes handed over at a time, and how many such pieces may wait.
+/// The size of a piece in bytes, and how many pieces may be queued.
 const PIECE: usize = 256 << 10;
 const QUEUE: usize = 4;
 
-/// The most of a server's words that a message repeats.
+/// How many characters of a server's text a message repeats.
 const MOST_SHOWN: usize = 100;
 
-/// How long a server is waited for.
+/// How long to wait for a server.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Until an answer begins, redirects and all.
+    /// Until the response begins, including redirects.
     pub answer: Duration,
     /// For each step of a connection, and for the next bytes of a body.
     pub silence: Duration,
-    /// In each such time...
+    /// In each period of this length...
     pub period: Duration,
-    /// ...at least so many bytes must come.
+    /// ...at least this many bytes must arrive.
     pub least: u64,
 }
 
 impl Default for Patience {
-    /// As long as cargo, apt and dnf wait for silence, and dnf's 1000 bytes a second.
+    /// The silence that cargo, apt and dnf tolerate, and dnf's minimum of 1000 bytes a second.
     fn default() -> Patience {
         let (silence, period) = (Duration::from_secs(30), Duration::from_secs(120));
         Patience { answer: Duration::from_secs(120), silence, period, least: 120_000 }
     }
 }
 
-/// Measures whether enough comes.
+/// Measures whether data arrives fast enough.
 pub(super) struct Pace {
     patience: Patience,
     since: Instant,
     bytes: u64,
-    /// When it was last asked.
+    /// When [`Pace::add`] was last called.
     asked: Instant,
 }
 
@@ -61,9 +61,9 @@ impl Pace {
         Pace { patience, since: now, bytes: 0, asked: now }
     }
 
-    /// Counts what came; says what is wrong when it is too little.
+    /// Counts received bytes. The error says that they arrive too slowly.
     pub fn add(&mut self, bytes: u64) -> Result<(), String> {
-        // Nobody waits so long for bytes: the whole program stood still (Ctrl-Z).
+        // No read waits that long, so the whole program was stopped (Ctrl-Z): start over.
         if self.asked.elapsed() > self.patience.silence * 3 {
             *self = Pace::new(self.patience);
         }
@@ -81,20 +81,20 @@ impl Pace {
     }
 }
 
-/// An answer: its head, and its body as it comes.
+/// A response: its head, and its body as it arrives.
 pub(super) struct Reply {
     pub status: u16,
     headers: HeaderMap,
-    /// How many bytes the body has, where the server says so.
+    /// The length of the body in bytes, if the server states it.
     pub length: Option<u64>,
     pieces: Receiver<Result<Vec<u8>, String>>,
     silence: Duration,
 }
 
-/// What the thread sends first.
+/// The first message from the thread: status, headers and body length.
 type Head = Result<(u16, HeaderMap, Option<u64>), String>;
 
-/// Asks for `url` with these headers.
+/// Requests `url` with these headers. Returns when the response's head has arrived.
 ///
 /// # Errors
 /// What went wrong, without the address.
@@ -132,12 +132,12 @@ pub(super) fn get(
 }
 
 impl Reply {
-    /// The value of a header that is text.
+    /// The value of a header, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// How the body is encoded, where it is not the file itself.
+    /// The encoding of the body, if the body is not the file itself.
     pub fn encoding(&self) -> Option<String> {
         let strange = |name: &str, plain: &str| {
             let values = self.headers.get_all(name).iter();
@@ -162,7 +162,7 @@ impl Reply {
     }
 }
 
-/// The first answer that is no redirect.
+/// Follows redirects up to the first other response.
 fn follow(
     agent: &Agent,
     mut url: String,
@@ -186,7 +186,8 @@ fn follow(
     Err(format!("the server sends on more than {MOST_HOPS} times"))
 }
 
-/// Where a redirect leads, if it may be followed; `secure`: https was asked before.
+/// The address that a redirect leads to, or why it may not be followed. `secure`: an https address was
+/// requested before.
 fn next_hop(url: &str, location: &str, secure: bool) -> Result<String, String> {
     let next = resolve(url, location);
     let words = shown(&next);
@@ -202,7 +203,7 @@ fn next_hop(url: &str, location: &str, secure: bool) -> Result<String, String> {
     Ok(next)
 }
 
-/// Hands the body over, an empty piece at its end.
+/// Sends the body in pieces, and an empty piece at its end.
 fn pump(body: Body, send: &SyncSender<Result<Vec<u8>, String>>) {
     let mut body = body.into_reader();
     let mut buffer = vec![0; PIECE];
@@ -213,7 +214,7 @@ fn pump(body: Body, send: &SyncSender<Result<Vec<u8>, String>>) {
         };
         let last = !matches!(read, Ok(1..));
         let piece = read.map(|length| buffer[..length].to_vec()).map_err(|e| e.to_string());
-        // Nobody receiving any more is no failure.
+        // It is no failure if the receiver is gone.
         if send.send(piece).is_err() || last {
             return;
         }
@@ -228,8 +229,7 @@ fn has_scheme(url: &str, scheme: &str) -> bool {
     url.split_once("://").is_some_and(|(found, _)| found.eq_ignore_ascii_case(scheme))
 }
 
-/// The address that `location` means on a page of `base`, an http(s) address (RFC 3986 §5.2); its fragment is
-/// left out.
+/// Resolves `location`, relative to the http(s) address `base` (RFC 3986 §5.2). The fragment is dropped.
 fn resolve(base: &str, location: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
     let is_scheme = |scheme: &str| {
@@ -259,7 +259,7 @@ fn resolve(base: &str, location: &str) -> String {
         match part {
             "." => {}
             ".." => drop(parts.pop()),
-            // A slash at the end is told at the end.
+            // A trailing slash is handled below.
             part => parts.push(part),
         }
     }

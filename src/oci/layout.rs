@@ -1,4 +1,4 @@
-//! Where an image goes: a layout directory, or the same as one archive.
+//! Writes an image as a layout directory, or as an archive of one.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, Permissions};
@@ -16,15 +16,15 @@ use tempfile::TempDir;
 
 use super::{Documents, LAYOUT};
 
-/// How much is gathered for one write.
+/// Bytes to gather for one write.
 const BUFFER: usize = 256 << 10;
 
-/// The name and length of a blob.
+/// The digest and size of a blob.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Blob {
     /// `sha256:` and 64 hex digits.
     pub digest: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
@@ -38,13 +38,13 @@ impl Blob {
         Blob { digest, size }
     }
 
-    /// Its file in a layout.
+    /// Its path in a layout.
     fn path(&self) -> String {
         format!("blobs/{}", self.digest.replacen(':', "/", 1))
     }
 }
 
-/// Counts and hashes what goes through.
+/// A writer that counts and hashes the bytes that pass through.
 struct Hashing<W> {
     out: W,
     hasher: Sha256,
@@ -74,25 +74,28 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-/// What writes a blob's bytes.
+/// A function that writes a blob's bytes.
 type Source<'a, T> = &'a mut dyn FnMut(&mut dyn Write) -> Result<T>;
 
-/// The tar of a layer as it is stored.
+/// A layer's tar as it is stored, compressed or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
     /// Its blob.
     pub blob: Blob,
-    /// The digest of the tar before it was compressed.
+    /// The digest of the tar before compression.
     pub diff_id: String,
 }
 
-/// The blob that `source` writes, without keeping it.
+/// Determines digest and size of the blob that `source` writes, without storing it.
+///
+/// # Errors
+/// Those of `source` and of the compression.
 pub fn measure<T>(compression: Compression, source: Source<'_, T>) -> Result<(Packed, T)> {
     let (packed, _, made) = pack(io::sink(), compression, Path::new("a layer"), source)?;
     Ok((packed, made))
 }
 
-/// Writes what `source` gives to `out`, compressed; errors call it `name`.
+/// Writes the output of `source` to `out`, compressed; errors name it `name`.
 fn pack<W: Write, T>(
     out: W,
     compression: Compression,
@@ -116,14 +119,15 @@ fn pack<W: Write, T>(
     Ok((Packed { blob: blob.blob(), diff_id }, blob.out, made))
 }
 
-/// A layout directory under way. Dropped before [`Directory::finish`] it leaves nothing behind.
+/// A layout directory that is being written. If it is dropped before [`Directory::finish`], it leaves nothing
+/// behind.
 pub struct Directory {
     dir: TempDir,
     target: PathBuf,
 }
 
 impl Directory {
-    /// Begins a layout that will be at `target`: nothing yet, or an empty directory.
+    /// Begins a layout for the path `target`, which must not exist yet or be an empty directory.
     pub fn create(target: &Path) -> Result<Directory> {
         match fs::read_dir(target) {
             Ok(mut entries) => {
@@ -159,7 +163,7 @@ impl Directory {
         Ok((packed, made))
     }
 
-    /// Adds the documents and puts the layout in its place.
+    /// Adds the documents and moves the layout to its final path.
     pub fn finish(self, documents: &Documents) -> Result<()> {
         let write = |name: &str, bytes: &[u8]| {
             let path = self.dir.path().join(name);
@@ -176,7 +180,7 @@ impl Directory {
             fsync_dir(&self.dir.path().join(dir))?;
         }
         fs::rename(self.dir.path(), &self.target).at("create", &self.target)?;
-        // It has its name now: there is nothing left to remove.
+        // The directory has its final name, so the temporary one must not be removed.
         drop(self.dir.keep());
         let inside = self.target.join("oci-layout");
         fsync_name(parent(&self.target), &File::open(&inside).at("open", &inside)?)?;
@@ -184,21 +188,21 @@ impl Directory {
     }
 }
 
-/// The directory that `path` is in.
+/// The directory that contains `path`.
 pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A layout as one tar archive. As the header of a blob comes before it, blobs are measured first.
+/// A layout as one tar archive. A blob's header precedes it, so blobs must be measured first.
 pub struct Archive<'a> {
     tar: Encoder<&'a mut dyn Write>,
     name: &'a Path,
-    /// Of the layers.
+    /// The compression of the layers.
     compression: Compression,
 }
 
 impl<'a> Archive<'a> {
-    /// Begins an archive on `out`, which errors call `name`.
+    /// Begins an archive on `out`; errors name it `name`.
     pub fn new(out: &'a mut dyn Write, name: &'a Path, compression: Compression) -> Result<Archive<'a>> {
         let mut archive = Archive { tar: Encoder::new(out), name, compression };
         for directory in ["blobs/", "blobs/sha256/"] {
@@ -207,8 +211,11 @@ impl<'a> Archive<'a> {
         Ok(archive)
     }
 
-    /// Writes all blobs in the order of their names, then the other documents. `layer` writes the one that is
-    /// asked for.
+    /// Writes all blobs in the order of their digests, then the other documents. `layer` writes the bytes of
+    /// the layer with the given index.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if a layer is not the same as when it was measured; write errors.
     pub fn finish(
         mut self,
         layers: &[Blob],
@@ -225,7 +232,7 @@ impl<'a> Archive<'a> {
         let mut blobs: Vec<(Blob, Bytes<'_>)> =
             layers.iter().enumerate().map(|(i, blob)| (blob.clone(), Bytes::Layer(i))).chain(here).collect();
         blobs.sort_by(|a, b| a.0.cmp(&b.0));
-        // Two layers may be the same bytes.
+        // Two layers may have the same bytes.
         blobs.dedup_by(|a, b| a.0 == b.0);
         for (blob, bytes) in blobs {
             match bytes {
@@ -273,7 +280,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The body of one entry: no more than its header says.
+/// The body of one entry; fails if it exceeds the size in the entry's header.
 struct Body<'a, 'b> {
     tar: &'a mut Encoder<&'b mut dyn Write>,
     left: u64,
@@ -320,7 +327,7 @@ mod tests {
         bytes
     }
 
-    /// Names and contents in an archive.
+    /// The names and contents of the files in an archive.
     fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
         let mut reader = Reader::new(archive);
         let mut files = BTreeMap::new();

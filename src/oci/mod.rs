@@ -1,10 +1,10 @@
-//! OCI images as they are written: the documents of one image, and layouts that hold it.
+//! Writes OCI images: the documents of one image, and layouts that hold it.
 //!
-//! Formats: the OCI image specification 1.0 (image-layout, index, manifest, config, layer). Everything
-//! written follows from what is given, so equal images are equal bytes: fields stand in one order, times come
-//! with the layers, and layers are not compressed unless that is asked for. Uncompressed layers are one of
-//! the specification's forms, which all tools take; the bytes of a compressor change with its version, and
-//! whoever pushes the image to a registry compresses it then (`skopeo copy --dest-compress`).
+//! Formats: the OCI image specification 1.0 (image-layout, index, manifest, config, layer). The output
+//! depends only on the input, so equal images are equal bytes: fields have a fixed order, times come from the
+//! layers, and layers are not compressed unless requested. The specification permits uncompressed layers, and
+//! all tools accept them. The output of a compressor changes with its version; a push to a registry can
+//! compress the layers (`skopeo copy --dest-compress`).
 
 mod layout;
 
@@ -21,7 +21,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// The media type of a layer; `None` where the specification has none.
+/// The media type of a layer; `None` if the specification defines none.
 pub fn layer_type(compression: Compression) -> Option<&'static str> {
     match compression {
         Compression::None => Some("application/vnd.oci.image.layer.v1.tar"),
@@ -31,13 +31,12 @@ pub fn layer_type(compression: Compression) -> Option<&'static str> {
     }
 }
 
-/// The name of an image in its layout: that of the environment, as far as the name of an image can be (lower
-/// case, words of letters and digits with one separator between). Tools call the image by it when they take
-/// it in.
+/// The name of an image in its layout, by which tools import it: the environment's name, converted to a valid
+/// image name (lower case, words of letters and digits with a single separator in between).
 pub fn reference(environment: &str) -> String {
     let lower = environment.to_ascii_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    // A single separator stays what it is.
+    // Single separators are valid and stay as they are.
     if words.iter().all(|word| !word.is_empty()) {
         return lower;
     }
@@ -45,20 +44,20 @@ pub fn reference(environment: &str) -> String {
     if words.is_empty() { "environment".to_owned() } else { words.join("-") }
 }
 
-/// The content of the file `oci-layout`.
+/// The content of the `oci-layout` file.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-/// The latest time that RFC 3339 can say.
+/// The latest time that RFC 3339 can represent, in seconds since 1970.
 const LAST_SECOND: i64 = 253_402_300_799;
 
-/// What an image runs when nothing else is asked for, and where it can run.
+/// What an image runs by default, and where it can run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
-    /// In Go's words (`amd64`).
+    /// The architecture, as Go names it (`amd64`).
     pub architecture: String,
-    /// The command: a shell.
+    /// The default command: a shell.
     pub command: String,
-    /// `PATH`.
+    /// The value of `PATH`.
     pub path: String,
 }
 
@@ -67,27 +66,27 @@ pub struct Defaults {
 pub struct Layer {
     /// Its tar.
     pub tar: Packed,
-    /// The newest modification time in it, if it has any entry.
+    /// The newest modification time in it; `None` if it has no entries.
     pub newest: Option<Timestamp>,
-    /// What made it.
+    /// The command that made it.
     pub created_by: String,
-    /// What was said about it.
+    /// The comment given with it.
     pub comment: Option<String>,
 }
 
-/// The documents of an image, by the names that they have in a layout.
+/// The documents of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Documents {
-    /// A blob.
+    /// The config, a blob.
     pub config: Vec<u8>,
-    /// A blob.
+    /// The manifest, a blob.
     pub manifest: Vec<u8>,
     /// `index.json`.
     pub index: Vec<u8>,
 }
 
 impl Documents {
-    /// Those of an image of these layers, which are of this media type, the lowest first.
+    /// The documents of an image with these layers, lowest first, which all have the media type `layer_type`.
     pub fn new(
         layers: &[Layer],
         layer_type: &'static str,
@@ -109,7 +108,7 @@ impl Documents {
     }
 }
 
-/// A layer's time is its newest modification time, and no earlier than that of the layer below: the time of
+/// A layer's time is its newest modification time, but not earlier than that of the layer below. The time of
 /// the commit would make images of equal content differ.
 fn config<'a>(layers: &'a [Layer], defaults: &'a Defaults) -> Config<'a> {
     let mut time = None;
@@ -252,7 +251,7 @@ mod tests {
         assert!(config.starts_with(&format!(
             r#"{{"created":"2001-09-09T01:46:40.000000000Z","architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["/bin/bash"],"WorkingDir":"/"}},"rootfs":{{"type":"layers","diff_ids":["{one}","#
         )), "{config}");
-        // Times never go back, and such as RFC 3339 cannot say count for nothing.
+        // Times never decrease, and times that RFC 3339 cannot represent are ignored.
         assert_eq!(config.matches("2001-09-09T01:46:40.000000000Z").count(), 4, "{config}");
         assert!(config.contains(r#""created_by":"karapace commit","comment":"a \"b\"""#), "{config}");
         let manifest = text(&documents.manifest);

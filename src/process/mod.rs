@@ -1,8 +1,8 @@
-//! This process as the system sees it: what it inherits from who starts it, and what it makes of that.
+//! The state of this process: what it inherits from its parent, and what it changes.
 //!
-//! A server outlives its starter and serves others, so it begins from a state of its own, whoever starts it:
-//! a shell with limits, a build with a job server, a script that ignores signals. The command of a session
-//! gets what the caller has.
+//! A server outlives the process that started it and serves others, so it sets up a state of its own,
+//! whatever starts it: a shell with limits, a build with a job server, a script that ignores signals. A
+//! session's command inherits the caller's state.
 
 mod sys;
 
@@ -19,8 +19,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 pub(crate) use sys::{default_signal, ignore_signal};
 
-/// Limits that would end a server or make it fail its callers' requests: (resource, what `ulimit` calls it,
-/// its unit, what it does).
+/// Limits that would end a server or make its callers' requests fail: (resource, option of `ulimit`, unit,
+/// effect).
 const LIMITS: [(Resource, &str, &str, &str); 5] = [
     (Resource::RLIMIT_FSIZE, "-f", "bytes", "larger files cannot be written (EFBIG)"),
     (Resource::RLIMIT_CPU, "-t", "seconds", "the mount ends when it has used that much processor time"),
@@ -32,24 +32,23 @@ const LIMITS: [(Resource, &str, &str, &str); 5] = [
 /// A limit below this many open files is worth a warning.
 const FEW_FILES: u64 = 1024;
 
-/// As many open files as a server asks for where it may: what the kernel allows by default
-/// (/proc/sys/fs/nr_open).
+/// How many open files a server asks for: the most that the kernel allows by default (/proc/sys/fs/nr_open).
 const MANY_FILES: u64 = 1 << 20;
 
-/// What the kernel gives the first program (_STK_LIM in include/uapi/linux/resource.h).
+/// Stack limit of the first program, in bytes (_STK_LIM in include/uapi/linux/resource.h).
 const STACK: u64 = 8 << 20;
 
-/// Signals that a server leaves as they are: the runtime catches the first two and ignores the third.
+/// Signals whose disposition a server keeps: the Rust runtime handles the first two and ignores the third.
 const KEPT: [Signal; 3] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGPIPE];
 
-/// How many descriptors the caller has left open from 3 on without a gap.
+/// How many descriptors, from 3 on without a gap, the caller left open.
 static INHERITED: OnceLock<u32> = OnceLock::new();
 
-/// Begins the program: keeps the descriptors that it was started with from all that it will start, and hears
-/// of its children's ends whatever the caller ignores. To be called first in `main`, before anything is
-/// opened.
+/// Sets up the process: keeps the inherited descriptors from all programs that it starts, and makes sure that
+/// the statuses of its children are not discarded, even if the caller ignores SIGCHLD. Must be called first
+/// in `main`, before anything is opened.
 pub fn begin() {
-    // Neither fails for these arguments.
+    // Neither call fails with these arguments.
     default_signal(Signal::SIGCHLD).unwrap_or(());
     let open = (3..).take_while(|number: &RawFd| sys::is_open(*number)).count();
     if let Err(errno) = sys::close_on_exec(3) {
@@ -58,15 +57,18 @@ pub fn begin() {
     INHERITED.get_or_init(|| u32::try_from(open).unwrap_or(u32::MAX));
 }
 
-/// How many descriptors from 3 on are the caller's; those after them may be our own.
+/// How many descriptors from 3 on are the caller's; later ones may be our own.
 pub fn inherited_descriptors() -> u32 {
     INHERITED.get().copied().unwrap_or(0)
 }
 
-/// Gives a server a state of its own, but for its limits: file mode mask, signals, place in the queue for the
-/// processor and for being killed when memory runs out. What it may not change is said in the log.
+/// Gives a server a state of its own, except for its limits: umask, signals, nice value and oom_score_adj.
+/// Logs what it is not permitted to change.
+///
+/// # Errors
+/// The errno of changing a signal's disposition or the signal mask.
 pub fn become_server() -> Result<(), Errno> {
-    // For mount points; what is in the store has modes of its own.
+    // The umask affects mount points; files in the store get explicit modes.
     umask(Mode::from_bits_truncate(0o022));
     for signal in Signal::iterator().filter(|signal| !KEPT.contains(signal)) {
         if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
@@ -85,8 +87,11 @@ pub fn become_server() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Lifts the limits that would end a server, as far as it may, and says in the log what stays; a file that
-/// becomes too long all the same is an error of its writer (EFBIG), and no signal.
+/// Lifts the limits that would end a server, as far as permitted, and logs those that stay. Ignores SIGXFSZ,
+/// so that a file that grows too large is an error for its writer (EFBIG) and does not end the server.
+///
+/// # Errors
+/// The errno of reading or setting a limit.
 pub fn lift_limits() -> Result<(), Errno> {
     ignore_signal(Signal::SIGXFSZ)?;
     for (resource, ..) in LIMITS {
@@ -100,14 +105,14 @@ pub fn lift_limits() -> Result<(), Errno> {
     Ok(())
 }
 
-/// The limits that a server started by this process will keep, and what they do, a sentence each. One with
-/// CAP_SYS_RESOURCE, as root has it but in some containers, lifts all of them.
+/// The limits that a server started by this process cannot lift, and their effects, one sentence each. A
+/// server with CAP_SYS_RESOURCE, which root has except in some containers, lifts all of them.
 pub fn lasting_limits() -> Vec<String> {
     let lifts = capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_RESOURCE));
     if lifts { Vec::new() } else { harmful_limits() }
 }
 
-/// The hard limits of this process that would harm a server.
+/// This process's hard limits that would harm a server, one sentence each.
 fn harmful_limits() -> Vec<String> {
     let lasting = LIMITS.iter().filter_map(|(resource, option, unit, effect)| {
         let (_, hard) = getrlimit(*resource).ok()?;
@@ -121,21 +126,22 @@ fn harmful_limits() -> Vec<String> {
     lasting.collect()
 }
 
-/// An interrupt, SIGINT or SIGQUIT, that ended a command, and who else has to hear of it.
+/// An interrupt, SIGINT or SIGQUIT, that ended a command, and which processes must receive it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interrupt {
     /// The signal.
     pub signal: Signal,
-    /// The keyboard sent it to the command's process group alone: all of the caller's is to have it.
+    /// Whether the keyboard sent it only to the command's process group: then the caller's whole group must
+    /// get it.
     pub whole_group: bool,
 }
 
-/// Ends this process by the interrupt that ended its command, as shells expect. Returns only where the signal
-/// has no effect.
+/// Ends this process with the signal that ended its command, as shells expect. Returns only if the signal has
+/// no effect.
 pub fn die_of(interrupt: Interrupt) {
     let Interrupt { signal, whole_group } = interrupt;
     let die = || {
-        // SIGQUIT leaves a core file: of the command, not of us.
+        // SIGQUIT dumps core: the command may, but this process must not.
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         default_signal(signal)?;
         SigSet::from(signal).thread_unblock()?;

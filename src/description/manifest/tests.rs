@@ -1,4 +1,4 @@
-//! What normalisation makes of a manifest, and every way in which one can be wrong.
+//! How a manifest is normalised, and every way in which it can be invalid.
 
 use super::*;
 
@@ -51,10 +51,10 @@ fn toml_round_trip() {
     }
 }
 
-/// A manifest that is right up to here: three lines.
+/// A valid beginning of a manifest: three lines.
 const HEAD: &str = "manifest_version = 1\n[base]\nimage = \"x\"\n";
 
-/// Checks that each text is refused on that line, in words that begin so.
+/// Checks that each text is refused on the given line, with a reason that starts with the given words.
 fn refused(table: &[(&str, usize, &str)]) {
     for (text, line, words) in table {
         match parse(text) {
@@ -69,7 +69,7 @@ fn refused(table: &[(&str, usize, &str)]) {
     }
 }
 
-/// The same for what comes after `HEAD`; lines count from there.
+/// Like [`refused`], for text that follows `HEAD`; lines are counted from there.
 fn refused_below(table: &[(&str, usize, &str)]) {
     for (text, line, words) in table {
         refused(&[(&format!("{HEAD}{text}"), line + 3, words)]);

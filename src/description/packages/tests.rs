@@ -1,5 +1,5 @@
-//! Detection, command lines and answers of each manager. The answers follow what the programs were seen to
-//! say.
+//! Detection, commands and output of each package manager. The output is modelled on what the programs
+//! printed.
 
 use super::*;
 
@@ -28,13 +28,13 @@ fn detection() {
         ("ID=manjaro\nID_LIKE=arch\n", &["/usr/bin/pacman"], Some(Manager::Pacman)),
         ("ID='alpine'\n", &["/sbin/apk"], Some(Manager::Apk)),
         ("ID=\"void\"\n", &["/usr/bin/xbps-install"], Some(Manager::Xbps)),
-        // Another distribution's manager may be installed beside the own one.
+        // Another distribution's manager may be installed too.
         ("ID=debian\n", &["/usr/bin/dnf", "/usr/bin/apt-get"], Some(Manager::Apt)),
         ("ID=fedora\n", &["/usr/bin/dnf", "/usr/bin/apt-get"], Some(Manager::Dnf)),
-        // An unknown or absent os-release: what is there.
+        // os-release is unknown or missing: the installed manager counts.
         ("ID=somewhere\n", &["/usr/bin/pacman"], Some(Manager::Pacman)),
         ("", &["/sbin/apk"], Some(Manager::Apk)),
-        // Named, but its program is not there.
+        // The manager is known, but its program does not exist.
         ("ID=debian\n", &[], None),
         ("VERSION_ID=12\n", &[], None),
     ];
@@ -57,7 +57,7 @@ fn command_lines() {
     ];
     for (manager, install) in table {
         assert_eq!(lines(&manager.install(&wanted)), *install);
-        // The program that was looked for is the one that is run.
+        // The program that was detected is the one that is run.
         let program = manager.program().rsplit('/').next().unwrap();
         assert!(manager.refresh().iter().any(|argv| argv[0] == program), "{manager:?}");
         assert_eq!(manager.install(&wanted)[0][0], program);
@@ -144,7 +144,7 @@ fn scripts_that_failed_are_told_whatever_the_status() {
     }
 }
 
-/// A manager, what it answered, the names that were asked for, and what is known then.
+/// A manager, its output, the names that were asked for, and the versions that it reports.
 type Answer<'a> = (Manager, &'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
 
 #[test]
@@ -163,7 +163,7 @@ fn installed_versions() {
              glibc 2.40-3.fc41 x86_64\nglibc 2.40-3.fc41 i686\n",
             &["git", "vim-enhanced", "vim", "glibc", "glibc.i686"],
             &[
-                // A written epoch of zero is none for all that compares versions.
+                // An explicit epoch of zero means none, for everything that compares versions.
                 ("git", "2.47.0-1.fc41"),
                 ("glibc", "2.40-3.fc41"),
                 ("glibc.i686", "2.40-3.fc41"),

@@ -1,4 +1,4 @@
-//! Servers that send too much, something else, too slowly, or on to elsewhere.
+//! Servers that send too much, something else, or too slowly, or that redirect elsewhere.
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use super::super::download::Answer;
 use super::*;
 
-/// What a server does with a connection once it has read the request's head; gives how many bytes it got rid
-/// of.
+/// What a server does with a connection after it has read the request's head. Returns how many bytes it could
+/// send.
 type Act = Box<dyn FnOnce(&mut TcpStream) -> u64 + Send>;
 
-/// Serves each connection in turn; gives the requests' heads, in lower case, and what the acts gave.
+/// A server that handles each connection in turn. Returns its address, and the requests' heads in lower case
+/// with the results of the acts.
 fn act(acts: Vec<Act>) -> (String, JoinHandle<Vec<(String, u64)>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/image.tar", listener.local_addr().unwrap());
@@ -33,7 +34,7 @@ fn say(answer: String) -> Act {
     })
 }
 
-/// Sends `head`, then `piece` with `pause` between, for as long as somebody takes it.
+/// Sends `head`, then `piece` again and again with `pause` in between, while the client accepts it.
 fn go_on(head: &str, piece: Vec<u8>, pause: Duration) -> Act {
     let head = head.to_owned();
     Box::new(move |stream| {
@@ -47,7 +48,7 @@ fn go_on(head: &str, piece: Vec<u8>, pause: Duration) -> Act {
     })
 }
 
-/// Sends `head` and then nothing, until the other side goes.
+/// Sends `head` and then nothing, until the client disconnects.
 fn stall(head: &str) -> Act {
     let head = head.to_owned();
     Box::new(move |stream| {
@@ -64,7 +65,7 @@ fn redirect(to: &str) -> Act {
     say(answer("302 Found", &format!("Location: {to}\r\n"), 0, ""))
 }
 
-/// A little patience, so that tests are short.
+/// Short time limits, so that the tests are fast.
 const BRIEF: Patience = Patience {
     answer: Duration::from_secs(5),
     silence: Duration::from_millis(300),
@@ -72,7 +73,7 @@ const BRIEF: Patience = Patience {
     least: 1000,
 };
 
-/// Downloads what is to have at most ten bytes.
+/// Downloads a file with a limit of ten bytes.
 fn ten(url: &str, cache: &Path) -> Result<Fetched, ImageError> {
     let limit = Limit { bytes: 10, why: "as the test says" };
     let source = Source { url: url.to_owned(), sha256: None, size: None, limit };
@@ -145,7 +146,7 @@ fn a_list_without_end_is_not_stored() {
     assert!(error.contains("more than 67108864 bytes"), "{error}");
     assert_eq!(files(cache.path()), []);
     assert!(server.join().unwrap()[0].1 < 200 << 20);
-    // One that is none is not kept either: the server would say that it has no other.
+    // An invalid list is not kept either: the server would say that it is current.
     let (url, server) = act(vec![say(answer("200 OK", "ETag: \"v\"\r\n", 3, "bad"))]);
     let server_url = url.trim_end_matches("/image.tar");
     let error = streams::find(server_url, "debian/12", cache.path(), &http).unwrap_err().to_string();
@@ -179,7 +180,7 @@ fn an_image_is_no_longer_than_its_list_says() {
 
 #[test]
 fn what_is_not_the_file_itself_is_not_taken() {
-    // "hello" as gzip writes it.
+    // "hello", compressed with gzip.
     let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xcbH\xcd\xc9\xc9\x07\0\x86\xa6\x106\x05\0\0\0";
     for (header, refused) in [
         ("Content-Encoding: gzip", true),
@@ -225,7 +226,7 @@ fn redirects_are_followed_so_far_and_carry_no_credentials() {
     assert!(heads[1].0.starts_with("get /c?d http"), "{heads:?}");
     let heads = there.join().unwrap();
     assert!(!heads[0].0.contains("authorization") && heads[0].0.starts_with("get /image.tar"), "{heads:?}");
-    // Round and round, and to what is no address.
+    // Redirects in a circle, and to unsupported addresses.
     let (url, server) = act((0..11).map(|_| redirect("/image.tar")).collect());
     let error = fetch(&url, cache.path()).unwrap_err().to_string();
     assert!(error.contains("sends on more than 10 times"), "{error}");
@@ -236,7 +237,7 @@ fn redirects_are_followed_so_far_and_carry_no_credentials() {
         assert!(error.contains(words), "{error}");
         server.join().unwrap();
     }
-    // A body that goes with a redirect is nobody's.
+    // The body of a redirect is not read.
     let endless = "HTTP/1.1 302 Found\r\nLocation: /x\r\nConnection: close\r\n\r\n";
     let (url, server) =
         act(vec![go_on(endless, vec![b'x'; 65536], Duration::ZERO), say(answer("200 OK", "", 5, "hello"))]);
@@ -256,16 +257,16 @@ fn nobody_is_waited_for_without_end() {
         assert!(start.elapsed() < Duration::from_secs(seconds), "{words}: {:?}", start.elapsed());
         files(cache.path())
     };
-    // A byte now and then is not enough, and what came is kept for another time.
+    // A byte now and then is too slow, and what arrived is kept for a later download.
     let (url, server) = act(vec![go_on(UNBOUNDED, vec![b'x'], Duration::from_millis(20))]);
     let kept = within(10, &url, "too slow");
     assert!(kept.iter().any(|(name, size)| name == "archive.part" && *size > 0), "{kept:?}");
     server.join().unwrap();
-    // Nor when each comes over a connection of its own.
+    // Nor is it enough if each byte comes over a connection of its own.
     let (url, server) = act((0..40).map(|_| say(answer("200 OK", "", 9, "x"))).collect());
     within(10, &url, "");
     drop(server);
-    // Nothing after the head; no head; one that never ends.
+    // Nothing after the head; no head at all; a head that never ends.
     let (url, server) = act(vec![stall(CHUNKED), stall(CHUNKED), stall(CHUNKED), stall(CHUNKED)]);
     within(15, &url, "");
     drop(server);
