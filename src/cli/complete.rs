@@ -1,4 +1,4 @@
-//! What a shell completes that only the store knows: environments and snapshots.
+//! Shell completion of values that only the store knows: environments and snapshots.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -10,13 +10,13 @@ use karapace_store::Store;
 use karapace_store::metadata::Metadata;
 use karapace_store::{rfc3339, text};
 
-/// As the shell knows it.
+/// The program's name, as the shell knows it.
 pub const PROGRAM: &str = "karapace";
 
-/// Tells each argument how it is completed, by its name, in all commands.
+/// Sets, for every command, how each argument is completed, by the argument's name.
 pub fn with_completers(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|arg| match arg.get_id().as_str() {
-        // A name on an image server is no file, most images are.
+        // An image may be a name on an image server, but most are files.
         "image" => arg.value_hint(ValueHint::AnyPath),
         "target" => arg.add(ArgValueCompleter::new(mounts)),
         "env" | "onto" => arg.add(ArgValueCompleter::new(environments)),
@@ -47,7 +47,7 @@ fn mounts(current: &OsStr) -> Vec<CompletionCandidate> {
     words
 }
 
-/// Snapshots of the environment that stands on the command line already.
+/// Snapshots of the environment that the command line names already.
 fn snapshots(current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else { return Vec::new() };
     let line = line();
@@ -59,13 +59,13 @@ fn snapshots(current: &OsStr) -> Vec<CompletionCandidate> {
     words.map(|(word, help)| candidate(word, help)).collect()
 }
 
-/// Shells show both as they are.
+/// Escapes both texts, because shells print them as they are.
 fn candidate(word: String, help: String) -> CompletionCandidate {
     let shown = |text: &str| text::line(text).into_owned();
     CompletionCandidate::new(shown(&word)).help(Some(shown(&help).into()))
 }
 
-/// What names a snapshot, newest first, with a word on it.
+/// The references to an environment's snapshots, newest first, each with a short description.
 fn references(env: &Metadata) -> Vec<(String, String)> {
     let mut words = vec![("head".to_owned(), "the one that it stands on".to_owned())];
     for snapshot in env.snapshots.iter().rev() {
@@ -78,7 +78,7 @@ fn references(env: &Metadata) -> Vec<(String, String)> {
     words
 }
 
-/// Every environment that reads; none where there is no store, and none is made.
+/// All environments with readable metadata; none if there is no store. Creates no store.
 fn all() -> Vec<Metadata> {
     let line = line();
     let mut given = std::env::var_os("KARAPACE_STORE").map(PathBuf::from);
@@ -90,12 +90,12 @@ fn all() -> Vec<Metadata> {
         }
     }
     let Some(root) = super::store_root(given) else { return Vec::new() };
-    // A shell that completes has no place for an error.
+    // Errors are dropped: a shell has nowhere to show them during completion.
     let listed = Store::open_existing(&root).and_then(|store| Metadata::list(&store));
     listed.unwrap_or_default().into_iter().flatten().collect()
 }
 
-/// The words of the command line that is completed: the shell passes them after `--`.
+/// The words of the command line being completed: the shell passes them after `--`.
 fn line() -> Vec<OsString> {
     std::env::args_os().skip_while(|arg| arg != "--").skip(1).collect()
 }
@@ -104,7 +104,7 @@ fn line() -> Vec<OsString> {
 mod tests {
     use super::*;
 
-    /// What a shell is offered for the last of these words in a directory.
+    /// The completions that a shell gets for the last of these words, in this directory.
     fn offered(words: &[&str], dir: &std::path::Path) -> Vec<String> {
         let args = [PROGRAM].iter().chain(words).map(OsString::from).collect();
         let mut command = crate::cli::command();

@@ -1,18 +1,18 @@
-//! The one place where an error becomes an exit status.
+//! The only place where an error becomes an exit status.
 
 use karapace_store::error::StoreError;
 
 use crate::engine::Error;
 
-/// Anything that is none of the below, a wrong command line included.
+/// Any failure that has no status below, including a wrong command line.
 pub const FAILURE: i32 = 1;
-/// The manifest or its lock file.
+/// The manifest or its lock file is at fault.
 pub const MANIFEST: i32 = 2;
-/// The store: damage, a lock, a version.
+/// The store is damaged, locked, or of another version.
 pub const STORE: i32 = 3;
-/// The user interrupted a command that ended cleanly.
+/// The user interrupted a command, and it ended cleanly.
 pub const INTERRUPTED: i32 = 130;
-/// `enter` and `exec`: we failed, not the command.
+/// `enter` and `exec`: karapace failed, not the command.
 pub const RUNTIME: i32 = 125;
 
 /// The exit status for a failed command.
@@ -26,7 +26,7 @@ pub fn status(error: &Error) -> i32 {
     }
 }
 
-/// The same for `enter` and `exec`, whose low numbers belong to the command.
+/// The exit status for a failed `enter` or `exec`, whose low numbers belong to the command inside.
 pub fn session_status(error: &Error) -> i32 {
     match error {
         Error::Runtime(e) => e.exit_status(),
@@ -34,7 +34,7 @@ pub fn session_status(error: &Error) -> i32 {
     }
 }
 
-/// What sort of error it is, in one word that stays the same: the `kind` of docs/JSON.md.
+/// The kind of an error, in one word that never changes: the `kind` of docs/JSON.md.
 pub fn kind(error: &Error) -> &'static str {
     match error {
         Error::Manifest(_) | Error::Unpinned { .. } | Error::OtherContent { .. } => "manifest",
@@ -84,7 +84,7 @@ fn store_kind(error: &StoreError) -> &'static str {
 
 fn store_status(error: &StoreError) -> i32 {
     match error {
-        // A name that the user gave, not a hole in the store.
+        // The user gave a name that does not exist; the store itself is whole.
         StoreError::Missing { kind: "environment", .. } => FAILURE,
         StoreError::Missing { .. }
         | StoreError::Corrupt { .. }

@@ -1,5 +1,5 @@
-//! The log, on stderr: a terminal, or the log file of a mount in the background. One line an event, of text
-//! only, that begins with the request or command it belongs to.
+//! The log on stderr, which is a terminal or the log file of a background mount. Each event is one line of
+//! plain text, which begins with the request or command that it belongs to.
 #![allow(clippy::disallowed_methods, reason = "each event is one line of the writer's")]
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -20,20 +20,19 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::writer::{self, Line};
 
-/// The variable that says what is logged: levels by module, as `karapace_fs::fuse=trace,info`.
+/// The variable that selects what is logged: levels by module, as in `karapace_fs::fuse=trace,info`.
 pub const VARIABLE: &str = "KARAPACE_LOG";
 
-/// How events are shown.
+/// How to show events.
 pub struct Log {
-    /// The least grave that are shown, where the variable says nothing else.
+    /// The least severe level to show, unless the variable says otherwise.
     pub level: Level,
-    /// With the time of each.
+    /// Whether to show the time of each event.
     pub with_time: bool,
 }
 
 impl Log {
-    /// From now on events and panics are shown. What the variable holds that is not understood is told, and
-    /// then left out.
+    /// From now on, shows events and panics. If the variable cannot be parsed, reports that and ignores it.
     pub fn start(self) {
         std::panic::set_hook(Box::new(tell_panic));
         let asked = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
@@ -66,7 +65,7 @@ impl Log {
 
 struct Format {
     with_time: bool,
-    /// With the module that each event comes from.
+    /// Whether to show the module that each event comes from.
     with_target: bool,
     is_coloured: bool,
 }
@@ -121,7 +120,7 @@ fn colour(level: Level) -> AnsiColor {
     }
 }
 
-/// The message, and then `name=value` for each field.
+/// The message, followed by `name=value` for each field.
 #[derive(Default)]
 struct Fields(String);
 
@@ -145,7 +144,7 @@ impl Visit for Fields {
     }
 }
 
-/// What the standard library says of a panic, as lines of text.
+/// Prints the standard library's text for a panic, and the backtrace if there is one, as escaped lines.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("unnamed");

@@ -1,4 +1,5 @@
-//! The command line: arguments, output, exit status. One command a file; the doc comments are the help.
+//! The command line: arguments, output, exit status. One file per command; the doc comments on its arguments
+//! are the help text.
 
 mod commands;
 mod complete;
@@ -75,28 +76,28 @@ impl Global {
         self.json
     }
 
-    /// Whether only ids are to be printed.
+    /// Whether to print ids only.
     pub fn quiet(&self) -> bool {
         self.quiet
     }
 
-    /// Whether more is to be said.
+    /// Whether to print more details.
     pub fn verbose(&self) -> bool {
         self.verbose || self.trace
     }
 
-    /// Opens the store, which must be there: for commands that act on environments.
+    /// Opens the store, which must exist: for commands that act on environments.
     pub fn engine(&self) -> Result<Engine, Failure> {
         self.open(if self.foreign_store { Engine::open_foreign } else { Engine::open_existing })
     }
 
-    /// The same for commands that have something to say of no environments as well: nothing, where the user
-    /// has not begun a store yet. One that is named must be there.
+    /// Opens the store, for commands that also have a result when there are no environments. `None` if the
+    /// user has no default store yet; a store that was named must exist.
     pub fn engine_if_any(&self) -> Result<Option<Engine>, Failure> {
         let is_default = self.store.as_ref().is_none_or(|path| path.as_os_str().is_empty());
         match self.engine() {
-            // A directory without one, or a link to nothing, is a disk that is not mounted rather than a
-            // beginner's.
+            // If the path exists without a store, or is a dangling link, a disk is probably not mounted: that
+            // is an error, unlike the missing store of a new user.
             Err(Failure::Engine(Error::Store(StoreError::NoStore { path, is_there: false })))
                 if is_default && path.symlink_metadata().is_err() =>
             {
@@ -106,7 +107,7 @@ impl Global {
         }
     }
 
-    /// Opens the store, and makes it where there is none: for commands that bring something into it.
+    /// Opens the store, and creates it if there is none: for commands that add something to it.
     pub fn engine_to_begin(&self) -> Result<Engine, Failure> {
         self.open(Engine::open)
     }
@@ -117,7 +118,7 @@ impl Global {
         Ok(engine)
     }
 
-    /// Where the store is, or would be.
+    /// The path of the store, whether it exists or not.
     pub fn store_root(&self) -> Result<PathBuf, Error> {
         store_root(self.store.clone()).ok_or_else(|| {
             Error::Invalid("there is no place for a store: set HOME, or name one with --store".to_owned())
@@ -125,22 +126,23 @@ impl Global {
     }
 }
 
-/// Where the store is when `given` says so, or nothing does.
+/// The path of the store: `given` unless it is empty, else the default.
 fn store_root(given: Option<PathBuf>) -> Option<PathBuf> {
     given.filter(|path| !path.as_os_str().is_empty()).or_else(default_store)
 }
 
-/// The user's menu of programs; None where nothing says whose.
+/// The user's menu of programs; `None` if the user's data directory is unknown.
 fn menu() -> Option<Menu> {
     user_data().map(Menu)
 }
 
-/// What clap knows of the command line: every command, argument and help text. docs/CLI.md is made from it.
+/// clap's description of the command line: every command, argument and help text. docs/CLI.md is made from
+/// it.
 pub fn command() -> clap::Command {
     complete::with_completers(Cli::command())
 }
 
-/// When a shell asks for completions (see `karapace completions`), answers it and ends the program.
+/// If a shell asks for completions (see `karapace completions`), answers and exits.
 pub fn answer_shell() {
     if mount_helper::is_called(std::env::args_os().next().as_ref()) {
         return;
@@ -148,7 +150,7 @@ pub fn answer_shell() {
     clap_complete::CompleteEnv::with_factory(command).bin(complete::PROGRAM).complete();
 }
 
-/// Runs the program with these arguments (the program's name first) and gives its exit status.
+/// Runs the program with these arguments (the program's name first) and returns its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     let args: Vec<OsString> = args.into_iter().collect();
     if mount_helper::is_called(args.first()) {
@@ -173,7 +175,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     match ended {
         Ok(status) => status,
         Err(Failure::Status(status)) => status,
-        // Whoever reads the output has had enough: `karapace list | head -1`.
+        // The reader has closed the output, as in `karapace list | head -1`.
         Err(Failure::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => 128 + libc::SIGPIPE,
         Err(failure) => {
             let status = match &failure {
@@ -196,7 +198,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
     }
 }
 
-/// Says why `program` failed, for people.
+/// Prints why `program` failed, for people.
 fn tell_failure(program: &str, failure: &Failure) {
     let message = format!("{program}: {failure}");
     match failure {
@@ -205,20 +207,20 @@ fn tell_failure(program: &str, failure: &Failure) {
     }
 }
 
-/// What its owner may do to another's store is not for us to do.
+/// The error for a command that would change a foreign store: only its owner may.
 fn foreign_refused() -> Error {
     let reason = "--foreign-store is for commands that only read (list, inspect, snapshots, diff, du, export, verify-store, \
                   gc --dry-run): run this one as the store's owner";
     Error::Invalid(reason.to_owned())
 }
 
-/// Says why the command failed, for a program.
+/// Prints why the command failed, as JSON for programs.
 fn complain_as_json(kind: &str, message: &str, status: i32) {
     let error = serde_json::json!({ "kind": kind, "message": message, "status": status });
     writer::tell_json(&serde_json::json!({ "error": error }));
 }
 
-/// The log of a mount in the background goes into a file, where the times matter.
+/// Starts the log. That of a background mount goes to a file, in which times matter.
 fn start_log(global: &Global, is_background: bool) {
     let level = if global.trace {
         tracing::Level::TRACE

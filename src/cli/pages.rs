@@ -1,13 +1,13 @@
-//! Whether the pages that tests write are up to date, as far as it can be seen without running a command:
-//! docs/CLI.md is what `--help` says, docs/JSON.md and tests/cli_output.txt have every step of
-//! tests/cli_output.rs, and those every command. `KARAPACE_BLESS=1` writes docs/CLI.md anew.
+//! Checks that generated pages are up to date, as far as possible without running a command: docs/CLI.md
+//! matches `--help`; docs/JSON.md and tests/cli_output.txt have every step of tests/cli_output.rs; and those
+//! steps cover every command. `KARAPACE_BLESS=1` rewrites docs/CLI.md.
 
 use std::fmt::Write as _;
 use std::fs;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CLI.md");
 
-/// Commands whose output is not ours, or no data: what runs inside, and scripts.
+/// Commands whose output is not karapace's own, or is not data: that of programs inside, and scripts.
 const WITHOUT_JSON: [&str; 4] = ["enter", "exec", "completions", "help"];
 
 #[test]
@@ -23,9 +23,9 @@ fn the_page_is_what_help_says() {
     );
 }
 
-/// The page: the program's own help, then each command's in the order of the overview.
+/// Builds the page: the program's help, then each command's, in the order of the overview.
 fn render() -> String {
-    // The width of whoever runs the test must not show.
+    // A fixed width: the page must not depend on the terminal of the test.
     let mut program = super::command().term_width(100);
     program.build();
     let mut page = String::from(
@@ -42,7 +42,7 @@ fn render() -> String {
     page
 }
 
-/// The string literals of the list `name` in tests/cli_output.rs, the first of each entry.
+/// The first string literal of each entry in the list `name` of tests/cli_output.rs.
 fn listed(name: &str) -> Vec<&'static str> {
     let source = include_str!("../../tests/cli_output.rs");
     let list = source.split_once(&format!("const {name}: ")).expect("the list").1;
@@ -52,7 +52,7 @@ fn listed(name: &str) -> Vec<&'static str> {
     entries.filter_map(|entry| entry.split('"').nth(1)).collect()
 }
 
-/// What stands behind `start` in the lines of a page that begin with it.
+/// The rest of each line of a page that starts with `start`.
 fn lines_of<'a>(page: &'a str, start: &str) -> Vec<&'a str> {
     page.lines().filter_map(|line| line.strip_prefix(start)).collect()
 }
@@ -92,7 +92,7 @@ fn commands(page: &mut String, command: &mut clap::Command) {
     }
 }
 
-/// One command's help. The options of every command are said once, in the program's own section.
+/// Appends one command's help. The global options appear only in the program's own section.
 fn section(page: &mut String, command: &mut clap::Command, with_global: bool) {
     let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
     let help = command.render_long_help().to_string();

@@ -1,4 +1,4 @@
-//! Tables on stdout: columns as wide as their widest cell, two blanks between.
+//! Tables on stdout: each column is as wide as its widest cell, with two spaces in between.
 
 use std::io;
 
@@ -8,8 +8,11 @@ use unicode_width::UnicodeWidthStr;
 
 use super::writer::{self, Line};
 
-/// An aligned table on stdout. A header that begins with `>` is of a column of numbers, which end on one
-/// line.
+/// Prints an aligned table on stdout. A header that starts with `>` marks a column of numbers, which are
+/// aligned to the right.
+///
+/// # Errors
+/// An error of writing to stdout.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     writer::print(render(header, rows, writer::stdout_is_coloured()))
 }
@@ -42,7 +45,8 @@ fn render(header: &[&str], rows: &[Vec<String>], coloured: bool) -> Vec<Line> {
     std::iter::once(line(&titles, true)).chain(below).collect()
 }
 
-/// A cell as it will stand there, for it to be measured. A tab would move what follows.
+/// The cell as it will be printed, so that its width can be measured. Tabs are escaped, because they would
+/// move what follows.
 fn shown(cell: &str) -> String {
     text::line(cell).replace('\t', "\\t")
 }

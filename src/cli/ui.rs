@@ -21,16 +21,16 @@ use crate::engine::Report;
 pub use super::table::table;
 pub use super::writer::json;
 
-/// Why a command did not end well.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The engine said so.
+    /// An error of the engine.
     #[error(transparent)]
     Engine(#[from] crate::engine::Error),
-    /// Nobody reads stdout any more, or it is full.
+    /// stdout is closed or full.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
-    /// All was said already; only the exit status is left.
+    /// The reason has been printed already; only the exit status is left.
     #[error("exit status {0}")]
     Status(i32),
 }
@@ -52,12 +52,12 @@ static QUIET: AtomicBool = AtomicBool::new(false);
 /// Set by --quiet and --json.
 static WITHOUT_LINES: AtomicBool = AtomicBool::new(false);
 
-/// From now on progress is not told in lines.
+/// From now on, prints no lines of progress.
 pub fn hide_progress_lines() {
     WITHOUT_LINES.store(true, Ordering::Relaxed);
 }
 
-/// From now on nothing but data, errors and notes is printed.
+/// From now on, prints nothing but data, errors and notes.
 pub fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
@@ -69,22 +69,22 @@ pub fn remark(text: &str) {
     }
 }
 
-/// Prints on stderr what must be said: errors and notes, each on one line.
+/// Prints an error or a note on stderr, on one line and whatever options were given.
 pub fn complain(text: &str) {
     writer::tell([Line::new(text)]);
 }
 
-/// The same for a text that has lines of its own, in which what is quoted is escaped already.
+/// Like [`complain`], for a text of several lines in which quoted parts are already escaped.
 pub fn complain_in_lines(text: &str) {
     writer::tell(text.lines().map(Line::new));
 }
 
-/// Paths as given on the command line.
+/// The bytes of paths given on the command line.
 pub fn bytes(paths: &[OsString]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| path.as_bytes().to_vec()).collect()
 }
 
-/// Asks a yes-or-no question on the terminal; `None` when there is no terminal to ask on.
+/// Asks a yes-or-no question on the terminal; `None` if there is no terminal.
 pub fn confirm(question: &str) -> io::Result<Option<bool>> {
     if !is_asked() {
         return Ok(None);
@@ -95,13 +95,13 @@ pub fn confirm(question: &str) -> io::Result<Option<bool>> {
     Ok(Some(matches!(reply.trim(), "y" | "Y" | "yes")))
 }
 
-/// Whether there is somebody to ask.
+/// Whether stdin and stderr are terminals, so that a question can be asked.
 fn is_asked() -> bool {
     io::stdin().is_terminal() && writer::stderr_is_terminal()
 }
 
-/// Asks on the terminal which of several things it shall be, each a name and a line on it; an empty reply is
-/// the first. `None` when there is no terminal to ask on, or the input ends.
+/// Asks on the terminal for one of several choices, each a name and a description. Returns its index; an
+/// empty reply selects the first. `None` if there is no terminal, or the input ends.
 pub fn choose(question: &str, choices: &[(String, String)]) -> io::Result<Option<usize>> {
     if !is_asked() {
         return Ok(None);
@@ -125,7 +125,7 @@ pub fn choose(question: &str, choices: &[(String, String)]) -> io::Result<Option
     }
 }
 
-/// Which of the choices a reply means.
+/// The index of the choice that a reply selects.
 fn chosen(reply: &str, choices: &[(String, String)]) -> Option<usize> {
     if reply.is_empty() {
         return (!choices.is_empty()).then_some(0);
@@ -134,7 +134,7 @@ fn chosen(reply: &str, choices: &[(String, String)]) -> Option<usize> {
     number.map(|number| number - 1).or_else(|| choices.iter().position(|(name, _)| name == reply))
 }
 
-/// The style of a letter of `diff`: A, M or D.
+/// The style of a letter in the output of `diff`: A, M or D.
 pub fn change(kind: DiffKind) -> Style {
     match kind {
         _ if !writer::stdout_is_coloured() => Style::new(),
@@ -144,19 +144,19 @@ pub fn change(kind: DiffKind) -> Style {
     }
 }
 
-/// How much of a program's line a bar shows.
+/// How many characters of a program's line a bar shows.
 const MOST_SHOWN: usize = 60;
 
-/// `1.5 GiB`.
+/// Formats a size in bytes, as in `1.5 GiB`.
 pub fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// Work that takes longer says so again when it ends, where there is no bar.
+/// Without a bar, work that takes longer than this gets a line at its end.
 const LONG: Duration = Duration::from_secs(2);
 
-/// Progress on stderr: a bar on a terminal; elsewhere a line when work begins, and one when long work ends.
-/// Remarks always.
+/// Progress on stderr. On a terminal: a bar. Elsewhere: a line when work begins, and another when long work
+/// ends. Remarks are always printed.
 pub struct Bars {
     shown: bool,
     in_lines: bool,
@@ -164,7 +164,7 @@ pub struct Bars {
     current: Mutex<Option<Current>>,
 }
 
-/// The bar of the stretch of work under way.
+/// The bar of the current stretch of work.
 struct Current {
     what: String,
     since: Instant,
@@ -173,7 +173,7 @@ struct Current {
 }
 
 impl Current {
-    /// What was counted, for the line at the end.
+    /// The counts, for the line at the end.
     fn done(&self) -> String {
         let mut text = String::new();
         if self.entries > 0 {
@@ -187,7 +187,7 @@ impl Current {
 }
 
 impl Bars {
-    /// Bars only where somebody watches.
+    /// Shows bars only if stderr is a terminal.
     pub fn on_stderr() -> Bars {
         let is_terminal = writer::stderr_is_terminal();
         Bars {
@@ -198,12 +198,13 @@ impl Bars {
         }
     }
 
-    /// Whether all is shown that programs print which run for the user, or only their last line, in the bar.
+    /// Sets whether to show the full output of programs that run for the user, or only its last line, in the
+    /// bar.
     pub fn showing_output(self, shows_output: bool) -> Bars {
         Bars { shows_output, ..self }
     }
 
-    /// The same for work that ends cleanly when it is interrupted, from its beginning.
+    /// Like [`Bars::on_stderr`], for work that ends cleanly on an interrupt, from its beginning.
     pub fn stoppable() -> Bars {
         let bars = Bars::on_stderr();
         bars.heed_interruptions();
@@ -212,7 +213,7 @@ impl Bars {
 }
 
 impl Bars {
-    /// Says something above the bar, if there is one.
+    /// Prints something above the bar, if there is one.
     fn above(&self, say: impl Fn()) {
         match &*self.current.lock() {
             Some(current) => current.bar.suspend(say),
@@ -240,7 +241,7 @@ impl Progress for Bars {
 /// Set by the first SIGINT, SIGTERM or SIGHUP after [`Report::heed_interruptions`].
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Signals are caught once only.
+/// The signal handler is installed only once.
 static HEEDED: Once = Once::new();
 
 impl Report for Bars {
@@ -257,7 +258,7 @@ impl Report for Bars {
             ),
             None => (ProgressBar::no_length(), "{prefix:>12} {spinner} {binary_bytes} {msg} {elapsed}"),
         };
-        // Without a terminal it counts only.
+        // Without a terminal the bar only counts.
         bar.set_draw_target(if self.shown {
             ProgressDrawTarget::stderr()
         } else {
@@ -286,7 +287,7 @@ impl Report for Bars {
         }
     }
 
-    /// A second signal ends the program at once.
+    /// The first signal asks the work to stop; a second one exits at once.
     fn heed_interruptions(&self) {
         let handler = || {
             if STOP.swap(true, Ordering::Relaxed) {

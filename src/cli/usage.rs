@@ -1,4 +1,4 @@
-//! What clap has to say of a command line: help, the version, what is wrong with it.
+//! Prints what clap reports about a command line: help, the version, errors.
 
 use std::ffi::OsString;
 
@@ -7,9 +7,9 @@ use karapace_store::text;
 
 use super::{complain_as_json, exit, ui};
 
-/// Says it, and gives the exit status; help and version are no failures.
+/// Prints the report and returns the exit status, which is 0 for help and version.
 pub fn tell(mut error: clap::Error, args: &[OsString]) -> i32 {
-    // What is quoted comes from the command line only; a pattern of the shell's puts names of files there.
+    // Only the command line is quoted. It may contain file names, from a pattern that the shell expanded.
     if !args.iter().all(|arg| arg.to_str().is_some_and(|arg| text::line(arg) == arg)) {
         escape(&mut error);
     }
@@ -23,7 +23,7 @@ pub fn tell(mut error: clap::Error, args: &[OsString]) -> i32 {
     if status != 0 && args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json") {
         complain_as_json("usage", message.trim_start_matches("error: ").trim_end(), status);
     } else if message.lines().any(|line| text::line(line) != line) {
-        // Nothing that clap quotes is known to come this far; colours are worth no doubt.
+        // No known quotation reaches this point unescaped. If one does, safety outweighs colours.
         ui::complain_in_lines(&message);
     } else if error.print().is_err() {
         tracing::debug!("the output is closed");
@@ -31,7 +31,7 @@ pub fn tell(mut error: clap::Error, args: &[OsString]) -> i32 {
     status
 }
 
-/// Escapes what the message will quote of the command line. clap colours the rest, which is its own.
+/// Escapes what the message quotes of the command line. The rest, with its colours, is clap's own.
 fn escape(error: &mut clap::Error) {
     let quoted: Vec<_> = error.context().map(|(kind, value)| (kind, shown(kind, value))).collect();
     for (kind, value) in quoted {
@@ -44,7 +44,7 @@ fn shown(kind: ContextKind, value: &ContextValue) -> ContextValue {
     match value {
         ContextValue::String(text) => ContextValue::String(line(text)),
         ContextValue::Strings(all) => ContextValue::Strings(all.iter().map(|text| line(text)).collect()),
-        // Advice quotes too, and in colours: it goes on without them.
+        // Suggestions quote too, with colours, which are lost here.
         ContextValue::StyledStrs(all) if kind == ContextKind::Suggested => {
             ContextValue::StyledStrs(all.iter().map(|text| line(&text.to_string()).into()).collect())
         }

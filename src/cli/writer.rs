@@ -1,6 +1,6 @@
-//! The one writer for what a person reads, on stdout and stderr. What it is given may quote names and
-//! messages of anybody's: of each line nothing but text comes through, and the colours that are added here.
-//! Raw are JSON documents, which escape by themselves, and what is asked for with -z.
+//! The only writer of text for people, on stdout and stderr. Its input may quote untrusted names and
+//! messages, so it escapes every line: only plain text and the colours that are added here get through. Two
+//! things are written raw: JSON documents, which do their own escaping, and output requested with -z.
 #![allow(clippy::disallowed_methods, reason = "all others write through this one")]
 
 use std::fmt;
@@ -13,35 +13,35 @@ use anstyle::Style;
 use karapace_store::text;
 use serde::Serialize;
 
-/// A line for a person, without its newline.
+/// An escaped line for people, without its newline.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Line(String);
 
 impl Line {
-    /// A line of this text.
+    /// Makes a line of this text.
     pub fn new(text: &str) -> Line {
         Line::default().text(text)
     }
 
-    /// Adds text.
+    /// Appends text.
     pub fn text(mut self, text: &str) -> Line {
         self.0.push_str(&text::line(text));
         self
     }
 
-    /// Adds a path, in quotes where it is not plain text.
+    /// Appends a path, quoted if it is not plain text.
     pub fn path(mut self, path: &[u8]) -> Line {
         self.0.push_str(&text::path(path));
         self
     }
 
-    /// Adds text in a style. Whether there are to be styles is for the caller to ask.
+    /// Appends text in a style. The caller must check whether styles are wanted.
     pub fn styled(mut self, style: Style, text: &str) -> Line {
         self.0.push_str(&format!("{style}{}{style:#}", text::line(text)));
         self
     }
 
-    /// Without blanks at its end.
+    /// Removes trailing white space.
     pub fn trimmed(mut self) -> Line {
         self.0.truncate(self.0.trim_end().len());
         self
@@ -61,7 +61,7 @@ pub fn print(lines: impl IntoIterator<Item = Line>) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints lines on stderr. That stderr is closed is no reason to fail.
+/// Prints lines on stderr. It is no failure if stderr is closed.
 pub fn tell(lines: impl IntoIterator<Item = Line>) {
     let mut err = io::stderr().lock();
     for line in lines {
@@ -71,7 +71,7 @@ pub fn tell(lines: impl IntoIterator<Item = Line>) {
     }
 }
 
-/// Prints on stderr what an answer is to follow on the same line.
+/// Prints a question on stderr; the answer follows on the same line.
 pub fn ask(question: &Line) -> io::Result<()> {
     write!(io::stderr(), "{question} ")
 }
@@ -82,19 +82,19 @@ pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
     raw(format!("{}\n", text::json(&document)).as_bytes())
 }
 
-/// The line of stderr that is JSON.
+/// Prints one JSON value on stderr, on one line.
 pub fn tell_json(value: &serde_json::Value) {
     tell([Line(text::json(&value.to_string()).into_owned())]);
 }
 
-/// Puts bytes on stdout as they are: for programs only.
+/// Writes bytes to stdout unchanged: for programs only.
 pub fn raw(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
     out.flush()
 }
 
-/// Stdout for bytes that are none of ours; it does not look for the ends of lines.
+/// A copy of stdout for bytes that are not ours; unlike `io::stdout` it is not line-buffered.
 pub fn raw_stdout() -> io::Result<File> {
     Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
 }
@@ -109,12 +109,13 @@ pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Whether stdout gets colours: a terminal, unless NO_COLOR, CLICOLOR or CLICOLOR_FORCE say otherwise.
+/// Whether stdout gets colours: if it is a terminal, unless NO_COLOR, CLICOLOR or CLICOLOR_FORCE say
+/// otherwise.
 pub fn stdout_is_coloured() -> bool {
     AutoStream::choice(&io::stdout()) != ColorChoice::Never
 }
 
-/// The same of stderr.
+/// Whether stderr gets colours; see [`stdout_is_coloured`].
 pub fn stderr_is_coloured() -> bool {
     AutoStream::choice(&io::stderr()) != ColorChoice::Never
 }

@@ -47,7 +47,7 @@ impl Args {
             return Ok(());
         }
         ui::remark(&format!("{} stands on {:.12} of {}", made.name, made.head, origin.name));
-        // The env_id is the first one's too.
+        // Print the instance id: the env_id is the same for both.
         ui::line(&made.instance.to_hex())?;
         Ok(())
     }

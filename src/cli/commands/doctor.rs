@@ -54,7 +54,7 @@ fn tell(checks: &[Check]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A process cannot leave a user namespace again, so another one goes in.
+/// Tries it in a process of its own, because a process cannot leave a user namespace again.
 fn try_in_a_process() -> Result<(), String> {
     let mut command = Command::new("/proc/self/exe");
     command.args(["doctor", "--try-user-namespace"]).stdin(Stdio::null()).stdout(Stdio::null());

@@ -79,7 +79,7 @@ impl SessionArgs {
         Ok(ended.status)
     }
 
-    /// How many descriptors are passed on; all of them must be the caller's.
+    /// How many descriptors to pass on. Refused if the caller did not open all of them.
     fn preserved(&self) -> Result<u32, Error> {
         let open = process::inherited_descriptors();
         if self.preserve_fds <= open {
@@ -98,7 +98,7 @@ impl Args {
     }
 }
 
-/// Parses `NAME=VALUE` of any bytes.
+/// Parses `NAME=VALUE`, in which any bytes are allowed.
 #[derive(Clone)]
 pub(super) struct VariableParser;
 

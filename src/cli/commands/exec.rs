@@ -27,7 +27,7 @@ pub struct Args {
 impl Args {
     pub fn run(&self, global: &Global) -> Result<i32, Failure> {
         if let Some(parent) = self.die_with {
-            // Set first: a parent that ended before shows in the id.
+            // Set before the check: if the parent has ended by then, the parent's id has changed.
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
                 .map_err(|e| crate::engine::Error::Invalid(format!("cannot follow process {parent}: {e}")))?;
             if nix::unistd::getppid().as_raw() != parent {

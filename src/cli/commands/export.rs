@@ -97,7 +97,7 @@ impl Args {
         let compression = self.compress.map(Compression::from);
         let wanted = Wanted { snapshot, format, paths: &ui::bytes(&self.paths), compression };
         engine.export(&env, &wanted, target, report).map_err(|error| match error {
-            // Whoever reads has had enough, as of any other output.
+            // The reader has closed the pipe, which is treated as for any other output.
             Error::Store(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
                 Failure::Output(source)
             }

@@ -73,7 +73,7 @@ impl Args {
     }
 }
 
-/// What begins each Exec line. The store is named only where it is not the one that karapace finds by itself.
+/// The start of each Exec line. It names the store only if that is not the default one.
 fn command(global: &Global) -> Result<Vec<String>, Failure> {
     let mut command = vec![text_of(&this_program()?)?];
     let store = global.store_root()?;

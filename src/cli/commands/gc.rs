@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Whether nothing is removed.
+    /// Whether the command removes nothing.
     pub fn only_reads(&self) -> bool {
         self.dry_run
     }

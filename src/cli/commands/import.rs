@@ -47,7 +47,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        // An overlay's upper belongs to an environment that is there.
+        // With --onto the environment must exist, and so must the store.
         let engine = if self.onto.is_some() { global.engine()? } else { global.engine_to_begin()? };
         let mounts = if self.cross_mounts { Mounts::TakeIn } else { Mounts::LeaveOut };
         let imported = match &self.onto {

@@ -23,7 +23,7 @@ impl Args {
             ))
             .into());
         }
-        // Any other format fails here.
+        // Opening the store fails for any other format.
         global.engine()?;
         if global.json() {
             ui::json(&json!({ "store": root.display().to_string(), "format": FORMAT, "migrated": false }))?;

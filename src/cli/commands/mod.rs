@@ -1,4 +1,4 @@
-//! The commands, one a file.
+//! The commands, one per file.
 
 mod archive;
 mod build;
@@ -78,7 +78,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Runs it and gives the exit status.
+    /// Runs the command and returns its exit status.
     pub fn run(&self, global: &Global) -> Result<i32, Failure> {
         match self {
             Command::Enter(args) => return args.run(global),
@@ -116,12 +116,12 @@ impl Command {
         Ok(0)
     }
 
-    /// Whether this is a mount's process in the background.
+    /// Whether this is the background process of a mount.
     pub fn is_background(&self) -> bool {
         matches!(self, Command::Mount(args) if args.is_background())
     }
 
-    /// Whether it changes nothing in the store, nor in what runs on it.
+    /// Whether the command changes nothing in the store, nor in processes that use it.
     pub fn only_reads(&self) -> bool {
         match self {
             Command::List(_) | Command::Inspect(_) | Command::Diff(_) | Command::Du(_) => true,

@@ -141,7 +141,7 @@ impl Args {
         Ok(())
     }
 
-    /// The environment that is meant, and how it is to be mounted.
+    /// The environment to mount, and how to mount it.
     pub(super) fn resolve(&self, engine: &Engine) -> Result<(Metadata, Options), Error> {
         let env = engine.find(self.env.as_deref().unwrap_or_default())?;
         let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
@@ -153,8 +153,8 @@ impl Args {
         self.background_child
     }
 
-    /// Everything that goes wrong before the mount answers is for the process that started us; later it is
-    /// for the log.
+    /// Runs as the background process. Errors before the mount answers are reported to the parent process;
+    /// later ones go to the log.
     fn run_background(&self, global: &Global) -> Result<(), Failure> {
         let mut told = false;
         let result = self.serve_background(global, &mut told);
@@ -165,7 +165,8 @@ impl Args {
     }
 
     fn serve_background(&self, global: &Global, told: &mut bool) -> Result<(), Failure> {
-        // The terminal's signals are not for us, and no directory but the mount point is kept busy.
+        // A session of its own, away from the terminal's signals. No directory but the mount point is kept
+        // busy.
         nix::unistd::setsid().map_err(std::io::Error::from)?;
         process::become_server().map_err(std::io::Error::from)?;
         if self.id_ranges {

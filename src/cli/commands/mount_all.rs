@@ -11,7 +11,7 @@ use crate::engine::mount::background::{tell_failed, tell_ready};
 use crate::engine::{Engine, Error};
 use crate::process;
 
-/// How everything is to be mounted.
+/// How to mount all environments.
 pub(super) struct All<'a> {
     pub dir: Option<&'a Path>,
     pub foreground: bool,
@@ -51,8 +51,8 @@ impl All<'_> {
         self.dir.map_or_else(default_dir, |dir| Ok(dir.to_owned()))
     }
 
-    /// What goes wrong before the mounts are made is for the process that started us; later it is for the
-    /// log.
+    /// Runs as the background process. Errors before the mounts are made are reported to the parent process;
+    /// later ones go to the log.
     fn run_background(&self, global: &Global) -> Result<(), Failure> {
         let mut told = false;
         let result = self.serve(global, &mut told);
@@ -77,8 +77,8 @@ impl All<'_> {
     }
 }
 
-/// The store whose environments are mounted as they come: the user's may be begun later. One that is named
-/// must be there.
+/// Opens the store whose environments are mounted as they appear. The default store is created if it does not
+/// exist; one that is named must exist.
 fn all_of(global: &Global) -> Result<Engine, Failure> {
     match global.engine_if_any()? {
         Some(engine) => Ok(engine),
@@ -103,7 +103,7 @@ fn install_unit(global: &Global, engine: &Engine, dir: &Path) -> Result<(), Fail
     Ok(())
 }
 
-/// Unmounts everything.
+/// Unmounts all environments.
 pub(super) fn umount_all(global: &Global) -> Result<(), Failure> {
     let (done, failed) = match global.engine_if_any()? {
         Some(engine) => engine.umount_all()?,

@@ -1,5 +1,5 @@
-//! The program under the name `mount.fuse.karapace`, which mount(8) runs for the type `fuse.karapace`: `mount
-//! SOURCE DIR -o OPTIONS` and lines of fstab become `karapace mount`.
+//! The program under the name `mount.fuse.karapace`, which mount(8) runs for the type `fuse.karapace`: it
+//! turns `mount SOURCE DIR -o OPTIONS` and lines of fstab into `karapace mount`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -16,15 +16,15 @@ use crate::engine::mountpoint;
 use crate::engine::mountpoint::SOURCE;
 use crate::engine::{Error, default_store};
 
-/// What mount(8) looks for in /sbin.
+/// The program that mount(8) looks for in /sbin.
 const NAME: &str = "mount.fuse.karapace";
 
-/// Statuses of mount(8): a wrong command line, and a mount that failed.
+/// Exit statuses of mount(8): a wrong command line, and a mount that failed.
 const INVOCATION: i32 = 1;
 const MOUNT: i32 = 32;
 
-/// Options for mount(8), systemd and people, and those that change nothing here: access times are never
-/// written.
+/// Options that are meant for mount(8), systemd or people, and those that have no effect here: access times
+/// are never written.
 const IGNORED: [&str; 20] = [
     "defaults",
     "auto",
@@ -48,7 +48,7 @@ const IGNORED: [&str; 20] = [
     "nostrictatime",
 ];
 
-/// What /proc/mounts says of a FUSE mount, which comes along when it is mounted anew.
+/// Options that /proc/mounts lists for a FUSE mount, and that mount(8) passes along on a remount.
 const OF_KERNEL: [&str; 7] =
     ["user_id", "group_id", "default_permissions", "allow_other", "max_read", "blksize", "rootmode"];
 
@@ -87,11 +87,11 @@ struct Helper {
     kind: Option<String>,
 }
 
-/// What the options come to.
+/// The parsed options.
 #[derive(Debug, Default)]
 struct Asked {
     remount: bool,
-    /// Flags of the kernel's, as `karapace mount -o` takes them.
+    /// Flags of the kernel, as `karapace mount -o` accepts them.
     flags: Vec<&'static str>,
     /// Options of `karapace mount`.
     words: Vec<OsString>,
@@ -110,12 +110,12 @@ impl From<Failure> for Refused {
     }
 }
 
-/// Whether the program was called by the helper's name.
+/// Whether the program was started under the helper's name.
 pub fn is_called(program: Option<&OsString>) -> bool {
     program.is_some_and(|path| Path::new(path).file_name() == Some(OsStr::new(NAME)))
 }
 
-/// Runs as the helper and gives the exit status, one of mount(8)'s.
+/// Runs as the helper and returns an exit status of mount(8).
 pub fn run(args: &[OsString]) -> i32 {
     let helper = match Helper::try_parse_from(args) {
         Ok(helper) => helper,
@@ -161,7 +161,7 @@ impl Helper {
         Ok(())
     }
 
-    /// The same as a command of karapace's.
+    /// The equivalent `karapace` command line.
     fn command_line(&self, asked: Asked) -> Vec<OsString> {
         let mut line: Vec<OsString> = vec!["karapace".into()];
         if let Some(store) = asked.store.or_else(store_of_account) {
@@ -181,8 +181,8 @@ impl Helper {
 }
 
 impl Asked {
-    /// What the options say; of those that contradict each other the last counts. Fails on one that is not
-    /// known, with the reason, unless `sloppy`.
+    /// Parses the options; of contradicting ones the last counts. The error names an unknown option and the
+    /// reason; with `sloppy`, unknown options are ignored.
     fn read(options: &[String], sloppy: bool) -> Result<Asked, String> {
         let remount = options.iter().any(|option| option == "remount");
         let mut asked = Asked { remount, ..Asked::default() };
@@ -222,7 +222,7 @@ impl Asked {
         Ok(asked)
     }
 
-    /// Adds an argument, in place of an earlier one with this beginning.
+    /// Adds an argument, replacing an earlier one that starts with `option`.
     fn say(&mut self, option: &str, value: &str) {
         self.words.retain(|word| !word.to_string_lossy().starts_with(option));
         self.words.push(format!("{option}{value}").into());
@@ -236,15 +236,14 @@ impl Asked {
     }
 }
 
-/// Where the account's store is when the environment of the process does not say so: mount(8) hands on no
-/// HOME, systemd has none.
+/// The path of the account's store, if the process's environment does not give one: mount(8) passes no HOME
+/// on, and systemd has none.
 fn store_of_account() -> Option<PathBuf> {
     let is_told = std::env::var_os("KARAPACE_STORE").is_some() || default_store().is_some();
     if is_told { None } else { std::env::home_dir().map(|home| home.join(".local/share/karapace")) }
 }
 
-/// Gives the mount on `dir` other flags of the kernel's: these, and of a user's mount those that it must
-/// have.
+/// Remounts `dir` with the given kernel flags, plus those that an ordinary user's mount must have.
 fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
     let Some(mounter) = mountpoint::mounter_of_ours(dir).map_err(Failure::from)? else {
         let reason = format!("no environment is mounted on {}: leave `remount` out", dir.display());
@@ -252,7 +251,7 @@ fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
     };
     let mut all = MsFlags::MS_REMOUNT | MsFlags::MS_NOATIME;
     if mounter != 0 {
-        // The user decides what is in it.
+        // The content is under the user's control.
         all |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     }
     for flag in flags {
@@ -301,7 +300,7 @@ mod tests {
                 "dev /mnt -o store=/s,allow_other,threads=4,ctl_dir=visible,passthrough,ro",
                 "karapace --store /s mount --allow-other --threads=4 --ctl-dir=visible --passthrough --read-only -oro -- dev /mnt",
             ),
-            // Those of the command line come behind those of fstab.
+            // Options of the command line follow those of fstab.
             (
                 "dev /mnt -o store=/s,threads=2,idmap,allow_other,threads=4,allow_other",
                 "karapace --store /s mount --idmap --threads=4 --allow-other -- dev /mnt",

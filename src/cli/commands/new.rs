@@ -30,7 +30,7 @@ pub struct Args {
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let here = Path::new(".");
-        // Before anything is asked.
+        // Check the name before asking for anything.
         karapace_store::metadata::check_name(&self.name).map_err(Error::from)?;
         let template = match (self.template, &self.image) {
             (Some(template), _) => template,
@@ -69,7 +69,7 @@ fn ask() -> Result<Template, Failure> {
     .into())
 }
 
-/// What a template is called, and a line on it.
+/// The name of a template, and a one-line description.
 fn words(template: Template) -> (String, String) {
     let value = template.to_possible_value();
     let value = value.as_ref();

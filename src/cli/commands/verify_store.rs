@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Whether nothing is mended.
+    /// Whether the command repairs nothing.
     pub fn only_reads(&self) -> bool {
         !self.repair
     }
@@ -84,7 +84,7 @@ fn print_json(result: &Repaired, damage: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Environments and snapshots that need what is damaged, sorted.
+/// The environments and snapshots that need something damaged, sorted.
 fn affected(verified: &Verified) -> Vec<String> {
     let named = |finding: &Finding| {
         let names = if finding.affected.is_empty() { &finding.environments } else { &finding.affected };
