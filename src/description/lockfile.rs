@@ -22,7 +22,7 @@ pub enum LockError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error from the system.
         source: std::io::Error,
     },
     /// `--locked` was given and there is no lock file.

@@ -37,7 +37,7 @@ pub enum ImageError {
     Path {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error from the system.
         source: io::Error,
     },
     /// No archive can be read from standard input.
@@ -87,7 +87,7 @@ pub enum ImageError {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error from the system.
         source: io::Error,
     },
 }

@@ -128,6 +128,9 @@ pub struct Directory {
 
 impl Directory {
     /// Begins a layout for the path `target`, which must not exist yet or be an empty directory.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if the directory is not empty; [`StoreError::Io`].
     pub fn create(target: &Path) -> Result<Directory> {
         match fs::read_dir(target) {
             Ok(mut entries) => {
@@ -153,6 +156,9 @@ impl Directory {
     }
 
     /// Stores the blob that `source` writes.
+    ///
+    /// # Errors
+    /// Those of `source`; [`StoreError::Io`].
     pub fn blob<T>(&self, compression: Compression, source: Source<'_, T>) -> Result<(Packed, T)> {
         let unnamed = self.dir.path().join("blob");
         let file = File::create_new(&unnamed).at("create", &unnamed)?;
@@ -164,6 +170,9 @@ impl Directory {
     }
 
     /// Adds the documents and moves the layout to its final path.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
     pub fn finish(self, documents: &Documents) -> Result<()> {
         let write = |name: &str, bytes: &[u8]| {
             let path = self.dir.path().join(name);
@@ -203,6 +212,9 @@ pub struct Archive<'a> {
 
 impl<'a> Archive<'a> {
     /// Begins an archive on `out`; errors name it `name`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
     pub fn new(out: &'a mut dyn Write, name: &'a Path, compression: Compression) -> Result<Archive<'a>> {
         let mut archive = Archive { tar: Encoder::new(out), name, compression };
         for directory in ["blobs/", "blobs/sha256/"] {

@@ -14,9 +14,9 @@ pub enum RuntimeError {
     Root {
         /// The directory asked for.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error from the kernel.
         source: io::Error,
-        /// What to do about it; empty, or text that goes on after the error.
+        /// What to do about it; empty, or text that continues the error message.
         hint: &'static str,
     },
     /// A value of the request that is invalid for any session.
@@ -50,7 +50,7 @@ pub enum RuntimeError {
     /// The kernel refuses to make the namespaces of a session.
     #[error("cannot make the namespaces of a session: {source}; {hint}")]
     Namespaces {
-        /// What the kernel said.
+        /// The error from the kernel.
         source: io::Error,
         /// The likely cause, and how to fix it.
         hint: String,
@@ -62,9 +62,9 @@ pub enum RuntimeError {
         action: String,
         /// What the step worked on: a path inside, unless the step concerns the host.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error from the kernel.
         source: io::Error,
-        /// What to do about it; empty, or text that goes on after the error.
+        /// What to do about it; empty, or text that continues the error message.
         hint: &'static str,
     },
     /// The directory to start in cannot be entered.
@@ -72,7 +72,7 @@ pub enum RuntimeError {
     Workdir {
         /// The directory asked for, as it is inside.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error from the kernel.
         source: io::Error,
     },
     /// No such program inside.
@@ -86,7 +86,7 @@ pub enum RuntimeError {
     NotExecutable {
         /// The program as it was asked for.
         program: String,
-        /// What the kernel said.
+        /// The error from the kernel.
         source: io::Error,
     },
     /// Karapace's own side of a running session failed.
@@ -94,7 +94,7 @@ pub enum RuntimeError {
     Supervise {
         /// The step, as a verb.
         action: &'static str,
-        /// What the kernel said.
+        /// The error from the kernel.
         source: io::Error,
     },
 }

@@ -47,8 +47,8 @@ pub(in crate::runtime) enum Source {
 /// What a mount is attached to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::runtime) enum Point {
-    /// A directory, created if missing. A share's may be created with its parents, and may be a symlink to a
-    /// directory, which is followed.
+    /// A directory, created if missing. For a share, missing parents are created too, and a symlink to a
+    /// directory is followed.
     Directory,
     /// A file, created empty (for a share with its parents) if missing. A symlink is covered itself rather
     /// than followed, so it may dangle.
@@ -76,7 +76,7 @@ pub(in crate::runtime) struct Mounts {
     pub root: Option<CString>,
     /// Whether the root must be a FUSE mount.
     pub served: bool,
-    /// Parents before what lies below them.
+    /// The mounts; parents come before what lies below them.
     pub list: Vec<Mount>,
 }
 

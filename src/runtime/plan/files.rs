@@ -40,8 +40,8 @@ impl Inside {
         self.notes.take()
     }
 
-    /// The bytes of a regular file; `None` if it does not exist or cannot be read. The latter is noted rather
-    /// than returned: no file of an image may keep its user out.
+    /// The bytes of a regular file; `None` if it does not exist or cannot be read. The latter is noted and is
+    /// no error: no file of an image may keep its user out.
     pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
         self.try_read(path).unwrap_or_else(|error| {
             let note = format!(

@@ -22,7 +22,7 @@ pub struct Seen {
     /// The files to which the caller is added, if [`SELF`] was asked for.
     #[serde(default)]
     pub accounts: Option<Box<Accounts>>,
-    /// Paths of [`OWN_FILES`] that are directories in the environment: they are not covered.
+    /// Paths of `OWN_FILES` that are directories in the environment: they are not covered.
     #[serde(default)]
     pub directories: Vec<PathBuf>,
     /// Messages for the user: what the session goes without.

@@ -43,13 +43,13 @@ pub struct Policy {
 /// A file or directory of the host that is shown inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
-    /// What asks for it, for messages: `mounts.workspace`.
+    /// The key or option that asks for it, for messages: `mounts.workspace`.
     pub what: String,
     /// Path on the host: absolute, without symlinks.
     pub host: PathBuf,
     /// Path inside: absolute.
     pub inside: PathBuf,
-    /// What it is.
+    /// Its kind.
     pub kind: ShareKind,
     /// Whether it is read-only inside.
     pub read_only: bool,
@@ -113,7 +113,7 @@ impl Policy {
         let wanted =
             desktop::Wanted { display: !manifest.gui.apps.is_empty(), sound: manifest.hardware.audio };
         desktop::apply(&mut policy, wanted, caller.variable);
-        // Parents before what lies in them.
+        // Parents must come before what lies in them.
         policy.shares.sort_by(|a, b| a.inside.cmp(&b.inside));
         check_points(&mut policy.shares)?;
         Ok(policy)

@@ -46,7 +46,7 @@ pub enum Reason {
     Unreadable {
         /// The file.
         file: &'static str,
-        /// What the system said.
+        /// The error from the system.
         error: String,
     },
     /// The program that maps ids does not exist.
@@ -66,7 +66,7 @@ pub enum Reason {
     },
     /// /dev/fuse cannot be opened, which must be done inside the namespace.
     NoFuse {
-        /// What the system said.
+        /// The error from the system.
         error: String,
     },
 }

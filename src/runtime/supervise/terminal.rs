@@ -86,7 +86,7 @@ impl Terminal {
         Ok(foreground)
     }
 
-    /// Takes the foreground back after the command has ended, unless another group has it.
+    /// Takes the foreground back after the command has ended, unless another living group has it.
     pub fn reclaim(&self) -> Result<(), Errno> {
         let foreground = tcgetpgrp(&self.handle)?;
         if foreground == getpgrp() || killpg(foreground, None) != Err(Errno::ESRCH) {
