@@ -108,7 +108,8 @@ impl Image {
     }
 
     /// Makes the image available as a local path. A remote image is downloaded below `cache`, or taken from
-    /// there if the server says that it is current; with `offline` the server is not asked.
+    /// there if it has the pinned digest or the server says that it is current. With `offline` the server is
+    /// not asked.
     ///
     /// # Errors
     /// [`ImageError`].

@@ -132,8 +132,8 @@ fn changes_of_mounts() -> Result<BpfProgram, BackendError> {
     compile(BTreeMap::from([(libc::SYS_mount_setattr, vec![]), (OPEN_TREE_ATTR, vec![]), mount]))
 }
 
-/// A call in `rules` fails with EPERM if one of its rules matches, or if its list of rules is empty. All other
-/// calls are allowed.
+/// A call in `rules` fails with EPERM if one of its rules matches, or if its list of rules is empty. All
+/// other calls are allowed.
 fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, BackendError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), architecture)?

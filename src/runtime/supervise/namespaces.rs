@@ -33,7 +33,8 @@ impl Namespaces {
         open.collect::<Result<_, _>>().map(Namespaces).map_err(failed("open the namespaces of the session"))
     }
 
-    /// The namespaces whose descriptors [`announce`] sent, of the kinds in `kinds`. `None` if they do not match.
+    /// The namespaces whose descriptors [`announce`] sent, of the kinds in `kinds`. `None` if they do
+    /// not match.
     pub(in crate::runtime) fn announced(kinds: CloneFlags, descriptors: Vec<OwnedFd>) -> Option<Namespaces> {
         let names = KINDS.iter().filter(|(_, _, kind)| kinds.contains(*kind));
         let names: Vec<String> = names.map(|(name, ..)| (*name).to_owned()).collect();
