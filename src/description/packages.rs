@@ -94,9 +94,8 @@ const LINES_OF_A_SCRIPT: usize = 3;
 const POLICY_RC_D: &str = "/usr/sbin/policy-rc.d";
 
 impl Manager {
-    /// The package manager of a root filesystem: that of its distribution by `os_release` (the text of
-    /// /etc/os-release) if its program exists, else any whose program exists. `has` tells whether a path
-    /// inside is a program.
+    /// The package manager of a root filesystem: its distribution's, by the text of /etc/os-release, if that
+    /// program exists, else any that exists. `has` tells whether a path inside is a program.
     pub fn detect(os_release: &str, has: impl Fn(&str) -> bool) -> Option<Manager> {
         let there = |manager: &Manager| has(manager.program());
         let words = distribution(os_release);
@@ -170,8 +169,7 @@ impl Manager {
         }
     }
 
-    /// The commands that list the available versions of these packages; one per name if the program accepts
-    /// only one.
+    /// The commands that list the available versions of these packages; some programs accept one name only.
     pub fn ask_available(self, names: &[String]) -> Vec<Argv> {
         let each =
             |before: &[&str]| names.iter().map(|name| argv(before, std::slice::from_ref(name))).collect();
@@ -339,8 +337,7 @@ impl Manager {
             let words: Vec<&str> = line.split_whitespace().collect();
             match (self, words.as_slice()) {
                 (Manager::Apt, ["installed", name, architecture, version]) => {
-                    // If several architectures are installed, the machine's own comes first: dpkg sorts
-                    // foreign ones after it.
+                    // Of several architectures the machine's own comes first: dpkg lists foreign ones later.
                     let qualified = format!("{name}:{architecture}");
                     for name in [(*name).to_owned(), qualified] {
                         found_one(&mut found, Some((name, (*version).to_owned())), names);
@@ -447,7 +444,7 @@ fn argv(before: &[&str], after: &[String]) -> Argv {
 }
 
 /// First upgrades everything to the state of the lists, because Arch does not support partial upgrades; then
-/// installs packages that are pinned to another version from their files.
+/// installs packages pinned to other versions from their files.
 fn install_by_pacman(wanted: &[Wanted]) -> Vec<Argv> {
     let mut upgrade = argv(&["pacman", "-Su", "--noconfirm", "--needed"], &[]);
     let mut files = Vec::new();
@@ -473,8 +470,7 @@ fn split_architecture(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Records an rpm package under two names, with and without its architecture. An epoch of zero is dropped:
-/// written or not, it means none.
+/// Records an rpm package with and without its architecture in the name. An epoch of zero means none.
 fn found_rpm(found: &mut Versions, name: &str, version: &str, architecture: &str, names: &[String]) {
     let version = version.strip_prefix("0:").unwrap_or(version);
     for name in [name.to_owned(), format!("{name}.{architecture}")] {
