@@ -188,7 +188,7 @@ impl Batch {
         }
     }
 
-    /// Reads an object of this batch or of the store, verified; see [`super::Objects::read`].
+    /// Reads an object of this batch or of the store, verified; see [`crate::object::Objects::read`].
     pub fn read(&self, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
         match self.staged.get(id) {
             Some(staged) => {

@@ -2,10 +2,10 @@
 //! the lowest wing.
 //!
 //! [`open`] holds it; [`commit`], [`restore`] and [`snapshots`] work on it, and [`layering`] makes the trees
-//! they store. [`reference`] resolves the name of a snapshot, [`diff`] lists differences, [`sessions`] tracks
-//! running sessions, [`watchers`] notifies programs that watch files; `stored` reads single files of a tree,
-//! and `damage` names the paths that need a damaged object. May use `description` and the crates below; no
-//! other wing.
+//! they store. [`mod@reference`] resolves the name of a snapshot, [`diff`] lists differences, [`sessions`]
+//! tracks running sessions, [`watchers`] notifies programs that watch files; `stored` reads single files of a
+//! tree, and `damage` names the paths that need a damaged object. May use `description` and the crates below;
+//! no other wing.
 
 pub mod commit;
 pub(super) mod damage;

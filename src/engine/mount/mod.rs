@@ -2,8 +2,8 @@
 //!
 //! [`options`] describes a mount. [`serve`] serves it in this process, [`background`] in another one, and
 //! [`all`] serves every environment, as the [`supervisor`]. [`umount`] and [`force`] end a mount, and
-//! `holders` finds what keeps it alive; [`idle`] refuses operations on an environment in use; [`unit`] writes
-//! a systemd unit. May use `server` and `instance`.
+//! `holders` finds what keeps it alive; [`idle`] refuses operations on an environment in use; [`mod@unit`]
+//! writes a systemd unit. May use `server` and `instance`.
 
 pub mod all;
 pub mod background;

@@ -4,7 +4,7 @@
 //! [`verify`] checks everything and returns findings (`finding`): `places` checks which files are where,
 //! `content` and `sizes` the bytes of files; `affected` then determines what needs the damaged objects.
 //! [`repair`] works on these findings. [`place_of`] looks up one object. References are followed by
-//! [`crate::reach`], as for gc.
+//! `reach`, as for gc.
 
 mod affected;
 mod content;
