@@ -24,6 +24,7 @@ mod apps;
 mod build;
 mod damage;
 mod paths;
+mod random;
 mod restore;
 mod sharing;
 mod snapshots;

@@ -1,6 +1,6 @@
 //! Chosen and ignored paths: commit, diff and restore, and the effects of removing snapshots.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use karapace_fs::attr::RenameMode;
 use karapace_store::inode::{Body, FileKind, Ino};
@@ -11,7 +11,7 @@ use super::*;
 use crate::engine::make::build::BuildOptions;
 
 /// Paths of a view with the content of files; `None` is a directory.
-type Files = BTreeMap<String, Option<String>>;
+pub(super) type Files = BTreeMap<String, Option<String>>;
 
 /// Resolves a path to its parent directory and its last name; makes missing directories.
 fn parent(view: &View, path: &str) -> (Ino, Vec<u8>) {
@@ -26,7 +26,7 @@ fn parent(view: &View, path: &str) -> (Ino, Vec<u8>) {
     (at, name.as_bytes().to_vec())
 }
 
-fn put(view: &View, path: &str, text: &str) {
+pub(super) fn put(view: &View, path: &str, text: &str) {
     let (dir, name) = parent(view, path);
     let ino = match view.lookup(dir, &name) {
         Ok(attr) => attr.ino,
@@ -44,18 +44,18 @@ fn link(view: &View, path: &str, new: &str) {
     view.link(ino, dir, &name).unwrap();
 }
 
-fn unlink(view: &View, path: &str) {
+pub(super) fn unlink(view: &View, path: &str) {
     let (dir, name) = parent(view, path);
     view.unlink(dir, &name).unwrap();
 }
 
-fn rename(view: &View, from: &str, to: &str) -> bool {
+pub(super) fn rename(view: &View, from: &str, to: &str) -> bool {
     let ((from_dir, from), (to_dir, to)) = (parent(view, from), parent(view, to));
     view.rename(&ROOT, from_dir, &from, to_dir, &to, RenameMode::Replace).is_ok()
 }
 
 /// Everything in the view. Keeps the directories' lookups, as a kernel does.
-fn files(view: &View) -> Files {
+pub(super) fn files(view: &View) -> Files {
     let mut found = Files::new();
     let mut todo = vec![(String::new(), ROOT_INO)];
     while let Some((path, dir)) = todo.pop() {
@@ -82,7 +82,7 @@ fn files(view: &View) -> Files {
     found
 }
 
-fn diff(instance: &Instance) -> Vec<String> {
+pub(super) fn diff(instance: &Instance) -> Vec<String> {
     let line =
         |d: karapace_fs::attr::DiffEntry| format!("{} {}", d.kind.letter(), String::from_utf8_lossy(&d.path));
     instance.diff(None).unwrap().into_iter().map(line).collect()
@@ -92,11 +92,14 @@ fn paths(paths: &[&str]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| path.as_bytes().to_vec()).collect()
 }
 
-fn commit_paths(instance: &Instance, chosen: &[&str]) -> crate::engine::instance::open::CommitOutcome {
+pub(super) fn commit_paths(
+    instance: &Instance,
+    chosen: &[&str],
+) -> crate::engine::instance::open::CommitOutcome {
     instance.commit(&paths(chosen), None, None, Wait::Long).unwrap()
 }
 
-fn restore_paths(
+pub(super) fn restore_paths(
     instance: &Instance,
     reference: &str,
     chosen: &[&str],
@@ -105,7 +108,7 @@ fn restore_paths(
 }
 
 /// Checks every tree in use: each number stands for one inode, and link counts are right.
-fn sound(place: &Place, instance: &Instance) {
+pub(super) fn sound(place: &Place, instance: &Instance) {
     let trees = Trees::new(place.engine.store().clone());
     let metadata = instance.metadata();
     let layers = metadata.layers().into_iter();
@@ -422,106 +425,6 @@ fn snapshots_removed_from_the_middle_leave_the_others_whole() {
         crate::engine::instance::reference::resolve(&instance.metadata(), "~2").unwrap().hash,
         made[2].0
     );
-}
-
-/// A deterministic generator of pseudo-random numbers.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % sides
-    }
-}
-
-/// The head's files after a commit of one chosen path of `view`.
-fn chosen_of(head: &Files, view: &Files, path: &str) -> Files {
-    let below = |p: &str| p == path || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
-    let mut result: Files =
-        head.iter().filter(|(p, _)| !below(p)).map(|(p, c)| (p.clone(), c.clone())).collect();
-    result.extend(view.iter().filter(|(p, _)| below(p)).map(|(p, c)| (p.clone(), c.clone())));
-    if view.contains_key(path) {
-        for (at, _) in path.match_indices('/').skip(1) {
-            result.insert(path[..at].to_owned(), None);
-        }
-    }
-    result
-}
-
-/// Random changes, commits and restores of chosen paths, compared with maps of names and contents.
-#[test]
-fn random_choices_give_what_was_chosen() {
-    for seed in 0..3 {
-        let place = Place::new();
-        let env = place.import("dev");
-        let mut instance = place.open(&env);
-        let mut dice = Dice(seed);
-        let mut view = files(instance.view());
-        let mut head = view.clone();
-        let mut snapshots = vec![("base".to_owned(), head.clone())];
-        for step in 0..60 {
-            let dir = ["/a", "/b", "/c"][dice.roll(3)];
-            let file = format!("{dir}/{}", dice.roll(2));
-            let path = if dice.roll(2) == 0 { dir.to_owned() } else { file.clone() };
-            match dice.roll(9) {
-                0..3 => {
-                    put(instance.view(), &file, &format!("{step}"));
-                }
-                3 if view.contains_key(&file) => unlink(instance.view(), &file),
-                4 if view.contains_key(dir) => {
-                    rename(instance.view(), dir, ["/a", "/b", "/c"][dice.roll(3)]);
-                }
-                5 if view.contains_key(&path) || head.contains_key(&path) => {
-                    let outcome = commit_paths(&instance, &[&path]);
-                    head = chosen_of(&head, &view, &path);
-                    if outcome.created {
-                        snapshots.push((outcome.hash.to_hex(), head.clone()));
-                    }
-                }
-                6 => {
-                    let (hash, there) = snapshots[dice.roll(snapshots.len())].clone();
-                    if there.contains_key(&path) || view.contains_key(&path) {
-                        let saved = restore_paths(&instance, &hash, &[&path]).saved;
-                        if let Some(saved) = saved {
-                            head = chosen_of(&head, &view, &path);
-                            snapshots.push((saved.to_hex(), head.clone()));
-                        }
-                        view = chosen_of(&view, &there, &path);
-                        assert_eq!(files(instance.view()), view, "seed {seed} step {step}");
-                    }
-                }
-                7 => {
-                    let (hash, there) = snapshots[dice.roll(snapshots.len())].clone();
-                    if let Some(saved) = instance.restore(&hash, &[], None, Wait::Long).unwrap().saved {
-                        snapshots.push((saved.to_hex(), view.clone()));
-                    }
-                    head = there;
-                    assert_eq!(files(instance.view()), head, "seed {seed} step {step}");
-                }
-                8 => {
-                    instance.close().unwrap();
-                    drop(instance);
-                    instance = place.open(&env);
-                    assert_eq!(files(instance.view()), view, "seed {seed} step {step}");
-                }
-                _ => {}
-            }
-            view = files(instance.view());
-            let all: HashSet<&String> = view.keys().chain(head.keys()).collect();
-            let differ: HashSet<&String> = all.into_iter().filter(|p| view.get(*p) != head.get(*p)).collect();
-            let listed: HashSet<String> = diff(&instance).iter().map(|line| line[2..].to_owned()).collect();
-            for path in differ {
-                assert!(listed.contains(path), "seed {seed} step {step}: {path} is not in {listed:?}");
-            }
-        }
-        sound(&place, &instance);
-        gc::collect(&place.engine, false, &Silent).unwrap();
-        for (hash, there) in &snapshots {
-            instance.restore(hash, &[], None, Wait::Long).unwrap();
-            assert_eq!(&files(instance.view()), there, "seed {seed}: {hash}");
-        }
-        sound(&place, &instance);
-    }
 }
 
 /// The object file of the listing of a directory in the root.
