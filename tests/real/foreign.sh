@@ -7,7 +7,7 @@
 
 # What may fail in the mount alone, a line each: `root|user|both NAME: reason`.
 EXPECTED=''
-# Names of those that want a mode to stop them: in his own mount a user is root, whom none does (docs/LIMITATIONS.md).
+# Names of tests that need EACCES or EPERM from a mode: in his own mount a user acts as root and gets neither (docs/LIMITATIONS.md).
 NOT_STOPPED=''
 expected() {
     {
@@ -17,12 +17,12 @@ expected() {
     } | LC_ALL=C sort -u
 }
 
-# copied BUILT DIRECTORY: the built tree, at home there: what the build wrote of directories into its files is made those of the copy, and
-# times say that nothing is to be made anew.
+# copied BUILT DIRECTORY: copies the built tree there. Replaces the build's own path in its files, and keeps their times, so that make
+# rebuilds nothing.
 copied() {
     local origin file
     origin=$(<"$1/origin")
-    # Without owners, which are root's: a user has them in the mount alone.
+    # Not the owner: it is root, which a user can set only in the mount.
     cp -a --no-preserve=ownership "$1" "$2"
     chmod -R u+w "$2"
     while read -r file; do
@@ -34,7 +34,7 @@ copied() {
 
 # place_of DIRECTORY: a word for it, for names of files.
 place_of() { if [ "$1" = "$EXT4" ]; then echo ext4; else echo mount; fi; }
-# half_of HALF: of the names that it reads each second one.
+# half_of HALF: every second line of its input.
 half_of() { awk -v half="$1" 'NR % 2 == half % 2'; }
 
 # with_result RESULT PLACE: the names of the tests that had it there.
@@ -79,7 +79,7 @@ begin() {
     tree "$WORK/built" times >"$TMPDIR/built"
     ctl "$ENV" "commit name=built"
 }
-# All that the first half made and changed goes; the second one begins where the first did.
+# Undoes everything that the first half changed, so that the second half starts from the same state.
 restored() {
     if [ "$(ls -A "$WORK")" = built ] && tree "$WORK/built" times | cmp -s - "$TMPDIR/built"; then wrong "the tests left nothing"; fi
     ctl "$ENV" "restore built"
