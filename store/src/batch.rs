@@ -19,6 +19,7 @@ use nix::unistd::{linkat, syncfs};
 use crate::durability::Barrier;
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::fail;
+use crate::held::lock_dir;
 use crate::id::{ObjectId, random_name};
 use crate::object::read_verified;
 use crate::open::Store;
@@ -97,38 +98,31 @@ impl Batch {
     pub fn new(store: &Arc<Store>) -> Result<Batch> {
         let staging = store.layout().staging();
         let barrier = store.file_systems()?.first().map_or(Barrier::Named, |found| found.barrier);
-        loop {
-            let dir = staging.join(random_name()?);
+        let dir = staging.join(random_name()?);
+        let lock = {
+            // No sweep takes the new directory for a dead batch's before it is locked.
+            let _guard = lock_dir(store.files(), &staging)?;
             store.files().make_dir(&dir).at("create", &dir)?;
-            let handle = match store.files().open_dir(&dir) {
-                // A sweep may remove the directory between its creation and the lock; then try another one.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => result.at("open", &dir)?,
-            };
-            let lock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => lock,
-                Err((_, Errno::EWOULDBLOCK)) => continue,
-                Err((_, errno)) => return Err(errno).at("lock", &dir),
-            };
-            if !dir.try_exists().at("stat", &dir)? {
-                continue;
-            }
-            fail::point("batch.stage").at("lock", &dir)?;
-            return Ok(Batch {
-                store: Arc::clone(store),
-                barrier,
-                dir,
-                lock,
-                unwritten: 0,
-                writing: None,
-                staged: HashMap::new(),
-                skipped: BTreeSet::new(),
-                bare: BTreeMap::new(),
-                next: 0,
-                needs_chmod: None,
-                links: None,
-            });
-        }
+            let handle = store.files().open_dir(&dir).at("open", &dir)?;
+            Flock::lock(handle, FlockArg::LockExclusiveNonblock)
+                .map_err(|(_, errno)| errno)
+                .at("lock", &dir)?
+        };
+        fail::point("batch.stage").at("lock", &dir)?;
+        Ok(Batch {
+            store: Arc::clone(store),
+            barrier,
+            dir,
+            lock,
+            unwritten: 0,
+            writing: None,
+            staged: HashMap::new(),
+            skipped: BTreeSet::new(),
+            bare: BTreeMap::new(),
+            next: 0,
+            needs_chmod: None,
+            links: None,
+        })
     }
 
     /// The store that this batch writes to.

@@ -14,6 +14,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -313,7 +314,11 @@ impl Sweep<'_> {
             if (self.options.cancelled)() {
                 return Err(StoreError::Cancelled);
             }
-            let metadata = fs::symlink_metadata(path).at("read", path)?;
+            let metadata = match fs::symlink_metadata(path) {
+                // Its writer has given it its name since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata.at("read", path)?,
+            };
             if change_time(&metadata) >= limit {
                 continue;
             }

@@ -106,10 +106,18 @@ pub(crate) fn scan(files: &Files, dir: &Path) -> Result<Vec<Found>> {
             }
             continue;
         }
-        let file = files.open(&path).at("open", &path)?;
+        // A maker removes its file without the directory's lock.
+        let file = match files.open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            file => file.at("open", &path)?,
+        };
         let mut bytes = Vec::new();
         (&file).take(MAX_BYTES).read_to_end(&mut bytes).at("read", &path)?;
         let dead = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
+        // Not dead: its maker has removed the file and let go of it since it was opened.
+        if dead.is_some() && !path.try_exists().at("stat", &path)? {
+            continue;
+        }
         let dead =
             dead.map(|file| HeldFile { files: files.clone(), path: path.clone(), _file: file, keep: false });
         found.push(Found { path, content: content(bytes), dead });
@@ -148,7 +156,7 @@ fn has_files(files: &Files, dir: &Path) -> Result<bool> {
 }
 
 /// Locks the directory. Held only briefly: a holder never waits for anything else.
-fn lock_dir(files: &Files, dir: &Path) -> Result<Flock<File>> {
+pub(crate) fn lock_dir(files: &Files, dir: &Path) -> Result<Flock<File>> {
     let file = files.open_dir(dir).at("open", dir)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).at("lock", dir)
 }
@@ -195,5 +203,25 @@ mod tests {
         }
         fs::write(&file.path, &whole[..whole.len() - 1]).unwrap();
         parsed().unwrap_err();
+    }
+    #[test]
+    fn what_its_maker_removes_is_never_a_dead_makers() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::at(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            let makers = [1, 2].map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        HeldFile::create(&files, dir.path(), b"held").unwrap().remove().unwrap();
+                        drop(HeldFile::create(&files, dir.path(), b"held").unwrap());
+                    }
+                })
+            });
+            while makers.iter().any(|maker| !maker.is_finished()) {
+                for found in scan(&files, dir.path()).unwrap() {
+                    assert!(found.dead.is_none(), "{} was taken for a dead maker's", found.path.display());
+                }
+            }
+        });
     }
 }

@@ -1,5 +1,6 @@
 //! Removes what dead batches left in `staging/`.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{IoContext, Result};
 use crate::files::freed;
+use crate::held::lock_dir;
 use crate::open::Store;
 
 /// The number of staging directories of dead batches, and their size in bytes.
@@ -21,15 +23,7 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
     let (files, staging) = (store.files(), store.layout().staging());
     let mut swept = Swept::default();
     for path in files.list(&staging)? {
-        let handle = match files.open_dir(&path) {
-            Ok(handle) => handle,
-            Err(error) => {
-                // Its batch has just ended, or this is not a batch's directory.
-                tracing::debug!("{} is passed over: {error}", path.display());
-                continue;
-            }
-        };
-        let Ok(_held) = Flock::lock(handle, FlockArg::LockExclusiveNonblock) else { continue };
+        let Some(_held) = lock_dead(store, &path)? else { continue };
         swept.bytes += size(store, &path)?;
         swept.batches += 1;
         if !dry_run {
@@ -37,6 +31,23 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
         }
     }
     Ok(swept)
+}
+
+/// Locks the staging directory of a dead batch; `None` if its batch lives or has just ended, or if this is not
+/// a batch's directory.
+fn lock_dead(store: &Store, path: &Path) -> Result<Option<Flock<File>>> {
+    // A new directory is made and locked under this lock, so that one which is not locked is a dead batch's.
+    let _guard = lock_dir(store.files(), &store.layout().staging())?;
+    let handle = match store.files().open_dir(path) {
+        Ok(handle) => handle,
+        Err(error) => {
+            tracing::debug!("{} is passed over: {error}", path.display());
+            return Ok(None);
+        }
+    };
+    let Ok(held) = Flock::lock(handle, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
+    // Its batch may have removed it between the two calls.
+    Ok(path.try_exists().at("stat", path)?.then_some(held))
 }
 
 fn size(store: &Store, dir: &Path) -> Result<u64> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::open::Store;
+use crate::staging::{self, Swept};
 
 fn store() -> (tempfile::TempDir, Arc<Store>) {
     let dir = tempfile::tempdir().unwrap();
@@ -83,6 +84,21 @@ fn a_live_batch_holds_a_lock_on_its_directory() {
     assert!(lock().is_err());
     drop(batch);
     assert!(!path.exists());
+}
+
+#[test]
+fn batches_come_and_go_while_others_sweep() {
+    let (_dir, store) = store();
+    let sweep = |dry_run| assert_eq!(staging::sweep(&store, dry_run).unwrap(), Swept::default());
+    thread::scope(|scope| {
+        for dry_run in [false, false, true] {
+            scope.spawn(move || (0..1000).for_each(|_| sweep(dry_run)));
+        }
+        for _ in 0..2000 {
+            drop(Batch::new(&store).unwrap());
+        }
+    });
+    assert_eq!(staged(&store), 0);
 }
 
 #[test]

@@ -243,6 +243,25 @@ fn dead_staging_goes_and_living_stays() {
 }
 
 #[test]
+fn records_are_written_while_a_dry_run_looks() {
+    let place = Place::new();
+    let path = place.store.layout().metadata().join("0".repeat(32));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for _ in 0..500 {
+                place.store.files().write(&path, b"{}").unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            let options = options(true, &|_| Ok(UpperRoots::default()));
+            let mut sweep =
+                Sweep { start: next_time(&place.store).unwrap(), options, report: GcReport::default() };
+            sweep.unfinished(&place.store).unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_dry_run_shares_the_store() {
     let place = Place::new();
     let _held = StoreLock::shared(&place.store).unwrap();

@@ -152,10 +152,11 @@ impl Check<'_> {
 
     /// The entries of a directory; empty when it is missing, which is reported elsewhere.
     pub(super) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
-        if dir.symlink_metadata().is_err() {
-            return Ok(Vec::new());
+        match self.store.files().list(dir) {
+            // It may also have been removed since its parent was listed.
+            Err(_) if dir.symlink_metadata().is_err() => Ok(Vec::new()),
+            listed => listed,
         }
-        self.store.files().list(dir)
     }
 }
 
