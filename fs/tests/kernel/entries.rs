@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use fuser::FileType;
+use fuser::{FileType, INodeNo};
 
 use crate::kernel::harness::Mounted;
 use crate::kernel::toy::Op;
@@ -87,14 +87,23 @@ fn a_listing_brings_the_attributes() {
     );
 }
 
-/// Listings themselves are not cached: each is requested, so a restore need not invalidate them.
+/// Once OPENDIR is answered with ENOSYS, the kernel keeps a listing that was read to its end. A name that
+/// appears without its knowledge stays missing until the directory's inode is invalidated.
 #[test]
-fn a_listing_is_asked_each_time() {
+fn a_listing_is_kept_until_the_directory_is_invalidated() {
     let mounted = Mounted::new();
-    mounted.toy.file("one", b"");
-    assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 1);
-    mounted.toy.file("two", b"");
-    assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 2);
+    let dir = mounted.toy.add(1, "dir", FileType::Directory, 0o755, b"");
+    mounted.toy.add(dir, "one", FileType::RegularFile, 0o644, b"");
+    let listed = || fs::read_dir(mounted.path("dir")).unwrap().count();
+    assert_eq!((listed(), listed()), (1, 1));
+    mounted.toy.add(dir, "two", FileType::RegularFile, 0o644, b"");
+    mounted.toy.clear();
+    assert_eq!(listed(), 1);
+    assert_eq!(mounted.toy.count(Op::ReadDirPlus), 0);
+    mounted.expire(dir, "two").unwrap();
+    assert_eq!(listed(), 1, "the kernel does not know the name");
+    mounted.notifier().inval_inode(INodeNo(dir), 0, 0).unwrap();
+    assert_eq!(listed(), 2);
 }
 
 /// Each READDIRPLUS entry is one reference, returned by FORGET like that of a LOOKUP.
