@@ -20,8 +20,8 @@ use nix::unistd::{getegid, geteuid};
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::At as _;
 use crate::error::{Error, Result};
+pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, Watchers};
 use crate::fuse::{IdMap, Server, Service};
-pub use crate::fuse::{Invalidator, Watchers};
 use crate::view::View;
 
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
@@ -29,60 +29,6 @@ const READ_AHEAD: u64 = 1 << 20;
 
 /// How often the view is asked whether maintenance, such as a checkpoint, is due.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Whether and how the control directory is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CtlDir {
-    /// Reachable by name, not listed.
-    #[default]
-    Hidden,
-    /// Listed too.
-    Visible,
-    /// There is no control directory; its name stays reserved.
-    Disabled,
-}
-
-/// A flag of mount(8) that the kernel enforces by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flag {
-    /// Every change is refused, including writes to the control files, until `mount -o remount,rw`.
-    ReadOnly,
-    /// Set-user-id, set-group-id and file capabilities are ignored.
-    NoSuid,
-    /// Device nodes cannot be opened.
-    NoDev,
-    /// No file can be executed.
-    NoExec,
-}
-
-/// How to mount.
-#[derive(Clone, Debug)]
-pub struct MountOptions {
-    /// The directory to mount on; must exist.
-    pub mountpoint: PathBuf,
-    /// Refuse every change with `EROFS`. The kernel still lets control files be written: the engine decides
-    /// which commands are allowed.
-    pub read_only: bool,
-    /// Further restrictions for the kernel to enforce. A mount made by an ordinary user always has
-    /// [`Flag::NoSuid`] and [`Flag::NoDev`].
-    pub flags: Vec<Flag>,
-    /// The control directory.
-    pub ctl: CtlDir,
-    /// Let other users in, with permissions checked by the kernel. A mount made by root always does; an
-    /// ordinary user needs `user_allow_other` in /etc/fuse.conf.
-    pub allow_other: bool,
-    /// Number of threads that serve requests; at least 1.
-    pub threads: usize,
-    /// Let the kernel read a large file directly from its object, once the whole file has been verified. For
-    /// a read-only mount made by root.
-    pub passthrough: bool,
-    /// Let root make id-mapped mounts of this one (mount_setattr(2), MOUNT_ATTR_IDMAP; Linux 6.12). The
-    /// kernel then sends the caller's ids only with requests that create something, so there is no control
-    /// directory. For a mount made by root.
-    pub idmap: bool,
-    /// The source that `mount` and `df` show.
-    pub fsname: String,
-}
 
 /// The kernel connection of a mount, shared by everything that talks to the kernel outside of requests.
 struct Connection {
@@ -101,8 +47,9 @@ pub struct MountedSession {
 }
 
 impl MountedSession {
-    /// Mounts `view` and starts serving it; the mount answers requests when this returns. Without `control`
-    /// there is no control directory.
+    /// Mounts `view` on the directory `dir`, which must exist, and starts serving it; the mount answers
+    /// requests when this returns. `source` is what `mount` and `df` show as the mount's source. Without
+    /// `control` there is no control directory.
     ///
     /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
     /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
@@ -116,18 +63,22 @@ impl MountedSession {
         view: Arc<View>,
         trees: Arc<Trees>,
         control: Option<Arc<dyn ControlPlane>>,
+        dir: &Path,
+        source: &str,
         options: &MountOptions,
     ) -> Result<MountedSession> {
-        let given = &options.mountpoint;
-        let mountpoint = given.canonicalize().at("find the mount point", given)?;
+        let mountpoint = dir.canonicalize().at("find the mount point", dir)?;
         view.set_read_only(options.read_only);
         let by_root = geteuid().is_root();
+        let options = options.in_effect(by_root);
+        let config = config(source, &options, by_root);
+        let idmap = options.idmap;
         let service = service(view.clone(), trees, control, &mountpoint, options);
         let (control, kernel) = (service.control.clone(), service.kernel.clone());
         let watchers = service.watchers.clone();
         let server = Server::new(service).at("start threads to serve", &mountpoint)?;
-        let session = Session::new(server, &mountpoint, &config(options, by_root))
-            .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, options.idmap)))?;
+        let session = Session::new(server, &mountpoint, &config)
+            .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, idmap)))?;
         let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", &mountpoint)?;
         let connection = Connection { device: Arc::new(device.into()), mountpoint: mountpoint.clone() };
         let connection = Arc::new(connection);
@@ -259,11 +210,9 @@ fn service(
     trees: Arc<Trees>,
     control: Option<Arc<dyn ControlPlane>>,
     mountpoint: &Path,
-    options: &MountOptions,
+    options: MountOptions,
 ) -> Service {
-    let by_root = geteuid().is_root();
-    let idmap = options.idmap && by_root;
-    let control = control.filter(|_| options.ctl != CtlDir::Disabled && !idmap).map(|plane| {
+    let control = control.filter(|_| options.ctl_dir != CtlDir::Disabled && !options.idmap).map(|plane| {
         let owner = (geteuid().as_raw(), getegid().as_raw());
         Arc::new(ControlDir::new(plane, view.clone(), mountpoint.to_owned(), owner))
     });
@@ -271,20 +220,17 @@ fn service(
         live: view,
         trees,
         control,
-        control_listed: options.ctl == CtlDir::Visible,
+        options,
         ids: IdMap::of_this_process(),
-        kernel_permissions: by_root || options.allow_other,
-        passthrough: options.passthrough && options.read_only && by_root,
-        idmap,
-        threads: options.threads.max(1),
         kernel: Arc::new(OnceLock::new()),
         watchers: Watchers::default(),
     }
 }
 
-fn config(options: &MountOptions, by_root: bool) -> Config {
+/// fuser's configuration for these options, which are those in effect.
+fn config(source: &str, options: &MountOptions, by_root: bool) -> Config {
     let mut config = Config::default();
-    config.mount_options = vec![MountOption::FSName(options.fsname.clone()), MountOption::NoAtime];
+    config.mount_options = vec![MountOption::FSName(source.to_owned()), MountOption::NoAtime];
     if by_root {
         // fuser then mounts directly and passes to the kernel only options that it takes as custom.
         config.mount_options.push(MountOption::CUSTOM("subtype=karapace".to_owned()));
@@ -303,12 +249,12 @@ fn config(options: &MountOptions, by_root: bool) -> Config {
     ));
     config.mount_options.extend(flag(Flag::NoDev, MountOption::NoDev, by_root.then_some(MountOption::Dev)));
     config.acl = SessionACL::Owner;
-    if by_root || options.allow_other {
+    if options.allow_other {
         // Other users have access, so the kernel must check permissions.
         config.mount_options.push(MountOption::DefaultPermissions);
         config.acl = SessionACL::All;
     }
-    config.n_threads = Some(options.threads.max(1));
+    config.n_threads = Some(options.threads);
     config
 }
 

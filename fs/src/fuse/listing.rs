@@ -8,7 +8,7 @@ use karapace_store::inode::{FileKind, ROOT_INO};
 
 use super::nodes::{CONTROL, LIVE, node_id};
 use super::reply::{FOREVER, NEVER, file_attr, file_type, listed_only};
-use super::{GENERATION, Node, Shared, guard};
+use super::{CtlDir, GENERATION, Node, Shared, guard};
 use crate::control::{DIR_NAME, TOP};
 
 /// Cookie of the control directory, which is listed last in the root. Cookies of views are smaller.
@@ -104,7 +104,7 @@ impl Shared {
     }
 
     fn lists_control(&self, index: u16, ino: u64) -> bool {
-        self.control_listed && self.control.is_some() && (index, ino) == (LIVE, ROOT_INO)
+        self.options.ctl_dir == CtlDir::Visible && self.control.is_some() && (index, ino) == (LIVE, ROOT_INO)
     }
 }
 

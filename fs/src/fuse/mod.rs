@@ -14,6 +14,7 @@ mod idmap;
 mod listing;
 mod nodes;
 mod notify;
+mod options;
 mod pages;
 mod passthrough;
 mod privileges;
@@ -37,6 +38,7 @@ use karapace_store::tree::Trees;
 pub(crate) use self::idmap::IdMap;
 use self::nodes::{CONTROL, LIVE, Views, split};
 pub use self::notify::Invalidator;
+pub use self::options::{CtlDir, Flag, MountOptions};
 use self::passthrough::Passthrough;
 use self::reply::{FOREVER, NEVER, file_attr};
 pub use self::watchers::Watchers;
@@ -73,20 +75,10 @@ pub(crate) struct Service {
     pub trees: Arc<Trees>,
     /// The control directory; `None` if disabled.
     pub control: Option<Arc<ControlDir>>,
-    /// Whether the root's listing names the control directory.
-    pub control_listed: bool,
+    /// The options in effect ([`MountOptions::in_effect`]).
+    pub options: MountOptions,
     /// Translates the tree's ids to those shown on the mount.
     pub ids: IdMap,
-    /// Whether the kernel checks permissions and ACLs (a mount made by root).
-    pub kernel_permissions: bool,
-    /// Whether the kernel may read large files directly from their objects. For a read-only mount made by
-    /// root.
-    pub passthrough: bool,
-    /// Whether id-mapped mounts of this mount are allowed. Requires that there is no control directory and
-    /// that the kernel checks permissions.
-    pub idmap: bool,
-    /// Number of request threads.
-    pub threads: usize,
     /// Sends notifications on behalf of requests; set before the first request is served.
     pub kernel: Arc<OnceLock<Invalidator>>,
     /// The process that makes calls on behalf of watchers.
@@ -100,14 +92,11 @@ struct Shared {
     views: Views,
     trees: Arc<Trees>,
     control: Option<Arc<ControlDir>>,
-    control_listed: bool,
+    options: MountOptions,
     ids: IdMap,
-    kernel_permissions: bool,
     passthrough: Option<Passthrough>,
-    idmap: bool,
     kernel: Arc<OnceLock<Invalidator>>,
     watchers: Watchers,
-    threads: usize,
     /// Request threads that are waiting for other threads to answer the kernel's requests.
     waiting: AtomicUsize,
     workers: Workers,
@@ -131,14 +120,11 @@ impl Server {
             views: Views::new(service.live),
             trees: service.trees,
             control: service.control,
-            control_listed: service.control_listed,
+            passthrough: service.options.passthrough.then(Passthrough::default),
+            options: service.options,
             ids: service.ids,
-            kernel_permissions: service.kernel_permissions,
-            passthrough: service.passthrough.then(Passthrough::default),
-            idmap: service.idmap,
             kernel: service.kernel,
             watchers: service.watchers,
-            threads: service.threads,
             waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,
             seekers: Workers::new("seek", SEEK_THREADS)?,
@@ -212,6 +198,11 @@ impl Shared {
         split(parent.0) == (LIVE, ROOT_INO) && name == DIR_NAME
     }
 
+    /// Whether the kernel checks permissions and ACLs. Otherwise the mount's user acts as root.
+    fn kernel_permissions(&self) -> bool {
+        self.options.allow_other
+    }
+
     fn caller(&self, req: &Request, umask: u32) -> Caller {
         Caller { uid: self.ids.uid(req.uid()), gid: self.ids.gid(req.gid()), umask }
     }
@@ -233,7 +224,7 @@ impl Shared {
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_EXPIRE_ONLY;
-        if self.kernel_permissions {
+        if self.kernel_permissions() {
             // This flag makes the kernel check permissions, so not on a mount whose user acts as root.
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }
@@ -243,7 +234,7 @@ impl Shared {
                 tracing::warn!(most, "the kernel cannot read objects by itself");
             }
         }
-        if self.idmap && config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP).is_err() {
+        if self.options.idmap && config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP).is_err() {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         for flag in wanted.iter() {

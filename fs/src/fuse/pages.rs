@@ -18,7 +18,7 @@ impl Shared {
     /// Runs `work`, which waits for other requests to be answered: on this thread if that leaves a request
     /// thread free, which is faster; otherwise on a `seekers` thread.
     pub(super) fn with_request_threads_free(self: &Arc<Self>, work: impl FnOnce(&Shared) + Send + 'static) {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 < self.threads {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) + 1 < self.options.threads {
             work(self);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return;

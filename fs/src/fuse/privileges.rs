@@ -36,7 +36,7 @@ impl Shared {
         let attr = view.getattr(ino)?;
         let uid = Shared::caller_uid(req);
         let owns = uid == 0 || (req.uid() != NO_ID && uid == self.ids.uid(attr.uid));
-        Ok(!self.kernel_permissions || owns || attr.mode & 0o022 != 0)
+        Ok(!self.kernel_permissions() || owns || attr.mode & 0o022 != 0)
     }
 
     /// Drops set-user-id, set-group-id and file capabilities, like a chown to the current owner.
@@ -48,7 +48,7 @@ impl Shared {
     /// other than root may not keep.
     pub(super) fn drop_set_id_for(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
         let set_id = view.getattr(ino)?.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-        if !self.kernel_permissions || !set_id || Shared::caller_uid(req) == 0 {
+        if !self.kernel_permissions() || !set_id || Shared::caller_uid(req) == 0 {
             return Ok(());
         }
         self.drop_foreign_set_gid(req, view, ino)?;

@@ -22,13 +22,13 @@ impl Shared {
             }
             let stored = self.ids.stored_acl(value);
             guard("setxattr", || {
-                if self.kernel_permissions && IdMap::is_access_acl(name) {
+                if self.kernel_permissions() && IdMap::is_access_acl(name) {
                     // The kernel's flag that asks for this is in a field that fuser 0.18 does not expose
                     // (FUSE_SETXATTR_EXT).
                     self.drop_any_foreign_set_gid(req, &view, ino)?;
                 }
                 view.setxattr(ino, name, &stored, flags)?;
-                if !self.kernel_permissions && IdMap::is_access_acl(name) {
+                if !self.kernel_permissions() && IdMap::is_access_acl(name) {
                     // On such a mount the kernel does not know that this attribute is an ACL, and would keep
                     // showing the cached mode.
                     if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.forget_attributes(node.0))

@@ -214,7 +214,7 @@ fn nothing_but_ctl_takes_a_write() {
 #[test]
 fn the_name_is_reserved_at_the_root_only() {
     for ctl in [CtlDir::Hidden, CtlDir::Visible, CtlDir::Disabled] {
-        let mount = Mount::with(|o| o.ctl = ctl);
+        let mount = Mount::with(|o| o.ctl_dir = ctl);
         fs::write(mount.path("f"), "").expect("write");
         fs::create_dir(mount.path("d")).expect("mkdir");
         let name = mount.path(".karapace");
@@ -240,7 +240,7 @@ fn the_name_is_reserved_at_the_root_only() {
 
 #[test]
 fn listings_follow_and_directories_stay() {
-    let mount = Mount::with(|o| o.ctl = CtlDir::Visible);
+    let mount = Mount::with(|o| o.ctl_dir = CtlDir::Visible);
     let list = |below: &str| {
         let mut names: Vec<String> = fs::read_dir(mount.control(below))
             .expect(below)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use karapace_fs::attr::{HeadRef, Told};
 use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, SnapshotInfo};
-use karapace_fs::session::{CtlDir, Invalidator, MountOptions, MountedSession, UnmountHandle, Watchers};
+use karapace_fs::session::{Invalidator, MountOptions, MountedSession, UnmountHandle, Watchers};
 use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::batch::Batch;
@@ -142,12 +142,14 @@ impl Served {
         view: &Arc<View>,
         trees: &Arc<Trees>,
         plane: Option<Arc<FakePlane>>,
+        dir: &Path,
         options: &MountOptions,
     ) -> Served {
         assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: load the fuse module");
         let plane = plane.map(|plane| -> Arc<dyn ControlPlane> { plane });
-        let session = MountedSession::mount(view.clone(), trees.clone(), plane, options)
-            .expect("these tests need the right to mount (run them as root)");
+        let session =
+            MountedSession::mount(view.clone(), trees.clone(), plane, dir, "karapace+test", options)
+                .expect("these tests need the right to mount (run them as root)");
         let (invalidator, unmounter) = (session.invalidator(), session.unmount_handle());
         let watchers = session.watchers();
         let thread = Some(std::thread::spawn(move || session.wait()));
@@ -170,21 +172,6 @@ impl Drop for Served {
         if !std::thread::panicking() {
             self.join();
         }
-    }
-}
-
-/// Options with which tests mount on `dir`.
-pub fn options(dir: &Path) -> MountOptions {
-    MountOptions {
-        mountpoint: dir.to_owned(),
-        flags: Vec::new(),
-        read_only: false,
-        ctl: CtlDir::Hidden,
-        allow_other: false,
-        threads: 2,
-        passthrough: false,
-        idmap: false,
-        fsname: "karapace+test".into(),
     }
 }
 
@@ -216,9 +203,9 @@ impl Mount {
         let view = Arc::new(fixture.view());
         let plane = Arc::new(FakePlane::new(view.head().root));
         let dir = fixture.root.path().join("mnt");
-        let mut options = options(&dir);
+        let mut options = MountOptions::default();
         change(&mut options);
-        let served = Served::new(&view, &fixture.trees, Some(plane.clone()), &options);
+        let served = Served::new(&view, &fixture.trees, Some(plane.clone()), &dir, &options);
         Mount { view, plane, served, dir, fixture }
     }
 
@@ -248,9 +235,9 @@ impl Mount {
     /// A second, read-only mount of the same upper.
     pub fn again(&self, change: impl FnOnce(&mut MountOptions)) -> Again {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let mut options = options(dir.path());
+        let mut options = MountOptions::default();
         change(&mut options);
-        let served = Served::new(&Arc::new(self.reopened()), &self.fixture.trees, None, &options);
+        let served = Served::new(&Arc::new(self.reopened()), &self.fixture.trees, None, dir.path(), &options);
         Again { _served: served, dir }
     }
 

@@ -1,17 +1,22 @@
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-use karapace_fs::session::{CtlDir, Flag};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use karapace_fs::session::{CtlDir, Flag, MountOptions};
 use karapace_store::metadata::Metadata;
 use serde_json::json;
 
 use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::mount::background::{leave_host, tell_failed, tell_ready};
-use crate::engine::mount::options::{DEFAULT_THREADS, Options, default_dir};
+use crate::engine::mount::background::{leave_host, receive_options, tell_failed, tell_ready};
+use crate::engine::mount::options::{Options, default_dir};
 use crate::engine::{Engine, Error};
 use crate::process;
+
+/// The fields of [`How`]. Not the group that clap makes of them: a message would then name all of them instead
+/// of the one that was given.
+const OF_ONE_MOUNT: [&str; 8] =
+    ["read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"];
 
 /// Mount an environment as a directory
 ///
@@ -26,7 +31,7 @@ pub struct Args {
     /// Mount every environment below one directory, ~/karapace or the one that is named instead of an
     /// environment. They appear and disappear as environments are built, renamed, archived and destroyed;
     /// frozen ones are read-only
-    #[arg(long, conflicts_with_all = ["dir", "read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"])]
+    #[arg(long, conflicts_with = "dir", conflicts_with_all = OF_ONE_MOUNT)]
     all: bool,
     /// Mount nothing now: write a systemd user unit that does so at login,
     /// ~/.config/systemd/user/karapace.service
@@ -35,19 +40,29 @@ pub struct Args {
     /// Serve in this process, until it is unmounted or interrupted
     #[arg(long)]
     foreground: bool,
+    #[command(flatten)]
+    how: How,
+    /// This is the background process: take the options from stdin, say on stdout when the mount answers
+    #[arg(long, hide = true, requires = "foreground", conflicts_with_all = OF_ONE_MOUNT)]
+    background_child: bool,
+}
+
+/// The options of one mount.
+#[derive(Debug, clap::Args)]
+struct How {
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
     /// Flags that the kernel heeds, as with mount(8). With ro it refuses changes and commands to the control
     /// files by itself, until `mount -o remount,rw`
-    #[arg(short = 'o', long = "option", value_enum, value_delimiter = ',', value_name = "FLAG")]
-    flags: Vec<MountFlag>,
+    #[arg(short = 'o', long = "option", value_parser = one_of(Flag::WORDS), value_delimiter = ',', value_name = "FLAG")]
+    flags: Vec<Flag>,
     /// Mount this snapshot, read-only and without control directory
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
     /// Whether .karapace is listed in the root, only reachable by name, or absent
-    #[arg(long, value_enum, default_value = "hidden", value_name = "HOW")]
-    ctl_dir: Ctl,
+    #[arg(long, value_parser = one_of(CtlDir::WORDS), default_value = "hidden", value_name = "HOW")]
+    ctl_dir: CtlDir,
     /// Let other users in (an ordinary user needs user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
@@ -60,43 +75,17 @@ pub struct Args {
     #[arg(long)]
     idmap: bool,
     /// Threads that serve requests
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_THREADS, value_parser = threads)]
+    #[arg(long, value_name = "N", default_value_t = MountOptions::DEFAULT_THREADS, value_parser = threads)]
     threads: usize,
-    /// This is the background process: say on stdout when the mount answers
-    #[arg(long, hide = true, requires = "foreground")]
-    background_child: bool,
-    /// The mount ends with the sessions inside
-    #[arg(long, hide = true, requires = "background_child")]
-    session: bool,
-    /// Serve in a user namespace with the ids of /etc/subuid
-    #[arg(long, hide = true, requires = "session")]
-    id_ranges: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Ctl {
-    Hidden,
-    Visible,
-    Disabled,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum MountFlag {
-    Ro,
-    Nosuid,
-    Nodev,
-    Noexec,
-}
-
-impl From<MountFlag> for Flag {
-    fn from(flag: MountFlag) -> Flag {
-        match flag {
-            MountFlag::Ro => Flag::ReadOnly,
-            MountFlag::Nosuid => Flag::NoSuid,
-            MountFlag::Nodev => Flag::NoDev,
-            MountFlag::Noexec => Flag::NoExec,
-        }
-    }
+/// Parses one of these words, as the value beside it.
+fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
+    words: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(words.map(|(word, _)| word)).try_map(move |given| {
+        words.iter().find(|(word, _)| *word == given).map(|(_, value)| *value).ok_or("unknown")
+    })
 }
 
 fn threads(text: &str) -> Result<usize, String> {
@@ -121,17 +110,18 @@ impl Args {
             return self.run_background(global);
         }
         let engine = global.engine()?;
-        let (env, options) = self.resolve(&engine)?;
-        if !self.read_only && self.snapshot.is_none() {
+        let (env, dir) = self.resolve(&engine)?;
+        let options = self.options();
+        if !options.mount.read_only && options.snapshot.is_none() {
             engine.durability_remarks(true)?.iter().for_each(|said| ui::remark(said));
         }
         if self.foreground {
-            return Ok(engine.serve(&env.instance, &options, &mut |dir| {
+            return Ok(engine.serve(&env.instance, &dir, &options, &mut |dir| {
                 ui::remark(&format!("{} is mounted at {}", env.name, dir.display()));
                 Ok(())
             })?);
         }
-        let (dir, server) = engine.mount(&env, &options, global.verbose())?;
+        let (dir, server) = engine.mount(&env, &dir, &options, global.verbose())?;
         if global.json() {
             let dir = dir.display().to_string();
             ui::json(&json!({ "name": env.name, "dir": dir, "pid": server.pid() }))?;
@@ -141,12 +131,16 @@ impl Args {
         Ok(())
     }
 
-    /// The environment to mount, and how to mount it.
-    pub(super) fn resolve(&self, engine: &Engine) -> Result<(Metadata, Options), Error> {
+    /// The environment to mount, and where.
+    pub(super) fn resolve(&self, engine: &Engine) -> Result<(Metadata, PathBuf), Error> {
         let env = engine.find(self.env.as_deref().unwrap_or_default())?;
         let dir = self.dir.clone().map_or_else(|| default_dir(&env), Ok)?;
-        let options = self.options(dir);
-        Ok((env, options))
+        Ok((env, dir))
+    }
+
+    /// How to mount it.
+    pub(super) fn options(&self) -> Options {
+        self.how.options()
     }
 
     pub fn is_background(&self) -> bool {
@@ -169,36 +163,94 @@ impl Args {
         // busy.
         nix::unistd::setsid().map_err(std::io::Error::from)?;
         process::become_server().map_err(std::io::Error::from)?;
-        if self.id_ranges {
+        let options = receive_options()?;
+        if options.has_ground {
             leave_host()?;
         }
+        tracing::debug!(?options, "asked to mount");
         let engine = global.engine()?;
-        let (env, options) = self.resolve(&engine)?;
+        let (env, dir) = self.resolve(&engine)?;
         std::env::set_current_dir("/")?;
-        Ok(engine.serve(&env.instance, &options, &mut |dir| {
+        Ok(engine.serve(&env.instance, &dir, &options, &mut |dir| {
             *told = true;
             tell_ready(dir)
         })?)
     }
+}
 
-    fn options(&self, dir: PathBuf) -> Options {
+impl How {
+    fn options(&self) -> Options {
+        let How { read_only, flags, snapshot, ctl_dir, allow_other, passthrough, idmap, threads } = self;
         Options {
-            dir,
-            read_only: self.read_only,
-            flags: self.flags.iter().copied().map(Flag::from).collect(),
-            snapshot: self.snapshot.clone(),
-            ctl_dir: match self.ctl_dir {
-                Ctl::Hidden => CtlDir::Hidden,
-                Ctl::Visible => CtlDir::Visible,
-                Ctl::Disabled => CtlDir::Disabled,
+            snapshot: snapshot.clone(),
+            mount: MountOptions {
+                read_only: *read_only,
+                flags: flags.clone(),
+                ctl_dir: *ctl_dir,
+                allow_other: *allow_other,
+                threads: *threads,
+                passthrough: *passthrough,
+                idmap: *idmap,
             },
-            allow_other: self.allow_other,
-            passthrough: self.passthrough,
-            idmap: self.idmap,
-            threads: self.threads,
-            session: self.session,
-            ranges: None,
-            has_ground: self.id_ranges,
+            ..Options::default()
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command, command};
+
+    fn mount(words: &[&str]) -> Result<Args, String> {
+        let line = ["karapace", "mount"].iter().chain(words);
+        match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
+            Command::Mount(args) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Every option of `How` as it is written, with a value that is not its default.
+    pub fn options() -> Vec<String> {
+        let command = command();
+        let mount = command.find_subcommand("mount").expect("a command");
+        let group = mount.get_groups().find(|group| group.get_id() == "How").expect("a group");
+        let written = group.get_args().map(|id| {
+            let arg = mount.get_arguments().find(|arg| arg.get_id() == id).expect("an argument");
+            let option = format!("--{}", arg.get_long().expect("a long name"));
+            let values = arg.get_possible_values();
+            match values.last() {
+                _ if !arg.get_action().takes_values() => option,
+                Some(value) => format!("{option}={}", value.get_name()),
+                None => format!("{option}=7"),
+            }
+        });
+        written.collect()
+    }
+
+    #[test]
+    fn every_option_reaches_the_engine() {
+        let default = mount(&["dev"]).unwrap().options();
+        assert_eq!(default, Options::default());
+        let options = options();
+        let count = serde_json::to_value(&default.mount).unwrap().as_object().unwrap().len();
+        assert_eq!(options.len(), count + 1, "those of the file system, and the snapshot: {options:?}");
+        for option in &options {
+            assert_ne!(mount(&["dev", option]).unwrap().options(), default, "{option} is lost");
+        }
+    }
+
+    #[test]
+    fn mount_all_and_the_background_process_take_no_options() {
+        for option in options() {
+            for words in [&["--all"][..], &["dev", "--foreground", "--background-child"]] {
+                assert!(mount(words).is_ok(), "{words:?}");
+                let refused = mount(&[words, &[&option]].concat()).unwrap_err();
+                let name = option.split('=').next().unwrap_or_default();
+                assert!(refused.contains(&format!("cannot be used with '{name}")), "{refused}");
+            }
         }
     }
 }

@@ -154,9 +154,10 @@ impl Helper {
         let Command::Mount(mount) = &cli.command else { return Ok(()) };
         start_log(&cli.global, false);
         let engine = cli.global.engine()?;
-        let (env, options) = mount.resolve(&engine).map_err(Failure::from)?;
+        let (env, dir) = mount.resolve(&engine).map_err(Failure::from)?;
         if !self.fake {
-            engine.mount(&env, &options, cli.global.verbose()).map_err(Failure::from)?;
+            let options = mount.options();
+            engine.mount(&env, &dir, &options, cli.global.verbose()).map_err(Failure::from)?;
         }
         Ok(())
     }
@@ -310,6 +311,18 @@ mod tests {
         for (given, expected) in table {
             let args: Vec<&str> = given.split(' ').collect();
             assert_eq!(line(&args).as_deref(), Ok(expected), "{given}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_the_command_is_known() {
+        for option in super::super::mount::tests::options() {
+            let word = option.trim_start_matches("--").replace('-', "_");
+            // Of these, fstab has other forms: ro, the flags by themselves, and ENV@SNAPSHOT.
+            if !["read_only", "option", "snapshot"].iter().any(|name| word.starts_with(name)) {
+                let line = line(&["dev", "/mnt", "-o", &word]).unwrap();
+                assert!(line.contains(&option), "{word}: {line}");
+            }
         }
     }
 

@@ -382,7 +382,7 @@ impl Mounts<'_> {
         {
             return Standing::Mounted(dir, None);
         }
-        match self.engine.mount(env, &Options::new(dir), self.verbose) {
+        match self.engine.mount(env, &dir, &Options::default(), self.verbose) {
             Ok((dir, process)) => Standing::Mounted(dir, Some(process)),
             Err(error) => {
                 let reason = error.to_string();

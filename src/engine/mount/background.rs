@@ -1,11 +1,14 @@
 //! A background serving process: starting it, and the messages between it and its starter.
+//!
+//! The starter writes the options to the process's standard input. A process with a ground then answers that
+//! it is alone, and an empty line tells it that it has its ids. Its last message says that the mount answers, or
+//! why there is none.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use karapace_fs::session::{CtlDir, Flag};
 use karapace_store::metadata::Metadata;
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,10 @@ use crate::engine::mountpoint;
 use crate::engine::server::info::log_path;
 use crate::engine::{Engine, Error, Result};
 use crate::process;
+use crate::runtime::ranges::Ranges;
+
+/// What a background process runs: this very program, even if its file has been replaced.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// Size in bytes above which the next mount starts a new mount log.
 const LOG_LIMIT: u64 = 1 << 20;
@@ -38,6 +45,12 @@ pub(super) enum Readiness {
 /// Reports on standard output that the mount answers. For the background process only.
 pub fn tell_ready(dir: &Path) -> Result<()> {
     tell(&Readiness::Mounted { dir: dir.to_owned() })
+}
+
+/// Receives the options on standard input, where the starter's next message follows. For the background
+/// process only.
+pub fn receive_options() -> Result<Options> {
+    receive(&mut io::stdin().lock()).at("read the options from", Path::new("the starting process"))
 }
 
 /// Moves this process, which must be single-threaded, into its own user and mount namespace; returns when its
@@ -99,12 +112,44 @@ impl Background {
 }
 
 impl Engine {
-    /// Mounts in a background process; returns when the mount answers. `verbose` makes the log more detailed.
+    /// Mounts on `dir` in a background process; returns when the mount answers. `verbose` makes the log more
+    /// detailed.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a state or options that cannot be mounted, [`Error::Mounted`] or
     /// [`Error::MountedElsewhere`] if a process serves the environment already.
-    pub fn mount(&self, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
+    pub fn mount(
+        &self,
+        env: &Metadata,
+        dir: &Path,
+        options: &Options,
+        verbose: bool,
+    ) -> Result<(PathBuf, Background)> {
+        self.mount_in_background(env, dir, options, None, verbose)
+    }
+
+    /// The same, in a user and mount namespace that has these ids.
+    ///
+    /// # Errors
+    /// Also [`Error::NoIds`] if the ids cannot be mapped.
+    pub fn mount_with_ids(
+        &self,
+        env: &Metadata,
+        dir: &Path,
+        options: &Options,
+        ranges: &Ranges,
+    ) -> Result<(PathBuf, Background)> {
+        self.mount_in_background(env, dir, options, Some(ranges), false)
+    }
+
+    fn mount_in_background(
+        &self,
+        env: &Metadata,
+        dir: &Path,
+        options: &Options,
+        ranges: Option<&Ranges>,
+        verbose: bool,
+    ) -> Result<(PathBuf, Background)> {
         // Refuse before a process is started, as far as possible.
         check_mountable(env)?;
         check_root_options(options)?;
@@ -114,94 +159,135 @@ impl Engine {
                 return Err(self.mounted_error(env));
             }
         }
-        spawn(self, env, options, verbose)
-    }
-}
-
-fn spawn(engine: &Engine, env: &Metadata, options: &Options, verbose: bool) -> Result<(PathBuf, Background)> {
-    process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
-    let dir = mountpoint::absolute(&options.dir)?;
-    let log_path = log_path(engine, &env.instance);
-    let files = engine.store().files();
-    let grown = files.stat(&log_path).is_ok_and(|stat| stat.st_size as u64 > LOG_LIMIT);
-    let log = if grown { files.replace(&log_path) } else { files.open_to_append(&log_path) };
-    let log = log.at("open", &log_path)?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("karapace").arg("--store").arg(engine.root());
-    if verbose {
-        command.arg("--verbose");
-    }
-    command.arg("mount").args(["--foreground", "--background-child"]);
-    command.args(arguments(options)).arg("--").arg(env.instance.to_hex()).arg(&dir);
-    let input = if options.ranges.is_some() { Stdio::piped() } else { Stdio::null() };
-    command.stdin(input).stdout(Stdio::piped()).stderr(log);
-    let exe = Path::new("/proc/self/exe");
-    let mut child = command.spawn().at("run", exe)?;
-    let mut out = child.stdout.take().map(BufReader::new);
-    let mut told = || -> Result<String> {
-        let mut line = String::new();
-        match &mut out {
-            Some(out) => out.read_line(&mut line).at("read from", exe)?,
-            None => 0,
-        };
-        Ok(line)
-    };
-    let mut line = told()?;
-    if let (Some(ranges), Ok(Readiness::Alone)) = (&options.ranges, serde_json::from_str(&line)) {
-        let input = child.stdin.take();
-        let given =
-            ranges.give(child.id()).and_then(|()| input.map_or(Ok(()), |mut input| input.write_all(b"\n")));
-        if let Err(error) = given {
-            // The process ends when its standard input is closed.
-            told()?;
-            Background(child).wait();
-            return Err(Error::NoIds { source: error });
-        }
-        line = told()?;
-    }
-    match serde_json::from_str(&line) {
-        Ok(Readiness::Mounted { dir }) => Ok((dir, Background(child))),
-        told => {
-            Background(child).wait();
-            match told {
-                Ok(Readiness::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
-                _ => Err(engine.serving_error(env, "ended before the mount answered")),
+        process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
+        let mut child = start(self, env, dir, verbose)?;
+        let options = Options { has_ground: ranges.is_some(), ..options.clone() };
+        match converse(&mut child, &options, ranges) {
+            Ok(Some(Readiness::Mounted { dir })) => Ok((dir, Background(child))),
+            other => {
+                Background(child).wait();
+                match other? {
+                    Some(Readiness::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
+                    _ => Err(self.serving_error(env, "ended before the mount answered")),
+                }
             }
         }
     }
 }
 
-/// The command line of `karapace mount` for these options.
-fn arguments(options: &Options) -> Vec<String> {
-    let mut args = vec![format!("--threads={}", options.threads)];
-    let ctl = match options.ctl_dir {
-        CtlDir::Hidden => "hidden",
-        CtlDir::Visible => "visible",
-        CtlDir::Disabled => "disabled",
-    };
-    args.push(format!("--ctl-dir={ctl}"));
-    if let Some(snapshot) = &options.snapshot {
-        args.push(format!("--snapshot={snapshot}"));
+/// Starts the background process, which waits for its options. Its command line only says what it serves, and
+/// where.
+fn start(engine: &Engine, env: &Metadata, dir: &Path, verbose: bool) -> Result<Child> {
+    let dir = mountpoint::absolute(dir)?;
+    let log_path = log_path(engine, &env.instance);
+    let files = engine.store().files();
+    let grown = files.stat(&log_path).is_ok_and(|stat| stat.st_size as u64 > LOG_LIMIT);
+    let log = if grown { files.replace(&log_path) } else { files.open_to_append(&log_path) };
+    let log = log.at("open", &log_path)?;
+    let mut command = Command::new(PROGRAM);
+    command.arg0("karapace").arg("--store").arg(engine.root());
+    if verbose {
+        command.arg("--verbose");
     }
-    args.extend(options.flags.iter().map(|flag| format!("-o{}", flag_name(*flag))));
-    let flags = [
-        ("--read-only", options.read_only),
-        ("--allow-other", options.allow_other),
-        ("--passthrough", options.passthrough),
-        ("--idmap", options.idmap),
-        ("--session", options.session),
-        ("--id-ranges", options.ranges.is_some()),
-    ];
-    args.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| (*flag).to_owned()));
-    args
+    command.arg("mount").args(["--foreground", "--background-child", "--"]);
+    command.arg(env.instance.to_hex()).arg(&dir);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+    command.spawn().at("run", Path::new(PROGRAM))
 }
 
-/// The name of a flag in mount(8).
-fn flag_name(flag: Flag) -> &'static str {
-    match flag {
-        Flag::ReadOnly => "ro",
-        Flag::NoSuid => "nosuid",
-        Flag::NoDev => "nodev",
-        Flag::NoExec => "noexec",
+/// Gives a background process its options, and the ids when it is ready for them. Returns its last message;
+/// `None` if it has ended without one.
+fn converse(child: &mut Child, options: &Options, ranges: Option<&Ranges>) -> Result<Option<Readiness>> {
+    let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else { return Ok(None) };
+    let mut output = BufReader::new(output);
+    let mut hear = || -> Result<Option<Readiness>> {
+        let mut line = String::new();
+        output.read_line(&mut line).at("read from", Path::new(PROGRAM))?;
+        Ok(serde_json::from_str(&line).ok())
+    };
+    if let Err(error) = send(options, &mut input) {
+        // The process has ended, and its log says why.
+        tracing::debug!("telling the serving process its options: {error}");
+    }
+    let first = hear()?;
+    let (Some(ranges), Some(Readiness::Alone)) = (ranges, &first) else { return Ok(first) };
+    if let Err(error) = ranges.give(child.id()).and_then(|()| input.write_all(b"\n")) {
+        // The process ends when its standard input is closed.
+        drop(input);
+        hear()?;
+        return Err(Error::NoIds { source: error });
+    }
+    hear()
+}
+
+/// Writes the options as one line of JSON.
+fn send(options: &Options, out: &mut impl Write) -> io::Result<()> {
+    let mut line = serde_json::to_vec(options)?;
+    line.push(b'\n');
+    out.write_all(&line)
+}
+
+fn receive(input: &mut impl BufRead) -> io::Result<Options> {
+    let mut line = String::new();
+    input.read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use karapace_fs::session::{CtlDir, Flag, MountOptions};
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Without `..`, so that a new option must be added here.
+    fn all_set() -> Options {
+        Options {
+            snapshot: Some("a \"quoted\"\nsnapshot, --idmap".to_owned()),
+            session: true,
+            has_ground: true,
+            mount: MountOptions {
+                read_only: true,
+                flags: Flag::WORDS.map(|(_, flag)| flag).to_vec(),
+                ctl_dir: CtlDir::Disabled,
+                allow_other: true,
+                threads: 7,
+                passthrough: true,
+                idmap: true,
+            },
+        }
+    }
+
+    /// Fails for a value that is the default.
+    fn assert_differs(set: &Value, default: &Value, name: &str) {
+        match set {
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, value)| assert_differs(value, &default[name], name));
+            }
+            _ => assert_ne!(set, default, "set {name} in all_set to something else than the default"),
+        }
+    }
+
+    #[test]
+    fn no_option_is_lost_on_the_way() {
+        let json = |options| serde_json::to_value(options).unwrap();
+        assert_differs(&json(all_set()), &json(Options::default()), "");
+        for options in [all_set(), Options::default()] {
+            let mut pipe = Vec::new();
+            send(&options, &mut pipe).unwrap();
+            pipe.extend(b"\n");
+            let mut pipe = &pipe[..];
+            assert_eq!(receive(&mut pipe).unwrap(), options);
+            assert_eq!(pipe, b"\n", "what follows is left for leave_host");
+        }
+    }
+
+    #[test]
+    fn other_words_are_refused() {
+        let mut json = serde_json::to_value(all_set()).unwrap();
+        json["mount"]["colour"] = "blue".into();
+        let told = receive(&mut json.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(told.contains("colour"), "{told}");
+        assert!(receive(&mut &b""[..]).is_err(), "a starter that has ended");
     }
 }

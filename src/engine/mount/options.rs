@@ -2,66 +2,28 @@
 
 use std::path::PathBuf;
 
-use karapace_fs::session::{CtlDir, Flag};
+use karapace_fs::session::MountOptions;
 use karapace_store::metadata::Metadata;
 use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
 
 use crate::description::lifecycle;
 use crate::engine::{Error, Result};
-use crate::runtime::ranges::Ranges;
 
-/// Default number of serving threads. More do not speed up a single caller; the second keeps a slow request
-/// (a cold read) from blocking the others.
-pub const DEFAULT_THREADS: usize = 2;
-
-/// Options of a mount.
-#[derive(Debug, Clone)]
+/// Options of a mount, as the serving process receives them: what is asked of the engine, and of the file
+/// system. Where to mount is not an option.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Options {
-    /// The mount point.
-    pub dir: PathBuf,
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Mount flags that the kernel enforces.
-    pub flags: Vec<Flag>,
     /// Mount this snapshot, read-only, instead of the environment's view.
     pub snapshot: Option<String>,
-    /// Whether the control directory is visible, hidden or disabled.
-    pub ctl_dir: CtlDir,
-    /// Give other users access (`allow_other`).
-    pub allow_other: bool,
-    /// Number of serving threads.
-    pub threads: usize,
-    /// FUSE passthrough: the kernel reads large files without asking the server. Needs root and a read-only
-    /// mount.
-    pub passthrough: bool,
-    /// Allow id-mapped mounts of this mount. Needs root; such a mount has no control directory.
-    pub idmap: bool,
     /// The mount is only for `enter` and `exec`, and ends with the last session.
     pub session: bool,
-    /// Serve in a separate user and mount namespace with these ids.
-    pub ranges: Option<Ranges>,
-    /// The serving process is in such namespaces.
+    /// The serving process makes a user and mount namespace for itself and gets a range of ids in it. Set by
+    /// [`mount_with_ids`](crate::engine::Engine::mount_with_ids).
     pub has_ground: bool,
-}
-
-impl Options {
-    /// The defaults, on `dir`.
-    pub fn new(dir: PathBuf) -> Options {
-        Options {
-            dir,
-            read_only: false,
-            flags: Vec::new(),
-            snapshot: None,
-            ctl_dir: CtlDir::default(),
-            allow_other: false,
-            threads: DEFAULT_THREADS,
-            passthrough: false,
-            idmap: false,
-            session: false,
-            ranges: None,
-            has_ground: false,
-        }
-    }
+    /// The options of the file system.
+    pub mount: MountOptions,
 }
 
 /// The default mount point of an environment, `~/karapace/<name>`.
@@ -84,12 +46,12 @@ pub(super) fn check_mountable(env: &Metadata) -> Result<()> {
 /// see later writes, so passthrough also needs a read-only mount. On a user's mount there is only one id, so
 /// id mapping needs root.
 pub(super) fn check_root_options(options: &Options) -> Result<()> {
-    let read_only = options.read_only || options.snapshot.is_some();
-    if options.passthrough && !(read_only && geteuid().is_root()) {
+    let read_only = options.mount.read_only || options.snapshot.is_some();
+    if options.mount.passthrough && !(read_only && geteuid().is_root()) {
         let reason = "--passthrough is for root, with --read-only or --snapshot: leave it out, and requests are answered as usual";
         return Err(Error::Invalid(reason.to_owned()));
     }
-    if options.idmap && !geteuid().is_root() {
+    if options.mount.idmap && !geteuid().is_root() {
         let reason =
             "--idmap is for root: the kernel lets nobody else make id-mapped mounts of FUSE file systems";
         return Err(Error::Invalid(reason.to_owned()));

@@ -37,11 +37,12 @@ use crate::process;
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// Serves in this process until unmounted. `ready` is called once, with the mount point, when the mount
-    /// answers; if it fails, nobody waits for the mount, and it ends.
+    /// Serves on `dir` in this process until unmounted. `ready` is called once, with the mount point, when the
+    /// mount answers; if it fails, nobody waits for the mount, and it ends.
     pub fn serve(
         &self,
         instance: &InstanceId,
+        dir: &Path,
         options: &Options,
         ready: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<()> {
@@ -55,8 +56,8 @@ impl Engine {
         let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         signals.thread_block().map_err(|e| Error::Invalid(format!("cannot block signals: {e}")))?;
         match &options.snapshot {
-            Some(snapshot) => serve_snapshot(self, &env, snapshot, options, signals, ready),
-            None => serve_view(self, &env, options, signals, ready),
+            Some(snapshot) => serve_snapshot(self, &env, snapshot, dir, &options.mount, signals, ready),
+            None => serve_view(self, &env, dir, options, signals, ready),
         }
     }
 }
@@ -64,6 +65,7 @@ impl Engine {
 fn serve_view(
     engine: &Engine,
     env: &Metadata,
+    dir: &Path,
     options: &Options,
     signals: SigSet,
     ready: &mut dyn FnMut(&Path) -> Result<()>,
@@ -76,17 +78,19 @@ fn serve_view(
         mountpoint::clear_stale(&old.dir)?;
     }
     atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
-    let dir = mountpoint::prepare(&options.dir)?;
-    let read_only = options.read_only || !lifecycle::is_writable(env.state);
+    let dir = mountpoint::prepare(dir)?;
+    let read_only = options.mount.read_only || !lifecycle::is_writable(env.state);
     let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);
     instance.hold_pin()?;
     let admitted = Arc::new(Admitted::default());
     let plane: Arc<dyn ControlPlane> = Arc::new(Plane::new(instance.clone(), admitted.clone()));
-    let mount_options = mount_options(&env, &dir, options, read_only);
+    let mount_options = MountOptions { read_only, ..options.mount.clone() };
     let session = MountedSession::mount(
         instance.view().clone(),
         instance.trees().clone(),
         Some(plane),
+        &dir,
+        &source(&env),
         &mount_options,
     )?;
     instance.attach(session.invalidator(), Teller::new(session.watchers(), dir.clone()));
@@ -185,7 +189,8 @@ fn serve_snapshot(
     engine: &Engine,
     env: &Metadata,
     snapshot: &str,
-    options: &Options,
+    dir: &Path,
+    options: &MountOptions,
     signals: SigSet,
     ready: &mut dyn FnMut(&Path) -> Result<()>,
 ) -> Result<()> {
@@ -195,11 +200,11 @@ fn serve_snapshot(
     let root = LayerRecord::read(store, &layer.record)?.tree;
     let _pin = Pin::hold(store, &[root])?;
     drop(shared);
-    let dir = mountpoint::prepare(&options.dir)?;
+    let dir = mountpoint::prepare(dir)?;
     let trees = Arc::new(Trees::new(store.clone()));
     let view = Arc::new(View::snapshot(&trees, root)?);
-    let mount_options = mount_options(env, &dir, options, true);
-    let session = MountedSession::mount(view, trees, None, &mount_options)?;
+    let options = MountOptions { read_only: true, ..options.clone() };
+    let session = MountedSession::mount(view, trees, None, &dir, &source(env), &options)?;
     let handle = session.unmount_handle();
     watch_signals(signals, handle.clone(), || ())?;
     if let Err(error) = ready(&dir) {
@@ -211,18 +216,9 @@ fn serve_snapshot(
     session.wait().at("serve", &dir)
 }
 
-fn mount_options(env: &Metadata, dir: &Path, options: &Options, read_only: bool) -> MountOptions {
-    MountOptions {
-        mountpoint: dir.to_owned(),
-        read_only,
-        flags: options.flags.clone(),
-        ctl: options.ctl_dir,
-        allow_other: options.allow_other,
-        threads: options.threads,
-        passthrough: options.passthrough,
-        idmap: options.idmap,
-        fsname: format!("{SOURCE}{}", env.name),
-    }
+/// What mount(8) and df show as the source of the environment's mounts.
+fn source(env: &Metadata) -> String {
+    format!("{SOURCE}{}", env.name)
 }
 
 /// Unmounts on SIGTERM, SIGINT or SIGHUP. A mount in use is detached; if it is still in use after the grace

@@ -244,22 +244,20 @@ impl Engine {
 
     /// Mounts the environment for sessions, with all ids that the user may use, or otherwise with one.
     fn mount_for_sessions(&self, env: &Metadata) -> Result<()> {
-        let options = Options { session: true, ..Options::new(self.session_dir(env)?) };
+        let dir = self.session_dir(env)?;
+        let options = Options { session: true, ..Options::default() };
         if !geteuid().is_root() {
             match ranges::available() {
-                Ok(ranges) => {
-                    let ranged = Options { ranges: Some(ranges), ..options.clone() };
-                    match self.mount(env, &ranged, false) {
-                        Err(error @ Error::NoIds { .. }) => tracing::warn!("one id only: {error}"),
-                        other => return other.map(drop),
-                    }
-                }
+                Ok(ranges) => match self.mount_with_ids(env, &dir, &options, &ranges) {
+                    Err(error @ Error::NoIds { .. }) => tracing::warn!("one id only: {error}"),
+                    other => return other.map(drop),
+                },
                 Err(reason) => {
                     tracing::info!("one id only: {reason}; to mend it, run as root: {}", reason.cure());
                 }
             }
         }
-        self.mount(env, &options, false).map(drop)
+        self.mount(env, &dir, &options, false).map(drop)
     }
 
     /// Ends the inside after its last session, and also the mount if it was made for sessions.

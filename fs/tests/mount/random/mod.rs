@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use karapace_fs::attr::HeadRef;
+use karapace_fs::session::MountOptions;
 use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
@@ -29,7 +30,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, sta
 use self::ops::{Flags, Op, Step, step};
 use self::side::{CAPABILITY, Side};
 use crate::common::generator::{P, run_random};
-use crate::mount::support::{Served, options};
+use crate::mount::support::Served;
 
 /// Number of calls in a sequence.
 const LENGTH: usize = 100;
@@ -61,7 +62,7 @@ impl Mounted {
         std::fs::create_dir(&mountpoint).expect("mount point");
         let trees = Arc::new(Trees::new(store.clone()));
         let view = Arc::new(View::open(&store, &trees, &upper, head(root, 0), false).expect("view"));
-        let served = Some(Served::new(&view, &trees, None, &options(&mountpoint)));
+        let served = Some(Served::new(&view, &trees, None, &mountpoint, &MountOptions::default()));
         Mounted { side: Side::new(&mountpoint), served, view, trees, store, upper, heads: 1 }
     }
 
@@ -78,7 +79,8 @@ impl Mounted {
         self.trees = Arc::new(Trees::new(self.store.clone()));
         let view = View::open(&self.store, &self.trees, &self.upper, self.view.head(), false);
         self.view = Arc::new(view.expect("view"));
-        self.served = Some(Served::new(&self.view, &self.trees, None, &options(&self.side.dir)));
+        self.served =
+            Some(Served::new(&self.view, &self.trees, None, &self.side.dir, &MountOptions::default()));
         self.side.open();
     }
 }

@@ -1,0 +1,100 @@
+//! The options of a mount.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether and how the control directory is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CtlDir {
+    /// Reachable by name, not listed.
+    #[default]
+    Hidden,
+    /// Listed too.
+    Visible,
+    /// There is no control directory; its name stays reserved.
+    Disabled,
+}
+
+impl CtlDir {
+    /// Each value with the word that users write.
+    pub const WORDS: [(&str, CtlDir); 3] =
+        [("hidden", CtlDir::Hidden), ("visible", CtlDir::Visible), ("disabled", CtlDir::Disabled)];
+}
+
+/// A flag of mount(8) that the kernel enforces by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flag {
+    /// Every change is refused, including writes to the control files, until `mount -o remount,rw`.
+    ReadOnly,
+    /// Set-user-id, set-group-id and file capabilities are ignored.
+    NoSuid,
+    /// Device nodes cannot be opened.
+    NoDev,
+    /// No file can be executed.
+    NoExec,
+}
+
+impl Flag {
+    /// Each flag with its name in mount(8).
+    pub const WORDS: [(&str, Flag); 4] =
+        [("ro", Flag::ReadOnly), ("nosuid", Flag::NoSuid), ("nodev", Flag::NoDev), ("noexec", Flag::NoExec)];
+}
+
+/// How to mount. Serialisable, because the process that serves a mount may not be the one that was asked to
+/// mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountOptions {
+    /// Refuse every change with `EROFS`. The kernel still lets control files be written: the engine decides
+    /// which commands are allowed.
+    pub read_only: bool,
+    /// Further restrictions for the kernel to enforce. A mount made by an ordinary user always has
+    /// [`Flag::NoSuid`] and [`Flag::NoDev`].
+    pub flags: Vec<Flag>,
+    /// The control directory.
+    pub ctl_dir: CtlDir,
+    /// Let other users in, with permissions checked by the kernel. A mount made by root always does; an
+    /// ordinary user needs `user_allow_other` in /etc/fuse.conf.
+    pub allow_other: bool,
+    /// Number of threads that serve requests; at least 1.
+    pub threads: usize,
+    /// Let the kernel read a large file directly from its object, once the whole file has been verified. Only
+    /// has an effect on a read-only mount made by root.
+    pub passthrough: bool,
+    /// Let root make id-mapped mounts of this one (mount_setattr(2), MOUNT_ATTR_IDMAP; Linux 6.12). The
+    /// kernel then sends the caller's ids only with requests that create something, so there is no control
+    /// directory. Only has an effect on a mount made by root.
+    pub idmap: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            read_only: false,
+            flags: Vec::new(),
+            ctl_dir: CtlDir::default(),
+            allow_other: false,
+            threads: MountOptions::DEFAULT_THREADS,
+            passthrough: false,
+            idmap: false,
+        }
+    }
+}
+
+impl MountOptions {
+    /// Default number of serving threads. More do not speed up a single caller; the second keeps a slow
+    /// request (a cold read) from blocking the others.
+    pub const DEFAULT_THREADS: usize = 2;
+
+    /// The options as they take effect on a mount made by root, or by an ordinary user.
+    pub(crate) fn in_effect(&self, by_root: bool) -> MountOptions {
+        MountOptions {
+            allow_other: self.allow_other || by_root,
+            threads: self.threads.max(1),
+            passthrough: self.passthrough && self.read_only && by_root,
+            idmap: self.idmap && by_root,
+            ..self.clone()
+        }
+    }
+}
