@@ -11,8 +11,8 @@
 //!
 //! Each module uses those below it, and none above. `view` and `upper` know nothing of FUSE and are tested
 //! without a kernel (tests/view, tests/model.rs); fuser's types stay in `fuse`. [`attr`] has the argument and
-//! result types of operations, [`error`] their errors, [`errno`] the mapping of errors to numbers. `sys`
-//! contains all unsafe code.
+//! result types of operations, [`error`] their errors, [`errno`] the mapping of errors to numbers,
+//! [`path_text`] paths in JSON. `sys` contains all unsafe code.
 //!
 //! The engine (the crate above) creates a [`view::View`], passes it to a [`session`], and implements
 //! [`control::ControlPlane`]. Code that does not serve an upper, such as gc, reads it through [`mod@check`].
@@ -23,6 +23,7 @@ pub mod control;
 pub mod errno;
 pub mod error;
 mod fuse;
+pub mod path_text;
 pub mod pid_namespace;
 pub mod session;
 mod sys;

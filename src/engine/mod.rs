@@ -14,9 +14,9 @@
 //! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
 //!
 //! The first five may use the wings below them, but not each other; from `mount` down, each uses only those
-//! below it. What all share is here: the [`Engine`], its [`Error`], [`mountpoint`], `text`. A method of
-//! [`Engine`] is in the lowest wing that has what it needs: `server` requests a commit, restore or diff,
-//! because another process may have the environment open, and `instance` performs it.
+//! below it. What all share is here: the [`Engine`], its [`Error`], [`mountpoint`]. A method of
+//! [`Engine`] is in the lowest wing that has what it needs: `server` has commit, restore and diff,
+//! because another process may have the environment open; `instance` has what they do.
 //!
 //! Nothing here prints or parses arguments; progress and remarks go to a [`Report`].
 
@@ -32,7 +32,6 @@ pub mod server;
 pub mod session;
 #[cfg(test)]
 mod tests;
-pub mod text;
 pub mod upkeep;
 
 use std::fs::File;

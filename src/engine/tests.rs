@@ -5,23 +5,21 @@ use std::fs;
 use std::path::PathBuf;
 
 use karapace_fs::attr::Caller;
-use karapace_fs::control::{Command, ControlPlane};
 use karapace_fs::view::View;
 use karapace_store::id::LayerHash;
 use karapace_store::import::Mounts;
 use karapace_store::inode::ROOT_INO;
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::{EnvState, Metadata};
-use std::sync::Arc;
 
 use super::instance::open::{Instance, Wait};
 use super::make::build::BuildOptions;
-use super::server::control::Plane;
 use super::upkeep::{gc, verify};
 use super::{Engine, Error, Silent};
 
 mod apps;
 mod build;
+mod commands;
 mod damage;
 mod paths;
 mod random;
@@ -289,37 +287,6 @@ fn collection_keeps_what_is_uncommitted_and_frees_what_is_gone() {
     assert!(damage.iter().all(|finding| !finding.is_damage()), "{damage:?}");
     let moved = instance.view().lookup(ROOT_INO, b"moved").unwrap();
     instance.view().lookup(moved.ino, b"hostname").unwrap();
-}
-
-#[test]
-fn commands_of_the_control_directory() {
-    let place = Place::new();
-    let env = place.import("dev");
-    let instance = Arc::new(place.open(&env));
-    let plane = Plane::new(instance.clone(), Arc::default());
-    let commit = |name: Option<&str>| Command::Commit {
-        name: name.map(str::to_owned),
-        message: Some("said".to_owned()),
-        run_async: false,
-    };
-    let restore = |reference: &str| Command::Restore { reference: reference.to_owned(), touch: false };
-    write(instance.view(), "a", "1");
-    let done = plane.execute(&commit(Some("one"))).unwrap();
-    assert_eq!(done, format!("commit {}", plane.head()));
-    let error = plane.execute(&commit(Some("one"))).unwrap_err();
-    assert_eq!(error.errno, libc::EEXIST);
-    assert_eq!(plane.execute(&restore("0000")).unwrap_err().errno, libc::ENOENT);
-    write(instance.view(), "a", "2");
-    let text = plane.execute(&restore("base")).unwrap();
-    assert!(text.contains("uncommitted changes are in"), "{text}");
-    assert_eq!(plane.head(), plane.base());
-    let snapshots = plane.snapshots();
-    assert_eq!((snapshots.len(), snapshots[0].message.as_deref()), (2, Some("said")));
-    assert!(plane.execute(&Command::Verify).unwrap().starts_with("verify clean"));
-    assert_eq!(plane.id().name, "dev");
-    assert_eq!(plane.state(), "Built");
-    instance.close().unwrap();
-    assert_eq!(plane.execute(&commit(None)).unwrap_err().errno, libc::EAGAIN);
 }
 
 #[test]

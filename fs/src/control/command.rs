@@ -1,9 +1,13 @@
-//! The commands that `ctl` accepts (docs/CONTROL.md).
+//! What can be asked of an open environment ([`Command`]), and the text form that `ctl` accepts
+//! (docs/CONTROL.md).
 //!
-//! One command per line. A value may be quoted ("…" or '…', without escapes); an unquoted message extends
-//! over spaces until the next `name=` or `async=` or the end of the line.
+//! In `ctl`, one command per line. A value may be quoted ("…" or '…', without escapes); an unquoted message
+//! extends over spaces until the next `name=` or `async=` or the end of the line.
 
 use karapace_store::metadata::{MAX_NAME, check_name};
+use serde::{Deserialize, Serialize};
+
+use crate::path_text::PathText;
 
 /// Longest text in one write to `ctl`, in bytes.
 pub const MAX_TEXT: usize = 4096;
@@ -11,20 +15,35 @@ pub const MAX_TEXT: usize = 4096;
 /// Hex digits of a complete hash.
 const HASH_DIGITS: usize = 64;
 
-/// Every command word with the `key=value` arguments it accepts. A test compares `help` and docs/CONTROL.md
+/// Every command word with the `key=value` arguments it accepts. A test compares [`HELP`] and docs/CONTROL.md
 /// with this table.
-pub(super) const COMMANDS: [(&str, &[&str]); 4] = [
+const COMMANDS: [(&str, &[&str]); 4] = [
     ("commit", &["name", "message", "async"]),
     ("restore", &["touch"]),
     ("gc", &["dry_run"]),
     ("verify", &[]),
 ];
 
-/// What `restore` accepts as a snapshot.
+/// The commands in the text of `help`.
+pub(super) const HELP: &str = "\
+  commit [name=N] [message=TEXT] [async=1]
+                   make a snapshot; returns when it is durable, async=1: at once with a job number
+  restore SNAPSHOT [touch=1]
+                   make the tree equal to a snapshot: a hash or prefix, a name, head, latest, base, ~k (the k-th
+                   parent of head); uncommitted changes are committed first; touch=1 gives what changes by it
+                   the present time
+  gc [dry_run=1]   collect garbage in the store, as a job
+  verify           read and check the whole store, as a job
+";
+
+/// The forms of a reference to a snapshot.
 const SNAPSHOT: &str = "a hash or prefix, a name, head, latest, base or ~k";
 
-/// A request through the control directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What can be asked of an open environment, whichever way it comes: from the control directory, through the
+/// control socket, or from a command line that has opened the environment itself. The serialised form is what
+/// the socket carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
 pub enum Command {
     /// Make a snapshot of the view.
     Commit {
@@ -32,50 +51,104 @@ pub enum Command {
         name: Option<String>,
         /// Message stored with the snapshot.
         message: Option<String>,
-        /// Reply at once with a job number.
-        run_async: bool,
+        /// Only these paths; all when empty.
+        paths: Vec<PathText>,
     },
     /// Make the view equal to a snapshot.
     Restore {
-        /// A hash or prefix, a name, `head`, `latest`, `base` or `~k`; resolved when the command runs.
+        /// The snapshot; resolved when the command runs.
         reference: String,
-        /// Set the times of changed files to the present.
-        touch: bool,
+        /// Only at these paths; everywhere when empty.
+        paths: Vec<PathText>,
+        /// Which modification times files get, if not the default ones.
+        times: Option<Times>,
     },
-    /// Collect garbage in the store; always a job.
-    Gc {
-        /// Only report what would be removed.
-        dry_run: bool,
+    /// Remove snapshots, all or none.
+    RemoveSnapshots {
+        /// The snapshots.
+        references: Vec<String>,
     },
-    /// Read and check the whole store; always a job.
-    Verify,
-    /// Remove a snapshot's name. Not a `ctl` command: it is `rmdir snapshots/<name>`.
+    /// Remove a snapshot's name; the snapshot stays. In the control directory, `rmdir snapshots/<name>`.
     DropName {
         /// The name.
         name: String,
     },
+    /// List what differs from the head.
+    Diff {
+        /// From this snapshot instead.
+        since: Option<String>,
+    },
+    /// Count what is uncommitted.
+    Status,
+    /// Collect garbage in the store.
+    Gc {
+        /// Only report what would be removed.
+        dry_run: bool,
+    },
+    /// Read and check the whole store.
+    Verify,
+}
+
+/// Which modification times files have after a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Times {
+    /// The snapshot's.
+    Kept,
+    /// The present time for everything whose content the restore changes, or that it adds; everything else
+    /// keeps its current time (see [`karapace_store::tree::retime`]).
+    Present,
 }
 
 impl Command {
-    /// Whether the writer gets a job number at once instead of waiting for completion.
-    pub fn is_job(&self) -> bool {
-        match self {
-            Command::Commit { run_async, .. } => *run_async,
-            Command::Gc { .. } | Command::Verify => true,
-            Command::Restore { .. } | Command::DropName { .. } => false,
-        }
-    }
-
-    /// The command's word, for job listings.
+    /// The command's word, for job listings and messages.
     pub fn word(&self) -> &'static str {
         match self {
             Command::Commit { .. } => "commit",
             Command::Restore { .. } => "restore",
+            Command::RemoveSnapshots { .. } => "remove-snapshots",
+            Command::DropName { .. } => "drop-name",
+            Command::Diff { .. } => "diff",
+            Command::Status => "status",
             Command::Gc { .. } => "gc",
             Command::Verify => "verify",
-            Command::DropName { .. } => "drop-name",
         }
     }
+
+    /// Whether the command changes nothing, so that it can be repeated and the view be opened read-only.
+    pub fn only_reads(&self) -> bool {
+        match self {
+            Command::Diff { .. } | Command::Status | Command::Verify => true,
+            Command::Gc { dry_run } => *dry_run,
+            Command::Commit { .. }
+            | Command::Restore { .. }
+            | Command::RemoveSnapshots { .. }
+            | Command::DropName { .. } => false,
+        }
+    }
+
+    /// Checks what can be checked without the environment: names and references to snapshots.
+    ///
+    /// # Errors
+    /// The reason; the command is invalid (EINVAL).
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Command::Commit { name, .. } => name.as_deref().map_or(Ok(()), check_snapshot_name),
+            Command::Restore { reference, .. } => check_reference(reference),
+            Command::RemoveSnapshots { references } => references.iter().try_for_each(|r| check_reference(r)),
+            Command::Diff { since } => since.as_deref().map_or(Ok(()), check_reference),
+            Command::DropName { .. } | Command::Status | Command::Gc { .. } | Command::Verify => Ok(()),
+        }
+    }
+}
+
+/// A line of `ctl`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// What it asks.
+    pub command: Command,
+    /// The writer gets a job number at once instead of waiting for completion.
+    pub is_job: bool,
 }
 
 /// Parses all commands in a text; blank lines are allowed. The error names the line and the reason.
@@ -83,24 +156,25 @@ impl Command {
 /// # Errors
 /// An unknown word, a bad or repeated argument, invalid UTF-8 or a control character. No command of the text
 /// may run then.
-pub fn parse_commands(text: &[u8]) -> Result<Vec<Command>, String> {
+pub fn parse_commands(text: &[u8]) -> Result<Vec<Line>, String> {
     let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text".to_owned())?;
-    let mut commands = Vec::new();
+    let mut lines = Vec::new();
     for (number, line) in text.split('\n').enumerate() {
         let line = line.trim();
         if line.is_empty() {
             continue;
         }
-        let command = if line.chars().any(|c| c.is_control() && c != '\t') {
+        let parsed = if line.chars().any(|c| c.is_control() && c != '\t') {
             Err("control characters in the line".to_owned())
         } else {
             parse_line(line)
         };
-        commands.push(command.map_err(|reason| {
+        let parsed = parsed.and_then(|line| line.command.check().map(|()| line));
+        lines.push(parsed.map_err(|reason| {
             if text.trim().contains('\n') { format!("line {}: {reason}", number + 1) } else { reason }
         })?);
     }
-    Ok(commands)
+    Ok(lines)
 }
 
 /// Whether a snapshot may have this name: it must be a valid name ([`check_name`]), not a word that refers to
@@ -116,7 +190,20 @@ pub fn check_snapshot_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn parse_line(line: &str) -> Result<Command, String> {
+/// Whether a text has the form of a reference to a snapshot.
+///
+/// # Errors
+/// The reason, which lists the forms.
+pub fn check_reference(reference: &str) -> Result<(), String> {
+    let body = reference.strip_prefix('~').unwrap_or(reference);
+    let is_good = !body.is_empty()
+        && body.len() <= HASH_DIGITS.max(MAX_NAME)
+        && body.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && (body.len() == reference.len() || body.bytes().all(|b| b.is_ascii_digit()));
+    if is_good { Ok(()) } else { Err(format!("bad snapshot {reference:?}: {SNAPSHOT}")) }
+}
+
+fn parse_line(line: &str) -> Result<Line, String> {
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let Some((word, known)) = COMMANDS.into_iter().find(|(known, _)| *known == word) else {
         return Err(format!(
@@ -132,29 +219,27 @@ fn parse_line(line: &str) -> Result<Command, String> {
             for (key, value) in arguments(rest, known)? {
                 set(&mut dry_run, key, flag(key, &value)?)?;
             }
-            Ok(Command::Gc { dry_run: dry_run.unwrap_or(false) })
+            Ok(Line { command: Command::Gc { dry_run: dry_run.unwrap_or(false) }, is_job: true })
         }
-        "verify" => arguments(rest, known).map(|_| Command::Verify),
+        "verify" => arguments(rest, known).map(|_| Line { command: Command::Verify, is_job: true }),
         _ => Err(format!("{word} is in the table of commands, and nothing is written for it")),
     }
 }
 
-fn parse_commit(rest: &str, known: &[&'static str]) -> Result<Command, String> {
+fn parse_commit(rest: &str, known: &[&'static str]) -> Result<Line, String> {
     let (mut name, mut message, mut run_async) = (None, None, None);
     for (key, value) in arguments(rest, known)? {
         match key {
-            "name" => {
-                check_snapshot_name(&value)?;
-                set(&mut name, key, value)?;
-            }
+            "name" => set(&mut name, key, value)?,
             "message" => set(&mut message, key, value)?,
             _ => set(&mut run_async, key, flag(key, &value)?)?,
         }
     }
-    Ok(Command::Commit { name, message, run_async: run_async.unwrap_or(false) })
+    let command = Command::Commit { name, message, paths: Vec::new() };
+    Ok(Line { command, is_job: run_async.unwrap_or(false) })
 }
 
-fn parse_restore(rest: &str, known: &[&'static str]) -> Result<Command, String> {
+fn parse_restore(rest: &str, known: &[&'static str]) -> Result<Line, String> {
     let rest = rest.trim();
     let (reference, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     if reference.is_empty() {
@@ -163,19 +248,15 @@ fn parse_restore(rest: &str, known: &[&'static str]) -> Result<Command, String> 
     if let Some(extra) = rest.split_whitespace().find(|word| !word.contains('=')) {
         return Err(format!("restore takes one snapshot, not also {extra:?}"));
     }
-    let body = reference.strip_prefix('~').unwrap_or(reference);
-    let good = !body.is_empty()
-        && body.len() <= HASH_DIGITS.max(MAX_NAME)
-        && body.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-        && (body.len() == reference.len() || body.bytes().all(|b| b.is_ascii_digit()));
-    if !good {
-        return Err(format!("bad snapshot {reference:?}: {SNAPSHOT}"));
-    }
     let mut touch = None;
     for (key, value) in arguments(rest, known)? {
         set(&mut touch, key, flag(key, &value)?)?;
     }
-    Ok(Command::Restore { reference: reference.to_owned(), touch: touch.unwrap_or(false) })
+    let times = touch.map(|touch| if touch { Times::Present } else { Times::Kept });
+    Ok(Line {
+        command: Command::Restore { reference: reference.to_owned(), paths: Vec::new(), times },
+        is_job: false,
+    })
 }
 
 /// Parses `key=value …`; accepts only keys in `known`, in any order.
@@ -245,17 +326,23 @@ fn flag(key: &str, value: &str) -> Result<bool, String> {
 mod tests {
     use super::*;
 
-    fn commit(name: Option<&str>, message: Option<&str>, run_async: bool) -> Command {
-        Command::Commit { name: name.map(Into::into), message: message.map(Into::into), run_async }
+    fn commit(name: Option<&str>, message: Option<&str>, is_job: bool) -> Line {
+        let (name, message) = (name.map(Into::into), message.map(Into::into));
+        Line { command: Command::Commit { name, message, paths: Vec::new() }, is_job }
     }
 
-    fn restore(reference: &str) -> Command {
-        Command::Restore { reference: reference.into(), touch: false }
+    fn restore(reference: &str, times: Option<Times>) -> Line {
+        let command = Command::Restore { reference: reference.into(), paths: Vec::new(), times };
+        Line { command, is_job: false }
+    }
+
+    fn gc(dry_run: bool) -> Line {
+        Line { command: Command::Gc { dry_run }, is_job: true }
     }
 
     #[test]
     fn good_texts() {
-        let table: &[(&str, Vec<Command>)] = &[
+        let table: &[(&str, Vec<Line>)] = &[
             ("", vec![]),
             ("\n", vec![]),
             (" \n\t\n", vec![]),
@@ -275,18 +362,15 @@ mod tests {
             ("commit message= name=n", vec![commit(Some("n"), Some(""), false)]),
             ("commit message=Größe", vec![commit(None, Some("Größe"), false)]),
             ("commit async=0", vec![commit(None, None, false)]),
-            ("restore head", vec![restore("head")]),
-            ("restore ~12\n", vec![restore("~12")]),
-            ("restore 0a1b", vec![restore("0a1b")]),
-            ("restore  a touch=1 ", vec![Command::Restore { reference: "a".into(), touch: true }]),
-            ("restore a touch=0", vec![restore("a")]),
-            ("gc", vec![Command::Gc { dry_run: false }]),
-            ("gc dry_run=1", vec![Command::Gc { dry_run: true }]),
-            ("verify", vec![Command::Verify]),
-            (
-                "commit\n\nrestore a\ngc",
-                vec![commit(None, None, false), restore("a"), Command::Gc { dry_run: false }],
-            ),
+            ("restore head", vec![restore("head", None)]),
+            ("restore ~12\n", vec![restore("~12", None)]),
+            ("restore 0a1b", vec![restore("0a1b", None)]),
+            ("restore  a touch=1 ", vec![restore("a", Some(Times::Present))]),
+            ("restore a touch=0", vec![restore("a", Some(Times::Kept))]),
+            ("gc", vec![gc(false)]),
+            ("gc dry_run=1", vec![gc(true)]),
+            ("verify", vec![Line { command: Command::Verify, is_job: true }]),
+            ("commit\n\nrestore a\ngc", vec![commit(None, None, false), restore("a", None), gc(false)]),
         ];
         for (text, wanted) in table {
             assert_eq!(parse_commands(text.as_bytes()).as_ref(), Ok(wanted), "{text:?}");
@@ -356,11 +440,11 @@ mod tests {
         let table = &page[page.find("| command |").expect("the table of commands")..];
         let table = &table[..table.find("\n\n").expect("the end of the table")];
         let known = COMMANDS.map(|(word, keys)| (word, keys.to_vec()));
-        assert_eq!(commands(super::super::files::HELP, "  "), known, "fs/src/control/files.rs");
+        assert_eq!(commands(HELP, "  "), known, "HELP");
         assert_eq!(commands(table, "| `"), known, "docs/CONTROL.md");
         for (word, _) in known {
             let parsed = parse_line(&format!("{word} {}", if word == "restore" { "head" } else { "" }));
-            assert_eq!(parsed.map(|command| command.word()), Ok(word));
+            assert_eq!(parsed.map(|line| line.command.word()), Ok(word));
         }
     }
 }

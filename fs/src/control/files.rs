@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::ControlDir;
 use super::nodes::{Dir, FileNode, Role};
+use super::{ControlDir, command};
 use crate::attr::{Attr, DiffEntry, HeadRef};
 use crate::error::{Error, Result};
 use karapace_store::inode::Ino;
@@ -14,16 +14,10 @@ use karapace_store::text;
 
 const VERSION: &str = concat!("karapace ", env!("CARGO_PKG_VERSION"), "\n");
 
-pub(super) const HELP: &str = "\
-ctl                write commands, one a line; a failing command fails the write
-  commit [name=N] [message=TEXT] [async=1]
-                   make a snapshot; returns when it is durable, async=1: at once with a job number
-  restore SNAPSHOT [touch=1]
-                   make the tree equal to a snapshot: a hash or prefix, a name, head, latest, base, ~k (the k-th
-                   parent of head); uncommitted changes are committed first; touch=1 gives what changes by it
-                   the present time
-  gc [dry_run=1]   collect garbage in the store, as a job
-  verify           read and check the whole store, as a job
+/// The text of `help` before and after the list of commands.
+const HELP: [&str; 2] = [
+    "ctl                write commands, one a line; a failing command fails the write\n",
+    "\
                    after a write, reading the same descriptor gives the outcome
 last               outcome of the last command: `ok commit <hash>` or `error EINVAL <reason>`
 id version         what this is
@@ -34,7 +28,8 @@ snapshots/         each snapshot as a read-only directory, by hash and by name
                    mkdir snapshots/N commits under the name N, rmdir snapshots/N drops the name
 refs/              one line, the hash: head, latest, base and the names
 jobs/N/status      `running <command>` or its outcome; `forget` to jobs/N/ctl takes a finished job off the list
-";
+",
+];
 
 /// Modes of read-only files and of files that accept commands.
 const READ_MODE: u32 = libc::S_IFREG | 0o400;
@@ -106,7 +101,7 @@ impl ControlDir {
     pub(super) fn open_top(&self, name: &[u8], file: TopFile) -> Result<Attr> {
         let content = match file {
             TopFile::Ctl => return Ok(self.open_ctl(Role::Ctl)),
-            TopFile::Help => HELP.into(),
+            TopFile::Help => [HELP[0], command::HELP, HELP[1]].concat().into_bytes(),
             TopFile::Version => VERSION.into(),
             TopFile::Id => self.id_text(),
             TopFile::Status => self.status_text(),

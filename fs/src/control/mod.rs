@@ -5,7 +5,7 @@
 //! [`ControlPlane`] and decides what commands do.
 //!
 //! `nodes` numbers and holds the files, `dirs` looks up and lists, `files` generates their texts; `command`
-//! parses what is written to `ctl`, `run` executes it, `jobs` holds background commands; `plane` is the
+//! has what can be asked and parses what is written to `ctl`, `run` executes it, `jobs` holds background commands; `plane` is the
 //! interface to the engine. `fuse` is the caller. From the view, this module reads the diff, the head and the
 //! statistics.
 
@@ -24,8 +24,9 @@ use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino, Timestamp};
 use parking_lot::Mutex;
 
-pub use command::{Command, parse_commands};
+pub use command::{Command, Times, parse_commands};
 pub use plane::{CommandError, ControlId, ControlPlane, SnapshotInfo};
+pub use run::contained;
 
 use self::dirs::Stamps;
 use self::files::DiffCache;

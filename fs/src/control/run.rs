@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::command::{Command, MAX_TEXT, check_snapshot_name, parse_commands};
+use super::command::{Command, Line, MAX_TEXT, parse_commands};
 use super::nodes::{Dir, FileNode, Role};
 use super::{CommandError, ControlDir, ControlPlane, Found};
 use crate::errno::errno_name;
@@ -29,16 +29,22 @@ impl Outcome {
     }
 }
 
-/// Runs one command to completion. A panic in it is returned as an error.
+/// Runs one command to completion.
 pub(super) fn execute(plane: &dyn ControlPlane, command: &Command) -> Outcome {
     let _span = tracing::debug_span!("command", from = "control", ?command).entered();
-    match catch_unwind(AssertUnwindSafe(|| plane.execute(command))) {
-        Ok(result) => Outcome(result),
-        Err(_) => {
-            tracing::error!(?command, "a command panicked");
-            Outcome::failed(libc::EIO, format!("{} failed inside; see the log of the mount", command.word()))
-        }
-    }
+    Outcome(contained(command, || plane.execute(command)).and_then(|result| result))
+}
+
+/// Calls `perform`, which performs `command` in a process that serves others too.
+///
+/// # Errors
+/// EIO if it panicked; the panic ends here.
+pub fn contained<T>(command: &Command, perform: impl FnOnce() -> T) -> std::result::Result<T, CommandError> {
+    catch_unwind(AssertUnwindSafe(perform)).map_err(|_| {
+        tracing::error!(?command, "a command panicked");
+        let reason = format!("{} failed inside; see the log of the mount", command.word());
+        CommandError { errno: libc::EIO, reason }
+    })
 }
 
 impl ControlDir {
@@ -73,18 +79,15 @@ impl ControlDir {
         if Dir::from_ino(parent) != Some(Dir::Snapshots) {
             return Err(libc::EPERM);
         }
-        let outcome = match std::str::from_utf8(name).map_err(|_| "bad name: not UTF-8".to_owned()) {
-            Ok(name) => match check_snapshot_name(name) {
-                Ok(()) if self.find_snapshot(name.as_bytes()).is_some() => {
-                    Outcome::failed(libc::EEXIST, format!("a snapshot {name} exists"))
+        let outcome = match std::str::from_utf8(name) {
+            Ok(name) => {
+                let command = Command::Commit { name: Some(name.into()), message: None, paths: Vec::new() };
+                match command.check() {
+                    Ok(()) => execute(&*self.plane, &command),
+                    Err(reason) => Outcome::failed(libc::EINVAL, reason),
                 }
-                Ok(()) => {
-                    let name = Some(name.to_owned());
-                    execute(&*self.plane, &Command::Commit { name, message: None, run_async: false })
-                }
-                Err(reason) => Outcome::failed(libc::EINVAL, reason),
-            },
-            Err(reason) => Outcome::failed(libc::EINVAL, reason),
+            }
+            Err(_) => Outcome::failed(libc::EINVAL, "bad name: not UTF-8"),
         };
         self.remember(&outcome);
         match outcome.0 {
@@ -112,13 +115,13 @@ impl ControlDir {
         if data.len() > MAX_TEXT {
             return vec![Outcome::failed(libc::E2BIG, format!("more than {MAX_TEXT} bytes of commands"))];
         }
-        let commands = match parse_commands(data) {
-            Ok(commands) => commands,
+        let lines = match parse_commands(data) {
+            Ok(lines) => lines,
             Err(reason) => return vec![Outcome::failed(libc::EINVAL, reason)],
         };
         let mut outcomes = Vec::new();
-        for command in commands {
-            let outcome = if command.is_job() {
+        for Line { command, is_job } in lines {
+            let outcome = if is_job {
                 Outcome(self.jobs.start(&self.plane, command).map(|number| format!("job {number}")))
             } else {
                 execute(&*self.plane, &command)

@@ -14,7 +14,7 @@ use crate::mount::support::{FakePlane, Mount};
 const SHELLS: [&str; 2] = ["bash", "dash"];
 
 fn commit() -> Command {
-    Command::Commit { name: None, message: None, run_async: false }
+    Command::Commit { name: None, message: None, paths: Vec::new() }
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn shells_write_commands_in_every_form() {
             ("> .karapace/ctl", vec![]),
             (
                 "cd .karapace && echo 'restore 000' > ctl",
-                vec![Command::Restore { reference: "000".into(), touch: false }],
+                vec![Command::Restore { reference: "000".into(), paths: Vec::new(), times: None }],
             ),
         ] {
             mount.plane.asked.lock().clear();

@@ -1,8 +1,9 @@
 use std::ffi::OsString;
 
+use karapace_fs::control::Times;
+
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::instance::layering::Times;
 
 /// Make an environment equal to one of its snapshots
 ///

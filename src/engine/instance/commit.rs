@@ -80,7 +80,7 @@ impl Instance {
         let _turn = self.take_turn()?;
         self.check_writable()?;
         if let Some(name) = name {
-            self.check_snapshot_name(name)?;
+            self.check_name_is_free(name)?;
         }
         let paths = normalised(paths, &self.ignore)?;
         let chosen = (!paths.is_empty()).then_some(&paths[..]);

@@ -1,6 +1,7 @@
 //! Differences between a view and a layer, or between two layers.
 
 use karapace_fs::attr::DiffKind;
+use karapace_fs::path_text::PathText;
 use karapace_store::layer::LayerRecord;
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
@@ -8,7 +9,6 @@ use karapace_store::tree::{Change, Trees, diff};
 use serde::{Deserialize, Serialize};
 
 use super::reference::{self, LayerRef};
-use crate::engine::text::PathText;
 use crate::engine::{Engine, Result};
 
 /// One path that differs.

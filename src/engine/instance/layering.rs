@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use karapace_fs::control::Times;
 use karapace_fs::view::Stored;
 use karapace_store::batch::Batch;
 use karapace_store::id::ObjectId;
@@ -13,23 +14,11 @@ use karapace_store::tar::{TarHash, identity_hash};
 use karapace_store::tree::{
     Change, Numbers, Picks, Retimed, StoredTree, Trees, diff, graft, names_of, retime,
 };
-use serde::{Deserialize, Serialize};
 
 use crate::engine::{Error, Result};
 
 /// Why a path cannot be restored.
 const NOT_RESTORABLE: &str = "neither in the snapshot nor in the environment";
-
-/// Which modification times files have after a restore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Times {
-    /// The snapshot's.
-    Kept,
-    /// The present time for everything whose content the restore changes, or that it adds; everything else
-    /// keeps its current time (see [`karapace_store::tree::retime`]).
-    Present,
-}
 
 /// A layer to be recorded.
 pub struct Layer {

@@ -337,8 +337,7 @@ impl Instance {
         Ok(())
     }
 
-    pub(super) fn check_snapshot_name(&self, name: &str) -> Result<()> {
-        check_snapshot_name(name)?;
+    pub(super) fn check_name_is_free(&self, name: &str) -> Result<()> {
         let metadata = self.metadata.lock();
         if metadata.snapshots.iter().any(|s| s.name.as_deref() == Some(name)) {
             return Err(Error::SnapshotNameTaken { env: metadata.name.clone(), name: name.to_owned() });
@@ -404,12 +403,4 @@ pub(super) fn ignored(metadata: &Metadata) -> Result<Ignore> {
     let manifest =
         Manifest::parse(&metadata.manifest, Path::new("the manifest in the environment's record"))?;
     Ok(Ignore::new(manifest.snapshot.ignore))
-}
-
-/// Checks that a name is valid for a snapshot.
-///
-/// # Errors
-/// [`Error::Invalid`] if it is not.
-pub fn check_snapshot_name(name: &str) -> Result<()> {
-    karapace_fs::control::command::check_snapshot_name(name).map_err(Error::Invalid)
 }

@@ -1,5 +1,6 @@
 //! References to a snapshot: hash, unique prefix, name, `head`, `latest`, `base`, `~k`. No I/O.
 
+use karapace_fs::control::command::check_reference;
 use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::metadata::{Metadata, SnapshotEntry};
 
@@ -29,8 +30,10 @@ pub fn split(text: &str) -> (&str, Option<&str>) {
 /// one hash, the newest is returned.
 ///
 /// # Errors
-/// [`Error::NoSnapshot`], [`Error::AmbiguousSnapshot`].
+/// [`Error::Invalid`] if the text has not the form of a reference, [`Error::NoSnapshot`],
+/// [`Error::AmbiguousSnapshot`].
 pub fn resolve(metadata: &Metadata, reference: &str) -> Result<LayerRef> {
+    check_reference(reference).map_err(Error::Invalid)?;
     let head = LayerRef { hash: metadata.head, record: metadata.head_record };
     let base = LayerRef { hash: metadata.base_layer, record: metadata.base_record };
     let missing = || Error::NoSnapshot { env: metadata.name.clone(), reference: reference.to_owned() };

@@ -1,13 +1,14 @@
 //! Restoring a snapshot, whole or for chosen paths.
 
 use karapace_fs::attr::{HeadRef, Restored};
+use karapace_fs::control::Times;
 use karapace_store::fail;
 use karapace_store::id::LayerHash;
 use karapace_store::root::Root;
 
 use super::commit::Keep;
 use super::damage;
-use super::layering::{Layering, Times, normalised};
+use super::layering::{Layering, normalised};
 use super::open::{Instance, RestoreOutcome, Wait};
 use super::reference::{self, LayerRef};
 use crate::engine::{Error, Result};
@@ -19,12 +20,10 @@ const ATTEMPTS: u32 = 20;
 /// From this attempt on, writers wait.
 const HELD_FROM: u32 = 3;
 
-impl Times {
-    /// The default. A whole restore brings back the snapshot as it was; chosen paths get the present time,
-    /// because they are newer than anything made from their previous content.
-    fn by_default(paths: &[Vec<u8>]) -> Times {
-        if paths.is_empty() { Times::Kept } else { Times::Present }
-    }
+/// The times that a restore gives by default. A whole restore brings back the snapshot as it was; chosen paths
+/// get the present time, because they are newer than anything made from their previous content.
+fn default_times(paths: &[Vec<u8>]) -> Times {
+    if paths.is_empty() { Times::Kept } else { Times::Present }
 }
 
 /// What a restore changed in the view.
@@ -61,7 +60,7 @@ impl Instance {
         let LayerRef { hash, record } = reference::resolve(&self.metadata(), reference)?;
         let target = HeadRef { layer: hash, record, root: self.root_of(&record)? };
         let paths = normalised(paths, &self.ignore)?;
-        let times = times.unwrap_or_else(|| Times::by_default(&paths));
+        let times = times.unwrap_or_else(|| default_times(&paths));
         let swapped = if paths.is_empty() {
             self.swap_whole(target, times)
         } else {

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use karapace_fs::attr::{Became, Told};
+use karapace_fs::path_text::PathText;
 use karapace_fs::session::Watchers;
 use karapace_store::id::InstanceId;
 use karapace_store::inode::FileKind;
@@ -25,7 +26,6 @@ use rustix::io::Errno as HostErrno;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::At as _;
-use crate::engine::text::PathText;
 use crate::engine::{Error, Result};
 
 /// How long a restore waits for the process. The process can block on a directory's lock that another process

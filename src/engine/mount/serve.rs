@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use karapace_fs::control::ControlPlane;
+use karapace_fs::control::{Command, CommandError, ControlPlane, contained};
 use karapace_fs::session::{MountOptions, MountedSession, UnmountHandle};
 use karapace_fs::view::View;
 use karapace_store::atomic;
@@ -20,16 +20,16 @@ use nix::sys::signal::{SigSet, Signal};
 use super::options::{Options, check_mountable, check_root_options};
 use crate::description::lifecycle;
 use crate::engine::At as _;
-use crate::engine::instance::open::Instance;
+use crate::engine::instance::open::{Instance, Wait};
 use crate::engine::instance::reference;
 use crate::engine::instance::watchers::Teller;
 use crate::engine::mountpoint;
 use crate::engine::mountpoint::SOURCE;
-use crate::engine::server::access::perform;
 use crate::engine::server::control::{Admitted, Plane};
 use crate::engine::server::info::{MountInfo, info_path};
 use crate::engine::server::keeper::{Keeper, Place};
-use crate::engine::server::socket::{Answer, Request, Server};
+use crate::engine::server::perform::perform;
+use crate::engine::server::socket::{Answer, Reply, Request, Server};
 use crate::engine::{Engine, Error, Result};
 use crate::process;
 
@@ -145,25 +145,35 @@ fn announce(
     engine.store().files().write(&info_path(engine, &env.instance), &bytes)?;
     let (instance, handle, keeper) = (instance.clone(), handle.clone(), keeper.clone());
     Server::start(engine.store().files(), &engine.env_dir(&env.instance), move |request, descriptors| {
-        match keeper.answer(&request, descriptors) {
-            Some(reply) => reply.unwrap_or_else(|error| failed(&error).into()),
-            None => answer(&instance, &handle, keeper.dir(), &request).into(),
-        }
+        let reply = match request {
+            Request::Command(command) => Ok(answer(&instance, &command).into()),
+            Request::Enter { user } => keeper.entrance(user.as_deref()),
+            Request::Hold { shape, namespaces } => keeper.hold(shape, &namespaces, descriptors),
+            Request::EndInside => {
+                keeper.end();
+                Ok(Answer::InsideEnded.into())
+            }
+            Request::Unmount => unmount(&handle, keeper.dir()).map(Reply::from),
+        };
+        reply.unwrap_or_else(|error| failed(&error).into())
     })
 }
 
-fn answer(instance: &Instance, handle: &UnmountHandle, dir: &Path, request: &Request) -> Answer {
-    if *request == Request::Unmount {
-        return match handle.unmount() {
-            Ok(()) => Answer::Unmounted,
-            Err(karapace_fs::Error::Busy) => failed(&Error::DirBusy { dir: dir.to_owned() }),
-            Err(error) => failed(&error.into()),
-        };
+fn unmount(handle: &UnmountHandle, dir: &Path) -> Result<Answer> {
+    match handle.unmount() {
+        Ok(()) => Ok(Answer::Unmounted),
+        Err(karapace_fs::Error::Busy) => Err(Error::DirBusy { dir: dir.to_owned() }),
+        Err(error) => Err(error.into()),
     }
-    match perform(instance, request) {
-        Ok(answer) => answer,
-        Err(_) if instance.is_closed() => Answer::Ending,
-        Err(error) => failed(&error),
+}
+
+/// The answer to a command that came through the socket.
+pub(in crate::engine) fn answer(instance: &Instance, command: &Command) -> Answer {
+    match contained(command, || perform(instance, command, Wait::Long)) {
+        Ok(Ok(outcome)) => Answer::Done(outcome),
+        Ok(Err(_)) if instance.is_closed() => Answer::Ending,
+        Ok(Err(error)) => failed(&error),
+        Err(CommandError { errno, reason }) => Answer::Failed { errno, reason },
     }
 }
 

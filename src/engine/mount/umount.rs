@@ -11,6 +11,7 @@ use super::holders::{Holder, holders, named};
 use crate::engine::instance::sessions;
 use crate::engine::mountpoint;
 use crate::engine::mountpoint::SOURCE;
+use crate::engine::server::access::UNKNOWN_ANSWER;
 use crate::engine::server::client::Client;
 use crate::engine::server::info::MountInfo;
 use crate::engine::server::socket::{Answer, Request};
@@ -84,7 +85,7 @@ impl Engine {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
-            _ => return Err(self.serving_error(env, "gave an answer that this version does not know")),
+            _ => return Err(self.serving_error(env, UNKNOWN_ANSWER)),
         }
         self.wait_for_end(env, mount)?;
         // In case the process was killed.

@@ -2,19 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use karapace_fs::control::{Command, Times};
+use karapace_fs::path_text::PathText;
 use karapace_store::error::StoreError;
 use karapace_store::lock::{self, EnvLock};
 use karapace_store::metadata::Metadata;
 
 use super::client::Client;
+use super::perform::{Outcome, perform};
 use super::socket::{Answer, Request};
 use crate::engine::instance::diff::Changed;
-use crate::engine::instance::layering::Times;
-use crate::engine::instance::open::{
-    CommitOutcome, Instance, RestoreOutcome, Status, Wait, check_snapshot_name,
-};
+use crate::engine::instance::open::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
 use crate::engine::instance::snapshots::RemoveOutcome;
-use crate::engine::text::PathText;
 use crate::engine::{Engine, Error, Result};
 
 /// How long another command may hold the environment before we give up.
@@ -22,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long to pause between attempts.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a process did whose answer does not belong to the request.
+pub(in crate::engine) const UNKNOWN_ANSWER: &str = "gave an answer that this version does not know";
 
 impl Engine {
     /// Makes a snapshot of `env`, or of its chosen paths. It is durable on return.
@@ -32,11 +34,9 @@ impl Engine {
         name: Option<&str>,
         message: Option<&str>,
     ) -> Result<CommitOutcome> {
-        name.map(check_snapshot_name).transpose()?;
         let (name, message) = (name.map(str::to_owned), message.map(str::to_owned));
-        let request = Request::Commit { name, message, paths: texts(paths) };
-        match self.request(env, &request)? {
-            Answer::Commit(outcome) => Ok(outcome),
+        match self.perform(env, Command::Commit { name, message, paths: texts(paths) })? {
+            Outcome::Commit(outcome) => Ok(outcome),
             other => Err(self.unexpected(env, &other)),
         }
     }
@@ -51,17 +51,17 @@ impl Engine {
         paths: &[Vec<u8>],
         times: Option<Times>,
     ) -> Result<RestoreOutcome> {
-        let request = Request::Restore { reference: reference.to_owned(), paths: texts(paths), times };
-        match self.request(env, &request)? {
-            Answer::Restore(outcome) => Ok(outcome),
+        let command = Command::Restore { reference: reference.to_owned(), paths: texts(paths), times };
+        match self.perform(env, command)? {
+            Outcome::Restore(outcome) => Ok(outcome),
             other => Err(self.unexpected(env, &other)),
         }
     }
 
     /// Removes snapshots of `env`, all or none. The next collection removes what only they referred to.
     pub fn remove_snapshots(&self, env: &Metadata, references: &[String]) -> Result<RemoveOutcome> {
-        match self.request(env, &Request::RemoveSnapshots { references: references.to_vec() })? {
-            Answer::Removed(outcome) => Ok(outcome),
+        match self.perform(env, Command::RemoveSnapshots { references: references.to_vec() })? {
+            Outcome::Removed(outcome) => Ok(outcome),
             other => Err(self.unexpected(env, &other)),
         }
     }
@@ -77,8 +77,8 @@ impl Engine {
     }
 
     fn differing(&self, env: &Metadata, since: Option<&str>) -> Result<Vec<Changed>> {
-        match self.request(env, &Request::Diff { since: since.map(str::to_owned) })? {
-            Answer::Diff(changes) => Ok(changes),
+        match self.perform(env, Command::Diff { since: since.map(str::to_owned) })? {
+            Outcome::Diff(changes) => Ok(changes),
             other => Err(self.unexpected(env, &other)),
         }
     }
@@ -94,8 +94,8 @@ impl Engine {
 
     /// The figures of the upper, from the server or from this process.
     pub(in crate::engine) fn request_status(&self, env: &Metadata) -> Result<Status> {
-        match self.request(env, &Request::Status)? {
-            Answer::Status(status) => Ok(status),
+        match self.perform(env, Command::Status)? {
+            Outcome::Status(status) => Ok(status),
             other => Err(self.unexpected(env, &other)),
         }
     }
@@ -116,37 +116,43 @@ impl Engine {
         }
     }
 
-    fn request(&self, env: &Metadata, request: &Request) -> Result<Answer> {
+    /// Performs a command on `env`: asks its server or, if there is none, opens `env` in this process.
+    pub(in crate::engine) fn perform(&self, env: &Metadata, command: Command) -> Result<Outcome> {
+        // Before waiting for anybody.
+        command.check().map_err(Error::Invalid)?;
         let mut wait = Waiting::begin();
         let before = Metadata::load(self.store(), &env.instance)?;
         loop {
             let answer = match Client::connect(self.store().files(), &self.env_dir(&env.instance))? {
-                Some(client) => match self.ask(env, client, request)? {
+                Some(client) => match self.ask(env, client, &Request::Command(command.clone()))? {
                     Some(answer) => answer,
-                    None => self.unanswered(&before, request, &mut wait)?,
+                    None => self.unanswered(&before, &command, &mut wait)?,
                 },
                 None => match self.try_lock(env, &mut wait)? {
                     Some(lock) => {
                         // Read again under the lock: another command may have changed it meanwhile.
                         let env = Metadata::load(self.store(), &env.instance)?;
-                        let reads = matches!(request, Request::Diff { .. } | Request::Status);
-                        let instance = Instance::open(self, env, lock, reads)?;
-                        let answer = perform(&instance, request);
+                        let instance = Instance::open(self, env, lock, command.only_reads())?;
+                        let outcome = perform(&instance, &command, Wait::Long);
                         let closed = instance.close();
-                        let answer = answer?;
+                        let outcome = outcome?;
                         closed?;
-                        return Ok(answer);
+                        return Ok(outcome);
                     }
                     None => continue,
                 },
             };
             match answer {
+                Answer::Done(outcome) => return Ok(outcome),
                 Answer::Failed { errno, reason } => return Err(Error::Served { errno, reason }),
                 Answer::Ending if wait.start.elapsed() > PATIENCE => {
                     return Err(self.serving_error(env, "is ending and does not come to an end"));
                 }
                 Answer::Ending => std::thread::sleep(PAUSE),
-                answer => return Ok(answer),
+                other => {
+                    tracing::debug!(?other, "unexpected answer");
+                    return Err(self.serving_error(env, UNKNOWN_ANSWER));
+                }
             }
         }
     }
@@ -163,23 +169,23 @@ impl Engine {
         asked.map_err(|error| self.serving_error(env, &format!("could not be asked ({error})")))
     }
 
-    /// Handles a request that got no answer. Repeats it, once, if it only reads or if the record shows that
+    /// Handles a command that got no answer. Repeats it, once, if it only reads or if the record shows that
     /// nothing was done. A restore is not repeated: `~1` may mean another snapshot by now.
-    fn unanswered(&self, before: &Metadata, request: &Request, wait: &mut Waiting) -> Result<Answer> {
+    fn unanswered(&self, before: &Metadata, command: &Command, wait: &mut Waiting) -> Result<Answer> {
         let now = Metadata::load(self.store(), &before.instance)?;
         let same = (&now.snapshots, now.head_record) == (&before.snapshots, before.head_record);
-        let again = match request {
-            Request::Diff { .. } | Request::Status => true,
-            Request::Commit { .. } | Request::RemoveSnapshots { .. } => same,
-            _ => false,
+        let again = match command {
+            Command::Commit { .. } | Command::RemoveSnapshots { .. } | Command::DropName { .. } => same,
+            Command::Gc { .. } => true,
+            command => command.only_reads(),
         };
         if again && !wait.unanswered {
             wait.unanswered = true;
             return Ok(Answer::Ending);
         }
         let made = now.snapshots.iter().find(|snapshot| !before.snapshots.contains(snapshot));
-        let what = match (request, made) {
-            (Request::Commit { .. }, Some(made)) => {
+        let what = match (command, made) {
+            (Command::Commit { .. }, Some(made)) => {
                 format!("ended before it answered, but had made the snapshot {:.12}", made.hash)
             }
             _ => "ended before it answered; what it acknowledged is kept".to_owned(),
@@ -202,9 +208,9 @@ impl Engine {
         }
     }
 
-    fn unexpected(&self, env: &Metadata, answer: &Answer) -> Error {
-        tracing::debug!(?answer, "unexpected answer");
-        self.serving_error(env, "gave an answer that this version does not know")
+    fn unexpected(&self, env: &Metadata, outcome: &Outcome) -> Error {
+        tracing::debug!(?outcome, "unexpected outcome");
+        self.serving_error(env, UNKNOWN_ANSWER)
     }
 }
 
@@ -230,33 +236,6 @@ impl Waiting {
     }
 }
 
-/// Performs a request on an open environment, except requests about the mount itself.
-pub(in crate::engine) fn perform(instance: &Instance, request: &Request) -> Result<Answer> {
-    Ok(match request {
-        Request::Commit { name, message, paths } => {
-            Answer::Commit(instance.commit(&bytes(paths), name.as_deref(), message.as_deref(), Wait::Long)?)
-        }
-        Request::Restore { reference, paths, times } => {
-            Answer::Restore(instance.restore(reference, &bytes(paths), *times, Wait::Long)?)
-        }
-        Request::RemoveSnapshots { references } => {
-            Answer::Removed(instance.remove_snapshots(references, Wait::Long)?)
-        }
-        Request::Diff { since } => {
-            let changes = instance.diff(since.as_deref())?;
-            Answer::Diff(changes.into_iter().map(|d| Changed::new(d.kind, d.path)).collect())
-        }
-        Request::Status => Answer::Status(instance.status()),
-        Request::Unmount | Request::Enter { .. } | Request::Hold { .. } | Request::EndInside => {
-            return Err(Error::Invalid("nothing is mounted here".to_owned()));
-        }
-    })
-}
-
 fn texts(paths: &[Vec<u8>]) -> Vec<PathText> {
     paths.iter().cloned().map(PathText).collect()
-}
-
-fn bytes(paths: &[PathText]) -> Vec<Vec<u8>> {
-    paths.iter().map(|path| path.0.clone()).collect()
 }

@@ -11,7 +11,7 @@ use karapace_store::input::by_descriptor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 
-use super::socket::{Answer, NAME, Reply, Request, receive, transmit};
+use super::socket::{Answer, NAME, NOT_A_REQUEST, Reply, Request, receive, transmit};
 use crate::engine::{Error, Result};
 
 /// How long to wait for an answer before checking whether the server is stopped.
@@ -66,7 +66,16 @@ impl Client {
         if line.last() != Some(&b'\n') {
             return Ok(None);
         }
-        Ok(Some(Reply { answer: serde_json::from_slice(&line)?, descriptors }))
+        match Answer::parse(&line) {
+            Ok(Answer::Failed { reason, .. }) if reason.starts_with(NOT_A_REQUEST) => {
+                Err(other_version("does not know this request"))
+            }
+            Ok(answer) => Ok(Some(Reply { answer, descriptors })),
+            Err(error) => {
+                tracing::debug!("{error} in an answer of {} bytes", line.len());
+                Err(other_version("may have done it, but whose answer this one does not know"))
+            }
+        }
     }
 
     /// Waits until the answer begins. Logs once if the server is stopped, because the wait would never end.
@@ -96,6 +105,13 @@ impl Client {
     pub fn server(&self) -> io::Result<i32> {
         Ok(rustix::net::sockopt::socket_peercred(&self.stream)?.pid.as_raw_nonzero().get())
     }
+}
+
+/// The error for a server that has run since before karapace was replaced by another version.
+fn other_version(what: &str) -> io::Error {
+    io::Error::other(format!(
+        "it runs another version of karapace, which {what}: unmount the environment and mount it again"
+    ))
 }
 
 /// Whether a process is stopped by a signal or a debugger (the state in proc_pid_stat(5)).

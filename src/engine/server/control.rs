@@ -1,4 +1,4 @@
-//! The control directory's commands, performed on an open environment.
+//! An open environment as the control directory of its mount sees it.
 
 use std::sync::Arc;
 
@@ -10,10 +10,9 @@ use karapace_store::id::ObjectId;
 
 use parking_lot::Mutex;
 
-use crate::engine::instance::layering::Times;
+use super::perform::perform;
+use crate::engine::Error;
 use crate::engine::instance::open::{Instance, Wait};
-use crate::engine::upkeep::{gc, verify};
-use crate::engine::{Error, Result, Silent};
 use crate::runtime::NamespaceId;
 
 /// The process namespace whose programs may use the control directory from inside: that of an inside made
@@ -39,36 +38,6 @@ impl Plane {
     pub fn new(instance: Arc<Instance>, admitted: Arc<Admitted>) -> Plane {
         Plane { instance, admitted }
     }
-
-    fn run(&self, command: &Command) -> Result<String> {
-        let instance = &self.instance;
-        match command {
-            Command::Commit { name, message, .. } => {
-                let outcome = instance.commit(&[], name.as_deref(), message.as_deref(), Wait::Brief)?;
-                Ok(format!("commit {}", outcome.hash))
-            }
-            Command::Restore { reference, touch } => {
-                let times = if *touch { Times::Present } else { Times::Kept };
-                let outcome = instance.restore(reference, &[], Some(times), Wait::Brief)?;
-                Ok(match outcome.saved {
-                    Some(saved) => format!("restore {} (uncommitted changes are in {saved})", outcome.hash),
-                    None => format!("restore {}", outcome.hash),
-                })
-            }
-            Command::Gc { dry_run } => {
-                let report = gc::collect(instance.engine(), *dry_run, &Silent)?;
-                Ok(format!("gc objects={} bytes={}", report.objects, report.bytes))
-            }
-            Command::Verify => {
-                verify::refuse_damage(&verify::verify(instance.engine(), &Silent)?)?;
-                Ok("verify clean".to_owned())
-            }
-            Command::DropName { name } => {
-                instance.drop_name(name, Wait::Brief)?;
-                Ok(format!("drop-name {name}"))
-            }
-        }
-    }
 }
 
 impl ControlPlane for Plane {
@@ -83,7 +52,9 @@ impl ControlPlane for Plane {
     }
 
     fn execute(&self, command: &Command) -> std::result::Result<String, CommandError> {
-        self.run(command).map_err(|e| CommandError { errno: e.errno(), reason: e.to_string() })
+        let done = perform(&self.instance, command, Wait::Brief);
+        done.map(|outcome| outcome.to_string())
+            .map_err(|e| CommandError { errno: e.errno(), reason: e.to_string() })
     }
 
     fn admits(&self, process: u32) -> bool {

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::control::Admitted;
-use super::socket::{Answer, Entrance, Reply, Request, Shape};
+use super::socket::{Answer, Entrance, Reply, Shape};
 use crate::engine::At as _;
 use crate::engine::instance::sessions;
 use crate::engine::{Engine, Error, Result};
@@ -98,20 +98,8 @@ impl Keeper {
         self.place.session
     }
 
-    /// Answers requests about the inside. `None` for any other request.
-    pub fn answer(self: &Arc<Keeper>, request: &Request, descriptors: Vec<OwnedFd>) -> Option<Result<Reply>> {
-        Some(match request {
-            Request::Enter { user } => self.entrance(user.as_deref()),
-            Request::Hold { shape, namespaces } => self.hold(shape, namespaces, descriptors),
-            Request::EndInside => {
-                self.end();
-                Ok(Answer::InsideEnded.into())
-            }
-            _ => return None,
-        })
-    }
-
-    fn entrance(&self, user: Option<&str>) -> Result<Reply> {
+    /// Answers [`Request::Enter`](super::socket::Request::Enter).
+    pub fn entrance(&self, user: Option<&str>) -> Result<Reply> {
         let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
         let ground = Namespaces::own(if self.place.has_ground { kinds } else { CloneFlags::empty() })?;
         let seen = if self.place.has_ground { Some(Seen::look(&self.place.dir, user)?) } else { None };
@@ -132,7 +120,13 @@ impl Keeper {
         Ok(Reply { answer: Answer::Entrance(entrance), descriptors })
     }
 
-    fn hold(self: &Arc<Keeper>, shape: &Shape, names: &[String], descriptors: Vec<OwnedFd>) -> Result<Reply> {
+    /// Answers [`Request::Hold`](super::socket::Request::Hold).
+    pub fn hold(
+        self: &Arc<Keeper>,
+        shape: Shape,
+        names: &[String],
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Reply> {
         let mut descriptors = descriptors.into_iter();
         let (Some(lifeline), Some(init)) = (descriptors.next(), descriptors.next()) else {
             return Err(Error::Invalid("an inside without process 1".to_owned()));
@@ -146,7 +140,7 @@ impl Keeper {
         }
         let shows_control = shape.get(SHOWS_CONTROL).is_some_and(|value| value == "true");
         self.admitted.set(namespaces.of_processes().filter(|_| shows_control));
-        state.inside = Some(Held { shape: shape.clone(), namespaces, init, lifeline });
+        state.inside = Some(Held { shape, namespaces, init, lifeline });
         drop(state);
         self.clone().watch();
         Ok(Answer::Held.into())

@@ -1,8 +1,8 @@
 //! Reaching an environment that another process serves.
 //!
 //! [`socket`] is the protocol and its server, [`client`] the other end; [`access`] asks the server if there
-//! is one, and otherwise opens the environment in this process. [`control`] performs the commands of the
-//! control files, [`keeper`] keeps the inside that sessions share, [`info`] records facts about a mount, and
+//! is one, and otherwise opens the environment in this process. [`mod@perform`] performs commands, [`control`]
+//! serves the control directory, [`keeper`] keeps the inside that sessions share, [`info`] records facts about a mount, and
 //! `peer` decides who may send requests. May use `instance`, and `upkeep` for the control files.
 
 pub mod access;
@@ -11,4 +11,5 @@ pub mod control;
 pub mod info;
 pub mod keeper;
 pub(super) mod peer;
+pub mod perform;
 pub mod socket;

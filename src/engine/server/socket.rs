@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use karapace_fs::control::Command;
 use karapace_store::files::Files;
 use karapace_store::input::by_descriptor;
 use parking_lot::{Condvar, Mutex};
@@ -24,17 +25,16 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::peer;
+use super::perform::Outcome;
 use crate::engine::At as _;
-use crate::engine::instance::diff::Changed;
-use crate::engine::instance::layering::Times;
-use crate::engine::instance::open::{CommitOutcome, RestoreOutcome, Status};
-use crate::engine::instance::snapshots::RemoveOutcome;
-use crate::engine::text::PathText;
 use crate::engine::{Error, Result};
 use crate::runtime::Seen;
 
 /// File name of the socket in an environment's directory.
 pub(super) const NAME: &str = "control.sock";
+
+/// How the reason begins for which a server of any version refuses what it does not know as a request.
+pub(super) const NOT_A_REQUEST: &str = "not a request: ";
 
 /// Longest accepted request, in bytes.
 const MAX_REQUEST: usize = 4 << 20;
@@ -52,36 +52,6 @@ const BRIEF: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
-    /// Make a snapshot.
-    Commit {
-        /// Its name.
-        name: Option<String>,
-        /// Its message.
-        message: Option<String>,
-        /// Only these paths; all when empty.
-        paths: Vec<PathText>,
-    },
-    /// Make the view equal to a snapshot.
-    Restore {
-        /// As in [`crate::engine::instance::reference`].
-        reference: String,
-        /// Only at these paths; everywhere when empty.
-        paths: Vec<PathText>,
-        /// Which modification times files get, if not the default ones.
-        times: Option<Times>,
-    },
-    /// Remove snapshots.
-    RemoveSnapshots {
-        /// As in [`crate::engine::instance::reference`].
-        references: Vec<String>,
-    },
-    /// What differs from the head.
-    Diff {
-        /// From this snapshot instead.
-        since: Option<String>,
-    },
-    /// Figures of the upper.
-    Status,
     /// How to enter the environment.
     Enter {
         /// The user that will run the command, for a client that cannot look users up itself.
@@ -99,6 +69,9 @@ pub enum Request {
     EndInside,
     /// Unmount and exit. Answered once unmounted; the process exits soon after.
     Unmount,
+    /// Perform a command.
+    #[serde(untagged)]
+    Command(Command),
 }
 
 /// The options that all sessions of an inside share, by name.
@@ -126,16 +99,6 @@ pub struct Entrance {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// To `Commit`.
-    Commit(CommitOutcome),
-    /// To `Restore`.
-    Restore(RestoreOutcome),
-    /// To `RemoveSnapshots`.
-    Removed(RemoveOutcome),
-    /// To `Diff`.
-    Diff(Vec<Changed>),
-    /// To `Status`.
-    Status(Status),
     /// To `Enter`.
     Entrance(Entrance),
     /// To `Hold`.
@@ -155,6 +118,21 @@ pub enum Answer {
     },
     /// The process is ending: repeat the request to the next server, or open the environment in this process.
     Ending,
+    /// To `Command`: it is done.
+    #[serde(untagged)]
+    Done(Outcome),
+}
+
+impl Answer {
+    /// Decodes the line that a server answers.
+    pub(super) fn parse(line: &[u8]) -> serde_json::Result<Answer> {
+        // As an outcome first: serde would hold a value that may be of several types in memory before it
+        // decodes it, and a diff can have a million paths.
+        match serde_json::from_slice(line) {
+            Ok(outcome) => Ok(Answer::Done(outcome)),
+            Err(_) => serde_json::from_slice(line),
+        }
+    }
 }
 
 /// A handler's reply.
@@ -286,7 +264,7 @@ fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply)
         Ok(request) => tracing::debug_span!("command", from = "socket", ?request)
             .in_scope(|| handler(request, descriptors)),
         Err(error) => {
-            Answer::Failed { errno: libc::EINVAL, reason: format!("not a request: {error}") }.into()
+            Answer::Failed { errno: libc::EINVAL, reason: format!("{NOT_A_REQUEST}{error}") }.into()
         }
     };
     let descriptors: Vec<_> = reply.descriptors.iter().map(AsFd::as_fd).collect();
@@ -344,8 +322,10 @@ pub(super) fn receive(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::instance::diff::Changed;
     use crate::engine::server::client::Client;
     use karapace_fs::attr::DiffKind;
+    use karapace_fs::path_text::PathText;
     use rustix::event::{PollFd, PollFlags, poll};
     use std::fs::{self, File};
 
@@ -357,15 +337,15 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         assert!(Client::connect(&files, &dir).unwrap().is_none());
         let server = Server::start(&files, &dir, |request, descriptors| match request {
-            Request::Diff { .. } => {
-                Answer::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())]).into()
+            Request::Command(Command::Diff { .. }) => {
+                Answer::Done(Outcome::Diff(vec![Changed::new(DiffKind::Added, b"/a\xff".to_vec())])).into()
             }
             _ => Reply { answer: Answer::Ending, descriptors },
         })
         .unwrap();
         let client = Client::connect(&files, &dir).unwrap().expect("a server");
-        match client.request(&Request::Diff { since: None }).unwrap() {
-            Some(Answer::Diff(paths)) => assert_eq!(paths[0].path.0, b"/a\xff"),
+        match client.request(&Request::Command(Command::Diff { since: None })).unwrap() {
+            Some(Answer::Done(Outcome::Diff(paths))) => assert_eq!(paths[0].path.0, b"/a\xff"),
             other => panic!("{other:?}"),
         }
         let mut client = Client::connect(&files, &dir).unwrap().expect("a server");
@@ -385,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_server_that_goes_away_is_ending_as_long_as_nothing_was_done() {
-        let commit = Request::Commit { name: None, message: None, paths: Vec::new() };
+        let commit = Request::Command(Command::Commit { name: None, message: None, paths: Vec::new() });
         let ask = |request: &Request, server: &dyn Fn(UnixListener)| {
             let dir = tempfile::tempdir().unwrap();
             let (files, listener) =
@@ -419,6 +399,60 @@ mod tests {
         assert!(matches!(after(false), Some(Answer::Ending)));
         // The request was read, so it may have been done.
         assert!(after(true).is_none());
+    }
+
+    #[test]
+    fn the_lines_are_those_of_earlier_builds() {
+        let commit = Command::Commit {
+            name: Some("n".to_owned()),
+            message: None,
+            paths: vec![PathText(b"/a".to_vec()), PathText(b"/\xff".to_vec())],
+        };
+        for (request, line) in [
+            (
+                Request::Command(commit),
+                r#"{"op":"commit","name":"n","message":null,"paths":["/a",{"hex":"2fff"}]}"#,
+            ),
+            (Request::Command(Command::Status), r#"{"op":"status"}"#),
+            (Request::Enter { user: None }, r#"{"op":"enter","user":null}"#),
+            (Request::Unmount, r#"{"op":"unmount"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), line);
+            assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);
+        }
+        for line in [
+            r#"{"status":{"dirty_files":1,"dirty_bytes":2}}"#,
+            r#"{"diff":[{"kind":"Added","path":"/a"}]}"#,
+            r#"{"failed":{"errno":2,"reason":"r"}}"#,
+            r#""ending""#,
+        ] {
+            let answer = Answer::parse(line.as_bytes()).unwrap();
+            assert_eq!(serde_json::to_string(&answer).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn a_server_of_another_version_is_named() {
+        for (line, wanted) in [
+            (
+                r#"{"failed":{"errno":22,"reason":"not a request: unknown variant"}}"#,
+                "does not know this request",
+            ),
+            (r#"{"news":1}"#, "whose answer this one does not know"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (files, listener) =
+                (Files::at(dir.path()).unwrap(), UnixListener::bind(dir.path().join(NAME)).unwrap());
+            let client = Client::connect(&files, dir.path()).unwrap().expect("a server");
+            let server = std::thread::spawn(move || {
+                let mut stream = listener.accept().unwrap().0;
+                receive(&stream, MAX_REQUEST).unwrap();
+                stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+            });
+            let error = client.request(&Request::Command(Command::Verify)).unwrap_err().to_string();
+            server.join().unwrap();
+            assert!(error.contains(wanted) && error.contains("mount it again"), "{error}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::engine::At as _;
 use crate::engine::instance::sessions::Session;
 use crate::engine::mount::options::Options;
 use crate::engine::mountpoint;
+use crate::engine::server::access::UNKNOWN_ANSWER;
 use crate::engine::server::client::Client;
 use crate::engine::server::keeper::SHOWS_CONTROL;
 use crate::engine::server::socket::{Answer, Entrance, Reply, Request, Shape};
@@ -222,7 +223,7 @@ impl Engine {
             // or one to make.
             None | Some(Answer::Taken | Answer::Ending) => Ok(false),
             Some(Answer::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
-            _ => Err(self.serving_error(env, "gave an answer that this version does not know")),
+            _ => Err(self.serving_error(env, UNKNOWN_ANSWER)),
         }
     }
 

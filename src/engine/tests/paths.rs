@@ -1,6 +1,7 @@
 //! Chosen and ignored paths: commit, diff and restore, and the effects of removing snapshots.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use karapace_fs::attr::RenameMode;
 use karapace_store::inode::{Body, FileKind, Ino};

@@ -1,10 +1,10 @@
 //! The modification times after a restore.
 
+use karapace_fs::control::Times;
 use karapace_store::inode::{InodeRecord, Timestamp};
 use karapace_store::tree::{Target, Trees};
 
 use super::*;
-use crate::engine::instance::layering::Times;
 
 /// The record of a file in the root directory.
 fn record(instance: &Instance, name: &str) -> InodeRecord {

@@ -187,6 +187,41 @@ cli_does_the_same_unmounted() {
     equal content unmounted "$(cat "$DIR/etc/unmounted")"
 }
 
+# refused_alike ERRNO LINE: ctl refuses the line; keeps the reason.
+refused_alike() {
+    refused_with "$1" "$ENV" "$2"
+    last "$ENV" | sed "s/^error $1 //" >>"$TMPDIR/ctl-said"
+}
+cli_said() {
+    refused karapace "$@"
+    sed 's/^karapace: //' "$TMPDIR/refused" >>"$TMPDIR/cli-said"
+}
+bad_input_on_the_command_line() {
+    : >"$TMPDIR/cli-said"
+    cli_said commit "$ENV" --name a/b
+    cli_said commit "$ENV" --name head
+    cli_said commit "$ENV" --name again
+    cli_said restore "$ENV" ../etc
+    cli_said restore "$ENV" '~x'
+    cli_said restore "$ENV" 0000
+}
+both_ways_refuse_alike() {
+    ctl "$ENV" "commit name=again"
+    : >"$TMPDIR/ctl-said"
+    refused_alike EINVAL "commit name=a/b"
+    refused_alike EINVAL "commit name=head"
+    refused_alike EEXIST "commit name=again"
+    refused_alike EINVAL "restore ../etc"
+    refused_alike EINVAL "restore ~x"
+    refused_alike ENOENT "restore 0000"
+    bad_input_on_the_command_line
+    diff "$TMPDIR/ctl-said" "$TMPDIR/cli-said"
+    karapace umount "$ENV"
+    bad_input_on_the_command_line
+    diff "$TMPDIR/ctl-said" "$TMPDIR/cli-said"
+    karapace mount "$ENV"
+}
+
 others_may_not_command() {
     # Root's mount is open to all users; its control files are root's alone.
     [ "$ACTOR" = root ] || return 0
@@ -299,6 +334,7 @@ check "gc and gc dry_run=1 answer" gc_answers
 check "names of any bytes are text in diff, and can be read back" names_are_text
 check "commit, diff, restore on the command line while mounted" cli_does_the_same_mounted
 check "commit, diff, restore on the command line while not mounted" cli_does_the_same_unmounted
+check "ctl, the command line while mounted and while not: the same refusals" both_ways_refuse_alike
 check "only the mount's owner may command" others_may_not_command
 check "--ctl-dir visible and disabled" ctl_dir_modes
 check "--snapshot mounts an old state read-only" snapshot_mount
