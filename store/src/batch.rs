@@ -182,6 +182,11 @@ impl Batch {
         }
     }
 
+    /// Whether the object was added and is not published yet.
+    pub(crate) fn stages(&self, id: &ObjectId) -> bool {
+        self.staged.contains_key(id)
+    }
+
     /// Reads an object of this batch or of the store, verified; see [`crate::object::Objects::read`].
     pub fn read(&self, id: &ObjectId, max: u64) -> Result<Vec<u8>> {
         match self.staged.get(id) {

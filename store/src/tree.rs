@@ -282,16 +282,15 @@ impl Trees {
         Ok(leaf)
     }
 
-    /// Like [`Trees::node`], but also finds objects staged in `batch`.
+    /// Like [`Trees::node`], but also finds objects staged in `batch`. The batch comes before the store, whose
+    /// supply may have to ask a network for what it does not have.
     pub(crate) fn node_in(&self, batch: &Batch, id: &ObjectId, keys: Keys) -> Result<Node> {
-        match self.node(id, keys) {
-            Err(error) if error.is_missing() => {
-                let node = Node::parse(id, batch.read(id, TREE_MAX)?)?;
-                check_keys(id, &node, keys)?;
-                Ok(node)
-            }
-            result => result,
+        if !batch.stages(id) {
+            return self.node(id, keys);
         }
+        let node = Node::parse(id, batch.read(id, TREE_MAX)?)?;
+        check_keys(id, &node, keys)?;
+        Ok(node)
     }
 
     fn cached(&self, id: &ObjectId) -> Option<Node> {
