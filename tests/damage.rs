@@ -12,6 +12,7 @@ use karapace_store::content::FileContent;
 use karapace_store::id::{ObjectId, RecordId};
 use karapace_store::inode::Body;
 use karapace_store::layer::LayerRecord;
+use karapace_store::layout::Layout;
 use karapace_store::metadata::Metadata;
 use karapace_store::tree::{Target, Trees};
 
@@ -237,7 +238,7 @@ struct Case {
 fn cases(store: &Path) -> Vec<Case> {
     let places = Places::find(store);
     let opened = Store::open(store).unwrap();
-    let layout = opened.layout();
+    let layout = Layout::new(opened.root());
     let upper = layout.upper(&places.env.instance);
     let journal = fs::read(upper.join("journal")).unwrap();
     let record = |number: usize| {

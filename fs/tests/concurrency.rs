@@ -18,6 +18,7 @@ use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Ino, ROOT_INO};
+use karapace_store::layout::Layout;
 use karapace_store::tree::Trees;
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
@@ -62,7 +63,7 @@ impl Place {
 
     /// Checks that every object matches its name: none shares its bytes with a file that was written.
     fn check_objects(&self) {
-        for dir in std::fs::read_dir(self.store.layout().objects()).unwrap() {
+        for dir in std::fs::read_dir(Layout::new(self.store.root()).objects()).unwrap() {
             for object in std::fs::read_dir(dir.unwrap().path()).unwrap() {
                 let path = object.unwrap().path();
                 let parent = path.parent().unwrap().file_name().unwrap().to_str().unwrap();

@@ -11,6 +11,7 @@ mod mount {
     mod random;
     mod restore;
     mod space;
+    mod supply;
     mod support;
     mod surface;
     mod user;

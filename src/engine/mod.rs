@@ -143,7 +143,7 @@ impl Engine {
     }
 
     fn env_dir(&self, instance: &InstanceId) -> PathBuf {
-        self.store.layout().env_dir(instance)
+        self.store.env_dir(instance)
     }
 
     /// The environments whose records can be read, and the errors of the others.
@@ -179,7 +179,7 @@ impl Engine {
 
     /// Makes the check that a name is free and the save that takes the name one atomic step. Held briefly.
     fn lock_names(&self) -> Result<Flock<File>> {
-        let dir = self.store.layout().metadata();
+        let dir = Metadata::dir(&self.store);
         let file = self.store.files().open_dir(&dir).at("open", &dir)?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::io("lock", &dir, errno.into()))
     }

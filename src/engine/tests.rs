@@ -26,6 +26,7 @@ mod random;
 mod restore;
 mod sharing;
 mod snapshots;
+mod supply;
 mod times;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
@@ -355,7 +356,7 @@ fn a_rebuild_keeps_name_and_snapshots_and_takes_what_is_uncommitted_along() {
     assert!(new.env_id != first.env_id && new.instance != first.instance && new.head == new.base_layer);
     assert_eq!(new.snapshots.iter().map(|s| s.hash).collect::<Vec<_>>(), [named, saved]);
     assert_eq!(place.names(), ["dev"]);
-    assert!(!place.engine.store().layout().env_dir(&first.instance).exists());
+    assert!(!place.engine.store().env_dir(&first.instance).exists());
     place.engine.restore(&new, "latest", &[], None).unwrap();
     let head = place.reload(&new).head;
     assert_eq!(head, saved);

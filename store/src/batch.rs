@@ -211,7 +211,7 @@ impl Batch {
 
     /// Opens a file that is about to become an object.
     pub(crate) fn open_staged(&self, path: &Path) -> Result<File> {
-        if path.starts_with(self.store.layout().root()) {
+        if path.starts_with(self.store.root()) {
             return self.store.files().open_object(path).at("open", path);
         }
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
@@ -226,7 +226,7 @@ impl Batch {
         fail::point("batch.sync").at("sync", &self.dir)?;
         self.make_durable(&staged)?;
         let (stats, new_dirs) = self.publish_all(&staged)?;
-        fail::point("batch.sync-names").at("sync", self.store.layout().objects())?;
+        fail::point("batch.sync-names").at("sync", self.store.objects().dir())?;
         self.make_names_durable(&staged, new_dirs)?;
         fail::passed("batch.done");
         Ok(stats)
@@ -267,10 +267,9 @@ impl Batch {
 
     /// Refuses a directory of objects that is a symbolic link or otherwise not the store's.
     fn look_at_directory(&self, id: &ObjectId) -> Result<()> {
-        let path = self.store.layout().object(id);
-        let dir = path.parent().unwrap_or(&path);
-        match self.store.files().open_dir(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("open", dir),
+        let dir = self.store.objects().shard(id.as_bytes()[0]);
+        match self.store.files().open_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("open", &dir),
             _ => Ok(()),
         }
     }
@@ -312,8 +311,7 @@ impl Batch {
         if published {
             self.skipped.insert(byte);
         } else if let Entry::Vacant(unknown) = self.bare.entry(byte) {
-            let path = self.store.layout().object(id);
-            unknown.insert(path.parent().is_some_and(|dir| dir.symlink_metadata().is_err()));
+            unknown.insert(self.store.objects().shard(byte).symlink_metadata().is_err());
         }
         Ok(published)
     }
@@ -358,7 +356,7 @@ impl Batch {
     /// the store was not checked before.
     fn publish(&self, id: &ObjectId, staged: &Staged) -> Result<Published> {
         let from = self.path_of(staged);
-        let to = self.store.layout().object(id);
+        let to = self.store.objects().path(id);
         let mut published = Published::New;
         loop {
             let named = match staged.at {
@@ -370,10 +368,10 @@ impl Batch {
                 Err(Errno::EEXIST) if self.store.objects().refresh(id)? => return Ok(Published::Present),
                 Err(Errno::ENOENT) if matches!(published, Published::New) => {
                     published = Published::InNewDirectory;
-                    let dir = to.parent().unwrap_or(&to);
-                    match self.store.files().make_dir(dir) {
+                    let dir = self.store.objects().shard(id.as_bytes()[0]);
+                    match self.store.files().make_dir(&dir) {
                         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                            return Err(error).at("create", dir);
+                            return Err(error).at("create", &dir);
                         }
                         _ => {}
                     }

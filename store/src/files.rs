@@ -25,7 +25,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use crate::durability::may_ignore_names;
 use crate::error::{IoContext, Result};
 use crate::fail;
-use crate::id::{ObjectId, random_name};
+use crate::id::random_name;
 use crate::input::{by_descriptor, open_in};
 
 /// Prefix of the names of unfinished files; whatever lists a directory skips them.
@@ -231,6 +231,12 @@ impl Files {
         // As bytes: only the last component differs, and comparing by components takes ten times as long.
         paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
         Ok(paths)
+    }
+
+    /// The same, for a directory that may be missing or has just been removed: then there is nothing.
+    pub(crate) fn list_if_there(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        self.list(dir)
+            .or_else(|error| if dir.symlink_metadata().is_err() { Ok(Vec::new()) } else { Err(error) })
     }
 
     /// Makes a directory.
@@ -485,12 +491,6 @@ pub(crate) fn freed(metadata: &fs::Metadata) -> u64 {
 /// The last component of a path, if it is UTF-8.
 pub(crate) fn name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
-}
-
-/// The object id that a path in the objects' directory stands for: its directory's name followed by its own.
-pub(crate) fn object_id(path: &Path) -> Option<ObjectId> {
-    let (prefix, rest) = (name(path.parent()?)?, name(path)?);
-    (prefix.len() == 2).then(|| format!("{prefix}{rest}").parse().ok()).flatten()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,7 @@ use crate::layer::LayerRecord;
 use crate::lock::{CollectionLock, StoreLock};
 use crate::marks::Marks;
 use crate::metadata::Metadata;
+use crate::object::Shard;
 use crate::open::Store;
 pub use crate::reach::UpperRoots;
 use crate::reach::{Fault, Met, Reach, Watch};
@@ -83,7 +84,7 @@ fn collect_with(marks: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Re
         let _alone = lock(store, options)?;
         next_time(store)?
     };
-    fail::point("gc.mark").at("read", store.layout().objects())?;
+    fail::point("gc.mark").at("read", store.objects().dir())?;
     let marked = {
         let _shared = StoreLock::shared(store)?;
         mark(marks, store, options)?
@@ -91,7 +92,7 @@ fn collect_with(marks: Marks, store: &Arc<Store>, options: &GcOptions<'_>) -> Re
     let mut sweep = Sweep { start, options: *options, report: GcReport::default() };
     // Layers first: a crash in between leaves no record whose tree is gone.
     sweep.layers(store, &marked.records)?;
-    fail::point("gc.sweep-objects").at("list", store.layout().objects())?;
+    fail::point("gc.sweep-objects").at("list", store.objects().dir())?;
     sweep.objects(store, &marked.objects)?;
     sweep.unfinished(store)?;
     fail::point("gc.sweep-staging").at("list", &store.layout().staging())?;
@@ -268,17 +269,16 @@ impl Sweep<'_> {
             let id = files::name(path).and_then(|name| name.parse::<RecordId>().ok());
             id.is_some_and(|id| !marked.contains(&id))
         };
-        self.report.layers += self.directory(store, &store.layout().layers(), &gone, self.start)?;
+        self.report.layers += self.directory(store, &store.layout().layers(), &gone)?;
         Ok(())
     }
 
     fn objects(&mut self, store: &Store, marked: &Marks) -> Result<()> {
-        let gone = |path: &Path| files::object_id(path).is_some_and(|id| !marked.contains(&id));
-        for dir in store.objects().shards()? {
-            // Anything that is not a directory is left for verify-store to report.
-            if dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                self.report.objects += self.directory(store, &dir, &gone, self.start)?;
-            }
+        for shard in store.objects().shards()? {
+            // Strays are left for verify-store to report.
+            let Shard { dir, objects, .. } = shard?;
+            let gone = objects.into_iter().filter(|(id, _)| !marked.contains(id)).map(|(_, path)| path);
+            self.report.objects += self.remove(store, &dir, &gone.collect::<Vec<_>>())?;
         }
         Ok(())
     }
@@ -287,30 +287,28 @@ impl Sweep<'_> {
     /// the start belong to dead processes.
     fn unfinished(&mut self, store: &Store) -> Result<()> {
         let gone = |path: &Path| files::name(path).is_some_and(|name| name.starts_with(TEMP_PREFIX));
-        for dir in [store.layout().layers(), store.layout().metadata()] {
-            self.report.staging += self.directory(store, &dir, &gone, self.start)?;
+        for dir in [store.layout().layers(), Metadata::dir(store)] {
+            self.report.staging += self.directory(store, &dir, &gone)?;
         }
         Ok(())
     }
 
-    /// Removes the files of one directory for which `is_gone` holds, except those changed at or after
-    /// `limit`; returns how many.
-    fn directory(
-        &mut self,
-        store: &Store,
-        dir: &Path,
-        is_gone: &dyn Fn(&Path) -> bool,
-        limit: Timestamp,
-    ) -> Result<u64> {
+    /// Removes the files of one directory for which `is_gone` holds, like [`Sweep::remove`].
+    fn directory(&mut self, store: &Store, dir: &Path, is_gone: &dyn Fn(&Path) -> bool) -> Result<u64> {
         let mut gone = store.files().list(dir)?;
         gone.retain(|path| is_gone(path));
+        self.remove(store, dir, &gone)
+    }
+
+    /// Removes these files of one directory, except those changed at or after the start; returns how many.
+    fn remove(&mut self, store: &Store, dir: &Path, gone: &[PathBuf]) -> Result<u64> {
         if gone.is_empty() {
             return Ok(0);
         }
         // No other process may refer to a file between the check of its time and its removal.
         let _alone = lock(store, &self.options)?;
         let mut removed = 0;
-        for path in &gone {
+        for path in gone {
             if (self.options.cancelled)() {
                 return Err(StoreError::Cancelled);
             }
@@ -319,7 +317,7 @@ impl Sweep<'_> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 metadata => metadata.at("read", path)?,
             };
-            if change_time(&metadata) >= limit {
+            if change_time(&metadata) >= self.start {
                 continue;
             }
             if !self.options.dry_run {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{IoContext, Result, StoreError};
 use crate::fail;
+use crate::files::freed;
 use crate::id::{LayerHash, ObjectId, RecordId};
 use crate::inode::Timestamp;
 use crate::open::Store;
@@ -90,6 +91,15 @@ impl LayerRecord {
             return Err(StoreError::corrupt("layer record", id, "its bytes are not those its name says"));
         }
         serde_json::from_slice(&bytes).map_err(|e| StoreError::corrupt("layer record", id, e.to_string()))
+    }
+
+    /// The disk space in bytes that removing a record frees.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn on_disk(store: &Store, id: &RecordId) -> Result<u64> {
+        let path = store.layout().layer(id);
+        Ok(freed(&path.symlink_metadata().at("read", &path)?))
     }
 
     /// The names of all records, sorted, readable or not. Files with other names are skipped.

@@ -57,12 +57,15 @@ impl Layout {
 
     /// `store/objects/<2 hex>/<62 hex>`.
     pub fn object(&self, id: &ObjectId) -> PathBuf {
-        let hex = id.to_hex();
         let mut path = PathBuf::with_capacity(self.objects.as_os_str().len() + 66);
         path.push(&self.objects);
-        path.push(&hex[..2]);
-        path.push(&hex[2..]);
+        path.push(object_name(id));
         path
+    }
+
+    /// `store/objects/<2 hex>/`: the objects whose id begins with this byte.
+    pub fn shard(&self, byte: u8) -> PathBuf {
+        self.objects.join(format!("{byte:02x}"))
     }
 
     /// `store/layers/`.
@@ -134,4 +137,11 @@ impl Layout {
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
+}
+
+/// An object's path below the objects' directory: `<2 hex>/<62 hex>`.
+pub(crate) fn object_name(id: &ObjectId) -> String {
+    let mut name = id.to_hex();
+    name.insert(2, '/');
+    name
 }

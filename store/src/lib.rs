@@ -44,6 +44,8 @@ pub mod inode;
 pub mod input;
 pub mod integrity;
 pub mod layer;
+/// The files of the on-disk format, for tests that look at them; everything else asks [`Store`].
+#[doc(hidden)]
 pub mod layout;
 pub mod lock;
 mod marks;

@@ -135,7 +135,7 @@ impl EnvLock {
     /// [`StoreError::Locked`] when another process holds it, [`StoreError::OtherHost`] when another machine
     /// uses the store.
     pub fn try_acquire(store: &Store, instance: &InstanceId) -> Result<EnvLock> {
-        let dir = store.layout().env_dir(instance);
+        let dir = store.env_dir(instance);
         let path = dir.join("lock");
         let claim = HostClaim::take(store)?;
         loop {
@@ -170,7 +170,7 @@ impl EnvLock {
 
     /// The holder of an environment's lock, as `pid 12 (command)`; `None` when nobody holds it.
     pub fn holder(store: &Store, instance: &InstanceId) -> Result<Option<String>> {
-        let path = store.layout().env_dir(instance).join("lock");
+        let path = store.env_dir(instance).join("lock");
         let file = match store.files().open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -313,7 +313,7 @@ mod tests {
         let (_dir, store) = store();
         let instance = InstanceId::random().unwrap();
         let stale = EnvLock::try_acquire(&store, &instance).unwrap();
-        std::fs::remove_dir_all(store.layout().env_dir(&instance)).unwrap();
+        std::fs::remove_dir_all(store.env_dir(&instance)).unwrap();
         EnvLock::try_acquire(&store, &instance).unwrap();
         drop(stale);
     }

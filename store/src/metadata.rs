@@ -128,9 +128,14 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// The directory of all records, and of nothing else: it changes whenever a record does.
+    pub fn dir(store: &Store) -> PathBuf {
+        store.layout().metadata()
+    }
+
     /// The path of an environment's record.
     pub fn path(store: &Store, instance: &InstanceId) -> PathBuf {
-        store.layout().metadata().join(instance.to_hex())
+        Self::dir(store).join(instance.to_hex())
     }
 
     /// Reads and checks a record.
@@ -218,7 +223,7 @@ impl Metadata {
         match fail::point("metadata.delete").and_then(|()| store.files().remove(&path)) {
             Ok(()) => {
                 fail::point("metadata.deleted").at("remove", &path)?;
-                store.files().sync_dir_surely(&store.layout().metadata())
+                store.files().sync_dir_surely(&Self::dir(store))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(StoreError::missing("environment", instance))
@@ -229,7 +234,7 @@ impl Metadata {
 
     /// The instances that have a record, sorted, readable or not.
     pub fn instances(store: &Store) -> Result<Vec<InstanceId>> {
-        let dir = store.layout().metadata();
+        let dir = Self::dir(store);
         let mut ids = Vec::new();
         for name in store.files().names(&dir).at("list", &dir)? {
             ids.extend(name.to_str().and_then(|n| n.parse::<InstanceId>().ok()));

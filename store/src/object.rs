@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{IoContext as _, Result, StoreError};
-use crate::files::{Files, freed};
+use crate::files::{self, Files, freed};
 use crate::id::ObjectId;
 use crate::layout::Layout;
 use crate::supply::Supply;
@@ -28,14 +28,6 @@ impl Objects {
         Self { layout, files, supply: Arc::default() }
     }
 
-    pub(crate) fn files(&self) -> &Files {
-        &self.files
-    }
-
-    pub(crate) fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
     /// Reads the whole object and verifies it against its name.
     ///
     /// # Errors
@@ -52,7 +44,7 @@ impl Objects {
     }
 
     /// The size in bytes of an absent object that the supply promises ([`Supply::promised`]).
-    pub fn promised(&self, id: &ObjectId) -> Option<u64> {
+    pub(crate) fn promised(&self, id: &ObjectId) -> Option<u64> {
         self.supply.get().and_then(|supply| supply.promised(id))
     }
 
@@ -96,12 +88,30 @@ impl Objects {
         Ok(None)
     }
 
-    /// Lists the directories that hold objects, and anything else beside them, sorted.
+    /// Walks the objects that are here, one directory at a time: whatever looks at every object begins with
+    /// this. Promised objects are not among them.
     ///
     /// # Errors
-    /// When the objects' directory cannot be listed.
-    pub(crate) fn shards(&self) -> Result<Vec<PathBuf>> {
-        self.files.list(self.layout.objects())
+    /// When the objects' directory cannot be listed; each item fails when its directory cannot be.
+    pub(crate) fn shards(&self) -> Result<Shards<'_>> {
+        let is_dir = |path: &PathBuf| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        let (dirs, strays) = self.files.list_if_there(self.dir())?.into_iter().partition::<Vec<_>, _>(is_dir);
+        Ok(Shards { files: &self.files, dirs: dirs.into_iter(), strays })
+    }
+
+    /// The directory that holds all objects.
+    pub(crate) fn dir(&self) -> &Path {
+        self.layout.objects()
+    }
+
+    /// The directory of the objects whose id begins with this byte.
+    pub(crate) fn shard(&self, byte: u8) -> PathBuf {
+        self.layout.shard(byte)
+    }
+
+    /// The file of an object, present or not: to publish it, to repair it, or to name it in a message.
+    pub(crate) fn path(&self, id: &ObjectId) -> PathBuf {
+        self.layout.object(id)
     }
 
     /// The disk space in bytes that removing the object frees; 0 if it is absent or has another hard link.
@@ -143,6 +153,47 @@ impl Objects {
             Err(error) => Err(error).at("stat", &path),
         }
     }
+}
+
+/// The directories of objects, and what they hold.
+pub(crate) struct Shards<'a> {
+    files: &'a Files,
+    dirs: std::vec::IntoIter<PathBuf>,
+    /// Anything beside the directories.
+    pub strays: Vec<PathBuf>,
+}
+
+/// One directory of objects, as it was when it was listed.
+pub(crate) struct Shard {
+    pub dir: PathBuf,
+    /// The objects with their files, sorted by id.
+    pub objects: Vec<(ObjectId, PathBuf)>,
+    /// Anything else in it.
+    pub strays: Vec<PathBuf>,
+}
+
+impl Iterator for Shards<'_> {
+    type Item = Result<Shard>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let dir = self.dirs.next()?;
+        Some(self.files.list_if_there(&dir).map(|paths| {
+            let (mut objects, mut strays) = (Vec::with_capacity(paths.len()), Vec::new());
+            for path in paths {
+                match object_id(&path) {
+                    Some(id) => objects.push((id, path)),
+                    None => strays.push(path),
+                }
+            }
+            Shard { dir, objects, strays }
+        }))
+    }
+}
+
+/// The object id that a path in the objects' directory stands for: its directory's name followed by its own.
+fn object_id(path: &Path) -> Option<ObjectId> {
+    let (prefix, rest) = (files::name(path.parent()?)?, files::name(path)?);
+    (prefix.len() == 2).then(|| format!("{prefix}{rest}").parse().ok()).flatten()
 }
 
 /// Reads the whole of `file` and verifies that it is the object `id`. Fails with [`StoreError::Corrupt`] when

@@ -12,6 +12,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use crate::durability::FileSystem;
 use crate::error::{IoContext as _, Result, StoreError};
 use crate::files::{Files, user_name};
+use crate::id::InstanceId;
 use crate::layout::Layout;
 use crate::object::Objects;
 
@@ -28,6 +29,8 @@ enum Begin {
 /// An open store. Opening takes no lock.
 #[derive(Debug)]
 pub struct Store {
+    layout: Layout,
+    files: Files,
     objects: Objects,
     /// Whether to wait for locks.
     waits: AtomicBool,
@@ -110,7 +113,9 @@ impl Store {
         }
         let waits = AtomicBool::new(!foreign);
         Ok(Arc::new(Store {
-            objects: Objects::new(layout, files),
+            objects: Objects::new(layout.clone(), files.clone()),
+            layout,
+            files,
             waits,
             read_only,
             foreign,
@@ -120,7 +125,7 @@ impl Store {
 
     /// The store's files other than objects.
     pub fn files(&self) -> &Files {
-        self.objects.files()
+        &self.files
     }
 
     /// Whether the store is another user's.
@@ -144,7 +149,7 @@ impl Store {
             return Ok(known);
         }
         let mut found = Vec::new();
-        for dir in [self.layout().objects().to_owned(), self.layout().envs()] {
+        for dir in [self.objects.dir().to_owned(), self.layout.envs()] {
             let open = self.files().open_dir(&dir).at("open", &dir)?;
             let under = FileSystem::of(&open).at("look at the file system of", &dir)?;
             if !found.contains(&under) {
@@ -167,8 +172,53 @@ impl Store {
     }
 
     /// Where the store's files lie.
-    pub fn layout(&self) -> &Layout {
-        self.objects.layout()
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether there is a store at `root`, of any format.
+    pub fn is_at(root: &Path) -> bool {
+        Layout::new(root).version().exists()
+    }
+
+    /// The store's root directory, absolute.
+    pub fn root(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// The directory of what environments share: its file system has to have room for new objects.
+    pub fn shared_dir(&self) -> &Path {
+        self.layout.store_dir()
+    }
+
+    /// The directory of an environment: its lock, its upper, and the files of its server. It need not exist.
+    pub fn env_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.layout.env_dir(instance)
+    }
+
+    /// The directory of an environment's upper, below [`Store::env_dir`]. It need not exist.
+    pub fn upper_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.layout.upper(instance)
+    }
+
+    /// The directory in which downloaded images are kept.
+    pub fn image_cache(&self) -> PathBuf {
+        self.layout.images()
+    }
+
+    /// The directory of the logs of builds. It is made by the first build.
+    pub fn build_logs(&self) -> PathBuf {
+        self.layout.logs()
+    }
+
+    /// The file that names the process which mounts every environment. It exists while there is one.
+    pub fn supervisor_file(&self) -> PathBuf {
+        self.layout.mount_all()
+    }
+
+    /// The log of that process.
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.layout.mount_all_log()
     }
 
     /// The store's objects.
@@ -324,7 +374,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
         let store = Store::open(&root).unwrap();
-        let mode = fs::metadata(store.layout().objects()).unwrap().permissions().mode();
+        let mode = fs::metadata(store.objects().dir()).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o700);
         assert_eq!(fs::read_to_string(root.join("store/version")).unwrap(), "3\n");
         Store::open(&root).unwrap();

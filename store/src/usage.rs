@@ -4,11 +4,9 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::sync::Arc;
 
-use crate::error::{IoContext, Result};
-use crate::files::freed;
+use crate::error::Result;
 use crate::gc::keep_parents;
 use crate::id::{LayerHash, ObjectId, RecordId};
 use crate::inode::{Body, InodeRecord};
@@ -206,7 +204,7 @@ impl Survey {
         if let Some(known) = self.objects.get(id) {
             return Ok(*known);
         }
-        // A missing object frees nothing; verify-store reports it.
+        // An absent object frees nothing, whether it is promised or missing.
         let size = self.trees.store().objects().on_disk(id)?;
         let index = self.sizes.len() as u32;
         self.sizes.push(size);
@@ -268,8 +266,7 @@ impl Survey {
             let mut records: HashSet<RecordId> = group.layers.iter().copied().collect();
             keep_parents(&mut records, &self.layers, &self.by_hash);
             for record in records {
-                let path = self.trees.store().layout().layer(&record);
-                let size = freed(&fs::symlink_metadata(&path).at("read", &path)?);
+                let size = LayerRecord::on_disk(self.trees.store(), &record)?;
                 usages[number].bytes += size;
                 let holder = holders.entry(record).or_insert((number, size));
                 if holder.0 != number {

@@ -245,7 +245,7 @@ fn undo(store: &Store, content: &Content) -> Result<()> {
         }
         _ => return Ok(()),
     };
-    let dir = store.layout().env_dir(&gone);
+    let dir = store.env_dir(&gone);
     match store.files().remove_tree(&dir) {
         Ok(()) => store.files().sync_dir(dir.parent().unwrap_or(&dir)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -295,11 +295,11 @@ mod tests {
         let (_dir, store) = store();
         let instance = InstanceId::random().unwrap();
         let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
-        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        fs::create_dir_all(store.upper_dir(&instance)).unwrap();
         die(entry);
         assert_eq!(instances(&store).unwrap(), [instance]);
         assert_eq!(replay(&store).unwrap(), [Intent::Import { instance }]);
-        assert!(!store.layout().env_dir(&instance).exists());
+        assert!(!store.env_dir(&instance).exists());
         assert_eq!(replay(&store).unwrap(), []);
     }
 
@@ -307,16 +307,16 @@ mod tests {
     fn an_import_that_was_complete_or_not_its_own_stays() {
         let (_dir, store) = store();
         let complete = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r")).instance;
-        fs::create_dir_all(store.layout().upper(&complete)).unwrap();
+        fs::create_dir_all(store.upper_dir(&complete)).unwrap();
         let there = InstanceId::random().unwrap();
-        fs::create_dir_all(store.layout().upper(&there)).unwrap();
+        fs::create_dir_all(store.upper_dir(&there)).unwrap();
         die(Wal::begin(&store, Intent::Import { instance: there }).unwrap());
         let content = Content { pid: 1, existed: false, intent: Intent::Import { instance: complete } };
         HeldFile::create(store.files(), &store.layout().wal(), &serde_json::to_vec(&content).unwrap())
             .unwrap()
             .leave();
         assert_eq!(replay(&store).unwrap().len(), 2);
-        assert!(store.layout().upper(&complete).exists() && store.layout().upper(&there).exists());
+        assert!(store.upper_dir(&complete).exists() && store.upper_dir(&there).exists());
         Metadata::load(&store, &complete).unwrap();
     }
 
@@ -324,14 +324,14 @@ mod tests {
     fn a_destroy_goes_on_once_its_metadata_is_gone() {
         let (_dir, store) = store();
         let instance = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r")).instance;
-        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        fs::create_dir_all(store.upper_dir(&instance)).unwrap();
         die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
         replay(&store).unwrap();
-        assert!(store.layout().upper(&instance).exists());
+        assert!(store.upper_dir(&instance).exists());
         die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
         Metadata::delete(&store, &instance).unwrap();
         replay(&store).unwrap();
-        assert!(!store.layout().env_dir(&instance).exists());
+        assert!(!store.env_dir(&instance).exists());
     }
 
     #[test]
@@ -344,12 +344,12 @@ mod tests {
         Metadata::delete(&store, &env.instance).unwrap();
         env.instance = instance;
         env.save(&store).unwrap();
-        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        fs::create_dir_all(store.upper_dir(&instance)).unwrap();
         die(entry);
         assert_eq!(abandoned(&store).unwrap(), [Intent::Build { instance }]);
         replay(&store).unwrap();
         assert!(Metadata::load(&store, &instance).unwrap_err().is_missing());
-        assert!(!store.layout().env_dir(&instance).exists());
+        assert!(!store.env_dir(&instance).exists());
     }
 
     #[test]
@@ -361,7 +361,7 @@ mod tests {
             let instance = InstanceId::random().unwrap();
             let entry = Wal::begin(&store, Intent::Replace { instance, old }).unwrap();
             for instance in [&old, &instance] {
-                fs::create_dir_all(store.layout().upper(instance)).unwrap();
+                fs::create_dir_all(store.upper_dir(instance)).unwrap();
             }
             if has_record {
                 let mut new = Metadata::load(&store, &old).unwrap();
@@ -369,7 +369,7 @@ mod tests {
                 new.save(&store).unwrap();
             }
             for instance in [&old, &instance] {
-                fs::write(store.layout().upper(instance).join("checkpoint"), "").unwrap();
+                fs::write(store.upper_dir(instance).join("checkpoint"), "").unwrap();
             }
             if old_has_gone {
                 Metadata::delete(&store, &old).unwrap();
@@ -381,8 +381,8 @@ mod tests {
             die(entry);
             replay(&store).unwrap();
             let (stays, goes) = if has_record { (instance, old) } else { (old, instance) };
-            assert!(Metadata::load(&store, &stays).is_ok() && store.layout().upper(&stays).exists());
-            assert!(Metadata::load(&store, &goes).is_err() && !store.layout().env_dir(&goes).exists());
+            assert!(Metadata::load(&store, &stays).is_ok() && store.upper_dir(&stays).exists());
+            assert!(Metadata::load(&store, &goes).is_err() && !store.env_dir(&goes).exists());
         }
     }
 
@@ -391,9 +391,9 @@ mod tests {
         let (_dir, store) = store();
         let instance = InstanceId::random().unwrap();
         let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
-        fs::create_dir_all(store.layout().upper(&instance)).unwrap();
+        fs::create_dir_all(store.upper_dir(&instance)).unwrap();
         drop(entry);
-        assert!(!store.layout().env_dir(&instance).exists());
+        assert!(!store.env_dir(&instance).exists());
         assert_eq!(begun(&store), 0);
     }
 }

@@ -10,6 +10,7 @@ use karapace::engine::{Engine, Silent};
 use karapace_fs::attr::Caller;
 use karapace_store::import::Mounts;
 use karapace_store::inode::ROOT_INO;
+use karapace_store::layout::Layout;
 use karapace_store::lock::EnvLock;
 
 /// Inputs by the name of the target.
@@ -24,7 +25,7 @@ pub fn all() -> Seeds {
     let metadata =
         engine.import(rootfs.to_str().unwrap(), "seed", false, Mounts::LeaveOut, &Silent).unwrap().metadata;
     let mut seeds = Seeds::new();
-    let layout = engine.store().layout();
+    let layout = Layout::new(engine.root());
     let lock = EnvLock::try_acquire(engine.store(), &metadata.instance).unwrap();
     let instance = Instance::open(&engine, metadata.clone(), lock, false).unwrap();
     work(&instance);

@@ -279,7 +279,7 @@ impl View {
                 upper.reclaim();
                 upper.dir()
             }
-            None => self.store.layout().store_dir(),
+            None => self.store.shared_dir(),
         };
         let s = nix::sys::statvfs::statvfs(path)?;
         Ok(StatFs {

@@ -244,6 +244,10 @@ impl Mount {
         Again { _served: served, dir }
     }
 
+    pub fn store(&self) -> &Arc<Store> {
+        &self.fixture.store
+    }
+
     /// The store's directory of objects.
     pub fn objects(&self) -> PathBuf {
         self.fixture.root.path().join("store/store/objects")

@@ -37,7 +37,7 @@ fn a_damaged_small_file_is_neither_read_nor_copied_up() {
     env.reopen();
     env.view.set_name("dev");
     let id = ObjectId::of(&bytes);
-    let path = env.store.layout().object(&id);
+    let path = env.layout().object(&id);
     let whole = fs::read(&path).unwrap();
     flip(&path, 4000);
     let small = env.view.lookup(ROOT_INO, b"small").unwrap().ino;
@@ -67,7 +67,7 @@ fn a_damaged_block_is_refused_alone_and_the_file_is_not_committed_with_it() {
     env.reopen();
     env.view.set_name("dev");
     let id = ObjectId::of(&bytes);
-    flip(&env.store.layout().object(&id), 10 * BLOCK as usize + 7);
+    flip(&env.layout().object(&id), 10 * BLOCK as usize + 7);
     let large = env.view.lookup(ROOT_INO, b"large").unwrap().ino;
     let mut buf = Vec::new();
     env.view.read(large, 9 * BLOCK, BLOCK as usize, &mut buf).unwrap();

@@ -79,7 +79,7 @@ fn a_listing_that_fails_half_way_keeps_no_references() {
     env.reopen();
     let trees = karapace_store::tree::Trees::new(env.store.clone());
     let table = trees.root(&env.view.head().root).unwrap().links.expect("a link table");
-    let path = env.store.layout().object(&table);
+    let path = env.layout().object(&table);
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "damage").unwrap();
 

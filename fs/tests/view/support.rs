@@ -8,6 +8,7 @@ use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::inode::{Ino, ROOT_INO};
+use karapace_store::layout::Layout;
 use karapace_store::tree::Trees;
 
 use crate::common::commit::commit;
@@ -28,6 +29,11 @@ impl Env {
         let base = head(crate::common::reference::empty_root(&store), 0);
         let view = open(&store, dir.path().join("store/upper"), base);
         Env { dir, store, view, commits: 0 }
+    }
+
+    /// Where the store's files lie.
+    pub fn layout(&self) -> Layout {
+        Layout::new(self.store.root())
     }
 
     pub fn reopen(&mut self) {

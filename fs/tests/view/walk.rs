@@ -43,7 +43,7 @@ fn tree() -> Env {
 
 /// Removes the store's objects, so that only what was read ahead can still be read.
 fn lose_objects(env: &Env) {
-    let objects = env.store.layout().object(&ObjectId::of(b"")).ancestors().nth(2).unwrap().to_owned();
+    let objects = env.layout().object(&ObjectId::of(b"")).ancestors().nth(2).unwrap().to_owned();
     assert!(objects.ends_with("objects"), "{objects:?}");
     fs::rename(&objects, objects.with_extension("lost")).unwrap();
 }
@@ -98,8 +98,7 @@ fn files_read_here_and_there_are_not() {
 fn damage_is_met_by_who_reads_it() {
     let env = tree();
     let files = listed(&env, ROOT_INO, FileKind::Regular);
-    let [missing, damaged] =
-        [4, 5].map(|at| env.store.layout().object(&ObjectId::of(&content(&files[at].1))));
+    let [missing, damaged] = [4, 5].map(|at| env.layout().object(&ObjectId::of(&content(&files[at].1))));
     fs::remove_file(missing).unwrap();
     fs::remove_file(&damaged).unwrap();
     fs::write(damaged, pattern(9000, 4)).unwrap();

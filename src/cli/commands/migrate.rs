@@ -1,4 +1,4 @@
-use karapace_store::layout::Layout;
+use karapace_store::Store;
 use karapace_store::open::FORMAT;
 use serde_json::json;
 
@@ -16,7 +16,7 @@ pub struct Args {}
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
         let root = global.store_root()?;
-        if !Layout::new(&root).version().exists() {
+        if !Store::is_at(&root) {
             return Err(Error::Invalid(format!(
                 "there is no store at {}: nothing to migrate",
                 root.display()

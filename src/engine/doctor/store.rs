@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use karapace_store::Store;
 use karapace_store::durability::{Barrier, FileSystem};
 use karapace_store::inode::Timestamp;
-use karapace_store::layout::Layout;
 use karapace_store::metadata::Metadata;
 use karapace_store::rfc3339;
 use nix::sys::statvfs::statvfs;
@@ -22,7 +21,7 @@ const FEW_FILES: u64 = 10_000;
 pub(super) fn checks(root: &Path) -> Vec<Check> {
     let place = existing(root);
     let mut checks = vec![store(root), file_system(&place), reflink(&place), space(&place), files(&place)];
-    if Layout::new(root).version().exists() {
+    if Store::is_at(root) {
         checks.push(clock(root));
     }
     checks
@@ -35,7 +34,7 @@ fn existing(root: &Path) -> PathBuf {
 
 fn store(root: &Path) -> Check {
     const NAME: &str = "store";
-    if !Layout::new(root).version().exists() {
+    if !Store::is_at(root) {
         return Check::ok(NAME, format!("{}: not there yet", root.display()));
     }
     match Store::open(root) {
@@ -174,7 +173,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Store::open(dir.path()).unwrap();
         assert!(checks(dir.path()).iter().any(|check| check.name == "clock" && check.outcome == Outcome::Ok));
-        fs::write(Layout::new(dir.path()).version(), "99\n").unwrap();
+        fs::write(dir.path().join("store/version"), "99\n").unwrap();
         assert!(
             checks(dir.path()).iter().any(|check| check.name == "store" && check.outcome == Outcome::Failed)
         );

@@ -126,7 +126,7 @@ impl Instance {
         let root = LayerRecord::read(store, &metadata.head_record)?.tree;
         let head = HeadRef { layer: metadata.head, record: metadata.head_record, root };
         let read_only = read_only || !lifecycle::is_writable(metadata.state);
-        let view = View::open(store, &trees, &store.layout().upper(&metadata.instance), head, read_only)?;
+        let view = View::open(store, &trees, &store.upper_dir(&metadata.instance), head, read_only)?;
         view.set_name(&metadata.name);
         let actual = view.head();
         if actual.record != metadata.head_record {

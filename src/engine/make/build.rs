@@ -192,7 +192,7 @@ impl Engine {
         let base_dir = plan.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let (image, pinned) = pin::split(&plan.manifest.base.image);
         let fetched = Image::parse(image, base_dir)?;
-        let fetched = fetched.fetch(&self.store().layout().images(), offline, report)?;
+        let fetched = fetched.fetch(&self.store().image_cache(), offline, report)?;
         let shared = StoreLock::shared(self.store())?;
         let base = self.import_base(&fetched.path, Mounts::LeaveOut, report)?;
         match pinned {

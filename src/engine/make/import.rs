@@ -62,7 +62,7 @@ impl Engine {
                 // could mean.
                 let here = Path::new(image);
                 let image = if here.exists() { path_text(here)? } else { image.to_owned() };
-                let images = self.store().layout().images();
+                let images = self.store().image_cache();
                 let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
                 if mounts == Mounts::TakeIn && !path.is_dir() {
                     return Err(no_directory());

@@ -105,7 +105,7 @@ impl Engine {
     ) -> Result<(Installed, StoreLock)> {
         let manager = self.detect_manager(base, &packages.manifest.base.image)?;
         check_ids()?;
-        let mut log = BuildLog::begin(self.store().files(), &self.store().layout().logs(), report)?;
+        let mut log = BuildLog::begin(self.store().files(), &self.store().build_logs(), report)?;
         report.begin("installing", None);
         let done = self.install_logged(base, manager, packages, shared, &mut log);
         report.end();

@@ -45,7 +45,7 @@ pub fn default_dir() -> Result<PathBuf> {
 
 /// The log of the background process.
 pub fn log_path(engine: &Engine) -> PathBuf {
-    engine.store().layout().mount_all_log()
+    engine.store().supervisor_log()
 }
 
 impl Engine {
@@ -72,7 +72,7 @@ impl Engine {
             }
         };
         ctrlc::set_handler(handler).map_err(|e| Error::Invalid(format!("cannot wait for signals: {e}")))?;
-        let watched = self.store().layout().metadata();
+        let watched = Metadata::dir(self.store());
         let watch = Watch::begin(&watched).at("watch", &watched)?;
         let mut mounts = Mounts { engine: self, dir: &dir, verbose, tell, known: BTreeMap::new() };
         mounts.follow()?;

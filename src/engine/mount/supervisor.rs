@@ -22,7 +22,7 @@ pub struct Supervisor {
 }
 
 pub(super) fn record_path(engine: &Engine) -> PathBuf {
-    engine.store().layout().mount_all()
+    engine.store().supervisor_file()
 }
 
 impl Engine {

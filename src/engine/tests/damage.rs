@@ -8,6 +8,7 @@ use karapace_store::id::ObjectId;
 use karapace_store::inode::Body;
 use karapace_store::integrity::repair::Deed;
 use karapace_store::layer::LayerRecord;
+use karapace_store::layout::Layout;
 use karapace_store::pins::Pin;
 use karapace_store::tree::{Target, Trees};
 
@@ -48,7 +49,7 @@ impl Place {
 
     fn objects(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        for dir in fs::read_dir(self.engine.store().layout().objects()).unwrap() {
+        for dir in fs::read_dir(Layout::new(self.engine.root()).objects()).unwrap() {
             found.extend(fs::read_dir(dir.unwrap().path()).unwrap().map(|entry| entry.unwrap().path()));
         }
         found.sort();
@@ -56,7 +57,7 @@ impl Place {
     }
 
     fn journal(&self, env: &Metadata) -> PathBuf {
-        self.engine.store().layout().upper(&env.instance).join("journal")
+        self.engine.store().upper_dir(&env.instance).join("journal")
     }
 }
 
@@ -101,7 +102,7 @@ fn content(trees: &Trees, dir: &ObjectId, name: &str) -> FileContent {
 fn a_collection_refuses_whatever_it_must_follow_and_cannot_read() {
     let (place, env) = Place::with_everything();
     let store = place.engine.store();
-    let (layout, trees) = (store.layout(), Trees::new(store.clone()));
+    let (layout, trees) = (Layout::new(store.root()), Trees::new(store.clone()));
     let root = LayerRecord::read(store, &env.head_record).unwrap().tree;
     let top = *trees.root(&root).unwrap().tree().unwrap();
     let index = listing(&trees, &top, "many");
@@ -188,7 +189,7 @@ fn a_damaged_journal_is_refused_until_a_repair_cuts_it() {
 fn what_needs_something_damaged_names_path_and_environment() {
     let (place, env) = Place::with_everything();
     let store = place.engine.store();
-    let (layout, trees) = (store.layout(), Trees::new(store.clone()));
+    let (layout, trees) = (Layout::new(store.root()), Trees::new(store.clone()));
     let top = *trees.root(&LayerRecord::read(store, &env.head_record).unwrap().tree).unwrap().tree().unwrap();
     let export = |format| {
         let (mut out, name) = (Vec::new(), Path::new("the archive"));

@@ -434,7 +434,9 @@ fn listing_of(trees: &Trees, record: &karapace_store::id::RecordId, name: &str) 
     let root = trees.root(&layer.tree).unwrap();
     match trees.lookup(root.tree().unwrap(), name.as_bytes()).unwrap() {
         Some(karapace_store::tree::Target::Inode(inode)) => match inode.body {
-            Body::Directory { tree: Some(tree), .. } => trees.store().layout().object(&tree),
+            Body::Directory { tree: Some(tree), .. } => {
+                karapace_store::layout::Layout::new(trees.store().root()).object(&tree)
+            }
             other => panic!("{other:?}"),
         },
         other => panic!("{other:?}"),

@@ -25,7 +25,7 @@ pub(super) fn upper_roots(
     engine: &Engine,
     instance: &InstanceId,
 ) -> std::result::Result<UpperRoots, StoreError> {
-    let upper = engine.store().layout().upper(instance);
+    let upper = engine.store().upper_dir(instance);
     check::roots(engine.store().files(), &upper).map_err(|error| match error {
         karapace_fs::Error::Store(error) => error,
         other => StoreError::corrupt("upper", upper.display(), other.to_string()),

@@ -59,7 +59,7 @@ pub fn verify_and_repair(engine: &Engine, report: &dyn Report) -> Result<Repaire
 /// The state of an environment's upper, in the store's form. The upper of a served environment changes
 /// meanwhile: see [`karapace_fs::check`].
 fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<UpperState, StoreError> {
-    let upper = engine.store().layout().upper(instance);
+    let upper = engine.store().upper_dir(instance);
     let served = || EnvLock::holder(engine.store(), instance).map(|holder| holder.is_some());
     let served_before = served()?;
     let check = check::check(engine.store().files(), &upper, served_before).map_err(|error| match error {
@@ -85,7 +85,7 @@ fn upper_state(engine: &Engine, instance: &InstanceId) -> std::result::Result<Up
 /// nothing while a process holds the environment.
 fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Result<Vec<Action>> {
     let (store, files) = (engine.store(), engine.store().files());
-    let upper = store.layout().upper(instance);
+    let upper = store.upper_dir(instance);
     let _lock = match EnvLock::try_acquire(engine.store(), instance) {
         Err(StoreError::Locked { holder, .. }) => {
             report.note(&format!(
@@ -180,7 +180,7 @@ fn fetch(
 fn image_of(engine: &Engine, metadata: &Metadata) -> Option<PathBuf> {
     let manifest = Manifest::parse(&metadata.manifest, Path::new("the manifest in the environment's record"));
     let image = Image::parse(&manifest.ok()?.base.image, Path::new("")).ok()?;
-    let path = image.fetch(&engine.store().layout().images(), true, &Silent).ok()?.path;
+    let path = image.fetch(&engine.store().image_cache(), true, &Silent).ok()?.path;
     path.is_absolute().then_some(path)
 }
 

@@ -42,14 +42,14 @@ impl Batch {
         if dirs.len() > FEW && self.barrier == Barrier::Whole {
             return self.syncfs();
         }
-        let objects = self.store.layout().objects();
-        let mut dirs: Vec<PathBuf> = dirs.iter().map(|byte| objects.join(format!("{byte:02x}"))).collect();
+        let objects = self.store.objects();
+        let mut dirs: Vec<PathBuf> = dirs.iter().map(|byte| objects.shard(*byte)).collect();
         if new_dirs {
-            dirs.push(objects.to_owned());
+            dirs.push(objects.dir().to_owned());
         }
         self.each(&dirs, |dir| self.store.files().sync_dir(dir))?;
         if self.barrier == Barrier::Named {
-            let paths: Vec<PathBuf> = staged.keys().map(|id| self.store.layout().object(id)).collect();
+            let paths: Vec<PathBuf> = staged.keys().map(|id| objects.path(id)).collect();
             self.each(&paths, |path| self.open_staged(path)?.sync_all().at("sync", path))?;
             if has_skipped {
                 self.store.files().sync_dir_surely(&self.dir)?;

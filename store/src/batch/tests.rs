@@ -32,7 +32,7 @@ fn nothing_is_visible_before_commit_and_everything_after() {
             let bytes = format!("{count} {i}");
             assert_eq!(store.objects().read(id, 100).unwrap(), bytes.as_bytes());
             assert_eq!(store.objects().size(id).unwrap(), bytes.len() as u64);
-            let mode = store.layout().object(id).metadata().unwrap().permissions().mode();
+            let mode = store.objects().path(id).metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o7777, 0o444);
         }
         assert_eq!(staged(&store), 0);
@@ -46,7 +46,7 @@ fn what_is_there_is_not_written_again() {
     let id = batch.put(b"x").unwrap();
     assert_eq!(batch.put(b"x").unwrap(), id);
     assert_eq!(batch.commit().unwrap(), BatchStats { objects: 1, bytes: 1 });
-    let inode = store.layout().object(&id).metadata().unwrap().ino();
+    let inode = store.objects().path(&id).metadata().unwrap().ino();
     // Two concurrent batches with the same object, and an object from an earlier batch.
     let (mut a, mut b) = (Batch::new(&store).unwrap(), Batch::new(&store).unwrap());
     let other = a.put(b"y").unwrap();
@@ -55,7 +55,7 @@ fn what_is_there_is_not_written_again() {
     assert_eq!(a.commit().unwrap().objects, 1);
     assert_eq!(b.commit().unwrap().objects, 0);
     assert!(store.objects().contains(&other));
-    assert_eq!(store.layout().object(&id).metadata().unwrap().ino(), inode);
+    assert_eq!(store.objects().path(&id).metadata().unwrap().ino(), inode);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn adopting_links_the_file_and_publishing_protects_it() {
     protect(&File::open(&path).unwrap()).unwrap();
     batch.adopt(path.clone(), 7, id).unwrap();
     assert_eq!(batch.commit().unwrap(), BatchStats { objects: 1, bytes: 7 });
-    let object = store.layout().object(&id).metadata().unwrap();
+    let object = store.objects().path(&id).metadata().unwrap();
     assert_eq!(object.ino(), path.metadata().unwrap().ino());
     assert_eq!(object.mode() & 0o7777, 0o444);
     assert_eq!(store.objects().read(&id, 7).unwrap(), b"content");
@@ -152,7 +152,7 @@ fn many_files_are_taken_and_found_before_and_after_the_commit() {
     assert_eq!(batch.commit().unwrap().objects, 999, "one was there");
     for (number, id) in ids.iter().enumerate() {
         assert_eq!(store.objects().read(id, 11).unwrap(), format!("content {number}").as_bytes());
-        let object = store.layout().object(id).metadata().unwrap().ino();
+        let object = store.objects().path(id).metadata().unwrap().ino();
         let file = dir.path().join(number.to_string()).metadata().unwrap().ino();
         assert_eq!(object == file, *id != known);
     }
@@ -175,7 +175,7 @@ fn adopting_from_another_file_system_copies() {
     batch.adopt(file.path().to_owned(), 8, id).unwrap();
     batch.commit().unwrap();
     assert_eq!(store.objects().read(&id, 8).unwrap(), b"far away");
-    assert_eq!(store.layout().object(&id).metadata().unwrap().mode() & 0o7777, 0o444);
+    assert_eq!(store.objects().path(&id).metadata().unwrap().mode() & 0o7777, 0o444);
     assert_ne!(file.as_file().metadata().unwrap().mode() & 0o222, 0);
 }
 
@@ -186,7 +186,7 @@ fn reading_verifies_and_is_bounded() {
     let id = batch.put(b"genuine").unwrap();
     batch.commit().unwrap();
     assert!(matches!(store.objects().read(&id, 6), Err(StoreError::Corrupt { .. })));
-    let path = store.layout().object(&id);
+    let path = store.objects().path(&id);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&path, b"forgery").unwrap();
     let error = store.objects().read(&id, 100).unwrap_err();

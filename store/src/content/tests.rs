@@ -235,7 +235,7 @@ fn adopting_a_large_whole_file_copies_nothing() {
     let content = adopt(&path, &file, &mut batch).unwrap();
     batch.commit().unwrap();
     assert_eq!(content.extents.len(), 1);
-    let object = store.layout().object(&content.extents[0].object);
+    let object = store.objects().path(&content.extents[0].object);
     assert_eq!(object.metadata().unwrap().ino(), path.metadata().unwrap().ino());
     file.rewind().unwrap();
     let mut batch = Batch::new(&store).unwrap();

@@ -156,7 +156,7 @@ mod tests {
         for bytes in [&b"small"[..], &large] {
             let (_dir, store, content) = ingested(bytes);
             let object = content.extents().last().unwrap().object;
-            let path = store.layout().object(&object);
+            let path = store.objects().path(&object);
             let mut damaged = fs::read(&path).unwrap();
             *damaged.last_mut().unwrap() ^= 1;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();

@@ -45,7 +45,7 @@ impl Place {
     }
 
     fn objects(&self) -> usize {
-        let objects = self.store.files().list(self.store.layout().objects()).unwrap();
+        let objects = self.store.files().list(self.store.objects().dir()).unwrap();
         objects.iter().map(|dir| self.store.files().list(dir).unwrap().len()).sum()
     }
 

@@ -51,7 +51,7 @@ pub(super) fn import(
         let reason = format!("it shows the state of the kernel ({name}) and holds no files");
         return Err(refuse(path, &reason));
     }
-    let root = intake.store.layout().root();
+    let root = intake.store.root();
     let own = rustix::fs::stat(root).at("read", root)?;
     let mut walk = Walk {
         intake,

@@ -33,6 +33,7 @@ use crate::layer::{LayerKind, LayerRecord};
 use crate::lock::StoreLock;
 use crate::marks::Marks;
 use crate::metadata::Metadata;
+use crate::object::Shard;
 use crate::open::Store;
 use crate::progress::Progress;
 use crate::reach::{Fault, Met, Reach, UpperRoots, Watch};
@@ -110,6 +111,8 @@ struct Check<'a> {
     needed: u64,
     /// Those of them that are missing.
     missing: HashSet<ObjectId>,
+    /// Whether a promised tree could not be fetched, so that what it refers to is unknown.
+    is_partial: bool,
     /// Contents that need no second check, by a hash of their description: those with a block list, and those
     /// found wrong.
     contents: HashSet<ObjectId>,
@@ -127,13 +130,14 @@ impl<'a> Check<'a> {
         Check {
             store,
             shared: store,
-            sizes: Sizes::new(store.layout()),
+            sizes: Sizes::new(store.objects()),
             read: Marks::new(),
             objects: 0,
             bytes: 0,
             marked: Marks::new(),
             needed: 0,
             missing: HashSet::new(),
+            is_partial: false,
             contents: HashSet::new(),
             owner: 0,
             findings: Vec::new(),
@@ -153,22 +157,18 @@ impl Check<'_> {
     fn objects(&mut self, progress: &dyn Progress) -> Result<()> {
         let mut buf = vec![0; 1 << 20];
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        for dir in self.list(self.store.layout().objects())? {
-            if !dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                self.stray(dir);
-                continue;
-            }
+        let mut shards = self.store.objects().shards()?;
+        std::mem::take(&mut shards.strays).into_iter().for_each(|path| self.stray(path));
+        for shard in shards {
+            let Shard { dir, objects, strays } = shard?;
+            strays.into_iter().for_each(|path| self.stray(path));
             // Opened by name in an open directory: resolving the whole path for each file costs as much as
             // reading a small object.
-            let shard = self.store.files().open_dir(&dir).at("open", &dir)?;
-            for path in self.list(&dir)? {
-                let Some(id) = files::object_id(&path) else {
-                    self.stray(path);
-                    continue;
-                };
-                self.look_at_object(&shard, &path)?;
+            let dir = self.store.files().open_dir(&dir).at("open", &dir)?;
+            for (id, path) in objects {
+                self.look_at_object(&dir, &path)?;
                 let name = files::name(&path).unwrap_or_default();
-                let file = retry_on_intr(|| openat(&shard, name, flags, Mode::empty()));
+                let file = retry_on_intr(|| openat(&dir, name, flags, Mode::empty()));
                 let size = match file.map_err(io::Error::from).and_then(|file| hash(file.into(), &mut buf)) {
                     Ok((size, found)) => {
                         progress.add(size, 1);
@@ -193,7 +193,7 @@ impl Check<'_> {
     }
 
     fn layers(&mut self) -> Result<()> {
-        for path in self.list(&self.store.layout().layers())? {
+        for path in self.store.files().list_if_there(&self.store.layout().layers())? {
             let Some(id) = files::name(&path).and_then(|name| name.parse::<RecordId>().ok()) else {
                 self.stray(path);
                 continue;
@@ -225,7 +225,7 @@ impl Check<'_> {
         uppers: UpperStateOf<'_>,
     ) -> Result<(Vec<Metadata>, HashMap<String, UpperState>)> {
         let (mut environments, mut states) = (Vec::new(), HashMap::new());
-        for path in self.list(&self.store.layout().metadata())? {
+        for path in self.store.files().list_if_there(&Metadata::dir(self.store))? {
             let Some(instance) = files::name(&path).and_then(|name| name.parse::<InstanceId>().ok()) else {
                 self.stray(path);
                 continue;
@@ -248,7 +248,7 @@ impl Check<'_> {
                     self.findings.push(finding.object(instance).file(&path).environment(&name));
                 }
             }
-            let upper_dir = self.store.layout().upper(&instance);
+            let upper_dir = self.store.upper_dir(&instance);
             match uppers(&instance) {
                 Ok(state) => {
                     for (kind, file, reason) in &state.faults {
@@ -332,14 +332,13 @@ impl Check<'_> {
 
     /// Reports unreferenced objects that existed at the start: newer ones may get a reference later.
     fn orphans(&mut self) -> Result<()> {
-        if self.needed == self.objects {
+        if self.needed == self.objects || self.is_partial {
             return Ok(());
         }
         let (mut objects, mut bytes) = (0, 0);
-        for dir in self.list(self.store.layout().objects())? {
-            for path in if dir.is_dir() { self.list(&dir)? } else { Vec::new() } {
-                let id = files::object_id(&path);
-                if id.is_some_and(|id| self.read.contains(&id) && !self.marked.contains(&id)) {
+        for shard in self.store.objects().shards()? {
+            for (id, path) in shard?.objects {
+                if self.read.contains(&id) && !self.marked.contains(&id) {
                     objects += 1;
                     bytes += path.symlink_metadata().map_or(0, |metadata| metadata.len());
                 }
@@ -375,7 +374,10 @@ impl Watch for Check<'_> {
                 return Ok(());
             }
             // The supply cannot provide it at the moment, which is not damage.
-            _ if self.store.objects().is_elsewhere(&id) => return Ok(()),
+            _ if self.store.objects().is_elsewhere(&id) => {
+                self.is_partial = true;
+                return Ok(());
+            }
             error => error.to_string(),
         };
         let message = format!("tree {id} of {by} is unreadable: {reason}");

@@ -73,7 +73,7 @@ impl Check<'_> {
                         && (name.starts_with('.') || name == "version"))
         };
         for top in [layout.root(), layout.store_dir()] {
-            for path in self.list(top)? {
+            for path in self.store.files().list_if_there(top)? {
                 if !is_known(&path) {
                     self.stray(path);
                 }
@@ -94,12 +94,12 @@ impl Check<'_> {
     /// Checks the environments' directories; reports those with changes but no record.
     fn environment_directories(&mut self) -> Result<()> {
         let layout = self.store.layout();
-        for path in self.list(&layout.envs())? {
+        for path in self.store.files().list_if_there(&layout.envs())? {
             let Some(instance) = files::name(&path).and_then(|name| name.parse::<InstanceId>().ok()) else {
                 self.stray(path);
                 continue;
             };
-            for file in self.list(&path)? {
+            for file in self.store.files().list_if_there(&path)? {
                 if file.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
                     self.stray(file);
                 }
@@ -149,22 +149,13 @@ impl Check<'_> {
             self.findings.push(Finding::new(Kind::Stray, message).file(&path));
         }
     }
-
-    /// The entries of a directory; empty when it is missing, which is reported elsewhere.
-    pub(super) fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
-        match self.store.files().list(dir) {
-            // It may also have been removed since its parent was listed.
-            Err(_) if dir.symlink_metadata().is_err() => Ok(Vec::new()),
-            listed => listed,
-        }
-    }
 }
 
 /// Whether an environment's directory holds changes, but there is neither a record nor an intent to make or
 /// remove it.
 pub(crate) fn is_orphan(store: &crate::Store, instance: &InstanceId) -> Result<bool> {
     let there = |path: &Path| path.symlink_metadata().is_ok();
-    let upper = store.layout().upper(instance).join("checkpoint");
+    let upper = store.upper_dir(instance).join("checkpoint");
     // Making or removing an environment has an intent from before its first step until after its last.
     let suspicious = || there(&upper) && !there(&Metadata::path(store, instance));
     if !suspicious() {

@@ -130,7 +130,7 @@ fn make_directory(store: &Store, dir: &Path) -> Result<Option<Action>> {
 
 fn set_mode(store: &Store, path: &Path) -> Result<Option<Action>> {
     let metadata = path.symlink_metadata().at("read", path)?;
-    let in_objects = path.starts_with(store.layout().objects());
+    let in_objects = path.starts_with(store.objects().dir());
     let mode = match (metadata.is_dir(), metadata.is_file() && in_objects) {
         (true, _) => 0o700,
         (_, true) => 0o444,
@@ -152,7 +152,7 @@ fn move_intent(store: &Store, path: &Path) -> Result<Option<Action>> {
 }
 
 fn mend_object(store: &Arc<Store>, id: &ObjectId) -> Result<Option<Action>> {
-    let path = store.layout().object(id);
+    let path = store.objects().path(id);
     let Ok(metadata) = path.symlink_metadata() else { return Ok(None) };
     // A file that cannot be read is quarantined like one that reads wrongly.
     let files = store.files();
@@ -256,7 +256,7 @@ fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<A
         if ObjectId::of(&bytes) == content.hash {
             batch.put(&bytes)?;
             let message = format!("block list {}: it was made anew from the file's data", content.hash);
-            let path = store.layout().object(&content.hash);
+            let path = store.objects().path(&content.hash);
             actions.push(Action::new(Deed::Rebuilt, Some(content.hash.to_hex()), &path, message));
         }
     }

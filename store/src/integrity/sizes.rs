@@ -5,7 +5,8 @@ use std::fs::File;
 use rustix::fs::{AtFlags, statat};
 
 use crate::id::ObjectId;
-use crate::layout::Layout;
+use crate::layout::object_name;
+use crate::object::Objects;
 
 /// How many sizes are cached: less than 1 MiB.
 const SLOTS: usize = 1 << 14;
@@ -20,8 +21,8 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub fn new(layout: &Layout) -> Sizes {
-        Sizes { objects: File::open(layout.objects()).ok(), slots: vec![None; SLOTS] }
+    pub fn new(objects: &Objects) -> Sizes {
+        Sizes { objects: File::open(objects.dir()).ok(), slots: vec![None; SLOTS] }
     }
 
     /// The size of an object in bytes; `None` when it is absent.
@@ -34,9 +35,7 @@ impl Sizes {
         {
             return Some(size);
         }
-        let mut name = id.to_hex();
-        name.insert(2, '/');
-        let stat = statat(self.objects.as_ref()?, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let stat = statat(self.objects.as_ref()?, object_name(id), AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let size = u64::try_from(stat.st_size).ok()?;
         *slot = Some((*id, size));
         Some(size)

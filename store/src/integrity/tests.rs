@@ -94,7 +94,7 @@ fn a_changed_object_is_found_and_who_needs_it() {
     let place = Place::new();
     for (bytes, path) in [(&b"small"[..], Some("/d/small")), (b"linked", None)] {
         let id = ObjectId::of(bytes);
-        flip(&place.store.layout().object(&id));
+        flip(&place.store.objects().path(&id));
         let findings = place.verify();
         let finding = findings.iter().find(|f| f.object == Some(id.to_hex())).unwrap();
         assert_eq!((finding.kind, finding.damage), (Kind::CorruptObject, true));
@@ -102,7 +102,7 @@ fn a_changed_object_is_found_and_who_needs_it() {
         assert_eq!(finding.environments, ["env"]);
         assert_eq!(finding.affected, ["env@base", "env@head"]);
     }
-    flip(&place.store.layout().object(&ObjectId::of(BIG)));
+    flip(&place.store.objects().path(&ObjectId::of(BIG)));
     let findings = place.verify();
     let big = findings.iter().find(|f| f.object == Some(ObjectId::of(BIG).to_hex())).unwrap();
     assert_eq!((big.kind, big.path.as_deref()), (Kind::CorruptObject, Some("/d/big")));
@@ -124,7 +124,7 @@ fn who_does_not_need_it_is_not_named() {
     metadata::tests::saved(&place.store, "other", &"cd".repeat(32), record);
     let both = &["env@base", "env@head", "other@base", "other@head"][..];
     for (bytes, affected) in [(&b"small"[..], &both[..2]), (b"own", &both[2..]), (b"linked", both)] {
-        flip(&place.store.layout().object(&ObjectId::of(bytes)));
+        flip(&place.store.objects().path(&ObjectId::of(bytes)));
         let findings = place.verify();
         let id = Some(ObjectId::of(bytes).to_hex());
         let mut named = findings.iter().find(|f| f.object == id).unwrap().affected.clone();
@@ -137,7 +137,7 @@ fn who_does_not_need_it_is_not_named() {
 fn a_missing_object_is_named_with_its_file() {
     let place = Place::new();
     let id = ObjectId::of(b"small");
-    fs::remove_file(place.store.layout().object(&id)).unwrap();
+    fs::remove_file(place.store.objects().path(&id)).unwrap();
     let findings = place.verify();
     assert_eq!(findings.len(), 1);
     let text = findings[0].to_string();
@@ -157,7 +157,7 @@ fn what_several_files_need_is_found_once() {
     let record = LayerRecord::write(&place.store, &base(root)).unwrap();
     metadata::tests::saved(&place.store, "other", &"cd".repeat(32), record);
     let kinds = || place.verify().iter().map(|finding| finding.kind).collect::<Vec<_>>();
-    let small = place.store.layout().object(&ObjectId::of(b"small"));
+    let small = place.store.objects().path(&ObjectId::of(b"small"));
     overwrite(&small, |bytes| bytes.truncate(2));
     assert_eq!(kinds(), [Kind::CorruptObject, Kind::BadReference]);
     fs::remove_file(&small).unwrap();
@@ -194,7 +194,7 @@ fn orphans_are_counted_and_what_comes_meanwhile_is_none() {
 #[test]
 fn a_shortened_object_is_not_what_its_file_needs() {
     let place = Place::new();
-    overwrite(&place.store.layout().object(&ObjectId::of(BIG)), |bytes| bytes.truncate(1000));
+    overwrite(&place.store.objects().path(&ObjectId::of(BIG)), |bytes| bytes.truncate(1000));
     of_kind(&place.verify(), Kind::BadReference);
 }
 
@@ -335,7 +335,7 @@ fn a_block_list_is_made_anew_from_its_data() {
     let crate::inode::Body::Directory { tree: Some(d), .. } = d.body else { panic!("no directory") };
     let Some(crate::tree::Target::Inode(big)) = tree.lookup(&d, b"big").unwrap() else { panic!("a link") };
     let crate::inode::Body::Regular(big) = big.body else { panic!("no file") };
-    spoil(&place.store.layout().object(&big.hash));
+    spoil(&place.store.objects().path(&big.hash));
     let actions = repair::repair(&place.store, &place.verify()).unwrap();
     let deeds: Vec<_> = actions.iter().map(|action| action.deed).collect();
     assert_eq!(deeds, [repair::Deed::SetAside, repair::Deed::Rebuilt]);

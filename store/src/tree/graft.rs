@@ -101,7 +101,7 @@ pub fn graft(
         taken: HashMap::new(),
         mapped: HashMap::new(),
     };
-    deep(|| graft.run(picks)).at("start a thread for", trees.store().layout().root())?
+    deep(|| graft.run(picks)).at("start a thread for", trees.store().root())?
 }
 
 struct Graft<'a> {

@@ -38,7 +38,7 @@ pub fn retime(
     now: Timestamp,
 ) -> Result<Retimed> {
     let mut retime = Retime { trees, batch, before, after, now, names: HashMap::new(), touched: 0 };
-    deep(|| retime.run()).at("start a thread for", trees.store().layout().root())?
+    deep(|| retime.run()).at("start a thread for", trees.store().root())?
 }
 
 struct Retime<'a> {

@@ -210,11 +210,11 @@ fn an_import_that_is_stopped_leaves_nothing() {
     let layout = Layout::of(place.dir.path().join("image"), &two_layers());
     let image = place.dir.path().join("image.tar.gz");
     fs::write(&image, gzip(&gnu_tar(&layout.dir, &["--sort=name"]))).unwrap();
-    let before = place.store.files().list(place.store.layout().objects()).unwrap();
+    let before = place.store.files().list(place.store.objects().dir()).unwrap();
     for source in [place.src(), plain, packed, layout.dir, image] {
         let stopped = import_path(&place.store, &source, &Impatient(AtomicU64::new(0)));
         assert!(matches!(stopped, Err(StoreError::Cancelled)), "{}: {stopped:?}", source.display());
         assert_eq!(place.staged(), 0, "{}", source.display());
     }
-    assert_eq!(place.store.files().list(place.store.layout().objects()).unwrap(), before);
+    assert_eq!(place.store.files().list(place.store.objects().dir()).unwrap(), before);
 }

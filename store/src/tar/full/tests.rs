@@ -518,7 +518,7 @@ fn sockets_are_told_and_left_out() {
 fn damaged_content_is_an_error_not_an_archive() {
     let place = Place::new();
     let root = place.import(&archive(&[file(b"f", b"content")]));
-    let path = place.trees.store().layout().object(&ObjectId::of(b"content"));
+    let path = place.trees.store().objects().path(&ObjectId::of(b"content"));
     fs::remove_file(&path).unwrap();
     fs::write(&path, b"Content").unwrap();
     let error = place.full(Dialect::Pax).tree(&root, None, &mut Vec::new()).unwrap_err();
