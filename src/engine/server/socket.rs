@@ -422,7 +422,7 @@ mod tests {
         }
         for line in [
             r#"{"status":{"dirty_files":1,"dirty_bytes":2}}"#,
-            r#"{"diff":[{"kind":"Added","path":"/a"}]}"#,
+            r#"{"diff":[{"kind":"A","path":"/a"}]}"#,
             r#"{"failed":{"errno":2,"reason":"r"}}"#,
             r#""ending""#,
         ] {

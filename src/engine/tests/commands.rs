@@ -21,6 +21,9 @@ enum Way {
 /// What a command answers: the text after `ok `, or the errno and the reason.
 type Said = std::result::Result<String, (i32, String)>;
 
+/// What a command answers, and the names of the snapshots after it.
+type Done = (Said, Vec<Option<String>>);
+
 /// What happens in the environment: a write by a program, or a command.
 enum Step {
     Write(&'static str),
@@ -95,9 +98,8 @@ fn plain(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Runs all steps in a new environment and returns what each answered and the snapshots after it; at last
-/// what the file holds.
-fn run(way: Way) -> (Vec<(Said, Vec<Option<String>>)>, Option<String>) {
+/// Runs all steps in a new environment. Returns what each command did, and what the file holds at the end.
+fn run(way: Way) -> (Vec<Done>, Option<String>) {
     let place = Place::new();
     let env = place.import("dev");
     let instance = (way != Way::Alone).then(|| Arc::new(place.open(&env)));
