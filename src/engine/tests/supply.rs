@@ -45,6 +45,11 @@ fn an_environment_whose_objects_are_promised_is_used_like_any_other() {
     assert!(moved > large.len() as u64);
     store.objects().supply_from(supply.clone());
 
+    assert_eq!(place.used(&env), (bytes - moved, apparent));
+    assert!(!supply.asked().contains(&ObjectId::of(b"base")));
+    assert_eq!([Format::Tar, Format::Oci].map(|format| place.exported(&env, format)), exported);
+    assert!(supply.asked().contains(&ObjectId::of(b"base")));
+
     // Reads and writes fetch, and what is written is stored here.
     let instance = place.open(&env);
     assert_eq!(read(instance.view(), "note").unwrap(), "base");
@@ -53,12 +58,11 @@ fn an_environment_whose_objects_are_promised_is_used_like_any_other() {
     let mut got = Vec::new();
     instance.view().read(ino, 0, 4 << 20, &mut got).unwrap();
     assert!(got == large);
-    assert_eq!(place.used(&env), (bytes - moved, apparent));
-    assert_eq!([Format::Tar, Format::Oci].map(|format| place.exported(&env, format)), exported);
     instance.view().write(ino, 0, b"new", false).unwrap();
     write(instance.view(), "note", "changed");
     commit(&instance, Some("one"));
     instance.close().unwrap();
+    drop(instance);
 
     let collected = gc::collect(&place.engine, false, &Silent).unwrap();
     assert_eq!(collected.objects, 0);
@@ -66,6 +70,6 @@ fn an_environment_whose_objects_are_promised_is_used_like_any_other() {
     assert_eq!(repaired.actions, []);
     let findings: Vec<_> = repaired.after.findings.iter().map(|finding| &finding.message).collect();
     assert_eq!(findings, [""; 0]);
-    place.engine.restore(&place.reload(&env), "one", &[], None).unwrap();
-    assert_eq!(read(place.open(&env).view(), "note").unwrap(), "changed");
+    place.engine.restore(&place.reload(&env), "base", &[], None).unwrap();
+    assert_eq!(read(place.open(&env).view(), "note").unwrap(), "base");
 }
