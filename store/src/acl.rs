@@ -101,10 +101,12 @@ pub fn reconcile(kind: FileKind, mode: &mut u32, xattrs: &mut Xattrs, notes: &mu
         let Some(value) = xattrs.get(name) else { continue };
         let entries = parse(value);
         let reason = match (&entries, kind) {
-            (_, FileKind::Symlink) => Some("symbolic links have none"),
-            (_, kind) if name == DEFAULT && kind != FileKind::Directory => Some("only directories have one"),
+            (_, FileKind::Symlink) => Some("symbolic links cannot have one"),
+            (_, kind) if name == DEFAULT && kind != FileKind::Directory => {
+                Some("only directories can have one")
+            }
             (Some(entries), _) if entries.is_empty() || is_valid(entries) => None,
-            _ => Some("Linux takes no such ACL"),
+            _ => Some("Linux does not accept it"),
         };
         if let Some(reason) = reason {
             notes.push(format!("its {what} ACL was left out: {reason}"));

@@ -385,7 +385,7 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         if let Err(error) = self.end_writing() {
-            tracing::debug!("{error}; nothing of it was published");
+            tracing::debug!("{error}; nothing was published");
         }
         // A directory that cannot be removed counts as a dead batch's: gc sweeps it.
         if let Err(error) = self.store.files().remove_tree(&self.dir) {
@@ -445,7 +445,7 @@ impl ObjectWriter {
     /// [`StoreError::Invalid`] for another batch.
     pub fn finish(self, batch: &mut Batch) -> Result<ObjectId> {
         if self.path.parent() != Some(&batch.dir) {
-            return Err(StoreError::invalid("an object was finished in another batch than it was begun in"));
+            return Err(StoreError::invalid("an object was begun in one batch and finished in another"));
         }
         let id = ObjectId::from(self.hasher.finalize());
         if batch.has(&id)? {

@@ -42,7 +42,7 @@ impl<'a> Decoder<'a> {
 
     /// Fails unless all bytes were read.
     pub fn finish(&self) -> Result<()> {
-        if self.remaining() == 0 { Ok(()) } else { Err(self.error("bytes follow its end")) }
+        if self.remaining() == 0 { Ok(()) } else { Err(self.error("there are bytes after its end")) }
     }
 
     /// The next `length` bytes.
@@ -84,7 +84,7 @@ impl<'a> Decoder<'a> {
             value |= bits << shift;
             if byte & 0x80 == 0 {
                 if byte == 0 && shift != 0 {
-                    return Err(self.error("a number is longer than it needs to be"));
+                    return Err(self.error("a number has a longer encoding than necessary"));
                 }
                 return Ok(value);
             }
@@ -110,7 +110,7 @@ impl<'a> Decoder<'a> {
         let count = self.varint()?;
         match usize::try_from(count) {
             Ok(count) if count <= self.remaining() / minimum => Ok(count),
-            _ => Err(self.error(format!("{count} items do not fit in what is left"))),
+            _ => Err(self.error(format!("{count} items do not fit in the remaining bytes"))),
         }
     }
 

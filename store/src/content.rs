@@ -160,7 +160,7 @@ impl FileContent {
             return Ok(Self::empty());
         }
         if size == 0 || size > if plain { SMALL_MAX } else { FILE_MAX } {
-            return Err(decoder.error(format!("a file of this kind cannot have {size} bytes")));
+            return Err(decoder.error(format!("content of this kind cannot have {size} bytes")));
         }
         let hash = decoder.id()?;
         let extents = if plain { Vec::new() } else { decode_extents(decoder, size)? };
@@ -216,7 +216,7 @@ fn decode_extents(decoder: &mut Decoder<'_>, size: u64) -> Result<Vec<Extent>> {
             return Err(decoder.error("an extent lies beyond the end of its file"));
         };
         if length == 0 || object_offset.checked_add(length).is_none_or(|end| end > FILE_MAX) {
-            return Err(decoder.error("an extent is empty or lies beyond any object's end"));
+            return Err(decoder.error("an extent is empty or ends beyond the largest possible object"));
         }
         // Objects must be listed in the order of their first use.
         match usize::try_from(index).ok().filter(|index| *index <= unused && *index < objects.len()) {
@@ -229,7 +229,7 @@ fn decode_extents(decoder: &mut Decoder<'_>, size: u64) -> Result<Vec<Extent>> {
         end = next;
     }
     if unused != objects.len() {
-        return Err(decoder.error("objects are listed that no extent names"));
+        return Err(decoder.error("it lists objects that no extent names"));
     }
     Ok(extents)
 }

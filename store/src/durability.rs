@@ -98,15 +98,18 @@ impl FileSystem {
     pub fn remark(&self) -> Option<String> {
         let name = &self.name;
         Some(match self.doubt? {
-            Doubt::Memory => format!("{name} is memory: nothing of it outlives the machine's next start"),
+            Doubt::Memory => {
+                format!("{name} is in memory: everything on it is lost when the machine restarts")
+            }
             Doubt::Server => format!(
-                "on {name} each file is synced by itself, which takes longer, and what a power loss leaves is up to its FUSE server"
+                "on {name} each file is synced separately, which takes longer; what survives a power loss depends on its FUSE \
+                 server"
             ),
-            Doubt::Option(option) => format!(
-                "{name} is mounted with {option}: what was committed may be lost or damaged by a power loss"
-            ),
+            Doubt::Option(option) => {
+                format!("{name} is mounted with {option}: a power loss may lose or damage what was committed")
+            }
             Doubt::Unknown => format!(
-                "what {name} keeps over a power loss is not known: each file is synced by itself, which takes longer"
+                "it is not known what survives a power loss on {name}: each file is synced separately, which takes longer"
             ),
         })
     }
@@ -164,7 +167,7 @@ mod tests {
 
     /// If one syncfs is not known to write everything, each file is synced by itself.
     #[test]
-    fn only_what_is_known_as_good_is_synced_as_a_whole() {
+    fn only_known_good_file_systems_are_synced_as_a_whole() {
         for name in ["ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs"] {
             let found = FileSystem::judged(name, "rw,relatime");
             assert_eq!((found.barrier, found.remark()), (Barrier::Whole, None), "{name}");

@@ -55,8 +55,8 @@ pub enum StoreError {
     },
     /// There is no store, and none was to be created.
     #[error(
-        "{}: `karapace import` or `build` begins one there; if there should be one, see whether --store or KARAPACE_STORE names \
-         the right directory, and whether what it lies on is mounted. Nothing was changed",
+        "{}: `karapace import` or `build` creates one there. If there should be one, check that --store or KARAPACE_STORE names \
+         the right directory and that its disk is mounted. Nothing was changed",
         no_store(path, *is_there)
     )]
     NoStore {
@@ -75,8 +75,8 @@ pub enum StoreError {
     },
     /// The store belongs to another user.
     #[error(
-        "{} belongs to {owner}, who decides which files are read and written through it: run karapace as {owner}, or choose another \
-         store (--store); commands that only read take it with --foreign-store",
+        "{} belongs to {owner}, who controls which files are read and written through it: run karapace as {owner}, or choose \
+         another store (--store); commands that only read accept it with --foreign-store",
         path.display()
     )]
     Owner {
@@ -87,8 +87,8 @@ pub enum StoreError {
     },
     /// Users other than the owner can write to the store.
     #[error(
-        "{} can be written to by others (mode {mode:04o}), who then decide which files are read and written through this store: \
-         `chmod go-w {}` closes it, and `karapace verify-store` says what is in it that does not belong there",
+        "{} is writable by other users (mode {mode:04o}), who can then control which files are read and written through this \
+         store: run `chmod go-w {}`, then `karapace verify-store` to find what does not belong there",
         path.display(), path.display()
     )]
     Writable {
@@ -99,8 +99,8 @@ pub enum StoreError {
     },
     /// Another machine uses the store.
     #[error(
-        "the store is used by host {host}, and two hosts must not use one store: end what uses it there. Where nothing does any more \
-         (it was killed, or the host is down), remove its mark: rm {}",
+        "the store is in use on host {host}, and two hosts must not use one store at a time: stop what uses it there. If \
+         nothing does any more (it was killed, or the host is down), remove that host's mark: rm {}",
         path.display()
     )]
     OtherHost {
@@ -121,7 +121,7 @@ pub enum StoreError {
     #[error("{0}")]
     Invalid(String),
     /// The operation was cancelled.
-    #[error("stopped on request; what is not done yet is left as it was")]
+    #[error("stopped on request; nothing more was changed")]
     Cancelled,
 }
 
@@ -165,16 +165,16 @@ impl StoreError {
 pub fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => {
-            "; make room there (`karapace gc` removes what nothing refers to) and try again"
+            "; free some space there (`karapace gc` removes what nothing refers to) and try again"
         }
-        Some(libc::EROFS) => "; only what reads works on a read-only file system",
+        Some(libc::EROFS) => "; on a read-only file system only commands that read work",
         _ => "",
     }
 }
 
 fn no_store(path: &Path, is_there: bool) -> String {
     match is_there {
-        true => format!("{} holds no store (it has no file store/version)", path.display()),
+        true => format!("{} is not a store (it has no file store/version)", path.display()),
         false => format!("there is no store at {}", path.display()),
     }
 }
@@ -184,13 +184,14 @@ fn version_reason(found: &str, supported: u32) -> String {
     let other = "or choose another store (--store)";
     match found.parse::<u32>() {
         Ok(newer) if newer > supported => format!(
-            "says store format {newer}, this program reads format {supported}: a newer karapace wrote it; use that one, {other}"
+            "says store format {newer}, but this program reads format {supported}: use the newer karapace that wrote it, {other}"
         ),
         Ok(older) => format!(
-            "says store format {older}, this program reads format {supported}: use the karapace that wrote it, {other}"
+            "says store format {older}, but this program reads format {supported}: use the older karapace that wrote it, {other}"
         ),
         Err(_) => format!(
-            "is damaged: it says {found:?} and should be a number. If this is a store of format {supported}, write {supported} into it"
+            "is damaged: it contains {found:?} instead of a number. If this is a store of format {supported}, write {supported} \
+             into it"
         ),
     }
 }

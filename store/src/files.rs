@@ -415,7 +415,7 @@ impl Files {
     pub fn stranger(&self, stat: &Stat, kind: FileType) -> Option<String> {
         if FileType::from_raw_mode(stat.st_mode) != kind {
             let expected = if kind == FileType::Socket { "socket" } else { "regular file" };
-            return Some(format!("it is no {expected}"));
+            return Some(format!("it is not a {expected}"));
         }
         (!self.is_trusted(stat.st_uid)).then(|| format!("it belongs to {}", user_name(stat.st_uid)))
     }
@@ -446,8 +446,8 @@ impl Files {
         let below = self.below(path)?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         open_in(&self.0.dir, below, flags, mode, resolve).map_err(|errno| match errno {
-            rustix::io::Errno::LOOP => strange("it leads over a symbolic link".to_owned()),
-            rustix::io::Errno::NXIO => strange("it is no regular file".to_owned()),
+            rustix::io::Errno::LOOP => strange("its path contains a symbolic link".to_owned()),
+            rustix::io::Errno::NXIO => strange("it is not a regular file".to_owned()),
             errno => errno.into(),
         })
     }
@@ -463,7 +463,7 @@ pub(crate) fn sync_name(dir: &File, file: &File) -> io::Result<()> {
 /// The error for something in the store that karapace did not make.
 fn strange(what: String) -> io::Error {
     io::Error::other(format!(
-        "{what}, and karapace puts no such thing into a store: find out who did, and remove it"
+        "{what}, which karapace never creates in a store: find out who did, and remove it"
     ))
 }
 

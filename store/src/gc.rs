@@ -207,7 +207,8 @@ fn refuse_orphans(store: &Store) -> Result<()> {
             let (dir, record) = (dir.display(), Metadata::path(store, &instance));
             let record = record.display();
             return Err(refuse(format!(
-                "{dir} has uncommitted changes, and the environment's record {record} is missing: put it back, or remove {dir} to give the environment up"
+                "{dir} has uncommitted changes, but the environment's record {record} is missing: restore it from a backup, or \
+                 remove {dir} to give up the environment"
             )));
         }
     }

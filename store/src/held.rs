@@ -68,7 +68,7 @@ impl Drop for HeldFile {
             Ok(()) => {}
             // If nothing can be removed, nothing is collected either.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {}
-            Err(e) => tracing::warn!("removing {} failed: {e}", self.path.display()),
+            Err(e) => tracing::warn!("cannot remove {}: {e}", self.path.display()),
         }
     }
 }
@@ -205,7 +205,7 @@ mod tests {
         parsed().unwrap_err();
     }
     #[test]
-    fn what_its_maker_removes_is_never_a_dead_makers() {
+    fn a_file_that_its_maker_removes_is_never_taken_for_a_dead_makers() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::at(dir.path()).unwrap();
         std::thread::scope(|scope| {

@@ -106,7 +106,9 @@ impl HostClaim {
             // Several processes may write it at once, all with the same text.
             _ => match write(&file, &this.text(), &path) {
                 // A full disk must not prevent locking: making room takes locks too.
-                Err(error) if error.is_full() => tracing::debug!("{error}; other hosts are not kept out"),
+                Err(error) if error.is_full() => {
+                    tracing::debug!("{error}; use by other hosts is not detected")
+                }
                 other => other?,
             },
         }
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_machine_left_is_taken() {
+    fn a_claim_of_this_machine_is_taken_over() {
         let (_dir, store) = store();
         let this = Host::this();
         let restarted = Host { boot: "before".into(), ..this.clone() };

@@ -182,7 +182,7 @@ impl RecordHead {
         let ino = decode_ino(decoder)?;
         let mode = decoder.varint32()?;
         let Some(kind) = FileKind::from_mode(mode).filter(|_| mode & !(S_IFMT | 0o7777) == 0) else {
-            return Err(decoder.error(format!("mode {mode:o} is none")));
+            return Err(decoder.error(format!("mode {mode:o} is not valid")));
         };
         let mut allowed = flag::XATTRS | flag::ATIME | flag::CTIME;
         match kind {
@@ -239,7 +239,7 @@ impl InodeRecord {
         let reason = if !(ROOT_INO..=MAX_INO).contains(&self.ino) {
             "its number is out of range"
         } else if !suits || self.mode & !(S_IFMT | 0o7777) != 0 {
-            "its mode and its body do not fit together"
+            "its mode does not match its content"
         } else if !times {
             "a time has too many nanoseconds"
         } else if !self.xattrs.iter().all(|(name, _)| Xattrs::is_name(name)) {
@@ -310,7 +310,7 @@ impl InodeRecord {
                 return Ok(mtime);
             }
             let time = decode_time(decoder)?;
-            if time == mtime { Err(decoder.error("a time is written twice")) } else { Ok(time) }
+            if time == mtime { Err(decoder.error("the same time is stored twice")) } else { Ok(time) }
         };
         let atime = other_time(flag::ATIME)?;
         let ctime = other_time(flag::CTIME)?;
@@ -337,7 +337,7 @@ fn decode_time(decoder: &mut Decoder<'_>) -> Result<Timestamp> {
     let secs = decoder.signed()?;
     match decoder.varint32()? {
         nanos @ ..1_000_000_000 => Ok(Timestamp { secs, nanos }),
-        nanos => Err(decoder.error(format!("{nanos} nanoseconds exceed a second"))),
+        nanos => Err(decoder.error(format!("{nanos} nanoseconds are a second or more"))),
     }
 }
 

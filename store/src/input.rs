@@ -31,10 +31,10 @@ pub fn reopen(found: OwnedFd) -> io::Result<File> {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             return Ok(rustix::fs::open(by_descriptor(&found), flags, Mode::empty())?.into());
         }
-        FileType::Fifo => "it is a FIFO (a named pipe): put what it gives into a file, and give that",
+        FileType::Fifo => "it is a FIFO (a named pipe): write its output to a file, and give that file",
         FileType::Socket => "it is a socket: give a file or a directory",
         FileType::CharacterDevice => "it is a character device: give a file or a directory",
-        FileType::BlockDevice => "it is a block device: mount what is on it, and give the directory",
+        FileType::BlockDevice => "it is a block device: mount it, and give the directory",
         _ => "it is neither a file nor a directory",
     };
     Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
@@ -77,11 +77,11 @@ pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     // Checked first, because truncated text may end within a character.
     if bytes.len() as u64 > most {
-        let reason = format!("it has more than the {most} bytes that are read of such a file");
+        let reason = format!("it has more than {most} bytes, the limit for such a file");
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
     String::from_utf8(bytes)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("it is no UTF-8 text: {error}")))
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("it is not UTF-8 text: {error}")))
 }
 
 #[cfg(test)]
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_file_is_told_and_not_waited_for() {
+    fn what_is_not_a_file_is_refused_without_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let here = |name: &str| dir.path().join(name);
         rustix::fs::mkfifoat(rustix::fs::CWD, here("fifo"), 0o600.into()).unwrap();
@@ -124,18 +124,18 @@ mod tests {
         }
         assert!(open(dir.path()).unwrap().metadata().unwrap().is_dir());
         assert_eq!(read_text(&here("file"), 4).unwrap(), "text");
-        assert!(read_text(&here("file"), 3).unwrap_err().to_string().contains("more than the 3 bytes"));
+        assert!(read_text(&here("file"), 3).unwrap_err().to_string().contains("more than 3 bytes"));
     }
 
     #[test]
-    fn a_text_that_is_too_long_is_not_called_no_text() {
+    fn a_text_that_is_too_long_is_not_reported_as_invalid_utf8() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "123é").unwrap();
         let error = |most| read_text(&file, most).unwrap_err().to_string();
-        assert!(error(3).contains("more than the 3 bytes"), "{}", error(3));
+        assert!(error(3).contains("more than 3 bytes"), "{}", error(3));
         std::fs::write(&file, b"123\xc3").unwrap();
-        assert!(error(4).contains("no UTF-8"), "{}", error(4));
+        assert!(error(4).contains("not UTF-8"), "{}", error(4));
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub struct LayerRecord {
 impl LayerRecord {
     /// The record's canonical bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self).map_err(|e| StoreError::Invalid(format!("writing a layer record: {e}")))
+        serde_json::to_vec(self)
+            .map_err(|e| StoreError::Invalid(format!("cannot encode a layer record: {e}")))
     }
 
     /// Stores a record, durably, and returns its name. What it refers to must be durable already.
@@ -88,7 +89,7 @@ impl LayerRecord {
             other => other.at("read", &path)?,
         };
         if RecordId::of(&bytes) != *id {
-            return Err(StoreError::corrupt("layer record", id, "its bytes are not those its name says"));
+            return Err(StoreError::corrupt("layer record", id, "its bytes do not match its name"));
         }
         serde_json::from_slice(&bytes).map_err(|e| StoreError::corrupt("layer record", id, e.to_string()))
     }

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_when_the_holder_lets_go() {
+    fn a_wait_ends_when_the_holder_releases_the_lock() {
         let (_dir, store) = store();
         let held = StoreLock::exclusive(&store).unwrap();
         std::thread::scope(|scope| {

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_filter_takes_everything_for_its_own() {
+    fn a_full_filter_matches_everything() {
         let mut marks = Marks::with(1, u64::MAX);
         for number in 0..1000 {
             marks.insert(&id(number));

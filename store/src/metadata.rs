@@ -174,7 +174,7 @@ impl Metadata {
             return Err(corrupt("its checksum does not match its content"));
         }
         if metadata.instance != *instance {
-            return Err(corrupt("it is another environment's record"));
+            return Err(corrupt("it is the record of another environment"));
         }
         metadata.check_texts().map_err(|reason| corrupt(&reason))?;
         Ok(metadata)
@@ -290,7 +290,7 @@ impl Metadata {
             match loaded {
                 Ok(other) if other.name == name && Some(&other.instance) != except => return Ok(false),
                 Ok(_) => {}
-                Err(error) => tracing::warn!("an environment's record was passed over: {error}"),
+                Err(error) => tracing::warn!("skipped an environment's record: {error}"),
             }
         }
         Ok(true)
@@ -367,7 +367,7 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 fn ambiguous(reference: &str, matches: &[Metadata]) -> StoreError {
-    let mut text = format!("{reference:?} means more than one environment; use a name or more digits:");
+    let mut text = format!("{reference:?} matches more than one environment; use a name or more digits:");
     for m in matches {
         // Writing to a String cannot fail, so there is no error to handle.
         write!(text, "\n  {} (env_id {}, instance {})", m.name, m.short_id(), m.instance).ok();
@@ -376,5 +376,5 @@ fn ambiguous(reference: &str, matches: &[Metadata]) -> StoreError {
 }
 
 fn unwritable(error: serde_json::Error) -> StoreError {
-    StoreError::Invalid(format!("writing an environment record: {error}"))
+    StoreError::Invalid(format!("cannot encode an environment record: {error}"))
 }

@@ -204,14 +204,14 @@ pub(crate) fn read_verified(mut file: File, path: PathBuf, id: &ObjectId, max: u
         return Err(StoreError::corrupt(
             "object",
             id,
-            format!("it has {length} bytes where {max} are the most"),
+            format!("it has {length} bytes, more than the limit of {max}"),
         ));
     }
     // One byte more than expected, so that end of file is reached without growing the buffer.
     let mut bytes = Vec::with_capacity(length as usize + 1);
     (&mut file).take(max + 1).read_to_end(&mut bytes).at("read", &path)?;
     if ObjectId::of(&bytes) != *id {
-        return Err(StoreError::corrupt("object", id, "its bytes do not have this hash"));
+        return Err(StoreError::corrupt("object", id, "its bytes do not match its name"));
     }
     Ok(bytes)
 }

@@ -77,7 +77,7 @@ impl Store {
         let root = std::path::absolute(root).at("resolve", root)?;
         if root.metadata().is_ok_and(|there| !there.is_dir()) {
             let what =
-                format!("{} is no directory: choose another place for the store (--store)", root.display());
+                format!("{} is not a directory: choose another path for the store (--store)", root.display());
             return Err(StoreError::Invalid(what));
         }
         let layout = Layout::new(&root);
@@ -316,8 +316,8 @@ fn complete(files: &Files, layout: &Layout, read_only: bool) -> Result<()> {
         for witness in witnesses {
             if has_entries(files, witness)? {
                 let reason = format!(
-                    "{} is not empty, so something was lost. Put back the directory from a backup; without one, `mkdir {}` lets \
-                     `karapace verify-store` say what is left",
+                    "{} is not empty, so data was lost. Restore the directory from a backup; without one, `mkdir {}` and then \
+                     `karapace verify-store` shows what is left",
                     witness.display(),
                     dir.display()
                 );
@@ -327,7 +327,7 @@ fn complete(files: &Files, layout: &Layout, read_only: bool) -> Result<()> {
     }
     let passing = [layout.staging(), layout.wal(), layout.pins(), layout.images()];
     for dir in lasting.iter().chain(&passing).filter(|dir| !read_only && is_missing(dir)) {
-        tracing::warn!("{} was missing and has been made again", dir.display());
+        tracing::warn!("{} was missing and was created again", dir.display());
         files.make_dirs(dir).at("create", dir)?;
     }
     Ok(())
@@ -345,8 +345,8 @@ fn check_empty(files: &Files, layout: &Layout) -> Result<()> {
         // Another process may have made and used the store since the version was checked.
         if has_entries(files, dir)? && !check_version(files, layout)? {
             let reason = format!(
-                "{} is not empty: this is not a whole store. If it is one of format {FORMAT}, write {FORMAT} into that file; else \
-                 choose another directory (--store)",
+                "{} is not empty, so this is an incomplete store. If its format is {FORMAT}, write {FORMAT} into that file; \
+                 otherwise choose another directory (--store)",
                 dir.display()
             );
             return Err(StoreError::NotWhole { path: layout.version(), reason });
@@ -398,8 +398,8 @@ mod tests {
         Store::open(dir.path()).unwrap();
         let version = dir.path().join("store/version");
         for (text, expected) in [
-            ("4\n", "a newer karapace"),
-            ("2", "use the karapace that wrote it"),
+            ("4\n", "the newer karapace"),
+            ("2", "use the older karapace that wrote it"),
             ("", "is damaged"),
             ("\0\0", "damaged"),
         ] {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_to_be_there_is_not_made() {
+    fn a_store_that_must_exist_is_not_created() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
         for open in [Store::open_existing, Store::open_foreign] {
@@ -469,9 +469,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_store() {
+    fn a_file_is_not_a_store() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = Store::open(file.path()).unwrap_err().to_string();
-        assert!(error.contains("is no directory"), "{error}");
+        assert!(error.contains("is not a directory"), "{error}");
     }
 }

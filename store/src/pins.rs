@@ -57,7 +57,7 @@ impl Pin {
 
 fn encode(roots: &[ObjectId], objects: &[ObjectId]) -> Result<Vec<u8>> {
     let content = Content { pid: std::process::id(), roots: roots.to_vec(), objects: objects.to_vec() };
-    serde_json::to_vec(&content).map_err(|e| StoreError::Invalid(format!("writing a pin: {e}")))
+    serde_json::to_vec(&content).map_err(|e| StoreError::Invalid(format!("cannot encode a pin: {e}")))
 }
 
 /// What live processes pin. Pins of dead processes are removed.
@@ -69,7 +69,8 @@ pub(crate) fn live(store: &Store) -> Result<Pinned> {
     if dir.symlink_metadata().is_err() {
         let dir = dir.display();
         return Err(StoreError::Invalid(format!(
-            "{dir} is missing, so what running mounts use is not known: unmount them, then `karapace verify-store --repair`"
+            "{dir} is missing, so the objects that mounts use are not known: unmount everything, then run `karapace \
+             verify-store --repair`"
         )));
     }
     let (pinned, unreadable) = read(store)?;
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_does_not_count_and_goes() {
+    fn pins_of_dead_processes_are_ignored_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let pins = store.layout().pins();

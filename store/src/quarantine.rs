@@ -92,7 +92,7 @@ mod tests {
     use std::io::Read as _;
 
     #[test]
-    fn what_is_set_aside_is_kept_and_found() {
+    fn quarantined_files_are_kept_and_found() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let layout = store.layout();

@@ -50,7 +50,7 @@ impl Met {
         match self.path() {
             Some(path) => path,
             None if self.path.is_empty() => "/".to_owned(),
-            None => "a file of several names".to_owned(),
+            None => "a file with several names".to_owned(),
         }
     }
 }

@@ -68,7 +68,7 @@ pub(crate) mod text {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
         let text = String::deserialize(deserializer)?;
         super::parse(&text)
-            .ok_or_else(|| de::Error::custom(format_args!("{text:?} is no RFC 3339 time in UTC")))
+            .ok_or_else(|| de::Error::custom(format_args!("{text:?} is not an RFC 3339 time in UTC")))
     }
 }
 

@@ -53,7 +53,7 @@ impl Root {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut decoder = Decoder::new("root", bytes);
         if decoder.array::<4>()? != *MAGIC {
-            return Err(decoder.error("it does not begin as a root of format 3"));
+            return Err(decoder.error("it does not start with the header of a root of format 3"));
         }
         let next_ino = decoder.varint()?;
         if next_ino <= ROOT_INO || next_ino > MAX_INO + 1 {

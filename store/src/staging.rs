@@ -41,7 +41,7 @@ fn lock_dead(store: &Store, path: &Path) -> Result<Option<Flock<File>>> {
     let handle = match store.files().open_dir(path) {
         Ok(handle) => handle,
         Err(error) => {
-            tracing::debug!("{} is passed over: {error}", path.display());
+            tracing::debug!("skipped {}: {error}", path.display());
             return Ok(None);
         }
     };

@@ -101,7 +101,7 @@ impl Wal {
             || Metadata::path(store, &instance).symlink_metadata().is_ok();
         let content = Content { pid: std::process::id(), existed, intent };
         let bytes = serde_json::to_vec(&content)
-            .map_err(|e| StoreError::Invalid(format!("writing down an intent: {e}")))?;
+            .map_err(|e| StoreError::Invalid(format!("cannot encode an intent: {e}")))?;
         let file = HeldFile::create(store.files(), &layout.wal(), &bytes)?;
         fail::point("wal.begun").at("write", &layout.wal())?;
         Ok(WalEntry { store: store.clone(), open: Some((file, content)) })
@@ -122,7 +122,7 @@ impl Drop for WalEntry {
     fn drop(&mut self) {
         let Some((file, content)) = self.open.take() else { return };
         if let Err(error) = undo(&self.store, &content) {
-            tracing::warn!("undoing {:?} failed, the next start tries again: {error}", content.intent);
+            tracing::warn!("cannot undo {:?}, the next start tries again: {error}", content.intent);
             file.leave();
         }
     }
@@ -155,7 +155,7 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
                 file.leave();
                 let path = found.path.display();
                 tracing::warn!(
-                    "the intent {path} is unreadable ({error}): `karapace verify-store --repair` sets it aside"
+                    "the intent {path} is unreadable ({error}): `karapace verify-store --repair` moves it to quarantine"
                 );
                 continue;
             }
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_destroy_goes_on_once_its_metadata_is_gone() {
+    fn an_interrupted_destroy_is_finished_once_its_metadata_is_gone() {
         let (_dir, store) = store();
         let instance = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r")).instance;
         fs::create_dir_all(store.upper_dir(&instance)).unwrap();
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_replacement_one_is_left_the_old_until_the_new_has_its_record() {
+    fn an_interrupted_replacement_leaves_the_old_environment_or_the_new_one() {
         let (_dir, store) = store();
         let record = RecordId::of(b"r");
         for (has_record, old_has_gone) in [(false, false), (true, false), (true, true)] {
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_without_an_end_it_is_undone_at_once() {
+    fn an_intent_dropped_without_an_end_is_undone_at_once() {
         let (_dir, store) = store();
         let instance = InstanceId::random().unwrap();
         let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();

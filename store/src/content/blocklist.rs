@@ -105,11 +105,11 @@ impl BlockList {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut decoder = Decoder::new("block list", bytes);
         if decoder.array::<4>()? != *MAGIC {
-            return Err(decoder.error("it does not begin as a block list of format 3"));
+            return Err(decoder.error("it does not start with the header of a block list of format 3"));
         }
         let size = decoder.varint()?;
         if size > FILE_MAX {
-            return Err(decoder.error(format!("{size} bytes are more than a file can have")));
+            return Err(decoder.error(format!("{size} bytes exceed the largest file size")));
         }
         // Collected in order, so that the map is built at once: a large file has tens of thousands of blocks.
         let mut blocks = Vec::new();
@@ -118,7 +118,7 @@ impl BlockList {
             let gap = decoder.varint()?;
             let count = decoder.count(ObjectId::LEN)? as u64;
             if count == 0 || (run > 0 && gap == 0) {
-                return Err(decoder.error("a run is empty or continues the one before"));
+                return Err(decoder.error("a run is empty, or should be part of the one before"));
             }
             let start = end
                 .checked_add(gap)
@@ -140,7 +140,7 @@ impl BlockList {
     pub(crate) fn load(batch: &Batch, id: &ObjectId, size: u64) -> Result<Self> {
         let list = Self::decode(&batch.read(id, Self::max_bytes(size))?).map_err(|error| error.named(id))?;
         if list.size != size {
-            let reason = format!("it is of a file of {} bytes, not {size}", list.size);
+            let reason = format!("it describes a file of {} bytes, not {size}", list.size);
             return Err(StoreError::corrupt("block list", id, reason));
         }
         Ok(list)

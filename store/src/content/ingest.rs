@@ -52,7 +52,7 @@ pub fn ingest(reader: &mut dyn Read, batch: &mut Batch) -> Result<FileContent> {
 /// [`StoreError::Invalid`] when `size` is larger than [`FILE_MAX`].
 pub fn ingest_ranges(file: &File, size: u64, data: &[(u64, u64)], batch: &mut Batch) -> Result<FileContent> {
     if size > FILE_MAX {
-        return Err(StoreError::invalid(format!("{size} bytes are more than a file can have")));
+        return Err(StoreError::invalid(format!("{size} bytes exceed the largest file size")));
     }
     if size <= SMALL_MAX {
         let mut bytes = vec![0; size as usize];

@@ -40,7 +40,7 @@ pub(super) fn read_extents(
         let read = read_full_at(&open(&extent.object)?, part, at).at("read object", Path::new(&name))?;
         if read < part.len() {
             let reason = format!(
-                "it ends at byte {}, a file needs it up to {}",
+                "it ends at byte {}, but a file needs it up to {}",
                 at + read as u64,
                 at + part.len() as u64
             );

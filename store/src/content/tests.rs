@@ -243,7 +243,7 @@ fn adopting_a_large_whole_file_copies_nothing() {
 }
 
 #[test]
-fn a_fragmented_file_is_packed_anew() {
+fn a_fragmented_file_is_repacked() {
     let (_dir, store) = store();
     // Every second block has data, a single byte; the rest of the block reads as zeros.
     let blocks = 2 * (17 << 10);

@@ -30,7 +30,7 @@ pub fn update(
     batch: &mut Batch,
 ) -> Result<FileContent> {
     if size > super::FILE_MAX {
-        return Err(StoreError::invalid(format!("{size} bytes are more than a file can have")));
+        return Err(StoreError::invalid(format!("{size} bytes exceed the largest file size")));
     }
     let limit = base_limit.min(base.size).min(size);
     let mut dirty: Vec<u64> = dirty.filter(|block| *block < block_count(size)).collect();

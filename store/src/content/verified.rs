@@ -33,14 +33,18 @@ impl<'a> Verified<'a> {
         } else if content.is_plain() {
             let bytes = store.objects().read(&content.hash, content.size)?;
             if bytes.len() as u64 != content.size {
-                return Err(corrupt(format!("it has {} bytes, a file needs {}", bytes.len(), content.size)));
+                return Err(corrupt(format!(
+                    "it has {} bytes, but a file needs {}",
+                    bytes.len(),
+                    content.size
+                )));
             }
             Source::Plain(bytes)
         } else {
             let bytes = store.objects().read(&content.hash, BlockList::max_bytes(content.size))?;
             let list = BlockList::decode(&bytes).map_err(|error| error.named(content.hash))?;
             if list.size() != content.size {
-                let reason = format!("its block list is of a file of {} bytes", list.size());
+                let reason = format!("its block list describes a file of {} bytes", list.size());
                 return Err(corrupt(reason));
             }
             Source::Listed { list, buffer: Vec::new() }
@@ -97,7 +101,7 @@ fn read_checked(
             None => is_zero(block),
         };
         if !good {
-            let reason = format!("block {number} of it is not what its block list says");
+            let reason = format!("its block {number} does not match its block list");
             return Err(StoreError::corrupt("content", content.hash, reason));
         }
     }

@@ -90,7 +90,7 @@ fn links_are_not_followed_at_the_end_or_on_the_way() {
 }
 
 #[test]
-fn what_has_the_name_is_replaced_and_removed_itself() {
+fn links_are_replaced_and_removed_and_not_followed() {
     let place = Place::new();
     let make = || {
         symlink("../victim", place.path("link")).unwrap();
@@ -161,7 +161,7 @@ fn only_regular_files_are_opened_and_nothing_is_waited_for() {
 }
 
 #[test]
-fn what_has_another_name_is_not_changed_in_place() {
+fn a_file_with_another_hard_link_is_not_changed_in_place() {
     let place = Place::new();
     fs::hard_link(place.dir.path().join("victim"), place.path("hard")).unwrap();
     let path = place.path("hard");
@@ -174,7 +174,7 @@ fn what_has_another_name_is_not_changed_in_place() {
 }
 
 #[test]
-fn for_reading_means_for_reading() {
+fn files_opened_for_reading_refuse_every_change() {
     let place = Place::new();
     fs::write(place.path("file"), "kept").unwrap();
     let files = Files::for_reading(&place.path("")).unwrap();

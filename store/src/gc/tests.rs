@@ -167,7 +167,7 @@ fn a_file_with_a_trees_bytes_hides_nothing() {
 }
 
 #[test]
-fn it_refuses_when_something_cannot_be_read() {
+fn a_collection_refuses_if_something_cannot_be_read() {
     let place = Place::new();
     let (kept, gone) = (place.import(&[("d/a", b"a")]), place.import(&[("d/a", b"b")]));
     let (_, base) = place.layer(kept, 1, None);
@@ -229,7 +229,7 @@ fn marks_with_little_room_take_nothing_that_is_needed() {
 }
 
 #[test]
-fn dead_staging_goes_and_living_stays() {
+fn staging_of_dead_processes_is_removed_and_of_living_ones_kept() {
     let place = Place::new();
     let mut living = Batch::new(&place.store).unwrap();
     living.put(b"living").unwrap();
@@ -270,7 +270,7 @@ fn a_dry_run_shares_the_store() {
 }
 
 #[test]
-fn what_is_met_again_after_the_start_is_spared() {
+fn objects_stored_again_after_the_start_are_kept() {
     let place = Place::new();
     let root = place.import(&[("f", b"old")]);
     let content = ObjectId::of(b"old");
@@ -298,7 +298,7 @@ fn what_is_met_again_after_the_start_is_spared() {
 }
 
 #[test]
-fn a_cancelled_collection_leaves_a_whole_store() {
+fn a_cancelled_collection_leaves_an_intact_store() {
     let place = Place::new();
     let kept = place.import(&[("g", b"kept")]);
     let (_, base) = place.layer(kept, 1, None);

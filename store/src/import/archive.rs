@@ -41,7 +41,10 @@ pub(super) fn take_in<R: Read>(
         members.intake.progress.add(0, 1);
     }
     if members.reader.has_trailing() {
-        members.intake.warnings.push(format!("{source} goes on after its end marker; that was left out"));
+        members
+            .intake
+            .warnings
+            .push(format!("{source} continues after its end marker; the rest was left out"));
     }
     Ok(members.reader.into_inner().into_inner())
 }
@@ -134,7 +137,7 @@ impl<R: Read> Members<'_, '_, R> {
         let aufs = |name: &[u8]| name.starts_with(AUFS) && name != OPAQUE;
         if components.iter().any(|name| aufs(name)) {
             let path = String::from_utf8_lossy(path);
-            self.intake.warnings.push(format!("{path:?} was left out: a record of AUFS's own"));
+            self.intake.warnings.push(format!("{path:?} was left out: it is internal to AUFS"));
             return Ok(true);
         }
         for (depth, name) in above.iter().enumerate() {
@@ -144,7 +147,7 @@ impl<R: Read> Members<'_, '_, R> {
         }
         let Some(hidden) = name.strip_prefix(WHITEOUT) else { return Ok(false) };
         if matches!(hidden, b"" | b"." | b"..") {
-            return Err("it is a whiteout of no name that a file can have".to_owned());
+            return Err("it is a whiteout for a name that no file can have".to_owned());
         }
         let followed = match self.below.map(|below| self.builder.follow(below, path)).transpose()? {
             None | Some(Way::Straight) => None,
@@ -166,7 +169,7 @@ impl<R: Read> Members<'_, '_, R> {
     /// Streams a member's content into the batch.
     fn body(&mut self, path: &[u8], size: u64, ranges: Option<&[(u64, u64)]>) -> Result<FileContent> {
         if i64::try_from(size).is_err() {
-            return Err(refuse(path, "it is larger than a file can be"));
+            return Err(refuse(path, "it is larger than the largest file size"));
         }
         let batch = &mut self.intake.batch;
         let mut body = Body { reader: &mut self.reader, failed: None };

@@ -56,7 +56,7 @@ impl Files for Directory {
         };
         let stat = rustix::fs::fstat(&found).at("read", &path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(Err("is no regular file"));
+            return Ok(Err("is not a regular file"));
         }
         let file = input::reopen(found).at("open", &path)?;
         // Limits the read if the file grows.
@@ -128,7 +128,7 @@ impl Archive {
             }
             kept += member.size;
             if kept > MAX_KEPT {
-                let reason = format!("its documents have more than {MAX_KEPT} bytes together");
+                let reason = format!("its documents have more than {MAX_KEPT} bytes in total");
                 return Err(broken(source, &reason));
             }
             Ok(Place::Kept(bytes))
@@ -212,7 +212,7 @@ fn members<R: Read>(
         };
         members.insert(name, found);
         if members.len() > MAX_MEMBERS {
-            let reason = format!("an image of more than {MAX_MEMBERS} files is not taken in");
+            let reason = format!("it has more than {MAX_MEMBERS} files");
             return Err(broken(source, &reason));
         }
     }
@@ -226,7 +226,7 @@ impl Files for Archive {
             (Place::Kept(bytes), _) => return Ok(Ok(Blob::of(bytes))),
             (Place::Inside(at, size), Some(file)) => (file, *at, *size),
             (Place::Copy(file, size), _) => (file, 0, *size),
-            (Place::Packed(..), _) => return Ok(Err("is not what the image says of it")),
+            (Place::Packed(..), _) => return Ok(Err("is not of the kind that the image says")),
             (Place::Inside(..) | Place::Link(_), _) => return Ok(Err("is missing")),
         };
         let reader = Box::new(At { file: file.clone(), at, end: at.saturating_add(size) });

@@ -219,7 +219,7 @@ impl Builder {
     ) -> Reason<LeafId> {
         match &content {
             Content::Symlink(target) if target.is_empty() => {
-                return Err("it links to an empty name".to_owned());
+                return Err("the target of its link is empty".to_owned());
             }
             Content::Symlink(target) if target.len() > MAX_TARGET => {
                 return Err(format!("the target of its link is longer than {MAX_TARGET} bytes"));
@@ -338,9 +338,7 @@ impl Builder {
         let left = self.room.checked_sub(bytes as u64);
         self.room = left.ok_or_else(|| {
             let limit = MAX_METADATA >> 20;
-            format!(
-                "with it the image has more than {limit} MiB of names and attributes, which is not taken in"
-            )
+            format!("with it the image exceeds the limit of {limit} MiB of names and attributes")
         })?;
         Ok(())
     }
@@ -351,7 +349,7 @@ impl Builder {
         for (depth, name) in components.iter().enumerate() {
             if let Some(Child::Leaf(_)) = self.directories[at.0].children.get(name) {
                 let above = components[..=depth].join(&b'/');
-                return Err(format!("{:?} above it is not a directory", String::from_utf8_lossy(&above)));
+                return Err(format!("its parent {:?} is not a directory", String::from_utf8_lossy(&above)));
             }
             at = self.directory(at, name)?;
         }

@@ -41,7 +41,7 @@ pub(super) fn decompress<'scope, 'env>(
         }
         Kind::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
         Kind::Other(name) => {
-            let what = format!("{name} archives are not supported: give .tar, .tar.gz, .tar.xz or .tar.zst");
+            let what = format!("{name} archives are not supported: use .tar, .tar.gz, .tar.xz or .tar.zst");
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
     };
@@ -105,7 +105,7 @@ fn skip_zeros(input: &mut impl BufRead) -> io::Result<usize> {
             Ok([]) => return Ok(0),
             Ok(zeros) if zeros.iter().all(|&b| b == 0) => zeros.len(),
             Ok(_) => {
-                let what = "after the gzip stream and zeros there is something else";
+                let what = "there is other data after the gzip stream";
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

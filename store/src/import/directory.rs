@@ -48,7 +48,7 @@ pub(super) fn import(
     mounts: Mounts,
 ) -> Result<Builder> {
     if let Some(name) = pseudo(&top).at("read", path)? {
-        let reason = format!("it shows the state of the kernel ({name}) and holds no files");
+        let reason = format!("it shows the kernel's state ({name}) and holds no files");
         return Err(refuse(path, &reason));
     }
     let root = intake.store.root();
@@ -81,7 +81,7 @@ pub(super) fn import(
         xattr_whiteouts: level,
     })?;
     if rustix::fs::fstat(&watched).at("read", path)?.st_nlink == 0 {
-        return Err(refuse(path, "it was removed meanwhile"));
+        return Err(refuse(path, "it was removed in the meantime"));
     }
     for note in walk.told.notes() {
         walk.intake.warnings.push_total(note);
@@ -161,8 +161,7 @@ impl Walk<'_, '_> {
                 Err(error) if is_gone(&error, &path) && tries < TRIES => {}
                 Err(error) if was_replaced(&error, &path) => {
                     if tries == TRIES {
-                        let reason =
-                            "it becomes something else again and again: end what does it, or import a copy";
+                        let reason = "it keeps being replaced: stop whatever does that, or import a copy";
                         return Err(refuse(&path, reason));
                     }
                 }
@@ -313,7 +312,7 @@ impl Walk<'_, '_> {
             FileType::Fifo => Content::Special(FileKind::Fifo, 0),
             FileType::CharacterDevice => Content::Special(FileKind::CharDevice, stat.st_rdev),
             FileType::BlockDevice => Content::Special(FileKind::BlockDevice, stat.st_rdev),
-            _ => return Err(refuse(path, "its type is not known")),
+            _ => return Err(refuse(path, "its type is unknown")),
         };
         let xattrs = named_xattrs(directory, name).at("read the attributes of", path)?;
         let mut attributes = attributes(stat, xattrs);

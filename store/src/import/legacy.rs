@@ -77,8 +77,7 @@ fn of_chain(files: &dyn Files, top: &str) -> Result<Image> {
         }
         let Some(level) = level(files, &id)? else {
             let shown: String = id.chars().take(100).collect();
-            let reason =
-                format!("its layer {shown:?} has no json that can be read: the archive is not whole");
+            let reason = format!("its layer {shown:?} has no readable json: the archive is incomplete");
             return Err(oci::refuse(files, &reason));
         };
         image.layers.push(Layer { file: layer_file(&id), size: None, digest: None, diff_id: None });
@@ -86,7 +85,8 @@ fn of_chain(files: &dyn Files, top: &str) -> Result<Image> {
         top_config.get_or_insert(level.config);
     }
     image.layers.reverse();
-    let form = "it is in the form of docker save before 1.10, which has no digests: damage in it would not be noticed";
+    let form =
+        "it was written by docker save before 1.10, which has no digests: damage in it would not be noticed";
     image.notes.push(form.to_owned());
     if let Some(config) = top_config {
         oci::take_config(files, &mut image, &config)?;

@@ -138,7 +138,9 @@ pub fn import_upper(
     let file = input::open(path).at("import", path)?;
     if !file.metadata().at("read", path)?.is_dir() {
         let path = path.display();
-        return Err(StoreError::Invalid(format!("cannot import {path}: an overlay's upper is a directory")));
+        return Err(StoreError::Invalid(format!(
+            "cannot import {path}: an overlay's upper must be a directory"
+        )));
     }
     Intake::of(trees.store(), progress, |intake| {
         let mut tree = Builder::from_tree(trees, lower, MAX_METADATA)?;
@@ -185,8 +187,10 @@ impl<'a> Intake<'a> {
         }
         let inside = top.iter().find(|name| is_root(&builder.names_below(&[name])));
         let advice = match inside {
-            Some(inside) => format!("{inside}/ in it looks like one: import that alone"),
-            None => "if it is an image, give the whole of it (docker save, skopeo copy … oci:DIR)".to_owned(),
+            Some(inside) => format!("{inside}/ in it looks like one: import only that"),
+            None => {
+                "if it is an image, give the complete image (docker save, skopeo copy … oci:DIR)".to_owned()
+            }
         };
         let mut told =
             top.iter().take(MAX_TOLD).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
@@ -196,7 +200,7 @@ impl<'a> Intake<'a> {
             more => told.push_str(&format!(" and {more} more")),
         }
         self.warnings.push(format!(
-            "{source} was taken as a root filesystem, but has no bin, etc or usr at its top, only {told}; {advice}"
+            "{source} was imported as a root filesystem, but has no bin, etc or usr at its top, only {told}; {advice}"
         ));
     }
 

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_state_is_told_from_files() {
+    fn file_systems_of_kernel_state_are_recognized() {
         let open = |path: &str| rustix::fs::open(path, OFlags::PATH, Mode::empty()).unwrap();
         assert_eq!(pseudo(&open("/proc")).unwrap(), Some("proc"));
         assert_eq!(pseudo(&open("/sys")).unwrap(), Some("sysfs"));

@@ -159,7 +159,10 @@ pub(super) fn of_layout(files: &dyn Files) -> Result<Image> {
     let layout: Layout = document(files, "oci-layout")?;
     if !layout.image_layout_version.starts_with("1.") {
         let version = layout.image_layout_version;
-        return Err(refuse(files, &format!("it is an OCI layout of version {version:?}, only 1.x is known")));
+        return Err(refuse(
+            files,
+            &format!("it is an OCI layout of version {version:?}, but only 1.x is supported"),
+        ));
     }
     let index: Index = document(files, "index.json")?;
     let mut candidates = Vec::new();
@@ -255,10 +258,7 @@ fn collect(
             continue;
         }
         if descriptor.media_type.contains("vnd.docker.distribution.manifest.v1") {
-            return Err(refuse(
-                files,
-                "it is an image of Docker's first schema: convert it with skopeo copy",
-            ));
+            return Err(refuse(files, "it is an image of Docker's schema 1: convert it with skopeo copy"));
         }
         let manifest: Manifest =
             parse(&bytes).map_err(|reason| unreadable(files, &descriptor.digest, &reason))?;
@@ -308,10 +308,10 @@ fn choose(files: &dyn Files, mut candidates: Vec<Candidate>) -> Result<Candidate
         Some(_) => Err(refuse(
             files,
             &format!(
-                "it holds several images for linux/{machine}: {list}. Copy the wanted one out, with skopeo copy"
+                "it holds several images for linux/{machine}: {list}. Extract the one you want with skopeo copy"
             ),
         )),
-        None => Err(refuse(files, &format!("it holds no image for linux/{machine}, but: {list}"))),
+        None => Err(refuse(files, &format!("it holds no image for linux/{machine}, only: {list}"))),
     }
 }
 
@@ -355,11 +355,11 @@ fn check_layer_kind(files: &dyn Files, layer: &Descriptor) -> Result<()> {
     let reason = if kind.contains("+encrypted") {
         "is encrypted: decrypt the image first (skopeo copy --decryption-key)"
     } else if kind.contains("nondistributable") || kind.contains(".foreign.") {
-        "is a foreign one, whose bytes are not part of the image"
+        "is a foreign layer, whose bytes are not part of the image"
     } else if kind.contains(".tar") || kind.is_empty() {
         return Ok(());
     } else {
-        "is no root filesystem"
+        "is not a root filesystem"
     };
     Err(refuse(files, &format!("its layer {} ({kind}) {reason}", layer.digest)))
 }
@@ -371,7 +371,7 @@ pub(super) fn take_config(files: &dyn Files, image: &mut Image, config: &Config)
         let (ids, layers) = (diff_ids.len(), image.layers.len());
         return Err(refuse(
             files,
-            &format!("its configuration speaks of {ids} layers, its manifest of {layers}"),
+            &format!("its configuration has {ids} layers, but its manifest has {layers}"),
         ));
     }
     for (layer, id) in image.layers.iter_mut().zip(diff_ids) {
@@ -380,7 +380,9 @@ pub(super) fn take_config(files: &dyn Files, image: &mut Image, config: &Config)
     let machine = architecture();
     let Platform { os, architecture, .. } = &config.platform;
     if (os != "linux" || architecture != machine) && !architecture.is_empty() {
-        image.notes.push(format!("the image is for {os}/{architecture}, this machine is linux/{machine}"));
+        image
+            .notes
+            .push(format!("the image is for {os}/{architecture}, but this machine is linux/{machine}"));
     }
     let Some(defaults) = &config.config else { return Ok(()) };
     let env = defaults.env.iter().flatten().any(|variable| !variable.starts_with("PATH="));
@@ -406,7 +408,7 @@ pub(super) fn check(files: &dyn Files, name: &str, expected: Sha, found: Sha) ->
     if expected == found {
         return Ok(());
     }
-    Err(refuse(files, &format!("blob {name} is damaged: its digest should be {expected} and is {found}")))
+    Err(refuse(files, &format!("blob {name} is damaged: its digest should be {expected}, but is {found}")))
 }
 
 /// Refuses a blob whose size is wrong.
@@ -414,7 +416,7 @@ pub(super) fn check_size(files: &dyn Files, name: &str, expected: u64, found: u6
     if expected == found {
         return Ok(());
     }
-    let reason = format!("blob {name} is damaged: it should have {expected} bytes and has {found}");
+    let reason = format!("blob {name} is damaged: it should have {expected} bytes, but has {found}");
     Err(refuse(files, &reason))
 }
 
@@ -451,7 +453,7 @@ pub(super) fn small(files: &dyn Files, name: &str) -> Result<Option<Vec<u8>>> {
 
 /// The error for an archive of several images, which it names.
 pub(super) fn several(files: &dyn Files, names: &str) -> StoreError {
-    refuse(files, &format!("it holds several images ({names}): save the wanted one alone"))
+    refuse(files, &format!("it holds several images ({names}): save only the one you want"))
 }
 
 fn document<T: for<'de> Deserialize<'de>>(files: &dyn Files, name: &str) -> Result<T> {
@@ -463,10 +465,7 @@ fn document<T: for<'de> Deserialize<'de>>(files: &dyn Files, name: &str) -> Resu
 fn whole(files: &dyn Files, name: &str, blob: Blob) -> Result<Vec<u8>> {
     if blob.size > MAX_DOCUMENT {
         let size = blob.size;
-        return Err(refuse(
-            files,
-            &format!("{name} has {size} bytes, more than the {MAX_DOCUMENT} of a document"),
-        ));
+        return Err(refuse(files, &format!("{name} has {size} bytes; a document may have {MAX_DOCUMENT}")));
     }
     let mut bytes = Vec::new();
     blob.reader

@@ -54,13 +54,13 @@ pub(super) fn special<'a>(name: &'a [u8], stat: &Stat) -> std::result::Result<Op
         return Ok(is_device.then_some(Special::Whiteout(name)));
     };
     if !(is_device || (kind == FileType::RegularFile && stat.st_size == 0)) {
-        return Err("it has the name of a whiteout and is none: rename it".to_owned());
+        return Err("it has the name of a whiteout but is not one: rename it".to_owned());
     }
     if name == OPAQUE {
         return Ok(Some(Special::Opaque));
     }
     if matches!(hidden, b"" | b"." | b"..") {
-        return Err("it is a whiteout of no name that a file can have".to_owned());
+        return Err("it is a whiteout for a name that no file can have".to_owned());
     }
     Ok(Some(Special::Whiteout(hidden)))
 }
@@ -149,7 +149,8 @@ pub(super) fn check_readable(path: &Path, owner: u32) -> Result<()> {
     if owner == 0 && !nix::unistd::geteuid().is_root() {
         let path = path.display();
         return Err(StoreError::Invalid(format!(
-            "cannot import {path}: it is root's, and what root's overlayfs says of deletions only root can read: import it as root"
+            "cannot import {path}: it belongs to root, and only root can read overlayfs's marks of deleted files in it: import \
+             it as root"
         )));
     }
     Ok(())
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn owner_and_mode_as_they_show() {
+    fn override_attributes_give_owner_and_mode() {
         let mut all = attributes(&[("user.fuseoverlayfs.override_stat", "1:2:4755:file")]);
         assert_eq!(take(&mut all).unwrap(), Own::default());
         assert_eq!((all.uid, all.gid, all.mode, all.xattrs.len()), (1, 2, 0o4755, 0));

@@ -33,7 +33,7 @@ pub fn import_stream(
         if head.is_empty() {
             return Err(broken(
                 source,
-                &"the archive is truncated to nothing: see whether the command that should give it failed",
+                &"the archive is empty: check whether the command that writes it failed",
             ));
         }
         if !image::begins_like_one(&head, source)? {

@@ -336,7 +336,7 @@ fn absolute_names_are_below_the_root_and_a_symlink_may_point_anywhere() {
 }
 
 #[test]
-fn of_two_entries_with_one_name_the_last_wins() {
+fn the_last_of_two_entries_with_one_name_wins() {
     let place = Place::new();
     let members: [Raw<'_>; 10] = [
         (b"f", b'0', b"", b"old"),
@@ -383,7 +383,7 @@ fn a_second_import_adds_nothing_and_progress_is_told() {
 }
 
 #[test]
-fn sockets_and_the_store_itself_are_left_out_with_a_word() {
+fn sockets_and_the_store_itself_are_left_out_with_a_note() {
     let place = Place::new();
     let _socket = std::os::unix::net::UnixListener::bind(place.src().join("sock")).unwrap();
     let imported = import_path(&place.store, place.dir.path(), &NoProgress).unwrap();
@@ -394,7 +394,7 @@ fn sockets_and_the_store_itself_are_left_out_with_a_word() {
 }
 
 #[test]
-fn what_the_kernel_can_name_is_not_too_deep() {
+fn paths_that_the_kernel_can_name_are_not_too_deep() {
     let place = Place::new();
     let deep = b"d/".repeat(2048);
     let imported = place.import(&archive(&[(&deep, b'5', b"", b"")])).unwrap();

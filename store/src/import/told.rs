@@ -55,20 +55,20 @@ impl Told {
     pub fn notes(&self) -> impl Iterator<Item = String> {
         [
             self.vanished.note(
-                "one name vanished while the directory was read, and was left out",
-                "{} names vanished while the directory was read, and were left out",
+                "one entry vanished while the directory was read, and was left out",
+                "{} entries vanished while the directory was read, and were left out",
             ),
             self.changed.note(
-                "one file changed while it was read, and what was read of it is kept",
-                "{} files changed while they were read, and what was read of them is kept",
+                "one file changed while it was read, and may be a mixture of old and new data",
+                "{} files changed while they were read, and may be a mixture of old and new data",
             ),
             self.mounts.note(
-                "one mount was left out, and its mount point kept empty (`karapace import --cross-mounts` takes it in)",
-                "{} mounts were left out, and their mount points kept empty (`karapace import --cross-mounts` takes them in)",
+                "one mount was left out, and its mount point is empty (`karapace import --cross-mounts` includes it)",
+                "{} mounts were left out, and their mount points are empty (`karapace import --cross-mounts` includes them)",
             ),
             self.pseudo.note(
-                "one mount was left out, for it shows the state of the kernel and holds no files",
-                "{} mounts were left out, for they show the state of the kernel and hold no files",
+                "one mount was left out, because it shows the kernel's state and holds no files",
+                "{} mounts were left out, because they show the kernel's state and hold no files",
             ),
         ]
         .into_iter()
@@ -92,8 +92,8 @@ mod tests {
         assert_eq!(
             notes,
             [
-                "7 names vanished while the directory was read, and were left out: /v0, /v1, /v2, /v3, /v4 and 2 more",
-                "one file changed while it was read, and what was read of it is kept: /a",
+                "7 entries vanished while the directory was read, and were left out: /v0, /v1, /v2, /v3, /v4 and 2 more",
+                "one file changed while it was read, and may be a mixture of old and new data: /a",
             ]
         );
     }

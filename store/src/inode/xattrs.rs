@@ -86,7 +86,7 @@ impl Xattrs {
         // A name takes its length and at least one byte, a value at least its length.
         let count = decoder.count(3)?;
         if count == 0 {
-            return Err(decoder.error("an empty list of attributes is written out"));
+            return Err(decoder.error("an empty list of attributes is stored"));
         }
         // Nothing is reserved: an attribute in memory is larger than the shortest encoded one.
         let mut list: Vec<Attribute> = Vec::new();

@@ -21,7 +21,7 @@ impl Check<'_> {
             let whole = !content.is_plain() || size == content.size;
             if !whole || extent.object_offset.checked_add(extent.length).is_none_or(|end| end > size) {
                 return Ok(Some(format!(
-                    "object {} has {size} bytes, which is not what it needs",
+                    "object {} has {size} bytes, which is not the expected size",
                     extent.object
                 )));
             }
@@ -48,7 +48,7 @@ impl Check<'_> {
     /// Compares a file's blocks, as read through its extents, with its block list.
     fn blocks(&self, content: &FileContent, list: &BlockList) -> Result<Option<String>> {
         if list.size() != content.size {
-            return Ok(Some(format!("its block list is of a file of {} bytes", list.size())));
+            return Ok(Some(format!("its block list describes a file of {} bytes", list.size())));
         }
         let mut listed = 0;
         let mut block = vec![0; BLOCK as usize];
@@ -58,12 +58,12 @@ impl Check<'_> {
                 let got = content::read_at(self.store, content, offset, part)?;
                 let number = offset / BLOCK;
                 if got != part.len() || list.get(number) != Some(ObjectId::of(part)) {
-                    return Ok(Some(format!("block {number} is not what its block list says")));
+                    return Ok(Some(format!("block {number} does not match its block list")));
                 }
                 listed += 1;
             }
         }
         let holes = listed != list.len();
-        Ok(holes.then(|| "its block list has data where it has holes".to_owned()))
+        Ok(holes.then(|| "its block list has data where the file has a hole".to_owned()))
     }
 }

@@ -173,7 +173,7 @@ impl Check<'_> {
                     Ok((size, found)) => {
                         progress.add(size, 1);
                         if found != id {
-                            let message = format!("object {id}: its bytes are not those its name says");
+                            let message = format!("object {id}: its bytes do not match its name");
                             self.found(id, Finding::new(Kind::CorruptObject, message).file(&path));
                         }
                         size
@@ -204,7 +204,7 @@ impl Check<'_> {
                     if !plain || record.hash.as_bytes() == record.tar_hash.as_bytes() {
                         continue;
                     }
-                    "its hash is not its tar hash".to_owned()
+                    "its hash differs from its tar hash".to_owned()
                 }
                 Err(StoreError::Missing { .. }) => continue,
                 Err(StoreError::Corrupt { reason, .. }) => reason,
@@ -242,7 +242,7 @@ impl Check<'_> {
                     let finding = Finding::new(
                         Kind::CorruptEnvironment,
                         format!(
-                            "environment record {instance}: {error}; nothing is collected while it is there and cannot be read"
+                            "environment record {instance}: {error}; gc removes nothing until it can be read or is gone"
                         ),
                     );
                     self.findings.push(finding.object(instance).file(&path).environment(&name));
@@ -285,7 +285,7 @@ impl Check<'_> {
                     if record.hash == hash {
                         continue;
                     }
-                    format!("that record is of layer {}, not {hash}", record.hash)
+                    format!("that record describes layer {}, not {hash}", record.hash)
                 }
                 Err(error) => match self.by_record.get(&id) {
                     Some(index) => {
@@ -345,7 +345,8 @@ impl Check<'_> {
             }
         }
         if objects > 0 {
-            let message = format!("{objects} objects ({bytes} bytes) that nothing refers to: gc frees them");
+            let message =
+                format!("{objects} objects ({bytes} bytes) that nothing refers to: `karapace gc` frees them");
             self.findings.push(Finding::new(Kind::Orphans, message));
         }
         Ok(())

@@ -35,9 +35,9 @@ impl Check<'_> {
             match dir.symlink_metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     let message = match can_be_made_anew(layout, &dir) {
-                        true => format!("the directory {} is missing: --repair makes it anew", dir.display()),
+                        true => format!("the directory {} is missing: --repair creates it", dir.display()),
                         false => format!(
-                            "the directory {} is missing, and all that was in it: put it back from a copy",
+                            "the directory {} is missing with everything in it: restore it from a backup",
                             dir.display()
                         ),
                     };
@@ -49,13 +49,13 @@ impl Check<'_> {
                     if mode & 0o077 != 0 {
                         self.wrong_permissions(
                             &dir,
-                            format!("has mode {mode:04o}, others can reach what is in it: 0700 is right"),
+                            format!("has mode {mode:04o}, which gives other users access: it should be 0700"),
                         );
                     }
                     if metadata.uid() != owner {
                         self.wrong_permissions(
                             &dir,
-                            format!("belongs to uid {}, the store to {owner}", metadata.uid()),
+                            format!("belongs to uid {}, but the store to {owner}", metadata.uid()),
                         );
                     }
                 }
@@ -83,7 +83,7 @@ impl Check<'_> {
         let set_aside = quarantine::count(self.store)?;
         if set_aside > 0 {
             let message = format!(
-                "{set_aside} damaged files were set aside in {}: remove that directory when you need them no more",
+                "{set_aside} damaged files are in {}: remove that directory when you no longer need them",
                 layout.quarantine().display()
             );
             self.findings.push(Finding::new(Kind::Quarantined, message).file(&layout.quarantine()));
@@ -106,7 +106,8 @@ impl Check<'_> {
             }
             if is_orphan(self.store, &instance)? {
                 let message = format!(
-                    "{} has uncommitted changes, and the environment's record is missing: put {} back from a copy, or remove that directory to give them up; nothing is collected before",
+                    "{} has uncommitted changes, but the environment's record is missing: restore {} from a backup, or remove \
+                     that directory to give them up; until then gc removes nothing",
                     path.display(),
                     Metadata::path(self.store, &instance).display()
                 );
@@ -127,12 +128,12 @@ impl Check<'_> {
         if mode & WRITABLE != 0 {
             self.wrong_permissions(
                 path,
-                format!("has mode {mode:04o} and could be written to: 0444 is right"),
+                format!("has mode {mode:04o}, which allows writing: it should be 0444"),
             );
         }
         if stat.st_uid != self.owner {
             let (uid, owner) = (stat.st_uid, self.owner);
-            self.wrong_permissions(path, format!("belongs to uid {uid}, the store to {owner}"));
+            self.wrong_permissions(path, format!("belongs to uid {uid}, but the store to {owner}"));
         }
         Ok(())
     }

@@ -124,7 +124,7 @@ fn make_directory(store: &Store, dir: &Path) -> Result<Option<Action>> {
         other => other.at("create", dir)?,
     }
     dir.parent().map_or(Ok(()), |parent| store.files().sync_dir(parent))?;
-    let message = format!("the directory {} was made anew", dir.display());
+    let message = format!("the directory {} was created again", dir.display());
     Ok(Some(Action::new(Deed::Rebuilt, None, dir, message)))
 }
 
@@ -140,14 +140,14 @@ fn set_mode(store: &Store, path: &Path) -> Result<Option<Action>> {
         return Ok(None);
     }
     store.files().set_mode(path, mode).at("set the mode of", path)?;
-    let message = format!("{} has mode {mode:04o} again", path.display());
+    let message = format!("the mode of {} was set to {mode:04o}", path.display());
     Ok(Some(Action::new(Deed::Rebuilt, None, path, message)))
 }
 
 fn move_intent(store: &Store, path: &Path) -> Result<Option<Action>> {
     let name = crate::files::name(path).unwrap_or("intent");
     let to = set_aside(store, quarantine::Kind::Wal, path, name)?;
-    let message = format!("the intent {name} was set aside: {}", to.display());
+    let message = format!("the intent {name} was moved to {}", to.display());
     Ok(Some(Action::new(Deed::SetAside, None, path, message)))
 }
 
@@ -178,11 +178,11 @@ fn mend_object(store: &Arc<Store>, id: &ObjectId) -> Result<Option<Action>> {
         batch.put(&good)?;
         batch.commit()?;
         let message =
-            format!("object {id}: one bit was wrong and was turned back; as it was: {}", to.display());
+            format!("object {id} was repaired by flipping one bit; the damaged original is {}", to.display());
         return Ok(Some(Action::new(Deed::Mended, name, &path, message)));
     }
     let message = format!(
-        "object {id} was set aside: {}; the next import or commit of the same content stores it anew",
+        "object {id} was moved to {}; the next import or commit of the same content stores it again",
         to.display()
     );
     Ok(Some(Action::new(Deed::SetAside, name, &path, message)))
@@ -198,12 +198,14 @@ fn mend_layer(store: &Store, id: &RecordId) -> Result<Option<Action>> {
     let name = Some(id.to_hex());
     if let Some(good) = mend(&bytes, &|bytes| RecordId::of(bytes) == *id) {
         store.files().write(&path, &good)?;
-        let message =
-            format!("layer record {id}: one bit was wrong and was turned back; as it was: {}", to.display());
+        let message = format!(
+            "layer record {id} was repaired by flipping one bit; the damaged original is {}",
+            to.display()
+        );
         return Ok(Some(Action::new(Deed::Mended, name, &path, message)));
     }
     let message = format!(
-        "layer record {id} was set aside: {}; a snapshot that needs it can only be removed (`karapace snapshots rm`)",
+        "layer record {id} was moved to {}; a snapshot that needs it can only be removed (`karapace snapshots rm`)",
         to.display()
     );
     Ok(Some(Action::new(Deed::SetAside, name, &path, message)))
@@ -221,7 +223,7 @@ fn mend_environment(store: &Store, instance: &InstanceId) -> Result<Option<Actio
     let to = keep_copy(store, quarantine::Kind::Environments, &path, &instance.to_hex())?;
     store.files().write(&path, &good)?;
     let message = format!(
-        "environment record {instance}: one bit was wrong and was turned back; as it was: {}",
+        "environment record {instance} was repaired by flipping one bit; the damaged original is {}",
         to.display()
     );
     Ok(Some(Action::new(Deed::Mended, Some(instance.to_hex()), &path, message)))
@@ -255,7 +257,7 @@ fn rebuild_block_lists(store: &Arc<Store>, findings: &[Finding]) -> Result<Vec<A
         let bytes = list.encode();
         if ObjectId::of(&bytes) == content.hash {
             batch.put(&bytes)?;
-            let message = format!("block list {}: it was made anew from the file's data", content.hash);
+            let message = format!("block list {} was rebuilt from the file's data", content.hash);
             let path = store.objects().path(&content.hash);
             actions.push(Action::new(Deed::Rebuilt, Some(content.hash.to_hex()), &path, message));
         }

@@ -75,7 +75,7 @@ fn of_kind(findings: &[Finding], kind: Kind) -> &Finding {
 }
 
 #[test]
-fn a_whole_store_has_no_findings() {
+fn an_intact_store_has_no_findings() {
     let place = Place::new();
     let _pin = Pin::hold(&place.store, &[place.root]).unwrap();
     assert_eq!(place.verify(), []);
@@ -112,7 +112,7 @@ fn a_changed_object_is_found_and_who_needs_it() {
 }
 
 #[test]
-fn who_does_not_need_it_is_not_named() {
+fn environments_that_do_not_need_it_are_not_named() {
     let place = Place::new();
     let src = place._dir.path().join("src");
     fs::remove_dir_all(&src).unwrap();
@@ -165,7 +165,7 @@ fn what_several_files_need_is_found_once() {
 }
 
 #[test]
-fn orphans_are_counted_and_what_comes_meanwhile_is_none() {
+fn objects_stored_during_the_check_are_not_orphans() {
     let place = Place::new();
     let put = |texts: &[&str]| {
         let mut batch = Batch::new(&place.store).unwrap();
@@ -186,7 +186,10 @@ fn orphans_are_counted_and_what_comes_meanwhile_is_none() {
     let second = look();
     let orphans = of_kind(&second.findings, Kind::Orphans);
     let bytes = "one".len() + "three".len() + "made meanwhile".len();
-    assert_eq!(orphans.message, format!("3 objects ({bytes} bytes) that nothing refers to: gc frees them"));
+    assert_eq!(
+        orphans.message,
+        format!("3 objects ({bytes} bytes) that nothing refers to: `karapace gc` frees them")
+    );
     assert_eq!((second.objects, second.bytes), (first.objects + 3, first.bytes + bytes as u64));
     assert_eq!(second.findings.len(), 1);
 }
@@ -224,7 +227,7 @@ fn trees_layers_and_records_are_checked() {
 }
 
 #[test]
-fn what_nobody_refers_to_or_does_not_belong_is_no_damage() {
+fn orphans_and_stray_files_are_not_damage() {
     let place = Place::new();
     let layout = place.store.layout();
     Metadata::delete(&place.store, &place.env.instance).unwrap();
@@ -284,7 +287,7 @@ fn an_environment_without_its_record_is_found_and_stops_a_collection() {
 }
 
 #[test]
-fn one_wrong_bit_is_turned_back_and_more_are_set_aside() {
+fn one_flipped_bit_is_repaired_and_more_are_quarantined() {
     let place = Place::new();
     let layout = place.store.layout();
     let small = ObjectId::of(b"small");
@@ -327,7 +330,7 @@ fn one_wrong_bit_is_turned_back_and_more_are_set_aside() {
 }
 
 #[test]
-fn a_block_list_is_made_anew_from_its_data() {
+fn a_block_list_is_rebuilt_from_its_data() {
     let place = Place::new();
     let tree = Trees::new(place.store.clone());
     let d = tree.lookup(&place.tree(), b"d").unwrap().unwrap();

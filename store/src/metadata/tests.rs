@@ -117,7 +117,7 @@ fn an_unreadable_record_hides_no_other() {
 
 /// A process that can write to a store can give a record a correct checksum.
 #[test]
-fn a_record_with_a_name_that_is_none_is_refused() {
+fn a_record_with_an_invalid_name_is_refused() {
     let (_dir, store) = store();
     let good = saved(&store, "good", &"0".repeat(64), RecordId::of(b"r"));
     let snapshot = |name: &str| SnapshotEntry {

@@ -139,11 +139,12 @@ impl<R: Read> Reader<R> {
             }
             let broken = |reason: &str| TarError::Broken { offset: start, reason: reason.to_owned() };
             if !header.checksum_holds() {
-                let what = if start == 0 { "this is no tar archive" } else { "a header's checksum is wrong" };
+                let what =
+                    if start == 0 { "this is not a tar archive" } else { "a header's checksum is wrong" };
                 return Err(broken(what));
             }
             let size = header.size().and_then(|n| u64::try_from(n).ok());
-            let size = size.ok_or_else(|| broken("a header's size is no number"))?;
+            let size = size.ok_or_else(|| broken("a header's size is not a number"))?;
             match header.type_flag() {
                 flag::PAX | b'X' => {
                     local = Pax::default();
@@ -171,7 +172,7 @@ impl<R: Read> Reader<R> {
                     pax.overlay(local);
                     let mut member = self.member(&header, size, &pax, long_name, long_link, start)?;
                     if solaris_acl {
-                        member.notes.push("its ACL in the form of Solaris was left out".to_owned());
+                        member.notes.push("its Solaris ACL was left out".to_owned());
                     }
                     return Ok(Some(member));
                 }
@@ -210,7 +211,7 @@ impl<R: Read> Reader<R> {
             let (mut xattrs, mut notes) = (pax.xattrs()?, Vec::new());
             if known.is_none() {
                 let type_flag = type_flag.escape_ascii();
-                notes.push(format!("its type '{type_flag}' is not known, it was taken as a regular file"));
+                notes.push(format!("its type '{type_flag}' is unknown, it was imported as a regular file"));
             }
             acl::from_records(pax, &mut xattrs, &mut notes);
             let device = match kind {
@@ -221,12 +222,12 @@ impl<R: Read> Reader<R> {
                 path: Vec::new(),
                 link: Vec::new(),
                 kind,
-                mode: (header.mode().ok_or("its mode is no number")? & 0o7777) as u32,
+                mode: (header.mode().ok_or("its mode is not a number")? & 0o7777) as u32,
                 uid: id(pax.number("uid")?, header.uid())?,
                 gid: id(pax.number("gid")?, header.gid())?,
                 mtime: match pax.mtime()? {
                     Some(time) => time,
-                    None => Timestamp { secs: header.mtime().ok_or("its mtime is no number")?, nanos: 0 },
+                    None => Timestamp { secs: header.mtime().ok_or("its mtime is not a number")?, nanos: 0 },
                 },
                 device,
                 xattrs: xattrs.into_iter().collect(),
@@ -239,7 +240,7 @@ impl<R: Read> Reader<R> {
         let mut member = attributes().map_err(broken)?;
         let stored = pax.number("size").map_err(broken)?.unwrap_or(size);
         if i64::try_from(stored).is_err() {
-            return Err(broken("its size is larger than a file can have"));
+            return Err(broken("its size exceeds the largest file size"));
         }
         match kind {
             MemberKind::Regular => {
@@ -284,9 +285,10 @@ impl<R: Read> Reader<R> {
             return Ok((size, Some(sparse::check(ranges, size, stored)?)));
         }
         if pax.get("SCHILY.realsize").is_some() {
-            return Err(
-                Words("it is sparse in star's format, which is not supported: pack it with GNU tar").into()
-            );
+            return Err(Words(
+                "it is sparse in star's format, which is not supported: create the archive with GNU tar",
+            )
+            .into());
         }
         Ok((stored, None))
     }
@@ -302,7 +304,7 @@ impl<R: Read> Reader<R> {
             more = block.0[504] != 0;
         }
         let size = header.gnu_real_size().and_then(|n| u64::try_from(n).ok());
-        let size = size.ok_or(Words("a sparse member's size is no number"))?;
+        let size = size.ok_or(Words("a sparse member's size is not a number"))?;
         Ok((size, Some(sparse::check(ranges, size, stored)?)))
     }
 
@@ -315,14 +317,14 @@ impl<R: Read> Reader<R> {
         let mut byte = [0];
         match self.read(&mut byte) {
             Ok(1) => Ok(byte[0]),
-            Ok(_) => Err(Words("its sparse map is cut short").into()),
+            Ok(_) => Err(Words("its sparse map is truncated").into()),
             Err(source) => Err(TarError::Read { offset: self.offset, source }.into()),
         }
     }
 
     fn header(&mut self) -> Result<Header, TarError> {
         let mut block = [0; BLOCK];
-        let place = if self.offset == 0 { "before a first header" } else { "without an end marker" };
+        let place = if self.offset == 0 { "before the first header" } else { "without an end marker" };
         self.fill(&mut block, place)?;
         Ok(Header(block))
     }

@@ -132,7 +132,8 @@ impl Form for Full<'_> {
         if self.tar.dialect == Dialect::Layer && name.starts_with(b".wh.") {
             let shown = String::from_utf8_lossy(path);
             return Err(StoreError::Invalid(format!(
-                "{shown:?} cannot stand in an OCI image, where a name that begins with \".wh.\" means that something was deleted: rename it, or export as a tar"
+                "{shown:?} cannot be in an OCI image, where a name that begins with \".wh.\" marks a deleted file: rename it, \
+                 or export a tar"
             )));
         }
         self.path.clear();

@@ -80,12 +80,12 @@ pub(super) fn id(pax: Option<u64>, header: Option<i64>) -> Result<u32, &'static 
 
 /// The device's major and minor number: 12 and 20 bits, since a kernel takes larger ones for another device.
 pub(super) fn device(pax: &Pax, header: &Header) -> Result<(u32, u32), &'static str> {
-    const UNKNOWN: &str = "its device number is no number";
+    const UNKNOWN: &str = "its device number is not a number";
     let (major, minor) = header.device().ok_or(UNKNOWN)?;
     let number = |key, own: i64, limit: u32| {
         let number = pax.number(key)?.or(u64::try_from(own).ok());
         let number = number.and_then(|n| u32::try_from(n).ok()).filter(|n| *n < limit);
-        number.ok_or("its device number is beyond what Linux has")
+        number.ok_or("its device number exceeds Linux's range")
     };
     Ok((number("SCHILY.devmajor", major, 1 << 12)?, number("SCHILY.devminor", minor, 1 << 20)?))
 }

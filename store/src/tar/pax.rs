@@ -24,10 +24,10 @@ impl Pax {
     pub fn parse(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         while !bytes.is_empty() {
             let blank = bytes.iter().take(20).position(|&b| b == b' ').ok_or("a PAX record has no length")?;
-            let length = decimal(&bytes[..blank]).ok_or("a PAX record's length is no number")?;
+            let length = decimal(&bytes[..blank]).ok_or("a PAX record's length is not a number")?;
             let length = usize::try_from(length).map_err(|_| "a PAX record's length is too large")?;
             if length <= blank + 1 || length > bytes.len() {
-                return Err("a PAX record's length leaves its header");
+                return Err("a PAX record reaches beyond its header");
             }
             let record = &bytes[blank + 1..length];
             bytes = &bytes[length..];
@@ -36,7 +36,7 @@ impl Pax {
             let (key, value) = (&record[..equals], &record[equals + 1..]);
             match key {
                 b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                    let value = decimal(value).ok_or("a GNU.sparse record is no number")?;
+                    let value = decimal(value).ok_or("a GNU.sparse record is not a number")?;
                     self.sparse_pairs.push((key == b"GNU.sparse.offset", value));
                 }
                 _ => {
@@ -67,7 +67,7 @@ impl Pax {
                     .any(|p| key.starts_with(p))
         };
         match self.records.keys().any(|key| own(key)) {
-            true => Err("a global PAX header has a record that only one member can have"),
+            true => Err("a global PAX header has a record that is allowed for single members only"),
             false => Ok(()),
         }
     }
@@ -78,11 +78,11 @@ impl Pax {
     }
 
     pub fn number(&self, key: &str) -> Result<Option<u64>, &'static str> {
-        self.get(key).map(|v| decimal(v).ok_or("a PAX record that must be a number is none")).transpose()
+        self.get(key).map(|v| decimal(v).ok_or("a PAX record that must be a number is not one")).transpose()
     }
 
     pub fn mtime(&self) -> Result<Option<Timestamp>, &'static str> {
-        self.get("mtime").map(|v| time(v).ok_or("the PAX mtime is no time")).transpose()
+        self.get("mtime").map(|v| time(v).ok_or("the PAX mtime is not a time")).transpose()
     }
 
     /// Extended attributes from `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*` and `RHT.security.selinux`. If two
@@ -92,7 +92,7 @@ impl Pax {
         for (key, value) in &self.records {
             if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                 let name = percent_decode(name, None);
-                all.insert(name, base64(value).ok_or("a LIBARCHIVE.xattr record is no base64")?);
+                all.insert(name, base64(value).ok_or("a LIBARCHIVE.xattr record is not base64")?);
             } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                 all.insert(percent_decode(name, Some(b"%=")), value.clone());
             }

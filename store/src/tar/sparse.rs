@@ -17,7 +17,10 @@ pub(super) fn check(mut ranges: Ranges, size: u64, stored: u64) -> Result<Ranges
         if offset < end {
             return Err("its sparse map is out of order");
         }
-        end = offset.checked_add(length).filter(|&e| e <= size).ok_or("its sparse map leaves the file")?;
+        end = offset
+            .checked_add(length)
+            .filter(|&e| e <= size)
+            .ok_or("its sparse map reaches beyond the file")?;
         total += length;
     }
     if total != stored {

@@ -160,7 +160,7 @@ fn broken_archives_are_errors() {
     let mut flipped = good.clone();
     flipped[1030] ^= 1;
     assert!(read_all(&flipped).unwrap_err().to_string().contains("checksum"));
-    assert!(read_all(&[b'x'; 2048]).unwrap_err().to_string().contains("no tar archive"));
+    assert!(read_all(&[b'x'; 2048]).unwrap_err().to_string().contains("not a tar archive"));
     let refused: [&[(&str, &[u8])]; 7] = [
         &[("uid", b"4294967296")],
         &[("mtime", b"soon")],
@@ -176,7 +176,7 @@ fn broken_archives_are_errors() {
 }
 
 #[test]
-fn a_body_that_is_cut_short_is_an_unexpected_end() {
+fn a_truncated_body_is_an_unexpected_end() {
     let mut archive = with_records(&[("size", b"5000")]);
     archive.truncate(archive.len() - 1024);
     archive.extend_from_slice(&[1; 2000]);

@@ -62,15 +62,15 @@ pub(super) fn is_index(bytes: &[u8]) -> bool {
 /// Reads the header; returns the keys and the count.
 fn decode_header(decoder: &mut Decoder<'_>, form: u8) -> Result<(Keys, u32)> {
     if decoder.array::<4>()? != *MAGIC {
-        return Err(decoder.error("it does not begin as a tree of format 3"));
+        return Err(decoder.error("it does not start with the header of a tree of format 3"));
     }
     let [found, keys, 0, 0] = decoder.array::<4>()? else {
-        return Err(decoder.error("its header has unknown marks"));
+        return Err(decoder.error("its header has unknown flags"));
     };
     let keys = match keys {
         0 => Keys::Names,
         1 => Keys::Inos,
-        _ => return Err(decoder.error("its keys are of an unknown sort")),
+        _ => return Err(decoder.error("its keys are of an unknown kind")),
     };
     if found != form {
         return Err(decoder.error("its form is unknown"));
@@ -117,7 +117,7 @@ impl Tree {
         for i in 0..self.count {
             let (start, end) = (self.offset(i), self.offset(i + 1));
             if (i == 0 && start != 0) || start >= end || end > area {
-                return Err(fault(i, "its bounds are wrong"));
+                return Err(fault(i, "its offsets are wrong"));
             }
             let mut decoder = Decoder::new("tree", self.area(i));
             let length = decoder.u8()?;
@@ -212,7 +212,9 @@ impl Tree {
 
 fn decode_link(decoder: &mut Decoder<'_>) -> Result<(Ino, FileKind)> {
     let kind = match FileKind::from_mode(u32::from(decoder.u8()?) << 12) {
-        Some(FileKind::Directory) | None => return Err(decoder.error("a link of this kind cannot be")),
+        Some(FileKind::Directory) | None => {
+            return Err(decoder.error("an entry of this kind cannot be linked"));
+        }
         Some(kind) => kind,
     };
     Ok((decode_ino(decoder)?, kind))
@@ -346,7 +348,7 @@ impl LeafBuilder {
     pub fn push(&mut self, entry: EntryRef<'_>) -> Result<()> {
         if self.entries.len() as u64 > super::TREE_MAX {
             return Err(StoreError::invalid(
-                "a directory's listing is too large: its files have too large attributes",
+                "a directory's listing is too large: its files have too many or too large attributes",
             ));
         }
         self.offsets.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
@@ -421,7 +423,7 @@ impl Index {
             let links = match decoder.u8()? {
                 0 => false,
                 1 => true,
-                _ => return Err(decoder.error("a chunk's mark is unknown")),
+                _ => return Err(decoder.error("a chunk's flag is unknown")),
             };
             if count == 0 {
                 return Err(decoder.error("a chunk is empty"));
@@ -471,7 +473,11 @@ impl Index {
             || *leaf.entry(0).name != *chunk.first
             || self.chunks.get(i + 1).is_some_and(|next| *last >= *next.first)
         {
-            return Err(StoreError::corrupt("tree", chunk.id, "it is not the chunk that its index says"));
+            return Err(StoreError::corrupt(
+                "tree",
+                chunk.id,
+                "it is not the chunk that its index describes",
+            ));
         }
         Ok(())
     }

@@ -157,7 +157,8 @@ impl Graft<'_> {
         let mut taken: Vec<(Ino, u32)> = taken.into_iter().collect();
         taken.sort_unstable();
         for (ino, names) in taken {
-            let missing = || StoreError::corrupt("link table", ino, "an inode that is named is not in it");
+            let missing =
+                || StoreError::corrupt("link table", ino, "an inode that a name refers to is not in it");
             let new = self.trees.link(self.from, ino)?.ok_or_else(missing)?;
             let old = match self.trees.link(self.onto, ino)? {
                 Some(old) => changes.remove(&ino).unwrap_or(Some(old)),

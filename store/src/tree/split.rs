@@ -190,7 +190,7 @@ impl Writer {
 fn put(bytes: &[u8], batch: &mut Batch) -> Result<ObjectId> {
     if bytes.len() as u64 > TREE_MAX {
         return Err(StoreError::invalid(format!(
-            "a directory's listing takes {} MiB, {} are the most: its files have too many or too large attributes",
+            "a directory's listing has {} MiB, the limit is {}: its files have too many or too large attributes",
             bytes.len() >> 20,
             TREE_MAX >> 20
         )));

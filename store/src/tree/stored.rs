@@ -49,7 +49,7 @@ impl PathTree for StoredTree<'_> {
     fn readlink(&self, link: &InodeRecord) -> Result<Vec<u8>> {
         match &link.body {
             Body::Symlink(target) => Ok(target.to_vec()),
-            _ => Err(StoreError::invalid("it is no symbolic link")),
+            _ => Err(StoreError::invalid("it is not a symbolic link")),
         }
     }
 

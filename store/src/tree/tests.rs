@@ -308,7 +308,7 @@ fn bad_names_records_and_orders_are_refused() {
 }
 
 #[test]
-fn link_tables_are_no_directories() {
+fn link_tables_are_not_directories() {
     let place = Place::new();
     let file = |ino| record(ino, 0o100_644, Body::Regular(FileContent::empty()));
     let mut batch = place.batch();

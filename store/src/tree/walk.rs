@@ -50,8 +50,11 @@ pub(crate) fn resolve(trees: &Trees, root: &Root, target: Target) -> Result<Inod
             Some(record) if record.kind() == kind => Ok(record),
             found => {
                 let table = root.links.map_or_else(|| "(none)".to_owned(), |id| id.to_hex());
-                let what =
-                    if found.is_some() { "has another kind than a name of it says" } else { "is not there" };
+                let what = if found.is_some() {
+                    "has another kind than one of its names says"
+                } else {
+                    "is missing"
+                };
                 Err(StoreError::corrupt("link table", table, format!("inode {ino} {what}")))
             }
         },

@@ -53,7 +53,10 @@ pub(in crate::import) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<(
     }
     for (name, value) in xattrs {
         if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > 64 << 10 {
-            return Err(format!("its extended attribute {:?} is not one", String::from_utf8_lossy(name)));
+            return Err(format!(
+                "its extended attribute {:?} has an invalid name",
+                String::from_utf8_lossy(name)
+            ));
         }
     }
     Ok(())
@@ -65,10 +68,10 @@ pub(in crate::import) fn why_not_settable(name: &[u8], kind: FileKind) -> Option
     let below = |prefix: &[u8]| name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty());
     if below(b"user.") {
         let may = matches!(kind, FileKind::Regular | FileKind::Directory);
-        return (!may).then_some("Linux knows user attributes of files and directories only");
+        return (!may).then_some("Linux allows user attributes on files and directories only");
     }
     let known = below(b"trusted.") || below(b"security.") || ACLS.contains(&name);
-    (!known).then_some("it is in no namespace of Linux's")
+    (!known).then_some("it is in no namespace that Linux has")
 }
 
 /// An error that names an entry.

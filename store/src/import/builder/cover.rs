@@ -33,7 +33,7 @@ impl Builder {
             if let Some(below) = step.below
                 && std::mem::replace(&mut self.directories[below.0].taken, true)
             {
-                let reason = "two directories of the upper say that they were one directory below";
+                let reason = "two directories of the upper claim to be the same directory of the lower";
                 return Err(refuse(&step.path.path(), reason));
             }
             let directory = step.directory;
@@ -43,7 +43,7 @@ impl Builder {
         for (leaf, path) in unresolved {
             if let Shape::Content(Content::Below(..)) = self.leaves[leaf.0].shape {
                 let reason =
-                    "it has metadata alone, and below it there is no regular file of its size with the data";
+                    "it has only metadata, and the lower has no regular file of its size with the data";
                 return Err(refuse(&path.path(), reason));
             }
         }
@@ -152,7 +152,7 @@ impl Builder {
         if let Some(redirect) = own.and_then(|own| own.redirect.as_ref()) {
             return match self.redirected(redirect, below, was) {
                 Some(Child::Directory(found)) => Ok(Some(found)),
-                _ => Err(format!("it was renamed from {redirect}, and below there is no such directory")),
+                _ => Err(format!("it was renamed from {redirect}, but the lower has no such directory")),
             };
         }
         if marks.whiteouts.contains(name) {

@@ -62,7 +62,7 @@ impl Builder {
                 return match &first_link {
                     Some(link) => Ok(Way::nowhere(Some(link))),
                     None => {
-                        Err(format!("{:?} above it is not a directory", String::from_utf8_lossy(&path())))
+                        Err(format!("its parent {:?} is not a directory", String::from_utf8_lossy(&path())))
                     }
                 };
             };
@@ -92,6 +92,6 @@ impl Builder {
 impl Way {
     fn nowhere(link: Option<&[u8]>) -> Way {
         let link = String::from_utf8_lossy(link.unwrap_or_default()).into_owned();
-        Way::Nowhere(format!("{link:?} above it leads to no directory"))
+        Way::Nowhere(format!("{link:?} in its path does not lead to a directory"))
     }
 }

@@ -133,7 +133,7 @@ impl Builder {
         }
         let path = self.path_of(directory);
         let reason = if twice {
-            "it is in two places: renames in the upper directory contradict each other".to_owned()
+            "it appears in two places: renames in the upper directory contradict each other".to_owned()
         } else {
             super::too_deep()
         };

@@ -37,7 +37,7 @@ fn names(place: &Place, root: &ObjectId) -> Vec<String> {
 }
 
 #[test]
-fn what_vanishes_is_told_and_left_out() {
+fn vanished_entries_are_left_out_with_a_note() {
     let place = Place::new();
     let src = source(&place);
     for dir in ["b-dir", "c-dir"] {
@@ -59,14 +59,14 @@ fn what_vanishes_is_told_and_left_out() {
     let imported = import_path(&place.store, &src, &meddler).unwrap();
     assert_eq!(names(&place, &imported.root), ["/", "/a", "/c-dir", "/c-dir/in", "/e", "/g", "/usr"]);
     let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
-    assert!(warning.starts_with("3 names vanished"), "{warning}");
+    assert!(warning.starts_with("3 entries vanished"), "{warning}");
     for name in ["b-dir", "d-file", "f-link"] {
         assert!(warning.contains(&src.join(name).display().to_string()), "{warning}");
     }
 }
 
 #[test]
-fn what_vanishes_of_a_directory_that_is_gone_through_is_told() {
+fn entries_that_vanish_from_an_open_directory_are_noted() {
     let place = Place::new();
     let src = source(&place);
     fs::create_dir(src.join("dir")).unwrap();
@@ -82,11 +82,11 @@ fn what_vanishes_of_a_directory_that_is_gone_through_is_told() {
     let imported = import_path(&place.store, &src, &meddler).unwrap();
     assert_eq!(names(&place, &imported.root), ["/", "/dir", "/dir/0", "/usr"]);
     let [warning] = &imported.warnings[..] else { panic!("{:?}", imported.warnings) };
-    assert!(warning.starts_with("9 names vanished") && warning.ends_with("and 4 more"), "{warning}");
+    assert!(warning.starts_with("9 entries vanished") && warning.ends_with("and 4 more"), "{warning}");
 }
 
 #[test]
-fn what_changes_while_it_is_read_is_told_and_kept() {
+fn files_that_change_while_they_are_read_are_kept_with_a_note() {
     let place = Place::new();
     let src = source(&place);
     fs::write(src.join("log"), vec![1; 1 << 20]).unwrap();
@@ -130,7 +130,7 @@ fn the_top_must_not_vanish() {
         }
     });
     let error = import_path(&place.store, &src, &meddler).unwrap_err().to_string();
-    assert!(error.contains("it was removed meanwhile"), "{error}");
+    assert!(error.contains("it was removed in the meantime"), "{error}");
     let gone = place.dir.path().join("never");
     assert!(matches!(import_path(&place.store, &gone, &NoProgress), Err(StoreError::Io { .. })));
     let error = import_path(&place.store, Path::new("/proc"), &NoProgress).unwrap_err().to_string();

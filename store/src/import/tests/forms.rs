@@ -61,7 +61,7 @@ fn all_refuse(place: &Place, dir: &Path, words: &str) {
 }
 
 #[test]
-fn a_directory_as_skopeo_and_podman_leave_it_is_its_image() {
+fn a_directory_written_by_skopeo_or_podman_is_its_image() {
     let place = Place::new();
     let layers = two_layers();
     let expected = place.layered(&layers).unwrap().root;
@@ -95,7 +95,7 @@ fn a_directory_as_skopeo_and_podman_leave_it_is_its_image() {
 }
 
 #[test]
-fn such_a_directory_is_checked_as_any_image_is() {
+fn a_copied_directory_is_checked_like_any_image() {
     let place = Place::new();
     let layers = two_layers();
     let dir = place.dir.path().join("copied");
@@ -110,7 +110,7 @@ fn such_a_directory_is_checked_as_any_image_is() {
     all_refuse(&place, &dir, "is missing");
     let first = r#"{"schemaVersion":1,"name":"x","fsLayers":[{"blobSum":"sha256:0"}],"history":[]}"#;
     fs::write(dir.join("manifest.json"), first).unwrap();
-    all_refuse(&place, &dir, "Docker's first schema");
+    all_refuse(&place, &dir, "Docker's schema 1");
 }
 
 /// Writes an image of these layers as `docker save` did before 1.10. Returns the ids, lowest first.
@@ -161,7 +161,7 @@ fn what_docker_saved_before_1_10_is_its_image() {
     all_refuse(&place, &two, "several images (");
     // An incomplete image, and a cycle.
     fs::remove_dir_all(named.join(&ids[0])).unwrap();
-    all_refuse(&place, &named, "is not whole");
+    all_refuse(&place, &named, "is incomplete");
     let (ids, ring) = make("ring", Some(r#"{"busybox":{"latest":"TOP"}}"#));
     let text = fs::read_to_string(ring.join(&ids[0]).join("json")).unwrap();
     let parent = format!(r#"{{"parent":"{}","#, ids[1]);
@@ -170,7 +170,7 @@ fn what_docker_saved_before_1_10_is_its_image() {
 }
 
 #[test]
-fn what_only_resembles_these_forms_is_a_root_filesystem() {
+fn what_only_resembles_an_image_is_a_root_filesystem() {
     let place = Place::new();
     for (name, text) in [
         ("manifest.json", r#"{"config":1}"#),
@@ -196,7 +196,7 @@ fn what_only_resembles_these_forms_is_a_root_filesystem() {
 }
 
 #[test]
-fn what_is_hardly_a_root_filesystem_is_told() {
+fn a_note_tells_that_an_import_hardly_looks_like_a_root_filesystem() {
     let place = Place::new();
     let make = |names: &[&str]| {
         fs::remove_dir_all(place.src()).unwrap();
@@ -214,7 +214,7 @@ fn what_is_hardly_a_root_filesystem_is_told() {
         }
     };
     make(&["blobs", "index", "x"]);
-    told(&["no bin, etc or usr", r#""blobs", "index", "x""#, "give the whole of it"]);
+    told(&["no bin, etc or usr", r#""blobs", "index", "x""#, "give the complete image"]);
     make(&["1", "2", "3", "4", "5", "6", "7"]);
     told(&[r#""5" and 2 more"#]);
     make(&["config", "rootfs/etc", "rootfs/usr"]);
@@ -263,7 +263,7 @@ fn a_stream_is_what_the_file_would_be() {
     for (bytes, failure, words) in [
         (&tar[..], Some("the pipe broke"), "the pipe broke"),
         (&tar[..100_000], None, "truncated"),
-        (b"", None, "truncated to nothing"),
+        (b"", None, "the archive is empty"),
         (b"", Some("the pipe broke"), "the pipe broke"),
         (b"no archive at all, but text that somebody piped", None, "truncated"),
     ] {

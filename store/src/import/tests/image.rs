@@ -269,7 +269,7 @@ fn damaged_blobs_are_named() {
     fs::write(&manifest, text.replace("schemaVersion\":2", "schemaVersion\":3")).unwrap();
     place.refused(&layout.dir, "is damaged");
     fs::write(&manifest, text.clone() + " ").unwrap();
-    place.refused(&layout.dir, "bytes and has");
+    place.refused(&layout.dir, "bytes, but has");
     fs::write(&manifest, &text).unwrap();
     let config = layout.dir.join("blobs/sha256").join(config_digest(&text));
     let text = fs::read_to_string(&config).unwrap();
@@ -278,7 +278,7 @@ fn damaged_blobs_are_named() {
 }
 
 #[test]
-fn what_is_no_image_for_this_machine_is_refused_with_a_list() {
+fn images_for_other_machines_are_refused_with_a_list() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
     let layers = two_layers();
@@ -312,9 +312,9 @@ fn what_is_no_image_for_this_machine_is_refused_with_a_list() {
     // Layers that are not available.
     for (kind, words) in [
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "is encrypted"),
-        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "is a foreign one"),
-        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "is a foreign one"),
-        ("application/vnd.example.chart", "is no root filesystem"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "is a foreign layer"),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "is a foreign layer"),
+        ("application/vnd.example.chart", "is not a root filesystem"),
     ] {
         let manifest = layout.manifest("amd64", &[(kind, layers[0].clone(), &layers[0])]);
         layout.index(&[layout.blob(MANIFEST, manifest.as_bytes(), "")]);
@@ -357,7 +357,7 @@ fn whiteouts_that_name_nothing_are_refused() {
 }
 
 #[test]
-fn a_root_filesystem_that_begins_like_an_image_is_none() {
+fn a_root_filesystem_that_looks_like_an_image_is_not_one() {
     let place = Place::new();
     let tar = archive(&[(b"manifest.json", b'0', b"", b"[]"), (b"etc/x", b'0', b"", b"")]);
     assert_eq!(names(&place, &place.import(&tar).unwrap().root), ["/", "/etc", "/etc/x", "/manifest.json"]);

@@ -29,7 +29,7 @@ fn make_fifo(path: &Path) {
 }
 
 #[test]
-fn what_is_neither_file_nor_directory_is_told_at_once() {
+fn what_is_neither_file_nor_directory_is_refused_at_once() {
     let place = Place::new();
     let here = |name: &str| place.dir.path().join(name);
     make_fifo(&here("fifo"));
@@ -55,7 +55,7 @@ fn what_is_neither_file_nor_directory_is_told_at_once() {
 }
 
 #[test]
-fn blobs_that_are_no_files_of_the_image_are_told_at_once() {
+fn blobs_that_are_not_files_of_the_image_are_refused_at_once() {
     let place = Place::new();
     let layers = two_layers();
     let outside = place.dir.path().join("outside");
@@ -67,7 +67,7 @@ fn blobs_that_are_no_files_of_the_image_are_told_at_once() {
         make(&blob);
         refused(&place, layout.dir.clone(), words);
     };
-    replaced(&|path| make_fifo(path), "is no regular file");
+    replaced(&|path| make_fifo(path), "is not a regular file");
     replaced(&|path| symlink(&outside, path).unwrap(), "is a link that leads out of the image");
     replaced(&|path| symlink("../../../outside", path).unwrap(), "is a link that leads out of the image");
     replaced(&|path| symlink(path.file_name().unwrap(), path).unwrap(), "is a link that leads nowhere");
@@ -122,7 +122,7 @@ fn imported_watched(place: &Place, archive: &[u8]) -> (Result<Imported>, u64) {
 }
 
 #[test]
-fn what_swells_in_a_compressed_archive_is_not_written_before_it_is_needed() {
+fn members_that_grow_by_decompression_are_not_written_before_they_are_needed() {
     let place = Place::new();
     let id = "a".repeat(64);
     let member = format!("{id}/layer.tar");
@@ -166,7 +166,7 @@ fn what_swells_in_a_compressed_archive_is_not_written_before_it_is_needed() {
         ])),
     );
     let error = imported.unwrap_err().to_string();
-    assert!(error.contains("should have 1000 bytes and has 100663296"), "{error}");
+    assert!(error.contains("should have 1000 bytes, but has 100663296"), "{error}");
     assert!(most < 8 << 20, "{most} bytes for a blob that is too large");
     assert_eq!(place.staged(), 0);
 }

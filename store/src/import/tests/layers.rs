@@ -88,7 +88,7 @@ fn a_whiteout_below_a_symbolic_link_of_its_layer_goes_where_that_leads() {
 
 /// Absolute targets and `..` never lead above the image's root.
 #[test]
-fn such_a_whiteout_never_leaves_the_image() {
+fn a_whiteout_below_a_link_never_leaves_the_image() {
     let place = Place::new();
     for target in [&b"/etc"[..], b"../../../../../../etc", b"b/../../../etc"] {
         let layer: [Raw<'_>; 2] = [(b"n", S, target, b""), (b"n/.wh.x", F, b"", b"")];

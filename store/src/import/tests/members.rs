@@ -109,7 +109,7 @@ fn members_of_unknown_types_are_files_as_posix_says_with_a_note() {
         assert_eq!(place.content(&list[&b"/etc/q"[..]]), b"content", "{type_flag}");
         assert_eq!(place.content(&list[&b"/etc/after"[..]]), b"after", "{type_flag}");
         assert_eq!(imported.warnings.len(), 1, "{:?}", imported.warnings);
-        assert!(imported.warnings[0].contains("taken as a regular file"), "{:?}", imported.warnings);
+        assert!(imported.warnings[0].contains("imported as a regular file"), "{:?}", imported.warnings);
     }
     // GNU tar accepts it.
     let expected = Command::new("tar").arg("--version").output().is_ok_and(|o| o.status.success());
@@ -123,7 +123,7 @@ fn members_of_unknown_types_are_files_as_posix_says_with_a_note() {
 }
 
 #[test]
-fn what_solaris_says_of_acls_is_left_out_with_a_note_and_is_no_file() {
+fn solaris_acls_are_left_out_with_a_note_and_are_not_files() {
     let place = Place::new();
     let imported = place.import(&of_type(b'A', b"etc/after", b"1000000\0")).unwrap();
     let list = place.list(&imported.root);

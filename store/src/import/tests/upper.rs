@@ -147,7 +147,7 @@ fn renamed_directories_bring_what_they_had_below() {
 }
 
 #[test]
-fn metadata_alone_takes_its_data_from_below() {
+fn metadata_only_copies_take_their_data_from_the_lower() {
     let overlay = Overlay::new();
     overlay.dir("a", &[]);
     let metacopy = [("user.overlay.metacopy", "")];
@@ -165,7 +165,7 @@ fn metadata_alone_takes_its_data_from_below() {
 }
 
 #[test]
-fn what_cannot_be_resolved_is_refused_by_name() {
+fn unresolvable_entries_are_refused_by_name() {
     let metacopy = ("user.overlay.metacopy", "");
     type Case<'a> = (&'a str, &'a str, &'a dyn Fn(&Overlay));
     let cases: [Case<'_>; 10] = [
@@ -179,7 +179,7 @@ fn what_cannot_be_resolved_is_refused_by_name() {
         ("top", "metadata", &|o| o.file("top", b"1", &[metacopy])),
         ("new", "metadata", &|o| o.file("new", b"1", &[metacopy])),
         ("new", "metadata", &|o| o.file("new", b"1", &[metacopy, ("user.overlay.redirect", "/a")])),
-        ("y", "one directory below", &|o| {
+        ("y", "the same directory of the lower", &|o| {
             o.dir("x", &[("user.overlay.redirect", "/a")]);
             o.dir("y", &[("user.overlay.redirect", "/a")]);
         }),

@@ -479,7 +479,7 @@ fn a_name_that_would_be_a_deletion_is_refused_in_a_layer() {
     let place = Place::new();
     let root = place.import(&archive(&[file(b"etc/.wh.x", b"literal")]));
     let error = place.full(Dialect::Layer).tree(&root, None, &mut Vec::new()).unwrap_err().to_string();
-    assert!(error.contains("\"/etc/.wh.x\"") && error.contains("export as a tar"), "{error}");
+    assert!(error.contains("\"/etc/.wh.x\"") && error.contains("export a tar"), "{error}");
 }
 
 /// `root` with a socket at `/name`.
@@ -500,7 +500,7 @@ fn with_socket(place: &Place, root: &Root, name: &[u8]) -> Root {
 }
 
 #[test]
-fn sockets_are_told_and_left_out() {
+fn sockets_are_left_out_with_a_note() {
     let place = Place::new();
     let old = place.import(&archive(&[file(b"a", b"a"), file(b"b", b"b")]));
     let new = with_socket(&place, &with_socket(&place, &old, b"b"), b"s");

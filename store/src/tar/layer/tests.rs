@@ -117,7 +117,7 @@ fn directory(written: WrittenDir) -> Body {
 }
 
 #[test]
-fn a_change_comes_with_the_directories_above_it_and_nothing_else() {
+fn a_change_brings_its_parent_directories_and_nothing_else() {
     let place = Place::new();
     let old = place.root(&[("a", 2, b"a"), ("d/x", 3, b"x"), ("d/y", 4, b"y"), ("e/z", 5, b"z")]);
     assert_eq!(place.names(None, &old), ["./", "a", "d/", "d/x", "d/y", "e/", "e/z"]);
@@ -127,7 +127,7 @@ fn a_change_comes_with_the_directories_above_it_and_nothing_else() {
 }
 
 #[test]
-fn what_is_gone_is_one_whiteout() {
+fn a_removed_tree_is_one_whiteout() {
     let place = Place::new();
     let old = place.root(&[("a", 2, b"a"), ("d/x", 3, b"x"), ("d/y", 4, b"y"), ("z", 5, b"z")]);
     assert_eq!(place.names(Some(&old), &place.root(&[("a", 2, b"a"), ("z", 5, b"z")])), ["./", ".wh.d"]);
@@ -140,7 +140,7 @@ fn what_is_gone_is_one_whiteout() {
 }
 
 #[test]
-fn a_literal_whiteout_name_is_no_deletion() {
+fn a_literal_whiteout_name_is_not_a_deletion() {
     let place = Place::new();
     let old = place.root(&[("x", 2, b"")]);
     let deleted = place.root(&[]);
@@ -153,7 +153,7 @@ fn a_literal_whiteout_name_is_no_deletion() {
 }
 
 #[test]
-fn a_link_is_no_copy() {
+fn a_link_is_not_a_copy() {
     let place = Place::new();
     let old = place.root(&[("a", 2, b"same"), ("c", 3, b"same"), ("d/e", 4, b"e")]);
     let linked = place.root(&[("a", 2, b"same"), ("b", 2, b"same"), ("c", 3, b"same"), ("d/e", 4, b"e")]);

@@ -162,7 +162,7 @@ fn directories_above() {
 }
 
 #[test]
-fn what_moved_is_one_inode_in_each_place() {
+fn a_moved_file_is_one_inode_in_each_place() {
     // `show` fails when two inodes have the same number.
     check("/a=2:a", "/b=2:a", "/b", false, "/a:a /b:a");
     check("/d=2/ /d/a=3:a", "/e=2/ /e/a=3:a", "/e", false, "/d/ /d/a:a /e/ /e/a:a");

@@ -51,7 +51,7 @@ fn check(before: &str, after: &str, expected: &str) {
 }
 
 #[test]
-fn what_another_content_came_to_is_touched_and_nothing_else() {
+fn only_inodes_with_other_content_are_touched() {
     let before = "/d=2/ /d/a=3:a /d/b=4:b /e=5:e";
     check(before, before, "");
     check(before, "/d=2/ /d/a=3:x /d/b=4:b /e=5:e", "/d/a");
@@ -80,7 +80,7 @@ fn a_linked_inode_is_touched_where_one_of_its_names_has_another_content() {
 }
 
 #[test]
-fn what_does_not_differ_is_as_it_was() {
+fn what_does_not_differ_keeps_its_times() {
     let place = Place::new();
     let before = first(&place, "/a=3:a /d=2/ /d/b=7~b /d/c=7~b");
     let after = build(&place, "/a=3:a /d=2/ /d/b=7~b /d/c=7~b", 100);
