@@ -74,10 +74,10 @@ pub enum Error {
     #[error("the inode is gone")]
     Stale,
     /// The file system under the store is full (`ENOSPC`).
-    #[error("no space left under the store; free some, or run `karapace gc`")]
+    #[error("no space left on the store's disk; free some, or run `karapace gc`")]
     NoSpace,
     /// The operation cannot be completed now (`EAGAIN`).
-    #[error("cannot be done now, try again")]
+    #[error("cannot be done now; try again")]
     TryAgain,
     /// The upper on disk is damaged; the text says where and how (`EIO`).
     #[error("{0}")]

@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_ours() {
+    fn processes_of_this_namespace_are_ours() {
         assert!(is_ours(std::process::id()));
         assert!(!is_ours(0));
         assert!(!is_ours(u32::MAX));

@@ -169,7 +169,7 @@ impl Connection {
         if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
             && let Err(error) = self.umount(true)
         {
-            tracing::warn!(%error, "the mount point stays unusable until it is unmounted");
+            tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
         }
     }
 
@@ -265,7 +265,7 @@ fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
     std::thread::Builder::new().name("karapace-upkeep".to_owned()).spawn(move || {
         while receiver.recv_timeout(UPKEEP_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = view.maintain() {
-                tracing::error!(%error, "cannot write a checkpoint; nothing is lost, the journal grows");
+                tracing::error!(%error, "cannot write a checkpoint; nothing is lost, but the journal grows");
             }
         }
     })?;
@@ -275,7 +275,7 @@ fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
 /// Adds advice for the usual reasons why a mount fails.
 fn explain(error: io::Error, by_root: bool, idmap: bool) -> io::Error {
     let advice = if idmap && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-        "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave --idmap out"
+        "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave out --idmap"
     } else if !Path::new("/dev/fuse").exists() {
         "there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)"
     } else if by_root {
@@ -283,7 +283,7 @@ fn explain(error: io::Error, by_root: bool, idmap: bool) -> io::Error {
     } else if error.kind() == io::ErrorKind::NotFound {
         "mounting as a user needs fusermount3: install the package fuse3"
     } else if error.kind() == io::ErrorKind::PermissionDenied && File::open("/dev/fuse").is_err() {
-        "/dev/fuse is closed to users: chmod 0666 /dev/fuse, or install the package fuse3, which sees to it"
+        "ordinary users cannot open /dev/fuse: chmod 0666 /dev/fuse, or install the package fuse3, which does it"
     } else {
         return error;
     };

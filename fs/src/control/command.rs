@@ -30,8 +30,8 @@ pub(super) const HELP: &str = "\
                    make a snapshot; returns when it is durable, async=1: at once with a job number
   restore SNAPSHOT [touch=1]
                    make the tree equal to a snapshot: a hash or prefix, a name, head, latest, base, ~k (the k-th
-                   parent of head); uncommitted changes are committed first; touch=1 gives what changes by it
-                   the present time
+                   parent of head); uncommitted changes are committed first; with touch=1 everything that it
+                   changes gets the current time
   gc [dry_run=1]   collect garbage in the store, as a job
   verify           read and check the whole store, as a job
 ";
@@ -157,7 +157,7 @@ pub struct Line {
 /// An unknown word, a bad or repeated argument, invalid UTF-8 or a control character. No command of the text
 /// may run then.
 pub fn parse_commands(text: &[u8]) -> Result<Vec<Line>, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text".to_owned())?;
+    let text = std::str::from_utf8(text).map_err(|_| "the command is not UTF-8 text".to_owned())?;
     let mut lines = Vec::new();
     for (number, line) in text.split('\n').enumerate() {
         let line = line.trim();
@@ -165,7 +165,7 @@ pub fn parse_commands(text: &[u8]) -> Result<Vec<Line>, String> {
             continue;
         }
         let parsed = if line.chars().any(|c| c.is_control() && c != '\t') {
-            Err("control characters in the line".to_owned())
+            Err("the command contains control characters".to_owned())
         } else {
             parse_line(line)
         };
@@ -182,10 +182,10 @@ pub fn parse_commands(text: &[u8]) -> Result<Vec<Line>, String> {
 pub fn check_snapshot_name(name: &str) -> Result<(), String> {
     check_name(name).map_err(|error| error.to_string())?;
     if matches!(name, "head" | "latest" | "base") {
-        return Err(format!("bad name {name:?}: it is a reference of its own"));
+        return Err(format!("bad name {name:?}: it is reserved"));
     }
     if name.len() == HASH_DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(format!("bad name {name:?}: it reads as a hash"));
+        return Err(format!("bad name {name:?}: it looks like a hash"));
     }
     Ok(())
 }
@@ -246,7 +246,7 @@ fn parse_restore(rest: &str, known: &[&'static str]) -> Result<Line, String> {
         return Err(format!("restore needs a snapshot: {SNAPSHOT}"));
     }
     if let Some(extra) = rest.split_whitespace().find(|word| !word.contains('=')) {
-        return Err(format!("restore takes one snapshot, not also {extra:?}"));
+        return Err(format!("restore takes one snapshot; remove {extra:?}"));
     }
     let mut touch = None;
     for (key, value) in arguments(rest, known)? {
@@ -318,7 +318,7 @@ fn flag(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "1" => Ok(true),
         "0" => Ok(false),
-        other => Err(format!("{key} is 0 or 1, not {other:?}")),
+        other => Err(format!("{key} must be 0 or 1, not {other:?}")),
     }
 }
 
@@ -388,15 +388,15 @@ mod tests {
             (b"commit name=", "bad name"),
             (b"commit name=a/b", "bad name"),
             (b"commit name=..", "bad name"),
-            (b"commit name=head", "reference of its own"),
+            (b"commit name=head", "it is reserved"),
             (b"commit name=a name=b", "name is given twice"),
-            (b"commit async=yes", "async is 0 or 1"),
+            (b"commit async=yes", "async must be 0 or 1"),
             (b"commit message=\"open", "not closed"),
             (b"commit message=\"a\"b", "right after"),
             (b"restore", "needs a snapshot"),
             (b"restore a b", "takes one snapshot"),
             (b"restore a touch", "takes one snapshot"),
-            (b"restore a touch=yes", "touch is 0 or 1"),
+            (b"restore a touch=yes", "touch must be 0 or 1"),
             (b"restore a touch=1 touch=1", "touch is given twice"),
             (b"restore a keep=1", "unknown argument"),
             (b"restore touch=1", "bad snapshot"),

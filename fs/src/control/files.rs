@@ -16,14 +16,14 @@ const VERSION: &str = concat!("karapace ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// The text of `help` before and after the list of commands.
 const HELP: [&str; 2] = [
-    "ctl                write commands, one a line; a failing command fails the write\n",
+    "ctl                write commands, one per line; if a command fails, the write fails\n",
     "\
                    after a write, reading the same descriptor gives the outcome
 last               outcome of the last command: `ok commit <hash>` or `error EINVAL <reason>`
-id version         what this is
+id version         the environment's ids, the version of karapace
 status status.json state, head, mount point, uncommitted changes
-diff               uncommitted changes, `A|M|D <path>` a line; a path that is no plain text, or begins with a quote,
-                   is in quotes as git has it: \\n \\t \\\\ \\\", other bytes in octal as \\033
+diff               uncommitted changes, `A|M|D <path>` per line; a path that is not plain text, or begins with a quote,
+                   is quoted as git does it: \\n \\t \\\\ \\\", other bytes in octal as \\033
 snapshots/         each snapshot as a read-only directory, by hash and by name
                    mkdir snapshots/N commits under the name N, rmdir snapshots/N drops the name
 refs/              one line, the hash: head, latest, base and the names

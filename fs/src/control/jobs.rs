@@ -118,7 +118,7 @@ impl Jobs {
         match table.jobs.get(&number) {
             None => Err(CommandError { errno: libc::ENOENT, reason: format!("no job {number}") }),
             Some(job) if job.outcome.is_none() => {
-                Err(CommandError { errno: libc::EBUSY, reason: format!("job {number} still runs") })
+                Err(CommandError { errno: libc::EBUSY, reason: format!("job {number} is still running") })
             }
             Some(_) => {
                 table.jobs.remove(&number);

@@ -42,7 +42,7 @@ pub(super) fn execute(plane: &dyn ControlPlane, command: &Command) -> Outcome {
 pub fn contained<T>(command: &Command, perform: impl FnOnce() -> T) -> std::result::Result<T, CommandError> {
     catch_unwind(AssertUnwindSafe(perform)).map_err(|_| {
         tracing::error!(?command, "a command panicked");
-        let reason = format!("{} failed inside; see the log of the mount", command.word());
+        let reason = format!("{} failed with an internal error; see the log of the mount", command.word());
         CommandError { errno: libc::EIO, reason }
     })
 }
@@ -179,7 +179,7 @@ impl ControlDir {
                 node.clear();
                 Ok(())
             }
-            _ => Err(Error::Invalid("a control file can be emptied, not resized")),
+            _ => Err(Error::Invalid("a control file can only be truncated to 0")),
         }
     }
 }

@@ -122,9 +122,9 @@ impl Ranges {
     fn read(path: &str) -> Ranges {
         let parsed = fs::read_to_string(path)
             .map_err(|e| e.to_string())
-            .and_then(|text| Ranges::parse(&text).ok_or_else(|| format!("not a map of ids: {text:?}")));
+            .and_then(|text| Ranges::parse(&text).ok_or_else(|| format!("not an id map: {text:?}")));
         parsed.unwrap_or_else(|reason| {
-            tracing::warn!(path, reason, "taking all ids as mapped");
+            tracing::warn!(path, reason, "treating all ids as mapped");
             Ranges::all()
         })
     }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn swaps_and_back() {
+    fn ids_are_swapped_and_swapped_back() {
         let ids = map(1000, 100);
         assert_eq!((ids.uid(0), ids.uid(1000), ids.uid(33)), (1000, 0, 33));
         assert_eq!((ids.gid(0), ids.gid(100), ids.gid(1000)), (100, 0, 1000));

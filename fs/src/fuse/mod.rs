@@ -231,7 +231,7 @@ impl Shared {
         if self.passthrough.is_some() {
             wanted |= InitFlags::FUSE_PASSTHROUGH;
             if let Err(most) = config.set_max_stack_depth(PASSTHROUGH_DEPTH) {
-                tracing::warn!(most, "the kernel cannot read objects by itself");
+                tracing::warn!(most, "the kernel does not support passthrough of objects");
             }
         }
         if self.options.idmap && config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP).is_err() {

@@ -48,7 +48,7 @@ impl Invalidator {
                 // The mount is gone, and with it everything that had to be forgotten.
                 Err(Errno::ENODEV | Errno::ENOTCONN) => return Ok(()),
                 Err(errno) => {
-                    tracing::error!(?invalidation, %errno, "the kernel refused to forget");
+                    tracing::error!(?invalidation, %errno, "the kernel refused an invalidation");
                     result = Err(errno.into());
                 }
             }

@@ -57,7 +57,7 @@ impl Passthrough {
                 return;
             }
             Some(Err(error)) => {
-                tracing::warn!(%error, "the kernel does not take an object to read from it by itself");
+                tracing::warn!(%error, "the kernel refused an object for passthrough");
             }
             None => {}
         }

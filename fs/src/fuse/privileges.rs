@@ -94,7 +94,7 @@ fn is_in_group(req: &Request, gid: u32) -> bool {
 fn status_of(pid: u32) -> String {
     let path = format!("/proc/{pid}/status");
     fs::read_to_string(&path).unwrap_or_else(|error| {
-        tracing::debug!(path, %error, "the caller's ids are not known");
+        tracing::debug!(path, %error, "cannot read the caller's ids");
         String::new()
     })
 }

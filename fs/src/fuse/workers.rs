@@ -74,7 +74,7 @@ fn serve(receiver: &Mutex<Receiver<Work>>) {
             Ok(work) => {
                 // The panic hook has reported the panic. The thread must survive for the next item.
                 if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                    tracing::error!("work in the background panicked and was left undone");
+                    tracing::error!("a background task panicked and was not completed");
                 }
             }
             Err(_) => return,

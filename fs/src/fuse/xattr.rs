@@ -33,7 +33,7 @@ impl Shared {
                     // showing the cached mode.
                     if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.forget_attributes(node.0))
                     {
-                        tracing::warn!(%error, "the kernel shows an old mode of inode {ino} for now");
+                        tracing::warn!(%error, "the kernel may show an old mode of inode {ino} for a while");
                     }
                 }
                 Ok(())

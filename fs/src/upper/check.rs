@@ -265,7 +265,7 @@ impl Row {
                 return Some((
                     FaultKind::Missing,
                     format!(
-                        "the data of inode {ino} is not there (a power loss does that to what was never synced)"
+                        "the data of inode {ino} is missing (a power loss can do that to data that was never synced)"
                     ),
                 ));
             }
@@ -286,14 +286,16 @@ impl Row {
             | DataState::FreshBlocks { size, .. }
                 if length < size =>
             {
-                short(format!("has {length} bytes of {size} (a power loss does that to what was not synced)"))
+                short(format!(
+                    "has {length} of {size} bytes (a power loss can do that to data that was not synced)"
+                ))
             }
             DataState::Blocks { size, limit, .. } | DataState::FreshBlocks { size, limit, .. } => {
                 let beyond = self.blocks.iter().find(|block| block.saturating_mul(BLOCK) >= size);
                 match beyond {
-                    Some(block) => short(format!("should have block {block}, which lies behind its end")),
+                    Some(block) => short(format!("should have block {block}, which is beyond its end")),
                     None if limit > self.base => {
-                        short(format!("lies over {limit} bytes of a file that has {}", self.base))
+                        short(format!("covers {limit} bytes of a file that has {}", self.base))
                     }
                     None => None,
                 }

@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_ahead_is_written_or_goes() {
+    fn data_files_made_ahead_are_used_or_removed() {
         let (_tmp, dir) = dir();
         let (written, unused) = (DataFile::new(7, 0), DataFile::new(8, 0));
         dir.make_ahead(7);
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn little_is_made_ahead_where_files_stay_empty() {
+    fn few_data_files_are_made_ahead_if_files_stay_empty() {
         let (_tmp, dir) = dir();
         let files = || dir.strangers(&|_, _| false).unwrap().len();
         (1..=100).for_each(|ino| dir.make_ahead(ino));

@@ -112,7 +112,7 @@ impl Journal {
             Tail::Clean => {}
             Tail::Torn => {
                 tracing::warn!(
-                    "journal {}: {} bytes after the last whole record are dropped (an operation that had not returned)",
+                    "journal {}: {} bytes after the last complete record are dropped (an operation that had not returned)",
                     path.display(),
                     bytes.len() as u64 - end
                 );
@@ -166,7 +166,7 @@ impl Journal {
     /// Returns the reserved space to the host.
     pub fn release_room(&mut self) -> Result<()> {
         self.allocated = Some(0);
-        self.file.set_len(self.end).at("cut journal", &self.path)
+        self.file.set_len(self.end).at("truncate journal", &self.path)
     }
 
     /// Appends one record. After an error the record does not count, and the next append overwrites it.
@@ -260,8 +260,9 @@ pub(crate) fn damage(files: &Files, path: &Path, epoch: u64) -> Result<Option<u6
 /// The error for a journal with a damaged record.
 fn damaged(path: &Path, found: &Scan, behind: u64) -> Error {
     Error::Corrupt(format!(
-        "journal {}: record {} at byte {} is damaged, and {behind} sound ones follow it: the disk lost what was safe. Nothing was \
-         changed; `karapace verify-store --repair` puts the journal aside and goes on with what comes before the damage",
+        "journal {}: record {} at byte {} is damaged, but {behind} intact ones follow it: the disk has lost data that was \
+         synced. Nothing was changed; `karapace verify-store --repair` keeps a copy of the journal and continues with the \
+         records before the damage",
         path.display(),
         found.next_sequence,
         HEADER + found.sound
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_the_form_before_is_continued_in_it() {
+    fn a_journal_of_the_previous_format_is_continued_in_that_format() {
         let tmp = tempfile::tempdir().unwrap();
         let files = Files::at(tmp.path()).unwrap();
         let path = tmp.path().join("journal");

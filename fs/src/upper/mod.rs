@@ -172,7 +172,8 @@ impl Upper {
             Some(checkpoint) => checkpoint,
             None if has_changes(files, dir)? => {
                 return Err(Error::Corrupt(format!(
-                    "the upper at {} has changes but its checkpoint is missing: restore that file, or move the directory away to go on without them",
+                    "the upper at {} has changes, but its checkpoint is missing: restore that file, or move the directory away \
+                     to continue without the changes",
                     dir.display()
                 )));
             }
@@ -200,9 +201,7 @@ impl Upper {
         };
         if !write && Checkpoint::read(files, &checkpoint_path)?.is_some_and(|c| c.epoch != epoch) {
             let dir = dir.display();
-            return Err(Error::Corrupt(format!(
-                "the upper at {dir} was changed while it was read; try again"
-            )));
+            return Err(Error::Corrupt(format!("the upper at {dir} changed while it was read; try again")));
         }
         let boot = Boot::this();
         // Records appended by an earlier process count as one record that is not durable.
@@ -221,7 +220,7 @@ impl Upper {
             // Opening must work on a full disk too: the user may want to remove files.
             match upper.make_room() {
                 Err(error) if is_full(&error) => {
-                    tracing::warn!("{error}; nothing can be added until there is room");
+                    tracing::warn!("{error}; nothing can be added until there is space");
                 }
                 other => other?,
             }
@@ -431,7 +430,7 @@ impl Upper {
             if written.is_err()
                 && let Err(error) = journal.make_room(0)
             {
-                tracing::warn!("{error}; removing files may need room until there is some");
+                tracing::warn!("{error}; until there is space, removing files may fail");
             }
         }
         let is_durable = written?;
@@ -463,7 +462,7 @@ impl Upper {
         let again = self.files.sync_dir(&self.dir);
         if let Err(again) = &again {
             tracing::error!(
-                "{error}, and again: {again}; until a checkpoint succeeds, a power loss may undo the last one"
+                "{error}, and a second attempt failed: {again}; until a checkpoint succeeds, a power loss may undo the last one"
             );
         }
         Ok(again.is_ok())

@@ -261,7 +261,7 @@ impl Item {
                 let linked = flag(d)?;
                 let data = data(d)?;
                 if data != DataState::None && !matches!(record.body, Body::Regular(_)) {
-                    return Err(bad("data of something that is no regular file"));
+                    return Err(bad("data of something that is not a regular file"));
                 }
                 Item::Put(Box::new(PutItem { record, place, linked, data }))
             }
@@ -372,7 +372,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_fresh_is_read_as_written() {
+    fn fresh_blocks_read_as_written() {
         let boot = Boot([7; 16]);
         let item = Item::Fresh { ino: 300, boot, first: 1 << 20, count: 3 };
         let mut bytes = Vec::new();

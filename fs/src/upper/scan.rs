@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_before_says_nothing_of_what_was_durable() {
+    fn the_previous_format_does_not_say_what_was_durable() {
         let (bytes, starts) = journal(Form::Plain, &[0; 4]);
         let found = scan(&flipped(&bytes, starts[1]), Form::Plain).unwrap();
         assert_eq!((found.items.len(), found.tail), (1, Tail::Torn));

@@ -20,7 +20,7 @@ fn append(upper: &Upper, ino: u64) {
 
 /// Also, a thread that needs their space waits for a removal in progress.
 #[test]
-fn the_buried_go_when_they_are_many() {
+fn buried_files_are_removed_when_there_are_many() {
     let dir = tempfile::tempdir().unwrap();
     let upper = open(&dir).upper;
     let bury = |ino: u64| {

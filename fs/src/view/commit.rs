@@ -410,7 +410,7 @@ fn deepest_first(seal: &Seal) -> Vec<Ino> {
 }
 
 fn record(seal: &Seal, bodies: &HashMap<Ino, Body>, ino: Ino) -> Result<InodeRecord> {
-    let missing = || Error::Corrupt(format!("inode {ino} is named and not among the changed ones"));
+    let missing = || Error::Corrupt(format!("inode {ino} has a name but is not among the changed inodes"));
     let node = seal.nodes.get(&ino).ok_or_else(missing)?;
     let body = bodies.get(&ino).ok_or_else(missing)?.clone();
     Ok(record_of(ino, &node.meta, node.xattrs.clone(), body))

@@ -431,7 +431,7 @@ fn check_name(name: &[u8]) -> Result<()> {
         return Err(Error::NameTooLong);
     }
     if name.is_empty() || name.contains(&b'/') || name.contains(&0) {
-        return Err(Error::Invalid("a name is not empty and has neither / nor NUL"));
+        return Err(Error::Invalid("a name must not be empty or contain / or NUL"));
     }
     if name == b"." || name == b".." {
         return Err(Error::Exists);

@@ -94,7 +94,7 @@ fn drop_lost_file(upper: &Upper, node: &mut Node) -> Result<()> {
     };
     if !is_there {
         tracing::warn!(
-            "{} was not synced and is lost: the file is as committed",
+            "{} was not synced and is lost: the file has its committed content again",
             upper.data.path(&b.data).display()
         );
         node.meta.size = b.base.size;
@@ -124,7 +124,7 @@ fn drop_lost_blocks(upper: &Upper, node: &mut Node) -> Result<()> {
     if !lost.is_empty() {
         let (path, n) = (upper.data.path(&b.data), lost.len());
         tracing::warn!(
-            "{n} blocks of {} were not synced and are lost: they are as committed",
+            "{n} blocks of {} were not synced and are lost: they have their committed content again",
             path.display()
         );
         b.dirty.subtract(&lost);

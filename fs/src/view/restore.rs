@@ -112,7 +112,7 @@ impl View {
         if let Err(error) =
             self.load_parents(&mut state, &homes).and_then(|()| self.refresh_dirty(&mut state, &data))
         {
-            tracing::error!("restored, but for some inodes that are open: {error}; mount again");
+            tracing::error!("restored except for some open inodes: {error}; unmount and mount again");
         }
         let forgotten = drop_idle(&mut state);
         drop(state);

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_too_many_names_the_directories_are_told() {
+    fn of_too_many_names_only_the_directories_are_reported() {
         let time = Timestamp::from_secs(1);
         let file = InodeRecord {
             ino: 7,

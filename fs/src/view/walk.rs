@@ -167,7 +167,7 @@ impl Ahead {
                 Wanted::Content(content) => self.content.read_ahead(content, &mut scratch),
             };
             if let Err(error) = read {
-                tracing::debug!(%error, "not read ahead");
+                tracing::debug!(%error, "cannot read ahead");
             }
         }
     }
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_in_order_is_read_ahead() {
+    fn sequential_access_is_read_ahead() {
         let mut walks = Walks::default();
         // Every other entry is a file.
         let is_one = |at: usize| Some(at.is_multiple_of(2));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_here_and_there_is_not() {
+    fn random_access_is_not_read_ahead() {
         let mut walks = Walks::default();
         let is_one = |_| Some(true);
         let entries = of(7, &is_one);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_looked_at_than_is_known_and_needed() {
+    fn only_known_and_needed_entries_are_examined() {
         let mut walks = Walks::default();
         let known = |at: usize| (at < 10).then_some(true);
         let entries = Entries { len: usize::MAX, ..of(7, &known) };

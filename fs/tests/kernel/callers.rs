@@ -119,7 +119,7 @@ fn an_id_mapped_mount_sends_ids_with_creates_only() {
 /// A mount made inside a user namespace with a range of ids: allow_other and default_permissions are allowed
 /// there, chown works, and requests carry the ids inside.
 #[test]
-fn a_mount_inside_a_namespace_speaks_its_ids() {
+fn a_mount_inside_a_namespace_uses_its_ids() {
     own_namespace();
     let home = tempfile::tempdir().unwrap();
     set_mode(home.path(), 0o755);
@@ -151,7 +151,7 @@ fn a_mount_inside_a_namespace_speaks_its_ids() {
 }
 
 #[test]
-#[ignore = "run by a_mount_inside_a_namespace_speaks_its_ids"]
+#[ignore = "run by a_mount_inside_a_namespace_uses_its_ids"]
 fn child_in_namespace() {
     assert!(child_argument().is_dir());
     let mounted = Mounted::new();

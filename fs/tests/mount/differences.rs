@@ -56,7 +56,7 @@ fails(errno.EINVAL, os.lseek, fd, -1, os.SEEK_SET)
 }
 
 #[test]
-fn what_belongs_to_disks_is_refused() {
+fn calls_for_disk_file_systems_are_refused() {
     python(
         r#"
 GETVERSION, FIFREEZE, FITRIM, NOWAIT, QUOTACTL_FD, GETQUOTA = 0x80087601, 0xC0045877, 0xC0185879, 8, 443, 0x800007 << 8

@@ -165,7 +165,7 @@ fn an_aborted_connection_leaves_no_dead_mount_point() {
 /// A mount on a directory that was removed and created again since the snapshot survives its restore; so does
 /// the working directory of a process in it.
 #[test]
-fn a_mount_on_a_directory_made_anew_stays() {
+fn a_mount_on_a_recreated_directory_stays() {
     let mount = Mount::new();
     mount.ok("bash", "mkdir point; echo then > point/then");
     let first = mount.commit();

@@ -7,7 +7,7 @@ use crate::view::support::{Env, pattern};
 use karapace_fs::attr::SetAttr;
 
 #[test]
-fn a_damaged_object_is_an_error_and_the_rest_goes_on() {
+fn a_damaged_object_is_an_error_and_the_rest_still_works() {
     let mut env = Env::new();
     env.file("small", b"just a few bytes");
     env.file("large", &pattern(3 << 20, 5));
@@ -171,7 +171,7 @@ fn holes_and_data_are_found() {
 
 /// If the host cannot read a file, only that file returns EIO.
 #[test]
-fn a_data_file_that_is_gone_is_an_error_and_the_rest_goes_on() {
+fn a_missing_data_file_is_an_error_and_the_rest_still_works() {
     let mut env = Env::new();
     let (lost, fine) = (env.file("lost", b"text"), env.file("fine", b"text"));
     env.view.close().unwrap();

@@ -79,7 +79,7 @@ impl Large {
 }
 
 #[test]
-fn a_kill_keeps_them() {
+fn a_kill_keeps_fresh_blocks() {
     let mut large = Large::new();
     for round in 0..3u8 {
         large.write(3 * BLOCK + 5, &[round + 1; 10]);
@@ -105,7 +105,7 @@ fn a_kill_keeps_them() {
 }
 
 #[test]
-fn a_restart_takes_those_that_were_not_synced() {
+fn a_restart_loses_fresh_blocks_that_were_not_synced() {
     let mut large = Large::new();
     large.write(BLOCK + 100, b"synced");
     large.write(2 * BLOCK, &pattern(BLOCK, 3));
@@ -210,7 +210,7 @@ fn what_was_appended_to_whole_blocks_is_safe_with_the_rest() {
 
 /// Every way in which fresh blocks reach the disk and count as durable.
 #[test]
-fn they_are_safe_once_somebody_has_synced() {
+fn fresh_blocks_are_safe_after_any_sync() {
     type Sync = fn(&mut Large);
     let ways: [(&str, Sync); 7] = [
         ("fsync", |large| large.fsync()),
@@ -292,7 +292,7 @@ fn a_block_with_a_hole_is_as_committed() {
 }
 
 #[test]
-fn a_hole_that_was_punched_stays_one() {
+fn a_punched_hole_stays_a_hole() {
     let mut large = Large::new();
     large.write(4 * BLOCK, &pattern(3 * BLOCK, 8));
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -308,7 +308,7 @@ fn a_hole_that_was_punched_stays_one() {
 /// If killed between the two steps of a truncation, the data file is shorter and the journal does not say
 /// why.
 #[test]
-fn a_block_that_was_cut_is_as_written() {
+fn a_truncated_block_reads_as_written() {
     let mut large = Large::new();
     large.write(3 * BLOCK, b"so that the data file is there");
     large.fsync();
@@ -326,7 +326,7 @@ fn a_block_that_was_cut_is_as_written() {
 
 /// A commit runs beside writes: what is written after the seal goes to a copy, which is synced whole.
 #[test]
-fn a_commit_takes_them_and_leaves_what_comes_after() {
+fn a_commit_takes_fresh_blocks_and_leaves_later_writes() {
     let mut large = Large::new();
     large.write(4 * BLOCK, &pattern(2 * BLOCK, 8));
     let committed = large.now.clone();

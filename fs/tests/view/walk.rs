@@ -84,7 +84,7 @@ fn directories_listed_in_order_are_read_ahead() {
 }
 
 #[test]
-fn files_read_here_and_there_are_not() {
+fn files_read_at_random_are_not_read_ahead() {
     let env = tree();
     let files = listed(&env, ROOT_INO, FileKind::Regular);
     for step in 0..40 {
@@ -95,7 +95,7 @@ fn files_read_here_and_there_are_not() {
 }
 
 #[test]
-fn damage_is_met_by_who_reads_it() {
+fn damage_is_reported_to_whoever_reads_it() {
     let env = tree();
     let files = listed(&env, ROOT_INO, FileKind::Regular);
     let [missing, damaged] = [4, 5].map(|at| env.layout().object(&ObjectId::of(&content(&files[at].1))));

@@ -23,7 +23,7 @@ impl View {
     pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u64) -> Result<Attr> {
         let kind = match mode & libc::S_IFMT {
             0 => FileKind::Regular,
-            _ => FileKind::from_mode(mode).ok_or(Error::Invalid("unknown type of file"))?,
+            _ => FileKind::from_mode(mode).ok_or(Error::Invalid("unknown file type"))?,
         };
         let (body, rdev) = match kind {
             FileKind::Regular => (Body::Regular(FileContent::empty()), 0),

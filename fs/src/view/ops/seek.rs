@@ -33,7 +33,7 @@ impl View {
     /// Like [`View::lseek`], and also returns the hole that the answer depends on.
     pub fn seek(&self, ino: Ino, offset: u64, whence: i32) -> Result<Sought> {
         if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {
-            return Err(Error::Invalid("only SEEK_DATA and SEEK_HOLE are asked of a file system"));
+            return Err(Error::Invalid("only SEEK_DATA and SEEK_HOLE are supported here"));
         }
         let state = self.state.read();
         let node = state.node(ino)?;

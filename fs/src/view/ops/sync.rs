@@ -162,7 +162,7 @@ impl View {
             failed.collect::<Vec<_>>()
         });
         for error in files.unwrap_or_else(|error| vec![error]) {
-            tracing::error!(%error, "what was written into committed files is not on the disk yet");
+            tracing::error!(%error, "cannot sync what was written into committed files");
         }
     }
 

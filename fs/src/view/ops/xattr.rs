@@ -129,7 +129,7 @@ impl View {
 fn check_namespace(name: &[u8]) -> Result<()> {
     for prefix in [&b"user."[..], b"trusted.", b"security."] {
         match name.strip_prefix(prefix) {
-            Some([]) => return Err(Error::Invalid("the name of an attribute ends with its namespace")),
+            Some([]) => return Err(Error::Invalid("the name of an attribute is empty after its namespace")),
             Some(_) => return Ok(()),
             None => {}
         }
