@@ -26,10 +26,10 @@ pub(crate) fn check(dir: &Path) -> io::Result<()> {
             format!("it belongs to {}", user_name(found.st_uid))
         }
         FileType::Directory if mode & 0o077 != 0 => {
-            format!("it is open to other users (mode {mode:04o}; 0700 is wanted)")
+            format!("it is accessible to other users (mode {mode:04o}, should be 0700)")
         }
         FileType::Directory => return Ok(()),
-        _ => "it is no directory".to_owned(),
+        _ => "it is not a directory".to_owned(),
     };
     Err(io::Error::other(flaw))
 }
@@ -74,7 +74,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     #[test]
-    fn only_what_is_ours_alone() {
+    fn only_a_private_directory_of_the_user_is_accepted() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("dir");
         make(&dir).unwrap();
@@ -94,7 +94,7 @@ mod tests {
         }
         let file = place.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(reason(&file).contains("no directory"));
+        assert!(reason(&file).contains("not a directory"));
         assert!(check(&place.path().join("none")).is_err());
         assert_eq!(runtime_dir(Some(dir.clone().into())), Some(dir));
         assert_eq!(runtime_dir(Some("relative".into())), None);

@@ -24,12 +24,12 @@ impl LifecycleError {
             let why = match self.from {
                 EnvState::Running => "stop what runs inside first",
                 EnvState::Defined => "build it first",
-                _ => "what is kept from changes is not replaced; build another one with --name",
+                _ => "its content must not change; build another one with --name",
             };
             return format!("an environment that is {} cannot be rebuilt: {why}", self.from);
         };
         let allowed = match next.as_slice() {
-            [] => "nothing follows it; it can be destroyed".to_owned(),
+            [] => "it can only be destroyed".to_owned(),
             next => format!("it can become {}", next.join(" or ")),
         };
         format!("an environment that is {} cannot become {}: {allowed}", self.from, to)
@@ -81,7 +81,7 @@ mod tests {
     const ALL: [EnvState; 5] = [Defined, Built, Running, Frozen, Archived];
 
     #[test]
-    fn only_these_steps() {
+    fn only_listed_transitions_are_allowed() {
         let allowed =
             [(Defined, Built), (Built, Running), (Running, Built), (Built, Frozen), (Frozen, Archived)];
         for from in ALL {
@@ -98,7 +98,7 @@ mod tests {
             (Built, "it can become Running or Frozen"),
             (Running, "it can become Built"),
             (Frozen, "it can become Archived"),
-            (Archived, "nothing follows it; it can be destroyed"),
+            (Archived, "it can only be destroyed"),
         ];
         for (from, allowed) in table {
             for to in ALL.into_iter().filter(|to| !successors(from).contains(to)) {
@@ -114,8 +114,8 @@ mod tests {
             (Defined, Some("build it first")),
             (Built, None),
             (Running, Some("stop what runs inside first")),
-            (Frozen, Some("what is kept from changes is not replaced; build another one with --name")),
-            (Archived, Some("what is kept from changes is not replaced; build another one with --name")),
+            (Frozen, Some("its content must not change; build another one with --name")),
+            (Archived, Some("its content must not change; build another one with --name")),
         ];
         for (state, why) in table {
             let text = check_rebuild(state).err().map(|error| error.to_string());
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_state_permits() {
+    fn what_a_state_allows() {
         let table = [
             (Defined, false, false),
             (Built, true, true),

@@ -26,7 +26,7 @@ pub enum LockError {
         source: std::io::Error,
     },
     /// `--locked` was given and there is no lock file.
-    #[error("there is no lock file {}: run `karapace build` without --locked once to write it", path.display())]
+    #[error("there is no lock file {}: run `karapace build` once without --locked to write it", path.display())]
     Absent {
         /// Where it was looked for.
         path: PathBuf,
@@ -41,7 +41,8 @@ pub enum LockError {
     },
     /// The ids do not match the content.
     #[error(
-        "lock file was edited: {field} is {stored}, its content gives {computed}; run `karapace build` without --locked to write it anew"
+        "the lock file was edited: {field} is {stored}, but its content gives {computed}; run `karapace build` without --locked \
+         to write it again"
     )]
     Integrity {
         /// Which id.
@@ -53,7 +54,8 @@ pub enum LockError {
     },
     /// The distribution no longer has the pinned versions.
     #[error(
-        "the distribution no longer has what the lock file pins: {}; run `karapace build` without --locked to take what there is", packages.join("; ")
+        "the distribution no longer has the versions that the lock file pins: {}; run `karapace build` without --locked to take \
+         current ones", packages.join("; ")
     )]
     Unavailable {
         /// Each package with its pinned version and the versions that are available.
@@ -121,7 +123,9 @@ impl LockFile {
         })?;
         if lock.lock_version != LOCK_VERSION {
             let found = lock.lock_version;
-            return Err(invalid(format!("version {found}; this karapace reads version {LOCK_VERSION} only")));
+            return Err(invalid(format!(
+                "version {found} is not supported; this karapace reads version {LOCK_VERSION} only"
+            )));
         }
         Ok(lock)
     }
@@ -156,7 +160,7 @@ impl LockFile {
         let mut drift = Vec::new();
         let mut compare = |what: &str, asked: String, locked: String| {
             if asked != locked {
-                drift.push(format!("{what}: the manifest has {asked}, the lock {locked}"));
+                drift.push(format!("{what}: the manifest has {asked}, the lock file has {locked}"));
             }
         };
         compare("base.image", quoted(&wanted.base_image), quoted(&self.base_image));
@@ -215,10 +219,10 @@ fn compare_sets(
 ) {
     let (asked, locked): (BTreeSet<_>, BTreeSet<_>) = (asked.collect(), locked.collect());
     for added in asked.difference(&locked) {
-        drift.push(format!("{what}: {added:?} is not in the lock"));
+        drift.push(format!("{what}: {added:?} is not in the lock file"));
     }
     for gone in locked.difference(&asked) {
-        drift.push(format!("{what}: {gone:?} is in the lock only"));
+        drift.push(format!("{what}: {gone:?} is only in the lock file"));
     }
 }
 
@@ -267,15 +271,15 @@ mod tests {
                 "[system]\npackages=[\"git\",\"vim\"]",
                 "",
                 &["git"],
-                &["system.packages: \"vim\" is not in the lock"],
+                &["system.packages: \"vim\" is not in the lock file"],
             ),
-            ("", "", &["git"], &["system.packages: \"git\" is in the lock only"]),
-            ("[gui]\napps=[\"a\"]", "", &[], &["gui.apps: \"a\" is not in the lock"]),
+            ("", "", &["git"], &["system.packages: \"git\" is only in the lock file"]),
+            ("[gui]\napps=[\"a\"]", "", &[], &["gui.apps: \"a\" is not in the lock file"]),
             (
                 "[gui]\napps=[\"b\"]",
                 "[gui]\napps=[\"a\"]",
                 &[],
-                &["gui.apps: \"b\" is not in the lock", "gui.apps: \"a\" is in the lock only"],
+                &["gui.apps: \"b\" is not in the lock file", "gui.apps: \"a\" is only in the lock file"],
             ),
             ("[hardware]\ngpu=true", "", &[], &["hardware.gpu: the manifest has true, the lock false"]),
             ("", "[hardware]\naudio=true", &[], &["hardware.audio: the manifest has false, the lock true"]),
@@ -346,7 +350,7 @@ mod tests {
 
     /// Every field that the ids are computed from, and the ids.
     #[test]
-    fn edited_locks_are_told() {
+    fn edited_lock_files_are_reported() {
         let good = lock("[mounts]\nw = \"./:/w\"\n", &["git"]);
         type Edit = fn(&mut LockFile);
         let table: [(&str, Edit); 13] = [
@@ -369,7 +373,7 @@ mod tests {
             edit(&mut edited);
             let told = edited.verify_integrity().unwrap_err().to_string();
             let expected = format!(
-                "lock file was edited: env_id is {}, its content gives {}; run `karapace build` without --locked to write it anew",
+                "the lock file was edited: env_id is {}, but its content gives {}; run `karapace build` without --locked to write it again",
                 good.env_id,
                 identity::env_id(&edited)
             );
@@ -377,9 +381,9 @@ mod tests {
         }
         let other = LockFile { env_id: "d".repeat(64), ..good.clone() };
         let told = other.verify_integrity().unwrap_err().to_string();
-        assert!(told.contains(&format!("env_id is {}, its content gives {}", other.env_id, good.env_id)));
+        assert!(told.contains(&format!("env_id is {}, but its content gives {}", other.env_id, good.env_id)));
         let other = LockFile { short_id: "d".repeat(12), ..good.clone() };
         let told = other.verify_integrity().unwrap_err().to_string();
-        assert!(told.contains(&format!("short_id is dddddddddddd, its content gives {}", good.short_id)));
+        assert!(told.contains(&format!("short_id is dddddddddddd, but its content gives {}", good.short_id)));
     }
 }

@@ -368,11 +368,13 @@ fn word_list(source: &Source<'_>, key: &str, raw: &[Spanned<String>]) -> Result<
     for item in raw {
         let word = item.get_ref().trim();
         if word.is_empty() || word.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(source.invalid(&item.span(), format!("{key}: {:?} is not a name", item.get_ref())));
+            return Err(
+                source.invalid(&item.span(), format!("{key}: {:?} is not a valid name", item.get_ref()))
+            );
         }
         if !is_package_name(word) {
             let reason = format!(
-                "{key}: {word:?} is no package name: letters, digits and + . _ : @ - are, and no version"
+                "{key}: {word:?} is not a package name: use letters, digits and + . _ : @ -, and no version"
             );
             return Err(source.invalid(&item.span(), reason));
         }
@@ -390,7 +392,7 @@ fn parse_mount(source: &Source<'_>, label: &str, value: &Spanned<String>) -> Res
         source.invalid(&value.span(), reason)
     };
     if label.is_empty() || label.contains(':') {
-        return Err(bad("a label is not empty and has no ':'"));
+        return Err(bad("a label must not be empty or contain ':'"));
     }
     let (host, container) = value.get_ref().rsplit_once(':').ok_or_else(|| bad("there is no ':'"))?;
     let (host, container) = (host.trim(), container.trim());
@@ -434,7 +436,7 @@ fn ignore_list(source: &Source<'_>, raw: &[Spanned<String>]) -> Result<Vec<Strin
         let text = item.get_ref().trim();
         let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
         if !text.starts_with('/') || parts.is_empty() || parts.contains(&"..") {
-            let reason = format!("snapshot.ignore: {text:?} is not an absolute path below / without '..'");
+            let reason = format!("snapshot.ignore: {text:?} must be an absolute path below / without '..'");
             return Err(source.invalid(&item.span(), reason));
         }
         paths.push(format!("/{}", parts.join("/")));

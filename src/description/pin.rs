@@ -54,9 +54,9 @@ pub fn check(image: &str) -> Result<(), String> {
     let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     match split(image) {
         (_, Some(digest)) if digest.len() != DIGITS || !digest.bytes().all(is_digit) => Err(format!(
-            "base.image: {digest:?} after {CONTENT} is no digest of {DIGITS} digits from 0-9 and a-f; `karapace pin` writes it"
+            "base.image: {digest:?} after {CONTENT} is not a digest of {DIGITS} digits 0-9 and a-f; `karapace pin` writes it"
         )),
-        ("", Some(_)) => Err(format!("base.image names no image before {CONTENT}")),
+        ("", Some(_)) => Err(format!("base.image has no image before {CONTENT}")),
         _ => Ok(()),
     }
 }
@@ -88,8 +88,8 @@ mod tests {
             assert_eq!(check(image), Ok(()), "{image}");
         }
         for bad in ["x#content=", "x#content=abc", &format!("x#content={}", "AB".repeat(32))] {
-            assert!(check(bad).unwrap_err().contains("is no digest"), "{bad}");
+            assert!(check(bad).unwrap_err().contains("is not a digest"), "{bad}");
         }
-        assert!(check(&format!("#content={digest}")).unwrap_err().contains("names no image"));
+        assert!(check(&format!("#content={digest}")).unwrap_err().contains("has no image"));
     }
 }

@@ -24,7 +24,7 @@ pub enum Error {
     Lock(#[from] LockError),
     /// `--require-pinned-image` was given, and the image is not pinned.
     #[error(
-        "{}: base.image {image:?} is not pinned to a content: `karapace pin {}` does it", path.display(), path.display()
+        "{}: base.image {image:?} is not pinned: run `karapace pin {}`", path.display(), path.display()
     )]
     Unpinned {
         /// The manifest.
@@ -34,7 +34,7 @@ pub enum Error {
     },
     /// The image is not the one that the manifest pins.
     #[error(
-        "{}: the content of {image} is {found}, the manifest pins {pinned}: `karapace pin {}` pins what it is now", path.display(), path.display()
+        "{}: the content of {image} is {found}, but the manifest pins {pinned}: `karapace pin {}` pins the current content", path.display(), path.display()
     )]
     OtherContent {
         /// The manifest.
@@ -48,7 +48,7 @@ pub enum Error {
     },
     /// `--offline` was given, and packages would have to be installed.
     #[error(
-        "{}: no environment has these packages in these versions yet, and --offline was given: build without it once", path.display()
+        "{}: no environment has these packages in these versions yet: build once without --offline", path.display()
     )]
     OfflinePackages {
         /// The manifest.
@@ -56,14 +56,15 @@ pub enum Error {
     },
     /// The image has no known package manager.
     #[error(
-        "{image} has no package manager that is known (apt, dnf, zypper, pacman, apk, xbps): remove packages and apps from the manifest, or use another image"
+        "{image} has no supported package manager (apt, dnf, zypper, pacman, apk, xbps): remove packages and apps from the \
+         manifest, or use another image"
     )]
     NoPackageManager {
         /// The image.
         image: String,
     },
     /// The package manager failed.
-    #[error("{command} ended with status {status} inside; its last lines were:{tail}")]
+    #[error("{command} failed with status {status} inside; its last lines:{tail}")]
     Install {
         /// The command, as plain text.
         command: String,
@@ -95,7 +96,7 @@ pub enum Error {
     },
     /// Another environment has the name.
     #[error(
-        "an environment named {name} exists already: choose another name, or `karapace destroy {name}` first"
+        "an environment named {name} already exists: choose another name, or run `karapace destroy {name}` first"
     )]
     NameTaken {
         /// The name.
@@ -103,8 +104,8 @@ pub enum Error {
     },
     /// The name requested for a build belongs to another environment.
     #[error(
-        "an environment named {name} exists already and is not what {} builds: `karapace rebuild {} --name {name}` builds it anew \
-         and keeps its snapshots; or choose another name", path.display(), path.display()
+        "an environment named {name} already exists with other content than {} builds: choose another name, or run `karapace \
+         rebuild {} --name {name}`, which replaces it and keeps its snapshots", path.display(), path.display()
     )]
     OtherBuild {
         /// The name.
@@ -113,7 +114,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The file exists and `--force` was not given.
-    #[error("{} exists already: use --force to replace it", path.display())]
+    #[error("{} already exists: use --force to replace it", path.display())]
     FileExists {
         /// The file.
         path: PathBuf,
@@ -135,7 +136,7 @@ pub enum Error {
         absent: String,
     },
     /// The reference is a prefix of several snapshots.
-    #[error("{reference:?} fits more than one snapshot of {env}: {}", candidates.join(", "))]
+    #[error("{reference:?} matches more than one snapshot of {env}: {}", candidates.join(", "))]
     AmbiguousSnapshot {
         /// The environment.
         env: String,
@@ -145,7 +146,7 @@ pub enum Error {
         candidates: Vec<String>,
     },
     /// A snapshot with the name exists.
-    #[error("{env} has a snapshot named {name} already: choose another name")]
+    #[error("{env} already has a snapshot named {name}: choose another name")]
     SnapshotNameTaken {
         /// The environment.
         env: String,
@@ -154,8 +155,8 @@ pub enum Error {
     },
     /// Named snapshots would be removed.
     #[error(
-        "{env} has snapshots with names: {}; nothing was removed. `karapace destroy --snapshots {env}` removes them too, \
-         `karapace export {env}@NAME` keeps one elsewhere first",
+        "{env} has named snapshots: {}; nothing was removed. `karapace export {env}@NAME` saves one elsewhere; `karapace \
+         destroy --snapshots {env}` removes them too",
         names.join(", ")
     )]
     NamedSnapshots {
@@ -173,7 +174,7 @@ pub enum Error {
         why: String,
     },
     /// Already mounted.
-    #[error("{env} is mounted at {} (pid {pid}): use it there, or `karapace umount {env}` first", dir.display())]
+    #[error("{env} is mounted at {} (pid {pid}): use it there, or run `karapace umount {env}` first", dir.display())]
     Mounted {
         /// The environment.
         env: String,
@@ -184,8 +185,9 @@ pub enum Error {
     },
     /// Mounted where this process cannot see it.
     #[error(
-        "{env} is served, but {} is no mount here: it is mounted in another mount namespace, where it can be used, or was detached while \
-         in use. `karapace umount {env}` ends it or says who has it, `karapace umount --force {env}` ends it in any case",
+        "{env} has a server, but {} is not a mount here: it is mounted in another mount namespace, where it can be used, or was \
+         detached while in use. `karapace umount {env}` unmounts it or lists who uses it, `karapace umount --force {env}` \
+         unmounts it in any case",
         dir.display()
     )]
     MountedElsewhere {
@@ -195,15 +197,15 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Commands are running inside.
-    #[error("{env} is running a command (enter or exec): leave it, or `karapace stop {env}`, first")]
+    #[error("{env} is running a command (enter or exec): end it, or run `karapace stop {env}`, first")]
     Running {
         /// The environment.
         env: String,
     },
     /// The running session was started with other options.
     #[error(
-        "{env} is running a command that was begun with {option} {theirs}, not {ours}: ask for the same, or \
-         `karapace stop {env}` first"
+        "{env} is running a command that was started with {option} {theirs}, not {ours}: use the same, or run `karapace stop \
+         {env}` first"
     )]
     OtherShape {
         /// The environment.
@@ -234,15 +236,15 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The mount point is in use.
-    #[error("{} is in use: leave it (files open or a shell inside) and try again", dir.display())]
+    #[error("{} is in use: close open files and leave the directory, then try again", dir.display())]
     DirBusy {
         /// The directory.
         dir: PathBuf,
     },
     /// Unmounted here, but still in use.
     #[error(
-        "{env} is not mounted here any more, and goes on for the processes that have it still: {holders}. It ends with them, or at \
-         once with `karapace umount --force {env}`"
+        "{env} is no longer mounted here, but processes still use it: {holders}. Its server ends when they do, or at once with \
+         `karapace umount --force {env}`"
     )]
     Held {
         /// The environment.
@@ -259,7 +261,7 @@ pub enum Error {
         reason: String,
     },
     /// The serving process does not answer as it should.
-    #[error("the process serving {env} {what}; see {}", log.display())]
+    #[error("the server of {env} {what}; see {}", log.display())]
     Serving {
         /// The environment.
         env: String,

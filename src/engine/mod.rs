@@ -98,7 +98,7 @@ impl Engine {
         let store = open(&root)?;
         let engine = Engine { store, root };
         if let Err(error) = engine.end_abandoned_builds() {
-            tracing::warn!("a build that was killed is not cleaned up yet: {error}");
+            tracing::warn!("cannot clean up after a build that was killed: {error}");
             return Ok(engine);
         }
         for intent in wal::replay(&engine.store)? {

@@ -39,8 +39,8 @@ pub fn prepare(dir: &Path) -> Result<PathBuf> {
         Standing::Stale if !is_own(dir)? => {
             let dir = dir.display();
             return Err(Error::Invalid(format!(
-                "{dir} is a mount whose server is gone, and karapace has not made it for you: unmount it (`umount -l {dir}` as root, \
-                 `fusermount3 -uz {dir}` as its user), or mount elsewhere"
+                "{dir} is a mount whose server is gone, and which karapace did not make for you: unmount it (`umount -l {dir}` \
+                 as root, `fusermount3 -uz {dir}` as its user), or mount elsewhere"
             )));
         }
         Standing::Stale => {
@@ -69,7 +69,7 @@ pub fn clear_stale(dir: &Path) -> Result<()> {
         Ok(Standing::Stale) => detach(dir),
         Ok(_) => Ok(()),
         Err(error) => {
-            tracing::debug!("not looked for a stale mount: {error}");
+            tracing::debug!("cannot look for a stale mount: {error}");
             Ok(())
         }
     }
@@ -199,7 +199,7 @@ pub fn is_ours(dir: &Path) -> bool {
     match fuse_source(dir) {
         Ok(source) => source.is_some_and(|source| source.starts_with(SOURCE)),
         Err(error) => {
-            tracing::warn!("taken as mounted here: {error}");
+            tracing::warn!("assuming that it is mounted here: {error}");
             true
         }
     }

@@ -80,7 +80,8 @@ impl Cached {
             (Ok(Answer::Unchanged), Some(known)) => Ok(self.fetched(known)),
             (Ok(Answer::Unchanged), None) => Err(ImageError::Download {
                 url: source.url.clone(),
-                reason: "the server says that nothing has changed, and nothing is here".to_owned(),
+                reason: "the server says that the file has not changed, but there is no earlier download"
+                    .to_owned(),
             }),
             (Ok(Answer::Here(validators)), _) => self.keep(source, validators, &part),
             (Err(ImageError::Download { url, reason }), Some(_)) => Err(ImageError::Download {
@@ -133,7 +134,7 @@ impl Cached {
         if sha256 == known.sha256 {
             return Ok(Some(known));
         }
-        tracing::warn!("{} is damaged and not used", archive.display());
+        tracing::warn!("{} is damaged and will not be used", archive.display());
         Ok(None)
     }
 

@@ -45,7 +45,7 @@ pub(super) struct Limit {
 
 impl Limit {
     /// For an image about which nothing else is known.
-    pub const IMAGE: Limit = Limit { bytes: 64 << 30, why: "the most that is taken of an image" };
+    pub const IMAGE: Limit = Limit { bytes: 64 << 30, why: "the limit for an image" };
 
     fn refusal(&self) -> String {
         format!("it has more than {} bytes, {}; nothing of it was kept", self.bytes, self.why)
@@ -147,10 +147,10 @@ impl<'a> Http<'a> {
             let slow = pace.add(0).err();
             if kept > longest && slow.is_none() {
                 (futile, longest) = (0, kept);
-                tracing::info!("{}: {reason}; taken up again", source.url);
+                tracing::info!("{}: {reason}; resuming", source.url);
             } else if futile < FUTILE && slow.is_none() {
                 futile += 1;
-                tracing::info!("{}: {reason}; tried again", source.url);
+                tracing::info!("{}: {reason}; trying again", source.url);
                 std::thread::sleep(PAUSE);
             } else {
                 return Err(given_up(source, slow.unwrap_or(reason), kept));
@@ -183,8 +183,8 @@ impl<'a> Http<'a> {
         let reply = reply.map_err(|reason| failed(source, reason))?;
         if let (200 | 206, Some(encoding)) = (reply.status, reply.encoding()) {
             let reason = format!(
-                "the server sends it encoded ({encoding}), though it was asked for the file as it is; nothing of it was kept: \
-                 give another address, or the file itself"
+                "the server sends it encoded ({encoding}), although an unencoded file was requested; nothing of it was kept: \
+                 use another URL, or give the file itself"
             );
             return Err(refused(source, part, reason));
         }
@@ -327,7 +327,7 @@ fn failed(source: &Source, reason: String) -> ImageError {
 
 /// The error for a download that may be resumed later.
 fn given_up(source: &Source, reason: String, kept: u64) -> ImageError {
-    failed(source, format!("{reason}; {kept} bytes are kept: the next try goes on from there"))
+    failed(source, format!("{reason}; {kept} bytes are kept: the next try resumes there"))
 }
 
 /// The error for a file that is refused; removes what was received of it.

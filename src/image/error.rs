@@ -12,7 +12,8 @@ use karapace_store::error::hint;
 pub enum ImageError {
     /// An address of an unsupported kind, such as that of a registry.
     #[error(
-        "base image {image:?} is {what}, which this version does not support; give a name (debian/12), or the path, file:// or http(s):// address of a root filesystem (archive, directory, OCI layout, or what `docker save` or `skopeo copy … dir:` writes)"
+        "base image {image:?} is {what}, which is not supported; give a name (debian/12), or the path or file:// or http(s):// \
+         URL of a root filesystem (archive, directory, OCI layout, or the output of `docker save` or `skopeo copy … dir:`)"
     )]
     Unsupported {
         /// As written.
@@ -21,13 +22,13 @@ pub enum ImageError {
         what: &'static str,
     },
     /// The text after `#` is not a checksum.
-    #[error("base image {image:?}: after # only sha256= and 64 hex digits may stand")]
+    #[error("base image {image:?}: only sha256= and 64 hex digits may follow #")]
     BadChecksum {
         /// As written.
         image: String,
     },
     /// An invalid file:// address.
-    #[error("base image {image:?}: a file:// address is file:///absolute/path")]
+    #[error("base image {image:?}: write a file:// URL as file:///absolute/path")]
     BadFileAddress {
         /// As written.
         image: String,
@@ -53,7 +54,7 @@ pub enum ImageError {
         what: String,
     },
     /// The download failed.
-    #[error("downloading {url}: {reason}")]
+    #[error("cannot download {url}: {reason}")]
     Download {
         /// The address.
         url: String,
@@ -62,7 +63,8 @@ pub enum ImageError {
     },
     /// The bytes do not have the expected digest.
     #[error(
-        "downloading {url}: the bytes have sha256 {found}, not {expected}: the file was changed or damaged on its way; nothing of it was kept"
+        "{url} has the wrong content: its sha256 is {found}, not {expected}; it was changed, or damaged in transit; nothing of \
+         it was kept"
     )]
     Checksum {
         /// The address.

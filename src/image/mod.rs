@@ -90,7 +90,7 @@ impl Image {
             return Err(unsupported("standard input, which only `karapace import` reads"));
         }
         if image.contains("://") {
-            return Err(unsupported("an address of an unknown kind"));
+            return Err(unsupported("a URL of an unknown kind"));
         }
         let is_path = image.starts_with('/')
             || image == "."
@@ -103,7 +103,7 @@ impl Image {
         } else if streams::is_name(image) {
             Ok(Image::Named(image.to_owned()))
         } else {
-            Err(unsupported("neither an address, nor a path (write ./ before it), nor a name"))
+            Err(unsupported("not a URL, a path (put ./ before it) or a name"))
         }
     }
 

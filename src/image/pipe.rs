@@ -73,7 +73,7 @@ fn stdin() -> Result<Pipe, ImageError> {
         FileType::RegularFile | FileType::Fifo | FileType::Socket => {}
         FileType::Directory => return Err(refuse("it is a directory: give its path")),
         _ => {
-            return Err(refuse("it is a device, /dev/null perhaps: pipe an archive into it, or give a path"));
+            return Err(refuse("it is a device, perhaps /dev/null: pipe an archive into it, or give a path"));
         }
     }
     Ok(Pipe { input: input.into(), name: "standard input".to_owned() })

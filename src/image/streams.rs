@@ -21,7 +21,7 @@ use super::error::at;
 const SERVER: &str = "https://images.linuxcontainers.org";
 
 /// The size limit of a list, which is held in memory.
-const LIST: Limit = Limit { bytes: 64 << 20, why: "the most that is read of a list of images" };
+const LIST: Limit = Limit { bytes: 64 << 20, why: "the limit for a list of images" };
 
 /// Our short names for names on the server.
 const SHORT: [(&str, &str); 1] = [("rolling", "opensuse/tumbleweed")];
@@ -96,7 +96,7 @@ pub(super) fn is_name(text: &str) -> bool {
 /// Finds the newest root filesystem that `server` has under `name` for this machine's architecture.
 pub(super) fn find(server: &str, name: &str, cache: &Path, http: &Http<'_>) -> Result<Source, ImageError> {
     if !server.starts_with("https://") && !server.starts_with("http://") {
-        return Err(wrong(name, format!("KARAPACE_IMAGE_SERVER is {server:?}, not an http(s):// address")));
+        return Err(wrong(name, format!("KARAPACE_IMAGE_SERVER is {server:?}, not an http(s):// URL")));
     }
     let index: Index = list(server, "streams/v1/index.json", name, cache, http)?;
     let images = index.index.into_values().find(|stream| stream.datatype == "image-downloads");
@@ -104,7 +104,7 @@ pub(super) fn find(server: &str, name: &str, cache: &Path, http: &Http<'_>) -> R
     let products: Products = list(server, &images.path, name, cache, http)?;
     let item = choose(&products, name).map_err(|reason| wrong(name, format!("{reason} ({server})")))?;
     if !super::is_sha256(&item.sha256) {
-        return Err(wrong(name, format!("{server} lists it with no sha256")));
+        return Err(wrong(name, format!("{server} lists it without a sha256")));
     }
     let url = address(server, &item.path).ok_or_else(|| wrong(name, bad_path(server, &item.path)))?;
     let limit = match item.size {
@@ -131,7 +131,7 @@ fn list<T: DeserializeOwned>(
     if list.is_err() {
         cached.discard()?;
     }
-    list.map_err(|e| wrong(name, format!("{url} is no list of images: {e}")))
+    list.map_err(|e| wrong(name, format!("{url} is not a list of images: {e}")))
 }
 
 /// Finds the product for this machine's architecture that has `name` as an alias, and in it the newest
@@ -146,11 +146,11 @@ fn choose<'a>(products: &'a Products, name: &str) -> Result<&'a Item, String> {
             return Err(format!("the image server has no image of this name{}", offer(products, wanted)));
         }
         let others: Vec<&str> = all.iter().map(|product| product.arch.as_str()).collect();
-        return Err(format!("the image server has it for {}, not for {here}", others.join(", ")));
+        return Err(format!("the image server has it for {}, but not for {here}", others.join(", ")));
     };
     let newest = product.versions.values().rev();
     let mut rootfs = newest.filter_map(|version| version.items.values().find(|item| item.ftype == ROOTFS));
-    rootfs.next().ok_or_else(|| format!("the image server has no {ROOTFS} of it"))
+    rootfs.next().ok_or_else(|| format!("the image server has no {ROOTFS} for it"))
 }
 
 /// Text that suggests what the server has instead: names of the same distribution, shortest first.
@@ -180,7 +180,7 @@ fn address(server: &str, path: &str) -> Option<String> {
 }
 
 fn bad_path(server: &str, path: &str) -> String {
-    format!("{server} lists the path {path:?}, which is none below it")
+    format!("{server} lists the path {path:?}, which is not below it")
 }
 
 /// This machine's architecture, as Debian and the image servers name it.
@@ -229,13 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_not_is_told_with_what_there_is() {
+    fn missing_images_are_reported_with_the_available_ones() {
         let products = products();
         let table = [
             ("debian/11", "no image of this name; there are debian/12, debian/13"),
             ("arch/1", "no image of this name"),
-            ("debian/13", "no root.tar.xz of it"),
-            ("old/1", "has it for alpha, not for"),
+            ("debian/13", "no root.tar.xz for it"),
+            ("old/1", "has it for alpha, but not for"),
         ];
         for (name, message) in table {
             let error = choose(&products, name).map(|item| item.path.clone()).unwrap_err();

@@ -110,7 +110,7 @@ fn downloads_once_and_revalidates() {
 }
 
 #[test]
-fn a_download_that_broke_off_goes_on_where_it_ended() {
+fn an_interrupted_download_resumes_where_it_ended() {
     let (url, server) = serve(vec![
         answer("200 OK", "ETag: \"v1\"\r\n", 10, "hello"),
         answer("206 Partial Content", "ETag: \"v1\"\r\nContent-Range: bytes 5-9/10\r\n", 5, "world"),
@@ -133,7 +133,7 @@ fn a_file_that_changed_meanwhile_is_taken_from_its_beginning() {
 }
 
 #[test]
-fn without_a_version_nothing_is_pieced_together() {
+fn a_download_without_a_version_is_not_resumed() {
     let (url, server) =
         serve(vec![answer("200 OK", "", 10, "hello"), answer("200 OK", "", 10, "helloworld")]);
     let cache = tempfile::tempdir().unwrap();
@@ -154,7 +154,7 @@ fn a_range_that_was_not_asked_for_is_not_taken() {
 }
 
 #[test]
-fn an_unfinished_download_is_not_used_and_gone_on_with_later() {
+fn an_unfinished_download_is_not_used_and_resumed_later() {
     let begin = answer("200 OK", "ETag: \"v1\"\r\n", 9, "hello");
     let nothing = answer("206 Partial Content", "Content-Range: bytes 5-8/9\r\n", 4, "");
     let (url, server) = serve(vec![

@@ -77,7 +77,7 @@ impl Pace {
         if came >= self.patience.least {
             return Ok(());
         }
-        Err(format!("too slow: {came} bytes came in {} s", self.patience.period.as_secs_f32()))
+        Err(format!("too slow: {came} bytes in {} s", self.patience.period.as_secs_f32()))
     }
 }
 
@@ -125,7 +125,7 @@ pub(super) fn get(
     thread.map_err(|e| format!("cannot start a thread: {e}"))?;
     let head: Head = answered.recv_timeout(patience.answer).unwrap_or_else(|e| match e {
         RecvTimeoutError::Timeout => Err(format!("no answer within {} s", patience.answer.as_secs_f32())),
-        RecvTimeoutError::Disconnected => Err("the thread that asks stopped".to_owned()),
+        RecvTimeoutError::Disconnected => Err("the requesting thread stopped".to_owned()),
     });
     let (status, headers, length) = head?;
     Ok(Reply { status, headers, length, pieces, silence: patience.silence })
@@ -153,11 +153,11 @@ impl Reply {
         match self.pieces.recv_timeout(self.silence) {
             Ok(Ok(piece)) if piece.is_empty() => Ok(None),
             Ok(Ok(piece)) => Ok(Some(piece)),
-            Ok(Err(reason)) => Err(format!("the connection broke off: {reason}")),
+            Ok(Err(reason)) => Err(format!("the connection broke: {reason}")),
             Err(RecvTimeoutError::Timeout) => {
-                Err(format!("nothing came for {} s", self.silence.as_secs_f32()))
+                Err(format!("nothing was received for {} s", self.silence.as_secs_f32()))
             }
-            Err(RecvTimeoutError::Disconnected) => Err("the thread that reads stopped".to_owned()),
+            Err(RecvTimeoutError::Disconnected) => Err("the reading thread stopped".to_owned()),
         }
     }
 }
@@ -180,10 +180,10 @@ fn follow(
             return Ok(response);
         }
         let location = response.headers().get("location").and_then(|value| value.to_str().ok());
-        let location = location.ok_or("the server sends on to nowhere: its redirect has no Location")?;
+        let location = location.ok_or("the server's redirect has no Location")?;
         url = next_hop(&url, location, secure)?;
     }
-    Err(format!("the server sends on more than {MOST_HOPS} times"))
+    Err(format!("there are more than {MOST_HOPS} redirects"))
 }
 
 /// The address that a redirect leads to, or why it may not be followed. `secure`: an https address was
@@ -193,12 +193,12 @@ fn next_hop(url: &str, location: &str, secure: bool) -> Result<String, String> {
     let words = shown(&next);
     if has_scheme(&next, "http") && secure {
         return Err(format!(
-            "the server sends on from https to {words}, where anybody on the way could change it: nothing was asked for there; give \
-             another address"
+            "the server redirects from https to {words}, where the file could be changed in transit: it was not downloaded; use \
+             another URL"
         ));
     }
     if !has_scheme(&next, "http") && !has_scheme(&next, "https") {
-        return Err(format!("the server sends on to {words}, which is no http(s) address"));
+        return Err(format!("the server redirects to {words}, which is not an http(s) URL"));
     }
     Ok(next)
 }
@@ -301,13 +301,13 @@ mod tests {
         for (url, location, secure, refused) in [
             ("https://h/a", "http://h/a", true, Some("from https to http://h/a")),
             ("https://h/a", "HTTP://h/a", true, Some("from https to")),
-            ("https://h/a", "http:h/a", true, Some("no http(s) address")),
+            ("https://h/a", "http:h/a", true, Some("not an http(s) URL")),
             ("https://h/a", "//other/a", true, None),
             ("https://h/a", "b", true, None),
             ("http://h/a", "https://h/a", false, None),
             ("http://h/a", "http://other/a", false, None),
-            ("http://h/a", "file:///etc/passwd", false, Some("no http(s) address")),
-            ("http://h/a", "ftp://h/a", false, Some("no http(s) address")),
+            ("http://h/a", "file:///etc/passwd", false, Some("not an http(s) URL")),
+            ("http://h/a", "ftp://h/a", false, Some("not an http(s) URL")),
         ] {
             let next = next_hop(url, location, secure);
             match refused {

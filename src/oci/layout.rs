@@ -137,7 +137,7 @@ impl Directory {
                 if entries.next().is_some() {
                     let shown = target.display();
                     return Err(StoreError::Invalid(format!(
-                        "{shown} is not empty: name a new or an empty directory"
+                        "{shown} is not empty: choose a new or empty directory"
                     )));
                 }
             }
@@ -266,7 +266,7 @@ impl<'a> Archive<'a> {
             return Ok(());
         }
         Err(StoreError::Invalid(format!(
-            "{} is no archive: a layer was not the same when it was read again",
+            "{} is not a valid archive: a layer changed between two reads",
             name.display()
         )))
     }
@@ -303,7 +303,7 @@ impl Write for Body<'_, '_> {
         self.left = self
             .left
             .checked_sub(bytes.len() as u64)
-            .ok_or_else(|| io::Error::other("a layer has more bytes than when it was measured"))?;
+            .ok_or_else(|| io::Error::other("a layer is larger than when it was measured"))?;
         self.tar.body(bytes)?;
         Ok(bytes.len())
     }

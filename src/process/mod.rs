@@ -23,10 +23,10 @@ pub(crate) use sys::{default_signal, ignore_signal};
 /// effect).
 const LIMITS: [(Resource, &str, &str, &str); 5] = [
     (Resource::RLIMIT_FSIZE, "-f", "bytes", "larger files cannot be written (EFBIG)"),
-    (Resource::RLIMIT_CPU, "-t", "seconds", "the mount ends when it has used that much processor time"),
+    (Resource::RLIMIT_CPU, "-t", "seconds", "the mount ends after that much processor time"),
     (Resource::RLIMIT_AS, "-v", "bytes", "the mount ends when it needs more memory"),
     (Resource::RLIMIT_DATA, "-d", "bytes", "the mount ends when it needs more memory"),
-    (Resource::RLIMIT_NOFILE, "-n", "files", "no more files can be in use at a time"),
+    (Resource::RLIMIT_NOFILE, "-n", "files", "no more files can be in use at once"),
 ];
 
 /// A limit below this many open files is worth a warning.
@@ -52,7 +52,7 @@ pub fn begin() {
     default_signal(Signal::SIGCHLD).unwrap_or(());
     let open = (3..).take_while(|number: &RawFd| sys::is_open(*number)).count();
     if let Err(errno) = sys::close_on_exec(3) {
-        tracing::debug!("descriptors stay open in what is started: {errno}");
+        tracing::debug!("descriptors stay open in started processes: {errno}");
     }
     INHERITED.get_or_init(|| u32::try_from(open).unwrap_or(u32::MAX));
 }
@@ -79,10 +79,10 @@ pub fn become_server() -> Result<(), Errno> {
     if rustix::process::getpriority_process(None).is_ok_and(|nice| nice > 0)
         && let Err(error) = rustix::process::setpriority_process(None, 0)
     {
-        tracing::warn!("stays as nice as who started it: {error}");
+        tracing::warn!("cannot set the nice value: {error}");
     }
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "0") {
-        tracing::debug!("/proc/self/oom_score_adj stays as it is: {error}");
+        tracing::debug!("cannot set /proc/self/oom_score_adj: {error}");
     }
     Ok(())
 }
@@ -119,7 +119,8 @@ fn harmful_limits() -> Vec<String> {
         let harms = if *resource == Resource::RLIMIT_NOFILE { hard < FEW_FILES } else { hard != RLIM_INFINITY };
         harms.then(|| {
             format!(
-                "the hard limit `ulimit -H {option}` of {hard} {unit} stays: {effect}; start it from a shell without that limit"
+                "the hard limit `ulimit -H {option}` of {hard} {unit} cannot be raised: {effect}; start karapace from a shell \
+                 without that limit"
             )
         })
     });

@@ -38,7 +38,7 @@ pub enum RuntimeError {
         reason: String,
     },
     /// The user or group is not known inside.
-    #[error("the environment has no {kind} {name:?} in {file}; give a name from there, or a number")]
+    #[error("the environment has no {kind} {name:?} in {file}; use a name from there, or a number")]
     UnknownUser {
         /// "user" or "group".
         kind: &'static str,
@@ -68,7 +68,7 @@ pub enum RuntimeError {
         hint: &'static str,
     },
     /// The directory to start in cannot be entered.
-    #[error("cannot start in {path} inside the environment: {source}")]
+    #[error("cannot change to {path} inside the environment: {source}")]
     Workdir {
         /// The directory asked for, as it is inside.
         path: PathBuf,
@@ -76,7 +76,7 @@ pub enum RuntimeError {
         source: io::Error,
     },
     /// No such program inside.
-    #[error("{program}: not found inside the environment (nor an interpreter that it names)")]
+    #[error("{program}: not found inside the environment (or its interpreter is not)")]
     NotFound {
         /// The program as it was asked for.
         program: String,

@@ -50,7 +50,7 @@ impl Drop for Group {
         // stays.
         for dir in [Some(self.dir.as_path()), self.dir.parent()].into_iter().flatten() {
             if let Err(error) = fs::remove_dir(dir) {
-                tracing::debug!("{} stays: {error}", dir.display());
+                tracing::debug!("cannot remove {}: {error}", dir.display());
             }
         }
     }
@@ -136,7 +136,7 @@ impl Limits {
                 }
             };
         }
-        Err(format!("{} goes as fast as it is made", upper.display()))
+        Err(format!("{} is removed as fast as it is made", upper.display()))
     }
 
     /// Controller, file and value of each limit.
@@ -190,7 +190,7 @@ fn forget_dead(upper: &Path) {
         if !Path::new(&format!("/proc/{pid}")).exists()
             && let Err(error) = fs::remove_dir(entry.path())
         {
-            tracing::debug!("{} stays: {error}", entry.path().display());
+            tracing::debug!("cannot remove {}: {error}", entry.path().display());
         }
     }
 }
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_told() {
+    fn the_error_gives_the_reason() {
         let none = fake("", "");
         let error = limits().group_in(none.path()).unwrap_err();
         assert!(error.starts_with("no cpu controller is delegated to /"), "{error}");

@@ -289,7 +289,7 @@ impl Session {
         self.unacknowledged = gone.trees.clone();
         self.note(|history| history.forget(&gone));
         match self.command(&["snapshots", "rm", ENV, &gone.hash]) {
-            Err(broken) if broken.error.contains("the environment stands on it") => {
+            Err(broken) if broken.error.contains("it is the environment's head") => {
                 self.snapshots.push(gone);
                 Ok(())
             }

@@ -256,7 +256,7 @@ fn odd_directories(bench: &Bench) {
             assert_status(&output, 125);
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(said.contains(&format!("cannot mount /{name}")), "{target:?}: {said}");
-            assert!(said.contains("is no directory: mount it"), "{target:?}: {said}");
+            assert!(said.contains("has no directory there: mount it"), "{target:?}: {said}");
             assert_eq!(after, before, "{name} to {target:?} leaves something");
         }
     }

@@ -165,7 +165,7 @@ fn wrong_values() {
     let pinned = |digest: &str| format!("manifest_version = 1\n[base]\n\nimage = \"./x#content={digest}\"\n");
     let no_digest = |digest: &str| {
         format!(
-            "base.image: {digest:?} after #content= is no digest of 64 digits from 0-9 and a-f; `karapace pin`"
+            "base.image: {digest:?} after #content= is not a digest of 64 digits 0-9 and a-f; `karapace pin`"
         )
     };
     for digest in ["", "abc", &"AB".repeat(32), &"ab".repeat(33), &"xy".repeat(32)] {
@@ -175,21 +175,21 @@ fn wrong_values() {
     let nameless = format!("manifest_version = 1\n[base]\nimage = \"#content={}\"\n", "ab".repeat(32));
     refused(&[
         ("manifest_version = 1\n[base]\nimage = \" \"\n", 3, "base.image is empty"),
-        (&nameless, 3, "base.image names no image before #content="),
+        (&nameless, 3, "base.image has no image before #content="),
     ]);
     let mount = "write \"host:container\", for example \"./:/workspace\"";
     refused_below(&[
-        ("[system]\npackages = [\n\"a\",\n\"b c\"]\n", 4, "system.packages: \"b c\" is not a name"),
-        ("[system]\npackages = [\" \"]\n", 2, "system.packages: \" \" is not a name"),
+        ("[system]\npackages = [\n\"a\",\n\"b c\"]\n", 4, "system.packages: \"b c\" is not a valid name"),
+        ("[system]\npackages = [\" \"]\n", 2, "system.packages: \" \" is not a valid name"),
         (
             "[system]\npackages = [\"git\", \"--force\"]\n",
             2,
-            "system.packages: \"--force\" is no package name: letters, digits",
+            "system.packages: \"--force\" is not a package name: use letters, digits",
         ),
-        ("[system]\npackages = [\"git=1.0\"]\n", 2, "system.packages: \"git=1.0\" is no package name"),
-        ("[system]\npackages = [\"a/../b\"]\n", 2, "system.packages: \"a/../b\" is no package name"),
-        ("[gui]\napps = [\n\"gimp=2\"]\n", 3, "gui.apps: \"gimp=2\" is no package name"),
-        ("[gui]\napps = [\"\"]\n", 2, "gui.apps: \"\" is not a name"),
+        ("[system]\npackages = [\"git=1.0\"]\n", 2, "system.packages: \"git=1.0\" is not a package name"),
+        ("[system]\npackages = [\"a/../b\"]\n", 2, "system.packages: \"a/../b\" is not a package name"),
+        ("[gui]\napps = [\n\"gimp=2\"]\n", 3, "gui.apps: \"gimp=2\" is not a package name"),
+        ("[gui]\napps = [\"\"]\n", 2, "gui.apps: \"\" is not a valid name"),
         ("[mounts]\nw = \"nowhere\"\n", 2, &format!("mounts.w: there is no ':'; {mount}")),
         ("[mounts]\nw = \":/x\"\n", 2, &format!("mounts.w: the host path is empty; {mount}")),
         (
@@ -198,8 +198,8 @@ fn wrong_values() {
             &format!("mounts.w: the container path must be absolute and without '..'; {mount}"),
         ),
         ("[mounts]\na = \".:/a\"\nw = \".:/a/../b\"\n", 3, "mounts.w: the container path must be absolute"),
-        ("[mounts]\n\"a:b\" = \".:/a\"\n", 2, "mounts.a:b: a label is not empty and has no ':'"),
-        ("[mounts]\n\"\" = \".:/a\"\n", 2, "mounts.: a label is not empty and has no ':'"),
+        ("[mounts]\n\"a:b\" = \".:/a\"\n", 2, "mounts.a:b: a label must not be empty or contain ':'"),
+        ("[mounts]\n\"\" = \".:/a\"\n", 2, "mounts.: a label must not be empty or contain ':'"),
         (
             "[runtime]\nbackend = \"docker\"\n",
             2,
@@ -215,11 +215,11 @@ fn wrong_values() {
         (
             "[snapshot]\nignore = [\"tmp\"]\n",
             2,
-            "snapshot.ignore: \"tmp\" is not an absolute path below / without '..'",
+            "snapshot.ignore: \"tmp\" must be an absolute path below / without '..'",
         ),
-        ("[snapshot]\nignore = [\n\"/tmp\",\n\"/\"]\n", 4, "snapshot.ignore: \"/\" is not an absolute path"),
-        ("[snapshot]\nignore = [\"/a/../b\"]\n", 2, "snapshot.ignore: \"/a/../b\" is not an absolute path"),
-        ("[snapshot]\nignore = [\"\"]\n", 2, "snapshot.ignore: \"\" is not an absolute path"),
+        ("[snapshot]\nignore = [\n\"/tmp\",\n\"/\"]\n", 4, "snapshot.ignore: \"/\" must be an absolute path"),
+        ("[snapshot]\nignore = [\"/a/../b\"]\n", 2, "snapshot.ignore: \"/a/../b\" must be an absolute path"),
+        ("[snapshot]\nignore = [\"\"]\n", 2, "snapshot.ignore: \"\" must be an absolute path"),
     ]);
 }
 
@@ -233,7 +233,7 @@ fn a_manifest_that_cannot_be_read() {
         format!("cannot read manifest {}: No such file or directory (os error 2)", missing.display())
     );
     std::fs::write(&missing, b"\xff").unwrap();
-    assert!(Manifest::read(&missing).unwrap_err().to_string().contains("no UTF-8 text"));
+    assert!(Manifest::read(&missing).unwrap_err().to_string().contains("not UTF-8 text"));
 }
 
 /// docs/MANIFEST.md: each example is a manifest, and the table has each key.

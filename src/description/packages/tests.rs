@@ -108,7 +108,7 @@ fn pacman_installs_other_versions_than_its_lists_have_by_their_files() {
 }
 
 #[test]
-fn scripts_that_failed_are_told_whatever_the_status() {
+fn failed_scripts_are_reported_whatever_the_status() {
     let dnf = "  Running scriptlet: broken-1.0-1.fc9.noarch           1/1 \npost of broken\n\
                warning: %post(broken-1.0-1.fc9.noarch) scriptlet failed, exit status 1\n\n\
                Error in POSTIN scriptlet in rpm package broken\n\nComplete!\n";

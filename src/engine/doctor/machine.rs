@@ -19,7 +19,7 @@ pub(super) fn kernel() -> Check {
     let release = match uname() {
         Ok(names) => names.release().to_string_lossy().into_owned(),
         Err(errno) => {
-            return Check::warning(NAME, format!("unknown: {errno}"), "see that it is 6.2 or newer");
+            return Check::warning(NAME, format!("unknown: {errno}"), "check that it is 6.2 or newer");
         }
     };
     match version(&release) {
@@ -36,16 +36,16 @@ fn version(release: &str) -> Option<(u32, u32)> {
 pub(super) fn fuse_device() -> Check {
     const NAME: &str = "/dev/fuse";
     match OpenOptions::new().read(true).write(true).open(NAME) {
-        Ok(_) => Check::ok(NAME, "can be opened"),
+        Ok(_) => Check::ok(NAME, "usable"),
         Err(e) => match e.raw_os_error() {
             Some(libc::ENOENT) => {
                 let mend = "sudo modprobe fuse (in a container: start it with --device /dev/fuse)";
-                Check::failed(NAME, "missing: nothing can be mounted", mend)
+                Check::failed(NAME, "missing: mounting is impossible", mend)
             }
             Some(libc::ENODEV | libc::ENXIO) => {
-                Check::failed(NAME, "there, but the kernel has no FUSE", "sudo modprobe fuse")
+                Check::failed(NAME, "exists, but the kernel has no FUSE", "sudo modprobe fuse")
             }
-            Some(libc::EACCES) => Check::failed(NAME, "only root may open it", "sudo chmod 0666 /dev/fuse"),
+            Some(libc::EACCES) => Check::failed(NAME, "only root can open it", "sudo chmod 0666 /dev/fuse"),
             _ => Check::failed(NAME, e.to_string(), "let this container use the device: --device /dev/fuse"),
         },
     }
@@ -67,20 +67,20 @@ pub(super) fn user_namespaces(try_namespace: &dyn Fn() -> Result<(), String>) ->
     if geteuid().is_root() {
         return Check::ok(NAME, "not needed by root");
     }
-    let Err(reason) = try_namespace() else { return Check::ok(NAME, "can be made") };
+    let Err(reason) = try_namespace() else { return Check::ok(NAME, "available") };
     for (setting, value, mend) in FORBIDDING {
         let path = Path::new("/proc/sys").join(setting.replace('.', "/"));
         if fs::read_to_string(path).is_ok_and(|text| text.trim() == value) {
             return Check::failed(
                 NAME,
-                format!("forbidden by {setting} = {value}: nothing can be entered"),
+                format!("forbidden by {setting} = {value}: enter and exec are impossible"),
                 mend,
             );
         }
     }
     let mend =
-        "see that no security policy of this machine or container (seccomp, SELinux) forbids unshare(2)";
-    Check::failed(NAME, format!("cannot be made ({reason}): nothing can be entered"), mend)
+        "check that no security policy of this machine or container (seccomp, SELinux) forbids unshare(2)";
+    Check::failed(NAME, format!("unavailable ({reason}): enter and exec are impossible"), mend)
 }
 
 /// Makes the namespaces and also mounts in them: AppArmor does not forbid a user namespace, but operations in
@@ -116,7 +116,10 @@ pub(super) fn oci_runtimes() -> Check {
     let found: Vec<&str> =
         ["crun", "runc", "youki"].into_iter().filter(|name| on_path(name).is_some()).collect();
     if found.is_empty() {
-        return Check::ok(NAME, "none (needed for runtime.backend = \"oci\" only; the package crun has one)");
+        return Check::ok(
+            NAME,
+            "none (only needed for runtime.backend = \"oci\"; the package crun provides one)",
+        );
     }
     Check::ok(NAME, found.join(", "))
 }

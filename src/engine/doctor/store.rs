@@ -35,13 +35,15 @@ fn existing(root: &Path) -> PathBuf {
 fn store(root: &Path) -> Check {
     const NAME: &str = "store";
     if !Store::is_at(root) {
-        return Check::ok(NAME, format!("{}: not there yet", root.display()));
+        return Check::ok(NAME, format!("{}: does not exist yet", root.display()));
     }
     match Store::open(root) {
         Ok(_) => Check::ok(NAME, root.display().to_string()),
-        Err(error) => {
-            Check::failed(NAME, error.to_string(), "karapace migrate, or choose another with --store")
-        }
+        Err(error) => Check::failed(
+            NAME,
+            error.to_string(),
+            "run karapace migrate, or choose another store with --store",
+        ),
     }
 }
 
@@ -50,16 +52,16 @@ fn file_system(place: &Path) -> Check {
     let found = match File::open(place).and_then(|dir| FileSystem::of(&dir)) {
         Ok(found) => found,
         Err(error) => {
-            return Check::warning(NAME, format!("unknown: {error}"), "choose another with --store");
+            return Check::warning(NAME, format!("unknown: {error}"), "choose another store with --store");
         }
     };
     let mend = "put the store on a local file system: --store PATH, or KARAPACE_STORE";
     let name = &found.name;
     if matches!(name.as_str(), "vfat" | "msdos") {
-        return Check::failed(NAME, format!("{name}: has neither modes nor links"), mend);
+        return Check::failed(NAME, format!("{name}: supports neither modes nor links"), mend);
     }
     let trait_of = match name.as_str() {
-        "nfs" | "nfs4" => Some("slow, and its locks hold on one machine only"),
+        "nfs" | "nfs4" => Some("slow, and its locks work on one machine only"),
         "cifs" | "smb3" => Some("slow, and without owners and modes"),
         "9p" => Some("slow, and without reliable locks"),
         _ => None,
@@ -69,7 +71,7 @@ fn file_system(place: &Path) -> Check {
     match said.is_empty() {
         false => Check::warning(NAME, said.join("; "), mend),
         true if found.barrier == Barrier::Whole => Check::ok(NAME, name),
-        true => Check::ok(NAME, format!("{name}: each file is synced by itself, which takes longer")),
+        true => Check::ok(NAME, format!("{name}: each file is synced separately, which takes longer")),
     }
 }
 
@@ -86,10 +88,10 @@ fn reflink(place: &Path) -> Check {
         Err(e) => match e.raw_os_error() {
             Some(libc::EACCES | libc::EROFS | libc::EPERM) => {
                 let mend = format!(
-                    "let this user write to {}, or choose another place with --store",
+                    "let this user write to {}, or choose another store with --store",
                     place.display()
                 );
-                Check::failed(NAME, format!("cannot be tried: {e}"), mend)
+                Check::failed(NAME, format!("cannot test it: {e}"), mend)
             }
             _ => Check::ok(NAME, "none: the first write into a large file of a snapshot copies its block"),
         },
@@ -105,7 +107,7 @@ fn space(place: &Path) -> Check {
     let free = stat.blocks_available().saturating_mul(stat.fragment_size());
     let found = format!("{} free", indicatif::BinaryBytes(free));
     if free < LITTLE_SPACE {
-        return Check::warning(NAME, found, "karapace gc; karapace du shows what takes it");
+        return Check::warning(NAME, found, "run karapace gc; karapace du shows what uses the space");
     }
     Check::ok(NAME, found)
 }
@@ -132,11 +134,11 @@ fn clock(root: &Path) -> Check {
     match newest {
         Some(newest) if newest.secs > now.secs => {
             let found = format!(
-                "it is {}, and the store has a record of {}",
+                "it is {}, but the store has a record of {}",
                 rfc3339::format(now),
                 rfc3339::format(newest)
             );
-            Check::warning(NAME, found, "sudo timedatectl set-ntp true, or set it with date")
+            Check::warning(NAME, found, "run sudo timedatectl set-ntp true, or set the clock with date")
         }
         _ => Check::ok(NAME, "not behind the newest record"),
     }
@@ -159,7 +161,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_place_without_a_store_is_looked_at_and_left_as_it_is() {
+    fn a_path_without_a_store_is_examined_and_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b/store");
         let checks = checks(&root);
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_another_format_is_no_good() {
+    fn a_store_of_another_format_fails_the_check() {
         let dir = tempfile::tempdir().unwrap();
         Store::open(dir.path()).unwrap();
         assert!(checks(dir.path()).iter().any(|check| check.name == "clock" && check.outcome == Outcome::Ok));

@@ -42,8 +42,10 @@ pub(super) fn id_range() -> Check {
     match ranges::available() {
         Ok(ranges) if ranges.count() > RANGE => Check::ok(NAME, format!("{} ids inside", ranges.count())),
         Ok(ranges) => {
-            let found =
-                format!("{} ids inside: users and groups of most distributions need more", ranges.count());
+            let found = format!(
+                "{} ids inside: most distributions need more for their users and groups",
+                ranges.count()
+            );
             let name = User::from_uid(geteuid()).ok().flatten();
             let name = name.map_or_else(|| geteuid().to_string(), |user| user.name);
             let mend = format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}");
@@ -51,7 +53,7 @@ pub(super) fn id_range() -> Check {
         }
         Err(reason) => {
             let mend = format!("as root: {}", reason.cure());
-            Check::warning(NAME, format!("{reason}: one id inside"), mend)
+            Check::warning(NAME, format!("{reason}: only one id inside"), mend)
         }
     }
 }
@@ -67,13 +69,13 @@ pub(super) fn allow_other() -> Check {
     }
     Check::ok(
         NAME,
-        "not set (needed for --allow-other only: echo user_allow_other | sudo tee -a /etc/fuse.conf)",
+        "not set (only needed for --allow-other: echo user_allow_other | sudo tee -a /etc/fuse.conf)",
     )
 }
 
 pub(super) fn runtime_dir() -> Check {
     const NAME: &str = "XDG_RUNTIME_DIR";
-    let mend = "log in by a session manager, or: sudo loginctl enable-linger $USER";
+    let mend = "log in through a session manager, or: sudo loginctl enable-linger $USER";
     let Some(dir) = std::env::var_os(NAME).map(PathBuf::from).filter(|dir| dir.is_absolute()) else {
         return Check::warning(NAME, "not set: no Wayland, audio or D-Bus inside", mend);
     };

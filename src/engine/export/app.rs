@@ -114,8 +114,8 @@ impl Engine {
     pub fn forget_apps(&self, env: &str, menu: &Menu) {
         let removed = self.own_path().and_then(|store| menu.remove_all(Origin { store: &store, env }));
         match removed {
-            Ok(count) => tracing::info!("{count} programs of {env} were in the menu"),
-            Err(error) => tracing::warn!("programs of {env} stay in the menu: {error}"),
+            Ok(count) => tracing::info!("removed {count} programs of {env} from the menu"),
+            Err(error) => tracing::warn!("programs of {env} are still in the menu: {error}"),
         }
     }
 
@@ -125,7 +125,7 @@ impl Engine {
         let renamed =
             self.own_path().and_then(|store| menu.rename_all(Origin { store: &store, env: old }, new));
         if let Err(error) = renamed {
-            tracing::warn!("programs of {new} stay in the menu as those of {old}: {error}");
+            tracing::warn!("programs of {new} are still in the menu as those of {old}: {error}");
         }
     }
 
@@ -156,9 +156,9 @@ impl Engine {
 /// The refusal of a file that cannot be read as text.
 fn refusal(lack: Lack) -> entry::Refusal {
     entry::Refusal::of_file(match lack {
-        Lack::Missing => "it is no regular file".to_owned(),
+        Lack::Missing => "it is not a regular file".to_owned(),
         Lack::TooLarge => format!("it is larger than {MAX_BYTES} bytes"),
-        Lack::NotText => "it is no UTF-8 text".to_owned(),
+        Lack::NotText => "it is not UTF-8 text".to_owned(),
     })
 }
 
@@ -172,7 +172,9 @@ fn check_app(app: &str) -> Result<()> {
     if !app.is_empty() && app.len() <= 128 && app.bytes().all(good) && !app.starts_with('.') {
         return Ok(());
     }
-    Err(Error::Invalid(format!("{app:?} is no program's name: it is that of a file in /{APPLICATIONS}")))
+    Err(Error::Invalid(format!(
+        "{app:?} is not the name of a program: give the name of a file in /{APPLICATIONS}"
+    )))
 }
 
 /// The path as text for a `.desktop` file.
@@ -182,7 +184,7 @@ fn check_app(app: &str) -> Result<()> {
 pub fn text_of(path: &Path) -> Result<String> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| {
-        Error::Invalid(format!("{} is no text, so no .desktop file can name it", path.display()))
+        Error::Invalid(format!("{} is not UTF-8, so a .desktop file cannot name it", path.display()))
     })
 }
 

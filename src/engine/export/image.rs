@@ -103,12 +103,13 @@ impl Engine {
         report: &dyn Report,
     ) -> Result<Exported> {
         if wanted.format == Format::Oci && !wanted.paths.is_empty() {
-            let reason = "an OCI image is of the whole environment: chosen paths go into a tar";
+            let reason =
+                "an OCI image always has the whole environment: use --format tar to export single paths";
             return Err(Error::Invalid(reason.to_owned()));
         }
         let layers = wanted.compression.unwrap_or_default();
         if wanted.format == Format::Oci && oci::layer_type(layers).is_none() {
-            let reason = "the layers of an OCI image are compressed with gzip or zstd, or not at all";
+            let reason = "the layers of an OCI image can be compressed with gzip or zstd only";
             return Err(Error::Invalid(reason.to_owned()));
         }
         if wanted.snapshot.is_none() {
@@ -133,7 +134,7 @@ impl Engine {
         if dirty > 0 {
             let name = &env.name;
             report.note(&format!(
-                "{dirty} uncommitted changes of {name} are not in the export: `karapace commit {name}` puts them into a snapshot"
+                "{dirty} uncommitted changes of {name} are not in the export: to include them, run `karapace commit {name}` first"
             ));
         }
         Ok(())
@@ -288,7 +289,7 @@ impl<'a> Export<'a> {
         let layers: Vec<Layer> = layers.iter().map(|(layer, _)| layer.clone()).collect();
         let layer_type = oci::layer_type(compression).unwrap_or_default();
         let documents = Documents::new(&layers, layer_type, &defaults, &oci::reference(&self.name));
-        Ok(documents.map_err(|e| StoreError::Invalid(format!("writing the image's documents: {e}")))?)
+        Ok(documents.map_err(|e| StoreError::Invalid(format!("cannot encode the image's documents: {e}")))?)
     }
 
     fn exported(&self, layers: &[(Layer, u64)], documents: &Documents) -> Result<Exported> {
@@ -310,7 +311,7 @@ impl<'a> Export<'a> {
         for (path, bytes) in written.filled.iter().take(MOST_NAMED) {
             let gib = bytes >> 30;
             self.report.note(&format!(
-                "{} is sparse, image layers are not: {gib} GiB of zeros are in it",
+                "{} is sparse, but image layers cannot be: it is written with {gib} GiB of zeros",
                 shown(path)
             ));
         }
@@ -423,7 +424,7 @@ fn name_file(file: &File, parent: &Path, path: &Path) -> Result<()> {
             if renamed.is_err()
                 && let Err(error) = fs::remove_file(&temporary)
             {
-                tracing::warn!("removing {}: {error}", temporary.display());
+                tracing::warn!("cannot remove {}: {error}", temporary.display());
             }
             Ok(renamed.at("rename a file to", path)?)
         }

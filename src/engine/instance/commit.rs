@@ -134,8 +134,8 @@ impl Instance {
         });
         let Err(second) = undone else { return error };
         let reason = format!(
-            "{error}; the snapshot {hash} was made all the same and stays, for it could not be taken back: {second}. What it \
-             holds counts as uncommitted until the next commit"
+            "{error}; the snapshot {hash} was made nevertheless and could not be removed again: {second}. Its changes also \
+             count as uncommitted until the next commit"
         );
         Error::Served { errno: error.errno(), reason }
     }

@@ -47,7 +47,7 @@ pub struct Counts {
 pub struct Restored {
     /// Its root object; durable.
     pub id: ObjectId,
-    /// How many inodes, directories not counted, get the present time.
+    /// How many inodes, directories not counted, get the current time.
     pub touched: u64,
 }
 
@@ -58,11 +58,12 @@ pub struct Restored {
 pub fn normalised(paths: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     let one = |path: &Vec<u8>| -> Result<Vec<u8>> {
         let shown = String::from_utf8_lossy(path);
-        let normal = paths::normalise(&[b"/", &path[..]].concat())
-            .filter(|_| !path.is_empty())
-            .ok_or_else(|| Error::Invalid(format!("{shown:?} is no path inside: it is empty or has '..'")))?;
+        let normal =
+            paths::normalise(&[b"/", &path[..]].concat()).filter(|_| !path.is_empty()).ok_or_else(|| {
+                Error::Invalid(format!("{shown:?} is not a path inside: it is empty or has '..'"))
+            })?;
         if ignore.covers(&normal) {
-            let why = "is below snapshot.ignore of the manifest: it is in no snapshot";
+            let why = "is ignored by snapshot.ignore of the manifest, so no snapshot has it";
             return Err(Error::Invalid(format!("{shown} {why}; nothing was changed")));
         }
         Ok(normal)

@@ -69,7 +69,7 @@ pub struct RestoreOutcome {
     /// For a restore of chosen paths, how many paths changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changed: Option<u64>,
-    /// How many inodes, directories not counted, got the present time as their modification time.
+    /// How many inodes, directories not counted, got the current time as their modification time.
     #[serde(default)]
     pub touched: u64,
 }
@@ -132,7 +132,7 @@ impl Instance {
         if actual.record != metadata.head_record {
             tracing::warn!(
                 env = metadata.name,
-                "the record says head {}, the view stands on {}: the view is right",
+                "the record says head {}, but the view is based on {}: using the view's",
                 metadata.head,
                 actual.layer
             );
@@ -187,7 +187,7 @@ impl Instance {
     /// to forget, and then notifies programs that watch files through `teller`.
     pub fn attach(&self, invalidator: Invalidator, teller: Teller) {
         if self.invalidator.set(invalidator).is_err() || self.teller.set(teller).is_err() {
-            tracing::error!("an environment was attached to two mounts");
+            tracing::error!("an environment was attached twice");
         }
     }
 
@@ -222,7 +222,7 @@ impl Instance {
         let stats = self.view.stats();
         // If this count fails, report the rest all the same; `diff` and `commit` return the error.
         let between = self.between().unwrap_or_else(|error| {
-            tracing::error!("counting what is uncommitted: {error}");
+            tracing::error!("cannot count uncommitted changes: {error}");
             Between::default()
         });
         Status {
@@ -379,7 +379,7 @@ impl Instance {
         let Some(pin) = pin.as_mut() else { return };
         let roots = [&[self.view.head().root], &self.looked_at.lock()[..]].concat();
         if let Err(error) = pin.set(&roots, &self.view.unnamed_objects()) {
-            tracing::warn!("{error}; a collection may take what files read that are open and removed");
+            tracing::warn!("{error}; gc may remove objects that open but deleted files need");
         }
     }
 

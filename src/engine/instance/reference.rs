@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn packages_stand_between_base_and_snapshots() {
+    fn the_package_layer_is_between_base_and_snapshots() {
         let mut m = metadata();
         m.dependency = Some(karapace_store::metadata::Dependency { layer: hash("dede"), record: record(9) });
         m.snapshots[0].parent = hash("dede");

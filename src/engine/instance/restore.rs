@@ -21,7 +21,7 @@ const ATTEMPTS: u32 = 20;
 const HELD_FROM: u32 = 3;
 
 /// The times that a restore gives by default. A whole restore brings back the snapshot as it was; chosen paths
-/// get the present time, because they are newer than anything made from their previous content.
+/// get the current time, because they are newer than anything made from their previous content.
 fn default_times(paths: &[Vec<u8>]) -> Times {
     if paths.is_empty() { Times::Kept } else { Times::Present }
 }
@@ -79,7 +79,7 @@ impl Instance {
         if let Some(invalidator) = self.invalidator.get() {
             invalidator.send(&swapped.restored.stale).map_err(|e| {
                 Error::Invalid(format!(
-                    "{hash} is restored, but the kernel keeps old entries ({e}): unmount and mount again"
+                    "{hash} is restored, but the kernel still has old entries ({e}): unmount and mount again"
                 ))
             })?;
         }
@@ -160,8 +160,8 @@ impl Instance {
         Err(Error::Served {
             errno: libc::EBUSY,
             reason: format!(
-                "files in {env} changed during each of {ATTEMPTS} attempts, and nothing was restored: stop what \
-                 writes there and try again"
+                "nothing was restored, because files in {env} changed during each of {ATTEMPTS} attempts: stop what writes \
+                 there and try again"
             ),
         })
     }

@@ -72,7 +72,7 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
         // A write lock belongs to the process that clears up after the last session.
         Ok(_) => i32::from(found.l_type) == libc::F_RDLCK,
         Err(errno) => {
-            tracing::warn!("asking for sessions of {instance}: {errno}");
+            tracing::warn!("cannot tell whether {instance} has sessions: {errno}");
             false
         }
     }

@@ -73,10 +73,10 @@ impl Instance {
                 Error::Invalid(format!("{reference} ({hash}) cannot be removed: {why}; nothing was removed"))
             };
             if metadata.is_built_from(&layer.hash) {
-                return Err(refuse("the environment is built from it, and all others stand on it"));
+                return Err(refuse("it is the environment's base, and all other snapshots are based on it"));
             }
             if layer.hash == metadata.head {
-                return Err(refuse("the environment stands on it, restore another one first"));
+                return Err(refuse("it is the environment's head; restore another one first"));
             }
             if !removed.contains(&layer.hash) {
                 removed.push(layer.hash);

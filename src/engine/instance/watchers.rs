@@ -99,14 +99,14 @@ impl Teller {
         let turn = self.turn.try_lock_for(PATIENCE);
         let done = match &turn {
             Some(_) => self.run(told),
-            None => Err(io::Error::other("an earlier restore is still told")),
+            None => Err(io::Error::other("an earlier restore is still being reported")),
         };
         match done {
             Ok(()) => tracing::debug!("told watchers of {} paths in {:?}", told.len(), start.elapsed()),
             Err(error) => {
                 let dir = self.dir.display();
                 tracing::warn!(
-                    "programs that watch files in {dir} may not have heard of the restore: {error}"
+                    "programs that watch files in {dir} may not have noticed the restore: {error}"
                 );
             }
         }
@@ -127,18 +127,18 @@ impl Teller {
             // Do not block here on a process that does not read. The thread ends when the process does.
             let write = move || {
                 if let Err(error) = input.write_all(&text) {
-                    tracing::debug!("telling {COMMAND}: {error}");
+                    tracing::debug!("cannot write to {COMMAND}: {error}");
                 }
             };
             // Without the thread the process's input ends at once, and so the process ends.
             if let Err(error) = std::thread::Builder::new().name("karapace-tell".to_owned()).spawn(write) {
-                tracing::debug!("telling {COMMAND}: {error}");
+                tracing::debug!("cannot write to {COMMAND}: {error}");
             }
         }
         let ended = output.map_or(Ok(true), |output| ends_in_time(output.as_fd()));
         let in_time = matches!(ended, Ok(true));
         if !in_time && let Err(error) = child.kill() {
-            tracing::debug!("killing {COMMAND}: {error}");
+            tracing::debug!("cannot kill {COMMAND}: {error}");
         }
         let watchers = is_alone.then(|| self.watchers.clone());
         let reap = move || reap(child, watchers);
@@ -193,7 +193,7 @@ pub fn make_calls(dir: &Path) -> Result<()> {
     // The calls change nothing only if the server knows this process.
     if statat(&root, probe, AtFlags::SYMLINK_NOFOLLOW).err() != Some(HostErrno::ALREADY) {
         return Err(Error::Invalid(format!(
-            "{} is not the mount, or does not know this process",
+            "{} is not the mount, or its server does not recognize this process",
             dir.display()
         )));
     }

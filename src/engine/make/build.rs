@@ -288,13 +288,13 @@ impl Plan {
             return Ok(());
         };
         let change = format!(
-            "the content of {} is now {}, the lock has {}",
+            "the content of {} is now {}, but the lock file has {}",
             self.manifest.base.image, base.digest, pinned.base_image_digest
         );
         if locked {
             return Err(LockError::Drift { drift: vec![change] }.into());
         }
-        report.note(&format!("{change}; the lock file is written anew"));
+        report.note(&format!("{change}; the lock file is updated"));
         Ok(())
     }
 

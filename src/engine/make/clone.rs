@@ -53,7 +53,7 @@ impl Engine {
         // Read again under the lock: from here on nothing of it can be collected.
         let env = Metadata::load(self.store(), &env.instance)?;
         if env.state == EnvState::Defined {
-            return Err(Error::Invalid(format!("{} is not built: there is nothing to clone", env.name)));
+            return Err(Error::Invalid(format!("{} is not built yet: there is nothing to clone", env.name)));
         }
         let reference = match from {
             CloneFrom::Snapshot(reference) => reference,
@@ -84,11 +84,11 @@ impl Engine {
         match self.count_uncommitted(env) {
             Ok(0) => {}
             Ok(count) => report.note(&format!(
-                "{count} uncommitted changes of {} are not in {name}; with --commit they would be",
+                "{count} uncommitted changes of {} are not in {name}; use --commit to include them",
                 env.name
             )),
             Err(error) => report.note(&format!(
-                "whether {} has uncommitted changes, which are not in {name}, is not known: {error}",
+                "cannot tell whether {} has uncommitted changes, which are not in {name}: {error}",
                 env.name
             )),
         }

@@ -187,7 +187,7 @@ pub(super) fn path_text(path: &Path) -> Result<String> {
     let absolute = fs::canonicalize(path).at("open", path)?;
     absolute.to_str().map(str::to_owned).ok_or_else(|| {
         Error::Invalid(format!(
-            "{}: the path must be UTF-8 text, for it stands in the environment's record",
+            "{}: the path must be UTF-8 text, because it is stored in the environment's record",
             path.display()
         ))
     })

@@ -45,7 +45,7 @@ impl Engine {
         check_name_early(self, name)?;
         let no_directory = || {
             Error::Invalid(format!(
-                "{image} is no directory, so nothing is mounted below it: leave --cross-mounts out"
+                "{image} is not a directory, so nothing is mounted below it: leave out --cross-mounts"
             ))
         };
         let (base, image, _shared) = match Pipe::open(image)? {

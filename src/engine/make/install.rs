@@ -235,7 +235,7 @@ impl Session<'_, '_> {
             if let (Some(pin), None) = (pin, &source) {
                 let there = known.available.get(&name).map(Vec::as_slice).unwrap_or_default();
                 let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-                gone.push(format!("{name} {} (there is {there})", pin.version));
+                gone.push(format!("{name} {} (available: {there})", pin.version));
             }
             let version = pin.filter(|_| source.is_some()).map(|pin| pin.version.clone());
             wanted.push(Wanted { name, version, source: source.unwrap_or(Source::Lists) });
@@ -294,7 +294,7 @@ impl Session<'_, '_> {
             return Ok(found);
         }
         Err(Error::Invalid(format!(
-            "{} installed no package of the name {}: another package stands for it; name that one in the manifest",
+            "{} installed no package named {}: another package provides it; use that package's name in the manifest",
             self.manager.name(),
             absent.join(", ")
         )))
@@ -312,7 +312,7 @@ impl Session<'_, '_> {
             return Ok(());
         }
         let said: Vec<_> = scripts.iter().map(|line| text::line(line)).collect();
-        self.log.note(&format!("a script of a package failed, and {} went on: {}", argv[0], said.join("; ")))
+        self.log.note(&format!("a package's script failed, and {} continued: {}", argv[0], said.join("; ")))
     }
 
     fn failed(&self, argv: &Argv, status: i32) -> Error {
@@ -402,7 +402,7 @@ fn read_lines(stream: PipeReader) -> Receiver<String> {
 
 fn signal(child: &Child, signal: Signal) {
     if let Err(errno) = kill(Pid::from_raw(child.id() as i32), signal) {
-        tracing::debug!("{signal} to the package manager's session: {errno}");
+        tracing::debug!("cannot send {signal} to the package manager's session: {errno}");
     }
 }
 
@@ -415,7 +415,7 @@ fn check_pins(installed: &[LockedPackage], packages: &Packages<'_>, log: &mut Bu
     let other = |pin: &LockedPackage| {
         let found = installed.iter().find(|one| one.name == pin.name)?;
         (found.version != pin.version)
-            .then(|| format!("{} {} (there is {})", pin.name, pin.version, found.version))
+            .then(|| format!("{} {} (available: {})", pin.name, pin.version, found.version))
     };
     refuse_or_note(packages.pins.iter().filter_map(other).collect(), true, log)
 }
@@ -428,7 +428,7 @@ fn refuse_or_note(gone: Vec<String>, locked: bool, log: &mut BuildLog<'_>) -> Re
         return Err(LockError::Unavailable { packages: gone }.into());
     }
     log.note(&format!(
-        "versions of the lock file that can no longer be had: {}; the newest are taken and the lock file is written anew",
+        "versions in the lock file that are no longer available: {}; the newest ones are installed and the lock file is updated",
         gone.join(", ")
     ))
 }
@@ -441,8 +441,8 @@ fn check_ids() -> Result<()> {
     ranges::available().map(drop).map_err(|reason| {
         let cure = reason.cure();
         Error::Invalid(format!(
-            "packages bring users and groups of their own, and there is one id for them: {reason}; as root: `{cure}` (in a range that nobody \
-             has), or build as root"
+            "packages need users and groups of their own, but only one id is available: {reason}; as root, run `{cure}` (with a \
+             range that no other user has), or build as root"
         ))
     })
 }

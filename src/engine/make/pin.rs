@@ -82,8 +82,10 @@ impl Engine {
             Some(old) if old.base_image_digest == digest => old.resolved_packages.clone(),
             _ if manifest.system.packages.is_empty() => Vec::new(),
             Some(old) => {
-                let drift =
-                    format!("the content of the image is {digest}, the lock has {}", old.base_image_digest);
+                let drift = format!(
+                    "the content of the image is {digest}, but the lock file has {}",
+                    old.base_image_digest
+                );
                 return Err(LockError::Drift { drift: vec![drift] }.into());
             }
             None => return Err(LockError::Absent { path: path.to_owned() }.into()),

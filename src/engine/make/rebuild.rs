@@ -63,8 +63,7 @@ impl Engine {
         if let Some(name) = name {
             return self.find(name);
         }
-        let unknown =
-            |why: String| Error::Invalid(format!("{why}: name the environment to rebuild with --name"));
+        let unknown = |why: String| Error::Invalid(format!("{why}: name the environment with --name"));
         let Some(lock) = &plan.pinned else {
             return Err(unknown(format!("there is no lock file {}", plan.lock_path.display())));
         };
@@ -72,10 +71,10 @@ impl Engine {
         same.retain(|env| env.env_id == lock.env_id);
         match same.len() {
             1 => Ok(same.remove(0)),
-            0 => Err(unknown(format!("no environment is what {} pins", plan.lock_path.display()))),
+            0 => Err(unknown(format!("no environment matches the lock file {}", plan.lock_path.display()))),
             _ => {
                 let names: Vec<String> = same.into_iter().map(|env| env.name).collect();
-                Err(unknown(format!("{} are built from this manifest", names.join(", "))))
+                Err(unknown(format!("{} were built from this manifest", names.join(", "))))
             }
         }
     }

@@ -68,7 +68,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = self.engine.end_build_mount(&self.env) {
-            tracing::warn!("ending the build in {}: {error}", self.env.name);
+            tracing::warn!("cannot end the build in {}: {error}", self.env.name);
         }
     }
 }
@@ -90,7 +90,7 @@ impl Engine {
             let Intent::Build { instance } = intent else { continue };
             match Metadata::load(self.store(), &instance) {
                 Ok(env) => self.end_build_mount(&env)?,
-                Err(error) => tracing::debug!("a build that was killed: {error}"),
+                Err(error) => tracing::debug!("cannot clean up a build that was killed: {error}"),
             }
         }
         Ok(())

@@ -132,7 +132,7 @@ impl Engine {
             let start = Instant::now();
             while self.supervisor()?.is_some() {
                 if start.elapsed() > PATIENCE {
-                    let what = format!("(pid {}) does not come to an end", supervisor.pid);
+                    let what = format!("(pid {}) does not end", supervisor.pid);
                     return Err(Error::Serving {
                         env: "all environments".to_owned(),
                         what,
@@ -169,7 +169,8 @@ impl Engine {
         let record = self.store().files().stat(&path).at("read", &path)?;
         if !has_lock(supervisor.pid, record.st_ino)? {
             return Err(Error::Invalid(format!(
-                "{} says process {}, which does not hold it: `karapace umount` each environment, then end what holds it (fuser {})",
+                "{} names process {}, which does not hold it: run `karapace umount` for each environment, then end the process \
+                 that holds it (fuser {})",
                 path.display(),
                 supervisor.pid,
                 path.display()
@@ -196,7 +197,7 @@ impl Engine {
                     }
                     // Another process holds the lock only to look, or is about to write its record.
                     if start.elapsed() > TICK {
-                        return Err(Error::Invalid("mount --all is starting already".to_owned()));
+                        return Err(Error::Invalid("mount --all is already starting".to_owned()));
                     }
                     open = file;
                     std::thread::sleep(Duration::from_millis(10));
@@ -205,8 +206,8 @@ impl Engine {
             }
         };
         let record = Supervisor { pid: std::process::id(), dir: dir.to_owned() };
-        let text =
-            serde_json::to_vec(&record).map_err(|e| Error::Invalid(format!("describing the mounts: {e}")))?;
+        let text = serde_json::to_vec(&record)
+            .map_err(|e| Error::Invalid(format!("cannot encode the description of the mounts: {e}")))?;
         held.set_len(0).and_then(|()| held.write_all(&text)).at("write", &path)?;
         Ok(held)
     }
@@ -227,7 +228,7 @@ fn has_lock(pid: u32, inode: u64) -> Result<bool> {
 
 fn taken(supervisor: &Supervisor) -> Error {
     Error::Invalid(format!(
-        "all environments are mounted in {} already (pid {}): `karapace umount --all` first",
+        "all environments are already mounted in {} (pid {}): run `karapace umount --all` first",
         supervisor.dir.display(),
         supervisor.pid
     ))
@@ -361,7 +362,7 @@ impl Mounts<'_> {
             None => Some(Standing::Mounted(dir, process)),
             Some(true) if !changed => {
                 (self.tell)(&format!(
-                    "{} was unmounted: `karapace mount {}` mounts it again",
+                    "{} was unmounted: mount it again with `karapace mount {}`",
                     env.name, env.name
                 ));
                 self.clear(&env.name);
@@ -369,7 +370,7 @@ impl Mounts<'_> {
             }
             Some(true) => None,
             Some(false) => {
-                (self.tell)(&format!("the process serving {} was killed: mounting it again", env.name));
+                (self.tell)(&format!("the server of {} was killed: mounting it again", env.name));
                 None
             }
         }

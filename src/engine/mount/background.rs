@@ -62,7 +62,7 @@ pub fn leave_host() -> Result<()> {
     let mut line = String::new();
     match io::stdin().read_line(&mut line) {
         Ok(read) if read > 0 => Ok(()),
-        Ok(_) => Err(failed(io::Error::other("it was given no ids"))),
+        Ok(_) => Err(failed(io::Error::other("it has no ids"))),
         Err(error) => Err(failed(error)),
     }
 }
@@ -97,7 +97,7 @@ impl Background {
         match self.0.try_wait() {
             Ok(status) => status.map(|status| status.code().is_some()),
             Err(error) => {
-                tracing::debug!("looking after the serving process: {error}");
+                tracing::debug!("cannot watch the server: {error}");
                 Some(true)
             }
         }
@@ -106,7 +106,7 @@ impl Background {
     /// Waits for the process to end. For a starter that has unmounted it and goes on running.
     pub fn wait(mut self) {
         if let Err(error) = self.0.wait() {
-            tracing::debug!("waiting for the serving process: {error}");
+            tracing::debug!("cannot wait for the server: {error}");
         }
     }
 }

@@ -61,13 +61,13 @@ impl Engine {
             // The serving process may be what prevents the detach; then it works once that process is gone.
             match mountpoint::unmount(&forced.dir, true) {
                 Ok(()) => forced.done.push(format!("detached {}", forced.dir.display())),
-                Err(error) => tracing::info!("not detached yet: {error}"),
+                Err(error) => tracing::info!("cannot detach it yet: {error}"),
             }
         }
         if let Some(number) = connection
             && abort(number)
         {
-            forced.done.push("cut the connection off".to_owned());
+            forced.done.push("aborted the connection".to_owned());
         }
         if let Some((pid, process)) = server {
             forced.done.push(end(pid, &process)?);
@@ -88,7 +88,7 @@ impl Engine {
                 // It still listens, so the id has meant this process all the time.
                 Ok(process) if self.listener(&dir)? == Some(pid) => return Ok(Some((pid, process))),
                 Ok(_) | Err(rustix::io::Errno::SRCH) => {}
-                Err(errno) => return Err(Error::io("hold the process that serves", &dir, errno.into())),
+                Err(errno) => return Err(Error::io("open the server's process of", &dir, errno.into())),
             }
         }
     }
@@ -96,7 +96,7 @@ impl Engine {
     /// The process that listens on an environment's socket. The kernel tells; the process need not answer.
     fn listener(&self, env_dir: &Path) -> Result<Option<Pid>> {
         let Some(client) = Client::connect(self.store().files(), env_dir)? else { return Ok(None) };
-        let pid = client.server().at("ask who serves", env_dir)?;
+        let pid = client.server().at("find the server of", env_dir)?;
         Ok(Pid::from_raw(pid))
     }
 }
@@ -108,7 +108,7 @@ fn abort(number: u32) -> bool {
     match fs::write(connection.join("abort"), "1") {
         Ok(()) => true,
         Err(error) => {
-            tracing::info!("not cut off by {}: {error}", connection.display());
+            tracing::info!("cannot abort the connection through {}: {error}", connection.display());
             false
         }
     }
@@ -127,14 +127,14 @@ fn end(pid: Pid, process: &OwnedFd) -> Result<String> {
     };
     send(Signal::TERM)?;
     if is_over(process, FAREWELL) {
-        return Ok(format!("the process that served it ({number}) has ended"));
+        return Ok(format!("its server ({number}) has ended"));
     }
     send(Signal::KILL)?;
     if is_over(process, PATIENCE) {
-        return Ok(format!("killed the process that served it ({number}), which did not end by itself"));
+        return Ok(format!("killed its server ({number}), which did not end by itself"));
     }
     Err(Error::Invalid(format!(
-        "process {number}, which serves it, was killed and does not die: it hangs in the kernel, most likely on the disk of \
-         the store; see `cat /proc/{number}/stack`"
+        "the server, process {number}, was killed but does not end: it hangs in the kernel, most likely on the store's disk; \
+         see `cat /proc/{number}/stack`"
     )))
 }

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_name_some() {
+    fn messages_name_the_first_holders() {
         let holder = |pid, elsewhere| Holder { pid, name: "sh".to_owned(), elsewhere };
         assert_eq!(named(&[holder(1, false), holder(2, true)]), "1 (sh), 2 (sh, in another mount namespace)");
         let many: Vec<_> = (1..=7).map(|pid| holder(pid, false)).collect();

@@ -44,7 +44,7 @@ impl Engine {
         let orphaned = self.live_mount(&env.instance)?.is_some_and(|mount| mount.session)
             && !sessions::running(self, &env.instance);
         if orphaned {
-            tracing::info!("unmounting what a killed session of {} left", env.name);
+            tracing::info!("unmounting {}, which a killed session left mounted", env.name);
             self.unmount_and_wait(env)?;
         }
         Ok(())

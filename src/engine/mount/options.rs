@@ -48,12 +48,12 @@ pub(super) fn check_mountable(env: &Metadata) -> Result<()> {
 pub(super) fn check_root_options(options: &Options) -> Result<()> {
     let read_only = options.mount.read_only || options.snapshot.is_some();
     if options.mount.passthrough && !(read_only && geteuid().is_root()) {
-        let reason = "--passthrough is for root, with --read-only or --snapshot: leave it out, and requests are answered as usual";
+        let reason =
+            "--passthrough works only for root, with --read-only or --snapshot: leave it out otherwise";
         return Err(Error::Invalid(reason.to_owned()));
     }
     if options.mount.idmap && !geteuid().is_root() {
-        let reason =
-            "--idmap is for root: the kernel lets nobody else make id-mapped mounts of FUSE file systems";
+        let reason = "--idmap works only for root: the kernel lets nobody else make id-mapped mounts of FUSE file systems";
         return Err(Error::Invalid(reason.to_owned()));
     }
     Ok(())

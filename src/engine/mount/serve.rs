@@ -108,7 +108,7 @@ fn serve_view(
         Ok(server) => server,
         Err(error) => {
             if let Err(error) = handle.detach() {
-                tracing::error!("detaching: {error}");
+                tracing::error!("cannot detach the mount: {error}");
             }
             finish(&instance, None, &info_path(engine, &env.instance));
             return Err(error);
@@ -119,7 +119,7 @@ fn serve_view(
     if options.session
         && let Err(error) = fs::remove_dir(&dir)
     {
-        tracing::debug!("removing {}: {error}", dir.display());
+        tracing::debug!("cannot remove {}: {error}", dir.display());
     }
     finish(&instance, Some(&server), &info_path(engine, &env.instance));
     tracing::info!(env = env.name, "unmounted");
@@ -140,8 +140,8 @@ fn announce(
         session: keeper.is_for_sessions(),
         device: mountpoint::fuse_device(keeper.dir())?,
     };
-    let bytes =
-        serde_json::to_vec(&info).map_err(|e| Error::Invalid(format!("describing the mount: {e}")))?;
+    let bytes = serde_json::to_vec(&info)
+        .map_err(|e| Error::Invalid(format!("cannot encode the description of the mount: {e}")))?;
     engine.store().files().write(&info_path(engine, &env.instance), &bytes)?;
     let (instance, handle, keeper) = (instance.clone(), handle.clone(), keeper.clone());
     Server::start(engine.store().files(), &engine.env_dir(&env.instance), move |request, descriptors| {
@@ -185,10 +185,10 @@ fn failed(error: &Error) -> Answer {
 /// the journal holds everything.
 fn finish(instance: &Instance, server: Option<&Server>, info: &Path) {
     if let Err(error) = instance.close() {
-        tracing::error!("closing the environment: {error}");
+        tracing::error!("cannot close the environment: {error}");
     }
     if let Err(error) = instance.engine().store().files().remove(info) {
-        tracing::debug!("removing {}: {error}", info.display());
+        tracing::debug!("cannot remove {}: {error}", info.display());
     }
     if let Some(server) = server {
         server.stop();
@@ -219,7 +219,7 @@ fn serve_snapshot(
     watch_signals(signals, handle.clone(), || ())?;
     if let Err(error) = ready(&dir) {
         if let Err(error) = handle.detach() {
-            tracing::error!("detaching: {error}");
+            tracing::error!("cannot detach the mount: {error}");
         }
         return Err(error);
     }
@@ -240,9 +240,9 @@ fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Sen
         // Even when unmounted here, it may still be mounted in another mount namespace, or have been detached
         // while files were open.
         if let Err(error) = handle.unmount() {
-            tracing::info!("detaching, for it cannot be unmounted: {error}");
+            tracing::info!("detaching the mount, because it cannot be unmounted: {error}");
             if let Err(error) = handle.detach() {
-                tracing::error!("detaching: {error}");
+                tracing::error!("cannot detach the mount: {error}");
             }
         }
         let end = Instant::now() + GRACE;
@@ -250,7 +250,7 @@ fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Sen
             std::thread::sleep(Duration::from_millis(50));
         }
         if handle.is_connected() {
-            tracing::warn!("still in use after {} s: cut off", GRACE.as_secs());
+            tracing::warn!("still in use after {} s: aborted the connection", GRACE.as_secs());
             finish();
             std::process::exit(0);
         }

@@ -104,7 +104,7 @@ impl Engine {
         let mut before: Vec<Holder> = Vec::new();
         while EnvLock::holder(self.store(), &env.instance)?.is_some() {
             if start.elapsed() > PATIENCE {
-                return Err(self.serving_error(env, "is unmounted and does not come to an end"));
+                return Err(self.serving_error(env, "has unmounted, but does not end"));
             }
             if start.elapsed() > next_look {
                 next_look += LOOK;

@@ -45,7 +45,10 @@ fn quoted(path: &Path) -> Result<String> {
     let text =
         std::str::from_utf8(path.as_os_str().as_bytes()).ok().filter(|text| !text.contains(char::is_control));
     let Some(text) = text else {
-        return Err(Error::Invalid(format!("{}: a unit file cannot name this path", path.display())));
+        return Err(Error::Invalid(format!(
+            "{}: this path cannot be written in a unit file",
+            path.display()
+        )));
     };
     let mut word = String::from("\"");
     for c in text.chars() {

@@ -64,7 +64,7 @@ impl Engine {
             if !dry_run {
                 let references: Vec<String> = hashes.iter().map(LayerHash::to_hex).collect();
                 if let Err(error) = self.remove_snapshots(env, &references) {
-                    report.note(&format!("the snapshots of {} stay: {error}", env.name));
+                    report.note(&format!("no snapshots of {} were removed: {error}", env.name));
                     continue;
                 }
             }
@@ -105,8 +105,7 @@ fn expired(snapshots: &[SnapshotEntry], head: &LayerHash, keep: &Keep, now: Time
 fn tell_of_the_future(env: &Metadata, now: Timestamp, report: &dyn Report) {
     for entry in env.snapshots.iter().filter(|entry| entry.created_at.secs > now.secs) {
         report.note(&format!(
-            "snapshot {:.12} of {} was made at {}, which is still to come: this clock or that one is wrong, and its age is \
-             taken as none",
+            "snapshot {:.12} of {} was made at {}, which is in the future: the clock is or was wrong; its age counts as zero",
             entry.hash,
             env.name,
             rfc3339::format(entry.created_at)
@@ -129,7 +128,7 @@ fn line(env: &Metadata, hash: &LayerHash) -> Expired {
 /// # Errors
 /// A message that says how to write an age.
 pub fn parse_age(text: &str) -> std::result::Result<Duration, String> {
-    let wrong = || format!("{text:?} is no age: write a number with m, h, d or w, as in 12h, 7d or 4w");
+    let wrong = || format!("{text:?} is not an age: write a number with m, h, d or w (12h, 7d, 4w)");
     let seconds = match text.as_bytes().last() {
         Some(b'm') => 60,
         Some(b'h') => 3600,

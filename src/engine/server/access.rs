@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a process did whose answer does not belong to the request.
-pub(in crate::engine) const UNKNOWN_ANSWER: &str = "gave an answer that this version does not know";
+pub(in crate::engine) const UNKNOWN_ANSWER: &str = "gave an answer that this version does not understand";
 
 impl Engine {
     /// Makes a snapshot of `env`, or of its chosen paths. It is durable on return.
@@ -43,7 +43,7 @@ impl Engine {
 
     /// Makes `env` equal to a snapshot (see [`reference`](crate::engine::instance::reference)), or restores
     /// the chosen paths from it. Changes that this would overwrite are committed first. `times`: by default a
-    /// whole restore keeps the snapshot's times, and chosen paths get the present time.
+    /// whole restore keeps the snapshot's times, and chosen paths get the current time.
     pub fn restore(
         &self,
         env: &Metadata,
@@ -146,7 +146,7 @@ impl Engine {
                 Answer::Done(outcome) => return Ok(outcome),
                 Answer::Failed { errno, reason } => return Err(Error::Served { errno, reason }),
                 Answer::Ending if wait.start.elapsed() > PATIENCE => {
-                    return Err(self.serving_error(env, "is ending and does not come to an end"));
+                    return Err(self.serving_error(env, "is ending, but does not finish"));
                 }
                 Answer::Ending => std::thread::sleep(PAUSE),
                 other => {
@@ -166,7 +166,7 @@ impl Engine {
         request: &Request,
     ) -> Result<Option<Answer>> {
         let asked = client.request(request);
-        asked.map_err(|error| self.serving_error(env, &format!("could not be asked ({error})")))
+        asked.map_err(|error| self.serving_error(env, &format!("cannot be reached ({error})")))
     }
 
     /// Handles a command that got no answer. Repeats it, once, if it only reads or if the record shows that
@@ -186,9 +186,9 @@ impl Engine {
         let made = now.snapshots.iter().find(|snapshot| !before.snapshots.contains(snapshot));
         let what = match (command, made) {
             (Command::Commit { .. }, Some(made)) => {
-                format!("ended before it answered, but had made the snapshot {:.12}", made.hash)
+                format!("ended before it answered, but made the snapshot {:.12}", made.hash)
             }
-            _ => "ended before it answered; what it acknowledged is kept".to_owned(),
+            _ => "ended before it answered; everything that it acknowledged is kept".to_owned(),
         };
         Err(self.serving_error(before, &what))
     }

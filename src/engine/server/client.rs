@@ -90,8 +90,8 @@ impl Client {
                     let server = self.server()?;
                     if !said && is_stopped(server) {
                         tracing::warn!(
-                            "process {server}, which serves it, is stopped and does not answer: let it go on with `kill -CONT {server}`, \
-                             or end it with `karapace umount --force`"
+                            "the server, process {server}, is stopped and does not answer: resume it with `kill -CONT \
+                             {server}`, or end it with `karapace umount --force`"
                         );
                         said = true;
                     }
@@ -127,14 +127,14 @@ fn is_stopped(process: i32) -> bool {
 fn connect(files: &Files, path: &Path) -> io::Result<UnixStream> {
     let socket = files.hold(path)?;
     if let Some(reason) = files.stranger(&fstat(&socket)?, FileType::Socket) {
-        return Err(io::Error::other(format!("{reason}, so karapace has not made it: remove it")));
+        return Err(io::Error::other(format!("{reason}, so karapace did not make it: remove it")));
     }
     let stream = UnixStream::connect(by_descriptor(&socket))?;
     let server = rustix::net::sockopt::socket_peercred(&stream)?;
     if server.uid.as_raw() != files.owner() {
         let (pid, uid) = (server.pid, server.uid);
         return Err(io::Error::other(format!(
-            "process {pid} of user {uid} listens there, which is not believed"
+            "process {pid} of user {uid} listens there, which is not trusted"
         )));
     }
     Ok(stream)

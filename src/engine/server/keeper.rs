@@ -129,10 +129,10 @@ impl Keeper {
     ) -> Result<Reply> {
         let mut descriptors = descriptors.into_iter();
         let (Some(lifeline), Some(init)) = (descriptors.next(), descriptors.next()) else {
-            return Err(Error::Invalid("an inside without process 1".to_owned()));
+            return Err(Error::Invalid("there is no process 1 inside".to_owned()));
         };
         let namespaces = Namespaces::from_parts(names, descriptors)
-            .ok_or_else(|| Error::Invalid("names and namespaces do not fit together".to_owned()))?;
+            .ok_or_else(|| Error::Invalid("the namespaces do not match their names".to_owned()))?;
         let mut state = self.state.lock();
         self.forget_dead(&mut state);
         if state.inside.is_some() {
@@ -170,10 +170,10 @@ impl Keeper {
         }
         match pidfd_send_signal(&init, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(errno) => tracing::warn!("killing process 1 of the sessions: {errno}"),
+            Err(errno) => tracing::warn!("cannot kill process 1 of the sessions: {errno}"),
         }
         if !is_over(&init, PATIENCE) {
-            tracing::warn!("what runs inside does not die: it hangs in the kernel");
+            tracing::warn!("processes inside do not end: they hang in the kernel");
         }
     }
 
@@ -187,13 +187,13 @@ impl Keeper {
             Ok(last) => keeper.clear_up(last),
             Err(error) => {
                 keeper.state.lock().watched = false;
-                tracing::error!("what killed sessions leave stays: {error}");
+                tracing::error!("cannot clean up after killed sessions: {error}");
             }
         };
         let thread = std::thread::Builder::new().name("karapace-sessions".to_owned());
         if let Err(error) = thread.spawn(watch) {
             self.state.lock().watched = false;
-            tracing::error!("cannot start a thread, so what killed sessions leave stays: {error}");
+            tracing::error!("cannot start a thread to clean up after killed sessions: {error}");
         }
     }
 
@@ -209,7 +209,7 @@ impl Keeper {
         state._last = Some(last);
         drop(state);
         if let Err(error) = self.handle.unmount().or_else(|_| self.handle.detach()) {
-            tracing::error!("ending the mount of the sessions: {error}");
+            tracing::error!("cannot end the mount of the sessions: {error}");
         }
     }
 }

@@ -190,7 +190,7 @@ impl Server {
                     Ok(stream) => converse(stream, handler.clone(), count.clone()),
                     Err(error) => {
                         // Most likely out of descriptors: do not spin.
-                        tracing::warn!("accepting a connection: {error}");
+                        tracing::warn!("cannot accept a connection: {error}");
                         std::thread::sleep(Duration::from_millis(100));
                     }
                 }
@@ -204,12 +204,12 @@ impl Server {
     /// Removes the socket and waits until pending answers are written.
     pub fn stop(&self) {
         if let Err(error) = self.files.remove(&self.path) {
-            tracing::warn!("removing {}: {error}", self.path.display());
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
         let mut count = self.busy.count.lock();
         while *count > 0 {
             if self.busy.idle.wait_for(&mut count, FAREWELL).timed_out() {
-                tracing::warn!("{} connections are left without an answer", *count);
+                tracing::warn!("{} connections get no answer", *count);
                 return;
             }
         }
@@ -231,7 +231,7 @@ fn converse<H: Fn(Request, Vec<OwnedFd>) -> Reply + Send + Sync + 'static>(
         }
     };
     if let Err(error) = std::thread::Builder::new().name("karapace-request".to_owned()).spawn(talk) {
-        tracing::warn!("starting a thread for a request: {error}");
+        tracing::warn!("cannot start a thread for a request: {error}");
     }
 }
 
@@ -255,8 +255,8 @@ fn answer(stream: &UnixStream, handler: &dyn Fn(Request, Vec<OwnedFd>) -> Reply)
         return Ok(());
     }
     if !is_ours {
-        let reason = "asked from inside a session or a container: run this command outside, or use the control directory of a \
-                      session that shows it (`karapace enter --ctl`)";
+        let reason = "requests from inside a session or a container are refused: run this command outside, or use the control \
+                      directory in a session started with `karapace enter --ctl`";
         let refused = Answer::Failed { errno: libc::EPERM, reason: reason.to_owned() };
         return transmit(stream, &refused, &[]);
     }
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_no_server() {
+    fn a_stale_socket_is_not_a_server() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::at(dir.path()).unwrap();
         drop(UnixListener::bind(dir.path().join(NAME)).unwrap());

@@ -110,7 +110,7 @@ impl Engine {
         let ended = ended?;
         // The command's own status matters more than a leftover mount, which the next session uses and ends.
         if let Err(error) = left {
-            tracing::warn!("ending the session: {error}");
+            tracing::warn!("cannot end the session: {error}");
         }
         Ok(ended)
     }
@@ -187,14 +187,14 @@ impl Engine {
                 },
             }
             if start.elapsed() > PATIENCE {
-                return Err(self.serving_error(env, "is ending and does not come to an end"));
+                return Err(self.serving_error(env, "is ending, but does not finish"));
             }
         }
     }
 
     fn place_of(&self, env: &Metadata, entrance: Entrance, mut descriptors: Vec<OwnedFd>) -> Result<Place> {
         let kept = descriptors.split_off(entrance.ground.len().min(descriptors.len()));
-        let odd = || self.serving_error(env, "gave namespaces that do not fit");
+        let odd = || self.serving_error(env, "passed unexpected namespaces");
         let ground = Namespaces::from_parts(&entrance.ground, descriptors).ok_or_else(odd)?;
         let inside = match &entrance.inside {
             Some((shape, names)) => {
@@ -239,7 +239,7 @@ impl Engine {
         };
         match client.exchange(request, descriptors) {
             Ok(reply) => Ok(reply.or(Some(Answer::Ending.into()))),
-            Err(error) => Err(self.serving_error(env, &format!("could not be asked ({error})"))),
+            Err(error) => Err(self.serving_error(env, &format!("cannot be reached ({error})"))),
         }
     }
 
@@ -250,11 +250,11 @@ impl Engine {
         if !geteuid().is_root() {
             match ranges::available() {
                 Ok(ranges) => match self.mount_with_ids(env, &dir, &options, &ranges) {
-                    Err(error @ Error::NoIds { .. }) => tracing::warn!("one id only: {error}"),
+                    Err(error @ Error::NoIds { .. }) => tracing::warn!("only one id inside: {error}"),
                     other => return other.map(drop),
                 },
                 Err(reason) => {
-                    tracing::info!("one id only: {reason}; to mend it, run as root: {}", reason.cure());
+                    tracing::info!("only one id inside: {reason}; to fix it, run as root: {}", reason.cure());
                 }
             }
         }

@@ -36,7 +36,7 @@ impl Engine {
         let end = Instant::now() + PATIENCE;
         while sessions::running(self, &env.instance) {
             if Instant::now() > end {
-                return Err(self.serving_error(env, "has killed all, and the commands do not end"));
+                return Err(self.serving_error(env, "has killed all commands, but they do not end"));
             }
             self.exchange(env, &Request::EndInside, &[])?;
             std::thread::sleep(PAUSE);

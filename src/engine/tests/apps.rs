@@ -82,8 +82,8 @@ fn programs_are_found_without_a_mount() {
     assert!(
         refusal(place.export(&env, "large")).contains("is not exported: it is larger than 1048576 bytes")
     );
-    assert!(refusal(place.export(&env, "latin")).contains("is not exported: it is no UTF-8 text"));
-    assert!(refusal(place.export(&env, "bad")).contains("line 4: Exec: ; stands there without quotes"));
+    assert!(refusal(place.export(&env, "latin")).contains("is not exported: it is not UTF-8 text"));
+    assert!(refusal(place.export(&env, "bad")).contains("line 4: Exec: ; must be in quotes"));
     assert!(place.files().is_empty());
     let path = place.export(&env, "tool.desktop").unwrap();
     let text = fs::read_to_string(&path).unwrap();
@@ -100,7 +100,7 @@ fn programs_are_found_without_a_mount() {
 }
 
 #[test]
-fn a_file_is_of_one_environment() {
+fn an_exported_file_belongs_to_one_environment() {
     let place = Place::new();
     place.add_program("b-c");
     place.add_program("c");
@@ -179,7 +179,7 @@ fn what_karapace_did_not_write_stays() {
 }
 
 #[test]
-fn they_follow_a_rename_and_go_with_the_environment() {
+fn exported_programs_follow_a_rename_and_are_removed_with_the_environment() {
     let place = Place::new();
     place.add_program("one");
     place.add_program("two");
@@ -210,7 +210,7 @@ fn they_follow_a_rename_and_go_with_the_environment() {
 }
 
 #[test]
-fn they_outlive_a_rebuild() {
+fn exported_programs_survive_a_rebuild() {
     let place = Place::new();
     place.add_program("tool");
     let manifest = place.manifest("");

@@ -37,7 +37,7 @@ fn a_taken_name_is_refused_before_anything_is_installed() {
 }
 
 #[test]
-fn what_belongs_into_git_has_the_mode_of_any_file() {
+fn files_for_git_have_the_default_mode() {
     let place = Place::new();
     let path = place.manifest("");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;

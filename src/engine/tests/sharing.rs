@@ -26,7 +26,7 @@ impl Place {
 }
 
 #[test]
-fn a_clone_stands_on_the_head_and_goes_its_own_way() {
+fn a_clone_starts_at_the_head_and_is_independent() {
     let place = Place::new();
     let env = place.import("dev");
     place.change(&env, "a", "1", Some("one"));
@@ -58,7 +58,7 @@ fn a_clone_stands_on_the_head_and_goes_its_own_way() {
 
 /// A session makes missing mount points in the environment, and removes them again.
 #[test]
-fn what_was_touched_and_is_as_before_is_no_change() {
+fn touched_but_unchanged_files_are_not_a_change() {
     let place = Place::new();
     let env = place.import("dev");
     let count = |touch: &dyn Fn(&View)| {
@@ -80,7 +80,7 @@ fn what_was_touched_and_is_as_before_is_no_change() {
 }
 
 #[test]
-fn a_clone_of_a_snapshot_lists_those_below_it() {
+fn a_clone_of_a_snapshot_lists_its_ancestors() {
     let place = Place::new();
     let env = place.import("dev");
     let one = place.change(&env, "a", "1", Some("one"));

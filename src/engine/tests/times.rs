@@ -17,7 +17,7 @@ fn record(instance: &Instance, name: &str) -> InodeRecord {
 }
 
 #[test]
-fn restored_paths_get_the_present_time() {
+fn restored_paths_get_the_current_time() {
     let place = Place::new();
     let env = place.import("dev");
     let instance = place.open(&env);

@@ -89,7 +89,7 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
     let _lock = match EnvLock::try_acquire(engine.store(), instance) {
         Err(StoreError::Locked { holder, .. }) => {
             report.note(&format!(
-                "the uncommitted changes in {} are damaged, and {holder} holds the environment: unmount it and repair again",
+                "the uncommitted changes in {} are damaged, but {holder} holds the environment: unmount it and repair again",
                 upper.display()
             ));
             return Ok(Vec::new());
@@ -106,7 +106,7 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
             keep_copy(store, quarantine::Kind::Uppers, &checkpoint, &format!("{instance}.checkpoint"))?;
         files.write(&checkpoint, &good)?;
         let message = format!(
-            "checkpoint {}: one bit was wrong and was turned back; as it was: {}",
+            "checkpoint {} was repaired by flipping one bit; the damaged original is {}",
             checkpoint.display(),
             kept.display()
         );
@@ -119,7 +119,8 @@ fn mend_upper(engine: &Engine, instance: &InstanceId, report: &dyn Report) -> Re
         let cut = file.and_then(|file| file.set_len(end).and_then(|()| file.sync_all()));
         cut.at("cut", &journal)?;
         let message = format!(
-            "journal {}: it ends before the damaged record now, what was done to the environment after that is lost to it; as it was: {}",
+            "journal {} was truncated before the damaged record, and all later changes to the environment are lost; the damaged \
+             original is {}",
             journal.display(),
             kept.display()
         );
@@ -161,14 +162,14 @@ fn fetch(
         };
         report.end();
         if let Err(error) = imported {
-            report.note(&format!("the image {} is of no help: {error}", image.display()));
+            report.note(&format!("cannot restore content from the image {}: {error}", image.display()));
         }
         for finding in &wanted {
             let Some(id) = finding.object.as_ref().filter(|_| !gone(finding)) else { continue };
             if actions.iter().any(|a| a.deed != Deed::SetAside && a.object.as_ref() == Some(id)) {
                 continue;
             }
-            let message = format!("object {id}: its bytes came again from {}", image.display());
+            let message = format!("object {id} was restored from {}", image.display());
             actions.push(Action::new(Deed::Fetched, Some(id.clone()), &image, message));
         }
     }

@@ -150,7 +150,7 @@ fn a_list_without_end_is_not_stored() {
     let (url, server) = act(vec![say(answer("200 OK", "ETag: \"v\"\r\n", 3, "bad"))]);
     let server_url = url.trim_end_matches("/image.tar");
     let error = streams::find(server_url, "debian/12", cache.path(), &http).unwrap_err().to_string();
-    assert!(error.contains("is no list of images"), "{error}");
+    assert!(error.contains("is not a list of images"), "{error}");
     assert_eq!(files(cache.path()), []);
     server.join().unwrap();
 }
@@ -229,9 +229,9 @@ fn redirects_are_followed_so_far_and_carry_no_credentials() {
     // Redirects in a circle, and to unsupported addresses.
     let (url, server) = act((0..11).map(|_| redirect("/image.tar")).collect());
     let error = fetch(&url, cache.path()).unwrap_err().to_string();
-    assert!(error.contains("sends on more than 10 times"), "{error}");
+    assert!(error.contains("more than 10 redirects"), "{error}");
     server.join().unwrap();
-    for (to, words) in [("file:///etc/passwd", "no http(s) address"), ("ftp://h/x", "no http(s) address")] {
+    for (to, words) in [("file:///etc/passwd", "not an http(s) URL"), ("ftp://h/x", "not an http(s) URL")] {
         let (url, server) = act(vec![redirect(to)]);
         let error = fetch(&url, cache.path()).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
@@ -283,7 +283,7 @@ fn nobody_is_waited_for_without_end() {
 }
 
 #[test]
-fn what_breaks_off_at_the_same_place_each_time_is_given_up() {
+fn a_download_that_breaks_at_the_same_place_each_time_is_given_up() {
     let broken = || say(answer("200 OK", "", 10, "hello"));
     let (url, server) = act(vec![broken(), broken(), broken(), broken(), broken()]);
     let cache = tempfile::tempdir().unwrap();

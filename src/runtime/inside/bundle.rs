@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_looked_for_and_what_is_left() {
+    fn where_programs_are_looked_up_and_what_remains() {
         let scratch = tempfile::tempdir().unwrap();
         let (root, own) = (scratch.path().join("root"), scratch.path().join("bundle"));
         fs::create_dir_all(root.join("bin")).unwrap();

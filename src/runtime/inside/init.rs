@@ -43,7 +43,7 @@ pub(in crate::runtime) struct IdMap {
 pub(in crate::runtime) fn begin(preparation: &mut Preparation, kinds: CloneFlags, channel: &Channel) -> ! {
     if let Err(errno) = preparation.strings.erase() {
         // Karapace may be gone; then nobody needs the report.
-        channel.report(&Report::Failed(fail("hide the arguments of")(errno))).ok();
+        channel.report(&Report::Failed(fail("clear the arguments of")(errno))).ok();
         sys::exit(125);
     }
     main(preparation, kinds, channel)
@@ -91,19 +91,19 @@ fn prepare<'p>(
         map.write_own()?;
     }
     let null = open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
-    null.and_then(|null| stand_in(&null, 0)).map_err(fail("let go of the streams of"))?;
+    null.and_then(|null| stand_in(&null, 0)).map_err(fail("close the streams of"))?;
     conceal(&[Some(channel.fd())], 0, preparation.filter.as_ref()).map_err(fail("close"))?;
     prctl::set_name(c"karapace-init").map_err(fail("name"))?;
     // It inherits orphans and does not need their exit statuses.
     process::ignore_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
-    sethostname(&preparation.hostname).map_err(fail("name the host of"))?;
+    sethostname(&preparation.hostname).map_err(fail("set the host name of"))?;
     if preparation.isolate_network {
         network::raise_loopback().map_err(fail("bring up the network of"))?;
     }
     preparation.mounts.enter(channel)?;
-    namespaces::announce(kinds, channel).map_err(fail("hand over"))?;
+    namespaces::announce(kinds, channel).map_err(fail("hand over the namespaces of"))?;
     // Close the detached mounts: all of them are attached now.
-    sys::close_all_but(&[Some(channel.fd())], 3).map_err(fail("let go of the descriptors of"))
+    sys::close_all_but(&[Some(channel.fd())], 3).map_err(fail("close the descriptors of"))
 }
 
 impl IdMap {

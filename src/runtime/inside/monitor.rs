@@ -168,7 +168,7 @@ struct Ready {
 
 fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     prctl::set_name(c"karapace-run").map_err(fail("name"))?;
-    prctl::set_child_subreaper(true).map_err(fail("take in the orphans of"))?;
+    prctl::set_child_subreaper(true).map_err(fail("adopt the orphans of"))?;
     // SIGCHLD may be ignored, which survives exec; then the statuses of children would be lost.
     process::default_signal(Signal::SIGCHLD).map_err(fail("set up signals of"))?;
     let path = c"/proc/thread-self/children";
@@ -192,9 +192,9 @@ fn prepare(command: &Command, channel: &Channel) -> Result<Ready, Failure> {
     drop(held);
     // A container's terminal follows the size of the one on standard input, so that one stays open.
     let first = if command.bundle.is_some() && command.terminal.is_some() { 1 } else { 0 };
-    stand_in(&command.null, first).map_err(fail("let go of the streams of"))?;
+    stand_in(&command.null, first).map_err(fail("close the streams of"))?;
     let ours = [Some(channel.fd()), Some(&hold), terminal, ear.as_ref().map(Ear::fd)];
-    sys::close_all_but(&ours, 3).map_err(fail("let go of the descriptors of"))?;
+    sys::close_all_but(&ours, 3).map_err(fail("close the descriptors of"))?;
     if let (Some(filter), Some(_)) = (&command.filter, &command.bundle) {
         sys::set_filter(filter).map_err(fail("filter the system calls of"))?;
     }
@@ -248,7 +248,7 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
             write(group, b"0").map_err(failed("limit"))?;
         }
         if command.no_new_privileges {
-            prctl::set_no_new_privs().map_err(failed("bind the privileges of"))?;
+            prctl::set_no_new_privs().map_err(failed("set no_new_privs for"))?;
         }
         // Now, while no_new_privs is not needed for it: as the chosen user it would be.
         if let Some(filter) = &command.further_filter {
@@ -258,7 +258,7 @@ fn execute(command: &Command, held: OwnedFd) -> Report<'static> {
             capabilities::give_up().map_err(failed("take capabilities from"))?;
         }
         if let Some(ids) = &command.ids {
-            sys::set_ids(ids.uid, ids.gid, &ids.groups).map_err(failed("take on the user of"))?;
+            sys::set_ids(ids.uid, ids.gid, &ids.groups).map_err(failed("switch to the user of"))?;
             // A change of ids may have made the process dumpable (/proc/sys/fs/suid_dumpable).
             prctl::set_dumpable(false).map_err(failed("close"))?;
         }
@@ -322,7 +322,7 @@ fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Rep
                 }
                 Heard::Signal(libc::SIGWINCH) | Heard::All => {}
                 Heard::Signal(signal) => {
-                    channel.report(&Report::Keyboard(signal)).map_err(fail("speak for"))?;
+                    channel.report(&Report::Keyboard(signal)).map_err(fail("report on"))?;
                 }
                 Heard::Gone => ear = None,
             }
@@ -334,7 +334,7 @@ fn look_after(ready: &Ready, command: &Command, channel: &Channel) -> Result<Rep
             }
         }
         if ordered {
-            match channel.next_order(&mut buffer).map_err(fail("take orders for"))? {
+            match channel.next_order(&mut buffer).map_err(fail("receive orders for"))? {
                 Some(order) => obey(order, ready.command, command).map_err(fail("signal"))?,
                 // Karapace is gone.
                 None => return Ok(Report::Exited(125)),

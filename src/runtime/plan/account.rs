@@ -50,11 +50,14 @@ impl Accounts {
     /// shared.
     pub(super) fn take_in_caller(&mut self, policy: &Policy, many_ids: bool) -> Result<User, RuntimeError> {
         if policy.backend == Backend::Oci {
-            return Err(refused("--user self", "not with the oci backend: give a user of the environment"));
+            return Err(refused(
+                "--user self",
+                "not supported by the oci backend: use a user of the environment",
+            ));
         }
         if many_ids && policy.home.is_some() {
-            let reason = "your files belong to root inside, where there are the ids of /etc/subuid: leave out --user to \
-                          share the home directory, or mount the environment first (karapace mount), and there is one id, yours";
+            let reason = "your files belong to root inside when the ids of /etc/subuid are used: leave out --user to share the \
+                          home directory, or mount the environment first (karapace mount), which leaves one id inside, yours";
             return Err(refused("--user self", reason));
         }
         let (uid, gid) = (geteuid(), getegid());
@@ -113,7 +116,7 @@ mod tests {
     use crate::runtime::plan::seen::Seen;
 
     #[test]
-    fn the_caller_takes_the_place_of_who_has_the_name_or_the_id() {
+    fn the_caller_replaces_whoever_has_its_name_or_id() {
         let list = b"root:x:0:0::/root:/bin/sh\nana:x:1:1::/:\nbob:x:1000:5::/:\n\neve:x:1001:1000::/:";
         let text = with_line(list, "ana", 1000, "ana:x:1000:1000:ana:/home/ana:/bin/sh\n");
         let expected =
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn impossible_combinations_are_refused() {
         let user =
             User { uid: 0, gid: 0, groups: vec![0], name: vec![], home: "/".into(), shell: "/bin/sh".into() };
         let accounts = Some(Box::new(Accounts { passwd: vec![], group: vec![], shells: vec![] }));

@@ -45,7 +45,7 @@ impl Inside {
     pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
         self.try_read(path).unwrap_or_else(|error| {
             let note = format!(
-                "cannot read {} inside the environment ({error}); going on without it",
+                "cannot read {} inside the environment ({error}); continuing without it",
                 path.display()
             );
             let mut notes = self.notes.borrow_mut();
@@ -59,14 +59,14 @@ impl Inside {
     fn try_read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(path, OFlag::O_PATH)? else { return Ok(None) };
         if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is no regular file"));
+            return Err(io::Error::other("it is not a regular file"));
         }
         // The file may have been replaced since the check; O_NONBLOCK keeps a FIFO from blocking.
         let Some(file) = self.open_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > FILE_MAX {
-            return Err(io::Error::other("it is far too long for what it should be"));
+            return Err(io::Error::other("it is too large for such a file"));
         }
         Ok(Some(bytes))
     }
@@ -94,8 +94,8 @@ impl Inside {
 /// The error for a root that cannot be opened, with a hint for the two cases that occur with mounts.
 pub(super) fn root_error(path: &Path, errno: Errno) -> RuntimeError {
     let hint = match errno {
-        Errno::ENOTCONN => "; the process that served it is gone: unmount it and mount it again",
-        Errno::EACCES => "; a mount made by an ordinary user is open to that user only, not even to root",
+        Errno::ENOTCONN => "; its server is gone: unmount it and mount it again",
+        Errno::EACCES => "; only the user who made a mount can access it, not even root",
         _ => "",
     };
     RuntimeError::Root { path: PathBuf::from(path), source: errno.into(), hint }

@@ -142,7 +142,7 @@ pub(crate) fn has_ids() -> bool {
 /// The first descriptor that the command does not inherit.
 pub(super) fn preserved(session: &Session) -> Result<i32, RuntimeError> {
     i32::try_from(session.preserved).ok().and_then(|count| count.checked_add(3)).ok_or_else(|| {
-        let reason = "is more than a process can have".to_owned();
+        let reason = "exceeds the number of descriptors that a process can have".to_owned();
         RuntimeError::Policy { what: format!("--preserve-fds {}", session.preserved), reason }
     })
 }
@@ -161,7 +161,7 @@ pub(super) fn null() -> Result<OwnedFd, RuntimeError> {
 /// A copy of the descriptor of the session's output file, if there is one.
 pub(super) fn output(session: &Session) -> Result<Option<OwnedFd>, RuntimeError> {
     let output = session.output.as_ref().map(|file| file.try_clone().map(OwnedFd::from)).transpose();
-    output.map_err(|source| RuntimeError::Supervise { action: "use the file for the output", source })
+    output.map_err(|source| RuntimeError::Supervise { action: "use the output file", source })
 }
 
 /// The root of a session, as the path that process 1 opens. `ranged` as in [`Preparation::new`].

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_asked_for_and_there() {
+    fn only_sockets_that_exist_are_shared() {
         let scratch = tempfile::tempdir().unwrap();
         let dir = fs::canonicalize(scratch.path()).unwrap();
         fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_asked_for_and_there() {
+    fn only_devices_that_are_requested_and_exist_are_shared() {
         let dev = tempfile::tempdir().unwrap();
         for name in ["dri", "snd", "nvidia-caps", "input"] {
             fs::create_dir(dev.path().join(name)).unwrap();

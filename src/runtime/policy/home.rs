@@ -55,7 +55,7 @@ pub(super) fn of_caller(
         fs::canonicalize(&home).map_err(|source| refused(what, format!("{}: {source}", home.display())))?;
     let system = ["/", "/dev", "/etc", "/proc", "/sys", "/usr", "/bin", "/lib"];
     if !host.is_dir() || system.iter().any(|path| host == Path::new(path) || home == Path::new(path)) {
-        let reason = format!("the caller's HOME is {}, which is no home directory", home.display());
+        let reason = format!("the caller's HOME is {}, which is not a home directory", home.display());
         return Err(refused(what, reason));
     }
     Ok((home, host))
@@ -91,13 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_home_is_refused() {
+    fn what_is_not_a_home_is_refused() {
         for (home, reason) in [
             (None, "not set"),
             (Some("relative"), "not set"),
-            (Some("/"), "no home directory"),
-            (Some("/etc"), "no home directory"),
-            (Some("/etc/passwd"), "no home directory"),
+            (Some("/"), "not a home directory"),
+            (Some("/etc"), "not a home directory"),
+            (Some("/etc/passwd"), "not a home directory"),
             (Some("/no/such/home"), "No such file"),
         ] {
             let error = with_home(HomeMode::Share, home).unwrap_err();

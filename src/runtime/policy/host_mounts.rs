@@ -44,7 +44,7 @@ pub fn check_mounts(
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 source.check(&what, mount, &nearest(&source.path))?;
                 warnings.push(format!(
-                    "{what}: {}: {error}; enter and exec refuse until it is there",
+                    "{what}: {}: {error}; enter and exec will fail until it exists",
                     source.path.display()
                 ));
             }
@@ -75,8 +75,8 @@ impl Source {
         }
         let base = caller.manifest_dir.ok_or_else(|| {
             let reason = format!(
-                "{} is relative to the manifest, and where that lies is not recorded: build the environment from its \
-                 manifest again under a new name, or write an absolute path",
+                "{} is relative to the manifest, whose path is not recorded: build the environment again under a new name, or \
+                 use an absolute path",
                 mount.host
             );
             refused(what, reason)
@@ -103,9 +103,9 @@ impl Source {
             format!(", which is {},", host.display())
         };
         let rule = if home {
-            "the caller's home, /home or /tmp; what is written with ~/ must be"
+            "the caller's home, /home or /tmp, as a path with ~/ must be"
         } else {
-            "/home or /tmp; an absolute host path must be, a relative one may be anywhere"
+            "/home or /tmp, as an absolute host path must be; a relative one may be anywhere"
         };
         Err(refused(what, format!("{}{leads} is not below {rule}", mount.host)))
     }
@@ -135,7 +135,7 @@ fn share(label: &str, mount: &Mount, caller: &Caller<'_>) -> Result<Share, Runti
         .map_err(|source| refused(&what, format!("{}: {source}", host.display())))?
         .file_type();
     if kind.is_char_device() || kind.is_block_device() {
-        let reason = format!("{} is a device; devices come in through [hardware] only", host.display());
+        let reason = format!("{} is a device; use [hardware] for devices", host.display());
         return Err(refused(what, reason));
     }
     let kind = if kind.is_dir() { ShareKind::Directory } else { ShareKind::File };
@@ -209,7 +209,7 @@ mod tests {
             (path("out/ssl"), "/data", outside),
             (path("missing"), "/data", "create it"),
             (path("loop"), "/data", "loop"),
-            ("device".to_owned(), "/data", "/dev/null is a device; devices come in through [hardware] only"),
+            ("device".to_owned(), "/data", "/dev/null is a device; use [hardware] for devices"),
             ("/dev/null".to_owned(), "/data", outside),
             (path(""), "data", "must be absolute"),
             (path(""), "/a/../data", "without '..'"),
@@ -226,10 +226,7 @@ mod tests {
             // A build refuses the same, except paths that may still be created.
             let [_, build] = both(&host, container, dir.path(), None);
             if reason == "create it" {
-                assert!(
-                    build.as_ref().is_ok_and(|told| told.contains("refuse until it is there")),
-                    "{build:?}"
-                );
+                assert!(build.as_ref().is_ok_and(|told| told.contains("fail until it exists")), "{build:?}");
             } else {
                 assert_eq!(build, Err(error));
             }
@@ -249,11 +246,11 @@ mod tests {
         assert_eq!(both("~/work", Some(&home)), [Ok(work), Ok(String::new())]);
         assert_eq!(both("~", Some(&home))[0], Ok(home.display().to_string()));
         let [session, build] = both("~/missing", Some(&home));
-        assert!(session.unwrap_err().contains("create it") && build.unwrap().contains("until it is there"));
+        assert!(session.unwrap_err().contains("create it") && build.unwrap().contains("until it exists"));
         for (host, home, reason) in [
             ("~/out", Some(home.as_path()), "~/out, which is /etc, is not below the caller's home"),
             ("~/..", Some(&home), "~/.., which is /var/tmp, is not below the caller's home"),
-            ("~/x", Some(Path::new("/")), "no home directory"),
+            ("~/x", Some(Path::new("/")), "not a home directory"),
             ("~/x", None, "HOME is not set"),
         ] {
             let [session, build] = both(host, home);
@@ -265,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_let_in() {
+    fn allowed_host_paths() {
         let dir = tempfile::Builder::new().prefix("kp-mounts").tempdir_in("/tmp").unwrap();
         let base = fs::canonicalize(dir.path()).unwrap();
         fs::create_dir(base.join("sub")).unwrap();

@@ -132,7 +132,7 @@ impl Policy {
         {
             if share.host.starts_with(&own) {
                 let reason = format!(
-                    "{} lies in {}, which is karapace's own and is not shown to sessions",
+                    "{} is in {}, which belongs to karapace and is never shared with sessions",
                     share.host.display(),
                     own.display()
                 );
@@ -179,12 +179,15 @@ fn check_points(shares: &mut Vec<Share>) -> Result<(), RuntimeError> {
         let Some(missing) = missing_on_host(&all, &share.inside) else { continue };
         let (inside, missing) = (share.inside.display(), missing.display());
         if !share.what.starts_with("mounts.") && share.what != "--home" {
-            tracing::info!("{}: the host has no {missing} to show it at {inside}", share.what);
+            tracing::info!(
+                "{}: not shared, because the host has no {missing} as its mount point at {inside}",
+                share.what
+            );
             shares.retain(|other| other != share);
             continue;
         }
         let reason = format!(
-            "{inside} lies in a directory of the host that is shown there, which has no such place, and none is made on the host: \
+            "{inside} is in a shared directory of the host that has no such mount point, and karapace creates none on the host: \
              create {missing}, or choose another path inside"
         );
         return Err(refused(share.what.clone(), reason));
@@ -217,7 +220,8 @@ mod tests {
         let said = check_points(&mut refused).unwrap_err().to_string();
         let missing = dir.path().join("home/a/b");
         assert!(
-            said.starts_with("mounts.a: /home/me/a/b lies in") && said.contains(missing.to_str().unwrap()),
+            said.starts_with("mounts.a: /home/me/a/b is in a shared directory")
+                && said.contains(missing.to_str().unwrap()),
             "{said}"
         );
         // A socket of the desktop is dropped instead.

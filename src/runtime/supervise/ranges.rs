@@ -74,14 +74,14 @@ pub enum Reason {
 impl Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::NoRange { file, user } => write!(f, "{user} has no ids of its own in {file}"),
+            Reason::NoRange { file, user } => write!(f, "{user} has no range of ids in {file}"),
             Reason::Unreadable { file, error } => write!(f, "{file} cannot be read ({error})"),
             Reason::NoHelper { program } => write!(f, "{program} is not installed"),
             Reason::PowerlessHelper { path } => {
-                write!(f, "{} is neither set-user-id nor given a capability", path.display())
+                write!(f, "{} has neither the set-user-id bit nor a capability", path.display())
             }
             Reason::SwitchedOff { text } => {
-                write!(f, "the kernel gives users no namespaces: {}", text.split(';').next().unwrap_or(text))
+                write!(f, "the kernel refuses user namespaces: {}", text.split(';').next().unwrap_or(text))
             }
             Reason::NoFuse { error } => write!(f, "/dev/fuse cannot be opened ({error})"),
         }
@@ -102,7 +102,7 @@ impl Reason {
                 text.split_once("run: ").map_or(text.as_str(), |(_, cure)| cure).to_owned()
             }
             Reason::NoFuse { .. } => {
-                "modprobe fuse; chmod 0666 /dev/fuse (the package fuse3 sees to it)".to_owned()
+                "modprobe fuse; chmod 0666 /dev/fuse (the package fuse3 does it)".to_owned()
             }
         }
     }
@@ -241,7 +241,7 @@ mod tests {
         let text = "/proc/sys/x is 0; as root, run: sysctl -w x=1".to_owned();
         let off = Reason::SwitchedOff { text };
         assert_eq!(off.cure(), "sysctl -w x=1");
-        assert_eq!(off.to_string(), "the kernel gives users no namespaces: /proc/sys/x is 0");
+        assert_eq!(off.to_string(), "the kernel refuses user namespaces: /proc/sys/x is 0");
         let none = Reason::NoRange { file: SUBUID, user: "ana".to_owned() };
         assert!(none.to_string().contains("/etc/subuid") && none.cure().ends_with(" ana"));
     }

@@ -32,7 +32,7 @@ pub(super) fn namespaces(errno: Errno) -> RuntimeError {
     let hint = match switched_off() {
         Some(cure) if !geteuid().is_root() => cure,
         _ if geteuid().is_root() => {
-            "this root has no CAP_SYS_ADMIN, as in most containers: start the container with that capability"
+            "root lacks CAP_SYS_ADMIN here, as in most containers: start the container with that capability"
                 .to_owned()
         }
         _ => "a security module or a container may forbid it".to_owned(),
@@ -52,16 +52,16 @@ pub(super) fn setup(failure: &Failure<'_>) -> RuntimeError {
     }
     let hint = match failure.path {
         b"/proc" if denied && user => {
-            "; the kernel gives an ordinary user a new /proc only where nothing is mounted over parts of the present one, \
-             as container engines do"
+            "; the kernel allows an ordinary user a new /proc only if nothing is mounted over parts of the present one, as \
+             container engines do"
         }
         b"/proc" | b"/sys" | b"/dev"
             if matches!(failure.errno, Errno::ENOTDIR | Errno::ENOENT | Errno::ELOOP) =>
         {
-            "; what the environment has there is no directory: mount it (karapace mount) and put one in its place"
+            "; the environment has no directory there: mount it (karapace mount) and create one"
         }
         _ if failure.errno == Errno::EROFS => {
-            "; make the directory in the environment while it is mounted writable"
+            "; create the directory in the environment while it is mounted writable"
         }
         _ => "",
     };

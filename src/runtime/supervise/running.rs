@@ -178,7 +178,11 @@ impl Running<'_> {
                 }
             }
             if reported {
-                match self.channel.next_report(&mut buffer).map_err(failed("hear from the session"))? {
+                match self
+                    .channel
+                    .next_report(&mut buffer)
+                    .map_err(failed("receive reports from the session"))?
+                {
                     Some(report) => outcome = outcome.or(self.digest(&report, &mut interrupts)?),
                     None => return Ok(outcome),
                 }
@@ -213,7 +217,7 @@ impl Running<'_> {
     fn order(&self, order: Order) -> Result<(), RuntimeError> {
         match self.channel.order(order) {
             Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
-            other => other.map_err(failed("give the session an order")),
+            other => other.map_err(failed("send an order to the session")),
         }
     }
 
@@ -263,5 +267,5 @@ impl Running<'_> {
 pub(super) fn skipped(failure: &Failure<'_>) {
     let Failure { action, path, errno } = failure;
     let path = String::from_utf8_lossy(path);
-    tracing::warn!("cannot {action} {path} ({errno}); going on without it");
+    tracing::warn!("cannot {action} {path} ({errno}); continuing without it");
 }

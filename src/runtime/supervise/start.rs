@@ -100,12 +100,12 @@ fn prepared(channel: &Channel, kinds: CloneFlags) -> Result<Namespaces, RuntimeE
     let (mut buffer, mut descriptors) = (MessageBuffer::new(), Vec::new());
     loop {
         let report = channel.next_report_with(&mut buffer, &mut descriptors);
-        match report.map_err(failed("hear from the session"))? {
+        match report.map_err(failed("receive reports from the session"))? {
             Some(Report::Ready) => {
                 let namespaces = Namespaces::announced(kinds, descriptors);
                 return namespaces
                     .ok_or(Errno::EBADMSG)
-                    .map_err(failed("take the namespaces of the session"));
+                    .map_err(failed("receive the namespaces of the session"));
             }
             Some(Report::Skipped(failure)) => skipped(&failure),
             Some(Report::Failed(failure)) => return Err(refusal::setup(&failure)),
@@ -120,7 +120,7 @@ fn prepared(channel: &Channel, kinds: CloneFlags) -> Result<Namespaces, RuntimeE
 /// Returns the process that `helper`, which is about to exit, made for us.
 pub(in crate::runtime) fn started(channel: &Channel, helper: Pid) -> Result<Pid, RuntimeError> {
     let mut buffer = MessageBuffer::new();
-    let report = channel.next_report(&mut buffer).map_err(failed("hear from the session"))?;
+    let report = channel.next_report(&mut buffer).map_err(failed("receive reports from the session"))?;
     let made = match report {
         Some(Report::Started(pid)) => Ok(Pid::from_raw(pid)),
         Some(Report::Failed(failure)) => Err(refusal::setup(&failure)),

@@ -153,10 +153,10 @@ says_which_version_is_gone() {
     index
     status_of 2 build --store "$TMPDIR/store2" build --locked --name gone 2>"$TMPDIR/said"
     cat "$TMPDIR/said"
-    has 'tiny 1.0 (there is 2.0)' <"$TMPDIR/said"
+    has 'tiny 1.0 (available: 2.0)' <"$TMPDIR/said"
     cmp "$LOCK" "$TMPDIR/lock"
     build --store "$TMPDIR/store2" build --name gone 2>"$TMPDIR/said"
-    has 'note: versions of the lock file that can no longer be had: tiny 1.0' <"$TMPDIR/said"
+    has 'note: versions in the lock file that are no longer available: tiny 1.0' <"$TMPDIR/said"
     equal versions "extra 1.0 tiny 2.0" "$(versions)"
     rm -rf "$TMPDIR/store" "$TMPDIR/store2"
 }
@@ -176,7 +176,7 @@ what_the_base_has_is_locked() {
 offline_needs_what_is_there() {
     manifest tiny extra nowhere
     refused build build --offline --name offline
-    says 'offline was given'
+    says 'without --offline'
     # Another environment's name: nothing is installed to find that out.
     refused build build --name dev
     says 'karapace rebuild .*--name dev'
@@ -251,7 +251,7 @@ rebuild_keeps_snapshots() {
     manifest tiny extra
     build rebuild --name dev 2>"$TMPDIR/said"
     cat "$TMPDIR/said"
-    has 'note: what was uncommitted is snapshot' <"$TMPDIR/said"
+    has 'note: uncommitted changes are in snapshot' <"$TMPDIR/said"
     equal snapshots $((before + 1)) "$(karapace --json snapshots dev | json - 'len(d)')"
     equal content "extra 1.0" "$(content_of dev /opt/extra/version)"
     karapace exec dev -- test ! -e /opt/saved -a ! -e /opt/unsaved
@@ -306,7 +306,7 @@ without_a_range_it_is_refused() {
     cp "$LOCK" "$TMPDIR/lock"
     manifest tiny extra slow
     refused without_ids karapace build "$MANIFEST" --name refused
-    says 'there is one id for them: tester has no ids of its own in /etc/subuid; as root: `usermod --add-subuids .* tester`'
+    says 'only one id is available: tester has no range of ids in /etc/subuid; as root, run `usermod --add-subuids .* tester`'
     cmp "$LOCK" "$TMPDIR/lock"
     nothing_left
 }

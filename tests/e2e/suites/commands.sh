@@ -76,7 +76,7 @@ old_snapshots_go() {
     karapace -q snapshots dev | tail -n1 | diff - "$TMPDIR/newest"
     karapace snapshots dev | has one
     refused karapace gc --keep-within 7
-    says '12h, 7d or 4w'
+    says '12h, 7d, 4w'
     karapace umount dev
 }
 
@@ -118,7 +118,7 @@ manual_pages() {
     for page in "$TMPDIR"/man/man1/*.1; do
         man --warnings -E UTF-8 -l -Tutf8 -Z "$page" 2>&1 >/dev/null | grep -v '^$' && wrong "$page"
     done
-    MANPATH=$TMPDIR/man man karapace-clone | has 'shares everything'
+    MANPATH=$TMPDIR/man man karapace-clone | has 'shares all data'
 }
 
 doctor_looks() {

@@ -95,12 +95,12 @@ mounts_below() {
     equal over "" "$(karapace export one-mount | tar -xO over)"
     karapace import "$below" --cross-mounts --name all-mounts 2>"$TMPDIR/said"
     cat "$TMPDIR/said"
-    has "one mount was left out, for it shows the state of the kernel.*$below/proc" <"$TMPDIR/said" || wrong "proc is not told"
+    has "one mount was left out, because it shows the kernel's state.*$below/proc" <"$TMPDIR/said" || wrong "proc is not told"
     equal listed \
         "./ bound/ bound/inside dir/ dir/file other/ other/deeper/ other/deeper/inside other/inside over proc/" \
         "$(listed all-mounts)"
     refused karapace import "$WORK/acl-gnu.tar" --cross-mounts --name archive
-    says 'no directory'
+    says 'not a directory'
     # A file system that does not answer: its server is gone.
     mkdir "$below/dead"
     karapace mount one-mount "$below/dead"

@@ -181,10 +181,10 @@ odd_files() {
             odd "$kind" "$DIR/etc/$file"
             equal "uid, $file: $kind" 0 "$(timeout 30 karapace exec "$ENV" -- id -u 2>"$TMPDIR/said")"
             case $file-$kind in
-            resolv.conf-directory) has 'cannot mount /etc/resolv.conf.*going on without it' <"$TMPDIR/said" ;;
+            resolv.conf-directory) has 'cannot mount /etc/resolv.conf.*continuing without it' <"$TMPDIR/said" ;;
             resolv.conf-*) equal "said, $file: $kind" "" "$(cat "$TMPDIR/said")" ;;
             *-loop | *-dangling) ;;
-            *) has "cannot read /etc/$file inside the environment.*going on without it" <"$TMPDIR/said" ;;
+            *) has "cannot read /etc/$file inside the environment.*continuing without it" <"$TMPDIR/said" ;;
             esac
             if [ "$file-$kind" != hosts-directory ]; then timeout 30 karapace exec "$ENV" -- cat /etc/hosts | has "$ENV"; fi
             if [ "$ACTOR" = user ]; then
@@ -204,7 +204,7 @@ odd_directories() {
         for kind in fifo loop dangling long; do
             odd "$kind" "$DIR/$name"
             status_of 125 timeout 30 karapace exec "$ENV" -- true 2>"$TMPDIR/said"
-            has "cannot mount /$name.*is no directory: mount it" <"$TMPDIR/said"
+            has "cannot mount /$name.*has no directory there: mount it" <"$TMPDIR/said"
             rm "$DIR/$name"
         done
         mv "$DIR/aside" "$DIR/$name"

@@ -223,7 +223,7 @@ a_mount_of_others_stays() {
     karapace --store "$FALSE" umount dev
     mounted "$TMPDIR/other" || wrong "what another program has mounted was detached"
     refused karapace --store "$FALSE" mount dev "$TMPDIR/other"
-    says 'karapace has not made it'
+    says 'karapace did not make'
     umount -l "$TMPDIR/other"
 }
 
@@ -270,7 +270,7 @@ open_to_others() {
             chmod 0755 "$FALSE"
             chmod "$mode" "$FALSE/$where"
             refused karapace --store "$FALSE" list
-            says 'written to by others'
+            says 'writable by other users'
             says 'chmod go-w'
             chmod go-w "$FALSE/$where"
             karapace --store "$FALSE" list | has dev

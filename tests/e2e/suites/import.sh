@@ -107,7 +107,7 @@ saved_early() {
 # Images of which parts alone are given: not in silence.
 parts_are_told() {
     karapace import "$LAYOUT/blobs" --name parts 2>"$TMPDIR/refused"
-    says 'taken as a root filesystem, but has no bin, etc or usr'
+    says 'imported as a root filesystem, but has no bin, etc or usr'
     karapace import "$WORK/unpacked" --name bundle 2>"$TMPDIR/refused"
     says 'rootfs/ in it looks like one'
     karapace import "$WORK/unpacked/rootfs" --name whole 2>"$TMPDIR/refused"
@@ -169,7 +169,7 @@ broken_pipes() {
     refused timeout 60 bash -c "karapace export layout | head -c 4000 | karapace import - --name cut"
     says 'cannot import standard input: .*truncated'
     refused timeout 60 bash -c 'false | karapace import - --name nothing'
-    says 'truncated to nothing: see whether the command'
+    says 'the archive is empty: check whether the command'
     refused timeout 60 karapace import - --name null </dev/null
     says 'it is a device'
     refused timeout 60 karapace import - --name directory <"$WORK"
@@ -340,7 +340,7 @@ no_file_is_told() {
     rm "$blob"
     mkfifo "$blob"
     refused timeout 30 karapace import "$WORK/piped" --name piped
-    says "$(basename "$blob") is no regular file"
+    says "$(basename "$blob") is not a regular file"
     equal staged "" "$(staged)"
 }
 

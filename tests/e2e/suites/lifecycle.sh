@@ -190,12 +190,12 @@ hung() {
     # Whoever waits for it without force is told for what.
     karapace umount "$ENV" 2>"$TMPDIR/waits" &
     local unforced=$!
-    until_true 20 grep -q "process $server, .* is stopped.*umount --force" "$TMPDIR/waits"
+    until_true 20 grep -q "process $server, is stopped.*umount --force" "$TMPDIR/waits"
     kill "$unforced"
     wait "$unforced" || true
     karapace umount --force "$1" 2>"$TMPDIR/forced"
     cat "$TMPDIR/forced"
-    grep -q "^killed the process that served it ($server)" "$TMPDIR/forced"
+    grep -q "^killed its server ($server)" "$TMPDIR/forced"
     gone "$server"
     not_mounted "$DIR"
     # What waited goes on.
@@ -211,7 +211,7 @@ hung_and_cut_off() {
     local inside=$!
     until_true 5 bash -c 'readlink /proc/$1/cwd | grep -q "$2"' - "$inside" "$DIR/etc"
     hung "$ENV"
-    grep -q '^cut the connection off' "$TMPDIR/forced"
+    grep -q '^aborted the connection' "$TMPDIR/forced"
     kill "$inside"
     wait "$inside" || true
     umount /sys/fs/fuse/connections
@@ -271,7 +271,7 @@ detached_while_in_use() {
     if [ "$ACTOR" = root ]; then umount -l "$DIR"; else fusermount3 -uz "$DIR"; fi
     not_mounted "$DIR"
     refused karapace mount "$ENV"
-    says 'is no mount here'
+    says 'is not a mount here'
     refused karapace umount "$ENV"
     says "$user \\(sleep\\)\\..*umount --force $ENV"
     [ $((SECONDS - start)) -lt 20 ] || wrong "it took $((SECONDS - start)) s"

@@ -181,11 +181,11 @@ says_which_version_is_gone() {
     [ "$MANAGER" = pacman ] || index
     status_of 2 build build --locked --name gone 2>"$TMPDIR/said"
     cat "$TMPDIR/said"
-    has "greet $(version 1.0) (there is $(version 2.0))" <"$TMPDIR/said"
+    has "greet $(version 1.0) (available: $(version 2.0))" <"$TMPDIR/said"
     cmp "$LOCK" "$TMPDIR/lock"
     nothing_left updated
     build build --name dev 2>"$TMPDIR/said"
-    has "note: versions of the lock file that can no longer be had: greet $(version 1.0)" <"$TMPDIR/said"
+    has "note: versions in the lock file that are no longer available: greet $(version 1.0)" <"$TMPDIR/said"
     cmp "$LOCK" "$TMPDIR/newer"
     karapace destroy -y dev
 }
@@ -206,7 +206,7 @@ broken_is_told() {
     manifest broken
     build build --name broken 2>"$TMPDIR/said"
     cat "$TMPDIR/said"
-    has "note: a script of a package failed, and $MANAGER went on: .*broken sets itself up" <"$TMPDIR/said"
+    has "note: a package's script failed, and $MANAGER continued: .*broken sets itself up" <"$TMPDIR/said"
     karapace destroy -y broken
     cp "$TMPDIR/kept" "$LOCK"
     [ "$MANAGER" = pacman ] || fails unable 'unable'

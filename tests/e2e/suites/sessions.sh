@@ -183,7 +183,7 @@ stopped() {
     wait "$second" || status=$?
     equal "killed" 137 "$status"
     no_server
-    karapace stop "$ENV" 2>&1 | has 'nothing runs'
+    karapace stop "$ENV" 2>&1 | has 'nothing is running'
 }
 
 host_mount_stays() {
@@ -214,7 +214,7 @@ forced() {
     server=$(server_of "$ENV")
     x sh -c 'echo kept >/srv/forced'
     sigstop "$server"
-    karapace umount --force "$ENV" 2>&1 | has "killed the process that served it ($server)"
+    karapace umount --force "$ENV" 2>&1 | has "killed its server ($server)"
     wait "$first" || true
     until_true 20 none_sleeps 71012
     until_true 20 sh -c '! pgrep -x karapace-init'
@@ -255,7 +255,7 @@ without_ids() {
     other karapace import "$MINBASE_TAR" --name alone
     local found; found=$(other karapace -v exec alone -- sh -c 'echo $(id -u) $(id -g)' 2>"$TMPDIR/said") || { cat "$TMPDIR/said"; return 1; }
     equal "one id" "0 0" "$found"
-    grep -q 'one id only: other has no ids of its own in /etc/subuid' "$TMPDIR/said" || wrong "$(cat "$TMPDIR/said")"
+    grep -q 'only one id inside: other has no range of ids in /etc/subuid' "$TMPDIR/said" || wrong "$(cat "$TMPDIR/said")"
     grep -q 'usermod --add-subuids' "$TMPDIR/said"
     equal "nothing is said" "" "$(other karapace exec alone -- sh -c 'echo x >/srv/f' 2>&1)"
     equal "as another" "33 www-data" "$(other karapace exec -u www-data alone -- sh -c 'echo $(id -u) $(id -un)')"

@@ -71,7 +71,7 @@ on_a_full_file_system() {
     mkdir -p "$TMPDIR/bigger" && mv "$TMPDIR/big" "$TMPDIR/bigger/"
     refused karapace import "$TMPDIR/bigger" --name more
     says 'no space left'
-    says 'make room'
+    says 'free some space'
     karapace list | has dev
     karapace verify-store
     rm "$TMPDIR/small/filler"
@@ -121,7 +121,7 @@ CASES
     copy_of version
     rm "$KARAPACE_STORE/store/version"
     status_of 3 karapace list >"$TMPDIR/refused" 2>&1
-    says 'not a whole store'
+    says 'an incomplete store'
     echo 3 >"$KARAPACE_STORE/store/version"
     karapace list | has dev
 }
@@ -129,7 +129,7 @@ CASES
 places() {
     : >"$TMPDIR/file"
     refused karapace --store "$TMPDIR/file" list
-    says 'no directory'
+    says 'is not a directory'
     refused env -u HOME -u XDG_DATA_HOME karapace list
     says 'HOME.*--store|--store.*HOME'
     env -u HOME karapace --store "$STORE" list | has dev
@@ -213,7 +213,7 @@ missing_store() {
         says 'karapace import'
         # shellcheck disable=SC2086 # several words
         KARAPACE_STORE=$empty refused karapace $command
-        says "$empty holds no store"
+        says "$empty is not a store"
         equal "$command" file "$(ls -A "$empty")"
         [ ! -e "$TMPDIR/typo" ] || wrong "$command made a directory"
     done
@@ -252,12 +252,12 @@ on_a_fuse_file_system() {
     karapace import "$BASE" --name dev
     # Warnings are none of its failures; what else this machine lacks is not the question.
     karapace doctor >"$TMPDIR/refused" 2>&1 || true
-    says 'file system.*fuse.*each file is synced by itself.*up to its FUSE server'
+    says 'file system.*fuse.*each file is synced separately.*depends on its FUSE server'
     karapace mount dev "$TMPDIR/mnt" 2>"$TMPDIR/refused"
-    says "$through/store: on fuse.* each file is synced by itself"
+    says "$through/store: on fuse.* each file is synced separately"
     for env in {1..30}; do echo "$env" >"$TMPDIR/mnt/etc/new$env"; done
     karapace commit dev --name many 2>"$TMPDIR/refused"
-    says "$through/store: on fuse.* each file is synced by itself"
+    says "$through/store: on fuse.* each file is synced separately"
     karapace commit dev 2>"$TMPDIR/refused"
     has "nothing has changed" "$TMPDIR/refused"
     if has "synced" "$TMPDIR/refused"; then wrong "said where nothing was made"; fi
@@ -287,7 +287,7 @@ on_a_known_file_system() {
     ext2/ext3 | xfs | btrfs) ;;
     *) echo "note: $TMPDIR is on none that is known as good" && return ;;
     esac
-    if has "synced by itself" "$TMPDIR/refused"; then wrong "doctor warns"; fi
+    if has "synced separately" "$TMPDIR/refused"; then wrong "doctor warns"; fi
     mkdir -p "$TMPDIR/mnt"
     karapace mount dev "$TMPDIR/mnt" 2>"$TMPDIR/refused"
     echo more >"$TMPDIR/mnt/etc/more"

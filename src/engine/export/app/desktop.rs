@@ -101,7 +101,7 @@ impl Program {
         let groups = parse(text)?;
         let main = &groups[0];
         if main.find("Type").is_none_or(|pair| pair.raw != "Application") {
-            return Err(Refusal::of_file("it is no program: its Type is not Application"));
+            return Err(Refusal::of_file("it is not a program: its Type is not Application"));
         }
         let mut left_out = Vec::new();
         let section = Section::take(main, MAIN_KEYS, &mut left_out)?;
@@ -151,7 +151,7 @@ impl Program {
     /// environment.
     pub fn file(&self, origin: Origin<'_>, command: &[String], icon: Option<&Path>) -> Result<String> {
         if command.first().is_none_or(|program| program.contains('=')) {
-            return Err(Refusal::of_file("karapace lies at a path with a '=', which no Exec may name"));
+            return Err(Refusal::of_file("the path of karapace contains '=', which is not allowed in Exec"));
         }
         let mut start = command.to_vec();
         start.extend(["exec", origin.env].map(str::to_owned));
@@ -167,8 +167,7 @@ impl Program {
         }
         if let Some(icon) = icon {
             let icon = icon.to_str().filter(|path| text_flaw(path).is_none());
-            let icon =
-                icon.ok_or_else(|| Refusal::of_file("its icon would lie at a path that is no text"))?;
+            let icon = icon.ok_or_else(|| Refusal::of_file("the path of its icon would not be UTF-8"))?;
             out.push_str(&format!("Icon={}\n", escaped(icon)));
         }
         out.push_str(&self.main.start(&start)?);
@@ -232,7 +231,7 @@ fn check_suffix(pair: &Pair<'_>, kind: Option<Kind>) -> Result<()> {
     };
     match pair.suffix {
         None => Ok(()),
-        Some(suffix) if !is_locale(suffix) => Err(pair.refused("what stands in brackets is no locale")),
+        Some(suffix) if !is_locale(suffix) => Err(pair.refused("the text in brackets is not a locale")),
         Some(_) if !matches!(kind, Some(Kind::Text | Kind::Texts)) => {
             Err(pair.refused("this key has no translations"))
         }
@@ -252,7 +251,7 @@ impl Kind {
         }
         let all = |good: fn(&str) -> bool| match pair.tokens().find(|item| !good(item)) {
             None => Ok(pair.tokens().map(|item| format!("{item};")).collect()),
-            Some(item) => Err(format!("{} is none of its values", shown(item))),
+            Some(item) => Err(format!("{} is not one of its values", shown(item))),
         };
         match self {
             Kind::Text | Kind::Word | Kind::Texts => {
@@ -368,34 +367,37 @@ mod tests {
     }
 
     #[test]
-    fn what_could_do_something_is_refused_with_its_line() {
+    fn dangerous_entries_are_refused_with_their_line() {
         for (text, reason) in [
-            (String::new(), "does not begin with"),
+            (String::new(), "does not start with"),
             ("[Desktop Entry]\nType=Application\nName=A\n".to_owned(), "how it is started (Exec)"),
             ("[Desktop Entry]\nType=Application\nExec=a\n".to_owned(), "it has no Name"),
             ("[Desktop Entry]\nName=A\nExec=a\n".to_owned(), "its Type is not Application"),
             ("[Desktop Entry]\nType=Link\nName=A\nURL=x\nExec=a\n".to_owned(), "its Type is not Application"),
-            (with("Type=Link"), "line 5: Type: this key is there twice"),
-            (with("Exec=b"), "line 5: Exec: this key is there twice"),
-            (with("Name[de]=x\nName[de]=y"), "line 6: Name[de]: this key is there twice"),
-            (with("Exec[$e]=b"), "line 5: Exec[$e]: what stands in brackets is no locale"),
-            (with("Name[$e]=$(b)"), "line 5: Name[$e]: what stands in brackets"),
+            (with("Type=Link"), "line 5: Type: this key appears twice"),
+            (with("Exec=b"), "line 5: Exec: this key appears twice"),
+            (with("Name[de]=x\nName[de]=y"), "line 6: Name[de]: this key appears twice"),
+            (with("Exec[$e]=b"), "line 5: Exec[$e]: the text in brackets is not a locale"),
+            (with("Name[$e]=$(b)"), "line 5: Name[$e]: the text in brackets"),
             (with("Exec[de]=b"), "line 5: Exec[de]: this key has no translations"),
             (with("Type[de]=Application"), "line 5: Type[de]: this key has no translations"),
-            (with("Terminal[$i]=true"), "line 5: Terminal[$i]: what stands"),
-            (with("[Desktop Entry]"), "line 5: the group [Desktop Entry] is there twice"),
+            (with("Terminal[$i]=true"), "line 5: Terminal[$i]: the text in brackets"),
+            (with("[Desktop Entry]"), "line 5: the group [Desktop Entry] appears twice"),
             (
                 with("Actions=x;\n[Desktop Action x]\nName=X\nExec=x $(touch y)"),
-                "line 8: Exec: $ stands there",
+                "line 8: Exec: $ must be in quotes",
             ),
-            (with("Actions=x;\n[Desktop Action x]\nName=X\nExec=x\nExec[$e]=$(y)"), "line 9: Exec[$e]: what"),
+            (
+                with("Actions=x;\n[Desktop Action x]\nName=X\nExec=x\nExec[$e]=$(y)"),
+                "line 9: Exec[$e]: the text",
+            ),
             (
                 "[Desktop Entry]\nType=Application\nName=A\nExec=foo; touch /tmp/x\n".to_owned(),
-                "line 4: Exec: ; stands",
+                "line 4: Exec: ; must be in quotes",
             ),
             (
                 "[Desktop Entry]\nType=Application\nName=A\nExec=a \\q\n".to_owned(),
-                "line 4: Exec: \\q is no escape",
+                "line 4: Exec: \\q is not an escape",
             ),
             (
                 "[Desktop Entry]\nType=Application\nName=A\u{1b}[31m\nExec=a\n".to_owned(),
@@ -416,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_says_something_odd_is_left_out() {
+    fn harmless_invalid_entries_are_left_out() {
         for line in [
             "Comment=a\u{1b}b",
             "Comment[de]=a\u{202e}b",
@@ -433,7 +435,7 @@ mod tests {
             "Exec =x",
             "Path=/a\u{7f}",
         ] {
-            // A blank before the equals sign is ignored, so this key is there twice.
+            // A blank before the equals sign is ignored, so this key appears twice.
             let Ok(program) = Program::parse(&with(line)) else {
                 assert_eq!(line, "Exec =x");
                 continue;

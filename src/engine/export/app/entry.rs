@@ -95,7 +95,7 @@ impl<'a> Group<'a> {
     pub fn check_unique(&self) -> Result<()> {
         let mut seen = std::collections::HashSet::new();
         match self.pairs.iter().find(|pair| !seen.insert((pair.key, pair.suffix))) {
-            Some(pair) => Err(pair.refused("this key is there twice")),
+            Some(pair) => Err(pair.refused("this key appears twice")),
             None => Ok(()),
         }
     }
@@ -121,24 +121,24 @@ pub(super) fn parse(text: &str) -> Result<Vec<Group<'_>>> {
         if let Some(header) = line.strip_prefix('[') {
             let odd = |c: char| !c.is_ascii() || c.is_ascii_control() || c == '[' || c == ']';
             let name = header.strip_suffix(']').filter(|name| !name.is_empty() && !name.contains(odd));
-            let name = name.ok_or_else(|| refused("it is no name of a group"))?;
+            let name = name.ok_or_else(|| refused("it is not the name of a group"))?;
             if groups.iter().any(|group| group.name == name) {
-                return Err(refused(&format!("the group [{name}] is there twice")));
+                return Err(refused(&format!("the group [{name}] appears twice")));
             }
             groups.push(Group { name, pairs: Vec::new() });
             continue;
         }
         let (key, raw) =
-            line.split_once('=').ok_or_else(|| refused("it is neither a comment nor a group nor a key"))?;
+            line.split_once('=').ok_or_else(|| refused("it is not a comment, a group or a key"))?;
         let (key, raw) = (key.trim_end_matches([' ', '\t']), raw.trim_start_matches([' ', '\t']));
         let suffixed = key.strip_suffix(']').and_then(|key| key.split_once('['));
         let (key, suffix) = suffixed.map_or((key, None), |(key, suffix)| (key, Some(suffix)));
-        let group = groups.last_mut().ok_or_else(|| refused("it stands before the first group"))?;
+        let group = groups.last_mut().ok_or_else(|| refused("it is before the first group"))?;
         group.pairs.push(Pair { line: number, key, suffix, raw });
     }
     match groups.first() {
         Some(group) if group.name == MAIN => Ok(groups),
-        _ => Err(Refusal::of_file(format!("it does not begin with the group [{MAIN}]"))),
+        _ => Err(Refusal::of_file(format!("it does not start with the group [{MAIN}]"))),
     }
 }
 
@@ -155,7 +155,7 @@ pub(super) fn unescaped(raw: &str, list: bool) -> std::result::Result<String, St
                 Some('r') => '\r',
                 Some('\\') => '\\',
                 Some(';') if list => ';',
-                Some(other) => return Err(format!("\\{} is no escape", other.escape_default())),
+                Some(other) => return Err(format!("\\{} is not an escape", other.escape_default())),
                 None => return Err("it ends in a backslash".to_owned()),
             },
             other => other,
@@ -189,7 +189,7 @@ pub(super) fn text_flaw(text: &str) -> Option<&'static str> {
     if text.contains(char::is_control) {
         Some("it has a control character")
     } else if text.contains(turns) {
-        Some("it has a character that turns text round or ends a line")
+        Some("it has a character that changes the direction of text or ends a line")
     } else {
         None
     }
@@ -225,23 +225,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_file_is_refused() {
+    fn files_that_are_not_desktop_entries_are_refused() {
         for (text, reason) in [
-            ("", "does not begin with"),
-            ("[Other]\n[Desktop Entry]\n", "does not begin with"),
-            ("Exec=x\n[Desktop Entry]\n", "line 1: it stands before"),
-            ("\u{feff}[Desktop Entry]\n", "line 1: it is neither"),
-            ("[Desktop Entry]\nnothing\n", "line 2: it is neither"),
-            ("[Desktop Entry]\n[X]\n[Desktop Entry]\n", "line 3: the group [Desktop Entry] is there twice"),
-            ("[Desktop Entry][$i]\n", "line 1: it is no name"),
-            ("[]\n", "line 1: it is no name"),
+            ("", "does not start with"),
+            ("[Other]\n[Desktop Entry]\n", "does not start with"),
+            ("Exec=x\n[Desktop Entry]\n", "line 1: it is before"),
+            ("\u{feff}[Desktop Entry]\n", "line 1: it is not a comment"),
+            ("[Desktop Entry]\nnothing\n", "line 2: it is not a comment"),
+            ("[Desktop Entry]\n[X]\n[Desktop Entry]\n", "line 3: the group [Desktop Entry] appears twice"),
+            ("[Desktop Entry][$i]\n", "line 1: it is not the name"),
+            ("[]\n", "line 1: it is not the name"),
             ("[Desktop Entry]\nName=a\0b\n", "line 2: it has a zero byte"),
         ] {
             let refused = parse(text).unwrap_err().to_string();
             assert!(refused.contains(reason), "{text:?}: {refused}");
         }
         let twice = parse("[Desktop Entry]\nType=Application\n Type =Link\n").unwrap();
-        assert_eq!(twice[0].check_unique().unwrap_err().to_string(), "line 3: Type: this key is there twice");
+        assert_eq!(twice[0].check_unique().unwrap_err().to_string(), "line 3: Type: this key appears twice");
     }
 
     #[test]

@@ -51,15 +51,15 @@ impl Exec {
                 None => parse_plain(rest)?,
             };
             if !after.is_empty() && !after.starts_with(' ') {
-                return Err("quotes are for whole arguments".to_owned());
+                return Err("quotes must enclose a whole argument".to_owned());
             }
             args.extend(arg);
             rest = after.trim_start_matches(' ');
         }
         match args.first().map(Vec::as_slice) {
             Some([Part::Text(program)]) if !program.is_empty() => {}
-            None | Some([Part::Text(_)]) => return Err("it names no program".to_owned()),
-            Some(_) => return Err("a field code stands where the program should".to_owned()),
+            None | Some([Part::Text(_)]) => return Err("it does not name a program".to_owned()),
+            Some(_) => return Err("it has a field code in place of the program".to_owned()),
         }
         let files = args.iter().flatten().filter(|p| matches!(p, Part::Code(code) if FILES.contains(*code)));
         if files.count() > 1 {
@@ -106,9 +106,11 @@ fn parse_quoted(text: &str) -> Parsed<'_> {
                 arg.push(next);
                 chars.next();
             }
-            ('\\', _) => return Err("in quotes a backslash stands before \", `, $ or \\ only".to_owned()),
-            ('`' | '$', _) => return Err(format!("{c} stands in quotes without a backslash")),
-            ('%', _) => return Err("a field code stands in quotes".to_owned()),
+            ('\\', _) => {
+                return Err("in quotes, a backslash is allowed only before \", `, $ or \\".to_owned());
+            }
+            ('`' | '$', _) => return Err(format!("{c} in quotes needs a backslash")),
+            ('%', _) => return Err("a field code must not be in quotes".to_owned()),
             _ => arg.push(c),
         }
     }
@@ -125,7 +127,7 @@ fn parse_plain(text: &str) -> Parsed<'_> {
     let mut chars = word.chars();
     while let Some(c) = chars.next() {
         if RESERVED.contains(c) {
-            return Err(format!("{c} stands there without quotes"));
+            return Err(format!("{c} must be in quotes"));
         }
         if c != '%' {
             literal.push(c);
@@ -136,14 +138,14 @@ fn parse_plain(text: &str) -> Parsed<'_> {
             Some(code) if DEPRECATED.contains(code) => {}
             Some(code) if CODES.contains(code) => {
                 if ALONE.contains(code) && word.len() > 2 {
-                    return Err(format!("%{code} is an argument by itself"));
+                    return Err(format!("%{code} must be an argument of its own"));
                 }
                 if !literal.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut literal)));
                 }
                 parts.push(Part::Code(code));
             }
-            Some(other) => return Err(format!("%{} is no field code", other.escape_debug())),
+            Some(other) => return Err(format!("%{} is not a field code", other.escape_debug())),
             None => return Err("it ends in %".to_owned()),
         }
     }
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_quoted_anew() {
+    fn arguments_are_quoted_again() {
         for (value, expected) in [
             ("editor %U", "editor %U"),
             ("  a   b ", "a b"),
@@ -233,33 +235,33 @@ mod tests {
     #[test]
     fn what_the_specification_does_not_allow_is_refused() {
         for (value, reason) in [
-            ("", "names no program"),
-            ("\"\" x", "names no program"),
-            ("%f x", "where the program should"),
-            ("foo; touch /tmp/x", "; stands there without quotes"),
-            ("a|b", "| stands"),
-            ("a & b", "& stands"),
-            ("a $(touch x)", "$ stands there"),
-            ("a `b`", "` stands"),
-            ("a > b", "> stands"),
-            ("a ~/b", "~ stands"),
-            ("a *", "* stands"),
-            ("a #b", "# stands"),
-            ("sh -c 'x'", "' stands"),
-            ("a\\ b", "\\ stands"),
-            ("a b\"c d\"", "\" stands"),
-            ("a \"b\"c", "whole arguments"),
+            ("", "does not name a program"),
+            ("\"\" x", "does not name a program"),
+            ("%f x", "in place of the program"),
+            ("foo; touch /tmp/x", "; must be in quotes"),
+            ("a|b", "| must be in quotes"),
+            ("a & b", "& must be in quotes"),
+            ("a $(touch x)", "$ must be"),
+            ("a `b`", "` must be in quotes"),
+            ("a > b", "> must be in quotes"),
+            ("a ~/b", "~ must be in quotes"),
+            ("a *", "* must be in quotes"),
+            ("a #b", "# must be in quotes"),
+            ("sh -c 'x'", "' must be in quotes"),
+            ("a\\ b", "\\ must be in quotes"),
+            ("a b\"c d\"", "\" must be in quotes"),
+            ("a \"b\"c", "a whole argument"),
             ("a \"b", "not closed"),
             ("a \"b\\\"", "not closed"),
-            ("a \"$(touch x)\"", "$ stands in quotes"),
-            ("a \"`x`\"", "` stands in quotes"),
-            ("a \"\\x\"", "a backslash stands before"),
-            ("a \"%f\"", "a field code stands in quotes"),
-            ("a \"50%\"", "a field code stands in quotes"),
-            ("a %x", "%x is no field code"),
+            ("a \"$(touch x)\"", "$ in quotes needs"),
+            ("a \"`x`\"", "` in quotes needs"),
+            ("a \"\\x\"", "a backslash is allowed only before"),
+            ("a \"%f\"", "a field code must not be in quotes"),
+            ("a \"50%\"", "a field code must not be in quotes"),
+            ("a %x", "%x is not a field code"),
             ("a %", "ends in %"),
-            ("a --f=%F", "%F is an argument by itself"),
-            ("a %i%i", "%i is an argument"),
+            ("a --f=%F", "%F must be an argument of its own"),
+            ("a %i%i", "%i must be an argument"),
             ("a %f %u", "more than one of"),
             ("a {%f}", "cannot be quoted"),
             ("a \"b\nc\"", "control character \\n"),

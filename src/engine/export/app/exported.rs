@@ -158,7 +158,7 @@ impl Menu {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "{} belongs to {}: run export-app as the user whose menu it is (HOME and XDG_DATA_HOME say where that lies)",
+            "{} belongs to {}: run export-app as the owner of the menu (HOME and XDG_DATA_HOME determine its path)",
             there.display(),
             user_name(owner)
         )))
@@ -173,7 +173,7 @@ impl Menu {
         match self.check_free(origin, &path)? {
             Some(found) => self.remove_found(&found).map(|()| path),
             None => Err(Error::Invalid(format!(
-                "{app} of {} is not exported: {} is not there",
+                "{app} of {} is not exported: {} does not exist",
                 origin.env,
                 path.display()
             ))),
@@ -226,7 +226,9 @@ impl Menu {
                 // With the old name it would start nothing or, one day, another environment.
                 self.remove_found(&found)?;
                 let path = found.path.display();
-                tracing::warn!("{path} is gone, for it could not follow to {new}: {error}; export it again");
+                tracing::warn!(
+                    "{path} was removed, because it could not be updated for {new}: {error}; export it again"
+                );
             }
         }
         Ok(())
@@ -234,7 +236,7 @@ impl Menu {
 
     fn rename(&self, found: &Exported, to: Origin<'_>) -> Result<()> {
         let odd = |reason: String| Error::Invalid(format!("{}: {reason}", found.path.display()));
-        let app = found.app().ok_or_else(|| odd("it is not called as it was written".to_owned()))?;
+        let app = found.app().ok_or_else(|| odd("its file name does not match its content".to_owned()))?;
         let ending = |icon: &Path| ICON_ENDINGS.into_iter().find(|e| self.icon(&found.env, app, e) == *icon);
         let ending = found.icon.as_deref().and_then(ending);
         let icon = match (&found.icon, ending) {
@@ -257,7 +259,7 @@ fn taken(path: &Path, found: Option<Exported>) -> Error {
         None => "not a file that karapace wrote".to_owned(),
     };
     Error::Invalid(format!(
-        "{} is {whose}: it is left as it is; move it away, or take that out first",
+        "{} is {whose}: it was not changed; move it away, or remove that program from the menu first",
         path.display()
     ))
 }

@@ -90,8 +90,8 @@ fn check_user(user: &User, many_ids: bool) -> Result<(), RuntimeError> {
         return Ok(());
     }
     let reason = format!(
-        "{} cannot be run as with the oci backend where there is one id only, which is root's inside; `karapace doctor` says how to \
-         have more",
+        "cannot run as {} with the oci backend: there is only one id, which is root's inside; `karapace doctor` says how to get \
+         more",
         String::from_utf8_lossy(&user.name)
     );
     Err(refused("--user", reason))
@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_one_id_only_root_is_run() {
+    fn with_one_id_only_root_can_run_commands() {
         let user = |uid, gid| User {
             uid,
             gid,
@@ -296,7 +296,7 @@ mod tests {
         assert!(check_user(&user(1000, 1000), true).is_ok());
         for (uid, gid) in [(1000, 1000), (0, 1000), (1000, 0)] {
             let error = check_user(&user(uid, gid), false).unwrap_err().to_string();
-            assert!(error.starts_with("--user: ana cannot be run as with the oci backend"), "{error}");
+            assert!(error.starts_with("--user: cannot run as ana with the oci backend"), "{error}");
         }
     }
 
