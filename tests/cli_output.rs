@@ -1,5 +1,5 @@
-//! What the commands print: docs/JSON.md is what `--json` gives, tests/cli_output.txt what people see. Each
-//! command is run on a small environment; `KARAPACE_BLESS=1` writes both anew. Needs /dev/fuse.
+//! What the commands print: docs/JSON.md has the output with `--json`, tests/cli_output.txt the output for
+//! people. Each command is run on a small environment; `KARAPACE_BLESS=1` regenerates both. Needs /dev/fuse.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,7 +11,7 @@ use serde_json::Value;
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/JSON.md");
 const SEEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli_output.txt");
 
-/// A command line, and what docs/JSON.md says of its output.
+/// A command line, and what docs/JSON.md says about its output.
 struct Step {
     line: &'static str,
     text: &'static str,
@@ -26,53 +26,55 @@ const fn step(line: &'static str, text: &'static str) -> Step {
 const STEPS: &[Step] = &[
     step(
         "import rootfs --name dev",
-        "`created` is true: an import always makes an environment. `entries` and `bytes` say what came in.",
+        "`created` is true: an import always makes an environment. `entries` and `bytes` count what was imported.",
     ),
     step(
         "list",
-        "One object an environment, by name. `mount` is null or where it is mounted, by which process, and whether for sessions only.",
+        "One object per environment, sorted by name. `mount` is null, or says where it is mounted, by which process, and \
+         whether for sessions only.",
     ),
-    step("mount dev mnt/dev", "`pid` is the process that serves the mount."),
+    step("mount dev mnt/dev", "`pid` is the mount's server."),
     step("touch mnt/dev/etc/one", ""),
     step(
         "diff dev",
-        "`kind` is A, M or D. `path` is text, or `{\"hex\": \"…\"}` with its bytes where it is no UTF-8.",
+        "`kind` is A, M or D. `path` is text, or `{\"hex\": \"…\"}` with its bytes if it is not UTF-8.",
     ),
     step(
         "commit dev --name first -m words",
-        "`created` is false when nothing had changed; `hash` is then what the environment stands on already. The counts are of paths.",
+        "`created` is false if nothing had changed; `hash` is then the environment's head. The counts are numbers of paths.",
     ),
     step("touch mnt/dev/etc/two", ""),
     step(
         "inspect dev",
-        "What `list` has, and `dirty_files`, `dirty_bytes` (what is uncommitted), the manifest and the lock file as text.",
+        "The fields of `list`, and `dirty_files` and `dirty_bytes` (uncommitted changes), the manifest and the lock file as text.",
     ),
     step("commit dev", ""),
     step(
         "snapshots dev",
-        "Oldest first. `name`, the first of `names`, and `message` may be null; `head` marks the one that the environment stands on.",
+        "Oldest first. `name`, the first of `names`, and `message` may be null; `head` marks the environment's head.",
     ),
     step(
         "restore dev first",
-        "`saved` is the snapshot that took uncommitted changes, or null; `touched` how many files, links and the like got the present \
-         time, as with `--touch` or paths.",
+        "`saved` is the snapshot in which uncommitted changes were saved, or null; `touched` is how many files, links and the \
+         like got the current time, as with `--touch` or paths.",
     ),
     step(
         "restore dev latest -- /etc/two",
-        "With paths, `changed` says how many paths differ by it; `hash` is the snapshot they came from.",
+        "With paths, `changed` is how many paths were changed; `hash` is the snapshot that they come from.",
     ),
-    step("stop dev", "`stopped` is false when nothing ran inside."),
-    step("umount dev", "With `--force` also `done`: what was done, a sentence each."),
+    step("stop dev", "`stopped` is false if nothing was running inside."),
+    step("umount dev", "With `--force` also `done`: what was done, one text per step."),
     step(
         "clone dev@first --name second",
-        "`origin` is the name of the first one; `head` is what the clone stands on.",
+        "`origin` is the name of the original; `head` is the clone's head.",
     ),
     step(
         "du",
-        "One object an environment. All sizes are bytes on disk but `apparent_bytes`; `bytes` is `shared_bytes` and `exclusive_bytes`.",
+        "One object per environment. All sizes except `apparent_bytes` are bytes on disk; `bytes` is the sum of `shared_bytes` \
+         and `exclusive_bytes`.",
     ),
-    step("du dev", "The same of one environment, and of each of its snapshots, oldest first."),
-    step("export dev -o dev.tar", "`digest` is that of an OCI image, else null."),
+    step("du dev", "The same for one environment, and for each of its snapshots, oldest first."),
+    step("export dev -o dev.tar", "`digest` is that of an OCI image, otherwise null."),
     step(
         "export-app dev --list",
         "The programs inside that can be exported. `exported` is the file on the host or null.",
@@ -80,11 +82,15 @@ const STEPS: &[Step] = &[
     step("export-app dev tool", ""),
     step("export-app dev tool --remove", ""),
     step("mount --all all", ""),
-    step("umount --all", "`failed` has the reasons why something stays mounted; the exit status is 1 then."),
-    step("snapshots rm dev latest", "The hashes that are gone."),
+    step(
+        "umount --all",
+        "`failed` has the reasons why something is still mounted; the exit status is then 1.",
+    ),
+    step("snapshots rm dev latest", "The hashes of the removed snapshots."),
     step(
         "gc --dry-run --keep-last 1",
-        "`snapshots` are those that go by --keep-last and --keep-within; `objects` and `layers` are without theirs, `bytes` is with them.",
+        "`snapshots` are those that --keep-last and --keep-within remove; `objects` and `layers` do not count theirs, `bytes` \
+         does.",
     ),
     step("gc", ""),
     step("verify-store", ""),
@@ -95,23 +101,25 @@ const STEPS: &[Step] = &[
     step("migrate", ""),
     step(
         "doctor",
-        "`ok` is false, and the exit status 1, when a check has `failed`. `outcome` is ok, warning or failed; `mend` is a command, advice or null.",
+        "`ok` is false, and the exit status 1, if a check has `failed`. `outcome` is ok, warning or failed; `mend` is a \
+         command, advice or null.",
     ),
     step("man-pages man", ""),
     step("mount --all --install-unit", ""),
-    step("new made --image ./rootfs", "`template` is the one that was taken, minimal without another."),
+    step("new made --image ./rootfs", "`template` is the template used; by default minimal."),
     step("new made --template gui-dev --force", ""),
     step("new made --template minimal --image ./rootfs --force", ""),
-    step("build karapace.toml --name built", "`created` is false when it existed already."),
+    step("build karapace.toml --name built", "`created` is false if it already existed."),
     step(
         "rebuild karapace.toml --name built",
-        "`before` is the env_id of the one that stood before, `snapshots` how many came along, `saved` the snapshot that took uncommitted changes, or null.",
+        "`before` is the env_id of the replaced environment, `snapshots` how many were kept, `saved` the snapshot in which \
+         uncommitted changes were saved, or null.",
     ),
     step(
         "pin karapace.toml --write-lock",
-        "`image` is what base.image is now; `lock` is the lock file that followed, or null.",
+        "`image` is the new base.image; `lock` is the lock file that was updated, or null.",
     ),
-    step("pin karapace.toml --check", "`pinned` is false, and the exit status 1, when it is not."),
+    step("pin karapace.toml --check", "`pinned` is false, and the exit status 1, if it is not pinned."),
 ];
 
 /// Errors, as `--json` shows them on stderr.
@@ -259,13 +267,14 @@ fn may_fail(line: &str) -> bool {
 fn json_is_as_the_page_says() {
     let world = World::new();
     let mut page = String::from(
-        "# JSON\n\nWhat every command prints on stdout with `--json`: one document and a newline. Made by tests/cli_output.rs from \
-         what the commands print (`KARAPACE_BLESS=1` writes it anew): do not edit.\n\nFields are not renamed or removed, and keep \
-         their type, within a major version; new ones may come, so ignore what you do not know. `HASH` stands for 64 hex digits, \
-         `INSTANCE` for 32, `SHORT` for the first 12 of an `env_id`, `TIME` for a time as in 2026-01-31T12:34:56.789Z. Names of \
-         environments are unique, and so is `instance`; an `env_id` says what an environment was built from, and clones share \
-         it.\n\n`enter` and `exec` print what the command inside prints. Commands that end with a status other than 0 after \
-         they have printed their document (`verify-store`, `doctor`, `umount --all`) say in it why.\n",
+        "# JSON\n\nWhat every command prints on stdout with `--json`: one document and a newline. Generated by \
+         tests/cli_output.rs from what the commands print (`KARAPACE_BLESS=1` regenerates it): do not edit.\n\nFields are not \
+         renamed or removed, and keep their type, within a major version; new ones may be added, so ignore unknown fields. \
+         `HASH` stands for 64 hex digits, `INSTANCE` for 32, `SHORT` for the first 12 of an `env_id`, `TIME` for a time as in \
+         2026-01-31T12:34:56.789Z. Names of environments are unique, and so is `instance`; an `env_id` says what an environment \
+         was built from, and clones share it.\n\n`enter` and `exec` print what the command inside prints. If a command exits \
+         with a status other than 0 after it has printed its document (`verify-store`, `doctor`, `umount --all`), the document \
+         says why.\n",
     );
     for step in STEPS {
         let output = world.run(&[&["--json"], &args_of(step.line)[..]].concat());
@@ -304,7 +313,7 @@ fn paragraph(text: &str) -> String {
 }
 
 #[test]
-fn people_see_what_is_kept() {
+fn the_output_for_people_is_what_the_page_has() {
     let world = World::new();
     let mut seen = String::new();
     for line in STEPS.iter().map(|step| step.line).chain(ERRORS.iter().copied()) {
@@ -355,7 +364,7 @@ fn compare(file: &str, text: &str) {
     if kept != text {
         let differs = kept.lines().zip(text.lines()).find(|(a, b)| a != b);
         panic!(
-            "{file} is not what the commands print; if that is as it should be, write it anew with KARAPACE_BLESS=1 cargo test \
+            "{file} is not what the commands print; if the new output is right, regenerate it with KARAPACE_BLESS=1 cargo test \
              --features failpoints --test cli_output\n{differs:#?}"
         );
     }

@@ -67,7 +67,7 @@ fn candidate(word: String, help: String) -> CompletionCandidate {
 
 /// The references to an environment's snapshots, newest first, each with a short description.
 fn references(env: &Metadata) -> Vec<(String, String)> {
-    let mut words = vec![("head".to_owned(), "the one that it stands on".to_owned())];
+    let mut words = vec![("head".to_owned(), "the snapshot that it is based on".to_owned())];
     for snapshot in env.snapshots.iter().rev() {
         let time = rfc3339::format(snapshot.created_at);
         let message = snapshot.message.as_deref().and_then(|m| m.lines().next()).unwrap_or_default();

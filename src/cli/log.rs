@@ -41,9 +41,8 @@ impl Log {
         let targets = match directives {
             Some(Ok(targets)) => targets,
             Some(Err(error)) => {
-                let text = format!(
-                    "karapace: {VARIABLE} is not understood ({error}) and left out: write it as karapace_fs=trace,info"
-                );
+                let text =
+                    format!("karapace: {VARIABLE} is ignored ({error}): write it as karapace_fs=trace,info");
                 writer::tell([Line::new(&text)]);
                 Targets::new()
             }

@@ -42,11 +42,11 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Where the store is. Default: $XDG_DATA_HOME/karapace, else ~/.local/share/karapace
+    /// Path of the store. Default: $XDG_DATA_HOME/karapace, else ~/.local/share/karapace
     #[arg(long, global = true, value_name = "PATH", env = "KARAPACE_STORE", hide_env_values = true)]
     store: Option<PathBuf>,
-    /// Look into a store of another user's, which is refused otherwise. For commands that only read; nothing
-    /// in it is believed to be harmless, and nothing is changed or waited for
+    /// Read a store that belongs to another user, which is refused otherwise. Only for commands that read:
+    /// they change nothing in the store, do not wait for other commands, and do not trust its contents
     #[arg(long, global = true)]
     foreign_store: bool,
     /// Print JSON on stdout, and an error as one line of JSON on stderr (docs/JSON.md)
@@ -58,13 +58,13 @@ pub(crate) struct Global {
     /// Fail at once when another command holds what this one needs
     #[arg(long, global = true, overrides_with = "wait")]
     no_wait: bool,
-    /// Print ids only (of environments, the instance id), and nothing on stderr but errors and notes
+    /// Print ids only (for an environment, its instance id), and only errors and notes on stderr
     #[arg(short, long, global = true, conflicts_with = "json")]
     quiet: bool,
-    /// Say more on stderr
+    /// Print more details on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// Say everything on stderr, for finding faults. The variable KARAPACE_LOG says of what, and how much:
+    /// Log everything on stderr, for debugging. The variable KARAPACE_LOG selects levels per module:
     /// KARAPACE_LOG=karapace_fs::fuse=trace,info
     #[arg(long, global = true)]
     trace: bool,
@@ -121,7 +121,7 @@ impl Global {
     /// The path of the store, whether it exists or not.
     pub fn store_root(&self) -> Result<PathBuf, Error> {
         store_root(self.store.clone()).ok_or_else(|| {
-            Error::Invalid("there is no place for a store: set HOME, or name one with --store".to_owned())
+            Error::Invalid("no path for a store: set HOME, or give a path with --store".to_owned())
         })
     }
 }

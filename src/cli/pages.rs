@@ -19,7 +19,8 @@ fn the_page_is_what_help_says() {
     let kept = fs::read_to_string(PAGE).unwrap_or_default();
     assert!(
         kept == page,
-        "docs/CLI.md is not what --help says; write it anew with KARAPACE_BLESS=1 cargo test --features failpoints --lib cli::pages"
+        "docs/CLI.md is not what --help says; regenerate it with KARAPACE_BLESS=1 cargo test --features failpoints --lib \
+         cli::pages"
     );
 }
 
@@ -29,10 +30,10 @@ fn render() -> String {
     let mut program = super::command().term_width(100);
     program.build();
     let mut page = String::from(
-        "# Command line\n\nMade from `karapace --help` and `karapace <command> --help` by src/cli/pages.rs \
-         (`KARAPACE_BLESS=1` writes it anew): do not edit.\nEvery command also takes the global options of the first section.\n\n\
-         What a message or a list quotes (names, paths, what an image says) is shown as text on one line: control characters, and those\n\
-         that turn the direction of writing, as git quotes them, `\\n`, `\\033`. `--json` and `diff -z` give everything as it is\n\
+        "# Command line\n\nGenerated from `karapace --help` and `karapace <command> --help` by src/cli/pages.rs \
+         (`KARAPACE_BLESS=1` regenerates it): do not edit.\nEvery command also takes the global options of the first section.\n\n\
+         Messages and lists print names, paths and texts from images on one line. Control characters, and characters that change the\n\
+         direction of writing, are escaped as git does it, `\\n`, `\\033`. `--json` and `diff -z` print everything unchanged\n\
          ([SECURITY.md](SECURITY.md#what-is-shown-to-a-person)).\n",
     );
     section(&mut page, &mut program, true);
@@ -72,7 +73,7 @@ fn every_command_has_a_step_and_every_step_is_in_the_pages() {
             "{name} has no step in tests/cli_output.rs: add one, so that its JSON is documented"
         );
     }
-    let anew = "write them anew with KARAPACE_BLESS=1 cargo test --features failpoints --test cli_output";
+    let anew = "regenerate them with KARAPACE_BLESS=1 cargo test --features failpoints --test cli_output";
     let steps: Vec<&str> = steps.into_iter().filter(|step| !step.starts_with("touch")).collect();
     let page = include_str!("../../docs/JSON.md");
     assert_eq!(lines_of(page, "## "), [&steps[..], &["Errors"]].concat(), "docs/JSON.md is stale: {anew}");

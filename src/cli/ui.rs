@@ -296,7 +296,7 @@ impl Report for Bars {
         };
         HEEDED.call_once(|| {
             if let Err(error) = ctrlc::set_handler(handler) {
-                tracing::warn!("an interruption ends this command at once: {error}");
+                tracing::warn!("cannot handle interrupts, which now end this command at once: {error}");
             }
         });
     }

@@ -3,7 +3,7 @@ use serde_json::json;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 
-/// Put a frozen environment away: it is kept, and neither mounted nor entered
+/// Archive a frozen environment: it is kept, but can no longer be mounted or entered
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

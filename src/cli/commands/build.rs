@@ -8,14 +8,14 @@ use crate::engine::make::build::BuildOptions;
 
 /// Build the environment that a manifest describes
 ///
-/// Imports the base image, and with the package manager that is found in it installs the packages of [system]
-/// and [gui], without those that are merely recommended. Writes the lock file beside the manifest. What
-/// exists already (same content and same name) is given back unchanged; with another --name it becomes a
-/// second environment that shares everything. A --name that belongs to an environment of other content is
-/// refused before anything is installed: `rebuild` puts a new one in its place.
+/// Imports the base image, and installs the packages of [system] and [gui] with the image's own package
+/// manager, without merely recommended packages. Writes the lock file beside the manifest. If an environment
+/// with the same content and name exists, it is returned unchanged; with another --name, a second environment
+/// is made that shares all data with it. A --name that belongs to an environment with other content is
+/// refused before anything is installed: use `rebuild` to replace that one.
 ///
-/// Versions that the lock file pins are kept, as long as the image is the same and the distribution still has
-/// them; packages that are new in the manifest come in their newest version.
+/// Versions pinned by the lock file are kept as long as the image is the same and the distribution still has
+/// them; packages that are new in the manifest are installed in their newest version.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -28,20 +28,20 @@ pub(super) struct BuildArgs {
     /// The manifest
     #[arg(default_value = "karapace.toml")]
     pub(super) manifest: PathBuf,
-    /// Name of the environment. Default: the short id of what it resolves to; of `rebuild`, what the lock
-    /// file speaks of
+    /// Name of the environment. Default: its short id; for `rebuild`, the environment that the lock file
+    /// belongs to
     #[arg(long)]
     name: Option<String>,
     /// Fail unless the manifest resolves to exactly what the lock file pins
     #[arg(long)]
     locked: bool,
-    /// Use the image that was downloaded before, without asking the server, and install nothing
+    /// Use the downloaded image without asking the server, and install nothing
     #[arg(long)]
     offline: bool,
     /// Fail unless the manifest pins the content of its image (see `karapace pin`)
     #[arg(long)]
     require_pinned_image: bool,
-    /// Take the newest versions of all packages, whatever the lock file pins
+    /// Install the newest versions of all packages, whatever the lock file pins
     #[arg(long, conflicts_with = "locked")]
     update: bool,
 }
@@ -70,7 +70,7 @@ impl Args {
             }))?;
             return Ok(());
         }
-        let what = if built.created { "built" } else { "exists already" };
+        let what = if built.created { "built" } else { "already exists" };
         ui::remark(&format!("{} {what} (env_id {})", env.name, env.short_id()));
         ui::line(&if global.quiet() { env.instance.to_hex() } else { env.env_id.clone() })?;
         Ok(())

@@ -6,11 +6,12 @@ use crate::engine::Error;
 use crate::engine::instance::reference;
 use crate::engine::make::clone::CloneFrom;
 
-/// Make a second environment that shares everything with the first
+/// Make a second environment that shares all data with the first
 ///
-/// Takes no time and no space, whatever the size. The new one stands on the snapshot that the first stands
-/// on, or on the one named after @, and lists the snapshots below that one. Uncommitted changes are not in
-/// it, which is told, unless --commit is given. It can be changed also when the first is frozen or archived.
+/// Takes no time and no space, whatever the size. The head of the new environment is the first one's head, or
+/// the snapshot named after @; it lists that snapshot and its ancestors. Uncommitted changes are not
+/// included, and a note says so, unless --commit is given. The new environment is writable even if the first
+/// is frozen or archived.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix; with @ and a snapshot (hash, prefix, name, latest, base or ~k) that one
@@ -19,7 +20,7 @@ pub struct Args {
     /// Name of the new environment
     #[arg(long)]
     name: String,
-    /// Commit the first one's changes before, so that they are in the new one too
+    /// Commit the first one's changes first, so that the new one has them too
     #[arg(long)]
     commit: bool,
 }
@@ -33,7 +34,7 @@ impl Args {
             (None, true) => CloneFrom::Commit,
             (Some(snapshot), false) => CloneFrom::Snapshot(snapshot),
             (Some(_), true) => {
-                let reason = "--commit clones what the environment is now: name no snapshot with it";
+                let reason = "--commit clones the environment as it is now: leave out the snapshot";
                 return Err(Error::Invalid(reason.to_owned()).into());
             }
         };
@@ -46,7 +47,7 @@ impl Args {
             }))?;
             return Ok(());
         }
-        ui::remark(&format!("{} stands on {:.12} of {}", made.name, made.head, origin.name));
+        ui::remark(&format!("{} is based on {:.12} of {}", made.name, made.head, origin.name));
         // Print the instance id: the env_id is the same for both.
         ui::line(&made.instance.to_hex())?;
         Ok(())

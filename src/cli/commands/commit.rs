@@ -5,7 +5,7 @@ use crate::cli::ui::{self, Failure};
 
 /// Make a snapshot of an environment
 ///
-/// With nothing changed no snapshot is made, and the one the environment stands on is named.
+/// If nothing has changed, makes no snapshot and prints the head's hash.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -13,10 +13,10 @@ pub struct Args {
     /// Name for the snapshot
     #[arg(long)]
     name: Option<String>,
-    /// What to remember about it
+    /// A description of the snapshot
     #[arg(short, long)]
     message: Option<String>,
-    /// Only these paths, from the environment's root, and what their links lead to; the rest stays
+    /// Only these paths, from the environment's root, and the targets of their links; the rest stays
     /// uncommitted
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,

@@ -6,16 +6,16 @@ use crate::engine::record::destroy::check_destroy;
 
 /// Remove an environment with its snapshots and uncommitted changes
 ///
-/// What only it used is freed by the next `karapace gc`, and what `export-app` put into the menu goes too.
-/// Where snapshots have names nothing is removed, unless --snapshots says that they go too.
+/// The next `karapace gc` frees what only this environment used. Programs that `export-app` added to the menu
+/// are removed too. If snapshots have names, nothing is removed unless --snapshots is given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
     env: String,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
-    /// Remove it also when snapshots of it have names
+    /// Remove the environment even if snapshots have names
     #[arg(long)]
     snapshots: bool,
 }
@@ -34,7 +34,7 @@ impl Args {
                     return Err(Failure::Status(exit::FAILURE));
                 }
                 None => {
-                    ui::complain(&format!("karapace: {what} would be removed: say so with --yes"));
+                    ui::complain(&format!("karapace: this removes {what}: confirm with --yes"));
                     return Err(Failure::Status(exit::FAILURE));
                 }
             }

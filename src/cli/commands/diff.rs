@@ -5,10 +5,10 @@ use crate::engine::instance::diff::Changed;
 
 /// Show what was added (A), modified (M) and deleted (D)
 ///
-/// Without a snapshot: since the last one. With one: since that. With two: between them.
+/// Without a snapshot: since the head. With one: since that one. With two: between them.
 ///
-/// A path that is not plain text, or begins with a quote, is put in quotes as git does: "/a\nb", with \n, \t,
-/// \", \\ and the like, and other bytes in octal (\033).
+/// A path that is not plain text, or begins with a quote, is quoted as git does it: "/a\nb", with \n, \t, \",
+/// \\ and the like, and other bytes in octal (\033).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -16,12 +16,12 @@ pub struct Args {
     /// From this snapshot
     #[arg(conflicts_with = "base")]
     from: Option<String>,
-    /// To this snapshot, instead of what the environment is now
+    /// To this snapshot. Default: the environment as it is now
     to: Option<String>,
     /// Since the base layer
     #[arg(long)]
     base: bool,
-    /// End each entry with a NUL instead of a newline, and give paths as they are
+    /// End each entry with a NUL instead of a newline, and print paths unquoted
     #[arg(short = 'z', long, conflicts_with = "json")]
     null: bool,
 }

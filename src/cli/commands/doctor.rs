@@ -6,10 +6,10 @@ use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit};
 use crate::engine::doctor::{Check, Outcome, examine, try_user_namespace};
 
-/// Look at what this machine has for Karapace, and say what to do about the rest
+/// Check this machine for what Karapace needs, and say how to fix what is missing
 ///
-/// Exit status 1 when something fails that mounting or entering needs. Changes nothing; works also when there
-/// is no store yet.
+/// The exit status is 1 if something is missing that mounting or entering needs. Changes nothing; works
+/// without a store, too.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// This is a process that is to try one thing and end

@@ -4,12 +4,12 @@ use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit};
 use crate::engine::upkeep::du::{EnvUsage, SnapshotUsage};
 
-/// Show what environments take on disk, shared with others and on their own
+/// Show how much disk space environments use, shared and exclusive
 ///
-/// ENTRIES and SIZE are what the environment shows. SHARED is what other environments use as well; EXCLUSIVE
-/// is what `destroy` and then `gc` would free; UPPER is what is uncommitted. With an environment, also each
-/// of its snapshots: there EXCLUSIVE is what removing that one alone would free (what the environment stands
-/// on stays).
+/// ENTRIES and SIZE describe the environment as it appears. SHARED is used by other environments too;
+/// EXCLUSIVE is what `destroy` and then `gc` would free; UPPER is uncommitted. If an environment is given,
+/// its snapshots are listed too: there EXCLUSIVE is what removing that snapshot alone would free (nothing for
+/// the head, which cannot be removed).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix. Default: all

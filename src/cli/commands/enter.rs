@@ -13,8 +13,8 @@ use crate::runtime::{Choices, HomeMode};
 
 /// Open a shell inside an environment, or run a command
 ///
-/// Ends with the command's own status: 125 when karapace failed, 126 when the command cannot be executed, 127
-/// when it is not there, 128+n when signal n killed it.
+/// The exit status is the command's own; 125 if karapace failed, 126 if the command cannot be executed, 127
+/// if it does not exist, 128+n if signal n killed it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -29,11 +29,11 @@ pub struct Args {
 /// How `enter` and `exec` run their command.
 #[derive(Debug, clap::Args)]
 pub(super) struct SessionArgs {
-    /// Run as this user of the environment (name or id, with :group if wanted), or as yourself: self.
+    /// Run as this user of the environment (name or id, optionally with :group), or as yourself: self.
     /// Default: root
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// Directory inside to begin in
+    /// Directory inside to start in
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<PathBuf>,
     /// Set a variable
@@ -42,17 +42,17 @@ pub(super) struct SessionArgs {
     /// Set a variable to what the caller has; for values that no command line may show
     #[arg(long, hide = true, value_name = "NAME")]
     pass: Vec<String>,
-    /// Pass on N descriptors beside the standard streams, those from 3 on; all others stay outside
+    /// Pass on N descriptors in addition to the standard streams: 3, 4 and so on; all others are closed
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     preserve_fds: u32,
     /// Show the control directory /.karapace inside, and let programs there use it
     #[arg(long)]
     ctl: bool,
-    /// Whose home directory the command sees
+    /// Which home directory the command sees
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     home: HomeMode,
-    /// Deny no system call, let root keep all capabilities, and let programs gain privileges where they have
-    /// one id
+    /// Deny no system calls, let root keep all capabilities, and let set-user-id programs gain privileges
+    /// even with one id
     #[arg(long)]
     privileged: bool,
 }
@@ -119,7 +119,7 @@ impl clap::builder::TypedValueParser for VariableParser {
             }
             _ => {
                 let value = value.to_string_lossy();
-                let text = format!("{}: a variable is given as NAME=VALUE\n", text::line(&value));
+                let text = format!("{}: write a variable as NAME=VALUE\n", text::line(&value));
                 Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, text).with_cmd(command))
             }
         }

@@ -8,8 +8,9 @@ use crate::cli::ui::Failure;
 
 /// Run a command inside an environment
 ///
-/// Standard input and output, signals and the exit status pass through unchanged: 125 when karapace failed,
-/// 126 when the command cannot be executed, 127 when it is not there, 128+n when signal n killed it.
+/// Standard input and output, signals and the exit status pass through unchanged. The exit status is 125 if
+/// karapace failed, 126 if the command cannot be executed, 127 if it does not exist, 128+n if signal n killed
+/// it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

@@ -15,9 +15,9 @@ use crate::engine::{Engine, Error, Report};
 
 /// Write an environment as a tar of its root filesystem, or as an OCI image
 ///
-/// What is written is the snapshot that it stands on; uncommitted changes are not in it, and are told. Equal
-/// content gives equal bytes. An OCI image has the base as one layer and each snapshot as a further one; its
-/// name in the layout is the environment's (skopeo copy oci:DIR:ENV …), in lower case.
+/// Writes the environment's head; uncommitted changes are not included, and a note says so. Equal content
+/// gives equal bytes. An OCI image has the base as its first layer and one more layer per snapshot; its name
+/// in the layout is the environment's (skopeo copy oci:DIR:ENV …), in lower case.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix; with @ and a snapshot (hash, prefix, name, latest, base or ~k) that one
@@ -27,16 +27,15 @@ pub struct Args {
     /// others
     #[arg(long, value_enum, default_value = "tar")]
     format: FormatArg,
-    /// The file to write, whole or not at all; - is stdout. A name that ends in .tar.gz, .tgz, .tar.zst or
-    /// .tar.xz is compressed so. An OCI image becomes a layout directory, or one archive where the name ends
-    /// in .tar or one of those
+    /// The file to write, completely or not at all; - is stdout. A name ending in .tar.gz, .tgz, .tar.zst or
+    /// .tar.xz selects that compression. An OCI image is written as a layout directory, or as an archive if
+    /// the name ends in .tar or one of these
     #[arg(short, long, value_name = "FILE", default_value = "-", hide_default_value = true)]
     output: PathBuf,
-    /// How the tar is compressed, whatever its name says, or the layers of an OCI image (not xz; none by
-    /// default)
+    /// How to compress the tar, whatever its name, or the layers of an OCI image (not xz; default: none)
     #[arg(long, value_enum, value_name = "HOW")]
     compress: Option<CompressArg>,
-    /// Only these paths, from the environment's root, with what their links lead to and the directories
+    /// Only these paths, from the environment's root, with the targets of their links and the directories
     /// above. tar only
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
@@ -78,7 +77,7 @@ impl Args {
             return self.tell(global, &exported);
         }
         if writer::stdout_is_terminal() {
-            let reason = "an archive is nothing for a terminal: name a file with -o, or redirect stdout";
+            let reason = "will not write an archive to a terminal: name a file with -o, or redirect stdout";
             return Err(Error::Invalid(reason.to_owned()).into());
         }
         let mut out = writer::raw_stdout()?;

@@ -6,12 +6,12 @@ use crate::engine::At as _;
 use crate::engine::Error;
 use crate::engine::export::app::{App, text_of, this_program};
 
-/// Put a program of an environment into the desktop's menu
+/// Add a program of an environment to the desktop menu
 ///
-/// Writes a .desktop file and its icon below ~/.local/share; the program then starts with `karapace exec`.
-/// Names of files that a file manager passes to it are those of the host. What of the program's own .desktop
-/// file is not safe to have on the host is left out (-v says what) or refused. `rename` and `destroy` of the
-/// environment take the files along.
+/// Writes a .desktop file and an icon below ~/.local/share; the menu entry starts the program with `karapace
+/// exec`. If a file manager passes names of files, they are those of the host. Parts of the program's own
+/// .desktop file that would not be safe on the host are left out (-v lists them) or refused. `rename` and
+/// `destroy` of the environment update or remove these files.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
@@ -19,18 +19,19 @@ pub struct Args {
     /// The program: the name of its file in /usr/share/applications, with or without .desktop
     #[arg(required_unless_present = "list")]
     app: Option<String>,
-    /// Take it out of the menu, also when the environment is gone (then by its name)
+    /// Remove the program from the menu. If the environment no longer exists, give its former name
     #[arg(long, conflicts_with = "list")]
     remove: bool,
-    /// List the programs that the environment has and that can be exported, and those that are
+    /// List the programs of the environment that can be exported, and those that are
     #[arg(long, conflicts_with = "app")]
     list: bool,
 }
 
 impl Args {
     pub fn run(&self, global: &Global) -> Result<(), Failure> {
-        let menu = menu()
-            .ok_or_else(|| Error::Invalid("HOME is not set: where is the desktop's menu?".to_owned()))?;
+        let menu = menu().ok_or_else(|| {
+            Error::Invalid("cannot find the desktop menu: set HOME or XDG_DATA_HOME".to_owned())
+        })?;
         let app = self.app.as_deref().unwrap_or_default();
         if self.remove {
             let engine = global.engine()?;

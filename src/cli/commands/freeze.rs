@@ -3,7 +3,7 @@ use serde_json::json;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 
-/// Let nothing change in an environment any more (unmounted only)
+/// Make an environment read-only for good; it must not be mounted
 ///
 /// It can still be mounted and entered, read-only.
 #[derive(Debug, clap::Args)]

@@ -9,20 +9,20 @@ use crate::engine::record::retention::{Expiry, Keep, parse_age};
 use crate::engine::upkeep::gc::collect;
 use crate::engine::{Engine, Report};
 
-/// Remove from the store what no environment uses
+/// Remove everything from the store that no environment uses
 ///
-/// With --keep-last or --keep-within, first let go of the other snapshots of every environment that is not
-/// frozen or archived. What has a name, and what an environment stands on, is always kept; with both options,
-/// what either keeps.
+/// With --keep-last or --keep-within, first removes the other snapshots of every environment that is not
+/// frozen or archived. Named snapshots and heads are always kept; with both options, a snapshot is kept if
+/// either keeps it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only say what would go
+    /// Only show what would be removed
     #[arg(long)]
     dry_run: bool,
     /// Of each environment, keep the newest N snapshots
     #[arg(long, value_name = "N")]
     keep_last: Option<usize>,
-    /// Keep snapshots that are no older than this: a number with m, h, d or w, as in 12h, 7d or 4w
+    /// Keep snapshots that are no older than this: a number with m, h, d or w (12h, 7d, 4w)
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     keep_within: Option<Duration>,
 }
@@ -75,7 +75,9 @@ impl Args {
         let (objects, layers, size) = (report.objects, report.layers, ui::size(report.bytes));
         ui::line(&format!("{snapshots}{objects} objects and {layers} layers {verb}, {size}"))?;
         if self.dry_run && !expiry.snapshots.is_empty() {
-            bars.note("the objects and layers of the snapshots are counted in the size only");
+            bars.note(
+                "the counts leave out the objects and layers of these snapshots, the size includes them",
+            );
         }
         Ok(())
     }

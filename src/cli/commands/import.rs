@@ -6,41 +6,42 @@ use serde_json::json;
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
 
-/// Make an environment from a root filesystem, with no manifest
+/// Make an environment from a root filesystem, without a manifest
 ///
-/// IMAGE is told apart by its content: a tar archive, plain or compressed with gzip, xz or zstd; a directory;
-/// an OCI image layout, a directory or an archive of one; what `docker save` writes, of before version 1.10
-/// too; a directory as `skopeo copy … dir:PATH` or `podman save --format docker-dir` leaves it. An image's
-/// layers become one base layer; of several platforms this machine's is taken.
+/// The kind of IMAGE is detected from its content: a tar archive, plain or compressed with gzip, xz or zstd;
+/// a directory; an OCI image layout, as a directory or an archive; the output of `docker save`, also before
+/// version 1.10; a directory written by `skopeo copy … dir:PATH` or `podman save --format docker-dir`. The
+/// layers of an image become one base layer; of an image for several platforms, this machine's is taken.
 ///
-/// With - the archive comes from standard input: `docker export ID | karapace import - --name N`. A FIFO is
+/// With - the archive is read from standard input: `docker export ID | karapace import - --name N`. A FIFO is
 /// read in the same way.
 ///
-/// A name like debian/12, where no such file is, is looked up on the image server: that of the LXC project,
-/// or the one that KARAPACE_IMAGE_SERVER names. An address may carry its checksum:
+/// A name like debian/12, if there is no such file, is looked up on the image server: that of the LXC
+/// project, or the one in KARAPACE_IMAGE_SERVER. A URL may include a checksum:
 /// https://…/rootfs.tar.xz#sha256=….
 ///
-/// Of a directory one file system is taken: what is mounted below it is left out, and named; the mount points
-/// stay, empty. What vanishes while the directory is read is left out and named, too.
+/// A directory is imported without the file systems that are mounted below it: they are left out and listed,
+/// and their mount points stay, empty. Files that vanish while the directory is read are left out and listed,
+/// too.
 ///
-/// With --onto, IMAGE is the upper directory of an overlay as overlayfs, fuse-overlayfs or podman leave it
-/// (unmounted), and the environment is what the mounted overlay showed: that environment with one snapshot
-/// more.
+/// With --onto, IMAGE is the upper directory of an unmounted overlay (overlayfs, fuse-overlayfs or podman).
+/// The new environment shows what the mounted overlay showed: it is a clone of ENV with one more snapshot.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Archive, directory, - for standard input, http(s):// address of an archive, or name of an image
+    /// Archive, directory, - for standard input, http(s):// URL of an archive, or name of an image
     /// (debian/12)
     image: String,
     /// Name of the environment
     #[arg(long)]
     name: String,
-    /// Environment, or ENV@SNAPSHOT, that the overlay lay on; its head unless a snapshot is named
+    /// What the overlay was mounted on: an environment (its head), or ENV@SNAPSHOT
     #[arg(long, value_name = "ENV", conflicts_with = "offline")]
     onto: Option<String>,
-    /// Use the archive that was downloaded before, without asking the server
+    /// Use the downloaded archive without asking the server
     #[arg(long)]
     offline: bool,
-    /// Take in what is mounted below a directory, but for the state of the kernel (proc, sysfs, cgroup, …)
+    /// Include what is mounted below a directory, except file systems that show the kernel's state (proc,
+    /// sysfs, cgroup, …)
     #[arg(long)]
     cross_mounts: bool,
 }

@@ -1,7 +1,7 @@
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 
-/// Show what there is to know of an environment
+/// Show the details of an environment
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

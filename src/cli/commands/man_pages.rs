@@ -8,10 +8,10 @@ use crate::cli::ui::{self, Failure};
 use crate::engine::At as _;
 use crate::engine::{Error, user_data};
 
-/// Write the manual pages, one a command
+/// Write the manual pages, one per command
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where. Default: ~/.local/share/man/man1, where man looks
+    /// Directory to write to. Default: ~/.local/share/man/man1, which man searches
     dir: Option<PathBuf>,
 }
 

@@ -6,10 +6,10 @@ use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 use crate::engine::Error;
 
-/// Bring a store to the format of this version
+/// Convert a store to the format of this version
 ///
-/// There is nothing to do yet: this version reads and writes one format, and refuses any other, changing
-/// nothing.
+/// There is nothing to convert yet: this version reads and writes one format. It refuses any other, and
+/// changes nothing.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

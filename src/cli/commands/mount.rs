@@ -20,24 +20,24 @@ const OF_ONE_MOUNT: [&str; 8] =
 
 /// Mount an environment as a directory
 ///
-/// Returns when the mount answers; a process in the background serves it until `karapace umount`.
+/// Returns when the mount is ready; a background process serves it until `karapace umount`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
     #[arg(required_unless_present = "all")]
     env: Option<String>,
-    /// Where. Default: ~/karapace/<name>
+    /// Mount point. Default: ~/karapace/<name>
     dir: Option<PathBuf>,
-    /// Mount every environment below one directory, ~/karapace or the one that is named instead of an
-    /// environment. They appear and disappear as environments are built, renamed, archived and destroyed;
-    /// frozen ones are read-only
+    /// Mount every environment below one directory: ~/karapace, or the one given instead of an environment.
+    /// Mounts appear and disappear as environments are built, renamed, archived and destroyed; frozen ones
+    /// are read-only
     #[arg(long, conflicts_with = "dir", conflicts_with_all = OF_ONE_MOUNT)]
     all: bool,
-    /// Mount nothing now: write a systemd user unit that does so at login,
+    /// Mount nothing now, but write a systemd user unit that does so at login,
     /// ~/.config/systemd/user/karapace.service
     #[arg(long, requires = "all", conflicts_with = "foreground")]
     install_unit: bool,
-    /// Serve in this process, until it is unmounted or interrupted
+    /// Serve in this process until it is unmounted or interrupted
     #[arg(long)]
     foreground: bool,
     #[command(flatten)]
@@ -57,24 +57,24 @@ struct How {
     /// files by itself, until `mount -o remount,rw`
     #[arg(short = 'o', long = "option", value_parser = one_of(Flag::WORDS), value_delimiter = ',', value_name = "FLAG")]
     flags: Vec<Flag>,
-    /// Mount this snapshot, read-only and without control directory
+    /// Mount this snapshot, read-only and without a control directory
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
     /// Whether .karapace is listed in the root, only reachable by name, or absent
     #[arg(long, value_parser = one_of(CtlDir::WORDS), default_value = "hidden", value_name = "HOW")]
     ctl_dir: CtlDir,
-    /// Let other users in (an ordinary user needs user_allow_other in /etc/fuse.conf)
+    /// Give other users access (an ordinary user needs user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
-    /// Let the kernel read files above 1 MiB from the store by itself: random reads and mappings at the speed
-    /// of the disk below. The first open of a file verifies all of it. For root, on a read-only mount
+    /// Let the kernel read files above 1 MiB directly from the store, which makes random reads and mappings
+    /// as fast as the disk. The first open of a file verifies all of it. Only for root, on a read-only mount
     #[arg(long)]
     passthrough: bool,
     /// Let root make id-mapped mounts of this one (systemd-nspawn -U, podman run --rootfs DIR:idmap, mount -o
-    /// X-mount.idmap=). There is no control directory then. For root; Linux 6.12
+    /// X-mount.idmap=). There is no control directory then. Only for root; needs Linux 6.12
     #[arg(long)]
     idmap: bool,
-    /// Threads that serve requests
+    /// Number of threads that serve requests
     #[arg(long, value_name = "N", default_value_t = MountOptions::DEFAULT_THREADS, value_parser = threads)]
     threads: usize,
 }

@@ -89,7 +89,11 @@ fn all_of(global: &Global) -> Result<Engine, Failure> {
 fn install_unit(global: &Global, engine: &Engine, dir: &Path) -> Result<(), Failure> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let config = variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")));
-    let config = config.ok_or_else(|| Error::Invalid("HOME is not set: where are the units?".to_owned()))?;
+    let config = config.ok_or_else(|| {
+        Error::Invalid(
+            "cannot find the directory of systemd user units: set HOME or XDG_CONFIG_HOME".to_owned(),
+        )
+    })?;
     let program = std::env::current_exe()?;
     let dir = std::path::absolute(dir)?;
     let path = engine.install_unit(&program, &dir, &config)?.display().to_string();

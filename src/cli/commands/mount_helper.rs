@@ -63,26 +63,26 @@ struct Helper {
     source: String,
     /// Where
     dir: PathBuf,
-    /// Take no notice of options that are not known
+    /// Ignore unknown options
     #[arg(short = 's')]
     sloppy: bool,
-    /// Do everything but mount
+    /// Do everything except mounting
     #[arg(short = 'f')]
     fake: bool,
-    /// Has no meaning any more
+    /// Has no effect
     #[arg(short = 'n')]
     no_mtab: bool,
-    /// Say more
+    /// Print more details
     #[arg(short = 'v')]
     verbose: bool,
-    /// A mount namespace, which is refused
+    /// A mount namespace; not supported
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
     /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled, threads=N,
     /// passthrough, idmap; remount
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS")]
     options: Vec<String>,
-    /// The type, which is this one
+    /// The type; ignored
     #[arg(short = 't', value_name = "TYPE")]
     kind: Option<String>,
 }
@@ -198,7 +198,7 @@ impl Asked {
                 ("nodev" | "dev", None) => asked.set("nodev", name == "nodev"),
                 ("noexec" | "exec", None) => asked.set("noexec", name == "noexec"),
                 ("store", Some(path)) if path.starts_with('/') => asked.store = Some(path.into()),
-                ("store", _) => return Err(format!("{option}: the store must be named by an absolute path")),
+                ("store", _) => return Err(format!("{option}: the path of the store must be absolute")),
                 ("passthrough", None) => {
                     asked.say("--passthrough", "");
                     asked.say("--read-only", "");
@@ -214,9 +214,7 @@ impl Asked {
                 _ if asked.remount && OF_KERNEL.contains(&name) => {}
                 _ if sloppy => {}
                 _ => {
-                    return Err(format!(
-                        "unknown option {option}: karapace mounts take those that `{NAME} --help` names"
-                    ));
+                    return Err(format!("unknown option {option}: see `{NAME} --help`"));
                 }
             }
         }
@@ -247,7 +245,7 @@ fn store_of_account() -> Option<PathBuf> {
 /// Remounts `dir` with the given kernel flags, plus those that an ordinary user's mount must have.
 fn remount(dir: &Path, flags: &[&str]) -> Result<(), Refused> {
     let Some(mounter) = mountpoint::mounter_of_ours(dir).map_err(Failure::from)? else {
-        let reason = format!("no environment is mounted on {}: leave `remount` out", dir.display());
+        let reason = format!("no environment is mounted on {}: leave out `remount`", dir.display());
         return Err(Failure::Engine(Error::Invalid(reason)).into());
     };
     let mut all = MsFlags::MS_REMOUNT | MsFlags::MS_NOATIME;

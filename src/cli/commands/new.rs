@@ -9,20 +9,20 @@ use crate::engine::make::new::{Template, free_path, new_manifest};
 
 /// Write a karapace.toml in the current directory
 ///
-/// With neither a template nor an image, a terminal is asked for a template. With an image only, the template
-/// is minimal.
+/// With neither a template nor an image, asks for a template on the terminal. With an image only, uses the
+/// template minimal.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Name of the environment that it is for
+    /// Name of the environment
     name: String,
-    /// What it begins with
+    /// The template to start from
     #[arg(long)]
     template: Option<Template>,
-    /// Base image, in place of the template's: a name, or a path, file:// or http(s):// address of a root
+    /// Base image instead of the template's: a name, or the path or file:// or http(s):// URL of a root
     /// filesystem
     #[arg(long)]
     image: Option<String>,
-    /// Replace a karapace.toml that is there
+    /// Replace an existing karapace.toml
     #[arg(long)]
     force: bool,
 }
@@ -58,13 +58,13 @@ impl Args {
 fn ask() -> Result<Template, Failure> {
     let all = Template::value_variants();
     let choices: Vec<(String, String)> = all.iter().map(|template| words(*template)).collect();
-    if let Some(chosen) = ui::choose("What should the environment begin with?", &choices)? {
+    if let Some(chosen) = ui::choose("Which template should the manifest start from?", &choices)? {
         return Ok(all[chosen]);
     }
     let names: Vec<&str> = choices.iter().map(|(name, _)| name.as_str()).collect();
     let names = names.join(", ");
     Err(Error::Invalid(format!(
-        "what should the environment begin with? Name a template with --template ({names}), or an image with --image"
+        "no template is given: choose one with --template ({names}), or give an image with --image"
     ))
     .into())
 }

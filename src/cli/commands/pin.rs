@@ -6,23 +6,23 @@ use crate::cli::ui::{self, Bars, Failure};
 use crate::cli::{Global, exit};
 use crate::engine::make::pin::is_pinned;
 
-/// Write the content of the base image into the manifest
+/// Pin the base image in the manifest to its current content
 ///
-/// base.image becomes the address of a download with its checksum behind it, URL#sha256=…, or the path of a
-/// local image with the digest of its content, PATH#content=…; comments and all else stay as they are. A
-/// build then fails when the image has become another one.
+/// Sets base.image to the URL of a download with its checksum, URL#sha256=…, or to the path of a local image
+/// with the digest of its content, PATH#content=…. Everything else in the manifest, comments included, stays
+/// as it is. From then on a build fails if the image has changed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The manifest
     #[arg(default_value = "karapace.toml")]
     manifest: PathBuf,
-    /// Only say whether it is pinned: status 1 when it is not
+    /// Only check whether it is pinned: exit status 1 if not
     #[arg(long, conflicts_with_all = ["write_lock", "offline"])]
     check: bool,
-    /// Let the lock file follow, so that `build --locked` goes on working
+    /// Update the lock file too, so that `build --locked` still works
     #[arg(long)]
     write_lock: bool,
-    /// Use the image that was downloaded before, without asking the server
+    /// Use the downloaded image without asking the server
     #[arg(long)]
     offline: bool,
 }
@@ -40,7 +40,7 @@ impl Args {
             return Ok(());
         }
         if !pinned.changed {
-            ui::remark(&format!("{} is pinned to this content already", self.manifest.display()));
+            ui::remark(&format!("{} is already pinned to this content", self.manifest.display()));
         }
         ui::line(&pinned.image)?;
         Ok(())
@@ -53,7 +53,7 @@ impl Args {
             ui::json(&json!({ "image": image, "pinned": pinned }))?;
         } else if !pinned {
             ui::remark(&format!(
-                "{manifest}: base.image {image:?} is not pinned: `karapace pin {manifest}` does it"
+                "{manifest}: base.image {image:?} is not pinned: run `karapace pin {manifest}`"
             ));
         }
         if pinned { Ok(()) } else { Err(Failure::Status(exit::FAILURE)) }

@@ -4,10 +4,11 @@ use super::build::BuildArgs;
 use crate::cli::Global;
 use crate::cli::ui::{self, Bars, Failure};
 
-/// Build a manifest anew, in the place of the environment that was built from it before
+/// Build a manifest again and replace the environment that was built from it
 ///
-/// The old environment stands until the new one does. Its name and its snapshots stay; what is uncommitted is
-/// committed first, and can be restored; what [snapshot] ignores goes. It must not be mounted or entered.
+/// The old environment is kept until the new one is complete. Its name and snapshots stay; uncommitted
+/// changes are committed first and can be restored; paths that [snapshot] ignores are lost. It must not be
+/// mounted or entered.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -21,7 +22,7 @@ impl Args {
         let env = &rebuilt.metadata;
         if let Some(saved) = &rebuilt.saved {
             let hash = saved.hash;
-            ui::complain(&format!("note: what was uncommitted is snapshot {hash:.12}"));
+            ui::complain(&format!("note: uncommitted changes are in snapshot {hash:.12}"));
         }
         if global.json() {
             ui::json(&json!({

@@ -3,7 +3,7 @@ use serde_json::json;
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, menu};
 
-/// Give an environment another name (unmounted only)
+/// Rename an environment that is not mounted
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix

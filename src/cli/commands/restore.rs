@@ -7,22 +7,22 @@ use crate::cli::ui::{self, Failure};
 
 /// Make an environment equal to one of its snapshots
 ///
-/// Uncommitted changes are committed first, so that nothing is lost. With paths after `--`, only these come
-/// back, as uncommitted changes; what changes by it gets the present time, so that make and cargo build anew
-/// what was made of it. A whole restore leaves the snapshot's times.
+/// Uncommitted changes are committed first, so that nothing is lost. With paths after `--`, only these are
+/// restored, as uncommitted changes; files that change get the current time, so that make and cargo rebuild
+/// what depends on them. Without paths, files get the modification times of the snapshot.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
     env: String,
     /// Hash, unique prefix of 4 or more digits, name, head, latest, base, or ~k for the k-th parent of head
     snapshot: String,
-    /// Give what the restore changes the present time as its modification time; so it is with paths
+    /// Set the modification time of what changes to the current time (the default with paths)
     #[arg(long, conflicts_with = "keep_times")]
     touch: bool,
-    /// Leave the snapshot's modification times; so it is without paths
+    /// Keep the modification times of the snapshot (the default without paths)
     #[arg(long)]
     keep_times: bool,
-    /// Only these paths, from the environment's root, and what their links lead to
+    /// Only these paths, from the environment's root, and the targets of their links
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
 }

@@ -20,8 +20,8 @@ enum Sub {
 
 /// Remove snapshots
 ///
-/// The other snapshots stay whole, also those made on a removed one. What only the removed ones held is freed
-/// by the next gc. The snapshot that the environment stands on is refused.
+/// Other snapshots are not affected, even those made on top of a removed one. The next gc frees what only the
+/// removed ones used. The environment's head cannot be removed.
 #[derive(Debug, clap::Args)]
 struct Rm {
     /// Name, env_id or unique prefix

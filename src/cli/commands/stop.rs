@@ -5,15 +5,15 @@ use serde_json::json;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
 
-/// End everything that runs inside an environment
+/// Stop everything that runs inside an environment
 ///
-/// All processes inside get SIGTERM, and SIGKILL when they have not ended in time. A mount made with
-/// `karapace mount` stays.
+/// All processes inside get SIGTERM, and SIGKILL if they have not ended in time. A mount made with `karapace
+/// mount` stays.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name, env_id or unique prefix
     env: String,
-    /// How long to wait before what is left is killed
+    /// How long to wait before remaining processes are killed
     #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
     time: u64,
 }
@@ -26,7 +26,7 @@ impl Args {
         if global.json() {
             ui::json(&json!({ "name": env.name, "stopped": stopped }))?;
         } else if !stopped {
-            ui::remark(&format!("nothing runs in {}", env.name));
+            ui::remark(&format!("nothing is running in {}", env.name));
         }
         Ok(())
     }

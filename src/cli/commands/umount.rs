@@ -5,8 +5,7 @@ use crate::cli::ui::{self, Failure};
 
 /// Unmount an environment
 ///
-/// Everything written stays with the environment. Also clears a mount point that a killed process left
-/// behind.
+/// Everything written is kept. Also clears a mount point that a killed server left behind.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Environment (name, env_id or unique prefix), or the directory it is mounted on
@@ -15,8 +14,8 @@ pub struct Args {
     /// Unmount all environments, and end `karapace mount --all`
     #[arg(long, conflicts_with = "target")]
     all: bool,
-    /// For a mount that hangs or is in use: cut off everything that waits for it, and end what serves it and
-    /// what runs inside. Nothing that was written is lost
+    /// For a mount that hangs or is in use: abort everything that waits for it, and end its server and what
+    /// runs inside. Nothing that was written is lost
     #[arg(long, conflicts_with = "all")]
     force: bool,
 }

@@ -7,17 +7,17 @@ use crate::engine::upkeep::verify::{Repaired, verify, verify_and_repair};
 
 /// Read the whole store and check everything in it
 ///
-/// Prints each finding: what it is, which environments and snapshots need it. Exit status 3 when one of them
-/// is damage. Mounts and other commands go on meanwhile; a collection waits. Without --repair nothing is
-/// changed.
+/// Prints each finding, and which environments and snapshots it affects. The exit status is 3 if any finding
+/// is damage. Mounts and other commands continue meanwhile; gc waits. Without --repair nothing is changed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Mend what can be mended, set aside in quarantine/ what is damaged, and check again. Nothing is deleted
+    /// Repair what can be repaired, move the rest of what is damaged to quarantine/, and check again. Nothing
+    /// is deleted
     ///
-    /// A single wrong bit is turned back where a hash proves which. Block lists are made anew from the data.
-    /// Content of a base comes again from its image, where that is still at hand. What is damaged beyond that
-    /// is moved to quarantine/ in the store, so that the next import or commit of the same content stores it
-    /// anew.
+    /// A single flipped bit is flipped back if a hash proves which one it is. Block lists are rebuilt from
+    /// the data. Content of a base is read from its image again if that is still available. Anything else
+    /// that is damaged is moved to quarantine/ in the store, so that the next import or commit of the same
+    /// content stores it again.
     #[arg(long)]
     repair: bool,
 }
@@ -52,15 +52,15 @@ fn print(result: &Repaired, damage: usize) -> Result<(), Failure> {
         ui::line(&finding.to_string())?;
     }
     if damage == 0 {
-        ui::remark("the store is whole");
+        ui::remark("the store is intact");
         return Ok(());
     }
     ui::remark(&format!("{damage} findings of damage"));
     let affected = affected(&result.after);
     if !affected.is_empty() {
         ui::remark(&format!(
-            "affected: {}. What is not named there is whole. `karapace restore` goes to another snapshot, `karapace snapshots rm` \
-             removes a damaged one, importing the image again brings its content back",
+            "affected: {}. Everything else is intact. What to do: restore another snapshot, remove the damaged one (`karapace \
+             snapshots rm`), or import the image again, which stores its content anew",
             affected.join(", ")
         ));
     }

@@ -7,18 +7,18 @@ use karapace_store::{atomic, metadata};
 use crate::description::manifest::Manifest;
 use crate::engine::{Error, Result};
 
-/// What a manifest begins with.
+/// What a manifest starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Template {
     /// Debian 12 as it is
     Minimal,
-    /// Debian 12 with a C compiler, git, curl and ssh, and the manifest's directory inside
+    /// Debian 12 with a C compiler, git, curl and ssh, and the manifest's directory at /workspace
     Dev,
-    /// The same with the GPU, sound and an editor in a window
+    /// dev with access to GPU and sound, and with a graphical editor
     GuiDev,
-    /// Debian 13 with cargo, rustc, rustfmt, clippy and what dev has
+    /// Debian 13 with the packages of dev, cargo, rustc, rustfmt and clippy
     RustDev,
-    /// Ubuntu 24.04 with what dev has
+    /// Ubuntu 24.04 with the packages of dev
     UbuntuDev,
 }
 
