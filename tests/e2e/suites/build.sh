@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Manifests with packages: apt for real, the lock file, what is shared, what a failed or killed build leaves, rebuild, pin.
+# Manifests with packages: real apt, the lock file, sharing, what a failed or killed build leaves, rebuild, pin.
 # runs as: root user
 # files: MINBASE
 # seconds: 60
@@ -10,7 +10,8 @@ REPO=$TMPDIR/repository
 MANIFEST=$PROJECT/karapace.toml
 LOCK=$PROJECT/karapace.lock
 
-# package NAME VERSION [SLOW]: a package of a file, a log and a cache, in the repository; SLOW seconds to install.
+# package NAME VERSION [SLOW]: adds a package with a file, a log and a cache to the repository; installing it
+# takes SLOW seconds.
 package() {
     local dir=$TMPDIR/package
     rm -rf "$dir"
@@ -23,7 +24,7 @@ package() {
     chmod 755 "$dir/DEBIAN/postinst"
     dpkg-deb --root-owner-group -b "$dir" "$REPO/$1_$2.deb" >/dev/null
 }
-# index: the repository's lists, of the packages that are in it.
+# index: writes the repository's lists of its packages.
 index() (
     cd "$REPO"
     for deb in *.deb; do
@@ -33,7 +34,8 @@ index() (
     printf 'Date: %s\nSHA256:\n %s %s Packages\n' "$(LC_ALL=C date -uR)" \
         "$(sha256sum Packages | cut -d' ' -f1)" "$(stat -c %s Packages)" >Release
 )
-# make_image: the base image, with this machine's sources of packages left out and all files of $CHANGED in, as root's.
+# make_image: makes the base image: without this machine's package sources, and with all files of $CHANGED, owned by
+# root.
 make_image() {
     python3 - "$MINBASE_TAR" "$TMPDIR/rootfs.tar" "$CHANGED" <<'PYTHON'
 import pathlib, re, sys, tarfile
@@ -51,7 +53,7 @@ with tarfile.open(source) as old, tarfile.open(target, "w") as new:
             new.add(path, f"./{path.relative_to(changed)}", filter=root)
 PYTHON
 }
-# manifest PACKAGE...: the project's manifest.
+# manifest PACKAGE...: writes the project's manifest.
 manifest() {
     local list=''
     [ $# -eq 0 ] || list=$(printf '"%s", ' "$@")
@@ -97,7 +99,7 @@ is_one_layer_on_the_base() {
     [ "$(inspect dev 'd["head"]')" != "$(inspect dev 'd["base_layer"]')" ]
     karapace diff --base dev >"$TMPDIR/diff"
     has 'A /opt/tiny/version' <"$TMPDIR/diff"
-    # Caches, lists, logs, histories and what only the build needs are none of it.
+    # Caches, lists, logs, histories and files that only the build needs are not part of the layer.
     if grep -E ' (/var/cache/apt|/var/lib/apt/lists|/var/log|/tmp|/run|/root|/etc/resolv.conf|/usr/sbin/policy-rc.d)' \
         "$TMPDIR/diff"; then wrong "left in the layer"; fi
     grep -E ' /(var|etc)' "$TMPDIR/diff" | sed 's/^/note: /'
@@ -137,7 +139,7 @@ same_identity_elsewhere() {
 keeps_the_locked_version() {
     package tiny 2.0
     index
-    # Another identity, so that something is to be built: the version stays the lock's.
+    # Another identity, so that there is something to build; the version is still the locked one.
     sed -i '/^\[system\]/i [hardware]\ngpu = true' "$MANIFEST"
     build --store "$TMPDIR/store" build --name kept
     equal versions "extra 1.0 tiny 1.0" "$(versions)"
@@ -160,7 +162,7 @@ says_which_version_is_gone() {
     equal versions "extra 1.0 tiny 2.0" "$(versions)"
     rm -rf "$TMPDIR/store" "$TMPDIR/store2"
 }
-# What the base has and no list does was installed there, and is there.
+# A version that the base has but no list any more is installed already, so it can be locked.
 what_the_base_has_is_locked() {
     cp "$LOCK" "$TMPDIR/other"
     manifest bash tiny
@@ -177,7 +179,7 @@ offline_needs_what_is_there() {
     manifest tiny extra nowhere
     refused build build --offline --name offline
     says 'without --offline'
-    # Another environment's name: nothing is installed to find that out.
+    # The name of another environment is refused before anything is installed.
     refused build build --name dev
     says 'karapace rebuild .*--name dev'
     [ ! -e "$STORE/logs" ] || equal "logs of a build" "" "$(ls "$STORE/logs")"
@@ -204,7 +206,7 @@ failure_leaves_its_log() {
     cmp "$LOCK" "$TMPDIR/lock"
     nothing_left
 }
-# slow_build: starts one that takes long in the middle; its process is $!.
+# slow_build: starts a build that takes long halfway through; its process is $!.
 slow_build() {
     rm -rf "$STORE/logs"
     cd "$PROJECT"
@@ -217,7 +219,7 @@ interruption_leaves_its_log() {
     manifest slow
     local environment found
     no_proxy=localhost,127.0.0.1,password slow_build
-    # Proxies reach the package manager, and stand in nobody's command line.
+    # Proxy variables reach the package manager, but appear in no command line.
     environment=/proc/$(pgrep -f 'apt-get.*install' | tail -n1)/environ
     tr '\0' '\n' <"$environment" | has -x 'no_proxy=localhost,127.0.0.1,password'
     found=$(pgrep -f '[l]ocalhost,127.0.0.1,password' || true)
@@ -317,22 +319,22 @@ is_whole() {
     equal "environments of builds" 0 "$nothing_left_but_logs"
 }
 
-need "a Debian whose packages come from here, built without any" setup
+need "a Debian with a local package repository, built without packages" setup
 need "a package is installed, and its exact version locked" installs_and_locks
 check "packages are one layer between the base and the snapshots" is_one_layer_on_the_base
-check "what exists is given back, and shared, with no package manager run" exists_already
+check "an existing environment is returned or shared, without running a package manager" exists_already
 check "with one package more the base is shared" shares_the_base
 check "--locked in another store gives the same env_id" same_identity_elsewhere
 check "a build keeps the lock's versions, --update takes the newest" keeps_the_locked_version
-check "a version that is gone is named" says_which_version_is_gone
-check "--locked takes a version that the base alone has" what_the_base_has_is_locked
+check "a version that is no longer available is named" says_which_version_is_gone
+check "--locked accepts a version that only the base has" what_the_base_has_is_locked
 check "--offline installs nothing" offline_needs_what_is_there
 check "a failed build leaves nothing but its log" failure_leaves_its_log
 check "an interrupted build leaves nothing but its log" interruption_leaves_its_log
 check "a build killed by kill -9 is undone by the next command" kill_is_undone
-check "rebuild keeps name and snapshots, what is uncommitted among them" rebuild_keeps_snapshots
-check "rebuild of what is mounted or frozen is refused; one that fails changes nothing" rebuild_is_refused
+check "rebuild keeps name and snapshots, and commits uncommitted changes" rebuild_keeps_snapshots
+check "rebuild is refused while mounted or frozen; a failed one changes nothing" rebuild_is_refused
 check "a user without a range of ids is refused, before anything is built" without_a_range_it_is_refused
 check "pin keeps the rest of the manifest, and holds the content" pins
-check "the store is whole" is_whole
+check "the store is intact" is_whole
 finish_suite

@@ -22,7 +22,7 @@ clones_live_side_by_side() {
     echo two >"$MOUNTS/dev/etc/two"
     local before
     before=$(store_bytes)
-    # Of a mounted one, with changes that are told.
+    # A clone of a mounted environment, with a note about uncommitted changes.
     karapace clone dev --name second 2>"$TMPDIR/notes"
     grep -q 'uncommitted changes of dev are not in second' "$TMPDIR/notes"
     [ $(($(store_bytes) - before)) -lt 200000 ] || wrong "a clone took $(($(store_bytes) - before)) bytes"
@@ -81,7 +81,7 @@ old_snapshots_go() {
 }
 
 bash_completes() {
-    # What bash itself does at a Tab, without a terminal.
+    # Does what bash does when Tab is pressed, without a terminal.
     bash -c '
         source <(karapace completions bash)
         complete_line() {
@@ -103,7 +103,7 @@ bash_completes() {
 
 zsh_completes() {
     zsh -fc 'autoload -Uz compinit; compinit -u -d "$TMPDIR/zcompdump"; source <(karapace completions zsh); print -r -- $_comps[karapace]' | has karapace
-    # The words that it asks for.
+    # The words that completion offers.
     _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=2 COMPLETE=zsh karapace -- karapace mount d | has '^dev'
 }
 
@@ -122,7 +122,7 @@ manual_pages() {
 }
 
 doctor_looks() {
-    # Nothing that is needed fails where the suites run, and a place without a store stays so.
+    # Where the suites run, nothing that is needed is missing; and no store is created.
     karapace doctor
     karapace --json --store "$TMPDIR/nowhere/store" doctor >"$TMPDIR/doctor.json"
     [ ! -e "$TMPDIR/nowhere" ]
@@ -132,10 +132,10 @@ doctor_looks() {
 
 doctor_finds() {
     local found
-    # A stale mount, and without fusermount3 on the PATH a user cannot mount.
+    # There is a stale mount; and without fusermount3 on the PATH a user cannot mount.
     karapace mount dev
     kill -9 "$(server_of dev)"
-    # It takes its time to die.
+    # The server may take a moment to end.
     until_true 10 bash -c '! ls "$1"' - "$MOUNTS/dev"
     found=$(karapace --json doctor | json - '[c["mend"] for c in d["checks"] if c["name"] == "stale mounts"][0]')
     [[ $found = *"karapace umount '$MOUNTS/dev'"* ]] || wrong "$found"
@@ -162,7 +162,7 @@ everything_is_mounted() {
     refused touch "$ALL/frozen/etc/x"
     refused karapace mount --all
     says 'umount --all'
-    # One comes, one is renamed, one is frozen, one goes.
+    # One is added, one renamed, one frozen, one destroyed.
     karapace clone dev --name new
     until_true 20 here new
     karapace rename new newer
@@ -183,18 +183,18 @@ single_failures_stay_single() {
     local server
     server=$(server_of kept)
     kill -9 "$server"
-    # The kernel may still show what it knows of a dead mount.
+    # The kernel may still show cached entries of a dead mount.
     until_true 20 served_anew kept "$server"
     here kept
     here dev
-    # What somebody unmounts stays unmounted until it is asked for.
+    # What a user unmounts stays unmounted until it is mounted again explicitly.
     karapace umount kept
     until_true 20 not_here kept
     sleep 2
     not_here kept
     karapace mount kept "$ALL/kept"
     here kept
-    # One that is in use is not taken from under its user.
+    # A mount that is in use is not removed.
     (cd "$ALL/dev/etc" && exec sleep 60) &
     local sleeper=$!
     until_true 5 bash -c 'readlink /proc/$1/cwd | grep -q karapace' - "$sleeper"
@@ -216,7 +216,7 @@ the_unit_is_sound() {
     karapace mount --all --install-unit | has "$unit"
     grep -q '^ExecStart=.*mount --all --foreground' "$unit"
     XDG_RUNTIME_DIR=$TMPDIR systemd-analyze --user verify "$unit" 2>"$TMPDIR/verify" || true
-    # There is no systemd here; what it says of this unit's text counts.
+    # systemd does not run here; systemd-analyze checks the text of the unit.
     if grep 'karapace.service' "$TMPDIR/verify" | grep -v 'man:karapace' | grep .; then wrong "$(cat "$TMPDIR/verify")"; fi
 }
 
@@ -252,18 +252,18 @@ json_errors() {
 
 need "setup" setup
 check "clones live side by side, and each outlives the other" clones_live_side_by_side
-check "what du calls exclusive is what gc frees" du_says_what_goes
-check "old snapshots go, under a mount too; named ones stay" old_snapshots_go
+check "gc frees what du reports as exclusive" du_says_what_goes
+check "gc --keep-last removes old snapshots, also while mounted, and keeps named ones" old_snapshots_go
 check "bash completes commands, environments and snapshots" bash_completes
-check "zsh does" zsh_completes
-check "fish does" fish_completes
+check "zsh completes them too" zsh_completes
+check "fish completes them too" fish_completes
 check "manual pages have no warnings" manual_pages
-check "doctor finds nothing that is needed and missing" doctor_looks
-check "doctor names what is wrong and what mends it" doctor_finds
-check "every environment is a directory, and follows what becomes of it" everything_is_mounted
-check "one that is killed comes back, one that is unmounted does not" single_failures_stay_single
+check "doctor finds nothing missing that is needed" doctor_looks
+check "doctor names what is wrong and how to fix it" doctor_finds
+check "mount --all follows as environments are made, renamed, frozen and destroyed" everything_is_mounted
+check "mount --all mounts again after a kill, but not after an unmount" single_failures_stay_single
 check "umount --all" everything_is_unmounted
-check "the systemd unit is one" the_unit_is_sound
+check "the systemd unit is valid" the_unit_is_sound
 check "a program of the environment in the desktop's menu" a_program_in_the_menu
 check "errors as JSON, colours, migrate" json_errors
 finish_suite

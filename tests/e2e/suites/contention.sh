@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Eight workers at once on three environments that share a store: exec, writes, commit, restore, gc, snapshots, verify-store in a
-# random order. Nothing fails that should not, no acknowledged snapshot is lost, and the store is whole afterwards.
+# random order. Nothing fails unexpectedly, no acknowledged snapshot is lost, and the store is intact afterwards.
 # runs as: root user
 # files: MINBASE
 # seconds: 30
@@ -26,14 +26,14 @@ three_environments() {
     : >"$FAILURES"
 }
 
-# must WHAT COMMAND...: a failure is written down, and the worker goes on.
+# must WHAT COMMAND...: records a failure and continues.
 must() {
     local what=$1 output
     shift
     output=$("$@" 2>&1) || echo "$what: $* ended with status $?: $output" >>"$FAILURES"
 }
 
-# unless PATTERN WHAT COMMAND...: it may fail with these words.
+# unless PATTERN WHAT COMMAND...: may fail with a message that matches PATTERN.
 unless() {
     local pattern=$1 what=$2 output status=0
     shift 2
@@ -65,7 +65,7 @@ worker() {
             2 | 3) must "$what" commits "$env" "w$number-$round" ;;
             4)
                 known=$(grep "^$env " "$ACKNOWLEDGED" | shuf -n 1 | cut -d' ' -f2)
-                # Under a worker that never stops writing.
+                # A restore may be given up if another worker never stops writing.
                 unless 'EBUSY|busy' "$what" karapace restore "$env" "${known:-base}"
                 ;;
             5) unless 'is locked by' "$what" karapace gc ;;
@@ -116,7 +116,7 @@ all_are_unmounted() {
 need "three environments on one store" three_environments
 check "eight workers at once: nothing fails that should not" eight_workers
 check "every acknowledged snapshot is there" acknowledged_snapshots_are_there
-check "verify-store finds a whole store, gc leaves it whole" the_store_is_whole
+check "the store is intact, before and after gc" the_store_is_whole
 check "acknowledged snapshots come back byte by byte" some_come_back
 check "umount" all_are_unmounted
 finish_suite

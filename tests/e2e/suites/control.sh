@@ -142,7 +142,7 @@ gc_answers() {
     last "$ENV" | has '^ok'
 }
 
-# What git quotes so, bash reads between $'…'.
+# bash can read what git quotes like this between $'…'.
 names_are_text() {
     local name=$'x\e[31m\a\r\n\xc2\x9b\xe2\x80\xae\xff' shown path="" entry found=""
     : >"$DIR/etc/$name"
@@ -223,7 +223,7 @@ both_ways_refuse_alike() {
 }
 
 others_may_not_command() {
-    # Root's mount is open to all users; its control files are root's alone.
+    # All users can access root's mount, but only root its control files.
     [ "$ACTOR" = root ] || return 0
     chmod 0755 "$HOME" "$MOUNTS"
     if setpriv --reuid=65534 --regid=65534 --clear-groups sh -c 'echo commit >"$1"' - "$CTL/ctl" 2>/dev/null; then
@@ -272,7 +272,7 @@ read_only_mount_is_erofs() {
     karapace umount "$ENV"
 }
 
-# What is looked at through snapshots/ is kept, whatever becomes of the snapshot, until nobody looks any more.
+# A snapshot that is open through snapshots/ is kept, even if it is removed, until nobody uses it any more.
 looked_at_is_kept() {
     head -c 3000000 /dev/urandom >"$DIR/srv/looked-at"
     local sum before after

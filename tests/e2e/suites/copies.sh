@@ -7,7 +7,7 @@ DIR=$MOUNTS/$ENV
 WORK=$DIR/srv/work
 SOURCE=$PLAIN/source
 
-# Beside what `fixture` has: every attribute that an ordinary user may give.
+# In addition to `fixture`: every attribute that an ordinary user can set.
 everything() (
     set -euo pipefail
     fixture "$1"
@@ -49,7 +49,7 @@ everything() (
         setfattr -n security.selinux -v "0x$(printf 'system_u:object_r:etc_t:s0\0' | od -An -v -tx1 | tr -d ' \n')" etc/keep
         setfattr -n trusted.note -v kept etc/changed
     fi
-    # Last, for each of the above changes a directory's.
+    # Last, because each of the steps above changes the time of a directory.
     touch -h -d '1969-12-31 23:59:59.999999999 UTC' links/self
     echo x >times/2100
     touch -d '2100-02-28 12:00:00.000000001 UTC' times/2100
@@ -69,7 +69,7 @@ setup() {
 
 cp_keeps_all() {
     cp -a "$SOURCE" "$PLAIN/out/cp"
-    # The yardstick: between two directories of ext4 nothing is lost.
+    # For comparison: between two directories of ext4 nothing is lost.
     same_attributes "$SOURCE" "$PLAIN/out/cp"
     cp -a "$SOURCE" "$WORK/cp"
     same_attributes "$SOURCE" "$WORK/cp"
@@ -96,13 +96,13 @@ tar_keeps_all() {
     mkdir "$WORK/tar"
     with_all -xf "$TMPDIR/archive.tar" -C "$WORK/tar"
     same_attributes "$SOURCE" "$WORK/tar"
-    # Over what is there already: unlinked and made anew.
+    # Over existing files: they are unlinked and created again.
     with_all -xf "$TMPDIR/archive.tar" -C "$WORK/tar"
     same_attributes "$SOURCE" "$WORK/tar"
     rm -r "$WORK/tar"
 }
 
-# sync FROM TO: what rsync changes, a line each.
+# sync FROM TO: lists what rsync changes, one per line.
 sync() { rsync -aHAXS --numeric-ids --delete --itemize-changes "$1/" "$2/"; }
 # synced FROM TO: brings TO to FROM; then the same again finds nothing to do.
 synced() {
@@ -168,7 +168,8 @@ of_the_lower_view() {
     karapace verify-store
 }
 
-# The mapping is of a process of its own: a descriptor that is closed has its file's pages written back.
+# The mapping belongs to a separate process, because closing a descriptor writes back the pages of its
+# file.
 mapped_while_copied() {
     local stored=0 size copy
     mkdir "$WORK/mapped" "$PLAIN/out/mapped"
@@ -221,5 +222,5 @@ check "copies have what another process stored through a mapping" mapped_while_c
 check "tar --xattrs --acls --selinux --sparse, both ways" tar_keeps_all
 check "rsync -aHAX --delete, both ways; the second run finds nothing" rsync_keeps_all
 check "rsync carries changes as on ext4" rsync_carries_changes
-check "the same of the lower view, and of the upper over it" of_the_lower_view
+check "copies stay the same in the lower, and after changes over it" of_the_lower_view
 finish_suite

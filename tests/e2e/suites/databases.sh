@@ -57,8 +57,8 @@ write_and_kill() (
     equal "journal mode" "$2" "$(sqlite3 "$1" 'PRAGMA journal_mode' | sed "s/delete/$2/")"
 )
 
-# has_all DATABASE: it is whole and has what was acknowledged; of the killed writer at most the row more that was on
-# its way.
+# has_all DATABASE: it is intact and has every acknowledged row; of the killed writer at most one more, which was in
+# progress.
 has_all() {
     equal integrity ok "$(sqlite3 "$1" 'PRAGMA integrity_check')"
     equal "rows of the three" "1|60|60 2|60|60 3|60|60" \
@@ -68,7 +68,7 @@ has_all() {
     acknowledged=$(wc -l <"$TMPDIR/acknowledged.4")
     echo "acknowledged $acknowledged, found $rows"
     [ "$rows" -eq "$acknowledged" ] || [ "$rows" -eq $((acknowledged + 1)) ]
-    # Counted in the same transactions: none is there by half.
+    # Counters are updated in the same transactions: none is applied by half.
     equal "counted" $((180 + rows)) "$(sqlite3 "$1" 'SELECT n FROM total')"
     equal "checked text" 0 "$(sqlite3 "$1" "SELECT count(*) FROM t
         WHERE text != replace(printf('%0*d', (n % 50 + 1) * 10, 0), '0', writer || '-' || n)")"
@@ -97,7 +97,7 @@ under_commits() {
     wait
     has_all "$database"
 }
-# A snapshot that was made in the midst of it opens as after a power cut.
+# A snapshot that was made while it was written opens as after a power cut.
 snapshot_is_whole() {
     mkdir "$PLAIN/work/snapshot"
     cp "$MOUNTS/$ENV/.karapace/snapshots/$(cat "$TMPDIR/middle")"/srv/work/commits.db* "$PLAIN/work/snapshot/"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The caller's descriptors: neither a serving process nor what is inside keeps any; the command gets 0 to 2, and more when
-# they are asked for.
+# The caller's descriptors: neither the server nor processes inside keep any; the command gets 0 to 2, and more on
+# request.
 # runs as: root user
 # files: MINBASE
 . "$(dirname "$0")/../checks.sh"
@@ -14,7 +14,7 @@ setup() { karapace import "$MINBASE_TAR" --name "$ENV"; }
 unmount() { karapace umount "$ENV" 2>/dev/null || true; }
 no_server() { [ "$(inspect "$ENV" 'd["mount"]')" = None ]; }
 
-# in_time COMMAND...: ends within what is generous for it.
+# in_time COMMAND...: must end within a generous time.
 in_time() {
     local status=0
     timeout --kill-after=5 20 "$@" || status=$?
@@ -73,7 +73,7 @@ locked_build() {
     karapace destroy -y built
 }
 
-# What is left running inside, while the inside goes on: it has only what it was given.
+# A process left running inside has only the descriptors that it was given.
 left_running() {
     trap 'karapace stop --time 1 "$ENV" || true' EXIT
     karapace exec "$ENV" -- sleep 74002 </dev/null >/dev/null 2>&1 &
@@ -89,12 +89,12 @@ with_make() {
     printf 'all: one two\none:\n\t+karapace mount %s %s\ntwo:\n\t@echo two\n' "$ENV" "$DIR" >Makefile
     in_time bash -c 'set -o pipefail; make -j2 2>&1 3>&- | cat'
     mounted "$DIR"
-    # As below another make, which counts what its jobs took and gave back.
+    # Below another make, which counts the tokens that its jobs took and gave back.
     unmount
     printf 'all:\n\t+$(MAKE) -f Makefile one two\n' >Outer
     in_time bash -c 'set -o pipefail; make -j2 -f Outer 2>&1 | cat'
     mounted "$DIR"
-    # And by hand: a jobserver's pipe ends when all who write to it are gone.
+    # And without make: a jobserver's pipe ends when all its writers are gone.
     unmount
     in_time bash -c '{ MAKEFLAGS="-j2 --jobserver-auth=3,4" karapace mount "$ENV" >/dev/null; } 4>&1 3</dev/null | cat'
 }
@@ -137,7 +137,7 @@ preserved() {
         equal "$command" "0 1 2 3 4 5" "$(karapace "$command" --preserve-fds 2 "$ENV" 3<"$TMPDIR/3" 4>"$TMPDIR/4" 5</etc/passwd 8</etc -- ls /proc/self/fd </dev/null | sort -n | xargs)"
         equal "$command, none" "0 1 2 3" "$(karapace "$command" --preserve-fds 0 "$ENV" 3<"$TMPDIR/3" -- ls /proc/self/fd </dev/null | sort -n | xargs)"
     done
-    # What is passed is the command's, and nobody's who stays.
+    # Only the command has the passed descriptors, and no process that stays.
     trap 'karapace stop --time 1 "$ENV" || true' EXIT
     karapace exec "$ENV" -- sleep 74005 </dev/null >/dev/null 2>&1 &
     until_true 30 pgrep -fx 'sleep 74005'
@@ -175,8 +175,8 @@ PYTHON
 
 need "a Debian" setup
 check "flock around a mount" locked_mount
-check "flock around exec, whose server goes on" locked_session exec
-check "flock around enter, whose server goes on" locked_session enter
+check "flock around exec, whose server keeps running" locked_session exec
+check "flock around enter, whose server keeps running" locked_session enter
 check "flock around exec that leaves something running" left_running
 check "flock around mount --all" locked_all
 check "flock around build" locked_build
@@ -187,5 +187,5 @@ check "the server has none of the caller's descriptors" server_has_none
 need "a mount" karapace mount "$ENV"
 check "the command sees 0 to 2" inside
 check "--preserve-fds passes as many more" preserved
-check "the store is sound" karapace verify-store
+check "the store is intact" karapace verify-store
 finish_suite

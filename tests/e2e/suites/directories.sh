@@ -171,7 +171,7 @@ PYTHON
 check "ACLs of archives are what bsdtar and GNU tar make of them" acls_of_archives
 check "a directory that changes while it is imported" changing_directory
 if [ "$ACTOR" = root ]; then
-    check "mounts below a directory are left out and told, or taken in" mounts_below
+    check "mounts below a directory are left out with a note, or included" mounts_below
 else
     check "mounts below a directory in a user's namespace" mounts_in_a_namespace
 fi

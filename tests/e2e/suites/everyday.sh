@@ -121,11 +121,11 @@ destroyed() {
 
 need "new, and two packages in the manifest" manifest
 need "build" build
-check "built again it is given back" built_again_it_is_the_same
+check "building again returns the same environment" built_again_it_is_the_same
 check "enter, on a terminal" enter
 check "exec" exec_
 check "commit; restore by name, latest and prefix" commit_and_restore
-check "mounted it is a directory" mounted_it_is_a_directory
+check "the mount is an ordinary directory" mounted_it_is_a_directory
 check "a second one from the same manifest" two_from_one_manifest
 check "rename and freeze" frozen
 check "archive" archived

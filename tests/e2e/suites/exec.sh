@@ -66,7 +66,7 @@ inside() {
     if [ -s /etc/resolv.conf ]; then x cat /etc/resolv.conf | has .; fi
     # The host's tree is out of reach.
     if x test -e "$PLAIN"; then wrong "the host is seen inside"; fi
-    # What is mounted inside is not seen outside.
+    # Mounts made inside are not visible outside.
     equal "proc outside" "" "$(ls -A "$DIR/proc")"
 }
 
@@ -171,7 +171,7 @@ odd() {
     esac
 }
 
-# Whatever stands where a session looks or has files of its own, its user gets in, and is told.
+# Whatever is in place of files that a session reads or mounts over, the session starts, and warns if it does without one.
 odd_files() {
     local file kind
     cp -a "$DIR/etc" "$TMPDIR/etc"
@@ -196,7 +196,7 @@ odd_files() {
     done
 }
 
-# What nothing can be mounted on is told, with what to do.
+# If nothing can be mounted on a path, the message says what to do.
 odd_directories() {
     local name kind
     for name in proc sys dev; do
@@ -209,7 +209,7 @@ odd_directories() {
         done
         mv "$DIR/aside" "$DIR/$name"
     done
-    # The shell of who has none.
+    # The shell of a user who has none.
     mv "$DIR/usr/bin/dash" "$DIR/usr/bin/aside"
     status_of 127 karapace exec "$ENV" -- /bin/sh -c true
     mkfifo "$DIR/usr/bin/dash"
@@ -231,7 +231,7 @@ check "commit while a program runs inside" commit_while_running
 check "the control directory is masked inside" control_is_masked_inside
 check "enter on a terminal: size, Ctrl-C, status" terminal
 check "no process outlives exec" nothing_stays_behind
-check "whatever stands in the place of /etc/hosts and the like" odd_files
-check "no place for /proc, /sys, /dev or a shell" odd_directories
+check "anything in place of /etc/hosts and similar files" odd_files
+check "no directory for /proc, /sys, /dev, or no shell" odd_directories
 check "exec of an environment that is not mounted" unmounted
 finish_suite

@@ -387,12 +387,12 @@ a_debian_comes_back() {
 }
 
 need "an environment with every attribute" make_environment
-need "two exports are the same bytes, whatever umask, locale and way out" twice_the_same_bytes
+need "two exports are the same bytes, whatever umask, locale and output" twice_the_same_bytes
 check "GNU tar reads the view back" gnu_tar_reads_it
 check "bsdtar reads the view back" bsdtar_reads_it
 check "our import gives the same base and the same export" our_import_reads_it
 [ "$ACTOR" != root ] || check "the unpacked directory gives the same export" a_directory_of_it_gives_the_same_bytes
-check "uncommitted changes are told and left out" uncommitted_changes_are_told
+check "uncommitted changes are left out with a note" uncommitted_changes_are_told
 check "chosen paths, with what their links lead to" chosen_paths
 check "terminals, full disks, closed pipes and devices" outputs
 need "snapshots with deletions, changed kinds and links" change_and_commit
@@ -403,10 +403,10 @@ check "directory and archive are the same bytes each time" the_image_is_the_same
 check "compressed by name and by option" compressed_as_asked
 check "an earlier snapshot, and the base" an_earlier_snapshot
 check "a snapshot that was removed" a_removed_snapshot
-check "sockets and names that mean a deletion are told" what_cannot_be_told_is_said
+check "sockets are left out with a note, and names that mean a deletion are refused" what_cannot_be_told_is_said
 check "an export that is killed leaves nothing beside its target" killed_exports_leave_nothing
 [ "$ACTOR" != root ] || check "a full disk leaves nothing half-written" a_full_disk
-check "a Debian comes back" a_debian_comes_back
-check "what is being exported is not collected" what_is_exported_is_not_collected
+check "a Debian is the same after export and import" a_debian_comes_back
+check "gc keeps what is being exported" what_is_exported_is_not_collected
 karapace umount dev
 finish_suite

@@ -104,5 +104,5 @@ while read -r feature; do
     check "kept: $feature" is_kept "$feature"
 done <"$TMPDIR/features"
 check "commit, restore, commit: the same hash" same_again_is_same_hash
-check "the store is whole" is_sound
+check "the store is intact" is_sound
 finish_suite

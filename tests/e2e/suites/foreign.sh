@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # False stores: each file of one in turn a symbolic link, a hard link, a FIFO, a directory, another user's; stores of others; sockets
-# that others serve. Whatever command looks at one, nothing outside of it changes, nothing outside ends, and the command does.
+# that others serve. Whatever command reads one: nothing outside of it changes, no process outside is killed, and the command ends.
 # runs as: root user
 # seconds: 160
 . "$(dirname "$0")/../checks.sh"
@@ -59,7 +59,7 @@ path_of() {
     esac
 }
 
-# falsify PATH KIND: puts a thing of that kind in the place of a file.
+# falsify PATH KIND: replaces a file by something of that kind.
 falsify() {
     if [ "$2" != owner ]; then rm -rf "$1"; fi
     case $2 in
@@ -92,7 +92,7 @@ nothing_happens() {
         fi
         kill -0 "$(<"$TMPDIR/bystander")" || wrong "$what: $command ended a process" || return 1
     done
-    # What was mounted in spite of it.
+    # Unmounts what was mounted nevertheless.
     karapace --store "$FALSE" umount --all >"$TMPDIR/said" 2>&1 </dev/null || true
     while umount -l "$TMPDIR/mnt" 2>/dev/null; do :; done
     rm -rf "$TMPDIR/all"
@@ -142,7 +142,7 @@ PYTHON
     until_true 20 grep -q ready "$TMPDIR/served"
 }
 
-# A stranger's socket is not spoken to; a link to a daemon's does not end the daemon.
+# Nothing is sent to another user's socket; a link to a daemon's socket does not end the daemon.
 sockets() {
     local socket command owner
     for owner in stranger-listens stranger-owns leads-elsewhere; do
@@ -206,7 +206,7 @@ a_sessions_mount_stays_in_the_store() {
     not_mounted "$(path_of env/I/mnt)"
 }
 
-# A mount that is no karapace's, at the place that mount.json names, stays.
+# A mount that is not karapace's stays, even at the path in mount.json.
 a_mount_of_others_stays() {
     rm -rf "$FALSE"
     cp -a "$STORE" "$FALSE"
@@ -227,7 +227,7 @@ a_mount_of_others_stays() {
     umount -l "$TMPDIR/other"
 }
 
-# Another's store can be looked into with the flag, and by nothing that changes.
+# With the flag another user's store can be read, but no command can change it.
 with_the_flag() {
     rm -rf "$FALSE"
     cp -a "$STORE" "$FALSE"
@@ -250,7 +250,7 @@ with_the_flag() {
         says 'only read'
     done
     equal "the store" "$before" "$(cd "$FALSE" && find . -printf '%p %y %m %U %s %T@ %C@\n' | sort)"
-    # What its owner holds is said, and not waited for.
+    # If its owner holds a lock, the command says so and does not wait.
     flock -o -x "$FALSE/store/.lock" sleep 600 &
     local holder=$!
     until_true 20 bash -c "! flock -n '$FALSE/store/.lock' true"
@@ -260,7 +260,7 @@ with_the_flag() {
     kill "$holder"
 }
 
-# Who else can write decides what is written.
+# Other users who can write to the store control what is written.
 open_to_others() {
     local mode where
     for where in . env store; do
@@ -276,7 +276,7 @@ open_to_others() {
             karapace --store "$FALSE" list | has dev
         done
     done
-    # Closed above, it does not matter; verify-store tells of it.
+    # If a directory above is closed, it does not matter; verify-store reports it.
     chmod 0700 "$FALSE"
     chmod 0777 "$FALSE/env"
     karapace --store "$FALSE" list | has dev
@@ -311,22 +311,22 @@ umasks() {
 }
 
 need "an environment" setup
-check "modes are set and not inherited, under umask 000, 022 and 077" umasks
+check "modes do not depend on the umask: 000, 022 and 077" umasks
 check "a store that others can write to is refused with its mode" open_to_others
 if [ "$ACTOR" = root ]; then
     check "each file a link to a file of root's" rows link "${FILES[@]}"
     check "each file a link to a name that is free" rows dangling "${FILES[@]}"
-    check "each file another name of a file of root's" rows hard "${FILES[@]}"
+    check "each file a hard link to a file of root's" rows hard "${FILES[@]}"
     check "each file a FIFO" rows fifo "${FILES[@]}"
     check "each file a directory" rows directory "${FILES[@]}"
     check "each file another user's" rows owner "${FILES[@]}"
     check "each directory a link to one of root's" rows tree "${DIRECTORIES[@]}"
     check "each directory another user's" rows owner "${DIRECTORIES[@]}"
-    check "a socket of another user, or that leads elsewhere, is told nothing" sockets
+    check "nothing is sent to a socket of another user, or through a symbolic link" sockets
     check "a process that a file names is not signalled" a_process_named_in_a_file_is_not_signalled
     check "a session's mount stays in the store" a_sessions_mount_stays_in_the_store
-    check "a mount that karapace has not made stays" a_mount_of_others_stays
-    check "another user's store is read with --foreign-store, and nothing else" with_the_flag
+    check "a mount that karapace did not make stays" a_mount_of_others_stays
+    check "--foreign-store reads another user's store and does nothing else" with_the_flag
 fi
 [ "$ACTOR" = user ] || kill "$(cat "$TMPDIR/bystander")"
 finish_suite

@@ -50,7 +50,7 @@ by_fstab() {
     status_of 126 "$DIR/etc/true"
     refused mount "$DIR"
     unmounted_by umount
-    # The account's own store, for mount(8) hands on no HOME of a user's.
+    # The store of the user's account, because mount(8) does not pass on HOME.
     local where=''
     [ "$(getent passwd "$(id -u)" | cut -d: -f6)" = "$HOME" ] || where=,store=$STORE
     fstab "dev $DIR fuse.karapace user,exec$where 0 0"
@@ -93,7 +93,7 @@ remounts() {
     has_flag noexec
     refused touch "$DIR/etc/file"
     says 'Read-only file system'
-    # Commands that need no control file go on.
+    # Commands that need no control file still work.
     karapace commit dev
     mount -o remount,rw,exec,nodev "$DIR"
     has_flag rw
@@ -147,7 +147,7 @@ errors() {
     status_of 1 /sbin/mount.fuse.karapace dev
     status_of 1 /sbin/mount.fuse.karapace dev "$DIR" -N /proc/1/ns/mnt
     not_mounted "$DIR"
-    # All but the mount.
+    # Everything except the mount.
     "${helper[@]}" -f karapace+dev "$DIR"
     not_mounted "$DIR"
     "${helper[@]}" -s karapace+dev "$DIR" -o acl
@@ -184,7 +184,7 @@ if [ "$ACTOR" = root ]; then
     check "mount -o remount: ro, rw, flags" remounts
     check "a user's mount stays nosuid and nodev when root remounts it" remount_of_a_users
 else
-    check "remounting is root's" remount_is_roots
+    check "only root can remount" remount_is_roots
 fi
 check "unknown options, environments and directories; -f and -s" errors
 finish_suite

@@ -95,5 +95,5 @@ for seed in "${SEEDS[@]}"; do
     check "fsx on a large file of the lower view, commits beside it" exercise large "$seed" with_commits "$DIR"
     check "fsx on a large file that keeps its size, commits beside it" exercise kept "$seed" with_commits "$DIR"
 done
-check "what fsx left is there after a remount, and the image's files after a restore" outlives_the_mount
+check "files of fsx are the same after a remount, and the image's after a restore" outlives_the_mount
 finish_suite

@@ -137,5 +137,5 @@ index_stays_true() {
 need "an environment, and a history of 600 commits" setup
 check "import, switches, commits, rebase, worktree, gc, repack, fsck: the same tree" works_the_same
 check "clones linked, packed, shared and mirrored pass fsck" clones
-check "the index stays true over commit and remount; switches from the lower view" index_stays_true
+check "the index stays valid over commit and remount; switches from the lower" index_stays_true
 finish_suite

@@ -161,15 +161,15 @@ on() {
     umount "$PLACE"
     rm -f "$SCRATCH/$1.img"
 }
-# What the machine cannot do is said, loudly, and is no pass of its own.
+# File systems that the machine lacks are named in the output, and do not count as passed.
 supported() {
     command -v "mkfs.$1" >/dev/null || { echo "the package ${2} is not installed"; return 1; }
     grep -qw "$1" /proc/filesystems || modprobe "$1" 2>/dev/null || { echo "the kernel has no $1"; return 1; }
 }
 
-need "on ext4" on_ext4
-check "made in another order" shuffled
-check "written in several mounts" with_remounts
+need "imported and committed on ext4" on_ext4
+check "the same hashes: made in another order" shuffled
+check "the same hashes: written in several mounts" with_remounts
 check "with files full on the host that were sparse" full_instead_of_sparse
 check "with files sparse on the host that were full" sparse_instead_of_full
 check "under another umask, time zone and locale" other_surroundings

@@ -107,9 +107,9 @@ commits() {
 need "import and mount with --idmap" setup
 check "without the option the kernel refuses" without_option
 check "owners are shown as mapped" shown
-check "what is made belongs to who made it" creates
+check "new files belong to whoever made them" creates
 check "permissions are those of the mapped ids" permissions
-check "set-user-id goes as on ext4" set_id
+check "set-user-id is cleared as on ext4" set_id
 check "trusted attributes and ACLs" attributes
-check "no control directory, but the commands" commits
+check "no control directory, but commands work" commits
 finish_suite

@@ -159,20 +159,20 @@ interrupted() {
 
 need "two versions of an image" archives
 serve
-need "import by name is the archive's tree" by_name
-check "what is here is not downloaded again" asked_once
+need "import by name gives the archive's tree" by_name
+check "a cached image is not downloaded again" asked_once
 check "build of a manifest that names an image" from_a_manifest
-check "a newer version is taken, and the older archive goes" newer_version
-check "--locked tells that the image has changed" drift_is_told
+check "a newer version is downloaded, and the older archive removed" newer_version
+check "--locked reports that the image has changed" drift_is_told
 check "with the server gone: --offline, and only what was downloaded" offline
 serve
 check "bytes with another checksum are refused and not kept" wrong_checksum
-check "an unknown name is told with what there is" unknown_name
-check "what comes encoded is refused and not kept" encoded
-check "a signal ends a download that does not go on" interrupted
+check "an unknown name is reported with the available ones" unknown_name
+check "an encoded answer is refused and not kept" encoded
+check "a signal ends a stalled download" interrupted
 kill "$SERVER"
 serve 1000000
-check "a connection that breaks off every megabyte" broken_connections
-check "an address with its checksum" pinned_address
+check "a connection that breaks every megabyte" broken_connections
+check "a URL with a checksum" pinned_address
 kill "$SERVER"
 finish_suite

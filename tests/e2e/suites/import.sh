@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Imports of what other programs write: images by umoci and skopeo, from files, directories and pipes; uppers by overlayfs and fuse-overlayfs, sparse archives by
-# GNU tar. What they themselves make of it is the measure.
+# Imports of what other programs write: images by umoci and skopeo, from files, directories and pipes; uppers by overlayfs and
+# fuse-overlayfs, sparse archives by GNU tar. The result of these programs themselves is what the import is compared with.
 # runs as: root user
 # seconds: 40
 . "$(dirname "$0")/../checks.sh"
@@ -34,8 +34,8 @@ umoci_() {
     fi
 }
 
-# An image of five layers: files, deletions and changes, an opaque directory, whiteouts alone, a directory that was deleted and is
-# back.
+# An image of five layers: files, deletions and changes, an opaque directory, only whiteouts, a directory that was deleted and
+# added again.
 image() {
     mkdir -p "$WORK"
     umoci init --layout "$LAYOUT"
@@ -104,7 +104,7 @@ saved_early() {
     equal "base layer of the archive" "$(base_of layout)" "$(base_of early-tar)"
 }
 
-# Images of which parts alone are given: not in silence.
+# Incomplete images are refused or noted.
 parts_are_told() {
     karapace import "$LAYOUT/blobs" --name parts 2>"$TMPDIR/refused"
     says 'imported as a root filesystem, but has no bin, etc or usr'
@@ -135,7 +135,8 @@ layers_are_what_umoci_unpacks() {
 # env_of ENV: its env_id.
 env_of() { inspect "$1" 'd["env_id"]'; }
 
-# comes NAME COMMAND...: what the command gives, imported from a pipe, is what the image of the layout is.
+# comes NAME COMMAND...: the output of the command, imported from a pipe, must give the same as the
+# layout.
 comes() {
     local name=$1
     shift
@@ -162,7 +163,7 @@ from_pipes() {
     equal staged "" "$(staged)"
 }
 
-# What is no archive, or not all of one.
+# Input that is not an archive, or only part of one.
 broken_pipes() {
     local before pid
     before=$(objects)
@@ -274,7 +275,7 @@ fuse_overlay() {
     overlay fuse "fuse-overlayfs -o lowerdir=$WORK/lower,upperdir=upper,workdir=work merged" "fusermount3 -u merged"
 }
 
-# Nothing can be said of what was renamed from a place that is not below.
+# A directory that was renamed from a path that the lower lacks cannot be resolved.
 unresolved_is_refused() {
     mkdir -p "$WORK/unresolved/renamed"
     setfattr -n user.overlay.redirect -v /not/there "$WORK/unresolved/renamed"
@@ -309,7 +310,7 @@ sparse() {
 
 staged() { find "$STORE/store/staging" -mindepth 1; }
 
-# What would keep us waiting is told at once, wherever a file is asked for.
+# FIFOs and devices, which would block, are refused at once wherever a file is expected.
 no_file_is_told() {
     local project=$WORK/project
     mkdir -p "$project"
@@ -393,19 +394,19 @@ interruptions() {
 }
 
 need "umoci makes an image" image
-check "an image is what umoci unpacks" image_is_what_umoci_unpacks
+check "an image imports as umoci unpacks it" image_is_what_umoci_unpacks
 check "skopeo's docker-archive of it imports as it does" copies saved "docker-archive:$WORK/saved.tar:image:1" "$WORK/saved.tar"
 check "skopeo's oci-archive of it imports as it does" copies archive "oci-archive:$WORK/archive.tar:image" "$WORK/archive.tar"
 check "skopeo's dir: of it imports as it does" copied_directory
 check "what docker saved before 1.10 imports as it does" saved_early
-check "parts of an image are not taken in silence" parts_are_told
-check "whiteouts and hard links of every kind are what umoci unpacks" layers_are_what_umoci_unpacks
+check "incomplete images are refused or noted" parts_are_told
+check "whiteouts and hard links of every kind import as umoci unpacks them" layers_are_what_umoci_unpacks
 check "archives from pipes, FIFOs and standard input" from_pipes
 check "pipes that give no archive, or half of one" broken_pipes
 check "a damaged blob is refused by name" damaged_copy_is_refused
-check "FIFOs and devices in the place of files are told at once" no_file_is_told
+check "FIFOs and devices in place of files are refused at once" no_file_is_told
 if [ "$ACTOR" = root ]; then
-    check "a bomb of zeros takes no room" bomb_takes_no_room
+    check "a bomb of zeros takes no space" bomb_takes_no_room
 fi
 check "SIGTERM and SIGINT end an import and leave nothing" interruptions
 lower() { fixture "$WORK/lower" && karapace import "$WORK/lower" --name lower; }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The life of a mount: persistence over umount and kill -9, stale mounts, signals, one server an environment.
+# The life of a mount: persistence over umount and kill -9, stale mounts, signals, one server per
+# environment.
 # runs as: root user
 . "$(dirname "$0")/../checks.sh"
 ENV=life
@@ -141,7 +142,7 @@ PYTHON
     karapace mount "$ENV"
 }
 
-# Each request of the kernel is in the log of a server that is to tell: who asked, for what, and the answer.
+# At level trace the server logs each request of the kernel: who asked, for what, and the answer.
 requests_are_logged() {
     karapace umount "$ENV"
     local before log=$STORE/env
@@ -187,7 +188,7 @@ hung() {
     mkdir "$DIR/etc/asked for" 2>/dev/null &
     waiting=$!
     until_true 10 grep -qE '^[0-9]+ \(mkdir\) [SD]' "/proc/$waiting/stat"
-    # Whoever waits for it without force is told for what.
+    # A command that waits for it without force says what for.
     karapace umount "$ENV" 2>"$TMPDIR/waits" &
     local unforced=$!
     until_true 20 grep -q "process $server, is stopped.*umount --force" "$TMPDIR/waits"
@@ -198,7 +199,7 @@ hung() {
     grep -q "^killed its server ($server)" "$TMPDIR/forced"
     gone "$server"
     not_mounted "$DIR"
-    # What waited goes on.
+    # The process that waited continues.
     wait "$waiting" || true
     karapace mount "$ENV"
     as_worked
@@ -245,7 +246,7 @@ destroy_wants_it_unmounted() {
     equal "objects after destroy and gc" 0 "$(objects)"
 }
 
-# What is asked while the mount goes away is answered, by the server or without it.
+# Commands during an unmount are answered, by the server or without it.
 asked_while_it_ends() {
     local round one pids
     for round in $(seq 12); do
@@ -261,7 +262,7 @@ asked_while_it_ends() {
     done
 }
 
-# Detached while in use, it is served on: who has it is said at once.
+# Detached while in use, it is still served, and commands name its users at once.
 detached_while_in_use() {
     (cd "$DIR" && exec sleep 72003) &
     local user=$! start=$SECONDS
@@ -326,23 +327,23 @@ wrong_names_are_told() {
 
 need "a small environment, mounted" setup
 check "mount returns when the mount answers" mount_answers_at_once
-check "wrong names are refused by name" wrong_names_are_told
+check "unknown names are refused by name" wrong_names_are_told
 check "everything written is there after umount and mount" survives_umount
 check "everything written is there after kill -9; the stale mount is cleared" survives_kill
-check "what is asked while the mount goes away is answered" asked_while_it_ends
-check "detached while in use: who has it is said at once" detached_while_in_use
-check "a copy in another mount namespace is said at once" copied_elsewhere
+check "commands during an unmount are answered" asked_while_it_ends
+check "detached while in use: commands name its users at once" detached_while_in_use
+check "mounted in another mount namespace: commands say so at once" copied_elsewhere
 check "kill -9 while writing: every write that returned is there" killed_in_the_middle
 check "umount clears a stale mount" stale_mount_is_cleared_by_umount
-check "a second mount is refused and says where the first is" second_mount_is_refused
-check "mount in a directory of one's choice" elsewhere
+check "a second mount is refused, and the message has the first one's path" second_mount_is_refused
+check "mount on a chosen directory" elsewhere
 check "SIGTERM unmounts cleanly" ends_with TERM
 check "SIGINT unmounts cleanly" ends_with INT
 check "mount --foreground ends with SIGINT, status 0" foreground_ends_with_sigint
-check "requests and commands are logged where that is asked for" requests_are_logged
+check "requests and commands are logged on request" requests_are_logged
 check "umount of a mount in use is refused" busy_umount_is_refused
 check "a mount that hangs is ended by force, and nothing is lost" hung "$ENV"
-check "the same by its directory" hung "$DIR"
+check "a mount that hangs is ended by force, by its directory" hung "$DIR"
 [ "$ACTOR" != root ] || check "where the kernel lets it, it is cut off" hung_and_cut_off
 check "a mount in use is ended by force" forced_while_in_use
 check "destroy, then gc, leaves nothing" destroy_wants_it_unmounted

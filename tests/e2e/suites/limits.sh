@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a caller has about itself (limits, umask, nice, signals, OOM score, directory) is its command's: a server begins in a
-# state of its own, whoever starts it, and one session's is not another's.
+# The caller's process state (limits, umask, nice, signals, OOM score, directory) applies to its command only: a server
+# starts in a clean state, whoever starts it, and sessions do not affect each other.
 # runs as: root user
 # files: MINBASE
 # seconds: 40
@@ -35,7 +35,7 @@ stop() {
     until_true 10 no_server || karapace umount --force "$ENV"
 }
 
-# state PID: what a process has from who started it; who may not be asked for its directory keeps that to itself.
+# state PID: the state that a process inherited; its directory only if that may be read.
 state() {
     python3 - "$1" <<'PYTHON'
 import os, sys
@@ -57,7 +57,7 @@ except OSError:
 PYTHON
 }
 
-# as_clean KIND: the environment's server is as one that was begun by a clean caller.
+# as_clean KIND: the environment's server must be like one that a clean caller started.
 as_clean() {
     state "$(server_of "$ENV")" >"$TMPDIR/state"
     diff "$TMPDIR/clean.$1" "$TMPDIR/state" || wrong "the server has it from its caller (<: as it should be)"
@@ -97,7 +97,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD, signal.SIGXCPU})
 os.execvp(sys.argv[1], sys.argv[1:])' "$@"
 }
-# Of what an ordinary user cannot take back (a hard limit, nice) nothing can be expected; nor of root in some containers.
+# What an ordinary user, or root in some containers, cannot undo (a hard limit, nice) is not expected to be reset.
 lifts_hard_limits() { (ulimit -f 1000 && ulimit -f unlimited) 2>/dev/null; }
 CALLERS=(soft-limits umask-077 umask-000 oom-score ignored blocked deleted busy)
 [ "$ACTOR" = user ] || CALLERS+=(nice)
@@ -183,7 +183,7 @@ processor_time() {
 # Processor time of a process in hundredths of a second.
 used() { python3 -c 'import sys; f = open(f"/proc/{sys.argv[1]}/stat").read().rsplit(")", 1)[1].split(); print(int(f[11]) + int(f[12]))' "$1"; }
 
-# The command has what the caller has, as one that is run beside karapace.
+# The command inherits the caller's state, like one that is run without karapace.
 of_the_caller() {
     local what script
     # shellcheck disable=SC2016 # for the shell inside
@@ -206,7 +206,7 @@ own_limit() {
     karapace exec "$ENV" -- sh -c 'head -c 4000000 /dev/zero >/root/over; [ "$(stat -c %s /root/over)" = 4000000 ]; rm /root/over'
 }
 
-# The first session's caller is in a sorry state; the second's is not.
+# The first session's caller has every restriction; the second's has none.
 beside_another() {
     trap stop EXIT
     local what
@@ -225,24 +225,24 @@ beside_another() {
     done
 }
 
-need "a Debian, and how its server is when all is well" setup
+need "a Debian, and the state of its server without limits" setup
 check "a write of 8 MiB through a mount that was made with ulimit -S -f 1000" large_write '-S -f 1000'
-check "and with ulimit -f 1000" large_write '-f 1000'
+check "a write of 8 MiB through a mount that was made with ulimit -f 1000" large_write '-f 1000'
 check "a mount that was made with ulimit -t 1 outlives a second" processor_time
 for what in "${CALLERS[@]}"; do
-    check "mount by a caller with $what: the server is as ever" clean_mount "$what"
+    check "mount by a caller with $what: the server is unaffected" clean_mount "$what"
 done
 check "the server ignores SIGXFSZ" ignores_the_limit_signal
 for what in soft-limits umask-077 ignored blocked all-at-once; do
-    check "exec by a caller with $what: the server is as ever" clean_session exec "$what"
+    check "exec by a caller with $what: the server is unaffected" clean_session exec "$what"
 done
-check "enter by a caller with all-at-once: the server is as ever" clean_session enter all-at-once
-check "mount --all by a caller with all-at-once: the servers are as ever" clean_all all-at-once
-check "the command has what its caller has" of_the_caller
-check "a limit that a command hits is its own" own_limit
-check "what one session's caller has reaches no other session" beside_another
-# Last, for where it fails what it has begun stays.
-check "mount by a caller that ignores SIGCHLD: the server is as ever" clean_mount no-children
-check "exec by a caller that ignores SIGCHLD: the server is as ever" clean_session exec no-children
-check "the store is sound" karapace verify-store
+check "enter by a caller with all-at-once: the server is unaffected" clean_session enter all-at-once
+check "mount --all by a caller with all-at-once: the servers are unaffected" clean_all all-at-once
+check "the command has its caller's limits" of_the_caller
+check "a limit stops only the command that reaches it" own_limit
+check "one session's limits do not reach another session" beside_another
+# Last, because if it fails, what it started stays.
+check "mount by a caller that ignores SIGCHLD: the server is unaffected" clean_mount no-children
+check "exec by a caller that ignores SIGCHLD: the server is unaffected" clean_session exec no-children
+check "the store is intact" karapace verify-store
 finish_suite

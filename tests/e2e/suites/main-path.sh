@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The job end to end on a real Debian: import, mount, write, commit, delete and change, restore, exec, unmount.
+# The main use from start to end on a real Debian: import, mount, write, commit, delete and change, restore,
+# exec, unmount.
 # runs as: root user
 # files: MINBASE
 # seconds: 40

@@ -136,7 +136,7 @@ repository() {
         pacman_package broken 1.0-1 'post_install() { echo "broken sets itself up"; false; }'
         index greet-common-1.0-1-any.pkg.tar.zst broken-1.0-1-any.pkg.tar.zst
     elif [ ! -d "$REPO/rpm/noarch" ]; then
-        # What scripts run by is a dependency, which nothing of the base provides.
+        # The interpreter of scripts is a dependency that nothing in the base provides.
         rpm_package greet-common 1.0 'Provides: /bin/sh'
         rpm_package zero 1.0 'Epoch: 0'
         rpm_package broken 1.0 '%post' 'echo "broken sets itself up"; exit 1'
@@ -189,7 +189,7 @@ says_which_version_is_gone() {
     cmp "$LOCK" "$TMPDIR/newer"
     karapace destroy -y dev
 }
-# fails PACKAGE PATTERN: it is not built, for a reason that is said; lock file and environments are what they were.
+# fails PACKAGE PATTERN: the build must fail with this reason, and leave the lock file and environments unchanged.
 fails() {
     manifest greet "$1"
     cp "$LOCK" "$TMPDIR/lock"
@@ -250,14 +250,14 @@ for pair in dnf=fedora zypper=opensuse-leap pacman=arch; do
     MANAGER=${pair%=*} DISTRIBUTION=${pair#*=} IMAGE=$TMPDIR/${pair#*=}.tar POOL=rpm
     [ "$MANAGER" != pacman ] || POOL=pacman
     need "$MANAGER: a repository, and an image of $DISTRIBUTION" repository
-    need "$MANAGER installs a package with what it needs; its exact version is locked" installs_and_locks
-    need "$MANAGER: the locked version is installed beside a newer one, --update takes that" keeps_the_locked_version
-    check "$MANAGER: a version that is gone is named, and changes nothing" says_which_version_is_gone
+    need "$MANAGER installs a package with its dependencies; its exact version is locked" installs_and_locks
+    need "$MANAGER: the locked version is installed although a newer one exists; --update installs the newer one" keeps_the_locked_version
+    check "$MANAGER: a version that is no longer available is named, and changes nothing" says_which_version_is_gone
     check "$MANAGER: a missing package fails and changes nothing" missing_fails
-    check "$MANAGER: of a package whose script fails it is told" broken_is_told
+    check "$MANAGER: a package whose script fails is noted" broken_is_told
     check "$MANAGER: rebuild, and with --update" rebuilds
     [ "$MANAGER" = pacman ] || check "$MANAGER: names with an architecture, an epoch of zero" names_and_epochs_of_rpm
     [ "$(environments)" = '[]' ] || karapace destroy -y --snapshots updated
 done
-check "the store is whole" karapace verify-store
+check "the store is intact" karapace verify-store
 finish_suite

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Programs of an environment in the desktop's menu: what a hostile image says of its programs, what becomes of the files, and what
-# another user sees meanwhile.
+# Programs of an environment in the desktop's menu: what a hostile image can put there, what happens to the files, and what
+# another user can see meanwhile.
 # runs as: root user
 # files: MINBASE
 . "$(dirname "$0")/../checks.sh"
 MENU=$HOME/.local/share/applications
 APPS=$MOUNTS/dev/usr/share/applications
-# Each of the programs that must not run on the host makes this.
+# Any program that must not run on the host creates this file.
 export MARK=$TMPDIR/mark
 
 # entry NAME LINE...: a .desktop file in the environment with these lines.
@@ -57,7 +57,8 @@ arguments_arrive() {
     [ ! -e "$MARK" ]
 }
 
-# passes_not LINE REASON: with this line behind a proper beginning it is refused, and nothing written.
+# passes_not LINE REASON: a file with this line after a valid start must be refused, and nothing
+# written.
 passes_not() {
     printf '%b' "$1" >"$APPS/bad.desktop"
     refused karapace export-app dev bad
@@ -134,7 +135,7 @@ names_do_not_decide() {
     entry x-show 'Exec=show x'
     karapace umount dev
     karapace export-app dev x-show
-    # That is also what show of dev-x would be called.
+    # The program `show` of dev-x would have the same file name.
     refused karapace export-app dev-x show
     says 'of the environment dev in '
     karapace destroy -y --snapshots dev-x
@@ -240,15 +241,15 @@ nobody_reaches_a_session() {
 }
 
 need "setup" setup
-check "arguments arrive as they are written, quoted anew" arguments_arrive
-check "hostile .desktop files are refused with the line" hostile_files_are_refused
-check "what passes runs inside, also where a shell is given the line" what_passes_runs_inside
+check "arguments arrive as they are written, quoted again" arguments_arrive
+check "hostile .desktop files are refused with the line number" hostile_files_are_refused
+check "what is accepted runs inside, even if a desktop gives the line to a shell" what_passes_runs_inside
 if [ "$ACTOR" = root ]; then
     check "export-app mounts nothing that another user could see" nobody_sees_an_export
     check "another user gets into no session's mount, whatever XDG_RUNTIME_DIR is" nobody_reaches_a_session
 fi
-check "files are an environment's and a store's by what they say" names_do_not_decide
+check "files belong to the environment and store that they name" names_do_not_decide
 check "exported programs follow a rename" they_follow_a_rename
-check "and outlive a rebuild" they_outlive_a_rebuild
-check "and go with the environment, they alone" they_go_with_the_environment
+check "exported programs survive a rebuild" they_outlive_a_rebuild
+check "destroy removes the environment's exported programs, and no others" they_go_with_the_environment
 finish_suite

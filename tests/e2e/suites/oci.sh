@@ -197,11 +197,11 @@ check "streams and arguments" streams
 check "what is there inside" inside
 check "writes inside are the environment's" writes
 check "signals go through" signals
-check "nothing stays behind, nor after kill -9" nothing_stays
+check "nothing is left behind, even after kill -9" nothing_stays
 check "enter on a terminal: its size, Ctrl-C, status" terminal
 check "a second session" joined
 check "an environment that is not mounted" unmounted
 check "the ids of the user, when it is not mounted" ids
 check "--home ro: root inside cannot make it writable" stays_read_only
-check "no runtime on PATH is told" no_runtime
+check "a missing runtime is reported" no_runtime
 finish_suite

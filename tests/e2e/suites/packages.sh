@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# dpkg and rpm install, upgrade, check and remove in the mount what they do on ext4.
+# dpkg and rpm install, upgrade, check and remove packages in the mount as on ext4.
 # runs as: root user
 # files: MINBASE DEBS
 # seconds: 50
@@ -7,7 +7,7 @@
 ENV=packages
 DIR=$MOUNTS/$ENV
 ROOTFS=$PLAIN/rootfs
-# Scripts give files the time at which they run. An ordinary user has one id on ext4, where the mount keeps each.
+# Scripts set the current time on files. An ordinary user has one id on ext4, while the mount keeps all ids.
 COMPARED=(--no-times)
 [ "$ACTOR" = root ] || COMPARED+=(--no-owners)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What of the host a session sees: as the manifest and the command line ask, and no more.
+# What a session sees of the host: what the manifest and the command line request, and no more.
 # runs as: root user
 # files: MINBASE
 . "$(dirname "$0")/../checks.sh"
@@ -62,7 +62,7 @@ refusals() {
     manifest '[mounts]' 'data = "./:/dev/data"'
     refused karapace build --name outside
     says 'mounts.data: /dev/data: nothing can be mounted on or below /dev'
-    # What has become another thing since is refused before anything runs.
+    # A path that has become something else since the build is refused before anything runs.
     local status=0
     mkdir "$PROJECT/turned" "$HOME/mine-too"
     manifest '[mounts]' "data = \"$PROJECT/turned:/data\"" 'home = "~/mine-too:/mine-too"'
@@ -154,7 +154,7 @@ limits_are_told() {
     manifest '[runtime.resource_limits]' 'memory_limit_mb = 64' 'cpu_shares = 512'
     karapace build --name limited >/dev/null
     equal output ran "$(karapace exec limited -- echo ran 2>"$TMPDIR/said")"
-    # Where they are enforced nothing is said.
+    # If they are enforced, there is no message.
     if [ -s "$TMPDIR/said" ]; then
         has 'resource_limits are not enforced: ' <"$TMPDIR/said"
         echo "note: $(tail -n1 "$TMPDIR/said")"
@@ -173,15 +173,15 @@ mock() {
 need "an environment with mounts and no network" setup
 check "host mounts of the manifest" host_mounts
 check "sessions leave no trace of their mounts" no_trace
-check "a host path that is missing is told" missing_is_told
+check "a missing host path is reported" missing_is_told
 check "mounts that the policy refuses" refusals
 check "network isolation" isolated_network
 check "the host name resolves" names
 check "--home private, share and ro" homes
-check "variables that never go in" variables
+check "variables that are never passed on" variables
 check "no devices but the usual" devices
-check "system calls are filtered, but for --privileged" filtered
-check "a second session is bound as the first" joined
-check "resource limits are enforced or told" limits_are_told
+check "system calls are filtered, except with --privileged" filtered
+check "a second session is restricted like the first" joined
+check "resource limits are enforced, or a warning is printed" limits_are_told
 check "the mock backend says what it would run" mock
 finish_suite

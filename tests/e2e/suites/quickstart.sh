@@ -25,5 +25,5 @@ again() {
 }
 
 need "scripts/quickstart" quickstart
-check "again: mounted, and not mounted; nothing of mine is lost" again
+check "again, mounted and not mounted: nothing is lost" again
 finish_suite

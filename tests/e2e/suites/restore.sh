@@ -40,7 +40,7 @@ diff_is_exact() {
     rm "$DIR/etc/deleted"
     rm -r "$DIR/usr/share/doc/many"
     mv "$DIR/etc/hostname" "$DIR/etc/hostname.moved"
-    # What comes and goes is no difference; nor is what is as it was.
+    # A file that was created and removed is no difference; nor is one that is unchanged.
     echo x >"$DIR/etc/brief"
     rm "$DIR/etc/brief"
     cp -p "$DIR/usr/bin/hello" "$DIR/etc/hello.copy"
@@ -91,7 +91,7 @@ restores_each_attribute() {
     ctl "$ENV" "restore $(cat "$TMPDIR/third")"
     same_tree "$PLAIN/fixture" "$DIR" times
     equal "hard links" "$(stat -c %i "$DIR/etc/keep")" "$(stat -c %i "$DIR/etc/keep-too")"
-    # A hole is no zeros on the disk's account: the sparse file's blocks.
+    # Holes occupy no space: the blocks of the sparse file.
     [ "$(stat -c %b "$DIR/srv/data/sparse")" -lt 1000 ] || wrong "the hole was filled"
 }
 
@@ -108,7 +108,7 @@ uncommitted_changes_are_committed_first() {
     ctl "$ENV" "restore $(cat "$TMPDIR/third")"
 }
 
-# What make made of a file is made anew once a restore of paths brings another one in its place, mounted or not.
+# make rebuilds what depends on a file that a restore of paths replaced, whether mounted or not.
 make_builds_anew() {
     local dir=$DIR/srv/build hash before how
     mkdir "$dir"
@@ -129,7 +129,7 @@ make_builds_anew() {
         equal "$how, made of what was restored" "one other" "$(tr '\n' ' ' <"$dir/out" | sed 's/ $//')"
         equal "$how, touched" 1 "$(json "$TMPDIR/outcome" 'd["touched"]')"
         equal "$how, what did not differ" "$before" "$(stat -c '%n %y %z %i' "$dir/other" "$dir/Makefile")"
-        # Once more nothing differs, and the time does not go back behind what was made.
+        # The second restore finds no difference, and does not set the time back.
         karapace restore "$ENV" "$hash" -- /srv/build/in
         make -q -C "$dir"
         [ "$dir/in" -nt "$dir/other" ]
@@ -234,11 +234,11 @@ need "an environment with one of everything" setup
 check "the import shows every attribute" imported_whole
 check "diff lists exactly what was added, modified and deleted" diff_is_exact
 check "after commit diff is empty" commit_empties_diff
-check "restore of the base brings all of it back" restores_base
+check "restore of the base restores everything" restores_base
 check "restore brings back mode, owner, times, xattrs, links, holes" restores_each_attribute
 check "restore over uncommitted changes commits them first" uncommitted_changes_are_committed_first
-check "make builds anew what it made of what a restore of paths replaced" make_builds_anew
-check "times are kept or present, as asked for" times_are_kept_or_present_on_request
+check "make rebuilds what depends on files that a restore of paths replaced" make_builds_anew
+check "times are kept or set to the current time, as requested" times_are_kept_or_present_on_request
 check "a running program sees the restore; its open file does not" running_program_sees_restore
 check "programs inside exec see it, and their /proc and /dev stay" mounts_inside_stay
 check "what root mounted inside stays" host_mount_inside_stays

@@ -13,11 +13,11 @@ cd "$PROJECT" || exit 1
 mkdir -p "$HOME/bin" "$HOME/outside"
 cp "$(command -v karapace)" "$HOME/bin/karapace"
 PATH=$HOME/bin:$PATH
-# What a caller may have about itself: a secret among its variables, and a directory of the host that is open.
+# What a caller may hold: a secret in a variable, and an open directory of the host.
 export SECRET_CANARY="canary-$$-$RANDOM$RANDOM"
 exec 7<"$HOME/outside"
-# Who the hostile program is inside. Root inside a session of root's is no stranger to the host (docs/SECURITY.md), so there
-# it is somebody else; what karapace takes care not to bring in is looked for as root as well.
+# Who the hostile program is inside. Root in a session of root is root on the host too (docs/SECURITY.md), so there it runs
+# as another user; what karapace keeps out of sessions is also looked for as root.
 HOSTILE=(--user 0)
 [ "$ACTOR" = user ] || HOSTILE=(--user www-data)
 SESSIONS=$TMPDIR/sessions
@@ -32,12 +32,12 @@ setup() {
     karapace build --name boxed
     place boxed
 }
-# place ENV: brings the program in, and one that the hostile program must find, which shows that it finds anything.
+# place ENV: copies the program in, and a decoy that it must find, which shows that it can find anything.
 place() {
     karapace exec "$1" -- sh -euc 'cd /usr/local/bin; cat >poll; cp /usr/bin/sleep karapace-decoy; chmod 755 poll karapace-decoy' <"$TMPDIR/poll"
 }
 
-# attack NAME ENV OPTION...: begins a session that runs the hostile program; what it says goes to a file of that name.
+# attack NAME ENV OPTION...: starts a session that runs the hostile program; its output goes to a file of that name.
 attack() {
     local loot=$TMPDIR/loot.$1 env=$2
     shift 2
@@ -47,10 +47,10 @@ attack() {
     echo $! >"$TMPDIR/hostile.pid"
     until_true 30 is_ready "$loot" || { cat "$TMPDIR/hostile.err"; return 1; }
 }
-# The last that was begun is ready.
+# Waits until the last one started is ready.
 is_ready() { [ "$(grep -cx ready "$1")" = "$(grep -cx begin "$1")" ]; }
 
-# over ENV: ends all sessions, the hostile one among them, which does not mind SIGTERM.
+# over ENV: ends all sessions, including the hostile one, which ignores SIGTERM.
 over() {
     karapace stop --time 0 "$1"
     wait "$(cat "$TMPDIR/hostile.pid")" || true
@@ -136,7 +136,7 @@ as_root_of_roots() {
     over "$ENV"
 }
 
-# found KINDS [NAME...]: what the hostile program has got, of these kinds and in these parts, beside the decoy.
+# found KINDS [NAME...]: what the hostile program found, of these kinds and in these parts, except the decoy.
 found() {
     local kinds=$1 name
     shift
@@ -182,12 +182,12 @@ check "sessions on a terminal" on_a_terminal
 check "sessions that are stopped" stopping
 check "sessions on a host mount" on_a_host_mount
 check "sessions of the oci backend" with_a_runtime
-check "the hostile program finds what is open to it" finds_the_decoy
+check "the hostile program finds what it can access" finds_the_decoy
 check "the sessions of others were not disturbed" undisturbed
 check "no variable of a caller is read" nothing environ
 check "no descriptor of a caller is read or opened" nothing fd
-check "karapace's program is not opened, and its mode is as it was" program_unchanged
-check "no process of karapace is looked into" nothing 'memory|adjust'
+check "karapace's program is not opened, and its mode is unchanged" program_unchanged
+check "no process of karapace is inspected" nothing 'memory|adjust'
 check "no process of karapace is traced" nothing trace
 check "nothing is typed into a caller's terminal" nothing inject
 check "nothing at all: joining" nothing "$ANY" joins
@@ -197,9 +197,9 @@ check "nothing at all: the process that sends SIGTERM inside" nothing "($ANY) ([
 check "nothing at all: on a host mount" nothing "$ANY" mounted
 check "nothing at all: the oci backend" nothing "$ANY" oci
 if [ "$ACTOR" = root ]; then
-    check "sessions of root's, with root looking on" as_root_of_roots
+    check "sessions of root, with root watching" as_root_of_roots
     check "root inside reads no variable of root's caller" nothing environ root
     check "root inside finds no descriptor of root's caller" nothing 'fd [0-9]+ [^ ]+ descriptor [0-9]+ is the' root
 fi
-check "the store is sound" karapace verify-store
+check "the store is intact" karapace verify-store
 finish_suite

@@ -12,11 +12,12 @@ setup() { karapace import "$MINBASE_TAR" --name "$ENV"; }
 x() { karapace exec "$ENV" -- "$@"; }
 state() { inspect "$ENV" 'd["state"]'; }
 idle() { [ "$(state)" = Built ]; }
-# sleeping MARK: how many processes of the machine sleep that long. Marks are numbers of seconds nobody else sleeps.
+# sleeping MARK: how many processes of the machine sleep that long. Marks are numbers of seconds that no other
+# process sleeps.
 sleeping() { pgrep -fxc "sleep $1" || true; }
 none_sleeps() { [ "$(sleeping "$1")" = 0 ]; }
 sleeps() { [ "$(sleeping "$1")" = "$2" ]; }
-# The process that serves the sessions, and is not to stay.
+# The server of the sessions, which must end with them.
 no_server() { [ "$(inspect "$ENV" 'd["mount"]')" = None ]; }
 
 # begin MARK: a session that sleeps; its process id in $!.
@@ -197,7 +198,7 @@ host_mount_stays() {
     wait "$first" || true
     mounted "$DIR"
     equal "goes on" there "$(x echo there)"
-    # What is killed takes its inside along, also here.
+    # Killing the server ends the inside, here too.
     begin 71011
     first=$!
     kill -KILL "$first"
@@ -241,7 +242,7 @@ large_stream() {
     equal "1 GiB" "$(head -c 1073741824 /dev/zero | sha256sum)" "$(cat "$TMPDIR/streamed")"
 }
 
-# other COMMAND...: as a user who has no ids of its own.
+# other COMMAND...: runs it as a user without a range of ids.
 other() {
     setpriv --reuid=54322 --regid=54322 --clear-groups --inh-caps=-all \
         env HOME="$TMPDIR/other" USER=other LOGNAME=other "$@"
@@ -269,8 +270,8 @@ check "apt-get installs a package with setgid files and system users" packages
 check "a second session joins the first: processes, namespaces, users, statuses" joined
 check "a session with other options is refused" other_options
 check "meanwhile a mount is refused; commit, diff and restore work" mount_refused
-check "the first session ends, the second goes on" first_leaves
-check "kill -9 takes its own session only; of all, everything" killed
+check "the first session ends, the second keeps running" first_leaves
+check "kill -9 ends only its own session; killing all ends everything" killed
 check "stop: SIGTERM, then SIGKILL; nothing survives" stopped
 check "stop leaves a host mount alone" host_mount_stays
 check "as oneself: name, ids, home, and files that belong to one" as_oneself
@@ -278,5 +279,5 @@ check "as oneself, in one's own home directory" as_oneself_at_home
 check "umount --force ends sessions whose mount hangs" forced
 check "1 GiB through exec, with flat memory" large_stream
 [ "$ACTOR" != root ] || check "a user without ids of its own has one, and -v says why" without_ids
-check "the store is sound" karapace verify-store
+check "the store is intact" karapace verify-store
 finish_suite

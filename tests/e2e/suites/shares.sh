@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sessions that share a directory of the host in which the store, the runtime directory or their sockets are: neither can be
-# seen nor asked from inside (hostile/connect.c).
+# Sessions that share a directory of the host which contains the store or the runtime directory: neither can be seen from
+# inside, and their sockets do not answer (hostile/connect.c).
 # runs as: root user
 # files: MINBASE
 . "$(dirname "$0")/../checks.sh"
@@ -81,13 +81,13 @@ asked_at_home() {
     karapace exec --home "$2" "$1" -- "$HOME/bin/connect" "$HOME" "$STORE"/env/*/control.sock >"$TMPDIR/asked"
     unanswered "$TMPDIR/asked"
 }
-# What covers the store can be taken away by root inside, who mounts as it likes there: who asks is looked at besides.
+# Root inside can unmount what covers the store, so the server also checks who asks.
 asked_uncovered() {
     karapace exec --home "$2" "$1" -- sh -c 'umount -l "$1"; umount -l "$2"; umount -l "$3/karapace"; shift 3; exec "$@"' - \
         "$STORE" "$STORE/env" "$XDG_RUNTIME_DIR" "$HOME/bin/connect" "$HOME" "$STORE"/env/*/control.sock >"$TMPDIR/asked" 2>/dev/null
     unanswered "$TMPDIR/asked"
 }
-# Root inside may mount what it likes, and change its mounts: not that one.
+# Root inside can mount and change its own mounts, but not this one.
 stays_read_only() {
     karapace exec --home ro "$1" -- sh -c '
         touch "$1/written" && exit 1
@@ -100,7 +100,7 @@ stays_read_only() {
     grep -qx 'done' "$TMPDIR/tried"
     if grep 'written by' "$TMPDIR/tried"; then wrong "it was written to by another mount"; fi
     grep -qi 'not permitted\|denied\|read-only' "$TMPDIR/tried"
-    # Without it mounts are changed as ever.
+    # Without this option mounts can be changed as usual.
     karapace exec "$1" -- sh -c 'mount -t tmpfs none /mnt && mount -o remount,ro /mnt && ! touch /mnt/x'
 }
 control_directory() {
@@ -170,10 +170,10 @@ below() {
 need "environments, and a socket that answers outside" setup
 check "--home ro: neither the store nor the runtime directory is seen" seen_at_home "$ENV" ro
 check "--home ro: no socket of karapace's answers" asked_at_home "$ENV" ro
-check "--home ro: nor when root inside takes away what covers the store" asked_uncovered "$ENV" ro
+check "--home ro: no socket answers after root inside unmounts the cover" asked_uncovered "$ENV" ro
 check "--home share: neither the store nor the runtime directory is seen" seen_at_home "$ENV" share
 check "--home share: no socket of karapace's answers" asked_at_home "$ENV" share
-check "--home share: nor when root inside takes away what covers the store" asked_uncovered "$ENV" share
+check "--home share: no socket answers after root inside unmounts the cover" asked_uncovered "$ENV" share
 check "--home ro: root inside cannot make it writable" stays_read_only "$ENV"
 check "--home share: the control directory of another mount" control_directory "$ENV"
 check "--home share: karapace inside fails clearly" nested "$ENV"
@@ -183,11 +183,11 @@ check "[mounts] of a directory in the store" below
 need "a host mount" karapace mount "$ENV"
 check "on a host mount, --home ro: neither is seen" seen_at_home "$ENV" ro
 check "on a host mount, --home ro: no socket answers" asked_at_home "$ENV" ro
-check "on a host mount, --home ro: nor when the cover is taken away" asked_uncovered "$ENV" ro
+check "on a host mount, --home ro: no socket answers after the cover is unmounted" asked_uncovered "$ENV" ro
 check "on a host mount, --home share: neither is seen" seen_at_home "$ENV" share
 check "on a host mount, --home share: no socket answers" asked_at_home "$ENV" share
-check "on a host mount, --home share: nor when the cover is taken away" asked_uncovered "$ENV" share
+check "on a host mount, --home share: no socket answers after the cover is unmounted" asked_uncovered "$ENV" share
 check "on a host mount: the control directory of another mount" control_directory "$ENV"
 check "on a host mount: karapace inside fails clearly" nested "$ENV"
-check "the store is sound" karapace verify-store
+check "the store is intact" karapace verify-store
 finish_suite

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a snapshot costs and who holds what: chosen and ignored paths, names, chains with snapshots taken out of them, and files
-# that are large, many or mostly holes.
+# What snapshots cost and contain: chosen and ignored paths, names, chains with snapshots removed, and files that are large,
+# many or mostly holes.
 # runs as: root user
 # seconds: 120
 . "$(dirname "$0")/../checks.sh"
@@ -63,7 +63,7 @@ refuses_what_is_not_there() {
     printf 'A /etc/one\nA /etc/two\n' | diff - "$DIR/.karapace/diff"
 }
 
-# Under a program that has the file open and stands in its directory.
+# While a program has the file open and works in its directory.
 restores_chosen_paths() {
     mkfifo "$TMPDIR/go" "$TMPDIR/ready"
     echo other >"$DIR/etc/changed.new"
@@ -75,7 +75,7 @@ restores_chosen_paths() {
     echo go >"$TMPDIR/go"
     wait $!
     equal seen "to be changed other to be deleted" "$(tr '\n' ' ' <"$TMPDIR/seen" | sed 's/ $//')"
-    # The other content was saved, and the rest is as it was.
+    # The replaced content was saved, and everything else is unchanged.
     has 'uncommitted changes are in' <"$TMPDIR/message"
     equal saved other "$(cat "$DIR/.karapace/snapshots/$(inspect "$ENV" 'd["head"]')/etc/changed")"
     karapace diff "$ENV" | has '^A /etc/one$'
@@ -266,15 +266,15 @@ named_snapshots_go_only_when_told() {
 }
 
 need "an environment" setup
-check "commit of chosen paths, with what a link leads to and all names of an inode" commits_chosen_paths
-check "a path that is not there, or has '..', changes nothing" refuses_what_is_not_there
+check "commit of chosen paths, with link targets and all names of an inode" commits_chosen_paths
+check "a path that does not exist, or has '..', changes nothing" refuses_what_is_not_there
 check "restore of chosen paths, under a program" restores_chosen_paths
 check "names, prefixes, ~k, latest, head, base; what cannot be removed" names_and_references
-check "of a chain of 20 every second is removed; gc; the others are byte-equal" chain
-check "what the manifest ignores enters no snapshot and stays over a restore" ignored_paths
+check "every second snapshot of 20 is removed; gc; the others are byte-equal" chain
+check "paths that the manifest ignores are in no snapshot, and survive a restore" ignored_paths
 if [ "$ACTOR" = root ]; then
-    check "one byte of 1 GiB costs less than 1 MiB, and not the time of its size" one_byte_of_1_gib
-    check "one of 50,000 files costs less than 1 MiB, and 5% of the time" many_files
+    check "changing one byte of 1 GiB costs less than 1 MiB, and no time proportional to its size" one_byte_of_1_gib
+    check "changing one of 50,000 files costs less than 1 MiB, and 5% of the time" many_files
     check "1 TiB of holes is committed and restored in seconds and a few MiB" one_tebibyte_of_holes
 fi
 check "destroy keeps snapshots that have a name unless --snapshots" named_snapshots_go_only_when_told

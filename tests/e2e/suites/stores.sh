@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stores that are not as they should be: read-only, full, another user's, in parts, of another format, used by another host. Each
-# is told with what to do about it, and nothing is changed.
+# Stores with a problem: read-only, full, another user's, incomplete, of another format, used by another host. The message says
+# what to do, and nothing is changed.
 # runs as: root user
 # seconds: 30
 . "$(dirname "$0")/../checks.sh"
@@ -84,7 +84,7 @@ full() {
     inside on_a_full_file_system
 }
 
-# What is lost is missed, and not made anew as if nothing had been in it.
+# A lost directory is reported, and not created again as if it had been empty.
 parts_are_missing() {
     local gone before
     for gone in store/objects store/layers store/metadata env; do
@@ -144,7 +144,7 @@ places() {
     karapace --store "$long" umount dev
 }
 
-# The lock of a host is a mark in a file; here it is another one's.
+# A host marks the store as in use in a file; here the mark is another host's.
 another_host() {
     copy_of shared
     local mark=$KARAPACE_STORE/store/.host before
@@ -164,7 +164,7 @@ another_host() {
     rm "$mark"
     karapace mount dev "$TMPDIR/mnt"
     [ -s "$mark" ] || wrong "no mark while a mount is served"
-    # Killed: its own mark is no obstacle.
+    # After a kill, this host's own mark is no obstacle.
     server=$(server_of dev)
     kill -KILL "$server"
     until_true 60 gone "$server"
@@ -191,14 +191,14 @@ owners() {
         says 'belongs to root'
         says '\-\-store'
     else
-        # What nobody may write into, though all may read it.
+        # A store that everybody can read, but nobody can write.
         [ "$(stat -c %u /usr/share)" = 0 ] || wrong "no directory of root's"
         refused karapace --store /usr/share list
         says 'belongs to root'
     fi
 }
 
-# With --store, the variable, and as the default; what a reading or acting command meets is left as it is.
+# With --store, the variable, and the default; commands that need a store create nothing.
 missing_store() {
     local command empty=$TMPDIR/empty typo=$TMPDIR/typo/store
     mkdir "$empty"
@@ -224,7 +224,7 @@ missing_store() {
     karapace --store "$typo" doctor || true
     status_of 1 karapace --json --store "$typo" list 2>"$TMPDIR/said"
     has '"kind":"not-found"' <"$TMPDIR/said"
-    # The user's own, which need not be there.
+    # The user's default store, which need not exist.
     mkdir "$TMPDIR/newcomer"
     export HOME=$TMPDIR/newcomer
     unset KARAPACE_STORE XDG_DATA_HOME
@@ -238,19 +238,20 @@ missing_store() {
     says "there is no store at $HOME/.local/share/karapace"
     equal "the home directory" "" "$(ls -A "$HOME")"
     [ ! -e "$TMPDIR/typo" ] || wrong "something made a directory"
-    # What begins one.
+    # Commands that create a store.
     karapace --store "$typo" import "$BASE" --name dev
     karapace --store "$typo" list | has dev
 }
 
-# Where the kernel does not ask for a sync of the whole: files are synced one by one, and it is said.
+# If one sync of the whole file system is not reliable, files are synced one by one, and a remark
+# says so.
 on_a_fuse_file_system() {
     local through=$TMPDIR/through env
     mkdir -p "$TMPDIR/below" "$through" "$TMPDIR/mnt"
     bindfs --no-allow-other "$TMPDIR/below" "$through"
     export KARAPACE_STORE=$through/store
     karapace import "$BASE" --name dev
-    # Warnings are none of its failures; what else this machine lacks is not the question.
+    # Warnings do not count, nor does anything else that this machine lacks.
     karapace doctor >"$TMPDIR/refused" 2>&1 || true
     says 'file system.*fuse.*each file is synced separately.*depends on its FUSE server'
     karapace mount dev "$TMPDIR/mnt" 2>"$TMPDIR/refused"
@@ -279,7 +280,7 @@ on_a_fuse_file_system() {
     umount "$through" 2>/dev/null || fusermount3 -u "$through"
 }
 
-# What is good is not talked about.
+# A good file system gets no remark.
 on_a_known_file_system() {
     copy_of known
     karapace doctor >"$TMPDIR/refused" 2>&1 || true
@@ -297,14 +298,14 @@ on_a_known_file_system() {
 }
 
 need "an environment" setup
-check "a store that is not there is not made by commands that act on one" missing_store
-check "a store on a read-only file system is read, and nothing else" read_only
-check "a store on a full file system says so, stays whole, and goes on when there is room" full
-check "directories that are missing are missed, or made again where nothing was lost" parts_are_missing
+check "commands that need a store do not create one" missing_store
+check "a store on a read-only file system can only be read" read_only
+check "a full file system is reported, leaves the store intact, and work continues once there is space" full
+check "missing directories are reported, or created again if nothing was lost" parts_are_missing
 check "versions: older, newer, garbage, none" versions
 check "a file, no HOME, a path longer than a socket's address" places
 check "another host is refused by name, and its mark can be removed" another_host
-check "another user's store is refused with its owner, root's and to root" owners
-check "a store on a FUSE file system works; doctor, mount and commit say what it rests on" on_a_fuse_file_system
-check "a store on ext4, XFS or btrfs is not talked about" on_a_known_file_system
+check "another user's store is refused and its owner named, also root's, also to root" owners
+check "a store on a FUSE file system works; doctor, mount and commit say what that means" on_a_fuse_file_system
+check "a store on ext4, XFS or btrfs gets no remark" on_a_known_file_system
 finish_suite

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# stress-ng's file system stressors on a mount, each for a bounded count with its own verification. What fails is run on
-# ext4 too, to say whose fault it is.
+# stress-ng's file system stressors on a mount, each for a bounded count with its own verification. A stressor that
+# fails is run on ext4 too, to see whether it fails there as well.
 # runs as: root user
 # seconds: 90
 . "$(dirname "$0")/../checks.sh"
@@ -27,7 +27,7 @@ run_in() {
         "--$stressor" 2 "--$stressor-ops" "$count" "$@") >"$TMPDIR/stress.log" 2>&1
 }
 
-# well STRESSOR: what the log must show: no failed verification, nothing left out, something done.
+# well STRESSOR: the log must show no failed verification, nothing skipped, and some work done.
 well() {
     if grep -E ' fail: |skipp(ed|ing)|not supported|not implemented' "$TMPDIR/stress.log"; then return 1; fi
     # These take long to count to one.
@@ -58,7 +58,7 @@ stressed() {
     if tried_in "$PLAIN/stress" "$@" && well "$1"; then wrong "ext4 passes"; else wrong "ext4 does not pass either"; fi
 }
 
-# differs PATTERN STRESSOR COUNT: the stressor has this to say, and nothing else, against a difference that is meant.
+# differs PATTERN STRESSOR COUNT: the stressor must report exactly this, for an intended difference.
 differs() {
     local pattern=$1
     shift
@@ -140,7 +140,7 @@ utime 50 --utime-fsync
 xattr 2 --timeout 5
 STRESSORS
 )
-check "stress-ng fiemap: where the bytes lie is not told" differs 'FS_IOC_FIEMAP not supported' fiemap 10
+check "stress-ng fiemap: extents are not reported" differs 'FS_IOC_FIEMAP not supported' fiemap 10
 if [ "$ACTOR" = root ]; then
     check "stress-ng access" stressed access 20
     check "stress-ng chown" stressed chown 500
@@ -149,5 +149,5 @@ else
     check "stress-ng access: modes do not stop the environment's root" differs 'was ok \(not expected\)' access 20
     check "stress-ng chown: to any id, and kept" differs 'chown.* failed' chown 20
 fi
-check "the mount serves on, and the store is whole" serves_on
+check "the mount still works, and the store is intact" serves_on
 finish_suite

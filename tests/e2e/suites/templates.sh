@@ -57,7 +57,7 @@ is_whole() {
     equal "environments of builds" 0 "$(karapace --json list | json - 'sum(e["name"].startswith("build-") for e in d)')"
 }
 
-need "templates, chosen on a terminal; one is built with all that it has" templates
+need "templates are chosen on a terminal, and one is built completely" templates
 check "git and openssh-client from the machine's own sources" debian_for_real
-check "the store is whole" is_whole
+check "the store is intact" is_whole
 finish_suite

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Signals, terminals and descriptors: karapace stands between a shell and a command as chroot would.
+# Signals, terminals and descriptors: karapace behaves between a shell and a command as chroot does.
 # runs as: root user
 # files: MINBASE
 . "$(dirname "$0")/../checks.sh"
@@ -12,7 +12,7 @@ setup() {
     karapace mount "$ENV"
 }
 
-# alone COMMAND...: in a session of its own, so that what ends its process group does not end this suite.
+# alone COMMAND...: in a session of its own, so that killing its process group does not kill this suite.
 alone() { setsid --wait timeout --foreground --kill-after=5 60 "$@"; }
 
 kill_0() {
@@ -64,7 +64,7 @@ t.see("ready-4")
 t.type("\x03")
 t.see("caught-2")
 t.see(PROMPT)
-# What is typed is read, whoever has the output.
+# Typed input is read, wherever the output goes.
 t.line("karapace exec $ENV -- sh -c 'read line; echo read-$line-$((3+3))' | cat")
 t.line("typed")
 t.see("read-typed-6")
@@ -83,13 +83,14 @@ t.leave()
 PYTHON
 }
 
-# A loop around a command that Ctrl-C ends, as one would write it: each shell does with karapace's what it does with `sleep`.
+# A loop around a command that Ctrl-C ends: each shell treats karapace's command as it treats `sleep`.
 loops() {
     python3 - <<'PYTHON'
 import re, sys, time
 from typist import PROMPT, Shell, Typist
 LOOP = "for i in 1 2 3; do {0}; echo turn-$i.; done; echo after-$((30+3))."
-# One that Ctrl-C ends, and one that deals with it and ends by itself, after which loops go on.
+# A command that Ctrl-C ends, and one that handles it and exits normally, after which loops
+# continue.
 DIES = "sh -c 'echo ready-$((6+6)); exec sleep 100'"
 HANDLES = "sh -c 'trap \"exit 3\" INT; echo ready-$((6+6)); while :; do sleep 0.05; done'"
 
@@ -102,7 +103,7 @@ def interactive(command):
     t.see("ready-12")
     time.sleep(0.3)
     t.type("\x03")
-    # It may go on with another turn: that ends by a second one.
+    # The loop may continue once more: a second Ctrl-C ends it.
     end = time.monotonic() + 40
     shown = ""
     while PROMPT not in t.seen and time.monotonic() < end:
@@ -157,7 +158,7 @@ from typist import PROMPT, Shell
 t = Shell()
 t.line("karapace enter $ENV &")
 t.see(PROMPT)
-# It is stopped as soon as it wants the terminal, as every job in the background.
+# It is stopped as soon as it uses the terminal, like any background job.
 end = time.monotonic() + 40
 while True:
     t.line("jobs; echo listed-$((1+1))")
@@ -234,11 +235,11 @@ PYTHON
 
 need "a Debian, mounted" setup
 check "kill 0 inside does not end the caller's script" kill_0
-check "nor on a terminal, in whatever pipeline" kill_0_on_a_terminal
+check "kill 0 inside does not end the caller's script on a terminal, in any pipeline" kill_0_on_a_terminal
 check "signals that karapace gets are passed on" passed_on
 check "Ctrl-C, Ctrl-Z and input in a pipeline" pipelines
-check "loops around a command end by Ctrl-C as with sleep" loops
+check "Ctrl-C ends loops around a command as it does with sleep" loops
 check "enter & is stopped until it is brought to the foreground" in_the_background
 check "Ctrl-Z and fg, outside and inside" job_control
-check "the store is sound" karapace verify-store
+check "the store is intact" karapace verify-store
 finish_suite

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A mount made inside a user namespace with a range of ids: they are what they are inside, and what root may do there
-# works as for root.
+# A mount made inside a user namespace with a range of ids: ids appear as they are inside, and what root may do there
+# works as for real root.
 # runs as: user
 # files: MINBASE
 # seconds: 40
@@ -226,7 +226,7 @@ from_outside() {
     karapace exec "$ENV" -- true 2>"$TMPDIR/refused" || status=$?
     equal "status of exec" 125 "$status"
     says 'another mount namespace'
-    # What needs no mount goes through the process that serves it.
+    # Commands that do not need the mount itself go through its server.
     equal state Built "$(inspect "$ENV" 'd["state"]')"
     karapace diff "$ENV" | has -E '^A +/new$'
 }
@@ -287,18 +287,18 @@ on_the_host() {
 need "an image with owners inside and outside of the range" image
 need "a user namespace with the ids of /etc/subuid" namespace
 need "a mount in it: allow_other, default_permissions, not seen outside" mounting
-check "ids are what they are inside" ids_as_they_are
+check "ids appear as they are inside" ids_as_they_are
 check "ids outside of the range show as 65534, readable by mode, never changed" ids_outside
 check "ACLs that name ids outside of the range work for the others" acls_with_ids_outside
 check "chown to every id of the range" chown_within
-check "file capabilities are set, work, and go with a chown" capabilities
+check "file capabilities are set, work, and are cleared by chown" capabilities
 check "set-user-id and set-group-id programs take effect" set_user_id
 check "setgid directories" setgid_directories
 check "supplementary groups" supplementary_groups
 check "default ACLs are inherited and enforced" default_acls
-check "device nodes of the image are shown, not opened; new ones are the kernel's to refuse" devices
+check "device nodes of the image are shown but cannot be opened; the kernel refuses new ones" devices
 check "trusted.* is refused and not listed; user.* and security.* work" attributes
-check "from outside: mount and exec are refused with the reason, diff goes through" from_outside
+check "from outside: mount and exec are refused with the reason, diff works" from_outside
 check "commit and restore" commit_and_restore
 check "exec in the namespace has every id" session_inside
 check "a namespace with one id: what belongs to others shows as 65534's" one_id

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What programs that watch files in a mount hear of a restore.
+# What programs that watch files in a mount see of a restore.
 # runs as: root user
 # seconds: 60
 . "$(dirname "$0")/../checks.sh"
@@ -15,7 +15,7 @@ setup() {
     karapace mount "$ENV"
 }
 
-# watched DIRECTORY: from here to the end of the check all of it is watched.
+# watched DIRECTORY: watches all of it until the end of the check.
 watched() {
     rm -f "$EVENTS"
     python3 "$WATCHER" watch "$1" "$EVENTS" &
@@ -95,10 +95,11 @@ EXPECTED
         # The calls that raised them changed nothing.
         same_tree "$DIR/.karapace/snapshots/$hash/srv/watched" "$WATCHED" times
         equal "diff, by $way" "" "$(karapace diff "$ENV" "$hash")"
-        # Where nothing changes, nothing is heard.
+        # If nothing changes, there are no events.
         before=$(lines)
         karapace restore "$ENV" "$hash" --keep-times -- /srv/watched
-        # But of a directory that comes anew, under another number: watches in the one before hear no more.
+        # Except for a directory that is created again with another inode number: watches on the old one
+        # get no more events.
         equal "heard of nothing, by $way" "" "$(heard "$before" | sed '/^ATTRIB sub\/back-dir$/d')"
     done
 }
@@ -132,7 +133,7 @@ git_with_a_monitor_sees_a_restore() {
     equal "committed" one "$(git show HEAD:file)"
 }
 
-# Two snapshots, each with names that the other lacks: whoever looks sees each come and go once a restore, and nothing else.
+# Two snapshots, each with names that the other lacks: a reader sees each come and go once per restore, and nothing else.
 others_see_nothing_but_the_restore() {
     local dir=$DIR/srv/flips a b round looker rounds=30 looks=() names=(a d1 l1 b d2 l2)
     mkdir "$dir"
@@ -227,7 +228,7 @@ mounts_inside_stay() {
     umount "$DIR/srv/mounts/in"
 }
 
-# What lies on a name that is told is the host's, and not touched.
+# A mount on a reported name belongs to the host, and is not touched.
 what_lies_on_it_is_not_touched() {
     [ "$ACTOR" = root ] || return 0
     local hash host=$TMPDIR/host
@@ -247,7 +248,7 @@ what_lies_on_it_is_not_touched() {
     equal content one "$(cat "$DIR/srv/under/file")"
 }
 
-# Anybody may look for names in the root: the process is known all the same.
+# Anybody may look up names in the root; the server still recognizes its own process.
 names_are_not_guessed() {
     local hash
     hash=$(commit "$ENV")
@@ -260,11 +261,11 @@ names_are_not_guessed() {
 }
 
 need "an environment with one of everything" setup
-check "each change that a restore makes is heard, and its telling changes nothing" each_change_is_heard
+check "watchers see each change of a restore, and the notification changes nothing" each_change_is_heard
 check "git with a file system monitor sees what a restore brought" git_with_a_monitor_sees_a_restore
-check "who looks meanwhile sees each name come and go once" others_see_nothing_but_the_restore
-check "of more names than can be told the directories are" many_are_told_of_directories
-check "what is mounted beside what is told stays" mounts_inside_stay
-check "what lies on a name that is told is not touched" what_lies_on_it_is_not_touched
-check "the process is known by a name that nobody guesses" names_are_not_guessed
+check "a reader during a restore sees each name come and go once" others_see_nothing_but_the_restore
+check "of too many changed names only the directories are reported" many_are_told_of_directories
+check "mounts beside reported changes stay" mounts_inside_stay
+check "a mount on a reported name is not touched" what_lies_on_it_is_not_touched
+check "the server recognizes the notifying process by an unguessable name" names_are_not_guessed
 finish_suite
