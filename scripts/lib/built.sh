@@ -16,7 +16,7 @@ build() {
     while read -r change _; do
         patch -s -p1 <"debian/patches/$change" || return
     done < <(grep -vsE '^(#|$)' debian/patches/series)
-    # By the name that make uses, whatever symbolic links lead there.
+    # The path with symbolic links resolved, as make uses it.
     cd -P . && pwd >origin
     "build_$1"
 }

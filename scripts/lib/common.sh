@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Shared by the scripts: where things are, how they speak, how they fail. Sourced, never run.
+# Shared by the scripts: paths, messages, errors. Sourced, never run.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 readonly ROOT
-# Where cargo builds; honoured by cargo itself too.
+# Cargo's build directory; cargo itself reads this variable too.
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 readonly TARGET
 
-# Says something to the person; data alone goes to stdout.
+# Prints a message for people on stderr; stdout is for data only.
 say() { printf '%s\n' "$*" >&2; }
 
-# Gives up with a reason and what to do next.
+# Exits with a reason and what to do next.
 die() {
     say "error: $*"
     exit 1
@@ -19,7 +19,7 @@ die() {
 # Seconds since the epoch with milliseconds.
 now() { date +%s.%3N; }
 
-# Runs a command as root: as it is, or through sudo.
+# Runs a command as root: directly, or through sudo.
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$@"

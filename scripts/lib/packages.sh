@@ -2,7 +2,8 @@
 # Packages and sources of the machine's own distribution, as files, for the tests that install and build them. Kept
 # under target/. Sourced after common.sh and rootfs.sh, whose apt sources they come from.
 
-# kept NAME COMMAND...: target/NAME as the command left it in an empty directory; prints its path.
+# kept NAME COMMAND...: runs the command once, in an empty directory, and keeps the result as
+# target/NAME; prints that path.
 kept() {
     local directory=$TARGET/$1 log
     shift
@@ -11,7 +12,7 @@ kept() {
         rm -rf "$directory.part"
         mkdir -p "$directory.part"
         log=$(mktemp)
-        # apt's own user cannot write there, and apt says so.
+        # apt warns because its own user cannot write there.
         (cd "$directory.part" && "$@") >"$log" 2>&1 || {
             tail -n 20 "$log" >&2
             rm -f "$log"
@@ -48,7 +49,8 @@ download_debs() {
     done
 }
 
-# download_source NAME. apt's lists of source packages are asked for here alone: the machine need not have any.
+# download_source NAME. Only this fetches apt's lists of source packages, so that the machine itself needs
+# none.
 download_source() {
     distribution_sources | sed 's/^deb /deb-src /' >sources.list
     [ -s sources.list ] || die "apt knows no Debian or Ubuntu repository: check /etc/apt and run apt-get update"
@@ -61,14 +63,14 @@ download_source() {
         rm -rf lists sources.list
 }
 
-# Packages that install into a minbase as it is: conffiles (netbase), alternatives (less, cpio), plain (hello), and one
-# that is there already, with hard links (perl-base).
+# Packages that install into an unchanged minbase: with conffiles (netbase), with alternatives (less, cpio), plain
+# (hello), and one that is already installed and has hard links (perl-base).
 packages_debs() { kept packages/debs download_debs hello less cpio netbase perl-base; }
 
 # The source of a package whose own tests work on files: patch (configure, gnulib and 44 tests), git.
 packages_source() { kept "packages/$1" download_source "$1"; }
 
-# pnpm, which no Debian package has, as the npm registry keeps it.
+# pnpm from the npm registry; Debian has no package of it.
 packages_pnpm() { kept packages/pnpm npm pack --silent pnpm@9.15.9; }
 
 # Lines for apt of two releases of Debian or Ubuntu that follow each other (old.list, new.list), and the settings with which the
@@ -78,7 +80,7 @@ write_releases() {
     local series names own other
     own=$(distribution_sources | sed -nE 's/^deb [^ ]+ ([a-z]+) .*/\1/p' | sort -u | head -n 1)
     series=$(grep -l ",$own," /usr/share/distro-info/{debian,ubuntu}.csv | head -n 1)
-    # Those that are out, in order.
+    # The published releases, in order.
     names=$(awk -F, -v now="$(date +%F)" 'NR > 1 && $5 != "" && $5 <= now { print $3 }' "$series")
     apt_settings >apt.conf
     other=$(sed -n "/^$own\$/{n;p}" <<<"$names")

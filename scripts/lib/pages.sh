@@ -41,8 +41,8 @@ promises_page() {
     return "$status"
 }
 
-# kernel_page: docs/KERNEL.md and the tests of fs/tests/kernel name each other, both ways. What a test runs again in a process of its own
-# (`child_…`) is no test of the kernel.
+# kernel_page: docs/KERNEL.md and the tests of fs/tests/kernel name each other, both ways. Functions that a test runs again in a child
+# process (`child_…`) are not counted as tests.
 kernel_page() {
     diff --label fs/tests/kernel --label docs/KERNEL.md <(
         awk 'FNR == 1 { module = FILENAME; gsub(/.*\/|\.rs$/, "", module) }
@@ -57,7 +57,7 @@ named_files() {
     local page name file status=0
     for page in "$@"; do
         while read -r name; do
-            # Safe: the pattern below lets through letters, digits and braces only.
+            # Safe: the pattern below matches only letters, digits, braces and . _ / , -.
             for file in $(eval "printf '%s\n' $name"); do
                 [ -e "$file" ] || {
                     echo "$page names a file that does not exist: $file"

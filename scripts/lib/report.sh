@@ -17,7 +17,7 @@ add() {
     printf '== %s: %d passed, %d failed (%.1f s)\n' "$3" "$1" "$2" "$4"
 }
 
-# job NAME COMMAND...: one thing that passes or fails.
+# job NAME COMMAND...: a step that passes or fails as a whole.
 job() {
     local name=$1 start status=0
     shift
@@ -31,8 +31,8 @@ job() {
     fi
 }
 
-# beside NAME COMMAND...: begins a job that goes on beside those that follow, until `await NAME`, which shows and counts it. It ends with
-# the script.
+# beside NAME COMMAND...: starts a job in the background; `await NAME` waits for it, shows its output and counts it. It is killed when
+# the script ends.
 declare -A BESIDE=()
 beside() {
     local name=$1 log
@@ -83,7 +83,7 @@ cargo_tests() {
     local passed failed
     read -r passed failed < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
     rm -f "$log"
-    # A program that did not compile, or died, has no failed test to show for it.
+    # A program that did not compile, or crashed, reports no failed test, so it is counted here.
     [ "$status" -eq 0 ] || [ "$failed" -gt 0 ] || failed=1
     add "$passed" "$failed" "$name" "$(elapsed "$start")"
 }
@@ -108,7 +108,7 @@ suites() {
     fi
 }
 
-# Prints what was done and how long it took, what failed, and the count; ends with the status that belongs to it.
+# Prints what was done and how long it took, what failed, and the counts; exits with the status for that.
 finish() {
     local failure row seconds passed failed what
     printf '%8s %7s %7s\n' seconds passed failed

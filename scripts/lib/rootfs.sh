@@ -8,7 +8,7 @@ distribution_sources() {
         sed -nE 's/^(Debian|Ubuntu)\|//p' | sort -u
 }
 
-# apt's settings that decide whether and how a mirror is reached (proxies, clocks that are wrong).
+# apt's settings for reaching a mirror (proxies, tolerance for wrong clocks).
 apt_settings() {
     apt-config dump Acquire --format '%F "%v";%n' | grep -E '^Acquire::(https?::|Check-|Retries)' || true
 }
@@ -33,10 +33,10 @@ rootfs() {
     printf '%s\n' "$tar"
 }
 
-# The least that is a Debian: some 8,700 entries, 170 MB.
+# The smallest Debian: some 8,700 entries, 170 MB.
 rootfs_minbase() { rootfs debian-minbase; }
 
-# With what the tests run inside: some 15,000 entries, 490 MB.
+# With the programs that the tests run inside: some 15,000 entries, 490 MB.
 rootfs_dev() {
     rootfs debian-dev git,python3-venv,gcc,libc6-dev,make,sqlite3,attr,acl,ca-certificates
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Programs that others wrote and that no Debian package has, for tests and measurements: installed from crates.io, in the
-# version that ours were written for, under target/tools. Sourced after common.sh.
+# Programs of other projects that have no Debian package, for tests and measurements: installed from crates.io under
+# target/tools, in the version that the tests were written for. Sourced after common.sh.
 
 # Where they are.
 TOOLS=$TARGET/tools/bin

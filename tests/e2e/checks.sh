@@ -11,7 +11,7 @@ CHECKS_FAILED=0
 export LOG=$TMPDIR/check.log
 
 # has PATTERN: like grep -q at the end of a pipe, but reads all of it: under pipefail a writer that meets a closed pipe
-# would fail the check. What it read instead is shown with the check that fails.
+# would fail the check. If nothing matches, its input is printed with the failed check.
 has() {
     local read=$TMPDIR/has.$BASHPID status=0
     cat >"$read"
@@ -28,10 +28,9 @@ seconds_since() {
     printf '%d.%d' $((tenths / 10)) $((tenths % 10))
 }
 
-# check NAME COMMAND...: passes when the command, with errexit, succeeds; its output is shown when it does not, and of
-# what it says when it does the lines that begin with "note: ".
-# A function given as COMMAND runs in a subshell: what it is to leave behind it leaves in files.
-# $LOG is opened to append: `failed_at` writes there too, wherever the command's own output goes.
+# check NAME COMMAND...: passes if the command, run with errexit, succeeds. Prints its output if it fails; otherwise
+# only the lines that begin with "note: ". A function given as COMMAND runs in a subshell, so results must be passed
+# on in files. $LOG is opened to append: `failed_at` writes there too, wherever the command's own output goes.
 check() {
     local name=$1 status start=$EPOCHREALTIME took
     shift
@@ -55,14 +54,15 @@ check() {
     return 0
 }
 
-# failed_at: the trap of a check. Says which line of the suite failed, with its variables where it is a test.
+# failed_at: the trap of a check. Prints the line of the suite that failed, with the values of its variables
+# if it is a test.
 failed_at() {
     local command=$BASH_COMMAND i line
     for ((i = 1; i < ${#BASH_SOURCE[@]}; i++)); do
         if [[ ${BASH_SOURCE[i]} == "$0" ]]; then
             line=${BASH_LINENO[i - 1]}
             line="line $line: $(sed -n "$line{s/^ *//;p}" "$0")"
-            # Once, also where a subshell ends by it and then the check.
+            # Only once, even if first a subshell and then the check ends because of it.
             [ "$(tail -n 1 "$LOG")" = "$line" ] || echo "$line" >>"$LOG"
             break
         fi
@@ -70,7 +70,7 @@ failed_at() {
     if [[ $command == '[ '* && $command != *[\`\(]* ]]; then eval "echo found: $command" >>"$LOG"; fi
 }
 
-# need NAME COMMAND...: a check without which the rest of the suite means nothing.
+# need NAME COMMAND...: a check that the rest of the suite depends on.
 need() {
     local before=$CHECKS_FAILED
     check "$@"
@@ -92,7 +92,7 @@ wrong() {
 # equal WHAT EXPECTED FOUND
 equal() { [ "$2" = "$3" ] || wrong "$1: expected '$2', found '$3'"; }
 
-# status_of EXPECTED COMMAND...: the command ends with exactly that status.
+# status_of EXPECTED COMMAND...: the command must exit with this status.
 status_of() {
     local expected=$1 status=0
     shift
@@ -100,7 +100,7 @@ status_of() {
     equal "status of $*" "$expected" "$status"
 }
 
-# refused COMMAND...: the command fails, by an error of its own and not by a signal or a panic.
+# refused COMMAND...: the command must fail with an error, not by a signal or a panic.
 refused() {
     local status=0
     "$@" >"$TMPDIR/refused" 2>&1 || status=$?
@@ -110,7 +110,7 @@ refused() {
     if grep -q 'panicked at' "$TMPDIR/refused"; then wrong "panicked: $*"; fi
 }
 
-# says PATTERN: what the last `refused` said matches.
+# says PATTERN: the output of the last `refused` command must match.
 says() { grep -qiE "$1" "$TMPDIR/refused" || wrong "no '$1' in: $(cat "$TMPDIR/refused")"; }
 
 # until_true SECONDS COMMAND...: waits for the command to succeed; what it says the last time is shown.
@@ -121,15 +121,16 @@ until_true() {
         if [ "$SECONDS" -gt "$deadline" ]; then
             WAITING=
             "$@" && return
-            # Not by errexit alone, which is off where this is part of a condition.
+            # An explicit return, because errexit is off if this is part of a condition.
             wrong "did not happen in $seconds s: $*" || return 1
         fi
         sleep 0.05
     done
 }
 
-# tree DIRECTORY [times]: all that a directory holds, comparable: kind, mode, owner, links, size, target, content,
-# extended attributes, and modification times on request. A directory's size and times are the file system's own.
+# tree DIRECTORY [times]: a comparable listing of everything in a directory: kind, mode, owner, links, size,
+# target, content, extended attributes, and modification times on request. The size and times of directories are
+# left out: they depend on the file system.
 tree() (
     set -euo pipefail
     cd "$1"
@@ -138,12 +139,12 @@ tree() (
     find . -mindepth 1 \( -type d -printf "d %m %U %G %p\0" \) \
         -o \( -type l -printf "l %U %G $time %p -> %l\0" \) \
         -o -printf "%y %m %U %G %n %s $time %p\0" | LC_ALL=C sort -z | tr '\n\0' '?\n'
-    # openssl computes it with the processor's own instructions, five times as fast as sha256sum.
+    # openssl uses the processor's SHA instructions and is five times as fast as sha256sum.
     find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r openssl dgst -sha256 -r
     find . -print0 | LC_ALL=C sort -z | xargs -0 -r getfattr -h -d -m - -e hex -- 2>/dev/null || true
 )
 
-# same_tree A B [times]: both hold the same.
+# same_tree A B [times]: both must have the same content.
 same_tree() {
     tree "$1" "${3:-}" >"$TMPDIR/tree.a"
     tree "$2" "${3:-}" >"$TMPDIR/tree.b"
@@ -155,8 +156,8 @@ same_tree() {
     }
 }
 
-# same_attributes A B [OPTION...]: every attribute of all that both hold is the same, links to the same inode and holes
-# among them; OPTIONs are those of attributes.py.
+# same_attributes A B [OPTION...]: every attribute of everything in both must be the same, including hard links and
+# holes; OPTIONs are those of attributes.py.
 same_attributes() {
     local a=$1 b=$2
     shift 2
@@ -179,13 +180,13 @@ inspect() { karapace --json inspect "$1" | json - "$2"; }
 # The process that serves an environment.
 server_of() { inspect "$1" 'd["mount"]["pid"]'; }
 
-# mounted DIRECTORY: something is mounted there, alive or not (stat cannot tell of a dead one).
+# mounted DIRECTORY: whether something is mounted there, alive or dead (stat fails on a dead mount).
 mounted() { awk -v p="$1" '$5 == p { found = 1 } END { exit !found }' /proc/self/mountinfo; }
 not_mounted() { ! mounted "$1"; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
-# sigstop PID: stopped, until the end of the check at the latest, so that one that fails hangs none of those after it.
-# `kill` alone returns while threads of the process still run, and may still answer.
+# sigstop PID: stops the process, until the end of the check at the latest, so that a failing check cannot hang those
+# after it. `kill` returns while threads of the process are still running and may still answer.
 sigstop() {
     # shellcheck disable=SC2064 # this process, now
     trap "kill -CONT $1 2>/dev/null || true" EXIT
@@ -194,7 +195,7 @@ sigstop() {
 }
 all_threads_stopped() { ! grep -hvE '^[0-9]+ \(.*\) T' "/proc/$1/task/"*/stat; }
 
-# ctl ENV COMMAND: writes one command, as a script would.
+# ctl ENV COMMAND: writes one command to ctl, as a script would.
 ctl() { echo "$2" >"$MOUNTS/$1/.karapace/ctl"; }
 last() { cat "$MOUNTS/$1/.karapace/last"; }
 
@@ -207,7 +208,8 @@ commit() {
     sed -n 's/^ok commit \([0-9a-f]\{64\}\).*/\1/p' "$MOUNTS/$1/.karapace/last"
 }
 
-# with_commits MOUNT COMMAND...: the command, with some commits a second beside it, none of which may fail.
+# with_commits MOUNT COMMAND...: runs the command while several commits a second are made, none of which
+# may fail.
 with_commits() {
     local mount=$1 status=0 stop=$TMPDIR/stop-committing
     shift
@@ -227,7 +229,8 @@ with_commits() {
     return "$status"
 }
 
-# serve DIRECTORY: over http on loopback until the suite ends; the port is in $TMPDIR/port.
+# serve DIRECTORY: serves it over http on loopback until the suite ends; the port is in
+# $TMPDIR/port.
 serve() {
     python3 - "$1" "$TMPDIR/port" >"$TMPDIR/server.log" 2>&1 <<'PYTHON' &
 import functools, http.server, sys
@@ -240,7 +243,7 @@ PYTHON
     until_true 20 test -s "$TMPDIR/port"
 }
 
-# errno_of ENV LINES: the errno with which ctl refuses these lines, by name.
+# errno_of ENV LINES: prints the name of the errno with which ctl refuses these lines.
 errno_of() {
     python3 - "$MOUNTS/$1/.karapace/ctl" "$2" <<'PYTHON'
 import errno, os, sys
@@ -256,7 +259,7 @@ PYTHON
 # refused_with ERRNO ENV LINES
 refused_with() { equal "errno of '${3:0:60}'" "$1" "$(errno_of "$2" "$3")"; }
 
-# Bytes and files of the store's objects.
+# The number of the store's objects, and the bytes of the whole store on disk.
 objects() { find "$STORE/store/objects" -type f | wc -l; }
 store_bytes() { du -s --block-size=1 "$STORE" | cut -f1; }
 
@@ -272,8 +275,8 @@ small_environment() {
     karapace umount dev
 }
 
-# fixture DIRECTORY: makes a small root file system, quick to import, with one of everything that an
-# ordinary user may make in it.
+# fixture DIRECTORY: makes a small root file system that is quick to import, with one of everything
+# that an ordinary user can create.
 fixture() (
     set -euo pipefail
     mkdir -p "$1"
@@ -300,6 +303,6 @@ fixture() (
     find . -exec touch -h -d '2001-02-03 04:05:06.789012345' {} +
 )
 
-# fixture_tar DIRECTORY TAR: the fixture as an archive whose owner is root, as a root file system's is. On a user's
-# mount root's files show as the user's, so both look alike.
+# fixture_tar DIRECTORY TAR: the fixture as an archive in which root owns everything, as in a real root file
+# system. On a user's mount root's files appear as the user's, so both look the same.
 fixture_tar() { tar --xattrs --sparse --owner=0 --group=0 --numeric-owner -cf "$2" -C "$1" .; }

@@ -1,27 +1,26 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suites: tests/e2e/run.sh [--as root|user] [SUITE...]
-# With --fetch instead it only fetches and installs what they need, once for all runs.
+# With --fetch it only downloads and installs what they need, once for all runs.
 #
-# A suite is tests/e2e/suites/NAME.sh, or NAME.sh in KARAPACE_SUITES; its line `# runs as: root user` says as whom it is run, `# tools: NAME...` what it
-# needs that is no Debian package (scripts/lib/tools.sh), and `# files: NAME...` which files from elsewhere (FETCH below). A
-# suite that lacks one of them fails, and the others run. Each run has a process, mount and user table of its own
-# (suite.sh, sandbox.sh): whatever a suite starts or mounts is gone when it ends, also when this script is killed, and
-# nothing of it is seen outside. Root is needed for that. So several run side by side; what each said is shown when it has
-# ended.
+# A suite is tests/e2e/suites/NAME.sh, or NAME.sh in KARAPACE_SUITES. Its line `# runs as: root user` says as which users it runs, `# tools:
+# NAME...` which programs it needs that are not Debian packages (scripts/lib/tools.sh), and `# files: NAME...` which downloaded files (FETCH
+# below). A suite that lacks one of them fails, and the others run. Each run has a process, mount and user table of its own (suite.sh,
+# sandbox.sh): whatever a suite starts or mounts is gone when it ends, also when this script is killed, and nothing of it is seen outside.
+# This needs root. It also allows several suites to run in parallel; the output of each is shown when it has ended.
 #
-# KARAPACE_BIN   the program to test; target/release/karapace, built if need be, by default
+# KARAPACE_BIN   the program to test; by default target/release/karapace, built if necessary
 # KARAPACE_SUITES
 #                another directory of suites below tests/ (tests/real/suites: scripts/real)
-# KARAPACE_JOBS  how many suites run side by side; two for each processor by default, for a suite waits half of its time
+# KARAPACE_JOBS  how many suites run in parallel; by default two per processor, because a suite waits half of its time
 # KARAPACE_FSX_OPERATIONS, KARAPACE_FSX_SEEDS
-#                how much fsx does, and from which seeds (suites/fsx.sh)
+#                how many operations fsx does, and with which seeds (suites/fsx.sh)
 # KARAPACE_LIMIT_SECONDS
-#                how long a suite may take; 1200 by default
-# KARAPACE_KEEP  when set, the scratch directories of failed suites stay
-# TMPDIR         where the scratch directories go (/var/tmp by default); some 15 GB are needed for each suite that runs
+#                how long a suite may take; by default 1200
+# KARAPACE_KEEP  if set, the scratch directories of failed suites are kept
+# TMPDIR         the directory for scratch directories (by default /var/tmp); each running suite needs some 15 GB
 #
-# The longest are begun first, by what a suite's line `# seconds: N` says (of one that has none, little). At the end stand a table of what ran and
-# how long it took, once more what failed, how each suite that failed is run again, and `N passed, N failed`.
+# The longest suites are started first, according to their line `# seconds: N`; one without it counts as short. At the end it prints a table
+# of what ran and how long it took, the failures again, how to run each failed suite again, and `N passed, N failed`.
 set -uo pipefail
 # shellcheck source=scripts/lib/common.sh
 . "$(dirname "$0")/../../scripts/lib/common.sh"
@@ -52,7 +51,7 @@ names=("$@")
 for name in "${names[@]}"; do
     [ -f "$SUITES/$name.sh" ] || die "there is no suite $name; there are: $(cd "$SUITES" && echo *.sh)"
 done
-# What to say before run.sh to run a suite as here.
+# The variables to put before run.sh to run a suite in the same way.
 settings=""
 for variable in KARAPACE_BIN KARAPACE_SUITES; do
     [ -z "${!variable:-}" ] || settings+="$variable=${!variable} "
@@ -62,7 +61,7 @@ if [ -z "${KARAPACE_BIN:-}" ] && [ -z "$fetch_only" ]; then
     KARAPACE_BIN=$TARGET/release/karapace
 fi
 export KARAPACE_BIN TOOLS SUITES REPOSITORY=$ROOT
-# Suites wait a good part of their time. A dozen at most: each takes memory and room on the disk.
+# Suites spend much of their time waiting. At most twelve, because each needs memory and disk space.
 jobs=${KARAPACE_JOBS:-$((2 * $(nproc)))}
 [ -n "${KARAPACE_JOBS:-}" ] || [ "$jobs" -le 12 ] || jobs=12
 
@@ -76,15 +75,15 @@ tidy() {
 trap tidy EXIT
 trap 'exit 130' INT TERM HUP
 
-# The files from elsewhere that suites may need: the variable in which a suite finds the path, and what fetches it.
+# The downloaded files that suites may need: the variable with the path, and the command that fetches it.
 declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]="packages_source patch"
     [GIT]="packages_built git" [COREUTILS]="packages_built coreutils" [SQLITE]="packages_built sqlite3"
     [PNPM]=packages_pnpm [RELEASES]=apt_releases)
 
-# words KEY NAME: what the line `# KEY: ...` of a suite says.
+# words KEY NAME: prints the words of a suite's line `# KEY: ...`.
 words() { sed -n "s/^# $1: //p" "$SUITES/$2.sh"; }
 
-# provide KIND WORD: fetches or installs it, once for all suites; false when it cannot be had, with the reason in $logs.
+# provide KIND WORD: fetches or installs it, once for all suites; fails if that is impossible, with the reason in $logs.
 declare -A provided=()
 provide() {
     local log="$logs/$1-$2"
@@ -104,9 +103,9 @@ provide() {
 }
 
 passed=0 failed=0
-# What is said at the end: "SECONDS NAME ACTOR PASSED FAILED" each, and what failed.
+# The results for the end: a line "SECONDS NAME ACTOR PASSED FAILED" per run, and the failures.
 ends=() failures=()
-# ended RUN STATUS: shows what a suite said, and counts.
+# ended RUN STATUS: shows a suite's output and counts its checks.
 ended() {
     local run=$1 status=$2 log=$logs/$1 good=0 bad=0 seconds=$((SECONDS - started[$1]))
     if [[ $(tail -n1 "$log") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
@@ -125,14 +124,14 @@ ended() {
     [ "$bad" -eq 0 ] || remember_failures "$run" "$log"
 }
 
-# remember_failures RUN LOG: what failed, and how that suite is run alone.
+# remember_failures RUN LOG: records what failed, and how to run that suite alone.
 remember_failures() {
     local suite=${1% *} actor=${1#* } line
     while read -r line; do failures+=("FAIL $suite: ${line#FAIL }"); done < <(grep '^FAIL ' "$2")
     failures+=("     again: ${settings}tests/e2e/run.sh --as $actor $suite")
 }
 
-# summary: a table of all that ran, the longest first, in three columns, and once more what failed.
+# summary: prints a table of all runs in three columns, the longest first, and the failures again.
 summary() {
     [ ${#ends[@]} -eq 0 ] || printf '%s\n' "${ends[@]}" | sort -rn | awk '
         { cell[NR] = sprintf("%4d s  %-17s %3d%s", $1, $2 " " $3, $4, $5 ? " and " $5 " FAILED" : "") }
@@ -151,7 +150,7 @@ await_one() {
     unset "running[$pid]"
 }
 
-# lacks NAME: prints what the suite needs and cannot have, with the reason.
+# lacks NAME: prints what the suite needs but cannot get, with the reason.
 lacks() {
     local kind word
     for kind in tools files; do
@@ -167,7 +166,7 @@ if [ -n "$fetch_only" ]; then
     exit
 fi
 
-# "NAME ACTOR" each, the longest first.
+# The runs, "NAME ACTOR" each, the longest first.
 mapfile -t names < <(for name in "${names[@]}"; do echo "$(words seconds "$name") $name"; done | sort -k 1,1rn -s | sed 's/.* //')
 runs=()
 for name in "${names[@]}"; do

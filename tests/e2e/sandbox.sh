@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Runs one suite as root or as an ordinary user, inside the namespaces that run.sh made: the user, the open mode of
-# /dev/fuse and the plain file system to compare with exist in here only.
+# Runs one suite as root or as an ordinary user, inside the namespaces that run.sh made: the user, the permissions
+# of /dev/fuse and the ext4 to compare with exist only here.
 set -euo pipefail
 suite=$1
 : "${SCRATCH:?}" "${ACTOR:?}" "${REPOSITORY:?}"
 readonly TEST_UID=54321
 
-# The files that the suite asks for (`# files:`), where an ordinary user can reach them.
+# The files that the suite needs (`# files:`), at paths that an ordinary user can reach.
 files=()
-# show VARIABLE PLACE NAME: what the variable names, at PLACE; the suite finds that under NAME.
+# show VARIABLE PLACE NAME: makes the file that the variable names visible at PLACE, and sets NAME
+# for the suite.
 show() {
     [ -n "${!1:-}" ] || return 0
     mount --bind "${!1}" "$SCRATCH/$2"
@@ -25,20 +26,20 @@ show SQLITE sources/sqlite SQLITE_BUILT
 show PNPM sources/pnpm PNPM_PACKAGE
 show RELEASES sources/releases RELEASES
 
-# A private node of /dev/fuse, open to all, as distributions have it.
+# A private node of /dev/fuse that everybody can open, as in distributions.
 mkdir "$SCRATCH/dev"
 mount -t tmpfs -o size=64k,mode=755 tmpfs "$SCRATCH/dev"
 mknod -m 0666 "$SCRATCH/dev/fuse" c 10 229
 mount --bind "$SCRATCH/dev/fuse" /dev/fuse
 
-# What container runtimes keep while something runs: suites beside this one have some too, and look whether anything was left.
+# Private directories for the state of container runtimes: parallel suites use one too, and each checks that nothing is left.
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
 # (crun would make the directory, too.)
 mkdir -p /run/crun
 mount -t tmpfs -o mode=700 tmpfs /run/crun
 
-# A user in a private copy of the user table: of all /etc, for a mount on one file falls off when the machine's own
-# is replaced.
+# A user in a private copy of all of /etc: a mount on a single file would be lost when the machine's own file is
+# replaced.
 cp -a /etc "$SCRATCH/etc"
 echo "tester:x:$TEST_UID:$TEST_UID::$SCRATCH/home:/bin/bash" >>"$SCRATCH/etc/passwd"
 echo "tester:x:$TEST_UID:" >>"$SCRATCH/etc/group"
@@ -46,7 +47,8 @@ echo "tester:x:$TEST_UID:" >>"$SCRATCH/etc/group"
 echo "tester:100000:65536" | tee "$SCRATCH/etc/subuid" >"$SCRATCH/etc/subgid"
 mount --bind "$SCRATCH/etc" /etc
 
-# mount(8) looks for helpers in /sbin alone. A file that is empty, and the user's, for the suite's own lines.
+# mount(8) looks for helpers only in /sbin. fstab is an empty file that the user owns, for the suite's own
+# lines.
 sbin=$(readlink -f /sbin)
 mkdir "$SCRATCH/sbin"
 ln -s "$SCRATCH/bin/karapace" "$SCRATCH/sbin/mount.fuse.karapace"
@@ -54,7 +56,7 @@ mount -t overlay -o "lowerdir=$SCRATCH/sbin:$sbin" overlay "$sbin"
 : >"$SCRATCH/etc/fstab"
 chown "$TEST_UID" "$SCRATCH/etc/fstab"
 
-# A plain journaled ext4 to compare with: the scratch directory's own file system where it is one.
+# A journaled ext4 to compare with: the scratch directory's file system, if it is one.
 mkdir "$SCRATCH/home" "$SCRATCH/plain" "$SCRATCH/tmp"
 chmod 1777 "$SCRATCH/tmp"
 if [ "$(findmnt -no FSTYPE -T "$SCRATCH")" != ext4 ]; then
@@ -70,7 +72,7 @@ environment=(
     "SCRATCH=$SCRATCH" "ACTOR=$ACTOR" "PLAIN=$SCRATCH/plain" "REPOSITORY=$REPOSITORY"
     ${files[@]+"${files[@]}"}
 )
-# What the toolchain needs where a suite builds (the quickstart's), and what is asked of fsx.
+# Variables that the toolchain needs if a suite builds (quickstart), and those for fsx.
 for variable in CARGO_HOME RUSTUP_HOME CARGO_TARGET_DIR RUSTUP_TOOLCHAIN KARAPACE_FSX_OPERATIONS KARAPACE_FSX_SEEDS; do
     [ -z "${!variable:-}" ] || environment+=("$variable=${!variable}")
 done
@@ -80,6 +82,6 @@ if [ "$ACTOR" = root ]; then
     exec env -i "${environment[@]}" USER=root LOGNAME=root bash "$suite"
 fi
 chown "$TEST_UID:$TEST_UID" "$SCRATCH/home" "$SCRATCH/plain"
-# Changing the user cleared what unshare --kill-child had set.
+# Changing the user cleared the parent-death signal that unshare --kill-child had set.
 exec setpriv --pdeathsig KILL --reuid="$TEST_UID" --regid="$TEST_UID" --clear-groups --inh-caps=-all \
     env -i "${environment[@]}" USER=tester LOGNAME=tester bash "$suite"
