@@ -311,7 +311,7 @@ fn choose(files: &dyn Files, mut candidates: Vec<Candidate>) -> Result<Candidate
                 "it holds several images for linux/{machine}: {list}. Extract the one you want with skopeo copy"
             ),
         )),
-        None => Err(refuse(files, &format!("it holds no image for linux/{machine}, only: {list}"))),
+        None => Err(refuse(files, &format!("it holds no image for linux/{machine}; available: {list}"))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Modification times after a restore.
 //!
 //! Programs that compare times (make, cargo, caches of listings) take a file for unchanged when an older file
-//! replaces it. So what a restore brings in gets the present time, as files checked out by git do, and
+//! replaces it. So what a restore brings in gets the current time, as files checked out by git do, and
 //! nothing that stays gets an older one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -20,7 +20,7 @@ use super::{Linked, Pair, Pairs, Target, Trees, update_dir, update_links};
 pub struct Retimed {
     /// The tree.
     pub root: Root,
-    /// How many inodes other than directories got the present time.
+    /// How many inodes other than directories got the current time.
     pub touched: u64,
 }
 

@@ -54,7 +54,7 @@ pub(in crate::import) fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Reason<(
     for (name, value) in xattrs {
         if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > 64 << 10 {
             return Err(format!(
-                "its extended attribute {:?} has an invalid name",
+                "its extended attribute {:?} has a name or value that Linux does not allow",
                 String::from_utf8_lossy(name)
             ));
         }

@@ -134,5 +134,5 @@ fn the_top_must_not_vanish() {
     let gone = place.dir.path().join("never");
     assert!(matches!(import_path(&place.store, &gone, &NoProgress), Err(StoreError::Io { .. })));
     let error = import_path(&place.store, Path::new("/proc"), &NoProgress).unwrap_err().to_string();
-    assert!(error.contains("state of the kernel (proc)"), "{error}");
+    assert!(error.contains("kernel's state (proc)"), "{error}");
 }

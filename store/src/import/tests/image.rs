@@ -289,7 +289,7 @@ fn images_for_other_machines_are_refused_with_a_list() {
         layout.blob(MANIFEST, manifest.as_bytes(), &more)
     };
     layout.index(&[of("s390x", ""), of("arm", r#","variant":"v7""#)]);
-    place.refused(&layout.dir, "but: linux/s390x, linux/arm/v7");
+    place.refused(&layout.dir, "available: linux/s390x, linux/arm/v7");
     // If it is the only image, it is imported with a warning.
     layout.index(&[layout.blob(MANIFEST, manifest.as_bytes(), "")]);
     let imported = place.import_dir(&layout.dir).unwrap();
@@ -308,7 +308,7 @@ fn images_for_other_machines_are_refused_with_a_list() {
     layout.index(&[tag("one", &manifest), tag("two", &manifest)]);
     place.import_dir(&layout.dir).unwrap();
     layout.index(&[]);
-    place.refused(&layout.dir, "but: nothing");
+    place.refused(&layout.dir, "available: nothing");
     // Layers that are not available.
     for (kind, words) in [
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "is encrypted"),

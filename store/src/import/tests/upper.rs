@@ -184,7 +184,7 @@ fn unresolvable_entries_are_refused_by_name() {
             o.dir("y", &[("user.overlay.redirect", "/a")]);
         }),
         ("", "two places", &|o| o.dir("x", &[("user.overlay.redirect", "/a/b")])),
-        (".wh.x", "none", &|o| o.file(".wh.x", b"content", &[])),
+        (".wh.x", "is not one", &|o| o.file(".wh.x", b"content", &[])),
     ];
     for (path, words, make) in cases {
         let overlay = Overlay::new();
