@@ -33,8 +33,8 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
     Ok(swept)
 }
 
-/// Locks the staging directory of a dead batch; `None` if its batch lives or has just ended, or if this is not
-/// a batch's directory.
+/// Locks the staging directory of a dead batch; `None` if its batch lives or has just ended, or if this is
+/// not a batch's directory.
 fn lock_dead(store: &Store, path: &Path) -> Result<Option<Flock<File>>> {
     // A new directory is made and locked under this lock, so that one which is not locked is a dead batch's.
     let _guard = lock_dir(store.files(), &store.layout().staging())?;

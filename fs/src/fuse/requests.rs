@@ -93,9 +93,7 @@ impl Shared {
     /// Releases snapshots that are no longer looked at.
     fn keep_no_more(&self) {
         if let Err(error) = self.views.keep_no_more(&|roots: &[ObjectId]| self.keep_snapshots(roots)) {
-            tracing::warn!(
-                "{error}; the objects of a snapshot that nobody reads any more stay protected from gc for now"
-            );
+            tracing::warn!("{error}; gc keeps a snapshot for now that nobody reads any more");
         }
     }
 
