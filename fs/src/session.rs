@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use karapace_store::tree::Trees;
+use karapace_store::wait;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::unistd::{getegid, geteuid};
 
 use crate::control::{ControlDir, ControlPlane};
@@ -143,24 +144,22 @@ impl UnmountHandle {
         self.0.unmount(true)
     }
 
-    /// Whether the kernel still has the mount. After [`UnmountHandle::detach`] it does until the last user is
-    /// gone.
-    pub fn is_connected(&self) -> bool {
-        self.0.is_connected()
+    /// Waits up to `patience` until the kernel no longer has the mount, and returns whether it does not. After
+    /// [`UnmountHandle::detach`] it has the mount until the last user is gone.
+    pub fn ends_within(&self, patience: Duration) -> bool {
+        self.0.ends_within(patience)
     }
 }
 
 impl Connection {
-    fn is_connected(&self) -> bool {
-        let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::empty())];
-        match poll(&mut fds, PollTimeout::ZERO) {
-            Ok(_) => !fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)),
-            Err(_) => true,
-        }
+    /// The kernel reports an error on the device once the mount is gone.
+    fn ends_within(&self, patience: Duration) -> bool {
+        // An error is reported even if no event is asked for.
+        wait::for_event(&self.device, PollFlags::empty(), patience).unwrap_or(false)
     }
 
     fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.is_connected() { self.umount(lazy) } else { Ok(()) }
+        if self.ends_within(Duration::ZERO) { Ok(()) } else { self.umount(lazy) }
     }
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.

@@ -38,8 +38,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_store::Store;
 use karapace_store::durability::{Doubt, FileSystem};
@@ -47,6 +46,7 @@ use karapace_store::error::StoreError;
 use karapace_store::id::InstanceId;
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
+use karapace_store::wait::Deadline;
 use karapace_store::wal;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -166,12 +166,12 @@ impl Engine {
         let remove = || self.store().files().remove_tree(dir);
         let mut removed = remove();
         drop(lock);
-        let deadline = Instant::now() + HIDDEN_FILES_GO;
+        let deadline = Deadline::after(HIDDEN_FILES_GO);
         let is_kept = |error: &io::Error| {
             matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy)
         };
-        while removed.as_ref().is_err_and(is_kept) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
+        while removed.as_ref().is_err_and(is_kept) && !deadline.has_passed() {
+            deadline.pause();
             removed = remove();
         }
         removed

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use karapace_store::input::by_descriptor;
 use karapace_store::progress::Progress;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use karapace_store::wait;
+use nix::poll::PollFlags;
 use rustix::fs::{FileType, Mode, OFlags, fstat};
-use rustix::io::Errno;
 
 use super::error::ImageError;
 
@@ -16,7 +17,7 @@ use super::error::ImageError;
 pub const STDIN: &str = "-";
 
 /// How often to check for cancellation while waiting for data.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+const TICK: Duration = Duration::from_millis(200);
 
 /// A source that an archive can be read from once.
 #[derive(Debug)]
@@ -91,10 +92,8 @@ impl Read for Patient<'_> {
             if self.progress.is_cancelled() {
                 return Err(io::Error::other("stopped on request"));
             }
-            match poll(&mut [PollFd::new(self.input, PollFlags::IN)], Some(&TICK)) {
-                Ok(0) | Err(Errno::INTR) => continue,
-                Ok(_) => {}
-                Err(errno) => return Err(errno.into()),
+            if !wait::for_event(self.input, PollFlags::POLLIN, TICK)? {
+                continue;
             }
             match self.input.read(buf) {
                 // Another reader of the same pipe took the data.

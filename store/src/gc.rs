@@ -19,7 +19,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::error::{IoContext, Result, StoreError};
 use crate::fail;
@@ -34,6 +33,7 @@ use crate::object::Shard;
 use crate::open::Store;
 pub use crate::reach::UpperRoots;
 use crate::reach::{Fault, Met, Reach, Watch};
+use crate::wait::Deadline;
 use crate::{files, integrity, pins, staging, wal};
 
 /// Returns what an environment's upper refers to; nothing if it has no upper. The `fs` crate reads uppers, so
@@ -119,12 +119,13 @@ fn next_time(store: &Store) -> Result<Timestamp> {
         Ok(change_time(&file.metadata().at("read", &staging)?))
     };
     let before = now()?;
+    let wait = Deadline::never();
     loop {
         let time = now()?;
         if time != before {
             return Ok(time);
         }
-        std::thread::sleep(Duration::from_millis(1));
+        wait.pause();
     }
 }
 

@@ -10,7 +10,7 @@
 //! batch, lock, pins, staging    writing objects together; locks; what gc must keep; dead batches
 //! open                          opening and creating a store
 //! object, layout, files         objects by their hash; paths in a store; opening and making its files
-//! id, codec, text, …            independent of a store
+//! id, codec, text, wait, …      independent of a store
 //! ```
 //!
 //! A module uses those below it, and some beside it without a circle; never one above. Nothing here knows of
@@ -66,6 +66,7 @@ pub mod tar;
 pub mod text;
 pub mod tree;
 pub mod usage;
+pub mod wait;
 pub mod wal;
 
 pub use error::{Result, StoreError};

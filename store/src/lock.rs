@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -17,8 +17,9 @@ use crate::error::{IoContext, Result, StoreError};
 use crate::host::HostClaim;
 use crate::id::InstanceId;
 use crate::open::Store;
+use crate::wait::Deadline;
 
-/// How long to wait for a lock before saying so.
+/// How long to wait for a lock before saying so: most holders are done by then.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The lock on the whole store; released on drop.
@@ -72,17 +73,17 @@ impl StoreLock {
             return Self::attempt(store, exclusive);
         }
         let path = store.layout().lock_file();
-        let start = Instant::now();
+        let deadline = Deadline::after(PATIENCE);
         let claim = HostClaim::take(store)?;
         let mut file = open(store, &path)?;
-        while start.elapsed() < PATIENCE {
+        while !deadline.has_passed() {
             match try_lock(file, exclusive, &path)? {
                 Attempt::Got(file) => {
                     return Ok(StoreLock { _file: signed(store, file, &path)?, _claim: claim });
                 }
                 Attempt::Busy(back) => file = back,
             }
-            std::thread::sleep(Duration::from_millis(20));
+            deadline.pause();
         }
         tracing::warn!("waiting for the store's lock {}: {} holds it", path.display(), holder(store, &path));
         loop {

@@ -53,8 +53,8 @@ struct How {
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
-    /// Flags that the kernel heeds, as with mount(8). With ro it refuses changes and commands to the control
-    /// files by itself, until `mount -o remount,rw`
+    /// Mount flags of the kernel, as with mount(8). With ro the kernel refuses changes, and commands to the
+    /// control files, until `mount -o remount,rw`
     #[arg(short = 'o', long = "option", value_parser = one_of(Flag::WORDS), value_delimiter = ',', value_name = "FLAG")]
     flags: Vec<Flag>,
     /// Mount this snapshot, read-only and without a control directory

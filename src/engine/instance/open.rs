@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_fs::attr::{DiffEntry, HeadRef};
 use karapace_fs::session::Invalidator;
@@ -22,6 +22,7 @@ use karapace_store::metadata::Metadata;
 use karapace_store::paths::Ignore;
 use karapace_store::pins::Pin;
 use karapace_store::tree::{Change, Trees, diff};
+use karapace_store::wait::Deadline;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -300,12 +301,10 @@ impl Instance {
         if wait == Wait::Long {
             return Ok(StoreLock::shared(self.store())?);
         }
-        let start = Instant::now();
+        let deadline = Deadline::after(BRIEF);
         loop {
             match StoreLock::try_shared(self.store()) {
-                Err(StoreError::Locked { .. }) if start.elapsed() < BRIEF => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
+                Err(StoreError::Locked { .. }) if !deadline.has_passed() => deadline.pause(),
                 other => return Ok(other?),
             }
         }

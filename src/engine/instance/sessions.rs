@@ -6,11 +6,14 @@
 //! session holds the lock exclusively meanwhile: the command that was the last to leave or, if all were
 //! killed, the environment's serving process.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use karapace_store::id::InstanceId;
 use karapace_store::metadata::{EnvState, Metadata};
+use karapace_store::wait;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -76,6 +79,12 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
             false
         }
     }
+}
+
+/// Waits up to `patience` until no session is inside. Returns whether none is.
+pub fn end_within(engine: &Engine, instance: &InstanceId, patience: Duration) -> bool {
+    let over = || Ok::<_, Infallible>((!running(engine, instance)).then_some(()));
+    matches!(wait::until(patience, over), Ok(Some(())))
 }
 
 /// The state to show: Running while a session is inside. The record never says Running, because after a kill

@@ -13,11 +13,12 @@ use karapace_fs::path_text::PathText;
 use karapace_fs::session::Watchers;
 use karapace_store::id::InstanceId;
 use karapace_store::inode::FileKind;
+use karapace_store::wait;
 use nix::errno::Errno;
+use nix::poll::PollFlags;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{
     AtFlags, Mode, Nsecs, OFlags, ResolveFlags, Timestamps, UTIME_NOW, UTIME_OMIT, mkdirat, mknodat, open,
     openat2, statat, symlinkat, unlinkat, utimensat,
@@ -159,15 +160,7 @@ impl Teller {
 
 /// Waits until the process ends, which closes its output. False after [`PATIENCE`].
 fn ends_in_time(output: BorrowedFd<'_>) -> io::Result<bool> {
-    let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    let mut events = [PollFd::new(&output, PollFlags::IN)];
-    loop {
-        match poll(&mut events, Some(&timeout)) {
-            Err(HostErrno::INTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(ready) => return Ok(ready > 0),
-        }
-    }
+    wait::for_event(output, PollFlags::POLLIN, PATIENCE)
 }
 
 /// Waits for the process to end and reaps it; its id is not reused before that. Returns whether it succeeded.

@@ -2,7 +2,7 @@
 //! whatever the environment that is built will be. It is listed like any other until the build ends, and is
 //! then removed, even after a crash.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_store::error::StoreError;
 use karapace_store::id::ObjectId;
@@ -20,7 +20,7 @@ use crate::engine::instance::sessions;
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
-/// How long the commands of a killed build may take to end.
+/// How long the commands of a killed build may take to end: they are being killed too.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The environment of one build. Dropping it removes the environment.
@@ -97,12 +97,8 @@ impl Engine {
     }
 
     fn end_build_mount(&self, env: &Metadata) -> Result<()> {
-        let start = Instant::now();
-        while sessions::running(self, &env.instance) {
-            if start.elapsed() > PATIENCE {
-                return Err(Error::Running { env: env.name.clone() });
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        if !sessions::end_within(self, &env.instance, PATIENCE) {
+            return Err(Error::Running { env: env.name.clone() });
         }
         let recorded = self.recorded_mount(&env.instance)?;
         if self.live_mount(&env.instance)?.is_some() {

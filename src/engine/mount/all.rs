@@ -12,10 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_store::id::InstanceId;
 use karapace_store::metadata::{EnvState, Metadata};
+use karapace_store::wait::{self, Deadline};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -31,6 +32,9 @@ use crate::engine::{Engine, Error, Result};
 
 /// How often mounts that ended by themselves, or could not be made, are checked.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long another process may hold the record without having written it: it only looks, or is starting.
+const STARTS: Duration = Duration::from_secs(1);
 
 /// How long a stop may take: each mount in use gets its grace period.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -129,17 +133,10 @@ impl Engine {
         let before: Vec<_> = before.iter().filter_map(|env| Some((env, mounted(env)?))).collect();
         if let Some(supervisor) = self.supervisor()? {
             self.end_supervisor(&supervisor)?;
-            let start = Instant::now();
-            while self.supervisor()?.is_some() {
-                if start.elapsed() > PATIENCE {
-                    let what = format!("(pid {}) does not end", supervisor.pid);
-                    return Err(Error::Serving {
-                        env: "all environments".to_owned(),
-                        what,
-                        log: log_path(self),
-                    });
-                }
-                std::thread::sleep(Duration::from_millis(20));
+            let ended = wait::until(PATIENCE, || Ok::<_, Error>(self.supervisor()?.is_none().then_some(())))?;
+            if ended.is_none() {
+                let what = format!("(pid {}) does not end", supervisor.pid);
+                return Err(Error::Serving { env: "all environments".to_owned(), what, log: log_path(self) });
             }
         }
         for (env, mount) in before {
@@ -186,7 +183,7 @@ impl Engine {
         let path = record_path(self);
         let file = self.store().files().open_or_make(&path);
         let file = file.at("open", &path)?;
-        let start = Instant::now();
+        let deadline = Deadline::after(STARTS);
         let mut open = file;
         let mut held = loop {
             match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
@@ -195,12 +192,11 @@ impl Engine {
                     if let Some(other) = self.supervisor()? {
                         return Err(taken(&other));
                     }
-                    // Another process holds the lock only to look, or is about to write its record.
-                    if start.elapsed() > TICK {
+                    if deadline.has_passed() {
                         return Err(Error::Invalid("mount --all is already starting".to_owned()));
                     }
                     open = file;
-                    std::thread::sleep(Duration::from_millis(10));
+                    deadline.pause();
                 }
                 Err((_, errno)) => return Err(Error::io("lock", &path, errno.into())),
             }

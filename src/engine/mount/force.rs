@@ -24,7 +24,7 @@ const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// How long the serving process may take to end after SIGTERM.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// How long it may take to die after SIGKILL.
+/// How long it may take to die after SIGKILL: it may hang in the kernel.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The result of a forced unmount.

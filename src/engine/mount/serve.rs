@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_fs::control::{Command, CommandError, ControlPlane, contained};
 use karapace_fs::session::{MountOptions, MountedSession, UnmountHandle};
@@ -245,11 +245,7 @@ fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Sen
                 tracing::error!("cannot detach the mount: {error}");
             }
         }
-        let end = Instant::now() + GRACE;
-        while handle.is_connected() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        if handle.is_connected() {
+        if !handle.ends_within(GRACE) {
             tracing::warn!("still in use after {} s: aborted the connection", GRACE.as_secs());
             finish();
             std::process::exit(0);

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
+use karapace_store::wait::Deadline;
 
 use super::holders::{Holder, holders, named};
 use crate::engine::instance::sessions;
@@ -99,14 +100,14 @@ impl Engine {
     /// [`Error::Held`] if processes still have the mount in another mount namespace, or have files open on
     /// it.
     fn wait_for_end(&self, env: &Metadata, mount: &MountInfo) -> Result<()> {
-        let start = Instant::now();
+        let deadline = Deadline::after(PATIENCE);
         let mut next_look = LOOK;
         let mut before: Vec<Holder> = Vec::new();
         while EnvLock::holder(self.store(), &env.instance)?.is_some() {
-            if start.elapsed() > PATIENCE {
+            if deadline.has_passed() {
                 return Err(self.serving_error(env, "has unmounted, but does not end"));
             }
-            if start.elapsed() > next_look {
+            if deadline.waited() > next_look {
                 next_look += LOOK;
                 let mut found = mount.device.map(holders).unwrap_or_default();
                 found.retain(|holder| holder.pid != mount.pid);
@@ -118,7 +119,7 @@ impl Engine {
                 }
                 before = found;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            deadline.pause();
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Access to an environment: through its serving process, or by opening it in this process.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_fs::control::{Command, Times};
 use karapace_fs::path_text::PathText;
 use karapace_store::error::StoreError;
 use karapace_store::lock::{self, EnvLock};
 use karapace_store::metadata::Metadata;
+use karapace_store::wait::Deadline;
 
 use super::client::Client;
 use super::perform::{Outcome, perform};
@@ -16,11 +17,9 @@ use crate::engine::instance::open::{CommitOutcome, Instance, RestoreOutcome, Sta
 use crate::engine::instance::snapshots::RemoveOutcome;
 use crate::engine::{Engine, Error, Result};
 
-/// How long another command may hold the environment before we give up.
+/// How long another command may hold the environment before we give up: longer than a commit of many changes
+/// takes.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long to pause between attempts.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a process did whose answer does not belong to the request.
 pub(in crate::engine) const UNKNOWN_ANSWER: &str = "gave an answer that this version does not understand";
@@ -145,10 +144,10 @@ impl Engine {
             match answer {
                 Answer::Done(outcome) => return Ok(outcome),
                 Answer::Failed { errno, reason } => return Err(Error::Served { errno, reason }),
-                Answer::Ending if wait.start.elapsed() > PATIENCE => {
+                Answer::Ending if wait.deadline.has_passed() => {
                     return Err(self.serving_error(env, "is ending, but does not finish"));
                 }
-                Answer::Ending => std::thread::sleep(PAUSE),
+                Answer::Ending => wait.deadline.pause(),
                 other => {
                     tracing::debug!(?other, "unexpected answer");
                     return Err(self.serving_error(env, UNKNOWN_ANSWER));
@@ -197,11 +196,9 @@ impl Engine {
     fn try_lock(&self, env: &Metadata, wait: &mut Waiting) -> Result<Option<EnvLock>> {
         match EnvLock::try_acquire(self.store(), &env.instance) {
             Ok(lock) => Ok(Some(lock)),
-            Err(StoreError::Locked { holder, .. })
-                if self.store().waits() && wait.start.elapsed() < PATIENCE =>
-            {
+            Err(StoreError::Locked { holder, .. }) if self.store().waits() && !wait.deadline.has_passed() => {
                 wait.say(&env.name, &holder);
-                std::thread::sleep(PAUSE);
+                wait.deadline.pause();
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -216,7 +213,7 @@ impl Engine {
 
 /// A wait for a process that holds the environment.
 struct Waiting {
-    start: Instant,
+    deadline: Deadline,
     said: bool,
     /// A request has already gone without an answer.
     unanswered: bool,
@@ -224,12 +221,12 @@ struct Waiting {
 
 impl Waiting {
     fn begin() -> Waiting {
-        Waiting { start: Instant::now(), said: false, unanswered: false }
+        Waiting { deadline: Deadline::after(PATIENCE), said: false, unanswered: false }
     }
 
     /// If the wait has become long, logs once which process holds the environment.
     fn say(&mut self, env: &str, holder: &str) {
-        if !self.said && self.start.elapsed() > lock::PATIENCE {
+        if !self.said && self.deadline.waited() > lock::PATIENCE {
             self.said = true;
             tracing::warn!("waiting for environment {env}: {holder} holds it");
         }

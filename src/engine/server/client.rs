@@ -5,17 +5,19 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use karapace_store::files::Files;
 use karapace_store::input::by_descriptor;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use karapace_store::wait;
+use nix::poll::PollFlags;
 use rustix::fs::{FileType, fstat};
 
 use super::socket::{Answer, NAME, NOT_A_REQUEST, Reply, Request, receive, transmit};
 use crate::engine::{Error, Result};
 
 /// How long to wait for an answer before checking whether the server is stopped.
-const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection to a serving process, for one request.
 pub struct Client {
@@ -82,21 +84,16 @@ impl Client {
     fn await_answer(&self) -> io::Result<()> {
         let mut said = false;
         loop {
-            let mut events = [PollFd::new(&self.stream, PollFlags::IN)];
-            match poll(&mut events, Some(&PATIENCE)) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-                Ok(0) => {
-                    let server = self.server()?;
-                    if !said && is_stopped(server) {
-                        tracing::warn!(
-                            "the server, process {server}, is stopped and does not answer: resume it with `kill -CONT \
-                             {server}`, or end it with `karapace umount --force`"
-                        );
-                        said = true;
-                    }
-                }
-                Ok(_) => return Ok(()),
+            if wait::for_event(&self.stream, PollFlags::POLLIN, PATIENCE)? {
+                return Ok(());
+            }
+            let server = self.server()?;
+            if !said && is_stopped(server) {
+                tracing::warn!(
+                    "process {server}, which serves it, is stopped and does not answer: let it go on with `kill -CONT {server}`, \
+                     or end it with `karapace umount --force`"
+                );
+                said = true;
             }
         }
     }

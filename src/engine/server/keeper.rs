@@ -3,14 +3,15 @@
 //! session was killed.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_fs::session::UnmountHandle;
 use karapace_store::id::InstanceId;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use karapace_store::wait;
+use nix::poll::PollFlags;
 use nix::sched::CloneFlags;
 use parking_lot::Mutex;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -216,14 +217,5 @@ impl Keeper {
 
 /// Waits up to `patience` for the process of a pidfd to end. Returns whether it has ended.
 pub(in crate::engine) fn is_over(process: &OwnedFd, patience: Duration) -> bool {
-    let end = Instant::now() + patience;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(ready) if ready > 0 => return true,
-            _ if left.is_zero() => return false,
-            _ => {}
-        }
-    }
+    wait::for_event(process, PollFlags::POLLIN, patience).unwrap_or(false)
 }

@@ -6,9 +6,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_store::metadata::Metadata;
+use karapace_store::wait::Deadline;
 use nix::unistd::geteuid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -27,11 +28,9 @@ use crate::runtime;
 use crate::runtime::ranges;
 use crate::runtime::{Ended, Namespaces, Seen, User};
 
-/// How long to wait for a mount that is just starting or ending.
+/// How long to wait for a mount that is just starting or ending: it may have a long journal to read, or a
+/// checkpoint to write.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long to pause between checks.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// A command to run inside an environment.
 #[derive(Debug, Clone, Default)]
@@ -161,7 +160,7 @@ impl Engine {
 
     /// Finds the environment's mount and its inside; mounts the environment if it is not mounted.
     fn place(&self, env: &Metadata, options: &EnterOptions) -> Result<Place> {
-        let start = Instant::now();
+        let deadline = Deadline::after(PATIENCE);
         loop {
             let request = Request::Enter { user: options.user.clone() };
             match self.exchange(env, &request, &[])? {
@@ -172,21 +171,21 @@ impl Engine {
                     return Err(Error::Served { errno, reason });
                 }
                 // The server is ending.
-                Some(_) => std::thread::sleep(PAUSE),
+                Some(_) => deadline.pause(),
                 None => match self.mount_for_sessions(env) {
                     Ok(()) => {}
                     // If two sessions start at once, both try to mount; the slower one uses the other's
                     // mount.
                     Err(Error::Mounted { .. } | Error::Running { .. })
                     | Err(Error::Served { errno: libc::EBUSY, .. })
-                        if start.elapsed() < PATIENCE =>
+                        if !deadline.has_passed() =>
                     {
-                        std::thread::sleep(PAUSE);
+                        deadline.pause();
                     }
                     Err(error) => return Err(error),
                 },
             }
-            if start.elapsed() > PATIENCE {
+            if deadline.has_passed() {
                 return Err(self.serving_error(env, "is ending, but does not finish"));
             }
         }

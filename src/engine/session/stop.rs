@@ -1,9 +1,10 @@
 //! Ending everything that runs inside an environment.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use karapace_store::metadata::Metadata;
+use karapace_store::wait::Deadline;
 
 use crate::engine::instance::sessions;
 use crate::engine::server::socket::{Answer, Reply, Request};
@@ -12,8 +13,6 @@ use crate::runtime::{self, Namespaces};
 
 /// How long the `enter` and `exec` processes outside may take to notice that their commands were killed.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-const PAUSE: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// Sends SIGTERM to everything that runs in `env`, and kills what has not ended after `time`. A mount
@@ -27,25 +26,26 @@ impl Engine {
             if let Some(inside) = self.inside_of(env)? {
                 runtime::signal_all(inside, libc::SIGTERM)?;
             }
-            let end = Instant::now() + time;
-            while sessions::running(self, &env.instance) && Instant::now() < end {
-                std::thread::sleep(PAUSE);
-            }
+            sessions::end_within(self, &env.instance, time);
         }
         // Also ends sessions that start meanwhile, or were not inside yet when SIGTERM was sent.
-        let end = Instant::now() + PATIENCE;
-        while sessions::running(self, &env.instance) {
-            if Instant::now() > end {
-                return Err(self.serving_error(env, "has killed all commands, but they do not end"));
+        let deadline = Deadline::after(PATIENCE);
+        let ended = deadline.until(|| {
+            if !sessions::running(self, &env.instance) {
+                return Ok(Some(()));
             }
             self.exchange(env, &Request::EndInside, &[])?;
-            std::thread::sleep(PAUSE);
+            Ok::<_, Error>(None)
+        })?;
+        if ended.is_none() {
+            return Err(self.serving_error(env, "has killed all commands, but they do not end"));
         }
-        while self.live_mount(&env.instance)?.is_some_and(|mount| mount.session) {
-            if Instant::now() > end {
-                return Err(self.serving_error(env, "does not end the mount of the sessions"));
-            }
-            std::thread::sleep(PAUSE);
+        let gone = deadline.until(|| {
+            let mount = self.live_mount(&env.instance)?;
+            Ok::<_, Error>((!mount.is_some_and(|mount| mount.session)).then_some(()))
+        })?;
+        if gone.is_none() {
+            return Err(self.serving_error(env, "does not end the mount of the sessions"));
         }
         Ok(was_running)
     }
