@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -159,49 +159,61 @@ impl Connection {
     }
 
     fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.ends_within(Duration::ZERO) { Ok(()) } else { self.umount(lazy) }
+        if self.ends_within(Duration::ZERO) { Ok(()) } else { unmount(&self.mountpoint, lazy) }
     }
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
         let stale = std::fs::metadata(&self.mountpoint);
         if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
-            && let Err(error) = self.umount(true)
+            && let Err(error) = unmount(&self.mountpoint, true)
         {
             tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
         }
     }
+}
 
-    fn umount(&self, lazy: bool) -> Result<()> {
-        let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-        match umount2(&self.mountpoint, flags) {
-            Ok(()) => Ok(()),
-            Err(Errno::EPERM) => self.unmount_by_helper(lazy),
-            Err(Errno::EBUSY) => Err(Error::Busy),
-            // Not a mount point any more: someone else has unmounted it.
-            Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(Error::host("unmount", &self.mountpoint, errno.into())),
-        }
+/// Unmounts what is mounted on `mountpoint`. With `lazy`, detaches it even while it is in use: new look-ups do
+/// not reach it, open files stay. Does nothing if nothing is mounted there.
+///
+/// # Errors
+/// [`Error::Busy`] while a file in it is open, or something in it is a working directory or mount point; and
+/// if the system refuses.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
+    let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    match umount2(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => unmount_by_helper(mountpoint, lazy),
+        Err(Errno::EBUSY) => Err(Error::Busy),
+        // Not a mount point any more: someone else has unmounted it.
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::host("unmount", mountpoint, errno.into())),
     }
+}
 
-    /// Unmounts an ordinary user's mount with `fusermount3`, which also made it.
-    fn unmount_by_helper(&self, lazy: bool) -> Result<()> {
-        let mut helper = Command::new("fusermount3");
-        helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(&self.mountpoint);
-        let output = helper.output().at("run fusermount3 to unmount", &self.mountpoint)?;
-        if output.status.success() {
-            return Ok(());
+/// Unmounts an ordinary user's mount with `fusermount3`, which also made it.
+fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
+    let mut helper = Command::new("fusermount3");
+    helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(mountpoint).stdin(Stdio::null());
+    let output = helper.output().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            io::Error::new(error.kind(), "fusermount3 is not installed: install the package fuse3")
         }
-        let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        if text.contains("busy") {
-            return Err(Error::Busy);
-        }
-        // Already unmounted, like EINVAL above; a caller without the privilege to unmount gets EPERM instead.
-        if text.contains("not found in") {
-            return Ok(());
-        }
-        Err(Error::host("unmount", &self.mountpoint, io::Error::other(text)))
+        _ => error,
+    });
+    let output = output.at("run fusermount3 to unmount", mountpoint)?;
+    if output.status.success() {
+        return Ok(());
     }
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if text.contains("busy") {
+        return Err(Error::Busy);
+    }
+    // Already unmounted, like EINVAL above; a caller without the privilege to unmount gets EPERM instead.
+    if text.contains("not found in") {
+        return Ok(());
+    }
+    Err(Error::host("unmount", mountpoint, io::Error::other(text)))
 }
 
 fn service(

@@ -2,13 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use karapace_fs::session;
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use nix::sys::statfs::statfs;
 use nix::unistd::geteuid;
 
@@ -91,40 +89,15 @@ fn mounter(line: &str) -> Option<u32> {
     options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
 }
 
-/// Unmounts `dir`. With `lazy`, detaches it even while it is in use: new look-ups do not reach it, open files
-/// stay.
+/// [`session::unmount`], for the user's commands.
 ///
 /// # Errors
-/// [`Error::DirBusy`] when files are open or a shell is inside.
+/// [`Error::DirBusy`] while it is in use, and if the system refuses.
 pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
-    if geteuid().is_root() {
-        let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-        return match umount2(dir, flags | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => Ok(()),
-            Err(Errno::EBUSY) => Err(Error::DirBusy { dir: dir.to_owned() }),
-            Err(errno) => Err(Error::io("unmount", dir, errno.into())),
-        };
-    }
-    let mut command = Command::new("fusermount3");
-    command.arg("-u");
-    if lazy {
-        command.arg("-z");
-    }
-    let output = command.arg("--").arg(dir).stdin(Stdio::null()).output();
-    let output = output.map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => {
-            Error::Invalid("fusermount3 is not installed: install the package fuse3".to_owned())
-        }
-        _ => Error::io("run fusermount3 on", dir, e),
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if words.contains("busy") {
-        return Err(Error::DirBusy { dir: dir.to_owned() });
-    }
-    Err(Error::Invalid(format!("cannot unmount {}: {words}", dir.display())))
+    session::unmount(dir, lazy).map_err(|error| match error {
+        karapace_fs::Error::Busy => Error::DirBusy { dir: dir.to_owned() },
+        error => error.into(),
+    })
 }
 
 /// /proc/self/mountinfo, with non-ASCII bytes escaped as spaces are: any mount point, also another program's,
