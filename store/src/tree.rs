@@ -195,6 +195,18 @@ impl Trees {
         }
     }
 
+    /// The entries of a listing, in the order of names; none for the listing of an empty directory, `None`.
+    pub fn entries(&self, dir: Option<ObjectId>) -> Result<Vec<(Box<[u8]>, Target)>> {
+        let mut entries = Vec::new();
+        if let Some(dir) = dir {
+            self.for_each(&dir, &mut |entry| {
+                entries.push((entry.name().into(), entry.to_target()?));
+                Ok(())
+            })?;
+        }
+        Ok(entries)
+    }
+
     /// Whether the listing `id` is in the cache.
     pub fn is_loaded(&self, id: &ObjectId) -> bool {
         self.cache.lock().nodes.contains(id)

@@ -286,7 +286,7 @@ impl Plan<'_> {
         if self.state.nodes.contains_key(&record.ino) {
             self.detached.insert(record.ino);
         }
-        for (_, below) in self.entries(record.listing().0)? {
+        for (_, below) in self.view.trees.entries(record.listing().0)? {
             self.removed(below)?;
         }
         Ok(())
@@ -314,7 +314,7 @@ impl Plan<'_> {
         }
         if let (Some(tree), links) = record.listing() {
             let mut edits = BTreeMap::new();
-            for (name, below) in self.entries(Some(tree))? {
+            for (name, below) in self.view.trees.entries(Some(tree))? {
                 let place = Place { parent: record.ino, name: name.clone() };
                 if let Some(edit) = self.added(place, below)? {
                     edits.insert(name, Some(edit));
@@ -419,16 +419,5 @@ impl Plan<'_> {
             }
         }
         Ok(())
-    }
-
-    fn entries(&self, tree: Option<ObjectId>) -> Result<Vec<(Box<[u8]>, Target)>> {
-        let mut entries = Vec::new();
-        if let Some(tree) = tree {
-            self.view.trees.for_each(&tree, &mut |entry| {
-                entries.push((entry.name().into(), entry.to_target()?));
-                Ok(())
-            })?;
-        }
-        Ok(entries)
     }
 }

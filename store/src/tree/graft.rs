@@ -370,7 +370,7 @@ impl Graft<'_> {
             Some(Target::Inode(record)) => {
                 self.dropped_plain.insert(record.ino);
                 if record.listing().1 {
-                    for (_, below) in self.entries(record.listing().0)? {
+                    for (_, below) in self.trees.entries(record.listing().0)? {
                         self.lose(Some(below))?;
                     }
                 }
@@ -402,17 +402,6 @@ impl Graft<'_> {
 
     fn child(&self, tree: Option<&ObjectId>, name: &[u8]) -> Result<Option<Target>> {
         tree.map_or(Ok(None), |tree| self.trees.lookup(tree, name))
-    }
-
-    fn entries(&self, tree: Option<ObjectId>) -> Result<Vec<(Box<[u8]>, Target)>> {
-        let mut entries = Vec::new();
-        if let Some(tree) = tree {
-            self.trees.for_each(&tree, &mut |entry| {
-                entries.push((entry.name().into(), entry.to_target()?));
-                Ok(())
-            })?;
-        }
-        Ok(entries)
     }
 }
 
