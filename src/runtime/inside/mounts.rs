@@ -89,18 +89,8 @@ impl Mounts {
             Some(root) => Some(open_root(root, self.served).map_err(|e| failure("bind", root, e))?),
             None => None,
         };
-        let mut failed = None;
-        for (number, mount) in self.list.iter_mut().enumerate() {
-            match mount.detached() {
-                Ok(tree) => mount.tree = tree,
-                Err(errno) if mount.required => {
-                    failed = Some((number, errno));
-                    break;
-                }
-                Err(errno) => skip(channel, mount, errno),
-            }
-        }
-        if let Some((number, errno)) = failed {
+        let detach = |mount: &mut Mount| mount.detached().map(|tree| mount.tree = tree);
+        if let Err((number, errno)) = each(&mut self.list, channel, detach) {
             return Err(self.list[number].failure(errno));
         }
         if let (Some(tree), Some(root)) = (&tree, &self.root) {
@@ -112,17 +102,7 @@ impl Mounts {
             None => None,
         };
         let mask = umask(Mode::from_bits_truncate(0o022));
-        for (number, mount) in self.list.iter_mut().enumerate() {
-            match mount.attach(own) {
-                Ok(()) => {}
-                Err(errno) if mount.required => {
-                    failed = Some((number, errno));
-                    break;
-                }
-                Err(errno) => skip(channel, mount, errno),
-            }
-        }
-        if let Some((number, errno)) = failed {
+        if let Err((number, errno)) = each(&mut self.list, channel, |mount| mount.attach(own)) {
             return Err(self.list[number].failure(errno));
         }
         for (path, target) in LINKS.into_iter().filter(|_| self.root.is_some()) {
@@ -342,6 +322,23 @@ fn open_root(root: &CStr, served: bool) -> Result<OwnedFd, Errno> {
 
 fn failure<'a>(action: &'static str, path: &'a CStr, errno: Errno) -> Failure<'a> {
     Failure { action, path: path.to_bytes(), errno }
+}
+
+/// Does one step of every mount, in order. Reports an optional mount that fails; stops at a required one, and
+/// returns its number.
+fn each(
+    list: &mut [Mount],
+    channel: &Channel,
+    step: impl Fn(&mut Mount) -> Result<(), Errno>,
+) -> Result<(), (usize, Errno)> {
+    for (number, mount) in list.iter_mut().enumerate() {
+        match step(mount) {
+            Ok(()) => {}
+            Err(errno) if mount.required => return Err((number, errno)),
+            Err(errno) => skip(channel, mount, errno),
+        }
+    }
+    Ok(())
 }
 
 /// Reports that a mount is left out, unless one side of it simply does not exist: a host without resolv.conf,
