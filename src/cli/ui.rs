@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::exit;
 use super::writer::{self, Line};
 use crate::engine::Report;
+use crate::process::signals;
 
 pub use super::table::table;
 pub use super::writer::json;
@@ -241,7 +242,7 @@ impl Progress for Bars {
 /// Set by the first SIGINT, SIGTERM or SIGHUP after [`Report::heed_interruptions`].
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// The signal handler is installed only once.
+/// The handler is set only once.
 static HEEDED: Once = Once::new();
 
 impl Report for Bars {
@@ -295,7 +296,7 @@ impl Report for Bars {
             }
         };
         HEEDED.call_once(|| {
-            if let Err(error) = ctrlc::set_handler(handler) {
+            if let Err(error) = signals::on_request_to_end(handler) {
                 tracing::warn!("cannot handle interrupts, which now end this command at once: {error}");
             }
         });

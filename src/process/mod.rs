@@ -4,6 +4,7 @@
 //! whatever starts it: a shell with limits, a build with a job server, a script that ignores signals. A
 //! session's command inherits the caller's state.
 
+pub mod signals;
 mod sys;
 
 use std::fs;

@@ -29,6 +29,7 @@ use super::supervisor::{Supervisor, record_path};
 use crate::engine::At as _;
 use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
+use crate::process::signals;
 
 /// How often mounts that ended by themselves, or could not be made, are checked.
 const TICK: Duration = Duration::from_secs(1);
@@ -75,7 +76,8 @@ impl Engine {
                 tracing::error!("cannot be stopped: {error}");
             }
         };
-        ctrlc::set_handler(handler).map_err(|e| Error::Invalid(format!("cannot wait for signals: {e}")))?;
+        signals::on_request_to_end(handler)
+            .map_err(|e| Error::Invalid(format!("cannot wait for signals: {e}")))?;
         let watched = Metadata::dir(self.store());
         let watch = Watch::begin(&watched).at("watch", &watched)?;
         let mut mounts = Mounts { engine: self, dir: &dir, verbose, tell, known: BTreeMap::new() };

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use karapace_fs::control::{Command, CommandError, ControlPlane, contained};
@@ -15,7 +16,6 @@ use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::pins::Pin;
 use karapace_store::tree::Trees;
-use nix::sys::signal::{SigSet, Signal};
 
 use super::options::{Options, check_mountable, check_root_options};
 use crate::description::lifecycle;
@@ -31,7 +31,7 @@ use crate::engine::server::keeper::{Keeper, Place};
 use crate::engine::server::perform::perform;
 use crate::engine::server::socket::{Answer, Reply, Request, Server};
 use crate::engine::{Engine, Error, Result};
-use crate::process;
+use crate::process::{self, signals};
 
 /// How long a mount may stay in use after a signal detached it.
 const GRACE: Duration = Duration::from_secs(5);
@@ -51,13 +51,15 @@ impl Engine {
         check_root_options(options)?;
         process::lift_limits()
             .map_err(|e| Error::Invalid(format!("cannot lift the limits of a server: {e}")))?;
-        // Blocked before the first thread starts, so that all threads inherit the mask; `watch_signals`
-        // receives the signals.
-        let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-        signals.thread_block().map_err(|e| Error::Invalid(format!("cannot block signals: {e}")))?;
+        // Before anything is mounted: `watch_signals` then finds what has come meanwhile. Before the first
+        // thread that serves starts, so that none is interrupted.
+        let (ask, asked) = channel();
+        let handler = move || ask.send(()).unwrap_or(());
+        signals::on_request_to_end_server(handler)
+            .map_err(|e| Error::Invalid(format!("cannot wait for signals: {e}")))?;
         match &options.snapshot {
-            Some(snapshot) => serve_snapshot(self, &env, snapshot, dir, &options.mount, signals, ready),
-            None => serve_view(self, &env, dir, options, signals, ready),
+            Some(snapshot) => serve_snapshot(self, &env, snapshot, dir, &options.mount, asked, ready),
+            None => serve_view(self, &env, dir, options, asked, ready),
         }
     }
 }
@@ -67,7 +69,7 @@ fn serve_view(
     env: &Metadata,
     dir: &Path,
     options: &Options,
-    signals: SigSet,
+    asked: Receiver<()>,
     ready: &mut dyn FnMut(&Path) -> Result<()>,
 ) -> Result<()> {
     let lock = engine.lock_unmounted(env)?;
@@ -100,7 +102,7 @@ fn serve_view(
     let running = announce(engine, &env, &instance, &handle, &keeper);
     let running = running.and_then(|server| {
         let (instance, path) = (instance.clone(), info_path(engine, &env.instance));
-        watch_signals(signals, handle.clone(), move || finish(&instance, None, &path))?;
+        watch_signals(asked, handle.clone(), move || finish(&instance, None, &path))?;
         ready(&dir)?;
         Ok(server)
     });
@@ -201,7 +203,7 @@ fn serve_snapshot(
     snapshot: &str,
     dir: &Path,
     options: &MountOptions,
-    signals: SigSet,
+    asked: Receiver<()>,
     ready: &mut dyn FnMut(&Path) -> Result<()>,
 ) -> Result<()> {
     let store = engine.store();
@@ -216,7 +218,7 @@ fn serve_snapshot(
     let options = MountOptions { read_only: true, ..options.clone() };
     let session = MountedSession::mount(view, trees, None, &dir, &source(env), &options)?;
     let handle = session.unmount_handle();
-    watch_signals(signals, handle.clone(), || ())?;
+    watch_signals(asked, handle.clone(), || ())?;
     if let Err(error) = ready(&dir) {
         if let Err(error) = handle.detach() {
             tracing::error!("cannot detach the mount: {error}");
@@ -231,12 +233,16 @@ fn source(env: &Metadata) -> String {
     format!("{SOURCE}{}", env.name)
 }
 
-/// Unmounts on SIGTERM, SIGINT or SIGHUP. A mount in use is detached; if it is still in use after the grace
+/// Unmounts when a signal has `asked` to. A mount in use is detached; if it is still in use after the grace
 /// period, `finish` is called and the process exits, which cuts the mount off.
-fn watch_signals(signals: SigSet, handle: UnmountHandle, finish: impl Fn() + Send + 'static) -> Result<()> {
+fn watch_signals(
+    asked: Receiver<()>,
+    handle: UnmountHandle,
+    finish: impl Fn() + Send + 'static,
+) -> Result<()> {
     let watch = move || {
-        let Ok(signal) = signals.wait() else { return };
-        tracing::info!("unmounting on {signal}");
+        let Ok(()) = asked.recv() else { return };
+        tracing::info!("unmounting: a signal asked for it");
         // Even when unmounted here, it may still be mounted in another mount namespace, or have been detached
         // while files were open.
         if let Err(error) = handle.unmount() {
