@@ -25,8 +25,7 @@ const COMMANDS: [(&str, &[&str]); 4] = [
 ];
 
 /// The commands in the text of `help`.
-pub(super) const HELP: &str = "\
-  commit [name=N] [message=TEXT] [async=1]
+pub(super) const HELP: &str = "  commit [name=N] [message=TEXT] [async=1]
                    make a snapshot; returns when it is durable, async=1: at once with a job number
   restore SNAPSHOT [touch=1]
                    make the tree equal to a snapshot: a hash or prefix, a name, head, latest, base, ~k (the k-th

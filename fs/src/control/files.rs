@@ -17,8 +17,7 @@ const VERSION: &str = concat!("karapace ", env!("CARGO_PKG_VERSION"), "\n");
 /// The text of `help` before and after the list of commands.
 const HELP: [&str; 2] = [
     "ctl                write commands, one per line; if a command fails, the write fails\n",
-    "\
-                   after a write, reading the same descriptor gives the outcome
+    "                   after a write, reading the same descriptor gives the outcome
 last               outcome of the last command: `ok commit <hash>` or `error EINVAL <reason>`
 id version         the environment's ids, the version of karapace
 status status.json state, head, mount point, uncommitted changes
