@@ -1,7 +1,3 @@
 #![no_main]
 
-#[allow(dead_code, reason = "one of them is used here")]
-#[path = "../../decoders/targets.rs"]
-mod targets;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::commands(bytes));
