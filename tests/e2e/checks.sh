@@ -92,6 +92,10 @@ wrong() {
 # equal WHAT EXPECTED FOUND
 equal() { [ "$2" = "$3" ] || wrong "$1: expected '$2', found '$3'"; }
 
+# below WHAT LIMIT FOUND and at_least WHAT LEAST FOUND, of numbers.
+below() { [ "$3" -lt "$2" ] || wrong "$1: expected less than $2, found $3"; }
+at_least() { [ "$3" -ge "$2" ] || wrong "$1: expected at least $2, found $3"; }
+
 # status_of EXPECTED COMMAND...: the command must exit with this status.
 status_of() {
     local expected=$1 status=0
@@ -113,16 +117,17 @@ refused() {
 # says PATTERN: the output of the last `refused` command must match.
 says() { grep -qiE "$1" "$TMPDIR/refused" || wrong "no '$1' in: $(cat "$TMPDIR/refused")"; }
 
-# until_true SECONDS COMMAND...: waits for the command to succeed; what it says the last time is shown.
+# until_true COMMAND...: waits for the command to succeed; what it says the last time is shown. How long a busy machine may take for
+# anything is said once, in PATIENCE: what comes at all comes much sooner.
+PATIENCE=120
 until_true() {
-    local deadline=$((SECONDS + $1)) seconds=$1 WAITING=yes
-    shift
+    local deadline=$((SECONDS + PATIENCE)) WAITING=yes
     until "$@" >/dev/null 2>&1; do
         if [ "$SECONDS" -gt "$deadline" ]; then
             WAITING=
             "$@" && return
             # An explicit return, because errexit is off if this is part of a condition.
-            wrong "did not happen in $seconds s: $*" || return 1
+            wrong "did not happen in $PATIENCE s: $*" || return 1
         fi
         sleep 0.05
     done
@@ -177,8 +182,20 @@ print(eval(sys.argv[2]))' "$1" "$2"; }
 # inspect ENV EXPRESSION
 inspect() { karapace --json inspect "$1" | json - "$2"; }
 
-# The process that serves an environment.
+# The process that serves an environment; that none serves $ENV.
 server_of() { inspect "$1" 'd["mount"]["pid"]'; }
+no_server() { [ "$(inspect "$ENV" 'd["mount"]')" = None ]; }
+
+# x COMMAND...: inside $ENV.
+x() { karapace exec "$ENV" -- "$@"; }
+
+# work_of PID: the processor time of a process in milliseconds. Unlike a duration it does not depend on what else the machine does.
+work_of() { python3 -c 'import os, sys
+fields = open(f"/proc/{sys.argv[1]}/stat").read().rsplit(")", 1)[1].split()
+print((int(fields[11]) + int(fields[12])) * 1000 // os.sysconf("SC_CLK_TCK"))' "$1"; }
+
+# peak_of PID: the most memory that a process had resident, in KiB.
+peak_of() { awk '$1 == "VmHWM:" { print $2 }' "/proc/$1/status"; }
 
 # mounted DIRECTORY: whether something is mounted there, alive or dead (stat fails on a dead mount).
 mounted() { awk -v p="$1" '$5 == p { found = 1 } END { exit !found }' /proc/self/mountinfo; }
@@ -191,7 +208,7 @@ sigstop() {
     # shellcheck disable=SC2064 # this process, now
     trap "kill -CONT $1 2>/dev/null || true" EXIT
     kill -STOP "$1"
-    until_true 30 all_threads_stopped "$1"
+    until_true all_threads_stopped "$1"
 }
 all_threads_stopped() { ! grep -hvE '^[0-9]+ \(.*\) T' "/proc/$1/task/"*/stat; }
 
@@ -240,7 +257,7 @@ with open(sys.argv[2], "w") as port:
     port.write("%d\n" % server.server_port)
 server.serve_forever()
 PYTHON
-    until_true 20 test -s "$TMPDIR/port"
+    until_true test -s "$TMPDIR/port"
 }
 
 # errno_of ENV LINES: prints the name of the errno with which ctl refuses these lines.
@@ -302,6 +319,18 @@ fixture() (
     chmod 0750 srv/data
     find . -exec touch -h -d '2001-02-03 04:05:06.789012345' {} +
 )
+
+# noise SEED BYTES: bytes that neither compress nor repeat, fast.
+noise() { head -c "$2" /dev/zero | openssl enc -aes-128-ctr -pass "pass:$1" -nosalt -pbkdf2; }
+
+# mounted_fixture DIRECTORY: the fixture, made there, as the environment $ENV, mounted. Its archive is
+# $TMPDIR/fixture.tar.
+mounted_fixture() {
+    fixture "$1"
+    fixture_tar "$1" "$TMPDIR/fixture.tar"
+    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
+    karapace mount "$ENV"
+}
 
 # fixture_tar DIRECTORY TAR: the fixture as an archive in which root owns everything, as in a real root file
 # system. On a user's mount root's files appear as the user's, so both look the same.

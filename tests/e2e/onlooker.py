@@ -27,7 +27,8 @@ def main():
                 found = ["seen " + directory]
                 if os.access(os.path.join(directory, program), os.X_OK):
                     found.append("reached " + directory)
-                for line in set(found) - told:
+                # `reached` first: whoever waits for `seen` has both.
+                for line in sorted(set(found) - told):
                     told.add(line)
                     print(line, file=out, flush=True)
 

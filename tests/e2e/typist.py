@@ -87,6 +87,12 @@ class Shell(Typist):
         self.line("PS1='outer''> '; bind 'set enable-bracketed-paste off' 2>/dev/null")
         self.see(PROMPT)
 
+    def foreground(self, command):
+        """`fg`, and the moment more that the shell takes after it has said which command that is."""
+        self.line("fg")
+        self.see(command)
+        time.sleep(0.5)
+
     def leave(self):
         """Ends it, and checks that it is the one in the foreground."""
         self.line("exit 77")

@@ -3,7 +3,8 @@
 
 watcher.py watch DIR LOG      writes a line `EVENT path` for each event to LOG; first, once all is watched, `READY .`
 watcher.py hook LOG DIR       git's fsmonitor hook, version 2 (githooks(5)): DIR is the work tree that is watched
-watcher.py flips DIR NAME...  stats the names until there is input, and says when each came or went; how often it asked, to stderr
+watcher.py flips DIR NAME...  stats the names until there is input, and says when each came or went; to stderr `ready` once it has seen
+                              what is there, and how often it asked
 """
 import ctypes
 import os
@@ -87,6 +88,7 @@ def flips(top, names):
     """Prints a line `NAME there` or `NAME gone` at each change."""
     paths = [os.path.join(top, name) for name in names]
     there = [os.path.lexists(path) for path in paths]
+    print("ready", file=sys.stderr, flush=True)
     asked, wrong = 0, False
     while not select.select([sys.stdin], [], [], 0)[0]:
         for index, path in enumerate(paths):

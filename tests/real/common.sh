@@ -10,10 +10,7 @@ environment() {
     EXT4=$PLAIN/work
 }
 make_environment() {
-    fixture "$TMPDIR/fixture"
-    fixture_tar "$TMPDIR/fixture" "$TMPDIR/fixture.tar"
-    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
-    karapace mount "$ENV"
+    mounted_fixture "$TMPDIR/fixture"
     mkdir "$WORK" "$EXT4"
 }
 
@@ -30,16 +27,16 @@ kill_server() {
     local server
     server=$(server_of "$ENV")
     kill -KILL "$server"
-    until_true 30 gone "$server"
+    until_true gone "$server"
 }
 
 # remounted: the environment, unmounted and mounted again.
 remounted() {
-    until_true 30 karapace umount "$ENV"
+    until_true karapace umount "$ENV"
     karapace mount "$ENV"
 }
 
 is_whole() {
-    until_true 30 karapace umount "$ENV"
+    until_true karapace umount "$ENV"
     karapace verify-store
 }

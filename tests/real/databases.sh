@@ -30,7 +30,7 @@ begin_writers() {
         statements "$writer" 1 10000000 | client "$1" >"$ACKNOWLEDGED.$writer" 2>"$TMPDIR/client.$writer" &
         WRITERS+=($!)
     done
-    until_true 60 wrote 100
+    until_true wrote 100
 }
 wrote() {
     local writer

@@ -25,7 +25,7 @@ clones_live_side_by_side() {
     # A clone of a mounted environment, with a note about uncommitted changes.
     karapace clone dev --name second 2>"$TMPDIR/notes"
     grep -q 'uncommitted changes of dev are not in second' "$TMPDIR/notes"
-    [ $(($(store_bytes) - before)) -lt 200000 ] || wrong "a clone took $(($(store_bytes) - before)) bytes"
+    below "bytes for a clone" 200000 $(($(store_bytes) - before))
     karapace mount second
     equal content one "$(cat "$MOUNTS/second/etc/one")"
     [ ! -e "$MOUNTS/second/etc/two" ]
@@ -55,7 +55,7 @@ du_says_what_goes() {
     karapace gc
     local exclusive
     exclusive=$(karapace --json du other | json - 'd["environment"]["exclusive_bytes"]')
-    [ "$exclusive" -ge 2000000 ] || wrong "exclusive: $exclusive"
+    at_least "exclusive bytes" 2000000 "$exclusive"
     karapace du | has -E '^other +[0-9]+ '
     karapace destroy -y --snapshots other
     equal freed "$exclusive" "$(karapace --json gc --dry-run | json - 'd["bytes"]')"
@@ -136,7 +136,7 @@ doctor_finds() {
     karapace mount dev
     kill -9 "$(server_of dev)"
     # The server may take a moment to end.
-    until_true 10 bash -c '! ls "$1"' - "$MOUNTS/dev"
+    until_true bash -c '! ls "$1"' - "$MOUNTS/dev"
     found=$(karapace --json doctor | json - '[c["mend"] for c in d["checks"] if c["name"] == "stale mounts"][0]')
     [[ $found = *"karapace umount '$MOUNTS/dev'"* ]] || wrong "$found"
     karapace umount dev
@@ -164,16 +164,16 @@ everything_is_mounted() {
     says 'umount --all'
     # One is added, one renamed, one frozen, one destroyed.
     karapace clone dev --name new
-    until_true 20 here new
+    until_true here new
     karapace rename new newer
-    until_true 20 here newer
-    until_true 20 not_here new
+    until_true here newer
+    until_true not_here new
     echo x >"$ALL/newer/etc/x"
     karapace freeze newer
-    until_true 20 here newer
+    until_true here newer
     refused touch "$ALL/newer/etc/y"
     karapace destroy -y --snapshots newer
-    until_true 20 not_here newer
+    until_true not_here newer
     here dev
 }
 
@@ -184,12 +184,12 @@ single_failures_stay_single() {
     server=$(server_of kept)
     kill -9 "$server"
     # The kernel may still show cached entries of a dead mount.
-    until_true 20 served_anew kept "$server"
+    until_true served_anew kept "$server"
     here kept
     here dev
     # What a user unmounts stays unmounted until it is mounted again explicitly.
     karapace umount kept
-    until_true 20 not_here kept
+    until_true not_here kept
     sleep 2
     not_here kept
     karapace mount kept "$ALL/kept"
@@ -197,7 +197,7 @@ single_failures_stay_single() {
     # A mount that is in use is not removed.
     (cd "$ALL/dev/etc" && exec sleep 60) &
     local sleeper=$!
-    until_true 5 bash -c 'readlink /proc/$1/cwd | grep -q karapace' - "$sleeper"
+    until_true bash -c 'readlink /proc/$1/cwd | grep -q karapace' - "$sleeper"
     refused karapace rename dev other
     kill "$sleeper"
     wait "$sleeper" || true

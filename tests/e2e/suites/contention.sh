@@ -3,7 +3,6 @@
 # random order. Nothing fails unexpectedly, no acknowledged snapshot is lost, and the store is intact afterwards.
 # runs as: root user
 # files: MINBASE
-# seconds: 30
 #
 # KARAPACE_ROUNDS  how much each worker does; 10 by default
 # KARAPACE_SEED    repeats the choices of a run (not its timing)

@@ -60,10 +60,7 @@ everything() (
 
 setup() {
     everything "$SOURCE"
-    fixture "$PLAIN/fixture"
-    fixture_tar "$PLAIN/fixture" "$TMPDIR/fixture.tar"
-    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
-    karapace mount "$ENV"
+    mounted_fixture "$PLAIN/fixture"
     mkdir -p "$WORK" "$PLAIN/out"
 }
 

@@ -6,10 +6,7 @@ ENV=databases
 WORK=$MOUNTS/$ENV/srv/work
 
 setup() {
-    fixture "$TMPDIR/fixture"
-    fixture_tar "$TMPDIR/fixture" "$TMPDIR/fixture.tar"
-    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
-    karapace mount "$ENV"
+    mounted_fixture "$TMPDIR/fixture"
     mkdir "$WORK" "$PLAIN/work"
     # A writer: rows 1.. each in a transaction of its own; writes down each that the database has acknowledged.
     cat >"$TMPDIR/writer.py" <<'PYTHON'
@@ -112,12 +109,12 @@ server_killed() {
     sqlite3 "$database" "DELETE FROM t; UPDATE total SET n = 0"
     for writer in 1 2 3; do python3 "$TMPDIR/writer.py" "$database" "$writer" 60 "$TMPDIR/acknowledged.$writer"; done
     python3 "$TMPDIR/writer.py" "$database" 4 1000000 "$TMPDIR/acknowledged.4" &
-    until_true 60 grep -qx 20 "$TMPDIR/acknowledged.4"
+    until_true grep -qx 20 "$TMPDIR/acknowledged.4"
     local server
     server=$(server_of "$ENV")
     kill -KILL "$server"
     wait $! || true
-    until_true 20 gone "$server"
+    until_true gone "$server"
     karapace mount "$ENV"
     has_all "$database"
 }

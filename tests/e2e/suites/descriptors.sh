@@ -12,12 +12,11 @@ LOCK=$HOME/lock
 
 setup() { karapace import "$MINBASE_TAR" --name "$ENV"; }
 unmount() { karapace umount "$ENV" 2>/dev/null || true; }
-no_server() { [ "$(inspect "$ENV" 'd["mount"]')" = None ]; }
 
 # in_time COMMAND...: must end within a generous time.
 in_time() {
     local status=0
-    timeout --kill-after=5 20 "$@" || status=$?
+    timeout --kill-after=5 "$PATIENCE" "$@" || status=$?
     if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then wrong "does not end: $*"; fi
     return "$status"
 }
@@ -38,13 +37,13 @@ export WAITS
 beside_another() {
     local mark=$1
     shift
-    until_true 20 no_server
+    until_true no_server
     rm -f "$TMPDIR/up"
     "$@" </dev/null &
     local first=$!
-    until_true 30 test -s "$TMPDIR/up"
+    until_true test -s "$TMPDIR/up"
     karapace exec "$ENV" -- sleep "$mark" </dev/null >/dev/null 2>&1 &
-    until_true 30 pgrep -fx "sleep $mark"
+    until_true pgrep -fx "sleep $mark"
     karapace exec "$ENV" -- touch /root/go
     wait "$first"
     karapace exec "$ENV" -- rm /root/go
@@ -61,7 +60,7 @@ locked_session() {
 locked_all() {
     trap 'karapace umount --all >/dev/null 2>&1 || true' EXIT
     flock "$LOCK" karapace mount --all "$HOME/all"
-    until_true 30 test -e "$HOME/all/$ENV/etc/os-release"
+    until_true test -e "$HOME/all/$ENV/etc/os-release"
     unlocked
 }
 
@@ -77,7 +76,7 @@ locked_build() {
 left_running() {
     trap 'karapace stop --time 1 "$ENV" || true' EXIT
     karapace exec "$ENV" -- sleep 74002 </dev/null >/dev/null 2>&1 &
-    until_true 30 pgrep -fx 'sleep 74002'
+    until_true pgrep -fx 'sleep 74002'
     flock "$LOCK" karapace exec "$ENV" -- sh -c 'setsid sleep 74003 </dev/null >/dev/null 2>&1 &'
     unlocked
 }
@@ -140,7 +139,7 @@ preserved() {
     # Only the command has the passed descriptors, and no process that stays.
     trap 'karapace stop --time 1 "$ENV" || true' EXIT
     karapace exec "$ENV" -- sleep 74005 </dev/null >/dev/null 2>&1 &
-    until_true 30 pgrep -fx 'sleep 74005'
+    until_true pgrep -fx 'sleep 74005'
     (
         exec 3<"$LOCK"
         flock 3

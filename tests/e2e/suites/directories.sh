@@ -105,7 +105,7 @@ mounts_below() {
     mkdir "$below/dead"
     karapace mount one-mount "$below/dead"
     kill -KILL "$(server_of one-mount)"
-    until_true 20 not_answering "$below/dead"
+    until_true not_answering "$below/dead"
     karapace import "$below" --name dead 2>"$TMPDIR/said"
     has '5 mounts were left out' <"$TMPDIR/said" || wrong "$(cat "$TMPDIR/said")"
     karapace umount one-mount

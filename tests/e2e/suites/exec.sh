@@ -10,7 +10,6 @@ setup() {
     karapace import "$MINBASE_TAR" --name "$ENV"
     karapace mount "$ENV"
 }
-x() { karapace exec "$ENV" -- "$@"; }
 
 statuses() {
     status_of 0 x true
@@ -45,7 +44,7 @@ arguments() {
 signals_go_through() {
     karapace exec "$ENV" -- sh -c 'trap "echo caught; exit 7" TERM; echo ready >/root/ready; while :; do sleep 0.05; done' >"$TMPDIR/caught" &
     local child=$! status=0
-    until_true 20 test -e "$DIR/root/ready"
+    until_true test -e "$DIR/root/ready"
     kill -TERM "$child"
     wait "$child" || status=$?
     equal status 7 "$status"
@@ -98,7 +97,7 @@ writes_are_the_environments() {
 commit_while_running() {
     karapace exec "$ENV" -- sh -c 'echo 1 >/etc/while; echo up >/root/up; until [ -e /etc/stop ]; do sleep 0.05; done; echo 2 >/etc/while' &
     local child=$!
-    until_true 20 test -e "$DIR/root/up"
+    until_true test -e "$DIR/root/up"
     commit "$ENV" >/dev/null
     equal diff "" "$(cat "$DIR/.karapace/diff")"
     touch "$DIR/etc/stop"
@@ -134,8 +133,8 @@ os.write(master, b"test -t 0 && echo a-$((1+1))-terminal\n")
 until(b"a-2-terminal")
 os.write(master, b"stty size\n")
 until(b"33 77")
-os.write(master, b"sleep 100; echo slept-$?\n")
-time.sleep(1)
+os.write(master, b"sh -c 'echo begun-$((3+3)); exec sleep 100'\n")
+until(b"begun-6")
 os.write(master, b"\x03")
 os.write(master, b"echo still-$((2+2))\n")
 until(b"still-4")

@@ -2,7 +2,7 @@
 # False stores: each file of one in turn a symbolic link, a hard link, a FIFO, a directory, another user's; stores of others; sockets
 # that others serve. Whatever command reads one: nothing outside of it changes, no process outside is killed, and the command ends.
 # runs as: root user
-# seconds: 160
+# seconds: 190
 . "$(dirname "$0")/../checks.sh"
 
 BASE=$TMPDIR/base
@@ -139,7 +139,7 @@ while True:
     connection.close()
 PYTHON
     echo $! >"$TMPDIR/server"
-    until_true 20 grep -q ready "$TMPDIR/served"
+    until_true grep -q ready "$TMPDIR/served"
 }
 
 # Nothing is sent to another user's socket; a link to a daemon's socket does not end the daemon.
@@ -183,7 +183,7 @@ a_process_named_in_a_file_is_not_signalled() {
     printf '{"pid":%d,"dir":"%s"}' "$(cat "$TMPDIR/bystander")" "$TMPDIR/all" >"$FALSE/mount-all"
     flock -o -x "$FALSE/mount-all" sleep 600 &
     local holder=$!
-    until_true 20 bash -c "! flock -n '$FALSE/mount-all' true"
+    until_true bash -c "! flock -n '$FALSE/mount-all' true"
     refused karapace --store "$FALSE" umount --all
     says 'does not hold it'
     kill -0 "$(cat "$TMPDIR/bystander")" || wrong "the process was ended"
@@ -253,7 +253,7 @@ with_the_flag() {
     # If its owner holds a lock, the command says so and does not wait.
     flock -o -x "$FALSE/store/.lock" sleep 600 &
     local holder=$!
-    until_true 20 bash -c "! flock -n '$FALSE/store/.lock' true"
+    until_true bash -c "! flock -n '$FALSE/store/.lock' true"
     timeout 20 karapace --store "$FALSE" --foreign-store list | has dev
     if timeout 20 karapace --store "$FALSE" --foreign-store du >"$TMPDIR/refused" 2>&1; then wrong "not refused: du"; fi
     says 'locked'

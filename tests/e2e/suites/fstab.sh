@@ -24,7 +24,7 @@ unmounted_by() {
     server=$(server_of dev)
     "$@" "$DIR"
     not_mounted "$DIR"
-    until_true 20 gone "$server"
+    until_true gone "$server"
 }
 
 by_type() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A repository with a long history: gc, repack, branch switches, clones and fsck --full, as on ext4.
 # runs as: root user
-# seconds: 40
+# seconds: 30
 . "$(dirname "$0")/../checks.sh"
 ENV=git
 WORK=$MOUNTS/$ENV/srv/work
@@ -15,10 +15,7 @@ git config --global pack.threads 1
 git config --global advice.detachedHead false
 
 setup() {
-    fixture "$TMPDIR/fixture"
-    fixture_tar "$TMPDIR/fixture" "$TMPDIR/fixture.tar"
-    karapace import "$TMPDIR/fixture.tar" --name "$ENV"
-    karapace mount "$ENV"
+    mounted_fixture "$TMPDIR/fixture"
     mkdir "$WORK" "$PLAIN/work"
     # Six hundred commits on three branches, with directories that come, go and become files.
     python3 - >"$TMPDIR/history" <<'PYTHON'

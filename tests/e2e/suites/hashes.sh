@@ -2,7 +2,7 @@
 # One content, one hash: whatever file system holds the store or the source, in whatever order, by whom, and under which umask,
 # time zone and locale it was made.
 # runs as: root
-# seconds: 60
+# seconds: 50
 . "$(dirname "$0")/../checks.sh"
 
 # build DIRECTORY SEED: the same tree, made in an order of its own.

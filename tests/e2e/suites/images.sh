@@ -11,7 +11,7 @@ serve() {
     rm -f "$TMPDIR/address"
     /usr/bin/python3 "$SCRATCH/tree/e2e/image_server.py" "$SERVED" "$REQUESTS" "$@" >"$TMPDIR/address" &
     SERVER=$!
-    until_true 20 test -s "$TMPDIR/address"
+    until_true test -s "$TMPDIR/address"
     KARAPACE_IMAGE_SERVER=$(cat "$TMPDIR/address")
     : >"$REQUESTS"
 }
@@ -87,7 +87,7 @@ drift_is_told() {
 
 offline() {
     kill "$SERVER"
-    until_true 60 gone "$SERVER"
+    until_true gone "$SERVER"
     refused karapace import fixture/1 --name unreachable
     karapace import fixture/1 --name offline --offline
     equal base "$(inspect newer 'd["base_layer"]')" "$(inspect offline 'd["base_layer"]')"
@@ -140,9 +140,9 @@ terminated() {
     local status=0 pid
     "$@" &
     pid=$!
-    until_true 20 sh -c "find '$STORE/images' -name archive.part -size 5c | grep -q ."
+    until_true sh -c "find '$STORE/images' -name archive.part -size 5c | grep -q ."
     kill "$pid"
-    until_true 10 gone "$pid" || kill -KILL "$pid"
+    until_true gone "$pid" || kill -KILL "$pid"
     wait "$pid" || status=$?
     equal status 143 "$status"
     refused karapace import "$KARAPACE_IMAGE_SERVER/stalled/x.tar" --name stalled --offline

@@ -3,7 +3,7 @@
 # file, --locked, --update, packages that fail or are missing, rebuild.
 # runs as: root user
 # files: MANAGERS
-# seconds: 110
+# seconds: 130
 . "$(dirname "$0")/../checks.sh"
 PROJECT=$HOME/project
 REPO=$TMPDIR/repository

@@ -199,9 +199,8 @@ onlooking() {
     install -o 65534 -m 0644 /dev/null "$TMPDIR/seen"
     setpriv --reuid 65534 --regid 65534 --clear-groups python3 "$SCRATCH/tree/e2e/onlooker.py" usr/bin/raised "$TMPDIR/seen" &
     onlooker=$!
-    until_true 10 grep -q ready "$TMPDIR/seen"
+    until_true grep -q ready "$TMPDIR/seen"
     "$@" || status=$?
-    sleep 0.2
     kill "$onlooker"
     wait "$onlooker" || true
     cat "$TMPDIR/seen"
@@ -216,8 +215,15 @@ nobody_sees_an_export() {
     equal "what another user saw" ready "$(cat "$TMPDIR/seen")"
 }
 
-# in_session RUNTIME-DIR
-in_session() { XDG_RUNTIME_DIR=$1 karapace exec dev -- sleep 0.5; }
+# in_session RUNTIME-DIR: a session that goes on until its mount was seen, and a while.
+in_session() {
+    XDG_RUNTIME_DIR=$1 karapace exec dev -- sleep 72005 </dev/null &
+    local session=$!
+    until_true grep -q '^seen ' "$TMPDIR/seen"
+    sleep 0.5
+    kill "$session"
+    status_of 143 wait "$session"
+}
 
 nobody_reaches_a_session() {
     at_rest
@@ -235,8 +241,7 @@ nobody_reaches_a_session() {
     done
     # It can see and reach one that is open, as a mount of root's is.
     karapace mount dev "$TMPDIR/mounted"
-    onlooking sleep 0.5
-    grep -q "^reached $TMPDIR/mounted" "$TMPDIR/seen"
+    onlooking until_true grep -q "^reached $TMPDIR/mounted" "$TMPDIR/seen"
     karapace umount dev
 }
 

@@ -2,7 +2,7 @@
 # dpkg and rpm install, upgrade, check and remove packages in the mount as on ext4.
 # runs as: root user
 # files: MINBASE DEBS
-# seconds: 50
+# seconds: 80
 . "$(dirname "$0")/../checks.sh"
 ENV=packages
 DIR=$MOUNTS/$ENV

@@ -12,7 +12,6 @@ cd "$PROJECT" || exit 1
 manifest() {
     printf '%s\n' 'manifest_version = 1' '[base]' "image = \"$MINBASE_TAR\"" "$@" >"$PROJECT/karapace.toml"
 }
-x() { karapace exec "$ENV" -- "$@"; }
 
 setup() {
     echo "of the host" >"$PROJECT/note"
@@ -138,7 +137,7 @@ filtered() {
 joined() {
     x sleep 72001 </dev/null &
     local first=$! status=0
-    until_true 30 pgrep -fx 'sleep 72001'
+    until_true pgrep -fx 'sleep 72001'
     bound() { x sed -n 's/^\(Seccomp\|NoNewPrivs\):\t//p' /proc/self/status | xargs; }
     theirs=$(x sh -c 'for p in /proc/[0-9]*; do [ "$(tr "\0" " " <$p/cmdline)" != "sleep 72001 " ] || cat $p/status; done' | sed -n 's/^\(Seccomp\|NoNewPrivs\):\t//p' | xargs)
     equal "bound as the first" "$theirs" "$(bound)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests that Python has of its file functions end in the mount, one by one, as on ext4.
 # runs as: root user
-# seconds: 80
+# seconds: 60
 . "$(dirname "$0")/../checks.sh"
 ENV=python
 # Both of one length, and short: the tests bind sockets, whose paths may have 107 bytes.

@@ -45,7 +45,7 @@ attack() {
     karapace exec "$@" "$env" -- /usr/local/bin/poll "$SECRET_CANARY" "$(stat -c %d:%i "$HOME/outside")" \
         "$(stat -c %d:%i "$HOME/bin/karapace")" </dev/null >>"$loot" 2>>"$TMPDIR/hostile.err" &
     echo $! >"$TMPDIR/hostile.pid"
-    until_true 30 is_ready "$loot" || { cat "$TMPDIR/hostile.err"; return 1; }
+    until_true is_ready "$loot" || { cat "$TMPDIR/hostile.err"; return 1; }
 }
 # Waits until the last one started is ready.
 is_ready() { [ "$(grep -cx ready "$1")" = "$(grep -cx begin "$1")" ]; }
@@ -62,20 +62,30 @@ sessions() {
     shift
     for ((number = 0; number < count; number++)); do
         status=0
-        timeout --foreground --kill-after=5 30 "$@" >/dev/null 2>>"$TMPDIR/sessions.err" </dev/null || status=$?
+        timeout --foreground --kill-after=5 "$PATIENCE" "$@" >/dev/null 2>>"$TMPDIR/sessions.err" </dev/null || status=$?
         echo "$status $*" >>"$SESSIONS"
     done
 }
-# decoy ENV OPTION...: a process that the hostile program is to find.
+# decoy NAME ENV OPTION...: a process that the hostile program of that name is to find; where the machine is busy, another one.
 decoy() {
-    local env=$1
-    shift
-    sessions 1 karapace exec "$@" -e "SECRET_CANARY=$SECRET_CANARY" "$env" -- /usr/local/bin/karapace-decoy 0.3
+    local name=$1 env=$2
+    shift 2
+    for _ in {1..20}; do
+        sessions 1 karapace exec "$@" -e "SECRET_CANARY=$SECRET_CANARY" "$env" -- /usr/local/bin/karapace-decoy 0.3
+        if has_found_decoy "$name" >/dev/null; then break; fi
+    done
+}
+# has_found_decoy NAME: by every kind of success.
+has_found_decoy() {
+    local kind
+    for kind in environ fd memory trace adjust; do
+        grep -qE "^$kind [0-9]+ karapace-decoy " "$TMPDIR/loot.$1" || wrong "$1: no $kind of the decoy" || return 1
+    done
 }
 
 joining() {
     attack joins "$ENV" "${HOSTILE[@]}"
-    decoy "$ENV" "${HOSTILE[@]}"
+    decoy joins "$ENV" "${HOSTILE[@]}"
     sessions 60 karapace exec "$ENV" -- true
     sessions 20 karapace exec --user www-data "$ENV" -- true
     # Long enough for all that may be seen of a command itself.
@@ -90,7 +100,7 @@ joining() {
 
 on_a_terminal() {
     attack terminal "$ENV" "${HOSTILE[@]}"
-    decoy "$ENV" "${HOSTILE[@]}"
+    decoy terminal "$ENV" "${HOSTILE[@]}"
     sessions 60 script -qec "karapace exec $ENV -- true" /dev/null
     sessions 20 script -qec "karapace enter $ENV -- true </dev/null" /dev/null
     sessions 2 script -qec "karapace enter ${HOSTILE[*]} $ENV -- sleep 0.2" /dev/null
@@ -106,7 +116,7 @@ stopping() {
     done
     for _ in {1..5}; do
         attack stop "$ENV" "${HOSTILE[@]}"
-        decoy "$ENV" "${HOSTILE[@]}"
+        decoy stop "$ENV" "${HOSTILE[@]}"
         sessions 1 karapace exec "${HOSTILE[@]}" "$ENV" -- sleep 0.2
         over "$ENV"
     done
@@ -115,7 +125,7 @@ stopping() {
 on_a_host_mount() {
     karapace mount "$ENV"
     attack mounted "$ENV" "${HOSTILE[@]}"
-    decoy "$ENV" "${HOSTILE[@]}"
+    decoy mounted "$ENV" "${HOSTILE[@]}"
     sessions 60 karapace exec "${HOSTILE[@]}" "$ENV" -- true
     over "$ENV"
     karapace umount "$ENV"
@@ -130,7 +140,7 @@ with_a_runtime() {
 
 as_root_of_roots() {
     attack root "$ENV" --user 0
-    decoy "$ENV"
+    decoy root "$ENV"
     sessions 60 karapace exec "$ENV" -- true
     sessions 10 script -qec "karapace exec $ENV -- true" /dev/null
     over "$ENV"
@@ -157,14 +167,10 @@ nothing() {
 ANY='environ|fd|exe|memory|trace|inject|adjust'
 
 finds_the_decoy() {
-    local name kind
-    for name in joins terminal stop mounted; do
-        for kind in environ fd memory trace adjust; do
-            grep -qE "^$kind [0-9]+ karapace-decoy " "$TMPDIR/loot.$name" || wrong "$name: no $kind of the decoy"
-        done
-    done
+    local name
+    for name in joins terminal stop mounted; do has_found_decoy "$name"; done
     echo "note: $(wc -l <"$SESSIONS") sessions"
-    [ "$(wc -l <"$SESSIONS")" -ge 300 ]
+    at_least sessions 300 "$(wc -l <"$SESSIONS")"
 }
 
 undisturbed() {

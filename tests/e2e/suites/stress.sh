@@ -2,7 +2,7 @@
 # stress-ng's file system stressors on a mount, each for a bounded count with its own verification. A stressor that
 # fails is run on ext4 too, to see whether it fails there as well.
 # runs as: root user
-# seconds: 90
+# seconds: 60
 . "$(dirname "$0")/../checks.sh"
 ENV=stress
 DIR=$MOUNTS/$ENV

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds from the machine's own package sources: what the templates of `karapace new` install, and packages with scripts and groups.
-# runs as: root user
+# runs as: user
 # files: MINBASE
-# seconds: 150
+# seconds: 90
 . "$(dirname "$0")/../checks.sh"
 
 # template NAME KEY: what the manifest of a template has.

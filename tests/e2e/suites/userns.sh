@@ -3,7 +3,6 @@
 # works as for real root.
 # runs as: user
 # files: MINBASE
-# seconds: 40
 . "$(dirname "$0")/../checks.sh"
 ENV=ranged
 DIR=$MOUNTS/$ENV
@@ -65,7 +64,7 @@ in_dir() { in_ns bash -euc 'cd "$1"; eval "$2"' - "$DIR" "$1"; }
 namespace() {
     unshare --user --map-auto --map-root-user --mount --propagation private sleep infinity &
     echo $! >"$TMPDIR/holder"
-    until_true 10 in_ns sh -c '[ "$(cut -d" " -f1 /proc/self/uid_map | wc -l)" -ge 1 ] && [ "$(id -u)" = 0 ]'
+    until_true in_ns sh -c '[ "$(cut -d" " -f1 /proc/self/uid_map | wc -l)" -ge 1 ] && [ "$(id -u)" = 0 ]'
     in_ns cat /proc/self/uid_map
     equal mapped 65536 "$(in_ns awk '{ n += $3 } END { print n }' /proc/self/uid_map)"
 }

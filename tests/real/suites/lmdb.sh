@@ -79,7 +79,7 @@ begin() {
         /usr/bin/python3 "$TMPDIR/writer.py" "$1/$2" "$writer" 1000000 "$TMPDIR/log.$writer" "$2" 2>/dev/null &
         PIDS+=($!)
     done
-    for writer in b c; do until_true 60 grep -qx 50 "$TMPDIR/log.$writer"; done
+    for writer in b c; do until_true grep -qx 50 "$TMPDIR/log.$writer"; done
 }
 end() {
     kill -KILL "${PIDS[@]}" 2>/dev/null || true
@@ -112,7 +112,7 @@ while os.path.exists(sys.argv[2]):
     time.sleep(0.05)
 PYTHON
     local holder=$!
-    until_true 60 test -e "$TMPDIR/go"
+    until_true test -e "$TMPDIR/go"
     cp "$WORK/open" "$EXT4/cp"
     tar -C "$WORK" -Scf - open | tar -C "$EXT4" -xf -
     rsync --sparse "$WORK/open" "$EXT4/rsync"

@@ -19,7 +19,7 @@ start() {
         --innodb-flush-log-at-trx-commit=1 --innodb-buffer-pool-size=32M --innodb-log-file-size=16M --skip-log-bin \
         --innodb-checksum-algorithm=full_crc32 >"$log" 2>&1 </dev/null &
     echo $! >"$socket.process"
-    until_true 120 run_client "$1" --execute "CREATE DATABASE IF NOT EXISTS work" || {
+    until_true run_client "$1" --execute "CREATE DATABASE IF NOT EXISTS work" || {
         tail -n 20 "$log"
         return 1
     }
@@ -28,14 +28,14 @@ stop() {
     local process
     process=$(<"$SOCKETS/$(name_of "$1").process")
     kill "$process"
-    until_true 120 gone "$process"
+    until_true gone "$process"
 }
 kill_database() {
     local process
     process=$(<"$SOCKETS/$(name_of "$1").process")
     # Where the mount's server is gone it may have ended.
     kill -KILL "$process" 2>/dev/null || true
-    until_true 60 gone "$process"
+    until_true gone "$process"
 }
 run_client() { mariadb --no-defaults --user=root --socket="$SOCKETS/$(name_of "$1")" --batch --skip-column-names --unbuffered "${@:2}"; }
 sql() { run_client "$1" work --execute "$2"; }

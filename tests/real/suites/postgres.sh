@@ -41,7 +41,7 @@ kill_database() {
     # shellcheck disable=SC2086 # numbers
     kill -KILL $postmaster $pids 2>/dev/null || true
     local pid
-    for pid in $postmaster $pids; do until_true 60 gone "$pid"; done
+    for pid in $postmaster $pids; do until_true gone "$pid"; done
     rm -f "$SOCKETS/.s.PGSQL.$(port_of "$1")"*
 }
 sql() { psql -h "$SOCKETS" -p "$(port_of "$1")" -X -q -A -t -v ON_ERROR_STOP=1 -c "$2"; }
