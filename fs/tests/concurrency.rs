@@ -181,16 +181,23 @@ fn truncation_without_room_for_its_record() {
 }
 
 /// Runs `work` (with its thread's number and the round) in threads while `meanwhile` loops, for a second or
-/// two.
-fn race(threads: u64, work: &(dyn Fn(u64, u64) + Sync), meanwhile: &(dyn Fn(u64) + Sync)) {
+/// two, and longer on a busy machine until `enough` is true, a minute at most.
+fn race(
+    threads: u64,
+    work: &(dyn Fn(u64, u64) + Sync),
+    meanwhile: &(dyn Fn(u64) + Sync),
+    enough: &(dyn Fn() -> bool + Sync),
+) {
     let end = Instant::now() + Duration::from_millis(1500);
+    let limit = Instant::now() + Duration::from_secs(60);
+    let goes_on = &|| Instant::now() < end || (!enough() && Instant::now() < limit);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|t| {
                 scope.spawn(move || {
                     let mut round = 0;
-                    while Instant::now() < end {
+                    while goes_on() {
                         work(t, round);
                         round += 1;
                     }
@@ -238,9 +245,10 @@ fn saving_and_syncing_go_on_under_commits() {
         view.forget(ino, 1);
         last[t as usize].store(text.len() as u64, Ordering::Relaxed);
     };
-    race(3, &save, &|_| {
+    let commit = |_| {
         place.commit(&view);
-    });
+    };
+    race(3, &save, &commit, &|| last.iter().all(|length| length.load(Ordering::Relaxed) > 0));
     drop(view);
     let view = place.open();
     for t in 0..3u8 {
@@ -321,7 +329,7 @@ fn nothing_is_lost_under_commits_and_checkpoints() {
             place.commit(&view);
         }
     };
-    race(2, &step, &meanwhile);
+    race(2, &step, &meanwhile, &|| true);
     let check = |view: &View| {
         for t in 0..2u8 {
             let dir = view.lookup(ROOT_INO, &[b'a' + t]).unwrap().ino;
@@ -391,8 +399,9 @@ fn writers_and_restores() {
             Err(e) => panic!("{e}"),
         },
     };
-    race(2, &write, &restore);
-    assert!(restored.load(Ordering::Relaxed) > 0, "no restore took place");
+    let was_restored = || restored.load(Ordering::Relaxed) > 0;
+    race(2, &write, &restore, &was_restored);
+    assert!(was_restored(), "no restore took place");
     drop(view);
     let view = place.open();
     assert!(view.lookup(ROOT_INO, b"start").is_ok());

@@ -184,7 +184,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         // A process that is just being started in another thread has a copy of our descriptors for a moment.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while let Err(error) = run(Command::new("umount").arg(&self.dir)) {
             if Instant::now() > deadline {
                 eprintln!("{error}");

@@ -309,7 +309,7 @@ impl Session {
         // `ok job N`.
         let number = started.trim().rsplit(' ').next().unwrap_or_default().to_owned();
         let status = self.world.mount_point().join(format!(".karapace/jobs/{number}/status"));
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         // Again and again until it has ended: so some come after the seal.
         let mut ops = beside(&name).into_iter().skip(2).chain(std::iter::repeat_with(|| again(&name)));
         loop {

@@ -137,7 +137,7 @@ impl World {
         let args = ["mount".as_ref(), ENV.as_ref(), mount_point.as_os_str(), "--foreground".as_ref()];
         let mut command = self.command(&self.arm_server, &args);
         let mut server = command.stdout(Stdio::null()).stderr(log).spawn().expect("karapace");
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         // It answers before it is announced, and may end in between: what counts is its word.
         let is_ready = || {
             let said = fs::read(&log_path).unwrap_or_default();
@@ -174,7 +174,7 @@ impl World {
     /// Unmounts properly. A process that is just being started in another thread has a copy of our
     /// descriptors for a moment.
     pub fn umount(&mut self) -> Check<()> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let mut output = self.attempt(&["umount", ENV]);
         while String::from_utf8_lossy(&output.stderr).contains("is in use") && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));

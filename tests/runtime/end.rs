@@ -103,9 +103,13 @@ fn init_killed(bench: &Bench) {
 }
 
 fn zombies(bench: &Bench) {
-    let script = "(sleep 0.02 & sleep 0.03 &) ; sleep 0.3; cat /proc/[0-9]*/stat | while read -r pid name state rest; do echo $state; done";
+    let script =
+        "(sleep 0.02 & sleep 0.03 &); tries=; while [ ${#tries} -lt 100 ]; do tries=x$tries; sleep 0.2
+        states=$(cat /proc/[0-9]*/stat | while read -r pid name state rest; do echo $name $state; done)
+        case $states in *Z*|*sleep*) ;; *) break; esac; done; echo \"$states\"";
     let states = stdout(&bench.sh(script));
-    assert!(!states.contains('Z') && states.lines().count() <= 5, "{states}");
+    let is_left = |line: &str| line.ends_with('Z') || line.contains("sleep");
+    assert!(!states.lines().any(is_left) && (2..=6).contains(&states.lines().count()), "{states}");
 }
 
 fn signal_state(bench: &Bench) {
@@ -117,8 +121,10 @@ fn signal_state(bench: &Bench) {
     let outer = fs::read_to_string("/proc/self/status").unwrap();
     let pipe = 1 << (Signal::SIGPIPE as u32 - 1);
     assert_eq!(field(&inner, "SigBlk"), field(&outer, "SigBlk"));
-    // As the caller had them, but for SIGPIPE, which only Rust programs start out ignoring.
-    assert_eq!(field(&inner, "SigIgn"), field(&outer, "SigIgn") & !pipe);
+    // As the caller had them, but for SIGPIPE, which only Rust programs start out ignoring, and the two that
+    // glibc keeps for itself (32 and 33): who begins a program by posix_spawn ignores them, a shell does not.
+    let of_libc = 0b11 << 31;
+    assert_eq!(field(&inner, "SigIgn") & !of_libc, field(&outer, "SigIgn") & !(pipe | of_libc));
     assert_eq!(stdout(&bench.sh("yes | head -n 1")), "y\n");
 }
 
@@ -144,7 +150,7 @@ pub fn marked(mark: &str) -> usize {
 
 #[track_caller]
 pub fn wait_for(mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < end, "waited in vain");
         std::thread::sleep(Duration::from_millis(10));

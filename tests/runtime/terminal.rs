@@ -34,7 +34,7 @@ pub const TESTS: &[Test] = &[
     ("a closed window ends everything", hang_up),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PROMPT: &str = "outer> ";
 
 /// A shell on a terminal, and what it has shown so far.
@@ -71,12 +71,27 @@ impl Typist {
         bench.become_user(&mut command);
         command.arg("on-tty").arg(&tty).args(argv).stdin(Stdio::null());
         let child = command.spawn().unwrap();
-        let mut typist = Typist { master: pty.master.into(), child, seen: String::new() };
         // The slave must stay open until the child has it, or reading fails.
-        std::thread::sleep(Duration::from_millis(100));
+        let stat = format!("/proc/{}/stat", child.id());
+        wait_for(|| controlling_terminal(&std::fs::read_to_string(&stat).unwrap()) != "0");
         drop(pty.slave);
-        typist.seen.clear();
-        typist
+        Typist { master: pty.master.into(), child, seen: String::new() }
+    }
+
+    /// Waits until the shell says that its job is stopped.
+    #[track_caller]
+    fn see_stopped_job(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            self.say("jobs; echo lis''ted");
+            let listed = self.see("listed\r\n");
+            self.see(PROMPT);
+            if listed.contains("Stopped") {
+                return;
+            }
+            assert!(Instant::now() < end, "not stopped: {listed:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Types a line.
@@ -131,6 +146,12 @@ impl Typist {
         while self.read(PATIENCE) {}
         assert!(self.child.wait().unwrap().success());
     }
+}
+
+/// The number of a process's controlling terminal, as `/proc/PID/stat` has it; `0` of one that has none.
+fn controlling_terminal(stat: &str) -> &str {
+    let after_name = stat.rsplit(')').next().unwrap();
+    after_name.split_whitespace().nth(4).unwrap()
 }
 
 /// After a failure the hang-up ends what still runs.
@@ -219,11 +240,9 @@ fn shell_in_background(bench: &Bench) {
     let mut t = Typist::shell(bench);
     t.say("$S -- bash --norc --noprofile --noediting -i &");
     t.see(PROMPT);
-    std::thread::sleep(Duration::from_millis(500));
+    t.see_stopped_job();
     t.say("echo ou''ter");
     t.see("outer\r\n");
-    t.say("jobs");
-    t.see("Stopped");
     t.see(PROMPT);
     t.say("fg");
     t.say("PS1='inner''> '");
@@ -294,8 +313,8 @@ fn inner_jobs(bench: &Bench) {
     t.say("PS1='inner''> '");
     let banner = t.see("inner> ");
     assert!(!banner.contains("job control"), "{banner}");
-    t.say("sleep 1000");
-    std::thread::sleep(Duration::from_millis(200));
+    t.say("sh -c 'echo rea''dy; exec sleep 1000'");
+    t.see("ready");
     t.keys("\x1a");
     t.see("Stopped");
     t.see("inner> ");
@@ -303,6 +322,8 @@ fn inner_jobs(bench: &Bench) {
     t.see("Running");
     t.see("inner> ");
     t.say("fg");
+    t.see("exec sleep");
+    // The shell says so before it does so.
     std::thread::sleep(Duration::from_millis(200));
     t.keys("\x03");
     t.see("inner> ");
@@ -385,9 +406,7 @@ fn started_in_background(bench: &Bench) {
     let mut t = Typist::shell(bench);
     t.say("$S -- sh -c 'read line; echo \"got=$line.\"' &");
     t.see(PROMPT);
-    std::thread::sleep(Duration::from_millis(300));
-    t.say("");
-    t.see("Stopped");
+    t.see_stopped_job();
     t.say("fg");
     t.see("sh -c");
     t.say("words");

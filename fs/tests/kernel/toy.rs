@@ -166,10 +166,10 @@ impl Toy {
         self.lock().log.clone()
     }
 
-    /// Waits until `done` returns true for the state; returns false after ten seconds.
+    /// Waits until `done` returns true for the state; returns false after a minute.
     pub fn wait(&self, mut done: impl FnMut(&mut Inner) -> bool) -> bool {
         let guard = self.lock();
-        let limit = Duration::from_secs(10);
+        let limit = Duration::from_secs(60);
         let (_guard, timeout) = self
             .changed
             .wait_timeout_while(guard, limit, |inner| !done(inner))

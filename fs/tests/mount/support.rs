@@ -41,7 +41,7 @@ impl FakePlane {
     }
 
     fn wait(&self) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while self.hold.load(Ordering::SeqCst) {
             assert!(Instant::now() < end, "the test never let go");
             std::thread::sleep(Duration::from_millis(5));

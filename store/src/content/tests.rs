@@ -221,7 +221,7 @@ fn a_sparse_file_costs_its_data() {
     assert!(hole.extents.is_empty());
     assert_eq!(hole.hash, ObjectId::of(&BlockList::new(size).encode()));
     batch.commit().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 #[test]
