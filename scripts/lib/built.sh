@@ -20,6 +20,18 @@ build() {
     cd -P . && pwd >origin
     "build_$1"
 }
+# packages_configured NAME: the source tree of a package, configured, as its authors released it: what the distribution changes in it may ask
+# for the programs that made the script. The file `origin` is as above.
+packages_configured() {
+    local source
+    source=$(packages_source "$1") || return
+    kept "packages/$1-configured" configure "$source"
+}
+configure() {
+    tar -xf "$(find "$1" -name '*.orig.tar.*' ! -name '*.asc')" --strip-components=1 || return
+    cd -P . && pwd >origin
+    CFLAGS='-O1 -g0' ./configure --quiet
+}
 build_coreutils() {
     FORCE_UNSAFE_CONFIGURE=1 ./configure --quiet --disable-nls CFLAGS=-O1 && make -j2 --silent all && make -j2 --silent check TESTS= SUBDIRS=.
 }

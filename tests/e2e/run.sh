@@ -11,13 +11,13 @@
 # KARAPACE_BIN   the program to test; by default target/release/karapace, built if necessary
 # KARAPACE_SUITES
 #                another directory of suites below tests/ (tests/real/suites: scripts/real)
-# KARAPACE_JOBS  how many suites run in parallel; by default two per processor, because a suite waits half of its time
+# KARAPACE_JOBS  how many suites run in parallel; by default three per processor, because a suite waits more than half of its time
 # KARAPACE_FSX_OPERATIONS, KARAPACE_FSX_SEEDS
 #                how many operations fsx does, and with which seeds (suites/fsx.sh)
 # KARAPACE_LIMIT_SECONDS
 #                how long a suite may take; by default 1200
 # KARAPACE_KEEP  if set, the scratch directories of failed suites are kept
-# TMPDIR         the directory for scratch directories (by default /var/tmp); each running suite needs some 15 GB
+# TMPDIR         the directory for scratch directories (by default /var/tmp); the largest suite needs some 10 GB, each other that runs up to 5 GB
 #
 # The longest suites are started first, according to their line `# seconds: N`; one without it counts as short. At the end it prints a table
 # of what ran and how long it took, the failures again, how to run each failed suite again, and `N passed, N failed`.
@@ -62,7 +62,7 @@ if [ -z "${KARAPACE_BIN:-}" ] && [ -z "$fetch_only" ]; then
 fi
 export KARAPACE_BIN TOOLS SUITES REPOSITORY=$ROOT
 # Suites spend much of their time waiting. At most twelve, because each needs memory and disk space.
-jobs=${KARAPACE_JOBS:-$((2 * $(nproc)))}
+jobs=${KARAPACE_JOBS:-$((3 * $(nproc)))}
 [ -n "${KARAPACE_JOBS:-}" ] || [ "$jobs" -le 12 ] || jobs=12
 
 logs=$(mktemp -d)
@@ -76,7 +76,7 @@ trap tidy EXIT
 trap 'exit 130' INT TERM HUP
 
 # The downloaded files that suites may need: the variable with the path, and the command that fetches it.
-declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]="packages_source patch"
+declare -A FETCH=([MINBASE]=rootfs_minbase [DEV]=rootfs_dev [MANAGERS]=rootfs_managers [DEBS]=packages_debs [PATCH]="packages_configured patch"
     [GIT]="packages_built git" [COREUTILS]="packages_built coreutils" [SQLITE]="packages_built sqlite3"
     [PNPM]=packages_pnpm [RELEASES]=apt_releases)
 
@@ -150,10 +150,10 @@ await_one() {
     unset "running[$pid]"
 }
 
-# lacks NAME: prints what the suite needs but cannot get, with the reason.
+# lacks NAME [KIND]: prints what the suite needs but cannot get, with the reason.
 lacks() {
     local kind word
-    for kind in tools files; do
+    for kind in ${2:-tools files}; do
         for word in $(words "$kind" "$1"); do
             provide "$kind" "$word" >/dev/null || { echo "$word: $(tail -n1 "$logs/$kind-$word")" && return; }
         done
@@ -161,8 +161,13 @@ lacks() {
 }
 
 if [ -n "$fetch_only" ]; then
-    for name in "${names[@]}"; do lacks "$name"; done | tee "$logs/lacks"
-    [ ! -s "$logs/lacks" ]
+    # Tools are built, files are downloaded and unpacked: beside one another.
+    for kind in tools files; do
+        for name in "${names[@]}"; do lacks "$name" "$kind"; done >"$logs/lacks.$kind" &
+    done
+    wait
+    cat "$logs"/lacks.*
+    [ -z "$(cat "$logs"/lacks.*)" ]
     exit
 fi
 

@@ -19,7 +19,7 @@ show MINBASE rootfs/minbase.tar MINBASE_TAR
 show DEV rootfs/dev.tar DEV_TAR
 show MANAGERS rootfs/managers.tar MANAGERS_TAR
 show DEBS debs DEBS
-show PATCH sources/patch PATCH_SOURCE
+show PATCH sources/patch PATCH_CONFIGURED
 show GIT sources/git GIT_BUILT
 show COREUTILS sources/coreutils COREUTILS_BUILT
 show SQLITE sources/sqlite SQLITE_BUILT
