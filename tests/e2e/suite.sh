@@ -14,7 +14,7 @@ tidy() {
     [ -z "$child" ] || { kill -KILL "$child" && wait "$child"; } 2>/dev/null
     [ -n "$scratch" ] || return
     # The processes in its namespace may take a moment to end.
-    for _ in {1..50}; do
+    for _ in {1..600}; do
         rm -rf --one-file-system "$scratch" 2>/dev/null && return
         sleep 0.1
     done
