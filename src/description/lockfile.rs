@@ -281,52 +281,62 @@ mod tests {
                 &[],
                 &["gui.apps: \"b\" is not in the lock file", "gui.apps: \"a\" is only in the lock file"],
             ),
-            ("[hardware]\ngpu=true", "", &[], &["hardware.gpu: the manifest has true, the lock false"]),
-            ("", "[hardware]\naudio=true", &[], &["hardware.audio: the manifest has false, the lock true"]),
+            (
+                "[hardware]\ngpu=true",
+                "",
+                &[],
+                &["hardware.gpu: the manifest has true, the lock file has false"],
+            ),
+            (
+                "",
+                "[hardware]\naudio=true",
+                &[],
+                &["hardware.audio: the manifest has false, the lock file has true"],
+            ),
             (
                 "[mounts]\nw=\".:/w\"",
                 "[mounts]\nw=\"/tmp:/w\"",
                 &[],
-                &["mounts.w: the manifest has \".:/w\", the lock \"/tmp:/w\""],
+                &["mounts.w: the manifest has \".:/w\", the lock file has \"/tmp:/w\""],
             ),
             (
                 "[mounts]\nw=\".:/w\"",
                 "[mounts]\nw=\".:/x\"",
                 &[],
-                &["mounts.w: the manifest has \".:/w\", the lock \".:/x\""],
+                &["mounts.w: the manifest has \".:/w\", the lock file has \".:/x\""],
             ),
             (
                 "[mounts]\nw=\".:/w\"",
                 "[mounts]\nx=\".:/w\"",
                 &[],
                 &[
-                    "mounts.w: the manifest has \".:/w\", the lock none",
-                    "mounts.x: the manifest has none, the lock \".:/w\"",
+                    "mounts.w: the manifest has \".:/w\", the lock file has none",
+                    "mounts.x: the manifest has none, the lock file has \".:/w\"",
                 ],
             ),
             (
                 "[runtime]\nbackend=\"oci\"",
                 "",
                 &[],
-                &["runtime.backend: the manifest has oci, the lock namespace"],
+                &["runtime.backend: the manifest has oci, the lock file has namespace"],
             ),
             (
                 "[runtime]\nnetwork_isolation=true",
                 "",
                 &[],
-                &["runtime.network_isolation: the manifest has true, the lock false"],
+                &["runtime.network_isolation: the manifest has true, the lock file has false"],
             ),
             (
                 "[runtime.resource_limits]\ncpu_shares=1",
                 "",
                 &[],
-                &["cpu_shares: the manifest has 1, the lock none"],
+                &["cpu_shares: the manifest has 1, the lock file has none"],
             ),
             (
                 "[runtime.resource_limits]\nmemory_limit_mb=1",
                 "[runtime.resource_limits]\nmemory_limit_mb=2",
                 &[],
-                &["memory_limit_mb: the manifest has 1, the lock 2"],
+                &["memory_limit_mb: the manifest has 1, the lock file has 2"],
             ),
         ];
         let message = |lock: &LockFile, manifest: &Manifest| match lock.verify_manifest_intent(manifest) {
@@ -344,7 +354,8 @@ mod tests {
             assert_eq!(found, expected);
         }
         let moved = LockFile { base_image: "./b.tar".into(), ..lock("", &[]) };
-        let expected = whole("base.image: the manifest has \"./a.tar\", the lock file has \"./b.tar\"");
+        let expected =
+            whole("base.image: the manifest has \"./a.tar\", the lock file has file has \"./b.tar\"");
         assert_eq!(message(&moved, &manifest("")), expected);
     }
 
