@@ -354,8 +354,7 @@ mod tests {
             assert_eq!(found, expected);
         }
         let moved = LockFile { base_image: "./b.tar".into(), ..lock("", &[]) };
-        let expected =
-            whole("base.image: the manifest has \"./a.tar\", the lock file has file has \"./b.tar\"");
+        let expected = whole("base.image: the manifest has \"./a.tar\", the lock file has \"./b.tar\"");
         assert_eq!(message(&moved, &manifest("")), expected);
     }
 

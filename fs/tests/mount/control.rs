@@ -63,7 +63,11 @@ fn errors_reach_the_shell_and_change_nothing() {
                 "error ENOENT no snapshot\\nmatches 9999\n",
             ),
             ("dd if=/dev/zero of=.karapace/ctl bs=4097 count=1", "Argument list too long", "error E2BIG "),
-            ("echo restore panic > .karapace/ctl", "Input/output error", "error EIO restore failed inside"),
+            (
+                "echo restore panic > .karapace/ctl",
+                "Input/output error",
+                "error EIO restore failed with an internal error",
+            ),
         ] {
             let error = mount.fails(shell, script);
             // dash's echo says "I/O error" whatever the errno was.
