@@ -144,8 +144,8 @@ impl UnmountHandle {
         self.0.unmount(true)
     }
 
-    /// Waits up to `patience` until the kernel no longer has the mount, and returns whether it does not. After
-    /// [`UnmountHandle::detach`] it has the mount until the last user is gone.
+    /// Waits up to `patience` until the kernel no longer has the mount, and returns whether it does not.
+    /// After [`UnmountHandle::detach`] it has the mount until the last user is gone.
     pub fn ends_within(&self, patience: Duration) -> bool {
         self.0.ends_within(patience)
     }
@@ -173,8 +173,8 @@ impl Connection {
     }
 }
 
-/// Unmounts what is mounted on `mountpoint`. With `lazy`, detaches it even while it is in use: new look-ups do
-/// not reach it, open files stay. Does nothing if nothing is mounted there.
+/// Unmounts what is mounted on `mountpoint`. With `lazy`, detaches it even while it is in use: new look-ups
+/// do not reach it, open files stay. Does nothing if nothing is mounted there.
 ///
 /// # Errors
 /// [`Error::Busy`] while a file in it is open, or something in it is a working directory or mount point; and

@@ -294,8 +294,8 @@ impl Trees {
         Ok(leaf)
     }
 
-    /// Like [`Trees::node`], but also finds objects staged in `batch`. The batch comes before the store, whose
-    /// supply may have to ask a network for what it does not have.
+    /// Like [`Trees::node`], but also finds objects staged in `batch`. The batch comes before the store,
+    /// whose supply may have to ask a network for what it does not have.
     pub(crate) fn node_in(&self, batch: &Batch, id: &ObjectId, keys: Keys) -> Result<Node> {
         if !batch.stages(id) {
             return self.node(id, keys);

@@ -5,9 +5,9 @@
 //! [`ControlPlane`] and decides what commands do.
 //!
 //! `nodes` numbers and holds the files, `dirs` looks up and lists, `files` generates their texts; `command`
-//! has what can be asked and parses what is written to `ctl`, `run` executes it, `jobs` holds background commands; `plane` is the
-//! interface to the engine. `fuse` is the caller. From the view, this module reads the diff, the head and the
-//! statistics.
+//! has what can be asked and parses what is written to `ctl`, `run` executes it, `jobs` holds background
+//! commands; `plane` is the interface to the engine. `fuse` is the caller. From the view, this module reads
+//! the diff, the head and the statistics.
 
 pub mod command;
 mod dirs;

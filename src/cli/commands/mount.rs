@@ -13,8 +13,8 @@ use crate::engine::mount::options::{Options, default_dir};
 use crate::engine::{Engine, Error};
 use crate::process;
 
-/// The fields of [`How`]. Not the group that clap makes of them: a message would then name all of them instead
-/// of the one that was given.
+/// The fields of [`How`]. Not the group that clap makes of them: a message would then name all of them
+/// instead of the one that was given.
 const OF_ONE_MOUNT: [&str; 8] =
     ["read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"];
 

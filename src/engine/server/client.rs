@@ -90,7 +90,7 @@ impl Client {
             let server = self.server()?;
             if !said && is_stopped(server) {
                 tracing::warn!(
-                    "process {server}, which serves it, is stopped and does not answer: let it go on with `kill -CONT {server}`, \
+                    "the server, process {server}, is stopped and does not answer: resume it with `kill -CONT {server}`, \
                      or end it with `karapace umount --force`"
                 );
                 said = true;

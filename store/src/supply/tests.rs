@@ -23,7 +23,8 @@ use elsewhere::Elsewhere;
 
 mod elsewhere;
 
-/// A store with one environment, of one file with the content "some bytes", and a supply that has nothing yet.
+/// A store with one environment, of one file with the content "some bytes", and a supply that has nothing
+/// yet.
 struct Place {
     _dir: tempfile::TempDir,
     store: Arc<Store>,

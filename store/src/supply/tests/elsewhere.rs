@@ -1,4 +1,5 @@
-//! A supply for tests, which the crates above include as well; the including module imports the store's names.
+//! A supply for tests, which the crates above include as well; the including module imports the store's
+//! names.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,7 +24,8 @@ impl Elsewhere {
         Arc::new(Elsewhere { dir: dir.to_owned(), is_reachable, asked: Mutex::default() })
     }
 
-    /// Moves the wanted objects of a store here; returns how many bytes of disk space that frees in the store.
+    /// Moves the wanted objects of a store here; returns how many bytes of disk space that frees in the
+    /// store.
     pub fn take(&self, store: &Store, is_wanted: impl Fn(&ObjectId) -> bool) -> u64 {
         let mut bytes = 0;
         for shard in fs::read_dir(Layout::new(store.root()).objects()).unwrap() {
