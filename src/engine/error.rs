@@ -236,10 +236,15 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The mount point is in use.
-    #[error("{} is in use: close open files and leave the directory, then try again", dir.display())]
+    #[error("{} is in use{}, then try again", dir.display(), match &**users {
+        "" => ": close open files and leave the directory".to_owned(),
+        users => format!(" by {users}: end them, or close their files and leave the directory"),
+    })]
     DirBusy {
         /// The directory.
         dir: PathBuf,
+        /// What uses it, for a message; empty if that is not known.
+        users: String,
     },
     /// Unmounted here, but still in use.
     #[error(

@@ -95,7 +95,7 @@ fn mounter(line: &str) -> Option<u32> {
 /// [`Error::DirBusy`] while it is in use, and if the system refuses.
 pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
     session::unmount(dir, lazy).map_err(|error| match error {
-        karapace_fs::Error::Busy => Error::DirBusy { dir: dir.to_owned() },
+        karapace_fs::Error::Busy => Error::DirBusy { dir: dir.to_owned(), users: String::new() },
         error => error.into(),
     })
 }
@@ -158,6 +158,14 @@ fn device(line: &str) -> Option<u32> {
 /// Whether `table` (the text of a /proc/PID/mountinfo) has the FUSE mount with this minor device number.
 pub(super) fn has_device(table: &str, minor: u32) -> bool {
     table.lines().any(|line| fuse_line(line).is_some() && device(line) == Some(minor))
+}
+
+/// What is mounted below `dir`, in this mount namespace.
+pub(super) fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let table = mount_table()?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let points = points.map(|point| PathBuf::from(OsString::from_vec(unescape(point))));
+    Ok(points.filter(|point| point != dir && point.starts_with(dir)).collect())
 }
 
 /// The mount points of all environments and snapshots that this process sees, including stale ones.

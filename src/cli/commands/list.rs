@@ -1,5 +1,6 @@
 use crate::cli::ui::{self, Failure};
 use crate::cli::{Global, exit};
+use crate::engine::server::info::MountInfo;
 
 /// List all environments
 #[derive(Debug, clap::Args)]
@@ -24,7 +25,7 @@ impl Args {
                     env.state.clone(),
                     env.head[..12].to_owned(),
                     env.snapshots.to_string(),
-                    env.mount.as_ref().map_or_else(|| "-".to_owned(), |m| m.dir.display().to_string()),
+                    env.mount.as_ref().map_or_else(|| "-".to_owned(), shown),
                 ]
             };
             let rows: Vec<_> = environments.iter().map(row).collect();
@@ -35,4 +36,11 @@ impl Args {
         }
         if unreadable.is_empty() { Ok(()) } else { Err(Failure::Status(exit::STORE)) }
     }
+}
+
+/// The mount point, and whether it is one here: processes may use a mount that was detached, or that another
+/// mount namespace has.
+fn shown(mount: &MountInfo) -> String {
+    let elsewhere = if mount.session || mount.is_seen_here() { "" } else { " (not mounted here)" };
+    format!("{}{elsewhere}", mount.dir.display())
 }

@@ -1,5 +1,5 @@
-//! Finds the processes that keep an unmounted mount alive: it still exists in another mount namespace, or has
-//! open files.
+//! Finds what keeps a mount from being unmounted, and what keeps an unmounted one alive: it still exists in
+//! another mount namespace, or has open files.
 
 use std::fmt;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use crate::engine::mountpoint;
+use crate::engine::{Result, mountpoint};
 
 /// How many holders a message names at most.
 const MOST: usize = 5;
@@ -60,9 +60,24 @@ pub fn holders(minor: u32) -> Vec<Holder> {
 
 /// The holders as a list for a message.
 pub fn named(holders: &[Holder]) -> String {
-    let mut names: Vec<String> = holders.iter().take(MOST).map(Holder::to_string).collect();
-    if holders.len() > MOST {
-        names.push(format!("{} more", holders.len() - MOST));
+    listed(holders.iter().map(Holder::to_string).collect())
+}
+
+/// What keeps the mount on `dir` from being unmounted, as a list for a message: processes with open files, as
+/// far as this process may look, and what is mounted below. Empty if nothing is found.
+pub fn users(dir: &Path) -> Result<String> {
+    let processes = mountpoint::fuse_device(dir)?.map(holders).unwrap_or_default();
+    let processes = processes.iter().filter(|holder| !holder.elsewhere).map(Holder::to_string);
+    let mounts = mountpoint::mounts_below(dir)?;
+    let mounts = mounts.iter().map(|point| format!("the mount on {}", point.display()));
+    Ok(listed(processes.chain(mounts).collect()))
+}
+
+fn listed(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(MOST);
+    names.truncate(MOST);
+    if more > 0 {
+        names.push(format!("{more} more"));
     }
     names.join(", ")
 }

@@ -164,7 +164,7 @@ fn announce(
 fn unmount(handle: &UnmountHandle, dir: &Path) -> Result<Answer> {
     match handle.unmount() {
         Ok(()) => Ok(Answer::Unmounted),
-        Err(karapace_fs::Error::Busy) => Err(Error::DirBusy { dir: dir.to_owned() }),
+        Err(karapace_fs::Error::Busy) => Err(Error::DirBusy { dir: dir.to_owned(), users: String::new() }),
         Err(error) => Err(error.into()),
     }
 }

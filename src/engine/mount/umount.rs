@@ -8,7 +8,7 @@ use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::wait::Deadline;
 
-use super::holders::{Holder, holders, named};
+use super::holders::{Holder, holders, named, users};
 use crate::engine::instance::sessions;
 use crate::engine::mountpoint;
 use crate::engine::mountpoint::SOURCE;
@@ -34,7 +34,10 @@ impl Engine {
     pub fn umount(&self, target: &str) -> Result<PathBuf> {
         match self.mount_named(target)? {
             (Some(env), _) => self.umount_env(&env),
-            (None, dir) => mountpoint::unmount(&dir, false).map(|()| dir),
+            (None, dir) => match mountpoint::unmount(&dir, false) {
+                Err(Error::DirBusy { dir, .. }) => Err(busy(dir)),
+                unmounted => unmounted.map(|()| dir),
+            },
         }
     }
 
@@ -85,6 +88,7 @@ impl Engine {
         match self.ask(env, client, &Request::Unmount)? {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
+            Some(Answer::Failed { errno: libc::EBUSY, .. }) => return Err(busy(mount.dir.clone())),
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, UNKNOWN_ANSWER)),
         }
@@ -134,4 +138,13 @@ impl Engine {
             _ => Err(Error::NotMounted { what: env.name.clone() }),
         }
     }
+}
+
+/// The error for a mount that is in use, with what uses it.
+fn busy(dir: PathBuf) -> Error {
+    let users = users(&dir).unwrap_or_else(|error| {
+        tracing::debug!("cannot look for what uses {}: {error}", dir.display());
+        String::new()
+    });
+    Error::DirBusy { dir, users }
 }

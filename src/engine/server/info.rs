@@ -33,7 +33,7 @@ pub struct MountInfo {
 impl MountInfo {
     /// Whether this process sees a live mount. One made inside a user namespace is in another mount
     /// namespace.
-    pub(in crate::engine) fn is_seen_here(&self) -> bool {
+    pub fn is_seen_here(&self) -> bool {
         mountpoint::is_ours(&self.dir)
     }
 }

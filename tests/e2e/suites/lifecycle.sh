@@ -170,9 +170,16 @@ busy_umount_is_refused() {
     local sleeper=$!
     until_true bash -c 'readlink /proc/$1/cwd | grep -q "$2"' - "$sleeper" "$DIR/etc"
     refused karapace umount "$ENV"
+    says "in use by $sleeper \\(sleep\\)"
     [ -e "$DIR/etc/os-release" ]
     kill "$sleeper"
     wait "$sleeper" || true
+    if [ "$ACTOR" = root ]; then
+        mount -t tmpfs none "$DIR/mnt"
+        refused karapace umount "$ENV"
+        says "in use by the mount on $DIR/mnt"
+        umount "$DIR/mnt"
+    fi
     until_true karapace umount "$ENV"
     karapace mount "$ENV"
 }
@@ -273,6 +280,7 @@ detached_while_in_use() {
     until_true grep -qx sleep "/proc/$user/comm"
     if [ "$ACTOR" = root ]; then umount -l "$DIR"; else fusermount3 -uz "$DIR"; fi
     not_mounted "$DIR"
+    karapace list | has "$DIR (not mounted here)"
     refused karapace mount "$ENV"
     says 'is not a mount here'
     refused karapace umount "$ENV"
