@@ -109,7 +109,7 @@ is_one_layer_on_the_base() {
     equal "after going back to the packages" "tiny 1.0" "$(content_of dev /opt/tiny/version)"
     karapace exec dev -- test ! -e /opt/mine
     refused karapace snapshots rm dev '~0'
-    says 'built from'
+    says 'based on it'
     karapace restore dev latest
 }
 exists_already() {

@@ -98,7 +98,7 @@ offline() {
 wrong_checksum() {
     list 20260303_01:00 one/rootfs.tar.xz "$(printf '%064d' 7)"
     refused karapace import fixture/1 --name wrong
-    says 'sha256 [0-9a-f]{64}, not 0{63}7'
+    says 'sha256 is [0-9a-f]{64}, not 0{63}7'
     equal "parts left" "" "$(find "$STORE/images" -name 'archive.part*')"
     list 20260101_01:00 one/rootfs.tar.xz
 }

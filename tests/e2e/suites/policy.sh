@@ -144,7 +144,7 @@ joined() {
     has ' 2$' <<<"$theirs"
     karapace exec --privileged "$ENV" -- echo ran >"$TMPDIR/said" 2>&1 || status=$?
     equal status 125 "$status"
-    has 'begun with --privileged false, not true' <"$TMPDIR/said"
+    has 'started with --privileged false, not true' <"$TMPDIR/said"
     kill "$first"
     wait "$first" || true
 }

@@ -73,7 +73,7 @@ other_options() {
     local status=0
     karapace exec --ctl "$ENV" -- true >"$TMPDIR/refused" 2>&1 || status=$?
     equal status 125 "$status"
-    says 'begun with --ctl false, not true'
+    says 'started with --ctl false, not true'
     says 'karapace stop'
     kill "$first"
     wait "$first" || true

@@ -113,7 +113,7 @@ versions() {
         says "$word"
         equal "the version" "$text" "$(cat "$KARAPACE_STORE/store/version")"
     done <<'CASES'
-2 use.the.karapace.that.wrote.it
+2 use.the.older.karapace.that.wrote.it
 4 newer.karapace
 xyz is.damaged
 CASES
