@@ -20,8 +20,8 @@ const ATTEMPTS: u32 = 20;
 /// From this attempt on, writers wait.
 const HELD_FROM: u32 = 3;
 
-/// The times that a restore gives by default. A whole restore brings back the snapshot as it was; chosen paths
-/// get the current time, because they are newer than anything made from their previous content.
+/// The times that a restore gives by default. A whole restore brings back the snapshot as it was; chosen
+/// paths get the current time, because they are newer than anything made from their previous content.
 fn default_times(paths: &[Vec<u8>]) -> Times {
     if paths.is_empty() { Times::Kept } else { Times::Present }
 }

@@ -1,8 +1,8 @@
 //! A background serving process: starting it, and the messages between it and its starter.
 //!
 //! The starter writes the options to the process's standard input. A process with a ground then answers that
-//! it is alone, and an empty line tells it that it has its ids. Its last message says that the mount answers, or
-//! why there is none.
+//! it is alone, and an empty line tells it that it has its ids. Its last message says that the mount answers,
+//! or why there is none.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;

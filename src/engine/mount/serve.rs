@@ -37,8 +37,8 @@ use crate::process::{self, signals};
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// Serves on `dir` in this process until unmounted. `ready` is called once, with the mount point, when the
-    /// mount answers; if it fails, nobody waits for the mount, and it ends.
+    /// Serves on `dir` in this process until unmounted. `ready` is called once, with the mount point, when
+    /// the mount answers; if it fails, nobody waits for the mount, and it ends.
     pub fn serve(
         &self,
         instance: &InstanceId,

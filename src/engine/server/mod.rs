@@ -1,9 +1,10 @@
 //! Reaching an environment that another process serves.
 //!
 //! [`socket`] is the protocol and its server, [`client`] the other end; [`access`] asks the server if there
-//! is one, and otherwise opens the environment in this process. [`mod@perform`] performs commands, [`control`]
-//! serves the control directory, [`keeper`] keeps the inside that sessions share, [`info`] records facts about a mount, and
-//! `peer` decides who may send requests. May use `instance`, and `upkeep` for the control files.
+//! is one, and otherwise opens the environment in this process. [`mod@perform`] performs commands,
+//! [`control`] serves the control directory, [`keeper`] keeps the inside that sessions share, [`info`]
+//! records facts about a mount, and `peer` decides who may send requests. May use `instance`, and `upkeep`
+//! for the control files.
 
 pub mod access;
 pub mod client;
