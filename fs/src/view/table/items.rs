@@ -1,5 +1,7 @@
 //! Converts the table to journal and checkpoint items, and applies items to it.
 
+use std::ops::Range;
+
 use karapace_store::inode::{Body, Ino};
 
 use super::State;
@@ -124,46 +126,9 @@ impl State {
                 };
                 Ok(())
             }
-            Item::Blocks { ino, first, count } => {
-                let node = self.node_mut(ino)?;
-                node.version += 1;
-                if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
-                    for block in first..first + count {
-                        b.dirty.insert(block);
-                        b.fresh.remove(block);
-                    }
-                }
-                Ok(())
-            }
-            Item::Fresh { ino, first, count, .. } => {
-                let node = self.node_mut(ino)?;
-                node.version += 1;
-                if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
-                    for block in first..first + count {
-                        if !b.dirty.contains(block) {
-                            b.dirty.insert(block);
-                            b.fresh.insert(block);
-                        }
-                    }
-                    self.fresh.insert(ino);
-                }
-                Ok(())
-            }
-            Item::Cut { ino, size } => {
-                let node = self.node_mut(ino)?;
-                node.version += 1;
-                match &mut node.body {
-                    NodeBody::File(FileBody::Blocks(b)) => {
-                        b.limit = b.limit.min(size);
-                        b.cut_blocks(size);
-                    }
-                    // Its data file is lost, and with it everything beyond the end of the base.
-                    NodeBody::File(FileBody::Lower(_)) => return Ok(()),
-                    _ => {}
-                }
-                node.meta.size = size;
-                Ok(())
-            }
+            Item::Blocks { ino, first, count } => self.apply_blocks(ino, first..first + count),
+            Item::Fresh { ino, first, count, .. } => self.apply_fresh(ino, first..first + count),
+            Item::Cut { ino, size } => self.apply_cut(ino, size),
             Item::Touched { ino } => {
                 self.node_mut(ino)?.touched = true;
                 Ok(())
@@ -181,6 +146,49 @@ impl State {
                 Ok(())
             }
         }
+    }
+
+    fn apply_blocks(&mut self, ino: Ino, blocks: Range<u64>) -> Result<()> {
+        let node = self.node_mut(ino)?;
+        node.version += 1;
+        if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+            for block in blocks {
+                b.dirty.insert(block);
+                b.fresh.remove(block);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_fresh(&mut self, ino: Ino, blocks: Range<u64>) -> Result<()> {
+        let node = self.node_mut(ino)?;
+        node.version += 1;
+        if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+            for block in blocks {
+                if !b.dirty.contains(block) {
+                    b.dirty.insert(block);
+                    b.fresh.insert(block);
+                }
+            }
+            self.fresh.insert(ino);
+        }
+        Ok(())
+    }
+
+    fn apply_cut(&mut self, ino: Ino, size: u64) -> Result<()> {
+        let node = self.node_mut(ino)?;
+        node.version += 1;
+        match &mut node.body {
+            NodeBody::File(FileBody::Blocks(b)) => {
+                b.limit = b.limit.min(size);
+                b.cut_blocks(size);
+            }
+            // Its data file is lost, and with it everything beyond the end of the base.
+            NodeBody::File(FileBody::Lower(_)) => return Ok(()),
+            _ => {}
+        }
+        node.meta.size = size;
+        Ok(())
     }
 
     fn apply_put(&mut self, put: PutItem) -> Result<()> {
