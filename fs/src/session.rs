@@ -159,7 +159,7 @@ impl Connection {
     }
 
     fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.ends_within(Duration::ZERO) { Ok(()) } else { unmount(&self.mountpoint, lazy) }
+        if self.ends_within(Duration::ZERO) { Ok(()) } else { unmount(&self.mountpoint, lazy).map(drop) }
     }
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
@@ -174,25 +174,26 @@ impl Connection {
 }
 
 /// Unmounts what is mounted on `mountpoint`. With `lazy`, detaches it even while it is in use: new look-ups
-/// do not reach it, open files stay. Does nothing if nothing is mounted there.
+/// do not reach it, open files stay. Returns false if nothing is mounted there, or nothing that this user
+/// may unmount: the two cannot be told apart.
 ///
 /// # Errors
 /// [`Error::Busy`] while a file in it is open, or something in it is a working directory or mount point; and
 /// if the system refuses.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
     let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
     match umount2(mountpoint, flags) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
         Err(Errno::EPERM) => unmount_by_helper(mountpoint, lazy),
         Err(Errno::EBUSY) => Err(Error::Busy),
-        // Not a mount point any more: someone else has unmounted it.
-        Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        // Not a mount point any more, because someone else has unmounted it; or another namespace's.
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
         Err(errno) => Err(Error::host("unmount", mountpoint, errno.into())),
     }
 }
 
 /// Unmounts an ordinary user's mount with `fusermount3`, which also made it.
-fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
+fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> Result<bool> {
     let mut helper = Command::new("fusermount3");
     helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(mountpoint).stdin(Stdio::null());
     let output = helper.output().map_err(|error| match error.kind() {
@@ -203,15 +204,16 @@ fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
     });
     let output = output.at("run fusermount3 to unmount", mountpoint)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(true);
     }
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     if text.contains("busy") {
         return Err(Error::Busy);
     }
-    // Already unmounted, like EINVAL above; a caller without the privilege to unmount gets EPERM instead.
+    // Already unmounted, like EINVAL above (a caller without the privilege to unmount gets EPERM instead), or
+    // another user's.
     if text.contains("not found in") {
-        return Ok(());
+        return Ok(false);
     }
     Err(Error::host("unmount", mountpoint, io::Error::other(text)))
 }

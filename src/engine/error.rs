@@ -238,7 +238,7 @@ pub enum Error {
     /// The mount point is in use.
     #[error("{} is in use{}, then try again", dir.display(), match &**users {
         "" => ": close open files and leave the directory".to_owned(),
-        users => format!(" by {users}: end them, or close their files and leave the directory"),
+        users => format!(" by {users}: end or unmount them, or let them close their files and leave the directory"),
     })]
     DirBusy {
         /// The directory.

@@ -94,10 +94,17 @@ fn mounter(line: &str) -> Option<u32> {
 /// # Errors
 /// [`Error::DirBusy`] while it is in use, and if the system refuses.
 pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
-    session::unmount(dir, lazy).map_err(|error| match error {
-        karapace_fs::Error::Busy => Error::DirBusy { dir: dir.to_owned(), users: String::new() },
-        error => error.into(),
-    })
+    match session::unmount(dir, lazy) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let dir = dir.display();
+            Err(Error::Invalid(format!(
+                "cannot unmount {dir}: it is not mounted here, or another user mounted it: `findmnt {dir}` shows who"
+            )))
+        }
+        Err(karapace_fs::Error::Busy) => Err(Error::DirBusy { dir: dir.to_owned(), users: String::new() }),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// /proc/self/mountinfo, with non-ASCII bytes escaped as spaces are: any mount point, also another program's,

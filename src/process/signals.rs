@@ -3,9 +3,9 @@
 //! There is one way: a handler (of the crate ctrlc) that wakes a thread, which calls one function. It can be
 //! installed at any time, whatever threads there are, and programs that this process starts are unaffected.
 //! Blocked signals (sigwait, signalfd) would have to be blocked before the first thread starts, and every
-//! program that is started would inherit the mask, such as a package manager in a build. Only a server blocks
-//! them too ([`on_request_to_end_server`]), because a signal that interrupts a request's thread can fail the
-//! request.
+//! program that is started would inherit the mask, such as a package manager in a build. The price is that
+//! the function does not learn which of the signals came. Only a server blocks them too
+//! ([`on_request_to_end_server`]), because a signal that interrupts a request's thread can fail the request.
 //!
 //! The runtime has a way of its own, signalfd, for the processes that run a command for the user
 //! (`runtime/supervise/running.rs`, `runtime/inside`): they receive all signals, not to end but to pass them

@@ -235,8 +235,10 @@ impl Files {
 
     /// The same, for a directory that may be missing or has just been removed: then there is nothing.
     pub(crate) fn list_if_there(&self, dir: &Path) -> Result<Vec<PathBuf>> {
-        self.list(dir)
-            .or_else(|error| if dir.symlink_metadata().is_err() { Ok(Vec::new()) } else { Err(error) })
+        self.list(dir).or_else(|error| match dir.symlink_metadata() {
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            _ => Err(error),
+        })
     }
 
     /// Makes a directory.

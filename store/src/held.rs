@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 
@@ -159,6 +160,16 @@ fn has_files(files: &Files, dir: &Path) -> Result<bool> {
 pub(crate) fn lock_dir(files: &Files, dir: &Path) -> Result<Flock<File>> {
     let file = files.open_dir(dir).at("open", dir)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).at("lock", dir)
+}
+
+/// Locks the directory unless another process has; then `None`.
+pub(crate) fn try_lock_dir(files: &Files, dir: &Path) -> Result<Option<Flock<File>>> {
+    let file = files.open_dir(dir).at("open", dir)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno).at("lock", dir),
+    }
 }
 
 fn write(files: &Files, path: &Path, bytes: &[u8]) -> Result<Flock<File>> {

@@ -211,7 +211,8 @@ impl Store {
         self.layout.logs()
     }
 
-    /// The file that names the process which mounts every environment. It exists while there is one.
+    /// The file that names the process which mounts every environment. It is locked while there is
+    /// one, and may remain afterwards.
     pub fn supervisor_file(&self) -> PathBuf {
         self.layout.mount_all()
     }

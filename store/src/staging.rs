@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{IoContext, Result};
 use crate::files::freed;
-use crate::held::lock_dir;
+use crate::held::{lock_dir, try_lock_dir};
 use crate::open::Store;
 
 /// The number of staging directories of dead batches, and their size in bytes.
@@ -23,7 +23,7 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
     let (files, staging) = (store.files(), store.layout().staging());
     let mut swept = Swept::default();
     for path in files.list(&staging)? {
-        let Some(_held) = lock_dead(store, &path)? else { continue };
+        let Some(_held) = lock_dead(store, &path, dry_run)? else { continue };
         swept.bytes += size(store, &path)?;
         swept.batches += 1;
         if !dry_run {
@@ -35,9 +35,16 @@ pub(crate) fn sweep(store: &Store, dry_run: bool) -> Result<Swept> {
 
 /// Locks the staging directory of a dead batch; `None` if its batch lives or has just ended, or if this is
 /// not a batch's directory.
-fn lock_dead(store: &Store, path: &Path) -> Result<Option<Flock<File>>> {
+fn lock_dead(store: &Store, path: &Path, dry_run: bool) -> Result<Option<Flock<File>>> {
     // A new directory is made and locked under this lock, so that one which is not locked is a dead batch's.
-    let _guard = lock_dir(store.files(), &store.layout().staging())?;
+    let staging = store.layout().staging();
+    let guard = if dry_run {
+        try_lock_dir(store.files(), &staging)?
+    } else {
+        Some(lock_dir(store.files(), &staging)?)
+    };
+    // A dry run counts less rather than wait for another user's process in a foreign store.
+    let Some(_guard) = guard else { return Ok(None) };
     let handle = match store.files().open_dir(path) {
         Ok(handle) => handle,
         Err(error) => {

@@ -117,8 +117,8 @@ refused() {
 # says PATTERN: the output of the last `refused` command must match.
 says() { grep -qiE "$1" "$TMPDIR/refused" || wrong "no '$1' in: $(cat "$TMPDIR/refused")"; }
 
-# until_true COMMAND...: waits for the command to succeed; what it says the last time is shown. How long a busy machine may take for
-# anything is said once, in PATIENCE: what comes at all comes much sooner.
+# until_true COMMAND...: waits for the command to succeed; what it says the last time is shown. PATIENCE is the bound
+# of nearly all waits: what succeeds at all does so much sooner.
 PATIENCE=120
 until_true() {
     local deadline=$((SECONDS + PATIENCE)) WAITING=yes

@@ -54,9 +54,9 @@ pub fn log_path(engine: &Engine) -> PathBuf {
 }
 
 impl Engine {
-    /// Mounts every environment below `dir` until [`Engine::umount_all`], SIGTERM or SIGINT. `ready` is
-    /// called once, when everything that can be mounted is mounted; `tell` is called once for each failure,
-    /// with the reason.
+    /// Mounts every environment below `dir` until [`Engine::umount_all`], SIGTERM, SIGINT or SIGHUP. `ready`
+    /// is called once, when everything that can be mounted is mounted; `tell` is called once for each
+    /// failure, with the reason.
     ///
     /// # Errors
     /// [`Error::Invalid`] if another process does this already.

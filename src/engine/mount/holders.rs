@@ -19,8 +19,10 @@ pub struct Holder {
     pub pid: u32,
     /// Its name.
     name: String,
-    /// The process has the mount in its own mount namespace, and not only open files.
+    /// The process is the first one found in another mount namespace that has the mount too.
     elsewhere: bool,
+    /// The process has open files on the mount.
+    open: bool,
 }
 
 impl fmt::Display for Holder {
@@ -30,8 +32,9 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The processes that hold the FUSE mount with this minor device number, one for each other mount namespace,
-/// as far as this process may look. Sends no request to the mount.
+/// The processes, but this one, that hold the FUSE mount with this minor device number: those with open
+/// files, and one for each other mount namespace, as far as this process may look. Sends no request to the
+/// mount.
 pub fn holders(minor: u32) -> Vec<Holder> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let mut seen: Vec<Option<PathBuf>> = vec![namespace("self")];
@@ -39,6 +42,9 @@ pub fn holders(minor: u32) -> Vec<Holder> {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if pid == std::process::id() {
+            continue;
+        }
         let place = entry.path();
         let elsewhere = namespace(&pid.to_string()).is_some_and(|own| {
             let own = Some(own);
@@ -50,9 +56,10 @@ pub fn holders(minor: u32) -> Vec<Holder> {
             seen.push(own);
             mountpoint::has_device(&table, minor)
         });
-        if elsewhere || has_open(&place, minor) {
+        let open = has_open(&place, minor);
+        if elsewhere || open {
             let comm = fs::read_to_string(place.join("comm")).unwrap_or_default();
-            found.push(Holder { pid, name: comm.trim_end().to_owned(), elsewhere });
+            found.push(Holder { pid, name: comm.trim_end().to_owned(), elsewhere, open });
         }
     }
     found
@@ -67,7 +74,7 @@ pub fn named(holders: &[Holder]) -> String {
 /// far as this process may look, and what is mounted below. Empty if nothing is found.
 pub fn users(dir: &Path) -> Result<String> {
     let processes = mountpoint::fuse_device(dir)?.map(holders).unwrap_or_default();
-    let processes = processes.iter().filter(|holder| !holder.elsewhere).map(Holder::to_string);
+    let processes = processes.iter().filter(|holder| holder.open).map(Holder::to_string);
     let mounts = mountpoint::mounts_below(dir)?;
     let mounts = mounts.iter().map(|point| format!("the mount on {}", point.display()));
     Ok(listed(processes.chain(mounts).collect()))
@@ -100,7 +107,7 @@ mod tests {
 
     #[test]
     fn messages_name_the_first_holders() {
-        let holder = |pid, elsewhere| Holder { pid, name: "sh".to_owned(), elsewhere };
+        let holder = |pid, elsewhere| Holder { pid, name: "sh".to_owned(), elsewhere, open: !elsewhere };
         assert_eq!(named(&[holder(1, false), holder(2, true)]), "1 (sh), 2 (sh, in another mount namespace)");
         let many: Vec<_> = (1..=7).map(|pid| holder(pid, false)).collect();
         assert!(named(&many).ends_with("5 (sh), 2 more"));

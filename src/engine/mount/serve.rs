@@ -252,7 +252,7 @@ fn watch_signals(
             }
         }
         if !handle.ends_within(GRACE) {
-            tracing::warn!("still in use after {} s: aborted the connection", GRACE.as_secs());
+            tracing::warn!("still in use after {} s: ending, which aborts the connection", GRACE.as_secs());
             finish();
             std::process::exit(0);
         }

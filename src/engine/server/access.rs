@@ -165,11 +165,12 @@ impl Engine {
         request: &Request,
     ) -> Result<Option<Answer>> {
         let asked = client.request(request);
-        asked.map_err(|error| self.serving_error(env, &format!("cannot be reached ({error})")))
+        asked.map_err(|error| self.serving_error(env, &format!("gave no usable answer ({error})")))
     }
 
-    /// Handles a command that got no answer. Repeats it, once, if it only reads or if the record shows that
-    /// nothing was done. A restore is not repeated: `~1` may mean another snapshot by now.
+    /// Handles a command that got no answer. Repeats it, once, if it only reads, if the record shows that
+    /// nothing was done, or if it may be done twice, as gc. A restore is not repeated: `~1` may mean another
+    /// snapshot by now.
     fn unanswered(&self, before: &Metadata, command: &Command, wait: &mut Waiting) -> Result<Answer> {
         let now = Metadata::load(self.store(), &before.instance)?;
         let same = (&now.snapshots, now.head_record) == (&before.snapshots, before.head_record);

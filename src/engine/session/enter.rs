@@ -238,7 +238,7 @@ impl Engine {
         };
         match client.exchange(request, descriptors) {
             Ok(reply) => Ok(reply.or(Some(Answer::Ending.into()))),
-            Err(error) => Err(self.serving_error(env, &format!("cannot be reached ({error})"))),
+            Err(error) => Err(self.serving_error(env, &format!("gave no usable answer ({error})"))),
         }
     }
 

@@ -66,7 +66,7 @@ fn check(key: &OsStr) -> Result<(), RuntimeError> {
     match NEVER.iter().find(|never| key == OsStr::new(never)) {
         Some(never) => {
             let reason = format!(
-                "is never passed on: it gives access to credentials; if a command needs it, set it inside with `env {never}=… \
+                "never passed on: it gives access to credentials; if a command needs it, set it inside with `env {never}=… \
                  COMMAND`"
             );
             Err(refused(format!("variable {never}"), reason))
@@ -152,7 +152,7 @@ mod tests {
         for name in NEVER {
             let error = variables(&Policy::default(), &[pair(name, "x")], |_| None).unwrap_err();
             let (error, status) = (error.to_string(), error.exit_status());
-            assert!(error.starts_with(&format!("variable {name}: is never passed on")), "{error}");
+            assert!(error.starts_with(&format!("variable {name}: never passed on")), "{error}");
             assert!(error.ends_with(&format!("`env {name}=… COMMAND`")), "{error}");
             assert_eq!(status, 125);
         }

@@ -95,7 +95,7 @@ impl Inside {
 pub(super) fn root_error(path: &Path, errno: Errno) -> RuntimeError {
     let hint = match errno {
         Errno::ENOTCONN => "; its server is gone: unmount it and mount it again",
-        Errno::EACCES => "; only the user who made a mount can access it, not even root",
+        Errno::EACCES => "; an ordinary user's mount can be accessed only by that user, not even by root",
         _ => "",
     };
     RuntimeError::Root { path: PathBuf::from(path), source: errno.into(), hint }

@@ -186,13 +186,13 @@ offline_needs_what_is_there() {
     equal lock "extra 1.0 tiny 2.0" "$(versions)"
 }
 
-# nothing_left: no environment, no mount, no process of a build. What was killed may take a moment to die.
+# nothing_left: no environment, no mount, no process of a build.
 nothing_left() {
     equal environments "['dev', 'more', 'plain', 'updated']" "$(environments)"
     equal "directories of environments" 4 "$(find "$STORE/env" -mindepth 1 -maxdepth 1 | wc -l)"
     equal intents "" "$(ls "$STORE/store/wal")"
-    until_true no_build_is_mounted
-    until_true no_build_runs
+    no_build_is_mounted
+    no_build_runs
 }
 no_build_is_mounted() { ! grep karapace+build- /proc/self/mountinfo; }
 no_build_runs() { ! pgrep -f 'apt-get.*install'; }
@@ -240,6 +240,9 @@ kill_is_undone() {
     kill -9 "$build"
     wait "$build" || true
     karapace list
+    # What was killed may take a moment to die.
+    until_true no_build_is_mounted
+    until_true no_build_runs
     nothing_left
     karapace verify-store
     ls "$STORE"/logs/build-*.log

@@ -65,7 +65,7 @@ worker() {
             4)
                 known=$(grep "^$env " "$ACKNOWLEDGED" | shuf -n 1 | cut -d' ' -f2)
                 # A restore may be given up if another worker never stops writing.
-                unless 'EBUSY|busy' "$what" karapace restore "$env" "${known:-base}"
+                unless 'changed during each of' "$what" karapace restore "$env" "${known:-base}"
                 ;;
             5) unless 'is locked by' "$what" karapace gc ;;
             6) must "$what" karapace snapshots "$env" ;;

@@ -67,7 +67,7 @@ killed_in_the_middle() {
     ) 2>/dev/null &
     local writer=$!
     server=$(server_of "$ENV")
-    until_true has_written 50
+    until_true has_written 1000
     kill -9 "$server"
     wait "$writer" || true
     count=$(cat "$TMPDIR/acknowledged")
@@ -128,14 +128,14 @@ import os, signal, subprocess, sys, time
 name, directory = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 server = subprocess.Popen(["karapace", "mount", name, "--foreground"])
-for _ in range(200):
+for _ in range(2400):
     if os.path.exists(directory + "/etc/os-release"):
         break
     time.sleep(0.05)
 else:
     sys.exit("never mounted")
 server.send_signal(signal.SIGINT)
-sys.exit(server.wait(timeout=10))
+sys.exit(server.wait(timeout=120))
 PYTHON
     not_mounted "$DIR"
     karapace mount "$ENV"
@@ -169,6 +169,7 @@ busy_umount_is_refused() {
     ) &
     local sleeper=$!
     until_true bash -c 'readlink /proc/$1/cwd | grep -q "$2"' - "$sleeper" "$DIR/etc"
+    until_true grep -qx sleep "/proc/$sleeper/comm"
     refused karapace umount "$ENV"
     says "in use by $sleeper \\(sleep\\)"
     [ -e "$DIR/etc/os-release" ]

@@ -219,6 +219,7 @@ nobody_sees_an_export() {
 in_session() {
     XDG_RUNTIME_DIR=$1 karapace exec dev -- sleep 72005 </dev/null &
     local session=$!
+    until_true pgrep -fx 'sleep 72005'
     until_true grep -q '^seen ' "$TMPDIR/seen"
     sleep 0.5
     kill "$session"

@@ -211,7 +211,7 @@ mounts_inside_stay() {
     running=$!
     until_true test -e "$DIR/root/ready"
     ctl inside "restore $hash"
-    timeout 20 tail --pid="$running" -f /dev/null
+    timeout "$PATIENCE" tail --pid="$running" -f /dev/null
     wait "$running"
     equal seen "first /proc/self/fd done" "$(tr '\n' ' ' <"$TMPDIR/inside" | sed 's/ $//')"
     karapace umount inside

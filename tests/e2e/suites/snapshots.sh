@@ -204,7 +204,7 @@ one_byte_of_1_gib() {
     large=$(one_byte 1024)
     echo "note: one byte committed: of 64 MiB $small ms of work, of 1 GiB $large ms"
     # Sixteen times the size; what is proportional to it would take seconds.
-    below "ms of work for 1 GiB" $((small * 4 + 300)) "$large"
+    below "ms of work for 1 GiB" $((small * 4 + 100)) "$large"
     below_limit costs
 }
 

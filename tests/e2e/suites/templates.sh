@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds from the machine's own package sources: what the templates of `karapace new` install, and packages with scripts and groups.
-# runs as: user
+# runs as: root user
 # files: MINBASE
-# seconds: 90
+# seconds: 150
 . "$(dirname "$0")/../checks.sh"
 
 # template NAME KEY: what the manifest of a template has.
