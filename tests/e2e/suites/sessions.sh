@@ -254,6 +254,13 @@ without_ids() {
     equal "nothing is said" "" "$(other karapace exec alone -- sh -c 'echo x >/srv/f' 2>&1)"
     equal "as another" "33 www-data" "$(other karapace exec -u www-data alone -- sh -c 'echo $(id -u) $(id -un)')"
     equal kept x "$(other karapace exec alone -- cat /srv/f)"
+    # What another user has mounted.
+    karapace umount "$ENV" 2>/dev/null || true
+    karapace mount "$ENV" "$TMPDIR/roots"
+    refused other karapace umount "$TMPDIR/roots"
+    says 'another user mounted it'
+    mounted "$TMPDIR/roots"
+    karapace umount "$ENV"
     other karapace destroy -y alone
 }
 
