@@ -103,6 +103,8 @@ fn has_open(place: &Path, minor: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -118,9 +120,12 @@ mod tests {
         // A file system without a disk has the major number 0, as FUSE has.
         let Ok(file) = tempfile::tempfile_in("/dev/shm") else { return };
         let device = statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::empty()).unwrap();
-        let own = std::process::id();
         assert_eq!(device.stx_dev_major, 0);
-        assert!(holders(device.stx_dev_minor).iter().any(|holder| holder.pid == own && !holder.elsewhere));
+        let mut reader = Command::new("sleep").arg("60").stdin(file.try_clone().unwrap()).spawn().unwrap();
+        let found = holders(device.stx_dev_minor);
+        reader.kill().and_then(|()| reader.wait()).unwrap();
+        assert!(found.iter().any(|holder| holder.pid == reader.id() && holder.open && !holder.elsewhere));
+        assert!(found.iter().all(|holder| holder.pid != std::process::id()), "not the process that asks");
         drop(file);
     }
 }
