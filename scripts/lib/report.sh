@@ -32,7 +32,7 @@ job() {
 }
 
 # beside NAME COMMAND...: starts a job in the background; `await NAME` waits for it, shows its output and counts it. It is killed when
-# the script ends. COMMAND may be a function that has jobs of its own: then those are counted instead of the whole.
+# the script ends.
 declare -A BESIDE=()
 beside() {
     local name=$1 log
@@ -41,15 +41,9 @@ beside() {
     # A process group of its own.
     set -m
     {
-        # shellcheck disable=SC2030 # what becomes of them in here `take_jobs` reads
-        ROWS=() FAILURES=() PASSED=0 FAILED=0 BESIDE=()
         start=$(now) status=0
         "$@" >"$log" 2>&1 </dev/null || status=$?
-        seconds=$(elapsed "$start")
-        if [ ${#ROWS[@]} -gt 0 ]; then
-            declare -p ROWS FAILURES PASSED FAILED >"$log.jobs"
-        fi
-        echo "$status $seconds" >"$log.end"
+        echo "$status $(elapsed "$start")" >"$log.end"
     } &
     set +m
     BESIDE[$name]="$! $log"
@@ -60,35 +54,19 @@ end_beside() {
     while read -r pid log; do
         [ -n "$pid" ] || continue
         kill -- "-$pid" 2>/dev/null
-        rm -f "$log" "$log.end" "$log.jobs"
+        rm -f "$log" "$log.end"
     done < <(printf '%s\n' "${BESIDE[@]}")
 }
 await() {
     local name=$1 pid log status=1 seconds=0
     read -r pid log <<<"${BESIDE[$name]}"
-    printf '== %s\n' "$name"
-    # All of it, and what follows as it is said.
-    tail -n +1 -s 0.2 -f --pid="$pid" "$log"
     wait "$pid"
+    printf '== %s\n' "$name"
+    cat "$log"
     [ ! -e "$log.end" ] || read -r status seconds <"$log.end"
-    if [ -e "$log.jobs" ] && [ -e "$log.end" ]; then
-        take_jobs "$log.jobs"
-    elif [ "$status" -eq 0 ]; then
-        add 1 0 "$name" "$seconds"
-    else
-        add 0 1 "$name" "$seconds"
-    fi
-    rm -f "$log" "$log.end" "$log.jobs"
+    rm -f "$log" "$log.end"
     unset "BESIDE[$name]"
-}
-# take_jobs FILE: adds what `beside` has written there to what is here.
-# shellcheck disable=SC2031 # see there
-take_jobs() {
-    local rows=("${ROWS[@]}") failures=("${FAILURES[@]}") passed=$PASSED failed=$FAILED
-    # shellcheck source=/dev/null
-    . <(sed 's/^declare -[-a]*/declare -g/' "$1")
-    ROWS=("${rows[@]}" "${ROWS[@]}") FAILURES=("${failures[@]}" "${FAILURES[@]}")
-    PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
+    if [ "$status" -eq 0 ]; then add 1 0 "$name" "$seconds"; else add 0 1 "$name" "$seconds"; fi
 }
 
 elapsed() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }

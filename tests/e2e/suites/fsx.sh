@@ -7,13 +7,13 @@
 #
 # KARAPACE_FSX_OPERATIONS  operations of each run (10000); more seeds are cheaper than more of these, for fsx keeps each of
 #                          its mapped reads mapped, which makes its truncations ever slower, on ext4 as well
-# KARAPACE_FSX_SEEDS       the seeds (two by chance; in scripts/real six); a failure is repeated with the seed that it names, but for what
+# KARAPACE_FSX_SEEDS       the seeds (three by chance); a failure is repeated with the seed that it names, but for what
 #                          depends on the moment of a commit
-. "$(dirname "${BASH_SOURCE[0]}")/../checks.sh"
+. "$(dirname "$0")/../checks.sh"
 ENV=fsx
 DIR=$MOUNTS/$ENV
 OPERATIONS=${KARAPACE_FSX_OPERATIONS:-10000}
-read -ra SEEDS <<<"${KARAPACE_FSX_SEEDS:-$RANDOM $RANDOM}"
+read -ra SEEDS <<<"${KARAPACE_FSX_SEEDS:-$RANDOM $RANDOM $RANDOM}"
 
 # fsx empties the file it is given, or in block mode writes zeros over all of it. What is of the lower view under its
 # operations is what a commit beside it has just taken from the upper: all of the file, some times a second.
