@@ -149,30 +149,36 @@ impl State {
     }
 
     fn apply_blocks(&mut self, ino: Ino, blocks: Range<u64>) -> Result<()> {
-        let node = self.node_mut(ino)?;
-        node.version += 1;
-        if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+        if let Some(body) = self.changed_blocks(ino)? {
             for block in blocks {
-                b.dirty.insert(block);
-                b.fresh.remove(block);
+                body.dirty.insert(block);
+                body.fresh.remove(block);
             }
         }
         Ok(())
     }
 
     fn apply_fresh(&mut self, ino: Ino, blocks: Range<u64>) -> Result<()> {
-        let node = self.node_mut(ino)?;
-        node.version += 1;
-        if let NodeBody::File(FileBody::Blocks(b)) = &mut node.body {
+        if let Some(body) = self.changed_blocks(ino)? {
             for block in blocks {
-                if !b.dirty.contains(block) {
-                    b.dirty.insert(block);
-                    b.fresh.insert(block);
+                if !body.dirty.contains(block) {
+                    body.dirty.insert(block);
+                    body.fresh.insert(block);
                 }
             }
             self.fresh.insert(ino);
         }
         Ok(())
+    }
+
+    /// Counts a change of the inode; returns its body if that is a file of blocks.
+    fn changed_blocks(&mut self, ino: Ino) -> Result<Option<&mut BlockBody>> {
+        let node = self.node_mut(ino)?;
+        node.version += 1;
+        Ok(match &mut node.body {
+            NodeBody::File(FileBody::Blocks(body)) => Some(body),
+            _ => None,
+        })
     }
 
     fn apply_cut(&mut self, ino: Ino, size: u64) -> Result<()> {
