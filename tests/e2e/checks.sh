@@ -200,7 +200,9 @@ peak_of() { awk '$1 == "VmHWM:" { print $2 }' "/proc/$1/status"; }
 # mounted DIRECTORY: whether something is mounted there, alive or dead (stat fails on a dead mount).
 mounted() { awk -v p="$1" '$5 == p { found = 1 } END { exit !found }' /proc/self/mountinfo; }
 not_mounted() { ! mounted "$1"; }
-gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# gone PID: whether the process has ended. Its parent, often the namespace's init, may not have waited for it yet.
+gone() { ! grep -qE '^[0-9]+ \(.*\) [^ZX] ' "/proc/$1/stat" 2>/dev/null; }
 
 # sigstop PID: stops the process, until the end of the check at the latest, so that a failing check cannot hang those
 # after it. `kill` returns while threads of the process are still running and may still answer.
