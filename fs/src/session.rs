@@ -1,4 +1,4 @@
-//! Mounts a view, and handles what happens to a mount outside of its requests.
+//! Serves a view through one mount or several, and handles what happens to a mount outside of its requests.
 
 use std::fs::File;
 use std::io;
@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
@@ -22,7 +22,7 @@ use crate::control::{ControlDir, ControlPlane};
 use crate::error::At as _;
 use crate::error::{Error, Result};
 pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, Watchers};
-use crate::fuse::{IdMap, Server, Service};
+use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
 use crate::view::View;
 
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
@@ -37,20 +37,54 @@ struct Connection {
     mountpoint: PathBuf,
 }
 
+/// A view that can be mounted, in several places at once.
+pub struct Serving {
+    view: Arc<View>,
+    trees: Arc<Trees>,
+    control: Option<Arc<dyn ControlPlane>>,
+    links: Arc<Links>,
+    watchers: Watchers,
+    /// Dropping it ends the upkeep thread.
+    _upkeep: Sender<()>,
+}
+
 /// A mounted view that is being served.
 pub struct MountedSession {
+    view: Arc<View>,
     background: BackgroundSession,
     connection: Arc<Connection>,
     control: Option<Arc<ControlDir>>,
-    watchers: Watchers,
-    /// Dropping it ends the upkeep thread.
-    upkeep: Sender<()>,
+    links: Arc<Links>,
+    link: Arc<Link>,
 }
 
-impl MountedSession {
-    /// Mounts `view` on the directory `dir`, which must exist, and starts serving it; the mount answers
-    /// requests when this returns. `source` is what `mount` and `df` show as the mount's source. Without
-    /// `control` there is no control directory.
+impl Serving {
+    /// Serves `view`. Without `control` there is no control directory.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn new(
+        view: Arc<View>,
+        trees: Arc<Trees>,
+        control: Option<Arc<dyn ControlPlane>>,
+    ) -> Result<Serving> {
+        let upkeep = keep_up(view.clone())?;
+        let (links, watchers) = (Arc::default(), Watchers::default());
+        Ok(Serving { view, trees, control, links, watchers, _upkeep: upkeep })
+    }
+
+    /// Returns a handle that tells the kernel, on all mounts, what to forget.
+    pub fn invalidator(&self) -> Invalidator {
+        Invalidator::new(self.links.clone())
+    }
+
+    /// Returns a handle for notifying programs that watch files.
+    pub fn watchers(&self) -> Watchers {
+        self.watchers.clone()
+    }
+
+    /// Mounts the view on the directory `dir`, which must exist; the mount answers requests when this returns. `source`
+    /// is what `mount` and `df` show as the mount's source. The latest mount is the one whose kernel caches.
     ///
     /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
     /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
@@ -60,48 +94,71 @@ impl MountedSession {
     /// # Errors
     /// If the mount point cannot be used, or /dev/fuse or (for an ordinary user) `fusermount3` is missing or
     /// refuses.
-    pub fn mount(
-        view: Arc<View>,
-        trees: Arc<Trees>,
-        control: Option<Arc<dyn ControlPlane>>,
-        dir: &Path,
-        source: &str,
-        options: &MountOptions,
-    ) -> Result<MountedSession> {
+    pub fn mount(&self, dir: &Path, source: &str, options: &MountOptions) -> Result<MountedSession> {
         let mountpoint = dir.canonicalize().at("find the mount point", dir)?;
-        view.set_read_only(options.read_only);
+        self.view.set_read_only(options.read_only);
         let by_root = geteuid().is_root();
         let options = options.in_effect(by_root);
-        let config = config(source, &options, by_root);
-        let idmap = options.idmap;
-        let service = service(view.clone(), trees, control, &mountpoint, options);
-        let (control, kernel) = (service.control.clone(), service.kernel.clone());
-        let watchers = service.watchers.clone();
-        let server = Server::new(service).at("start threads to serve", &mountpoint)?;
-        let session = Session::new(server, &mountpoint, &config)
-            .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, idmap)))?;
-        let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", &mountpoint)?;
-        let connection = Connection { device: Arc::new(device.into()), mountpoint: mountpoint.clone() };
-        let connection = Arc::new(connection);
-        kernel.get_or_init(|| Invalidator::new(connection.device.clone()));
-        let background = session.spawn().at("start threads to serve", &mountpoint)?;
-        let upkeep = keep_up(view).at("start threads to serve", &mountpoint)?;
+        let link = self.links.add(&self.view);
+        let mounted = self.mount_as(&link, &mountpoint, source, options, by_root);
+        if mounted.is_err() {
+            self.links.remove(&self.view, &link);
+        }
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
         }
-        Ok(MountedSession { background, connection, control, watchers, upkeep })
+        mounted
     }
 
-    /// Returns a handle that tells the kernel what to forget.
-    pub fn invalidator(&self) -> Invalidator {
-        Invalidator::new(self.connection.device.clone())
+    fn mount_as(
+        &self,
+        link: &Arc<Link>,
+        mountpoint: &Path,
+        source: &str,
+        options: MountOptions,
+        by_root: bool,
+    ) -> Result<MountedSession> {
+        let (config, idmap) = (config(source, &options, by_root), options.idmap);
+        let service = self.service(link, mountpoint, options);
+        let control = service.control.clone();
+        let server = Server::new(service).at("start threads to serve", mountpoint)?;
+        let session = Session::new(server, mountpoint, &config)
+            .map_err(|e| Error::host("mount on", mountpoint, explain(e, by_root, idmap)))?;
+        let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", mountpoint)?;
+        let connection =
+            Arc::new(Connection { device: Arc::new(device.into()), mountpoint: mountpoint.to_owned() });
+        link.kernel.get_or_init(|| Kernel::new(connection.device.clone()));
+        let background = session.spawn().at("start threads to serve", mountpoint)?;
+        Ok(MountedSession {
+            view: self.view.clone(),
+            background,
+            connection,
+            control,
+            links: self.links.clone(),
+            link: link.clone(),
+        })
     }
 
-    /// Returns a handle for notifying programs that watch files.
-    pub fn watchers(&self) -> Watchers {
-        self.watchers.clone()
+    fn service(&self, link: &Arc<Link>, mountpoint: &Path, options: MountOptions) -> Service {
+        let control = self.control.clone().filter(|_| options.ctl_dir != CtlDir::Disabled && !options.idmap);
+        let control = control.map(|plane| {
+            let owner = (geteuid().as_raw(), getegid().as_raw());
+            Arc::new(ControlDir::new(plane, self.view.clone(), mountpoint.to_owned(), owner))
+        });
+        Service {
+            live: self.view.clone(),
+            trees: self.trees.clone(),
+            control,
+            options,
+            ids: IdMap::of_this_process(),
+            links: self.links.clone(),
+            link: link.clone(),
+            watchers: self.watchers.clone(),
+        }
     }
+}
 
+impl MountedSession {
     /// Returns a handle that ends the mount from another thread.
     pub fn unmount_handle(&self) -> UnmountHandle {
         UnmountHandle(self.connection.clone())
@@ -113,7 +170,7 @@ impl MountedSession {
     /// If the connection broke.
     pub fn wait(self) -> io::Result<()> {
         let result = self.background.join();
-        drop(self.upkeep);
+        self.links.remove(&self.view, &self.link);
         self.connection.clear();
         if let Some(control) = self.control {
             control.finish_commits();
@@ -216,28 +273,6 @@ fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> Result<bool> {
         return Ok(false);
     }
     Err(Error::host("unmount", mountpoint, io::Error::other(text)))
-}
-
-fn service(
-    view: Arc<View>,
-    trees: Arc<Trees>,
-    control: Option<Arc<dyn ControlPlane>>,
-    mountpoint: &Path,
-    options: MountOptions,
-) -> Service {
-    let control = control.filter(|_| options.ctl_dir != CtlDir::Disabled && !options.idmap).map(|plane| {
-        let owner = (geteuid().as_raw(), getegid().as_raw());
-        Arc::new(ControlDir::new(plane, view.clone(), mountpoint.to_owned(), owner))
-    });
-    Service {
-        live: view,
-        trees,
-        control,
-        options,
-        ids: IdMap::of_this_process(),
-        kernel: Arc::new(OnceLock::new()),
-        watchers: Watchers::default(),
-    }
 }
 
 /// fuser's configuration for these options, which are those in effect.

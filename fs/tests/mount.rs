@@ -10,6 +10,7 @@ mod mount {
     mod passthrough;
     mod random;
     mod restore;
+    mod several;
     mod space;
     mod supply;
     mod support;

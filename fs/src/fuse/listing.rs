@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use karapace_store::inode::{FileKind, ROOT_INO};
 
 use super::nodes::{CONTROL, LIVE, node_id};
-use super::reply::{FOREVER, NEVER, file_attr, file_type, listed_only};
+use super::reply::{NEVER, file_attr, file_type, listed_only};
 use super::{CtlDir, GENERATION, Node, Shared, guard};
 use crate::control::{DIR_NAME, TOP};
 
@@ -51,7 +52,7 @@ impl Shared {
     }
 
     pub(super) fn readdirplus(
-        &self,
+        self: &Arc<Self>,
         req: &Request,
         node: INodeNo,
         cookie: u64,
@@ -71,6 +72,8 @@ impl Shared {
             Node::View { index: LIVE, ino: ROOT_INO, .. } if cookie == AFTER_CONTROL => Ok(()),
             Node::View { index, view, ino } => {
                 let mut full = false;
+                let _counting = self.link.counting();
+                let lifetime = self.lifetime(index);
                 guard("readdirplus", || {
                     view.readdir(ino, cookie, true, &mut |e| {
                         let node = node_id(index, e.ino);
@@ -78,9 +81,15 @@ impl Shared {
                             // `.` and `..` have no attributes.
                             None => add_listed(&mut reply, node, e.kind, e.name, e.cookie),
                             Some(attr) => {
-                                let attr = file_attr(attr, index, Some(&self.ids));
+                                let shown = file_attr(attr, index, Some(&self.ids));
                                 let name = OsStr::from_bytes(e.name);
-                                reply.add(INodeNo(node), e.cookie, name, &FOREVER, &attr, GENERATION)
+                                let time = &lifetime.time;
+                                let full = reply.add(INodeNo(node), e.cookie, name, time, &shown, GENERATION);
+                                if index == LIVE && !full {
+                                    self.link.count(attr.ino);
+                                    self.note_name(&lifetime, ino, e.name, Some(attr));
+                                }
+                                full
                             }
                         };
                         !full

@@ -11,6 +11,7 @@
 
 mod filesystem;
 mod idmap;
+mod links;
 mod listing;
 mod nodes;
 mod notify;
@@ -26,9 +27,10 @@ mod workers;
 mod xattr;
 
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock};
 
 use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
 use karapace_store::id::ObjectId;
@@ -36,11 +38,14 @@ use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
+use self::links::Lifetime;
+pub(crate) use self::links::{Link, Links};
 use self::nodes::{CONTROL, LIVE, Views, split};
 pub use self::notify::Invalidator;
+pub(crate) use self::notify::Kernel;
 pub use self::options::{CtlDir, Flag, MountOptions};
 use self::passthrough::Passthrough;
-use self::reply::{FOREVER, NEVER, file_attr};
+use self::reply::{FOREVER, NEVER, absent, file_attr};
 pub use self::watchers::Watchers;
 use self::workers::Workers;
 use crate::attr::{Attr, Caller};
@@ -79,8 +84,9 @@ pub(crate) struct Service {
     pub options: MountOptions,
     /// Translates the tree's ids to those shown on the mount.
     pub ids: IdMap,
-    /// Sends notifications on behalf of requests; set before the first request is served.
-    pub kernel: Arc<OnceLock<Invalidator>>,
+    /// All connections of the live view, and this one.
+    pub links: Arc<Links>,
+    pub link: Arc<Link>,
     /// The process that makes calls on behalf of watchers.
     pub watchers: Watchers,
 }
@@ -95,7 +101,8 @@ struct Shared {
     options: MountOptions,
     ids: IdMap,
     passthrough: Option<Passthrough>,
-    kernel: Arc<OnceLock<Invalidator>>,
+    links: Arc<Links>,
+    link: Arc<Link>,
     watchers: Watchers,
     /// Request threads that are waiting for other threads to answer the kernel's requests.
     waiting: AtomicUsize,
@@ -123,7 +130,8 @@ impl Server {
             passthrough: service.options.passthrough.then(Passthrough::default),
             options: service.options,
             ids: service.ids,
-            kernel: service.kernel,
+            links: service.links,
+            link: service.link,
             watchers: service.watchers,
             waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,
@@ -224,6 +232,9 @@ impl Shared {
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_EXPIRE_ONLY;
+        if self.options.shares {
+            wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
+        }
         if self.kernel_permissions() {
             // This flag makes the kernel check permissions, so not on a mount whose user acts as root.
             wanted |= InitFlags::FUSE_POSIX_ACL;
@@ -266,16 +277,72 @@ impl Shared {
         }
     }
 
-    /// Replies with an entry of a view, which the kernel may cache.
-    fn entry(&self, reply: ReplyEntry, index: u16, result: std::result::Result<Attr, Errno>) {
+    /// How long the kernel may keep an answer about a view.
+    fn lifetime(&self, index: u16) -> Lifetime<'_> {
+        if index == LIVE { self.link.lifetime() } else { Lifetime::forever() }
+    }
+
+    /// Replies with the entry `name` of the directory `parent` in a view.
+    fn entry(
+        self: &Arc<Self>,
+        reply: ReplyEntry,
+        (index, parent, name): (u16, Ino, &[u8]),
+        result: std::result::Result<Attr, Errno>,
+    ) {
+        let lifetime = self.lifetime(index);
         match result {
-            Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr, index, Some(&self.ids)), GENERATION),
+            Ok(attr) => {
+                if index == LIVE {
+                    self.link.count(attr.ino);
+                    self.note_name(&lifetime, parent, name, Some(&attr));
+                }
+                reply.entry(&lifetime.time, &file_attr(&attr, index, Some(&self.ids)), GENERATION);
+            }
             Err(errno) => reply.error(errno),
         }
     }
 
+    /// Replies that the directory `parent` of a view has no entry `name`, which the kernel may keep.
+    fn no_entry(self: &Arc<Self>, reply: ReplyEntry, (index, parent, name): (u16, Ino, &[u8])) {
+        let lifetime = self.lifetime(index);
+        if lifetime.time == NEVER {
+            return reply.error(Errno::ENOENT);
+        }
+        if index == LIVE {
+            self.note_name(&lifetime, parent, name, None);
+        }
+        reply.entry(&lifetime.time, &absent(), GENERATION);
+    }
+
+    /// Remembers a name of the live view that the kernel may keep. See [`Link::note_name`].
+    fn note_name(self: &Arc<Self>, lifetime: &Lifetime<'_>, parent: Ino, name: &[u8], found: Option<&Attr>) {
+        if lifetime.time == NEVER {
+            return;
+        }
+        if let Some(names) = self.link.note_name(parent, name, found) {
+            // Not on a request thread: it waits for what is going on in the directories.
+            let link = self.link.clone();
+            self.workers.run(move || link.expire(names));
+        }
+    }
+
+    /// Runs a change of a view. `data`: the part of a file whose content it changes.
+    fn change<T>(
+        &self,
+        operation: &'static str,
+        (index, view): (u16, &View),
+        data: Option<(Ino, Range<u64>)>,
+        work: impl FnOnce() -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
+        if index != LIVE {
+            return guard(operation, work);
+        }
+        self.links.change(view, &self.link, data, || guard(operation, work))
+    }
+
     fn keep_snapshots(&self, roots: &[ObjectId]) -> Result<()> {
-        self.control.as_ref().map_or(Ok(()), |control| control.keep_snapshots(roots))
+        let Some(control) = &self.control else { return Ok(()) };
+        self.links.keep_snapshots(&self.link, roots, &|all| control.keep_snapshots(all))
     }
 
     /// Replies with the result of a look-up in the control directory. The kernel must not cache the name.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::links::Links;
 use crate::attr::Invalidation;
 
 /// Notification codes and flags (`fuse_notify_*` in linux/fuse.h).
@@ -17,34 +18,42 @@ const EXPIRE_ONLY: u32 = 1;
 /// `struct fuse_out_header`: length, code, unique.
 const HEADER: usize = 16;
 
-/// Tells the kernel what has changed without its knowledge. Cheap to clone.
+/// Tells the kernels of a view's connections what has changed without their knowledge. Cheap to clone.
 #[derive(Clone)]
-pub struct Invalidator(Arc<File>);
+pub struct Invalidator(Arc<Links>);
 
 impl Invalidator {
-    /// Uses its own descriptor of the connection, because fuser offers no way to send a notification with
-    /// flags.
-    pub(crate) fn new(device: Arc<File>) -> Invalidator {
-        Invalidator(device)
+    pub(crate) fn new(links: Arc<Links>) -> Invalidator {
+        Invalidator(links)
     }
 
-    /// Makes the kernel look up or read again what changed in the live view. Mounts on directories stay.
+    /// Makes the kernels look up or read again what changed in the live view. Mounts on directories stay.
     /// Waits for operations in progress in the affected directories, so call it without holding a lock of the
     /// view.
     ///
     /// # Errors
-    /// If the kernel refuses a notification; the remaining ones are still sent. It is not an error if the
-    /// kernel does not know a name or inode.
+    /// If a kernel refuses a notification; the remaining ones are still sent. It is not an error if it does
+    /// not know a name or inode.
     pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
+        self.0.send(invalidations)
+    }
+}
+
+/// One connection's device, for notifications. fuser offers no way to send one with flags.
+pub(crate) struct Kernel(Arc<File>);
+
+impl Kernel {
+    pub(crate) fn new(device: Arc<File>) -> Kernel {
+        Kernel(device)
+    }
+
+    /// See [`Invalidator::send`].
+    pub(super) fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
         let mut result = Ok(());
         for invalidation in invalidations {
-            // The live view's node ids are its inode numbers.
-            let message = match invalidation {
-                Invalidation::Entry { parent, name } => entry(*parent, name),
-                Invalidation::Inode { ino } => inode(*ino, &(0..0)),
-            };
-            match self.notify(&message) {
+            match self.invalidate(invalidation) {
                 Ok(()) => {}
+                Err(errno) if is_unknown(errno) => {}
                 // The mount is gone, and with it everything that had to be forgotten.
                 Err(Errno::ENODEV | Errno::ENOTCONN) => return Ok(()),
                 Err(errno) => {
@@ -56,14 +65,26 @@ impl Invalidator {
         result
     }
 
+    /// Sends one notification.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ENOTDIR` if the kernel does not know what it is about.
+    pub(super) fn invalidate(&self, invalidation: &Invalidation) -> Result<(), Errno> {
+        // The live view's node ids are its inode numbers.
+        self.notify(&match invalidation {
+            Invalidation::Entry { parent, name } => entry(*parent, name),
+            Invalidation::Inode { ino } => inode(*ino, &(0..0)),
+        })
+    }
+
     /// Makes the kernel write back data stored through mappings in this byte range (the whole file if `range`
     /// is empty), and drop those pages and the attributes. Returns after the writes have been answered, so
     /// other threads must be there to answer them.
     ///
     /// # Errors
-    /// If the kernel refuses, or the mount is gone.
-    pub(super) fn write_back(&self, node: u64, range: &Range<u64>) -> io::Result<()> {
-        self.notify(&inode(node, range)).map_err(io::Error::from)
+    /// `ENOENT` if the kernel does not know the inode; others if it refuses, or the mount is gone.
+    pub(super) fn write_back(&self, node: u64, range: &Range<u64>) -> Result<(), Errno> {
+        self.notify(&inode(node, range))
     }
 
     /// Makes the kernel request an inode's attributes again. Its pages stay.
@@ -71,17 +92,21 @@ impl Invalidator {
     /// # Errors
     /// If the kernel refuses, or the mount is gone.
     pub(super) fn forget_attributes(&self, node: u64) -> io::Result<()> {
-        self.notify(&attributes(node)).map_err(io::Error::from)
+        match self.notify(&attributes(node)) {
+            Err(errno) if !is_unknown(errno) => Err(errno.into()),
+            _ => Ok(()),
+        }
     }
 
     fn notify(&self, message: &[u8]) -> Result<(), Errno> {
-        match nix::unistd::write(&self.0, message) {
-            // The kernel does not know the inode, or the name is below something that is not a directory to
-            // it.
-            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        nix::unistd::write(&self.0, message).map(drop)
     }
+}
+
+/// Whether a notification failed because the kernel does not know the inode, or the name is below something
+/// that is not a directory to it.
+pub(super) fn is_unknown(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
 }
 
 fn entry(parent: u64, name: &[u8]) -> Vec<u8> {

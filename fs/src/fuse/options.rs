@@ -66,6 +66,9 @@ pub struct MountOptions {
     /// kernel then sends the caller's ids only with requests that create something, so there is no control
     /// directory. Only has an effect on a mount made by root.
     pub idmap: bool,
+    /// The view may be mounted elsewhere at the same time. Before the kernel reads from its cache, it then
+    /// asks for the modification time, unless it knows that.
+    pub shares: bool,
 }
 
 impl Default for MountOptions {
@@ -78,6 +81,7 @@ impl Default for MountOptions {
             threads: MountOptions::DEFAULT_THREADS,
             passthrough: false,
             idmap: false,
+            shares: false,
         }
     }
 }

@@ -8,7 +8,8 @@ use fuser::{INodeNo, ReplyAttr};
 use karapace_store::inode::Ino;
 
 use super::nodes::LIVE;
-use super::reply::{FOREVER, file_attr};
+use super::notify::is_unknown;
+use super::reply::file_attr;
 use super::{Shared, guard};
 use crate::attr::SetAttr;
 use crate::error::{Error, Result};
@@ -31,8 +32,11 @@ impl Shared {
     /// Makes the kernel write back and drop its pages in this byte range of a file (all of it if the range is
     /// empty); see [`Shared::with_request_threads_free`].
     pub(super) fn write_back(&self, node: INodeNo, range: &Range<u64>) -> Result<()> {
-        let kernel = self.kernel.get().ok_or(Error::Stale)?;
-        Ok(kernel.write_back(node.0, range)?)
+        let kernel = self.link.kernel.get().ok_or(Error::Stale)?;
+        match kernel.write_back(node.0, range) {
+            Err(errno) if !is_unknown(errno) => Err(std::io::Error::from(errno).into()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether pages changed through a mapping must be written back before this request: written later, they
@@ -55,12 +59,13 @@ impl Shared {
         reply: ReplyAttr,
     ) {
         self.with_request_threads_free(move |shared| {
-            let result = guard("setattr", || {
-                shared.write_back(node, &(0..0))?;
-                view.setattr(ino, &set)
-            });
+            let result = guard("setattr", || shared.write_back(node, &(0..0)))
+                .and_then(|()| shared.change("setattr", (LIVE, &view), None, || view.setattr(ino, &set)));
             match result {
-                Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr, LIVE, Some(&shared.ids))),
+                Ok(attr) => {
+                    let lifetime = shared.lifetime(LIVE);
+                    reply.attr(&lifetime.time, &file_attr(&attr, LIVE, Some(&shared.ids)));
+                }
                 Err(errno) => reply.error(errno),
             }
         });

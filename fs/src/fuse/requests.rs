@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::{
-    AccessFlags, Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyStatfs,
-    ReplyWrite, Request, WriteFlags,
+    AccessFlags, Errno, FileAttr, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyStatfs, ReplyWrite, Request, WriteFlags,
 };
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
@@ -14,7 +14,7 @@ use super::nodes::{CONTROL, LIVE};
 use super::reply::{FOREVER, NEVER, absent, decode_dev, file_attr, rename_mode};
 use super::workers::spawn;
 use super::{GENERATION, Node, Shared, guard};
-use crate::attr::{RenameMode, SetAttr};
+use crate::attr::{Attr, RenameMode, SetAttr};
 use crate::error::Error;
 
 thread_local! {
@@ -36,10 +36,13 @@ impl Shared {
             reply
         };
         match self.node(parent) {
-            Ok(Node::View { index, view, ino }) => match guard("lookup", || view.lookup(ino, name)) {
-                Err(errno) if errno.code() == libc::ENOENT => reply.entry(&FOREVER, &absent(), GENERATION),
-                result => self.entry(reply, index, result),
-            },
+            Ok(Node::View { index, view, ino }) => {
+                let _counting = self.link.counting();
+                match guard("lookup", || view.lookup(ino, name)) {
+                    Err(errno) if errno.code() == libc::ENOENT => self.no_entry(reply, (index, ino, name)),
+                    found => self.entry(reply, (index, ino, name), found),
+                }
+            }
             Ok(Node::Control(ino)) => match self.control_for(req) {
                 Ok(control) if control.is_slow(ino, name) => {
                     let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
@@ -75,7 +78,13 @@ impl Shared {
                 }
                 return Ok(());
             }
-            if self.views.forget(index, ino, count) {
+            let counting = self.link.counting();
+            if index == LIVE {
+                self.link.uncount(ino, count);
+            }
+            let is_last = self.views.forget(index, ino, count);
+            drop(counting);
+            if is_last {
                 let shared = self.clone();
                 self.workers.run(move || shared.keep_no_more());
             } else if index == LIVE {
@@ -101,16 +110,22 @@ impl Shared {
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
                 let attr = guard("getattr", || view.getattr(ino))?;
-                Ok((FOREVER, file_attr(&attr, index, Some(&self.ids))))
+                Ok((Some(index), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control()?;
                 let attr = guard("getattr", || control.getattr(ino))?;
-                Ok((NEVER, file_attr(&attr, CONTROL, None)))
+                Ok((None, file_attr(&attr, CONTROL, None)))
             }
         });
+        self.attr(reply, result);
+    }
+
+    /// Replies with attributes, which the kernel may keep if a view is given.
+    fn attr(&self, reply: ReplyAttr, result: Outcome<(Option<u16>, FileAttr)>) {
         match result {
-            Ok((ttl, attr)) => reply.attr(&ttl, &attr),
+            Ok((Some(index), attr)) => reply.attr(&self.lifetime(index).time, &attr),
+            Ok((None, attr)) => reply.attr(&NEVER, &attr),
             Err(errno) => reply.error(errno),
         }
     }
@@ -125,25 +140,26 @@ impl Shared {
         }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
-                let (ttl, attr) = guard("setattr", || {
+                let cut = set.size.map(|size| (ino, size..u64::MAX));
+                let (keeps, attr) = self.change("setattr", (index, &view), cut, || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
                         // The write that follows may drop them, so the kernel must not cache these
                         // attributes.
-                        return Ok((NEVER, view.getattr(ino)?));
+                        return Ok((None, view.getattr(ino)?));
                     }
                     if set.kill_priv || only_privileges {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
                     if !only_privileges {
-                        return Ok((FOREVER, view.setattr(ino, set)?));
+                        return Ok((Some(index), view.setattr(ino, set)?));
                     }
                     // The request only drops set-user-id: it comes before a write, or from a chown that names
                     // no ids. (It also comes when root writes to a file that had capabilities, and root would
                     // keep set-user-id; the two cases cannot be told apart.)
-                    Ok((FOREVER, Shared::drop_set_id(&view, ino)?))
+                    Ok((Some(index), Shared::drop_set_id(&view, ino)?))
                 })?;
-                Ok((ttl, file_attr(&attr, index, Some(&self.ids))))
+                Ok((keeps, file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control_for(req)?;
@@ -152,13 +168,10 @@ impl Shared {
                     control.may_setattr(ino, set.size, owner_or_mode)?;
                     control.getattr(ino)
                 })?;
-                Ok((NEVER, file_attr(&attr, CONTROL, None)))
+                Ok((None, file_attr(&attr, CONTROL, None)))
             }
         });
-        match result {
-            Ok((ttl, attr)) => reply.attr(&ttl, &attr),
-            Err(errno) => reply.error(errno),
-        }
+        self.attr(reply, result);
     }
 
     /// Sent only on mounts that leave permission checks to us, whose user acts as root: the user may read and
@@ -192,7 +205,7 @@ impl Shared {
 
     /// `how`: mode before applying the umask, umask, device.
     pub(super) fn mknod(
-        &self,
+        self: &Arc<Self>,
         req: &Request,
         parent: INodeNo,
         name: &[u8],
@@ -204,14 +217,17 @@ impl Shared {
             let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
             return self.create_for_watchers(parent, name, kind, reply);
         }
+        let _counting = self.link.counting();
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
-            let attr = guard("mknod", || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))?;
-            Ok((view, index, attr))
+            let attr = self.change("mknod", (index, &view), None, || {
+                view.mknod(&caller, ino, name, mode, decode_dev(rdev))
+            })?;
+            Ok((view, (index, ino, name), attr))
         });
         match made {
-            Ok((view, index, attr)) => {
-                self.entry(reply, index, Ok(attr));
+            Ok((view, place, attr)) => {
+                self.entry(reply, place, Ok(attr));
                 // Runs while the caller is on its way to the first write.
                 let _logged: Outcome<()> = guard("mknod", || {
                     view.make_ahead(attr.ino);
@@ -248,15 +264,17 @@ impl Shared {
             });
         }
         let (mode, umask) = how;
+        let _counting = self.link.counting();
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
-            Ok((index, guard("mkdir", || view.mkdir(&caller, ino, name, mode))?))
+            let made = self.change("mkdir", (index, &view), None, || view.mkdir(&caller, ino, name, mode))?;
+            Ok((index, ino, made))
         });
-        self.created(reply, made);
+        self.created(reply, name, made);
     }
 
     pub(super) fn symlink(
-        &self,
+        self: &Arc<Self>,
         req: &Request,
         parent: INodeNo,
         name: &[u8],
@@ -266,22 +284,33 @@ impl Shared {
         if self.watchers.sent(req) {
             return self.create_for_watchers(parent, name, FileKind::Symlink, reply);
         }
+        let _counting = self.link.counting();
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, 0);
-            Ok((index, guard("symlink", || view.symlink(&caller, ino, name, target))?))
+            let made =
+                self.change("symlink", (index, &view), None, || view.symlink(&caller, ino, name, target))?;
+            Ok((index, ino, made))
         });
-        self.created(reply, made);
+        self.created(reply, name, made);
     }
 
-    pub(super) fn link(&self, node: INodeNo, newparent: INodeNo, newname: &[u8], reply: ReplyEntry) {
+    pub(super) fn link(
+        self: &Arc<Self>,
+        node: INodeNo,
+        newparent: INodeNo,
+        newname: &[u8],
+        reply: ReplyEntry,
+    ) {
+        let _counting = self.link.counting();
         let made = self.creation(newparent, newname).and_then(|(index, view, parent)| {
             let (from, _, ino) = self.view(node)?;
             if from != index {
                 return Err(Errno::EXDEV);
             }
-            Ok((index, guard("link", || view.link(ino, parent, newname))?))
+            let made = self.change("link", (index, &view), None, || view.link(ino, parent, newname))?;
+            Ok((index, parent, made))
         });
-        self.created(reply, made);
+        self.created(reply, newname, made);
     }
 
     /// The view and the directory in which to create a name.
@@ -292,9 +321,10 @@ impl Shared {
         self.view(parent)
     }
 
-    fn created(&self, reply: ReplyEntry, made: Outcome<(u16, crate::attr::Attr)>) {
+    /// Replies to the creation of `name`: with the view's index, the directory and the new inode.
+    fn created(self: &Arc<Self>, reply: ReplyEntry, name: &[u8], made: Outcome<(u16, Ino, Attr)>) {
         match made {
-            Ok((index, attr)) => self.entry(reply, index, Ok(attr)),
+            Ok((index, parent, attr)) => self.entry(reply, (index, parent, name), Ok(attr)),
             Err(errno) => reply.error(errno),
         }
     }
@@ -305,7 +335,9 @@ impl Shared {
         } else if self.is_reserved(parent, name) {
             Err(Errno::EPERM)
         } else {
-            self.view(parent).and_then(|(_, view, ino)| guard("unlink", || view.unlink(ino, name)))
+            self.view(parent).and_then(|(index, view, ino)| {
+                self.change("unlink", (index, &view), None, || view.unlink(ino, name))
+            })
         };
         done(reply, result);
     }
@@ -318,7 +350,9 @@ impl Shared {
             return done(reply, self.remove_for_watchers(parent, name));
         }
         match self.node(parent) {
-            Ok(Node::View { view, ino, .. }) => done(reply, guard("rmdir", || view.rmdir(ino, name))),
+            Ok(Node::View { index, view, ino }) => {
+                done(reply, self.change("rmdir", (index, &view), None, || view.rmdir(ino, name)));
+            }
             Ok(Node::Control(ino)) => {
                 if let Err(errno) = self.control_for(req) {
                     return reply.error(errno);
@@ -357,7 +391,9 @@ impl Shared {
                 return Err(Errno::EXDEV);
             }
             let caller = self.caller(req, 0);
-            guard("rename", || view.rename(&caller, from, name, to, newname, mode))
+            self.change("rename", (index, &view), None, || {
+                view.rename(&caller, from, name, to, newname, mode)
+            })
         });
         done(reply, result);
     }
@@ -396,9 +432,10 @@ impl Shared {
         reply: ReplyWrite,
     ) {
         let ino = match self.node(node) {
-            Ok(Node::View { view, ino, .. }) => {
+            Ok(Node::View { index, view, ino }) => {
                 let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-                let written = guard("write", || {
+                let part = (ino, offset..offset.saturating_add(data.len() as u64));
+                let written = self.change("write", (index, &view), Some(part), || {
                     if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
                         view.note_mapped(ino)?;
                     }
@@ -472,10 +509,13 @@ impl Shared {
         reply: ReplyEmpty,
     ) {
         let result = self.node(node).and_then(|node| match node {
-            Node::View { view, ino, .. } => guard("fallocate", || {
-                self.drop_set_id_for(req, &view, ino)?;
-                view.fallocate(ino, mode, range.0, range.1)
-            }),
+            Node::View { index, view, ino } => {
+                let part = (ino, range.0..range.0.saturating_add(range.1));
+                self.change("fallocate", (index, &view), Some(part), || {
+                    self.drop_set_id_for(req, &view, ino)?;
+                    view.fallocate(ino, mode, range.0, range.1)
+                })
+            }
             // Not ENOSYS, which the kernel would apply to the whole mount.
             Node::Control(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
         });

@@ -109,7 +109,7 @@ impl Shared {
     /// Handles a look-up by the process. Returns the reply if the look-up is to be answered as for any other
     /// process.
     pub(super) fn lookup_for_watchers(
-        &self,
+        self: &Arc<Self>,
         parent: INodeNo,
         name: &[u8],
         reply: ReplyEntry,
@@ -131,14 +131,14 @@ impl Shared {
                 let ghost = file_attr(&self.watchers.ghost(kind), CONTROL, None);
                 reply.entry_with_ttls(&NEVER, &NEVER, &ghost, GENERATION);
             }
-            (_, found) => self.entry(reply, LIVE, found),
+            (_, found) => self.entry(reply, (LIVE, dir, name), found),
         }
         None
     }
 
     /// The process creates a name that came: replies with the existing inode.
     pub(super) fn create_for_watchers(
-        &self,
+        self: &Arc<Self>,
         parent: INodeNo,
         name: &[u8],
         kind: FileKind,
@@ -157,7 +157,7 @@ impl Shared {
             }
             Ok(attr)
         });
-        self.entry(reply, LIVE, made);
+        self.entry(reply, (LIVE, dir, name), made);
     }
 
     /// The process removes a name that went: succeeds if the name is gone.

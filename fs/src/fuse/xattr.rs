@@ -16,12 +16,13 @@ impl Shared {
         flags: i32,
         reply: ReplyEmpty,
     ) {
-        let result = self.view(node).and_then(|(_, view, ino)| {
+        let result = self.view(node).and_then(|(index, view, ino)| {
             if !IdMap::has_ids(name) {
-                return guard("setxattr", || view.setxattr(ino, name, value, flags));
+                return self
+                    .change("setxattr", (index, &view), None, || view.setxattr(ino, name, value, flags));
             }
             let stored = self.ids.stored_acl(value);
-            guard("setxattr", || {
+            self.change("setxattr", (index, &view), None, || {
                 if self.kernel_permissions() && IdMap::is_access_acl(name) {
                     // The kernel's flag that asks for this is in a field that fuser 0.18 does not expose
                     // (FUSE_SETXATTR_EXT).
@@ -31,7 +32,8 @@ impl Shared {
                 if !self.kernel_permissions() && IdMap::is_access_acl(name) {
                     // On such a mount the kernel does not know that this attribute is an ACL, and would keep
                     // showing the cached mode.
-                    if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.forget_attributes(node.0))
+                    if let Some(Err(error)) =
+                        self.link.kernel.get().map(|kernel| kernel.forget_attributes(node.0))
                     {
                         tracing::warn!(%error, "the kernel may show an old mode of inode {ino} for a while");
                     }
@@ -65,10 +67,10 @@ impl Shared {
     }
 
     pub(super) fn removexattr(&self, node: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        done(
-            reply,
-            self.view(node).and_then(|(_, view, ino)| guard("removexattr", || view.removexattr(ino, name))),
-        );
+        let result = self.view(node).and_then(|(index, view, ino)| {
+            self.change("removexattr", (index, &view), None, || view.removexattr(ino, name))
+        });
+        done(reply, result);
     }
 }
 

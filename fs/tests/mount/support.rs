@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use karapace_fs::attr::{HeadRef, Told};
 use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, SnapshotInfo};
-use karapace_fs::session::{Invalidator, MountOptions, MountedSession, UnmountHandle, Watchers};
+use karapace_fs::session::{Invalidator, MountOptions, Serving, UnmountHandle, Watchers};
 use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::batch::Batch;
@@ -137,6 +137,7 @@ pub struct Served {
     pub invalidator: Invalidator,
     pub unmounter: UnmountHandle,
     pub watchers: Watchers,
+    pub serving: Serving,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -150,13 +151,14 @@ impl Served {
     ) -> Served {
         assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: load the fuse module");
         let plane = plane.map(|plane| -> Arc<dyn ControlPlane> { plane });
-        let session =
-            MountedSession::mount(view.clone(), trees.clone(), plane, dir, "karapace+test", options)
-                .expect("these tests need the right to mount (run them as root)");
-        let (invalidator, unmounter) = (session.invalidator(), session.unmount_handle());
-        let watchers = session.watchers();
+        let serving = Serving::new(view.clone(), trees.clone(), plane).expect("a thread");
+        let session = serving
+            .mount(dir, "karapace+test", options)
+            .expect("these tests need the right to mount (run them as root)");
+        let (invalidator, unmounter) = (serving.invalidator(), session.unmount_handle());
+        let watchers = serving.watchers();
         let thread = Some(std::thread::spawn(move || session.wait()));
-        Served { invalidator, unmounter, watchers, thread }
+        Served { invalidator, unmounter, watchers, serving, thread }
     }
 
     /// Waits until the mount has ended.

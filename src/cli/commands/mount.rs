@@ -191,6 +191,7 @@ impl How {
                 threads: *threads,
                 passthrough: *passthrough,
                 idmap: *idmap,
+                shares: false,
             },
             ..Options::default()
         }

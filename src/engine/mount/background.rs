@@ -254,6 +254,7 @@ mod tests {
                 threads: 7,
                 passthrough: true,
                 idmap: true,
+                shares: true,
             },
         }
     }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use karapace_fs::control::{Command, CommandError, ControlPlane, contained};
-use karapace_fs::session::{MountOptions, MountedSession, UnmountHandle};
+use karapace_fs::session::{MountOptions, Serving, UnmountHandle};
 use karapace_fs::view::View;
 use karapace_store::atomic;
 use karapace_store::id::InstanceId;
@@ -87,15 +87,9 @@ fn serve_view(
     let admitted = Arc::new(Admitted::default());
     let plane: Arc<dyn ControlPlane> = Arc::new(Plane::new(instance.clone(), admitted.clone()));
     let mount_options = MountOptions { read_only, ..options.mount.clone() };
-    let session = MountedSession::mount(
-        instance.view().clone(),
-        instance.trees().clone(),
-        Some(plane),
-        &dir,
-        &source(&env),
-        &mount_options,
-    )?;
-    instance.attach(session.invalidator(), Teller::new(session.watchers(), dir.clone()));
+    let serving = Serving::new(instance.view().clone(), instance.trees().clone(), Some(plane))?;
+    let session = serving.mount(&dir, &source(&env), &mount_options)?;
+    instance.attach(serving.invalidator(), Teller::new(serving.watchers(), dir.clone()));
     let handle = session.unmount_handle();
     let place = Place { dir: dir.clone(), session: options.session, has_ground: options.has_ground };
     let keeper = Keeper::new(engine, env.instance, place, handle.clone(), admitted);
@@ -216,7 +210,8 @@ fn serve_snapshot(
     let trees = Arc::new(Trees::new(store.clone()));
     let view = Arc::new(View::snapshot(&trees, root)?);
     let options = MountOptions { read_only: true, ..options.clone() };
-    let session = MountedSession::mount(view, trees, None, &dir, &source(env), &options)?;
+    let serving = Serving::new(view, trees, None)?;
+    let session = serving.mount(&dir, &source(env), &options)?;
     let handle = session.unmount_handle();
     watch_signals(asked, handle.clone(), || ())?;
     if let Err(error) = ready(&dir) {

@@ -1,0 +1,313 @@
+//! The kernel connections of one view: what each kernel may keep, and how one learns what came through
+//! another.
+//!
+//! At most one connection *caches*: its kernel keeps names, attributes, listings and data until it is told
+//! otherwise. The others get answers that expire at once, and no absent names. So only a change that comes
+//! through a connection that does not cache has to be told, and only to the one that does: the waits for
+//! notifications form no circle. A change of data is told before it is made, which brings in what the other
+//! kernel holds in mapped pages, and again before it is answered, as every change is.
+//!
+//! Lock order: `Links::joining`, `References::agrees`, `Links::all`, `Link::caches`, the view's locks,
+//! `References::counts`, `Link::names`. No notification is sent with a lock held but `joining`.
+
+use std::collections::{HashMap, HashSet};
+use std::mem;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use karapace_store::id::ObjectId;
+use karapace_store::inode::{FileKind, Ino};
+use nix::errno::Errno;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use super::notify::Kernel;
+use super::reply::{FOREVER, NEVER};
+use crate::attr::{Attr, Invalidation};
+use crate::error::Result;
+use crate::view::View;
+
+/// How long a kernel may say that it does not know an inode of which it holds a reference. The answer to a
+/// look-up, or a FORGET, is on its way then.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to pause before such a notification is sent again.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// How many names are remembered before all of them are expired.
+const MOST_NAMES: usize = 1 << 17;
+
+/// One kernel connection of the live view.
+pub(crate) struct Link {
+    /// Sends notifications; set before the first request is served.
+    pub kernel: OnceLock<Kernel>,
+    /// Whether this kernel may cache. Held shared while an answer is sent that it may keep.
+    caches: RwLock<bool>,
+    /// The references to inodes that this kernel holds. `None` for the first connection, which holds those
+    /// that no other does.
+    references: Option<References>,
+    /// Names that this kernel may keep and that no inode in the table tells: absent ones, and those of inodes
+    /// with several names.
+    names: Mutex<Names>,
+    /// Roots of the snapshots that are looked at through this connection.
+    snapshots: Mutex<Vec<ObjectId>>,
+}
+
+#[derive(Default)]
+struct References {
+    counts: Mutex<HashMap<Ino, u64>>,
+    /// Held shared from before the view counts a reference, or drops one, until it is counted here.
+    agrees: RwLock<()>,
+}
+
+type Names = HashSet<(Ino, Box<[u8]>)>;
+
+/// How long a kernel may keep an answer. That remains so while this lives.
+pub(crate) struct Lifetime<'a> {
+    pub time: Duration,
+    _caches: Option<RwLockReadGuard<'a, bool>>,
+}
+
+impl Lifetime<'_> {
+    /// For what never changes.
+    pub fn forever() -> Lifetime<'static> {
+        Lifetime { time: FOREVER, _caches: None }
+    }
+}
+
+impl Link {
+    /// How long this kernel may keep what it is told of the live view.
+    pub fn lifetime(&self) -> Lifetime<'_> {
+        let caches = self.caches.read();
+        Lifetime { time: if *caches { FOREVER } else { NEVER }, _caches: Some(caches) }
+    }
+
+    /// To be held while references are taken or dropped, in the view and here.
+    pub fn counting(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.references.as_ref().map(|references| references.agrees.read())
+    }
+
+    /// Counts a reference to an inode, before the answer that gives it.
+    pub fn count(&self, ino: Ino) {
+        if let Some(references) = &self.references {
+            *references.counts.lock().entry(ino).or_default() += 1;
+        }
+    }
+
+    /// Counts `n` references less.
+    pub fn uncount(&self, ino: Ino, n: u64) {
+        let Some(references) = &self.references else { return };
+        let mut counts = references.counts.lock();
+        if let Some(count) = counts.get_mut(&ino) {
+            *count = count.saturating_sub(n);
+            if *count == 0 {
+                counts.remove(&ino);
+            }
+        }
+    }
+
+    /// Remembers a name that this kernel may keep, if nothing else tells of it: an absent one, or one of
+    /// several. Returns names that have to be expired, because there are too many to remember.
+    #[must_use]
+    pub fn note_name(&self, parent: Ino, name: &[u8], found: Option<&Attr>) -> Option<Names> {
+        let is_one_of_several =
+            |attr: &Attr| attr.nlink > 1 && FileKind::from_mode(attr.mode) != Some(FileKind::Directory);
+        if !found.is_none_or(is_one_of_several) {
+            return None;
+        }
+        let mut names = self.names.lock();
+        names.insert((parent, name.into()));
+        (names.len() > MOST_NAMES).then(|| mem::take(&mut *names))
+    }
+
+    /// Makes this kernel look these names up again.
+    pub fn expire(&self, names: Names) {
+        let all = names.into_iter().map(|(parent, name)| Invalidation::Entry { parent, name });
+        self.send(&all.collect::<Vec<_>>());
+    }
+
+    fn send(&self, invalidations: &[Invalidation]) {
+        if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.send(invalidations)) {
+            tracing::error!(%error, "a kernel may go on showing what it has cached");
+        }
+    }
+}
+
+/// The connections of one view.
+#[derive(Default)]
+pub(crate) struct Links {
+    /// Connections are added and removed one at a time.
+    joining: Mutex<()>,
+    /// Held while the store is told what to keep.
+    keeping: Mutex<()>,
+    all: RwLock<Vec<Arc<Link>>>,
+    /// Whether there are several. One alone has nobody to tell.
+    several: AtomicBool,
+}
+
+impl Links {
+    /// Adds a connection, which is the one that caches from now on. Whatever the one that did may have kept
+    /// has expired when this returns. Call it before the new connection's first request is served.
+    pub fn add(&self, view: &View) -> Arc<Link> {
+        let _one_at_a_time = self.joining.lock();
+        let others = self.all.read().clone();
+        if let Some(before) = others.iter().find(|link| *link.caches.read()) {
+            *before.caches.write() = false;
+            let known = view.known(&|ino, held| held > counted_without(&others, before, ino));
+            let names = mem::take(&mut *before.names.lock());
+            before.send(&known);
+            before.expire(names);
+        }
+        let link = Arc::new(Link {
+            kernel: OnceLock::new(),
+            caches: RwLock::new(true),
+            references: (!others.is_empty()).then(References::default),
+            names: Mutex::default(),
+            snapshots: Mutex::default(),
+        });
+        self.all.write().push(link.clone());
+        self.several.store(!others.is_empty(), Ordering::SeqCst);
+        link
+    }
+
+    /// Removes a connection that has ended, and gives back the references that its kernel held. If it cached,
+    /// the oldest of those that remain does from now on.
+    pub fn remove(&self, view: &View, link: &Arc<Link>) {
+        let _one_at_a_time = self.joining.lock();
+        let mut all = self.all.write();
+        all.retain(|other| !Arc::ptr_eq(other, link));
+        let others = all.clone();
+        if *link.caches.read()
+            && let Some(next) = others.first()
+        {
+            *next.caches.write() = true;
+        }
+        self.several.store(others.len() > 1, Ordering::SeqCst);
+        drop(all);
+        if others.is_empty() {
+            return;
+        }
+        match &link.references {
+            Some(references) => {
+                let counts = mem::take(&mut *references.counts.lock());
+                counts.into_iter().for_each(|(ino, count)| view.forget(ino, count));
+            }
+            None => {
+                let counted: Vec<_> = others.iter().filter_map(|other| other.references.as_ref()).collect();
+                let _agree: Vec<_> = counted.iter().map(|references| references.agrees.write()).collect();
+                view.forget_all_but(&|ino| others.iter().map(|other| other.counted(ino)).sum());
+            }
+        }
+    }
+
+    /// Runs a change that came through `link`. What it changes is forgotten by the kernel that caches before
+    /// this returns. `data`: the part of a file whose content changes, in bytes.
+    pub fn change<T>(
+        &self,
+        view: &View,
+        link: &Arc<Link>,
+        data: Option<(Ino, Range<u64>)>,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        let Some(other) = self.other_that_caches(link) else { return work() };
+        if let Some((ino, range)) = data {
+            self.tell(view, &other, &|kernel| kernel.write_back(ino, &range), Some(ino));
+        }
+        let (result, changed) = crate::view::observed(work);
+        for invalidation in &changed {
+            let ino = match invalidation {
+                Invalidation::Inode { ino } => Some(*ino),
+                Invalidation::Entry { .. } => None,
+            };
+            self.tell(view, &other, &|kernel| kernel.invalidate(invalidation), ino);
+        }
+        result
+    }
+
+    /// Passes the roots of the snapshots that are looked at through any connection to `keep`; through `link`
+    /// they are `roots` from now on.
+    ///
+    /// # Errors
+    /// The error of `keep`.
+    pub fn keep_snapshots(
+        &self,
+        link: &Link,
+        roots: &[ObjectId],
+        keep: &dyn Fn(&[ObjectId]) -> Result<()>,
+    ) -> Result<()> {
+        let _one_at_a_time = self.keeping.lock();
+        let before = mem::replace(&mut *link.snapshots.lock(), roots.to_vec());
+        let all = self.all.read().clone();
+        let mut union: Vec<ObjectId> = all.iter().flat_map(|link| link.snapshots.lock().clone()).collect();
+        union.sort_unstable();
+        union.dedup();
+        keep(&union).inspect_err(|_| *link.snapshots.lock() = before)
+    }
+
+    /// Makes all kernels forget what changed without their knowledge. Call it without holding a lock.
+    ///
+    /// # Errors
+    /// The first error of a kernel; the others are still told.
+    pub fn send(&self, invalidations: &[Invalidation]) -> std::io::Result<()> {
+        let all = self.all.read().clone();
+        let kernels = all.iter().filter_map(|link| link.kernel.get());
+        kernels.map(|kernel| kernel.send(invalidations)).fold(Ok(()), std::io::Result::and)
+    }
+
+    fn other_that_caches(&self, link: &Arc<Link>) -> Option<Arc<Link>> {
+        if !self.several.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.all.read().iter().find(|other| !Arc::ptr_eq(other, link) && *other.caches.read()).cloned()
+    }
+
+    /// Sends a notification again as long as the kernel does not know the inode but holds a reference to it.
+    fn tell(
+        &self,
+        view: &View,
+        link: &Arc<Link>,
+        send: &dyn Fn(&Kernel) -> std::result::Result<(), Errno>,
+        ino: Option<Ino>,
+    ) {
+        let Some(kernel) = link.kernel.get() else { return };
+        let start = Instant::now();
+        loop {
+            match send(kernel) {
+                Err(Errno::ENOENT) if ino.is_some_and(|ino| self.holds(view, link, ino)) => {
+                    if start.elapsed() > PATIENCE {
+                        tracing::error!(ino, "a kernel holds an inode that it does not know");
+                        return;
+                    }
+                    thread::sleep(PAUSE);
+                }
+                // The kernel does not know it, or the connection is gone.
+                Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENODEV | Errno::ENOTCONN) => return,
+                Err(errno) => {
+                    tracing::error!(%errno, "a kernel may go on showing what it has cached");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether the kernel of `link` holds a reference to an inode.
+    fn holds(&self, view: &View, link: &Arc<Link>, ino: Ino) -> bool {
+        match &link.references {
+            Some(references) => references.counts.lock().contains_key(&ino),
+            None => view.references(ino) > counted_without(&self.all.read(), link, ino),
+        }
+    }
+}
+
+/// The references that all but one connection have counted.
+fn counted_without(all: &[Arc<Link>], link: &Arc<Link>, ino: Ino) -> u64 {
+    all.iter().filter(|other| !Arc::ptr_eq(other, link)).map(|other| other.counted(ino)).sum()
+}
+
+impl Link {
+    fn counted(&self, ino: Ino) -> u64 {
+        self.references.as_ref().and_then(|held| held.counts.lock().get(&ino).copied()).unwrap_or(0)
+    }
+}
