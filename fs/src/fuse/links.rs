@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 use nix::errno::Errno;
@@ -212,10 +213,22 @@ impl Links {
         work: impl FnOnce() -> T,
     ) -> T {
         let Some(other) = self.other_that_caches(link) else { return work() };
-        if let Some((ino, range)) = data {
+        if let Some((ino, range)) = data
+            && !fail::planted("told-only-after")
+        {
             self.tell(view, &other, &|kernel| kernel.write_back(ino, &range), Some(ino));
         }
-        let (result, changed) = crate::view::observed(work);
+        let (result, mut changed) = crate::view::observed(work);
+        if fail::planted("listing-left") {
+            changed.retain(|what| matches!(what, Invalidation::Entry { .. }));
+        }
+        if fail::planted("answer-first") {
+            let (other, changed) = (other.clone(), mem::take(&mut changed));
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(5));
+                other.send(&changed);
+            });
+        }
         for invalidation in &changed {
             let ino = match invalidation {
                 Invalidation::Inode { ino } => Some(*ino),
@@ -275,7 +288,10 @@ impl Links {
         let start = Instant::now();
         loop {
             match send(kernel) {
-                Err(Errno::ENOENT) if ino.is_some_and(|ino| self.holds(view, link, ino)) => {
+                Err(Errno::ENOENT)
+                    if !fail::planted("no-second-try")
+                        && ino.is_some_and(|ino| self.holds(view, link, ino)) =>
+                {
                     if start.elapsed() > PATIENCE {
                         tracing::error!(ino, "a kernel holds an inode that it does not know");
                         return;

@@ -105,6 +105,27 @@ fn a_mount_that_ends_gives_back_what_its_kernel_held() {
     assert_eq!(fs::read(third.path("tree/b/7")).expect("read"), b"");
 }
 
+/// The side that caches has stored into a page, and the other one writes to it.
+const STORES: &str = r#"
+import mmap, os
+here, there = (os.open(side + "/page", os.O_RDWR) for side in (".", SECOND))
+mapped = mmap.mmap(there, 4096)
+mapped[0:6] = b"mapped"
+os.pwrite(here, b"written", 100)
+mapped.flush()
+for reader in (here, there):
+    found = os.pread(reader, 6, 0), os.pread(reader, 7, 100)
+    assert found == (b"mapped", b"written"), found
+"#;
+
+#[test]
+fn stores_into_a_page_that_the_other_side_writes_are_kept() {
+    let (mount, second) = shared();
+    fs::write(mount.path("page"), [0; 4096]).expect("write");
+    let second = second.path("").display().to_string();
+    mount.ok("python3", &format!("SECOND = {second:?}\n{STORES}"));
+}
+
 /// What is counted upwards.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -118,14 +139,24 @@ enum Kind {
     Listing,
     /// A new name each time.
     Names,
+    /// The size of a new file each time, which is not known on one side when it is set on the other.
+    Fresh,
     /// The modification time.
     Time,
     /// An extended attribute.
     Xattr,
 }
 
-const KINDS: [Kind; 7] =
-    [Kind::Content, Kind::Size, Kind::Target, Kind::Listing, Kind::Names, Kind::Time, Kind::Xattr];
+const KINDS: [Kind; 8] = [
+    Kind::Content,
+    Kind::Size,
+    Kind::Target,
+    Kind::Listing,
+    Kind::Names,
+    Kind::Fresh,
+    Kind::Time,
+    Kind::Xattr,
+];
 
 struct Object {
     kind: Kind,
@@ -141,7 +172,7 @@ impl Object {
             Kind::Content => fs::write(&path, 0u64.to_ne_bytes()).expect("write"),
             Kind::Size | Kind::Time | Kind::Xattr => fs::write(&path, "").expect("write"),
             Kind::Target => symlink("0", &path).expect("symlink"),
-            Kind::Listing | Kind::Names => {
+            Kind::Listing | Kind::Names | Kind::Fresh => {
                 fs::create_dir(&path).expect("mkdir");
                 fs::write(path.join("0"), "").expect("write");
             }
@@ -174,6 +205,13 @@ impl Object {
             }
             Kind::Names => {
                 fs::write(path.join(count.to_string()), "").expect("write");
+                if count > 20 {
+                    fs::remove_file(path.join((count - 20).to_string())).expect("unlink");
+                }
+            }
+            Kind::Fresh => {
+                let file = File::create(path.join(count.to_string())).expect("create");
+                file.set_len(count).expect("truncate");
                 if count > 20 {
                     fs::remove_file(path.join((count - 20).to_string())).expect("unlink");
                 }
@@ -238,6 +276,16 @@ impl Object {
                 let _remembered = path.join((least + 1).to_string()).exists();
                 least
             }
+            Kind::Fresh => {
+                let _asked_for = fs::metadata(path.join((least + 1).to_string()));
+                match fs::metadata(path.join(least.to_string())) {
+                    Ok(found) => found.len(),
+                    Err(_) => {
+                        let now = self.published.load(Ordering::SeqCst);
+                        return assert!(now >= least + 19, "{}/{least} is absent", self.name);
+                    }
+                }
+            }
             Kind::Time => fs::metadata(&path).expect("stat").mtime() as u64,
             Kind::Xattr => {
                 let mut value = [0; 20];
@@ -255,6 +303,19 @@ impl Object {
     }
 }
 
+/// Removes the objects at the end of a race, so that there can be another one.
+struct Removed<'a>(&'a Path, &'a [Object]);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        for object in self.1 {
+            let path = self.0.join(&object.name);
+            let removed = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+            assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+        }
+    }
+}
+
 /// Number of changes, from KARAPACE_OPERATIONS.
 fn operations() -> u64 {
     std::env::var("KARAPACE_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000)
@@ -263,9 +324,55 @@ fn operations() -> u64 {
 #[test]
 fn concurrent_callers_on_both_sides_see_what_had_been_done() {
     let (mount, second) = shared();
+    race(&mount, &second);
+}
+
+/// The second mount comes and goes meanwhile, and with it the caching.
+#[test]
+fn mounts_come_and_go_under_callers() {
+    let (mount, second) = shared();
+    let mut second = Some(second);
+    for _ in 0..5 {
+        race(&mount, second.as_ref().expect("mounted"));
+        drop(second.take());
+        fs::write(mount.path("alone"), "one").expect("write");
+        assert!(!mount.path("absent").exists());
+        second = Some(Second::of(&mount));
+        let second = second.as_ref().expect("mounted");
+        fs::write(second.path("alone"), "two").expect("write");
+        fs::write(second.path("absent"), "").expect("write");
+        assert_eq!(fs::read_to_string(mount.path("alone")).expect("read"), "two");
+        assert!(mount.path("absent").exists(), "the absence that the first mount had cached");
+        fs::remove_file(mount.path("absent")).expect("unlink");
+    }
+}
+
+/// Each fault is found within a minute by one of the tests above.
+#[test]
+fn planted_faults_are_found() {
+    for (fault, test) in [
+        ("no-second-try", "concurrent_callers_on_both_sides_see_what_had_been_done"),
+        ("answer-first", "concurrent_callers_on_both_sides_see_what_had_been_done"),
+        ("listing-left", "concurrent_callers_on_both_sides_see_what_had_been_done"),
+        ("told-only-after", "stores_into_a_page_that_the_other_side_writes_are_kept"),
+    ] {
+        let program = std::env::current_exe().expect("this program");
+        let mut command = std::process::Command::new(program);
+        command.args(["--exact", &format!("mount::several::{test}")]);
+        command.env("KARAPACE_PLANT", fault).env("KARAPACE_OPERATIONS", "1000000");
+        let start = std::time::Instant::now();
+        let output = command.output().expect("run the tests");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("running 1 test") && !output.status.success(), "{fault} is not found");
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{fault}: {:?}", start.elapsed());
+    }
+}
+
+fn race(mount: &Mount, second: &Second) {
     let sides = [mount.path(""), second.path("")];
     let objects: Vec<Object> =
         (0..2 * KINDS.len()).map(|n| Object::new(KINDS[n % KINDS.len()], n, &sides[0])).collect();
+    let _removed = Removed(&sides[0], &objects);
     let (left, failed) = (AtomicU64::new(operations()), AtomicBool::new(false));
     let go_on = |left: &AtomicU64| left.load(Ordering::Relaxed) > 0 && !failed.load(Ordering::Relaxed);
     struct Tell<'a>(&'a AtomicBool);
