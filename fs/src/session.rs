@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -31,10 +31,26 @@ const READ_AHEAD: u64 = 1 << 20;
 /// How often the view is asked whether maintenance, such as a checkpoint, is due.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How a mount is ended: with true, it is detached even while it is in use. [`Error::Busy`] without.
+pub type Unmount = Box<dyn Fn(bool) -> Result<()> + Send + Sync>;
+
 /// The kernel connection of a mount, shared by everything that talks to the kernel outside of requests.
 struct Connection {
     device: Arc<File>,
     mountpoint: PathBuf,
+    unmount: Unmount,
+}
+
+/// A FUSE mount made by another process, which hands over its connection.
+pub struct Handover {
+    /// The device that was opened and mounted; no request has been read from it.
+    pub device: OwnedFd,
+    /// The mount point, as that process sees it.
+    pub dir: PathBuf,
+    /// A process in the user namespace in which it was mounted, and whose ids requests and answers have.
+    pub process: u32,
+    /// Ends the mount.
+    pub unmount: Unmount,
 }
 
 /// A view that can be mounted, in several places at once.
@@ -84,7 +100,8 @@ impl Serving {
     }
 
     /// Mounts the view on the directory `dir`, which must exist; the mount answers requests when this returns. `source`
-    /// is what `mount` and `df` show as the mount's source. The latest mount is the one whose kernel caches.
+    /// is what `mount` and `df` show as the mount's source. The latest mount is the one whose kernel caches, but one
+    /// [for sessions](MountOptions::for_sessions) comes before any other.
     ///
     /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
     /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
@@ -96,39 +113,73 @@ impl Serving {
     /// refuses.
     pub fn mount(&self, dir: &Path, source: &str, options: &MountOptions) -> Result<MountedSession> {
         let mountpoint = dir.canonicalize().at("find the mount point", dir)?;
-        self.view.set_read_only(options.read_only);
         let by_root = geteuid().is_root();
         let options = options.in_effect(by_root);
-        let link = self.links.add(&self.view);
-        let mounted = self.mount_as(&link, &mountpoint, source, options, by_root);
-        if mounted.is_err() {
-            self.links.remove(&self.view, &link);
-        }
+        let (config, idmap) = (config(source, &options, by_root), options.idmap);
+        let ids = (IdMap::of_this_process(), (geteuid().as_raw(), getegid().as_raw()));
+        let mounted = self.serve(&mountpoint, options, ids, |server| {
+            let session = Session::new(server, &mountpoint, &config)
+                .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, idmap)))?;
+            let place = mountpoint.clone();
+            Ok((session, Box::new(move |lazy| unmount(&place, lazy).map(drop))))
+        })?;
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
         }
-        mounted
+        Ok(mounted)
     }
 
-    fn mount_as(
+    /// Serves a mount that another process has made in a user namespace, as root there. Otherwise like
+    /// [`Serving::mount`] by root.
+    ///
+    /// # Errors
+    /// If the connection broke, or a thread cannot be started.
+    pub fn take_over(&self, handover: Handover, options: &MountOptions) -> Result<MountedSession> {
+        let Handover { device, dir, process, unmount } = handover;
+        let options = options.in_effect(true);
+        let config = config("", &options, true);
+        let ids = (IdMap::of_process(process), (0, 0));
+        self.serve(&dir, options, ids, |server| {
+            let session =
+                Session::from_fd(server, device, SessionACL::All, config).at("serve the mount on", &dir)?;
+            Ok((session, unmount))
+        })
+    }
+
+    /// Adds a connection, which `connect` makes. `ids`: how ids are shown, and the owner of the control directory.
+    fn serve(
+        &self,
+        dir: &Path,
+        options: MountOptions,
+        ids: (IdMap, (u32, u32)),
+        connect: impl FnOnce(Server) -> Result<(Session<Server>, Unmount)>,
+    ) -> Result<MountedSession> {
+        self.view.set_read_only(options.read_only);
+        let link = self.links.add(&self.view, options.for_sessions);
+        let served = self.serve_link(&link, dir, options, ids, connect);
+        if served.is_err() {
+            self.links.remove(&self.view, &link);
+        }
+        served
+    }
+
+    fn serve_link(
         &self,
         link: &Arc<Link>,
-        mountpoint: &Path,
-        source: &str,
+        dir: &Path,
         options: MountOptions,
-        by_root: bool,
+        ids: (IdMap, (u32, u32)),
+        connect: impl FnOnce(Server) -> Result<(Session<Server>, Unmount)>,
     ) -> Result<MountedSession> {
-        let (config, idmap) = (config(source, &options, by_root), options.idmap);
-        let service = self.service(link, mountpoint, options);
+        let service = self.service(link, dir, options, ids);
         let control = service.control.clone();
-        let server = Server::new(service).at("start threads to serve", mountpoint)?;
-        let session = Session::new(server, mountpoint, &config)
-            .map_err(|e| Error::host("mount on", mountpoint, explain(e, by_root, idmap)))?;
-        let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", mountpoint)?;
+        let server = Server::new(service).at("start threads to serve", dir)?;
+        let (session, unmount) = connect(server)?;
+        let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", dir)?;
         let connection =
-            Arc::new(Connection { device: Arc::new(device.into()), mountpoint: mountpoint.to_owned() });
+            Arc::new(Connection { device: Arc::new(device.into()), mountpoint: dir.to_owned(), unmount });
         link.kernel.get_or_init(|| Kernel::new(connection.device.clone()));
-        let background = session.spawn().at("start threads to serve", mountpoint)?;
+        let background = session.spawn().at("start threads to serve", dir)?;
         Ok(MountedSession {
             view: self.view.clone(),
             background,
@@ -139,18 +190,22 @@ impl Serving {
         })
     }
 
-    fn service(&self, link: &Arc<Link>, mountpoint: &Path, options: MountOptions) -> Service {
+    fn service(
+        &self,
+        link: &Arc<Link>,
+        dir: &Path,
+        options: MountOptions,
+        (ids, owner): (IdMap, (u32, u32)),
+    ) -> Service {
         let control = self.control.clone().filter(|_| options.ctl_dir != CtlDir::Disabled && !options.idmap);
-        let control = control.map(|plane| {
-            let owner = (geteuid().as_raw(), getegid().as_raw());
-            Arc::new(ControlDir::new(plane, self.view.clone(), mountpoint.to_owned(), owner))
-        });
+        let control =
+            control.map(|plane| Arc::new(ControlDir::new(plane, self.view.clone(), dir.to_owned(), owner)));
         Service {
             live: self.view.clone(),
             trees: self.trees.clone(),
             control,
             options,
-            ids: IdMap::of_this_process(),
+            ids,
             links: self.links.clone(),
             link: link.clone(),
             watchers: self.watchers.clone(),
@@ -216,14 +271,14 @@ impl Connection {
     }
 
     fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.ends_within(Duration::ZERO) { Ok(()) } else { unmount(&self.mountpoint, lazy).map(drop) }
+        if self.ends_within(Duration::ZERO) { Ok(()) } else { (self.unmount)(lazy) }
     }
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
         let stale = std::fs::metadata(&self.mountpoint);
         if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
-            && let Err(error) = unmount(&self.mountpoint, true)
+            && let Err(error) = (self.unmount)(true)
         {
             tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
         }

@@ -20,6 +20,8 @@ pub(crate) struct IdMap {
     gid: u32,
     uids: Ranges,
     gids: Ranges,
+    /// The mount was made in another user namespace than that of this process.
+    is_elsewhere: bool,
 }
 
 /// Tags of the ACL entries that contain an id (`ACL_USER`, `ACL_GROUP`).
@@ -33,7 +35,20 @@ impl IdMap {
     /// The map for a mount made by this process.
     pub fn of_this_process() -> IdMap {
         let (uid, gid) = if geteuid().is_root() { (0, 0) } else { (getuid().as_raw(), getgid().as_raw()) };
-        IdMap { uid, gid, uids: Ranges::read("/proc/self/uid_map"), gids: Ranges::read("/proc/self/gid_map") }
+        let (uids, gids) = (Ranges::read("/proc/self/uid_map"), Ranges::read("/proc/self/gid_map"));
+        IdMap { uid, gid, uids, gids, is_elsewhere: false }
+    }
+
+    /// The map for a mount made by root of the user namespace in which `process` lives.
+    pub fn of_process(process: u32) -> IdMap {
+        let ranges = |file: &str| Ranges::read(&format!("/proc/{process}/{file}"));
+        IdMap { uid: 0, gid: 0, uids: ranges("uid_map"), gids: ranges("gid_map"), is_elsewhere: true }
+    }
+
+    /// Translates a group id that this process reads in /proc for the kernel; `None` if the mount's user namespace
+    /// does not have it.
+    pub fn own_gid(&self, gid: u32) -> Option<u32> {
+        if self.is_elsewhere { self.gids.inside(gid) } else { Some(gid) }
     }
 
     /// Translates a user id from the tree to the kernel, or back.
@@ -108,14 +123,14 @@ fn swap(own: u32, id: u32) -> u32 {
     }
 }
 
-/// The ids mapped in a user namespace, as (first, count).
+/// The ids mapped in a user namespace, as (first id inside, first id outside, count).
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Ranges(Vec<(u32, u32)>);
+struct Ranges(Vec<(u32, u32, u32)>);
 
 impl Ranges {
     /// All ids, as in the initial user namespace; -1 is not an id.
     fn all() -> Ranges {
-        Ranges(vec![(0, u32::MAX)])
+        Ranges(vec![(0, 0, u32::MAX)])
     }
 
     /// Reads a map file of user_namespaces(7); all ids if it cannot be read.
@@ -131,16 +146,22 @@ impl Ranges {
 
     /// Parses lines of first id inside, first id outside, count.
     fn parse(text: &str) -> Option<Ranges> {
-        let line = |line: &str| -> Option<(u32, u32)> {
-            let mut fields = line.split_ascii_whitespace();
-            let (inside, _outside, count) = (fields.next()?, fields.next()?, fields.next()?);
-            Some((inside.parse().ok()?, count.parse().ok()?))
+        let line = |line: &str| -> Option<(u32, u32, u32)> {
+            let mut fields = line.split_ascii_whitespace().map(|field| field.parse().ok());
+            Some((fields.next()??, fields.next()??, fields.next()??))
         };
         text.lines().map(line).collect::<Option<_>>().map(Ranges)
     }
 
     fn contains(&self, id: u32) -> bool {
-        self.0.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|n| n < *count))
+        self.0.iter().any(|(first, _, count)| id.checked_sub(*first).is_some_and(|n| n < *count))
+    }
+
+    /// The id inside of an id outside.
+    fn inside(&self, id: u32) -> Option<u32> {
+        self.0.iter().find_map(|(inside, outside, count)| {
+            id.checked_sub(*outside).filter(|n| n < count).map(|n| inside + n)
+        })
     }
 }
 
@@ -149,7 +170,7 @@ mod tests {
     use super::*;
 
     fn map(uid: u32, gid: u32) -> IdMap {
-        IdMap { uid, gid, uids: Ranges::all(), gids: Ranges::all() }
+        IdMap { uid, gid, uids: Ranges::all(), gids: Ranges::all(), is_elsewhere: false }
     }
 
     fn acl(entries: &[(u16, u32)]) -> Vec<u8> {
@@ -183,7 +204,7 @@ mod tests {
     fn acl_entries_for_ids_that_a_namespace_lacks_are_left_out() {
         let uids =
             Ranges::parse("         0      54321          1\n         1     100000      65535\n").unwrap();
-        let ids = IdMap { uids, gids: Ranges(vec![(0, 10)]), ..map(0, 0) };
+        let ids = IdMap { uids, gids: Ranges(vec![(0, 7, 10)]), ..map(0, 0) };
         let tree = acl(&[(1, u32::MAX), (2, 65535), (2, 65536), (8, 9), (8, 10), (16, u32::MAX)]);
         assert_eq!(ids.shown_acl(&tree), acl(&[(1, u32::MAX), (2, 65535), (8, 9), (16, u32::MAX)]));
     }
@@ -193,6 +214,9 @@ mod tests {
         assert_eq!(Ranges::parse("         0          0 4294967295\n"), Some(Ranges::all()));
         assert!(Ranges::all().contains(u32::MAX - 1) && !Ranges::all().contains(u32::MAX));
         assert_eq!(Ranges::parse("0 1\n"), None);
+        let ranges = Ranges::parse("0 1000 1\n1 100000 65536\n").unwrap();
+        let inside = [1000, 100_000, 165_535, 0, 165_536].map(|id| ranges.inside(id));
+        assert_eq!(inside, [Some(0), Some(1), Some(65_536), None, None]);
         assert!(map(0, 0).shows_trusted(0) && !map(0, 0).shows_trusted(1) && !map(5, 5).shows_trusted(0));
     }
 }

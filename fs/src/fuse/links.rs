@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub kernel: OnceLock<Kernel>,
     /// Whether this kernel may cache. Held shared while an answer is sent that it may keep.
     caches: RwLock<bool>,
+    /// Whether it serves sessions, and so caches rather than one that does not.
+    for_sessions: bool,
     /// The references to inodes that this kernel holds. `None` for the first connection, which holds those
     /// that no other does.
     references: Option<References>,
@@ -149,12 +151,15 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Adds a connection, which is the one that caches from now on. Whatever the one that did may have kept
-    /// has expired when this returns. Call it before the new connection's first request is served.
-    pub fn add(&self, view: &View) -> Arc<Link> {
+    /// Adds a connection, which is the one that caches from now on, unless it is not for sessions and another
+    /// one is. Whatever the one that did may have kept has expired when this returns. Call it before the new
+    /// connection's first request is served.
+    pub fn add(&self, view: &View, for_sessions: bool) -> Arc<Link> {
         let _one_at_a_time = self.joining.lock();
         let others = self.all.read().clone();
-        if let Some(before) = others.iter().find(|link| *link.caches.read()) {
+        let before = others.iter().find(|link| *link.caches.read());
+        let caches = for_sessions || before.is_none_or(|link| !link.for_sessions);
+        if let Some(before) = before.filter(|_| caches) {
             *before.caches.write() = false;
             let known = view.known(&|ino, held| held > counted_without(&others, before, ino));
             let names = mem::take(&mut *before.names.lock());
@@ -163,7 +168,8 @@ impl Links {
         }
         let link = Arc::new(Link {
             kernel: OnceLock::new(),
-            caches: RwLock::new(true),
+            caches: RwLock::new(caches),
+            for_sessions,
             references: (!others.is_empty()).then(References::default),
             names: Mutex::default(),
             snapshots: Mutex::default(),
@@ -174,14 +180,14 @@ impl Links {
     }
 
     /// Removes a connection that has ended, and gives back the references that its kernel held. If it cached,
-    /// the oldest of those that remain does from now on.
+    /// one of those that remain does from now on.
     pub fn remove(&self, view: &View, link: &Arc<Link>) {
         let _one_at_a_time = self.joining.lock();
         let mut all = self.all.write();
         all.retain(|other| !Arc::ptr_eq(other, link));
         let others = all.clone();
         if *link.caches.read()
-            && let Some(next) = others.first()
+            && let Some(next) = others.iter().find(|link| link.for_sessions).or(others.first())
         {
             *next.caches.write() = true;
         }

@@ -69,6 +69,8 @@ pub struct MountOptions {
     /// The view may be mounted elsewhere at the same time. Before the kernel reads from its cache, it then
     /// asks for the modification time, unless it knows that.
     pub shares: bool,
+    /// The mount is for the sessions of the environment: of several mounts, its kernel is the one that caches.
+    pub for_sessions: bool,
 }
 
 impl Default for MountOptions {
@@ -82,6 +84,7 @@ impl Default for MountOptions {
             passthrough: false,
             idmap: false,
             shares: false,
+            for_sessions: false,
         }
     }
 }

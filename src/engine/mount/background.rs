@@ -255,6 +255,7 @@ mod tests {
                 passthrough: true,
                 idmap: true,
                 shares: true,
+                for_sessions: true,
             },
         }
     }
