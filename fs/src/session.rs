@@ -2,19 +2,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, Session, SessionACL};
 use karapace_store::tree::Trees;
 use karapace_store::wait;
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use nix::poll::PollFlags;
 use nix::unistd::{getegid, geteuid};
 
@@ -23,6 +20,8 @@ use crate::error::At as _;
 use crate::error::{Error, Result};
 pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, Watchers};
 use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
+use crate::mounting;
+pub use crate::mounting::{mount as mount_device, unmount};
 use crate::view::View;
 
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
@@ -115,13 +114,11 @@ impl Serving {
         let mountpoint = dir.canonicalize().at("find the mount point", dir)?;
         let by_root = geteuid().is_root();
         let options = options.in_effect(by_root);
-        let (config, idmap) = (config(source, &options, by_root), options.idmap);
         let ids = (IdMap::of_this_process(), (geteuid().as_raw(), getegid().as_raw()));
-        let mounted = self.serve(&mountpoint, options, ids, |server| {
-            let session = Session::new(server, &mountpoint, &config)
-                .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, idmap)))?;
+        let mounted = self.serve(&mountpoint, options.clone(), ids, || {
+            let device = mounting::mount(&mountpoint, source, &options)?;
             let place = mountpoint.clone();
-            Ok((session, Box::new(move |lazy| unmount(&place, lazy).map(drop))))
+            Ok((device, Box::new(move |lazy| unmount(&place, lazy).map(drop))))
         })?;
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
@@ -137,26 +134,21 @@ impl Serving {
     pub fn take_over(&self, handover: Handover, options: &MountOptions) -> Result<MountedSession> {
         let Handover { device, dir, process, unmount } = handover;
         let options = options.in_effect(true);
-        let config = config("", &options, true);
         let ids = (IdMap::of_process(process), (0, 0));
-        self.serve(&dir, options, ids, |server| {
-            let session =
-                Session::from_fd(server, device, SessionACL::All, config).at("serve the mount on", &dir)?;
-            Ok((session, unmount))
-        })
+        self.serve(&dir, options, ids, || Ok((device, unmount)))
     }
 
-    /// Adds a connection, which `connect` makes. `ids`: how ids are shown, and the owner of the control directory.
+    /// Adds a connection, which `mount` makes. `ids`: how ids are shown, and the owner of the control directory.
     fn serve(
         &self,
         dir: &Path,
         options: MountOptions,
         ids: (IdMap, (u32, u32)),
-        connect: impl FnOnce(Server) -> Result<(Session<Server>, Unmount)>,
+        mount: impl FnOnce() -> Result<(OwnedFd, Unmount)>,
     ) -> Result<MountedSession> {
         self.view.set_read_only(options.read_only);
         let link = self.links.add(&self.view, options.for_sessions);
-        let served = self.serve_link(&link, dir, options, ids, connect);
+        let served = self.serve_link(&link, dir, options, ids, mount);
         if served.is_err() {
             self.links.remove(&self.view, &link);
         }
@@ -169,17 +161,33 @@ impl Serving {
         dir: &Path,
         options: MountOptions,
         ids: (IdMap, (u32, u32)),
-        connect: impl FnOnce(Server) -> Result<(Session<Server>, Unmount)>,
+        mount: impl FnOnce() -> Result<(OwnedFd, Unmount)>,
     ) -> Result<MountedSession> {
+        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut config = Config::default();
+        config.n_threads = Some(options.threads);
+        let idmap = options.idmap;
         let service = self.service(link, dir, options, ids);
         let control = service.control.clone();
         let server = Server::new(service).at("start threads to serve", dir)?;
-        let (session, unmount) = connect(server)?;
-        let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", dir)?;
-        let connection =
-            Arc::new(Connection { device: Arc::new(device.into()), mountpoint: dir.to_owned(), unmount });
-        link.kernel.get_or_init(|| Kernel::new(connection.device.clone()));
-        let background = session.spawn().at("start threads to serve", dir)?;
+        let (device, unmount) = mount()?;
+        let begin = || {
+            let kept: File = device.try_clone()?.into();
+            let session = Session::from_fd(server, device, acl, config)?;
+            let kept = Arc::new(kept);
+            link.kernel.get_or_init(|| Kernel::new(kept.clone()));
+            Ok((kept, session.spawn()?))
+        };
+        let (device, background) = match begin() {
+            Ok(begun) => begun,
+            Err(error) => {
+                if let Err(error) = unmount(true) {
+                    tracing::error!("{error}");
+                }
+                return Err(Error::host("serve the mount on", dir, explain(error, idmap)));
+            }
+        };
+        let connection = Arc::new(Connection { device, mountpoint: dir.to_owned(), unmount });
         Ok(MountedSession {
             view: self.view.clone(),
             background,
@@ -285,82 +293,6 @@ impl Connection {
     }
 }
 
-/// Unmounts what is mounted on `mountpoint`. With `lazy`, detaches it even while it is in use: new look-ups
-/// do not reach it, open files stay. Returns false if nothing is mounted there, or nothing that this user
-/// may unmount: the two cannot be told apart.
-///
-/// # Errors
-/// [`Error::Busy`] while a file in it is open, or something in it is a working directory or mount point; and
-/// if the system refuses.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
-    let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    match umount2(mountpoint, flags) {
-        Ok(()) => Ok(true),
-        Err(Errno::EPERM) => unmount_by_helper(mountpoint, lazy),
-        Err(Errno::EBUSY) => Err(Error::Busy),
-        // Not a mount point any more, because someone else has unmounted it; or another namespace's.
-        Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(Error::host("unmount", mountpoint, errno.into())),
-    }
-}
-
-/// Unmounts an ordinary user's mount with `fusermount3`, which also made it.
-fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> Result<bool> {
-    let mut helper = Command::new("fusermount3");
-    helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(mountpoint).stdin(Stdio::null());
-    let output = helper.output().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            io::Error::new(error.kind(), "fusermount3 is not installed: install the package fuse3")
-        }
-        _ => error,
-    });
-    let output = output.at("run fusermount3 to unmount", mountpoint)?;
-    if output.status.success() {
-        return Ok(true);
-    }
-    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if text.contains("busy") {
-        return Err(Error::Busy);
-    }
-    // Already unmounted, like EINVAL above (a caller without the privilege to unmount gets EPERM instead), or
-    // another user's.
-    if text.contains("not found in") {
-        return Ok(false);
-    }
-    Err(Error::host("unmount", mountpoint, io::Error::other(text)))
-}
-
-/// fuser's configuration for these options, which are those in effect.
-fn config(source: &str, options: &MountOptions, by_root: bool) -> Config {
-    let mut config = Config::default();
-    config.mount_options = vec![MountOption::FSName(source.to_owned()), MountOption::NoAtime];
-    if by_root {
-        // fuser then mounts directly and passes to the kernel only options that it takes as custom.
-        config.mount_options.push(MountOption::CUSTOM("subtype=karapace".to_owned()));
-    } else {
-        config.mount_options.push(MountOption::Subtype("karapace".to_owned()));
-    }
-    let flag = |flag, there, without: Option<MountOption>| {
-        if options.flags.contains(&flag) { Some(there) } else { without }
-    };
-    config.mount_options.extend(flag(Flag::ReadOnly, MountOption::RO, None));
-    config.mount_options.extend(flag(Flag::NoExec, MountOption::NoExec, None));
-    config.mount_options.extend(flag(
-        Flag::NoSuid,
-        MountOption::NoSuid,
-        by_root.then_some(MountOption::Suid),
-    ));
-    config.mount_options.extend(flag(Flag::NoDev, MountOption::NoDev, by_root.then_some(MountOption::Dev)));
-    config.acl = SessionACL::Owner;
-    if options.allow_other {
-        // Other users have access, so the kernel must check permissions.
-        config.mount_options.push(MountOption::DefaultPermissions);
-        config.acl = SessionACL::All;
-    }
-    config.n_threads = Some(options.threads);
-    config
-}
-
 /// Starts the thread that maintains the view, so that no request waits for a checkpoint. It ends when the
 /// sender is dropped.
 fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
@@ -375,21 +307,13 @@ fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
     Ok(sender)
 }
 
-/// Adds advice for the usual reasons why a mount fails.
-fn explain(error: io::Error, by_root: bool, idmap: bool) -> io::Error {
-    let advice = if idmap && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-        "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave out --idmap"
-    } else if !Path::new("/dev/fuse").exists() {
-        "there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)"
-    } else if by_root {
+/// Adds to an error of the handshake why the kernel may have failed it.
+fn explain(error: io::Error, idmap: bool) -> io::Error {
+    if !idmap || error.raw_os_error() != Some(libc::EOPNOTSUPP) {
         return error;
-    } else if error.kind() == io::ErrorKind::NotFound {
-        "mounting as a user needs fusermount3: install the package fuse3"
-    } else if error.kind() == io::ErrorKind::PermissionDenied && File::open("/dev/fuse").is_err() {
-        "ordinary users cannot open /dev/fuse: chmod 0666 /dev/fuse, or install the package fuse3, which does it"
-    } else {
-        return error;
-    };
+    }
+    let advice =
+        "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave out --idmap";
     io::Error::new(error.kind(), format!("{error}; {advice}"))
 }
 

@@ -39,6 +39,11 @@ impl Flag {
     /// Each flag with its name in mount(8).
     pub const WORDS: [(&str, Flag); 4] =
         [("ro", Flag::ReadOnly), ("nosuid", Flag::NoSuid), ("nodev", Flag::NoDev), ("noexec", Flag::NoExec)];
+
+    /// Its name in mount(8).
+    pub(crate) fn word(self) -> &'static str {
+        Flag::WORDS.iter().find(|(_, flag)| *flag == self).map_or("", |(word, _)| word)
+    }
 }
 
 /// How to mount. Serialisable, because the process that serves a mount may not be the one that was asked to
