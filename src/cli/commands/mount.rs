@@ -8,7 +8,7 @@ use serde_json::json;
 use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::mount::background::{leave_host, receive_options, tell_failed, tell_ready};
+use crate::engine::mount::background::{Mounted, receive_options, tell_failed, tell_ready};
 use crate::engine::mount::options::{Options, default_dir};
 use crate::engine::{Engine, Error};
 use crate::process;
@@ -121,10 +121,10 @@ impl Args {
                 Ok(())
             })?);
         }
-        let (dir, server) = engine.mount(&env, &dir, &options, global.verbose())?;
+        let Mounted { dir, pid, .. } = engine.mount(&env, &dir, &options, global.verbose())?;
         if global.json() {
             let dir = dir.display().to_string();
-            ui::json(&json!({ "name": env.name, "dir": dir, "pid": server.pid() }))?;
+            ui::json(&json!({ "name": env.name, "dir": dir, "pid": pid }))?;
         } else {
             ui::line(&dir.display().to_string())?;
         }
@@ -164,9 +164,6 @@ impl Args {
         nix::unistd::setsid().map_err(std::io::Error::from)?;
         process::become_server().map_err(std::io::Error::from)?;
         let options = receive_options()?;
-        if options.has_ground {
-            leave_host()?;
-        }
         tracing::debug!(?options, "asked to mount");
         let engine = global.engine()?;
         let (env, dir) = self.resolve(&engine)?;
@@ -191,7 +188,7 @@ impl How {
                 threads: *threads,
                 passthrough: *passthrough,
                 idmap: *idmap,
-                shares: false,
+                ..MountOptions::default()
             },
             ..Options::default()
         }

@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::background::{Background, Readiness};
+use super::background::{Background, Mounted, Readiness};
 use super::options::Options;
 use super::supervisor::{Supervisor, record_path};
 use crate::engine::At as _;
@@ -119,7 +119,7 @@ impl Engine {
         match serde_json::from_str(&line) {
             Ok(Readiness::Mounted { dir }) => Ok((dir, child.id())),
             Ok(Readiness::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
-            Ok(Readiness::Alone) | Err(_) => {
+            Err(_) => {
                 let what = "ended before anything was mounted".to_owned();
                 Err(Error::Serving { env: "all environments".to_owned(), what, log })
             }
@@ -272,8 +272,8 @@ struct Known {
 }
 
 enum Standing {
-    /// Mounted here, by a process that this supervisor started or (without a `Background`) by one that an
-    /// earlier supervisor left.
+    /// Mounted here, by a process that this supervisor started or (without a `Background`) by one that served
+    /// sessions before, or that an earlier supervisor left.
     Mounted(PathBuf, Option<Background>),
     /// The user unmounted it: it stays unmounted until its record changes.
     Unmounted,
@@ -382,7 +382,7 @@ impl Mounts<'_> {
             return Standing::Mounted(dir, None);
         }
         match self.engine.mount(env, &dir, &Options::default(), self.verbose) {
-            Ok((dir, process)) => Standing::Mounted(dir, Some(process)),
+            Ok(Mounted { dir, process, .. }) => Standing::Mounted(dir, process),
             Err(error) => {
                 let reason = error.to_string();
                 if known_reason != Some(&reason) {

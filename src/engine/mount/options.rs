@@ -17,11 +17,9 @@ use crate::engine::{Error, Result};
 pub struct Options {
     /// Mount this snapshot, read-only, instead of the environment's view.
     pub snapshot: Option<String>,
-    /// The mount is only for `enter` and `exec`, and ends with the last session.
+    /// Serve only `enter` and `exec`, until the last session ends. The options of the file system have no effect
+    /// then.
     pub session: bool,
-    /// The serving process makes a user and mount namespace for itself and gets a range of ids in it. Set by
-    /// [`mount_with_ids`](crate::engine::Engine::mount_with_ids).
-    pub has_ground: bool,
     /// The options of the file system.
     pub mount: MountOptions,
 }

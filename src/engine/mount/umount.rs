@@ -66,13 +66,17 @@ impl Engine {
         }
     }
 
-    /// Unmounts an environment and waits until its lock is free. Returns its mount point.
+    /// Unmounts an environment and waits until its lock is free, unless sessions go on in a mount of their own.
+    /// Returns its mount point.
     ///
     /// # Errors
-    /// [`Error::Running`] if a session is inside, [`Error::NotMounted`], [`Error::Held`], and
+    /// [`Error::Running`] if a session uses that mount, [`Error::NotMounted`], [`Error::Held`], and
     /// [`Error::Served`] if the serving process refuses.
     pub fn umount_env(&self, env: &Metadata) -> Result<PathBuf> {
-        if sessions::running(self, &env.instance) {
+        let is_apart = || {
+            Ok::<_, Error>(self.recorded_mount(&env.instance)?.is_some_and(|m| m.is_apart_from_sessions()))
+        };
+        if sessions::running(self, &env.instance) && !is_apart()? {
             return Err(Error::Running { env: env.name.clone() });
         }
         self.unmount_and_wait(env)
@@ -88,6 +92,7 @@ impl Engine {
         match self.ask(env, client, &Request::Unmount)? {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
+            Some(Answer::SessionsStay) => return Ok(mount.dir.clone()),
             Some(Answer::Failed { errno: libc::EBUSY, .. }) => return Err(busy(mount.dir.clone())),
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, UNKNOWN_ANSWER)),

@@ -4,24 +4,22 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use karapace_fs::session::UnmountHandle;
 use karapace_store::id::InstanceId;
 use karapace_store::wait;
 use nix::poll::PollFlags;
-use nix::sched::CloneFlags;
 use parking_lot::Mutex;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::control::Admitted;
+use super::mounts::Mounts;
 use super::socket::{Answer, Entrance, Reply, Shape};
 use crate::engine::At as _;
 use crate::engine::instance::sessions;
 use crate::engine::{Engine, Error, Result};
-use crate::runtime::{Namespaces, Seen};
+use crate::runtime::Namespaces;
 
 /// The option in a [`Shape`] that shows sessions the control directory.
 pub(in crate::engine) const SHOWS_CONTROL: &str = "--ctl";
@@ -32,22 +30,11 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long process 1 may take to die after SIGKILL: processes inside may hang in the kernel.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A mount, as far as the keeper needs to know it.
-pub struct Place {
-    /// The mount point.
-    pub dir: PathBuf,
-    /// The mount is for sessions, and ends with the last one.
-    pub session: bool,
-    /// The serving process is in its own namespaces, which sessions must enter first.
-    pub has_ground: bool,
-}
-
 /// The keeper of one environment's inside.
 pub struct Keeper {
     engine: Engine,
     instance: InstanceId,
-    place: Place,
-    handle: UnmountHandle,
+    mounts: Arc<Mounts>,
     admitted: Arc<Admitted>,
     state: Mutex<State>,
 }
@@ -70,55 +57,49 @@ struct Held {
 }
 
 impl Keeper {
-    /// The keeper for the mount of `instance` at `place`. Sets in `admitted` who may use the control
-    /// directory from inside. A mount for sessions is watched from now on, because the session that made it
-    /// has already joined.
+    /// The keeper for sessions of `instance`. Sets in `admitted` who may use the control directory from inside.
     pub fn new(
         engine: &Engine,
         instance: InstanceId,
-        place: Place,
-        handle: UnmountHandle,
+        mounts: Arc<Mounts>,
         admitted: Arc<Admitted>,
     ) -> Arc<Keeper> {
-        let state = Mutex::default();
-        let keeper = Keeper { engine: engine.clone(), instance, place, handle, admitted, state };
-        let keeper = Arc::new(keeper);
-        if keeper.place.session {
-            keeper.clone().watch();
-        }
-        keeper
-    }
-
-    /// The mount point.
-    pub fn dir(&self) -> &Path {
-        &self.place.dir
-    }
-
-    /// Whether the mount is for sessions, and ends with the last one.
-    pub fn is_for_sessions(&self) -> bool {
-        self.place.session
+        Arc::new(Keeper { engine: engine.clone(), instance, mounts, admitted, state: Mutex::default() })
     }
 
     /// Answers [`Request::Enter`](super::socket::Request::Enter).
-    pub fn entrance(&self, user: Option<&str>) -> Result<Reply> {
-        let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-        let ground = Namespaces::own(if self.place.has_ground { kinds } else { CloneFlags::empty() })?;
-        let seen = if self.place.has_ground { Some(Seen::look(&self.place.dir, user)?) } else { None };
+    pub fn entrance(self: &Arc<Self>, user: Option<&str>) -> Result<Reply> {
+        self.end_lost();
+        let Some(mount) = self.mounts.for_sessions()? else { return Ok(Answer::Ending.into()) };
+        // Whoever asks has joined the sessions already, and may be killed at any time.
+        self.watch();
+        let ground = mount.ground();
+        let seen = ground.as_ref().map(|ground| ground.look(user)).transpose()?;
         let mut state = self.state.lock();
         self.forget_dead(&mut state);
         let inside = state.inside.as_ref();
+        let own = ground.iter().flat_map(|ground| ground.namespaces().descriptors());
         let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
         let descriptors: std::io::Result<Vec<_>> =
-            ground.descriptors().chain(kept).map(|fd| fd.try_clone_to_owned()).collect();
-        let descriptors = descriptors.at("copy the namespaces of", &self.place.dir)?;
+            own.chain(kept).map(|fd| fd.try_clone_to_owned()).collect();
+        let descriptors = descriptors.at("copy the namespaces of", &mount.dir)?;
         let entrance = Entrance {
-            dir: self.place.dir.clone(),
-            session: self.place.session,
-            ground: ground.names(),
+            dir: mount.dir.clone(),
+            ground: ground.as_ref().map_or_else(Vec::new, |ground| ground.namespaces().names()),
             seen: seen.map(Box::new),
+            one_id: mount.one_id.clone(),
             inside: inside.map(|held| (held.shape.clone(), held.namespaces.names())),
         };
         Ok(Reply { answer: Answer::Entrance(entrance), descriptors })
+    }
+
+    /// Ends an inside whose mount has ended, or nobody can look into any more.
+    fn end_lost(&self) {
+        if self.mounts.has_lost_sessions() {
+            tracing::warn!("ending the sessions, because their mount is gone or the process that holds it");
+            self.end();
+            self.mounts.drop_sessions();
+        }
     }
 
     /// Answers [`Request::Hold`](super::socket::Request::Hold).
@@ -143,7 +124,7 @@ impl Keeper {
         self.admitted.set(namespaces.of_processes().filter(|_| shows_control));
         state.inside = Some(Held { shape, namespaces, init, lifeline });
         drop(state);
-        self.clone().watch();
+        self.watch();
         Ok(Answer::Held.into())
     }
 
@@ -179,7 +160,7 @@ impl Keeper {
     }
 
     /// Starts a thread that waits until no session is left, unless one already does.
-    fn watch(self: Arc<Keeper>) {
+    pub fn watch(self: &Arc<Self>) {
         if std::mem::replace(&mut self.state.lock().watched, true) {
             return;
         }
@@ -201,16 +182,11 @@ impl Keeper {
     /// Called when no session is left. None can begin while `last` is open.
     fn clear_up(&self, last: File) {
         self.end();
+        let ended = self.mounts.end_sessions();
         let mut state = self.state.lock();
         state.watched = false;
-        if !self.place.session {
-            drop(last);
-            return;
-        }
-        state._last = Some(last);
-        drop(state);
-        if let Err(error) = self.handle.unmount().or_else(|_| self.handle.detach()) {
-            tracing::error!("cannot end the mount of the sessions: {error}");
+        if ended {
+            state._last = Some(last);
         }
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karapace_fs::control::Command;
+use karapace_fs::session::MountOptions;
 use karapace_store::files::Files;
 use karapace_store::input::by_descriptor;
 use parking_lot::{Condvar, Mutex};
@@ -67,7 +68,14 @@ pub enum Request {
     },
     /// End the inside, if there is one, with all its processes.
     EndInside,
-    /// Unmount and exit. Answered once unmounted; the process exits soon after.
+    /// Mount on this directory, which may be missing or must be empty, beside the mount of the sessions.
+    Mount {
+        /// An absolute path.
+        dir: PathBuf,
+        /// How.
+        options: MountOptions,
+    },
+    /// Unmount. Answered once unmounted; the process exits soon after, unless sessions have a mount of their own.
     Unmount,
     /// Perform a command.
     #[serde(untagged)]
@@ -82,14 +90,13 @@ pub type Shape = BTreeMap<String, String>;
 pub struct Entrance {
     /// Where the environment is mounted.
     pub dir: PathBuf,
-    /// The mount ends with the last session.
-    pub session: bool,
-    /// The namespaces in which the environment is mounted, if the server made its own. Their descriptors come
-    /// first.
+    /// The namespaces in which the environment is mounted, if it is in a ground. Their descriptors come first.
     pub ground: Vec<String>,
     /// What a session needs to know of the environment, if there is a ground: a process outside the ground
     /// cannot see the mount.
     pub seen: Option<Box<Seen>>,
+    /// Why an ordinary user has a single id inside, and what helps.
+    pub one_id: Option<String>,
     /// The existing inside, if any: its shape and its namespaces. Their descriptors follow those of the
     /// ground.
     pub inside: Option<(Shape, Vec<String>)>,
@@ -107,8 +114,15 @@ pub enum Answer {
     Taken,
     /// To `EndInside`.
     InsideEnded,
+    /// To `Mount`.
+    Mounted {
+        /// Where, without symlinks.
+        dir: PathBuf,
+    },
     /// To `Unmount`.
     Unmounted,
+    /// To `Unmount`: it is unmounted, and the process goes on for the sessions.
+    SessionsStay,
     /// It failed.
     Failed {
         /// Its errno.

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,9 +22,7 @@ use crate::engine::server::client::Client;
 use crate::engine::server::keeper::SHOWS_CONTROL;
 use crate::engine::server::socket::{Answer, Entrance, Reply, Request, Shape};
 use crate::engine::{Engine, Error, Result};
-use crate::private_dir;
 use crate::runtime;
-use crate::runtime::ranges;
 use crate::runtime::{Ended, Namespaces, Seen, User};
 
 /// How long to wait for a mount that is just starting or ending: it may have a long journal to read, or a
@@ -93,8 +90,8 @@ struct Place {
 }
 
 impl Engine {
-    /// Runs a command inside `env` to its end. An environment that is not mounted is mounted while it has
-    /// sessions, and, if an ordinary user has a range of ids, in a user namespace with these ids.
+    /// Runs a command inside `env` to its end. Sessions of an ordinary user who has a range of ids have a mount
+    /// of their own, in a user namespace with these ids, whether or not the environment is mounted for the host.
     ///
     /// # Errors
     /// [`Error::OtherShape`] if the running session was started with other options.
@@ -126,6 +123,8 @@ impl Engine {
                 Some(seen) => *seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
             };
+            // Said once, by the session that makes the inside.
+            seen.notes.extend(place.entrance.one_id.filter(|_| place.inside.is_none()));
             seen.notes.iter().for_each(|note| tracing::warn!("{note}"));
             seen.become_caller(&policy, many_ids)?;
             let shape = options.shape(&policy, (!many_ids).then_some(&seen.user));
@@ -242,21 +241,10 @@ impl Engine {
         }
     }
 
-    /// Mounts the environment for sessions, with all ids that the user may use, or otherwise with one.
+    /// Starts a process that serves the environment to sessions.
     fn mount_for_sessions(&self, env: &Metadata) -> Result<()> {
-        let dir = self.session_dir(env)?;
+        let dir = self.session_dir(&env.instance)?;
         let options = Options { session: true, ..Options::default() };
-        if !geteuid().is_root() {
-            match ranges::available() {
-                Ok(ranges) => match self.mount_with_ids(env, &dir, &options, &ranges) {
-                    Err(error @ Error::NoIds { .. }) => tracing::warn!("only one id inside: {error}"),
-                    other => return other.map(drop),
-                },
-                Err(reason) => {
-                    tracing::info!("only one id inside: {reason}; to fix it, run as root: {}", reason.cure());
-                }
-            }
-        }
         self.mount(env, &dir, &options, false).map(drop)
     }
 
@@ -271,33 +259,6 @@ impl Engine {
             Some(mount) if mount.session => self.unmount_and_wait(env).map(drop),
             _ => Ok(()),
         }
-    }
-
-    /// Checks that a directory of the store does not lead elsewhere; makes it if it is missing.
-    fn check_place(&self, dir: &Path) -> io::Result<()> {
-        match self.store().files().hold(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
-            // A stale mount that a killed process left.
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// A directory for session mounts that no other user can reach: in the user's runtime directory, or
-    /// beside the upper. Set-user-ID programs take effect on root's mounts, so the directory above must be
-    /// closed to others.
-    fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
-        let (parent, name) = match private_dir::for_sessions() {
-            Some(dir) => (dir, env.instance.to_hex()),
-            None => {
-                let parent = self.env_dir(&env.instance);
-                let dir = parent.join("mnt");
-                self.check_place(&dir).at("mount on", &dir)?;
-                (parent, "mnt".to_owned())
-            }
-        };
-        private_dir::make(&parent).at("mount below", &parent)?;
-        Ok(parent.join(name))
     }
 }
 

@@ -1,0 +1,144 @@
+//! The process that makes a ground and holds it.
+//!
+//! If the server is killed while one of its threads waits in the kernel for a lock that a process inside
+//! holds, that thread keeps the connection open, and both would wait for ever. So this process is told when
+//! the server's other threads are gone (PR_SET_PDEATHSIG is about the thread that started it), and then aborts
+//! the connection, which root of the user namespace may do (umount2(2), MNT_FORCE).
+
+use std::io::{self, stdin};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use karapace_fs::session::{MountOptions, mount_device};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::{Order, Report};
+use crate::engine::At as _;
+use crate::engine::mountpoint;
+use crate::engine::server::socket::{receive, transmit};
+use crate::engine::{Error, Result};
+use crate::process;
+use crate::runtime::{Namespaces, Seen};
+
+/// The namespaces of a ground.
+const KINDS: CloneFlags = CloneFlags::CLONE_NEWUSER.union(CloneFlags::CLONE_NEWNS);
+
+/// The signal that says that the server is gone.
+const SERVER_GONE: Signal = Signal::SIGUSR1;
+
+/// Signals to the server's group or session, which ends this process by itself.
+const NOT_FOR_US: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Runs until the server closes standard input, or is gone. The calling process must be single-threaded.
+///
+/// # Errors
+/// If it cannot begin; what fails later is reported to the server.
+pub fn run() -> Result<()> {
+    let place = Path::new("the server");
+    let stream = stdin().as_fd().try_clone_to_owned().map(UnixStream::from).at("hear from", place)?;
+    let signals = prepare().map_err(io::Error::from).at("prepare for the end of", place)?;
+    let begun = unshare(KINDS).and_then(|()| prctl::set_pdeathsig(SERVER_GONE)).map_err(io::Error::from);
+    let begun = begun.at("make a user namespace for", Path::new("the sessions"));
+    let first = begun.map_or_else(|error| failed(&error), |()| Report::Alone);
+    transmit(&stream, &first, &[]).at("report to", place)?;
+    let mut mounted = None;
+    while is_asked(&stream, &signals).map_err(io::Error::from).at("wait for", place)? {
+        let (line, _) = receive(&stream, usize::MAX).at("hear from", place)?;
+        if line.is_empty() {
+            break;
+        }
+        let order = serde_json::from_slice(&line).map_err(io::Error::from).at("understand", place)?;
+        obey(order, &stream, &mut mounted).at("report to", place)?;
+    }
+    if let Some(dir) = mounted {
+        // The first aborts the connection, whether or not it can also unmount.
+        umount2(&dir, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW).unwrap_or(());
+    }
+    Ok(())
+}
+
+/// Sets up the signals; returns what becomes readable when the server is gone.
+fn prepare() -> nix::Result<SignalFd> {
+    process::become_server()?;
+    NOT_FOR_US.into_iter().try_for_each(process::ignore_signal)?;
+    let gone = SigSet::from(SERVER_GONE);
+    gone.thread_block()?;
+    SignalFd::with_flags(&gone, SfdFlags::SFD_CLOEXEC)
+}
+
+/// Waits for an order. False if the server is gone.
+fn is_asked(stream: &UnixStream, signals: &SignalFd) -> nix::Result<bool> {
+    let mut waiting =
+        [PollFd::new(stream.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut waiting, PollTimeout::NONE) == Err(Errno::EINTR) {}
+    Ok(!waiting[1].any().unwrap_or(true))
+}
+
+/// Carries out an order and reports. `mounted`: where the environment is mounted.
+fn obey(order: Order, stream: &UnixStream, mounted: &mut Option<PathBuf>) -> io::Result<()> {
+    match order {
+        Order::Mount { dir, source } => match mount_on(&dir, &source) {
+            Ok((report, descriptors)) => {
+                *mounted = Some(dir);
+                let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+                transmit(stream, &report, &descriptors)
+            }
+            Err(error) => transmit(stream, &failed(&error), &[]),
+        },
+        Order::Look { user } => look(stream, mounted.clone(), user),
+        Order::Unmount { lazy } => {
+            let done = unmount(mounted, lazy);
+            transmit(stream, &done.map_or_else(|error| failed(&error), |()| Report::Unmounted), &[])
+        }
+    }
+}
+
+/// Opens a device and mounts it. The descriptors are the device's and those of the namespaces.
+fn mount_on(dir: &Path, source: &str) -> Result<(Report, Vec<OwnedFd>)> {
+    let device = mount_device(dir, source, &MountOptions::default())?;
+    let connection = mountpoint::fuse_device(dir)?;
+    let namespaces = Namespaces::own(KINDS)?;
+    let mut descriptors = vec![device];
+    for open in namespaces.descriptors() {
+        descriptors.push(open.try_clone_to_owned().at("keep the namespaces of", dir)?);
+    }
+    Ok((Report::Mounted { namespaces: namespaces.names(), connection }, descriptors))
+}
+
+/// Looks on a thread of its own, which reports: the mount may not answer, and this process must go on
+/// waiting for the end of the server.
+fn look(stream: &UnixStream, dir: Option<PathBuf>, user: Option<String>) -> io::Result<()> {
+    let stream = stream.try_clone()?;
+    let look = move || {
+        let seen = dir.ok_or_else(|| Error::NotMounted { what: "the environment".to_owned() });
+        let seen = seen.and_then(|dir| Ok(Seen::look(&dir, user.as_deref())?));
+        let report = seen.map_or_else(|error| failed(&error), |seen| Report::Seen(Box::new(seen)));
+        // The server may be gone.
+        transmit(&stream, &report, &[]).unwrap_or(());
+    };
+    std::thread::Builder::new().name("karapace-look".to_owned()).spawn(look).map(drop)
+}
+
+fn unmount(mounted: &mut Option<PathBuf>, lazy: bool) -> Result<()> {
+    let Some(dir) = mounted else { return Ok(()) };
+    let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    match umount2(dir.as_path(), flags) {
+        // EINVAL: nothing is mounted there any more.
+        Ok(()) | Err(Errno::EINVAL) => {
+            *mounted = None;
+            Ok(())
+        }
+        Err(errno) => Err(Error::io("unmount", dir, errno.into())),
+    }
+}
+
+fn failed(error: &Error) -> Report {
+    Report::Failed { errno: error.errno(), reason: error.to_string() }
+}

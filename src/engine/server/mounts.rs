@@ -1,0 +1,489 @@
+//! The mounts through which one process serves an environment: the host's, and one for the sessions.
+//!
+//! Sessions of an ordinary user who has a range of ids have a mount of their own, in a [`Ground`]. Others use the
+//! host's mount or, if there is none, one in a private directory. The process ends when nothing is mounted any
+//! more and no session is expected.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use karapace_fs::session::{Flag, MountOptions, MountedSession, Serving, UnmountHandle};
+use karapace_store::id::InstanceId;
+use karapace_store::metadata::Metadata;
+use karapace_store::wait::Deadline;
+use nix::unistd::geteuid;
+use parking_lot::{Condvar, Mutex};
+
+use super::ground::Ground;
+use super::info::{MountInfo, info_path};
+use crate::engine::At as _;
+use crate::engine::instance::open::Instance;
+use crate::engine::instance::watchers::{Place, Teller};
+use crate::engine::mountpoint::{self, SOURCE};
+use crate::engine::{Engine, Error, Result};
+use crate::private_dir;
+use crate::runtime::ranges;
+
+/// How long a mount may stay in use after it was detached because the process is asked to end.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// The mounts of one environment. Lock order: `making`, `state`.
+pub struct Mounts {
+    instance: Arc<Instance>,
+    serving: Serving,
+    teller: Arc<Teller>,
+    /// Mounts are made and ended one at a time. Not held while a request of the kernel needs it.
+    making: Mutex<()>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    host: Option<Arc<Mount>>,
+    sessions: Option<Arc<Mount>>,
+    /// The directory that was made for the sessions' mount.
+    private: Option<PathBuf>,
+    /// How many connections the kernel still has, among them those of mounts that were detached.
+    connections: usize,
+    /// The sessions' mount has ended by itself.
+    lost: bool,
+    /// Sessions were announced, and not all of them have ended.
+    expected: bool,
+    /// No mount is made any more.
+    ended: bool,
+}
+
+/// One mount.
+pub struct Mount {
+    /// The mount point, as the processes see it that use the mount.
+    pub dir: PathBuf,
+    /// Where it is, if not in the server's own namespaces. Taken out when it is unmounted, for it would keep the
+    /// mount alive.
+    ground: Mutex<Option<Arc<Ground>>>,
+    /// For sessions: why they have a single id, if an ordinary user has no more.
+    pub one_id: Option<String>,
+    /// The minor device number.
+    device: Option<u32>,
+    /// Its kernel asks again for what it has cached, so another mount may be made beside it.
+    shares: bool,
+    handle: Mutex<Option<UnmountHandle>>,
+}
+
+impl Mount {
+    /// The ground in which it is, if it is in one.
+    pub fn ground(&self) -> Option<Arc<Ground>> {
+        self.ground.lock().clone()
+    }
+
+    fn unmount(&self, lazy: bool) -> karapace_fs::Result<()> {
+        let handle = self.handle.lock().clone();
+        match handle {
+            Some(handle) if lazy => handle.detach(),
+            Some(handle) => handle.unmount(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Mounts {
+    /// The mounts of an open environment; there are none yet. With `for_sessions`, sessions are expected.
+    pub fn new(instance: &Arc<Instance>, serving: Serving, for_sessions: bool) -> Arc<Mounts> {
+        let teller = Arc::new(Teller::new(serving.watchers()));
+        instance.attach(serving.invalidator(), teller.clone());
+        Arc::new(Mounts {
+            instance: instance.clone(),
+            serving,
+            teller,
+            making: Mutex::default(),
+            state: Mutex::new(State { expected: for_sessions, ..State::default() }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Mounts on `dir` for the host. `None`: the process is ending.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`] if the host has a mount already, and those of [`Serving::mount`].
+    pub fn mount(self: &Arc<Self>, dir: &Path, options: &MountOptions) -> Result<Option<PathBuf>> {
+        let _one_at_a_time = self.making.lock();
+        let env = self.instance.metadata();
+        let is_second = {
+            let state = self.state.lock();
+            if state.ended {
+                return Ok(None);
+            }
+            if let Some(host) = &state.host {
+                let (dir, pid) = (host.dir.clone(), std::process::id());
+                return Err(Error::Mounted { env: env.name, dir, pid });
+            }
+            state.connections > 0
+        };
+        let dir = mountpoint::prepare(dir)?;
+        let options = self.host_options(options, is_second, &env)?;
+        let session = self.serving.mount(&dir, &source(&env), &options)?;
+        let device = mountpoint::fuse_device(&dir)?;
+        let mount = Mount {
+            dir: dir.clone(),
+            ground: Mutex::default(),
+            one_id: None,
+            device,
+            shares: options.shares,
+            handle: Mutex::default(),
+        };
+        self.add(mount, session, false)?;
+        Ok(Some(dir))
+    }
+
+    /// The options for a mount of the host. Beside the sessions' mount the view stays writable.
+    fn host_options(&self, asked: &MountOptions, is_second: bool, env: &Metadata) -> Result<MountOptions> {
+        let mut options = asked.clone();
+        options.shares = is_second || has_range();
+        if is_second {
+            if options.passthrough {
+                let name = &env.name;
+                return Err(Error::Invalid(format!(
+                    "{name} has sessions, which may write to it: --passthrough does not work before they end (`karapace stop \
+                     {name}`)"
+                )));
+            }
+            if options.read_only {
+                options.flags.push(Flag::ReadOnly);
+            }
+            options.read_only = self.instance.view().is_read_only();
+        }
+        Ok(options)
+    }
+
+    /// The mount that sessions use, made now if there is none. `None`: the process is
+    /// ending.
+    ///
+    /// # Errors
+    /// If the mount cannot be made.
+    pub fn for_sessions(self: &Arc<Self>) -> Result<Option<Arc<Mount>>> {
+        let _one_at_a_time = self.making.lock();
+        let host = {
+            let mut state = self.state.lock();
+            if state.ended {
+                return Ok(None);
+            }
+            state.expected = true;
+            if let Some(mount) = &state.sessions {
+                return Ok(Some(mount.clone()));
+            }
+            state.host.clone()
+        };
+        let reason = match self.ranges(host.as_deref()) {
+            Ok(None) => None,
+            Ok(Some(ranges)) => match self.mount_in_ground(&ranges) {
+                Ok(mount) => return Ok(Some(mount)),
+                Err(error) => Some(error.to_string()),
+            },
+            Err(reason) => Some(reason),
+        };
+        let one_id = reason.map(|reason| format!("only one id inside: {reason}"));
+        if let Some(host) = host {
+            // The same mount, as sessions see it.
+            let Mount { dir, device, shares, .. } = &*host;
+            let (dir, handle) = (dir.clone(), Mutex::new(host.handle.lock().clone()));
+            let mount =
+                Mount { dir, ground: Mutex::default(), one_id, device: *device, shares: *shares, handle };
+            return Ok(Some(Arc::new(mount)));
+        }
+        let dir = self.private_dir()?;
+        let options = MountOptions { for_sessions: true, ..self.options() };
+        let session = self.serving.mount(&dir, &source(&self.instance.metadata()), &options)?;
+        let device = mountpoint::fuse_device(&dir)?;
+        let mount =
+            Mount { dir, ground: Mutex::default(), one_id, device, shares: false, handle: Mutex::default() };
+        self.add(mount, session, true).map(Some)
+    }
+
+    /// The ids for a ground: none are needed by root.
+    ///
+    /// # Errors
+    /// Why there is none, and what helps.
+    fn ranges(&self, host: Option<&Mount>) -> std::result::Result<Option<ranges::Ranges>, String> {
+        if geteuid().is_root() {
+            return Ok(None);
+        }
+        match ranges::available() {
+            Ok(_) if host.is_some_and(|host| !host.shares) => {
+                Err("it was mounted before there were more: unmount it, and mount it again".to_owned())
+            }
+            Ok(ranges) => Ok(Some(ranges)),
+            Err(reason) => Err(format!("{reason}; to fix it, run as root: {}", reason.cure())),
+        }
+    }
+
+    fn private_dir(&self) -> Result<PathBuf> {
+        let dir =
+            mountpoint::prepare(&self.instance.engine().session_dir(&self.instance.metadata().instance)?)?;
+        self.state.lock().private = Some(dir.clone());
+        Ok(dir)
+    }
+
+    fn mount_in_ground(self: &Arc<Self>, ranges: &ranges::Ranges) -> Result<Arc<Mount>> {
+        let dir = self.private_dir()?;
+        let (ground, device) = Ground::make(&dir, &source(&self.instance.metadata()), ranges)?;
+        let handover = ground.handover(device);
+        let options = MountOptions { for_sessions: true, ..self.options() };
+        let session = self.serving.take_over(handover, &options)?;
+        let device = ground.connection();
+        let ground = Mutex::new(Some(Arc::new(ground)));
+        self.add(
+            Mount { dir, ground, one_id: None, device, shares: false, handle: Mutex::default() },
+            session,
+            true,
+        )
+    }
+
+    fn options(&self) -> MountOptions {
+        MountOptions { read_only: self.instance.view().is_read_only(), ..MountOptions::default() }
+    }
+
+    /// Records a mount, and waits for its end in a thread.
+    fn add(
+        self: &Arc<Self>,
+        mount: Mount,
+        session: MountedSession,
+        for_sessions: bool,
+    ) -> Result<Arc<Mount>> {
+        let handle = session.unmount_handle();
+        *mount.handle.lock() = Some(handle.clone());
+        let mount = Arc::new(mount);
+        let namespaces = mount.ground().map_or_else(Vec::new, |ground| ground.namespace_paths());
+        self.teller.add(Place { dir: mount.dir.clone(), namespaces });
+        let mut state = self.state.lock();
+        state.connections += 1;
+        let slot = if for_sessions { &mut state.sessions } else { &mut state.host };
+        *slot = Some(mount.clone());
+        drop(state);
+        let (mounts, ended) = (self.clone(), mount.clone());
+        let wait = move || {
+            if let Err(error) = session.wait() {
+                tracing::error!("serving {}: {error}", ended.dir.display());
+            }
+            let was_known = mounts.forget(&ended);
+            let mut state = mounts.state.lock();
+            state.lost |= was_known && for_sessions;
+            state.connections -= 1;
+            drop(state);
+            mounts.changed.notify_all();
+        };
+        let thread = std::thread::Builder::new().name("karapace-mount".to_owned()).spawn(wait);
+        let told = thread.map(drop).map_err(|e| Error::Invalid(format!("cannot start a thread: {e}")));
+        let told = told.and_then(|()| self.write_info());
+        if let Err(error) = told {
+            if let Err(error) = handle.detach() {
+                tracing::error!("cannot detach the mount: {error}");
+            }
+            return Err(error);
+        }
+        tracing::info!(dir = %mount.dir.display(), "mounted");
+        Ok(mount)
+    }
+
+    /// Forgets a mount that is no longer there, or was detached. Returns whether it was known.
+    fn forget(&self, mount: &Arc<Mount>) -> bool {
+        let mut was_known = false;
+        let mut state = self.state.lock();
+        let State { host, sessions, .. } = &mut *state;
+        for slot in [host, sessions] {
+            if slot.as_ref().is_some_and(|known| Arc::ptr_eq(known, mount)) {
+                *slot = None;
+                was_known = true;
+                mount.ground.lock().take();
+                self.teller.remove(&mount.dir);
+            }
+        }
+        drop(state);
+        if was_known && let Err(error) = self.write_info() {
+            tracing::error!("{error}");
+        }
+        was_known
+    }
+
+    /// Whether sessions were expected and their mount has ended, or the process that holds it.
+    pub fn has_lost_sessions(&self) -> bool {
+        let state = self.state.lock();
+        let ground = state.sessions.as_ref().and_then(|mount| mount.ground());
+        state.lost || ground.is_some_and(|ground| !ground.is_held())
+    }
+
+    /// Gives the sessions' mount up, which nobody can unmount: it ends with the last process that uses it.
+    pub fn drop_sessions(&self) {
+        let mount = {
+            let mut state = self.state.lock();
+            state.lost = false;
+            state.sessions.clone()
+        };
+        if let Some(mount) = mount {
+            self.forget(&mount);
+        }
+    }
+
+    /// Unmounts the host's mount. Returns whether the process goes on for the sessions.
+    ///
+    /// # Errors
+    /// [`Error::DirBusy`] while it is in use.
+    pub fn unmount(&self) -> Result<bool> {
+        let _one_at_a_time = self.making.lock();
+        let Some(host) = self.state.lock().host.clone() else {
+            return Ok(self.state.lock().sessions.is_some());
+        };
+        match host.unmount(false) {
+            Ok(()) => {}
+            Err(karapace_fs::Error::Busy) => {
+                return Err(Error::DirBusy { dir: host.dir.clone(), users: String::new() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let stays = self.state.lock().sessions.is_some();
+        if stays {
+            // Otherwise the end of the connection forgets it, and until then it is known who holds it.
+            self.forget(&host);
+        }
+        Ok(stays)
+    }
+
+    /// Ends the mount of the sessions, of which none is left. Returns whether the process ends with it.
+    pub fn end_sessions(&self) -> bool {
+        let _one_at_a_time = self.making.lock();
+        let mut state = self.state.lock();
+        let mount = state.sessions.clone();
+        state.expected = false;
+        // From here on no mount is made beside one that ends the process.
+        state.ended |= state.host.is_none();
+        let ended = state.ended;
+        drop(state);
+        if let Some(mount) = mount {
+            self.forget(&mount);
+            if let Err(error) = mount.unmount(false).or_else(|_| mount.unmount(true)) {
+                tracing::error!("cannot end the mount of the sessions: {error}");
+            }
+        }
+        self.changed.notify_all();
+        ended
+    }
+
+    /// Ends all mounts. Those that are in use are detached; returns whether all have ended after the grace
+    /// period.
+    pub fn end(&self) -> bool {
+        let mut state = self.state.lock();
+        (state.ended, state.expected) = (true, false);
+        let mounts: Vec<_> = state.host.iter().chain(&state.sessions).cloned().collect();
+        drop(state);
+        self.changed.notify_all();
+        for mount in mounts {
+            // Even when unmounted here, it may still be mounted in another mount namespace, or have been detached
+            // while files were open.
+            if let Err(error) = mount.unmount(false) {
+                tracing::info!("detaching the mount, because it cannot be unmounted: {error}");
+                if let Err(error) = mount.unmount(true) {
+                    tracing::error!("cannot detach the mount: {error}");
+                }
+            }
+        }
+        let deadline = Deadline::after(GRACE);
+        let mut state = self.state.lock();
+        while state.connections > 0 && !deadline.has_passed() {
+            self.changed.wait_for(&mut state, GRACE.saturating_sub(deadline.waited()));
+        }
+        state.connections == 0
+    }
+
+    /// Waits until nothing is mounted any more and no session is expected.
+    pub fn wait(&self) {
+        let mut state = self.state.lock();
+        while state.connections > 0 || state.expected {
+            self.changed.wait(&mut state);
+        }
+        state.ended = true;
+    }
+
+    /// Removes the directory that was made for the sessions' mount. Call it when nothing is mounted any more.
+    pub fn clear(&self) {
+        if let Some(dir) = self.state.lock().private.take()
+            && let Err(error) = fs::remove_dir(&dir)
+        {
+            tracing::debug!("cannot remove {}: {error}", dir.display());
+        }
+    }
+
+    /// Whether the host has a mount.
+    pub fn has_host(&self) -> bool {
+        self.state.lock().host.is_some()
+    }
+
+    /// Writes mount.json, which describes the mounts as they are.
+    fn write_info(&self) -> Result<()> {
+        let engine = self.instance.engine();
+        let instance = self.instance.metadata().instance;
+        let state = self.state.lock();
+        let Some(info) = info(&state) else { return Ok(()) };
+        let bytes = serde_json::to_vec(&info)
+            .map_err(|e| Error::Invalid(format!("cannot encode the description of the mount: {e}")))?;
+        // Under the lock, so that the last description written is the last one made.
+        engine.store().files().write(&info_path(engine, &instance), &bytes)?;
+        Ok(())
+    }
+}
+
+/// What mount.json says; `None` if nothing is mounted.
+fn info(state: &State) -> Option<MountInfo> {
+    let (mount, session) = match (&state.host, &state.sessions) {
+        (Some(host), _) => (host, false),
+        (None, sessions) => (sessions.as_ref()?, true),
+    };
+    let beside = state.sessions.as_ref().filter(|_| !session);
+    Some(MountInfo {
+        dir: mount.dir.clone(),
+        pid: std::process::id(),
+        session,
+        device: mount.device,
+        sessions: beside.map(|mount| mount.dir.clone()),
+    })
+}
+
+/// Whether this ordinary user has a range of ids, so that sessions get a mount of their own.
+fn has_range() -> bool {
+    !geteuid().is_root() && ranges::available().is_ok()
+}
+
+/// What mount(8) and df show as the source of the environment's mounts.
+pub fn source(env: &Metadata) -> String {
+    format!("{SOURCE}{}", env.name)
+}
+
+impl Engine {
+    /// Checks that a directory of the store does not lead elsewhere; makes it if it is missing.
+    fn check_place(&self, dir: &Path) -> io::Result<()> {
+        match self.store().files().hold(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
+            // A stale mount that a killed process left.
+            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// A directory for session mounts that no other user can reach: in the user's runtime directory, or
+    /// beside the upper. Set-user-ID programs take effect on root's mounts, so the directory above must be
+    /// closed to others.
+    pub(in crate::engine) fn session_dir(&self, instance: &InstanceId) -> Result<PathBuf> {
+        let (parent, name) = match private_dir::for_sessions() {
+            Some(dir) => (dir, instance.to_hex()),
+            None => {
+                let parent = self.env_dir(instance);
+                let dir = parent.join("mnt");
+                self.check_place(&dir).at("mount on", &dir)?;
+                (parent, "mnt".to_owned())
+            }
+        };
+        private_dir::make(&parent).at("mount below", &parent)?;
+        Ok(parent.join(name))
+    }
+}
