@@ -18,7 +18,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::At as _;
 use crate::error::{Error, Result};
-pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, Watchers};
+pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, SubIds, Watchers};
 use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
 use crate::mounting;
 pub use crate::mounting::{mount as mount_device, unmount};
@@ -105,7 +105,8 @@ impl Serving {
     /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
     /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
     /// the namespace. A mount made by an ordinary user is open only to that user, who acts in it as root: no
-    /// permissions are checked, and id 0 of the tree shows as the user's own.
+    /// permissions are checked, and id 0 of the tree shows as the user's own, others as the sub-ids in
+    /// `options` or as themselves.
     ///
     /// # Errors
     /// If the mount point cannot be used, or /dev/fuse or (for an ordinary user) `fusermount3` is missing or
@@ -114,7 +115,8 @@ impl Serving {
         let mountpoint = dir.canonicalize().at("find the mount point", dir)?;
         let by_root = geteuid().is_root();
         let options = options.in_effect(by_root);
-        let ids = (IdMap::of_this_process(), (geteuid().as_raw(), getegid().as_raw()));
+        let ids =
+            (IdMap::of_this_process(options.sub_ids.as_ref()), (geteuid().as_raw(), getegid().as_raw()));
         let mounted = self.serve(&mountpoint, options.clone(), ids, || {
             let device = mounting::mount(&mountpoint, source, &options)?;
             let place = mountpoint.clone();

@@ -43,7 +43,7 @@ pub(crate) use self::links::{Link, Links};
 use self::nodes::{CONTROL, LIVE, Views, split};
 pub use self::notify::Invalidator;
 pub(crate) use self::notify::Kernel;
-pub use self::options::{CtlDir, Flag, MountOptions};
+pub use self::options::{CtlDir, Flag, MountOptions, SubIds};
 use self::passthrough::Passthrough;
 use self::reply::{FOREVER, NEVER, absent, file_attr};
 pub use self::watchers::Watchers;
@@ -82,7 +82,7 @@ pub(crate) struct Service {
     pub control: Option<Arc<ControlDir>>,
     /// The options in effect ([`MountOptions::in_effect`]).
     pub options: MountOptions,
-    /// Translates the tree's ids to those shown on the mount.
+    /// Translates between the tree's ids and those of the mount.
     pub ids: IdMap,
     /// All connections of the live view, and this one.
     pub links: Arc<Links>,
@@ -212,7 +212,7 @@ impl Shared {
     }
 
     fn caller(&self, req: &Request, umask: u32) -> Caller {
-        Caller { uid: self.ids.uid(req.uid()), gid: self.ids.gid(req.gid()), umask }
+        Caller { uid: self.ids.stored_uid(req.uid()), gid: self.ids.stored_gid(req.gid()), umask }
     }
 
     /// Negotiates capabilities with the kernel.
