@@ -76,14 +76,14 @@ pub struct MountOptions {
     pub shares: bool,
     /// The mount is for the sessions of the environment: of several mounts, its kernel is the one that caches.
     pub for_sessions: bool,
-    /// Show the tree's ids from 1 on as these. Only has an effect on a mount made by an ordinary user and open
-    /// to no other: where others have access, what each of them makes must show as theirs.
+    /// Show the tree's ids from 1 on as these. Only has an effect on a mount made by an ordinary user and
+    /// open to no other: where others have access, what each of them makes must show as theirs.
     pub sub_ids: Option<SubIds>,
 }
 
-/// The ids of the host that an ordinary user may use besides its own, as /etc/subuid and /etc/subgid list them:
-/// ranges in order, each as its first id and their count. The ids of a kind are ignored if their ranges overlap,
-/// contain 0 or the user's own id, or are not all mapped in the process's user namespace.
+/// The ids of the host that an ordinary user may use besides its own, as /etc/subuid and /etc/subgid list
+/// them: ranges in order, each as its first id and its count. The ids of a kind are ignored if their ranges
+/// overlap, contain 0 or the user's own id, or are not all mapped in the process's user namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubIds {
