@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn users_and_groups_are_mapped_separately() {
-        let ids = IdMap { users: ids(1000, &SUB), groups: ids(100, &[]) };
+        let ids = IdMap { users: ids(1000, &SUB), groups: ids(100, &[]), elsewhere: None };
         assert_eq!((ids.shown_uid(33), ids.shown_gid(33)), (100_032, 33));
         assert_eq!((ids.stored_uid(100_032), ids.stored_gid(100_032)), (33, 100_032));
         assert_eq!((ids.shown_uid(0), ids.shown_gid(0)), (1000, 100));

@@ -11,6 +11,7 @@
 //! `References::counts`, `Link::names`. No notification is sent with a lock held but `joining`.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -269,10 +270,10 @@ impl Links {
     ///
     /// # Errors
     /// The first error of a kernel; the others are still told.
-    pub fn send(&self, invalidations: &[Invalidation]) -> std::io::Result<()> {
+    pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
         let all = self.all.read().clone();
         let kernels = all.iter().filter_map(|link| link.kernel.get());
-        kernels.map(|kernel| kernel.send(invalidations)).fold(Ok(()), std::io::Result::and)
+        kernels.map(|kernel| kernel.send(invalidations)).fold(Ok(()), io::Result::and)
     }
 
     fn other_that_caches(&self, link: &Arc<Link>) -> Option<Arc<Link>> {
@@ -320,6 +321,27 @@ impl Links {
             Some(references) => references.counts.lock().contains_key(&ino),
             None => view.references(ino) > counted_without(&self.all.read(), link, ino),
         }
+    }
+}
+
+/// Tells the kernels of a view's connections what has changed without their knowledge. Cheap to clone.
+#[derive(Clone)]
+pub struct Invalidator(Arc<Links>);
+
+impl Invalidator {
+    pub(crate) fn new(links: Arc<Links>) -> Invalidator {
+        Invalidator(links)
+    }
+
+    /// Makes the kernels look up or read again what changed in the live view. Mounts on directories stay.
+    /// Waits for operations in progress in the affected directories, so call it without holding a lock of the
+    /// view.
+    ///
+    /// # Errors
+    /// If a kernel refuses a notification; the remaining ones are still sent. It is not an error if it does
+    /// not know a name or inode.
+    pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
+        self.0.send(invalidations)
     }
 }
 

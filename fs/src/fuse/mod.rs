@@ -38,10 +38,10 @@ use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
+pub use self::links::Invalidator;
 use self::links::Lifetime;
 pub(crate) use self::links::{Link, Links};
 use self::nodes::{CONTROL, LIVE, Views, split};
-pub use self::notify::Invalidator;
 pub(crate) use self::notify::Kernel;
 pub use self::options::{CtlDir, Flag, MountOptions, SubIds};
 use self::passthrough::Passthrough;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::links::Links;
 use crate::attr::Invalidation;
 
 /// Notification codes and flags (`fuse_notify_*` in linux/fuse.h).
@@ -18,27 +17,6 @@ const EXPIRE_ONLY: u32 = 1;
 /// `struct fuse_out_header`: length, code, unique.
 const HEADER: usize = 16;
 
-/// Tells the kernels of a view's connections what has changed without their knowledge. Cheap to clone.
-#[derive(Clone)]
-pub struct Invalidator(Arc<Links>);
-
-impl Invalidator {
-    pub(crate) fn new(links: Arc<Links>) -> Invalidator {
-        Invalidator(links)
-    }
-
-    /// Makes the kernels look up or read again what changed in the live view. Mounts on directories stay.
-    /// Waits for operations in progress in the affected directories, so call it without holding a lock of the
-    /// view.
-    ///
-    /// # Errors
-    /// If a kernel refuses a notification; the remaining ones are still sent. It is not an error if it does
-    /// not know a name or inode.
-    pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
-        self.0.send(invalidations)
-    }
-}
-
 /// One connection's device, for notifications. fuser offers no way to send one with flags.
 pub(crate) struct Kernel(Arc<File>);
 
@@ -47,7 +25,11 @@ impl Kernel {
         Kernel(device)
     }
 
-    /// See [`Invalidator::send`].
+    /// Sends notifications, and goes on after one that the kernel refuses. It is not an error if it does not know a
+    /// name or inode.
+    ///
+    /// # Errors
+    /// The last refusal.
     pub(super) fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
         let mut result = Ok(());
         for invalidation in invalidations {

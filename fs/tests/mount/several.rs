@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -68,7 +68,7 @@ fn each_side_sees_what_the_other_did() {
         assert_eq!(fs::read_to_string(&theirs).expect("read"), "one");
         fs::write(&ours, "two").expect("write");
         assert_eq!(fs::read_to_string(&theirs).expect("read"), "two");
-        let mode = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o640));
+        let mode = fs::Permissions::from_mode(0o640);
         fs::set_permissions(&ours, mode).expect("chmod");
         assert_eq!(fs::metadata(&theirs).expect("stat").mode() & 0o7777, 0o640);
         fs::hard_link(&ours, here.join("d/g")).expect("link");
@@ -189,7 +189,7 @@ impl Object {
             }
             Kind::Size => {
                 let file = File::options().write(true).open(&path).expect("open");
-                if count % 2 == 0 {
+                if count.is_multiple_of(2) {
                     file.set_len(count).expect("truncate");
                 } else {
                     file.write_all_at(b"x", count - 1).expect("write");
