@@ -112,7 +112,7 @@ fn begin(
     let mount_options = MountOptions { read_only, ..options.mount.clone() };
     let dir = if options.session {
         keeper.watch();
-        mounts.for_sessions()?.map(|mount| mount.dir.clone())
+        mounts.for_sessions(false)?.map(|mount| mount.dir.clone())
     } else {
         mounts.mount(dir, &mount_options)?
     };
@@ -137,7 +137,7 @@ fn announce(
     Server::start(engine.store().files(), &engine.env_dir(id), move |request, descriptors| {
         let reply = match request {
             Request::Command(command) => Ok(answer(&instance, &command).into()),
-            Request::Enter { user } => keeper.entrance(user.as_deref()),
+            Request::Enter { user, own_id } => keeper.entrance(user.as_deref(), own_id),
             Request::Hold { shape, namespaces } => keeper.hold(shape, &namespaces, descriptors),
             Request::EndInside => {
                 keeper.end();

@@ -27,7 +27,7 @@ pub struct MountInfo {
     pub session: bool,
     /// Where the sessions have a mount of their own beside it, as they see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sessions: Option<PathBuf>,
+    pub sessions_dir: Option<PathBuf>,
     /// The minor device number of the mount, which finds it in any mount namespace. Not shown to users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<u32>,
@@ -36,7 +36,7 @@ pub struct MountInfo {
 impl MountInfo {
     /// Whether sessions, if there are any, use another mount than this.
     pub fn is_apart_from_sessions(&self) -> bool {
-        !self.session && self.sessions.is_some()
+        !self.session && self.sessions_dir.is_some()
     }
 
     /// Whether this process sees a live mount. One made inside a user namespace is in another mount

@@ -68,9 +68,9 @@ impl Keeper {
     }
 
     /// Answers [`Request::Enter`](super::socket::Request::Enter).
-    pub fn entrance(self: &Arc<Self>, user: Option<&str>) -> Result<Reply> {
+    pub fn entrance(self: &Arc<Self>, user: Option<&str>, own_id: bool) -> Result<Reply> {
         self.end_lost();
-        let Some(mount) = self.mounts.for_sessions()? else { return Ok(Answer::Ending.into()) };
+        let Some(mount) = self.mounts.for_sessions(own_id)? else { return Ok(Answer::Ending.into()) };
         // Whoever asks has joined the sessions already, and may be killed at any time.
         self.watch();
         let ground = mount.ground();

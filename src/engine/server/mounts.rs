@@ -79,6 +79,14 @@ impl Mount {
         self.ground.lock().clone()
     }
 
+    /// The host's mount, for sessions that use it.
+    fn as_sessions_see(&self, one_id: Option<String>) -> Arc<Mount> {
+        let Mount { dir, device, shares, .. } = self;
+        let (dir, ground) = (dir.clone(), Mutex::default());
+        let handle = Mutex::new(self.handle.lock().clone());
+        Arc::new(Mount { dir, ground, one_id, device: *device, shares: *shares, handle })
+    }
+
     fn unmount(&self, lazy: bool) -> karapace_fs::Result<()> {
         let handle = self.handle.lock().clone();
         match handle {
@@ -158,12 +166,12 @@ impl Mounts {
         Ok(options)
     }
 
-    /// The mount that sessions use, made now if there is none. `None`: the process is
-    /// ending.
+    /// The mount that a session uses, made now if there is none. With `own_id`, it is the host's if there is one,
+    /// where an ordinary user has a single id. `None`: the process is ending.
     ///
     /// # Errors
     /// If the mount cannot be made.
-    pub fn for_sessions(self: &Arc<Self>) -> Result<Option<Arc<Mount>>> {
+    pub fn for_sessions(self: &Arc<Self>, own_id: bool) -> Result<Option<Arc<Mount>>> {
         let _one_at_a_time = self.making.lock();
         let host = {
             let mut state = self.state.lock();
@@ -171,10 +179,11 @@ impl Mounts {
                 return Ok(None);
             }
             state.expected = true;
-            if let Some(mount) = &state.sessions {
-                return Ok(Some(mount.clone()));
+            match (&state.sessions, &state.host) {
+                (_, Some(host)) if own_id => return Ok(Some(host.as_sessions_see(None))),
+                (Some(mount), _) => return Ok(Some(mount.clone())),
+                (None, host) => host.clone(),
             }
-            state.host.clone()
         };
         let reason = match self.ranges(host.as_deref()) {
             Ok(None) => None,
@@ -186,12 +195,7 @@ impl Mounts {
         };
         let one_id = reason.map(|reason| format!("only one id inside: {reason}"));
         if let Some(host) = host {
-            // The same mount, as sessions see it.
-            let Mount { dir, device, shares, .. } = &*host;
-            let (dir, handle) = (dir.clone(), Mutex::new(host.handle.lock().clone()));
-            let mount =
-                Mount { dir, ground: Mutex::default(), one_id, device: *device, shares: *shares, handle };
-            return Ok(Some(Arc::new(mount)));
+            return Ok(Some(host.as_sessions_see(one_id)));
         }
         let dir = self.private_dir()?;
         let options = MountOptions { for_sessions: true, ..self.options() };
@@ -445,7 +449,7 @@ fn info(state: &State) -> Option<MountInfo> {
         pid: std::process::id(),
         session,
         device: mount.device,
-        sessions: beside.map(|mount| mount.dir.clone()),
+        sessions_dir: beside.map(|mount| mount.dir.clone()),
     })
 }
 

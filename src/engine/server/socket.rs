@@ -57,6 +57,9 @@ pub enum Request {
     Enter {
         /// The user that will run the command, for a client that cannot look users up itself.
         user: Option<String>,
+        /// It wants the caller's own id inside, and no others: the host's mount then, if there is one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        own_id: bool,
     },
     /// Keep a new inside for sessions that join later. Sent with the descriptors of its lifeline, a pidfd of
     /// its process 1, and its namespaces.
@@ -428,7 +431,7 @@ mod tests {
                 r#"{"op":"commit","name":"n","message":null,"paths":["/a",{"hex":"2fff"}]}"#,
             ),
             (Request::Command(Command::Status), r#"{"op":"status"}"#),
-            (Request::Enter { user: None }, r#"{"op":"enter","user":null}"#),
+            (Request::Enter { user: None, own_id: false }, r#"{"op":"enter","user":null}"#),
             (Request::Unmount, r#"{"op":"unmount"}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), line);

@@ -29,6 +29,9 @@ use crate::runtime::{Ended, Namespaces, Seen, User};
 /// checkpoint to write.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The longest reason for having one id that is read, in bytes.
+const MAX_REASON: u64 = 4096;
+
 /// A command to run inside an environment.
 #[derive(Debug, Clone, Default)]
 pub struct EnterOptions {
@@ -115,7 +118,7 @@ impl Engine {
     fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<Ended> {
         let backend = runtime::backend(policy.backend);
         let (request, namespaces, many_ids) = loop {
-            let place = self.place(env, options)?;
+            let place = self.place(env, options, policy)?;
             // The mount may have just made one of karapace's own directories.
             let policy = policy::without_our_own(self, policy)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
@@ -123,8 +126,7 @@ impl Engine {
                 Some(seen) => *seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
             };
-            // Said once, by the session that makes the inside.
-            seen.notes.extend(place.entrance.one_id.filter(|_| place.inside.is_none()));
+            seen.notes.extend(place.entrance.one_id.filter(|reason| self.is_news(env, reason)));
             seen.notes.iter().for_each(|note| tracing::warn!("{note}"));
             seen.become_caller(&policy, many_ids)?;
             let shape = options.shape(&policy, (!many_ids).then_some(&seen.user));
@@ -158,10 +160,12 @@ impl Engine {
     }
 
     /// Finds the environment's mount and its inside; mounts the environment if it is not mounted.
-    fn place(&self, env: &Metadata, options: &EnterOptions) -> Result<Place> {
+    fn place(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<Place> {
+        // Otherwise the caller's files at home would belong to root inside.
+        let own_id = policy.home.is_some() && options.user.as_deref() == Some(runtime::SELF);
+        let request = Request::Enter { user: options.user.clone(), own_id };
         let deadline = Deadline::after(PATIENCE);
         loop {
-            let request = Request::Enter { user: options.user.clone() };
             match self.exchange(env, &request, &[])? {
                 Some(Reply { answer: Answer::Entrance(entrance), descriptors }) => {
                     return self.place_of(env, entrance, descriptors);
@@ -205,6 +209,19 @@ impl Engine {
             return Err(Error::MountedElsewhere { env: env.name.clone(), dir: entrance.dir });
         }
         Ok(Place { entrance, ground: has_ground.then_some(ground), inside })
+    }
+
+    /// Whether the caller has not been told yet why its sessions in `env` have one id only. It counts as told from
+    /// now on.
+    fn is_news(&self, env: &Metadata, reason: &str) -> bool {
+        let (files, path) = (self.store().files(), self.env_dir(&env.instance).join("one-id"));
+        if files.read(&path, MAX_REASON).is_ok_and(|told| told == reason.as_bytes()) {
+            return false;
+        }
+        if let Err(error) = files.write(&path, reason.as_bytes()) {
+            tracing::debug!("it will be said again: {error}");
+        }
+        true
     }
 
     /// Hands a new inside to the serving process to keep. False if it already keeps one, or is ending.

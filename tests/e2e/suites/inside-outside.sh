@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+# An environment that is mounted on the host and has sessions at the same time. An ordinary user's sessions have all ids and
+# a mount of their own then: each side sees what the other did, and both come and go.
+# runs as: root user
+# files: MINBASE
+# seconds: 120
+. "$(dirname "$0")/../checks.sh"
+ENV=both
+DIR=$MOUNTS/$ENV
+
+setup() {
+    karapace import "$MINBASE_TAR" --name "$ENV"
+    karapace mount "$ENV"
+}
+
+# begin MARK: a session that sleeps that long, until the end of the check at the latest; its process id in $!.
+begin() {
+    karapace exec "$ENV" -- sleep "$1" </dev/null >/dev/null 2>&1 &
+    # shellcheck disable=SC2064 # this process, now
+    trap "kill $! 2>/dev/null || true" EXIT
+    until_true pgrep -fx "sleep $1"
+}
+# leave PROCESS: ends a session.
+leave() {
+    kill "$1"
+    wait "$1" || true
+}
+sessions() { inspect "$ENV" 'd["sessions"]'; }
+has_sessions() { [ "$(sessions)" = "$1" ]; }
+# The process that holds the namespaces of the sessions.
+holder() { pgrep -fx -u "$(id -u)" 'karapace ground'; }
+
+# stuck: processes that wait uninterruptibly now and did five seconds ago.
+stuck() {
+    waiting >"$TMPDIR/waiting"
+    sleep 5
+    waiting | comm -12 "$TMPDIR/waiting" -
+}
+waiting() { ps -eo stat=,pid=,comm= | awk '$1 ~ /^D/ && $3 !~ /^(kworker|jbd2|loop)/ { print $2, $3 }' | sort; }
+
+installs() {
+    begin 76001
+    local session=$!
+    x sh -euc 'export DEBIAN_FRONTEND=noninteractive
+        apt-get -q update
+        apt-get -q -y --no-install-recommends install openssh-client redis-server' >"$TMPDIR/apt" 2>&1 || { tail -n 30 "$TMPDIR/apt"; return 1; }
+    equal agent "2755 _ssh" "$(x stat -c '%a %G' /usr/bin/ssh-agent)"
+    # A daemon as its own user, with its data in the environment.
+    x sh -euc 'mkdir -p /run/redis; chown redis: /run/redis
+        setpriv --reuid redis --regid redis --init-groups redis-server --port 0 --unixsocket /run/redis/s --dir /var/lib/redis --daemonize yes >/dev/null
+        for n in $(seq 100); do redis-cli -s /run/redis/s ping 2>/dev/null | grep -q PONG && break; sleep 0.1; done
+        redis-cli -s /run/redis/s set key value >/dev/null
+        redis-cli -s /run/redis/s save >/dev/null'
+    x stat -c %U /var/lib/redis/dump.rdb | has -x redis
+    # The host has the same file, as the user's own sub-id.
+    local id
+    id=$(x id -u redis)
+    equal "owner on the host" "$(shown_id "$id")" "$(stat -c %u "$DIR/var/lib/redis/dump.rdb")"
+    leave "$session"
+}
+
+both_ways() {
+    begin 76002
+    local session=$! n
+    for n in $(seq 20); do
+        echo "outside $n" >"$DIR/srv/a"
+        equal "written outside" "outside $n" "$(x cat /srv/a)"
+        x sh -c "echo inside $n >/srv/a; touch /srv/new-$n"
+        equal "written inside" "inside $n" "$(cat "$DIR/srv/a")"
+        [ -e "$DIR/srv/new-$n" ]
+        rm "$DIR/srv/new-$n"
+        refused x test -e "/srv/new-$n"
+    done
+    # As an editor saves: a new file over the old one, and times that git compares.
+    git init -q "$DIR/srv/repository"
+    echo one >"$DIR/srv/repository/file"
+    git -C "$DIR/srv/repository" add file
+    git -C "$DIR/srv/repository" -c user.name=a -c user.email=a@b commit -qm one
+    equal status "" "$(git -C "$DIR/srv/repository" status --porcelain)"
+    x sh -c 'echo two >/srv/repository/file.new; mv /srv/repository/file.new /srv/repository/file'
+    equal status " M file" "$(git -C "$DIR/srv/repository" status --porcelain)"
+    python3 - "$DIR/srv/repository/file" <<'PYTHON'
+import os, sys
+path = sys.argv[1]
+with open(path + "~", "w") as new:
+    new.write("one\n")
+    os.fsync(new.fileno())
+os.replace(path + "~", path)
+PYTHON
+    equal "as saved" one "$(x cat /srv/repository/file)"
+    equal status "" "$(git -C "$DIR/srv/repository" status --porcelain)"
+    leave "$session"
+}
+
+commands_under_both() {
+    begin 76003
+    local session=$! hash
+    echo first >"$DIR/srv/state"
+    ctl "$ENV" "commit message=first"
+    hash=$(last "$ENV" | cut -d' ' -f3)
+    x sh -c 'echo second >/srv/state; touch /srv/only-in-second'
+    karapace diff "$ENV" | has -E '^M +/srv/state$'
+    karapace restore "$ENV" "$hash"
+    equal "on the host" first "$(cat "$DIR/srv/state")"
+    equal "in the session" first "$(x cat /srv/state)"
+    refused x test -e /srv/only-in-second
+    [ ! -e "$DIR/srv/only-in-second" ]
+    leave "$session"
+}
+
+mounts_come_and_go() {
+    until_true has_sessions 0
+    begin 76004
+    local session=$!
+    equal sessions 1 "$(sessions)"
+    karapace list | has -E "^$ENV .*Running.* $DIR, 1 session$"
+    if [ "$ACTOR" = root ]; then
+        # Root's sessions use the host's mount.
+        refused karapace umount "$ENV"
+        says 'karapace stop'
+        leave "$session"
+        until_true has_sessions 0
+        karapace umount "$ENV"
+        begin 76004
+        session=$!
+    else
+        karapace umount "$ENV"
+    fi
+    not_mounted "$DIR"
+    refused karapace umount "$ENV"
+    says 'karapace stop'
+    karapace list | has -E "^$ENV .*Running.* 1 session$"
+    x sh -c 'echo unmounted >/srv/a'
+    karapace mount "$ENV"
+    equal "mounted again" unmounted "$(cat "$DIR/srv/a")"
+    refused karapace mount "$ENV" "$TMPDIR/elsewhere"
+    says "is mounted at $DIR"
+    echo mounted >"$DIR/srv/a"
+    equal "in the session" mounted "$(x cat /srv/a)"
+    leave "$session"
+    until_true has_sessions 0
+    equal "the host's mount stays" mounted "$(cat "$DIR/srv/a")"
+    # From here on the host's kernel may cache again.
+    begin 76005
+    session=$!
+    equal "a later session" mounted "$(x cat /srv/a)"
+    leave "$session"
+    karapace umount "$ENV"
+    until_true no_server
+    begin 76006
+    session=$!
+    karapace mount --all "$MOUNTS"
+    x sh -c 'echo all >/srv/a'
+    equal "mount --all" all "$(cat "$DIR/srv/a")"
+    leave "$session"
+    karapace umount --all
+    until_true no_server
+    karapace mount "$ENV"
+}
+
+read_only_beside() {
+    karapace umount "$ENV"
+    begin 76007
+    local session=$!
+    karapace mount --read-only "$ENV"
+    refused touch "$DIR/srv/refused"
+    says 'read-only'
+    x touch /srv/allowed
+    [ -e "$DIR/srv/allowed" ]
+    leave "$session"
+    karapace umount "$ENV"
+    until_true no_server
+    karapace mount --read-only "$ENV"
+    refused x touch /srv/refused
+    says 'read-only'
+    karapace umount "$ENV"
+    karapace mount "$ENV"
+}
+
+# Writers on both sides until they are stopped; their process ids in $TMPDIR/writers.
+busy() {
+    karapace exec "$ENV" -- sh -c 'while :; do echo x >/srv/busy/inside; mv /srv/busy/inside /srv/busy/moved; cat /srv/busy/* >/dev/null; done' \
+        </dev/null >/dev/null 2>&1 &
+    echo $! >"$TMPDIR/writers"
+    (while :; do
+        echo y >"$DIR/srv/busy/outside" && mv "$DIR/srv/busy/outside" "$DIR/srv/busy/moved" && ls -l "$DIR/srv/busy"
+    done) >/dev/null 2>&1 &
+    echo $! >>"$TMPDIR/writers"
+}
+end_busy() {
+    local pid
+    while read -r pid; do
+        kill -KILL "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done <"$TMPDIR/writers"
+}
+
+# killed WHAT: under load from both sides, several times, at some moment.
+killed() {
+    local round
+    trap end_busy EXIT
+    until_true has_sessions 0
+    mkdir -p "$DIR/srv/busy"
+    for round in 1 2 3; do
+        busy
+        until_true test -e "$DIR/srv/busy/moved"
+        until_true has_sessions 1
+        sleep "0.$((RANDOM % 10))"
+        kill -KILL "$($1)"
+        equal "stuck after $1 was killed" "" "$(stuck)"
+        end_busy
+        karapace umount "$ENV" || true
+        until_true no_server
+        karapace mount "$ENV"
+        rm -f "$DIR/srv/busy/"*
+    done
+    karapace verify-store
+}
+server() { server_of "$ENV"; }
+session() { head -n 1 "$TMPDIR/writers"; }
+
+holder_is_replaced() {
+    begin 76008
+    local session=$!
+    kill -KILL "$(holder)"
+    # The session ends at the latest when the next one needs the mount.
+    equal "a later session" there "$(x echo there)"
+    wait "$session" || true
+    equal "the host's mount" 0 "$(ls "$DIR" >/dev/null; echo $?)"
+}
+
+need "an environment, mounted" setup
+check "packages and a daemon in a session beside the mount" installs
+check "what one side does, the other sees at once; git, and an editor's save" both_ways
+check "commit and restore under both" commands_under_both
+check "mounts come and go while sessions run, and sessions beside mounts" mounts_come_and_go
+check "a read-only mount beside a session that writes" read_only_beside
+check "kill -9 of the server under load from both sides: nothing hangs" killed server
+check "kill -9 of a session under load from both sides: nothing hangs" killed session
+if [ "$ACTOR" = user ]; then
+    check "kill -9 of the process that holds the sessions' mount: nothing hangs" killed holder
+    check "after that a new one is made" holder_is_replaced
+fi
+finish_suite
