@@ -24,6 +24,7 @@ pub mod control;
 pub mod errno;
 pub mod error;
 mod fuse;
+mod locks;
 mod mounting;
 pub mod path_text;
 pub mod pid_namespace;

@@ -20,8 +20,10 @@ use crate::error::At as _;
 use crate::error::{Error, Result};
 pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, SubIds, Watchers};
 use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
+pub use crate::locks::LockScope;
 use crate::mounting;
 pub use crate::mounting::{mount as mount_device, unmount};
+use crate::pid_namespace;
 use crate::view::View;
 
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
@@ -117,7 +119,7 @@ impl Serving {
         let options = options.in_effect(by_root);
         let ids =
             (IdMap::of_this_process(options.sub_ids.as_ref()), (geteuid().as_raw(), getegid().as_raw()));
-        let mounted = self.serve(&mountpoint, options.clone(), ids, || {
+        let mounted = self.serve(&mountpoint, options.clone(), ids, true, || {
             let device = mounting::mount(&mountpoint, source, &options)?;
             let place = mountpoint.clone();
             Ok((device, Box::new(move |lazy| unmount(&place, lazy).map(drop))))
@@ -137,19 +139,22 @@ impl Serving {
         let Handover { device, dir, process, unmount } = handover;
         let options = options.in_effect(true);
         let ids = (IdMap::of_process(process), (0, 0));
-        self.serve(&dir, options, ids, || Ok((device, unmount)))
+        let our_processes = pid_namespace::is_ours(process);
+        self.serve(&dir, options, ids, our_processes, || Ok((device, unmount)))
     }
 
     /// Adds a connection, which `mount` makes. `ids`: how ids are shown, and the owner of the control directory.
+    /// `our_processes`: whether its kernel tells processes by their numbers here.
     fn serve(
         &self,
         dir: &Path,
         options: MountOptions,
         ids: (IdMap, (u32, u32)),
+        our_processes: bool,
         mount: impl FnOnce() -> Result<(OwnedFd, Unmount)>,
     ) -> Result<MountedSession> {
         self.view.set_read_only(options.read_only);
-        let link = self.links.add(&self.view, options.for_sessions);
+        let link = self.links.add(&self.view, options.for_sessions, our_processes);
         let served = self.serve_link(&link, dir, options, ids, mount);
         if served.is_err() {
             self.links.remove(&self.view, &link);
@@ -208,8 +213,9 @@ impl Serving {
         (ids, owner): (IdMap, (u32, u32)),
     ) -> Service {
         let control = self.control.clone().filter(|_| options.ctl_dir != CtlDir::Disabled && !options.idmap);
-        let control =
-            control.map(|plane| Arc::new(ControlDir::new(plane, self.view.clone(), dir.to_owned(), owner)));
+        let control = control.map(|plane| {
+            Arc::new(ControlDir::new(plane, self.view.clone(), dir.to_owned(), owner, options.locks))
+        });
         Service {
             live: self.view.clone(),
             trees: self.trees.clone(),

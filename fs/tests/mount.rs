@@ -7,6 +7,7 @@ mod mount {
     mod differences;
     mod files;
     mod large;
+    mod locks;
     mod passthrough;
     mod random;
     mod restore;

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +29,7 @@ use super::notify::Kernel;
 use super::reply::{FOREVER, NEVER};
 use crate::attr::{Attr, Invalidation};
 use crate::error::Result;
+use crate::locks::Locks;
 use crate::view::View;
 
 /// How long a kernel may say that it does not know an inode of which it holds a reference. The answer to a
@@ -43,6 +44,10 @@ const MOST_NAMES: usize = 1 << 17;
 
 /// One kernel connection of the live view.
 pub(crate) struct Link {
+    /// Its number among those of the view, for locks.
+    pub number: u64,
+    /// Whether the kernel tells processes by their numbers here.
+    pub our_processes: bool,
     /// Sends notifications; set before the first request is served.
     pub kernel: OnceLock<Kernel>,
     /// Whether this kernel may cache. Held shared while an answer is sent that it may keep.
@@ -146,6 +151,10 @@ pub(crate) struct Links {
     joining: Mutex<()>,
     /// Held while the store is told what to keep.
     keeping: Mutex<()>,
+    /// The locks on files, if the kernels do not keep them.
+    pub locks: Arc<Locks>,
+    /// The number of the connection that was added last.
+    last: AtomicU64,
     all: RwLock<Vec<Arc<Link>>>,
     /// Whether there are several. One alone has nobody to tell.
     several: AtomicBool,
@@ -154,8 +163,8 @@ pub(crate) struct Links {
 impl Links {
     /// Adds a connection, which is the one that caches from now on, unless it is not for sessions and another
     /// one is. Whatever the one that did may have kept has expired when this returns. Call it before the new
-    /// connection's first request is served.
-    pub fn add(&self, view: &View, for_sessions: bool) -> Arc<Link> {
+    /// connection's first request is served. `our_processes`: see [`Link::our_processes`].
+    pub fn add(&self, view: &View, for_sessions: bool, our_processes: bool) -> Arc<Link> {
         let _one_at_a_time = self.joining.lock();
         let others = self.all.read().clone();
         let before = others.iter().find(|link| *link.caches.read());
@@ -168,6 +177,8 @@ impl Links {
             before.expire(names);
         }
         let link = Arc::new(Link {
+            number: self.last.fetch_add(1, Ordering::Relaxed) + 1,
+            our_processes,
             kernel: OnceLock::new(),
             caches: RwLock::new(caches),
             for_sessions,
@@ -180,9 +191,10 @@ impl Links {
         link
     }
 
-    /// Removes a connection that has ended, and gives back the references that its kernel held. If it cached,
-    /// one of those that remain does from now on.
+    /// Removes a connection that has ended, and gives back the locks and references that its kernel held. If
+    /// it cached, one of those that remain does from now on.
     pub fn remove(&self, view: &View, link: &Arc<Link>) {
+        self.locks.ended(link.number);
         let _one_at_a_time = self.joining.lock();
         let mut all = self.all.write();
         all.retain(|other| !Arc::ptr_eq(other, link));

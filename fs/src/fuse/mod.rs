@@ -4,7 +4,7 @@
 //! fuser's types stay inside this module. It decides only where a request goes: to the live view, to a
 //! snapshot's view or to the control directory.
 //!
-//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `seek`, `xattr`, `passthrough`),
+//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `locks`, `seek`, `xattr`, `passthrough`),
 //! which finds the view through `nodes`, and is answered through `reply`; `idmap` and `privileges` translate
 //! ids and modes on the way. Work that may take long goes to `workers`. `notify`, `pages` and `watchers` send
 //! what the kernel did not ask for.
@@ -13,6 +13,7 @@ mod filesystem;
 mod idmap;
 mod links;
 mod listing;
+mod locks;
 mod nodes;
 mod notify;
 mod options;
@@ -30,7 +31,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
 use karapace_store::id::ObjectId;
@@ -104,6 +105,8 @@ struct Shared {
     links: Arc<Links>,
     link: Arc<Link>,
     watchers: Watchers,
+    /// The next handle of an open file, if they are distinguished.
+    handles: AtomicU64,
     /// Request threads that are waiting for other threads to answer the kernel's requests.
     waiting: AtomicUsize,
     workers: Workers,
@@ -133,6 +136,7 @@ impl Server {
             links: service.links,
             link: service.link,
             watchers: service.watchers,
+            handles: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,
             seekers: Workers::new("seek", SEEK_THREADS)?,
@@ -228,10 +232,14 @@ impl Shared {
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_EXPIRE_ONLY;
+        wanted |= if self.shares_locks() {
+            InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS
+        } else {
+            InitFlags::FUSE_NO_OPEN_SUPPORT
+        };
         if self.options.shares {
             wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
         }

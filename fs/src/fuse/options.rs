@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::locks::LockScope;
+
 /// Whether and how the control directory is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -71,6 +73,8 @@ pub struct MountOptions {
     /// kernel then sends the caller's ids only with requests that create something, so there is no control
     /// directory. Only has an effect on a mount made by root.
     pub idmap: bool,
+    /// Which locks on files exclude each other. The same for all mounts of a view.
+    pub locks: LockScope,
     /// The view may be mounted elsewhere at the same time. Before the kernel reads from its cache, it then
     /// asks for the modification time, unless it knows that.
     pub shares: bool,
@@ -103,6 +107,7 @@ impl Default for MountOptions {
             threads: MountOptions::DEFAULT_THREADS,
             passthrough: false,
             idmap: false,
+            locks: LockScope::default(),
             shares: false,
             for_sessions: false,
             sub_ids: None,

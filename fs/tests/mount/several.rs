@@ -15,7 +15,7 @@ use karapace_fs::session::{MountOptions, UnmountHandle};
 use crate::mount::support::Mount;
 
 /// A second mount of a view, on a directory of its own.
-struct Second {
+pub struct Second {
     dir: tempfile::TempDir,
     unmounter: UnmountHandle,
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
@@ -23,15 +23,20 @@ struct Second {
 
 impl Second {
     fn of(mount: &Mount) -> Second {
+        Second::with(mount, |_| {})
+    }
+
+    pub fn with(mount: &Mount, change: impl FnOnce(&mut MountOptions)) -> Second {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let options = MountOptions { shares: true, ..MountOptions::default() };
+        let mut options = MountOptions { shares: true, ..MountOptions::default() };
+        change(&mut options);
         let session = mount.served.serving.mount(dir.path(), "karapace+second", &options).expect("mount");
         let unmounter = session.unmount_handle();
         let thread = Some(std::thread::spawn(move || session.wait()));
         Second { dir, unmounter, thread }
     }
 
-    fn path(&self, below: &str) -> PathBuf {
+    pub fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join(below)
     }
 }
@@ -368,7 +373,7 @@ fn planted_faults_are_found() {
     }
 }
 
-fn race(mount: &Mount, second: &Second) {
+pub fn race(mount: &Mount, second: &Second) {
     let sides = [mount.path(""), second.path("")];
     let objects: Vec<Object> =
         (0..2 * KINDS.len()).map(|n| Object::new(KINDS[n % KINDS.len()], n, &sides[0])).collect();

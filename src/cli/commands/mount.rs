@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use karapace_fs::session::{CtlDir, Flag, MountOptions};
+use karapace_fs::session::{CtlDir, Flag, LockScope, MountOptions};
 use karapace_store::metadata::Metadata;
 use serde_json::json;
 
@@ -15,8 +15,8 @@ use crate::process;
 
 /// The fields of [`How`]. Not the group that clap makes of them: a message would then name all of them
 /// instead of the one that was given.
-const OF_ONE_MOUNT: [&str; 8] =
-    ["read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"];
+const OF_ONE_MOUNT: [&str; 9] =
+    ["read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "locks", "threads"];
 
 /// Mount an environment as a directory
 ///
@@ -74,6 +74,11 @@ struct How {
     /// X-mount.idmap=). There is no control directory then. Only for root; needs Linux 6.12
     #[arg(long)]
     idmap: bool,
+    /// Which locks on files (flock, fcntl) exclude each other: those taken through the same mount, or those of
+    /// all programs, on the host and in sessions, which makes opening files slower. It holds for the sessions
+    /// too, until the last of them and the mount have ended
+    #[arg(long, value_parser = one_of(LockScope::WORDS), default_value = "local", value_name = "SCOPE")]
+    locks: LockScope,
     /// Number of threads that serve requests
     #[arg(long, value_name = "N", default_value_t = MountOptions::DEFAULT_THREADS, value_parser = threads)]
     threads: usize,
@@ -177,7 +182,8 @@ impl Args {
 
 impl How {
     fn options(&self) -> Options {
-        let How { read_only, flags, snapshot, ctl_dir, allow_other, passthrough, idmap, threads } = self;
+        let How { read_only, flags, snapshot, ctl_dir, allow_other, passthrough, idmap, locks, threads } =
+            self;
         Options {
             snapshot: snapshot.clone(),
             ..Options::on_host(MountOptions {
@@ -188,6 +194,7 @@ impl How {
                 threads: *threads,
                 passthrough: *passthrough,
                 idmap: *idmap,
+                locks: *locks,
                 ..MountOptions::default()
             })
         }

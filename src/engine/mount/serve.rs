@@ -80,7 +80,7 @@ fn serve_view(
     let admitted = Arc::new(Admitted::default());
     let plane: Arc<dyn ControlPlane> = Arc::new(Plane::new(instance.clone(), admitted.clone()));
     let serving = Serving::new(instance.view().clone(), instance.trees().clone(), Some(plane))?;
-    let mounts = Mounts::new(&instance, serving, options.session);
+    let mounts = Mounts::new(&instance, serving, options.session, options.mount.locks);
     let keeper = Keeper::new(engine, env.instance, mounts.clone(), admitted);
     let begun = begin(engine, &instance, &mounts, &keeper, (dir, options), asked, ready);
     let server = match begun {

@@ -4,7 +4,7 @@
 //! is one, and otherwise opens the environment in this process. [`mod@perform`] performs commands,
 //! [`control`] serves the control directory, [`keeper`] keeps the inside that sessions share, [`mounts`] are
 //! those through which one process serves the environment, one of them perhaps in a [`ground`], [`info`]
-//! records facts about a mount, and `peer` decides who may send requests. May use `instance`, and `upkeep`
+//! records facts about a mount, `place` finds a directory for the sessions' mount, and `peer` decides who may send requests. May use `instance`, and `upkeep`
 //! for the control files.
 
 pub mod access;
@@ -16,4 +16,5 @@ pub mod keeper;
 pub mod mounts;
 pub(super) mod peer;
 pub mod perform;
+mod place;
 pub mod socket;

@@ -5,13 +5,11 @@
 //! more and no session is expected.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use karapace_fs::session::{Flag, MountOptions, MountedSession, Serving, UnmountHandle};
-use karapace_store::id::InstanceId;
+use karapace_fs::session::{Flag, LockScope, MountOptions, MountedSession, Serving, UnmountHandle};
 use karapace_store::metadata::Metadata;
 use karapace_store::wait::Deadline;
 use nix::unistd::geteuid;
@@ -24,7 +22,6 @@ use crate::engine::instance::open::Instance;
 use crate::engine::instance::watchers::{Place, Teller};
 use crate::engine::mountpoint::{self, SOURCE};
 use crate::engine::{Engine, Error, Result};
-use crate::private_dir;
 use crate::runtime::ranges;
 
 /// How long a mount may stay in use after it was detached because the process is asked to end.
@@ -35,6 +32,8 @@ pub struct Mounts {
     instance: Arc<Instance>,
     serving: Serving,
     teller: Arc<Teller>,
+    /// Which locks exclude each other. One for all mounts: the kernel of one that keeps its own asks for none.
+    locks: LockScope,
     /// Mounts are made and ended one at a time. Not held while a request of the kernel needs it.
     making: Mutex<()>,
     state: Mutex<State>,
@@ -99,13 +98,20 @@ impl Mount {
 
 impl Mounts {
     /// The mounts of an open environment; there are none yet. With `for_sessions`, sessions are expected.
-    pub fn new(instance: &Arc<Instance>, serving: Serving, for_sessions: bool) -> Arc<Mounts> {
+    /// `locks`: which locks exclude each other, on all mounts.
+    pub fn new(
+        instance: &Arc<Instance>,
+        serving: Serving,
+        for_sessions: bool,
+        locks: LockScope,
+    ) -> Arc<Mounts> {
         let teller = Arc::new(Teller::new(serving.watchers()));
         instance.attach(serving.invalidator(), teller.clone());
         Arc::new(Mounts {
             instance: instance.clone(),
             serving,
             teller,
+            locks,
             making: Mutex::default(),
             state: Mutex::new(State { expected: for_sessions, ..State::default() }),
             changed: Condvar::new(),
@@ -148,6 +154,13 @@ impl Mounts {
 
     /// The options for a mount of the host. Beside the sessions' mount the view stays writable.
     fn host_options(&self, asked: &MountOptions, is_second: bool, env: &Metadata) -> Result<MountOptions> {
+        if asked.locks != self.locks {
+            let (name, locks) = (&env.name, self.locks.word());
+            return Err(Error::Invalid(format!(
+                "the locks of {name}'s sessions are {locks}, and a mount beside them must have the same: mount with \
+                 --locks {locks}, or end the sessions first (`karapace stop {name}`)"
+            )));
+        }
         let mut options = asked.clone();
         options.shares = is_second || has_range();
         if is_second {
@@ -246,7 +259,8 @@ impl Mounts {
     }
 
     fn options(&self) -> MountOptions {
-        MountOptions { read_only: self.instance.view().is_read_only(), ..MountOptions::default() }
+        let read_only = self.instance.view().is_read_only();
+        MountOptions { read_only, locks: self.locks, ..MountOptions::default() }
     }
 
     /// Records a mount, and waits for its end in a thread.
@@ -461,33 +475,4 @@ fn has_range() -> bool {
 /// What mount(8) and df show as the source of the environment's mounts.
 pub fn source(env: &Metadata) -> String {
     format!("{SOURCE}{}", env.name)
-}
-
-impl Engine {
-    /// Checks that a directory of the store does not lead elsewhere; makes it if it is missing.
-    fn check_place(&self, dir: &Path) -> io::Result<()> {
-        match self.store().files().hold(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
-            // A stale mount that a killed process left.
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// A directory for session mounts that no other user can reach: in the user's runtime directory, or
-    /// beside the upper. Set-user-ID programs take effect on root's mounts, so the directory above must be
-    /// closed to others.
-    pub(in crate::engine) fn session_dir(&self, instance: &InstanceId) -> Result<PathBuf> {
-        let (parent, name) = match private_dir::for_sessions() {
-            Some(dir) => (dir, instance.to_hex()),
-            None => {
-                let parent = self.env_dir(instance);
-                let dir = parent.join("mnt");
-                self.check_place(&dir).at("mount on", &dir)?;
-                (parent, "mnt".to_owned())
-            }
-        };
-        private_dir::make(&parent).at("mount below", &parent)?;
-        Ok(parent.join(name))
-    }
 }

@@ -229,6 +229,99 @@ holder_is_replaced() {
     equal "the host's mount" 0 "$(ls "$DIR" >/dev/null; echo $?)"
 }
 
+# insert PATH: 200 rows from the host, each of them a transaction.
+insert() {
+    python3 - "$1" <<'PYTHON'
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], timeout=120, isolation_level=None)
+for n in range(200):
+    database.execute("insert into t values ('outside', ?)", (n,))
+PYTHON
+}
+
+shared_locks() {
+    karapace umount "$ENV"
+    until_true no_server
+    karapace mount --locks shared "$ENV"
+    has -x 'locks: shared' <"$DIR/.karapace/status"
+    begin 76009
+    local session=$! side
+    x sh -euc 'export DEBIAN_FRONTEND=noninteractive
+        apt-get -q update
+        apt-get -q -y --no-install-recommends install sqlite3' >"$TMPDIR/apt" 2>&1 || { tail -n 30 "$TMPDIR/apt"; return 1; }
+    x sqlite3 /srv/db 'create table t (side, n)'
+    x sh -euc 'for n in $(seq 0 199); do sqlite3 -cmd ".timeout 120000" /srv/db "insert into t values ('"'inside', \$n"')"; done' &
+    local inside=$!
+    insert "$DIR/srv/db"
+    wait "$inside"
+    side=$(x sqlite3 /srv/db 'pragma integrity_check; select side, count(*), count(distinct n) from t group by side order by side')
+    equal "seen inside" $'ok\ninside|200|200\noutside|200|200' "$side"
+    side=$(python3 -c 'import sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+print(database.execute("pragma integrity_check").fetchone()[0], database.execute("select count(*) from t").fetchone()[0])' "$DIR/srv/db")
+    equal "seen outside" "ok 400" "$side"
+    # flock(1) on either side keeps the other one out, and lets it in at the end.
+    touch "$DIR/srv/lock"
+    flock "$DIR/srv/lock" sh -c 'cd "$1"; touch held; sleep 3; rm held; echo outside >turn' sh "$DIR/srv" &
+    until_true test -e "$DIR/srv/held"
+    refused x flock -n /srv/lock true
+    equal "timeout" 124 "$(x sh -c 'timeout 1 flock /srv/lock true; echo $?')"
+    equal "after waiting inside" outside "$(x flock /srv/lock cat /srv/turn)"
+    wait $!
+    x flock /srv/lock sh -c 'cd /srv; touch held; sleep 3; rm held; echo inside >turn' &
+    until_true test -e "$DIR/srv/held"
+    refused flock -n "$DIR/srv/lock" true
+    equal "after waiting outside" inside "$(flock "$DIR/srv/lock" cat "$DIR/srv/turn")"
+    wait $!
+    flock -n "$DIR/srv/lock" true
+    # It stays so for the sessions.
+    karapace umount "$ENV"
+    refused karapace mount "$ENV"
+    says '--locks shared'
+    karapace mount --locks shared "$ENV"
+    leave "$session"
+    until_true has_sessions 0
+    karapace umount "$ENV"
+    until_true no_server
+    begin 76010
+    refused karapace mount --locks shared "$ENV"
+    says 'karapace stop'
+    leave $!
+    until_true no_server
+    karapace mount "$ENV"
+}
+
+# By default each kernel keeps its own locks, and opens files without asking.
+local_locks() {
+    has -x 'locks: local' <"$DIR/.karapace/status"
+    begin 76011
+    local session=$!
+    touch "$DIR/srv/lock"
+    exec 9>"$DIR/srv/lock"
+    flock 9
+    x flock -n /srv/lock true
+    exec 9>&-
+    leave "$session"
+    karapace umount "$ENV"
+    until_true no_server
+    equal "opens and closes asked of the server" 2 "$(asked local)"
+    [ "$(asked shared)" -ge 10 ]
+    karapace mount "$ENV"
+}
+
+# asked SCOPE: how many opens and closes the kernel asks for while a file is read five times, from the first one on.
+asked() {
+    local log before after
+    KARAPACE_LOG='karapace_fs::fuse=trace' karapace mount --locks "$1" "$ENV" >/dev/null
+    log=$STORE/env/$(inspect "$ENV" 'd["instance"]')/mount.log
+    before=$(grep -cE 'operation="(open|flush)"' "$log" || true)
+    for _ in 1 2 3 4 5; do cat "$DIR/etc/os-release"; done >/dev/null
+    karapace umount "$ENV"
+    until_true no_server
+    after=$(grep -cE 'operation="(open|flush)"' "$log" || true)
+    echo $((after - before))
+}
+
 need "an environment, mounted" setup
 check "packages and a daemon in a session beside the mount" installs
 check "what one side does, the other sees at once; git, and an editor's save" both_ways
@@ -238,6 +331,8 @@ check "a read-only mount beside a session that writes" read_only_beside
 check "kill -9 of the server under load from both sides: nothing hangs" killed server
 check "kill -9 of a session under load from both sides: nothing hangs" killed session
 if [ "$ACTOR" = user ]; then
+    check "--locks shared: SQLite and flock on both sides" shared_locks
+    check "the default: each side has its own locks" local_locks
     check "kill -9 of the process that holds the sessions' mount: nothing hangs" killed holder
     check "after that a new one is made" holder_is_replaced
 fi
