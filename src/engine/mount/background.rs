@@ -213,7 +213,7 @@ fn receive(input: &mut impl BufRead) -> io::Result<Options> {
 
 #[cfg(test)]
 mod tests {
-    use karapace_fs::session::{CtlDir, Flag, MountOptions, SubIds};
+    use karapace_fs::session::{CtlDir, Flag, LockScope, MountOptions, SubIds};
     use serde_json::Value;
 
     use super::*;
@@ -231,6 +231,7 @@ mod tests {
                 threads: 7,
                 passthrough: true,
                 idmap: true,
+                locks: LockScope::Shared,
                 shares: true,
                 for_sessions: true,
                 sub_ids: Some(SubIds { uids: vec![(100_000, 65_536)], gids: vec![(7, 1), (9, 2)] }),

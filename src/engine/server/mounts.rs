@@ -17,11 +17,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::ground::Ground;
 use super::info::{MountInfo, info_path};
-use crate::engine::At as _;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::watchers::{Place, Teller};
 use crate::engine::mountpoint::{self, SOURCE};
-use crate::engine::{Engine, Error, Result};
+use crate::engine::{Error, Result};
 use crate::runtime::ranges;
 
 /// How long a mount may stay in use after it was detached because the process is asked to end.
