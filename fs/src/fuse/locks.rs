@@ -118,9 +118,9 @@ const BODY: usize = 48;
 /// `FUSE_LK_FLOCK`.
 const FLOCK: u32 = 1;
 
-/// Which kind of lock a request is about. fuser 0.18 does not pass that on, but its `Request` is the header in
-/// the buffer with the kernel's message, at this address. The rest is read from there as another process would
-/// read it, so that a fuser that keeps it elsewhere is no danger: `None` then.
+/// Which kind of lock a request is about. fuser 0.18 does not pass that on, but its `Request` is the header
+/// in the buffer with the kernel's message, at this address. The rest is read from there as another process
+/// would read it, so that a fuser that keeps it elsewhere is no danger: `None` then.
 fn kind(address: usize, unique: u64, asked: &Asked) -> Option<Kind> {
     let mut message = [0; HEADER + BODY];
     let remote = [RemoteIoVec { base: address, len: message.len() }];

@@ -4,9 +4,9 @@
 //! fuser's types stay inside this module. It decides only where a request goes: to the live view, to a
 //! snapshot's view or to the control directory.
 //!
-//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `locks`, `seek`, `xattr`, `passthrough`),
-//! which finds the view through `nodes`, and is answered through `reply`; `idmap` and `privileges` translate
-//! ids and modes on the way. Work that may take long goes to `workers`. `notify`, `pages` and `watchers` send
+//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `locks`, `seek`, `xattr`,
+//! `passthrough`), which finds the view through `nodes`, and is answered through `reply`; `idmap` and
+//! `privileges` translate ids and modes on the way. Work that may take long goes to `workers`. `notify`, `pages` and `watchers` send
 //! what the kernel did not ask for.
 
 mod filesystem;

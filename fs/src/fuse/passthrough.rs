@@ -1,9 +1,10 @@
 //! Opens, on a mount where the kernel reads large files directly from their objects.
 //!
-//! On other mounts the kernel opens files without asking, unless locks are shared. Here it asks, and gets the object of a file that is
-//! one whole object, once every block of it has been verified. Later disk errors go unnoticed, as with any
-//! object that was verified and is kept open. The mount is read-only, so the decision made at a file's first
-//! open holds as long as it is open: the kernel refuses to read the same file both ways at once.
+//! On other mounts the kernel opens files without asking, unless locks are shared. Here it asks, and gets the
+//! object of a file that is one whole object, once every block of it has been verified. Later disk errors go
+//! unnoticed, as with any object that was verified and is kept open. The mount is read-only, so the decision
+//! made at a file's first open holds as long as it is open: the kernel refuses to read the same file both ways
+//! at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -101,8 +102,8 @@ impl Shared {
         }
     }
 
-    /// A handle for an open file, of which the lowest bit is free. It distinguishes open files if their locks are
-    /// kept here.
+    /// A handle for an open file, of which the lowest bit is free. It distinguishes open files if their locks
+    /// are kept here.
     fn next_handle(&self) -> u64 {
         if self.shares_locks() { self.handles.fetch_add(2, Ordering::Relaxed) } else { 0 }
     }

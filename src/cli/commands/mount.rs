@@ -74,9 +74,9 @@ struct How {
     /// X-mount.idmap=). There is no control directory then. Only for root; needs Linux 6.12
     #[arg(long)]
     idmap: bool,
-    /// Which locks on files (flock, fcntl) exclude each other: those taken through the same mount, or those of
-    /// all programs, on the host and in sessions, which makes opening files slower. It holds for the sessions
-    /// too, until the last of them and the mount have ended
+    /// Which locks on files (flock, fcntl) exclude each other: those taken through the same mount, or those
+    /// of all programs, on the host and in sessions, which makes opening files slower. It holds for the
+    /// sessions too, until the last of them and the mount have ended
     #[arg(long, value_parser = one_of(LockScope::WORDS), default_value = "local", value_name = "SCOPE")]
     locks: LockScope,
     /// Number of threads that serve requests

@@ -31,7 +31,7 @@ pub struct Mounts {
     instance: Arc<Instance>,
     serving: Serving,
     teller: Arc<Teller>,
-    /// Which locks exclude each other. One for all mounts: the kernel of one that keeps its own asks for none.
+    /// Which locks exclude each other, on all mounts: a kernel that keeps its own asks for none.
     locks: LockScope,
     /// Mounts are made and ended one at a time. Not held while a request of the kernel needs it.
     making: Mutex<()>,
