@@ -21,17 +21,18 @@ use crate::error::{Error, Result};
 pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, SubIds, Watchers};
 use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
 use crate::mounting;
-pub use crate::mounting::{mount as mount_device, unmount};
+pub use crate::mounting::{CONNECTIONS, End, abort, connection, mount as mount_device, unmount};
 use crate::view::View;
 
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// How often the view is asked whether maintenance, such as a checkpoint, is due.
+/// How often the view is asked whether maintenance, such as a checkpoint, is due, and the connections whether one is
+/// stuck.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How a mount is ended: with true, it is detached even while it is in use. [`Error::Busy`] without.
-pub type Unmount = Box<dyn Fn(bool) -> Result<()> + Send + Sync>;
+/// Ends a mount. [`Error::Busy`] from [`End::Unmount`] while it is in use.
+pub type Unmount = Box<dyn Fn(End) -> Result<()> + Send + Sync>;
 
 /// The kernel connection of a mount, shared by everything that talks to the kernel outside of requests.
 struct Connection {
@@ -83,8 +84,8 @@ impl Serving {
         trees: Arc<Trees>,
         control: Option<Arc<dyn ControlPlane>>,
     ) -> Result<Serving> {
-        let upkeep = keep_up(view.clone())?;
-        let (links, watchers) = (Arc::default(), Watchers::default());
+        let (links, watchers) = (Arc::<Links>::default(), Watchers::default());
+        let upkeep = keep_up(view.clone(), links.clone())?;
         Ok(Serving { view, trees, control, links, watchers, _upkeep: upkeep })
     }
 
@@ -119,8 +120,13 @@ impl Serving {
             (IdMap::of_this_process(options.sub_ids.as_ref()), (geteuid().as_raw(), getegid().as_raw()));
         let mounted = self.serve(&mountpoint, options.clone(), ids, || {
             let device = mounting::mount(&mountpoint, source, &options)?;
-            let place = mountpoint.clone();
-            Ok((device, Box::new(move |lazy| unmount(&place, lazy).map(drop))))
+            let (place, number) = (mountpoint.clone(), mounting::connection(&mountpoint));
+            let end = move |end| match end {
+                End::Unmount => unmount(&place, false).map(drop),
+                End::Detach => unmount(&place, true).map(drop),
+                End::Abort => mounting::abort(&place, number).at("abort the connection of", &place),
+            };
+            Ok((device, Box::new(end)))
         })?;
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
@@ -183,13 +189,15 @@ impl Serving {
         let (device, background) = match begin() {
             Ok(begun) => begun,
             Err(error) => {
-                if let Err(error) = unmount(true) {
+                if let Err(error) = unmount(End::Detach) {
                     tracing::error!("{error}");
                 }
                 return Err(Error::host("serve the mount on", dir, explain(error, idmap)));
             }
         };
         let connection = Arc::new(Connection { device, mountpoint: dir.to_owned(), unmount });
+        let cut = connection.clone();
+        link.abort.get_or_init(|| Box::new(move || cut.abort()));
         Ok(MountedSession {
             view: self.view.clone(),
             background,
@@ -255,7 +263,7 @@ impl UnmountHandle {
     /// `EBUSY` (as [`Error::Busy`]) while a file in it is open, or something in it is a working directory or
     /// mount point.
     pub fn unmount(&self) -> Result<()> {
-        self.0.unmount(false)
+        self.0.end(End::Unmount)
     }
 
     /// Removes the mount from the directory tree at once; it is served until its last user is gone.
@@ -263,7 +271,7 @@ impl UnmountHandle {
     /// # Errors
     /// If the system refuses.
     pub fn detach(&self) -> Result<()> {
-        self.0.unmount(true)
+        self.0.end(End::Detach)
     }
 
     /// Waits up to `patience` until the kernel no longer has the mount, and returns whether it does not.
@@ -280,30 +288,42 @@ impl Connection {
         wait::for_event(&self.device, PollFlags::empty(), patience).unwrap_or(false)
     }
 
-    fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.ends_within(Duration::ZERO) { Ok(()) } else { (self.unmount)(lazy) }
+    fn end(&self, end: End) -> Result<()> {
+        if self.ends_within(Duration::ZERO) { Ok(()) } else { (self.unmount)(end) }
+    }
+
+    fn abort(&self) {
+        tracing::error!(
+            "aborting the connection of {}: the kernel has not taken a notification for {} s",
+            self.mountpoint.display(),
+            UPKEEP_INTERVAL.as_secs()
+        );
+        if let Err(error) = self.end(End::Abort) {
+            tracing::error!("cannot abort it: {error}; as root: echo 1 > {CONNECTIONS}/NUMBER/abort");
+        }
     }
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
         let stale = std::fs::metadata(&self.mountpoint);
         if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
-            && let Err(error) = (self.unmount)(true)
+            && let Err(error) = (self.unmount)(End::Detach)
         {
             tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
         }
     }
 }
 
-/// Starts the thread that maintains the view, so that no request waits for a checkpoint. It ends when the
-/// sender is dropped.
-fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
+/// Starts the thread that maintains the view, so that no request waits for a checkpoint, and aborts connections that
+/// are stuck. It ends when the sender is dropped.
+fn keep_up(view: Arc<View>, links: Arc<Links>) -> io::Result<Sender<()>> {
     let (sender, receiver) = channel::<()>();
     std::thread::Builder::new().name("karapace-upkeep".to_owned()).spawn(move || {
         while receiver.recv_timeout(UPKEEP_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = view.maintain() {
                 tracing::error!(%error, "cannot write a checkpoint; nothing is lost, but the journal grows");
             }
+            links.abort_stuck();
         }
     })?;
     Ok(sender)

@@ -8,7 +8,7 @@
 //! kernel holds in mapped pages, and again before it is answered, as every change is.
 //!
 //! Lock order: `Links::joining`, `References::agrees`, `Links::all`, `Link::caches`, the view's locks,
-//! `References::counts`, `Link::names`. No notification is sent with a lock held but `joining`.
+//! `References::counts`, `Link::names`, `Link::sending`. No notification is sent with a lock held but `joining`.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -16,7 +16,7 @@ use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use karapace_store::fail;
@@ -57,6 +57,11 @@ pub(crate) struct Link {
     names: Mutex<Names>,
     /// Roots of the snapshots that are looked at through this connection.
     snapshots: Mutex<Vec<ObjectId>>,
+    /// Aborts the connection.
+    pub abort: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// The notifications that the kernel has not taken yet, by the thread that sends one; and whether they were
+    /// there at the last look for those that are stuck.
+    sending: Mutex<HashMap<ThreadId, bool>>,
 }
 
 #[derive(Default)]
@@ -174,6 +179,8 @@ impl Links {
             references: (!others.is_empty()).then(References::default),
             names: Mutex::default(),
             snapshots: Mutex::default(),
+            abort: OnceLock::new(),
+            sending: Mutex::default(),
         });
         self.all.write().push(link.clone());
         self.several.store(!others.is_empty(), Ordering::SeqCst);
@@ -276,6 +283,24 @@ impl Links {
         kernels.map(|kernel| kernel.send(invalidations)).fold(Ok(()), io::Result::and)
     }
 
+    /// Aborts connections whose kernel has not taken a notification since the last call: a process that uses one
+    /// holds a lock and waits for something that waits for this server. Looks are counted, not time, for the server may
+    /// have been stopped.
+    pub fn abort_stuck(&self) {
+        if !self.several.load(Ordering::SeqCst) {
+            return;
+        }
+        for link in self.all.read().clone() {
+            let mut sending = link.sending.lock();
+            let is_stuck = sending.values().any(|seen| *seen);
+            sending.values_mut().for_each(|seen| *seen = true);
+            drop(sending);
+            if let Some(abort) = link.abort.get().filter(|_| is_stuck) {
+                abort();
+            }
+        }
+    }
+
     fn other_that_caches(&self, link: &Arc<Link>) -> Option<Arc<Link>> {
         if !self.several.load(Ordering::SeqCst) {
             return None;
@@ -294,7 +319,11 @@ impl Links {
         let Some(kernel) = link.kernel.get() else { return };
         let start = Instant::now();
         loop {
-            match send(kernel) {
+            let thread = thread::current().id();
+            link.sending.lock().insert(thread, false);
+            let sent = send(kernel);
+            link.sending.lock().remove(&thread);
+            match sent {
                 Err(Errno::ENOENT)
                     if !fail::planted("no-second-try")
                         && ino.is_some_and(|ino| self.holds(view, link, ino)) =>

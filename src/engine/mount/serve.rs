@@ -156,7 +156,8 @@ fn announce(
 /// Unmounts the host's mount or, if there is none, that of sessions which have ended.
 fn unmount(instance: &Instance, mounts: &Mounts, keeper: &Keeper) -> Result<Answer> {
     if mounts.has_host() {
-        return Ok(if mounts.unmount()? { Answer::SessionsStay } else { Answer::Unmounted });
+        mounts.unmount()?;
+        return Ok(Answer::Unmounted);
     }
     let env = instance.metadata();
     if sessions::running(instance.engine(), &env.instance) {

@@ -92,7 +92,6 @@ impl Engine {
         match self.ask(env, client, &Request::Unmount)? {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
-            Some(Answer::SessionsStay) => return Ok(mount.dir.clone()),
             Some(Answer::Failed { errno: libc::EBUSY, .. }) => return Err(busy(mount.dir.clone())),
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, UNKNOWN_ANSWER)),
@@ -103,7 +102,7 @@ impl Engine {
         Ok(mount.dir.clone())
     }
 
-    /// Waits until the process that served the mount is done. The mount is already gone here.
+    /// Waits until the process that served the mount is done, or goes on for sessions. The mount is already gone here.
     ///
     /// # Errors
     /// [`Error::Held`] if processes still have the mount in another mount namespace, or have files open on
@@ -113,6 +112,9 @@ impl Engine {
         let mut next_look = LOOK;
         let mut before: Vec<Holder> = Vec::new();
         while EnvLock::holder(self.store(), &env.instance)?.is_some() {
+            if sessions::running(self, &env.instance) {
+                return Ok(());
+            }
             if deadline.has_passed() {
                 return Err(self.serving_error(env, "has unmounted, but does not end"));
             }

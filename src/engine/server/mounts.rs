@@ -17,7 +17,7 @@ use karapace_store::wait::Deadline;
 use nix::unistd::geteuid;
 use parking_lot::{Condvar, Mutex};
 
-use super::ground::Ground;
+use super::ground::{Ground, Guard};
 use super::info::{MountInfo, info_path};
 use crate::engine::At as _;
 use crate::engine::instance::open::Instance;
@@ -71,6 +71,8 @@ pub struct Mount {
     /// Its kernel asks again for what it has cached, so another mount may be made beside it.
     shares: bool,
     handle: Mutex<Option<UnmountHandle>>,
+    /// For the sessions' mount on the host, if another is beside it.
+    guard: Mutex<Option<Guard>>,
 }
 
 impl Mount {
@@ -84,7 +86,15 @@ impl Mount {
         let Mount { dir, device, shares, .. } = self;
         let (dir, ground) = (dir.clone(), Mutex::default());
         let handle = Mutex::new(self.handle.lock().clone());
-        Arc::new(Mount { dir, ground, one_id, device: *device, shares: *shares, handle })
+        Arc::new(Mount {
+            dir,
+            ground,
+            one_id,
+            device: *device,
+            shares: *shares,
+            handle,
+            guard: Mutex::default(),
+        })
     }
 
     fn unmount(&self, lazy: bool) -> karapace_fs::Result<()> {
@@ -141,9 +151,25 @@ impl Mounts {
             device,
             shares: options.shares,
             handle: Mutex::default(),
+            guard: Mutex::default(),
         };
         self.add(mount, session, false)?;
+        self.guard_sessions();
         Ok(Some(dir))
+    }
+
+    /// Has the sessions' mount guarded, now that the host's is beside it. One in a ground is already.
+    fn guard_sessions(&self) {
+        let sessions = self.state.lock().sessions.clone();
+        let Some(mount) = sessions.filter(|mount| mount.ground().is_none()) else { return };
+        let mut guard = mount.guard.lock();
+        if guard.is_some() {
+            return;
+        }
+        match Guard::of(&mount.dir, mount.device) {
+            Ok(made) => *guard = Some(made),
+            Err(error) => tracing::warn!("if the server is killed, sessions may hang: {error}"),
+        }
     }
 
     /// The options for a mount of the host. Beside the sessions' mount the view stays writable.
@@ -201,8 +227,15 @@ impl Mounts {
         let options = MountOptions { for_sessions: true, ..self.options() };
         let session = self.serving.mount(&dir, &source(&self.instance.metadata()), &options)?;
         let device = mountpoint::fuse_device(&dir)?;
-        let mount =
-            Mount { dir, ground: Mutex::default(), one_id, device, shares: false, handle: Mutex::default() };
+        let mount = Mount {
+            dir,
+            ground: Mutex::default(),
+            one_id,
+            device,
+            shares: false,
+            handle: Mutex::default(),
+            guard: Mutex::default(),
+        };
         self.add(mount, session, true).map(Some)
     }
 
@@ -239,7 +272,15 @@ impl Mounts {
         let device = ground.connection();
         let ground = Mutex::new(Some(Arc::new(ground)));
         self.add(
-            Mount { dir, ground, one_id: None, device, shares: false, handle: Mutex::default() },
+            Mount {
+                dir,
+                ground,
+                one_id: None,
+                device,
+                shares: false,
+                handle: Mutex::default(),
+                guard: Mutex::default(),
+            },
             session,
             true,
         )
@@ -293,7 +334,7 @@ impl Mounts {
 
     /// Forgets a mount that is no longer there, or was detached. Returns whether it was known.
     fn forget(&self, mount: &Arc<Mount>) -> bool {
-        let mut was_known = false;
+        let (mut was_known, mut ended) = (false, None);
         let mut state = self.state.lock();
         let State { host, sessions, .. } = &mut *state;
         for slot in [host, sessions] {
@@ -301,10 +342,13 @@ impl Mounts {
                 *slot = None;
                 was_known = true;
                 mount.ground.lock().take();
+                ended = mount.guard.lock().take();
                 self.teller.remove(&mount.dir);
             }
         }
         drop(state);
+        // Waits for the process that it is.
+        drop(ended);
         if was_known && let Err(error) = self.write_info() {
             tracing::error!("{error}");
         }
@@ -330,15 +374,14 @@ impl Mounts {
         }
     }
 
-    /// Unmounts the host's mount. Returns whether the process goes on for the sessions.
+    /// Unmounts the host's mount, if there is one.
     ///
     /// # Errors
     /// [`Error::DirBusy`] while it is in use.
-    pub fn unmount(&self) -> Result<bool> {
+    pub fn unmount(&self) -> Result<()> {
         let _one_at_a_time = self.making.lock();
-        let Some(host) = self.state.lock().host.clone() else {
-            return Ok(self.state.lock().sessions.is_some());
-        };
+        let host = self.state.lock().host.clone();
+        let Some(host) = host else { return Ok(()) };
         match host.unmount(false) {
             Ok(()) => {}
             Err(karapace_fs::Error::Busy) => {
@@ -346,12 +389,11 @@ impl Mounts {
             }
             Err(error) => return Err(error.into()),
         }
-        let stays = self.state.lock().sessions.is_some();
-        if stays {
+        if self.state.lock().sessions.is_some() {
             // Otherwise the end of the connection forgets it, and until then it is known who holds it.
             self.forget(&host);
         }
-        Ok(stays)
+        Ok(())
     }
 
     /// Ends the mount of the sessions, of which none is left. Returns whether the process ends with it.

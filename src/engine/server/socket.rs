@@ -124,8 +124,6 @@ pub enum Answer {
     },
     /// To `Unmount`.
     Unmounted,
-    /// To `Unmount`: it is unmounted, and the process goes on for the sessions.
-    SessionsStay,
     /// It failed.
     Failed {
         /// Its errno.
