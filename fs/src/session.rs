@@ -18,7 +18,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::At as _;
 use crate::error::{Error, Result};
-pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, SubIds, Watchers};
+pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, MountPoints, SubIds, Watchers};
 use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
 use crate::mounting;
 pub use crate::mounting::{CONNECTIONS, End, abort, connection, mount as mount_device, unmount};
@@ -60,6 +60,7 @@ pub struct Serving {
     control: Option<Arc<dyn ControlPlane>>,
     links: Arc<Links>,
     watchers: Watchers,
+    mount_points: MountPoints,
     /// Dropping it ends the upkeep thread.
     _upkeep: Sender<()>,
 }
@@ -86,7 +87,8 @@ impl Serving {
     ) -> Result<Serving> {
         let (links, watchers) = (Arc::<Links>::default(), Watchers::default());
         let upkeep = keep_up(view.clone(), links.clone())?;
-        Ok(Serving { view, trees, control, links, watchers, _upkeep: upkeep })
+        let mount_points = MountPoints::new(links.clone());
+        Ok(Serving { view, trees, control, links, watchers, mount_points, _upkeep: upkeep })
     }
 
     /// Returns a handle that tells the kernel, on all mounts, what to forget.
@@ -97,6 +99,11 @@ impl Serving {
     /// Returns a handle for notifying programs that watch files.
     pub fn watchers(&self) -> Watchers {
         self.watchers.clone()
+    }
+
+    /// Returns a handle for processes that make mount points.
+    pub fn mount_points(&self) -> MountPoints {
+        self.mount_points.clone()
     }
 
     /// Mounts the view on the directory `dir`, which must exist; the mount answers requests when this returns. `source`
@@ -227,6 +234,7 @@ impl Serving {
             links: self.links.clone(),
             link: link.clone(),
             watchers: self.watchers.clone(),
+            mount_points: self.mount_points.clone(),
         }
     }
 }

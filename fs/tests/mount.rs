@@ -8,6 +8,7 @@ mod mount {
     mod files;
     mod large;
     mod passthrough;
+    mod placeholders;
     mod random;
     mod restore;
     mod several;

@@ -17,7 +17,8 @@
 //!   read-only, a small `/dev` (null, zero, full, random, urandom, tty, pts, shm, the usual links, and
 //!   console if there is a terminal), the host's `resolv.conf`, read-only, an `/etc/hosts` that has the
 //!   session's host name, and what the [`Policy`] lets in. `/run` and `/tmp` are the environment's own.
-//!   Missing mount points are created in the environment. Nothing is mounted on the host.
+//!   Missing mount points are made by process 1; the server of an environment takes them for placeholders,
+//!   which are not written into it. Nothing is mounted on the host.
 //! - **Streams.** Standard input, output and error are the caller's own descriptors, and so are as many
 //!   others as the caller asks for ([`Session::preserved`]). Karapace neither copies nor adds data.
 //! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace are forwarded to the

@@ -26,6 +26,7 @@ use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::notify::Kernel;
+use super::placeholders::Placeholders;
 use super::reply::{FOREVER, NEVER};
 use crate::attr::{Attr, Invalidation};
 use crate::error::Result;
@@ -55,6 +56,8 @@ pub(crate) struct Link {
     /// Names that this kernel may keep and that no inode in the table tells: absent ones, and those of inodes
     /// with several names.
     names: Mutex<Names>,
+    /// The mount points that only this kernel knows.
+    pub placeholders: Placeholders,
     /// Roots of the snapshots that are looked at through this connection.
     snapshots: Mutex<Vec<ObjectId>>,
     /// Aborts the connection.
@@ -137,7 +140,7 @@ impl Link {
         self.send(&all.collect::<Vec<_>>());
     }
 
-    fn send(&self, invalidations: &[Invalidation]) {
+    pub(super) fn send(&self, invalidations: &[Invalidation]) {
         if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.send(invalidations)) {
             tracing::error!(%error, "a kernel may go on showing what it has cached");
         }
@@ -178,6 +181,7 @@ impl Links {
             for_sessions,
             references: (!others.is_empty()).then(References::default),
             names: Mutex::default(),
+            placeholders: Placeholders::default(),
             snapshots: Mutex::default(),
             abort: OnceLock::new(),
             sending: Mutex::default(),
@@ -299,6 +303,11 @@ impl Links {
                 abort();
             }
         }
+    }
+
+    /// All connections.
+    pub(super) fn all(&self) -> Vec<Arc<Link>> {
+        self.all.read().clone()
     }
 
     fn other_that_caches(&self, link: &Arc<Link>) -> Option<Arc<Link>> {

@@ -2,22 +2,25 @@
 //! directory.
 //!
 //! fuser's types stay inside this module. It decides only where a request goes: to the live view, to a
-//! snapshot's view or to the control directory.
+//! snapshot's view, to the control directory or to a placeholder, which no view has.
 //!
-//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `seek`, `xattr`, `passthrough`),
-//! which finds the view through `nodes`, and is answered through `reply`; `idmap` and `privileges` translate
-//! ids and modes on the way. Work that may take long goes to `workers`. `notify`, `pages` and `watchers` send
-//! what the kernel did not ask for.
+//! A request arrives in `filesystem`, goes through `requests` (or `names`, `listing`, `seek`, `xattr`,
+//! `passthrough`), which finds the view through `nodes`, and is answered through `reply`; `idmap` and
+//! `privileges` translate ids and modes on the way. Work that may take long goes to `workers`. `notify`,
+//! `pages` and `watchers` send what the kernel did not ask for.
 
 mod filesystem;
 mod idmap;
 mod links;
 mod listing;
+mod names;
 mod nodes;
 mod notify;
 mod options;
 mod pages;
 mod passthrough;
+mod placeholders;
+mod points;
 mod privileges;
 mod reply;
 mod requests;
@@ -41,10 +44,11 @@ pub(crate) use self::idmap::IdMap;
 pub use self::links::Invalidator;
 use self::links::Lifetime;
 pub(crate) use self::links::{Link, Links};
-use self::nodes::{CONTROL, LIVE, Views, split};
+use self::nodes::{CONTROL, LIVE, PLACEHOLDER, Views, split};
 pub(crate) use self::notify::Kernel;
 pub use self::options::{CtlDir, Flag, MountOptions, SubIds};
 use self::passthrough::Passthrough;
+pub use self::points::MountPoints;
 use self::reply::{FOREVER, NEVER, absent, file_attr};
 pub use self::watchers::Watchers;
 use self::workers::Workers;
@@ -89,6 +93,8 @@ pub(crate) struct Service {
     pub link: Arc<Link>,
     /// The process that makes calls on behalf of watchers.
     pub watchers: Watchers,
+    /// The processes that make mount points.
+    pub mount_points: MountPoints,
 }
 
 /// fuser's file system: a handle to the state that requests share.
@@ -104,6 +110,7 @@ struct Shared {
     links: Arc<Links>,
     link: Arc<Link>,
     watchers: Watchers,
+    mount_points: MountPoints,
     /// Request threads that are waiting for other threads to answer the kernel's requests.
     waiting: AtomicUsize,
     workers: Workers,
@@ -113,8 +120,14 @@ struct Shared {
 
 /// Where a node lives.
 enum Node {
-    View { index: u16, view: Arc<View>, ino: Ino },
+    View {
+        index: u16,
+        view: Arc<View>,
+        ino: Ino,
+    },
     Control(Ino),
+    /// A mount point that no view has.
+    Placeholder(Ino),
 }
 
 impl Server {
@@ -133,6 +146,7 @@ impl Server {
             links: service.links,
             link: service.link,
             watchers: service.watchers,
+            mount_points: service.mount_points,
             waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,
             seekers: Workers::new("seek", SEEK_THREADS)?,
@@ -176,6 +190,9 @@ impl Shared {
         if index == CONTROL {
             return Ok(Node::Control(ino));
         }
+        if index == PLACEHOLDER {
+            return self.link.placeholders.attr(ino).map(|_| Node::Placeholder(ino));
+        }
         let view = self.views.get(index).map_err(|e| Errno::from_i32(e.errno()))?;
         Ok(Node::View { index, view, ino })
     }
@@ -183,11 +200,12 @@ impl Shared {
     /// The view that holds a node.
     ///
     /// # Errors
-    /// `EPERM` for a node of the control directory.
+    /// `EPERM` for a node of the control directory, `EROFS` for a placeholder.
     fn view(&self, node: INodeNo) -> std::result::Result<(u16, Arc<View>, Ino), Errno> {
         match self.node(node)? {
             Node::View { index, view, ino } => Ok((index, view, ino)),
             Node::Control(_) => Err(Errno::EPERM),
+            Node::Placeholder(_) => Err(Errno::EROFS),
         }
     }
 

@@ -46,6 +46,8 @@ impl Shared {
                 }
             }
             Ok((Node::Control(ino), offset)) => answer(reply, self.seek_control(ino, offset, whence)),
+            // Empty: nothing lies at any offset.
+            Ok((Node::Placeholder(_), _)) => answer(reply, Err(Errno::ENXIO)),
             Err(errno) => answer(reply, Err(errno)),
         }
     }

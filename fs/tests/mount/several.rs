@@ -15,14 +15,14 @@ use karapace_fs::session::{MountOptions, UnmountHandle};
 use crate::mount::support::Mount;
 
 /// A second mount of a view, on a directory of its own.
-struct Second {
+pub(super) struct Second {
     dir: tempfile::TempDir,
     unmounter: UnmountHandle,
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
 
 impl Second {
-    fn of(mount: &Mount) -> Second {
+    pub(super) fn of(mount: &Mount) -> Second {
         let dir = tempfile::tempdir().expect("temporary directory");
         let options = MountOptions { shares: true, ..MountOptions::default() };
         let session = mount.served.serving.mount(dir.path(), "karapace+second", &options).expect("mount");
@@ -31,7 +31,7 @@ impl Second {
         Second { dir, unmounter, thread }
     }
 
-    fn path(&self, below: &str) -> PathBuf {
+    pub(super) fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join(below)
     }
 }
@@ -47,7 +47,7 @@ impl Drop for Second {
     }
 }
 
-fn shared() -> (Mount, Second) {
+pub(super) fn shared() -> (Mount, Second) {
     let mount = Mount::with(|options| options.shares = true);
     let second = Second::of(&mount);
     (mount, second)

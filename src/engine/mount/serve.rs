@@ -1,11 +1,12 @@
 //! Serving an environment through FUSE in this process, until it is unmounted.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use karapace_fs::control::{Command, CommandError, ControlPlane, contained};
-use karapace_fs::session::{MountOptions, Serving, UnmountHandle};
+use karapace_fs::session::{MountOptions, MountPoints, Serving, UnmountHandle};
 use karapace_fs::view::View;
 use karapace_store::atomic;
 use karapace_store::id::InstanceId;
@@ -80,9 +81,10 @@ fn serve_view(
     let admitted = Arc::new(Admitted::default());
     let plane: Arc<dyn ControlPlane> = Arc::new(Plane::new(instance.clone(), admitted.clone()));
     let serving = Serving::new(instance.view().clone(), instance.trees().clone(), Some(plane))?;
+    let points = serving.mount_points();
     let mounts = Mounts::new(&instance, serving, options.session);
     let keeper = Keeper::new(engine, env.instance, mounts.clone(), admitted);
-    let begun = begin(engine, &instance, &mounts, &keeper, (dir, options), asked, ready);
+    let begun = begin(engine, &instance, &mounts, (&keeper, points), (dir, options), asked, ready);
     let server = match begun {
         Ok(server) => server,
         Err(error) => {
@@ -103,7 +105,7 @@ fn begin(
     engine: &Engine,
     instance: &Arc<Instance>,
     mounts: &Arc<Mounts>,
-    keeper: &Arc<Keeper>,
+    (keeper, points): (&Arc<Keeper>, MountPoints),
     (dir, options): (&Path, &Options),
     asked: Receiver<()>,
     ready: &mut dyn FnMut(&Path) -> Result<()>,
@@ -117,7 +119,7 @@ fn begin(
         mounts.mount(dir, &mount_options)?
     };
     let id = instance.metadata().instance;
-    let server = announce(engine, &id, instance, mounts, keeper)?;
+    let server = announce(engine, &id, instance, mounts, (keeper, points))?;
     let (ending, mounts, path) = (instance.clone(), mounts.clone(), info_path(engine, &id));
     watch_signals(asked, move || mounts.end(), move || finish(&ending, None, &path))?;
     // It is `None` only if sessions were expected, and are gone already.
@@ -131,16 +133,19 @@ fn announce(
     id: &InstanceId,
     instance: &Arc<Instance>,
     mounts: &Arc<Mounts>,
-    keeper: &Arc<Keeper>,
+    (keeper, points): (&Arc<Keeper>, MountPoints),
 ) -> Result<Server> {
     let (instance, mounts, keeper) = (instance.clone(), mounts.clone(), keeper.clone());
     Server::start(engine.store().files(), &engine.env_dir(id), move |request, descriptors| {
         let reply = match request {
             Request::Command(command) => Ok(answer(&instance, &command).into()),
             Request::Enter { user, own_id } => keeper.entrance(user.as_deref(), own_id),
+            Request::MakesMountPoints => makes_mount_points(&points, descriptors).map(Reply::from),
             Request::Hold { shape, namespaces } => keeper.hold(shape, &namespaces, descriptors),
             Request::EndInside => {
                 keeper.end();
+                // They go by themselves, but not before this is answered.
+                points.sweep();
                 Ok(Answer::InsideEnded.into())
             }
             Request::Mount { dir, options } => {
@@ -151,6 +156,14 @@ fn announce(
         };
         reply.unwrap_or_else(|error| failed(&error).into())
     })
+}
+
+fn makes_mount_points(points: &MountPoints, descriptors: Vec<OwnedFd>) -> Result<Answer> {
+    let Some(process) = descriptors.into_iter().next() else {
+        return Err(Error::Invalid("there is no process that makes mount points".to_owned()));
+    };
+    points.begin(process).at("let mount points be made by", Path::new("process 1 of the session"))?;
+    Ok(Answer::MakerKnown)
 }
 
 /// Unmounts the host's mount or, if there is none, that of sessions which have ended.

@@ -61,6 +61,9 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         own_id: bool,
     },
+    /// What a process, whose pidfd is sent along, makes in the mount are mount points of its session. Sent
+    /// before process 1 of a new inside makes any.
+    MakesMountPoints,
     /// Keep a new inside for sessions that join later. Sent with the descriptors of its lifeline, a pidfd of
     /// its process 1, and its namespaces.
     Hold {
@@ -111,6 +114,8 @@ pub struct Entrance {
 pub enum Answer {
     /// To `Enter`.
     Entrance(Entrance),
+    /// To `MakesMountPoints`.
+    MakerKnown,
     /// To `Hold`.
     Held,
     /// To `Hold`: another session was faster.
