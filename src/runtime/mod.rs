@@ -15,7 +15,7 @@
 //!
 //! - **Root.** The directory becomes `/` (pivot_root). Mounted on it are a new `/proc`, the host's `/sys`
 //!   read-only, a small `/dev` (null, zero, full, random, urandom, tty, pts, shm, the usual links, and
-//!   console if there is a terminal), the host's `resolv.conf`, read-only, an `/etc/hosts` that has the
+//!   console if there is a terminal), the host's `resolv.conf`, an `/etc/hosts` that has the
 //!   session's host name, and what the [`Policy`] lets in. `/run` and `/tmp` are the environment's own.
 //!   Missing mount points are made by process 1; the server of an environment takes them for placeholders,
 //!   which are not written into it. Nothing is mounted on the host.

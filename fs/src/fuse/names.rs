@@ -146,8 +146,12 @@ impl Shared {
     }
 
     pub(super) fn unlink(&self, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        let result = if let Err(errno) = self.leave_placeholder(parent, name) {
-            Err(errno)
+        let own = match self.leave_point(parent, name) {
+            Ok(own) => own,
+            Err(errno) => return reply.error(errno),
+        };
+        let result = if own {
+            self.remove_own(req, parent, name)
         } else if self.watchers.sent(req) {
             self.remove_for_watchers(parent, name)
         } else if self.is_reserved(parent, name) {
@@ -164,7 +168,7 @@ impl Shared {
         if self.is_reserved(parent, name) {
             return reply.error(Errno::EBUSY);
         }
-        if let Err(errno) = self.leave_placeholder(parent, name) {
+        if let Err(errno) = self.leave_point(parent, name) {
             return reply.error(errno);
         }
         if self.watchers.sent(req) {
@@ -210,8 +214,14 @@ impl Shared {
             if self.is_reserved(newparent, newname) {
                 return Err(if mode == RenameMode::Exchange { Errno::EBUSY } else { Errno::EEXIST });
             }
-            self.leave_placeholder(parent, name)?;
-            self.leave_placeholder(newparent, newname)?;
+            if let Some(renamed) = self.rename_own(req, (parent, name), (newparent, newname)) {
+                return renamed;
+            }
+            let hides = self.leave_point(newparent, newname)?;
+            if self.leave_point(parent, name)? || (hides && mode == RenameMode::Exchange) {
+                // Callers then copy it, and remove it.
+                return Err(Errno::EXDEV);
+            }
             let (index, view, from) = self.view(parent)?;
             let (new_index, _, to) = self.view(newparent)?;
             if index != new_index {
@@ -223,7 +233,11 @@ impl Shared {
             let caller = self.caller(req, 0);
             self.change("rename", (index, &view), None, || {
                 view.rename(&caller, from, name, to, newname, mode)
-            })
+            })?;
+            if hides {
+                self.link.placeholders.remove(newparent.0, newname);
+            }
+            Ok(())
         });
         done(reply, result);
     }

@@ -5,8 +5,12 @@
 //! neither for the others nor for `diff`, a commit or the disk. So a session leaves nothing behind, however
 //! it ends, and needs no view that can be written to.
 //!
-//! A placeholder cannot be changed, and its name not be replaced: a different answer to a look-up makes the
-//! kernel unmount what is mounted on it. It also hides what comes into the view under its name through another
+//! If process 1 writes to such a file and renames it, the file becomes one of the session's own: it hides what
+//! the view has under that name, its content is in memory, and those inside may change it. Who removes it, or
+//! renames another over it, does that to the name in the view.
+//!
+//! A mount point cannot be changed, and its name not be replaced: a different answer to a look-up makes the
+//! kernel unmount what is mounted on it. A placeholder also hides what comes into the view under its name through another
 //! connection. All of them are dropped when no process that made some lives any more.
 //!
 //! Lock order: `Makers::sweeping`, `Makers::known`, `Links::all`, `Placeholders::table`. The kernel is told
@@ -170,9 +174,50 @@ impl Shared {
         self.link.placeholders.add(parent.0, name, kind)
     }
 
-    /// Refuses to remove or to replace a placeholder.
-    pub(super) fn leave_placeholder(&self, parent: INodeNo, name: &[u8]) -> Outcome<()> {
-        self.link.placeholders.find(parent.0, name).map_or(Ok(()), |_| Err(Errno::EBUSY))
+    /// Refuses to remove or to replace a mount point. Returns whether the name is that of a file of the
+    /// session's own, which loses the name if the same succeeds in the view.
+    pub(super) fn leave_point(&self, parent: INodeNo, name: &[u8]) -> Outcome<bool> {
+        match self.link.placeholders.is_own(parent.0, name) {
+            Some(false) => Err(Errno::EBUSY),
+            own => Ok(own.is_some()),
+        }
+    }
+
+    /// Handles the removal of a file of the session's own.
+    pub(super) fn remove_own(&self, req: &Request, parent: INodeNo, name: &[u8]) -> Outcome<()> {
+        // A process that makes some tidies up.
+        if self.mount_points.made_by(req).is_none() {
+            let (index, view, ino) = self.view(parent)?;
+            match self.change("unlink", (index, &view), None, || view.unlink(ino, name)) {
+                Err(errno) if errno.code() == libc::ENOENT => {}
+                removed => removed?,
+            }
+        }
+        self.link.placeholders.remove(parent.0, name);
+        Ok(())
+    }
+
+    /// Handles a renaming by a process that makes mount points. `None` if it is to be answered as for any
+    /// other.
+    pub(super) fn rename_own(
+        &self,
+        req: &Request,
+        (parent, name): (INodeNo, &[u8]),
+        (newparent, newname): (INodeNo, &[u8]),
+    ) -> Option<Outcome<()>> {
+        self.link.placeholders.is_own(parent.0, name)?;
+        let _lives = self.mount_points.made_by(req)?;
+        Some(self.node(newparent).and_then(|place| match place {
+            Node::View { index: LIVE, .. } => {
+                self.link.placeholders.rename((parent.0, name), (newparent.0, newname))
+            }
+            _ => Err(Errno::EROFS),
+        }))
+    }
+
+    /// Whether the caller makes mount points: what it writes to becomes a file of the session's own.
+    pub(super) fn makes_points(&self, req: &Request) -> bool {
+        self.mount_points.made_by(req).is_some()
     }
 
     /// Refuses to remove or to replace a directory of the live view that holds a placeholder.

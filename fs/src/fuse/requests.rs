@@ -182,7 +182,10 @@ impl Shared {
                 })?;
                 Ok((None, file_attr(&attr, CONTROL, None)))
             }
-            Node::Placeholder(_) => Err(Errno::EROFS),
+            Node::Placeholder(number) => {
+                let attr = self.link.placeholders.set(number, set)?;
+                Ok((None, file_attr(&attr, PLACEHOLDER, Some(&self.ids))))
+            }
         });
         self.attr(reply, result);
     }
@@ -204,7 +207,9 @@ impl Shared {
                 }
                 Ok(())
             }),
-            Node::Placeholder(_) if mask.contains(AccessFlags::W_OK) => Err(Errno::EROFS),
+            Node::Placeholder(number) if mask.contains(AccessFlags::W_OK) => {
+                self.link.placeholders.set(number, &SetAttr::default()).map(drop)
+            }
             Node::Control(_) | Node::Placeholder(_) => Ok(()),
         });
         done(reply, result);
@@ -230,8 +235,8 @@ impl Shared {
                     let control = self.control()?;
                     guard("read", || control.read(ino, offset, size, buffer))
                 }
-                Node::Placeholder(_) => {
-                    buffer.clear();
+                Node::Placeholder(number) => {
+                    self.link.placeholders.read(number, offset, size, buffer);
                     Ok(())
                 }
             });
@@ -273,7 +278,13 @@ impl Shared {
                 };
             }
             Ok(Node::Control(ino)) => ino,
-            Ok(Node::Placeholder(_)) => return reply.error(Errno::EROFS),
+            Ok(Node::Placeholder(number)) => {
+                let makes = self.makes_points(req);
+                return match self.link.placeholders.write(number, offset, data, makes) {
+                    Ok(()) => reply.written(data.len() as u32),
+                    Err(errno) => reply.error(errno),
+                };
+            }
             Err(errno) => return reply.error(errno),
         };
         // Writeback from a shared mapping can come at any time and has no caller, so it is not a command.

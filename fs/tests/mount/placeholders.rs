@@ -26,6 +26,10 @@ def mount(at):
         raise OSError(ctypes.get_errno(), "mount")
 def create(at):
     os.close(os.open(at, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+def write(at, text):
+    file = os.open(at, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    os.write(file, text)
+    os.close(file)
 for line in sys.stdin:
     try:
         print(eval(line), flush=True)
@@ -254,4 +258,81 @@ fn a_long_listing_has_each_of_them_once() {
         assert_eq!(mount.ok("bash", &format!("ls -l {dir} | wc -l")).trim(), (count + 1).to_string());
     }
     maker.end();
+}
+
+/// A file that the maker has written and renamed: /etc/resolv.conf of a session.
+#[test]
+fn a_file_of_the_sessions_own_hides_the_one_in_the_view_until_it_is_replaced() {
+    let (mount, second) = shared();
+    let (conf, other) = (mount.path("etc/resolv.conf"), second.path("etc/resolv.conf"));
+    fs::create_dir(mount.path("etc")).expect("mkdir");
+    fs::write(&conf, "real\n").expect("write");
+    let read = |path: &Path| fs::read_to_string(path).expect("read");
+    let mut maker = Maker::start(&mount.path(""), &mount.served.serving.mount_points());
+    let keep = |maker: &mut Maker| {
+        maker.does("write('etc/.tmp', b'one\\n')");
+        maker.does("os.rename('etc/.tmp', 'etc/resolv.conf')");
+    };
+    let before = (diff(&mount), mount.view.stats().generation);
+    keep(&mut maker);
+    assert_eq!((read(&conf), read(&other)), ("one\n".into(), "real\n".into()));
+    assert_eq!(names(&mount.path("etc")), ["resolv.conf"]);
+    // Those inside may change it, which nobody else sees.
+    let old = File::open(&conf).expect("open");
+    fs::write(&conf, "two\n").expect("write");
+    mount.ok("sh", "echo three >>etc/resolv.conf; chmod 600 etc/resolv.conf; chown 5:6 etc/resolv.conf");
+    assert_eq!((read(&conf), read(&other)), ("two\nthree\n".into(), "real\n".into()));
+    let found = fs::metadata(&conf).expect("stat");
+    assert_eq!((found.mode(), found.uid(), found.gid(), found.size()), (0o100_600, 5, 6, 10));
+    let sought = "import os; f = os.open('etc/resolv.conf', 0); print(os.lseek(f, 2, os.SEEK_DATA), os.lseek(f, 2, os.SEEK_HOLE))";
+    assert_eq!(mount.ok("python3", sought), "2 10\n");
+    assert_eq!(errno(fs::write(&conf, vec![7; (1 << 20) + 1])), libc::ENOSPC);
+    assert_eq!(errno(fs::hard_link(&conf, mount.path("link"))), libc::EROFS);
+    assert_eq!(errno(fs::rename(&conf, mount.path("etc/moved"))), libc::EXDEV);
+    fs::write(&conf, "four\n").expect("write");
+    assert_eq!((diff(&mount), mount.view.stats().generation), before);
+    // What replaces it is the environment's. Who has it open keeps it.
+    fs::write(mount.path("etc/new"), "new\n").expect("write");
+    fs::rename(mount.path("etc/new"), &conf).expect("rename");
+    assert_eq!((read(&conf), read(&other)), ("new\n".into(), "new\n".into()));
+    assert_eq!(old.metadata().expect("stat").nlink(), 0);
+    assert_eq!(std::io::read_to_string(&old).expect("read"), "four\n");
+    keep(&mut maker);
+    mount.ok("sh", "mv etc/resolv.conf etc/moved && [ ! -e etc/resolv.conf ] && cat etc/moved | grep -x one");
+    assert!(!other.exists() && second.path("etc/moved").exists());
+    // There is none in the view.
+    keep(&mut maker);
+    mount.ok("sh", "sed -i s/one/five/ etc/resolv.conf");
+    assert_eq!(read(&other), "five\n");
+    keep(&mut maker);
+    mount.ok("sh", "ln -sf moved etc/resolv.conf");
+    assert_eq!(fs::read_link(&other).expect("a link"), Path::new("moved"));
+    // A symbolic link is hidden itself.
+    keep(&mut maker);
+    assert!(fs::symlink_metadata(&conf).expect("stat").is_file());
+    keep(&mut maker);
+    fs::remove_file(&conf).expect("unlink");
+    assert!(fs::symlink_metadata(&other).is_err());
+    keep(&mut maker);
+    fs::remove_file(&conf).expect("unlink of one that the view does not have");
+    fs::create_dir(&conf).expect("mkdir");
+    maker.does("write('etc/.tmp', b'x')");
+    assert_eq!(maker.says("os.rename('etc/.tmp', 'etc/resolv.conf')"), "EISDIR");
+    maker.does("create('point')");
+    assert_eq!(maker.says("os.rename('etc/.tmp', 'point')"), "EBUSY");
+    assert_eq!(maker.says("os.rename('point', 'etc/.tmp')"), "EROFS");
+    maker.does("os.unlink('etc/.tmp')");
+    fs::remove_dir(&conf).expect("rmdir");
+    // In a view that cannot be written to it can still be changed, and not be replaced.
+    fs::write(&other, "real\n").expect("write");
+    mount.view.set_read_only(true);
+    keep(&mut maker);
+    fs::write(&conf, "six\n").expect("write");
+    assert_eq!(errno(fs::remove_file(&conf)), libc::EROFS);
+    assert_eq!(read(&conf), "six\n");
+    mount.view.set_read_only(false);
+    maker.end();
+    mount.served.serving.mount_points().sweep();
+    assert_eq!((read(&conf), read(&other)), ("real\n".into(), "real\n".into()));
+    assert_eq!(names(&mount.path("etc")), ["moved", "resolv.conf"]);
 }

@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 
-use karapace_store::inode::ROOT_INO;
+use karapace_store::inode::{MAX_INO, ROOT_INO};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2, renameat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, fstat, lstat, umask};
 use nix::unistd::{chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, write};
@@ -33,6 +33,9 @@ const LINKS: [(&CStr, &CStr); 5] = [
 /// the environment. It is unlinked once the file has been mounted on its target.
 const TEXT: &CStr = c"/dev/.text";
 
+/// Under which name a file that the server keeps is written first.
+const KEPT: &CStr = c"/etc/.karapace-resolv.conf";
+
 /// What a mount shows.
 pub(in crate::runtime) enum Source {
     /// The file or directory at this path on the host.
@@ -43,6 +46,9 @@ pub(in crate::runtime) enum Source {
     New { kind: &'static CStr, options: Vec<(&'static CStr, Cow<'static, CStr>)> },
     /// A new file with this content, which lives as long as the session.
     Text(Vec<u8>),
+    /// No mount: a file of the session's own, which the server of the environment keeps in memory. Programs
+    /// may replace it, which changes the environment's.
+    Kept(Vec<u8>),
 }
 
 pub(in crate::runtime) struct Mount {
@@ -119,7 +125,7 @@ impl Mount {
             Source::New { kind, options } => {
                 return sys::new_filesystem(kind, options, self.attributes).map(Some);
             }
-            Source::Text(_) => return Ok(None),
+            Source::Text(_) | Source::Kept(_) => return Ok(None),
             Source::Host { path, recursive } => (sys::open_tree(path, *recursive)?, *recursive),
             Source::Checked { path, recursive } => {
                 let how = OpenHow::new()
@@ -138,12 +144,16 @@ impl Mount {
     /// Attaches the detached mount, or makes and attaches it. `own`: the only mount in which a mount point
     /// may be created; `None`: any.
     fn attach(&self, own: Option<u64>) -> Result<(), Errno> {
-        if !matches!(self.source, Source::Text(_)) {
-            return self.attach_tree(own);
+        match &self.source {
+            Source::Text(_) => {
+                let attached = self.attach_tree(own);
+                // Unlink only now: a file without a name cannot be attached.
+                unlink(TEXT).and(attached)
+            }
+            Source::Kept(text) if may_make(&self.target, own)? => keep(&self.target, text),
+            Source::Kept(_) => Ok(()),
+            _ => self.attach_tree(own),
         }
-        let attached = self.attach_tree(own);
-        // Unlink only now: a file without a name cannot be attached.
-        unlink(TEXT).and(attached)
     }
 
     fn attach_tree(&self, own: Option<u64>) -> Result<(), Errno> {
@@ -169,6 +179,23 @@ impl Mount {
             Err(Errno::EINVAL) => Err(misfit(&self.target, self.point)),
             other => other,
         }
+    }
+}
+
+/// Covers `path` with a file that the environment's server keeps for the session: it takes the new file for a
+/// mount point, until something is written to it.
+fn keep(path: &CStr, text: &[u8]) -> Result<(), Errno> {
+    let kept = write_new(KEPT, text).and_then(|()| {
+        // If the server does not know this process, the file is one of the environment's.
+        if lstat(KEPT)?.st_ino <= MAX_INO {
+            Err(Errno::ESTALE)
+        } else {
+            renameat(AT_FDCWD, KEPT, AT_FDCWD, path)
+        }
+    });
+    match kept {
+        Err(errno) if errno != Errno::EEXIST => unlink(KEPT).and(Err(errno)),
+        other => other,
     }
 }
 

@@ -38,6 +38,8 @@ pub(super) struct Wanted<'a> {
     pub covered: &'a [PathBuf],
     /// The text of `/etc/hosts`.
     pub hosts: Vec<u8>,
+    /// The host's `/etc/resolv.conf`; `None` if it has none.
+    pub resolv_conf: Option<Vec<u8>>,
     /// Owner and group of the runtime directory, as ids inside.
     pub owner: (u32, u32),
 }
@@ -46,8 +48,18 @@ impl Mounts {
     /// All mounts, in the order in which they are attached. Shares come before the session's own `/proc`,
     /// `/sys` and `/dev`, so that no symlink of the environment can lead a share over those.
     pub(super) fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
-        let Wanted { root, served, console, terminal_group, mask_control, shares, covered, hosts, owner } =
-            wanted;
+        let Wanted {
+            root,
+            served,
+            console,
+            terminal_group,
+            mask_control,
+            shares,
+            covered,
+            hosts,
+            resolv_conf,
+            owner,
+        } = wanted;
         let mut pts = vec![(c"mode", c"0620".into()), (c"ptmxmode", c"0666".into())];
         if terminal_group {
             pts.push((c"gid", c"5".into()));
@@ -74,9 +86,14 @@ impl Mounts {
         for share in on_dev {
             list.push(shared(share)?);
         }
-        // Read-only: root inside could otherwise write to the host's own file.
         let resolv = host(c"/etc/resolv.conf", c"/etc/resolv.conf".into(), Point::File, READ_ONLY);
-        list.push(Mount { required: false, ..resolv });
+        let source = match (served, resolv_conf) {
+            (true, Some(text)) => Some(Source::Kept(text)),
+            (true, None) => None,
+            // Read-only: root inside could otherwise write to the host's own file.
+            (false, _) => Some(resolv.source),
+        };
+        list.extend(source.map(|source| Mount { source, required: false, tree: None, ..resolv }));
         list.push(Mount {
             source: Source::Text(hosts),
             required: false,

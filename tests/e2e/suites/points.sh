@@ -101,6 +101,44 @@ killed_server() {
 }
 none_sleeps() { ! pgrep -fx 'sleep 77001'; }
 
+resolver() {
+    local conf=$DIR/etc/resolv.conf host
+    host=$(cat /etc/resolv.conf)
+    equal "the host's" "$host" "$(x cat /etc/resolv.conf)"
+    # Changed in place, it is the session's.
+    x sh -euc 'echo "# own" >>/etc/resolv.conf; chmod 640 /etc/resolv.conf; tail -n 1 /etc/resolv.conf' | has -x '# own'
+    x sh -euc 'cp /etc/hosts /etc/resolv.conf; cmp /etc/hosts /etc/resolv.conf; echo "nameserver 192.0.2.1" >/etc/resolv.conf'
+    unchanged "$ENV"
+    equal "the host's again" "$host" "$(x cat /etc/resolv.conf)"
+    # Replaced, it is the environment's, and the next session has the host's again.
+    x sh -euc 'sed -i "1i# mine" /etc/resolv.conf; head -n 1 /etc/resolv.conf' | has -x '# mine'
+    equal diff "A /etc/resolv.conf" "$(karapace diff "$ENV")"
+    has -x '# mine' <"$conf"
+    equal "covered again" "$host" "$(x cat /etc/resolv.conf)"
+    x sh -euc 'ln -sf ../run/nothing /etc/resolv.conf; readlink /etc/resolv.conf' | has -x ../run/nothing
+    equal link ../run/nothing "$(readlink "$conf")"
+    equal "a dangling link covered" "$host" "$(x cat /etc/resolv.conf)"
+    x sh -euc 'rm /etc/resolv.conf; ! [ -e /etc/resolv.conf ]; ! [ -L /etc/resolv.conf ]'
+    none_of_them "$DIR"
+    x sh -euc 'mv /etc/resolv.conf /etc/resolv.conf.old; test -s /etc/resolv.conf.old; rm /etc/resolv.conf.old'
+    unchanged "$ENV"
+}
+resolvconf_package() {
+    local package=$1
+    # A user has the ids that apt needs in a mount of the session's own.
+    karapace umount "$ENV"
+    x sh -euc "export DEBIAN_FRONTEND=noninteractive; apt-get -q update; apt-get -q -y --no-install-recommends install $package
+        echo 'nameserver 192.0.2.9' | resolvconf -a eth0.test; resolvconf -u; cat /etc/resolv.conf" >"$TMPDIR/apt" 2>&1 ||
+        { cat "$TMPDIR/apt"; return 1; }
+    if grep -iE 'busy|read-only file system|cross-device' "$TMPDIR/apt"; then wrong "it could not rewrite resolv.conf"; fi
+    has '192.0.2.9' <"$TMPDIR/apt"
+    x apt-get -q -y purge "$package" >"$TMPDIR/apt" 2>&1 || { cat "$TMPDIR/apt"; return 1; }
+    equal "the host's" "$(cat /etc/resolv.conf)" "$(x cat /etc/resolv.conf)"
+    x rm -f /etc/resolv.conf
+    karapace commit "$ENV"
+    karapace mount "$ENV"
+}
+
 frozen() {
     karapace umount "$ENV"
     # In a mount of the session's own.
@@ -129,6 +167,9 @@ check "there inside, and not in the environment" before_and_after
 check "not in diff or a commit while a session runs" during
 check "gone after kill -9 of the session" killed_session
 check "gone after kill -9 of the server" killed_server
+check "resolv.conf: changed in place, and replaced" resolver
+check "resolvconf" resolvconf_package resolvconf
+check "openresolv" resolvconf_package openresolv
 check "a frozen environment is entered" frozen
 check "with an OCI runtime" runtime
 finish_suite
