@@ -2,9 +2,10 @@
 //!
 //! A node id has the index of a view in bits 48 to 62 and the inode number in the low 48 bits. Index 0 is the
 //! live view, so its root is node 1, as the protocol requires. Index [`CONTROL`] is the control directory,
-//! [`PLACEHOLDER`] that of mount points which no view has. The indexes between are read-only views of snapshots: created when a snapshot is looked up below
-//! `.karapace/snapshots/`, and dropped when the kernel forgets its root, which it does after everything below
-//! it. As long as a view exists, the store keeps its tree, even if the snapshot is removed.
+//! [`PLACEHOLDER`] that of mount points which no view has. The indexes between are read-only views of
+//! snapshots: created when a snapshot is looked up below `.karapace/snapshots/`, and dropped when the kernel
+//! forgets its root, which it does after everything below it. As long as a view exists, the store keeps its
+//! tree, even if the snapshot is removed.
 
 use std::collections::HashMap;
 use std::sync::Arc;

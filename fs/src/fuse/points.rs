@@ -1,17 +1,17 @@
 //! Mount points that the environment lacks, and the processes that make them.
 //!
 //! Process 1 of an inside makes the directories and files that it mounts on, if they are missing. What it
-//! makes is a placeholder and not in the view: it exists for the kernel connection through which it was made, and
-//! neither for the others nor for `diff`, a commit or the disk. So a session leaves nothing behind, however
-//! it ends, and needs no view that can be written to.
+//! makes is a placeholder and not in the view: it exists for the kernel connection through which it was made,
+//! and neither for the others nor for `diff`, a commit or the disk. So a session leaves nothing behind,
+//! however it ends, and needs no view that can be written to.
 //!
-//! If process 1 writes to such a file and renames it, the file becomes one of the session's own: it hides what
-//! the view has under that name, its content is in memory, and those inside may change it. Who removes it, or
-//! renames another over it, does that to the name in the view.
+//! If process 1 writes to such a file and renames it, the file becomes one of the session's own: it hides
+//! what the view has under that name, its content is in memory, and those inside may change it. Who removes
+//! it, or renames another over it, does that to the name in the view.
 //!
 //! A mount point cannot be changed, and its name not be replaced: a different answer to a look-up makes the
-//! kernel unmount what is mounted on it. A placeholder also hides what comes into the view under its name through another
-//! connection. All of them are dropped when no process that made some lives any more.
+//! kernel unmount what is mounted on it. A placeholder also hides what comes into the view under its name
+//! through another connection. All of them are dropped when no process that made some lives any more.
 //!
 //! Lock order: `Makers::sweeping`, `Makers::known`, `Links::all`, `Placeholders::table`. The kernel is told
 //! with only `Makers::sweeping` held.

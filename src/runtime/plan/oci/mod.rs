@@ -123,8 +123,8 @@ pub(in crate::runtime) fn preparation(
     })
 }
 
-/// What the runtime will mount on, except in its own `/dev`. A file of the session's that is a directory in the
-/// environment is there, and is not covered.
+/// What the runtime will mount on, except in its own `/dev`. A file of the session's that is a directory in
+/// the environment is there, and is not covered.
 fn points(session: &Session, root: PathBuf) -> Result<Points, RuntimeError> {
     let shares = session.policy.shares.iter().filter(|share| !share.inside.starts_with("/dev"));
     let shares = shares.map(|share| match share.kind {
