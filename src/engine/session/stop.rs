@@ -52,7 +52,8 @@ impl Engine {
 
     /// The namespaces of the existing inside.
     fn inside_of(&self, env: &Metadata) -> Result<Option<Namespaces>> {
-        let reply = self.exchange(env, &Request::Enter { user: None, own_id: false }, &[])?;
+        // The host's mount will do: none is to be made for this.
+        let reply = self.exchange(env, &Request::Enter { user: None, own_id: true }, &[])?;
         let (entrance, mut descriptors): (_, Vec<OwnedFd>) = match reply {
             Some(Reply { answer: Answer::Entrance(entrance), descriptors }) => (entrance, descriptors),
             Some(Reply { answer: Answer::Failed { errno, reason }, .. }) => {
