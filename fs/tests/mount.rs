@@ -4,6 +4,7 @@ mod common;
 
 mod mount {
     mod control;
+    mod counters;
     mod differences;
     mod files;
     mod large;
@@ -13,9 +14,11 @@ mod mount {
     mod restore;
     mod several;
     mod space;
+    mod stalls;
     mod supply;
     mod support;
     mod surface;
+    mod three;
     mod user;
     mod watchers;
 }

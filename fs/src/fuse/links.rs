@@ -7,14 +7,19 @@
 //! notifications form no circle. A change of data is told before it is made, which brings in what the other
 //! kernel holds in mapped pages, and again before it is answered, as every change is.
 //!
-//! Lock order: `Links::joining`, `References::agrees`, `Links::all`, `Link::caches`, the view's locks,
-//! `References::counts`, `Link::names`, `Link::sending`. No notification is sent with a lock held but `joining`.
+//! When another connection is to cache, changes are still told to the one that did until its kernel has
+//! forgotten everything; then they are told to the new one; and that one caches only when all changes that
+//! began before are done, as those may not be told to it. So no two changes wait for each other's kernels.
+//!
+//! Lock order: `Links::joining`, `References::agrees`, `Links::told`, `Links::all`, `Link::caches`, the view's
+//! locks, `References::counts`, `Link::names`, `Link::sending`. No notification is sent with a lock held but `joining`.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -96,7 +101,7 @@ impl Link {
         Lifetime { time: if *caches { FOREVER } else { NEVER }, _caches: Some(caches) }
     }
 
-    /// To be held while references are taken or dropped, in the view and here.
+    /// To be held while references are taken or dropped, in the view and here. A change is not told meanwhile.
     pub fn counting(&self) -> Option<RwLockReadGuard<'_, ()>> {
         self.references.as_ref().map(|references| references.agrees.read())
     }
@@ -148,36 +153,52 @@ impl Link {
 }
 
 /// The connections of one view.
-#[derive(Default)]
 pub(crate) struct Links {
-    /// Connections are added and removed one at a time.
-    joining: Mutex<()>,
+    /// Connections are added and removed one at a time. It hears when the changes that began since the last
+    /// such step are done.
+    joining: Mutex<Receiver<Infallible>>,
     /// Held while the store is told what to keep.
     keeping: Mutex<()>,
     all: RwLock<Vec<Arc<Link>>>,
-    /// Whether there are several. One alone has nobody to tell.
-    several: AtomicBool,
+    told: RwLock<Told>,
+}
+
+/// Whom a change that begins now is told to.
+struct Told {
+    /// The connection that caches, or is about to.
+    link: Option<Arc<Link>>,
+    /// Each change holds a clone.
+    change: Sender<Infallible>,
+}
+
+impl Default for Links {
+    fn default() -> Links {
+        let (change, done) = channel();
+        Links {
+            joining: Mutex::new(done),
+            keeping: Mutex::default(),
+            all: RwLock::default(),
+            told: RwLock::new(Told { link: None, change }),
+        }
+    }
 }
 
 impl Links {
     /// Adds a connection, which is the one that caches from now on, unless it is not for sessions and another
     /// one is. Whatever the one that did may have kept has expired when this returns. Call it before the new
-    /// connection's first request is served.
+    /// connection's first request is served, and not from a change.
     pub fn add(&self, view: &View, for_sessions: bool) -> Arc<Link> {
-        let _one_at_a_time = self.joining.lock();
+        let mut joining = self.joining.lock();
         let others = self.all.read().clone();
         let before = others.iter().find(|link| *link.caches.read());
         let caches = for_sessions || before.is_none_or(|link| !link.for_sessions);
         if let Some(before) = before.filter(|_| caches) {
             *before.caches.write() = false;
-            let known = view.known(&|ino, held| held > counted_without(&others, before, ino));
-            let names = mem::take(&mut *before.names.lock());
-            before.send(&known);
-            before.expire(names);
+            self.forget_all(view, before, &others);
         }
         let link = Arc::new(Link {
             kernel: OnceLock::new(),
-            caches: RwLock::new(caches),
+            caches: RwLock::new(false),
             for_sessions,
             references: (!others.is_empty()).then(References::default),
             names: Mutex::default(),
@@ -187,28 +208,20 @@ impl Links {
             sending: Mutex::default(),
         });
         self.all.write().push(link.clone());
-        self.several.store(!others.is_empty(), Ordering::SeqCst);
+        if caches {
+            self.let_cache(&mut joining, &link);
+        }
         link
     }
 
     /// Removes a connection that has ended, and gives back the references that its kernel held. If it cached,
-    /// one of those that remain does from now on.
+    /// one of those that remain does from now on. Not to be called from a change.
     pub fn remove(&self, view: &View, link: &Arc<Link>) {
-        let _one_at_a_time = self.joining.lock();
-        let mut all = self.all.write();
-        all.retain(|other| !Arc::ptr_eq(other, link));
-        let others = all.clone();
-        if *link.caches.read()
-            && let Some(next) = others.iter().find(|link| link.for_sessions).or(others.first())
-        {
-            *next.caches.write() = true;
-        }
-        self.several.store(others.len() > 1, Ordering::SeqCst);
-        drop(all);
-        if others.is_empty() {
-            return;
-        }
+        let mut joining = self.joining.lock();
+        let mut others = self.all.read().clone();
+        others.retain(|other| !Arc::ptr_eq(other, link));
         match &link.references {
+            _ if others.is_empty() => {}
             Some(references) => {
                 let counts = mem::take(&mut *references.counts.lock());
                 counts.into_iter().for_each(|(ino, count)| view.forget(ino, count));
@@ -219,6 +232,31 @@ impl Links {
                 view.forget_all_but(&|ino| others.iter().map(|other| other.counted(ino)).sum());
             }
         }
+        // Not before: a change that is told waits as long as there are references that no connection counts.
+        self.all.write().clone_from(&others);
+        let next = others.iter().find(|link| link.for_sessions).or(others.first());
+        match next {
+            None => self.told.write().link = None,
+            Some(next) if *link.caches.read() => self.let_cache(&mut joining, next),
+            Some(_) => {}
+        }
+    }
+
+    /// Makes the kernel of a connection forget all that it keeps of the live view.
+    fn forget_all(&self, view: &View, link: &Arc<Link>, all: &[Arc<Link>]) {
+        let known = view.known(&|ino, held| held > counted_without(all, link, ino));
+        let names = mem::take(&mut *link.names.lock());
+        known.iter().for_each(|invalidation| self.tell_change(view, link, invalidation));
+        link.expire(names);
+    }
+
+    /// Lets `link` cache. None may at the moment.
+    fn let_cache(&self, joining: &mut Receiver<Infallible>, link: &Arc<Link>) {
+        let (change, done) = channel();
+        *self.told.write() = Told { link: Some(link.clone()), change };
+        // Fails once none is left that could send.
+        let _done = mem::replace(joining, done).recv();
+        *link.caches.write() = true;
     }
 
     /// Runs a change that came through `link`. What it changes is forgotten by the kernel that caches before
@@ -230,7 +268,11 @@ impl Links {
         data: Option<(Ino, Range<u64>)>,
         work: impl FnOnce() -> T,
     ) -> T {
-        let Some(other) = self.other_that_caches(link) else { return work() };
+        let (other, _until_done) = {
+            let told = self.told.read();
+            (told.link.clone().filter(|other| !Arc::ptr_eq(other, link)), told.change.clone())
+        };
+        let Some(other) = other else { return work() };
         if let Some((ino, range)) = data
             && !fail::planted("told-only-after")
         {
@@ -247,13 +289,7 @@ impl Links {
                 other.send(&changed);
             });
         }
-        for invalidation in &changed {
-            let ino = match invalidation {
-                Invalidation::Inode { ino } => Some(*ino),
-                Invalidation::Entry { .. } => None,
-            };
-            self.tell(view, &other, &|kernel| kernel.invalidate(invalidation), ino);
-        }
+        changed.iter().for_each(|invalidation| self.tell_change(view, &other, invalidation));
         result
     }
 
@@ -291,10 +327,8 @@ impl Links {
     /// holds a lock and waits for something that waits for this server. Looks are counted, not time, for the server may
     /// have been stopped.
     pub fn abort_stuck(&self) {
-        if !self.several.load(Ordering::SeqCst) {
-            return;
-        }
-        for link in self.all.read().clone() {
+        let all = self.all.read().clone();
+        for link in all.iter().filter(|_| all.len() > 1) {
             let mut sending = link.sending.lock();
             let is_stuck = sending.values().any(|seen| *seen);
             sending.values_mut().for_each(|seen| *seen = true);
@@ -310,11 +344,12 @@ impl Links {
         self.all.read().clone()
     }
 
-    fn other_that_caches(&self, link: &Arc<Link>) -> Option<Arc<Link>> {
-        if !self.several.load(Ordering::SeqCst) {
-            return None;
-        }
-        self.all.read().iter().find(|other| !Arc::ptr_eq(other, link) && *other.caches.read()).cloned()
+    fn tell_change(&self, view: &View, link: &Arc<Link>, changed: &Invalidation) {
+        let ino = match changed {
+            Invalidation::Inode { ino } => Some(*ino),
+            Invalidation::Entry { .. } => None,
+        };
+        self.tell(view, link, &|kernel| kernel.invalidate(changed), ino);
     }
 
     /// Sends a notification again as long as the kernel does not know the inode but holds a reference to it.
@@ -353,10 +388,13 @@ impl Links {
         }
     }
 
-    /// Whether the kernel of `link` holds a reference to an inode.
+    /// Whether the kernel of `link` holds a reference to an inode, or is about to be given one.
     fn holds(&self, view: &View, link: &Arc<Link>, ino: Ino) -> bool {
         match &link.references {
-            Some(references) => references.counts.lock().contains_key(&ino),
+            Some(references) => {
+                let _agree = references.agrees.write();
+                references.counts.lock().contains_key(&ino)
+            }
             None => view.references(ino) > counted_without(&self.all.read(), link, ino),
         }
     }

@@ -300,7 +300,16 @@ impl Shared {
         if index == LIVE { self.link.lifetime() } else { Lifetime::forever() }
     }
 
-    /// Replies with the entry `name` of the directory `parent` in a view.
+    /// Runs an operation on a view that takes a reference, and counts it for this kernel.
+    fn counted(&self, index: u16, operation: impl FnOnce() -> Result<Attr>) -> Result<Attr> {
+        if index != LIVE {
+            return operation();
+        }
+        let _counting = self.link.counting();
+        operation().inspect(|attr| self.link.count(attr.ino))
+    }
+
+    /// Replies with the entry `name` of the directory `parent` in a view, whose reference is counted.
     fn entry(
         self: &Arc<Self>,
         reply: ReplyEntry,
@@ -311,7 +320,6 @@ impl Shared {
         match result {
             Ok(attr) => {
                 if index == LIVE {
-                    self.link.count(attr.ino);
                     self.note_name(&lifetime, parent, name, Some(&attr));
                 }
                 reply.entry(&lifetime.time, &file_attr(&attr, index, Some(&self.ids)), GENERATION);

@@ -28,11 +28,10 @@ impl Shared {
         let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
         let made = self.make_placeholder(req, (parent, name), kind, reply);
         let Some(reply) = made else { return };
-        let _counting = self.link.counting();
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
             let attr = self.change("mknod", (index, &view), None, || {
-                view.mknod(&caller, ino, name, mode, decode_dev(rdev))
+                self.counted(index, || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))
             })?;
             Ok((view, (index, ino, name), attr))
         });
@@ -77,10 +76,11 @@ impl Shared {
             });
         }
         let (mode, umask) = how;
-        let _counting = self.link.counting();
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
-            let made = self.change("mkdir", (index, &view), None, || view.mkdir(&caller, ino, name, mode))?;
+            let made = self.change("mkdir", (index, &view), None, || {
+                self.counted(index, || view.mkdir(&caller, ino, name, mode))
+            })?;
             Ok((index, ino, made))
         });
         self.created(reply, name, made);
@@ -97,11 +97,11 @@ impl Shared {
         if self.watchers.sent(req) {
             return self.create_for_watchers(parent, name, FileKind::Symlink, reply);
         }
-        let _counting = self.link.counting();
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, 0);
-            let made =
-                self.change("symlink", (index, &view), None, || view.symlink(&caller, ino, name, target))?;
+            let made = self.change("symlink", (index, &view), None, || {
+                self.counted(index, || view.symlink(&caller, ino, name, target))
+            })?;
             Ok((index, ino, made))
         });
         self.created(reply, name, made);
@@ -114,13 +114,14 @@ impl Shared {
         newname: &[u8],
         reply: ReplyEntry,
     ) {
-        let _counting = self.link.counting();
         let made = self.creation(newparent, newname).and_then(|(index, view, parent)| {
             let (from, _, ino) = self.view(node)?;
             if from != index {
                 return Err(Errno::EXDEV);
             }
-            let made = self.change("link", (index, &view), None, || view.link(ino, parent, newname))?;
+            let made = self.change("link", (index, &view), None, || {
+                self.counted(index, || view.link(ino, parent, newname))
+            })?;
             Ok((index, parent, made))
         });
         self.created(reply, newname, made);

@@ -40,8 +40,7 @@ impl Shared {
         };
         match self.node(parent) {
             Ok(Node::View { index, view, ino }) => {
-                let _counting = self.link.counting();
-                match guard("lookup", || view.lookup(ino, name)) {
+                match guard("lookup", || self.counted(index, || view.lookup(ino, name))) {
                     Err(errno) if errno.code() == libc::ENOENT => self.no_entry(reply, (index, ino, name)),
                     found => self.entry(reply, (index, ino, name), found),
                 }

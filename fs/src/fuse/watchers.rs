@@ -121,6 +121,7 @@ impl Shared {
         }
         let Some(became) = self.watchers.became(dir, name) else { return Some(reply) };
         let view = self.views.live();
+        let _counting = self.link.counting();
         let found = guard("lookup", || view.lookup(dir, name));
         match (became, found) {
             (Became::Come(_), Ok(attr)) if view.references(attr.ino) <= 1 => {
@@ -131,7 +132,10 @@ impl Shared {
                 let ghost = file_attr(&self.watchers.ghost(kind), CONTROL, None);
                 reply.entry_with_ttls(&NEVER, &NEVER, &ghost, GENERATION);
             }
-            (_, found) => self.entry(reply, (LIVE, dir, name), found),
+            (_, found) => {
+                let found = found.inspect(|attr| self.link.count(attr.ino));
+                self.entry(reply, (LIVE, dir, name), found);
+            }
         }
         None
     }
@@ -146,6 +150,7 @@ impl Shared {
     ) {
         let (index, dir) = split(parent.0);
         let view = self.views.live();
+        let _counting = self.link.counting();
         let made = guard("create", || {
             let attr = view.lookup(dir, name)?;
             let fits = index == LIVE
@@ -157,6 +162,7 @@ impl Shared {
             }
             Ok(attr)
         });
+        let made = made.inspect(|attr| self.link.count(attr.ino));
         self.entry(reply, (LIVE, dir, name), made);
     }
 

@@ -14,8 +14,8 @@ use karapace_store::inode::ROOT_INO;
 use karapace_store::wait;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::mount::several::{Second, shared};
-use crate::mount::support::Mount;
+use crate::mount::several::shared;
+use crate::mount::support::{Mount, Second};
 
 /// Evaluates each line that it reads, in a mount namespace of its own.
 const LOOP: &str = r#"
