@@ -19,6 +19,7 @@ use std::convert::Infallible;
 use std::io;
 use std::mem;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
@@ -44,6 +45,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to pause before such a notification is sent again.
 const PAUSE: Duration = Duration::from_micros(50);
 
+/// How long the caller may take to get the answer to a look-up. Until then, the name that it gives becomes valid
+/// again even if it was expired after the answer.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
+
 /// How many names are remembered before all of them are expired.
 const MOST_NAMES: usize = 1 << 17;
 
@@ -63,6 +68,11 @@ pub(crate) struct Link {
     names: Mutex<Names>,
     /// The mount points that only this kernel knows.
     pub placeholders: Placeholders,
+    /// Names of directories that others have moved here, or from here: each is looked up at every use.
+    unsettled: Mutex<Names>,
+    /// When this kernel was last given a name that it may keep, in milliseconds since `start`.
+    given: AtomicU64,
+    start: Instant,
     /// Roots of the snapshots that are looked at through this connection.
     snapshots: Mutex<Vec<ObjectId>>,
     /// Aborts the connection.
@@ -139,6 +149,29 @@ impl Link {
         (names.len() > MOST_NAMES).then(|| mem::take(&mut *names))
     }
 
+    /// How long this kernel may keep a name, if it may keep answers for as long as `lifetime`.
+    pub fn name_lifetime(&self, lifetime: &Lifetime<'_>, parent: Ino, name: &[u8], found: &Attr) -> Duration {
+        if lifetime.time == NEVER {
+            return NEVER;
+        }
+        if FileKind::from_mode(found.mode) == Some(FileKind::Directory) {
+            let unsettled = self.unsettled.lock();
+            if !unsettled.is_empty() && unsettled.contains(&(parent, name.into())) {
+                return NEVER;
+            }
+        }
+        self.given.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+        lifetime.time
+    }
+
+    /// Waits until no answer that gives a name is on its way any more. Returns whether one may have been.
+    fn wait_for_names(&self) -> bool {
+        let given = Duration::from_millis(self.given.load(Ordering::Relaxed));
+        let wait = (given + ON_ITS_WAY).saturating_sub(self.start.elapsed());
+        thread::sleep(wait);
+        !wait.is_zero()
+    }
+
     /// Makes this kernel look these names up again.
     pub fn expire(&self, names: Names) {
         let all = names.into_iter().map(|(parent, name)| Invalidation::Entry { parent, name });
@@ -203,6 +236,9 @@ impl Links {
             references: (!others.is_empty()).then(References::default),
             names: Mutex::default(),
             placeholders: Placeholders::default(),
+            unsettled: Mutex::default(),
+            given: AtomicU64::new(0),
+            start: Instant::now(),
             snapshots: Mutex::default(),
             abort: OnceLock::new(),
             sending: Mutex::default(),
@@ -244,10 +280,15 @@ impl Links {
 
     /// Makes the kernel of a connection forget all that it keeps of the live view.
     fn forget_all(&self, view: &View, link: &Arc<Link>, all: &[Arc<Link>]) {
-        let known = view.known(&|ino, held| held > counted_without(all, link, ino));
+        let mut known = view.known(&|ino, held| held > counted_without(all, link, ino));
         let names = mem::take(&mut *link.names.lock());
+        known.extend(names.into_iter().map(|(parent, name)| Invalidation::Entry { parent, name }));
         known.iter().for_each(|invalidation| self.tell_change(view, link, invalidation));
-        link.expire(names);
+        if link.wait_for_names() {
+            known.retain(|what| matches!(what, Invalidation::Entry { .. }));
+            link.send(&known);
+        }
+        link.unsettled.lock().clear();
     }
 
     /// Lets `link` cache. None may at the moment.
@@ -289,7 +330,24 @@ impl Links {
                 other.send(&changed);
             });
         }
-        changed.iter().for_each(|invalidation| self.tell_change(view, &other, invalidation));
+        // What the other kernel has a placeholder for stays so, with what is mounted on it.
+        changed.retain(|what| match what {
+            Invalidation::Entry { parent, name } => other.placeholders.find(*parent, name).is_none(),
+            Invalidation::Inode { .. } => true,
+        });
+        let moves_directory = moves_directory(view, &changed);
+        for invalidation in &changed {
+            match invalidation {
+                Invalidation::Entry { parent, name } if !moves_directory => {
+                    self.tell(view, &other, &|kernel| kernel.drop_name(*parent, name), None);
+                }
+                Invalidation::Entry { parent, name } => {
+                    other.unsettled.lock().insert((*parent, name.clone()));
+                    self.tell_change(view, &other, invalidation);
+                }
+                Invalidation::Inode { .. } => self.tell_change(view, &other, invalidation),
+            }
+        }
         result
     }
 
@@ -419,6 +477,27 @@ impl Invalidator {
     pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
         self.0.send(invalidations)
     }
+}
+
+/// Whether these changes give a directory another name. Its names are expired, for what is mounted in it moves
+/// along if the kernel meets it under the new one first.
+fn moves_directory(view: &View, changed: &[Invalidation]) -> bool {
+    let parents: HashSet<Ino> = changed
+        .iter()
+        .filter_map(|what| match what {
+            Invalidation::Entry { parent, .. } => Some(*parent),
+            Invalidation::Inode { .. } => None,
+        })
+        .collect();
+    let is_directory = |ino: &Ino| {
+        view.getattr(*ino)
+            .is_ok_and(|attr| attr.nlink > 0 && FileKind::from_mode(attr.mode) == Some(FileKind::Directory))
+    };
+    !parents.is_empty()
+        && changed.iter().any(|what| match what {
+            Invalidation::Inode { ino } => !parents.contains(ino) && is_directory(ino),
+            Invalidation::Entry { .. } => false,
+        })
 }
 
 /// The references that all but one connection have counted.

@@ -319,10 +319,13 @@ impl Shared {
         let lifetime = self.lifetime(index);
         match result {
             Ok(attr) => {
+                let mut time = lifetime.time;
                 if index == LIVE {
                     self.note_name(&lifetime, parent, name, Some(&attr));
+                    time = self.link.name_lifetime(&lifetime, parent, name, &attr);
                 }
-                reply.entry(&lifetime.time, &file_attr(&attr, index, Some(&self.ids)), GENERATION);
+                let shown = file_attr(&attr, index, Some(&self.ids));
+                reply.entry_with_ttls(&lifetime.time, &time, &shown, GENERATION);
             }
             Err(errno) => reply.error(errno),
         }

@@ -67,7 +67,7 @@ impl Clock {
         self.under_way.lock().push((start, late, what));
         let result = work();
         self.under_way.lock().retain(|call| call.0 != start);
-        let took = start.elapsed().saturating_sub(self.late() - late);
+        let took = start.elapsed().saturating_sub(self.late().saturating_sub(late));
         assert!(
             took <= most,
             "{what} took {:?}, of which the machine took all but {took:?}",
@@ -91,7 +91,7 @@ impl Clock {
             self.ticked.store(self.start.elapsed().as_micros() as u64, Ordering::SeqCst);
             let now = self.late();
             for (start, late, what) in &*self.under_way.lock() {
-                if start.elapsed().saturating_sub(now - *late) > STUCK {
+                if start.elapsed().saturating_sub(now.saturating_sub(*late)) > STUCK {
                     eprintln!("{what} has not returned for {:?}", start.elapsed());
                     abort();
                 }
