@@ -386,7 +386,7 @@ impl Links {
     /// have been stopped.
     pub fn abort_stuck(&self) {
         let all = self.all.read().clone();
-        for link in all.iter().filter(|_| all.len() > 1) {
+        for link in &all {
             let mut sending = link.sending.lock();
             let is_stuck = sending.values().any(|seen| *seen);
             sending.values_mut().for_each(|seen| *seen = true);
@@ -443,6 +443,15 @@ impl Links {
                     return;
                 }
             }
+        }
+    }
+
+    /// Whether the kernel of `link` held a reference to an inode before the one that was just taken in the view, which
+    /// is not counted yet. Call it while that is [`counting`](Link::counting).
+    pub fn held_before(&self, view: &View, link: &Arc<Link>, ino: Ino) -> bool {
+        match &link.references {
+            Some(references) => references.counts.lock().contains_key(&ino),
+            None => view.references(ino) > counted_without(&self.all.read(), link, ino) + 1,
         }
     }
 

@@ -124,7 +124,7 @@ impl Shared {
         let _counting = self.link.counting();
         let found = guard("lookup", || view.lookup(dir, name));
         match (became, found) {
-            (Became::Come(_), Ok(attr)) if view.references(attr.ino) <= 1 => {
+            (Became::Come(_), Ok(attr)) if !self.links.held_before(view, &self.link, attr.ino) => {
                 view.forget(attr.ino, 1);
                 reply.error(Errno::ENOENT);
             }

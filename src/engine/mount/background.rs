@@ -179,6 +179,11 @@ impl Engine {
             };
             let pid = client.server().at("find the server of", Path::new(&env.name))?;
             match self.ask(env, client, &request)? {
+                Some(Answer::Mounted { dir }) if !mountpoint::is_ours(&dir) => {
+                    // The sessions were begun in another mount namespace.
+                    self.unmount_and_wait(env, &Request::Unmount)?;
+                    return Err(Error::MountedElsewhere { env: env.name.clone(), dir });
+                }
                 Some(Answer::Mounted { dir }) => {
                     return Ok(Some(Mounted { dir, pid: pid.unsigned_abs(), process: None }));
                 }

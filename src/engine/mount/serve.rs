@@ -73,6 +73,7 @@ fn serve_view(
     // We hold the lock, so a mount recorded by an earlier process is over.
     if let Some(old) = engine.recorded_mount(&env.instance)? {
         mountpoint::clear_stale(&old.dir)?;
+        old.sessions_dir.iter().try_for_each(|dir| mountpoint::clear_stale(dir))?;
     }
     atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
     let read_only = options.mount.read_only || !lifecycle::is_writable(env.state);
@@ -152,6 +153,8 @@ fn announce(
                 let made = mounts.mount(&dir, &options);
                 made.map(|made| made.map_or(Answer::Ending, |dir| Answer::Mounted { dir }).into())
             }
+            Request::Inside => keeper.inside(),
+            Request::EndSessions => end_sessions(&instance, &mounts, &keeper).map(Reply::from),
             Request::Unmount => unmount(&instance, &mounts, &keeper).map(Reply::from),
         };
         reply.unwrap_or_else(|error| failed(&error).into())
@@ -172,6 +175,11 @@ fn unmount(instance: &Instance, mounts: &Mounts, keeper: &Keeper) -> Result<Answ
         mounts.unmount()?;
         return Ok(Answer::Unmounted);
     }
+    end_sessions(instance, mounts, keeper)
+}
+
+/// Ends the mount of sessions which have ended.
+fn end_sessions(instance: &Instance, mounts: &Mounts, keeper: &Keeper) -> Result<Answer> {
     let env = instance.metadata();
     if sessions::running(instance.engine(), &env.instance) {
         return Err(Error::Running { env: env.name });

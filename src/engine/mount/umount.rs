@@ -79,17 +79,19 @@ impl Engine {
         if sessions::running(self, &env.instance) && !is_apart()? {
             return Err(Error::Running { env: env.name.clone() });
         }
-        self.unmount_and_wait(env)
+        self.unmount_and_wait(env, &Request::Unmount)
     }
 
-    pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata) -> Result<PathBuf> {
+    /// Has a mount ended by `request`, and waits until the environment's lock is free, unless the process goes on
+    /// for another mount.
+    pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata, request: &Request) -> Result<PathBuf> {
         let mount = self.recorded_mount(&env.instance)?;
         let (Some(client), Some(mount)) =
             (Client::connect(self.store().files(), &self.env_dir(&env.instance))?, &mount)
         else {
             return self.clear_dead(env, mount.map(|m| m.dir));
         };
-        match self.ask(env, client, &Request::Unmount)? {
+        match self.ask(env, client, request)? {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
             Some(Answer::Failed { errno: libc::EBUSY, .. }) => return Err(busy(mount.dir.clone())),
@@ -112,7 +114,9 @@ impl Engine {
         let mut next_look = LOOK;
         let mut before: Vec<Holder> = Vec::new();
         while EnvLock::holder(self.store(), &env.instance)?.is_some() {
-            if sessions::running(self, &env.instance) {
+            let is_for_host =
+                || Ok::<_, Error>(self.recorded_mount(&env.instance)?.is_some_and(|now| !now.session));
+            if sessions::running(self, &env.instance) || (mount.session && is_for_host()?) {
                 return Ok(());
             }
             if deadline.has_passed() {

@@ -5,26 +5,23 @@
 //! more and no session is expected.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use karapace_fs::session::{Flag, MountOptions, MountedSession, Serving, UnmountHandle};
-use karapace_store::id::InstanceId;
-use karapace_store::metadata::Metadata;
+use karapace_fs::session::{Flag, MountOptions, MountedSession, Serving};
+use karapace_store::metadata::{EnvState, Metadata};
 use karapace_store::wait::Deadline;
 use nix::unistd::geteuid;
 use parking_lot::{Condvar, Mutex};
 
 use super::ground::{Ground, Guard};
 use super::info::{MountInfo, info_path};
-use crate::engine::At as _;
+use super::mount::Mount;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::watchers::{Place, Teller};
 use crate::engine::mountpoint::{self, SOURCE};
-use crate::engine::{Engine, Error, Result};
-use crate::private_dir;
+use crate::engine::{Error, Result};
 use crate::runtime::ranges;
 
 /// How long a mount may stay in use after it was detached because the process is asked to end.
@@ -49,62 +46,14 @@ struct State {
     private: Option<PathBuf>,
     /// How many connections the kernel still has, among them those of mounts that were detached.
     connections: usize,
-    /// The sessions' mount has ended by itself.
+    /// Sessions use the host's mount.
+    on_host: bool,
+    /// The mount that the sessions use has ended by itself.
     lost: bool,
     /// Sessions were announced, and not all of them have ended.
     expected: bool,
     /// No mount is made any more.
     ended: bool,
-}
-
-/// One mount.
-pub struct Mount {
-    /// The mount point, as the processes see it that use the mount.
-    pub dir: PathBuf,
-    /// Where it is, if not in the server's own namespaces. Taken out when it is unmounted, for it would keep the
-    /// mount alive.
-    ground: Mutex<Option<Arc<Ground>>>,
-    /// For sessions: why they have a single id, if an ordinary user has no more.
-    pub one_id: Option<String>,
-    /// The minor device number.
-    device: Option<u32>,
-    /// Its kernel asks again for what it has cached, so another mount may be made beside it.
-    shares: bool,
-    handle: Mutex<Option<UnmountHandle>>,
-    /// For the sessions' mount on the host, if another is beside it.
-    guard: Mutex<Option<Guard>>,
-}
-
-impl Mount {
-    /// The ground in which it is, if it is in one.
-    pub fn ground(&self) -> Option<Arc<Ground>> {
-        self.ground.lock().clone()
-    }
-
-    /// The host's mount, for sessions that use it.
-    fn as_sessions_see(&self, one_id: Option<String>) -> Arc<Mount> {
-        let Mount { dir, device, shares, .. } = self;
-        let (dir, ground) = (dir.clone(), Mutex::default());
-        let handle = Mutex::new(self.handle.lock().clone());
-        Arc::new(Mount {
-            dir,
-            ground,
-            one_id,
-            device: *device,
-            shares: *shares,
-            handle,
-            guard: Mutex::default(),
-        })
-    }
-
-    fn unmount(&self, lazy: bool) -> karapace_fs::Result<()> {
-        let handle = self.handle.lock().clone();
-        match handle {
-            Some(handle) if lazy => handle.detach(),
-            Some(handle) => handle.unmount(),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Mounts {
@@ -130,7 +79,7 @@ impl Mounts {
         let _one_at_a_time = self.making.lock();
         let env = self.instance.metadata();
         let is_second = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             if state.ended {
                 return Ok(None);
             }
@@ -138,24 +87,36 @@ impl Mounts {
                 let (dir, pid) = (host.dir.clone(), std::process::id());
                 return Err(Error::Mounted { env: env.name, dir, pid });
             }
-            state.connections > 0
+            // Counted from now on, so that the process does not end meanwhile.
+            state.connections += 1;
+            state.connections > 1
         };
-        let dir = mountpoint::prepare(dir)?;
-        let options = self.host_options(options, is_second, &env)?;
-        let session = self.serving.mount(&dir, &source(&env), &options)?;
-        let device = mountpoint::fuse_device(&dir)?;
-        let mount = Mount {
-            dir: dir.clone(),
-            ground: Mutex::default(),
-            one_id: None,
-            device,
-            shares: options.shares,
-            handle: Mutex::default(),
-            guard: Mutex::default(),
-        };
+        let made = self.mount_on_host(dir, options, is_second, &env);
+        let (mount, session) = made.inspect_err(|_| self.uncount())?;
+        let dir = mount.dir.clone();
         self.add(mount, session, false)?;
         self.guard_sessions();
         Ok(Some(dir))
+    }
+
+    fn mount_on_host(
+        &self,
+        dir: &Path,
+        options: &MountOptions,
+        is_second: bool,
+        env: &Metadata,
+    ) -> Result<(Mount, MountedSession)> {
+        let dir = mountpoint::prepare(dir)?;
+        let options = self.host_options(options, is_second, env)?;
+        let session = self.serving.mount(&dir, &source(env), &options)?;
+        let device = mountpoint::fuse_device(&dir)?;
+        Ok((Mount::new(dir, device, options.shares), session))
+    }
+
+    /// A connection has ended, or was not made.
+    fn uncount(&self) {
+        self.state.lock().connections -= 1;
+        self.changed.notify_all();
     }
 
     /// Has the sessions' mount guarded, now that the host's is beside it. One in a ground is already.
@@ -188,6 +149,13 @@ impl Mounts {
                 options.flags.push(Flag::ReadOnly);
             }
             options.read_only = self.instance.view().is_read_only();
+            if options.read_only && !asked.read_only && env.state == EnvState::Built {
+                let name = &env.name;
+                return Err(Error::Invalid(format!(
+                    "{name} has sessions that may not write to it, because it was mounted with --read-only: end them first \
+                     (`karapace stop {name}`), or mount with --read-only"
+                )));
+            }
         }
         Ok(options)
     }
@@ -205,11 +173,16 @@ impl Mounts {
                 return Ok(None);
             }
             state.expected = true;
-            match (&state.sessions, &state.host) {
-                (_, Some(host)) if own_id => return Ok(Some(host.as_sessions_see(None))),
+            let host = state.host.clone();
+            match (&state.sessions, &host) {
+                (_, Some(host)) if own_id => {
+                    state.on_host = true;
+                    return Ok(Some(host.as_sessions_see(None)));
+                }
                 (Some(mount), _) => return Ok(Some(mount.clone())),
-                (None, host) => host.clone(),
+                (None, _) => {}
             }
+            host
         };
         let reason = match self.ranges(host.as_deref()) {
             Ok(None) => None,
@@ -221,22 +194,14 @@ impl Mounts {
         };
         let one_id = reason.map(|reason| format!("only one id inside: {reason}"));
         if let Some(host) = host {
+            self.state.lock().on_host = true;
             return Ok(Some(host.as_sessions_see(one_id)));
         }
         let dir = self.private_dir()?;
         let options = MountOptions { for_sessions: true, ..self.options() };
         let session = self.serving.mount(&dir, &source(&self.instance.metadata()), &options)?;
         let device = mountpoint::fuse_device(&dir)?;
-        let mount = Mount {
-            dir,
-            ground: Mutex::default(),
-            one_id,
-            device,
-            shares: false,
-            handle: Mutex::default(),
-            guard: Mutex::default(),
-        };
-        self.add(mount, session, true).map(Some)
+        self.add(Mount { one_id, ..Mount::new(dir, device, false) }, session, true).map(Some)
     }
 
     /// The ids for a ground: none are needed by root.
@@ -271,19 +236,7 @@ impl Mounts {
         let session = self.serving.take_over(handover, &options)?;
         let device = ground.connection();
         let ground = Mutex::new(Some(Arc::new(ground)));
-        self.add(
-            Mount {
-                dir,
-                ground,
-                one_id: None,
-                device,
-                shares: false,
-                handle: Mutex::default(),
-                guard: Mutex::default(),
-            },
-            session,
-            true,
-        )
+        self.add(Mount { ground, ..Mount::new(dir, device, false) }, session, true)
     }
 
     fn options(&self) -> MountOptions {
@@ -303,7 +256,8 @@ impl Mounts {
         let namespaces = mount.ground().map_or_else(Vec::new, |ground| ground.namespace_paths());
         self.teller.add(Place { dir: mount.dir.clone(), namespaces });
         let mut state = self.state.lock();
-        state.connections += 1;
+        // That of the host is counted already.
+        state.connections += usize::from(for_sessions);
         let slot = if for_sessions { &mut state.sessions } else { &mut state.host };
         *slot = Some(mount.clone());
         drop(state);
@@ -314,15 +268,16 @@ impl Mounts {
             }
             let was_known = mounts.forget(&ended);
             let mut state = mounts.state.lock();
-            state.lost |= was_known && for_sessions;
-            state.connections -= 1;
+            state.lost |= was_known && (for_sessions || state.on_host);
             drop(state);
-            mounts.changed.notify_all();
+            mounts.uncount();
         };
         let thread = std::thread::Builder::new().name("karapace-mount".to_owned()).spawn(wait);
-        let told = thread.map(drop).map_err(|e| Error::Invalid(format!("cannot start a thread: {e}")));
-        let told = told.and_then(|()| self.write_info());
-        if let Err(error) = told {
+        if let Err(error) = thread {
+            self.uncount();
+            return Err(Error::Invalid(format!("cannot start a thread: {error}")));
+        }
+        if let Err(error) = self.write_info() {
             if let Err(error) = handle.detach() {
                 tracing::error!("cannot detach the mount: {error}");
             }
@@ -357,16 +312,18 @@ impl Mounts {
 
     /// Whether sessions were expected and their mount has ended, or the process that holds it.
     pub fn has_lost_sessions(&self) -> bool {
-        let state = self.state.lock();
-        let ground = state.sessions.as_ref().and_then(|mount| mount.ground());
-        state.lost || ground.is_some_and(|ground| !ground.is_held())
+        let (lost, mount) = {
+            let state = self.state.lock();
+            (state.lost, state.sessions.clone())
+        };
+        lost || mount.and_then(|mount| mount.ground()).is_some_and(|ground| !ground.is_held())
     }
 
     /// Gives the sessions' mount up, which nobody can unmount: it ends with the last process that uses it.
     pub fn drop_sessions(&self) {
         let mount = {
             let mut state = self.state.lock();
-            state.lost = false;
+            (state.lost, state.on_host) = (false, false);
             state.sessions.clone()
         };
         if let Some(mount) = mount {
@@ -401,7 +358,7 @@ impl Mounts {
         let _one_at_a_time = self.making.lock();
         let mut state = self.state.lock();
         let mount = state.sessions.clone();
-        state.expected = false;
+        (state.expected, state.on_host, state.lost) = (false, false, false);
         // From here on no mount is made beside one that ends the process.
         state.ended |= state.host.is_none();
         let ended = state.ended;
@@ -503,33 +460,4 @@ fn has_range() -> bool {
 /// What mount(8) and df show as the source of the environment's mounts.
 pub fn source(env: &Metadata) -> String {
     format!("{SOURCE}{}", env.name)
-}
-
-impl Engine {
-    /// Checks that a directory of the store does not lead elsewhere; makes it if it is missing.
-    fn check_place(&self, dir: &Path) -> io::Result<()> {
-        match self.store().files().hold(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
-            // A stale mount that a killed process left.
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// A directory for session mounts that no other user can reach: in the user's runtime directory, or
-    /// beside the upper. Set-user-ID programs take effect on root's mounts, so the directory above must be
-    /// closed to others.
-    pub(in crate::engine) fn session_dir(&self, instance: &InstanceId) -> Result<PathBuf> {
-        let (parent, name) = match private_dir::for_sessions() {
-            Some(dir) => (dir, instance.to_hex()),
-            None => {
-                let parent = self.env_dir(instance);
-                let dir = parent.join("mnt");
-                self.check_place(&dir).at("mount on", &dir)?;
-                (parent, "mnt".to_owned())
-            }
-        };
-        private_dir::make(&parent).at("mount below", &parent)?;
-        Ok(parent.join(name))
-    }
 }

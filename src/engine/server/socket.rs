@@ -74,6 +74,10 @@ pub enum Request {
     },
     /// End the inside, if there is one, with all its processes.
     EndInside,
+    /// End the sessions' mount. Refused while there is a session.
+    EndSessions,
+    /// The inside, if there is one, and nothing else: answered whatever state the mounts are in.
+    Inside,
     /// Mount on this directory, which may be missing or must be empty, beside the mount of the sessions.
     Mount {
         /// An absolute path.
@@ -116,6 +120,11 @@ pub enum Answer {
     Entrance(Entrance),
     /// To `MakesMountPoints`.
     MakerKnown,
+    /// To `Inside`: the kinds of its namespaces; their descriptors come with it.
+    Inside {
+        /// Empty if there is no inside.
+        namespaces: Vec<String>,
+    },
     /// To `Hold`.
     Held,
     /// To `Hold`: another session was faster.
@@ -127,7 +136,7 @@ pub enum Answer {
         /// Where, without symlinks.
         dir: PathBuf,
     },
-    /// To `Unmount`.
+    /// To `Unmount` and `EndSessions`.
     Unmounted,
     /// It failed.
     Failed {

@@ -284,7 +284,7 @@ impl Engine {
             Some(_) => {}
         }
         match self.recorded_mount(&env.instance)? {
-            Some(mount) if mount.session => self.unmount_and_wait(env).map(drop),
+            Some(mount) if mount.session => self.unmount_and_wait(env, &Request::EndSessions).map(drop),
             _ => Ok(()),
         }
     }

@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use karapace_fs::session::{End, Handover};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use super::keeper::is_over;
 use super::socket::{receive, transmit};
 use crate::engine::At as _;
 use crate::engine::{Error, Result};
@@ -34,6 +34,9 @@ use crate::runtime::{Namespaces, Seen};
 
 /// The hidden command that the process runs.
 pub const COMMAND: &str = "ground";
+
+/// How long an order may wait for one that looks into the mount, which may not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the server asks of the process.
 #[derive(Serialize, Deserialize)]
@@ -170,8 +173,7 @@ impl Ground {
 
     /// Whether the process is still there.
     pub fn is_held(&self) -> bool {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        recv(self.holder.stream.lock().as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+        !is_over(&self.holder.process, Duration::ZERO)
     }
 }
 
@@ -200,6 +202,10 @@ impl Holder {
             // Not an order: the process may wait for the mount.
             let sent = pidfd_send_signal(&self.process, process::SERVER_GONE);
             return sent.map_err(|errno| failed(Error::io("abort", &self.dir, errno.into())));
+        }
+        if self.stream.try_lock_for(PATIENCE).is_none() {
+            let waits = io::Error::new(io::ErrorKind::TimedOut, "the process that holds it waits for it");
+            return Err(failed(Error::io("unmount", &self.dir, waits)));
         }
         match self.exchange(&Order::Unmount { lazy: end == End::Detach }) {
             Ok(Report::Done) => Ok(()),
