@@ -11,8 +11,9 @@
 //! forgotten everything; then they are told to the new one; and that one caches only when all changes that
 //! began before are done, as those may not be told to it. So no two changes wait for each other's kernels.
 //!
-//! Lock order: `Links::joining`, `References::agrees`, `Links::told`, `Links::all`, `Link::caches`, the view's
-//! locks, `References::counts`, `Link::names`, `Link::sending`. No notification is sent with a lock held but `joining`.
+//! Lock order: `Links::joining`, `Link::caches`, `References::agrees`, `Links::told`, `Links::all`, the view's
+//! locks, `References::counts`, `Link::names`, `Link::sending`. No notification is sent with a lock held but `joining`, and
+//! `caches` of a connection that does not cache.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -335,7 +336,7 @@ impl Links {
             Invalidation::Entry { parent, name } => other.placeholders.find(*parent, name).is_none(),
             Invalidation::Inode { .. } => true,
         });
-        let moves_directory = moves_directory(view, &changed);
+        let moves_directory = crate::view::moves_directory(view, &changed);
         for invalidation in &changed {
             match invalidation {
                 Invalidation::Entry { parent, name } if !moves_directory => {
@@ -349,6 +350,18 @@ impl Links {
             }
         }
         result
+    }
+
+    /// To be called after a modification time was set through `link`. A kernel that does not cache judges its
+    /// pages by that time, which now may be what it was before a write.
+    pub fn time_was_set(&self, link: &Arc<Link>, ino: Ino) {
+        if fail::planted("time-untold") {
+            return;
+        }
+        let others = self.all.read().clone();
+        for other in others.iter().filter(|other| !Arc::ptr_eq(other, link)) {
+            other.send(&[Invalidation::Inode { ino }]);
+        }
     }
 
     /// Passes the roots of the snapshots that are looked at through any connection to `keep`; through `link`
@@ -465,48 +478,6 @@ impl Links {
             None => view.references(ino) > counted_without(&self.all.read(), link, ino),
         }
     }
-}
-
-/// Tells the kernels of a view's connections what has changed without their knowledge. Cheap to clone.
-#[derive(Clone)]
-pub struct Invalidator(Arc<Links>);
-
-impl Invalidator {
-    pub(crate) fn new(links: Arc<Links>) -> Invalidator {
-        Invalidator(links)
-    }
-
-    /// Makes the kernels look up or read again what changed in the live view. Mounts on directories stay.
-    /// Waits for operations in progress in the affected directories, so call it without holding a lock of the
-    /// view.
-    ///
-    /// # Errors
-    /// If a kernel refuses a notification; the remaining ones are still sent. It is not an error if it does
-    /// not know a name or inode.
-    pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
-        self.0.send(invalidations)
-    }
-}
-
-/// Whether these changes give a directory another name. Its names are expired, for what is mounted in it moves
-/// along if the kernel meets it under the new one first.
-fn moves_directory(view: &View, changed: &[Invalidation]) -> bool {
-    let parents: HashSet<Ino> = changed
-        .iter()
-        .filter_map(|what| match what {
-            Invalidation::Entry { parent, .. } => Some(*parent),
-            Invalidation::Inode { .. } => None,
-        })
-        .collect();
-    let is_directory = |ino: &Ino| {
-        view.getattr(*ino)
-            .is_ok_and(|attr| attr.nlink > 0 && FileKind::from_mode(attr.mode) == Some(FileKind::Directory))
-    };
-    !parents.is_empty()
-        && changed.iter().any(|what| match what {
-            Invalidation::Inode { ino } => !parents.contains(ino) && is_directory(ino),
-            Invalidation::Entry { .. } => false,
-        })
 }
 
 /// The references that all but one connection have counted.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 
-use super::nodes::{CONTROL, LIVE, PLACEHOLDER, node_id};
+use super::links::Lifetime;
+use super::nodes::{CONTROL, LIVE, PLACEHOLDER, node_id, split};
 use super::reply::{NEVER, file_attr, file_type, listed_only};
 use super::requests::Outcome;
 use super::{CtlDir, GENERATION, Node, Shared, guard};
@@ -68,6 +69,8 @@ impl Shared {
         cookie: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        // Held until the reply is sent.
+        let lifetime = self.lifetime(split(node.0).0);
         let mut begun = None;
         let result = self.node(node).and_then(|place| match place {
             Node::Control(ino) => {
@@ -82,7 +85,9 @@ impl Shared {
             Node::View { index, view, ino } => {
                 let full = match cookie {
                     AFTER_CONTROL.. => false,
-                    _ => self.readdirplus_of_view(node, (index, &view, ino), cookie, &mut reply)?,
+                    _ => {
+                        self.readdirplus_of_view(node, (index, &view, ino), cookie, &lifetime, &mut reply)?
+                    }
                 };
                 if !full {
                     self.list_placeholders(node, cookie, &mut |node, cookie, kind, name| {
@@ -113,11 +118,11 @@ impl Shared {
         node: INodeNo,
         (index, view, ino): (u16, &View, Ino),
         cookie: u64,
+        lifetime: &Lifetime<'_>,
         reply: &mut ReplyDirectoryPlus,
     ) -> Outcome<bool> {
         let (mut full, mut covered) = (false, Vec::new());
         let _counting = self.link.counting();
-        let lifetime = self.lifetime(index);
         let listed = guard("readdirplus", || {
             view.readdir(ino, cookie, true, &mut |e| {
                 let entry = node_id(index, e.ino);
@@ -135,7 +140,7 @@ impl Shared {
                         let full = reply.add(INodeNo(entry), e.cookie, name, time, &shown, GENERATION);
                         if index == LIVE && !full {
                             self.link.count(attr.ino);
-                            self.note_name(&lifetime, ino, e.name, Some(attr));
+                            self.note_name(lifetime, ino, e.name, Some(attr));
                         }
                         full
                     }

@@ -11,6 +11,7 @@
 
 mod filesystem;
 mod idmap;
+mod invalidator;
 mod links;
 mod listing;
 mod names;
@@ -41,7 +42,7 @@ use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
-pub use self::links::Invalidator;
+pub use self::invalidator::Invalidator;
 use self::links::Lifetime;
 pub(crate) use self::links::{Link, Links};
 use self::nodes::{CONTROL, LIVE, PLACEHOLDER, Views, split};
@@ -295,7 +296,8 @@ impl Shared {
         }
     }
 
-    /// How long the kernel may keep an answer about a view.
+    /// How long the kernel may keep an answer about a view. Ask before the view is: what was read before this
+    /// connection began to cache may have changed since.
     fn lifetime(&self, index: u16) -> Lifetime<'_> {
         if index == LIVE { self.link.lifetime() } else { Lifetime::forever() }
     }
@@ -313,16 +315,16 @@ impl Shared {
     fn entry(
         self: &Arc<Self>,
         reply: ReplyEntry,
+        lifetime: &Lifetime<'_>,
         (index, parent, name): (u16, Ino, &[u8]),
         result: std::result::Result<Attr, Errno>,
     ) {
-        let lifetime = self.lifetime(index);
         match result {
             Ok(attr) => {
                 let mut time = lifetime.time;
                 if index == LIVE {
-                    self.note_name(&lifetime, parent, name, Some(&attr));
-                    time = self.link.name_lifetime(&lifetime, parent, name, &attr);
+                    self.note_name(lifetime, parent, name, Some(&attr));
+                    time = self.link.name_lifetime(lifetime, parent, name, &attr);
                 }
                 let shown = file_attr(&attr, index, Some(&self.ids));
                 reply.entry_with_ttls(&lifetime.time, &time, &shown, GENERATION);
@@ -332,13 +334,17 @@ impl Shared {
     }
 
     /// Replies that the directory `parent` of a view has no entry `name`, which the kernel may keep.
-    fn no_entry(self: &Arc<Self>, reply: ReplyEntry, (index, parent, name): (u16, Ino, &[u8])) {
-        let lifetime = self.lifetime(index);
+    fn no_entry(
+        self: &Arc<Self>,
+        reply: ReplyEntry,
+        lifetime: &Lifetime<'_>,
+        (index, parent, name): (u16, Ino, &[u8]),
+    ) {
         if lifetime.time == NEVER {
             return reply.error(Errno::ENOENT);
         }
         if index == LIVE {
-            self.note_name(&lifetime, parent, name, None);
+            self.note_name(lifetime, parent, name, None);
         }
         reply.entry(&lifetime.time, &absent(), GENERATION);
     }

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use fuser::{Errno, INodeNo, RenameFlags, ReplyEmpty, ReplyEntry, Request};
 use karapace_store::inode::{FileKind, Ino};
 
+use super::links::Lifetime;
 use super::reply::{decode_dev, rename_mode};
 use super::requests::{Outcome, done, start};
 use super::{Node, Shared, guard};
 use crate::attr::{Attr, RenameMode};
+
+/// A new name: how long it may be kept, the view's index and the directory, and the inode.
+type Made<'a> = (Lifetime<'a>, (u16, Ino), Attr);
 
 impl Shared {
     /// `how`: mode before applying the umask, umask, device.
@@ -30,14 +34,16 @@ impl Shared {
         let Some(reply) = made else { return };
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
+            let lifetime = self.lifetime(index);
             let attr = self.change("mknod", (index, &view), None, || {
                 self.counted(index, || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))
             })?;
-            Ok((view, (index, ino, name), attr))
+            Ok((view, lifetime, (index, ino, name), attr))
         });
         match made {
-            Ok((view, place, attr)) => {
-                self.entry(reply, place, Ok(attr));
+            Ok((view, lifetime, place, attr)) => {
+                self.entry(reply, &lifetime, place, Ok(attr));
+                drop(lifetime);
                 // Runs while the caller is on its way to the first write.
                 let _logged: Outcome<()> = guard("mknod", || {
                     view.make_ahead(attr.ino);
@@ -78,10 +84,11 @@ impl Shared {
         let (mode, umask) = how;
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
+            let lifetime = self.lifetime(index);
             let made = self.change("mkdir", (index, &view), None, || {
                 self.counted(index, || view.mkdir(&caller, ino, name, mode))
             })?;
-            Ok((index, ino, made))
+            Ok((lifetime, (index, ino), made))
         });
         self.created(reply, name, made);
     }
@@ -99,10 +106,11 @@ impl Shared {
         }
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, 0);
+            let lifetime = self.lifetime(index);
             let made = self.change("symlink", (index, &view), None, || {
                 self.counted(index, || view.symlink(&caller, ino, name, target))
             })?;
-            Ok((index, ino, made))
+            Ok((lifetime, (index, ino), made))
         });
         self.created(reply, name, made);
     }
@@ -119,10 +127,11 @@ impl Shared {
             if from != index {
                 return Err(Errno::EXDEV);
             }
+            let lifetime = self.lifetime(index);
             let made = self.change("link", (index, &view), None, || {
                 self.counted(index, || view.link(ino, parent, newname))
             })?;
-            Ok((index, parent, made))
+            Ok((lifetime, (index, parent), made))
         });
         self.created(reply, newname, made);
     }
@@ -139,9 +148,11 @@ impl Shared {
     }
 
     /// Replies to the creation of `name`: with the view's index, the directory and the new inode.
-    fn created(self: &Arc<Self>, reply: ReplyEntry, name: &[u8], made: Outcome<(u16, Ino, Attr)>) {
+    fn created(self: &Arc<Self>, reply: ReplyEntry, name: &[u8], made: Outcome<Made<'_>>) {
         match made {
-            Ok((index, parent, attr)) => self.entry(reply, (index, parent, name), Ok(attr)),
+            Ok((lifetime, (index, parent), attr)) => {
+                self.entry(reply, &lifetime, (index, parent, name), Ok(attr));
+            }
             Err(errno) => reply.error(errno),
         }
     }

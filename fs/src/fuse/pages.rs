@@ -59,11 +59,13 @@ impl Shared {
         reply: ReplyAttr,
     ) {
         self.with_request_threads_free(move |shared| {
-            let result = guard("setattr", || shared.write_back(node, &(0..0)))
+            let written = guard("setattr", || shared.write_back(node, &(0..0)));
+            let lifetime = shared.lifetime(LIVE);
+            let result = written
                 .and_then(|()| shared.change("setattr", (LIVE, &view), None, || view.setattr(ino, &set)));
             match result {
                 Ok(attr) => {
-                    let lifetime = shared.lifetime(LIVE);
+                    shared.links.time_was_set(&shared.link, ino);
                     reply.attr(&lifetime.time, &file_attr(&attr, LIVE, Some(&shared.ids)));
                 }
                 Err(errno) => reply.error(errno),

@@ -10,6 +10,7 @@ use fuser::{
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
+use super::links::Lifetime;
 use super::nodes::{CONTROL, LIVE, PLACEHOLDER};
 use super::reply::{FOREVER, NEVER, absent, file_attr};
 use super::workers::spawn;
@@ -40,9 +41,12 @@ impl Shared {
         };
         match self.node(parent) {
             Ok(Node::View { index, view, ino }) => {
+                let lifetime = self.lifetime(index);
                 match guard("lookup", || self.counted(index, || view.lookup(ino, name))) {
-                    Err(errno) if errno.code() == libc::ENOENT => self.no_entry(reply, (index, ino, name)),
-                    found => self.entry(reply, (index, ino, name), found),
+                    Err(errno) if errno.code() == libc::ENOENT => {
+                        self.no_entry(reply, &lifetime, (index, ino, name))
+                    }
+                    found => self.entry(reply, &lifetime, (index, ino, name), found),
                 }
             }
             Ok(Node::Control(ino)) => match self.control_for(req) {
@@ -116,8 +120,9 @@ impl Shared {
     pub(super) fn getattr(&self, node: INodeNo, reply: ReplyAttr) {
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
+                let lifetime = self.lifetime(index);
                 let attr = guard("getattr", || view.getattr(ino))?;
-                Ok((Some(index), file_attr(&attr, index, Some(&self.ids))))
+                Ok((Some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control()?;
@@ -132,10 +137,10 @@ impl Shared {
         self.attr(reply, result);
     }
 
-    /// Replies with attributes, which the kernel may keep if a view is given.
-    fn attr(&self, reply: ReplyAttr, result: Outcome<(Option<u16>, FileAttr)>) {
+    /// Replies with attributes, which the kernel may keep if a lifetime is given.
+    fn attr(&self, reply: ReplyAttr, result: Outcome<(Option<Lifetime<'_>>, FileAttr)>) {
         match result {
-            Ok((Some(index), attr)) => reply.attr(&self.lifetime(index).time, &attr),
+            Ok((Some(lifetime), attr)) => reply.attr(&lifetime.time, &attr),
             Ok((None, attr)) => reply.attr(&NEVER, &attr),
             Err(errno) => reply.error(errno),
         }
@@ -151,26 +156,30 @@ impl Shared {
         }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
+                let lifetime = self.lifetime(index);
                 let cut = set.size.map(|size| (ino, size..u64::MAX));
                 let (keeps, attr) = self.change("setattr", (index, &view), cut, || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
                         // The write that follows may drop them, so the kernel must not cache these
                         // attributes.
-                        return Ok((None, view.getattr(ino)?));
+                        return Ok((false, view.getattr(ino)?));
                     }
                     if set.kill_priv || only_privileges {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
                     if !only_privileges {
-                        return Ok((Some(index), view.setattr(ino, set)?));
+                        return Ok((true, view.setattr(ino, set)?));
                     }
                     // The request only drops set-user-id: it comes before a write, or from a chown that names
                     // no ids. (It also comes when root writes to a file that had capabilities, and root would
                     // keep set-user-id; the two cases cannot be told apart.)
-                    Ok((Some(index), Shared::drop_set_id(&view, ino)?))
+                    Ok((true, Shared::drop_set_id(&view, ino)?))
                 })?;
-                Ok((keeps, file_attr(&attr, index, Some(&self.ids))))
+                if set.mtime.is_some() && index == LIVE {
+                    self.links.time_was_set(&self.link, ino);
+                }
+                Ok((keeps.then_some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control_for(req)?;

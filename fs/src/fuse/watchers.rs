@@ -121,6 +121,7 @@ impl Shared {
         }
         let Some(became) = self.watchers.became(dir, name) else { return Some(reply) };
         let view = self.views.live();
+        let lifetime = self.lifetime(LIVE);
         let _counting = self.link.counting();
         let found = guard("lookup", || view.lookup(dir, name));
         match (became, found) {
@@ -134,7 +135,7 @@ impl Shared {
             }
             (_, found) => {
                 let found = found.inspect(|attr| self.link.count(attr.ino));
-                self.entry(reply, (LIVE, dir, name), found);
+                self.entry(reply, &lifetime, (LIVE, dir, name), found);
             }
         }
         None
@@ -150,6 +151,7 @@ impl Shared {
     ) {
         let (index, dir) = split(parent.0);
         let view = self.views.live();
+        let lifetime = self.lifetime(LIVE);
         let _counting = self.link.counting();
         let made = guard("create", || {
             let attr = view.lookup(dir, name)?;
@@ -163,7 +165,7 @@ impl Shared {
             Ok(attr)
         });
         let made = made.inspect(|attr| self.link.count(attr.ino));
-        self.entry(reply, (LIVE, dir, name), made);
+        self.entry(reply, &lifetime, (LIVE, dir, name), made);
     }
 
     /// The process removes a name that went: succeeds if the name is gone.

@@ -65,6 +65,23 @@ fn a_mount_that_ends_gives_back_what_its_kernel_held() {
     assert_eq!(fs::read(third.path("tree/b/7")).expect("read"), b"");
 }
 
+/// As after `cp -p` or `touch -r`: size and modification time are those of the content that was there before.
+#[test]
+fn new_content_of_the_same_size_and_time_is_read() {
+    let (mount, second) = shared();
+    let sides = [mount.path("f"), second.path("f")];
+    fs::write(&sides[0], "old").expect("write");
+    for (turn, text) in ["new", "all", "odd", "mix"].iter().enumerate() {
+        let [here, there] = [&sides[turn % 2], &sides[(turn + 1) % 2]];
+        fs::read(there).expect("read");
+        let time = fs::metadata(here).expect("stat").modified().expect("time");
+        fs::write(here, text).expect("write");
+        let file = fs::File::options().write(true).open(here).expect("open");
+        file.set_modified(time).expect("utimens");
+        assert_eq!(fs::read_to_string(there).expect("read"), *text);
+    }
+}
+
 /// The first mount is for sessions, so that it goes on caching.
 #[test]
 fn a_new_file_is_told_at_once_to_the_first_mount() {
@@ -134,6 +151,7 @@ fn planted_faults_are_found() {
         ("no-second-try", "concurrent_callers_on_both_sides_see_what_had_been_done"),
         ("answer-first", "concurrent_callers_on_both_sides_see_what_had_been_done"),
         ("listing-left", "concurrent_callers_on_both_sides_see_what_had_been_done"),
+        ("time-untold", "new_content_of_the_same_size_and_time_is_read"),
         ("told-only-after", "stores_into_a_page_that_the_other_side_writes_are_kept"),
     ] {
         let program = std::env::current_exe().expect("this program");

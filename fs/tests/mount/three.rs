@@ -1,7 +1,10 @@
 //! One view with three kernel connections: one for sessions comes and goes, and caches while it is there.
 
+use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
+
+use karapace_fs::session::{End, Handover, MountOptions, mount_device, unmount};
 
 use crate::mount::counters::{Race, next, operations};
 use crate::mount::support::{Mount, Second};
@@ -41,4 +44,35 @@ fn sessions_come_and_go_under_callers_and_restores() {
             }
         }
     });
+}
+
+/// A mount that was made elsewhere and handed over shows and makes changes like one that is made here, and ends
+/// as it was asked to.
+#[test]
+fn a_mount_that_is_handed_over_is_served() {
+    let mount = Mount::with(|options| options.shares = true);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let options = MountOptions { shares: true, for_sessions: true, ..MountOptions::default() };
+    let device = mount_device(dir.path(), "karapace+handed", &options).expect("mount");
+    let (place, process) = (dir.path().to_owned(), std::process::id());
+    let handover = Handover {
+        device,
+        dir: dir.path().to_owned(),
+        process,
+        unmount: Box::new(move |end| unmount(&place, end == End::Detach).map(drop)),
+    };
+    let session = mount.served.serving.take_over(handover, &options).expect("take over");
+    let unmounter = session.unmount_handle();
+    let serving = std::thread::spawn(move || session.wait());
+    let (ours, theirs) = (mount.path("f"), dir.path().join("f"));
+    assert!(!theirs.exists(), "which its kernel remembers");
+    fs::write(&ours, "ours").expect("write");
+    assert_eq!(fs::read_to_string(&theirs).expect("read"), "ours");
+    fs::write(&theirs, "theirs").expect("write");
+    assert_eq!(fs::read_to_string(&ours).expect("read"), "theirs");
+    unmounter.unmount().expect("unmount");
+    serving.join().expect("serving does not panic").expect("serving ends well");
+    assert_eq!(fs::read_dir(dir.path()).expect("the directory below").count(), 0);
+    fs::write(&ours, "alone").expect("write");
+    assert_eq!(fs::read_to_string(&ours).expect("read"), "alone");
 }
