@@ -141,7 +141,7 @@ fn root_of_the_namespace_aborts_its_connection() {
     let home = tempfile::tempdir().unwrap();
     crate::kernel::harness::set_mode(home.path(), 0o755);
     let device = home.path().join("fuse");
-    let (flags, none) = (MsFlags::empty(), None::<&str>);
+    let flags = MsFlags::empty();
     mount(Some("tmpfs"), home.path(), Some("tmpfs"), flags, Some("size=1g,mode=755")).unwrap();
     let number = nix::sys::stat::makedev(10, 229);
     nix::sys::stat::mknod(&device, nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::Mode::empty(), number)

@@ -21,11 +21,12 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use karapace_fs::session::{End, Handover};
+use karapace_store::wait;
+use nix::poll::PollFlags;
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::keeper::is_over;
 use super::socket::{receive, transmit};
 use crate::engine::At as _;
 use crate::engine::{Error, Result};
@@ -173,7 +174,8 @@ impl Ground {
 
     /// Whether the process is still there.
     pub fn is_held(&self) -> bool {
-        !is_over(&self.holder.process, Duration::ZERO)
+        let ended = wait::for_event(&self.holder.process, PollFlags::POLLIN, Duration::ZERO);
+        !ended.unwrap_or(false)
     }
 }
 
