@@ -353,7 +353,8 @@ impl Links {
     }
 
     /// To be called after a modification time was set through `link`. A kernel that does not cache judges its
-    /// pages by that time, which now may be what it was before a write.
+    /// pages by that time, which now may be what it was before a write. Not if the size was set: until that is
+    /// answered, the kernel of `link` writes nothing back, for which the others may wait.
     pub fn time_was_set(&self, link: &Arc<Link>, ino: Ino) {
         if fail::planted("time-untold") {
             return;

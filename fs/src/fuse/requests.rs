@@ -176,7 +176,7 @@ impl Shared {
                     // keep set-user-id; the two cases cannot be told apart.)
                     Ok((true, Shared::drop_set_id(&view, ino)?))
                 })?;
-                if set.mtime.is_some() && index == LIVE {
+                if set.mtime.is_some() && set.size.is_none() && index == LIVE {
                     self.links.time_was_set(&self.link, ino);
                 }
                 Ok((keeps.then_some(lifetime), file_attr(&attr, index, Some(&self.ids))))
