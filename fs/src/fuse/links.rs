@@ -7,6 +7,9 @@
 //! notifications form no circle. A change of data is told before it is made, which brings in what the other
 //! kernel holds in mapped pages, and again before it is answered, as every change is.
 //!
+//! A name that changed is dropped, with what is mounted on it, and not only expired: an answer on its way, given
+//! before the change, would make it valid again.
+//!
 //! When another connection is to cache, changes are still told to the one that did until its kernel has
 //! forgotten everything; then they are told to the new one; and that one caches only when all changes that
 //! began before are done, as those may not be told to it. So no two changes wait for each other's kernels.
@@ -69,8 +72,6 @@ pub(crate) struct Link {
     names: Mutex<Names>,
     /// The mount points that only this kernel knows.
     pub placeholders: Placeholders,
-    /// Names of directories that others have moved here, or from here: each is looked up at every use.
-    unsettled: Mutex<Names>,
     /// When this kernel was last given a name that it may keep, in milliseconds since `start`.
     given: AtomicU64,
     start: Instant,
@@ -150,19 +151,9 @@ impl Link {
         (names.len() > MOST_NAMES).then(|| mem::take(&mut *names))
     }
 
-    /// How long this kernel may keep a name, if it may keep answers for as long as `lifetime`.
-    pub fn name_lifetime(&self, lifetime: &Lifetime<'_>, parent: Ino, name: &[u8], found: &Attr) -> Duration {
-        if lifetime.time == NEVER {
-            return NEVER;
-        }
-        if FileKind::from_mode(found.mode) == Some(FileKind::Directory) {
-            let unsettled = self.unsettled.lock();
-            if !unsettled.is_empty() && unsettled.contains(&(parent, name.into())) {
-                return NEVER;
-            }
-        }
+    /// Notes that an answer gives a name that this kernel may keep.
+    pub fn note_given(&self) {
         self.given.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
-        lifetime.time
     }
 
     /// Waits until no answer that gives a name is on its way any more. Returns whether one may have been.
@@ -237,7 +228,6 @@ impl Links {
             references: (!others.is_empty()).then(References::default),
             names: Mutex::default(),
             placeholders: Placeholders::default(),
-            unsettled: Mutex::default(),
             given: AtomicU64::new(0),
             start: Instant::now(),
             snapshots: Mutex::default(),
@@ -289,7 +279,6 @@ impl Links {
             known.retain(|what| matches!(what, Invalidation::Entry { .. }));
             link.send(&known);
         }
-        link.unsettled.lock().clear();
     }
 
     /// Lets `link` cache. None may at the moment.
@@ -336,15 +325,10 @@ impl Links {
             Invalidation::Entry { parent, name } => other.placeholders.find(*parent, name).is_none(),
             Invalidation::Inode { .. } => true,
         });
-        let moves_directory = crate::view::moves_directory(view, &changed);
         for invalidation in &changed {
             match invalidation {
-                Invalidation::Entry { parent, name } if !moves_directory => {
-                    self.tell(view, &other, &|kernel| kernel.drop_name(*parent, name), None);
-                }
                 Invalidation::Entry { parent, name } => {
-                    other.unsettled.lock().insert((*parent, name.clone()));
-                    self.tell_change(view, &other, invalidation);
+                    self.tell(view, &other, &|kernel| kernel.drop_name(*parent, name), None);
                 }
                 Invalidation::Inode { .. } => self.tell_change(view, &other, invalidation),
             }

@@ -321,13 +321,10 @@ impl Shared {
     ) {
         match result {
             Ok(attr) => {
-                let mut time = lifetime.time;
                 if index == LIVE {
                     self.note_name(lifetime, parent, name, Some(&attr));
-                    time = self.link.name_lifetime(lifetime, parent, name, &attr);
                 }
-                let shown = file_attr(&attr, index, Some(&self.ids));
-                reply.entry_with_ttls(&lifetime.time, &time, &shown, GENERATION);
+                reply.entry(&lifetime.time, &file_attr(&attr, index, Some(&self.ids)), GENERATION);
             }
             Err(errno) => reply.error(errno),
         }
@@ -354,6 +351,7 @@ impl Shared {
         if lifetime.time == NEVER {
             return;
         }
+        self.link.note_given();
         if let Some(names) = self.link.note_name(parent, name, found) {
             // Not on a request thread: it waits for what is going on in the directories.
             let link = self.link.clone();

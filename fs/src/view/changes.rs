@@ -4,11 +4,9 @@
 //! operations note themselves.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 
-use karapace_store::inode::{FileKind, Ino};
+use karapace_store::inode::Ino;
 
-use super::View;
 use crate::attr::Invalidation;
 use crate::upper::record::Item;
 
@@ -46,25 +44,4 @@ pub(in crate::view) fn note_items(items: &[Item]) {
 
 fn note(add: impl FnOnce(&mut Vec<Invalidation>)) {
     CHANGED.with_borrow_mut(|changed| changed.as_mut().map(add));
-}
-
-/// Whether these changes give a directory another name. Its names are expired, for what is mounted in it moves
-/// along if the kernel meets it under the new one first.
-pub(crate) fn moves_directory(view: &View, changed: &[Invalidation]) -> bool {
-    let parents: HashSet<Ino> = changed
-        .iter()
-        .filter_map(|what| match what {
-            Invalidation::Entry { parent, .. } => Some(*parent),
-            Invalidation::Inode { .. } => None,
-        })
-        .collect();
-    let is_directory = |ino: &Ino| {
-        view.getattr(*ino)
-            .is_ok_and(|attr| attr.nlink > 0 && FileKind::from_mode(attr.mode) == Some(FileKind::Directory))
-    };
-    !parents.is_empty()
-        && changed.iter().any(|what| match what {
-            Invalidation::Inode { ino } => !parents.contains(ino) && is_directory(ino),
-            Invalidation::Entry { .. } => false,
-        })
 }

@@ -48,7 +48,7 @@ use crate::view::node::{FileBody, NodeBody};
 use crate::view::table::{Forgotten, State};
 use crate::view::walk::Walks;
 
-pub(crate) use changes::{moves_directory, observed};
+pub(crate) use changes::observed;
 pub use commit::{Publish, Published, Stays, Stored};
 pub use gate::Hold;
 pub use ops::Sought;
