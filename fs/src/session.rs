@@ -313,8 +313,9 @@ impl Connection {
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
-        let stale = std::fs::metadata(&self.mountpoint);
-        if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+        // Attributes may be cached; this is asked for each time.
+        let stale = rustix::fs::statfs(&self.mountpoint);
+        if stale.is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)
             && let Err(error) = (self.unmount)(End::Detach)
         {
             tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
