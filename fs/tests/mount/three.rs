@@ -14,7 +14,7 @@ use crate::mount::support::{Mount, Second};
 fn sessions_come_and_go_under_callers_and_restores() {
     let mount = Mount::with(|options| options.shares = true);
     let second = Second::of(&mount);
-    let race = Race::new(vec![mount.path(""), second.path("")], operations(30_000));
+    let race = Race::new(vec![mount.path(""), second.path("")], operations(20_000));
     race.run_with(|| {
         let mut random = 7;
         let pause = |random: u64| sleep(Duration::from_millis((random >> 40) % 40));
