@@ -21,7 +21,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::At as _;
 use crate::error::{Error, Result};
-pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, Watchers};
+pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, SubIds, Watchers};
 use crate::fuse::{IdMap, Server, Service};
 use crate::view::View;
 
@@ -55,7 +55,8 @@ impl MountedSession {
     /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
     /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
     /// the namespace. A mount made by an ordinary user is open only to that user, who acts in it as root: no
-    /// permissions are checked, and id 0 of the tree shows as the user's own.
+    /// permissions are checked, and id 0 of the tree shows as the user's own, others as the sub-ids in
+    /// `options` or as themselves.
     ///
     /// # Errors
     /// If the mount point cannot be used, or /dev/fuse or (for an ordinary user) `fusermount3` is missing or
@@ -233,8 +234,8 @@ fn service(
         live: view,
         trees,
         control,
+        ids: IdMap::of_this_process(options.sub_ids.as_ref()),
         options,
-        ids: IdMap::of_this_process(),
         kernel: Arc::new(OnceLock::new()),
         watchers: Watchers::default(),
     }

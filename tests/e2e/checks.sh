@@ -133,6 +133,17 @@ until_true() {
     done
 }
 
+# shown_id N: what shows for id N of an environment on the actor's mount (the user's sub-ids: sandbox.sh).
+shown_id() {
+    if [ "$ACTOR" = root ]; then
+        echo "$1"
+    elif [ "$1" = 0 ]; then
+        id -u
+    else
+        echo $((100000 + $1 - 1))
+    fi
+}
+
 # tree DIRECTORY [times]: a comparable listing of everything in a directory: kind, mode, owner, links, size,
 # target, content, extended attributes, and modification times on request. The size and times of directories are
 # left out: they depend on the file system.

@@ -47,6 +47,10 @@ echo "tester:x:$TEST_UID:" >>"$SCRATCH/etc/group"
 echo "tester:100000:65536" | tee "$SCRATCH/etc/subuid" >"$SCRATCH/etc/subgid"
 mount --bind "$SCRATCH/etc" /etc
 
+# A file of root's with an ACL that names root, for users to copy.
+echo "of root" >"$SCRATCH/roots"
+setfacl -m u:0:rw,g:0:r "$SCRATCH/roots"
+
 # mount(8) looks for helpers only in /sbin. fstab is an empty file that the user owns, for the suite's own
 # lines.
 sbin=$(readlink -f /sbin)

@@ -77,8 +77,8 @@ impl Filesystem for Server {
         let mut set = SetAttr {
             mode,
             without: 0,
-            uid: uid.map(|uid| ids.uid(uid)),
-            gid: gid.map(|gid| ids.gid(gid)),
+            uid: uid.map(|uid| ids.stored_uid(uid)),
+            gid: gid.map(|gid| ids.stored_gid(gid)),
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),

@@ -38,7 +38,7 @@ use karapace_store::tree::Trees;
 pub(crate) use self::idmap::IdMap;
 use self::nodes::{CONTROL, LIVE, Views, split};
 pub use self::notify::Invalidator;
-pub use self::options::{CtlDir, Flag, MountOptions};
+pub use self::options::{CtlDir, Flag, MountOptions, SubIds};
 use self::passthrough::Passthrough;
 use self::reply::{FOREVER, NEVER, file_attr};
 pub use self::watchers::Watchers;
@@ -77,7 +77,7 @@ pub(crate) struct Service {
     pub control: Option<Arc<ControlDir>>,
     /// The options in effect ([`MountOptions::in_effect`]).
     pub options: MountOptions,
-    /// Translates the tree's ids to those shown on the mount.
+    /// Translates between the tree's ids and those of the mount.
     pub ids: IdMap,
     /// Sends notifications on behalf of requests; set before the first request is served.
     pub kernel: Arc<OnceLock<Invalidator>>,
@@ -204,7 +204,7 @@ impl Shared {
     }
 
     fn caller(&self, req: &Request, umask: u32) -> Caller {
-        Caller { uid: self.ids.uid(req.uid()), gid: self.ids.gid(req.gid()), umask }
+        Caller { uid: self.ids.stored_uid(req.uid()), gid: self.ids.stored_gid(req.gid()), umask }
     }
 
     /// Negotiates capabilities with the kernel.

@@ -66,6 +66,21 @@ pub struct MountOptions {
     /// kernel then sends the caller's ids only with requests that create something, so there is no control
     /// directory. Only has an effect on a mount made by root.
     pub idmap: bool,
+    /// Show the tree's ids from 1 on as these. Only has an effect on a mount made by an ordinary user and open
+    /// to no other: where others have access, what each of them makes must show as theirs.
+    pub sub_ids: Option<SubIds>,
+}
+
+/// The ids of the host that an ordinary user may use besides its own, as /etc/subuid and /etc/subgid list them:
+/// ranges in order, each as its first id and their count. The ids of a kind are ignored if their ranges overlap,
+/// contain 0 or the user's own id, or are not all mapped in the process's user namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubIds {
+    /// User ids.
+    pub uids: Vec<(u32, u32)>,
+    /// Group ids.
+    pub gids: Vec<(u32, u32)>,
 }
 
 impl Default for MountOptions {
@@ -78,6 +93,7 @@ impl Default for MountOptions {
             threads: MountOptions::DEFAULT_THREADS,
             passthrough: false,
             idmap: false,
+            sub_ids: None,
         }
     }
 }
@@ -94,7 +110,22 @@ impl MountOptions {
             threads: self.threads.max(1),
             passthrough: self.passthrough && self.read_only && by_root,
             idmap: self.idmap && by_root,
+            sub_ids: self.sub_ids.clone().filter(|_| !by_root && !self.allow_other),
             ..self.clone()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_users_private_mount_shows_sub_ids() {
+        let sub_ids = Some(SubIds { uids: vec![(100_000, 65_536)], gids: vec![(100_000, 65_536)] });
+        let private = MountOptions { sub_ids: sub_ids.clone(), ..MountOptions::default() };
+        let open = MountOptions { allow_other: true, ..private.clone() };
+        assert_eq!(private.in_effect(false).sub_ids, sub_ids);
+        assert_eq!((private.in_effect(true).sub_ids, open.in_effect(false).sub_ids), (None, None));
     }
 }

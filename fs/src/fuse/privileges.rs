@@ -35,7 +35,7 @@ impl Shared {
     pub(super) fn may_drop_privileges(&self, req: &Request, view: &View, ino: Ino) -> Result<bool> {
         let attr = view.getattr(ino)?;
         let uid = Shared::caller_uid(req);
-        let owns = uid == 0 || (req.uid() != NO_ID && uid == self.ids.uid(attr.uid));
+        let owns = uid == 0 || (req.uid() != NO_ID && uid == self.ids.shown_uid(attr.uid));
         Ok(!self.kernel_permissions() || owns || attr.mode & 0o022 != 0)
     }
 
@@ -67,7 +67,7 @@ impl Shared {
     /// Drops set-group-id if the caller is not in the group.
     pub(super) fn drop_any_foreign_set_gid(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
         let attr = view.getattr(ino)?;
-        if attr.mode & libc::S_ISGID == 0 || is_in_group(req, self.ids.gid(attr.gid)) {
+        if attr.mode & libc::S_ISGID == 0 || is_in_group(req, self.ids.shown_gid(attr.gid)) {
             return Ok(());
         }
         view.setattr(ino, &SetAttr { without: libc::S_ISGID, ..SetAttr::default() }).map(drop)

@@ -183,7 +183,7 @@ impl How {
         let How { read_only, flags, snapshot, ctl_dir, allow_other, passthrough, idmap, threads } = self;
         Options {
             snapshot: snapshot.clone(),
-            mount: MountOptions {
+            ..Options::on_host(MountOptions {
                 read_only: *read_only,
                 flags: flags.clone(),
                 ctl_dir: *ctl_dir,
@@ -191,8 +191,8 @@ impl How {
                 threads: *threads,
                 passthrough: *passthrough,
                 idmap: *idmap,
-            },
-            ..Options::default()
+                ..MountOptions::default()
+            })
         }
     }
 }
@@ -233,9 +233,12 @@ pub(super) mod tests {
     #[test]
     fn every_option_reaches_the_engine() {
         let default = mount(&["dev"]).unwrap().options();
-        assert_eq!(default, Options::default());
+        assert_eq!(default, Options::on_host(MountOptions::default()));
         let options = options();
-        let count = serde_json::to_value(&default.mount).unwrap().as_object().unwrap().len();
+        let fields = serde_json::to_value(&default.mount).unwrap();
+        // The engine sets these.
+        let set = ["sub_ids"];
+        let count = fields.as_object().unwrap().keys().filter(|name| !set.contains(&name.as_str())).count();
         assert_eq!(options.len(), count + 1, "those of the file system, and the snapshot: {options:?}");
         for option in &options {
             assert_ne!(mount(&["dev", option]).unwrap().options(), default, "{option} is lost");

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use karapace_fs::session::MountOptions;
 use karapace_store::id::InstanceId;
 use karapace_store::metadata::{EnvState, Metadata};
 use karapace_store::wait::{self, Deadline};
@@ -381,7 +382,7 @@ impl Mounts<'_> {
         {
             return Standing::Mounted(dir, None);
         }
-        match self.engine.mount(env, &dir, &Options::default(), self.verbose) {
+        match self.engine.mount(env, &dir, &Options::on_host(MountOptions::default()), self.verbose) {
             Ok((dir, process)) => Standing::Mounted(dir, Some(process)),
             Err(error) => {
                 let reason = error.to_string();

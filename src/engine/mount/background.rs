@@ -235,7 +235,7 @@ fn receive(input: &mut impl BufRead) -> io::Result<Options> {
 
 #[cfg(test)]
 mod tests {
-    use karapace_fs::session::{CtlDir, Flag, MountOptions};
+    use karapace_fs::session::{CtlDir, Flag, MountOptions, SubIds};
     use serde_json::Value;
 
     use super::*;
@@ -254,6 +254,7 @@ mod tests {
                 threads: 7,
                 passthrough: true,
                 idmap: true,
+                sub_ids: Some(SubIds { uids: vec![(100_000, 65_536)], gids: vec![(7, 1), (9, 2)] }),
             },
         }
     }

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use karapace_fs::session::MountOptions;
+use karapace_fs::session::{MountOptions, SubIds};
 use karapace_store::metadata::Metadata;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::description::lifecycle;
 use crate::engine::{Error, Result};
+use crate::runtime::ranges;
 
 /// Options of a mount, as the serving process receives them: what is asked of the engine, and of the file
 /// system. Where to mount is not an option.
@@ -24,6 +25,27 @@ pub struct Options {
     pub has_ground: bool,
     /// The options of the file system.
     pub mount: MountOptions,
+}
+
+impl Options {
+    /// Options of a mount that is for the host's programs. For an ordinary user it shows the sub-ids.
+    pub fn on_host(mount: MountOptions) -> Options {
+        Options { mount: MountOptions { sub_ids: sub_ids(), ..mount }, ..Options::default() }
+    }
+}
+
+/// The sub-ids of an ordinary user that has some of both kinds.
+fn sub_ids() -> Option<SubIds> {
+    if geteuid().is_root() {
+        return None;
+    }
+    match ranges::listed() {
+        Ok((uids, gids)) => Some(SubIds { uids, gids }),
+        Err(reason) => {
+            tracing::debug!("a mount shows no sub-ids: {reason}");
+            None
+        }
+    }
 }
 
 /// The default mount point of an environment, `~/karapace/<name>`.

@@ -20,7 +20,7 @@ const SUBGID: &str = "/etc/subgid";
 const PLACES: [&str; 3] = ["/usr/bin", "/usr/sbin", "/bin"];
 
 /// Ids of the host: the first one and their count.
-type Range = (u32, u32);
+pub type Range = (u32, u32);
 
 /// The ids that this user can map into a user namespace: inside, 0 is the user's own id, and these ranges
 /// follow in order from 1 on.
@@ -116,6 +116,20 @@ pub fn available() -> Result<Ranges, Reason> {
     if let Some(text) = switched_off() {
         return Err(Reason::SwitchedOff { text });
     }
+    let (uids, gids) = listed()?;
+    let (newuidmap, newgidmap) = (helper("newuidmap")?, helper("newgidmap")?);
+    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok(Ranges { uids, gids, newuidmap, newgidmap }),
+        Err(error) => Err(Reason::NoFuse { error: error.to_string() }),
+    }
+}
+
+/// The user ids and group ids that the two files list for this process's user, whether or not they can be
+/// mapped.
+///
+/// # Errors
+/// If a file has none, or cannot be read.
+pub fn listed() -> Result<(Vec<Range>, Vec<Range>), Reason> {
     let (uid, name) = (geteuid(), user_name(geteuid()));
     let ranges = |file| {
         let text =
@@ -124,12 +138,7 @@ pub fn available() -> Result<Ranges, Reason> {
         let found = of_user(&text, &name, uid);
         if found.is_empty() { Err(Reason::NoRange { file, user: name.clone() }) } else { Ok(found) }
     };
-    let (uids, gids) = (ranges(SUBUID)?, ranges(SUBGID)?);
-    let (newuidmap, newgidmap) = (helper("newuidmap")?, helper("newgidmap")?);
-    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Ok(Ranges { uids, gids, newuidmap, newgidmap }),
-        Err(error) => Err(Reason::NoFuse { error: error.to_string() }),
-    }
+    Ok((ranges(SUBUID)?, ranges(SUBGID)?))
 }
 
 impl Ranges {

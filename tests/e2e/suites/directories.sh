@@ -42,7 +42,7 @@ acls_of() {
     done
     karapace import "$2" --name "$1"
     karapace mount "$1"
-    acls "$MOUNTS/$1" >"$TMPDIR/shown"
+    acls "$MOUNTS/$1" | sed "s/:$(shown_id 1234):/:1234:/; s/:$(shown_id 4321):/:4321:/" >"$TMPDIR/shown"
     karapace umount "$1"
     diff "$TMPDIR/acls" "$TMPDIR/shown" || wrong "the import of $1: expected left, found right"
 }

@@ -7,9 +7,9 @@
 WORK=$PLAIN/work
 LAYOUT=$WORK/layout
 
-# Root imports with ids as they are; on a user's mount root's files show as the user's, and the user's as root's.
+# as_shown ID: what has this id is stored under the caller's own, and becomes what a mount shows for that.
 as_shown() {
-    if [ "$ACTOR" = root ]; then cat; else sed -E "s/^(l|[^l] [0-7]+) $(id -u) $(id -g) /\\1 0 0 /"; fi
+    sed -E "s/^(l|[^l] [0-7]+) $1 $1 /\\1 $(shown_id "$(id -u)") $(shown_id "$(id -g)") /"
 }
 
 # mounted_as ENV FILE [times]: the environment, mounted, is the listing in FILE.
@@ -242,7 +242,7 @@ overlay() {
         cd "$top"
         eval "$mount"
         change merged
-        tree merged "$times" | as_shown >expected
+        tree merged "$times" | as_shown "$(id -u)" >expected
         eval "$unmount"
     )
     karapace import "$top/upper" --onto lower --name "$name"
@@ -270,7 +270,8 @@ userns_overlay() {
             umount merged'
     )
     karapace import "$top/upper" --onto lower --name "$1"
-    mounted_as "$1" "$top/expected" times
+    as_shown 0 <"$top/expected" >"$top/expected-outside"
+    mounted_as "$1" "$top/expected-outside" times
 }
 
 # Without times: fuse-overlayfs shows those of the kernel's write cache, some milliseconds from what the upper keeps.

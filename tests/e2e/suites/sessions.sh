@@ -254,6 +254,16 @@ without_ids() {
     equal "nothing is said" "" "$(other karapace exec alone -- sh -c 'echo x >/srv/f' 2>&1)"
     equal "as another" "33 www-data" "$(other karapace exec -u www-data alone -- sh -c 'echo $(id -u) $(id -un)')"
     equal kept x "$(other karapace exec alone -- cat /srv/f)"
+    # Without sub-ids, the mount shows the environment's ids.
+    local dir=$TMPDIR/other/mnt
+    other karapace mount alone "$dir"
+    other sh -euc 'cd "$1"; echo x >srv/g; chown 33:34 srv/g; cp -a "$2" srv/roots' - "$dir" "$SCRATCH/roots"
+    equal "on the host" "33 34 54322 54322" "$(other stat -c '%u %g' "$dir/srv/g" "$dir/srv/roots" | xargs)"
+    other getfacl -nc "$dir/srv/roots" | has 'user:54322:rw-'
+    other chown 54322:0 "$dir/srv/g"
+    equal "root of the environment" "54322 54322" "$(other stat -c '%u %g' "$dir/srv/g")"
+    other karapace umount alone
+    equal inside "0 0 0 0" "$(other karapace exec alone -- stat -c '%u %g' /srv/g /srv/roots | xargs)"
     # What another user has mounted.
     no_server || karapace umount "$ENV"
     karapace mount "$ENV" "$TMPDIR/roots"

@@ -76,8 +76,8 @@ directory() {
     karapace mount directory
     tree "$MOUNTS/directory" times >"$TMPDIR/a"
     tree "$PLAIN/fixture" times >"$TMPDIR/b"
-    # A user's own files are stored under the user's id, which on the user's mount shows as 0.
-    [ "$ACTOR" = root ] || sed -i "s/ $(id -u) $(id -g) / 0 0 /" "$TMPDIR/b"
+    # A user's own files are stored under the user's id.
+    sed -i "s/ $(id -u) $(id -g) / $(shown_id "$(id -u)") $(shown_id "$(id -g)") /" "$TMPDIR/b"
     diff "$TMPDIR/a" "$TMPDIR/b"
     karapace umount directory
     if [ "$ACTOR" = root ]; then

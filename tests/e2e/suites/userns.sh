@@ -254,7 +254,7 @@ session_inside() {
         su -s /bin/sh -c "cat /srv/f; id -un" www-data; stat -c "%u %g" /srv/f' | tee "$TMPDIR/session"
     equal session "0 x www-data 33 33" "$(xargs <"$TMPDIR/session")"
     karapace mount distro
-    equal "on the host" "33 33" "$(stat -c '%u %g' "$MOUNTS/distro/srv/f")"
+    equal "on the host" "100032 100032" "$(stat -c '%u %g' "$MOUNTS/distro/srv/f")"
     karapace umount distro
 }
 
@@ -265,21 +265,84 @@ one_id() {
     equal owners "0 0 65534 65534" "$(xargs <"$TMPDIR/one")"
 }
 
+# ids PATH: owner and group as the host sees them on the user's mount.
+ids() { stat -c '%u %g' "$DIR/$1"; }
+# both N: what shows for owner and group N.
+both() { echo "$(shown_id "$1") $(shown_id "$1")"; }
+
 on_the_host() {
     karapace umount "$ENV"
     karapace mount "$ENV"
-    local me
-    me="$(id -u) $(id -g)"
-    equal "root's" "$me" "$(stat -c '%u %g' "$DIR/new")"
-    equal "another's" "1234 5678" "$(stat -c '%u %g' "$DIR/newdir/f")"
-    equal outside "$OUTSIDE $OUTSIDE" "$(stat -c '%u %g' "$DIR/owned/outside")"
-    getfacl -n "$DIR/acl/group" | has "group:$OUTSIDE:rw-"
+    equal "root's" "$(both 0)" "$(ids new)"
+    equal "another's" "$(shown_id 1234) $(shown_id 5678)" "$(ids newdir/f)"
+    equal 33 "100032 100032" "$(ids owned/33)"
+    equal last "$(both 65535)" "$(ids owned/last)"
+    equal beyond "65534 65534" "$(ids owned/greatest)"
+    equal outside "65534 65534" "$(ids owned/outside)"
+    getfacl -n "$DIR/acl/group" >"$TMPDIR/acl"
+    has "group:$(shown_id 2000):r--" <"$TMPDIR/acl"
+    equal "only the one that can be shown" 1 "$(grep -c '^group:[0-9]' "$TMPDIR/acl")"
+}
+
+set_on_the_host() {
     chown "$(id -u):$(id -g)" "$DIR/newdir/f"
-    equal "swapped" "$me" "$(stat -c '%u %g' "$DIR/newdir/f")"
+    equal "the user's own" "$(both 0)" "$(ids newdir/f)"
+    touch "$DIR/newdir/"{number,sub,far}
+    chown 33:33 "$DIR/newdir/number"
+    equal "a number" "$(both 33)" "$(ids newdir/number)"
+    chown 100032:100032 "$DIR/newdir/sub"
+    equal "a sub-id" "$(both 33)" "$(ids newdir/sub)"
+    chown 4000000:4000000 "$DIR/newdir/far"
+    equal far "65534 65534" "$(ids newdir/far)"
+    # Once it shows as another's, the kernel refuses the ACL; chown does it in any order.
+    refused setfacl -m u:0:rw "$DIR/newdir/number"
+    says 'not permitted'
+    chown 0:0 "$DIR/newdir/number"
+    setfacl -m u:0:rw,u:100032:r "$DIR/newdir/number"
+    chown 33:0 "$DIR/newdir/number"
+}
+
+# What root of the host made, with root as owner.
+roots_of_the_host() {
+    install -o root -g root -m 640 "$SCRATCH/roots" "$DIR/newdir/installed"
+    cp -a "$SCRATCH/roots" "$DIR/newdir/copy"
+    # Within the mount cp reads what is shown.
+    cp -a "$DIR/newdir/copy" "$DIR/newdir/again"
+    local name
+    for name in installed copy again; do equal "$name" "$(both 0)" "$(ids "newdir/$name")"; done
+    for name in copy again; do getfacl -nc "$DIR/newdir/$name" | has "user:$(id -u):rw-"; done
+    # The kernel lets nobody set an ACL on what shows as another's, and cp always sets one.
+    chmod 604 "$DIR/newdir/sub"
+    refused cp -a "$DIR/newdir/sub" "$DIR/newdir/subs"
+    says 'preserving permissions.* not permitted'
+    equal "kept nevertheless" "$(both 33) 604" "$(ids newdir/subs) $(stat -c %a "$DIR/newdir/subs")"
+}
+
+host_in_the_namespace() {
     karapace umount "$ENV"
     in_ns karapace mount "$ENV"
-    equal "the user's own id is that id" "0 0" "$(in_dir 'stat -c "%u %g" newdir/f')"
+    local name
+    equal "the user's own id means root" "0 0" "$(in_dir 'stat -c "%u %g" newdir/f')"
+    for name in installed copy again; do equal "$name" "0 0" "$(in_dir "stat -c '%u %g' newdir/$name")"; done
+    for name in sub subs; do equal "$name" "33 33" "$(in_dir "stat -c '%u %g' newdir/$name")"; done
+    equal number "33 0" "$(in_dir 'stat -c "%u %g" newdir/number')"
+    equal far "65534 65534" "$(in_dir 'stat -c "%u %g" newdir/far')"
+    in_dir 'getfacl -nc newdir/again newdir/number' >"$TMPDIR/acl"
+    equal "entries for root" 2 "$(grep -c '^user:0:rw-' "$TMPDIR/acl")"
+    has '^user:33:r--' <"$TMPDIR/acl"
     in_ns karapace umount "$ENV"
+}
+
+# The same in a session, which has all ids.
+host_in_a_session() {
+    karapace mount distro
+    echo x >"$MOUNTS/distro/srv/mine"
+    install -o 33 -g 100032 "$SCRATCH/roots" "$MOUNTS/distro/srv/theirs"
+    cp -a "$SCRATCH/roots" "$MOUNTS/distro/srv/roots"
+    equal "made inside" "100032 100032" "$(stat -c '%u %g' "$MOUNTS/distro/srv/f")"
+    karapace umount distro
+    equal inside "0 0 33 33 0 0 33 33" \
+        "$(karapace exec distro -- sh -c 'cd /srv && stat -c "%u %g" mine theirs roots f' | xargs)"
     karapace verify-store
 }
 
@@ -301,5 +364,9 @@ check "from outside: mount and exec are refused with the reason, diff works" fro
 check "commit and restore" commit_and_restore
 check "exec in the namespace has every id" session_inside
 check "a namespace with one id: what belongs to others shows as 65534's" one_id
-check "the same environment on the host, with 0 and the user's id swapped" on_the_host
+check "on the host: root's files are the user's, others show as its sub-ids, what is beyond as 65534's" on_the_host
+check "chown there: 0 and the user's own are the environment's root, sub-ids and numbers are its others" set_on_the_host
+check "install -o root and cp -a of root's files, with ACLs" roots_of_the_host
+check "and in the namespace these are root's and the others'" host_in_the_namespace
+check "and in a session" host_in_a_session
 finish_suite
