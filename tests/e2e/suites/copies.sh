@@ -31,8 +31,11 @@ everything() (
     setfattr -n user.binary -v 0x00ff0a5c acl
     setfattr -n user.large -v "$(printf '%03000d' 1)" acl
     echo x >acl/file
-    setfacl -m u:77:rw,g:88:r,m::rw acl/file
-    setfacl -m u:77:rwx,d:u:77:rx,d:g:88:rwx acl
+    # Ids that a user's mount shows as they are set.
+    local named group
+    named=$(shown_id 77) group=$(shown_id 88)
+    setfacl -m "u:$named:rw,g:$group:r,m::rw" acl/file
+    setfacl -m "u:$named:rwx,d:u:$named:rx,d:g:$group:rwx" acl
     mkdir acl/inherits
     echo x >acl/inherits/file
     truncate -s 40M sparse/holes
@@ -123,7 +126,7 @@ change_some() (
     mv links/a links/moved
     ln links/moved/1 etc/linked
     chmod 0700 etc
-    setfacl -x u:77 acl/file
+    setfacl -x "u:$(shown_id 77)" acl/file
     setfattr -x user.binary acl
     setfattr -n user.colour -v red srv/data/large
     echo more >>srv/data/large
