@@ -1,15 +1,15 @@
 //! How the ids of a tree are shown on a mount, and which id of the tree is set.
 //!
-//! An ordinary user acts as the environment's root. 0 of the tree shows as the user's own id. Users and groups
-//! are mapped separately, each in one of two ways:
+//! An ordinary user acts as the environment's root. 0 of the tree shows as the user's own id. Users and
+//! groups are mapped separately, each in one of two ways:
 //! - With sub-ids: n of the tree shows as the n-th of them, counted from 1, as in a user namespace that has
 //!   them. Ids beyond show as the kernel's overflow id.
 //! - Without: the user's own id in the tree shows as 0, and all other ids show as themselves.
 //!
 //! Setting an id is not the exact inverse, because a program that sets 0 means the environment's root. The
-//! user's own id stands for 0, a sub-id for its number, and every other id, 0 included, for itself. So each id
-//! of the tree that shows as the user's own or a sub-id is set by what it shows as. Without sub-ids this fails
-//! for one: the user's own id shows as 0, which sets 0. With sub-ids it fails for the ids beyond.
+//! user's own id stands for 0, a sub-id for its number, and every other id, 0 included, for itself. So what
+//! an id of the tree shows as sets that id again, with two exceptions: without sub-ids the user's own id,
+//! which shows as 0, and with sub-ids the ids beyond.
 //!
 //! Root, including root of a user namespace, sees and sets the ids unchanged.
 //!

@@ -66,14 +66,14 @@ pub struct MountOptions {
     /// kernel then sends the caller's ids only with requests that create something, so there is no control
     /// directory. Only has an effect on a mount made by root.
     pub idmap: bool,
-    /// Show the tree's ids from 1 on as these. Only has an effect on a mount made by an ordinary user and open
-    /// to no other: where others have access, what each of them makes must show as theirs.
+    /// Show the tree's ids from 1 on as these. Only has an effect on a mount made by an ordinary user and
+    /// open to no other: where others have access, what each of them makes must show as theirs.
     pub sub_ids: Option<SubIds>,
 }
 
-/// The ids of the host that an ordinary user may use besides its own, as /etc/subuid and /etc/subgid list them:
-/// ranges in order, each as its first id and their count. The ids of a kind are ignored if their ranges overlap,
-/// contain 0 or the user's own id, or are not all mapped in the process's user namespace.
+/// The ids of the host that an ordinary user may use besides its own, as /etc/subuid and /etc/subgid list
+/// them: ranges in order, each as its first id and its count. The ids of a kind are ignored if their ranges
+/// overlap, contain 0 or the user's own id, or are not all mapped in the process's user namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubIds {
