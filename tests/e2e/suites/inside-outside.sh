@@ -36,7 +36,13 @@ stuck() {
     sleep 5
     waiting | comm -12 "$TMPDIR/waiting" -
 }
-waiting() { ps -eo stat=,pid=,comm= | awk '$1 ~ /^D/ && $3 !~ /^(kworker|jbd2|loop)/ { print $2, $3 }' | sort; }
+# With how often each has been switched away from, which tells one that waits from one that waits again.
+waiting() {
+    ps -eo stat=,pid=,comm= | awk '$1 ~ /^D/ && $3 !~ /^(kworker|jbd2|loop)/ { print $2, $3 }' |
+        while read -r pid name; do
+            echo "$pid $name $(awk '/ctxt_switches/ { n += $2 } END { print n }' "/proc/$pid/status" 2>/dev/null)"
+        done | sort
+}
 
 installs() {
     begin 76001
