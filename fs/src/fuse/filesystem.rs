@@ -170,11 +170,15 @@ impl Filesystem for Server {
         reply.ok();
     }
 
-    // One ENOSYS from each of these (from open only without passthrough) makes the kernel do without them for
-    // the whole mount: it opens files by itself, creates with MKNOD, and sends no FLUSH.
+    // One ENOSYS from each of these (from open only without passthrough, from opendir only if no other mount may
+    // come) makes the kernel do without them for the whole mount: it opens files by itself, creates with MKNOD, and
+    // sends no FLUSH.
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.opendir(ino) {
+            Some(flags) => reply.opened(FileHandle(0), flags),
+            None => reply.error(Errno::ENOSYS),
+        }
     }
 
     fn create(

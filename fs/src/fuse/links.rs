@@ -10,6 +10,10 @@
 //! A name that changed is dropped, with what is mounted on it, and not only expired: an answer on its way, given
 //! before the change, would make it valid again.
 //!
+//! A kernel that does not cache asks for a file's attributes before it reads from its pages. If another connection
+//! has changed the file since, it is made to drop them before it gets the answer. This waits for its own requests
+//! only, never for another kernel's: whoever changed the file does not wait for it.
+//!
 //! When another connection is to cache, changes are still told to the one that did until its kernel has
 //! forgotten everything; then they are told to the new one; and that one caches only when all changes that
 //! began before are done, as those may not be told to it. So no two changes wait for each other's kernels.
@@ -23,7 +27,7 @@ use std::convert::Infallible;
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
@@ -75,6 +79,9 @@ pub(crate) struct Link {
     /// When this kernel was last given a name that it may keep, in milliseconds since `start`.
     given: AtomicU64,
     start: Instant,
+    /// Inodes whose pages this kernel may have from before a change that it was not told of.
+    outdated: Mutex<Outdated>,
+    has_outdated: AtomicBool,
     /// Roots of the snapshots that are looked at through this connection.
     snapshots: Mutex<Vec<ObjectId>>,
     /// Aborts the connection.
@@ -89,6 +96,20 @@ struct References {
     counts: Mutex<HashMap<Ino, u64>>,
     /// Held shared from before the view counts a reference, or drops one, until it is counted here.
     agrees: RwLock<()>,
+}
+
+/// Inodes, each with the number of the change that outdated it last.
+#[derive(Default)]
+struct Outdated {
+    changes: u64,
+    inodes: HashMap<Ino, u64>,
+}
+
+impl Outdated {
+    fn add(&mut self, ino: Ino) {
+        self.changes += 1;
+        self.inodes.insert(ino, self.changes);
+    }
 }
 
 type Names = HashSet<(Ino, Box<[u8]>)>;
@@ -134,6 +155,31 @@ impl Link {
             if *count == 0 {
                 counts.remove(&ino);
             }
+        }
+    }
+
+    /// The change that this kernel's pages of an inode are older than, if there is one.
+    pub fn outdated_by(&self, ino: Ino) -> Option<u64> {
+        if !self.has_outdated.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.outdated.lock().inodes.get(&ino).copied()
+    }
+
+    /// This kernel has dropped its pages of an inode since that change.
+    pub fn has_dropped(&self, ino: Ino, change: u64) {
+        let mut outdated = self.outdated.lock();
+        if outdated.inodes.get(&ino) == Some(&change) {
+            outdated.inodes.remove(&ino);
+        }
+        self.has_outdated.store(!outdated.inodes.is_empty(), Ordering::SeqCst);
+    }
+
+    /// Whether this kernel may hold a reference to an inode.
+    fn may_hold(&self, view: &View, ino: Ino) -> bool {
+        match &self.references {
+            Some(references) => references.counts.lock().contains_key(&ino),
+            None => view.references(ino) > 0,
         }
     }
 
@@ -230,6 +276,8 @@ impl Links {
             placeholders: Placeholders::default(),
             given: AtomicU64::new(0),
             start: Instant::now(),
+            outdated: Mutex::default(),
+            has_outdated: AtomicBool::new(false),
             snapshots: Mutex::default(),
             abort: OnceLock::new(),
             sending: Mutex::default(),
@@ -299,11 +347,18 @@ impl Links {
         data: Option<(Ino, Range<u64>)>,
         work: impl FnOnce() -> T,
     ) -> T {
+        if self.all.read().len() < 2 {
+            return work();
+        }
         let (other, _until_done) = {
             let told = self.told.read();
             (told.link.clone().filter(|other| !Arc::ptr_eq(other, link)), told.change.clone())
         };
-        let Some(other) = other else { return work() };
+        let Some(other) = other else {
+            let (result, changed) = crate::view::observed(work);
+            self.note_outdated(view, link, None, &changed);
+            return result;
+        };
         if let Some((ino, range)) = data
             && !fail::planted("told-only-after")
         {
@@ -320,6 +375,7 @@ impl Links {
                 other.send(&changed);
             });
         }
+        self.note_outdated(view, link, Some(&other), &changed);
         // What the other kernel has a placeholder for stays so, with what is mounted on it.
         changed.retain(|what| match what {
             Invalidation::Entry { parent, name } => other.placeholders.find(*parent, name).is_none(),
@@ -336,16 +392,30 @@ impl Links {
         result
     }
 
-    /// To be called after a modification time was set through `link`. A kernel that does not cache judges its
-    /// pages by that time, which now may be what it was before a write. Not if the size was set: until that is
-    /// answered, the kernel of `link` writes nothing back, for which the others may wait.
-    pub fn time_was_set(&self, link: &Arc<Link>, ino: Ino) {
+    /// Notes, for the connections that are not told, what a change through `link` changed: their pages of it are
+    /// outdated. Before the change is answered, so that a call which begins after that finds the note.
+    fn note_outdated(
+        &self,
+        view: &View,
+        link: &Arc<Link>,
+        told: Option<&Arc<Link>>,
+        changed: &[Invalidation],
+    ) {
         if fail::planted("time-untold") {
             return;
         }
-        let others = self.all.read().clone();
-        for other in others.iter().filter(|other| !Arc::ptr_eq(other, link)) {
-            other.send(&[Invalidation::Inode { ino }]);
+        let all = self.all.read().clone();
+        let is =
+            |one: &Arc<Link>, other: Option<&Arc<Link>>| other.is_some_and(|other| Arc::ptr_eq(one, other));
+        for other in all.iter().filter(|other| !is(other, Some(link)) && !is(other, told)) {
+            for what in changed {
+                if let Invalidation::Inode { ino } = what
+                    && other.may_hold(view, *ino)
+                {
+                    other.outdated.lock().add(*ino);
+                    other.has_outdated.store(true, Ordering::SeqCst);
+                }
+            }
         }
     }
 

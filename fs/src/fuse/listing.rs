@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
+use fuser::{FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 
 use super::links::Lifetime;
@@ -20,6 +20,16 @@ use crate::view::View;
 const AFTER_CONTROL: u64 = 1 << 62;
 
 impl Shared {
+    /// How the kernel may treat the listing of a directory that is opened; `None`: all as it does by itself, for
+    /// ever. One that does not cache must not keep a listing, for two callers that list at once could make it keep
+    /// an old one as new.
+    pub(super) fn opendir(&self, node: INodeNo) -> Option<FopenFlags> {
+        self.options.shares.then(|| match self.lifetime(split(node.0).0).time {
+            NEVER => FopenFlags::empty(),
+            _ => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        })
+    }
+
     pub(super) fn readdir(&self, req: &Request, node: INodeNo, cookie: u64, mut reply: ReplyDirectory) {
         let result = self.node(node).and_then(|place| match place {
             Node::Control(ino) => {

@@ -248,12 +248,12 @@ impl Shared {
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_NO_OPEN_SUPPORT
-            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_EXPIRE_ONLY;
-        if self.options.shares {
-            wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
-        }
+        wanted |= match self.options.shares {
+            true => InitFlags::FUSE_AUTO_INVAL_DATA,
+            false => InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+        };
         if self.kernel_permissions() {
             // This flag makes the kernel check permissions, so not on a mount whose user acts as root.
             wanted |= InitFlags::FUSE_POSIX_ACL;

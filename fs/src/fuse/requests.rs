@@ -11,7 +11,7 @@ use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
 use super::links::Lifetime;
-use super::nodes::{CONTROL, LIVE, PLACEHOLDER};
+use super::nodes::{CONTROL, LIVE, PLACEHOLDER, split};
 use super::reply::{FOREVER, NEVER, absent, file_attr};
 use super::workers::spawn;
 use super::{GENERATION, Node, Shared, guard};
@@ -117,7 +117,13 @@ impl Shared {
         }
     }
 
-    pub(super) fn getattr(&self, node: INodeNo, reply: ReplyAttr) {
+    pub(super) fn getattr(self: &Arc<Self>, node: INodeNo, reply: ReplyAttr) {
+        let (index, ino) = split(node.0);
+        if index == LIVE
+            && let Some(change) = self.link.outdated_by(ino)
+        {
+            return self.getattr_after_drop(node, (self.views.live().clone(), ino, change), reply);
+        }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
                 let lifetime = self.lifetime(index);
@@ -176,9 +182,6 @@ impl Shared {
                     // keep set-user-id; the two cases cannot be told apart.)
                     Ok((true, Shared::drop_set_id(&view, ino)?))
                 })?;
-                if set.mtime.is_some() && set.size.is_none() && index == LIVE {
-                    self.links.time_was_set(&self.link, ino);
-                }
                 Ok((keeps.then_some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
