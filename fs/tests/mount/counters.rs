@@ -65,9 +65,6 @@ struct Object {
     name: String,
     /// Held by the caller that counts.
     counting: Mutex<()>,
-    /// Held by the caller that lists. Of two that list one directory at once, on a mount that does not cache,
-    /// one may leave the kernel a listing that is older than the time stamp by which the kernel judges it.
-    listing: Mutex<()>,
     begun: AtomicU64,
     published: AtomicU64,
 }
@@ -106,8 +103,7 @@ impl Object {
             Kind::Moved => fs::create_dir_all(path.join("even")).expect("mkdir"),
         }
         let (begun, published) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (counting, listing) = (Mutex::new(()), Mutex::new(()));
-        Object { kind, name, counting, listing, begun, published }
+        Object { kind, name, counting: Mutex::new(()), begun, published }
     }
 
     /// Counts on one mount, unless another caller does.
@@ -122,7 +118,6 @@ impl Object {
 
     /// Reads on one mount; what it finds that it should not.
     fn wrong(&self, side: &Path) -> Option<String> {
-        let _alone = (self.kind == Kind::Listing).then(|| self.listing.lock());
         let least = self.published.load(Ordering::SeqCst);
         let found = find(self.kind, &side.join(&self.name), least);
         let (now, most) = (self.published.load(Ordering::SeqCst), self.begun.load(Ordering::SeqCst));
