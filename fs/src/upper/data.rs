@@ -156,6 +156,7 @@ impl DataDir {
         Ok(file)
     }
 
+    /// Creates the file, because none was found that had been made ahead.
     fn make_now(&self, data: &DataFile, path: &Path) -> Result<Arc<File>> {
         let made = match self.make(path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
