@@ -3,7 +3,7 @@
 //! fuser could mount as well, but unmounts the mount point once more when a connection has ended, whatever is
 //! mounted there by then.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::unistd::{getegid, geteuid};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::error::At as _;
@@ -28,6 +29,9 @@ const KIND: &str = "fuse.karapace";
 
 /// The program that mounts for ordinary users.
 const HELPER: &str = "fusermount3";
+
+/// The kernel's control files of FUSE connections (Documentation/filesystems/fuse/fuse.rst), by number.
+pub const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// The variable that names the descriptor of a socket through which the helper sends the device.
 const HELPER_SOCKET: &str = "_FUSE_COMMFD";
@@ -126,6 +130,39 @@ fn explain(error: io::Error, by_root: bool) -> io::Error {
         return error;
     };
     io::Error::new(error.kind(), format!("{error}; {advice}"))
+}
+
+/// How to end a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Unmount it, unless it is in use.
+    Unmount,
+    /// Detach it even while it is in use: new look-ups do not reach it, open files stay.
+    Detach,
+    /// Abort its connection: whatever waits for it fails, and what only the kernel holds is lost.
+    Abort,
+}
+
+/// The minor device number of the FUSE mount on `dir`, which is also that of its connection. Asks the server nothing.
+pub fn connection(dir: &Path) -> Option<u32> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    statx(CWD, dir, flags, StatxFlags::empty()).ok().map(|found| found.stx_dev_minor)
+}
+
+/// Aborts the connection of the FUSE mount on `dir`: root, also of the user namespace in which it was mounted, by
+/// umount2(2) with MNT_FORCE, which the mount itself survives if it is in use; its ordinary user through the control
+/// files of the kernel, if they are mounted.
+///
+/// # Errors
+/// If the system refuses.
+pub fn abort(dir: &Path, connection: Option<u32>) -> io::Result<()> {
+    match umount2(dir, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(errno) => match connection {
+            Some(number) => fs::write(format!("{CONNECTIONS}/{number}/abort"), "1"),
+            None => Err(errno.into()),
+        },
+    }
 }
 
 /// Unmounts what is mounted on `mountpoint`. With `lazy`, detaches it even while it is in use: new look-ups

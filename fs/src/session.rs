@@ -18,22 +18,23 @@ use nix::unistd::{getegid, geteuid};
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::At as _;
 use crate::error::{Error, Result};
-pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, SubIds, Watchers};
+pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, MountPoints, SubIds, Watchers};
 use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
 pub use crate::locks::LockScope;
 use crate::mounting;
-pub use crate::mounting::{mount as mount_device, unmount};
+pub use crate::mounting::{CONNECTIONS, End, abort, connection, mount as mount_device, unmount};
 use crate::pid_namespace;
 use crate::view::View;
 
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// How often the view is asked whether maintenance, such as a checkpoint, is due.
+/// How often the view is asked whether maintenance, such as a checkpoint, is due, and the connections whether one is
+/// stuck.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How a mount is ended: with true, it is detached even while it is in use. [`Error::Busy`] without.
-pub type Unmount = Box<dyn Fn(bool) -> Result<()> + Send + Sync>;
+/// Ends a mount. [`Error::Busy`] from [`End::Unmount`] while it is in use.
+pub type Unmount = Box<dyn Fn(End) -> Result<()> + Send + Sync>;
 
 /// The kernel connection of a mount, shared by everything that talks to the kernel outside of requests.
 struct Connection {
@@ -61,6 +62,7 @@ pub struct Serving {
     control: Option<Arc<dyn ControlPlane>>,
     links: Arc<Links>,
     watchers: Watchers,
+    mount_points: MountPoints,
     /// Dropping it ends the upkeep thread.
     _upkeep: Sender<()>,
 }
@@ -85,9 +87,10 @@ impl Serving {
         trees: Arc<Trees>,
         control: Option<Arc<dyn ControlPlane>>,
     ) -> Result<Serving> {
-        let upkeep = keep_up(view.clone())?;
-        let (links, watchers) = (Arc::default(), Watchers::default());
-        Ok(Serving { view, trees, control, links, watchers, _upkeep: upkeep })
+        let (links, watchers) = (Arc::<Links>::default(), Watchers::default());
+        let upkeep = keep_up(view.clone(), links.clone())?;
+        let mount_points = MountPoints::new(links.clone());
+        Ok(Serving { view, trees, control, links, watchers, mount_points, _upkeep: upkeep })
     }
 
     /// Returns a handle that tells the kernel, on all mounts, what to forget.
@@ -98,6 +101,11 @@ impl Serving {
     /// Returns a handle for notifying programs that watch files.
     pub fn watchers(&self) -> Watchers {
         self.watchers.clone()
+    }
+
+    /// Returns a handle for processes that make mount points.
+    pub fn mount_points(&self) -> MountPoints {
+        self.mount_points.clone()
     }
 
     /// Mounts the view on the directory `dir`, which must exist; the mount answers requests when this returns. `source`
@@ -121,8 +129,13 @@ impl Serving {
             (IdMap::of_this_process(options.sub_ids.as_ref()), (geteuid().as_raw(), getegid().as_raw()));
         let mounted = self.serve(&mountpoint, options.clone(), ids, true, || {
             let device = mounting::mount(&mountpoint, source, &options)?;
-            let place = mountpoint.clone();
-            Ok((device, Box::new(move |lazy| unmount(&place, lazy).map(drop))))
+            let (place, number) = (mountpoint.clone(), mounting::connection(&mountpoint));
+            let end = move |end| match end {
+                End::Unmount => unmount(&place, false).map(drop),
+                End::Detach => unmount(&place, true).map(drop),
+                End::Abort => mounting::abort(&place, number).at("abort the connection of", &place),
+            };
+            Ok((device, Box::new(end)))
         })?;
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
@@ -188,13 +201,15 @@ impl Serving {
         let (device, background) = match begin() {
             Ok(begun) => begun,
             Err(error) => {
-                if let Err(error) = unmount(true) {
+                if let Err(error) = unmount(End::Detach) {
                     tracing::error!("{error}");
                 }
                 return Err(Error::host("serve the mount on", dir, explain(error, idmap)));
             }
         };
         let connection = Arc::new(Connection { device, mountpoint: dir.to_owned(), unmount });
+        let cut = connection.clone();
+        link.abort.get_or_init(|| Box::new(move || cut.abort()));
         Ok(MountedSession {
             view: self.view.clone(),
             background,
@@ -225,6 +240,7 @@ impl Serving {
             links: self.links.clone(),
             link: link.clone(),
             watchers: self.watchers.clone(),
+            mount_points: self.mount_points.clone(),
         }
     }
 }
@@ -261,7 +277,7 @@ impl UnmountHandle {
     /// `EBUSY` (as [`Error::Busy`]) while a file in it is open, or something in it is a working directory or
     /// mount point.
     pub fn unmount(&self) -> Result<()> {
-        self.0.unmount(false)
+        self.0.end(End::Unmount)
     }
 
     /// Removes the mount from the directory tree at once; it is served until its last user is gone.
@@ -269,7 +285,7 @@ impl UnmountHandle {
     /// # Errors
     /// If the system refuses.
     pub fn detach(&self) -> Result<()> {
-        self.0.unmount(true)
+        self.0.end(End::Detach)
     }
 
     /// Waits up to `patience` until the kernel no longer has the mount, and returns whether it does not.
@@ -286,30 +302,43 @@ impl Connection {
         wait::for_event(&self.device, PollFlags::empty(), patience).unwrap_or(false)
     }
 
-    fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.ends_within(Duration::ZERO) { Ok(()) } else { (self.unmount)(lazy) }
+    fn end(&self, end: End) -> Result<()> {
+        if self.ends_within(Duration::ZERO) { Ok(()) } else { (self.unmount)(end) }
+    }
+
+    fn abort(&self) {
+        tracing::error!(
+            "aborting the connection of {}: the kernel has not taken a notification for {} s",
+            self.mountpoint.display(),
+            UPKEEP_INTERVAL.as_secs()
+        );
+        if let Err(error) = self.end(End::Abort) {
+            tracing::error!("cannot abort it: {error}; as root: echo 1 > {CONNECTIONS}/NUMBER/abort");
+        }
     }
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
-        let stale = std::fs::metadata(&self.mountpoint);
-        if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
-            && let Err(error) = (self.unmount)(true)
+        // Attributes may be cached; this is asked for each time.
+        let stale = rustix::fs::statfs(&self.mountpoint);
+        if stale.is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)
+            && let Err(error) = (self.unmount)(End::Detach)
         {
             tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
         }
     }
 }
 
-/// Starts the thread that maintains the view, so that no request waits for a checkpoint. It ends when the
-/// sender is dropped.
-fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
+/// Starts the thread that maintains the view, so that no request waits for a checkpoint, and aborts connections that
+/// are stuck. It ends when the sender is dropped.
+fn keep_up(view: Arc<View>, links: Arc<Links>) -> io::Result<Sender<()>> {
     let (sender, receiver) = channel::<()>();
     std::thread::Builder::new().name("karapace-upkeep".to_owned()).spawn(move || {
         while receiver.recv_timeout(UPKEEP_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = view.maintain() {
                 tracing::error!(%error, "cannot write a checkpoint; nothing is lost, but the journal grows");
             }
+            links.abort_stuck();
         }
     })?;
     Ok(sender)

@@ -209,11 +209,15 @@ impl Filesystem for Server {
         self.0.setlk(req, ino, &Asked { owner, handle: fh, range: (start, end), typ, pid }, sleep, reply);
     }
 
-    // One ENOSYS from each of these makes the kernel do without them for the whole mount, as one from open or
-    // flush does: it opens files by itself, creates with MKNOD, and sends no FLUSH.
+    // One ENOSYS from each of these (from open only without passthrough and without shared locks, from opendir only
+    // if no other mount may come) makes the kernel do without them for the whole mount, as one from flush does: it
+    // opens files by itself, creates with MKNOD, and sends no FLUSH.
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.opendir(ino) {
+            Some(flags) => reply.opened(FileHandle(0), flags),
+            None => reply.error(Errno::ENOSYS),
+        }
     }
 
     fn create(

@@ -41,7 +41,7 @@ type Line = (u32, u32, u32);
 struct Ids {
     /// The mounting user's own id; 0 changes nothing.
     own: u32,
-    /// The user's sub-ids. Without any, `own` and 0 swap their looks.
+    /// The user's sub-ids. Without any, 0 is shown as `own`, and `own` as 0.
     sub: Ranges,
     /// Shown for ids beyond the sub-ids.
     overflow: u32,
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn without_sub_ids_the_own_id_and_0_look_swapped() {
+    fn without_sub_ids_the_own_id_and_0_are_shown_swapped() {
         let ids = ids(1000, &[]);
         assert_eq!([0, 1000, 33, 100_000].map(|id| ids.shown(id)), [1000, 0, 33, 100_000]);
         assert_eq!([0, 1000, 33, 100_000].map(|id| ids.stored(id)), [0, 0, 33, 100_000]);

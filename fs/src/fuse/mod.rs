@@ -2,23 +2,27 @@
 //! directory.
 //!
 //! fuser's types stay inside this module. It decides only where a request goes: to the live view, to a
-//! snapshot's view or to the control directory.
+//! snapshot's view, to the control directory or to a placeholder, which no view has.
 //!
-//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `locks`, `seek`, `xattr`,
+//! A request arrives in `filesystem`, goes through `requests` (or `names`, `listing`, `locks`, `seek`, `xattr`,
 //! `passthrough`), which finds the view through `nodes`, and is answered through `reply`; `idmap` and
-//! `privileges` translate ids and modes on the way. Work that may take long goes to `workers`. `notify`, `pages` and `watchers` send
-//! what the kernel did not ask for.
+//! `privileges` translate ids and modes on the way. Work that may take long goes to `workers`. `notify`,
+//! `pages` and `watchers` send what the kernel did not ask for.
 
 mod filesystem;
 mod idmap;
+mod invalidator;
 mod links;
 mod listing;
 mod locks;
+mod names;
 mod nodes;
 mod notify;
 mod options;
 mod pages;
 mod passthrough;
+mod placeholders;
+mod points;
 mod privileges;
 mod reply;
 mod requests;
@@ -39,13 +43,14 @@ use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
-pub use self::links::Invalidator;
+pub use self::invalidator::Invalidator;
 use self::links::Lifetime;
 pub(crate) use self::links::{Link, Links};
-use self::nodes::{CONTROL, LIVE, Views, split};
+use self::nodes::{CONTROL, LIVE, PLACEHOLDER, Views, split};
 pub(crate) use self::notify::Kernel;
 pub use self::options::{CtlDir, Flag, MountOptions, SubIds};
 use self::passthrough::Passthrough;
+pub use self::points::MountPoints;
 use self::reply::{FOREVER, NEVER, absent, file_attr};
 pub use self::watchers::Watchers;
 use self::workers::Workers;
@@ -90,6 +95,8 @@ pub(crate) struct Service {
     pub link: Arc<Link>,
     /// The process that makes calls on behalf of watchers.
     pub watchers: Watchers,
+    /// The processes that make mount points.
+    pub mount_points: MountPoints,
 }
 
 /// fuser's file system: a handle to the state that requests share.
@@ -107,6 +114,7 @@ struct Shared {
     watchers: Watchers,
     /// The next handle of an open file, if they are distinguished.
     handles: AtomicU64,
+    mount_points: MountPoints,
     /// Request threads that are waiting for other threads to answer the kernel's requests.
     waiting: AtomicUsize,
     workers: Workers,
@@ -116,8 +124,14 @@ struct Shared {
 
 /// Where a node lives.
 enum Node {
-    View { index: u16, view: Arc<View>, ino: Ino },
+    View {
+        index: u16,
+        view: Arc<View>,
+        ino: Ino,
+    },
     Control(Ino),
+    /// A mount point that no view has.
+    Placeholder(Ino),
 }
 
 impl Server {
@@ -137,6 +151,7 @@ impl Server {
             link: service.link,
             watchers: service.watchers,
             handles: AtomicU64::new(0),
+            mount_points: service.mount_points,
             waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,
             seekers: Workers::new("seek", SEEK_THREADS)?,
@@ -180,6 +195,9 @@ impl Shared {
         if index == CONTROL {
             return Ok(Node::Control(ino));
         }
+        if index == PLACEHOLDER {
+            return self.link.placeholders.attr(ino).map(|_| Node::Placeholder(ino));
+        }
         let view = self.views.get(index).map_err(|e| Errno::from_i32(e.errno()))?;
         Ok(Node::View { index, view, ino })
     }
@@ -187,11 +205,12 @@ impl Shared {
     /// The view that holds a node.
     ///
     /// # Errors
-    /// `EPERM` for a node of the control directory.
+    /// `EPERM` for a node of the control directory, `EROFS` for a placeholder.
     fn view(&self, node: INodeNo) -> std::result::Result<(u16, Arc<View>, Ino), Errno> {
         match self.node(node)? {
             Node::View { index, view, ino } => Ok((index, view, ino)),
             Node::Control(_) => Err(Errno::EPERM),
+            Node::Placeholder(_) => Err(Errno::EROFS),
         }
     }
 
@@ -232,17 +251,16 @@ impl Shared {
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_EXPIRE_ONLY;
-        wanted |= if self.shares_locks() {
-            InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS
-        } else {
-            InitFlags::FUSE_NO_OPEN_SUPPORT
+        wanted |= match self.shares_locks() {
+            true => InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS,
+            false => InitFlags::FUSE_NO_OPEN_SUPPORT,
         };
-        if self.options.shares {
-            wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
-        }
+        wanted |= match self.options.shares {
+            true => InitFlags::FUSE_AUTO_INVAL_DATA,
+            false => InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+        };
         if self.kernel_permissions() {
             // This flag makes the kernel check permissions, so not on a mount whose user acts as root.
             wanted |= InitFlags::FUSE_POSIX_ACL;
@@ -285,24 +303,33 @@ impl Shared {
         }
     }
 
-    /// How long the kernel may keep an answer about a view.
+    /// How long the kernel may keep an answer about a view. Ask before the view is: what was read before this
+    /// connection began to cache may have changed since.
     fn lifetime(&self, index: u16) -> Lifetime<'_> {
         if index == LIVE { self.link.lifetime() } else { Lifetime::forever() }
     }
 
-    /// Replies with the entry `name` of the directory `parent` in a view.
+    /// Runs an operation on a view that takes a reference, and counts it for this kernel.
+    fn counted(&self, index: u16, operation: impl FnOnce() -> Result<Attr>) -> Result<Attr> {
+        if index != LIVE {
+            return operation();
+        }
+        let _counting = self.link.counting();
+        operation().inspect(|attr| self.link.count(attr.ino))
+    }
+
+    /// Replies with the entry `name` of the directory `parent` in a view, whose reference is counted.
     fn entry(
         self: &Arc<Self>,
         reply: ReplyEntry,
+        lifetime: &Lifetime<'_>,
         (index, parent, name): (u16, Ino, &[u8]),
         result: std::result::Result<Attr, Errno>,
     ) {
-        let lifetime = self.lifetime(index);
         match result {
             Ok(attr) => {
                 if index == LIVE {
-                    self.link.count(attr.ino);
-                    self.note_name(&lifetime, parent, name, Some(&attr));
+                    self.note_name(lifetime, parent, name, Some(&attr));
                 }
                 reply.entry(&lifetime.time, &file_attr(&attr, index, Some(&self.ids)), GENERATION);
             }
@@ -311,13 +338,17 @@ impl Shared {
     }
 
     /// Replies that the directory `parent` of a view has no entry `name`, which the kernel may keep.
-    fn no_entry(self: &Arc<Self>, reply: ReplyEntry, (index, parent, name): (u16, Ino, &[u8])) {
-        let lifetime = self.lifetime(index);
+    fn no_entry(
+        self: &Arc<Self>,
+        reply: ReplyEntry,
+        lifetime: &Lifetime<'_>,
+        (index, parent, name): (u16, Ino, &[u8]),
+    ) {
         if lifetime.time == NEVER {
             return reply.error(Errno::ENOENT);
         }
         if index == LIVE {
-            self.note_name(&lifetime, parent, name, None);
+            self.note_name(lifetime, parent, name, None);
         }
         reply.entry(&lifetime.time, &absent(), GENERATION);
     }
@@ -327,6 +358,7 @@ impl Shared {
         if lifetime.time == NEVER {
             return;
         }
+        self.link.note_given();
         if let Some(names) = self.link.note_name(parent, name, found) {
             // Not on a request thread: it waits for what is going on in the directories.
             let link = self.link.clone();

@@ -54,9 +54,18 @@ impl Kernel {
     pub(super) fn invalidate(&self, invalidation: &Invalidation) -> Result<(), Errno> {
         // The live view's node ids are its inode numbers.
         self.notify(&match invalidation {
-            Invalidation::Entry { parent, name } => entry(*parent, name),
+            Invalidation::Entry { parent, name } => entry(*parent, name, EXPIRE_ONLY),
             Invalidation::Inode { ino } => inode(*ino, &(0..0)),
         })
+    }
+
+    /// Drops a name, with what is mounted on it. A name that is only expired becomes valid again if an answer
+    /// about it is on its way that was given before.
+    ///
+    /// # Errors
+    /// As of [`Kernel::invalidate`].
+    pub(super) fn drop_name(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
+        self.notify(&entry(parent, name, 0))
     }
 
     /// Makes the kernel write back data stored through mappings in this byte range (the whole file if `range`
@@ -91,11 +100,11 @@ pub(super) fn is_unknown(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
 }
 
-fn entry(parent: u64, name: &[u8]) -> Vec<u8> {
+fn entry(parent: u64, name: &[u8], flags: u32) -> Vec<u8> {
     let mut body = Vec::with_capacity(16 + name.len() + 1);
     body.extend_from_slice(&parent.to_ne_bytes());
     body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
-    body.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
+    body.extend_from_slice(&flags.to_ne_bytes());
     body.extend_from_slice(name);
     body.push(0);
     message(NOTIFY_INVAL_ENTRY, &body)
@@ -131,7 +140,7 @@ mod tests {
 
     #[test]
     fn notifications_as_the_kernel_reads_them() {
-        let name = entry(7, b"ab");
+        let name = entry(7, b"ab", EXPIRE_ONLY);
         assert_eq!(name.len(), 16 + 16 + 3);
         assert_eq!(name[..4], 35u32.to_ne_bytes());
         assert_eq!(name[4..8], 3i32.to_ne_bytes());

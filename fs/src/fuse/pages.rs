@@ -51,6 +51,28 @@ impl Shared {
         found.then_some((view, ino))
     }
 
+    /// Answers a request for the attributes of a file that another connection has changed, once this kernel has
+    /// dropped its pages of it. `change`: see [`Link::outdated_by`](super::links::Link::outdated_by).
+    pub(super) fn getattr_after_drop(
+        self: &Arc<Self>,
+        node: INodeNo,
+        (view, ino, change): (Arc<View>, Ino, u64),
+        reply: ReplyAttr,
+    ) {
+        self.with_request_threads_free(move |shared| {
+            let dropped = guard("getattr", || shared.write_back(node, &(0..0)));
+            let lifetime = shared.lifetime(LIVE);
+            let result = dropped.and_then(|()| {
+                shared.link.has_dropped(ino, change);
+                guard("getattr", || view.getattr(ino))
+            });
+            match result {
+                Ok(attr) => reply.attr(&lifetime.time, &file_attr(&attr, LIVE, Some(&shared.ids))),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
     pub(super) fn setattr_after_pages(
         self: &Arc<Self>,
         node: INodeNo,
@@ -59,11 +81,12 @@ impl Shared {
         reply: ReplyAttr,
     ) {
         self.with_request_threads_free(move |shared| {
-            let result = guard("setattr", || shared.write_back(node, &(0..0)))
+            let written = guard("setattr", || shared.write_back(node, &(0..0)));
+            let lifetime = shared.lifetime(LIVE);
+            let result = written
                 .and_then(|()| shared.change("setattr", (LIVE, &view), None, || view.setattr(ino, &set)));
             match result {
                 Ok(attr) => {
-                    let lifetime = shared.lifetime(LIVE);
                     reply.attr(&lifetime.time, &file_attr(&attr, LIVE, Some(&shared.ids)));
                 }
                 Err(errno) => reply.error(errno),

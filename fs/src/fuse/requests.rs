@@ -1,20 +1,21 @@
-//! Handles requests, each routed to its view or to the control directory.
+//! Handles requests, each routed to its view, to the control directory or to a placeholder.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::{
-    AccessFlags, Errno, FileAttr, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyStatfs, ReplyWrite, Request, WriteFlags,
+    AccessFlags, Errno, FileAttr, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyStatfs,
+    ReplyWrite, Request, WriteFlags,
 };
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
-use super::nodes::{CONTROL, LIVE};
-use super::reply::{FOREVER, NEVER, absent, decode_dev, file_attr, rename_mode};
+use super::links::Lifetime;
+use super::nodes::{CONTROL, LIVE, PLACEHOLDER, split};
+use super::reply::{FOREVER, NEVER, absent, file_attr};
 use super::workers::spawn;
 use super::{GENERATION, Node, Shared, guard};
-use crate::attr::{Attr, RenameMode, SetAttr};
+use crate::attr::SetAttr;
 use crate::error::Error;
 
 thread_local! {
@@ -29,6 +30,9 @@ impl Shared {
         if self.is_reserved(parent, name) {
             return self.lookup_control_dir(reply);
         }
+        if let Some(found) = self.link.placeholders.find(parent.0, name) {
+            return self.placeholder_entry(reply, &found);
+        }
         let reply = if self.watchers.sent(req) {
             let Some(reply) = self.lookup_for_watchers(parent, name, reply) else { return };
             reply
@@ -37,10 +41,12 @@ impl Shared {
         };
         match self.node(parent) {
             Ok(Node::View { index, view, ino }) => {
-                let _counting = self.link.counting();
-                match guard("lookup", || view.lookup(ino, name)) {
-                    Err(errno) if errno.code() == libc::ENOENT => self.no_entry(reply, (index, ino, name)),
-                    found => self.entry(reply, (index, ino, name), found),
+                let lifetime = self.lifetime(index);
+                match guard("lookup", || self.counted(index, || view.lookup(ino, name))) {
+                    Err(errno) if errno.code() == libc::ENOENT => {
+                        self.no_entry(reply, &lifetime, (index, ino, name))
+                    }
+                    found => self.entry(reply, &lifetime, (index, ino, name), found),
                 }
             }
             Ok(Node::Control(ino)) => match self.control_for(req) {
@@ -54,6 +60,7 @@ impl Shared {
                 Ok(control) => self.control_entry(reply, guard("lookup", || control.lookup(ino, name))),
                 Err(errno) => reply.error(errno),
             },
+            Ok(Node::Placeholder(_)) => reply.error(Errno::ENOENT),
             Err(errno) => reply.error(errno),
         }
     }
@@ -76,6 +83,10 @@ impl Shared {
                 if let Some(control) = &self.control {
                     control.forget(ino, count);
                 }
+                return Ok(());
+            }
+            if index == PLACEHOLDER {
+                // They live until they are dropped.
                 return Ok(());
             }
             let counting = self.link.counting();
@@ -106,25 +117,36 @@ impl Shared {
         }
     }
 
-    pub(super) fn getattr(&self, node: INodeNo, reply: ReplyAttr) {
+    pub(super) fn getattr(self: &Arc<Self>, node: INodeNo, reply: ReplyAttr) {
+        let (index, ino) = split(node.0);
+        if index == LIVE
+            && let Some(change) = self.link.outdated_by(ino)
+        {
+            return self.getattr_after_drop(node, (self.views.live().clone(), ino, change), reply);
+        }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
+                let lifetime = self.lifetime(index);
                 let attr = guard("getattr", || view.getattr(ino))?;
-                Ok((Some(index), file_attr(&attr, index, Some(&self.ids))))
+                Ok((Some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control()?;
                 let attr = guard("getattr", || control.getattr(ino))?;
                 Ok((None, file_attr(&attr, CONTROL, None)))
             }
+            Node::Placeholder(number) => {
+                let attr = self.link.placeholders.attr(number)?;
+                Ok((None, file_attr(&attr, PLACEHOLDER, Some(&self.ids))))
+            }
         });
         self.attr(reply, result);
     }
 
-    /// Replies with attributes, which the kernel may keep if a view is given.
-    fn attr(&self, reply: ReplyAttr, result: Outcome<(Option<u16>, FileAttr)>) {
+    /// Replies with attributes, which the kernel may keep if a lifetime is given.
+    fn attr(&self, reply: ReplyAttr, result: Outcome<(Option<Lifetime<'_>>, FileAttr)>) {
         match result {
-            Ok((Some(index), attr)) => reply.attr(&self.lifetime(index).time, &attr),
+            Ok((Some(lifetime), attr)) => reply.attr(&lifetime.time, &attr),
             Ok((None, attr)) => reply.attr(&NEVER, &attr),
             Err(errno) => reply.error(errno),
         }
@@ -140,26 +162,27 @@ impl Shared {
         }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
+                let lifetime = self.lifetime(index);
                 let cut = set.size.map(|size| (ino, size..u64::MAX));
                 let (keeps, attr) = self.change("setattr", (index, &view), cut, || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
                         // The write that follows may drop them, so the kernel must not cache these
                         // attributes.
-                        return Ok((None, view.getattr(ino)?));
+                        return Ok((false, view.getattr(ino)?));
                     }
                     if set.kill_priv || only_privileges {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
                     if !only_privileges {
-                        return Ok((Some(index), view.setattr(ino, set)?));
+                        return Ok((true, view.setattr(ino, set)?));
                     }
                     // The request only drops set-user-id: it comes before a write, or from a chown that names
                     // no ids. (It also comes when root writes to a file that had capabilities, and root would
                     // keep set-user-id; the two cases cannot be told apart.)
-                    Ok((Some(index), Shared::drop_set_id(&view, ino)?))
+                    Ok((true, Shared::drop_set_id(&view, ino)?))
                 })?;
-                Ok((keeps, file_attr(&attr, index, Some(&self.ids))))
+                Ok((keeps.then_some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control_for(req)?;
@@ -169,6 +192,10 @@ impl Shared {
                     control.getattr(ino)
                 })?;
                 Ok((None, file_attr(&attr, CONTROL, None)))
+            }
+            Node::Placeholder(number) => {
+                let attr = self.link.placeholders.set(number, set)?;
+                Ok((None, file_attr(&attr, PLACEHOLDER, Some(&self.ids))))
             }
         });
         self.attr(reply, result);
@@ -191,7 +218,10 @@ impl Shared {
                 }
                 Ok(())
             }),
-            Node::Control(_) => Ok(()),
+            Node::Placeholder(number) if mask.contains(AccessFlags::W_OK) => {
+                self.link.placeholders.set(number, &SetAttr::default()).map(drop)
+            }
+            Node::Control(_) | Node::Placeholder(_) => Ok(()),
         });
         done(reply, result);
     }
@@ -201,201 +231,6 @@ impl Shared {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
-    }
-
-    /// `how`: mode before applying the umask, umask, device.
-    pub(super) fn mknod(
-        self: &Arc<Self>,
-        req: &Request,
-        parent: INodeNo,
-        name: &[u8],
-        how: (u32, u32, u32),
-        reply: ReplyEntry,
-    ) {
-        let (mode, umask, rdev) = how;
-        if self.watchers.sent(req) {
-            let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
-            return self.create_for_watchers(parent, name, kind, reply);
-        }
-        let _counting = self.link.counting();
-        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
-            let caller = self.caller(req, umask);
-            let attr = self.change("mknod", (index, &view), None, || {
-                view.mknod(&caller, ino, name, mode, decode_dev(rdev))
-            })?;
-            Ok((view, (index, ino, name), attr))
-        });
-        match made {
-            Ok((view, place, attr)) => {
-                self.entry(reply, place, Ok(attr));
-                // Runs while the caller is on its way to the first write.
-                let _logged: Outcome<()> = guard("mknod", || {
-                    view.make_ahead(attr.ino);
-                    Ok(())
-                });
-            }
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    /// `how`: mode before applying the umask, umask.
-    pub(super) fn mkdir(
-        self: &Arc<Self>,
-        req: &Request,
-        parent: INodeNo,
-        name: &[u8],
-        how: (u32, u32),
-        reply: ReplyEntry,
-    ) {
-        if self.watchers.sent(req) {
-            return self.create_for_watchers(parent, name, FileKind::Directory, reply);
-        }
-        if let Ok(Node::Control(ino)) = self.node(parent) {
-            if let Err(errno) = self.control_for(req) {
-                return reply.error(errno);
-            }
-            let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
-            return start("mkdir", move || {
-                let made = shared.control().and_then(|control| {
-                    guard("mkdir", || Ok(control.mkdir(ino, &name).map_err(Errno::from_i32)))
-                        .and_then(|made| made)
-                });
-                shared.control_entry(reply, made);
-            });
-        }
-        let (mode, umask) = how;
-        let _counting = self.link.counting();
-        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
-            let caller = self.caller(req, umask);
-            let made = self.change("mkdir", (index, &view), None, || view.mkdir(&caller, ino, name, mode))?;
-            Ok((index, ino, made))
-        });
-        self.created(reply, name, made);
-    }
-
-    pub(super) fn symlink(
-        self: &Arc<Self>,
-        req: &Request,
-        parent: INodeNo,
-        name: &[u8],
-        target: &[u8],
-        reply: ReplyEntry,
-    ) {
-        if self.watchers.sent(req) {
-            return self.create_for_watchers(parent, name, FileKind::Symlink, reply);
-        }
-        let _counting = self.link.counting();
-        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
-            let caller = self.caller(req, 0);
-            let made =
-                self.change("symlink", (index, &view), None, || view.symlink(&caller, ino, name, target))?;
-            Ok((index, ino, made))
-        });
-        self.created(reply, name, made);
-    }
-
-    pub(super) fn link(
-        self: &Arc<Self>,
-        node: INodeNo,
-        newparent: INodeNo,
-        newname: &[u8],
-        reply: ReplyEntry,
-    ) {
-        let _counting = self.link.counting();
-        let made = self.creation(newparent, newname).and_then(|(index, view, parent)| {
-            let (from, _, ino) = self.view(node)?;
-            if from != index {
-                return Err(Errno::EXDEV);
-            }
-            let made = self.change("link", (index, &view), None, || view.link(ino, parent, newname))?;
-            Ok((index, parent, made))
-        });
-        self.created(reply, newname, made);
-    }
-
-    /// The view and the directory in which to create a name.
-    fn creation(&self, parent: INodeNo, name: &[u8]) -> Outcome<(u16, Arc<crate::view::View>, Ino)> {
-        if self.is_reserved(parent, name) {
-            return Err(Errno::EEXIST);
-        }
-        self.view(parent)
-    }
-
-    /// Replies to the creation of `name`: with the view's index, the directory and the new inode.
-    fn created(self: &Arc<Self>, reply: ReplyEntry, name: &[u8], made: Outcome<(u16, Ino, Attr)>) {
-        match made {
-            Ok((index, parent, attr)) => self.entry(reply, (index, parent, name), Ok(attr)),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    pub(super) fn unlink(&self, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        let result = if self.watchers.sent(req) {
-            self.remove_for_watchers(parent, name)
-        } else if self.is_reserved(parent, name) {
-            Err(Errno::EPERM)
-        } else {
-            self.view(parent).and_then(|(index, view, ino)| {
-                self.change("unlink", (index, &view), None, || view.unlink(ino, name))
-            })
-        };
-        done(reply, result);
-    }
-
-    pub(super) fn rmdir(self: &Arc<Self>, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        if self.is_reserved(parent, name) {
-            return reply.error(Errno::EBUSY);
-        }
-        if self.watchers.sent(req) {
-            return done(reply, self.remove_for_watchers(parent, name));
-        }
-        match self.node(parent) {
-            Ok(Node::View { index, view, ino }) => {
-                done(reply, self.change("rmdir", (index, &view), None, || view.rmdir(ino, name)));
-            }
-            Ok(Node::Control(ino)) => {
-                if let Err(errno) = self.control_for(req) {
-                    return reply.error(errno);
-                }
-                let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
-                start("rmdir", move || {
-                    let result = shared.control().and_then(|control| {
-                        guard("rmdir", || Ok(control.rmdir(ino, &name).map_err(Errno::from_i32)))
-                            .and_then(|r| r)
-                    });
-                    done(reply, result);
-                });
-            }
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    pub(super) fn rename(
-        &self,
-        req: &Request,
-        (parent, name): (INodeNo, &[u8]),
-        (newparent, newname): (INodeNo, &[u8]),
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let result = rename_mode(flags).map_err(|e| Errno::from_i32(e.errno())).and_then(|mode| {
-            if self.is_reserved(parent, name) {
-                return Err(Errno::EBUSY);
-            }
-            if self.is_reserved(newparent, newname) {
-                return Err(if mode == RenameMode::Exchange { Errno::EBUSY } else { Errno::EEXIST });
-            }
-            let (index, view, from) = self.view(parent)?;
-            let (new_index, _, to) = self.view(newparent)?;
-            if index != new_index {
-                return Err(Errno::EXDEV);
-            }
-            let caller = self.caller(req, 0);
-            self.change("rename", (index, &view), None, || {
-                view.rename(&caller, from, name, to, newname, mode)
-            })
-        });
-        done(reply, result);
     }
 
     pub(super) fn read(&self, node: INodeNo, offset: u64, size: usize, reply: ReplyData) {
@@ -410,6 +245,10 @@ impl Shared {
                 Node::Control(ino) => {
                     let control = self.control()?;
                     guard("read", || control.read(ino, offset, size, buffer))
+                }
+                Node::Placeholder(number) => {
+                    self.link.placeholders.read(number, offset, size, buffer);
+                    Ok(())
                 }
             });
             match result {
@@ -450,6 +289,13 @@ impl Shared {
                 };
             }
             Ok(Node::Control(ino)) => ino,
+            Ok(Node::Placeholder(number)) => {
+                let makes = self.makes_points(req);
+                return match self.link.placeholders.write(number, offset, data, makes) {
+                    Ok(()) => reply.written(data.len() as u32),
+                    Err(errno) => reply.error(errno),
+                };
+            }
             Err(errno) => return reply.error(errno),
         };
         // Writeback from a shared mapping can come at any time and has no caller, so it is not a command.
@@ -480,7 +326,7 @@ impl Shared {
             Ok(Node::View { view, ino, .. }) => {
                 self.workers.run(move || done(reply, guard("fsync", || view.fsync(ino))));
             }
-            Ok(Node::Control(_)) => reply.ok(),
+            Ok(Node::Control(_) | Node::Placeholder(_)) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
     }
@@ -488,7 +334,7 @@ impl Shared {
     pub(super) fn statfs(&self, node: INodeNo, reply: ReplyStatfs) {
         let view = match self.node(node) {
             Ok(Node::View { view, .. }) => view,
-            Ok(Node::Control(_)) | Err(_) => self.views.live().clone(),
+            Ok(Node::Control(_) | Node::Placeholder(_)) | Err(_) => self.views.live().clone(),
         };
         // Not on a request thread: this first frees removed files, which syncs the journal.
         self.workers.run(move || match guard("statfs", || view.statfs()) {
@@ -517,7 +363,7 @@ impl Shared {
                 })
             }
             // Not ENOSYS, which the kernel would apply to the whole mount.
-            Node::Control(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
+            Node::Control(_) | Node::Placeholder(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
         });
         done(reply, result);
     }
@@ -532,7 +378,7 @@ pub(super) fn done(reply: ReplyEmpty, result: Outcome<()>) {
 
 /// Runs `work`, which owns the reply, on a new thread. If none can be started, the reply is dropped with
 /// `work`, and the request fails with EIO.
-fn start(name: &str, work: impl FnOnce() + Send + 'static) {
+pub(super) fn start(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = spawn(name, work) {
         tracing::error!(%error, name, "cannot start a thread for a request");
     }

@@ -121,9 +121,11 @@ impl Shared {
         }
         let Some(became) = self.watchers.became(dir, name) else { return Some(reply) };
         let view = self.views.live();
+        let lifetime = self.lifetime(LIVE);
+        let _counting = self.link.counting();
         let found = guard("lookup", || view.lookup(dir, name));
         match (became, found) {
-            (Became::Come(_), Ok(attr)) if view.references(attr.ino) <= 1 => {
+            (Became::Come(_), Ok(attr)) if !self.links.held_before(view, &self.link, attr.ino) => {
                 view.forget(attr.ino, 1);
                 reply.error(Errno::ENOENT);
             }
@@ -131,7 +133,10 @@ impl Shared {
                 let ghost = file_attr(&self.watchers.ghost(kind), CONTROL, None);
                 reply.entry_with_ttls(&NEVER, &NEVER, &ghost, GENERATION);
             }
-            (_, found) => self.entry(reply, (LIVE, dir, name), found),
+            (_, found) => {
+                let found = found.inspect(|attr| self.link.count(attr.ino));
+                self.entry(reply, &lifetime, (LIVE, dir, name), found);
+            }
         }
         None
     }
@@ -146,6 +151,8 @@ impl Shared {
     ) {
         let (index, dir) = split(parent.0);
         let view = self.views.live();
+        let lifetime = self.lifetime(LIVE);
+        let _counting = self.link.counting();
         let made = guard("create", || {
             let attr = view.lookup(dir, name)?;
             let fits = index == LIVE
@@ -157,7 +164,8 @@ impl Shared {
             }
             Ok(attr)
         });
-        self.entry(reply, (LIVE, dir, name), made);
+        let made = made.inspect(|attr| self.link.count(attr.ino));
+        self.entry(reply, &lifetime, (LIVE, dir, name), made);
     }
 
     /// The process removes a name that went: succeeds if the name is gone.

@@ -50,7 +50,7 @@ impl Shared {
                 let value = guard("getxattr", || view.getxattr(ino, name))?;
                 Ok(if IdMap::has_ids(name) { self.ids.shown_acl(&value) } else { value })
             }
-            Node::Control(_) => Err(Errno::ENODATA),
+            Node::Control(_) | Node::Placeholder(_) => Err(Errno::ENODATA),
         });
         sized(reply, size, result);
     }
@@ -61,7 +61,7 @@ impl Shared {
                 let trusted = self.ids.shows_trusted(Shared::caller_uid(req));
                 guard("listxattr", || view.listxattr(ino, trusted))
             }
-            Node::Control(_) => Ok(Vec::new()),
+            Node::Control(_) | Node::Placeholder(_) => Ok(Vec::new()),
         });
         sized(reply, size, result);
     }

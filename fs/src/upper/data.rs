@@ -150,19 +150,26 @@ impl DataDir {
         fail::point("data.create").at("create", &path)?;
         let file = match self.made_ahead(data) {
             Some(file) => file,
-            None => {
-                let made = match self.make(&path) {
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                        self.files.remove(&path).at("remove leftover", &path)?;
-                        self.make(&path)
-                    }
-                    other => other,
-                };
-                Arc::new(made.at("create", &path)?)
-            }
+            None => self.make_now(data, &path)?,
         };
         self.open.lock().put((data.ino, data.generation), file.clone());
         Ok(file)
+    }
+
+    /// Creates the file, because none was found that had been made ahead.
+    fn make_now(&self, data: &DataFile, path: &Path) -> Result<Arc<File>> {
+        let made = match self.make(path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                // It may have been made ahead just now. If it is not used, it is removed later, by its name.
+                if let Some(file) = self.made_ahead(data) {
+                    return Ok(file);
+                }
+                self.files.remove(path).at("remove leftover", path)?;
+                self.make(path)
+            }
+            other => other,
+        };
+        Ok(Arc::new(made.at("create", path)?))
     }
 
     /// Creates the first data file of an inode in advance, for a later [`DataDir::create_file`]. Does nothing
@@ -413,87 +420,4 @@ fn copy_range(source: &File, target: &File, start: i64, end: i64) -> io::Result<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::FileExt;
-
-    fn dir() -> (tempfile::TempDir, DataDir) {
-        let tmp = tempfile::tempdir().unwrap();
-        let dir = DataDir::new(&Files::at(tmp.path()).unwrap(), tmp.path().join("data"));
-        dir.create().unwrap();
-        (tmp, dir)
-    }
-
-    #[test]
-    fn unseal_copies_bytes_and_holes() {
-        let (_tmp, dir) = dir();
-        let data = DataFile::new(0x1234, 0);
-        let file = dir.create_file(&data).unwrap();
-        file.set_len(10 << 20).unwrap();
-        file.write_all_at(b"here", 5 << 20).unwrap();
-        let copy = dir.unseal(&data, u64::MAX).unwrap();
-        assert_eq!(copy.generation, 1);
-        let copied = dir.file(&copy).unwrap();
-        assert_eq!(copied.metadata().unwrap().size(), 10 << 20);
-        assert!(copied.metadata().unwrap().blocks() < 2048);
-        let mut buf = [0; 4];
-        copied.read_exact_at(&mut buf, 5 << 20).unwrap();
-        assert_eq!(&buf, b"here");
-    }
-
-    #[test]
-    fn data_files_made_ahead_are_used_or_removed() {
-        let (_tmp, dir) = dir();
-        let (written, unused) = (DataFile::new(7, 0), DataFile::new(8, 0));
-        dir.make_ahead(7);
-        dir.make_ahead(8);
-        let file = dir.create_file(&written).unwrap();
-        file.write_all_at(b"here", 0).unwrap();
-        // This one exists and is being written.
-        dir.make_ahead(7);
-        assert!(dir.path(&unused).exists());
-        dir.drop_ahead();
-        assert!(!dir.path(&unused).exists());
-        assert_eq!(std::fs::read(dir.path(&written)).unwrap(), b"here");
-    }
-
-    #[test]
-    fn few_data_files_are_made_ahead_if_files_stay_empty() {
-        let (_tmp, dir) = dir();
-        let files = || dir.strangers(&|_, _| false).unwrap().len();
-        (1..=100).for_each(|ino| dir.make_ahead(ino));
-        assert_eq!(files(), AHEAD);
-        // A file that was not created ahead gets its first write, so one more may be created.
-        dir.create_file(&DataFile::new(100, 0)).unwrap();
-        dir.make_ahead(101);
-        dir.make_ahead(102);
-        assert!(dir.path(&DataFile::new(101, 0)).exists());
-        assert_eq!(files(), AHEAD + 1);
-        dir.drop_ahead();
-        assert_eq!(files(), 1);
-    }
-
-    #[test]
-    fn a_second_link_seals() {
-        let (tmp, dir) = dir();
-        let data = DataFile::new(7, 0);
-        dir.create_file(&data).unwrap();
-        dir.open.lock().clear();
-        std::fs::hard_link(dir.path(&data), tmp.path().join("object")).unwrap();
-        assert!(!data.is_sealed());
-        dir.file(&data).unwrap();
-        assert!(data.is_sealed());
-    }
-
-    #[test]
-    fn sweep_removes_only_strangers() {
-        let (_tmp, dir) = dir();
-        let keep = DataFile::new(1, 2);
-        let stray = DataFile::new(2, 0);
-        dir.create_file(&keep).unwrap();
-        dir.create_file(&stray).unwrap();
-        assert_eq!(dir.sweep(&|ino, g| (ino, g) == (1, 2)).unwrap(), 1);
-        assert!(dir.path(&keep).exists());
-        assert!(!dir.path(&stray).exists());
-    }
-}
+mod tests;

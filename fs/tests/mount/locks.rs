@@ -2,8 +2,8 @@
 
 use karapace_fs::session::{LockScope, MountOptions};
 
-use crate::mount::several::{Second, race};
-use crate::mount::support::Mount;
+use crate::mount::several::race;
+use crate::mount::support::{Mount, Second};
 
 fn with(locks: LockScope) -> (Mount, Second) {
     let set = |options: &mut MountOptions| (options.shares, options.locks) = (true, locks);

@@ -292,6 +292,48 @@ impl Mount {
     }
 }
 
+/// Another mount of a view, on a directory of its own.
+pub struct Second {
+    dir: tempfile::TempDir,
+    unmounter: UnmountHandle,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Second {
+    pub fn of(mount: &Mount) -> Second {
+        Second::with(mount, |_| {})
+    }
+
+    pub fn for_sessions(mount: &Mount) -> Second {
+        Second::with(mount, |options| options.for_sessions = true)
+    }
+
+    pub fn with(mount: &Mount, change: impl FnOnce(&mut MountOptions)) -> Second {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut options = MountOptions { shares: true, ..MountOptions::default() };
+        change(&mut options);
+        let session = mount.served.serving.mount(dir.path(), "karapace+second", &options).expect("mount");
+        let unmounter = session.unmount_handle();
+        let thread = Some(std::thread::spawn(move || session.wait()));
+        Second { dir, unmounter, thread }
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        if self.unmounter.unmount().is_err() {
+            self.unmounter.detach().expect("cannot unmount");
+        }
+        if let Some(thread) = self.thread.take().filter(|_| !std::thread::panicking()) {
+            thread.join().expect("serving does not panic").expect("serving ends well");
+        }
+    }
+}
+
 /// See [`Mount::again`]. It is unmounted before its directory is removed.
 pub struct Again {
     _served: Served,

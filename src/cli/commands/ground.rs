@@ -5,10 +5,14 @@ use crate::engine::server::ground::process;
 ///
 /// A server starts this, and speaks with it through standard input.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Only guard a mount on the host
+    #[arg(long)]
+    guard: bool,
+}
 
 impl Args {
     pub fn run(&self) -> Result<(), Failure> {
-        Ok(process::run()?)
+        Ok(process::run(self.guard)?)
     }
 }

@@ -241,7 +241,7 @@ pub(super) mod tests {
         let options = options();
         let fields = serde_json::to_value(&default.mount).unwrap();
         // The engine sets these.
-        let set = ["shares", "for_sessions", "sub_ids"];
+        let set = ["for_sessions", "shares", "sub_ids"];
         let count = fields.as_object().unwrap().keys().filter(|name| !set.contains(&name.as_str())).count();
         assert_eq!(options.len(), count + 1, "those of the file system, and the snapshot: {options:?}");
         for option in &options {

@@ -143,7 +143,8 @@ impl Engine {
             }
         }
         for (env, mount) in before {
-            if self.live_mount(&env.instance)?.is_none() {
+            // What is left for sessions was not asked for.
+            if self.live_mount(&env.instance)?.is_none_or(|now| now.session && !mount.session) {
                 done.push(mount.dir);
                 continue;
             }
@@ -400,7 +401,11 @@ impl Mounts<'_> {
         for (_, known) in std::mem::take(&mut self.known) {
             let Standing::Mounted(_, process) = known.standing else { continue };
             match self.engine.umount_env(&known.metadata) {
-                Ok(_) => process.into_iter().for_each(Background::wait),
+                // For sessions the process goes on.
+                Ok(_) if matches!(self.engine.live_mount(&known.metadata.instance), Ok(None)) => {
+                    process.into_iter().for_each(Background::wait);
+                }
+                Ok(_) => {}
                 Err(Error::NotMounted { .. }) => {}
                 Err(error) => (self.tell)(&format!("{} stays mounted: {error}", known.metadata.name)),
             }

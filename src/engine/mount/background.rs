@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::{Options, check_mountable, check_root_options};
 use crate::engine::At as _;
+use crate::engine::instance::sessions;
 use crate::engine::mountpoint;
 use crate::engine::server::access::UNKNOWN_ANSWER;
 use crate::engine::server::client::Client;
@@ -111,7 +112,12 @@ impl Engine {
         // Refuse before a process is started, as far as possible.
         check_mountable(env)?;
         check_root_options(options)?;
-        if options.snapshot.is_none() {
+        process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
+        if options.snapshot.is_some() {
+            return self.mount_in_new_process(env, dir, options, verbose);
+        }
+        let deadline = Deadline::after(PATIENCE);
+        loop {
             self.end_orphaned_session(env)?;
             match self.live_mount(&env.instance)? {
                 None => {}
@@ -122,8 +128,27 @@ impl Engine {
                 }
                 Some(_) => return Err(self.mounted_error(env)),
             }
+            match self.mount_in_new_process(env, dir, options, verbose) {
+                // A session has begun meanwhile, and with it another process.
+                Err(Error::Served { errno: libc::EBUSY, .. })
+                    if !options.session
+                        && sessions::running(self, &env.instance)
+                        && !deadline.has_passed() =>
+                {
+                    deadline.pause();
+                }
+                other => return other,
+            }
         }
-        process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
+    }
+
+    fn mount_in_new_process(
+        &self,
+        env: &Metadata,
+        dir: &Path,
+        options: &Options,
+        verbose: bool,
+    ) -> Result<Mounted> {
         let mut child = start(self, env, dir, verbose)?;
         match converse(&mut child, options) {
             Ok(Some(Readiness::Mounted { dir })) => {
@@ -154,6 +179,11 @@ impl Engine {
             };
             let pid = client.server().at("find the server of", Path::new(&env.name))?;
             match self.ask(env, client, &request)? {
+                Some(Answer::Mounted { dir }) if !mountpoint::is_ours(&dir) => {
+                    // The sessions were begun in another mount namespace.
+                    self.unmount_and_wait(env, &Request::Unmount)?;
+                    return Err(Error::MountedElsewhere { env: env.name.clone(), dir });
+                }
                 Some(Answer::Mounted { dir }) => {
                     return Ok(Some(Mounted { dir, pid: pid.unsigned_abs(), process: None }));
                 }

@@ -63,8 +63,8 @@ pub(super) fn check_mountable(env: &Metadata) -> Result<()> {
 }
 
 /// Refuses options that only root may use. The kernel accepts passthrough files from root only, and would not
-/// see later writes, so passthrough also needs a read-only mount. On a user's mount there is only one id, so
-/// id mapping needs root.
+/// see later writes, so passthrough also needs a read-only mount. A user's mount has no default_permissions,
+/// which the kernel needs for id mapping.
 pub(super) fn check_root_options(options: &Options) -> Result<()> {
     let read_only = options.mount.read_only || options.snapshot.is_some();
     if options.mount.passthrough && !(read_only && geteuid().is_root()) {

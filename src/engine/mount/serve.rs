@@ -1,11 +1,12 @@
 //! Serving an environment through FUSE in this process, until it is unmounted.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use karapace_fs::control::{Command, CommandError, ControlPlane, contained};
-use karapace_fs::session::{MountOptions, Serving, UnmountHandle};
+use karapace_fs::session::{MountOptions, MountPoints, Serving, UnmountHandle};
 use karapace_fs::view::View;
 use karapace_store::atomic;
 use karapace_store::id::InstanceId;
@@ -72,6 +73,7 @@ fn serve_view(
     // We hold the lock, so a mount recorded by an earlier process is over.
     if let Some(old) = engine.recorded_mount(&env.instance)? {
         mountpoint::clear_stale(&old.dir)?;
+        old.sessions_dir.iter().try_for_each(|dir| mountpoint::clear_stale(dir))?;
     }
     atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
     let read_only = options.mount.read_only || !lifecycle::is_writable(env.state);
@@ -80,9 +82,10 @@ fn serve_view(
     let admitted = Arc::new(Admitted::default());
     let plane: Arc<dyn ControlPlane> = Arc::new(Plane::new(instance.clone(), admitted.clone()));
     let serving = Serving::new(instance.view().clone(), instance.trees().clone(), Some(plane))?;
+    let points = serving.mount_points();
     let mounts = Mounts::new(&instance, serving, options.session, options.mount.locks);
     let keeper = Keeper::new(engine, env.instance, mounts.clone(), admitted);
-    let begun = begin(engine, &instance, &mounts, &keeper, (dir, options), asked, ready);
+    let begun = begin(engine, &instance, &mounts, (&keeper, points), (dir, options), asked, ready);
     let server = match begun {
         Ok(server) => server,
         Err(error) => {
@@ -103,7 +106,7 @@ fn begin(
     engine: &Engine,
     instance: &Arc<Instance>,
     mounts: &Arc<Mounts>,
-    keeper: &Arc<Keeper>,
+    (keeper, points): (&Arc<Keeper>, MountPoints),
     (dir, options): (&Path, &Options),
     asked: Receiver<()>,
     ready: &mut dyn FnMut(&Path) -> Result<()>,
@@ -117,7 +120,7 @@ fn begin(
         mounts.mount(dir, &mount_options)?
     };
     let id = instance.metadata().instance;
-    let server = announce(engine, &id, instance, mounts, keeper)?;
+    let server = announce(engine, &id, instance, mounts, (keeper, points))?;
     let (ending, mounts, path) = (instance.clone(), mounts.clone(), info_path(engine, &id));
     watch_signals(asked, move || mounts.end(), move || finish(&ending, None, &path))?;
     // It is `None` only if sessions were expected, and are gone already.
@@ -131,33 +134,52 @@ fn announce(
     id: &InstanceId,
     instance: &Arc<Instance>,
     mounts: &Arc<Mounts>,
-    keeper: &Arc<Keeper>,
+    (keeper, points): (&Arc<Keeper>, MountPoints),
 ) -> Result<Server> {
     let (instance, mounts, keeper) = (instance.clone(), mounts.clone(), keeper.clone());
     Server::start(engine.store().files(), &engine.env_dir(id), move |request, descriptors| {
         let reply = match request {
             Request::Command(command) => Ok(answer(&instance, &command).into()),
             Request::Enter { user, own_id } => keeper.entrance(user.as_deref(), own_id),
+            Request::MakesMountPoints => makes_mount_points(&points, descriptors).map(Reply::from),
             Request::Hold { shape, namespaces } => keeper.hold(shape, &namespaces, descriptors),
             Request::EndInside => {
                 keeper.end();
+                // They go by themselves, but not before this is answered.
+                points.sweep();
                 Ok(Answer::InsideEnded.into())
             }
             Request::Mount { dir, options } => {
                 let made = mounts.mount(&dir, &options);
                 made.map(|made| made.map_or(Answer::Ending, |dir| Answer::Mounted { dir }).into())
             }
+            Request::Inside => keeper.inside(),
+            Request::EndSessions => end_sessions(&instance, &mounts, &keeper).map(Reply::from),
             Request::Unmount => unmount(&instance, &mounts, &keeper).map(Reply::from),
         };
         reply.unwrap_or_else(|error| failed(&error).into())
     })
 }
 
+fn makes_mount_points(points: &MountPoints, descriptors: Vec<OwnedFd>) -> Result<Answer> {
+    let Some(process) = descriptors.into_iter().next() else {
+        return Err(Error::Invalid("there is no process that makes mount points".to_owned()));
+    };
+    points.begin(process).at("let mount points be made by", Path::new("process 1 of the session"))?;
+    Ok(Answer::MakerKnown)
+}
+
 /// Unmounts the host's mount or, if there is none, that of sessions which have ended.
 fn unmount(instance: &Instance, mounts: &Mounts, keeper: &Keeper) -> Result<Answer> {
     if mounts.has_host() {
-        return Ok(if mounts.unmount()? { Answer::SessionsStay } else { Answer::Unmounted });
+        mounts.unmount()?;
+        return Ok(Answer::Unmounted);
     }
+    end_sessions(instance, mounts, keeper)
+}
+
+/// Ends the mount of sessions which have ended.
+fn end_sessions(instance: &Instance, mounts: &Mounts, keeper: &Keeper) -> Result<Answer> {
     let env = instance.metadata();
     if sessions::running(instance.engine(), &env.instance) {
         return Err(Error::Running { env: env.name });

@@ -79,20 +79,21 @@ impl Engine {
         if sessions::running(self, &env.instance) && !is_apart()? {
             return Err(Error::Running { env: env.name.clone() });
         }
-        self.unmount_and_wait(env)
+        self.unmount_and_wait(env, &Request::Unmount)
     }
 
-    pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata) -> Result<PathBuf> {
+    /// Has a mount ended by `request`, and waits until the environment's lock is free, unless the process goes on
+    /// for another mount.
+    pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata, request: &Request) -> Result<PathBuf> {
         let mount = self.recorded_mount(&env.instance)?;
         let (Some(client), Some(mount)) =
             (Client::connect(self.store().files(), &self.env_dir(&env.instance))?, &mount)
         else {
             return self.clear_dead(env, mount.map(|m| m.dir));
         };
-        match self.ask(env, client, &Request::Unmount)? {
+        match self.ask(env, client, request)? {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
-            Some(Answer::SessionsStay) => return Ok(mount.dir.clone()),
             Some(Answer::Failed { errno: libc::EBUSY, .. }) => return Err(busy(mount.dir.clone())),
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, UNKNOWN_ANSWER)),
@@ -103,7 +104,7 @@ impl Engine {
         Ok(mount.dir.clone())
     }
 
-    /// Waits until the process that served the mount is done. The mount is already gone here.
+    /// Waits until the process that served the mount is done, or goes on for sessions. The mount is already gone here.
     ///
     /// # Errors
     /// [`Error::Held`] if processes still have the mount in another mount namespace, or have files open on
@@ -113,6 +114,11 @@ impl Engine {
         let mut next_look = LOOK;
         let mut before: Vec<Holder> = Vec::new();
         while EnvLock::holder(self.store(), &env.instance)?.is_some() {
+            let is_for_host =
+                || Ok::<_, Error>(self.recorded_mount(&env.instance)?.is_some_and(|now| !now.session));
+            if sessions::running(self, &env.instance) || (mount.session && is_for_host()?) {
+                return Ok(());
+            }
             if deadline.has_passed() {
                 return Err(self.serving_error(env, "has unmounted, but does not end"));
             }

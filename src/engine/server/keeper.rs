@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub struct Keeper {
     instance: InstanceId,
     mounts: Arc<Mounts>,
     admitted: Arc<Admitted>,
+    /// Held while an inside is ended because its mount is lost; locked before `state`.
+    losing: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -64,7 +67,14 @@ impl Keeper {
         mounts: Arc<Mounts>,
         admitted: Arc<Admitted>,
     ) -> Arc<Keeper> {
-        Arc::new(Keeper { engine: engine.clone(), instance, mounts, admitted, state: Mutex::default() })
+        Arc::new(Keeper {
+            engine: engine.clone(),
+            instance,
+            mounts,
+            admitted,
+            losing: Mutex::default(),
+            state: Mutex::default(),
+        })
     }
 
     /// Answers [`Request::Enter`](super::socket::Request::Enter).
@@ -93,8 +103,21 @@ impl Keeper {
         Ok(Reply { answer: Answer::Entrance(entrance), descriptors })
     }
 
+    /// Answers [`Request::Inside`](super::socket::Request::Inside).
+    pub fn inside(&self) -> Result<Reply> {
+        let mut state = self.state.lock();
+        self.forget_dead(&mut state);
+        let inside = state.inside.as_ref();
+        let namespaces = inside.map_or_else(Vec::new, |held| held.namespaces.names());
+        let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
+        let descriptors: std::io::Result<Vec<_>> = kept.map(|fd| fd.try_clone_to_owned()).collect();
+        let descriptors = descriptors.at("copy the namespaces of", Path::new("the sessions"))?;
+        Ok(Reply { answer: Answer::Inside { namespaces }, descriptors })
+    }
+
     /// Ends an inside whose mount has ended, or nobody can look into any more.
     fn end_lost(&self) {
+        let _one_at_a_time = self.losing.lock();
         if self.mounts.has_lost_sessions() {
             tracing::warn!("ending the sessions, because their mount is gone or the process that holds it");
             self.end();
@@ -182,11 +205,10 @@ impl Keeper {
     /// Called when no session is left. None can begin while `last` is open.
     fn clear_up(&self, last: File) {
         self.end();
-        let ended = self.mounts.end_sessions();
-        let mut state = self.state.lock();
-        state.watched = false;
-        if ended {
-            state._last = Some(last);
+        // Before: whoever enters from here on has the next ones watched.
+        self.state.lock().watched = false;
+        if self.mounts.end_sessions() {
+            self.state.lock()._last = Some(last);
         }
     }
 }

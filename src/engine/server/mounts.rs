@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use karapace_fs::session::{Flag, LockScope, MountOptions, MountedSession, Serving, UnmountHandle};
-use karapace_store::metadata::Metadata;
+use karapace_fs::session::{Flag, LockScope, MountOptions, MountedSession, Serving};
+use karapace_store::metadata::{EnvState, Metadata};
 use karapace_store::wait::Deadline;
 use nix::unistd::geteuid;
 use parking_lot::{Condvar, Mutex};
 
-use super::ground::Ground;
+use super::ground::{Ground, Guard};
 use super::info::{MountInfo, info_path};
+use super::mount::Mount;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::watchers::{Place, Teller};
 use crate::engine::mountpoint::{self, SOURCE};
@@ -47,52 +48,14 @@ struct State {
     private: Option<PathBuf>,
     /// How many connections the kernel still has, among them those of mounts that were detached.
     connections: usize,
-    /// The sessions' mount has ended by itself.
+    /// Sessions use the host's mount.
+    on_host: bool,
+    /// The mount that the sessions use has ended by itself.
     lost: bool,
     /// Sessions were announced, and not all of them have ended.
     expected: bool,
     /// No mount is made any more.
     ended: bool,
-}
-
-/// One mount.
-pub struct Mount {
-    /// The mount point, as the processes see it that use the mount.
-    pub dir: PathBuf,
-    /// Where it is, if not in the server's own namespaces. Taken out when it is unmounted, for it would keep the
-    /// mount alive.
-    ground: Mutex<Option<Arc<Ground>>>,
-    /// For sessions: why they have a single id, if an ordinary user has no more.
-    pub one_id: Option<String>,
-    /// The minor device number.
-    device: Option<u32>,
-    /// Its kernel asks again for what it has cached, so another mount may be made beside it.
-    shares: bool,
-    handle: Mutex<Option<UnmountHandle>>,
-}
-
-impl Mount {
-    /// The ground in which it is, if it is in one.
-    pub fn ground(&self) -> Option<Arc<Ground>> {
-        self.ground.lock().clone()
-    }
-
-    /// The host's mount, for sessions that use it.
-    fn as_sessions_see(&self, one_id: Option<String>) -> Arc<Mount> {
-        let Mount { dir, device, shares, .. } = self;
-        let (dir, ground) = (dir.clone(), Mutex::default());
-        let handle = Mutex::new(self.handle.lock().clone());
-        Arc::new(Mount { dir, ground, one_id, device: *device, shares: *shares, handle })
-    }
-
-    fn unmount(&self, lazy: bool) -> karapace_fs::Result<()> {
-        let handle = self.handle.lock().clone();
-        match handle {
-            Some(handle) if lazy => handle.detach(),
-            Some(handle) => handle.unmount(),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Mounts {
@@ -125,7 +88,7 @@ impl Mounts {
         let _one_at_a_time = self.making.lock();
         let env = self.instance.metadata();
         let is_second = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             if state.ended {
                 return Ok(None);
             }
@@ -133,22 +96,50 @@ impl Mounts {
                 let (dir, pid) = (host.dir.clone(), std::process::id());
                 return Err(Error::Mounted { env: env.name, dir, pid });
             }
-            state.connections > 0
+            // Counted from now on, so that the process does not end meanwhile.
+            state.connections += 1;
+            state.connections > 1
         };
-        let dir = mountpoint::prepare(dir)?;
-        let options = self.host_options(options, is_second, &env)?;
-        let session = self.serving.mount(&dir, &source(&env), &options)?;
-        let device = mountpoint::fuse_device(&dir)?;
-        let mount = Mount {
-            dir: dir.clone(),
-            ground: Mutex::default(),
-            one_id: None,
-            device,
-            shares: options.shares,
-            handle: Mutex::default(),
-        };
+        let made = self.mount_on_host(dir, options, is_second, &env);
+        let (mount, session) = made.inspect_err(|_| self.uncount())?;
+        let dir = mount.dir.clone();
         self.add(mount, session, false)?;
+        self.guard_sessions();
         Ok(Some(dir))
+    }
+
+    fn mount_on_host(
+        &self,
+        dir: &Path,
+        options: &MountOptions,
+        is_second: bool,
+        env: &Metadata,
+    ) -> Result<(Mount, MountedSession)> {
+        let dir = mountpoint::prepare(dir)?;
+        let options = self.host_options(options, is_second, env)?;
+        let session = self.serving.mount(&dir, &source(env), &options)?;
+        let device = mountpoint::fuse_device(&dir)?;
+        Ok((Mount::new(dir, device, options.shares), session))
+    }
+
+    /// A connection has ended, or was not made.
+    fn uncount(&self) {
+        self.state.lock().connections -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Has the sessions' mount guarded, now that the host's is beside it. One in a ground is already.
+    fn guard_sessions(&self) {
+        let sessions = self.state.lock().sessions.clone();
+        let Some(mount) = sessions.filter(|mount| mount.ground().is_none()) else { return };
+        let mut guard = mount.guard.lock();
+        if guard.is_some() {
+            return;
+        }
+        match Guard::of(&mount.dir, mount.device) {
+            Ok(made) => *guard = Some(made),
+            Err(error) => tracing::warn!("if the server is killed, sessions may hang: {error}"),
+        }
     }
 
     /// The options for a mount of the host. Beside the sessions' mount the view stays writable.
@@ -174,6 +165,13 @@ impl Mounts {
                 options.flags.push(Flag::ReadOnly);
             }
             options.read_only = self.instance.view().is_read_only();
+            if options.read_only && !asked.read_only && env.state == EnvState::Built {
+                let name = &env.name;
+                return Err(Error::Invalid(format!(
+                    "{name} has sessions that may not write to it, because it was mounted with --read-only: end them first \
+                     (`karapace stop {name}`), or mount with --read-only"
+                )));
+            }
         }
         Ok(options)
     }
@@ -191,11 +189,16 @@ impl Mounts {
                 return Ok(None);
             }
             state.expected = true;
-            match (&state.sessions, &state.host) {
-                (_, Some(host)) if own_id => return Ok(Some(host.as_sessions_see(None))),
+            let host = state.host.clone();
+            match (&state.sessions, &host) {
+                (_, Some(host)) if own_id => {
+                    state.on_host = true;
+                    return Ok(Some(host.as_sessions_see(None)));
+                }
                 (Some(mount), _) => return Ok(Some(mount.clone())),
-                (None, host) => host.clone(),
+                (None, _) => {}
             }
+            host
         };
         let reason = match self.ranges(host.as_deref()) {
             Ok(None) => None,
@@ -207,15 +210,14 @@ impl Mounts {
         };
         let one_id = reason.map(|reason| format!("only one id inside: {reason}"));
         if let Some(host) = host {
+            self.state.lock().on_host = true;
             return Ok(Some(host.as_sessions_see(one_id)));
         }
         let dir = self.private_dir()?;
         let options = MountOptions { for_sessions: true, ..self.options() };
         let session = self.serving.mount(&dir, &source(&self.instance.metadata()), &options)?;
         let device = mountpoint::fuse_device(&dir)?;
-        let mount =
-            Mount { dir, ground: Mutex::default(), one_id, device, shares: false, handle: Mutex::default() };
-        self.add(mount, session, true).map(Some)
+        self.add(Mount { one_id, ..Mount::new(dir, device, false) }, session, true).map(Some)
     }
 
     /// The ids for a ground: none are needed by root.
@@ -250,11 +252,7 @@ impl Mounts {
         let session = self.serving.take_over(handover, &options)?;
         let device = ground.connection();
         let ground = Mutex::new(Some(Arc::new(ground)));
-        self.add(
-            Mount { dir, ground, one_id: None, device, shares: false, handle: Mutex::default() },
-            session,
-            true,
-        )
+        self.add(Mount { ground, ..Mount::new(dir, device, false) }, session, true)
     }
 
     fn options(&self) -> MountOptions {
@@ -275,7 +273,8 @@ impl Mounts {
         let namespaces = mount.ground().map_or_else(Vec::new, |ground| ground.namespace_paths());
         self.teller.add(Place { dir: mount.dir.clone(), namespaces });
         let mut state = self.state.lock();
-        state.connections += 1;
+        // That of the host is counted already.
+        state.connections += usize::from(for_sessions);
         let slot = if for_sessions { &mut state.sessions } else { &mut state.host };
         *slot = Some(mount.clone());
         drop(state);
@@ -286,15 +285,16 @@ impl Mounts {
             }
             let was_known = mounts.forget(&ended);
             let mut state = mounts.state.lock();
-            state.lost |= was_known && for_sessions;
-            state.connections -= 1;
+            state.lost |= was_known && (for_sessions || state.on_host);
             drop(state);
-            mounts.changed.notify_all();
+            mounts.uncount();
         };
         let thread = std::thread::Builder::new().name("karapace-mount".to_owned()).spawn(wait);
-        let told = thread.map(drop).map_err(|e| Error::Invalid(format!("cannot start a thread: {e}")));
-        let told = told.and_then(|()| self.write_info());
-        if let Err(error) = told {
+        if let Err(error) = thread {
+            self.uncount();
+            return Err(Error::Invalid(format!("cannot start a thread: {error}")));
+        }
+        if let Err(error) = self.write_info() {
             if let Err(error) = handle.detach() {
                 tracing::error!("cannot detach the mount: {error}");
             }
@@ -306,7 +306,7 @@ impl Mounts {
 
     /// Forgets a mount that is no longer there, or was detached. Returns whether it was known.
     fn forget(&self, mount: &Arc<Mount>) -> bool {
-        let mut was_known = false;
+        let (mut was_known, mut ended) = (false, None);
         let mut state = self.state.lock();
         let State { host, sessions, .. } = &mut *state;
         for slot in [host, sessions] {
@@ -314,10 +314,13 @@ impl Mounts {
                 *slot = None;
                 was_known = true;
                 mount.ground.lock().take();
+                ended = mount.guard.lock().take();
                 self.teller.remove(&mount.dir);
             }
         }
         drop(state);
+        // Waits for the process that it is.
+        drop(ended);
         if was_known && let Err(error) = self.write_info() {
             tracing::error!("{error}");
         }
@@ -326,16 +329,18 @@ impl Mounts {
 
     /// Whether sessions were expected and their mount has ended, or the process that holds it.
     pub fn has_lost_sessions(&self) -> bool {
-        let state = self.state.lock();
-        let ground = state.sessions.as_ref().and_then(|mount| mount.ground());
-        state.lost || ground.is_some_and(|ground| !ground.is_held())
+        let (lost, mount) = {
+            let state = self.state.lock();
+            (state.lost, state.sessions.clone())
+        };
+        lost || mount.and_then(|mount| mount.ground()).is_some_and(|ground| !ground.is_held())
     }
 
     /// Gives the sessions' mount up, which nobody can unmount: it ends with the last process that uses it.
     pub fn drop_sessions(&self) {
         let mount = {
             let mut state = self.state.lock();
-            state.lost = false;
+            (state.lost, state.on_host) = (false, false);
             state.sessions.clone()
         };
         if let Some(mount) = mount {
@@ -343,15 +348,14 @@ impl Mounts {
         }
     }
 
-    /// Unmounts the host's mount. Returns whether the process goes on for the sessions.
+    /// Unmounts the host's mount, if there is one.
     ///
     /// # Errors
     /// [`Error::DirBusy`] while it is in use.
-    pub fn unmount(&self) -> Result<bool> {
+    pub fn unmount(&self) -> Result<()> {
         let _one_at_a_time = self.making.lock();
-        let Some(host) = self.state.lock().host.clone() else {
-            return Ok(self.state.lock().sessions.is_some());
-        };
+        let host = self.state.lock().host.clone();
+        let Some(host) = host else { return Ok(()) };
         match host.unmount(false) {
             Ok(()) => {}
             Err(karapace_fs::Error::Busy) => {
@@ -359,12 +363,11 @@ impl Mounts {
             }
             Err(error) => return Err(error.into()),
         }
-        let stays = self.state.lock().sessions.is_some();
-        if stays {
+        if self.state.lock().sessions.is_some() {
             // Otherwise the end of the connection forgets it, and until then it is known who holds it.
             self.forget(&host);
         }
-        Ok(stays)
+        Ok(())
     }
 
     /// Ends the mount of the sessions, of which none is left. Returns whether the process ends with it.
@@ -372,7 +375,7 @@ impl Mounts {
         let _one_at_a_time = self.making.lock();
         let mut state = self.state.lock();
         let mount = state.sessions.clone();
-        state.expected = false;
+        (state.expected, state.on_host, state.lost) = (false, false, false);
         // From here on no mount is made beside one that ends the process.
         state.ended |= state.host.is_none();
         let ended = state.ended;

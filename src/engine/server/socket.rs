@@ -61,6 +61,9 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         own_id: bool,
     },
+    /// What a process, whose pidfd is sent along, makes in the mount are mount points of its session. Sent
+    /// before process 1 of a new inside makes any.
+    MakesMountPoints,
     /// Keep a new inside for sessions that join later. Sent with the descriptors of its lifeline, a pidfd of
     /// its process 1, and its namespaces.
     Hold {
@@ -71,6 +74,10 @@ pub enum Request {
     },
     /// End the inside, if there is one, with all its processes.
     EndInside,
+    /// End the sessions' mount. Refused while there is a session.
+    EndSessions,
+    /// The inside, if there is one, and nothing else: answered whatever state the mounts are in.
+    Inside,
     /// Mount on this directory, which may be missing or must be empty, beside the mount of the sessions.
     Mount {
         /// An absolute path.
@@ -111,6 +118,13 @@ pub struct Entrance {
 pub enum Answer {
     /// To `Enter`.
     Entrance(Entrance),
+    /// To `MakesMountPoints`.
+    MakerKnown,
+    /// To `Inside`: the kinds of its namespaces; their descriptors come with it.
+    Inside {
+        /// Empty if there is no inside.
+        namespaces: Vec<String>,
+    },
     /// To `Hold`.
     Held,
     /// To `Hold`: another session was faster.
@@ -122,10 +136,8 @@ pub enum Answer {
         /// Where, without symlinks.
         dir: PathBuf,
     },
-    /// To `Unmount`.
+    /// To `Unmount` and `EndSessions`.
     Unmounted,
-    /// To `Unmount`: it is unmounted, and the process goes on for the sessions.
-    SessionsStay,
     /// It failed.
     Failed {
         /// Its errno.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -148,7 +149,7 @@ impl Engine {
                 check_shape(env, &shape, &theirs)?;
                 break (request, namespaces, many_ids);
             }
-            let inside = backend.start(&request, place.ground)?;
+            let inside = backend.start(&request, place.ground, &mut |init| self.announce(env, init))?;
             if self.hand_over(env, &inside, shape)? {
                 // From here on the keeper has the only copy of the lifeline.
                 break (request, inside.namespaces, many_ids);
@@ -224,11 +225,21 @@ impl Engine {
         true
     }
 
+    /// Tells the serving process that the mount points that process 1 makes are the session's own. If that
+    /// process is ending, its mount is too, and the session does not come about.
+    fn announce(&self, env: &Metadata, init: nix::unistd::Pid) -> io::Result<()> {
+        let init = hold(init)?;
+        let reply = self.exchange(env, &Request::MakesMountPoints, &[init.as_fd()]);
+        match reply.map_err(io::Error::other)?.map(|reply| reply.answer) {
+            Some(Answer::MakerKnown | Answer::Ending) | None => Ok(()),
+            Some(Answer::Failed { reason, .. }) => Err(io::Error::other(reason)),
+            Some(_) => Err(io::Error::other(UNKNOWN_ANSWER)),
+        }
+    }
+
     /// Hands a new inside to the serving process to keep. False if it already keeps one, or is ending.
     fn hand_over(&self, env: &Metadata, inside: &runtime::Started, shape: Shape) -> Result<bool> {
-        let pid = Pid::from_raw(inside.init.as_raw());
-        let init = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let init = init.at("hold process 1 of", Path::new(&env.name))?;
+        let init = hold(inside.init).at("hold process 1 of", Path::new(&env.name))?;
         let request = Request::Hold { shape, namespaces: inside.namespaces.names() };
         let mut descriptors = vec![inside.lifeline.as_fd(), init.as_fd()];
         descriptors.extend(inside.namespaces.descriptors());
@@ -273,10 +284,16 @@ impl Engine {
             Some(_) => {}
         }
         match self.recorded_mount(&env.instance)? {
-            Some(mount) if mount.session => self.unmount_and_wait(env).map(drop),
+            Some(mount) if mount.session => self.unmount_and_wait(env, &Request::EndSessions).map(drop),
             _ => Ok(()),
         }
     }
+}
+
+/// A pidfd of process 1, which is a child of this process.
+fn hold(init: nix::unistd::Pid) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(init.as_raw()).ok_or(rustix::io::Errno::SRCH)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Refuses to join an inside that was made with other options.

@@ -36,7 +36,13 @@ stuck() {
     sleep 5
     waiting | comm -12 "$TMPDIR/waiting" -
 }
-waiting() { ps -eo stat=,pid=,comm= | awk '$1 ~ /^D/ && $3 !~ /^(kworker|jbd2|loop)/ { print $2, $3 }' | sort; }
+# With how often each has been switched away from, which tells one that waits from one that waits again.
+waiting() {
+    ps -eo stat=,pid=,comm= | awk '$1 ~ /^D/ && $3 !~ /^(kworker|jbd2|loop)/ { print $2, $3 }' |
+        while read -r pid name; do
+            echo "$pid $name $(awk '/ctxt_switches/ { n += $2 } END { print n }' "/proc/$pid/status" 2>/dev/null)"
+        done | sort
+}
 
 installs() {
     begin 76001
@@ -177,11 +183,15 @@ read_only_beside() {
     karapace mount "$ENV"
 }
 
-# Writers on both sides until they are stopped; their process ids in $TMPDIR/writers.
+# busy [sessions-first]: writers on both sides until they are stopped; their process ids in $TMPDIR/writers.
 busy() {
     karapace exec "$ENV" -- sh -c 'while :; do echo x >/srv/busy/inside; mv /srv/busy/inside /srv/busy/moved; cat /srv/busy/* >/dev/null; done' \
         </dev/null >/dev/null 2>&1 &
     echo $! >"$TMPDIR/writers"
+    if [ -n "${1:-}" ]; then
+        until_true has_sessions 1
+        karapace mount "$ENV"
+    fi
     (while :; do
         echo y >"$DIR/srv/busy/outside" && mv "$DIR/srv/busy/outside" "$DIR/srv/busy/moved" && ls -l "$DIR/srv/busy"
     done) >/dev/null 2>&1 &
@@ -189,6 +199,7 @@ busy() {
 }
 end_busy() {
     local pid
+    [ -e "$TMPDIR/writers" ] || return 0
     while read -r pid; do
         kill -KILL "$pid" 2>/dev/null || true
         wait "$pid" 2>/dev/null || true
@@ -201,14 +212,15 @@ unmounted() {
     no_server
 }
 
-# killed WHAT: under load from both sides, several times, at some moment.
+# killed WHAT [sessions-first]: under load from both sides, several times, at some moment.
 killed() {
     local round
     trap end_busy EXIT
     until_true has_sessions 0
     mkdir -p "$DIR/srv/busy"
     for round in 1 2 3; do
-        busy
+        [ -z "${2:-}" ] || until_true unmounted
+        busy "${2:-}"
         until_true test -e "$DIR/srv/busy/moved"
         until_true has_sessions 1
         sleep "0.$((RANDOM % 10))"
@@ -218,6 +230,7 @@ killed() {
         until_true unmounted
         karapace mount "$ENV"
         rm -f "$DIR/srv/busy/"*
+        until_true has_sessions 0
     done
     karapace verify-store
 }
@@ -334,6 +347,7 @@ check "commit and restore under both" commands_under_both
 check "mounts come and go while sessions run, and sessions beside mounts" mounts_come_and_go
 check "a read-only mount beside a session that writes" read_only_beside
 check "kill -9 of the server under load from both sides: nothing hangs" killed server
+check "kill -9 of the server, when the sessions were there first" killed server sessions-first
 check "kill -9 of a session under load from both sides: nothing hangs" killed session
 if [ "$ACTOR" = user ]; then
     check "--locks shared: SQLite and flock on both sides" shared_locks

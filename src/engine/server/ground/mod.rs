@@ -4,7 +4,8 @@
 //! A process of its own makes the namespaces, opens and mounts the device there, and hands it to the server,
 //! which stays on the host. It remains as long as the mount: only it can look into the mount, unmount it, and
 //! abort its connection if the server is killed. [`process`] is what it runs; the two exchange lines of JSON
-//! through a socket, its standard input.
+//! through a socket, its standard input. The sessions' mount on the host has such a process as a [`Guard`], if
+//! another mount is beside it.
 
 pub mod process;
 
@@ -14,14 +15,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
-use karapace_fs::session::Handover;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use karapace_fs::session::{End, Handover};
+use karapace_store::wait;
+use nix::poll::PollFlags;
 use parking_lot::Mutex;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::socket::{receive, transmit};
@@ -33,6 +36,9 @@ use crate::runtime::{Namespaces, Seen};
 /// The hidden command that the process runs.
 pub const COMMAND: &str = "ground";
 
+/// How long an order may wait for one that looks into the mount, which may not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What the server asks of the process.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,8 +47,12 @@ enum Order {
     Mount { dir: PathBuf, source: String },
     /// Read what a session of this user needs to know of the environment.
     Look { user: Option<String> },
+    /// Abort this connection, whose mount is on the host, if the server ends.
+    Guard { dir: PathBuf, connection: Option<u32> },
     /// Unmount; `lazy`: even while it is in use.
     Unmount { lazy: bool },
+    /// The mount ends in good order.
+    Forget,
 }
 
 /// What the process answers.
@@ -56,8 +66,8 @@ enum Report {
     Mounted { namespaces: Vec<String>, connection: Option<u32> },
     /// To `Look`.
     Seen(Box<Seen>),
-    /// To `Unmount`.
-    Unmounted,
+    /// To the others.
+    Done,
     /// It failed.
     Failed { errno: i32, reason: String },
 }
@@ -66,16 +76,43 @@ enum Report {
 pub struct Ground {
     namespaces: Namespaces,
     connection: Option<u32>,
-    pid: u32,
     holder: Arc<Holder>,
 }
 
-/// The process that holds the ground. It ends when this is dropped.
+/// The process. It ends when this is dropped.
 struct Holder {
-    /// Where the environment is mounted in the ground.
+    /// Where the environment is mounted.
     dir: PathBuf,
+    pid: u32,
+    process: OwnedFd,
     /// One order at a time.
     stream: Mutex<UnixStream>,
+}
+
+/// A process that aborts the connection of a mount on the host if the server is killed. Dropping this ends it.
+pub struct Guard(Holder);
+
+impl Guard {
+    /// Guards the mount on `dir`, whose connection has this number.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub fn of(dir: &Path, connection: Option<u32>) -> Result<Guard> {
+        let holder = Holder::start(dir, &["--guard"])?;
+        let order = Order::Guard { dir: dir.to_owned(), connection };
+        match holder.exchange(&order)? {
+            Report::Done => Ok(Guard(holder)),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.exchange(&Order::Forget) {
+            tracing::debug!("{error}");
+        }
+    }
 }
 
 impl Ground {
@@ -85,41 +122,25 @@ impl Ground {
     /// # Errors
     /// [`Error::NoIds`] if the ids cannot be mapped, and if a step fails in the process.
     pub fn make(dir: &Path, source: &str, ranges: &Ranges) -> Result<(Ground, OwnedFd)> {
-        let failed = |e: io::Error| Error::io("make a user namespace for", Path::new("the sessions"), e);
-        let (stream, inner) = UnixStream::pair().map_err(failed)?;
-        let pid = start(inner).map_err(failed)?;
-        let begun = || -> Result<(Ground, OwnedFd)> {
-            match answer(&stream)? {
-                (Report::Alone, _) => ranges.give(pid).map_err(|source| Error::NoIds { source })?,
-                (other, _) => return Err(unexpected(other)),
-            }
-            let order = Order::Mount { dir: dir.to_owned(), source: source.to_owned() };
-            transmit(&stream, &order, &[]).map_err(failed)?;
-            let (report, descriptors) = answer(&stream)?;
-            let mut descriptors = descriptors.into_iter();
-            let (Report::Mounted { namespaces, connection }, Some(device)) = (report, descriptors.next())
-            else {
-                return Err(Error::Invalid("the sessions' mount has no device".to_owned()));
-            };
-            let namespaces = Namespaces::from_parts(&namespaces, descriptors)
-                .ok_or_else(|| Error::Invalid("the sessions' namespaces do not match".to_owned()))?;
-            let stream = Mutex::new(stream.try_clone().map_err(failed)?);
-            let holder = Arc::new(Holder { dir: dir.to_owned(), stream });
-            Ok((Ground { namespaces, connection, pid, holder }, device))
+        let holder = Holder::start(dir, &[])?;
+        ranges.give(holder.pid).map_err(|source| Error::NoIds { source })?;
+        let order = Order::Mount { dir: dir.to_owned(), source: source.to_owned() };
+        let (report, descriptors) = holder.exchange_all(&order)?;
+        let mut descriptors = descriptors.into_iter();
+        let (namespaces, connection, device) = match (report, descriptors.next()) {
+            (Report::Mounted { namespaces, connection }, Some(device)) => (namespaces, connection, device),
+            (other, _) => return Err(unexpected(other)),
         };
-        let made = begun();
-        if made.is_err() {
-            // The process ends when its standard input does.
-            stream.shutdown(Shutdown::Both).unwrap_or(());
-        }
-        made
+        let namespaces = Namespaces::from_parts(&namespaces, descriptors)
+            .ok_or_else(|| Error::Invalid("the sessions' namespaces do not match".to_owned()))?;
+        Ok((Ground { namespaces, connection, holder: Arc::new(holder) }, device))
     }
 
     /// What [`karapace_fs::session::Serving::take_over`] needs.
     pub fn handover(&self, device: OwnedFd) -> Handover {
         let holder = self.holder.clone();
-        let unmount = Box::new(move |lazy| holder.unmount(lazy));
-        Handover { device, dir: self.holder.dir.clone(), process: self.pid, unmount }
+        let unmount = Box::new(move |end| holder.end(end));
+        Handover { device, dir: self.holder.dir.clone(), process: self.holder.pid, unmount }
     }
 
     /// The namespaces.
@@ -153,21 +174,43 @@ impl Ground {
 
     /// Whether the process is still there.
     pub fn is_held(&self) -> bool {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        recv(self.holder.stream.lock().as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+        let ended = wait::for_event(&self.holder.process, PollFlags::POLLIN, Duration::ZERO);
+        !ended.unwrap_or(false)
     }
 }
 
 impl Holder {
-    /// Unmounts.
+    /// Starts the process, for the mount on `dir`.
+    fn start(dir: &Path, arguments: &[&'static str]) -> Result<Holder> {
+        let failed = |e: io::Error| Error::io("start a process for", dir, e);
+        let (stream, inner) = UnixStream::pair().map_err(failed)?;
+        let (pid, process) = start(inner, arguments).map_err(failed)?;
+        let holder = Holder { dir: dir.to_owned(), pid, process, stream: Mutex::new(stream) };
+        let (first, _) = answer(&holder.stream.lock())?;
+        match first {
+            Report::Alone => Ok(holder),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Ends the mount.
     ///
     /// # Errors
-    /// [`karapace_fs::Error::Busy`] while it is in use and not `lazy`, and if the process is gone.
-    fn unmount(&self, lazy: bool) -> karapace_fs::Result<()> {
+    /// [`karapace_fs::Error::Busy`] from [`End::Unmount`] while it is in use, and if the process is gone.
+    fn end(&self, end: End) -> karapace_fs::Result<()> {
         let failed =
             |e: Error| karapace_fs::Error::host("unmount", &self.dir, io::Error::other(e.to_string()));
-        match self.exchange(&Order::Unmount { lazy }) {
-            Ok(Report::Unmounted) => Ok(()),
+        if end == End::Abort {
+            // Not an order: the process may wait for the mount.
+            let sent = pidfd_send_signal(&self.process, process::SERVER_GONE);
+            return sent.map_err(|errno| failed(Error::io("abort", &self.dir, errno.into())));
+        }
+        if self.stream.try_lock_for(PATIENCE).is_none() {
+            let waits = io::Error::new(io::ErrorKind::TimedOut, "the process that holds it waits for it");
+            return Err(failed(Error::io("unmount", &self.dir, waits)));
+        }
+        match self.exchange(&Order::Unmount { lazy: end == End::Detach }) {
+            Ok(Report::Done) => Ok(()),
             Ok(Report::Failed { errno: libc::EBUSY, .. }) => Err(karapace_fs::Error::Busy),
             Ok(other) => Err(failed(unexpected(other))),
             Err(error) => Err(failed(error)),
@@ -175,9 +218,13 @@ impl Holder {
     }
 
     fn exchange(&self, order: &Order) -> Result<Report> {
+        Ok(self.exchange_all(order)?.0)
+    }
+
+    fn exchange_all(&self, order: &Order) -> Result<(Report, Vec<OwnedFd>)> {
         let stream = self.stream.lock();
         transmit(&stream, order, &[]).at("ask the process that holds", &self.dir)?;
-        Ok(answer(&stream)?.0)
+        answer(&stream)
     }
 }
 
@@ -190,18 +237,26 @@ impl Drop for Holder {
 
 /// Starts the process from a thread of its own, which lasts as long as the process: the kernel signals the
 /// end of the thread that started it to the process ([`process`]).
-fn start(input: UnixStream) -> io::Result<u32> {
+fn start(input: UnixStream, arguments: &[&'static str]) -> io::Result<(u32, OwnedFd)> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("karapace").arg(COMMAND);
+    command.arg0("karapace").arg(COMMAND).args(arguments);
     command.stdin(Stdio::from(OwnedFd::from(input))).stdout(Stdio::null());
     let (started, starts) = channel();
     let run = move || {
-        let mut child: Option<Child> = None;
-        let pid = command.spawn().map(|spawned| child.insert(spawned).id());
+        let spawned = command.spawn().and_then(|child| {
+            // Before it is waited for, so that the number is its own.
+            let number = Pid::from_child(&child);
+            Ok((pidfd_open(number, PidfdFlags::empty())?, child))
+        });
         drop(command);
-        started.send(pid).unwrap_or(());
-        if let Some(Err(error)) = child.map(|mut child| child.wait()) {
-            tracing::debug!("cannot wait for {COMMAND}: {error}");
+        match spawned {
+            Ok((process, mut child)) => {
+                started.send(Ok((child.id(), process))).unwrap_or(());
+                if let Err(error) = child.wait() {
+                    tracing::debug!("cannot wait for {COMMAND}: {error}");
+                }
+            }
+            Err(error) => started.send(Err(error)).unwrap_or(()),
         }
     };
     std::thread::Builder::new().name("karapace-ground".to_owned()).spawn(run)?;

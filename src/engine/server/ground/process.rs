@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use karapace_fs::session::{MountOptions, mount_device};
+use karapace_fs::session::{MountOptions, abort, mount_device};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,21 +30,31 @@ use crate::runtime::{Namespaces, Seen};
 /// The namespaces of a ground.
 const KINDS: CloneFlags = CloneFlags::CLONE_NEWUSER.union(CloneFlags::CLONE_NEWNS);
 
-/// The signal that says that the server is gone.
-const SERVER_GONE: Signal = Signal::SIGUSR1;
+/// The signal that says that the server is gone, or asks for the same as if it were.
+pub(super) const SERVER_GONE: rustix::process::Signal = rustix::process::Signal::USR1;
 
 /// Signals to the server's group or session, which ends this process by itself.
 const NOT_FOR_US: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Runs until the server closes standard input, or is gone. The calling process must be single-threaded.
+/// The mount of which this process has charge.
+struct Charge {
+    dir: PathBuf,
+    /// Its connection, if it is on the host.
+    connection: Option<u32>,
+}
+
+/// Runs until the server closes standard input, or is gone. `on_host`: only guards a mount on the host. The calling
+/// process must be single-threaded.
 ///
 /// # Errors
 /// If it cannot begin; what fails later is reported to the server.
-pub fn run() -> Result<()> {
+pub fn run(on_host: bool) -> Result<()> {
     let place = Path::new("the server");
     let stream = stdin().as_fd().try_clone_to_owned().map(UnixStream::from).at("hear from", place)?;
     let signals = prepare().map_err(io::Error::from).at("prepare for the end of", place)?;
-    let begun = unshare(KINDS).and_then(|()| prctl::set_pdeathsig(SERVER_GONE)).map_err(io::Error::from);
+    let alone = if on_host { Ok(()) } else { unshare(KINDS) };
+    // Only now: a change of credentials takes the signal back.
+    let begun = alone.and_then(|()| prctl::set_pdeathsig(signal()?)).map_err(io::Error::from);
     let begun = begun.at("make a user namespace for", Path::new("the sessions"));
     let first = begun.map_or_else(|error| failed(&error), |()| Report::Alone);
     transmit(&stream, &first, &[]).at("report to", place)?;
@@ -57,9 +67,8 @@ pub fn run() -> Result<()> {
         let order = serde_json::from_slice(&line).map_err(io::Error::from).at("understand", place)?;
         obey(order, &stream, &mut mounted).at("report to", place)?;
     }
-    if let Some(dir) = mounted {
-        // The first aborts the connection, whether or not it can also unmount.
-        umount2(&dir, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW).unwrap_or(());
+    if let Some(Charge { dir, connection }) = mounted {
+        abort(&dir, connection).at("abort the connection of", &dir)?;
     }
     Ok(())
 }
@@ -68,9 +77,13 @@ pub fn run() -> Result<()> {
 fn prepare() -> nix::Result<SignalFd> {
     process::become_server()?;
     NOT_FOR_US.into_iter().try_for_each(process::ignore_signal)?;
-    let gone = SigSet::from(SERVER_GONE);
+    let gone = SigSet::from(signal()?);
     gone.thread_block()?;
     SignalFd::with_flags(&gone, SfdFlags::SFD_CLOEXEC)
+}
+
+fn signal() -> nix::Result<Signal> {
+    Signal::try_from(SERVER_GONE.as_raw())
 }
 
 /// Waits for an order. False if the server is gone.
@@ -82,20 +95,28 @@ fn is_asked(stream: &UnixStream, signals: &SignalFd) -> nix::Result<bool> {
 }
 
 /// Carries out an order and reports. `mounted`: where the environment is mounted.
-fn obey(order: Order, stream: &UnixStream, mounted: &mut Option<PathBuf>) -> io::Result<()> {
+fn obey(order: Order, stream: &UnixStream, mounted: &mut Option<Charge>) -> io::Result<()> {
     match order {
         Order::Mount { dir, source } => match mount_on(&dir, &source) {
             Ok((report, descriptors)) => {
-                *mounted = Some(dir);
+                *mounted = Some(Charge { dir, connection: None });
                 let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
                 transmit(stream, &report, &descriptors)
             }
             Err(error) => transmit(stream, &failed(&error), &[]),
         },
-        Order::Look { user } => look(stream, mounted.clone(), user),
+        Order::Look { user } => look(stream, mounted.as_ref().map(|charge| charge.dir.clone()), user),
+        Order::Guard { dir, connection } => {
+            *mounted = Some(Charge { dir, connection });
+            transmit(stream, &Report::Done, &[])
+        }
+        Order::Forget => {
+            *mounted = None;
+            transmit(stream, &Report::Done, &[])
+        }
         Order::Unmount { lazy } => {
             let done = unmount(mounted, lazy);
-            transmit(stream, &done.map_or_else(|error| failed(&error), |()| Report::Unmounted), &[])
+            transmit(stream, &done.map_or_else(|error| failed(&error), |()| Report::Done), &[])
         }
     }
 }
@@ -126,8 +147,8 @@ fn look(stream: &UnixStream, dir: Option<PathBuf>, user: Option<String>) -> io::
     std::thread::Builder::new().name("karapace-look".to_owned()).spawn(look).map(drop)
 }
 
-fn unmount(mounted: &mut Option<PathBuf>, lazy: bool) -> Result<()> {
-    let Some(dir) = mounted else { return Ok(()) };
+fn unmount(mounted: &mut Option<Charge>, lazy: bool) -> Result<()> {
+    let Some(Charge { dir, .. }) = mounted else { return Ok(()) };
     let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
     match umount2(dir.as_path(), flags) {
         // EINVAL: nothing is mounted there any more.

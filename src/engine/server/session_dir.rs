@@ -1,4 +1,4 @@
-//! Where the sessions' mount is.
+//! Where the mount of an environment's sessions is made.
 
 use std::io;
 use std::path::{Path, PathBuf};
