@@ -122,6 +122,7 @@ impl ControlDir {
             ino,
             mode,
             nlink,
+            linked: false,
             uid: self.owner.0,
             gid: self.owner.1,
             rdev: 0,

@@ -261,12 +261,13 @@ impl Filesystem for Server {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let _span = span!("write", req, ino, offset, size = data.len());
-        self.0.write(req, ino, offset, data, write_flags, reply);
+        let appends = flags.0 & libc::O_APPEND != 0;
+        self.0.write(req, ino, (offset, data), (write_flags, appends), reply);
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -18,34 +18,32 @@
 //! forgotten everything; then they are told to the new one; and that one caches only when all changes that
 //! began before are done, as those may not be told to it. So no two changes wait for each other's kernels.
 //!
-//! Lock order: `Links::joining`, `Link::caches`, `References::agrees`, `Links::told`, `Links::all`, the view's
-//! locks, `References::counts`, `Link::names`, `Link::sending`. No notification is sent with a lock held but `joining`, and
-//! `caches` of a connection that does not cache.
+//! Lock order: `Links::joining`, `Link::caches`, `References::agrees`, `Links::told`, `Links::all`,
+//! `Links::appending`, `Link::rewrites`, the view's locks, `References::counts`, `Link::names`, `Link::expiring`. No
+//! notification is sent with a lock held but `joining`, and `caches` of a connection that does not cache.
 
-use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, ThreadId};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use karapace_store::fail;
 use karapace_store::id::ObjectId;
-use karapace_store::inode::{FileKind, Ino};
+use karapace_store::inode::Ino;
 use nix::errno::Errno;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock};
 
+use super::link::Link;
 use super::notify::Kernel;
-use super::placeholders::Placeholders;
-use super::reply::{FOREVER, NEVER};
-use crate::attr::{Attr, Invalidation};
+use crate::attr::Invalidation;
 use crate::error::Result;
 use crate::locks::Locks;
-use crate::view::View;
+use crate::view::{View, observed};
 
 /// How long a kernel may say that it does not know an inode of which it holds a reference. The answer to a
 /// look-up, or a FORGET, is on its way then.
@@ -54,180 +52,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to pause before such a notification is sent again.
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// How long the caller may take to get the answer to a look-up. Until then, the name that it gives becomes valid
-/// again even if it was expired after the answer.
-const ON_ITS_WAY: Duration = Duration::from_millis(100);
-
-/// How many names are remembered before all of them are expired.
-const MOST_NAMES: usize = 1 << 17;
-
-/// One kernel connection of the live view.
-pub(crate) struct Link {
-    /// Its number among those of the view, for locks.
-    pub number: u64,
-    /// Whether the kernel tells processes by their numbers here.
-    pub our_processes: bool,
-    /// Sends notifications; set before the first request is served.
-    pub kernel: OnceLock<Kernel>,
-    /// Whether this kernel may cache. Held shared while an answer is sent that it may keep.
-    caches: RwLock<bool>,
-    /// Whether it serves sessions, and so caches rather than one that does not.
-    for_sessions: bool,
-    /// The references to inodes that this kernel holds. `None` for the first connection, which holds those
-    /// that no other does.
-    references: Option<References>,
-    /// Names that this kernel may keep and that no inode in the table tells: absent ones, and those of inodes
-    /// with several names.
-    names: Mutex<Names>,
-    /// The mount points that only this kernel knows.
-    pub placeholders: Placeholders,
-    /// When this kernel was last given a name that it may keep, in milliseconds since `start`.
-    given: AtomicU64,
-    start: Instant,
-    /// Inodes whose pages this kernel may have from before a change that it was not told of.
-    outdated: Mutex<Outdated>,
-    has_outdated: AtomicBool,
-    /// Roots of the snapshots that are looked at through this connection.
-    snapshots: Mutex<Vec<ObjectId>>,
-    /// Aborts the connection.
-    pub abort: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// The notifications that the kernel has not taken yet, by the thread that sends one; and whether they were
-    /// there at the last look for those that are stuck.
-    sending: Mutex<HashMap<ThreadId, bool>>,
-}
-
-#[derive(Default)]
-struct References {
-    counts: Mutex<HashMap<Ino, u64>>,
-    /// Held shared from before the view counts a reference, or drops one, until it is counted here.
-    agrees: RwLock<()>,
-}
-
-/// Inodes, each with the number of the change that outdated it last.
-#[derive(Default)]
-struct Outdated {
-    changes: u64,
-    inodes: HashMap<Ino, u64>,
-}
-
-impl Outdated {
-    fn add(&mut self, ino: Ino) {
-        self.changes += 1;
-        self.inodes.insert(ino, self.changes);
-    }
-}
-
-type Names = HashSet<(Ino, Box<[u8]>)>;
-
-/// How long a kernel may keep an answer. That remains so while this lives.
-pub(crate) struct Lifetime<'a> {
-    pub time: Duration,
-    _caches: Option<RwLockReadGuard<'a, bool>>,
-}
-
-impl Lifetime<'_> {
-    /// For what never changes.
-    pub fn forever() -> Lifetime<'static> {
-        Lifetime { time: FOREVER, _caches: None }
-    }
-}
-
-impl Link {
-    /// How long this kernel may keep what it is told of the live view.
-    pub fn lifetime(&self) -> Lifetime<'_> {
-        let caches = self.caches.read();
-        Lifetime { time: if *caches { FOREVER } else { NEVER }, _caches: Some(caches) }
-    }
-
-    /// To be held while references are taken or dropped, in the view and here. A change is not told meanwhile.
-    pub fn counting(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        self.references.as_ref().map(|references| references.agrees.read())
-    }
-
-    /// Counts a reference to an inode, before the answer that gives it.
-    pub fn count(&self, ino: Ino) {
-        if let Some(references) = &self.references {
-            *references.counts.lock().entry(ino).or_default() += 1;
-        }
-    }
-
-    /// Counts `n` references less.
-    pub fn uncount(&self, ino: Ino, n: u64) {
-        let Some(references) = &self.references else { return };
-        let mut counts = references.counts.lock();
-        if let Some(count) = counts.get_mut(&ino) {
-            *count = count.saturating_sub(n);
-            if *count == 0 {
-                counts.remove(&ino);
-            }
-        }
-    }
-
-    /// The change that this kernel's pages of an inode are older than, if there is one.
-    pub fn outdated_by(&self, ino: Ino) -> Option<u64> {
-        if !self.has_outdated.load(Ordering::SeqCst) {
-            return None;
-        }
-        self.outdated.lock().inodes.get(&ino).copied()
-    }
-
-    /// This kernel has dropped its pages of an inode since that change.
-    pub fn has_dropped(&self, ino: Ino, change: u64) {
-        let mut outdated = self.outdated.lock();
-        if outdated.inodes.get(&ino) == Some(&change) {
-            outdated.inodes.remove(&ino);
-        }
-        self.has_outdated.store(!outdated.inodes.is_empty(), Ordering::SeqCst);
-    }
-
-    /// Whether this kernel may hold a reference to an inode.
-    fn may_hold(&self, view: &View, ino: Ino) -> bool {
-        match &self.references {
-            Some(references) => references.counts.lock().contains_key(&ino),
-            None => view.references(ino) > 0,
-        }
-    }
-
-    /// Remembers a name that this kernel may keep, if nothing else tells of it: an absent one, or one of
-    /// several. Returns names that have to be expired, because there are too many to remember.
-    #[must_use]
-    pub fn note_name(&self, parent: Ino, name: &[u8], found: Option<&Attr>) -> Option<Names> {
-        let is_one_of_several =
-            |attr: &Attr| attr.nlink > 1 && FileKind::from_mode(attr.mode) != Some(FileKind::Directory);
-        if !found.is_none_or(is_one_of_several) {
-            return None;
-        }
-        let mut names = self.names.lock();
-        names.insert((parent, name.into()));
-        (names.len() > MOST_NAMES).then(|| mem::take(&mut *names))
-    }
-
-    /// Notes that an answer gives a name that this kernel may keep.
-    pub fn note_given(&self) {
-        self.given.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// Waits until no answer that gives a name is on its way any more. Returns whether one may have been.
-    fn wait_for_names(&self) -> bool {
-        let given = Duration::from_millis(self.given.load(Ordering::Relaxed));
-        let wait = (given + ON_ITS_WAY).saturating_sub(self.start.elapsed());
-        thread::sleep(wait);
-        !wait.is_zero()
-    }
-
-    /// Makes this kernel look these names up again.
-    pub fn expire(&self, names: Names) {
-        let all = names.into_iter().map(|(parent, name)| Invalidation::Entry { parent, name });
-        self.send(&all.collect::<Vec<_>>());
-    }
-
-    pub(super) fn send(&self, invalidations: &[Invalidation]) {
-        if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.send(invalidations)) {
-            tracing::error!(%error, "a kernel may go on showing what it has cached");
-        }
-    }
-}
-
 /// The connections of one view.
 pub(crate) struct Links {
     /// Connections are added and removed one at a time. It hears when the changes that began since the last
@@ -235,6 +59,8 @@ pub(crate) struct Links {
     joining: Mutex<Receiver<Infallible>>,
     /// Held while the store is told what to keep.
     keeping: Mutex<()>,
+    /// Held while the end of a file is found and written to. Taken within a change, before the view's locks.
+    appending: Mutex<()>,
     /// The locks on files, if the kernels do not keep them.
     pub locks: Arc<Locks>,
     /// The number of the connection that was added last.
@@ -257,6 +83,7 @@ impl Default for Links {
         Links {
             joining: Mutex::new(done),
             keeping: Mutex::default(),
+            appending: Mutex::default(),
             locks: Arc::default(),
             last: AtomicU64::new(0),
             all: RwLock::default(),
@@ -278,23 +105,8 @@ impl Links {
             *before.caches.write() = false;
             self.forget_all(view, before, &others);
         }
-        let link = Arc::new(Link {
-            number: self.last.fetch_add(1, Ordering::Relaxed) + 1,
-            our_processes,
-            kernel: OnceLock::new(),
-            caches: RwLock::new(false),
-            for_sessions,
-            references: (!others.is_empty()).then(References::default),
-            names: Mutex::default(),
-            placeholders: Placeholders::default(),
-            given: AtomicU64::new(0),
-            start: Instant::now(),
-            outdated: Mutex::default(),
-            has_outdated: AtomicBool::new(false),
-            snapshots: Mutex::default(),
-            abort: OnceLock::new(),
-            sending: Mutex::default(),
-        });
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let link = Arc::new(Link::new(number, our_processes, for_sessions, others.is_empty()));
         self.all.write().push(link.clone());
         if caches {
             self.let_cache(&mut joining, &link);
@@ -334,9 +146,13 @@ impl Links {
     /// Makes the kernel of a connection forget all that it keeps of the live view.
     fn forget_all(&self, view: &View, link: &Arc<Link>, all: &[Arc<Link>]) {
         let mut known = view.known(&|ino, held| held > counted_without(all, link, ino));
-        let names = mem::take(&mut *link.names.lock());
-        known.extend(names.into_iter().map(|(parent, name)| Invalidation::Entry { parent, name }));
-        known.iter().for_each(|invalidation| self.tell_change(view, link, invalidation));
+        known.extend(link.take_names());
+        for invalidation in &known {
+            if link.is_gone() {
+                return;
+            }
+            self.tell_change(view, link, invalidation);
+        }
         if link.wait_for_names() {
             known.retain(|what| matches!(what, Invalidation::Entry { .. }));
             link.send(&known);
@@ -352,33 +168,58 @@ impl Links {
         *link.caches.write() = true;
     }
 
+    /// Whether there are several connections.
+    pub fn several(&self) -> bool {
+        self.all.read().len() > 1
+    }
+
     /// Runs a change that came through `link`. What it changes is forgotten by the kernel that caches before
-    /// this returns. `data`: the part of a file whose content changes, in bytes.
-    pub fn change<T>(
+    /// this returns. `data`: the part of a file whose content changes, in bytes; all of it is told if that is empty.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn change<T, E>(
         &self,
         view: &View,
         link: &Arc<Link>,
         data: Option<(Ino, Range<u64>)>,
-        work: impl FnOnce() -> T,
-    ) -> T {
-        if self.all.read().len() < 2 {
-            return work();
-        }
+        work: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
         let (other, _until_done) = {
             let told = self.told.read();
-            (told.link.clone().filter(|other| !Arc::ptr_eq(other, link)), told.change.clone())
+            (told.link.as_ref().filter(|other| !Arc::ptr_eq(other, link)).cloned(), told.change.clone())
         };
+        if !self.several() {
+            return work();
+        }
         let Some(other) = other else {
-            let (result, changed) = crate::view::observed(work);
+            let (result, changed) = observed(work);
             self.note_outdated(view, link, None, &changed);
             return result;
         };
-        if let Some((ino, range)) = data
+        if let Some((ino, range)) = &data
             && !fail::planted("told-only-after")
         {
-            self.tell(view, &other, &|kernel| kernel.write_back(ino, &range), Some(ino));
+            self.tell(view, &other, &|kernel| kernel.write_back(*ino, range), Some(*ino));
         }
-        let (result, mut changed) = crate::view::observed(work);
+        let rewriting = data.filter(|_| !fail::planted("stores-undo")).map(|(ino, range)| {
+            let begun = other.rewrites.begin(ino, range);
+            (ino, begun)
+        });
+        let (result, changed) = observed(work);
+        if let (Some((ino, rewriting)), Err(_)) = (&rewriting, &result) {
+            for (offset, bytes) in rewriting.left_out() {
+                if let Err(error) = view.write(*ino, offset, &bytes, false) {
+                    tracing::error!(ino, %error, "what was stored through a mapping is lost");
+                }
+            }
+        }
+        self.tell_changed(view, link, &other, changed);
+        result
+    }
+
+    /// Tells `other` what has changed through `link`.
+    fn tell_changed(&self, view: &View, link: &Arc<Link>, other: &Arc<Link>, mut changed: Vec<Invalidation>) {
         if fail::planted("listing-left") {
             changed.retain(|what| matches!(what, Invalidation::Entry { .. }));
         }
@@ -389,7 +230,7 @@ impl Links {
                 other.send(&changed);
             });
         }
-        self.note_outdated(view, link, Some(&other), &changed);
+        self.note_outdated(view, link, Some(other), &changed);
         // What the other kernel has a placeholder for stays so, with what is mounted on it.
         changed.retain(|what| match what {
             Invalidation::Entry { parent, name } => other.placeholders.find(*parent, name).is_none(),
@@ -398,16 +239,26 @@ impl Links {
         for invalidation in &changed {
             match invalidation {
                 Invalidation::Entry { parent, name } => {
-                    self.tell(view, &other, &|kernel| kernel.drop_name(*parent, name), None);
+                    self.tell(view, other, &|kernel| kernel.drop_name(*parent, name), None);
                 }
-                Invalidation::Inode { .. } => self.tell_change(view, &other, invalidation),
+                Invalidation::Inode { .. } => self.tell_change(view, other, invalidation),
             }
         }
-        result
     }
 
-    /// Notes, for the connections that are not told, what a change through `link` changed: their pages of it are
-    /// outdated. Before the change is answered, so that a call which begins after that finds the note.
+    /// Appends to a file on behalf of `link`, whose kernel may not know the size that another connection gave it.
+    /// Returns the offset and the number of bytes written.
+    ///
+    /// # Errors
+    /// As of [`View::write`].
+    pub fn append(&self, view: &View, ino: Ino, data: &[u8], kill_priv: bool) -> Result<(u64, usize)> {
+        let _one_at_a_time = self.appending.lock();
+        let offset = view.getattr(ino)?.size;
+        Ok((offset, view.write(ino, offset, data, kill_priv)?))
+    }
+
+    /// Notes, for the other connections, what a change through `link` changed. `told`: the one that is told to drop its
+    /// pages. Before the change is answered, so that a call which begins after that finds the note.
     fn note_outdated(
         &self,
         view: &View,
@@ -415,19 +266,17 @@ impl Links {
         told: Option<&Arc<Link>>,
         changed: &[Invalidation],
     ) {
-        if fail::planted("time-untold") {
-            return;
-        }
         let all = self.all.read().clone();
-        let is =
-            |one: &Arc<Link>, other: Option<&Arc<Link>>| other.is_some_and(|other| Arc::ptr_eq(one, other));
-        for other in all.iter().filter(|other| !is(other, Some(link)) && !is(other, told)) {
+        for other in all.iter().filter(|other| !Arc::ptr_eq(other, link)) {
+            let is_told = told.is_some_and(|told| Arc::ptr_eq(told, other));
+            if fail::planted(if is_told { "attributes-kept" } else { "time-untold" }) {
+                continue;
+            }
             for what in changed {
                 if let Invalidation::Inode { ino } = what
                     && other.may_hold(view, *ino)
                 {
-                    other.outdated.lock().add(*ino);
-                    other.has_outdated.store(true, Ordering::SeqCst);
+                    other.outdated.add(*ino, !is_told);
                 }
             }
         }
@@ -463,17 +312,13 @@ impl Links {
         kernels.map(|kernel| kernel.send(invalidations)).fold(Ok(()), io::Result::and)
     }
 
-    /// Aborts connections whose kernel has not taken a notification since the last call: a process that uses one
-    /// holds a lock and waits for something that waits for this server. Looks are counted, not time, for the server may
-    /// have been stopped.
+    /// Aborts connections whose kernel does not take a notification: a process that uses one holds a lock and waits
+    /// for something that waits for this server. See [`Kernel::is_stuck`].
     pub fn abort_stuck(&self) {
-        let all = self.all.read().clone();
-        for link in &all {
-            let mut sending = link.sending.lock();
-            let is_stuck = sending.values().any(|seen| *seen);
-            sending.values_mut().for_each(|seen| *seen = true);
-            drop(sending);
-            if let Some(abort) = link.abort.get().filter(|_| is_stuck) {
+        for link in self.all() {
+            if link.kernel.get().is_some_and(Kernel::is_stuck)
+                && let Some(abort) = link.abort.get()
+            {
                 abort();
             }
         }
@@ -503,13 +348,10 @@ impl Links {
         let Some(kernel) = link.kernel.get() else { return };
         let start = Instant::now();
         loop {
-            let thread = thread::current().id();
-            link.sending.lock().insert(thread, false);
-            let sent = send(kernel);
-            link.sending.lock().remove(&thread);
-            match sent {
+            match send(kernel) {
                 Err(Errno::ENOENT)
                     if !fail::planted("no-second-try")
+                        && !kernel.is_gone()
                         && ino.is_some_and(|ino| self.holds(view, link, ino)) =>
                 {
                     if start.elapsed() > PATIENCE {
@@ -552,10 +394,4 @@ impl Links {
 /// The references that all but one connection have counted.
 fn counted_without(all: &[Arc<Link>], link: &Arc<Link>, ino: Ino) -> u64 {
     all.iter().filter(|other| !Arc::ptr_eq(other, link)).map(|other| other.counted(ino)).sum()
-}
-
-impl Link {
-    fn counted(&self, ino: Ino) -> u64 {
-        self.references.as_ref().and_then(|held| held.counts.lock().get(&ino).copied()).unwrap_or(0)
-    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fuser::{FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 
-use super::links::Lifetime;
+use super::link::Lifetime;
 use super::nodes::{CONTROL, LIVE, PLACEHOLDER, node_id, split};
 use super::reply::{NEVER, file_attr, file_type, listed_only};
 use super::requests::Outcome;
@@ -146,8 +146,8 @@ impl Shared {
                     Some(attr) => {
                         let shown = file_attr(attr, index, Some(&self.ids));
                         let name = OsStr::from_bytes(e.name);
-                        let time = &lifetime.time;
-                        let full = reply.add(INodeNo(entry), e.cookie, name, time, &shown, GENERATION);
+                        let time = self.attr_time(lifetime, shown.ino);
+                        let full = reply.add(INodeNo(entry), e.cookie, name, &time, &shown, GENERATION);
                         if index == LIVE && !full {
                             self.link.count(attr.ino);
                             self.note_name(lifetime, ino, e.name, Some(attr));

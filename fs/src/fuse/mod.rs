@@ -12,6 +12,7 @@
 mod filesystem;
 mod idmap;
 mod invalidator;
+mod link;
 mod links;
 mod listing;
 mod locks;
@@ -19,6 +20,7 @@ mod names;
 mod nodes;
 mod notify;
 mod options;
+mod outdated;
 mod pages;
 mod passthrough;
 mod placeholders;
@@ -26,6 +28,7 @@ mod points;
 mod privileges;
 mod reply;
 mod requests;
+mod rewrites;
 mod seek;
 mod watchers;
 mod workers;
@@ -36,6 +39,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Duration;
 
 use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
 use karapace_store::id::ObjectId;
@@ -44,8 +48,9 @@ use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
 pub use self::invalidator::Invalidator;
-use self::links::Lifetime;
-pub(crate) use self::links::{Link, Links};
+use self::link::Lifetime;
+pub(crate) use self::link::Link;
+pub(crate) use self::links::Links;
 use self::nodes::{CONTROL, LIVE, PLACEHOLDER, Views, split};
 pub(crate) use self::notify::Kernel;
 pub use self::options::{CtlDir, Flag, MountOptions, SubIds};
@@ -331,9 +336,19 @@ impl Shared {
                 if index == LIVE {
                     self.note_name(lifetime, parent, name, Some(&attr));
                 }
-                reply.entry(&lifetime.time, &file_attr(&attr, index, Some(&self.ids)), GENERATION);
+                let shown = file_attr(&attr, index, Some(&self.ids));
+                let time = self.attr_time(lifetime, shown.ino);
+                reply.entry_with_ttls(&time, &lifetime.time, &shown, GENERATION);
             }
             Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// How long the kernel may keep a node's attributes, of those that it may keep so long at all.
+    fn attr_time(&self, lifetime: &Lifetime<'_>, node: INodeNo) -> Duration {
+        match split(node.0) {
+            (LIVE, ino) => self.link.outdated.time(ino, lifetime.time),
+            _ => lifetime.time,
         }
     }
 
@@ -359,10 +374,9 @@ impl Shared {
             return;
         }
         self.link.note_given();
-        if let Some(names) = self.link.note_name(parent, name, found) {
-            // Not on a request thread: it waits for what is going on in the directories.
+        if self.link.note_name(parent, name, found) {
             let link = self.link.clone();
-            self.workers.run(move || link.expire(names));
+            self.workers.run(move || link.expire_names());
         }
     }
 

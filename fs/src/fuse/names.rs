@@ -5,7 +5,8 @@ use std::sync::Arc;
 use fuser::{Errno, INodeNo, RenameFlags, ReplyEmpty, ReplyEntry, Request};
 use karapace_store::inode::{FileKind, Ino};
 
-use super::links::Lifetime;
+use super::link::Lifetime;
+use super::nodes::LIVE;
 use super::reply::{decode_dev, rename_mode};
 use super::requests::{Outcome, done, start};
 use super::{Node, Shared, guard};
@@ -128,9 +129,13 @@ impl Shared {
                 return Err(Errno::EXDEV);
             }
             let lifetime = self.lifetime(index);
+            let only_name = view.only_name(ino);
             let made = self.change("link", (index, &view), None, || {
                 self.counted(index, || view.link(ino, parent, newname))
             })?;
+            if let Some((parent, name)) = only_name.filter(|_| index == LIVE) {
+                self.note_name(&lifetime, parent, &name, Some(&made));
+            }
             Ok((lifetime, (index, parent), made))
         });
         self.created(reply, newname, made);

@@ -1,11 +1,18 @@
 //! Notifications sent to the kernel.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
+use karapace_store::wait;
 use nix::errno::Errno;
+use nix::poll::PollFlags;
+use parking_lot::Mutex;
 
 use crate::attr::Invalidation;
 
@@ -17,12 +24,43 @@ const EXPIRE_ONLY: u32 = 1;
 /// `struct fuse_out_header`: length, code, unique.
 const HEADER: usize = 16;
 
+/// At how many looks a notification may still not have been taken. Looks are counted, not time, for the server
+/// may have been stopped.
+const LOOKS: u32 = 2;
+
 /// One connection's device, for notifications. fuser offers no way to send one with flags.
-pub(crate) struct Kernel(Arc<File>);
+pub(crate) struct Kernel {
+    device: Arc<File>,
+    /// The notifications that the kernel has not taken yet, by the thread that sends one, with the number of looks
+    /// at which they were there.
+    sending: Mutex<HashMap<ThreadId, u32>>,
+    /// Whether a page was written back since the last look, as a notification that is being taken may ask for.
+    writes_back: AtomicBool,
+}
 
 impl Kernel {
     pub(crate) fn new(device: Arc<File>) -> Kernel {
-        Kernel(device)
+        Kernel { device, sending: Mutex::default(), writes_back: AtomicBool::new(false) }
+    }
+
+    /// Whether the connection has ended. The kernel reports an error on its device then.
+    pub(super) fn is_gone(&self) -> bool {
+        // An error is reported even if no event is asked for.
+        wait::for_event(&*self.device, PollFlags::empty(), Duration::ZERO).unwrap_or(false)
+    }
+
+    /// Notes that the kernel has written back a page.
+    pub(super) fn note_written_back(&self) {
+        self.writes_back.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a notification has not been taken at this look nor at the last ones, and no page was written back
+    /// in between.
+    pub(super) fn is_stuck(&self) -> bool {
+        let goes_on = self.writes_back.swap(false, Ordering::Relaxed);
+        let mut sending = self.sending.lock();
+        sending.values_mut().for_each(|looks| *looks = if goes_on { 0 } else { *looks + 1 });
+        sending.values().any(|looks| *looks > LOOKS)
     }
 
     /// Sends notifications, and goes on after one that the kernel refuses. It is not an error if it does not know a
@@ -90,7 +128,11 @@ impl Kernel {
     }
 
     fn notify(&self, message: &[u8]) -> Result<(), Errno> {
-        nix::unistd::write(&self.0, message).map(drop)
+        let thread = thread::current().id();
+        self.sending.lock().insert(thread, 0);
+        let sent = nix::unistd::write(&*self.device, message);
+        self.sending.lock().remove(&thread);
+        sent.map(drop)
     }
 }
 

@@ -9,7 +9,7 @@ use karapace_store::inode::Ino;
 
 use super::nodes::LIVE;
 use super::notify::is_unknown;
-use super::reply::file_attr;
+use super::reply::{NEVER, file_attr};
 use super::{Shared, guard};
 use crate::attr::SetAttr;
 use crate::error::{Error, Result};
@@ -39,6 +39,23 @@ impl Shared {
         }
     }
 
+    /// Makes the kernel drop its pages of a file that are not what is in it.
+    pub(super) fn drop_pages_later(self: &Arc<Self>, node: INodeNo) {
+        let shared = self.clone();
+        self.seekers.run(move || {
+            if let Err(error) = shared.write_back(node, &(0..0)) {
+                tracing::error!(%error, "a kernel may go on showing what it has cached");
+            }
+        });
+    }
+
+    /// The kernel has written back a page, so it may be taking a notification.
+    pub(super) fn note_written_back(&self) {
+        if let Some(kernel) = self.link.kernel.get() {
+            kernel.note_written_back();
+        }
+    }
+
     /// Whether pages changed through a mapping must be written back before this request: written later, they
     /// would overwrite the modification time being set. Not if the size is set: the kernel writes nothing
     /// back until that is answered.
@@ -52,7 +69,7 @@ impl Shared {
     }
 
     /// Answers a request for the attributes of a file that another connection has changed, once this kernel has
-    /// dropped its pages of it. `change`: see [`Link::outdated_by`](super::links::Link::outdated_by).
+    /// dropped its pages of it. `change`: its number.
     pub(super) fn getattr_after_drop(
         self: &Arc<Self>,
         node: INodeNo,
@@ -63,11 +80,14 @@ impl Shared {
             let dropped = guard("getattr", || shared.write_back(node, &(0..0)));
             let lifetime = shared.lifetime(LIVE);
             let result = dropped.and_then(|()| {
-                shared.link.has_dropped(ino, change);
+                shared.link.outdated.dropped(ino, change);
                 guard("getattr", || view.getattr(ino))
             });
             match result {
-                Ok(attr) => reply.attr(&lifetime.time, &file_attr(&attr, LIVE, Some(&shared.ids))),
+                Ok(attr) => {
+                    let shown = file_attr(&attr, LIVE, Some(&shared.ids));
+                    reply.attr(&shared.attr_time(&lifetime, shown.ino), &shown);
+                }
                 Err(errno) => reply.error(errno),
             }
         });
@@ -83,11 +103,14 @@ impl Shared {
         self.with_request_threads_free(move |shared| {
             let written = guard("setattr", || shared.write_back(node, &(0..0)));
             let lifetime = shared.lifetime(LIVE);
-            let result = written
-                .and_then(|()| shared.change("setattr", (LIVE, &view), None, || view.setattr(ino, &set)));
+            let result = written.and_then(|()| {
+                shared.change("setattr", (LIVE, &view), Some((ino, 0..0)), || view.setattr(ino, &set))
+            });
             match result {
                 Ok(attr) => {
-                    reply.attr(&lifetime.time, &file_attr(&attr, LIVE, Some(&shared.ids)));
+                    // See Shared::setattr.
+                    let time = if shared.links.several() { NEVER } else { lifetime.time };
+                    reply.attr(&time, &file_attr(&attr, LIVE, Some(&shared.ids)));
                 }
                 Err(errno) => reply.error(errno),
             }

@@ -10,7 +10,7 @@ use fuser::{
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
-use super::links::Lifetime;
+use super::link::Lifetime;
 use super::nodes::{CONTROL, LIVE, PLACEHOLDER, split};
 use super::reply::{FOREVER, NEVER, absent, file_attr};
 use super::workers::spawn;
@@ -94,6 +94,9 @@ impl Shared {
                 self.link.uncount(ino, count);
             }
             let is_last = self.views.forget(index, ino, count);
+            if index == LIVE && !self.link.may_hold(self.views.live(), ino) {
+                self.link.outdated.forget(ino);
+            }
             drop(counting);
             if is_last {
                 let shared = self.clone();
@@ -120,7 +123,7 @@ impl Shared {
     pub(super) fn getattr(self: &Arc<Self>, node: INodeNo, reply: ReplyAttr) {
         let (index, ino) = split(node.0);
         if index == LIVE
-            && let Some(change) = self.link.outdated_by(ino)
+            && let Some(change) = self.link.outdated.pages_before(ino)
         {
             return self.getattr_after_drop(node, (self.views.live().clone(), ino, change), reply);
         }
@@ -146,7 +149,7 @@ impl Shared {
     /// Replies with attributes, which the kernel may keep if a lifetime is given.
     fn attr(&self, reply: ReplyAttr, result: Outcome<(Option<Lifetime<'_>>, FileAttr)>) {
         match result {
-            Ok((Some(lifetime), attr)) => reply.attr(&lifetime.time, &attr),
+            Ok((Some(lifetime), attr)) => reply.attr(&self.attr_time(&lifetime, attr.ino), &attr),
             Ok((None, attr)) => reply.attr(&NEVER, &attr),
             Err(errno) => reply.error(errno),
         }
@@ -163,8 +166,10 @@ impl Shared {
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
                 let lifetime = self.lifetime(index);
-                let cut = set.size.map(|size| (ino, size..u64::MAX));
-                let (keeps, attr) = self.change("setattr", (index, &view), cut, || {
+                // What is stored through mappings is written back before a time is set, which that would change.
+                let whole = set.mtime.map(|_| (ino, 0..0));
+                let data = set.size.map(|size| (ino, size..u64::MAX)).or(whole);
+                let (keeps, attr) = self.change("setattr", (index, &view), data, || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
                         // The write that follows may drop them, so the kernel must not cache these
@@ -182,6 +187,8 @@ impl Shared {
                     // keep set-user-id; the two cases cannot be told apart.)
                     Ok((true, Shared::drop_set_id(&view, ino)?))
                 })?;
+                // The kernel takes this answer even if another connection has changed the file since.
+                let keeps = keeps && !self.links.several();
                 Ok((keeps.then_some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
@@ -261,30 +268,55 @@ impl Shared {
         }
     }
 
+    /// `appends`: the file was opened with O_APPEND.
     pub(super) fn write(
         self: &Arc<Self>,
         req: &Request,
         node: INodeNo,
-        offset: u64,
-        data: &[u8],
-        flags: WriteFlags,
+        (offset, data): (u64, &[u8]),
+        (flags, appends): (WriteFlags, bool),
         reply: ReplyWrite,
     ) {
         let ino = match self.node(node) {
             Ok(Node::View { index, view, ino }) => {
+                let from_pages = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+                // A kernel does not ask for the size before it appends, and may not know what another one wrote.
+                let finds_end = appends && !from_pages && index == LIVE && self.links.several();
+                let part = match finds_end.then(|| view.getattr(ino)) {
+                    Some(Ok(attr)) => attr.size..u64::MAX,
+                    _ => offset..offset.saturating_add(data.len() as u64),
+                };
                 let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-                let part = (ino, offset..offset.saturating_add(data.len() as u64));
-                let written = self.change("write", (index, &view), Some(part), || {
-                    if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                let written = self.change("write", (index, &view), Some((ino, part)), || {
+                    if from_pages {
                         view.note_mapped(ino)?;
                     }
                     if kill_priv {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
-                    view.write(ino, offset, data, kill_priv)
+                    if finds_end {
+                        return self.links.append(&view, ino, data, kill_priv);
+                    }
+                    let write = |at, bytes: &[u8]| view.write(ino, at, bytes, kill_priv);
+                    let count = match from_pages && index == LIVE {
+                        true => self.link.rewrites.write_around(ino, (offset, data), write)?,
+                        false => write(offset, data)?,
+                    };
+                    Ok((offset, count))
                 });
+                if from_pages {
+                    self.note_written_back();
+                }
                 return match written {
-                    Ok(count) => reply.written(count as u32),
+                    Ok((at, count)) => {
+                        if at != offset {
+                            self.link.outdated.add(ino, true);
+                        }
+                        reply.written(count as u32);
+                        if at != offset {
+                            self.drop_pages_later(node);
+                        }
+                    }
                     Err(errno) => reply.error(errno),
                 };
             }

@@ -93,6 +93,7 @@ impl Watchers {
             ino,
             mode: kind.to_mode() | 0o700,
             nlink: 1 + directory,
+            linked: false,
             uid: 0,
             gid: 0,
             rdev: 0,

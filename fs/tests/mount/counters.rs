@@ -21,7 +21,7 @@ pub fn operations(default: u64) -> u64 {
 
 /// What is counted upwards.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub enum Kind {
     /// The content of a file, of one size.
     Content,
     /// The size of a file.
@@ -172,7 +172,9 @@ fn change(kind: Kind, path: &Path, count: u64) -> io::Result<()> {
             match fs::hard_link(&kept, &odd) {
                 // A kernel that caches counts the names itself: one that it had learned to be gone before the answer
                 // to UNLINK came is counted twice, until it gets the attributes again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && fs::metadata(&kept)?.nlink() == 1 => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound && fs::metadata(&kept)?.nlink() == 1 =>
+                {
                     fs::hard_link(&kept, &odd)
                 }
                 linked => linked,
@@ -251,7 +253,12 @@ pub struct Race {
 impl Race {
     /// A race of so many `calls` on the mounts `sides`.
     pub fn new(sides: Vec<PathBuf>, calls: u64) -> Race {
-        let object = |n: usize| Object::new(KINDS[n % KINDS.len()], n, &sides[0]);
+        Race::of(&KINDS, sides, calls)
+    }
+
+    /// Counts only these kinds of objects.
+    pub fn of(kinds: &[Kind], sides: Vec<PathBuf>, calls: u64) -> Race {
+        let object = |n: usize| Object::new(kinds[n % kinds.len()], n, &sides[0]);
         Race {
             objects: (0..2 * KINDS.len()).map(object).collect(),
             sides: RwLock::new(sides),

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::mount::counters::{Race, operations};
+use crate::mount::counters::{Kind, Race, operations};
 use crate::mount::support::{Mount, Second};
 
 pub(super) fn shared() -> (Mount, Second) {
@@ -124,6 +124,102 @@ pub(super) fn race(mount: &Mount, second: &Second) {
     Race::new(vec![mount.path(""), second.path("")], operations(20_000)).run();
 }
 
+/// A kernel takes attributes for valid before it has stored the new size.
+#[test]
+fn a_size_is_not_seen_before_it_is_stored() {
+    let (mount, second) = shared();
+    Race::of(&[Kind::Size], vec![mount.path(""), second.path("")], operations(20_000)).run();
+}
+
+/// Names that no inode tells, which the first kernel found and keeps until another one caches.
+#[test]
+fn names_of_linked_files_are_looked_up_again_by_a_kernel_that_no_longer_caches() {
+    let mount = Mount::with(|options| options.shares = true);
+    let earlier = Second::of(&mount);
+    for name in ["first", "one"] {
+        fs::write(earlier.path(name), "").expect("write");
+    }
+    fs::hard_link(earlier.path("one"), earlier.path("left")).expect("link");
+    fs::remove_file(earlier.path("one")).expect("unlink");
+    drop(earlier);
+    mount.ok("bash", "stat first left; ln first second; stat second");
+    let second = Second::for_sessions(&mount);
+    for name in ["first", "left", "second"] {
+        let gone = format!("{name}.gone");
+        fs::rename(second.path(name), second.path(&gone)).expect("rename");
+        assert!(!mount.path(name).exists(), "{name}");
+        assert!(mount.path(&gone).exists(), "{name}");
+    }
+}
+
+/// Both sides append through files that they opened before.
+const APPENDS: &str = r#"
+import os
+sides = [os.open(side + "/log", os.O_WRONLY | os.O_APPEND | os.O_CREAT) for side in (".", SECOND)]
+expected = b""
+for n in range(200):
+    line = f"{n} of {n % 3 == 0}\n".encode() * (1 + n % 40 * (n % 7 == 0) * 50)
+    assert os.write(sides[n % 3 == 0], line) == len(line)
+    expected += line
+    if n % 5 == 0:
+        for side in (".", SECOND):
+            with open(side + "/log", "rb") as log: assert log.read() == expected, (n, side)
+for side in (".", SECOND):
+    assert os.stat(side + "/log").st_size == len(expected)
+    with open(side + "/log", "rb") as log: assert log.read() == expected, side
+"#;
+
+#[test]
+fn both_sides_append_to_one_file() {
+    let (mount, second) = shared();
+    let second = second.path("").display().to_string();
+    mount.ok("python3", &format!("SECOND = {second:?}\n{APPENDS}"));
+}
+
+/// One side goes on storing into a page through a mapping while the other one writes into it, cuts the file and
+/// sets its time.
+const STORES_GO_ON: &str = r#"
+import mmap, os, signal, time
+here, there = (os.open(side + "/busy", os.O_RDWR | os.O_CREAT) for side in (".", SECOND))
+os.ftruncate(here, 8192)
+mapped = mmap.mmap(there, 4096)
+child = os.fork()
+if child == 0:
+    n = 0
+    while os.getppid() != 1:
+        n += 1
+        mapped[0:8] = n.to_bytes(8, "little")
+try:
+    end = time.monotonic() + SECONDS
+    n = 0
+    while time.monotonic() < end:
+        n += 1
+        text = n.to_bytes(8, "little")
+        os.pwrite(here, text, 100)
+        found = os.pread(here, 8, 100), os.pread(there, 8, 100)
+        assert found == (text, text), (n, found)
+        os.pwrite(here, text, 4090)
+        os.ftruncate(here, 4096)
+        os.ftruncate(here, 8192)
+        assert os.pread(here, 100, 4096) == bytes(100)
+finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+mapped[0:6] = b"stored"
+os.utime("busy", (7, 7))
+for side in (".", SECOND):
+    assert os.stat(side + "/busy").st_mtime == 7, side
+assert os.pread(here, 6, 0) == b"stored"
+"#;
+
+#[test]
+fn what_one_side_writes_outlives_stores_that_go_on_beside_it() {
+    let (mount, second) = shared();
+    let second = second.path("").display().to_string();
+    let seconds = operations(20_000) / 10_000;
+    mount.ok("python3", &format!("SECOND = {second:?}; SECONDS = {}\n{STORES_GO_ON}", seconds.min(30)));
+}
+
 /// The second mount comes and goes meanwhile, and with it the caching.
 #[test]
 fn mounts_come_and_go_under_callers() {
@@ -152,6 +248,8 @@ fn planted_faults_are_found() {
         ("answer-first", "concurrent_callers_on_both_sides_see_what_had_been_done"),
         ("listing-left", "concurrent_callers_on_both_sides_see_what_had_been_done"),
         ("time-untold", "new_content_of_the_same_size_and_time_is_read"),
+        ("attributes-kept", "a_size_is_not_seen_before_it_is_stored"),
+        ("stores-undo", "what_one_side_writes_outlives_stores_that_go_on_beside_it"),
         ("told-only-after", "stores_into_a_page_that_the_other_side_writes_are_kept"),
     ] {
         let program = std::env::current_exe().expect("this program");
