@@ -308,9 +308,9 @@ impl Connection {
 
     fn abort(&self) {
         tracing::error!(
-            "aborting the connection of {}: the kernel has not taken a notification for {} s",
+            "aborting the connection of {}: the kernel has not taken a notification for more than {} s",
             self.mountpoint.display(),
-            UPKEEP_INTERVAL.as_secs()
+            UPKEEP_INTERVAL.as_secs() * 2
         );
         if let Err(error) = self.end(End::Abort) {
             tracing::error!("cannot abort it: {error}; as root: echo 1 > {CONNECTIONS}/NUMBER/abort");

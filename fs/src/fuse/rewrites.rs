@@ -4,6 +4,7 @@
 //! pages. Programs there may store again before the change is made. Such a page, written back afterwards, has the
 //! old bytes beside the new store; those that are being rewritten are left out.
 
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -62,7 +63,7 @@ impl Rewrites {
         mut write: impl FnMut(u64, &[u8]) -> Result<usize, E>,
     ) -> Result<usize, E> {
         let rewrites = self.0.read();
-        let mut parts = vec![offset..offset + data.len() as u64];
+        let mut parts: Vec<_> = iter::once(offset..offset + data.len() as u64).collect();
         let bytes = |part: &Range<u64>| &data[(part.start - offset) as usize..(part.end - offset) as usize];
         for rewrite in rewrites.iter().filter(|rewrite| rewrite.ino == ino) {
             for part in &parts {
