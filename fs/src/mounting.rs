@@ -1,4 +1,5 @@
-//! Mounting a FUSE device, and unmounting: root by mount(2) and umount2(2), an ordinary user by fusermount3(1).
+//! Mounting a FUSE device, and unmounting: root by mount(2) and umount2(2), an ordinary user by
+//! fusermount3(1).
 //!
 //! fuser could mount as well, but unmounts the mount point once more when a connection has ended, whatever is
 //! mounted there by then.
@@ -36,12 +37,13 @@ pub const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// The variable that names the descriptor of a socket through which the helper sends the device.
 const HELPER_SOCKET: &str = "_FUSE_COMMFD";
 
-/// Mounts on the directory `dir`, whose path has no symlinks. `source` is what `mount` and `df` show as the mount's
-/// source. Returns the device, from which no request has been read: the mount does not answer yet. By root, also
-/// root of a user namespace, the mount is open to all users.
+/// Mounts on the directory `dir`, whose path has no symlinks. `source` is what `mount` and `df` show as the
+/// mount's source. Returns the device, from which no request has been read: the mount does not answer yet. By
+/// root, also root of a user namespace, the mount is open to all users.
 ///
 /// # Errors
-/// If the mount point cannot be used, or /dev/fuse or (for an ordinary user) `fusermount3` is missing or refuses.
+/// If the mount point cannot be used, or /dev/fuse or (for an ordinary user) `fusermount3` is missing or
+/// refuses.
 pub fn mount(dir: &Path, source: &str, options: &MountOptions) -> Result<OwnedFd> {
     let by_root = geteuid().is_root();
     let options = options.in_effect(by_root);
@@ -143,15 +145,16 @@ pub enum End {
     Abort,
 }
 
-/// The minor device number of the FUSE mount on `dir`, which is also that of its connection. Asks the server nothing.
+/// The minor device number of the FUSE mount on `dir`, which is also that of its connection. Asks the server
+/// nothing.
 pub fn connection(dir: &Path) -> Option<u32> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
     statx(CWD, dir, flags, StatxFlags::empty()).ok().map(|found| found.stx_dev_minor)
 }
 
-/// Aborts the connection of the FUSE mount on `dir`: root, also of the user namespace in which it was mounted, by
-/// umount2(2) with MNT_FORCE, which the mount itself survives if it is in use; its ordinary user through the control
-/// files of the kernel, if they are mounted.
+/// Aborts the connection of the FUSE mount on `dir`: root, also of the user namespace in which it was
+/// mounted, by umount2(2) with MNT_FORCE, which the mount itself survives if it is in use; its ordinary user
+/// through the control files of the kernel, if they are mounted.
 ///
 /// # Errors
 /// If the system refuses.

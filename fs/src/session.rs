@@ -29,8 +29,8 @@ use crate::view::View;
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// How often the view is asked whether maintenance, such as a checkpoint, is due, and the connections whether one is
-/// stuck.
+/// How often the view is asked whether maintenance, such as a checkpoint, is due, and the connections whether
+/// one is stuck.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Ends a mount. [`Error::Busy`] from [`End::Unmount`] while it is in use.
@@ -108,9 +108,9 @@ impl Serving {
         self.mount_points.clone()
     }
 
-    /// Mounts the view on the directory `dir`, which must exist; the mount answers requests when this returns. `source`
-    /// is what `mount` and `df` show as the mount's source. The latest mount is the one whose kernel caches, but one
-    /// [for sessions](MountOptions::for_sessions) comes before any other.
+    /// Mounts the view on the directory `dir`, which must exist; the mount answers requests when this
+    /// returns. `source` is what `mount` and `df` show as the mount's source. The latest mount is the one
+    /// whose kernel caches, but one [for sessions](MountOptions::for_sessions) comes before any other.
     ///
     /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
     /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
@@ -156,8 +156,8 @@ impl Serving {
         self.serve(&dir, options, ids, our_processes, || Ok((device, unmount)))
     }
 
-    /// Adds a connection, which `mount` makes. `ids`: how ids are shown, and the owner of the control directory.
-    /// `our_processes`: whether its kernel tells processes by their numbers here.
+    /// Adds a connection, which `mount` makes. `ids`: how ids are shown, and the owner of the control
+    /// directory. `our_processes`: whether its kernel tells processes by their numbers here.
     fn serve(
         &self,
         dir: &Path,
@@ -329,8 +329,8 @@ impl Connection {
     }
 }
 
-/// Starts the thread that maintains the view, so that no request waits for a checkpoint, and aborts connections that
-/// are stuck. It ends when the sender is dropped.
+/// Starts the thread that maintains the view, so that no request waits for a checkpoint, and aborts
+/// connections that are stuck. It ends when the sender is dropped.
 fn keep_up(view: Arc<View>, links: Arc<Links>) -> io::Result<Sender<()>> {
     let (sender, receiver) = channel::<()>();
     std::thread::Builder::new().name("karapace-upkeep".to_owned()).spawn(move || {

@@ -115,7 +115,8 @@ mod armed {
 
     use super::POINTS;
 
-    /// Whether a test has planted the fault `name` in this process (`KARAPACE_PLANT`), to see that it is found.
+    /// Whether a test has planted the fault `name` in this process (`KARAPACE_PLANT`), to see that it is
+    /// found.
     pub fn planted(name: &'static str) -> bool {
         static PLANTED: OnceLock<Option<String>> = OnceLock::new();
         PLANTED.get_or_init(|| std::env::var("KARAPACE_PLANT").ok()).as_deref() == Some(name)

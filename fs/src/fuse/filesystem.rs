@@ -209,9 +209,9 @@ impl Filesystem for Server {
         self.0.setlk(req, ino, &Asked { owner, handle: fh, range: (start, end), typ, pid }, sleep, reply);
     }
 
-    // One ENOSYS from each of these (from open only without passthrough and without shared locks, from opendir only
-    // if no other mount may come) makes the kernel do without them for the whole mount, as one from flush does: it
-    // opens files by itself, creates with MKNOD, and sends no FLUSH.
+    // One ENOSYS from each of these (from open only without passthrough and without shared locks, from
+    // opendir only if no other mount may come) makes the kernel do without them for the whole mount, as one
+    // from flush does: it opens files by itself, creates with MKNOD, and sends no FLUSH.
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.0.opendir(ino) {

@@ -79,8 +79,8 @@ impl IdMap {
         IdMap { users: ids("uid"), groups: ids("gid"), elsewhere }
     }
 
-    /// The kernel's number on this mount for a group id that this process reads in /proc; `None` if the mount's
-    /// user namespace does not have it.
+    /// The kernel's number on this mount for a group id that this process reads in /proc; `None` if the
+    /// mount's user namespace does not have it.
     pub fn own_gid(&self, gid: u32) -> Option<u32> {
         let Some(lines) = &self.elsewhere else { return Some(gid) };
         lines.iter().find_map(|(inside, outside, count)| {

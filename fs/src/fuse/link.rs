@@ -12,16 +12,12 @@ use karapace_store::inode::Ino;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::notify::Kernel;
-use super::outdated::Outdated;
+use super::outdated::{ON_ITS_WAY, Outdated};
 use super::placeholders::Placeholders;
 use super::reply::{FOREVER, NEVER};
 use super::rewrites::Rewrites;
 use crate::attr::{Attr, Invalidation};
 use crate::view::View;
-
-/// How long the caller may take to get the answer to a look-up. Until then, the name that it gives becomes valid
-/// again even if it was expired after the answer.
-pub(super) const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// How many names are remembered before all of them are expired.
 const MOST_NAMES: usize = 1 << 17;
@@ -111,7 +107,8 @@ impl Link {
         Lifetime { time: if *caches { FOREVER } else { NEVER }, _caches: Some(caches) }
     }
 
-    /// To be held while references are taken or dropped, in the view and here. A change is not told meanwhile.
+    /// To be held while references are taken or dropped, in the view and here. A change is not told
+    /// meanwhile.
     pub fn counting(&self) -> Option<RwLockReadGuard<'_, ()>> {
         self.references.as_ref().map(|references| references.agrees.read())
     }
@@ -148,8 +145,9 @@ impl Link {
         }
     }
 
-    /// Remembers a name that this kernel may keep, if nothing else tells of it: an absent one, or one of a linked
-    /// inode. Returns whether there are too many to remember, and [`Link::expire_names`] must be called.
+    /// Remembers a name that this kernel may keep, if nothing else tells of it: an absent one, or one of a
+    /// linked inode. Returns whether there are too many to remember, and [`Link::expire_names`] must be
+    /// called.
     #[must_use]
     pub fn note_name(&self, parent: Ino, name: &[u8], found: Option<&Attr>) -> bool {
         if found.is_some_and(|attr| !attr.linked) {
@@ -165,8 +163,8 @@ impl Link {
         are_many
     }
 
-    /// Makes this kernel look up again the names that were too many to remember. Not on a request thread: it waits
-    /// for what is going on in the directories.
+    /// Makes this kernel look up again the names that were too many to remember. Not on a request thread: it
+    /// waits for what is going on in the directories.
     pub fn expire_names(&self) {
         let names = self.expiring.lock().clone();
         self.send(&entries(names).collect::<Vec<_>>());

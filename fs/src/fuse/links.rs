@@ -7,20 +7,21 @@
 //! notifications form no circle. A change of data is told before it is made, which brings in what the other
 //! kernel holds in mapped pages, and again before it is answered, as every change is.
 //!
-//! A name that changed is dropped, with what is mounted on it, and not only expired: an answer on its way, given
-//! before the change, would make it valid again.
+//! A name that changed is dropped, with what is mounted on it, and not only expired: an answer on its way,
+//! given before the change, would make it valid again.
 //!
-//! A kernel that does not cache asks for a file's attributes before it reads from its pages. If another connection
-//! has changed the file since, it is made to drop them before it gets the answer. This waits for its own requests
-//! only, never for another kernel's: whoever changed the file does not wait for it.
+//! A kernel that does not cache asks for a file's attributes before it reads from its pages. If another
+//! connection has changed the file since, it is made to drop them before it gets the answer. This waits for
+//! its own requests only, never for another kernel's: whoever changed the file does not wait for it.
 //!
 //! When another connection is to cache, changes are still told to the one that did until its kernel has
 //! forgotten everything; then they are told to the new one; and that one caches only when all changes that
 //! began before are done, as those may not be told to it. So no two changes wait for each other's kernels.
 //!
 //! Lock order: `Links::joining`, `Link::caches`, `References::agrees`, `Links::told`, `Links::all`,
-//! `Links::appending`, `Link::rewrites`, the view's locks, `References::counts`, `Link::names`, `Link::expiring`. No
-//! notification is sent with a lock held but `joining`, and `caches` of a connection that does not cache.
+//! `Links::appending`, `Link::rewrites`, the view's locks, `References::counts`, `Link::names`,
+//! `Link::expiring`. No notification is sent with a lock held but `joining`, and `caches` of a connection
+//! that does not cache.
 
 use std::convert::Infallible;
 use std::io;
@@ -95,7 +96,8 @@ impl Default for Links {
 impl Links {
     /// Adds a connection, which is the one that caches from now on, unless it is not for sessions and another
     /// one is. Whatever the one that did may have kept has expired when this returns. Call it before the new
-    /// connection's first request is served, and not from a change. `our_processes`: see [`Link::our_processes`].
+    /// connection's first request is served, and not from a change. `our_processes`: see
+    /// [`Link::our_processes`].
     pub fn add(&self, view: &View, for_sessions: bool, our_processes: bool) -> Arc<Link> {
         let mut joining = self.joining.lock();
         let others = self.all.read().clone();
@@ -114,8 +116,8 @@ impl Links {
         link
     }
 
-    /// Removes a connection that has ended, and gives back the locks and references that its kernel held. If it
-    /// cached, one of those that remain does from now on. Not to be called from a change.
+    /// Removes a connection that has ended, and gives back the locks and references that its kernel held. If
+    /// it cached, one of those that remain does from now on. Not to be called from a change.
     pub fn remove(&self, view: &View, link: &Arc<Link>) {
         self.locks.ended(link.number);
         let mut joining = self.joining.lock();
@@ -174,7 +176,8 @@ impl Links {
     }
 
     /// Runs a change that came through `link`. What it changes is forgotten by the kernel that caches before
-    /// this returns. `data`: the part of a file whose content changes, in bytes; all of it is told if that is empty.
+    /// this returns. `data`: the part of a file whose content changes, in bytes; all of it is told if that is
+    /// empty.
     ///
     /// # Errors
     /// Those of `work`.
@@ -246,8 +249,8 @@ impl Links {
         }
     }
 
-    /// Appends to a file on behalf of `link`, whose kernel may not know the size that another connection gave it.
-    /// Returns the offset and the number of bytes written.
+    /// Appends to a file on behalf of `link`, whose kernel may not know the size that another connection gave
+    /// it. Returns the offset and the number of bytes written.
     ///
     /// # Errors
     /// As of [`View::write`].
@@ -257,8 +260,9 @@ impl Links {
         Ok((offset, view.write(ino, offset, data, kill_priv)?))
     }
 
-    /// Notes, for the other connections, what a change through `link` changed. `told`: the one that is told to drop its
-    /// pages. Before the change is answered, so that a call which begins after that finds the note.
+    /// Notes, for the other connections, what a change through `link` changed. `told`: the one that is told
+    /// to drop its pages. Before the change is answered, so that a call which begins after that finds the
+    /// note.
     fn note_outdated(
         &self,
         view: &View,
@@ -312,8 +316,8 @@ impl Links {
         kernels.map(|kernel| kernel.send(invalidations)).fold(Ok(()), io::Result::and)
     }
 
-    /// Aborts connections whose kernel does not take a notification: a process that uses one holds a lock and waits
-    /// for something that waits for this server. See [`Kernel::is_stuck`].
+    /// Aborts connections whose kernel does not take a notification: a process that uses one holds a lock and
+    /// waits for something that waits for this server. See [`Kernel::is_stuck`].
     pub fn abort_stuck(&self) {
         for link in self.all() {
             if link.kernel.get().is_some_and(Kernel::is_stuck)
@@ -370,8 +374,8 @@ impl Links {
         }
     }
 
-    /// Whether the kernel of `link` held a reference to an inode before the one that was just taken in the view, which
-    /// is not counted yet. Call it while that is [`counting`](Link::counting).
+    /// Whether the kernel of `link` held a reference to an inode before the one that was just taken in the
+    /// view, which is not counted yet. Call it while that is [`counting`](Link::counting).
     pub fn held_before(&self, view: &View, link: &Arc<Link>, ino: Ino) -> bool {
         match &link.references {
             Some(references) => references.counts.lock().contains_key(&ino),

@@ -20,9 +20,9 @@ use crate::view::View;
 const AFTER_CONTROL: u64 = 1 << 62;
 
 impl Shared {
-    /// How the kernel may treat the listing of a directory that is opened; `None`: all as it does by itself, for
-    /// ever. One that does not cache must not keep a listing, for two callers that list at once could make it keep
-    /// an old one as new.
+    /// How the kernel may treat the listing of a directory that is opened; `None`: all as it does by itself,
+    /// for ever. One that does not cache must not keep a listing, for two callers that list at once could
+    /// make it keep an old one as new.
     pub(super) fn opendir(&self, node: INodeNo) -> Option<FopenFlags> {
         self.options.shares.then(|| match self.lifetime(split(node.0).0).time {
             NEVER => FopenFlags::empty(),

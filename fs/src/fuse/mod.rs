@@ -4,9 +4,9 @@
 //! fuser's types stay inside this module. It decides only where a request goes: to the live view, to a
 //! snapshot's view, to the control directory or to a placeholder, which no view has.
 //!
-//! A request arrives in `filesystem`, goes through `requests` (or `names`, `listing`, `locks`, `seek`, `xattr`,
-//! `passthrough`), which finds the view through `nodes`, and is answered through `reply`; `idmap` and
-//! `privileges` translate ids and modes on the way. Work that may take long goes to `workers`. `notify`,
+//! A request arrives in `filesystem`, goes through `requests` (or `names`, `listing`, `locks`, `seek`,
+//! `xattr`, `passthrough`), which finds the view through `nodes`, and is answered through `reply`; `idmap`
+//! and `privileges` translate ids and modes on the way. Work that may take long goes to `workers`. `notify`,
 //! `pages` and `watchers` send what the kernel did not ask for.
 
 mod filesystem;

@@ -24,17 +24,18 @@ const EXPIRE_ONLY: u32 = 1;
 /// `struct fuse_out_header`: length, code, unique.
 const HEADER: usize = 16;
 
-/// At how many looks a notification may still not have been taken. Looks are counted, not time, for the server
-/// may have been stopped.
+/// At how many looks a notification may still not have been taken. Looks are counted, not time, for the
+/// server may have been stopped.
 const LOOKS: u32 = 2;
 
 /// One connection's device, for notifications. fuser offers no way to send one with flags.
 pub(crate) struct Kernel {
     device: Arc<File>,
-    /// The notifications that the kernel has not taken yet, by the thread that sends one, with the number of looks
-    /// at which they were there.
+    /// The notifications that the kernel has not taken yet, by the thread that sends one, with the number of
+    /// looks at which they were there.
     sending: Mutex<HashMap<ThreadId, u32>>,
-    /// Whether a page was written back since the last look, as a notification that is being taken may ask for.
+    /// Whether a page was written back since the last look, as a notification that is being taken may ask
+    /// for.
     writes_back: AtomicBool,
 }
 
@@ -54,8 +55,8 @@ impl Kernel {
         self.writes_back.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a notification has not been taken at this look nor at the last ones, and no page was written back
-    /// in between.
+    /// Whether a notification has not been taken at this look nor at the last ones, and no page was written
+    /// back in between.
     pub(super) fn is_stuck(&self) -> bool {
         let goes_on = self.writes_back.swap(false, Ordering::Relaxed);
         let mut sending = self.sending.lock();
@@ -63,8 +64,8 @@ impl Kernel {
         sending.values().any(|looks| *looks > LOOKS)
     }
 
-    /// Sends notifications, and goes on after one that the kernel refuses. It is not an error if it does not know a
-    /// name or inode.
+    /// Sends notifications, and goes on after one that the kernel refuses. It is not an error if it does not
+    /// know a name or inode.
     ///
     /// # Errors
     /// The last refusal.

@@ -78,7 +78,8 @@ pub struct MountOptions {
     /// The view may be mounted elsewhere at the same time. Before the kernel reads from its cache, it then
     /// asks for the modification time, unless it knows that.
     pub shares: bool,
-    /// The mount is for the sessions of the environment: of several mounts, its kernel is the one that caches.
+    /// The mount is for the sessions of the environment: of several mounts, its kernel is the one that
+    /// caches.
     pub for_sessions: bool,
     /// Show the tree's ids from 1 on as these. Only has an effect on a mount made by an ordinary user and
     /// open to no other: where others have access, what each of them makes must show as theirs.

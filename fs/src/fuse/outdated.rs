@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use karapace_store::inode::Ino;
 use parking_lot::Mutex;
 
-use super::link::ON_ITS_WAY;
 use super::reply::NEVER;
+
+/// How long a caller may take to get the answer to its request. Until then, a name that it gives becomes
+/// valid again even if it was expired after the answer.
+pub(super) const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// The inodes that others have changed, for one connection.
 #[derive(Default)]
@@ -61,8 +64,9 @@ impl Outdated {
 
     /// How long the kernel may keep an inode's attributes that are given now, if otherwise as long as `time`.
     ///
-    /// Not at all the first time after a change: the kernel takes attributes for valid before it has stored all of
-    /// them, so another caller would get the old ones. When they are given again, the old ones are gone.
+    /// Not at all the first time after a change: the kernel takes attributes for valid before it has stored
+    /// all of them, so another caller would get the old ones. When they are given again, the old ones are
+    /// gone.
     pub fn time(&self, ino: Ino, time: Duration) -> Duration {
         if !self.any.load(Ordering::SeqCst) {
             return time;

@@ -68,8 +68,8 @@ impl Shared {
         found.then_some((view, ino))
     }
 
-    /// Answers a request for the attributes of a file that another connection has changed, once this kernel has
-    /// dropped its pages of it. `change`: its number.
+    /// Answers a request for the attributes of a file that another connection has changed, once this kernel
+    /// has dropped its pages of it. `change`: its number.
     pub(super) fn getattr_after_drop(
         self: &Arc<Self>,
         node: INodeNo,

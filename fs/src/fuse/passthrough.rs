@@ -3,8 +3,8 @@
 //! On other mounts the kernel opens files without asking, unless locks are shared. Here it asks, and gets the
 //! object of a file that is one whole object, once every block of it has been verified. Later disk errors go
 //! unnoticed, as with any object that was verified and is kept open. The mount is read-only, so the decision
-//! made at a file's first open holds as long as it is open: the kernel refuses to read the same file both ways
-//! at once.
+//! made at a file's first open holds as long as it is open: the kernel refuses to read the same file both
+//! ways at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -73,10 +73,10 @@ impl Shared {
         view.setattr(ino, &SetAttr { without: libc::S_ISGID, ..SetAttr::default() }).map(drop)
     }
 
-    /// Whether the caller is in a group, by its file access group or supplementary groups, or is root, who need
-    /// not be. The caller waits for the answer to its request, so what /proc says about it is current. On mounts
-    /// where requests have no ids, only root counts as a member: /proc has the host's ids, and the mount may show
-    /// others.
+    /// Whether the caller is in a group, by its file access group or supplementary groups, or is root, who
+    /// need not be. The caller waits for the answer to its request, so what /proc says about it is current.
+    /// On mounts where requests have no ids, only root counts as a member: /proc has the host's ids, and the
+    /// mount may show others.
     fn is_in_group(&self, req: &Request, gid: u32) -> bool {
         if Shared::caller_uid(req) == 0 {
             return true;

@@ -166,7 +166,8 @@ impl Shared {
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
                 let lifetime = self.lifetime(index);
-                // What is stored through mappings is written back before a time is set, which that would change.
+                // What is stored through mappings is written back before a time is set, which that would
+                // change.
                 let whole = set.mtime.map(|_| (ino, 0..0));
                 let data = set.size.map(|size| (ino, size..u64::MAX)).or(whole);
                 let (keeps, attr) = self.change("setattr", (index, &view), data, || {
@@ -280,7 +281,8 @@ impl Shared {
         let ino = match self.node(node) {
             Ok(Node::View { index, view, ino }) => {
                 let from_pages = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-                // A kernel does not ask for the size before it appends, and may not know what another one wrote.
+                // A kernel does not ask for the size before it appends, and may not know what another one
+                // wrote.
                 let finds_end = appends && !from_pages && index == LIVE && self.links.several();
                 let part = match finds_end.then(|| view.getattr(ino)) {
                     Some(Ok(attr)) => attr.size..u64::MAX,

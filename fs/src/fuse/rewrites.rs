@@ -1,8 +1,8 @@
 //! What others write to files while one kernel may have stores in the same pages.
 //!
-//! Before a change of data, the kernel that caches writes back what was stored through mappings, and drops the
-//! pages. Programs there may store again before the change is made. Such a page, written back afterwards, has the
-//! old bytes beside the new store; those that are being rewritten are left out.
+//! Before a change of data, the kernel that caches writes back what was stored through mappings, and drops
+//! the pages. Programs there may store again before the change is made. Such a page, written back afterwards,
+//! has the old bytes beside the new store; those that are being rewritten are left out.
 
 use std::iter;
 use std::ops::Range;
@@ -51,8 +51,8 @@ impl Rewrites {
         Rewriting { all: self, this }
     }
 
-    /// Writes a page with `write`, but for the bytes that others are writing. Returns the number of bytes that
-    /// count as written.
+    /// Writes a page with `write`, but for the bytes that others are writing. Returns the number of bytes
+    /// that count as written.
     ///
     /// # Errors
     /// As of `write`.

@@ -1,5 +1,5 @@
-//! What several connections of one view rest on: expiring and dropping names, answers that expire at once, and
-//! the end of a connection whose server is gone.
+//! What several connections of one view rest on: expiring and dropping names, answers that expire at once,
+//! and the end of a connection whose server is gone.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -46,7 +46,8 @@ fn an_answer_on_its_way_leaves_a_dropped_entry_alone() {
     assert_eq!(mounted.toy.count(Op::Lookup), 1);
 }
 
-/// Runs `notify` while a look-up of the expired name `f` waits for its answer, and looks at the name once more.
+/// Runs `notify` while a look-up of the expired name `f` waits for its answer, and looks at the name once
+/// more.
 fn while_looked_up_again(mounted: &Mounted, notify: impl FnOnce()) {
     mounted.toy.hold(Op::Lookup, "f");
     std::thread::scope(|scope| {
@@ -106,8 +107,9 @@ fn a_mount_stays_on_an_entry_that_expires_at_once() {
     assert!(!inside.join("in tmpfs").exists(), "another node");
 }
 
-/// FUSE_AUTO_INVAL_DATA: a read of an open file first asks for attributes that have expired, and drops the pages
-/// if the modification time is another one, though the size is the same. If that is the same too, they stay.
+/// FUSE_AUTO_INVAL_DATA: a read of an open file first asks for attributes that have expired, and drops the
+/// pages if the modification time is another one, though the size is the same. If that is the same too, they
+/// stay.
 #[test]
 fn pages_go_when_the_modification_time_changes() {
     let mounted = forgetful();
@@ -126,8 +128,8 @@ fn pages_go_when_the_modification_time_changes() {
     assert_eq!((&read(), mounted.toy.count(Op::GetAttr)), (b"new", 2));
 }
 
-/// MNT_FORCE aborts the connection, though the mount is in use: callers that wait for an answer get ECONNABORTED,
-/// and later ones ENOTCONN.
+/// MNT_FORCE aborts the connection, though the mount is in use: callers that wait for an answer get
+/// ECONNABORTED, and later ones ENOTCONN.
 #[test]
 fn a_forced_unmount_aborts_the_connection() {
     let mounted = Mounted::new();

@@ -1,7 +1,8 @@
-//! The oracle of mounts that share a view. Every object counts upwards, and only one caller at a time counts it,
-//! on any mount. A call is stamped with the count that had been reached before it began: what it finds must be
-//! that count or a later one, and none that nobody has begun to write. So no call returns a state that another,
-//! which ended before it began, had replaced; a restore, which sets the counts back, is such a call too.
+//! The oracle of mounts that share a view. Every object counts upwards, and only one caller at a time counts
+//! it, on any mount. A call is stamped with the count that had been reached before it began: what it finds
+//! must be that count or a later one, and none that nobody has begun to write. So no call returns a state
+//! that another, which ended before it began, had replaced; a restore, which sets the counts back, is such a
+//! call too.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -170,8 +171,8 @@ fn change(kind: Kind, path: &Path, count: u64) -> io::Result<()> {
         Kind::Linked => {
             let [kept, odd] = ["kept", "odd"].map(|name| path.join(name));
             match fs::hard_link(&kept, &odd) {
-                // A kernel that caches counts the names itself: one that it had learned to be gone before the answer
-                // to UNLINK came is counted twice, until it gets the attributes again.
+                // A kernel that caches counts the names itself: one that it had learned to be gone before the
+                // answer to UNLINK came is counted twice, until it gets the attributes again.
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && fs::metadata(&kept)?.nlink() == 1 =>
                 {

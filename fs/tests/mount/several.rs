@@ -1,5 +1,5 @@
-//! One view mounted in two places: what a call on one has returned, a call on the other sees. The oracle is in
-//! `counters`.
+//! One view mounted in two places: what a call on one has returned, a call on the other sees. The oracle is
+//! in `counters`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -124,8 +124,8 @@ pub(super) fn race(mount: &Mount, second: &Second) {
     Race::new(vec![mount.path(""), second.path("")], operations(20_000)).run();
 }
 
-/// A kernel takes attributes for valid before it has stored the new size. With KARAPACE_PLANT=attributes-kept this
-/// fails within some 100,000 operations, but only on a machine that does nothing else.
+/// A kernel takes attributes for valid before it has stored the new size. With KARAPACE_PLANT=attributes-kept
+/// this fails within some 100,000 operations, but only on a machine that does nothing else.
 #[test]
 fn a_size_is_not_seen_before_it_is_stored() {
     let (mount, second) = shared();
@@ -177,8 +177,8 @@ fn both_sides_append_to_one_file() {
     mount.ok("python3", &format!("SECOND = {second:?}\n{APPENDS}"));
 }
 
-/// One side goes on storing into a page through a mapping while the other one writes into it, cuts the file and
-/// sets its time.
+/// One side goes on storing into a page through a mapping while the other one writes into it, cuts the file
+/// and sets its time.
 const STORES_GO_ON: &str = r#"
 import mmap, os, signal, time
 here, there = (os.open(side + "/busy", os.O_RDWR | os.O_CREAT) for side in (".", SECOND))

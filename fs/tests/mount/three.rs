@@ -46,8 +46,8 @@ fn sessions_come_and_go_under_callers_and_restores() {
     });
 }
 
-/// A mount that was made elsewhere and handed over shows and makes changes like one that is made here, and ends
-/// as it was asked to.
+/// A mount that was made elsewhere and handed over shows and makes changes like one that is made here, and
+/// ends as it was asked to.
 #[test]
 fn a_mount_that_is_handed_over_is_served() {
     let mount = Mount::with(|options| options.shares = true);
