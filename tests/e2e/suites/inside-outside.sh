@@ -164,6 +164,33 @@ mounts_come_and_go() {
     karapace mount "$ENV"
 }
 
+# The process of `mount --all` knows what became of a mount that the sessions' server makes and serves.
+supervised() {
+    karapace umount "$ENV"
+    until_true no_server
+    begin 76016
+    local session=$!
+    karapace mount --all "$MOUNTS"
+    mountpoint -q "$DIR"
+    kill -KILL "$(server)"
+    wait "$session" || true
+    until_true test -d "$DIR/etc"
+    if [ "$ACTOR" = user ]; then
+        begin 76017
+        session=$!
+        karapace umount "$ENV"
+        until_true grep -q "$ENV was unmounted" "$STORE/mount-all.log"
+        leave "$session"
+        until_true no_server
+        sleep 2
+        not_mounted "$DIR"
+        karapace mount "$ENV"
+    fi
+    karapace umount --all
+    until_true no_server
+    karapace mount "$ENV"
+}
+
 read_only_beside() {
     karapace umount "$ENV"
     begin 76007
@@ -408,6 +435,7 @@ check "packages and a daemon in a session beside the mount" installs
 check "what one side does, the other sees at once; git, and an editor's save" both_ways
 check "commit and restore under both" commands_under_both
 check "mounts come and go while sessions run, and sessions beside mounts" mounts_come_and_go
+check "mount --all, when the sessions were there first" supervised
 check "a read-only mount beside a session that writes" read_only_beside
 check "kill -9 of the server under load from both sides: nothing hangs" killed server
 check "kill -9 of the server, when the sessions were there first" killed server sessions-first
