@@ -17,7 +17,6 @@ use crate::description::manifest::Manifest;
 use crate::engine::instance::layering::Layer;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::sessions;
-use crate::engine::mountpoint;
 use crate::engine::server::socket::Request;
 use crate::engine::{Engine, Error, Result};
 
@@ -106,7 +105,7 @@ impl Engine {
             self.unmount_and_wait(env, &Request::EndSessions)?;
         }
         let Some(mount) = recorded else { return Ok(()) };
-        mountpoint::clear_stale(&mount.dir)?;
+        mount.clear_stale()?;
         match std::fs::remove_dir(&mount.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mount.dir, e)),
             _ => Ok(()),

@@ -48,7 +48,11 @@ impl Engine {
             && !sessions::running(self, &env.instance);
         if orphaned {
             tracing::info!("unmounting {}, which a killed session left mounted", env.name);
-            self.unmount_and_wait(env, &Request::EndSessions)?;
+            match self.unmount_and_wait(env, &Request::EndSessions) {
+                // One has begun meanwhile.
+                Ok(_) | Err(Error::Running { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

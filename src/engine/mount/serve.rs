@@ -72,8 +72,7 @@ fn serve_view(
     check_mountable(&env)?;
     // We hold the lock, so a mount recorded by an earlier process is over.
     if let Some(old) = engine.recorded_mount(&env.instance)? {
-        mountpoint::clear_stale(&old.dir)?;
-        old.sessions_dir.iter().try_for_each(|dir| mountpoint::clear_stale(dir))?;
+        old.clear_stale()?;
     }
     atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
     let read_only = options.mount.read_only || !lifecycle::is_writable(env.state);
@@ -142,7 +141,9 @@ fn announce(
             Request::Command(command) => Ok(answer(&instance, &command).into()),
             Request::Enter { user, own_id } => keeper.entrance(user.as_deref(), own_id),
             Request::MakesMountPoints => makes_mount_points(&points, descriptors).map(Reply::from),
-            Request::Hold { shape, namespaces } => keeper.hold(shape, &namespaces, descriptors),
+            Request::Hold { shape, namespaces, mount } => {
+                keeper.hold((shape, mount), &namespaces, descriptors)
+            }
             Request::EndInside => {
                 keeper.end();
                 // They go by themselves, but not before this is answered.

@@ -89,12 +89,14 @@ impl Engine {
         let (Some(client), Some(mount)) =
             (Client::connect(self.store().files(), &self.env_dir(&env.instance))?, &mount)
         else {
-            return self.clear_dead(env, mount.map(|m| m.dir));
+            return self.clear_dead(env, mount);
         };
         match self.ask(env, client, request)? {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
-            Some(Answer::Failed { errno: libc::EBUSY, .. }) => return Err(busy(mount.dir.clone())),
+            Some(Answer::Failed { errno: libc::EBUSY, .. }) => {
+                return Err(self.busy_error(env, mount, request));
+            }
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, UNKNOWN_ANSWER)),
         }
@@ -102,6 +104,19 @@ impl Engine {
         // In case the process was killed.
         mountpoint::clear_stale(&mount.dir)?;
         Ok(mount.dir.clone())
+    }
+
+    /// Why the server found a mount busy: a session uses it, or something on the host.
+    fn busy_error(&self, env: &Metadata, mount: &MountInfo, request: &Request) -> Error {
+        let is_apart = || {
+            let now = self.recorded_mount(&env.instance);
+            now.is_ok_and(|now| now.is_some_and(|now| now.is_apart_from_sessions()))
+        };
+        let of_sessions = *request == Request::EndSessions || mount.session;
+        if sessions::running(self, &env.instance) && (of_sessions || !is_apart()) {
+            return Error::Running { env: env.name.clone() };
+        }
+        busy(mount.dir.clone())
     }
 
     /// Waits until the process that served the mount is done, or goes on for sessions. The mount is already gone here.
@@ -139,12 +154,12 @@ impl Engine {
         Ok(())
     }
 
-    /// For an environment that nobody serves: clears the mount point that a killed process may have left.
-    fn clear_dead(&self, env: &Metadata, dir: Option<PathBuf>) -> Result<PathBuf> {
-        match dir {
-            Some(dir) if mountpoint::is_stale(&dir) => {
-                mountpoint::clear_stale(&dir)?;
-                Ok(dir)
+    /// For an environment that nobody serves: clears the mount points that a killed process may have left.
+    fn clear_dead(&self, env: &Metadata, mount: Option<MountInfo>) -> Result<PathBuf> {
+        match mount {
+            Some(mount) if mountpoint::is_stale(&mount.dir) => {
+                mount.clear_stale()?;
+                Ok(mount.dir)
             }
             _ => Err(Error::NotMounted { what: env.name.clone() }),
         }

@@ -39,6 +39,15 @@ impl MountInfo {
         !self.session && self.sessions_dir.is_some()
     }
 
+    /// Detaches what a killed server left on the mount points.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(in crate::engine) fn clear_stale(&self) -> Result<()> {
+        mountpoint::clear_stale(&self.dir)?;
+        self.sessions_dir.iter().try_for_each(|dir| mountpoint::clear_stale(dir))
+    }
+
     /// Whether this process sees a live mount. One made inside a user namespace is in another mount
     /// namespace.
     pub fn is_seen_here(&self) -> bool {

@@ -80,13 +80,25 @@ impl Keeper {
     /// Answers [`Request::Enter`](super::socket::Request::Enter).
     pub fn entrance(self: &Arc<Self>, user: Option<&str>, own_id: bool) -> Result<Reply> {
         self.end_lost();
-        let Some(mount) = self.mounts.for_sessions(own_id)? else { return Ok(Answer::Ending.into()) };
-        // Whoever asks has joined the sessions already, and may be killed at any time.
-        self.watch();
+        let (mount, seen, state) = loop {
+            self.forget_dead(&mut self.state.lock());
+            let before = self.mounts.inside();
+            let mount = self.mounts.for_sessions(own_id);
+            if !matches!(mount, Ok(None)) {
+                // Whoever asks has joined the sessions already, and may be killed at any time. Also if there
+                // is no mount.
+                self.watch();
+            }
+            let Some(mount) = mount? else { return Ok(Answer::Ending.into()) };
+            let seen = mount.ground().map(|ground| ground.look(user)).transpose()?;
+            let mut state = self.state.lock();
+            self.forget_dead(&mut state);
+            // Which mount it is depends on the inside.
+            if self.mounts.inside() == before {
+                break (mount, seen, state);
+            }
+        };
         let ground = mount.ground();
-        let seen = ground.as_ref().map(|ground| ground.look(user)).transpose()?;
-        let mut state = self.state.lock();
-        self.forget_dead(&mut state);
         let inside = state.inside.as_ref();
         let own = ground.iter().flat_map(|ground| ground.namespaces().descriptors());
         let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
@@ -95,6 +107,7 @@ impl Keeper {
         let descriptors = descriptors.at("copy the namespaces of", &mount.dir)?;
         let entrance = Entrance {
             dir: mount.dir.clone(),
+            mount: Some(mount.id),
             ground: ground.as_ref().map_or_else(Vec::new, |ground| ground.namespaces().names()),
             seen: seen.map(Box::new),
             one_id: mount.one_id.clone(),
@@ -118,17 +131,17 @@ impl Keeper {
     /// Ends an inside whose mount has ended, or nobody can look into any more.
     fn end_lost(&self) {
         let _one_at_a_time = self.losing.lock();
-        if self.mounts.has_lost_sessions() {
+        if self.mounts.has_lost_inside() {
             tracing::warn!("ending the sessions, because their mount is gone or the process that holds it");
             self.end();
-            self.mounts.drop_sessions();
         }
+        self.mounts.drop_unheld();
     }
 
     /// Answers [`Request::Hold`](super::socket::Request::Hold).
     pub fn hold(
         self: &Arc<Keeper>,
-        shape: Shape,
+        (shape, mount): (Shape, Option<u64>),
         names: &[String],
         descriptors: Vec<OwnedFd>,
     ) -> Result<Reply> {
@@ -140,7 +153,7 @@ impl Keeper {
             .ok_or_else(|| Error::Invalid("the namespaces do not match their names".to_owned()))?;
         let mut state = self.state.lock();
         self.forget_dead(&mut state);
-        if state.inside.is_some() {
+        if state.inside.is_some() || !self.mounts.begin_inside(mount) {
             return Ok(Answer::Taken.into());
         }
         let shows_control = shape.get(SHOWS_CONTROL).is_some_and(|value| value == "true");
@@ -157,6 +170,7 @@ impl Keeper {
             // Before the namespace is released, because its number can then be reused.
             self.admitted.set(None);
             state.inside = None;
+            self.mounts.end_inside();
         }
     }
 
@@ -165,6 +179,7 @@ impl Keeper {
         let mut state = self.state.lock();
         self.admitted.set(None);
         let held = state.inside.take();
+        self.mounts.end_inside();
         drop(state);
         let Some(held) = held else { return };
         let Held { namespaces, init, lifeline, .. } = held;

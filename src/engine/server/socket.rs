@@ -71,6 +71,8 @@ pub enum Request {
         shape: Shape,
         /// The kinds of the namespaces, in the order of their descriptors.
         namespaces: Vec<String>,
+        /// The mount on which it was made, from [`Entrance::mount`].
+        mount: Option<u64>,
     },
     /// End the inside, if there is one, with all its processes.
     EndInside,
@@ -100,15 +102,15 @@ pub type Shape = BTreeMap<String, String>;
 pub struct Entrance {
     /// Where the environment is mounted.
     pub dir: PathBuf,
+    /// The number of that mount, which the server gave it.
+    pub mount: Option<u64>,
     /// The namespaces in which the environment is mounted, if it is in a ground. Their descriptors come first.
     pub ground: Vec<String>,
-    /// What a session needs to know of the environment, if there is a ground: a process outside the ground
-    /// cannot see the mount.
+    /// What a session needs to know of the environment, if there is a ground: only there is the mount seen.
     pub seen: Option<Box<Seen>>,
     /// Why an ordinary user has a single id inside, and what helps.
     pub one_id: Option<String>,
-    /// The existing inside, if any: its shape and its namespaces. Their descriptors follow those of the
-    /// ground.
+    /// The existing inside, if any: its shape and its namespaces, whose descriptors follow the ground's.
     pub inside: Option<(Shape, Vec<String>)>,
 }
 
@@ -127,7 +129,7 @@ pub enum Answer {
     },
     /// To `Hold`.
     Held,
-    /// To `Hold`: another session was faster.
+    /// To `Hold`: another session was faster, or the mount has ended.
     Taken,
     /// To `EndInside`.
     InsideEnded,

@@ -123,6 +123,7 @@ impl Engine {
             // The mount may have just made one of karapace's own directories.
             let policy = policy::without_our_own(self, policy)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
+            let mount = place.entrance.mount;
             let mut seen = match place.entrance.seen {
                 Some(seen) => *seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
@@ -150,7 +151,7 @@ impl Engine {
                 break (request, namespaces, many_ids);
             }
             let inside = backend.start(&request, place.ground, &mut |init| self.announce(env, init))?;
-            if self.hand_over(env, &inside, shape)? {
+            if self.hand_over(env, &inside, (shape, mount))? {
                 // From here on the keeper has the only copy of the lifeline.
                 break (request, inside.namespaces, many_ids);
             }
@@ -238,9 +239,14 @@ impl Engine {
     }
 
     /// Hands a new inside to the serving process to keep. False if it already keeps one, or is ending.
-    fn hand_over(&self, env: &Metadata, inside: &runtime::Started, shape: Shape) -> Result<bool> {
+    fn hand_over(
+        &self,
+        env: &Metadata,
+        inside: &runtime::Started,
+        (shape, mount): (Shape, Option<u64>),
+    ) -> Result<bool> {
         let init = hold(inside.init).at("hold process 1 of", Path::new(&env.name))?;
-        let request = Request::Hold { shape, namespaces: inside.namespaces.names() };
+        let request = Request::Hold { shape, namespaces: inside.namespaces.names(), mount };
         let mut descriptors = vec![inside.lifeline.as_fd(), init.as_fd()];
         descriptors.extend(inside.namespaces.descriptors());
         match self.exchange(env, &request, &descriptors)?.map(|reply| reply.answer) {

@@ -164,6 +164,33 @@ mounts_come_and_go() {
     karapace mount "$ENV"
 }
 
+# The process of `mount --all` knows what became of a mount that the sessions' server makes and serves.
+supervised() {
+    karapace umount "$ENV"
+    until_true no_server
+    begin 76016
+    local session=$!
+    karapace mount --all "$MOUNTS"
+    mountpoint -q "$DIR"
+    kill -KILL "$(server)"
+    wait "$session" || true
+    until_true test -d "$DIR/etc"
+    if [ "$ACTOR" = user ]; then
+        begin 76017
+        session=$!
+        karapace umount "$ENV"
+        until_true grep -q "$ENV was unmounted" "$STORE/mount-all.log"
+        leave "$session"
+        until_true no_server
+        sleep 2
+        not_mounted "$DIR"
+        karapace mount "$ENV"
+    fi
+    karapace umount --all
+    until_true no_server
+    karapace mount "$ENV"
+}
+
 read_only_beside() {
     karapace umount "$ENV"
     begin 76007
@@ -185,8 +212,9 @@ read_only_beside() {
 
 # busy [sessions-first]: writers on both sides until they are stopped; their process ids in $TMPDIR/writers.
 busy() {
-    karapace exec "$ENV" -- sh -c 'while :; do echo x >/srv/busy/inside; mv /srv/busy/inside /srv/busy/moved; cat /srv/busy/* >/dev/null; done' \
-        </dev/null >/dev/null 2>&1 &
+    karapace exec "$ENV" -- sh -c 'cd /srv/busy; while :; do
+            echo x >inside; mv inside moved; cat * >/dev/null; head -c 300000 /dev/zero >rewritten
+        done' </dev/null >/dev/null 2>&1 &
     echo $! >"$TMPDIR/writers"
     if [ -n "${1:-}" ]; then
         until_true has_sessions 1
@@ -195,6 +223,11 @@ busy() {
     (while :; do
         echo y >"$DIR/srv/busy/outside" && mv "$DIR/srv/busy/outside" "$DIR/srv/busy/moved" && ls -l "$DIR/srv/busy"
     done) >/dev/null 2>&1 &
+    echo $! >>"$TMPDIR/writers"
+    # Here the server tells the kernel that answers to forget what it holds locked for the other reader.
+    (while :; do cat "$DIR/srv/busy/rewritten"; done) >/dev/null 2>&1 &
+    echo $! >>"$TMPDIR/writers"
+    (while :; do stat "$DIR/srv/busy/rewritten"; done) >/dev/null 2>&1 &
     echo $! >>"$TMPDIR/writers"
 }
 end_busy() {
@@ -246,6 +279,63 @@ holder_is_replaced() {
     wait "$session" || true
     equal "the host's mount" 0 "$(ls "$DIR" >/dev/null; echo $?)"
 }
+
+# A session that is refused, because the inside has another shape, changes nothing for those that run.
+refused_beside() {
+    begin 76012
+    local session=$!
+    status_of 125 karapace exec --user self --home share "$ENV" -- true
+    karapace umount "$ENV"
+    x true
+    kill -0 "$session"
+    pgrep -fx 'sleep 76012'
+    leave "$session"
+    until_true no_server
+    karapace mount "$ENV"
+    # The other way round, sessions on the host's mount keep it.
+    karapace exec --user self --home share "$ENV" -- sleep 76013 </dev/null >/dev/null 2>&1 &
+    session=$!
+    # shellcheck disable=SC2064 # this process, now
+    trap "kill $session 2>/dev/null || true" EXIT
+    until_true pgrep -fx 'sleep 76013'
+    status_of 125 x true
+    refused holder
+    refused karapace umount "$ENV"
+    says 'karapace stop'
+    mountpoint -q "$DIR"
+    leave "$session"
+    until_true has_sessions 0
+}
+
+# The host's mount was unmounted beside a session, and a process in another mount namespace still has it.
+held_elsewhere() {
+    karapace umount "$ENV"
+    until_true no_server
+    begin 76014
+    local session=$! holds
+    karapace mount "$ENV"
+    "${UNSHARE[@]}" sleep 76015 </dev/null >/dev/null 2>&1 &
+    holds=$!
+    # shellcheck disable=SC2064 # these processes, now
+    trap "kill $holds $session 2>/dev/null || true" EXIT
+    until_true pgrep -fx 'sleep 76015'
+    karapace umount "$ENV"
+    not_mounted "$DIR"
+    leave "$session"
+    # A later session neither hangs nor waits for that process.
+    equal "a later session" there "$(timeout 20 karapace exec "$ENV" -- echo there)"
+    equal "one more" there "$(timeout 20 karapace exec "$ENV" -- echo there)"
+    refused karapace mount "$ENV"
+    says 'detached while in use'
+    refused karapace umount "$ENV"
+    says 'processes still use it'
+    kill "$holds"
+    wait "$holds" || true
+    until_true no_server
+    karapace mount "$ENV"
+}
+UNSHARE=(unshare --mount)
+[ "$ACTOR" = root ] || UNSHARE=(unshare --user --map-root-user --mount)
 
 # insert PATH: 200 rows from the host, each of them a transaction.
 insert() {
@@ -345,11 +435,14 @@ check "packages and a daemon in a session beside the mount" installs
 check "what one side does, the other sees at once; git, and an editor's save" both_ways
 check "commit and restore under both" commands_under_both
 check "mounts come and go while sessions run, and sessions beside mounts" mounts_come_and_go
+check "mount --all, when the sessions were there first" supervised
 check "a read-only mount beside a session that writes" read_only_beside
 check "kill -9 of the server under load from both sides: nothing hangs" killed server
 check "kill -9 of the server, when the sessions were there first" killed server sessions-first
 check "kill -9 of a session under load from both sides: nothing hangs" killed session
+check "a mount that is unmounted beside a session, and still used elsewhere" held_elsewhere
 if [ "$ACTOR" = user ]; then
+    check "a session that is refused beside others" refused_beside
     check "--locks shared: SQLite and flock on both sides" shared_locks
     check "the default: each side has its own locks" local_locks
     check "kill -9 of the process that holds the sessions' mount: nothing hangs" killed holder

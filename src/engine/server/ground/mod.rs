@@ -4,8 +4,8 @@
 //! A process of its own makes the namespaces, opens and mounts the device there, and hands it to the server,
 //! which stays on the host. It remains as long as the mount: only it can look into the mount, unmount it, and
 //! abort its connection if the server is killed. [`process`] is what it runs; the two exchange lines of JSON
-//! through a socket, its standard input. The sessions' mount on the host has such a process as a [`Guard`], if
-//! another mount is beside it.
+//! through a socket, its standard input. Of two mounts, each that is on the host has such a process as a
+//! [`Guard`].
 
 pub mod process;
 
@@ -36,7 +36,8 @@ use crate::runtime::{Namespaces, Seen};
 /// The hidden command that the process runs.
 pub const COMMAND: &str = "ground";
 
-/// How long an order may wait for one that looks into the mount, which may not answer.
+/// How long an order may wait for one that looks into the mount, which may not answer; and how long an order
+/// may take that does not look.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the server asks of the process.
@@ -105,11 +106,16 @@ impl Guard {
             other => Err(unexpected(other)),
         }
     }
+
+    /// Whether the process is still there.
+    pub fn is_there(&self) -> bool {
+        self.0.is_there()
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Err(error) = self.0.exchange(&Order::Forget) {
+        if let Err(error) = self.0.exchange_soon(&Order::Forget) {
             tracing::debug!("{error}");
         }
     }
@@ -174,8 +180,7 @@ impl Ground {
 
     /// Whether the process is still there.
     pub fn is_held(&self) -> bool {
-        let ended = wait::for_event(&self.holder.process, PollFlags::POLLIN, Duration::ZERO);
-        !ended.unwrap_or(false)
+        self.holder.is_there()
     }
 }
 
@@ -193,6 +198,10 @@ impl Holder {
         }
     }
 
+    fn is_there(&self) -> bool {
+        !wait::for_event(&self.process, PollFlags::POLLIN, Duration::ZERO).unwrap_or(false)
+    }
+
     /// Ends the mount.
     ///
     /// # Errors
@@ -205,11 +214,7 @@ impl Holder {
             let sent = pidfd_send_signal(&self.process, process::SERVER_GONE);
             return sent.map_err(|errno| failed(Error::io("abort", &self.dir, errno.into())));
         }
-        if self.stream.try_lock_for(PATIENCE).is_none() {
-            let waits = io::Error::new(io::ErrorKind::TimedOut, "the process that holds it waits for it");
-            return Err(failed(Error::io("unmount", &self.dir, waits)));
-        }
-        match self.exchange(&Order::Unmount { lazy: end == End::Detach }) {
+        match self.exchange_soon(&Order::Unmount { lazy: end == End::Detach }) {
             Ok(Report::Done) => Ok(()),
             Ok(Report::Failed { errno: libc::EBUSY, .. }) => Err(karapace_fs::Error::Busy),
             Ok(other) => Err(failed(unexpected(other))),
@@ -219,6 +224,22 @@ impl Holder {
 
     fn exchange(&self, order: &Order) -> Result<Report> {
         Ok(self.exchange_all(order)?.0)
+    }
+
+    /// For an order that does not look into the mount. If the process does not answer, because it is stopped,
+    /// it is given up: a later answer would be taken for another's.
+    fn exchange_soon(&self, order: &Order) -> Result<Report> {
+        let failed = |e: io::Error| Error::io("ask the process that holds", &self.dir, e);
+        let Some(stream) = self.stream.try_lock_for(PATIENCE) else {
+            return Err(failed(io::Error::new(io::ErrorKind::TimedOut, "it waits for the mount")));
+        };
+        transmit(&stream, order, &[]).map_err(failed)?;
+        let answers = wait::for_event(&*stream, PollFlags::POLLIN, PATIENCE).map_err(failed)?;
+        if !answers {
+            stream.shutdown(Shutdown::Both).unwrap_or(());
+            return Err(failed(io::Error::new(io::ErrorKind::TimedOut, "it does not answer")));
+        }
+        Ok(answer(&stream)?.0)
     }
 
     fn exchange_all(&self, order: &Order) -> Result<(Report, Vec<OwnedFd>)> {

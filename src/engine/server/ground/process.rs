@@ -9,6 +9,7 @@ use std::io::{self, stdin};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use karapace_fs::session::{MountOptions, abort, mount_device};
 use nix::errno::Errno;
@@ -18,6 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use parking_lot::Mutex;
 
 use super::{Order, Report};
 use crate::engine::At as _;
@@ -36,7 +38,10 @@ pub(super) const SERVER_GONE: rustix::process::Signal = rustix::process::Signal:
 /// Signals to the server's group or session, which ends this process by itself.
 const NOT_FOR_US: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// The mount of which this process has charge.
+/// The mount of which this process has charge, if there is one.
+type Mounted = Arc<Mutex<Option<Charge>>>;
+
+#[derive(Clone)]
 struct Charge {
     dir: PathBuf,
     /// Its connection, if it is on the host.
@@ -58,16 +63,17 @@ pub fn run(on_host: bool) -> Result<()> {
     let begun = begun.at("make a user namespace for", Path::new("the sessions"));
     let first = begun.map_or_else(|error| failed(&error), |()| Report::Alone);
     transmit(&stream, &first, &[]).at("report to", place)?;
-    let mut mounted = None;
+    let mounted = Mounted::default();
     while is_asked(&stream, &signals).map_err(io::Error::from).at("wait for", place)? {
         let (line, _) = receive(&stream, usize::MAX).at("hear from", place)?;
         if line.is_empty() {
             break;
         }
         let order = serde_json::from_slice(&line).map_err(io::Error::from).at("understand", place)?;
-        obey(order, &stream, &mut mounted).at("report to", place)?;
+        obey(order, &stream, &mounted).at("report to", place)?;
     }
-    if let Some(Charge { dir, connection }) = mounted {
+    let left = mounted.lock().clone();
+    if let Some(Charge { dir, connection }) = left {
         abort(&dir, connection).at("abort the connection of", &dir)?;
     }
     Ok(())
@@ -94,29 +100,32 @@ fn is_asked(stream: &UnixStream, signals: &SignalFd) -> nix::Result<bool> {
     Ok(!waiting[1].any().unwrap_or(true))
 }
 
-/// Carries out an order and reports. `mounted`: where the environment is mounted.
-fn obey(order: Order, stream: &UnixStream, mounted: &mut Option<Charge>) -> io::Result<()> {
+/// Carries out an order and reports.
+fn obey(order: Order, stream: &UnixStream, mounted: &Mounted) -> io::Result<()> {
     match order {
         Order::Mount { dir, source } => match mount_on(&dir, &source) {
             Ok((report, descriptors)) => {
-                *mounted = Some(Charge { dir, connection: None });
+                *mounted.lock() = Some(Charge { dir, connection: None });
                 let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
                 transmit(stream, &report, &descriptors)
             }
             Err(error) => transmit(stream, &failed(&error), &[]),
         },
-        Order::Look { user } => look(stream, mounted.as_ref().map(|charge| charge.dir.clone()), user),
+        Order::Look { user } => {
+            let dir = mounted.lock().as_ref().map(|charge| charge.dir.clone());
+            apart(stream, move || look(dir, user.as_deref()))
+        }
         Order::Guard { dir, connection } => {
-            *mounted = Some(Charge { dir, connection });
+            *mounted.lock() = Some(Charge { dir, connection });
             transmit(stream, &Report::Done, &[])
         }
         Order::Forget => {
-            *mounted = None;
+            *mounted.lock() = None;
             transmit(stream, &Report::Done, &[])
         }
         Order::Unmount { lazy } => {
-            let done = unmount(mounted, lazy);
-            transmit(stream, &done.map_or_else(|error| failed(&error), |()| Report::Done), &[])
+            let mounted = mounted.clone();
+            apart(stream, move || unmount(&mounted, lazy).map(|()| Report::Done))
         }
     }
 }
@@ -133,30 +142,34 @@ fn mount_on(dir: &Path, source: &str) -> Result<(Report, Vec<OwnedFd>)> {
     Ok((Report::Mounted { namespaces: namespaces.names(), connection }, descriptors))
 }
 
-/// Looks on a thread of its own, which reports: the mount may not answer, and this process must go on
-/// waiting for the end of the server.
-fn look(stream: &UnixStream, dir: Option<PathBuf>, user: Option<String>) -> io::Result<()> {
+/// Does something on a thread of its own, which reports: the mount may not answer, and this process must go
+/// on waiting for the end of the server.
+fn apart(stream: &UnixStream, work: impl FnOnce() -> Result<Report> + Send + 'static) -> io::Result<()> {
     let stream = stream.try_clone()?;
-    let look = move || {
-        let seen = dir.ok_or_else(|| Error::NotMounted { what: "the environment".to_owned() });
-        let seen = seen.and_then(|dir| Ok(Seen::look(&dir, user.as_deref())?));
-        let report = seen.map_or_else(|error| failed(&error), |seen| Report::Seen(Box::new(seen)));
+    let work = move || {
+        let report = work().unwrap_or_else(|error| failed(&error));
         // The server may be gone.
         transmit(&stream, &report, &[]).unwrap_or(());
     };
-    std::thread::Builder::new().name("karapace-look".to_owned()).spawn(look).map(drop)
+    std::thread::Builder::new().name("karapace-order".to_owned()).spawn(work).map(drop)
 }
 
-fn unmount(mounted: &mut Option<Charge>, lazy: bool) -> Result<()> {
-    let Some(Charge { dir, .. }) = mounted else { return Ok(()) };
+fn look(dir: Option<PathBuf>, user: Option<&str>) -> Result<Report> {
+    let dir = dir.ok_or_else(|| Error::NotMounted { what: "the environment".to_owned() })?;
+    Ok(Report::Seen(Box::new(Seen::look(&dir, user)?)))
+}
+
+fn unmount(mounted: &Mounted, lazy: bool) -> Result<()> {
+    // Not locked meanwhile: the connection is aborted if the server ends.
+    let Some(Charge { dir, .. }) = mounted.lock().clone() else { return Ok(()) };
     let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
     match umount2(dir.as_path(), flags) {
         // EINVAL: nothing is mounted there any more.
         Ok(()) | Err(Errno::EINVAL) => {
-            *mounted = None;
+            *mounted.lock() = None;
             Ok(())
         }
-        Err(errno) => Err(Error::io("unmount", dir, errno.into())),
+        Err(errno) => Err(Error::io("unmount", &dir, errno.into())),
     }
 }
 

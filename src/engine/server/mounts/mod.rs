@@ -4,6 +4,8 @@
 //! host's mount or, if there is none, one in a private directory. The process ends when nothing is mounted any
 //! more and no session is expected.
 
+mod record;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,11 +17,10 @@ use karapace_store::wait::Deadline;
 use nix::unistd::geteuid;
 use parking_lot::{Condvar, Mutex};
 
-use super::ground::{Ground, Guard};
-use super::info::{MountInfo, info_path};
+use super::ground::Ground;
 use super::mount::Mount;
 use crate::engine::instance::open::Instance;
-use crate::engine::instance::watchers::{Place, Teller};
+use crate::engine::instance::watchers::Teller;
 use crate::engine::mountpoint::{self, SOURCE};
 use crate::engine::{Error, Result};
 use crate::runtime::ranges;
@@ -44,18 +45,36 @@ pub struct Mounts {
 struct State {
     host: Option<Arc<Mount>>,
     sessions: Option<Arc<Mount>>,
+    /// Mounts of the host that were unmounted, and are still in use.
+    detached: Vec<Arc<Mount>>,
     /// The directory that was made for the sessions' mount.
     private: Option<PathBuf>,
     /// How many connections the kernel still has, among them those of mounts that were detached.
     connections: usize,
-    /// Sessions use the host's mount.
-    on_host: bool,
-    /// The mount that the sessions use has ended by itself.
-    lost: bool,
+    /// The number of the mount on which the keeper's inside was made.
+    inside: Option<u64>,
+    /// The host's mount is being unmounted: no inside is kept that was made on it.
+    unmounting: bool,
     /// Sessions were announced, and not all of them have ended.
     expected: bool,
     /// No mount is made any more.
     ended: bool,
+}
+
+impl State {
+    /// The existing mount that a session uses ([`Mounts::for_sessions`]): where there is an inside, that of
+    /// the inside, so that no mount is made for a session which asks for another inside and is refused.
+    /// `None`: one is to be made.
+    fn for_sessions(&self, own_id: bool) -> Option<Arc<Mount>> {
+        let has_inside = |mount: &&Arc<Mount>| self.inside == Some(mount.id);
+        let host = self.host.as_ref();
+        // In a ground the caller has no id of their own.
+        let own = self.sessions.as_ref().filter(|mount| has_inside(mount) && mount.ground().is_none());
+        match host.filter(|host| has_inside(host) || (own_id && own.is_none())) {
+            Some(host) => Some(host.as_sessions_see(None)),
+            None => self.sessions.clone(),
+        }
+    }
 }
 
 impl Mounts {
@@ -104,7 +123,7 @@ impl Mounts {
         let (mount, session) = made.inspect_err(|_| self.uncount())?;
         let dir = mount.dir.clone();
         self.add(mount, session, false)?;
-        self.guard_sessions();
+        self.guard();
         Ok(Some(dir))
     }
 
@@ -120,26 +139,6 @@ impl Mounts {
         let session = self.serving.mount(&dir, &source(env), &options)?;
         let device = mountpoint::fuse_device(&dir)?;
         Ok((Mount::new(dir, device, options.shares), session))
-    }
-
-    /// A connection has ended, or was not made.
-    fn uncount(&self) {
-        self.state.lock().connections -= 1;
-        self.changed.notify_all();
-    }
-
-    /// Has the sessions' mount guarded, now that the host's is beside it. One in a ground is already.
-    fn guard_sessions(&self) {
-        let sessions = self.state.lock().sessions.clone();
-        let Some(mount) = sessions.filter(|mount| mount.ground().is_none()) else { return };
-        let mut guard = mount.guard.lock();
-        if guard.is_some() {
-            return;
-        }
-        match Guard::of(&mount.dir, mount.device) {
-            Ok(made) => *guard = Some(made),
-            Err(error) => tracing::warn!("if the server is killed, sessions may hang: {error}"),
-        }
     }
 
     /// The options for a mount of the host. Beside the sessions' mount the view stays writable.
@@ -189,16 +188,12 @@ impl Mounts {
                 return Ok(None);
             }
             state.expected = true;
-            let host = state.host.clone();
-            match (&state.sessions, &host) {
-                (_, Some(host)) if own_id => {
-                    state.on_host = true;
-                    return Ok(Some(host.as_sessions_see(None)));
-                }
-                (Some(mount), _) => return Ok(Some(mount.clone())),
-                (None, _) => {}
+            if let Some(mount) = state.for_sessions(own_id) {
+                drop(state);
+                self.guard();
+                return Ok(Some(mount));
             }
-            host
+            state.host.clone()
         };
         let reason = match self.ranges(host.as_deref()) {
             Ok(None) => None,
@@ -210,7 +205,6 @@ impl Mounts {
         };
         let one_id = reason.map(|reason| format!("only one id inside: {reason}"));
         if let Some(host) = host {
-            self.state.lock().on_host = true;
             return Ok(Some(host.as_sessions_see(one_id)));
         }
         let dir = self.private_dir()?;
@@ -260,90 +254,42 @@ impl Mounts {
         MountOptions { read_only, locks: self.locks, ..MountOptions::default() }
     }
 
-    /// Records a mount, and waits for its end in a thread.
-    fn add(
-        self: &Arc<Self>,
-        mount: Mount,
-        session: MountedSession,
-        for_sessions: bool,
-    ) -> Result<Arc<Mount>> {
-        let handle = session.unmount_handle();
-        *mount.handle.lock() = Some(handle.clone());
-        let mount = Arc::new(mount);
-        let namespaces = mount.ground().map_or_else(Vec::new, |ground| ground.namespace_paths());
-        self.teller.add(Place { dir: mount.dir.clone(), namespaces });
+    /// Notes that the keeper holds an inside, made on the mount with this number; `None` stands for the mount
+    /// that sessions use. Returns false if that mount has ended or is ending: then the inside is of no use.
+    pub fn begin_inside(&self, mount: Option<u64>) -> bool {
         let mut state = self.state.lock();
-        // That of the host is counted already.
-        state.connections += usize::from(for_sessions);
-        let slot = if for_sessions { &mut state.sessions } else { &mut state.host };
-        *slot = Some(mount.clone());
-        drop(state);
-        let (mounts, ended) = (self.clone(), mount.clone());
-        let wait = move || {
-            if let Err(error) = session.wait() {
-                tracing::error!("serving {}: {error}", ended.dir.display());
-            }
-            let was_known = mounts.forget(&ended);
-            let mut state = mounts.state.lock();
-            state.lost |= was_known && (for_sessions || state.on_host);
-            drop(state);
-            mounts.uncount();
-        };
-        let thread = std::thread::Builder::new().name("karapace-mount".to_owned()).spawn(wait);
-        if let Err(error) = thread {
-            self.uncount();
-            return Err(Error::Invalid(format!("cannot start a thread: {error}")));
+        let host = state.host.as_ref().filter(|_| !state.unmounting);
+        let mut known = state.sessions.iter().chain(host).map(|mount| mount.id);
+        let made_on = known.find(|id| mount.is_none_or(|mount| mount == *id));
+        if made_on.is_some() {
+            self.note_inside(&mut state, made_on);
         }
-        if let Err(error) = self.write_info() {
-            if let Err(error) = handle.detach() {
-                tracing::error!("cannot detach the mount: {error}");
-            }
-            return Err(error);
-        }
-        tracing::info!(dir = %mount.dir.display(), "mounted");
-        Ok(mount)
+        made_on.is_some()
     }
 
-    /// Forgets a mount that is no longer there, or was detached. Returns whether it was known.
-    fn forget(&self, mount: &Arc<Mount>) -> bool {
-        let (mut was_known, mut ended) = (false, None);
+    /// Notes that the keeper holds no inside any more.
+    pub fn end_inside(&self) {
         let mut state = self.state.lock();
-        let State { host, sessions, .. } = &mut *state;
-        for slot in [host, sessions] {
-            if slot.as_ref().is_some_and(|known| Arc::ptr_eq(known, mount)) {
-                *slot = None;
-                was_known = true;
-                mount.ground.lock().take();
-                ended = mount.guard.lock().take();
-                self.teller.remove(&mount.dir);
-            }
-        }
-        drop(state);
-        // Waits for the process that it is.
-        drop(ended);
-        if was_known && let Err(error) = self.write_info() {
-            tracing::error!("{error}");
-        }
-        was_known
+        self.note_inside(&mut state, None);
     }
 
-    /// Whether sessions were expected and their mount has ended, or the process that holds it.
-    pub fn has_lost_sessions(&self) -> bool {
-        let (lost, mount) = {
-            let state = self.state.lock();
-            (state.lost, state.sessions.clone())
-        };
-        lost || mount.and_then(|mount| mount.ground()).is_some_and(|ground| !ground.is_held())
+    /// The number of the mount on which the keeper's inside was made, if it holds one.
+    pub fn inside(&self) -> Option<u64> {
+        self.state.lock().inside
     }
 
-    /// Gives the sessions' mount up, which nobody can unmount: it ends with the last process that uses it.
-    pub fn drop_sessions(&self) {
-        let mount = {
-            let mut state = self.state.lock();
-            (state.lost, state.on_host) = (false, false);
-            state.sessions.clone()
-        };
-        if let Some(mount) = mount {
+    /// Whether the inside's mount has ended, or the process that holds it.
+    pub fn has_lost_inside(&self) -> bool {
+        let state = self.state.lock();
+        let mut known = state.host.iter().chain(&state.sessions);
+        state.inside.is_some_and(|id| known.find(|mount| mount.id == id).is_none_or(|mount| !mount.is_held()))
+    }
+
+    /// Gives the sessions' mount up if the process that holds it has ended, so that nobody can unmount it: it
+    /// ends with the last process that uses it.
+    pub fn drop_unheld(&self) {
+        let mount = self.state.lock().sessions.clone();
+        if let Some(mount) = mount.filter(|mount| !mount.is_held()) {
             self.forget(&mount);
         }
     }
@@ -351,35 +297,46 @@ impl Mounts {
     /// Unmounts the host's mount, if there is one.
     ///
     /// # Errors
-    /// [`Error::DirBusy`] while it is in use.
+    /// [`Error::DirBusy`] while it is in use, and [`Error::Running`] while sessions beside another mount use
+    /// it.
     pub fn unmount(&self) -> Result<()> {
         let _one_at_a_time = self.making.lock();
-        let host = self.state.lock().host.clone();
-        let Some(host) = host else { return Ok(()) };
-        match host.unmount(false) {
-            Ok(()) => {}
-            Err(karapace_fs::Error::Busy) => {
-                return Err(Error::DirBusy { dir: host.dir.clone(), users: String::new() });
+        let host = {
+            let mut state = self.state.lock();
+            let Some(host) = state.host.clone() else { return Ok(()) };
+            if state.sessions.is_some() && state.inside == Some(host.id) {
+                return Err(Error::Running { env: self.instance.metadata().name });
             }
-            Err(error) => return Err(error.into()),
-        }
-        if self.state.lock().sessions.is_some() {
-            // Otherwise the end of the connection forgets it, and until then it is known who holds it.
+            state.unmounting = true;
+            host
+        };
+        let unmounted = host.unmount(false);
+        // Otherwise the end of the connection forgets it, and until then it is known who holds it.
+        if unmounted.is_ok() && self.state.lock().sessions.is_some() {
             self.forget(&host);
         }
-        Ok(())
+        self.state.lock().unmounting = false;
+        match unmounted {
+            Err(karapace_fs::Error::Busy) => {
+                Err(Error::DirBusy { dir: host.dir.clone(), users: String::new() })
+            }
+            other => Ok(other?),
+        }
     }
 
     /// Ends the mount of the sessions, of which none is left. Returns whether the process ends with it.
     pub fn end_sessions(&self) -> bool {
         let _one_at_a_time = self.making.lock();
         let mut state = self.state.lock();
-        let mount = state.sessions.clone();
-        (state.expected, state.on_host, state.lost) = (false, false, false);
-        // From here on no mount is made beside one that ends the process.
-        state.ended |= state.host.is_none();
+        let (host, mount) = (state.host.clone(), state.sessions.clone());
+        state.expected = false;
+        // From here on no mount is made beside one that ends the process. A mount that was detached and is
+        // still in use does not end it, so new sessions are served.
+        state.ended |= host.is_none() && state.connections <= usize::from(mount.is_some());
         let ended = state.ended;
         drop(state);
+        // Nothing is beside it any more.
+        host.iter().for_each(|host| host.end_guard());
         if let Some(mount) = mount {
             self.forget(&mount);
             if let Err(error) = mount.unmount(false).or_else(|_| mount.unmount(true)) {
@@ -438,35 +395,6 @@ impl Mounts {
     pub fn has_host(&self) -> bool {
         self.state.lock().host.is_some()
     }
-
-    /// Writes mount.json, which describes the mounts as they are.
-    fn write_info(&self) -> Result<()> {
-        let engine = self.instance.engine();
-        let instance = self.instance.metadata().instance;
-        let state = self.state.lock();
-        let Some(info) = info(&state) else { return Ok(()) };
-        let bytes = serde_json::to_vec(&info)
-            .map_err(|e| Error::Invalid(format!("cannot encode the description of the mount: {e}")))?;
-        // Under the lock, so that the last description written is the last one made.
-        engine.store().files().write(&info_path(engine, &instance), &bytes)?;
-        Ok(())
-    }
-}
-
-/// What mount.json says; `None` if nothing is mounted.
-fn info(state: &State) -> Option<MountInfo> {
-    let (mount, session) = match (&state.host, &state.sessions) {
-        (Some(host), _) => (host, false),
-        (None, sessions) => (sessions.as_ref()?, true),
-    };
-    let beside = state.sessions.as_ref().filter(|_| !session);
-    Some(MountInfo {
-        dir: mount.dir.clone(),
-        pid: std::process::id(),
-        session,
-        device: mount.device,
-        sessions_dir: beside.map(|mount| mount.dir.clone()),
-    })
 }
 
 /// Whether this ordinary user has a range of ids, so that sessions get a mount of their own.
