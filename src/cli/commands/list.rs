@@ -38,8 +38,8 @@ impl Args {
     }
 }
 
-/// The mount point, and whether it is one here (processes may use a mount that was detached, or that another mount
-/// namespace has); and how many sessions there are.
+/// The mount point, and whether it is one here (processes may use a mount that was detached, or that another
+/// mount namespace has); and how many sessions there are.
 fn shown(mount: Option<&MountInfo>, sessions: usize) -> String {
     let place = mount.filter(|mount| !mount.session).map(|mount| {
         let elsewhere = if mount.is_seen_here() { "" } else { " (not mounted here)" };

@@ -81,8 +81,8 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
     }
 }
 
-/// How many sessions are inside: the shared locks on the file in /proc/locks (proc_locks(5)). 0 if that cannot be
-/// read.
+/// How many sessions are inside: the shared locks on the file in /proc/locks (proc_locks(5)). 0 if that
+/// cannot be read.
 pub fn count(engine: &Engine, instance: &InstanceId) -> usize {
     let file = engine.store().files().stat(&path(engine, instance));
     let (Ok(file), Ok(table)) = (file, std::fs::read_to_string("/proc/locks")) else { return 0 };

@@ -199,8 +199,8 @@ fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
     child.wait().is_ok_and(|status| status.success())
 }
 
-/// Makes the calls that standard input lists, in the mount on `dir` in these namespaces ([`Place`]). Runs in the
-/// process that [`Teller::tell`] starts.
+/// Makes the calls that standard input lists, in the mount on `dir` in these namespaces ([`Place`]). Runs in
+/// the process that [`Teller::tell`] starts.
 pub fn make_calls(dir: &Path, namespaces: &[PathBuf]) -> Result<()> {
     // All are opened before the first is entered, for the paths may mean nothing there.
     let hold = |path: &PathBuf| File::open(path).at("open", path);

@@ -106,8 +106,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a state or options that cannot be mounted, [`Error::Mounted`] or
-    /// [`Error::MountedElsewhere`] if it is mounted already, and [`Error::Running`] if the mount is for sessions
-    /// and those have one.
+    /// [`Error::MountedElsewhere`] if it is mounted already, and [`Error::Running`] if the mount is for
+    /// sessions and those have one.
     pub fn mount(&self, env: &Metadata, dir: &Path, options: &Options, verbose: bool) -> Result<Mounted> {
         // Refuse before a process is started, as far as possible.
         check_mountable(env)?;

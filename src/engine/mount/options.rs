@@ -18,8 +18,8 @@ use crate::runtime::ranges;
 pub struct Options {
     /// Mount this snapshot, read-only, instead of the environment's view.
     pub snapshot: Option<String>,
-    /// Serve only `enter` and `exec`, until the last session ends. The options of the file system have no effect
-    /// then.
+    /// Serve only `enter` and `exec`, until the last session ends. The options of the file system have no
+    /// effect then.
     pub session: bool,
     /// The options of the file system.
     pub mount: MountOptions,

@@ -259,8 +259,8 @@ fn end(handle: &UnmountHandle) -> bool {
     handle.ends_within(GRACE)
 }
 
-/// When a signal has `asked` to, calls `end`, which returns whether all mounts have ended within the grace period.
-/// If not, `finish` is called and the process exits, which cuts them off.
+/// When a signal has `asked` to, calls `end`, which returns whether all mounts have ended within the grace
+/// period. If not, `finish` is called and the process exits, which cuts them off.
 fn watch_signals(
     asked: Receiver<()>,
     end: impl Fn() -> bool + Send + 'static,

@@ -66,8 +66,8 @@ impl Engine {
         }
     }
 
-    /// Unmounts an environment and waits until its lock is free, unless sessions go on in a mount of their own.
-    /// Returns its mount point.
+    /// Unmounts an environment and waits until its lock is free, unless sessions go on in a mount of their
+    /// own. Returns its mount point.
     ///
     /// # Errors
     /// [`Error::Running`] if a session uses that mount, [`Error::NotMounted`], [`Error::Held`], and
@@ -82,8 +82,8 @@ impl Engine {
         self.unmount_and_wait(env, &Request::Unmount)
     }
 
-    /// Has a mount ended by `request`, and waits until the environment's lock is free, unless the process goes on
-    /// for another mount.
+    /// Has a mount ended by `request`, and waits until the environment's lock is free, unless the process
+    /// goes on for another mount.
     pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata, request: &Request) -> Result<PathBuf> {
         let mount = self.recorded_mount(&env.instance)?;
         let (Some(client), Some(mount)) =
@@ -119,7 +119,8 @@ impl Engine {
         busy(mount.dir.clone())
     }
 
-    /// Waits until the process that served the mount is done, or goes on for sessions. The mount is already gone here.
+    /// Waits until the process that served the mount is done, or goes on for sessions. The mount is already
+    /// gone here.
     ///
     /// # Errors
     /// [`Error::Held`] if processes still have the mount in another mount namespace, or have files open on

@@ -60,7 +60,8 @@ struct Held {
 }
 
 impl Keeper {
-    /// The keeper for sessions of `instance`. Sets in `admitted` who may use the control directory from inside.
+    /// The keeper for sessions of `instance`. Sets in `admitted` who may use the control directory from
+    /// inside.
     pub fn new(
         engine: &Engine,
         instance: InstanceId,

@@ -19,8 +19,8 @@ pub struct Mount {
     pub id: u64,
     /// The mount point, as the processes see it that use the mount.
     pub dir: PathBuf,
-    /// Where it is, if not in the server's own namespaces. Taken out when it is unmounted, for it would keep the
-    /// mount alive.
+    /// Where it is, if not in the server's own namespaces. Taken out when it is unmounted, for it would keep
+    /// the mount alive.
     pub(super) ground: Mutex<Option<Arc<Ground>>>,
     /// For sessions: why they have a single id, if an ordinary user has no more.
     pub one_id: Option<String>,

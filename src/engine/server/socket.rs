@@ -87,7 +87,7 @@ pub enum Request {
         /// How.
         options: MountOptions,
     },
-    /// Unmount. Answered once unmounted; the process exits soon after, unless sessions have a mount of their own.
+    /// Unmount. Answered once unmounted; the process exits soon after, unless sessions go on in a mount.
     Unmount,
     /// Perform a command.
     #[serde(untagged)]
@@ -104,7 +104,7 @@ pub struct Entrance {
     pub dir: PathBuf,
     /// The number of that mount, which the server gave it.
     pub mount: Option<u64>,
-    /// The namespaces in which the environment is mounted, if it is in a ground. Their descriptors come first.
+    /// The namespaces in which it is mounted, if it is in a ground. Their descriptors come first.
     pub ground: Vec<String>,
     /// What a session needs to know of the environment, if there is a ground: only there is the mount seen.
     pub seen: Option<Box<Seen>>,

@@ -94,8 +94,9 @@ struct Place {
 }
 
 impl Engine {
-    /// Runs a command inside `env` to its end. Sessions of an ordinary user who has a range of ids have a mount
-    /// of their own, in a user namespace with these ids, whether or not the environment is mounted for the host.
+    /// Runs a command inside `env` to its end. Sessions of an ordinary user who has a range of ids have a
+    /// mount of their own, in a user namespace with these ids, whether or not the environment is mounted for
+    /// the host.
     ///
     /// # Errors
     /// [`Error::OtherShape`] if the running session was started with other options.
@@ -213,8 +214,8 @@ impl Engine {
         Ok(Place { entrance, ground: has_ground.then_some(ground), inside })
     }
 
-    /// Whether the caller has not been told yet why its sessions in `env` have one id only. It counts as told from
-    /// now on.
+    /// Whether the caller has not been told yet why its sessions in `env` have one id only. It counts as told
+    /// from now on.
     fn is_news(&self, env: &Metadata, reason: &str) -> bool {
         let (files, path) = (self.store().files(), self.env_dir(&env.instance).join("one-id"));
         if files.read(&path, MAX_REASON).is_ok_and(|told| told == reason.as_bytes()) {

@@ -90,7 +90,8 @@ struct Holder {
     stream: Mutex<UnixStream>,
 }
 
-/// A process that aborts the connection of a mount on the host if the server is killed. Dropping this ends it.
+/// A process that aborts the connection of a mount on the host if the server is killed. Dropping this ends
+/// it.
 pub struct Guard(Holder);
 
 impl Guard {

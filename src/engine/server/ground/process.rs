@@ -2,8 +2,8 @@
 //!
 //! If the server is killed while one of its threads waits in the kernel for a lock that a process inside
 //! holds, that thread keeps the connection open, and both would wait for ever. So this process is told when
-//! the server's other threads are gone (PR_SET_PDEATHSIG is about the thread that started it), and then aborts
-//! the connection, which root of the user namespace may do (umount2(2), MNT_FORCE).
+//! the server's other threads are gone (PR_SET_PDEATHSIG is about the thread that started it), and then
+//! aborts the connection, which root of the user namespace may do (umount2(2), MNT_FORCE).
 
 use std::io::{self, stdin};
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,8 +48,8 @@ struct Charge {
     connection: Option<u32>,
 }
 
-/// Runs until the server closes standard input, or is gone. `on_host`: only guards a mount on the host. The calling
-/// process must be single-threaded.
+/// Runs until the server closes standard input, or is gone. `on_host`: only guards a mount on the host. The
+/// calling process must be single-threaded.
 ///
 /// # Errors
 /// If it cannot begin; what fails later is reported to the server.

@@ -1,8 +1,8 @@
 //! The mounts through which one process serves an environment: the host's, and one for the sessions.
 //!
-//! Sessions of an ordinary user who has a range of ids have a mount of their own, in a [`Ground`]. Others use the
-//! host's mount or, if there is none, one in a private directory. The process ends when nothing is mounted any
-//! more and no session is expected.
+//! Sessions of an ordinary user who has a range of ids have a mount of their own, in a [`Ground`]. Others use
+//! the host's mount or, if there is none, one in a private directory. The process ends when nothing is
+//! mounted any more and no session is expected.
 
 mod record;
 
@@ -175,8 +175,8 @@ impl Mounts {
         Ok(options)
     }
 
-    /// The mount that a session uses, made now if there is none. With `own_id`, it is the host's if there is one,
-    /// where an ordinary user has a single id. `None`: the process is ending.
+    /// The mount that a session uses, made now if there is none. With `own_id`, it is the host's if there is
+    /// one, where an ordinary user has a single id. `None`: the process is ending.
     ///
     /// # Errors
     /// If the mount cannot be made.
@@ -356,8 +356,8 @@ impl Mounts {
         drop(state);
         self.changed.notify_all();
         for mount in mounts {
-            // Even when unmounted here, it may still be mounted in another mount namespace, or have been detached
-            // while files were open.
+            // Even when unmounted here, it may still be mounted in another mount namespace, or have been
+            // detached while files were open.
             if let Err(error) = mount.unmount(false) {
                 tracing::info!("detaching the mount, because it cannot be unmounted: {error}");
                 if let Err(error) = mount.unmount(true) {
