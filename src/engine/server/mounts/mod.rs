@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use karapace_fs::session::{Flag, LockScope, MountOptions, MountedSession, Serving};
 use karapace_store::metadata::{EnvState, Metadata};
-use karapace_store::wait::Deadline;
+use karapace_store::wait::{self, Deadline};
 use nix::unistd::geteuid;
 use parking_lot::{Condvar, Mutex};
 
@@ -27,6 +27,9 @@ use crate::runtime::ranges;
 
 /// How long a mount may stay in use after it was detached because the process is asked to end.
 pub const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a mount that is to be unmounted may be in use.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// The mounts of one environment. Lock order: `making`, `state`.
 pub struct Mounts {
@@ -310,7 +313,12 @@ impl Mounts {
             state.unmounting = true;
             host
         };
-        let unmounted = host.unmount(false);
+        // Busy for a moment, too, while the end of an earlier mount looks at the same directory.
+        let unmounted = wait::until(MOMENT, || match host.unmount(false) {
+            Err(karapace_fs::Error::Busy) => Ok(None),
+            other => other.map(Some),
+        });
+        let unmounted = unmounted.and_then(|done| done.ok_or(karapace_fs::Error::Busy));
         // Otherwise the end of the connection forgets it, and until then it is known who holds it.
         if unmounted.is_ok() && self.state.lock().sessions.is_some() {
             self.forget(&host);
