@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ struct Connection {
     device: Arc<File>,
     mountpoint: PathBuf,
     unmount: Unmount,
+    /// It was unmounted here, so the mount point is another's.
+    is_unmounted: AtomicBool,
 }
 
 /// A FUSE mount made by another process, which hands over its connection.
@@ -207,7 +210,8 @@ impl Serving {
                 return Err(Error::host("serve the mount on", dir, explain(error, idmap)));
             }
         };
-        let connection = Arc::new(Connection { device, mountpoint: dir.to_owned(), unmount });
+        let is_unmounted = AtomicBool::new(false);
+        let connection = Arc::new(Connection { device, mountpoint: dir.to_owned(), unmount, is_unmounted });
         let cut = connection.clone();
         link.abort.get_or_init(|| Box::new(move || cut.abort()));
         Ok(MountedSession {
@@ -303,7 +307,12 @@ impl Connection {
     }
 
     fn end(&self, end: End) -> Result<()> {
-        if self.ends_within(Duration::ZERO) { Ok(()) } else { (self.unmount)(end) }
+        if self.ends_within(Duration::ZERO) {
+            return Ok(());
+        }
+        // Set before, as the connection may have ended by the time that this returns.
+        self.is_unmounted.store(end != End::Abort, Ordering::Relaxed);
+        (self.unmount)(end).inspect_err(|_| self.is_unmounted.store(false, Ordering::Relaxed))
     }
 
     fn abort(&self) {
@@ -319,6 +328,9 @@ impl Connection {
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
+        if self.is_unmounted.load(Ordering::Relaxed) {
+            return;
+        }
         // Attributes may be cached; this is asked for each time.
         let stale = rustix::fs::statfs(&self.mountpoint);
         if stale.is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)

@@ -205,7 +205,8 @@ impl Links {
         {
             self.tell(view, &other, &|kernel| kernel.write_back(*ino, range), Some(*ino));
         }
-        let rewriting = data.filter(|_| !fail::planted("stores-undo")).map(|(ino, range)| {
+        let is_kept = !fail::planted("stores-undo") && !fail::planted("told-only-after");
+        let rewriting = data.filter(|_| is_kept).map(|(ino, range)| {
             let begun = other.rewrites.begin(ino, range);
             (ino, begun)
         });

@@ -313,7 +313,7 @@ impl Mounts {
             state.unmounting = true;
             host
         };
-        // Busy for a moment, too, while the end of an earlier mount looks at the same directory.
+        // Busy for a moment, too, while some program looks at the directory.
         let unmounted = wait::until(MOMENT, || match host.unmount(false) {
             Err(karapace_fs::Error::Busy) => Ok(None),
             other => other.map(Some),
