@@ -47,7 +47,7 @@ beside() {
     kill "$walker"
     wait "$walker" || true
     trap - EXIT
-    return $status
+    return "$status"
 }
 # exec: so that the process that is killed is the one that walks.
 host_walks() { cd "$DIR/srv" && exec sh -c "$WALK"; }
