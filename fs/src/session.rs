@@ -319,7 +319,7 @@ impl Connection {
         tracing::error!(
             "aborting the connection of {}: the kernel has not taken a notification for more than {} s",
             self.mountpoint.display(),
-            UPKEEP_INTERVAL.as_secs() * 2
+            UPKEEP_INTERVAL.as_secs() * 4
         );
         if let Err(error) = self.end(End::Abort) {
             tracing::error!("cannot abort it: {error}; as root: echo 1 > {CONNECTIONS}/NUMBER/abort");

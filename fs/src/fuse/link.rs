@@ -17,7 +17,6 @@ use super::placeholders::Placeholders;
 use super::reply::{FOREVER, NEVER};
 use super::rewrites::Rewrites;
 use crate::attr::{Attr, Invalidation};
-use crate::view::View;
 
 /// How many names are remembered before all of them are expired.
 const MOST_NAMES: usize = 1 << 17;
@@ -137,14 +136,6 @@ impl Link {
         self.references.as_ref().and_then(|held| held.counts.lock().get(&ino).copied()).unwrap_or(0)
     }
 
-    /// Whether this kernel may hold a reference to an inode.
-    pub(super) fn may_hold(&self, view: &View, ino: Ino) -> bool {
-        match &self.references {
-            Some(references) => references.counts.lock().contains_key(&ino),
-            None => view.references(ino) > 0,
-        }
-    }
-
     /// Remembers a name that this kernel may keep, if nothing else tells of it: an absent one, or one of a
     /// linked inode. Returns whether there are too many to remember, and [`Link::expire_names`] must be
     /// called.
@@ -166,6 +157,7 @@ impl Link {
     /// Makes this kernel look up again the names that were too many to remember. Not on a request thread: it
     /// waits for what is going on in the directories.
     pub fn expire_names(&self) {
+        thread::sleep(ON_ITS_WAY);
         let names = self.expiring.lock().clone();
         self.send(&entries(names).collect::<Vec<_>>());
         self.expiring.lock().clear();

@@ -60,8 +60,8 @@ pub(crate) struct Links {
     joining: Mutex<Receiver<Infallible>>,
     /// Held while the store is told what to keep.
     keeping: Mutex<()>,
-    /// Held while the end of a file is found and written to. Taken within a change, before the view's locks.
-    appending: Mutex<()>,
+    /// Held while the end of a file is found and written to, by inode. Taken within a change.
+    appending: [Mutex<()>; 16],
     /// The locks on files, if the kernels do not keep them.
     pub locks: Arc<Locks>,
     /// The number of the connection that was added last.
@@ -84,7 +84,7 @@ impl Default for Links {
         Links {
             joining: Mutex::new(done),
             keeping: Mutex::default(),
-            appending: Mutex::default(),
+            appending: Default::default(),
             locks: Arc::default(),
             last: AtomicU64::new(0),
             all: RwLock::default(),
@@ -145,6 +145,13 @@ impl Links {
         }
     }
 
+    /// Notes that the kernel of `link` has given back references to an inode.
+    pub fn forgotten(&self, view: &View, link: &Arc<Link>, ino: Ino) {
+        if link.outdated.any() && !may_hold(view, &self.all.read(), link, ino) {
+            link.outdated.forget(ino);
+        }
+    }
+
     /// Makes the kernel of a connection forget all that it keeps of the live view.
     fn forget_all(&self, view: &View, link: &Arc<Link>, all: &[Arc<Link>]) {
         let mut known = view.known(&|ino, held| held > counted_without(all, link, ino));
@@ -156,7 +163,6 @@ impl Links {
             self.tell_change(view, link, invalidation);
         }
         if link.wait_for_names() {
-            known.retain(|what| matches!(what, Invalidation::Entry { .. }));
             link.send(&known);
         }
     }
@@ -176,8 +182,8 @@ impl Links {
     }
 
     /// Runs a change that came through `link`. What it changes is forgotten by the kernel that caches before
-    /// this returns. `data`: the part of a file whose content changes, in bytes; all of it is told if that is
-    /// empty.
+    /// this returns. `data`: the part of a file whose content may change, in bytes; all of it is told if that
+    /// is empty. `work` also returns what part it wrote.
     ///
     /// # Errors
     /// Those of `work`.
@@ -186,40 +192,38 @@ impl Links {
         view: &View,
         link: &Arc<Link>,
         data: Option<(Ino, Range<u64>)>,
-        work: impl FnOnce() -> std::result::Result<T, E>,
+        work: impl FnOnce() -> std::result::Result<(T, Range<u64>), E>,
     ) -> std::result::Result<T, E> {
         let (other, _until_done) = {
             let told = self.told.read();
             (told.link.as_ref().filter(|other| !Arc::ptr_eq(other, link)).cloned(), told.change.clone())
         };
         if !self.several() {
-            return work();
+            return work().map(|(result, _)| result);
         }
         let Some(other) = other else {
             let (result, changed) = observed(work);
             self.note_outdated(view, link, None, &changed);
-            return result;
+            return result.map(|(result, _)| result);
         };
         if let Some((ino, range)) = &data
             && !fail::planted("told-only-after")
         {
             self.tell(view, &other, &|kernel| kernel.write_back(*ino, range), Some(*ino));
         }
-        let is_kept = !fail::planted("stores-undo") && !fail::planted("told-only-after");
-        let rewriting = data.filter(|_| is_kept).map(|(ino, range)| {
-            let begun = other.rewrites.begin(ino, range);
-            (ino, begun)
+        let leaves_out = !fail::planted("stores-undo") && !fail::planted("told-only-after");
+        let data = data.filter(|_| leaves_out).map(|(ino, _)| ino);
+        let (result, changed) = observed(|| match data {
+            Some(ino) => other.rewrites.change(ino, work),
+            None => work().map(|(result, _)| (result, 0)),
         });
-        let (result, changed) = observed(work);
-        if let (Some((ino, rewriting)), Err(_)) = (&rewriting, &result) {
-            for (offset, bytes) in rewriting.left_out() {
-                if let Err(error) = view.write(*ino, offset, &bytes, false) {
-                    tracing::error!(ino, %error, "what was stored through a mapping is lost");
-                }
-            }
-        }
         self.tell_changed(view, link, &other, changed);
-        result
+        result.map(|(result, number)| {
+            if let Some(ino) = data {
+                other.rewrites.end(ino, number);
+            }
+            result
+        })
     }
 
     /// Tells `other` what has changed through `link`.
@@ -256,7 +260,7 @@ impl Links {
     /// # Errors
     /// As of [`View::write`].
     pub fn append(&self, view: &View, ino: Ino, data: &[u8], kill_priv: bool) -> Result<(u64, usize)> {
-        let _one_at_a_time = self.appending.lock();
+        let _one_at_a_time = self.appending[ino as usize % self.appending.len()].lock();
         let offset = view.getattr(ino)?.size;
         Ok((offset, view.write(ino, offset, data, kill_priv)?))
     }
@@ -279,7 +283,7 @@ impl Links {
             }
             for what in changed {
                 if let Invalidation::Inode { ino } = what
-                    && other.may_hold(view, *ino)
+                    && may_hold(view, &all, other, *ino)
                 {
                     other.outdated.add(*ino, !is_told);
                 }
@@ -393,6 +397,14 @@ impl Links {
             }
             None => view.references(ino) > counted_without(&self.all.read(), link, ino),
         }
+    }
+}
+
+/// Whether the kernel of `link` may hold a reference to an inode.
+fn may_hold(view: &View, all: &[Arc<Link>], link: &Arc<Link>, ino: Ino) -> bool {
+    match &link.references {
+        Some(references) => references.counts.lock().contains_key(&ino),
+        None => view.references(ino) > counted_without(all, link, ino),
     }
 }
 

@@ -380,16 +380,26 @@ impl Shared {
         }
     }
 
-    /// Runs a change of a view. `data`: the part of a file whose content it changes.
+    /// Runs a change of a view that writes no data.
     fn change<T>(
         &self,
         operation: &'static str,
         (index, view): (u16, &View),
-        data: Option<(Ino, Range<u64>)>,
         work: impl FnOnce() -> Result<T>,
     ) -> std::result::Result<T, Errno> {
+        self.change_data(operation, (index, view), None, || Ok((work()?, 0..0)))
+    }
+
+    /// Runs a change of a view. `data` and `work`: see [`Links::change`].
+    fn change_data<T>(
+        &self,
+        operation: &'static str,
+        (index, view): (u16, &View),
+        data: Option<(Ino, Range<u64>)>,
+        work: impl FnOnce() -> Result<(T, Range<u64>)>,
+    ) -> std::result::Result<T, Errno> {
         if index != LIVE {
-            return guard(operation, work);
+            return guard(operation, work).map(|(result, _)| result);
         }
         self.links.change(view, &self.link, data, || guard(operation, work))
     }

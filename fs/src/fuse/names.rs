@@ -36,7 +36,7 @@ impl Shared {
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
             let lifetime = self.lifetime(index);
-            let attr = self.change("mknod", (index, &view), None, || {
+            let attr = self.change("mknod", (index, &view), || {
                 self.counted(index, || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))
             })?;
             Ok((view, lifetime, (index, ino, name), attr))
@@ -86,7 +86,7 @@ impl Shared {
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, umask);
             let lifetime = self.lifetime(index);
-            let made = self.change("mkdir", (index, &view), None, || {
+            let made = self.change("mkdir", (index, &view), || {
                 self.counted(index, || view.mkdir(&caller, ino, name, mode))
             })?;
             Ok((lifetime, (index, ino), made))
@@ -108,7 +108,7 @@ impl Shared {
         let made = self.creation(parent, name).and_then(|(index, view, ino)| {
             let caller = self.caller(req, 0);
             let lifetime = self.lifetime(index);
-            let made = self.change("symlink", (index, &view), None, || {
+            let made = self.change("symlink", (index, &view), || {
                 self.counted(index, || view.symlink(&caller, ino, name, target))
             })?;
             Ok((lifetime, (index, ino), made))
@@ -129,12 +129,20 @@ impl Shared {
                 return Err(Errno::EXDEV);
             }
             let lifetime = self.lifetime(index);
-            let only_name = view.only_name(ino);
-            let made = self.change("link", (index, &view), None, || {
-                self.counted(index, || view.link(ino, parent, newname))
+            let mut only_name = None;
+            let made = self.change("link", (index, &view), || {
+                self.counted(index, || {
+                    let (attr, other) = view.link_again(ino, parent, newname)?;
+                    only_name = other;
+                    Ok(attr)
+                })
             })?;
             if let Some((parent, name)) = only_name.filter(|_| index == LIVE) {
                 self.note_name(&lifetime, parent, &name, Some(&made));
+            }
+            if self.links.several() {
+                // The kernel takes this answer even if another connection has changed the file since.
+                self.link.outdated.add(ino, false);
             }
             Ok((lifetime, (index, parent), made))
         });
@@ -175,7 +183,7 @@ impl Shared {
             Err(Errno::EPERM)
         } else {
             self.view(parent).and_then(|(index, view, ino)| {
-                self.change("unlink", (index, &view), None, || view.unlink(ino, name))
+                self.change("unlink", (index, &view), || view.unlink(ino, name))
             })
         };
         done(reply, result);
@@ -195,7 +203,7 @@ impl Shared {
             Ok(Node::View { index, view, ino }) => {
                 let removed = self
                     .leave_holder((index, &view, ino), name)
-                    .and_then(|()| self.change("rmdir", (index, &view), None, || view.rmdir(ino, name)));
+                    .and_then(|()| self.change("rmdir", (index, &view), || view.rmdir(ino, name)));
                 done(reply, removed);
             }
             Ok(Node::Control(ino)) => {
@@ -248,9 +256,7 @@ impl Shared {
                 self.leave_holder((index, &view, to), newname)?;
             }
             let caller = self.caller(req, 0);
-            self.change("rename", (index, &view), None, || {
-                view.rename(&caller, from, name, to, newname, mode)
-            })?;
+            self.change("rename", (index, &view), || view.rename(&caller, from, name, to, newname, mode))?;
             if hides {
                 self.link.placeholders.remove(newparent.0, newname);
             }

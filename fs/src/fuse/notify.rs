@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -26,22 +25,25 @@ const HEADER: usize = 16;
 
 /// At how many looks a notification may still not have been taken. Looks are counted, not time, for the
 /// server may have been stopped.
-const LOOKS: u32 = 2;
+const LOOKS: u32 = 4;
 
 /// One connection's device, for notifications. fuser offers no way to send one with flags.
 pub(crate) struct Kernel {
     device: Arc<File>,
-    /// The notifications that the kernel has not taken yet, by the thread that sends one, with the number of
-    /// looks at which they were there.
-    sending: Mutex<HashMap<ThreadId, u32>>,
-    /// Whether a page was written back since the last look, as a notification that is being taken may ask
-    /// for.
-    writes_back: AtomicBool,
+    /// The notifications that the kernel has not taken yet, by the thread that sends one.
+    sending: Mutex<HashMap<ThreadId, Sending>>,
+}
+
+struct Sending {
+    /// The inode of which pages may have to be written back before it is taken.
+    node: Option<u64>,
+    /// At how many looks it was there since the last such page.
+    looks: u32,
 }
 
 impl Kernel {
     pub(crate) fn new(device: Arc<File>) -> Kernel {
-        Kernel { device, sending: Mutex::default(), writes_back: AtomicBool::new(false) }
+        Kernel { device, sending: Mutex::default() }
     }
 
     /// Whether the connection has ended. The kernel reports an error on its device then.
@@ -50,18 +52,19 @@ impl Kernel {
         wait::for_event(&*self.device, PollFlags::empty(), Duration::ZERO).unwrap_or(false)
     }
 
-    /// Notes that the kernel has written back a page.
-    pub(super) fn note_written_back(&self) {
-        self.writes_back.store(true, Ordering::Relaxed);
+    /// Notes that the kernel writes back a page of an inode.
+    pub(super) fn note_writes_back(&self, node: u64) {
+        let mut sending = self.sending.lock();
+        let waits = sending.values_mut().filter(|sending| sending.node == Some(node));
+        waits.for_each(|sending| sending.looks = 0);
     }
 
-    /// Whether a notification has not been taken at this look nor at the last ones, and no page was written
-    /// back in between.
+    /// Whether a notification has not been taken at this look nor at the last ones, and no page that it may
+    /// ask for was written back in between.
     pub(super) fn is_stuck(&self) -> bool {
-        let goes_on = self.writes_back.swap(false, Ordering::Relaxed);
         let mut sending = self.sending.lock();
-        sending.values_mut().for_each(|looks| *looks = if goes_on { 0 } else { *looks + 1 });
-        sending.values().any(|looks| *looks > LOOKS)
+        sending.values_mut().for_each(|sending| sending.looks += 1);
+        sending.values().any(|sending| sending.looks > LOOKS)
     }
 
     /// Sends notifications, and goes on after one that the kernel refuses. It is not an error if it does not
@@ -92,10 +95,10 @@ impl Kernel {
     /// `ENOENT` or `ENOTDIR` if the kernel does not know what it is about.
     pub(super) fn invalidate(&self, invalidation: &Invalidation) -> Result<(), Errno> {
         // The live view's node ids are its inode numbers.
-        self.notify(&match invalidation {
-            Invalidation::Entry { parent, name } => entry(*parent, name, EXPIRE_ONLY),
-            Invalidation::Inode { ino } => inode(*ino, &(0..0)),
-        })
+        match invalidation {
+            Invalidation::Entry { parent, name } => self.notify(None, &entry(*parent, name, EXPIRE_ONLY)),
+            Invalidation::Inode { ino } => self.notify(Some(*ino), &inode(*ino, &(0..0))),
+        }
     }
 
     /// Drops a name, with what is mounted on it. A name that is only expired becomes valid again if an answer
@@ -104,7 +107,7 @@ impl Kernel {
     /// # Errors
     /// As of [`Kernel::invalidate`].
     pub(super) fn drop_name(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
-        self.notify(&entry(parent, name, 0))
+        self.notify(None, &entry(parent, name, 0))
     }
 
     /// Makes the kernel write back data stored through mappings in this byte range (the whole file if `range`
@@ -114,7 +117,7 @@ impl Kernel {
     /// # Errors
     /// `ENOENT` if the kernel does not know the inode; others if it refuses, or the mount is gone.
     pub(super) fn write_back(&self, node: u64, range: &Range<u64>) -> Result<(), Errno> {
-        self.notify(&inode(node, range))
+        self.notify(Some(node), &inode(node, range))
     }
 
     /// Makes the kernel request an inode's attributes again. Its pages stay.
@@ -122,15 +125,16 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses, or the mount is gone.
     pub(super) fn forget_attributes(&self, node: u64) -> io::Result<()> {
-        match self.notify(&attributes(node)) {
+        match self.notify(None, &attributes(node)) {
             Err(errno) if !is_unknown(errno) => Err(errno.into()),
             _ => Ok(()),
         }
     }
 
-    fn notify(&self, message: &[u8]) -> Result<(), Errno> {
+    /// `node`: of which pages are to be written back.
+    fn notify(&self, node: Option<u64>, message: &[u8]) -> Result<(), Errno> {
         let thread = thread::current().id();
-        self.sending.lock().insert(thread, 0);
+        self.sending.lock().insert(thread, Sending { node, looks: 0 });
         let sent = nix::unistd::write(&*self.device, message);
         self.sending.lock().remove(&thread);
         sent.map(drop)

@@ -47,9 +47,14 @@ impl Outdated {
         self.any.store(true, Ordering::SeqCst);
     }
 
+    /// Whether there is one.
+    pub fn any(&self) -> bool {
+        self.any.load(Ordering::SeqCst)
+    }
+
     /// The change that the kernel's pages of an inode are older than, if there is one.
     pub fn pages_before(&self, ino: Ino) -> Option<u64> {
-        if !self.any.load(Ordering::SeqCst) {
+        if !self.any() {
             return None;
         }
         self.changes.lock().inodes.get(&ino).filter(|change| change.pages).map(|change| change.number)
@@ -68,7 +73,7 @@ impl Outdated {
     /// all of them, so another caller would get the old ones. When they are given again, the old ones are
     /// gone.
     pub fn time(&self, ino: Ino, time: Duration) -> Duration {
-        if !self.any.load(Ordering::SeqCst) {
+        if !self.any() {
             return time;
         }
         let mut changes = self.changes.lock();
@@ -86,10 +91,8 @@ impl Outdated {
 
     /// The kernel no longer holds an inode.
     pub fn forget(&self, ino: Ino) {
-        if self.any.load(Ordering::SeqCst) {
-            let mut changes = self.changes.lock();
-            changes.inodes.remove(&ino);
-            self.any.store(!changes.inodes.is_empty(), Ordering::SeqCst);
-        }
+        let mut changes = self.changes.lock();
+        changes.inodes.remove(&ino);
+        self.any.store(!changes.inodes.is_empty(), Ordering::SeqCst);
     }
 }

@@ -39,20 +39,22 @@ impl Shared {
         }
     }
 
-    /// Makes the kernel drop its pages of a file that are not what is in it.
-    pub(super) fn drop_pages_later(self: &Arc<Self>, node: INodeNo) {
+    /// Makes the kernel drop its pages of a file, in which something is that was written elsewhere. `number`:
+    /// of that among the [rewrites](super::rewrites::Rewrites), which ends.
+    pub(super) fn drop_pages_later(self: &Arc<Self>, node: INodeNo, ino: Ino, number: u64) {
         let shared = self.clone();
         self.seekers.run(move || {
             if let Err(error) = shared.write_back(node, &(0..0)) {
                 tracing::error!(%error, "a kernel may go on showing what it has cached");
             }
+            shared.link.rewrites.end(ino, number);
         });
     }
 
-    /// The kernel has written back a page, so it may be taking a notification.
-    pub(super) fn note_written_back(&self) {
+    /// The kernel writes back a page, so it may be taking a notification about the file.
+    pub(super) fn note_writes_back(&self, node: INodeNo) {
         if let Some(kernel) = self.link.kernel.get() {
-            kernel.note_written_back();
+            kernel.note_writes_back(node.0);
         }
     }
 
@@ -104,7 +106,9 @@ impl Shared {
             let written = guard("setattr", || shared.write_back(node, &(0..0)));
             let lifetime = shared.lifetime(LIVE);
             let result = written.and_then(|()| {
-                shared.change("setattr", (LIVE, &view), Some((ino, 0..0)), || view.setattr(ino, &set))
+                shared.change_data("setattr", (LIVE, &view), Some((ino, 0..0)), || {
+                    Ok((view.setattr(ino, &set)?, 0..0))
+                })
             });
             match result {
                 Ok(attr) => {

@@ -188,7 +188,7 @@ impl Shared {
         // A process that makes some tidies up.
         if self.mount_points.made_by(req).is_none() {
             let (index, view, ino) = self.view(parent)?;
-            match self.change("unlink", (index, &view), None, || view.unlink(ino, name)) {
+            match self.change("unlink", (index, &view), || view.unlink(ino, name)) {
                 Err(errno) if errno.code() == libc::ENOENT => {}
                 removed => removed?,
             }

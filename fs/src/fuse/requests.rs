@@ -17,6 +17,7 @@ use super::workers::spawn;
 use super::{GENERATION, Node, Shared, guard};
 use crate::attr::SetAttr;
 use crate::error::Error;
+use crate::view::View;
 
 thread_local! {
     /// Each request thread reads into its own buffer, which grows to the size of the largest read.
@@ -94,8 +95,8 @@ impl Shared {
                 self.link.uncount(ino, count);
             }
             let is_last = self.views.forget(index, ino, count);
-            if index == LIVE && !self.link.may_hold(self.views.live(), ino) {
-                self.link.outdated.forget(ino);
+            if index == LIVE {
+                self.links.forgotten(self.views.live(), &self.link, ino);
             }
             drop(counting);
             if is_last {
@@ -170,23 +171,23 @@ impl Shared {
                 // change.
                 let whole = set.mtime.map(|_| (ino, 0..0));
                 let data = set.size.map(|size| (ino, size..u64::MAX)).or(whole);
-                let (keeps, attr) = self.change("setattr", (index, &view), data, || {
+                let (keeps, attr) = self.change_data("setattr", (index, &view), data, || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
                         // The write that follows may drop them, so the kernel must not cache these
                         // attributes.
-                        return Ok((false, view.getattr(ino)?));
+                        return Ok(((false, view.getattr(ino)?), 0..0));
                     }
                     if set.kill_priv || only_privileges {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
                     if !only_privileges {
-                        return Ok((true, view.setattr(ino, set)?));
+                        return Ok(((true, view.setattr(ino, set)?), 0..0));
                     }
                     // The request only drops set-user-id: it comes before a write, or from a chown that names
                     // no ids. (It also comes when root writes to a file that had capabilities, and root would
                     // keep set-user-id; the two cases cannot be told apart.)
-                    Ok((true, Shared::drop_set_id(&view, ino)?))
+                    Ok(((true, Shared::drop_set_id(&view, ino)?), 0..0))
                 })?;
                 // The kernel takes this answer even if another connection has changed the file since.
                 let keeps = keeps && !self.links.several();
@@ -269,6 +270,43 @@ impl Shared {
         }
     }
 
+    /// Writes to a file; returns at what offset, and the number of bytes.
+    fn write_to_view(
+        &self,
+        req: &Request,
+        (index, view, ino): (u16, Arc<View>, Ino),
+        (offset, data): (u64, &[u8]),
+        (flags, appends): (WriteFlags, bool),
+    ) -> Outcome<(u64, usize)> {
+        let several = index == LIVE && self.links.several();
+        let from_pages = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        // A kernel does not ask for the size before it appends, and may not know what another one wrote.
+        let finds_end = appends && !from_pages && several;
+        let part = match finds_end.then(|| view.getattr(ino)) {
+            Some(Ok(attr)) => attr.size..u64::MAX,
+            _ => offset..offset.saturating_add(data.len() as u64),
+        };
+        let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        self.change_data("write", (index, &view), Some((ino, part)), || {
+            if from_pages {
+                view.note_mapped(ino)?;
+            }
+            if kill_priv {
+                self.drop_foreign_set_gid(req, &view, ino)?;
+            }
+            let write = |at, bytes: &[u8]| view.write(ino, at, bytes, kill_priv);
+            let (at, count) = if finds_end {
+                self.links.append(&view, ino, data, kill_priv)?
+            } else if from_pages && several {
+                let size = || Ok(view.getattr(ino)?.size);
+                (offset, self.link.rewrites.write_page(ino, (offset, data), size, write)?)
+            } else {
+                (offset, write(offset, data)?)
+            };
+            Ok(((at, count), at..at + count as u64))
+        })
+    }
+
     /// `appends`: the file was opened with O_APPEND.
     pub(super) fn write(
         self: &Arc<Self>,
@@ -280,44 +318,19 @@ impl Shared {
     ) {
         let ino = match self.node(node) {
             Ok(Node::View { index, view, ino }) => {
-                let from_pages = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-                // A kernel does not ask for the size before it appends, and may not know what another one
-                // wrote.
-                let finds_end = appends && !from_pages && index == LIVE && self.links.several();
-                let part = match finds_end.then(|| view.getattr(ino)) {
-                    Some(Ok(attr)) => attr.size..u64::MAX,
-                    _ => offset..offset.saturating_add(data.len() as u64),
-                };
-                let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-                let written = self.change("write", (index, &view), Some((ino, part)), || {
-                    if from_pages {
-                        view.note_mapped(ino)?;
-                    }
-                    if kill_priv {
-                        self.drop_foreign_set_gid(req, &view, ino)?;
-                    }
-                    if finds_end {
-                        return self.links.append(&view, ino, data, kill_priv);
-                    }
-                    let write = |at, bytes: &[u8]| view.write(ino, at, bytes, kill_priv);
-                    let count = match from_pages && index == LIVE {
-                        true => self.link.rewrites.write_around(ino, (offset, data), write)?,
-                        false => write(offset, data)?,
-                    };
-                    Ok((offset, count))
-                });
-                if from_pages {
-                    self.note_written_back();
+                let written = self.write_to_view(req, (index, view, ino), (offset, data), (flags, appends));
+                if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                    self.note_writes_back(node);
                 }
                 return match written {
-                    Ok((at, count)) => {
-                        if at != offset {
-                            self.link.outdated.add(ino, true);
-                        }
+                    Ok((at, count)) if at == offset => reply.written(count as u32),
+                    Ok((_, count)) => {
+                        // The kernel has put it into its pages where it thought that the end was.
+                        self.link.outdated.add(ino, true);
+                        let misplaced = offset..offset + count as u64;
+                        let number = self.link.rewrites.add(ino, misplaced);
                         reply.written(count as u32);
-                        if at != offset {
-                            self.drop_pages_later(node);
-                        }
+                        self.drop_pages_later(node, ino, number);
                     }
                     Err(errno) => reply.error(errno),
                 };
@@ -390,10 +403,12 @@ impl Shared {
     ) {
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
-                let part = (ino, range.0..range.0.saturating_add(range.1));
-                self.change("fallocate", (index, &view), Some(part), || {
+                let part = range.0..range.0.saturating_add(range.1);
+                let writes = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
+                let written = if writes { part.clone() } else { 0..0 };
+                self.change_data("fallocate", (index, &view), Some((ino, part)), || {
                     self.drop_set_id_for(req, &view, ino)?;
-                    view.fallocate(ino, mode, range.0, range.1)
+                    Ok((view.fallocate(ino, mode, range.0, range.1)?, written))
                 })
             }
             // Not ENOSYS, which the kernel would apply to the whole mount.

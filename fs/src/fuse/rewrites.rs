@@ -2,81 +2,90 @@
 //!
 //! Before a change of data, the kernel that caches writes back what was stored through mappings, and drops
 //! the pages. Programs there may store again before the change is made. Such a page, written back afterwards,
-//! has the old bytes beside the new store; those that are being rewritten are left out.
+//! has the old bytes beside the new store; those that were rewritten are left out. While the change is made,
+//! no page is written back, so that it is known what it rewrote.
 
 use std::iter;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use karapace_store::inode::Ino;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
-/// What others are writing now. Held shared while this kernel's pages are written.
+/// Files of one shard wait for each other.
+const SHARDS: usize = 16;
+
+/// What has been rewritten, for one connection.
 #[derive(Default)]
-pub(super) struct Rewrites(RwLock<Vec<Arc<Rewrite>>>);
+pub(super) struct Rewrites {
+    /// Held shared while a page of this kernel is written, exclusively while others change data.
+    shards: [RwLock<Vec<Rewrite>>; SHARDS],
+    last: AtomicU64,
+}
 
 struct Rewrite {
+    number: u64,
     ino: Ino,
     range: Range<u64>,
-    left_out: Mutex<Vec<Stored>>,
-}
-
-/// An offset, and what was to be written there.
-type Stored = (u64, Box<[u8]>);
-
-/// A change of data that has begun. The bytes are no longer left out when it is dropped.
-pub(super) struct Rewriting<'a> {
-    all: &'a Rewrites,
-    this: Arc<Rewrite>,
-}
-
-impl Rewriting<'_> {
-    /// What was left out for this change so far.
-    pub fn left_out(&self) -> Vec<Stored> {
-        std::mem::take(&mut *self.this.left_out.lock())
-    }
-}
-
-impl Drop for Rewriting<'_> {
-    fn drop(&mut self) {
-        self.all.0.write().retain(|other| !Arc::ptr_eq(other, &self.this));
-    }
 }
 
 impl Rewrites {
-    /// Begins a change of `range` of a file. Waits for the writes of pages that are under way.
-    pub fn begin(&self, ino: Ino, range: Range<u64>) -> Rewriting<'_> {
-        let this = Arc::new(Rewrite { ino, range, left_out: Mutex::default() });
-        self.0.write().push(this.clone());
-        Rewriting { all: self, this }
+    fn shard(&self, ino: Ino) -> &RwLock<Vec<Rewrite>> {
+        &self.shards[(ino % SHARDS as u64) as usize]
     }
 
-    /// Writes a page with `write`, but for the bytes that others are writing. Returns the number of bytes
-    /// that count as written.
+    /// Runs `work`, which changes a file and returns what part of its data it wrote. This is left out of
+    /// pages until [`Rewrites::end`] is called with the number that is returned.
     ///
     /// # Errors
-    /// As of `write`.
-    pub fn write_around<E>(
+    /// Those of `work`.
+    pub fn change<T, E>(
+        &self,
+        ino: Ino,
+        work: impl FnOnce() -> Result<(T, Range<u64>), E>,
+    ) -> Result<(T, u64), E> {
+        let mut rewrites = self.shard(ino).write();
+        let (result, range) = work()?;
+        let number = self.last.fetch_add(1, Ordering::Relaxed);
+        rewrites.push(Rewrite { number, ino, range });
+        Ok((result, number))
+    }
+
+    /// Leaves this part of a file out of pages until [`Rewrites::end`] is called with the number that is
+    /// returned.
+    pub fn add(&self, ino: Ino, range: Range<u64>) -> u64 {
+        let number = self.last.fetch_add(1, Ordering::Relaxed);
+        self.shard(ino).write().push(Rewrite { number, ino, range });
+        number
+    }
+
+    pub fn end(&self, ino: Ino, number: u64) {
+        self.shard(ino).write().retain(|rewrite| rewrite.number != number);
+    }
+
+    /// Writes with `write` what a page has of a file, but for what was rewritten, and for what is beyond the
+    /// end, which `size` tells: a page never makes a file longer, but this kernel may not know yet that it
+    /// was cut. Returns the number of bytes that count as written.
+    ///
+    /// # Errors
+    /// Those of `size` and `write`.
+    pub fn write_page<E>(
         &self,
         ino: Ino,
         (offset, data): (u64, &[u8]),
+        size: impl FnOnce() -> Result<u64, E>,
         mut write: impl FnMut(u64, &[u8]) -> Result<usize, E>,
     ) -> Result<usize, E> {
-        let rewrites = self.0.read();
-        let mut parts: Vec<_> = iter::once(offset..offset + data.len() as u64).collect();
-        let bytes = |part: &Range<u64>| &data[(part.start - offset) as usize..(part.end - offset) as usize];
+        let rewrites = self.shard(ino).read();
+        let end = size()?.clamp(offset, offset + data.len() as u64);
+        let mut parts: Vec<_> = iter::once(offset..end).collect();
         for rewrite in rewrites.iter().filter(|rewrite| rewrite.ino == ino) {
-            for part in &parts {
-                let both = part.start.max(rewrite.range.start)..part.end.min(rewrite.range.end);
-                if !both.is_empty() {
-                    rewrite.left_out.lock().push((both.start, bytes(&both).into()));
-                }
-            }
             parts = parts.into_iter().flat_map(|part| outside(part, &rewrite.range)).collect();
         }
-        for part in parts {
-            let written = write(part.start, bytes(&part))?;
-            if (written as u64) < part.end - part.start {
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
+            let bytes = &data[(part.start - offset) as usize..(part.end - offset) as usize];
+            let written = write(part.start, bytes)?;
+            if written < bytes.len() {
                 return Ok((part.start - offset) as usize + written);
             }
         }
@@ -84,13 +93,12 @@ impl Rewrites {
     }
 }
 
-/// The parts of a range that are not in another.
-fn outside(part: Range<u64>, other: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let before = part.start..part.end.min(other.start);
-    let after = part.start.max(other.end)..part.end;
-    let whole = other.is_empty().then(|| part.clone());
-    let cut = [before, after].into_iter().filter(move |_| !other.is_empty()).filter(|part| !part.is_empty());
-    whole.into_iter().chain(cut)
+/// The parts of a range before and after another, which may be empty.
+fn outside(part: Range<u64>, other: &Range<u64>) -> [Range<u64>; 2] {
+    if other.is_empty() {
+        return [part.clone(), part.end..part.end];
+    }
+    [part.start..part.end.min(other.start), part.start.max(other.end)..part.end]
 }
 
 #[cfg(test)]
@@ -100,35 +108,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_written_but_for_what_others_write() {
+    fn pages_are_written_but_for_what_others_wrote_and_for_what_is_beyond_the_end() {
         let all = Rewrites::default();
-        let write = |ino, data: &[u8]| {
-            let mut parts = Vec::new();
-            let written = all.write_around::<Infallible>(ino, (10, data), |at, bytes| {
-                parts.push((at, String::from_utf8(bytes.to_vec()).unwrap()));
-                Ok(bytes.len())
-            });
-            assert_eq!(written, Ok(data.len()));
+        let written = |ino, size| {
+            let mut parts = String::new();
+            let count = all.write_page::<Infallible>(
+                ino,
+                (10, b"abcdefgh"),
+                || Ok(size),
+                |at, bytes| {
+                    parts += &format!("{at}:{} ", String::from_utf8(bytes.to_vec()).unwrap());
+                    Ok(bytes.len())
+                },
+            );
+            assert_eq!(count, Ok(8));
             parts
         };
-        let page = b"abcdefgh";
-        let whole = vec![(10, "abcdefgh".to_owned())];
-        assert_eq!(write(1, page), whole);
-        let middle = all.begin(1, 12..14);
-        assert_eq!(write(1, page), [(10, "ab".to_owned()), (14, "efgh".to_owned())]);
-        assert_eq!(write(2, page), whole);
-        let end = all.begin(1, 16..u64::MAX);
-        assert_eq!(write(1, page), [(10, "ab".to_owned()), (14, "ef".to_owned())]);
-        assert_eq!(end.left_out(), [(16, b"gh".to_vec().into())]);
-        drop(end);
-        let nothing = all.begin(1, 11..11);
-        assert_eq!(write(1, page), [(10, "ab".to_owned()), (14, "efgh".to_owned())]);
-        drop((middle, nothing));
-        assert_eq!(write(1, page), whole);
-        let beside = [all.begin(1, 0..10), all.begin(1, 18..20)];
-        assert_eq!(write(1, page), whole);
-        drop(beside);
-        let _covering = all.begin(1, 0..20);
-        assert_eq!(write(1, page), []);
+        let begin = |range| all.change::<_, Infallible>(1, || Ok(((), range))).unwrap().1;
+        assert_eq!(written(1, 100), "10:abcdefgh ");
+        assert_eq!(written(1, 13), "10:abc ");
+        assert_eq!(written(1, 5), "");
+        let middle = begin(12..14);
+        assert_eq!(written(1, 100), "10:ab 14:efgh ");
+        assert_eq!(written(2, 100), "10:abcdefgh ");
+        let tail = begin(16..200);
+        assert_eq!(written(1, 100), "10:ab 14:ef ");
+        all.end(1, tail);
+        let nothing = begin(11..11);
+        assert_eq!(written(1, 15), "10:ab 14:e ");
+        all.end(1, middle);
+        all.end(1, nothing);
+        let beside = [begin(0..10), begin(18..20)];
+        assert_eq!(written(1, 100), "10:abcdefgh ");
+        for number in beside {
+            all.end(1, number);
+        }
+        begin(0..20);
+        assert_eq!(written(1, 100), "");
     }
 }

@@ -18,11 +18,10 @@ impl Shared {
     ) {
         let result = self.view(node).and_then(|(index, view, ino)| {
             if !IdMap::has_ids(name) {
-                return self
-                    .change("setxattr", (index, &view), None, || view.setxattr(ino, name, value, flags));
+                return self.change("setxattr", (index, &view), || view.setxattr(ino, name, value, flags));
             }
             let stored = self.ids.stored_acl(value);
-            self.change("setxattr", (index, &view), None, || {
+            self.change("setxattr", (index, &view), || {
                 if self.kernel_permissions() && IdMap::is_access_acl(name) {
                     // The kernel's flag that asks for this is in a field that fuser 0.18 does not expose
                     // (FUSE_SETXATTR_EXT).
@@ -68,7 +67,7 @@ impl Shared {
 
     pub(super) fn removexattr(&self, node: INodeNo, name: &[u8], reply: ReplyEmpty) {
         let result = self.view(node).and_then(|(index, view, ino)| {
-            self.change("removexattr", (index, &view), None, || view.removexattr(ino, name))
+            self.change("removexattr", (index, &view), || view.removexattr(ino, name))
         });
         done(reply, result);
     }

@@ -194,12 +194,6 @@ impl View {
         known
     }
 
-    /// The directory and name of an inode that never had another name.
-    pub(crate) fn only_name(&self, ino: Ino) -> Option<(Ino, Box<[u8]>)> {
-        let state = self.state.read();
-        state.node(ino).ok()?.place.as_ref().map(|place| (place.parent, place.name.clone()))
-    }
-
     /// Drops all kernel references but as many as `stay` tells for an inode.
     pub(crate) fn forget_all_but(&self, stay: &dyn Fn(Ino) -> u64) {
         let held: Vec<(Ino, u64)> =

@@ -155,14 +155,19 @@ fn names_of_linked_files_are_looked_up_again_by_a_kernel_that_no_longer_caches()
 
 /// Both sides append through files that they opened before.
 const APPENDS: &str = r#"
-import os
-sides = [os.open(side + "/log", os.O_WRONLY | os.O_APPEND | os.O_CREAT) for side in (".", SECOND)]
+import mmap, os
+sides = [os.open(side + "/log", os.O_RDWR | os.O_APPEND | os.O_CREAT) for side in (".", SECOND)]
 expected = b""
 for n in range(200):
     line = f"{n} of {n % 3 == 0}\n".encode() * (1 + n % 40 * (n % 7 == 0) * 50)
+    if n > 1:
+        # A dirty page, into which the kernel puts what it appends.
+        mapped = mmap.mmap(sides[1], 1)
+        mapped[0:1] = expected[0:1]
     assert os.write(sides[n % 3 == 0], line) == len(line)
     expected += line
     if n % 5 == 0:
+        if n > 1: mapped.flush()
         for side in (".", SECOND):
             with open(side + "/log", "rb") as log: assert log.read() == expected, (n, side)
 for side in (".", SECOND):
@@ -199,6 +204,7 @@ try:
         os.pwrite(here, text, 100)
         found = os.pread(here, 8, 100), os.pread(there, 8, 100)
         assert found == (text, text), (n, found)
+        os.posix_fallocate(here, 0, 8192)
         os.pwrite(here, text, 4090)
         os.ftruncate(here, 4096)
         os.ftruncate(here, 8192)
@@ -207,6 +213,12 @@ finally:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 mapped[0:6] = b"stored"
+os.utime("busy", (7, 7))
+kept = mmap.mmap(there, 8192)
+kept[4096:4100] = b"tail"
+os.ftruncate(here, 4096)
+kept.flush()
+assert os.fstat(here).st_size == 4096
 os.utime("busy", (7, 7))
 for side in (".", SECOND):
     assert os.stat(side + "/busy").st_mtime == 7, side
