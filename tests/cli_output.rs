@@ -31,7 +31,8 @@ const STEPS: &[Step] = &[
     step(
         "list",
         "One object per environment, sorted by name. `mount` is null, or says where it is mounted, by which process, and \
-         whether for sessions only.",
+         whether for sessions only. If the sessions have a mount of their own beside it, `sessions_dir` is where they \
+         see it. `sessions` is how many run.",
     ),
     step("mount dev mnt/dev", "`pid` is the mount's server."),
     step("touch mnt/dev/etc/one", ""),

@@ -16,6 +16,8 @@ pub struct Attr {
     pub mode: u32,
     /// Number of names; for a directory, 2 plus the number of subdirectories.
     pub nlink: u32,
+    /// Whether it has or had several names, which it does not know itself.
+    pub linked: bool,
     /// Owner, as stored in the tree.
     pub uid: u32,
     /// Group, as stored in the tree.

@@ -1,7 +1,8 @@
 //! A file system made of an immutable lower and an upper that receives the changes; and its mount.
 //!
 //! ```text
-//! session            mounting, and handling a mount outside of its requests
+//! session            serving, and handling a mount outside of its requests
+//!   mounting         mounting a device, and unmounting
 //!   fuse             decoding requests, encoding replies, notifying the kernel
 //!     control        the directory /.karapace; calls the engine through a trait, `ControlPlane`
 //!       view         lower and upper merged: inode table, operations, commit, restore, diff
@@ -23,6 +24,8 @@ pub mod control;
 pub mod errno;
 pub mod error;
 mod fuse;
+mod locks;
+mod mounting;
 pub mod path_text;
 pub mod pid_namespace;
 pub mod session;

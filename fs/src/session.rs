@@ -1,56 +1,119 @@
-//! Mounts a view, and handles what happens to a mount outside of its requests.
+//! Serves a view through one mount or several, and handles what happens to a mount outside of its requests.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, Session, SessionACL};
 use karapace_store::tree::Trees;
 use karapace_store::wait;
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use nix::poll::PollFlags;
 use nix::unistd::{getegid, geteuid};
 
 use crate::control::{ControlDir, ControlPlane};
 use crate::error::At as _;
 use crate::error::{Error, Result};
-pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, SubIds, Watchers};
-use crate::fuse::{IdMap, Server, Service};
+pub use crate::fuse::{CtlDir, Flag, Invalidator, MountOptions, MountPoints, SubIds, Watchers};
+use crate::fuse::{IdMap, Kernel, Link, Links, Server, Service};
+pub use crate::locks::LockScope;
+use crate::mounting;
+pub use crate::mounting::{CONNECTIONS, End, abort, connection, mount as mount_device, unmount};
+use crate::pid_namespace;
 use crate::view::View;
 
 /// Read-ahead in bytes on a mount made by root, which can raise it above the kernel's default of 128 KiB.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// How often the view is asked whether maintenance, such as a checkpoint, is due.
+/// How often the view is asked whether maintenance, such as a checkpoint, is due, and the connections whether
+/// one is stuck.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Ends a mount. [`Error::Busy`] from [`End::Unmount`] while it is in use.
+pub type Unmount = Box<dyn Fn(End) -> Result<()> + Send + Sync>;
 
 /// The kernel connection of a mount, shared by everything that talks to the kernel outside of requests.
 struct Connection {
     device: Arc<File>,
     mountpoint: PathBuf,
+    unmount: Unmount,
+    /// It was unmounted here, so the mount point is another's.
+    is_unmounted: AtomicBool,
+}
+
+/// A FUSE mount made by another process, which hands over its connection.
+pub struct Handover {
+    /// The device that was opened and mounted; no request has been read from it.
+    pub device: OwnedFd,
+    /// The mount point, as that process sees it.
+    pub dir: PathBuf,
+    /// A process in the user namespace in which it was mounted, and whose ids requests and answers have.
+    pub process: u32,
+    /// Ends the mount.
+    pub unmount: Unmount,
+}
+
+/// A view that can be mounted, in several places at once.
+pub struct Serving {
+    view: Arc<View>,
+    trees: Arc<Trees>,
+    control: Option<Arc<dyn ControlPlane>>,
+    links: Arc<Links>,
+    watchers: Watchers,
+    mount_points: MountPoints,
+    /// Dropping it ends the upkeep thread.
+    _upkeep: Sender<()>,
 }
 
 /// A mounted view that is being served.
 pub struct MountedSession {
+    view: Arc<View>,
     background: BackgroundSession,
     connection: Arc<Connection>,
     control: Option<Arc<ControlDir>>,
-    watchers: Watchers,
-    /// Dropping it ends the upkeep thread.
-    upkeep: Sender<()>,
+    links: Arc<Links>,
+    link: Arc<Link>,
 }
 
-impl MountedSession {
-    /// Mounts `view` on the directory `dir`, which must exist, and starts serving it; the mount answers
-    /// requests when this returns. `source` is what `mount` and `df` show as the mount's source. Without
-    /// `control` there is no control directory.
+impl Serving {
+    /// Serves `view`. Without `control` there is no control directory.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn new(
+        view: Arc<View>,
+        trees: Arc<Trees>,
+        control: Option<Arc<dyn ControlPlane>>,
+    ) -> Result<Serving> {
+        let (links, watchers) = (Arc::<Links>::default(), Watchers::default());
+        let upkeep = keep_up(view.clone(), links.clone())?;
+        let mount_points = MountPoints::new(links.clone());
+        Ok(Serving { view, trees, control, links, watchers, mount_points, _upkeep: upkeep })
+    }
+
+    /// Returns a handle that tells the kernel, on all mounts, what to forget.
+    pub fn invalidator(&self) -> Invalidator {
+        Invalidator::new(self.links.clone())
+    }
+
+    /// Returns a handle for notifying programs that watch files.
+    pub fn watchers(&self) -> Watchers {
+        self.watchers.clone()
+    }
+
+    /// Returns a handle for processes that make mount points.
+    pub fn mount_points(&self) -> MountPoints {
+        self.mount_points.clone()
+    }
+
+    /// Mounts the view on the directory `dir`, which must exist; the mount answers requests when this
+    /// returns. `source` is what `mount` and `df` show as the mount's source. The latest mount is the one
+    /// whose kernel caches, but one [for sessions](MountOptions::for_sessions) comes before any other.
     ///
     /// A mount made by root is open to all users, with permissions, set-user-id and devices handled by the
     /// kernel as on any file system. Root of a user namespace counts as root, and the ids are those inside
@@ -61,48 +124,132 @@ impl MountedSession {
     /// # Errors
     /// If the mount point cannot be used, or /dev/fuse or (for an ordinary user) `fusermount3` is missing or
     /// refuses.
-    pub fn mount(
-        view: Arc<View>,
-        trees: Arc<Trees>,
-        control: Option<Arc<dyn ControlPlane>>,
-        dir: &Path,
-        source: &str,
-        options: &MountOptions,
-    ) -> Result<MountedSession> {
+    pub fn mount(&self, dir: &Path, source: &str, options: &MountOptions) -> Result<MountedSession> {
         let mountpoint = dir.canonicalize().at("find the mount point", dir)?;
-        view.set_read_only(options.read_only);
         let by_root = geteuid().is_root();
         let options = options.in_effect(by_root);
-        let config = config(source, &options, by_root);
-        let idmap = options.idmap;
-        let service = service(view.clone(), trees, control, &mountpoint, options);
-        let (control, kernel) = (service.control.clone(), service.kernel.clone());
-        let watchers = service.watchers.clone();
-        let server = Server::new(service).at("start threads to serve", &mountpoint)?;
-        let session = Session::new(server, &mountpoint, &config)
-            .map_err(|e| Error::host("mount on", &mountpoint, explain(e, by_root, idmap)))?;
-        let device = session.as_fd().try_clone_to_owned().at("keep the FUSE connection of", &mountpoint)?;
-        let connection = Connection { device: Arc::new(device.into()), mountpoint: mountpoint.clone() };
-        let connection = Arc::new(connection);
-        kernel.get_or_init(|| Invalidator::new(connection.device.clone()));
-        let background = session.spawn().at("start threads to serve", &mountpoint)?;
-        let upkeep = keep_up(view).at("start threads to serve", &mountpoint)?;
+        let ids =
+            (IdMap::of_this_process(options.sub_ids.as_ref()), (geteuid().as_raw(), getegid().as_raw()));
+        let mounted = self.serve(&mountpoint, options.clone(), ids, true, || {
+            let device = mounting::mount(&mountpoint, source, &options)?;
+            let (place, number) = (mountpoint.clone(), mounting::connection(&mountpoint));
+            let end = move |end| match end {
+                End::Unmount => unmount(&place, false).map(drop),
+                End::Detach => unmount(&place, true).map(drop),
+                End::Abort => mounting::abort(&place, number).at("abort the connection of", &place),
+            };
+            Ok((device, Box::new(end)))
+        })?;
         if by_root && let Err(error) = raise_read_ahead(&mountpoint) {
             tracing::debug!(%error, "read-ahead stays at the kernel's default");
         }
-        Ok(MountedSession { background, connection, control, watchers, upkeep })
+        Ok(mounted)
     }
 
-    /// Returns a handle that tells the kernel what to forget.
-    pub fn invalidator(&self) -> Invalidator {
-        Invalidator::new(self.connection.device.clone())
+    /// Serves a mount that another process has made in a user namespace, as root there. Otherwise like
+    /// [`Serving::mount`] by root.
+    ///
+    /// # Errors
+    /// If the connection broke, or a thread cannot be started.
+    pub fn take_over(&self, handover: Handover, options: &MountOptions) -> Result<MountedSession> {
+        let Handover { device, dir, process, unmount } = handover;
+        let options = options.in_effect(true);
+        let ids = (IdMap::of_process(process), (0, 0));
+        let our_processes = pid_namespace::is_ours(process);
+        self.serve(&dir, options, ids, our_processes, || Ok((device, unmount)))
     }
 
-    /// Returns a handle for notifying programs that watch files.
-    pub fn watchers(&self) -> Watchers {
-        self.watchers.clone()
+    /// Adds a connection, which `mount` makes. `ids`: how ids are shown, and the owner of the control
+    /// directory. `our_processes`: whether its kernel tells processes by their numbers here.
+    fn serve(
+        &self,
+        dir: &Path,
+        options: MountOptions,
+        ids: (IdMap, (u32, u32)),
+        our_processes: bool,
+        mount: impl FnOnce() -> Result<(OwnedFd, Unmount)>,
+    ) -> Result<MountedSession> {
+        self.view.set_read_only(options.read_only);
+        let link = self.links.add(&self.view, options.for_sessions, our_processes);
+        let served = self.serve_link(&link, dir, options, ids, mount);
+        if served.is_err() {
+            self.links.remove(&self.view, &link);
+        }
+        served
     }
 
+    fn serve_link(
+        &self,
+        link: &Arc<Link>,
+        dir: &Path,
+        options: MountOptions,
+        ids: (IdMap, (u32, u32)),
+        mount: impl FnOnce() -> Result<(OwnedFd, Unmount)>,
+    ) -> Result<MountedSession> {
+        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut config = Config::default();
+        config.n_threads = Some(options.threads);
+        let idmap = options.idmap;
+        let service = self.service(link, dir, options, ids);
+        let control = service.control.clone();
+        let server = Server::new(service).at("start threads to serve", dir)?;
+        let (device, unmount) = mount()?;
+        let begin = || {
+            let kept: File = device.try_clone()?.into();
+            let session = Session::from_fd(server, device, acl, config)?;
+            let kept = Arc::new(kept);
+            link.kernel.get_or_init(|| Kernel::new(kept.clone()));
+            Ok((kept, session.spawn()?))
+        };
+        let (device, background) = match begin() {
+            Ok(begun) => begun,
+            Err(error) => {
+                if let Err(error) = unmount(End::Detach) {
+                    tracing::error!("{error}");
+                }
+                return Err(Error::host("serve the mount on", dir, explain(error, idmap)));
+            }
+        };
+        let is_unmounted = AtomicBool::new(false);
+        let connection = Arc::new(Connection { device, mountpoint: dir.to_owned(), unmount, is_unmounted });
+        let cut = connection.clone();
+        link.abort.get_or_init(|| Box::new(move || cut.abort()));
+        Ok(MountedSession {
+            view: self.view.clone(),
+            background,
+            connection,
+            control,
+            links: self.links.clone(),
+            link: link.clone(),
+        })
+    }
+
+    fn service(
+        &self,
+        link: &Arc<Link>,
+        dir: &Path,
+        options: MountOptions,
+        (ids, owner): (IdMap, (u32, u32)),
+    ) -> Service {
+        let control = self.control.clone().filter(|_| options.ctl_dir != CtlDir::Disabled && !options.idmap);
+        let control = control.map(|plane| {
+            Arc::new(ControlDir::new(plane, self.view.clone(), dir.to_owned(), owner, options.locks))
+        });
+        Service {
+            live: self.view.clone(),
+            trees: self.trees.clone(),
+            control,
+            options,
+            ids,
+            links: self.links.clone(),
+            link: link.clone(),
+            watchers: self.watchers.clone(),
+            mount_points: self.mount_points.clone(),
+        }
+    }
+}
+
+impl MountedSession {
     /// Returns a handle that ends the mount from another thread.
     pub fn unmount_handle(&self) -> UnmountHandle {
         UnmountHandle(self.connection.clone())
@@ -114,7 +261,7 @@ impl MountedSession {
     /// If the connection broke.
     pub fn wait(self) -> io::Result<()> {
         let result = self.background.join();
-        drop(self.upkeep);
+        self.links.remove(&self.view, &self.link);
         self.connection.clear();
         if let Some(control) = self.control {
             control.finish_commits();
@@ -134,7 +281,7 @@ impl UnmountHandle {
     /// `EBUSY` (as [`Error::Busy`]) while a file in it is open, or something in it is a working directory or
     /// mount point.
     pub fn unmount(&self) -> Result<()> {
-        self.0.unmount(false)
+        self.0.end(End::Unmount)
     }
 
     /// Removes the mount from the directory tree at once; it is served until its last user is gone.
@@ -142,7 +289,7 @@ impl UnmountHandle {
     /// # Errors
     /// If the system refuses.
     pub fn detach(&self) -> Result<()> {
-        self.0.unmount(true)
+        self.0.end(End::Detach)
     }
 
     /// Waits up to `patience` until the kernel no longer has the mount, and returns whether it does not.
@@ -159,148 +306,63 @@ impl Connection {
         wait::for_event(&self.device, PollFlags::empty(), patience).unwrap_or(false)
     }
 
-    fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.ends_within(Duration::ZERO) { Ok(()) } else { unmount(&self.mountpoint, lazy).map(drop) }
+    fn end(&self, end: End) -> Result<()> {
+        if self.ends_within(Duration::ZERO) {
+            return Ok(());
+        }
+        // Set before, as the connection may have ended by the time that this returns.
+        self.is_unmounted.store(end != End::Abort, Ordering::Relaxed);
+        (self.unmount)(end).inspect_err(|_| self.is_unmounted.store(false, Ordering::Relaxed))
+    }
+
+    fn abort(&self) {
+        tracing::error!(
+            "aborting the connection of {}: the kernel has not taken a notification for more than {} s",
+            self.mountpoint.display(),
+            UPKEEP_INTERVAL.as_secs() * 4
+        );
+        if let Err(error) = self.end(End::Abort) {
+            tracing::error!("cannot abort it: {error}; as root: echo 1 > {CONNECTIONS}/NUMBER/abort");
+        }
     }
 
     /// Unmounts the mount point that an aborted connection leaves behind, on which every call fails.
     fn clear(&self) {
-        let stale = std::fs::metadata(&self.mountpoint);
-        if stale.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
-            && let Err(error) = unmount(&self.mountpoint, true)
+        if self.is_unmounted.load(Ordering::Relaxed) {
+            return;
+        }
+        // Attributes may be cached; this is asked for each time.
+        let stale = rustix::fs::statfs(&self.mountpoint);
+        if stale.is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)
+            && let Err(error) = (self.unmount)(End::Detach)
         {
             tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
         }
     }
 }
 
-/// Unmounts what is mounted on `mountpoint`. With `lazy`, detaches it even while it is in use: new look-ups
-/// do not reach it, open files stay. Returns false if nothing is mounted there, or nothing that this user
-/// may unmount: the two cannot be told apart.
-///
-/// # Errors
-/// [`Error::Busy`] while a file in it is open, or something in it is a working directory or mount point; and
-/// if the system refuses.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<bool> {
-    let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    match umount2(mountpoint, flags) {
-        Ok(()) => Ok(true),
-        Err(Errno::EPERM) => unmount_by_helper(mountpoint, lazy),
-        Err(Errno::EBUSY) => Err(Error::Busy),
-        // Not a mount point any more, because someone else has unmounted it; or another namespace's.
-        Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(Error::host("unmount", mountpoint, errno.into())),
-    }
-}
-
-/// Unmounts an ordinary user's mount with `fusermount3`, which also made it.
-fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> Result<bool> {
-    let mut helper = Command::new("fusermount3");
-    helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(mountpoint).stdin(Stdio::null());
-    let output = helper.output().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            io::Error::new(error.kind(), "fusermount3 is not installed: install the package fuse3")
-        }
-        _ => error,
-    });
-    let output = output.at("run fusermount3 to unmount", mountpoint)?;
-    if output.status.success() {
-        return Ok(true);
-    }
-    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if text.contains("busy") {
-        return Err(Error::Busy);
-    }
-    // Already unmounted, like EINVAL above (a caller without the privilege to unmount gets EPERM instead), or
-    // another user's.
-    if text.contains("not found in") {
-        return Ok(false);
-    }
-    Err(Error::host("unmount", mountpoint, io::Error::other(text)))
-}
-
-fn service(
-    view: Arc<View>,
-    trees: Arc<Trees>,
-    control: Option<Arc<dyn ControlPlane>>,
-    mountpoint: &Path,
-    options: MountOptions,
-) -> Service {
-    let control = control.filter(|_| options.ctl_dir != CtlDir::Disabled && !options.idmap).map(|plane| {
-        let owner = (geteuid().as_raw(), getegid().as_raw());
-        Arc::new(ControlDir::new(plane, view.clone(), mountpoint.to_owned(), owner))
-    });
-    Service {
-        live: view,
-        trees,
-        control,
-        ids: IdMap::of_this_process(options.sub_ids.as_ref()),
-        options,
-        kernel: Arc::new(OnceLock::new()),
-        watchers: Watchers::default(),
-    }
-}
-
-/// fuser's configuration for these options, which are those in effect.
-fn config(source: &str, options: &MountOptions, by_root: bool) -> Config {
-    let mut config = Config::default();
-    config.mount_options = vec![MountOption::FSName(source.to_owned()), MountOption::NoAtime];
-    if by_root {
-        // fuser then mounts directly and passes to the kernel only options that it takes as custom.
-        config.mount_options.push(MountOption::CUSTOM("subtype=karapace".to_owned()));
-    } else {
-        config.mount_options.push(MountOption::Subtype("karapace".to_owned()));
-    }
-    let flag = |flag, there, without: Option<MountOption>| {
-        if options.flags.contains(&flag) { Some(there) } else { without }
-    };
-    config.mount_options.extend(flag(Flag::ReadOnly, MountOption::RO, None));
-    config.mount_options.extend(flag(Flag::NoExec, MountOption::NoExec, None));
-    config.mount_options.extend(flag(
-        Flag::NoSuid,
-        MountOption::NoSuid,
-        by_root.then_some(MountOption::Suid),
-    ));
-    config.mount_options.extend(flag(Flag::NoDev, MountOption::NoDev, by_root.then_some(MountOption::Dev)));
-    config.acl = SessionACL::Owner;
-    if options.allow_other {
-        // Other users have access, so the kernel must check permissions.
-        config.mount_options.push(MountOption::DefaultPermissions);
-        config.acl = SessionACL::All;
-    }
-    config.n_threads = Some(options.threads);
-    config
-}
-
-/// Starts the thread that maintains the view, so that no request waits for a checkpoint. It ends when the
-/// sender is dropped.
-fn keep_up(view: Arc<View>) -> io::Result<Sender<()>> {
+/// Starts the thread that maintains the view, so that no request waits for a checkpoint, and aborts
+/// connections that are stuck. It ends when the sender is dropped.
+fn keep_up(view: Arc<View>, links: Arc<Links>) -> io::Result<Sender<()>> {
     let (sender, receiver) = channel::<()>();
     std::thread::Builder::new().name("karapace-upkeep".to_owned()).spawn(move || {
         while receiver.recv_timeout(UPKEEP_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = view.maintain() {
                 tracing::error!(%error, "cannot write a checkpoint; nothing is lost, but the journal grows");
             }
+            links.abort_stuck();
         }
     })?;
     Ok(sender)
 }
 
-/// Adds advice for the usual reasons why a mount fails.
-fn explain(error: io::Error, by_root: bool, idmap: bool) -> io::Error {
-    let advice = if idmap && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-        "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave out --idmap"
-    } else if !Path::new("/dev/fuse").exists() {
-        "there is no /dev/fuse: load the kernel's fuse module (modprobe fuse)"
-    } else if by_root {
+/// Adds to an error of the handshake why the kernel may have failed it.
+fn explain(error: io::Error, idmap: bool) -> io::Error {
+    if !idmap || error.raw_os_error() != Some(libc::EOPNOTSUPP) {
         return error;
-    } else if error.kind() == io::ErrorKind::NotFound {
-        "mounting as a user needs fusermount3: install the package fuse3"
-    } else if error.kind() == io::ErrorKind::PermissionDenied && File::open("/dev/fuse").is_err() {
-        "ordinary users cannot open /dev/fuse: chmod 0666 /dev/fuse, or install the package fuse3, which does it"
-    } else {
-        return error;
-    };
+    }
+    let advice =
+        "this kernel has no id-mapped mounts of FUSE file systems (Linux 6.12 has): leave out --idmap";
     io::Error::new(error.kind(), format!("{error}; {advice}"))
 }
 

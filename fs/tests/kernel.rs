@@ -21,6 +21,7 @@ mod kernel {
     mod lifetime;
     mod no_open;
     mod serve;
+    mod several;
     mod sys;
     mod toy;
 }

@@ -4,16 +4,22 @@ mod common;
 
 mod mount {
     mod control;
+    mod counters;
     mod differences;
     mod files;
     mod large;
+    mod locks;
     mod passthrough;
+    mod placeholders;
     mod random;
     mod restore;
+    mod several;
     mod space;
+    mod stalls;
     mod supply;
     mod support;
     mod surface;
+    mod three;
     mod user;
     mod watchers;
 }

@@ -9,7 +9,7 @@
 //! | [`export`] | images, and entries of the desktop's menu |
 //! | [`doctor`] | what the machine lacks |
 //! | [`mount`] | serving through FUSE, and unmounting |
-//! | [`server`] | the control socket, control files, and how commands reach a server |
+//! | [`server`] | a server's mounts, the control socket, control files, and how commands reach a server |
 //! | [`upkeep`] | gc, verify, du |
 //! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
 //!

@@ -8,16 +8,17 @@
 //!
 //! An *inside* is a set of namespaces with its process 1 ([`Backend::start`]); any number of sessions run one
 //! command each in it ([`Backend::join`]). For root it has its own mount, pid, uts and ipc namespaces and
-//! shares the caller's ids. For an ordinary user it also has a user namespace: one with the whole range of
-//! ids that /etc/subuid grants the user ([`ranges`]), if the root is mounted in such a namespace; otherwise
-//! one that maps only the caller's own id, to root or to the chosen user. The only host programs that are run
-//! are newuidmap and newgidmap.
+//! shares the caller's ids. For an ordinary user it also has a user namespace. If the root is mounted in a
+//! ground, a user namespace with the whole range of ids that /etc/subuid grants the user ([`ranges`]), the
+//! inside is in that one. Otherwise it gets one that maps only the caller's own id, to root or to the chosen
+//! user. The only host programs that are run are newuidmap and newgidmap.
 //!
 //! - **Root.** The directory becomes `/` (pivot_root). Mounted on it are a new `/proc`, the host's `/sys`
 //!   read-only, a small `/dev` (null, zero, full, random, urandom, tty, pts, shm, the usual links, and
-//!   console if there is a terminal), the host's `resolv.conf`, read-only, an `/etc/hosts` that has the
+//!   console if there is a terminal), the host's `resolv.conf`, an `/etc/hosts` that has the
 //!   session's host name, and what the [`Policy`] lets in. `/run` and `/tmp` are the environment's own.
-//!   Missing mount points are created in the environment. Nothing is mounted on the host.
+//!   Missing mount points are made by process 1; the server of an environment takes them for placeholders,
+//!   which are not written into it. Nothing is mounted on the host.
 //! - **Streams.** Standard input, output and error are the caller's own descriptors, and so are as many
 //!   others as the caller asks for ([`Session::preserved`]). Karapace neither copies nor adds data.
 //! - **Signals.** HUP, INT, QUIT, USR1, USR2, ALRM, TERM and WINCH sent to karapace are forwarded to the

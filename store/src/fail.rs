@@ -88,6 +88,13 @@ pub fn point(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether a test has planted the fault `name` in this process (`KARAPACE_PLANT`), to see that it is found.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn planted(_name: &'static str) -> bool {
+    false
+}
+
 /// Marks a failpoint after which nothing can fail any more: an armed error is only logged.
 pub fn passed(name: &'static str) {
     if let Err(error) = point(name) {
@@ -96,7 +103,7 @@ pub fn passed(name: &'static str) {
 }
 
 #[cfg(feature = "failpoints")]
-pub use armed::{Action, Armed, arm, point};
+pub use armed::{Action, Armed, arm, planted, point};
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -107,6 +114,13 @@ mod armed {
     use std::time::Duration;
 
     use super::POINTS;
+
+    /// Whether a test has planted the fault `name` in this process (`KARAPACE_PLANT`), to see that it is
+    /// found.
+    pub fn planted(name: &'static str) -> bool {
+        static PLANTED: OnceLock<Option<String>> = OnceLock::new();
+        PLANTED.get_or_init(|| std::env::var("KARAPACE_PLANT").ok()).as_deref() == Some(name)
+    }
 
     /// The action at a point.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

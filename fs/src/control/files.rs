@@ -83,6 +83,7 @@ struct Status {
     dirty_files: u64,
     dirty_bytes: u64,
     generation: u64,
+    locks: &'static str,
 }
 
 impl ControlDir {
@@ -169,6 +170,7 @@ impl ControlDir {
             dirty_files,
             dirty_bytes,
             generation: self.view.stats().generation,
+            locks: self.locks.word(),
         }
     }
 
@@ -176,8 +178,8 @@ impl ControlDir {
         let s = self.status();
         let mount = text::path(self.mountpoint.as_os_str().as_bytes());
         format!(
-            "state: {}\nhead: {}\nmount: {mount}\ndirty_files: {}\ndirty_bytes: {}\ngeneration: {}\n",
-            s.state, s.head, s.dirty_files, s.dirty_bytes, s.generation
+            "state: {}\nhead: {}\nmount: {mount}\ndirty_files: {}\ndirty_bytes: {}\ngeneration: {}\nlocks: {}\n",
+            s.state, s.head, s.dirty_files, s.dirty_bytes, s.generation, s.locks
         )
         .into_bytes()
     }

@@ -35,6 +35,7 @@ use self::nodes::Nodes;
 pub(crate) use self::nodes::TOP;
 use crate::attr::Attr;
 use crate::error::Result;
+use crate::locks::LockScope;
 use crate::pid_namespace;
 use crate::view::View;
 
@@ -70,6 +71,7 @@ pub(crate) struct ControlDir {
     mountpoint: PathBuf,
     /// User and group id of the mounting user as the kernel sees them. This user and root have access.
     owner: (u32, u32),
+    locks: LockScope,
     nodes: Nodes,
     jobs: Arc<Jobs>,
     stamps: Stamps,
@@ -79,18 +81,21 @@ pub(crate) struct ControlDir {
 }
 
 impl ControlDir {
-    /// The control directory of `view`, mounted at `mountpoint` by `owner` (user and group id).
+    /// The control directory of `view`, mounted at `mountpoint` by `owner` (user and group id), where `locks`
+    /// exclude each other.
     pub fn new(
         plane: Arc<dyn ControlPlane>,
         view: Arc<View>,
         mountpoint: PathBuf,
         owner: (u32, u32),
+        locks: LockScope,
     ) -> ControlDir {
         ControlDir {
             plane,
             view,
             mountpoint,
             owner,
+            locks,
             nodes: Nodes::default(),
             jobs: Arc::default(),
             stamps: Stamps::default(),
@@ -117,6 +122,7 @@ impl ControlDir {
             ino,
             mode,
             nlink,
+            linked: false,
             uid: self.owner.0,
             gid: self.owner.1,
             rdev: 0,

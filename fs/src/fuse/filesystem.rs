@@ -9,10 +9,11 @@ use std::time::SystemTime;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner,
     OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::locks::Asked;
 use super::nodes::split;
 use super::reply::{set_time, timestamp};
 use super::{Server, Shared};
@@ -170,11 +171,53 @@ impl Filesystem for Server {
         reply.ok();
     }
 
-    // One ENOSYS from each of these (from open only without passthrough) makes the kernel do without them for
-    // the whole mount: it opens files by itself, creates with MKNOD, and sends no FLUSH.
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        let _span = span!("flush", req, ino);
+        self.0.flush(ino, fh, owner, reply);
+    }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    fn getlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let _span = span!("getlk", req, ino, start, end, typ);
+        self.0.getlk(ino, &Asked { owner, handle: fh, range: (start, end), typ, pid }, reply);
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _span = span!("setlk", req, ino, start, end, typ, sleep);
+        self.0.setlk(req, ino, &Asked { owner, handle: fh, range: (start, end), typ, pid }, sleep, reply);
+    }
+
+    // One ENOSYS from each of these (from open only without passthrough and without shared locks, from
+    // opendir only if no other mount may come) makes the kernel do without them for the whole mount, as one
+    // from flush does: it opens files by itself, creates with MKNOD, and sends no FLUSH.
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.opendir(ino) {
+            Some(flags) => reply.opened(FileHandle(0), flags),
+            None => reply.error(Errno::ENOSYS),
+        }
     }
 
     fn create(
@@ -187,10 +230,6 @@ impl Filesystem for Server {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -222,12 +261,13 @@ impl Filesystem for Server {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let _span = span!("write", req, ino, offset, size = data.len());
-        self.0.write(req, ino, offset, data, write_flags, reply);
+        let appends = flags.0 & libc::O_APPEND != 0;
+        self.0.write(req, ino, (offset, data), (write_flags, appends), reply);
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

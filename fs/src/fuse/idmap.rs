@@ -29,7 +29,12 @@ use super::options::SubIds;
 pub(crate) struct IdMap {
     users: Ids,
     groups: Ids,
+    /// The group ids of another user namespace, in which the mount was made, as lines of its map.
+    elsewhere: Option<Vec<Line>>,
 }
+
+/// A line of a map file of user_namespaces(7): first id inside, first id outside, count.
+type Line = (u32, u32, u32);
 
 /// The mapping of user ids, or of group ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +67,25 @@ impl IdMap {
         IdMap {
             users: ids(uid, "uid", sub_ids.map(|sub| &sub.uids)),
             groups: ids(gid, "gid", sub_ids.map(|sub| &sub.gids)),
+            elsewhere: None,
         }
+    }
+
+    /// The map for a mount made by root of the user namespace in which `process` lives.
+    pub fn of_process(process: u32) -> IdMap {
+        let path = |kind: &str| format!("/proc/{process}/{kind}_map");
+        let ids = |kind: &str| Ids::new(0, &[], overflow(kind), Ranges::read(&path(kind)));
+        let elsewhere = fs::read_to_string(path("gid")).ok().and_then(|text| lines(&text));
+        IdMap { users: ids("uid"), groups: ids("gid"), elsewhere }
+    }
+
+    /// The kernel's number on this mount for a group id that this process reads in /proc; `None` if the
+    /// mount's user namespace does not have it.
+    pub fn own_gid(&self, gid: u32) -> Option<u32> {
+        let Some(lines) = &self.elsewhere else { return Some(gid) };
+        lines.iter().find_map(|(inside, outside, count)| {
+            gid.checked_sub(*outside).filter(|n| n < count).map(|n| inside + n)
+        })
     }
 
     /// The user id to show for one of the tree.
@@ -176,6 +199,15 @@ fn overflow(kind: &str) -> u32 {
     read.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
 }
 
+/// The lines of a map file; `None` if it is none.
+fn lines(text: &str) -> Option<Vec<Line>> {
+    let line = |line: &str| -> Option<Line> {
+        let mut fields = line.split_ascii_whitespace().map(|field| field.parse().ok());
+        Some((fields.next()??, fields.next()??, fields.next()??))
+    };
+    text.lines().map(line).collect()
+}
+
 /// Ranges of ids, in order, as (first, count).
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Ranges(Vec<(u32, u32)>);
@@ -197,14 +229,8 @@ impl Ranges {
         })
     }
 
-    /// Parses lines of first id inside, first id outside, count.
     fn parse(text: &str) -> Option<Ranges> {
-        let line = |line: &str| -> Option<(u32, u32)> {
-            let mut fields = line.split_ascii_whitespace();
-            let (inside, _outside, count) = (fields.next()?, fields.next()?, fields.next()?);
-            Some((inside.parse().ok()?, count.parse().ok()?))
-        };
-        text.lines().map(line).collect::<Option<_>>().map(Ranges)
+        Some(Ranges(lines(text)?.into_iter().map(|(inside, _, count)| (inside, count)).collect()))
     }
 
     fn contains(&self, id: u32) -> bool {
@@ -268,7 +294,7 @@ mod tests {
     }
 
     fn map(uid: u32, gid: u32, sub: &[(u32, u32)]) -> IdMap {
-        IdMap { users: ids(uid, sub), groups: ids(gid, sub) }
+        IdMap { users: ids(uid, sub), groups: ids(gid, sub), elsewhere: None }
     }
 
     fn acl(entries: &[(u16, u32)]) -> Vec<u8> {
@@ -336,7 +362,7 @@ mod tests {
 
     #[test]
     fn users_and_groups_are_mapped_separately() {
-        let ids = IdMap { users: ids(1000, &SUB), groups: ids(100, &[]) };
+        let ids = IdMap { users: ids(1000, &SUB), groups: ids(100, &[]), elsewhere: None };
         assert_eq!((ids.shown_uid(33), ids.shown_gid(33)), (100_032, 33));
         assert_eq!((ids.stored_uid(100_032), ids.stored_gid(100_032)), (33, 100_032));
         assert_eq!((ids.shown_uid(0), ids.shown_gid(0)), (1000, 100));
@@ -374,6 +400,7 @@ mod tests {
         let ids = IdMap {
             users: Ids::new(0, &[], 65_534, mapped),
             groups: Ids::new(0, &[], 65_534, Ranges(vec![(0, 10)])),
+            elsewhere: None,
         };
         let tree = acl(&[(1, u32::MAX), (2, 65535), (2, 65536), (8, 9), (8, 10), (16, u32::MAX)]);
         assert_eq!(ids.shown_acl(&tree), acl(&[(1, u32::MAX), (2, 65535), (8, 9), (16, u32::MAX)]));
@@ -384,6 +411,11 @@ mod tests {
         assert_eq!(Ranges::parse("         0          0 4294967295\n"), Some(Ranges::all()));
         assert!(Ranges::all().contains(u32::MAX - 1) && !Ranges::all().contains(u32::MAX));
         assert_eq!(Ranges::parse("0 1\n"), None);
+        let elsewhere = lines("0 1000 1\n1 100000 65536\n");
+        let ids = IdMap { elsewhere, ..map(0, 0, &[]) };
+        let inside = [1000, 100_000, 165_535, 0, 165_536].map(|id| ids.own_gid(id));
+        assert_eq!(inside, [Some(0), Some(1), Some(65_536), None, None]);
+        assert_eq!(map(0, 0, &[]).own_gid(1000), Some(1000));
         let shows = |uid, caller| map(uid, uid, &[]).shows_trusted(caller);
         assert!(shows(0, 0) && !shows(0, 1) && !shows(5, 0));
     }

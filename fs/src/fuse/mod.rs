@@ -2,33 +2,44 @@
 //! directory.
 //!
 //! fuser's types stay inside this module. It decides only where a request goes: to the live view, to a
-//! snapshot's view or to the control directory.
+//! snapshot's view, to the control directory or to a placeholder, which no view has.
 //!
-//! A request arrives in `filesystem`, goes through `requests` (or `listing`, `seek`, `xattr`, `passthrough`),
-//! which finds the view through `nodes`, and is answered through `reply`; `idmap` and `privileges` translate
-//! ids and modes on the way. Work that may take long goes to `workers`. `notify`, `pages` and `watchers` send
-//! what the kernel did not ask for.
+//! A request arrives in `filesystem`, goes through `requests` (or `names`, `listing`, `locks`, `seek`,
+//! `xattr`, `passthrough`), which finds the view through `nodes`, and is answered through `reply`; `idmap`
+//! and `privileges` translate ids and modes on the way. Work that may take long goes to `workers`. `notify`,
+//! `pages` and `watchers` send what the kernel did not ask for.
 
 mod filesystem;
 mod idmap;
+mod invalidator;
+mod link;
+mod links;
 mod listing;
+mod locks;
+mod names;
 mod nodes;
 mod notify;
 mod options;
+mod outdated;
 mod pages;
 mod passthrough;
+mod placeholders;
+mod points;
 mod privileges;
 mod reply;
 mod requests;
+mod rewrites;
 mod seek;
 mod watchers;
 mod workers;
 mod xattr;
 
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Duration;
 
 use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
 use karapace_store::id::ObjectId;
@@ -36,11 +47,16 @@ use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
 
 pub(crate) use self::idmap::IdMap;
-use self::nodes::{CONTROL, LIVE, Views, split};
-pub use self::notify::Invalidator;
+pub use self::invalidator::Invalidator;
+use self::link::Lifetime;
+pub(crate) use self::link::Link;
+pub(crate) use self::links::Links;
+use self::nodes::{CONTROL, LIVE, PLACEHOLDER, Views, split};
+pub(crate) use self::notify::Kernel;
 pub use self::options::{CtlDir, Flag, MountOptions, SubIds};
 use self::passthrough::Passthrough;
-use self::reply::{FOREVER, NEVER, file_attr};
+pub use self::points::MountPoints;
+use self::reply::{FOREVER, NEVER, absent, file_attr};
 pub use self::watchers::Watchers;
 use self::workers::Workers;
 use crate::attr::{Attr, Caller};
@@ -79,10 +95,13 @@ pub(crate) struct Service {
     pub options: MountOptions,
     /// Translates between the tree's ids and those of the mount.
     pub ids: IdMap,
-    /// Sends notifications on behalf of requests; set before the first request is served.
-    pub kernel: Arc<OnceLock<Invalidator>>,
+    /// All connections of the live view, and this one.
+    pub links: Arc<Links>,
+    pub link: Arc<Link>,
     /// The process that makes calls on behalf of watchers.
     pub watchers: Watchers,
+    /// The processes that make mount points.
+    pub mount_points: MountPoints,
 }
 
 /// fuser's file system: a handle to the state that requests share.
@@ -95,8 +114,12 @@ struct Shared {
     options: MountOptions,
     ids: IdMap,
     passthrough: Option<Passthrough>,
-    kernel: Arc<OnceLock<Invalidator>>,
+    links: Arc<Links>,
+    link: Arc<Link>,
     watchers: Watchers,
+    /// The next handle of an open file, if they are distinguished.
+    handles: AtomicU64,
+    mount_points: MountPoints,
     /// Request threads that are waiting for other threads to answer the kernel's requests.
     waiting: AtomicUsize,
     workers: Workers,
@@ -106,8 +129,14 @@ struct Shared {
 
 /// Where a node lives.
 enum Node {
-    View { index: u16, view: Arc<View>, ino: Ino },
+    View {
+        index: u16,
+        view: Arc<View>,
+        ino: Ino,
+    },
     Control(Ino),
+    /// A mount point that no view has.
+    Placeholder(Ino),
 }
 
 impl Server {
@@ -123,8 +152,11 @@ impl Server {
             passthrough: service.options.passthrough.then(Passthrough::default),
             options: service.options,
             ids: service.ids,
-            kernel: service.kernel,
+            links: service.links,
+            link: service.link,
             watchers: service.watchers,
+            handles: AtomicU64::new(0),
+            mount_points: service.mount_points,
             waiting: AtomicUsize::new(0),
             workers: Workers::new("sync", SYNC_THREADS)?,
             seekers: Workers::new("seek", SEEK_THREADS)?,
@@ -168,6 +200,9 @@ impl Shared {
         if index == CONTROL {
             return Ok(Node::Control(ino));
         }
+        if index == PLACEHOLDER {
+            return self.link.placeholders.attr(ino).map(|_| Node::Placeholder(ino));
+        }
         let view = self.views.get(index).map_err(|e| Errno::from_i32(e.errno()))?;
         Ok(Node::View { index, view, ino })
     }
@@ -175,11 +210,12 @@ impl Shared {
     /// The view that holds a node.
     ///
     /// # Errors
-    /// `EPERM` for a node of the control directory.
+    /// `EPERM` for a node of the control directory, `EROFS` for a placeholder.
     fn view(&self, node: INodeNo) -> std::result::Result<(u16, Arc<View>, Ino), Errno> {
         match self.node(node)? {
             Node::View { index, view, ino } => Ok((index, view, ino)),
             Node::Control(_) => Err(Errno::EPERM),
+            Node::Placeholder(_) => Err(Errno::EROFS),
         }
     }
 
@@ -220,10 +256,16 @@ impl Shared {
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_NO_OPEN_SUPPORT
-            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_EXPIRE_ONLY;
+        wanted |= match self.shares_locks() {
+            true => InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS,
+            false => InitFlags::FUSE_NO_OPEN_SUPPORT,
+        };
+        wanted |= match self.options.shares {
+            true => InitFlags::FUSE_AUTO_INVAL_DATA,
+            false => InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+        };
         if self.kernel_permissions() {
             // This flag makes the kernel check permissions, so not on a mount whose user acts as root.
             wanted |= InitFlags::FUSE_POSIX_ACL;
@@ -266,16 +308,105 @@ impl Shared {
         }
     }
 
-    /// Replies with an entry of a view, which the kernel may cache.
-    fn entry(&self, reply: ReplyEntry, index: u16, result: std::result::Result<Attr, Errno>) {
+    /// How long the kernel may keep an answer about a view. Ask before the view is: what was read before this
+    /// connection began to cache may have changed since.
+    fn lifetime(&self, index: u16) -> Lifetime<'_> {
+        if index == LIVE { self.link.lifetime() } else { Lifetime::forever() }
+    }
+
+    /// Runs an operation on a view that takes a reference, and counts it for this kernel.
+    fn counted(&self, index: u16, operation: impl FnOnce() -> Result<Attr>) -> Result<Attr> {
+        if index != LIVE {
+            return operation();
+        }
+        let _counting = self.link.counting();
+        operation().inspect(|attr| self.link.count(attr.ino))
+    }
+
+    /// Replies with the entry `name` of the directory `parent` in a view, whose reference is counted.
+    fn entry(
+        self: &Arc<Self>,
+        reply: ReplyEntry,
+        lifetime: &Lifetime<'_>,
+        (index, parent, name): (u16, Ino, &[u8]),
+        result: std::result::Result<Attr, Errno>,
+    ) {
         match result {
-            Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr, index, Some(&self.ids)), GENERATION),
+            Ok(attr) => {
+                if index == LIVE {
+                    self.note_name(lifetime, parent, name, Some(&attr));
+                }
+                let shown = file_attr(&attr, index, Some(&self.ids));
+                let time = self.attr_time(lifetime, shown.ino);
+                reply.entry_with_ttls(&time, &lifetime.time, &shown, GENERATION);
+            }
             Err(errno) => reply.error(errno),
         }
     }
 
+    /// How long the kernel may keep a node's attributes, of those that it may keep so long at all.
+    fn attr_time(&self, lifetime: &Lifetime<'_>, node: INodeNo) -> Duration {
+        match split(node.0) {
+            (LIVE, ino) => self.link.outdated.time(ino, lifetime.time),
+            _ => lifetime.time,
+        }
+    }
+
+    /// Replies that the directory `parent` of a view has no entry `name`, which the kernel may keep.
+    fn no_entry(
+        self: &Arc<Self>,
+        reply: ReplyEntry,
+        lifetime: &Lifetime<'_>,
+        (index, parent, name): (u16, Ino, &[u8]),
+    ) {
+        if lifetime.time == NEVER {
+            return reply.error(Errno::ENOENT);
+        }
+        if index == LIVE {
+            self.note_name(lifetime, parent, name, None);
+        }
+        reply.entry(&lifetime.time, &absent(), GENERATION);
+    }
+
+    /// Remembers a name of the live view that the kernel may keep. See [`Link::note_name`].
+    fn note_name(self: &Arc<Self>, lifetime: &Lifetime<'_>, parent: Ino, name: &[u8], found: Option<&Attr>) {
+        if lifetime.time == NEVER {
+            return;
+        }
+        self.link.note_given();
+        if self.link.note_name(parent, name, found) {
+            let link = self.link.clone();
+            self.workers.run(move || link.expire_names());
+        }
+    }
+
+    /// Runs a change of a view that writes no data.
+    fn change<T>(
+        &self,
+        operation: &'static str,
+        (index, view): (u16, &View),
+        work: impl FnOnce() -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
+        self.change_data(operation, (index, view), None, || Ok((work()?, 0..0)))
+    }
+
+    /// Runs a change of a view. `data` and `work`: see [`Links::change`].
+    fn change_data<T>(
+        &self,
+        operation: &'static str,
+        (index, view): (u16, &View),
+        data: Option<(Ino, Range<u64>)>,
+        work: impl FnOnce() -> Result<(T, Range<u64>)>,
+    ) -> std::result::Result<T, Errno> {
+        if index != LIVE {
+            return guard(operation, work).map(|(result, _)| result);
+        }
+        self.links.change(view, &self.link, data, || guard(operation, work))
+    }
+
     fn keep_snapshots(&self, roots: &[ObjectId]) -> Result<()> {
-        self.control.as_ref().map_or(Ok(()), |control| control.keep_snapshots(roots))
+        let Some(control) = &self.control else { return Ok(()) };
+        self.links.keep_snapshots(&self.link, roots, &|all| control.keep_snapshots(all))
     }
 
     /// Replies with the result of a look-up in the control directory. The kernel must not cache the name.

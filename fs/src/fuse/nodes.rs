@@ -1,10 +1,11 @@
 //! Node ids of the kernel connection, and the views they belong to.
 //!
 //! A node id has the index of a view in bits 48 to 62 and the inode number in the low 48 bits. Index 0 is the
-//! live view, so its root is node 1, as the protocol requires. Index [`CONTROL`] is the control directory.
-//! The indexes between are read-only views of snapshots: created when a snapshot is looked up below
-//! `.karapace/snapshots/`, and dropped when the kernel forgets its root, which it does after everything below
-//! it. As long as a view exists, the store keeps its tree, even if the snapshot is removed.
+//! live view, so its root is node 1, as the protocol requires. Index [`CONTROL`] is the control directory,
+//! [`PLACEHOLDER`] that of mount points which no view has. The indexes between are read-only views of
+//! snapshots: created when a snapshot is looked up below `.karapace/snapshots/`, and dropped when the kernel
+//! forgets its root, which it does after everything below it. As long as a view exists, the store keeps its
+//! tree, even if the snapshot is removed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use crate::view::View;
 pub(crate) const LIVE: u16 = 0;
 /// Index of the control directory's nodes.
 pub(crate) const CONTROL: u16 = 0x7fff;
+/// Index of placeholders; below it are those of snapshots.
+pub(crate) const PLACEHOLDER: u16 = 0x7ffe;
 
 const INDEX_SHIFT: u32 = 48;
 
@@ -169,8 +172,8 @@ impl Snapshots {
     }
 
     fn free_index(&mut self) -> Result<u16> {
-        for _ in LIVE + 1..CONTROL {
-            self.next = if self.next + 1 < CONTROL { self.next + 1 } else { LIVE + 1 };
+        for _ in LIVE + 1..PLACEHOLDER {
+            self.next = if self.next + 1 < PLACEHOLDER { self.next + 1 } else { LIVE + 1 };
             if !self.by_index.contains_key(&self.next) {
                 return Ok(self.next);
             }

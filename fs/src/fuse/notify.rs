@@ -1,11 +1,17 @@
 //! Notifications sent to the kernel.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
+use karapace_store::wait;
 use nix::errno::Errno;
+use nix::poll::PollFlags;
+use parking_lot::Mutex;
 
 use crate::attr::Invalidation;
 
@@ -17,34 +23,61 @@ const EXPIRE_ONLY: u32 = 1;
 /// `struct fuse_out_header`: length, code, unique.
 const HEADER: usize = 16;
 
-/// Tells the kernel what has changed without its knowledge. Cheap to clone.
-#[derive(Clone)]
-pub struct Invalidator(Arc<File>);
+/// At how many looks a notification may still not have been taken. Looks are counted, not time, for the
+/// server may have been stopped.
+const LOOKS: u32 = 4;
 
-impl Invalidator {
-    /// Uses its own descriptor of the connection, because fuser offers no way to send a notification with
-    /// flags.
-    pub(crate) fn new(device: Arc<File>) -> Invalidator {
-        Invalidator(device)
+/// One connection's device, for notifications. fuser offers no way to send one with flags.
+pub(crate) struct Kernel {
+    device: Arc<File>,
+    /// The notifications that the kernel has not taken yet, by the thread that sends one.
+    sending: Mutex<HashMap<ThreadId, Sending>>,
+}
+
+struct Sending {
+    /// The inode of which pages may have to be written back before it is taken.
+    node: Option<u64>,
+    /// At how many looks it was there since the last such page.
+    looks: u32,
+}
+
+impl Kernel {
+    pub(crate) fn new(device: Arc<File>) -> Kernel {
+        Kernel { device, sending: Mutex::default() }
     }
 
-    /// Makes the kernel look up or read again what changed in the live view. Mounts on directories stay.
-    /// Waits for operations in progress in the affected directories, so call it without holding a lock of the
-    /// view.
+    /// Whether the connection has ended. The kernel reports an error on its device then.
+    pub(super) fn is_gone(&self) -> bool {
+        // An error is reported even if no event is asked for.
+        wait::for_event(&*self.device, PollFlags::empty(), Duration::ZERO).unwrap_or(false)
+    }
+
+    /// Notes that the kernel writes back a page of an inode.
+    pub(super) fn note_writes_back(&self, node: u64) {
+        let mut sending = self.sending.lock();
+        let waits = sending.values_mut().filter(|sending| sending.node == Some(node));
+        waits.for_each(|sending| sending.looks = 0);
+    }
+
+    /// Whether a notification has not been taken at this look nor at the last ones, and no page that it may
+    /// ask for was written back in between.
+    pub(super) fn is_stuck(&self) -> bool {
+        let mut sending = self.sending.lock();
+        sending.values_mut().for_each(|sending| sending.looks += 1);
+        sending.values().any(|sending| sending.looks > LOOKS)
+    }
+
+    /// Sends notifications, and goes on after one that the kernel refuses. It is not an error if it does not
+    /// know a name or inode.
     ///
     /// # Errors
-    /// If the kernel refuses a notification; the remaining ones are still sent. It is not an error if the
-    /// kernel does not know a name or inode.
-    pub fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
+    /// The last refusal.
+    pub(super) fn send(&self, invalidations: &[Invalidation]) -> io::Result<()> {
         let mut result = Ok(());
         for invalidation in invalidations {
-            // The live view's node ids are its inode numbers.
-            let message = match invalidation {
-                Invalidation::Entry { parent, name } => entry(*parent, name),
-                Invalidation::Inode { ino } => inode(*ino, &(0..0)),
-            };
-            match self.notify(&message) {
+            match self.invalidate(invalidation) {
                 Ok(()) => {}
+                Err(errno) if is_unknown(errno) => {}
                 // The mount is gone, and with it everything that had to be forgotten.
                 Err(Errno::ENODEV | Errno::ENOTCONN) => return Ok(()),
                 Err(errno) => {
@@ -56,14 +89,35 @@ impl Invalidator {
         result
     }
 
+    /// Sends one notification.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ENOTDIR` if the kernel does not know what it is about.
+    pub(super) fn invalidate(&self, invalidation: &Invalidation) -> Result<(), Errno> {
+        // The live view's node ids are its inode numbers.
+        match invalidation {
+            Invalidation::Entry { parent, name } => self.notify(None, &entry(*parent, name, EXPIRE_ONLY)),
+            Invalidation::Inode { ino } => self.notify(Some(*ino), &inode(*ino, &(0..0))),
+        }
+    }
+
+    /// Drops a name, with what is mounted on it. A name that is only expired becomes valid again if an answer
+    /// about it is on its way that was given before.
+    ///
+    /// # Errors
+    /// As of [`Kernel::invalidate`].
+    pub(super) fn drop_name(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
+        self.notify(None, &entry(parent, name, 0))
+    }
+
     /// Makes the kernel write back data stored through mappings in this byte range (the whole file if `range`
     /// is empty), and drop those pages and the attributes. Returns after the writes have been answered, so
     /// other threads must be there to answer them.
     ///
     /// # Errors
-    /// If the kernel refuses, or the mount is gone.
-    pub(super) fn write_back(&self, node: u64, range: &Range<u64>) -> io::Result<()> {
-        self.notify(&inode(node, range)).map_err(io::Error::from)
+    /// `ENOENT` if the kernel does not know the inode; others if it refuses, or the mount is gone.
+    pub(super) fn write_back(&self, node: u64, range: &Range<u64>) -> Result<(), Errno> {
+        self.notify(Some(node), &inode(node, range))
     }
 
     /// Makes the kernel request an inode's attributes again. Its pages stay.
@@ -71,24 +125,33 @@ impl Invalidator {
     /// # Errors
     /// If the kernel refuses, or the mount is gone.
     pub(super) fn forget_attributes(&self, node: u64) -> io::Result<()> {
-        self.notify(&attributes(node)).map_err(io::Error::from)
+        match self.notify(None, &attributes(node)) {
+            Err(errno) if !is_unknown(errno) => Err(errno.into()),
+            _ => Ok(()),
+        }
     }
 
-    fn notify(&self, message: &[u8]) -> Result<(), Errno> {
-        match nix::unistd::write(&self.0, message) {
-            // The kernel does not know the inode, or the name is below something that is not a directory to
-            // it.
-            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+    /// `node`: of which pages are to be written back.
+    fn notify(&self, node: Option<u64>, message: &[u8]) -> Result<(), Errno> {
+        let thread = thread::current().id();
+        self.sending.lock().insert(thread, Sending { node, looks: 0 });
+        let sent = nix::unistd::write(&*self.device, message);
+        self.sending.lock().remove(&thread);
+        sent.map(drop)
     }
 }
 
-fn entry(parent: u64, name: &[u8]) -> Vec<u8> {
+/// Whether a notification failed because the kernel does not know the inode, or the name is below something
+/// that is not a directory to it.
+pub(super) fn is_unknown(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
+}
+
+fn entry(parent: u64, name: &[u8], flags: u32) -> Vec<u8> {
     let mut body = Vec::with_capacity(16 + name.len() + 1);
     body.extend_from_slice(&parent.to_ne_bytes());
     body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
-    body.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
+    body.extend_from_slice(&flags.to_ne_bytes());
     body.extend_from_slice(name);
     body.push(0);
     message(NOTIFY_INVAL_ENTRY, &body)
@@ -124,7 +187,7 @@ mod tests {
 
     #[test]
     fn notifications_as_the_kernel_reads_them() {
-        let name = entry(7, b"ab");
+        let name = entry(7, b"ab", EXPIRE_ONLY);
         assert_eq!(name.len(), 16 + 16 + 3);
         assert_eq!(name[..4], 35u32.to_ne_bytes());
         assert_eq!(name[4..8], 3i32.to_ne_bytes());

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::locks::LockScope;
+
 /// Whether and how the control directory is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,6 +41,11 @@ impl Flag {
     /// Each flag with its name in mount(8).
     pub const WORDS: [(&str, Flag); 4] =
         [("ro", Flag::ReadOnly), ("nosuid", Flag::NoSuid), ("nodev", Flag::NoDev), ("noexec", Flag::NoExec)];
+
+    /// Its name in mount(8).
+    pub(crate) fn word(self) -> &'static str {
+        Flag::WORDS.iter().find(|(_, flag)| *flag == self).map_or("", |(word, _)| word)
+    }
 }
 
 /// How to mount. Serialisable, because the process that serves a mount may not be the one that was asked to
@@ -66,6 +73,14 @@ pub struct MountOptions {
     /// kernel then sends the caller's ids only with requests that create something, so there is no control
     /// directory. Only has an effect on a mount made by root.
     pub idmap: bool,
+    /// Which locks on files exclude each other. The same for all mounts of a view.
+    pub locks: LockScope,
+    /// The view may be mounted elsewhere at the same time. Before the kernel reads from its cache, it then
+    /// asks for the modification time, unless it knows that.
+    pub shares: bool,
+    /// The mount is for the sessions of the environment: of several mounts, its kernel is the one that
+    /// caches.
+    pub for_sessions: bool,
     /// Show the tree's ids from 1 on as these. Only has an effect on a mount made by an ordinary user and
     /// open to no other: where others have access, what each of them makes must show as theirs.
     pub sub_ids: Option<SubIds>,
@@ -93,6 +108,9 @@ impl Default for MountOptions {
             threads: MountOptions::DEFAULT_THREADS,
             passthrough: false,
             idmap: false,
+            locks: LockScope::default(),
+            shares: false,
+            for_sessions: false,
             sub_ids: None,
         }
     }

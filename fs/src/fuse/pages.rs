@@ -8,7 +8,8 @@ use fuser::{INodeNo, ReplyAttr};
 use karapace_store::inode::Ino;
 
 use super::nodes::LIVE;
-use super::reply::{FOREVER, file_attr};
+use super::notify::is_unknown;
+use super::reply::{NEVER, file_attr};
 use super::{Shared, guard};
 use crate::attr::SetAttr;
 use crate::error::{Error, Result};
@@ -31,8 +32,30 @@ impl Shared {
     /// Makes the kernel write back and drop its pages in this byte range of a file (all of it if the range is
     /// empty); see [`Shared::with_request_threads_free`].
     pub(super) fn write_back(&self, node: INodeNo, range: &Range<u64>) -> Result<()> {
-        let kernel = self.kernel.get().ok_or(Error::Stale)?;
-        Ok(kernel.write_back(node.0, range)?)
+        let kernel = self.link.kernel.get().ok_or(Error::Stale)?;
+        match kernel.write_back(node.0, range) {
+            Err(errno) if !is_unknown(errno) => Err(std::io::Error::from(errno).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the kernel drop its pages of a file, in which something is that was written elsewhere. `number`:
+    /// of that among the [rewrites](super::rewrites::Rewrites), which ends.
+    pub(super) fn drop_pages_later(self: &Arc<Self>, node: INodeNo, ino: Ino, number: u64) {
+        let shared = self.clone();
+        self.seekers.run(move || {
+            if let Err(error) = shared.write_back(node, &(0..0)) {
+                tracing::error!(%error, "a kernel may go on showing what it has cached");
+            }
+            shared.link.rewrites.end(ino, number);
+        });
+    }
+
+    /// The kernel writes back a page, so it may be taking a notification about the file.
+    pub(super) fn note_writes_back(&self, node: INodeNo) {
+        if let Some(kernel) = self.link.kernel.get() {
+            kernel.note_writes_back(node.0);
+        }
     }
 
     /// Whether pages changed through a mapping must be written back before this request: written later, they
@@ -47,6 +70,31 @@ impl Shared {
         found.then_some((view, ino))
     }
 
+    /// Answers a request for the attributes of a file that another connection has changed, once this kernel
+    /// has dropped its pages of it. `change`: its number.
+    pub(super) fn getattr_after_drop(
+        self: &Arc<Self>,
+        node: INodeNo,
+        (view, ino, change): (Arc<View>, Ino, u64),
+        reply: ReplyAttr,
+    ) {
+        self.with_request_threads_free(move |shared| {
+            let dropped = guard("getattr", || shared.write_back(node, &(0..0)));
+            let lifetime = shared.lifetime(LIVE);
+            let result = dropped.and_then(|()| {
+                shared.link.outdated.dropped(ino, change);
+                guard("getattr", || view.getattr(ino))
+            });
+            match result {
+                Ok(attr) => {
+                    let shown = file_attr(&attr, LIVE, Some(&shared.ids));
+                    reply.attr(&shared.attr_time(&lifetime, shown.ino), &shown);
+                }
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
     pub(super) fn setattr_after_pages(
         self: &Arc<Self>,
         node: INodeNo,
@@ -55,12 +103,19 @@ impl Shared {
         reply: ReplyAttr,
     ) {
         self.with_request_threads_free(move |shared| {
-            let result = guard("setattr", || {
-                shared.write_back(node, &(0..0))?;
-                view.setattr(ino, &set)
+            let written = guard("setattr", || shared.write_back(node, &(0..0)));
+            let lifetime = shared.lifetime(LIVE);
+            let result = written.and_then(|()| {
+                shared.change_data("setattr", (LIVE, &view), Some((ino, 0..0)), || {
+                    Ok((view.setattr(ino, &set)?, 0..0))
+                })
             });
             match result {
-                Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr, LIVE, Some(&shared.ids))),
+                Ok(attr) => {
+                    // See Shared::setattr.
+                    let time = if shared.links.several() { NEVER } else { lifetime.time };
+                    reply.attr(&time, &file_attr(&attr, LIVE, Some(&shared.ids)));
+                }
                 Err(errno) => reply.error(errno),
             }
         });

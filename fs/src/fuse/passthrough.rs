@@ -1,12 +1,14 @@
 //! Opens, on a mount where the kernel reads large files directly from their objects.
 //!
-//! On other mounts the kernel opens files without asking. Here it asks, and gets the object of a file that is
-//! one whole object, once every block of it has been verified. Later disk errors go unnoticed, as with any
-//! object that was verified and is kept open. The mount is read-only, so the decision made at a file's first
-//! open holds as long as it is open: the kernel refuses to read the same file both ways at once.
+//! On other mounts the kernel opens files without asking, unless locks are shared. Here it asks, and gets the
+//! object of a file that is one whole object, once every block of it has been verified. Later disk errors go
+//! unnoticed, as with any object that was verified and is kept open. The mount is read-only, so the decision
+//! made at a file's first open holds as long as it is open: the kernel refuses to read the same file both
+//! ways at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, INodeNo, ReplyOpen};
 use parking_lot::Mutex;
@@ -15,9 +17,8 @@ use super::nodes::split;
 use super::{Node, Shared, guard};
 use crate::view::View;
 
-/// Handles of an open file that the kernel reads directly, and of any other.
-const PASSED: FileHandle = FileHandle(1);
-const SERVED: FileHandle = FileHandle(0);
+/// The bit in the handle of an open file that the kernel reads directly.
+const PASSED: u64 = 1;
 
 /// How each large file is read, by node.
 #[derive(Default)]
@@ -32,27 +33,32 @@ enum How {
 
 impl Passthrough {
     /// Answers if a decision is known for the node; otherwise returns the reply.
-    fn answer(known: &mut HashMap<u64, How>, node: INodeNo, reply: ReplyOpen) -> Option<ReplyOpen> {
+    fn answer(
+        known: &mut HashMap<u64, How>,
+        node: INodeNo,
+        handle: u64,
+        reply: ReplyOpen,
+    ) -> Option<ReplyOpen> {
         match known.get_mut(&node.0) {
             Some(How::Passed(id, handles)) => {
                 *handles += 1;
-                reply.opened_passthrough(PASSED, FopenFlags::empty(), id);
+                reply.opened_passthrough(FileHandle(handle | PASSED), FopenFlags::empty(), id);
             }
-            Some(How::Served) => served(reply),
+            Some(How::Served) => served(handle, reply),
             None => return Some(reply),
         }
         None
     }
 
     /// Decides how to read a node that is not open.
-    fn decide(&self, node: INodeNo, view: &View, reply: ReplyOpen) {
+    fn decide(&self, node: INodeNo, view: &View, handle: u64, reply: ReplyOpen) {
         // If the file is damaged, requests can still read its intact parts.
         let whole = guard("open", || view.whole_object(split(node.0).1)).ok().flatten();
         let mut known = self.0.lock();
-        let Some(reply) = Passthrough::answer(&mut known, node, reply) else { return };
+        let Some(reply) = Passthrough::answer(&mut known, node, handle, reply) else { return };
         match whole.map(|object| reply.open_backing(object)) {
             Some(Ok(id)) => {
-                reply.opened_passthrough(PASSED, FopenFlags::empty(), &id);
+                reply.opened_passthrough(FileHandle(handle | PASSED), FopenFlags::empty(), &id);
                 known.insert(node.0, How::Passed(id, 1));
                 return;
             }
@@ -62,7 +68,7 @@ impl Passthrough {
             None => {}
         }
         known.insert(node.0, How::Served);
-        served(reply);
+        served(handle, reply);
     }
 
     fn release(&self, node: INodeNo) {
@@ -77,37 +83,47 @@ impl Passthrough {
 }
 
 /// Replies as if the kernel had not asked.
-fn served(reply: ReplyOpen) {
-    reply.opened(SERVED, FopenFlags::FOPEN_KEEP_CACHE);
+fn served(handle: u64, reply: ReplyOpen) {
+    reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE);
 }
 
 impl Shared {
     pub(super) fn open(self: &Arc<Self>, node: INodeNo, reply: ReplyOpen) {
-        if self.passthrough.is_none() {
+        if self.passthrough.is_none() && !self.shares_locks() {
             return reply.error(Errno::ENOSYS);
         }
+        let handle = self.next_handle();
         match self.node(node) {
-            Ok(Node::View { view, ino, .. }) if view.is_large(ino) => self.open_large(node, view, reply),
-            Ok(_) => served(reply),
+            Ok(Node::View { view, ino, .. }) if self.passthrough.is_some() && view.is_large(ino) => {
+                self.open_large(node, view, handle, reply);
+            }
+            Ok(_) => served(handle, reply),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn open_large(self: &Arc<Self>, node: INodeNo, view: Arc<View>, reply: ReplyOpen) {
-        let Some(passthrough) = &self.passthrough else { return served(reply) };
-        let Some(reply) = Passthrough::answer(&mut passthrough.0.lock(), node, reply) else { return };
+    /// A handle for an open file, of which the lowest bit is free. It distinguishes open files if their locks
+    /// are kept here.
+    fn next_handle(&self) -> u64 {
+        if self.shares_locks() { self.handles.fetch_add(2, Ordering::Relaxed) } else { 0 }
+    }
+
+    fn open_large(self: &Arc<Self>, node: INodeNo, view: Arc<View>, handle: u64, reply: ReplyOpen) {
+        let Some(passthrough) = &self.passthrough else { return served(handle, reply) };
+        let Some(reply) = Passthrough::answer(&mut passthrough.0.lock(), node, handle, reply) else { return };
         // Reading the whole file may take long.
         let shared = self.clone();
         self.workers.run(move || {
             if let Some(passthrough) = &shared.passthrough {
-                passthrough.decide(node, &view, reply);
+                passthrough.decide(node, &view, handle, reply);
             }
         });
     }
 
     pub(super) fn release(&self, node: INodeNo, handle: FileHandle) {
-        if let (PASSED, Some(passthrough)) = (handle, &self.passthrough) {
+        if let (PASSED, Some(passthrough)) = (handle.0 & PASSED, &self.passthrough) {
             passthrough.release(node);
         }
+        self.release_locks(node, handle);
     }
 }

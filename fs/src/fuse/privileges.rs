@@ -67,27 +67,27 @@ impl Shared {
     /// Drops set-group-id if the caller is not in the group.
     pub(super) fn drop_any_foreign_set_gid(&self, req: &Request, view: &View, ino: Ino) -> Result<()> {
         let attr = view.getattr(ino)?;
-        if attr.mode & libc::S_ISGID == 0 || is_in_group(req, self.ids.shown_gid(attr.gid)) {
+        if attr.mode & libc::S_ISGID == 0 || self.is_in_group(req, self.ids.shown_gid(attr.gid)) {
             return Ok(());
         }
         view.setattr(ino, &SetAttr { without: libc::S_ISGID, ..SetAttr::default() }).map(drop)
+    }
+
+    /// Whether the caller is in a group, by its file access group or supplementary groups, or is root, who
+    /// need not be. The caller waits for the answer to its request, so what /proc says about it is current.
+    /// On mounts where requests have no ids, only root counts as a member: /proc has the host's ids, and the
+    /// mount may show others.
+    fn is_in_group(&self, req: &Request, gid: u32) -> bool {
+        if Shared::caller_uid(req) == 0 {
+            return true;
+        }
+        let is_it = |group: u32| self.ids.own_gid(group) == Some(gid);
+        req.uid() != NO_ID && (req.gid() == gid || ids_in(&status_of(req.pid()), "Groups:").any(is_it))
     }
 }
 
 /// Index of the file access id in the lines `Uid:` and `Gid:` of proc_pid_status(5).
 const FILE_ACCESS_ID: usize = 3;
-
-/// Whether the caller is in a group, by its file access group or supplementary groups, or is root, who need
-/// not be. The caller waits for the answer to its request, so what /proc says about it is current. On mounts
-/// where requests have no ids, only root counts as a member: /proc has the host's ids, and the mount may show
-/// others.
-fn is_in_group(req: &Request, gid: u32) -> bool {
-    if Shared::caller_uid(req) == 0 {
-        return true;
-    }
-    req.uid() != NO_ID
-        && (req.gid() == gid || ids_in(&status_of(req.pid()), "Groups:").any(|group| group == gid))
-}
 
 /// proc_pid_status(5) of a caller; empty if it is in another process namespace, which numbers processes
 /// differently.

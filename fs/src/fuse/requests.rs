@@ -1,21 +1,23 @@
-//! Handles requests, each routed to its view or to the control directory.
+//! Handles requests, each routed to its view, to the control directory or to a placeholder.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::{
-    AccessFlags, Errno, INodeNo, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyStatfs,
+    AccessFlags, Errno, FileAttr, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyStatfs,
     ReplyWrite, Request, WriteFlags,
 };
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{FileKind, Ino};
 
-use super::nodes::{CONTROL, LIVE};
-use super::reply::{FOREVER, NEVER, absent, decode_dev, file_attr, rename_mode};
+use super::link::Lifetime;
+use super::nodes::{CONTROL, LIVE, PLACEHOLDER, split};
+use super::reply::{FOREVER, NEVER, absent, file_attr};
 use super::workers::spawn;
 use super::{GENERATION, Node, Shared, guard};
-use crate::attr::{RenameMode, SetAttr};
+use crate::attr::SetAttr;
 use crate::error::Error;
+use crate::view::View;
 
 thread_local! {
     /// Each request thread reads into its own buffer, which grows to the size of the largest read.
@@ -29,6 +31,9 @@ impl Shared {
         if self.is_reserved(parent, name) {
             return self.lookup_control_dir(reply);
         }
+        if let Some(found) = self.link.placeholders.find(parent.0, name) {
+            return self.placeholder_entry(reply, &found);
+        }
         let reply = if self.watchers.sent(req) {
             let Some(reply) = self.lookup_for_watchers(parent, name, reply) else { return };
             reply
@@ -36,10 +41,15 @@ impl Shared {
             reply
         };
         match self.node(parent) {
-            Ok(Node::View { index, view, ino }) => match guard("lookup", || view.lookup(ino, name)) {
-                Err(errno) if errno.code() == libc::ENOENT => reply.entry(&FOREVER, &absent(), GENERATION),
-                result => self.entry(reply, index, result),
-            },
+            Ok(Node::View { index, view, ino }) => {
+                let lifetime = self.lifetime(index);
+                match guard("lookup", || self.counted(index, || view.lookup(ino, name))) {
+                    Err(errno) if errno.code() == libc::ENOENT => {
+                        self.no_entry(reply, &lifetime, (index, ino, name))
+                    }
+                    found => self.entry(reply, &lifetime, (index, ino, name), found),
+                }
+            }
             Ok(Node::Control(ino)) => match self.control_for(req) {
                 Ok(control) if control.is_slow(ino, name) => {
                     let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
@@ -51,6 +61,7 @@ impl Shared {
                 Ok(control) => self.control_entry(reply, guard("lookup", || control.lookup(ino, name))),
                 Err(errno) => reply.error(errno),
             },
+            Ok(Node::Placeholder(_)) => reply.error(Errno::ENOENT),
             Err(errno) => reply.error(errno),
         }
     }
@@ -75,7 +86,20 @@ impl Shared {
                 }
                 return Ok(());
             }
-            if self.views.forget(index, ino, count) {
+            if index == PLACEHOLDER {
+                // They live until they are dropped.
+                return Ok(());
+            }
+            let counting = self.link.counting();
+            if index == LIVE {
+                self.link.uncount(ino, count);
+            }
+            let is_last = self.views.forget(index, ino, count);
+            if index == LIVE {
+                self.links.forgotten(self.views.live(), &self.link, ino);
+            }
+            drop(counting);
+            if is_last {
                 let shared = self.clone();
                 self.workers.run(move || shared.keep_no_more());
             } else if index == LIVE {
@@ -97,20 +121,37 @@ impl Shared {
         }
     }
 
-    pub(super) fn getattr(&self, node: INodeNo, reply: ReplyAttr) {
+    pub(super) fn getattr(self: &Arc<Self>, node: INodeNo, reply: ReplyAttr) {
+        let (index, ino) = split(node.0);
+        if index == LIVE
+            && let Some(change) = self.link.outdated.pages_before(ino)
+        {
+            return self.getattr_after_drop(node, (self.views.live().clone(), ino, change), reply);
+        }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
+                let lifetime = self.lifetime(index);
                 let attr = guard("getattr", || view.getattr(ino))?;
-                Ok((FOREVER, file_attr(&attr, index, Some(&self.ids))))
+                Ok((Some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control()?;
                 let attr = guard("getattr", || control.getattr(ino))?;
-                Ok((NEVER, file_attr(&attr, CONTROL, None)))
+                Ok((None, file_attr(&attr, CONTROL, None)))
+            }
+            Node::Placeholder(number) => {
+                let attr = self.link.placeholders.attr(number)?;
+                Ok((None, file_attr(&attr, PLACEHOLDER, Some(&self.ids))))
             }
         });
+        self.attr(reply, result);
+    }
+
+    /// Replies with attributes, which the kernel may keep if a lifetime is given.
+    fn attr(&self, reply: ReplyAttr, result: Outcome<(Option<Lifetime<'_>>, FileAttr)>) {
         match result {
-            Ok((ttl, attr)) => reply.attr(&ttl, &attr),
+            Ok((Some(lifetime), attr)) => reply.attr(&self.attr_time(&lifetime, attr.ino), &attr),
+            Ok((None, attr)) => reply.attr(&NEVER, &attr),
             Err(errno) => reply.error(errno),
         }
     }
@@ -125,25 +166,32 @@ impl Shared {
         }
         let result = self.node(node).and_then(|node| match node {
             Node::View { index, view, ino } => {
-                let (ttl, attr) = guard("setattr", || {
+                let lifetime = self.lifetime(index);
+                // What is stored through mappings is written back before a time is set, which that would
+                // change.
+                let whole = set.mtime.map(|_| (ino, 0..0));
+                let data = set.size.map(|size| (ino, size..u64::MAX)).or(whole);
+                let (keeps, attr) = self.change_data("setattr", (index, &view), data, || {
                     let only_privileges = *set == SetAttr::default();
                     if only_privileges && !self.may_drop_privileges(req, &view, ino)? {
                         // The write that follows may drop them, so the kernel must not cache these
                         // attributes.
-                        return Ok((NEVER, view.getattr(ino)?));
+                        return Ok(((false, view.getattr(ino)?), 0..0));
                     }
                     if set.kill_priv || only_privileges {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
                     if !only_privileges {
-                        return Ok((FOREVER, view.setattr(ino, set)?));
+                        return Ok(((true, view.setattr(ino, set)?), 0..0));
                     }
                     // The request only drops set-user-id: it comes before a write, or from a chown that names
                     // no ids. (It also comes when root writes to a file that had capabilities, and root would
                     // keep set-user-id; the two cases cannot be told apart.)
-                    Ok((FOREVER, Shared::drop_set_id(&view, ino)?))
+                    Ok(((true, Shared::drop_set_id(&view, ino)?), 0..0))
                 })?;
-                Ok((ttl, file_attr(&attr, index, Some(&self.ids))))
+                // The kernel takes this answer even if another connection has changed the file since.
+                let keeps = keeps && !self.links.several();
+                Ok((keeps.then_some(lifetime), file_attr(&attr, index, Some(&self.ids))))
             }
             Node::Control(ino) => {
                 let control = self.control_for(req)?;
@@ -152,13 +200,14 @@ impl Shared {
                     control.may_setattr(ino, set.size, owner_or_mode)?;
                     control.getattr(ino)
                 })?;
-                Ok((NEVER, file_attr(&attr, CONTROL, None)))
+                Ok((None, file_attr(&attr, CONTROL, None)))
+            }
+            Node::Placeholder(number) => {
+                let attr = self.link.placeholders.set(number, set)?;
+                Ok((None, file_attr(&attr, PLACEHOLDER, Some(&self.ids))))
             }
         });
-        match result {
-            Ok((ttl, attr)) => reply.attr(&ttl, &attr),
-            Err(errno) => reply.error(errno),
-        }
+        self.attr(reply, result);
     }
 
     /// Sent only on mounts that leave permission checks to us, whose user acts as root: the user may read and
@@ -178,7 +227,10 @@ impl Shared {
                 }
                 Ok(())
             }),
-            Node::Control(_) => Ok(()),
+            Node::Placeholder(number) if mask.contains(AccessFlags::W_OK) => {
+                self.link.placeholders.set(number, &SetAttr::default()).map(drop)
+            }
+            Node::Control(_) | Node::Placeholder(_) => Ok(()),
         });
         done(reply, result);
     }
@@ -188,178 +240,6 @@ impl Shared {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
-    }
-
-    /// `how`: mode before applying the umask, umask, device.
-    pub(super) fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &[u8],
-        how: (u32, u32, u32),
-        reply: ReplyEntry,
-    ) {
-        let (mode, umask, rdev) = how;
-        if self.watchers.sent(req) {
-            let kind = FileKind::from_mode(mode).unwrap_or(FileKind::Regular);
-            return self.create_for_watchers(parent, name, kind, reply);
-        }
-        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
-            let caller = self.caller(req, umask);
-            let attr = guard("mknod", || view.mknod(&caller, ino, name, mode, decode_dev(rdev)))?;
-            Ok((view, index, attr))
-        });
-        match made {
-            Ok((view, index, attr)) => {
-                self.entry(reply, index, Ok(attr));
-                // Runs while the caller is on its way to the first write.
-                let _logged: Outcome<()> = guard("mknod", || {
-                    view.make_ahead(attr.ino);
-                    Ok(())
-                });
-            }
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    /// `how`: mode before applying the umask, umask.
-    pub(super) fn mkdir(
-        self: &Arc<Self>,
-        req: &Request,
-        parent: INodeNo,
-        name: &[u8],
-        how: (u32, u32),
-        reply: ReplyEntry,
-    ) {
-        if self.watchers.sent(req) {
-            return self.create_for_watchers(parent, name, FileKind::Directory, reply);
-        }
-        if let Ok(Node::Control(ino)) = self.node(parent) {
-            if let Err(errno) = self.control_for(req) {
-                return reply.error(errno);
-            }
-            let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
-            return start("mkdir", move || {
-                let made = shared.control().and_then(|control| {
-                    guard("mkdir", || Ok(control.mkdir(ino, &name).map_err(Errno::from_i32)))
-                        .and_then(|made| made)
-                });
-                shared.control_entry(reply, made);
-            });
-        }
-        let (mode, umask) = how;
-        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
-            let caller = self.caller(req, umask);
-            Ok((index, guard("mkdir", || view.mkdir(&caller, ino, name, mode))?))
-        });
-        self.created(reply, made);
-    }
-
-    pub(super) fn symlink(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &[u8],
-        target: &[u8],
-        reply: ReplyEntry,
-    ) {
-        if self.watchers.sent(req) {
-            return self.create_for_watchers(parent, name, FileKind::Symlink, reply);
-        }
-        let made = self.creation(parent, name).and_then(|(index, view, ino)| {
-            let caller = self.caller(req, 0);
-            Ok((index, guard("symlink", || view.symlink(&caller, ino, name, target))?))
-        });
-        self.created(reply, made);
-    }
-
-    pub(super) fn link(&self, node: INodeNo, newparent: INodeNo, newname: &[u8], reply: ReplyEntry) {
-        let made = self.creation(newparent, newname).and_then(|(index, view, parent)| {
-            let (from, _, ino) = self.view(node)?;
-            if from != index {
-                return Err(Errno::EXDEV);
-            }
-            Ok((index, guard("link", || view.link(ino, parent, newname))?))
-        });
-        self.created(reply, made);
-    }
-
-    /// The view and the directory in which to create a name.
-    fn creation(&self, parent: INodeNo, name: &[u8]) -> Outcome<(u16, Arc<crate::view::View>, Ino)> {
-        if self.is_reserved(parent, name) {
-            return Err(Errno::EEXIST);
-        }
-        self.view(parent)
-    }
-
-    fn created(&self, reply: ReplyEntry, made: Outcome<(u16, crate::attr::Attr)>) {
-        match made {
-            Ok((index, attr)) => self.entry(reply, index, Ok(attr)),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    pub(super) fn unlink(&self, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        let result = if self.watchers.sent(req) {
-            self.remove_for_watchers(parent, name)
-        } else if self.is_reserved(parent, name) {
-            Err(Errno::EPERM)
-        } else {
-            self.view(parent).and_then(|(_, view, ino)| guard("unlink", || view.unlink(ino, name)))
-        };
-        done(reply, result);
-    }
-
-    pub(super) fn rmdir(self: &Arc<Self>, req: &Request, parent: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        if self.is_reserved(parent, name) {
-            return reply.error(Errno::EBUSY);
-        }
-        if self.watchers.sent(req) {
-            return done(reply, self.remove_for_watchers(parent, name));
-        }
-        match self.node(parent) {
-            Ok(Node::View { view, ino, .. }) => done(reply, guard("rmdir", || view.rmdir(ino, name))),
-            Ok(Node::Control(ino)) => {
-                if let Err(errno) = self.control_for(req) {
-                    return reply.error(errno);
-                }
-                let (shared, name) = (self.clone(), Box::<[u8]>::from(name));
-                start("rmdir", move || {
-                    let result = shared.control().and_then(|control| {
-                        guard("rmdir", || Ok(control.rmdir(ino, &name).map_err(Errno::from_i32)))
-                            .and_then(|r| r)
-                    });
-                    done(reply, result);
-                });
-            }
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    pub(super) fn rename(
-        &self,
-        req: &Request,
-        (parent, name): (INodeNo, &[u8]),
-        (newparent, newname): (INodeNo, &[u8]),
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let result = rename_mode(flags).map_err(|e| Errno::from_i32(e.errno())).and_then(|mode| {
-            if self.is_reserved(parent, name) {
-                return Err(Errno::EBUSY);
-            }
-            if self.is_reserved(newparent, newname) {
-                return Err(if mode == RenameMode::Exchange { Errno::EBUSY } else { Errno::EEXIST });
-            }
-            let (index, view, from) = self.view(parent)?;
-            let (new_index, _, to) = self.view(newparent)?;
-            if index != new_index {
-                return Err(Errno::EXDEV);
-            }
-            let caller = self.caller(req, 0);
-            guard("rename", || view.rename(&caller, from, name, to, newname, mode))
-        });
-        done(reply, result);
     }
 
     pub(super) fn read(&self, node: INodeNo, offset: u64, size: usize, reply: ReplyData) {
@@ -375,6 +255,10 @@ impl Shared {
                     let control = self.control()?;
                     guard("read", || control.read(ino, offset, size, buffer))
                 }
+                Node::Placeholder(number) => {
+                    self.link.placeholders.read(number, offset, size, buffer);
+                    Ok(())
+                }
             });
             match result {
                 Ok(()) => reply.data(buffer),
@@ -386,33 +270,79 @@ impl Shared {
         }
     }
 
+    /// Writes to a file; returns at what offset, and the number of bytes.
+    fn write_to_view(
+        &self,
+        req: &Request,
+        (index, view, ino): (u16, Arc<View>, Ino),
+        (offset, data): (u64, &[u8]),
+        (flags, appends): (WriteFlags, bool),
+    ) -> Outcome<(u64, usize)> {
+        let several = index == LIVE && self.links.several();
+        let from_pages = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        // A kernel does not ask for the size before it appends, and may not know what another one wrote.
+        let finds_end = appends && !from_pages && several;
+        let part = match finds_end.then(|| view.getattr(ino)) {
+            Some(Ok(attr)) => attr.size..u64::MAX,
+            _ => offset..offset.saturating_add(data.len() as u64),
+        };
+        let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        self.change_data("write", (index, &view), Some((ino, part)), || {
+            if from_pages {
+                view.note_mapped(ino)?;
+            }
+            if kill_priv {
+                self.drop_foreign_set_gid(req, &view, ino)?;
+            }
+            let write = |at, bytes: &[u8]| view.write(ino, at, bytes, kill_priv);
+            let (at, count) = if finds_end {
+                self.links.append(&view, ino, data, kill_priv)?
+            } else if from_pages && several {
+                let size = || Ok(view.getattr(ino)?.size);
+                (offset, self.link.rewrites.write_page(ino, (offset, data), size, write)?)
+            } else {
+                (offset, write(offset, data)?)
+            };
+            Ok(((at, count), at..at + count as u64))
+        })
+    }
+
+    /// `appends`: the file was opened with O_APPEND.
     pub(super) fn write(
         self: &Arc<Self>,
         req: &Request,
         node: INodeNo,
-        offset: u64,
-        data: &[u8],
-        flags: WriteFlags,
+        (offset, data): (u64, &[u8]),
+        (flags, appends): (WriteFlags, bool),
         reply: ReplyWrite,
     ) {
         let ino = match self.node(node) {
-            Ok(Node::View { view, ino, .. }) => {
-                let kill_priv = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-                let written = guard("write", || {
-                    if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-                        view.note_mapped(ino)?;
-                    }
-                    if kill_priv {
-                        self.drop_foreign_set_gid(req, &view, ino)?;
-                    }
-                    view.write(ino, offset, data, kill_priv)
-                });
+            Ok(Node::View { index, view, ino }) => {
+                let written = self.write_to_view(req, (index, view, ino), (offset, data), (flags, appends));
+                if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                    self.note_writes_back(node);
+                }
                 return match written {
-                    Ok(count) => reply.written(count as u32),
+                    Ok((at, count)) if at == offset => reply.written(count as u32),
+                    Ok((_, count)) => {
+                        // The kernel has put it into its pages where it thought that the end was.
+                        self.link.outdated.add(ino, true);
+                        let misplaced = offset..offset + count as u64;
+                        let number = self.link.rewrites.add(ino, misplaced);
+                        reply.written(count as u32);
+                        self.drop_pages_later(node, ino, number);
+                    }
                     Err(errno) => reply.error(errno),
                 };
             }
             Ok(Node::Control(ino)) => ino,
+            Ok(Node::Placeholder(number)) => {
+                let makes = self.makes_points(req);
+                return match self.link.placeholders.write(number, offset, data, makes) {
+                    Ok(()) => reply.written(data.len() as u32),
+                    Err(errno) => reply.error(errno),
+                };
+            }
             Err(errno) => return reply.error(errno),
         };
         // Writeback from a shared mapping can come at any time and has no caller, so it is not a command.
@@ -443,7 +373,7 @@ impl Shared {
             Ok(Node::View { view, ino, .. }) => {
                 self.workers.run(move || done(reply, guard("fsync", || view.fsync(ino))));
             }
-            Ok(Node::Control(_)) => reply.ok(),
+            Ok(Node::Control(_) | Node::Placeholder(_)) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
     }
@@ -451,7 +381,7 @@ impl Shared {
     pub(super) fn statfs(&self, node: INodeNo, reply: ReplyStatfs) {
         let view = match self.node(node) {
             Ok(Node::View { view, .. }) => view,
-            Ok(Node::Control(_)) | Err(_) => self.views.live().clone(),
+            Ok(Node::Control(_) | Node::Placeholder(_)) | Err(_) => self.views.live().clone(),
         };
         // Not on a request thread: this first frees removed files, which syncs the journal.
         self.workers.run(move || match guard("statfs", || view.statfs()) {
@@ -472,12 +402,17 @@ impl Shared {
         reply: ReplyEmpty,
     ) {
         let result = self.node(node).and_then(|node| match node {
-            Node::View { view, ino, .. } => guard("fallocate", || {
-                self.drop_set_id_for(req, &view, ino)?;
-                view.fallocate(ino, mode, range.0, range.1)
-            }),
+            Node::View { index, view, ino } => {
+                let part = range.0..range.0.saturating_add(range.1);
+                let writes = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
+                let written = if writes { part.clone() } else { 0..0 };
+                self.change_data("fallocate", (index, &view), Some((ino, part)), || {
+                    self.drop_set_id_for(req, &view, ino)?;
+                    Ok((view.fallocate(ino, mode, range.0, range.1)?, written))
+                })
+            }
             // Not ENOSYS, which the kernel would apply to the whole mount.
-            Node::Control(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
+            Node::Control(_) | Node::Placeholder(_) => Err(Errno::from_i32(libc::EOPNOTSUPP)),
         });
         done(reply, result);
     }
@@ -492,7 +427,7 @@ pub(super) fn done(reply: ReplyEmpty, result: Outcome<()>) {
 
 /// Runs `work`, which owns the reply, on a new thread. If none can be started, the reply is dropped with
 /// `work`, and the request fails with EIO.
-fn start(name: &str, work: impl FnOnce() + Send + 'static) {
+pub(super) fn start(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = spawn(name, work) {
         tracing::error!(%error, name, "cannot start a thread for a request");
     }

@@ -46,6 +46,15 @@ impl Shared {
                 }
             }
             Ok((Node::Control(ino), offset)) => answer(reply, self.seek_control(ino, offset, whence)),
+            Ok((Node::Placeholder(number), offset)) => {
+                let size = self.link.placeholders.attr(number).map(|attr| attr.size);
+                answer(
+                    reply,
+                    size.and_then(|size| {
+                        in_data(size, offset, whence).map_err(|e| Errno::from_i32(e.errno()))
+                    }),
+                );
+            }
             Err(errno) => answer(reply, Err(errno)),
         }
     }
@@ -64,11 +73,16 @@ impl Shared {
 
     fn seek_control(&self, ino: Ino, offset: u64, whence: i32) -> Outcome<u64> {
         let control = self.control()?;
-        guard("lseek", || match control.size(ino)? {
-            size if offset >= size => Err(Error::NoSuchOffset),
-            size if whence == libc::SEEK_HOLE => Ok(size),
-            _ => Ok(offset),
-        })
+        guard("lseek", || in_data(control.size(ino)?, offset, whence))
+    }
+}
+
+/// The answer for a file without holes.
+fn in_data(size: u64, offset: u64, whence: i32) -> Result<u64, Error> {
+    match whence {
+        _ if offset >= size => Err(Error::NoSuchOffset),
+        libc::SEEK_HOLE => Ok(size),
+        _ => Ok(offset),
     }
 }
 

@@ -93,6 +93,7 @@ impl Watchers {
             ino,
             mode: kind.to_mode() | 0o700,
             nlink: 1 + directory,
+            linked: false,
             uid: 0,
             gid: 0,
             rdev: 0,
@@ -109,7 +110,7 @@ impl Shared {
     /// Handles a look-up by the process. Returns the reply if the look-up is to be answered as for any other
     /// process.
     pub(super) fn lookup_for_watchers(
-        &self,
+        self: &Arc<Self>,
         parent: INodeNo,
         name: &[u8],
         reply: ReplyEntry,
@@ -121,9 +122,11 @@ impl Shared {
         }
         let Some(became) = self.watchers.became(dir, name) else { return Some(reply) };
         let view = self.views.live();
+        let lifetime = self.lifetime(LIVE);
+        let _counting = self.link.counting();
         let found = guard("lookup", || view.lookup(dir, name));
         match (became, found) {
-            (Became::Come(_), Ok(attr)) if view.references(attr.ino) <= 1 => {
+            (Became::Come(_), Ok(attr)) if !self.links.held_before(view, &self.link, attr.ino) => {
                 view.forget(attr.ino, 1);
                 reply.error(Errno::ENOENT);
             }
@@ -131,14 +134,17 @@ impl Shared {
                 let ghost = file_attr(&self.watchers.ghost(kind), CONTROL, None);
                 reply.entry_with_ttls(&NEVER, &NEVER, &ghost, GENERATION);
             }
-            (_, found) => self.entry(reply, LIVE, found),
+            (_, found) => {
+                let found = found.inspect(|attr| self.link.count(attr.ino));
+                self.entry(reply, &lifetime, (LIVE, dir, name), found);
+            }
         }
         None
     }
 
     /// The process creates a name that came: replies with the existing inode.
     pub(super) fn create_for_watchers(
-        &self,
+        self: &Arc<Self>,
         parent: INodeNo,
         name: &[u8],
         kind: FileKind,
@@ -146,6 +152,8 @@ impl Shared {
     ) {
         let (index, dir) = split(parent.0);
         let view = self.views.live();
+        let lifetime = self.lifetime(LIVE);
+        let _counting = self.link.counting();
         let made = guard("create", || {
             let attr = view.lookup(dir, name)?;
             let fits = index == LIVE
@@ -157,7 +165,8 @@ impl Shared {
             }
             Ok(attr)
         });
-        self.entry(reply, LIVE, made);
+        let made = made.inspect(|attr| self.link.count(attr.ino));
+        self.entry(reply, &lifetime, (LIVE, dir, name), made);
     }
 
     /// The process removes a name that went: succeeds if the name is gone.

@@ -16,12 +16,12 @@ impl Shared {
         flags: i32,
         reply: ReplyEmpty,
     ) {
-        let result = self.view(node).and_then(|(_, view, ino)| {
+        let result = self.view(node).and_then(|(index, view, ino)| {
             if !IdMap::has_ids(name) {
-                return guard("setxattr", || view.setxattr(ino, name, value, flags));
+                return self.change("setxattr", (index, &view), || view.setxattr(ino, name, value, flags));
             }
             let stored = self.ids.stored_acl(value);
-            guard("setxattr", || {
+            self.change("setxattr", (index, &view), || {
                 if self.kernel_permissions() && IdMap::is_access_acl(name) {
                     // The kernel's flag that asks for this is in a field that fuser 0.18 does not expose
                     // (FUSE_SETXATTR_EXT).
@@ -31,7 +31,8 @@ impl Shared {
                 if !self.kernel_permissions() && IdMap::is_access_acl(name) {
                     // On such a mount the kernel does not know that this attribute is an ACL, and would keep
                     // showing the cached mode.
-                    if let Some(Err(error)) = self.kernel.get().map(|kernel| kernel.forget_attributes(node.0))
+                    if let Some(Err(error)) =
+                        self.link.kernel.get().map(|kernel| kernel.forget_attributes(node.0))
                     {
                         tracing::warn!(%error, "the kernel may show an old mode of inode {ino} for a while");
                     }
@@ -48,7 +49,7 @@ impl Shared {
                 let value = guard("getxattr", || view.getxattr(ino, name))?;
                 Ok(if IdMap::has_ids(name) { self.ids.shown_acl(&value) } else { value })
             }
-            Node::Control(_) => Err(Errno::ENODATA),
+            Node::Control(_) | Node::Placeholder(_) => Err(Errno::ENODATA),
         });
         sized(reply, size, result);
     }
@@ -59,16 +60,16 @@ impl Shared {
                 let trusted = self.ids.shows_trusted(Shared::caller_uid(req));
                 guard("listxattr", || view.listxattr(ino, trusted))
             }
-            Node::Control(_) => Ok(Vec::new()),
+            Node::Control(_) | Node::Placeholder(_) => Ok(Vec::new()),
         });
         sized(reply, size, result);
     }
 
     pub(super) fn removexattr(&self, node: INodeNo, name: &[u8], reply: ReplyEmpty) {
-        done(
-            reply,
-            self.view(node).and_then(|(_, view, ino)| guard("removexattr", || view.removexattr(ino, name))),
-        );
+        let result = self.view(node).and_then(|(index, view, ino)| {
+            self.change("removexattr", (index, &view), || view.removexattr(ino, name))
+        });
+        done(reply, result);
     }
 }
 

@@ -13,6 +13,7 @@
 //!
 //! Lock order: `committing`, `gate`, `DataFile::lock`, `state`, the upper's journal, caches.
 
+mod changes;
 mod commit;
 mod content;
 mod diff;
@@ -32,11 +33,11 @@ use std::sync::{Arc, OnceLock};
 
 use karapace_store::Store;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
-use karapace_store::inode::{Ino, Timestamp};
+use karapace_store::inode::{Ino, ROOT_INO, Timestamp};
 use karapace_store::tree::Trees;
 use parking_lot::{Mutex, RwLock};
 
-use crate::attr::{Attr, HeadRef, NAME_MAX, StatFs, ViewStats};
+use crate::attr::{Attr, HeadRef, Invalidation, NAME_MAX, StatFs, ViewStats};
 use crate::error::{Error, Result};
 use crate::upper::journal::Room;
 use crate::upper::record::Item;
@@ -47,6 +48,7 @@ use crate::view::node::{FileBody, NodeBody};
 use crate::view::table::{Forgotten, State};
 use crate::view::walk::Walks;
 
+pub(crate) use changes::observed;
 pub use commit::{Publish, Published, Stays, Stored};
 pub use gate::Hold;
 pub use ops::Sought;
@@ -176,6 +178,32 @@ impl View {
     /// Number of references that the kernel holds to an inode.
     pub fn references(&self, ino: Ino) -> u64 {
         self.state.read().nodes.get(&ino).map_or(0, |node| node.lookups)
+    }
+
+    /// What a kernel may have cached of the inodes for which `holds` is true, given their references: the
+    /// name of each, if it has one only, and its attributes.
+    pub(crate) fn known(&self, holds: &dyn Fn(Ino, u64) -> bool) -> Vec<Invalidation> {
+        let state = self.state.read();
+        let mut known = vec![Invalidation::Inode { ino: ROOT_INO }];
+        for (ino, node) in state.nodes.iter().filter(|(ino, node)| holds(**ino, node.lookups)) {
+            if let Some(place) = &node.place {
+                known.push(Invalidation::Entry { parent: place.parent, name: place.name.clone() });
+            }
+            known.push(Invalidation::Inode { ino: *ino });
+        }
+        known
+    }
+
+    /// Drops all kernel references but as many as `stay` tells for an inode.
+    pub(crate) fn forget_all_but(&self, stay: &dyn Fn(Ino) -> u64) {
+        let held: Vec<(Ino, u64)> =
+            self.state.read().nodes.iter().map(|(ino, node)| (*ino, node.lookups)).collect();
+        for (ino, lookups) in held {
+            let gone = lookups.saturating_sub(stay(ino));
+            if gone > 0 {
+                self.forget(ino, gone);
+            }
+        }
     }
 
     /// Drops `n` kernel references.

@@ -283,6 +283,7 @@ impl Node {
             ino,
             mode,
             nlink: m.nlink,
+            linked: self.linked,
             uid: m.uid,
             gid: m.gid,
             rdev: m.rdev,

@@ -227,12 +227,15 @@ impl Plan<'_> {
                 (old, new) => {
                     let old_ino = old.as_ref().map(Target::ino);
                     let keeps = old_ino == new.as_ref().map(Target::ino);
+                    let is_link = |target: &Option<Target>| matches!(target, Some(Target::Link { .. }));
+                    let becomes_linked = is_link(&new) && !is_link(&old);
                     if let Some(old) = old {
                         self.removed(old)?;
                     }
                     let edit = new.map(|new| self.added(place, new)).transpose()?.flatten();
                     let now = edit.as_ref().map_or(old_ino.filter(|_| keeps), |edit| Some(edit.ino()));
-                    if known && !(keeps && now == old_ino) {
+                    // A linked inode does not tell its names.
+                    if known && (!keeps || now != old_ino || becomes_linked) {
                         self.invalid.push(Invalidation::Entry { parent: dir, name: name.clone() });
                     }
                     edit

@@ -2,13 +2,20 @@
 
 use std::fs;
 
-use crate::kernel::harness::Mounted;
-use crate::kernel::toy::Op;
+use fuser::InitFlags;
+
+use crate::kernel::harness::{Mounted, karapace_flags};
+use crate::kernel::toy::{Op, Toy};
 
 /// The kernel offers every flag that Karapace requests: a missing one fails the mount with its name.
 #[test]
 fn the_kernel_offers_what_karapace_asks() {
     let mounted = Mounted::new();
+    assert!(mounted.path("").exists());
+    drop(mounted);
+    let locks = InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS;
+    let flags = karapace_flags().difference(InitFlags::FUSE_NO_OPEN_SUPPORT) | locks;
+    let mounted = Mounted::serve(Toy::new(flags), "user_id=0,group_id=0,allow_other,default_permissions");
     assert!(mounted.path("").exists());
 }
 

@@ -14,7 +14,7 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::kernel::toy::{FOREVER, Node, Op, Seen, Toy, is_control};
+use crate::kernel::toy::{Node, Op, Seen, Toy, is_control};
 
 impl Filesystem for Toy {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -39,10 +39,13 @@ impl Filesystem for Toy {
         match inner.node(parent.0).children.get(name).copied() {
             Some(ino) => {
                 inner.node(ino).refs += 1;
-                reply.entry(&FOREVER, &inner.attr(ino), Generation(0));
+                reply.entry(&inner.lifetime, &inner.attr(ino), Generation(0));
             }
             // A negative entry: inode number 0, cached for as long as a positive one.
-            None => reply.entry(&FOREVER, &FileAttr { ino: INodeNo(0), ..inner.attr(1) }, Generation(0)),
+            None if inner.lifetime.is_zero() => reply.error(Errno::ENOENT),
+            None => {
+                reply.entry(&inner.lifetime, &FileAttr { ino: INodeNo(0), ..inner.attr(1) }, Generation(0))
+            }
         }
     }
 
@@ -55,7 +58,8 @@ impl Filesystem for Toy {
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.log(req, Op::GetAttr, ino, OsStr::new(""));
-        reply.attr(&FOREVER, &self.lock().attr(ino.0));
+        let inner = self.lock();
+        reply.attr(&inner.lifetime, &inner.attr(ino.0));
     }
 
     fn setattr(
@@ -85,7 +89,7 @@ impl Filesystem for Toy {
         if let Some(size) = size {
             node.data.resize(size as usize, 0);
         }
-        reply.attr(&FOREVER, &inner.attr(ino.0));
+        reply.attr(&inner.lifetime, &inner.attr(ino.0));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -154,7 +158,7 @@ impl Filesystem for Toy {
         let node = inner.node(ino.0);
         node.nlink += 1;
         node.refs += 1;
-        reply.entry(&FOREVER, &inner.attr(ino.0), Generation(0));
+        reply.entry(&inner.lifetime, &inner.attr(ino.0), Generation(0));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -261,7 +265,7 @@ impl Filesystem for Toy {
         for (index, (name, child)) in listing.iter().enumerate().skip(offset as usize) {
             let attr = inner.attr(*child);
             let name = OsStr::from_bytes(name);
-            if reply.add(INodeNo(*child), index as u64 + 1, name, &FOREVER, &attr, Generation(0)) {
+            if reply.add(INodeNo(*child), index as u64 + 1, name, &inner.lifetime, &attr, Generation(0)) {
                 break;
             }
             inner.node(*child).refs += 1;

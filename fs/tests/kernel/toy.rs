@@ -12,7 +12,7 @@ use fuser::{
 };
 
 /// Karapace's time-to-live of entries and attributes: effectively infinite for a test.
-pub const FOREVER: Duration = Duration::from_secs(86_400);
+const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// Kind of a request, with the protocol's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +104,8 @@ type Hold = (Op, Vec<u8>);
 /// The table, the log and the requests held back.
 pub struct Inner {
     pub nodes: BTreeMap<u64, Node>,
+    /// Time-to-live of entries and attributes. An absent name has ENOENT if it is zero.
+    pub lifetime: Duration,
     next: u64,
     log: Vec<Seen>,
     holds: Vec<Hold>,
@@ -124,7 +126,7 @@ impl Toy {
     pub fn new(flags: InitFlags) -> Toy {
         let mut nodes = BTreeMap::new();
         nodes.insert(1, Node::new(FileType::Directory, 0o755));
-        let inner = Inner { nodes, next: 2, log: Vec::new(), holds: Vec::new(), held: 0 };
+        let inner = Inner { nodes, lifetime: FOREVER, next: 2, log: Vec::new(), holds: Vec::new(), held: 0 };
         Toy { inner: Arc::new(Mutex::new(inner)), changed: Arc::new(Condvar::new()), flags }
     }
 
@@ -222,7 +224,7 @@ impl Toy {
         node.gid = req.gid();
         let ino = inner.insert(parent.0, name.as_bytes(), node);
         inner.node(ino).refs += 1;
-        reply.entry(&FOREVER, &inner.attr(ino), Generation(0));
+        reply.entry(&inner.lifetime, &inner.attr(ino), Generation(0));
     }
 
     /// Removes a name and replies.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use karapace_fs::attr::{HeadRef, Told};
 use karapace_fs::control::{Command, CommandError, ControlId, ControlPlane, SnapshotInfo};
-use karapace_fs::session::{Invalidator, MountOptions, MountedSession, UnmountHandle, Watchers};
+use karapace_fs::session::{Invalidator, MountOptions, Serving, UnmountHandle, Watchers};
 use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::batch::Batch;
@@ -137,6 +137,7 @@ pub struct Served {
     pub invalidator: Invalidator,
     pub unmounter: UnmountHandle,
     pub watchers: Watchers,
+    pub serving: Serving,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -150,13 +151,14 @@ impl Served {
     ) -> Served {
         assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: load the fuse module");
         let plane = plane.map(|plane| -> Arc<dyn ControlPlane> { plane });
-        let session =
-            MountedSession::mount(view.clone(), trees.clone(), plane, dir, "karapace+test", options)
-                .expect("these tests need the right to mount (run them as root)");
-        let (invalidator, unmounter) = (session.invalidator(), session.unmount_handle());
-        let watchers = session.watchers();
+        let serving = Serving::new(view.clone(), trees.clone(), plane).expect("a thread");
+        let session = serving
+            .mount(dir, "karapace+test", options)
+            .expect("these tests need the right to mount (run them as root)");
+        let (invalidator, unmounter) = (serving.invalidator(), session.unmount_handle());
+        let watchers = serving.watchers();
         let thread = Some(std::thread::spawn(move || session.wait()));
-        Served { invalidator, unmounter, watchers, thread }
+        Served { invalidator, unmounter, watchers, serving, thread }
     }
 
     /// Waits until the mount has ended.
@@ -287,6 +289,48 @@ impl Mount {
         let err = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{program} should have failed: {script}\n{err}");
         err
+    }
+}
+
+/// Another mount of a view, on a directory of its own.
+pub struct Second {
+    dir: tempfile::TempDir,
+    unmounter: UnmountHandle,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Second {
+    pub fn of(mount: &Mount) -> Second {
+        Second::with(mount, |_| {})
+    }
+
+    pub fn for_sessions(mount: &Mount) -> Second {
+        Second::with(mount, |options| options.for_sessions = true)
+    }
+
+    pub fn with(mount: &Mount, change: impl FnOnce(&mut MountOptions)) -> Second {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut options = MountOptions { shares: true, ..MountOptions::default() };
+        change(&mut options);
+        let session = mount.served.serving.mount(dir.path(), "karapace+second", &options).expect("mount");
+        let unmounter = session.unmount_handle();
+        let thread = Some(std::thread::spawn(move || session.wait()));
+        Second { dir, unmounter, thread }
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        if self.unmounter.unmount().is_err() {
+            self.unmounter.detach().expect("cannot unmount");
+        }
+        if let Some(thread) = self.thread.take().filter(|_| !std::thread::panicking()) {
+            thread.join().expect("serving does not panic").expect("serving ends well");
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use karapace_fs::session::LockScope;
+
 use crate::mount::space::SmallDisk;
 use crate::mount::support::Mount;
 
@@ -68,6 +70,12 @@ fn data() {
 #[test]
 fn locks() {
     as_root("locks");
+}
+
+/// Kept by the server, they are the same to the programs of one mount.
+#[test]
+fn shared_locks() {
+    on(&Mount::with(|options| options.locks = LockScope::Shared), "locks");
 }
 
 #[test]

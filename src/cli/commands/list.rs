@@ -25,7 +25,7 @@ impl Args {
                     env.state.clone(),
                     env.head[..12].to_owned(),
                     env.snapshots.to_string(),
-                    env.mount.as_ref().map_or_else(|| "-".to_owned(), shown),
+                    shown(env.mount.as_ref(), env.sessions),
                 ]
             };
             let rows: Vec<_> = environments.iter().map(row).collect();
@@ -38,9 +38,18 @@ impl Args {
     }
 }
 
-/// The mount point, and whether it is one here: processes may use a mount that was detached, or that another
-/// mount namespace has.
-fn shown(mount: &MountInfo) -> String {
-    let elsewhere = if mount.session || mount.is_seen_here() { "" } else { " (not mounted here)" };
-    format!("{}{elsewhere}", mount.dir.display())
+/// The mount point, and whether it is one here (processes may use a mount that was detached, or that another
+/// mount namespace has); and how many sessions there are.
+fn shown(mount: Option<&MountInfo>, sessions: usize) -> String {
+    let place = mount.filter(|mount| !mount.session).map(|mount| {
+        let elsewhere = if mount.is_seen_here() { "" } else { " (not mounted here)" };
+        format!("{}{elsewhere}", mount.dir.display())
+    });
+    let sessions = match sessions {
+        0 => None,
+        1 => Some("1 session".to_owned()),
+        many => Some(format!("{many} sessions")),
+    };
+    let parts: Vec<_> = place.into_iter().chain(sessions).collect();
+    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }

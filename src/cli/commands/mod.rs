@@ -15,6 +15,7 @@ mod export;
 mod export_app;
 mod freeze;
 mod gc;
+mod ground;
 mod import;
 mod inspect;
 mod list;
@@ -75,6 +76,8 @@ pub enum Command {
     ManPages(man_pages::Args),
     #[command(hide = true)]
     TellWatchers(tell_watchers::Args),
+    #[command(hide = true)]
+    Ground(ground::Args),
 }
 
 impl Command {
@@ -112,6 +115,7 @@ impl Command {
             Command::Completions(args) => args.run(),
             Command::ManPages(args) => args.run(global),
             Command::TellWatchers(args) => args.run(),
+            Command::Ground(args) => args.run(),
         }?;
         Ok(0)
     }

@@ -1,22 +1,22 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use karapace_fs::session::{CtlDir, Flag, MountOptions};
+use karapace_fs::session::{CtlDir, Flag, LockScope, MountOptions};
 use karapace_store::metadata::Metadata;
 use serde_json::json;
 
 use super::mount_all::All;
 use crate::cli::Global;
 use crate::cli::ui::{self, Failure};
-use crate::engine::mount::background::{leave_host, receive_options, tell_failed, tell_ready};
+use crate::engine::mount::background::{Mounted, receive_options, tell_failed, tell_ready};
 use crate::engine::mount::options::{Options, default_dir};
 use crate::engine::{Engine, Error};
 use crate::process;
 
 /// The fields of [`How`]. Not the group that clap makes of them: a message would then name all of them
 /// instead of the one that was given.
-const OF_ONE_MOUNT: [&str; 8] =
-    ["read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "threads"];
+const OF_ONE_MOUNT: [&str; 9] =
+    ["read_only", "flags", "snapshot", "ctl_dir", "allow_other", "passthrough", "idmap", "locks", "threads"];
 
 /// Mount an environment as a directory
 ///
@@ -74,6 +74,11 @@ struct How {
     /// X-mount.idmap=). There is no control directory then. Only for root; needs Linux 6.12
     #[arg(long)]
     idmap: bool,
+    /// Which locks on files (flock, fcntl) exclude each other: those taken through the same mount, or those
+    /// of all programs, on the host and in sessions, which makes opening files slower. It holds for the
+    /// sessions too, until the last of them and the mount have ended
+    #[arg(long, value_parser = one_of(LockScope::WORDS), default_value = "local", value_name = "SCOPE")]
+    locks: LockScope,
     /// Number of threads that serve requests
     #[arg(long, value_name = "N", default_value_t = MountOptions::DEFAULT_THREADS, value_parser = threads)]
     threads: usize,
@@ -121,10 +126,10 @@ impl Args {
                 Ok(())
             })?);
         }
-        let (dir, server) = engine.mount(&env, &dir, &options, global.verbose())?;
+        let Mounted { dir, pid, .. } = engine.mount(&env, &dir, &options, global.verbose())?;
         if global.json() {
             let dir = dir.display().to_string();
-            ui::json(&json!({ "name": env.name, "dir": dir, "pid": server.pid() }))?;
+            ui::json(&json!({ "name": env.name, "dir": dir, "pid": pid }))?;
         } else {
             ui::line(&dir.display().to_string())?;
         }
@@ -164,9 +169,6 @@ impl Args {
         nix::unistd::setsid().map_err(std::io::Error::from)?;
         process::become_server().map_err(std::io::Error::from)?;
         let options = receive_options()?;
-        if options.has_ground {
-            leave_host()?;
-        }
         tracing::debug!(?options, "asked to mount");
         let engine = global.engine()?;
         let (env, dir) = self.resolve(&engine)?;
@@ -180,7 +182,8 @@ impl Args {
 
 impl How {
     fn options(&self) -> Options {
-        let How { read_only, flags, snapshot, ctl_dir, allow_other, passthrough, idmap, threads } = self;
+        let How { read_only, flags, snapshot, ctl_dir, allow_other, passthrough, idmap, locks, threads } =
+            self;
         Options {
             snapshot: snapshot.clone(),
             ..Options::on_host(MountOptions {
@@ -191,6 +194,7 @@ impl How {
                 threads: *threads,
                 passthrough: *passthrough,
                 idmap: *idmap,
+                locks: *locks,
                 ..MountOptions::default()
             })
         }
@@ -237,7 +241,7 @@ pub(super) mod tests {
         let options = options();
         let fields = serde_json::to_value(&default.mount).unwrap();
         // The engine sets these.
-        let set = ["sub_ids"];
+        let set = ["for_sessions", "shares", "sub_ids"];
         let count = fields.as_object().unwrap().keys().filter(|name| !set.contains(&name.as_str())).count();
         assert_eq!(options.len(), count + 1, "those of the file system, and the snapshot: {options:?}");
         for option in &options {

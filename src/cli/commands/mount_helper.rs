@@ -78,8 +78,8 @@ struct Helper {
     /// A mount namespace; not supported
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
-    /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled, threads=N,
-    /// passthrough, idmap; remount
+    /// store=PATH, ro, nosuid, nodev, noexec, allow_other, ctl_dir=hidden|visible|disabled,
+    /// locks=local|shared, threads=N, passthrough, idmap; remount
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS")]
     options: Vec<String>,
     /// The type; ignored
@@ -207,6 +207,7 @@ impl Asked {
                 ("idmap", None) => asked.say("--idmap", ""),
                 ("threads", Some(number)) => asked.say("--threads=", number),
                 ("ctl_dir", Some(how)) => asked.say("--ctl-dir=", how),
+                ("locks", Some(scope)) => asked.say("--locks=", scope),
                 ("remount" | "", None) => {}
                 _ if IGNORED.contains(&name)
                     || name == "comment"

@@ -10,10 +10,12 @@ use crate::engine::instance::watchers::make_calls;
 pub struct Args {
     /// Where the server's environment is mounted
     dir: PathBuf,
+    /// The namespaces in which it is
+    namespaces: Vec<PathBuf>,
 }
 
 impl Args {
     pub fn run(&self) -> Result<(), Failure> {
-        Ok(make_calls(&self.dir)?)
+        Ok(make_calls(&self.dir, &self.namespaces)?)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
+use karapace_store::wait::Deadline;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::utsname::uname;
@@ -13,6 +16,9 @@ use crate::engine::mountpoint;
 
 /// Restore needs FUSE_EXPIRE_ONLY (docs/KERNEL.md).
 const KERNEL: (u32, u32) = (6, 2);
+
+/// How long all mounts together may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn kernel() -> Check {
     const NAME: &str = "kernel";
@@ -130,15 +136,37 @@ pub(super) fn stale_mounts() -> Check {
         Ok(dirs) => dirs,
         Err(error) => return Check::warning(NAME, error.to_string(), "mount /proc"),
     };
-    let stale: Vec<String> = dirs
-        .iter()
-        .filter(|dir| mountpoint::is_stale(dir))
-        .map(|dir| format!("karapace umount '{}'", dir.display()))
-        .collect();
-    if stale.is_empty() {
+    let answers: Vec<_> = dirs.into_iter().map(|dir| (ask(&dir), dir)).collect();
+    let deadline = Deadline::after(PATIENCE);
+    let (mut stale, mut silent) = (Vec::new(), Vec::new());
+    for (answer, dir) in answers {
+        let dir = dir.display();
+        match answer.recv_timeout(deadline.left()) {
+            Ok(false) => {}
+            Ok(true) => stale.push(format!("karapace umount '{dir}'")),
+            Err(_) => silent.push(format!("karapace umount --force '{dir}'")),
+        }
+    }
+    let gone = (!stale.is_empty()).then(|| format!("{} mounts whose server is gone", stale.len()));
+    let mute = (!silent.is_empty()).then(|| format!("{} mounts whose server does not answer", silent.len()));
+    let found: Vec<String> = gone.into_iter().chain(mute).collect();
+    if found.is_empty() {
         return Check::ok(NAME, "none");
     }
-    Check::warning(NAME, format!("{} mounts whose server is gone", stale.len()), stale.join("; "))
+    stale.append(&mut silent);
+    Check::warning(NAME, found.join(", "), stale.join("; "))
+}
+
+/// Asks in a thread whether the mount on `dir` is stale: its server may not answer, as when it is stopped.
+fn ask(dir: &Path) -> Receiver<bool> {
+    let (tell, told) = channel();
+    let dir = dir.to_owned();
+    let look = move || tell.send(mountpoint::is_stale(&dir)).unwrap_or(());
+    // Without a thread the receiver finds out that nobody answers.
+    if let Err(error) = std::thread::Builder::new().name("karapace-look".to_owned()).spawn(look) {
+        tracing::warn!("cannot look at a mount: {error}");
+    }
+    told
 }
 
 #[cfg(test)]

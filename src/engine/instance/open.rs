@@ -113,7 +113,7 @@ pub struct Instance {
     /// Root objects of the snapshots in use through the control directory.
     looked_at: Mutex<Vec<ObjectId>>,
     pub(super) invalidator: OnceLock<Invalidator>,
-    pub(super) teller: OnceLock<Teller>,
+    pub(super) teller: OnceLock<Arc<Teller>>,
     lock: EnvLock,
 }
 
@@ -186,7 +186,7 @@ impl Instance {
 
     /// Connects the instance to its mount: from now on a restore tells the kernel through `invalidator` what
     /// to forget, and then notifies programs that watch files through `teller`.
-    pub fn attach(&self, invalidator: Invalidator, teller: Teller) {
+    pub fn attach(&self, invalidator: Invalidator, teller: Arc<Teller>) {
         if self.invalidator.set(invalidator).is_err() || self.teller.set(teller).is_err() {
             tracing::error!("an environment was attached twice");
         }

@@ -81,6 +81,21 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
     }
 }
 
+/// How many sessions are inside: the shared locks on the file in /proc/locks (proc_locks(5)). 0 if that
+/// cannot be read.
+pub fn count(engine: &Engine, instance: &InstanceId) -> usize {
+    let file = engine.store().files().stat(&path(engine, instance));
+    let (Ok(file), Ok(table)) = (file, std::fs::read_to_string("/proc/locks")) else { return 0 };
+    let inode = format!(":{}", file.st_ino);
+    let is_session = |line: &&str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.get(1) == Some(&"OFDLCK")
+            && words.get(3) == Some(&"READ")
+            && words.get(5).is_some_and(|place| place.ends_with(&inode))
+    };
+    table.lines().filter(is_session).count()
+}
+
 /// Waits up to `patience` until no session is inside. Returns whether none is.
 pub fn end_within(engine: &Engine, instance: &InstanceId, patience: Duration) -> bool {
     let over = || Ok::<_, Infallible>((!running(engine, instance)).then_some(()));
@@ -122,9 +137,11 @@ mod tests {
         let instance = InstanceId::from_bytes([7; 16]);
         std::fs::create_dir_all(engine.env_dir(&instance)).unwrap();
         assert!(!running(&engine, &instance));
+        assert_eq!(count(&engine, &instance), 0);
         let first = Session::join(&engine, &instance).unwrap();
         let second = Session::join(&engine, &instance).unwrap();
         assert!(running(&engine, &instance));
+        assert_eq!(count(&engine, &instance), 2);
         let (mut after_first, mut after_second) = (false, false);
         let note = |flag: &mut bool| {
             *flag = true;

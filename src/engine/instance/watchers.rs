@@ -1,6 +1,7 @@
 //! Notifies programs that watch files in a mount of what a restore changed: the process whose calls make the
 //! kernel raise the events, and the server's side of it (`fs/src/fuse/watchers.rs` answers the calls).
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -16,6 +17,7 @@ use karapace_store::inode::FileKind;
 use karapace_store::wait;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -76,18 +78,37 @@ impl Step {
     }
 }
 
-/// Notifies watchers in one mount.
+/// A mount in which programs may watch files.
+#[derive(Clone)]
+pub struct Place {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// Paths of the namespaces in which it is one, the user namespace first; none if this process is in them.
+    pub namespaces: Vec<PathBuf>,
+}
+
+/// Notifies watchers in all mounts.
 pub struct Teller {
     watchers: Watchers,
-    dir: PathBuf,
+    places: Mutex<Vec<Place>>,
     /// One process at a time.
     turn: Mutex<()>,
 }
 
 impl Teller {
-    /// For the mount on `dir`, as this process sees it.
-    pub fn new(watchers: Watchers, dir: PathBuf) -> Teller {
-        Teller { watchers, dir, turn: Mutex::default() }
+    /// For the mounts that are added.
+    pub fn new(watchers: Watchers) -> Teller {
+        Teller { watchers, places: Mutex::default(), turn: Mutex::default() }
+    }
+
+    /// From now on watchers in this mount are notified.
+    pub fn add(&self, place: Place) {
+        self.places.lock().push(place);
+    }
+
+    /// From now on those in the mount on `dir` are not.
+    pub fn remove(&self, dir: &Path) {
+        self.places.lock().retain(|place| place.dir != dir);
     }
 
     /// Raises the events; returns when they are queued, or after a timeout. Failures are only logged, because
@@ -96,29 +117,32 @@ impl Teller {
         if told.is_empty() {
             return;
         }
-        let start = Instant::now();
-        let turn = self.turn.try_lock_for(PATIENCE);
-        let done = match &turn {
-            Some(_) => self.run(told),
-            None => Err(io::Error::other("an earlier restore is still being reported")),
-        };
-        match done {
-            Ok(()) => tracing::debug!("told watchers of {} paths in {:?}", told.len(), start.elapsed()),
-            Err(error) => {
-                let dir = self.dir.display();
-                tracing::warn!(
-                    "programs that watch files in {dir} may not have noticed the restore: {error}"
-                );
+        let places = self.places.lock().clone();
+        for place in places {
+            let start = Instant::now();
+            let turn = self.turn.try_lock_for(PATIENCE);
+            let done = match &turn {
+                Some(_) => self.run(&place, told),
+                None => Err(io::Error::other("an earlier restore is still being reported")),
+            };
+            match done {
+                Ok(()) => tracing::debug!("told watchers of {} paths in {:?}", told.len(), start.elapsed()),
+                Err(error) => {
+                    let dir = place.dir.display();
+                    tracing::warn!(
+                        "programs that watch files in {dir} may not have noticed the restore: {error}"
+                    );
+                }
             }
         }
     }
 
-    fn run(&self, told: &[Told]) -> io::Result<()> {
+    fn run(&self, place: &Place, told: &[Told]) -> io::Result<()> {
         let probe = format!(".karapace-{}", InstanceId::random().map_err(io::Error::other)?.to_hex());
         let task = Task { probe, steps: told.iter().map(Step::new).collect() };
         let text = serde_json::to_vec(&task)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("karapace").arg(COMMAND).arg(&self.dir);
+        command.arg0("karapace").arg(COMMAND).arg(&place.dir).args(&place.namespaces);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn()?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
@@ -175,9 +199,14 @@ fn reap(mut child: Child, watchers: Option<Watchers>) -> bool {
     child.wait().is_ok_and(|status| status.success())
 }
 
-/// Makes the calls that standard input lists, in the mount on `dir`. Runs in the process that
-/// [`Teller::tell`] starts.
-pub fn make_calls(dir: &Path) -> Result<()> {
+/// Makes the calls that standard input lists, in the mount on `dir` in these namespaces ([`Place`]). Runs in
+/// the process that [`Teller::tell`] starts.
+pub fn make_calls(dir: &Path, namespaces: &[PathBuf]) -> Result<()> {
+    // All are opened before the first is entered, for the paths may mean nothing there.
+    let hold = |path: &PathBuf| File::open(path).at("open", path);
+    for (namespace, path) in namespaces.iter().map(hold).collect::<Result<Vec<_>>>()?.iter().zip(namespaces) {
+        setns(namespace, CloneFlags::empty()).map_err(io::Error::from).at("enter", path)?;
+    }
     let mut text = Vec::new();
     io::stdin().read_to_end(&mut text).at("read", Path::new("standard input"))?;
     let Task { probe, steps } = serde_json::from_slice(&text).map_err(|e| Error::Invalid(e.to_string()))?;

@@ -12,7 +12,6 @@ use super::build::{BuildOptions, Plan, Resolution, Resolved};
 use crate::description::lifecycle;
 use crate::engine::At as _;
 use crate::engine::instance::open::{CommitOutcome, Instance, Wait};
-use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Report, Result};
 
 /// The result of a rebuild.
@@ -92,7 +91,7 @@ impl Engine {
         metadata.created_at = old.created_at;
         metadata.updated_at = Timestamp::now();
         if let Some(mount) = self.recorded_mount(&old.instance)? {
-            mountpoint::clear_stale(&mount.dir)?;
+            mount.clear_stale()?;
         }
         let intent = Intent::Replace { instance: metadata.instance, old: old.instance };
         let intent = Wal::begin(self.store(), intent)?;

@@ -17,7 +17,7 @@ use crate::description::manifest::Manifest;
 use crate::engine::instance::layering::Layer;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::sessions;
-use crate::engine::mountpoint;
+use crate::engine::server::socket::Request;
 use crate::engine::{Engine, Error, Result};
 
 /// How long the commands of a killed build may take to end: they are being killed too.
@@ -102,10 +102,10 @@ impl Engine {
         }
         let recorded = self.recorded_mount(&env.instance)?;
         if self.live_mount(&env.instance)?.is_some() {
-            self.unmount_and_wait(env)?;
+            self.unmount_and_wait(env, &Request::EndSessions)?;
         }
         let Some(mount) = recorded else { return Ok(()) };
-        mountpoint::clear_stale(&mount.dir)?;
+        mount.clear_stale()?;
         match std::fs::remove_dir(&mount.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mount.dir, e)),
             _ => Ok(()),

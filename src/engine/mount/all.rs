@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -24,11 +24,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::background::{Background, Readiness};
+use super::background::{Background, Mounted, Readiness};
 use super::options::Options;
 use super::supervisor::{Supervisor, record_path};
 use crate::engine::At as _;
 use crate::engine::mountpoint;
+use crate::engine::server::keeper::is_over;
 use crate::engine::{Engine, Error, Result};
 use crate::process::signals;
 
@@ -81,7 +82,8 @@ impl Engine {
             .map_err(|e| Error::Invalid(format!("cannot wait for signals: {e}")))?;
         let watched = Metadata::dir(self.store());
         let watch = Watch::begin(&watched).at("watch", &watched)?;
-        let mut mounts = Mounts { engine: self, dir: &dir, verbose, tell, known: BTreeMap::new() };
+        let (known, left) = (BTreeMap::new(), Vec::new());
+        let mut mounts = Mounts { engine: self, dir: &dir, verbose, tell, known, left };
         mounts.follow()?;
         ready(&dir)?;
         while !watch.wait(&stop).at("watch", &watched)? {
@@ -120,7 +122,7 @@ impl Engine {
         match serde_json::from_str(&line) {
             Ok(Readiness::Mounted { dir }) => Ok((dir, child.id())),
             Ok(Readiness::Failed { errno, reason }) => Err(Error::Served { errno, reason }),
-            Ok(Readiness::Alone) | Err(_) => {
+            Err(_) => {
                 let what = "ended before anything was mounted".to_owned();
                 Err(Error::Serving { env: "all environments".to_owned(), what, log })
             }
@@ -143,7 +145,8 @@ impl Engine {
             }
         }
         for (env, mount) in before {
-            if self.live_mount(&env.instance)?.is_none() {
+            // What is left for sessions was not asked for.
+            if self.live_mount(&env.instance)?.is_none_or(|now| now.session && !mount.session) {
                 done.push(mount.dir);
                 continue;
             }
@@ -212,6 +215,12 @@ impl Engine {
     }
 }
 
+/// A pidfd of a process; `None` if it has ended.
+fn opened(pid: u32) -> Option<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
 /// Whether /proc/locks (proc_locks(5)) lists a flock of the process `pid` on a file with this inode number.
 fn has_lock(pid: u32, inode: u64) -> Result<bool> {
     let path = Path::new("/proc/locks");
@@ -273,13 +282,20 @@ struct Known {
 }
 
 enum Standing {
-    /// Mounted here, by a process that this supervisor started or (without a `Background`) by one that an
-    /// earlier supervisor left.
-    Mounted(PathBuf, Option<Background>),
+    /// Mounted here.
+    Mounted(PathBuf, Process),
     /// The user unmounted it: it stays unmounted until its record changes.
     Unmounted,
     /// Mounting failed for this reason; it is tried again.
     Failed(String),
+}
+
+/// The process that serves an environment.
+enum Process {
+    /// This supervisor started it.
+    Child(Background),
+    /// It served sessions before, or an earlier supervisor started it: its id and a pidfd.
+    Other(u32, OwnedFd),
 }
 
 struct Mounts<'a> {
@@ -288,11 +304,14 @@ struct Mounts<'a> {
     verbose: bool,
     tell: &'a dyn Fn(&str),
     known: BTreeMap<InstanceId, Known>,
+    /// Processes that this supervisor started, and that go on for sessions.
+    left: Vec<Background>,
 }
 
 impl Mounts<'_> {
     /// Makes the mounts match the records.
     fn follow(&mut self) -> Result<()> {
+        self.left.retain_mut(|process| process.ended().is_none());
         let (environments, _) = self.engine.readable()?;
         let gone: Vec<InstanceId> = self.known.keys().copied().collect();
         for instance in gone.into_iter().filter(|id| environments.iter().all(|env| env.instance != *id)) {
@@ -344,34 +363,51 @@ impl Mounts<'_> {
 
     /// The present standing of a mounted environment. `None` if it must be mounted again.
     fn still_mounted(
-        &self,
+        &mut self,
         env: &Metadata,
         dir: PathBuf,
-        mut process: Option<Background>,
+        mut process: Process,
         changed: bool,
     ) -> Option<Standing> {
-        let ended = match &mut process {
-            Some(process) => process.ended(),
+        let was_unmounted = match self.ended(env, &mut process) {
+            Some(by_itself) => by_itself,
             None => match self.engine.live_mount(&env.instance) {
-                Ok(Some(mount)) if mount.dir == dir => None,
-                _ => Some(true),
+                // The process goes on for sessions.
+                Ok(Some(mount)) if mount.session || mount.dir != dir => {
+                    if let Process::Child(process) = process {
+                        self.left.push(process);
+                    }
+                    true
+                }
+                // If it is ending, the next look finds how it has ended.
+                _ => return Some(Standing::Mounted(dir, process)),
             },
         };
-        match ended {
-            None => Some(Standing::Mounted(dir, process)),
-            Some(true) if !changed => {
-                (self.tell)(&format!(
-                    "{} was unmounted: mount it again with `karapace mount {}`",
-                    env.name, env.name
-                ));
-                self.clear(&env.name);
-                Some(Standing::Unmounted)
+        if !was_unmounted {
+            (self.tell)(&format!("the server of {} was killed: mounting it again", env.name));
+            return None;
+        }
+        if changed {
+            return None;
+        }
+        (self.tell)(&format!(
+            "{} was unmounted: mount it again with `karapace mount {}`",
+            env.name, env.name
+        ));
+        self.clear(&env.name);
+        Some(Standing::Unmounted)
+    }
+
+    /// `None` while the process runs; afterwards, whether it exited by itself rather than by a signal.
+    fn ended(&self, env: &Metadata, process: &mut Process) -> Option<bool> {
+        match process {
+            Process::Child(process) => process.ended(),
+            Process::Other(pid, process) if is_over(process, Duration::ZERO) => {
+                // One that exits by itself removes the description of its mount.
+                let left = self.engine.recorded_mount(&env.instance);
+                Some(!left.is_ok_and(|left| left.is_some_and(|mount| mount.pid == *pid)))
             }
-            Some(true) => None,
-            Some(false) => {
-                (self.tell)(&format!("the server of {} was killed: mounting it again", env.name));
-                None
-            }
+            Process::Other(..) => None,
         }
     }
 
@@ -379,19 +415,26 @@ impl Mounts<'_> {
         let dir = self.dir.join(&env.name);
         if let Ok(Some(mount)) = self.engine.live_mount(&env.instance)
             && mount.dir == dir
+            && !mount.session
+            && let Some(process) = opened(mount.pid)
         {
-            return Standing::Mounted(dir, None);
+            return Standing::Mounted(dir, Process::Other(mount.pid, process));
         }
-        match self.engine.mount(env, &dir, &Options::on_host(MountOptions::default()), self.verbose) {
-            Ok((dir, process)) => Standing::Mounted(dir, Some(process)),
-            Err(error) => {
-                let reason = error.to_string();
-                if known_reason != Some(&reason) {
-                    (self.tell)(&format!("{} is not mounted here: {reason}", env.name));
-                }
-                Standing::Failed(reason)
+        let made = self.engine.mount(env, &dir, &Options::on_host(MountOptions::default()), self.verbose);
+        let reason = match made {
+            Ok(Mounted { dir, process: Some(process), .. }) => {
+                return Standing::Mounted(dir, Process::Child(process));
             }
+            Ok(Mounted { dir, pid, .. }) => match opened(pid) {
+                Some(process) => return Standing::Mounted(dir, Process::Other(pid, process)),
+                None => "its server has ended".to_owned(),
+            },
+            Err(error) => error.to_string(),
+        };
+        if known_reason != Some(&reason) {
+            (self.tell)(&format!("{} is not mounted here: {reason}", env.name));
         }
+        Standing::Failed(reason)
     }
 
     /// Unmounts every environment that was mounted here. One that is in use stays mounted, served by its own
@@ -400,7 +443,13 @@ impl Mounts<'_> {
         for (_, known) in std::mem::take(&mut self.known) {
             let Standing::Mounted(_, process) = known.standing else { continue };
             match self.engine.umount_env(&known.metadata) {
-                Ok(_) => process.into_iter().for_each(Background::wait),
+                // For sessions the process goes on.
+                Ok(_) if matches!(self.engine.live_mount(&known.metadata.instance), Ok(None)) => {
+                    if let Process::Child(process) = process {
+                        process.wait();
+                    }
+                }
+                Ok(_) => {}
                 Err(Error::NotMounted { .. }) => {}
                 Err(error) => (self.tell)(&format!("{} stays mounted: {error}", known.metadata.name)),
             }

@@ -1,25 +1,28 @@
 //! A background serving process: starting it, and the messages between it and its starter.
 //!
-//! The starter writes the options to the process's standard input. A process with a ground then answers that
-//! it is alone, and an empty line tells it that it has its ids. Its last message says that the mount answers,
-//! or why there is none.
+//! The starter writes the options to the process's standard input. Its answer says that the mount answers, or
+//! why there is none.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use karapace_store::metadata::Metadata;
-use nix::sched::{CloneFlags, unshare};
+use karapace_store::wait::Deadline;
 use serde::{Deserialize, Serialize};
 
 use super::options::{Options, check_mountable, check_root_options};
 use crate::engine::At as _;
+use crate::engine::instance::sessions;
 use crate::engine::mountpoint;
+use crate::engine::server::access::UNKNOWN_ANSWER;
+use crate::engine::server::client::Client;
 use crate::engine::server::info::log_path;
+use crate::engine::server::socket::{Answer, Request};
 use crate::engine::{Engine, Error, Result};
 use crate::process;
-use crate::runtime::ranges::Ranges;
 
 /// What a background process runs: this very program, even if its file has been replaced.
 const PROGRAM: &str = "/proc/self/exe";
@@ -27,19 +30,15 @@ const PROGRAM: &str = "/proc/self/exe";
 /// Size in bytes above which the next mount starts a new mount log.
 const LOG_LIMIT: u64 = 1 << 20;
 
+/// How long a process that serves sessions may take to end, or to mount.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// The background process's message to its starter: one JSON line on standard output.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Readiness {
-    /// The process is in new namespaces that have no ids yet, and waits for a line on its standard input.
-    Alone,
-    Mounted {
-        dir: PathBuf,
-    },
-    Failed {
-        errno: i32,
-        reason: String,
-    },
+    Mounted { dir: PathBuf },
+    Failed { errno: i32, reason: String },
 }
 
 /// Reports on standard output that the mount answers. For the background process only.
@@ -47,24 +46,9 @@ pub fn tell_ready(dir: &Path) -> Result<()> {
     tell(&Readiness::Mounted { dir: dir.to_owned() })
 }
 
-/// Receives the options on standard input, where the starter's next message follows. For the background
-/// process only.
+/// Receives the options on standard input. For the background process only.
 pub fn receive_options() -> Result<Options> {
     receive(&mut io::stdin().lock()).at("read the options from", Path::new("the starting process"))
-}
-
-/// Moves this process, which must be single-threaded, into its own user and mount namespace; returns when its
-/// starter has mapped its ids. For the background process only.
-pub fn leave_host() -> Result<()> {
-    let failed = |e: io::Error| Error::io("make a user namespace for", Path::new("the mount"), e);
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(|e| failed(e.into()))?;
-    tell(&Readiness::Alone)?;
-    let mut line = String::new();
-    match io::stdin().read_line(&mut line) {
-        Ok(read) if read > 0 => Ok(()),
-        Ok(_) => Err(failed(io::Error::other("it has no ids"))),
-        Err(error) => Err(failed(error)),
-    }
 }
 
 /// Reports on standard output why there is no mount. For the background process only.
@@ -87,11 +71,6 @@ fn tell(readiness: &Readiness) -> Result<()> {
 pub struct Background(Child);
 
 impl Background {
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
     /// `None` while it runs; afterwards, whether it exited by itself rather than by a signal.
     pub(super) fn ended(&mut self) -> Option<bool> {
         match self.0.try_wait() {
@@ -111,59 +90,70 @@ impl Background {
     }
 }
 
+/// A mount that was made.
+pub struct Mounted {
+    /// The mount point, without symlinks.
+    pub dir: PathBuf,
+    /// The serving process.
+    pub pid: u32,
+    /// That process, unless it served sessions before.
+    pub process: Option<Background>,
+}
+
 impl Engine {
-    /// Mounts on `dir` in a background process; returns when the mount answers. `verbose` makes the log more
-    /// detailed.
+    /// Mounts on `dir` in a background process, or in the one that serves the environment's sessions; returns
+    /// when the mount answers. `verbose` makes the log of a new process more detailed.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a state or options that cannot be mounted, [`Error::Mounted`] or
-    /// [`Error::MountedElsewhere`] if a process serves the environment already.
-    pub fn mount(
-        &self,
-        env: &Metadata,
-        dir: &Path,
-        options: &Options,
-        verbose: bool,
-    ) -> Result<(PathBuf, Background)> {
-        self.mount_in_background(env, dir, options, None, verbose)
-    }
-
-    /// The same, in a user and mount namespace that has these ids.
-    ///
-    /// # Errors
-    /// Also [`Error::NoIds`] if the ids cannot be mapped.
-    pub fn mount_with_ids(
-        &self,
-        env: &Metadata,
-        dir: &Path,
-        options: &Options,
-        ranges: &Ranges,
-    ) -> Result<(PathBuf, Background)> {
-        self.mount_in_background(env, dir, options, Some(ranges), false)
-    }
-
-    fn mount_in_background(
-        &self,
-        env: &Metadata,
-        dir: &Path,
-        options: &Options,
-        ranges: Option<&Ranges>,
-        verbose: bool,
-    ) -> Result<(PathBuf, Background)> {
+    /// [`Error::MountedElsewhere`] if it is mounted already, and [`Error::Running`] if the mount is for
+    /// sessions and those have one.
+    pub fn mount(&self, env: &Metadata, dir: &Path, options: &Options, verbose: bool) -> Result<Mounted> {
         // Refuse before a process is started, as far as possible.
         check_mountable(env)?;
         check_root_options(options)?;
-        if options.snapshot.is_none() {
+        process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
+        if options.snapshot.is_some() {
+            return self.mount_in_new_process(env, dir, options, verbose);
+        }
+        let deadline = Deadline::after(PATIENCE);
+        loop {
             self.end_orphaned_session(env)?;
-            if self.live_mount(&env.instance)?.is_some() {
-                return Err(self.mounted_error(env));
+            match self.live_mount(&env.instance)? {
+                None => {}
+                Some(mount) if mount.session && !options.session => {
+                    if let Some(mounted) = self.mount_beside_sessions(env, dir, options)? {
+                        return Ok(mounted);
+                    }
+                }
+                Some(_) => return Err(self.mounted_error(env)),
+            }
+            match self.mount_in_new_process(env, dir, options, verbose) {
+                // A session has begun meanwhile, and with it another process.
+                Err(Error::Served { errno: libc::EBUSY, .. })
+                    if !options.session
+                        && sessions::running(self, &env.instance)
+                        && !deadline.has_passed() =>
+                {
+                    deadline.pause();
+                }
+                other => return other,
             }
         }
-        process::lasting_limits().iter().for_each(|limit| tracing::warn!("{}: {limit}", env.name));
+    }
+
+    fn mount_in_new_process(
+        &self,
+        env: &Metadata,
+        dir: &Path,
+        options: &Options,
+        verbose: bool,
+    ) -> Result<Mounted> {
         let mut child = start(self, env, dir, verbose)?;
-        let options = Options { has_ground: ranges.is_some(), ..options.clone() };
-        match converse(&mut child, &options, ranges) {
-            Ok(Some(Readiness::Mounted { dir })) => Ok((dir, Background(child))),
+        match converse(&mut child, options) {
+            Ok(Some(Readiness::Mounted { dir })) => {
+                Ok(Mounted { dir, pid: child.id(), process: Some(Background(child)) })
+            }
             other => {
                 Background(child).wait();
                 match other? {
@@ -172,6 +162,37 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Asks the process that serves the sessions to mount for the host too. `None`: it has ended.
+    fn mount_beside_sessions(
+        &self,
+        env: &Metadata,
+        dir: &Path,
+        options: &Options,
+    ) -> Result<Option<Mounted>> {
+        let request = Request::Mount { dir: mountpoint::absolute(dir)?, options: options.mount.clone() };
+        let deadline = Deadline::after(PATIENCE);
+        while !deadline.has_passed() {
+            let Some(client) = Client::connect(self.store().files(), &self.env_dir(&env.instance))? else {
+                return Ok(None);
+            };
+            let pid = client.server().at("find the server of", Path::new(&env.name))?;
+            match self.ask(env, client, &request)? {
+                Some(Answer::Mounted { dir }) if !mountpoint::is_ours(&dir) => {
+                    // The sessions were begun in another mount namespace.
+                    self.unmount_and_wait(env, &Request::Unmount)?;
+                    return Err(Error::MountedElsewhere { env: env.name.clone(), dir });
+                }
+                Some(Answer::Mounted { dir }) => {
+                    return Ok(Some(Mounted { dir, pid: pid.unsigned_abs(), process: None }));
+                }
+                Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
+                None | Some(Answer::Ending) => deadline.pause(),
+                Some(_) => return Err(self.serving_error(env, UNKNOWN_ANSWER)),
+            }
+        }
+        Err(self.serving_error(env, "is ending, but does not finish"))
     }
 }
 
@@ -195,29 +216,16 @@ fn start(engine: &Engine, env: &Metadata, dir: &Path, verbose: bool) -> Result<C
     command.spawn().at("run", Path::new(PROGRAM))
 }
 
-/// Gives a background process its options, and the ids when it is ready for them. Returns its last message;
-/// `None` if it has ended without one.
-fn converse(child: &mut Child, options: &Options, ranges: Option<&Ranges>) -> Result<Option<Readiness>> {
+/// Gives a background process its options. Returns its answer; `None` if it has ended without one.
+fn converse(child: &mut Child, options: &Options) -> Result<Option<Readiness>> {
     let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else { return Ok(None) };
-    let mut output = BufReader::new(output);
-    let mut hear = || -> Result<Option<Readiness>> {
-        let mut line = String::new();
-        output.read_line(&mut line).at("read from", Path::new(PROGRAM))?;
-        Ok(serde_json::from_str(&line).ok())
-    };
     if let Err(error) = send(options, &mut input) {
         // The process has ended, and its log says why.
         tracing::debug!("telling the serving process its options: {error}");
     }
-    let first = hear()?;
-    let (Some(ranges), Some(Readiness::Alone)) = (ranges, &first) else { return Ok(first) };
-    if let Err(error) = ranges.give(child.id()).and_then(|()| input.write_all(b"\n")) {
-        // The process ends when its standard input is closed.
-        drop(input);
-        hear()?;
-        return Err(Error::NoIds { source: error });
-    }
-    hear()
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line).at("read from", Path::new(PROGRAM))?;
+    Ok(serde_json::from_str(&line).ok())
 }
 
 /// Writes the options as one line of JSON.
@@ -235,7 +243,7 @@ fn receive(input: &mut impl BufRead) -> io::Result<Options> {
 
 #[cfg(test)]
 mod tests {
-    use karapace_fs::session::{CtlDir, Flag, MountOptions, SubIds};
+    use karapace_fs::session::{CtlDir, Flag, LockScope, MountOptions, SubIds};
     use serde_json::Value;
 
     use super::*;
@@ -245,7 +253,6 @@ mod tests {
         Options {
             snapshot: Some("a \"quoted\"\nsnapshot, --idmap".to_owned()),
             session: true,
-            has_ground: true,
             mount: MountOptions {
                 read_only: true,
                 flags: Flag::WORDS.map(|(_, flag)| flag).to_vec(),
@@ -254,6 +261,9 @@ mod tests {
                 threads: 7,
                 passthrough: true,
                 idmap: true,
+                locks: LockScope::Shared,
+                shares: true,
+                for_sessions: true,
                 sub_ids: Some(SubIds { uids: vec![(100_000, 65_536)], gids: vec![(7, 1), (9, 2)] }),
             },
         }
@@ -276,10 +286,7 @@ mod tests {
         for options in [all_set(), Options::default()] {
             let mut pipe = Vec::new();
             send(&options, &mut pipe).unwrap();
-            pipe.extend(b"\n");
-            let mut pipe = &pipe[..];
-            assert_eq!(receive(&mut pipe).unwrap(), options);
-            assert_eq!(pipe, b"\n", "what follows is left for leave_host");
+            assert_eq!(receive(&mut &pipe[..]).unwrap(), options);
         }
     }
 

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use karapace_fs::session::CONNECTIONS;
 use karapace_store::metadata::Metadata;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -17,9 +18,6 @@ use crate::engine::mountpoint;
 use crate::engine::server::client::Client;
 use crate::engine::server::keeper::is_over;
 use crate::engine::{Engine, Error, Result};
-
-/// The kernel's FUSE connections, named by the mount's device number.
-const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// How long the serving process may take to end after SIGTERM.
 const FAREWELL: Duration = Duration::from_secs(5);

@@ -4,6 +4,7 @@ use karapace_store::lock::EnvLock;
 use karapace_store::metadata::Metadata;
 
 use crate::engine::instance::sessions;
+use crate::engine::server::socket::Request;
 use crate::engine::{Engine, Error, Result};
 
 impl Engine {
@@ -20,7 +21,9 @@ impl Engine {
         self.end_orphaned_session(env)?;
         match self.live_mount(&env.instance)? {
             // `mount --all` mounted it and not a user, so nobody has to be asked to unmount it.
-            Some(mount) if self.is_supervised(&mount)? => self.unmount_and_wait(env).map(|_| ()),
+            Some(mount) if self.is_supervised(&mount)? => {
+                self.unmount_and_wait(env, &Request::Unmount).map(drop)
+            }
             Some(_) => Err(self.mounted_error(env)),
             None => Ok(()),
         }
@@ -45,7 +48,11 @@ impl Engine {
             && !sessions::running(self, &env.instance);
         if orphaned {
             tracing::info!("unmounting {}, which a killed session left mounted", env.name);
-            self.unmount_and_wait(env)?;
+            match self.unmount_and_wait(env, &Request::EndSessions) {
+                // One has begun meanwhile.
+                Ok(_) | Err(Error::Running { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

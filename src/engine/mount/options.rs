@@ -18,11 +18,9 @@ use crate::runtime::ranges;
 pub struct Options {
     /// Mount this snapshot, read-only, instead of the environment's view.
     pub snapshot: Option<String>,
-    /// The mount is only for `enter` and `exec`, and ends with the last session.
+    /// Serve only `enter` and `exec`, until the last session ends. The options of the file system have no
+    /// effect then.
     pub session: bool,
-    /// The serving process makes a user and mount namespace for itself and gets a range of ids in it. Set by
-    /// [`mount_with_ids`](crate::engine::Engine::mount_with_ids).
-    pub has_ground: bool,
     /// The options of the file system.
     pub mount: MountOptions,
 }
@@ -65,8 +63,8 @@ pub(super) fn check_mountable(env: &Metadata) -> Result<()> {
 }
 
 /// Refuses options that only root may use. The kernel accepts passthrough files from root only, and would not
-/// see later writes, so passthrough also needs a read-only mount. On a user's mount there is only one id, so
-/// id mapping needs root.
+/// see later writes, so passthrough also needs a read-only mount. A user's mount has no default_permissions,
+/// which the kernel needs for id mapping.
 pub(super) fn check_root_options(options: &Options) -> Result<()> {
     let read_only = options.mount.read_only || options.snapshot.is_some();
     if options.mount.passthrough && !(read_only && geteuid().is_root()) {

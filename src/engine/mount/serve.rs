@@ -1,13 +1,12 @@
 //! Serving an environment through FUSE in this process, until it is unmounted.
 
-use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
 
 use karapace_fs::control::{Command, CommandError, ControlPlane, contained};
-use karapace_fs::session::{MountOptions, MountedSession, UnmountHandle};
+use karapace_fs::session::{MountOptions, MountPoints, Serving, UnmountHandle};
 use karapace_fs::view::View;
 use karapace_store::atomic;
 use karapace_store::id::InstanceId;
@@ -21,20 +20,16 @@ use super::options::{Options, check_mountable, check_root_options};
 use crate::description::lifecycle;
 use crate::engine::At as _;
 use crate::engine::instance::open::{Instance, Wait};
-use crate::engine::instance::reference;
-use crate::engine::instance::watchers::Teller;
+use crate::engine::instance::{reference, sessions};
 use crate::engine::mountpoint;
-use crate::engine::mountpoint::SOURCE;
 use crate::engine::server::control::{Admitted, Plane};
-use crate::engine::server::info::{MountInfo, info_path};
-use crate::engine::server::keeper::{Keeper, Place};
+use crate::engine::server::info::info_path;
+use crate::engine::server::keeper::Keeper;
+use crate::engine::server::mounts::{GRACE, Mounts, source};
 use crate::engine::server::perform::perform;
 use crate::engine::server::socket::{Answer, Reply, Request, Server};
 use crate::engine::{Engine, Error, Result};
 use crate::process::{self, signals};
-
-/// How long a mount may stay in use after a signal detached it.
-const GRACE: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Serves on `dir` in this process until unmounted. `ready` is called once, with the mount point, when
@@ -77,96 +72,122 @@ fn serve_view(
     check_mountable(&env)?;
     // We hold the lock, so a mount recorded by an earlier process is over.
     if let Some(old) = engine.recorded_mount(&env.instance)? {
-        mountpoint::clear_stale(&old.dir)?;
+        old.clear_stale()?;
     }
     atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
-    let dir = mountpoint::prepare(dir)?;
     let read_only = options.mount.read_only || !lifecycle::is_writable(env.state);
     let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);
     instance.hold_pin()?;
     let admitted = Arc::new(Admitted::default());
     let plane: Arc<dyn ControlPlane> = Arc::new(Plane::new(instance.clone(), admitted.clone()));
-    let mount_options = MountOptions { read_only, ..options.mount.clone() };
-    let session = MountedSession::mount(
-        instance.view().clone(),
-        instance.trees().clone(),
-        Some(plane),
-        &dir,
-        &source(&env),
-        &mount_options,
-    )?;
-    instance.attach(session.invalidator(), Teller::new(session.watchers(), dir.clone()));
-    let handle = session.unmount_handle();
-    let place = Place { dir: dir.clone(), session: options.session, has_ground: options.has_ground };
-    let keeper = Keeper::new(engine, env.instance, place, handle.clone(), admitted);
-    let running = announce(engine, &env, &instance, &handle, &keeper);
-    let running = running.and_then(|server| {
-        let (instance, path) = (instance.clone(), info_path(engine, &env.instance));
-        watch_signals(asked, handle.clone(), move || finish(&instance, None, &path))?;
-        ready(&dir)?;
-        Ok(server)
-    });
-    let server = match running {
+    let serving = Serving::new(instance.view().clone(), instance.trees().clone(), Some(plane))?;
+    let points = serving.mount_points();
+    let mounts = Mounts::new(&instance, serving, options.session, options.mount.locks);
+    let keeper = Keeper::new(engine, env.instance, mounts.clone(), admitted);
+    let begun = begin(engine, &instance, &mounts, (&keeper, points), (dir, options), asked, ready);
+    let server = match begun {
         Ok(server) => server,
         Err(error) => {
-            if let Err(error) = handle.detach() {
-                tracing::error!("cannot detach the mount: {error}");
-            }
+            mounts.end();
             finish(&instance, None, &info_path(engine, &env.instance));
             return Err(error);
         }
     };
-    tracing::info!(env = env.name, dir = %dir.display(), "mounted");
-    session.wait().at("serve", &dir)?;
-    if options.session
-        && let Err(error) = fs::remove_dir(&dir)
-    {
-        tracing::debug!("cannot remove {}: {error}", dir.display());
-    }
+    mounts.wait();
+    mounts.clear();
     finish(&instance, Some(&server), &info_path(engine, &env.instance));
     tracing::info!(env = env.name, "unmounted");
     Ok(())
 }
 
-/// Writes mount.json, then opens the socket: a client that can connect finds mount.json written.
+/// Makes the first mount and opens the socket: a client that can connect finds mount.json written.
+fn begin(
+    engine: &Engine,
+    instance: &Arc<Instance>,
+    mounts: &Arc<Mounts>,
+    (keeper, points): (&Arc<Keeper>, MountPoints),
+    (dir, options): (&Path, &Options),
+    asked: Receiver<()>,
+    ready: &mut dyn FnMut(&Path) -> Result<()>,
+) -> Result<Server> {
+    let read_only = instance.view().is_read_only();
+    let mount_options = MountOptions { read_only, ..options.mount.clone() };
+    let dir = if options.session {
+        keeper.watch();
+        mounts.for_sessions(false)?.map(|mount| mount.dir.clone())
+    } else {
+        mounts.mount(dir, &mount_options)?
+    };
+    let id = instance.metadata().instance;
+    let server = announce(engine, &id, instance, mounts, (keeper, points))?;
+    let (ending, mounts, path) = (instance.clone(), mounts.clone(), info_path(engine, &id));
+    watch_signals(asked, move || mounts.end(), move || finish(&ending, None, &path))?;
+    // It is `None` only if sessions were expected, and are gone already.
+    ready(&dir.unwrap_or_default())?;
+    Ok(server)
+}
+
+/// Opens the socket.
 fn announce(
     engine: &Engine,
-    env: &Metadata,
+    id: &InstanceId,
     instance: &Arc<Instance>,
-    handle: &UnmountHandle,
-    keeper: &Arc<Keeper>,
+    mounts: &Arc<Mounts>,
+    (keeper, points): (&Arc<Keeper>, MountPoints),
 ) -> Result<Server> {
-    let info = MountInfo {
-        dir: keeper.dir().to_owned(),
-        pid: std::process::id(),
-        session: keeper.is_for_sessions(),
-        device: mountpoint::fuse_device(keeper.dir())?,
-    };
-    let bytes = serde_json::to_vec(&info)
-        .map_err(|e| Error::Invalid(format!("cannot encode the description of the mount: {e}")))?;
-    engine.store().files().write(&info_path(engine, &env.instance), &bytes)?;
-    let (instance, handle, keeper) = (instance.clone(), handle.clone(), keeper.clone());
-    Server::start(engine.store().files(), &engine.env_dir(&env.instance), move |request, descriptors| {
+    let (instance, mounts, keeper) = (instance.clone(), mounts.clone(), keeper.clone());
+    Server::start(engine.store().files(), &engine.env_dir(id), move |request, descriptors| {
         let reply = match request {
             Request::Command(command) => Ok(answer(&instance, &command).into()),
-            Request::Enter { user } => keeper.entrance(user.as_deref()),
-            Request::Hold { shape, namespaces } => keeper.hold(shape, &namespaces, descriptors),
+            Request::Enter { user, own_id } => keeper.entrance(user.as_deref(), own_id),
+            Request::MakesMountPoints => makes_mount_points(&points, descriptors).map(Reply::from),
+            Request::Hold { shape, namespaces, mount } => {
+                keeper.hold((shape, mount), &namespaces, descriptors)
+            }
             Request::EndInside => {
                 keeper.end();
+                // They go by themselves, but not before this is answered.
+                points.sweep();
                 Ok(Answer::InsideEnded.into())
             }
-            Request::Unmount => unmount(&handle, keeper.dir()).map(Reply::from),
+            Request::Mount { dir, options } => {
+                let made = mounts.mount(&dir, &options);
+                made.map(|made| made.map_or(Answer::Ending, |dir| Answer::Mounted { dir }).into())
+            }
+            Request::Inside => keeper.inside(),
+            Request::EndSessions => end_sessions(&instance, &mounts, &keeper).map(Reply::from),
+            Request::Unmount => unmount(&instance, &mounts, &keeper).map(Reply::from),
         };
         reply.unwrap_or_else(|error| failed(&error).into())
     })
 }
 
-fn unmount(handle: &UnmountHandle, dir: &Path) -> Result<Answer> {
-    match handle.unmount() {
-        Ok(()) => Ok(Answer::Unmounted),
-        Err(karapace_fs::Error::Busy) => Err(Error::DirBusy { dir: dir.to_owned(), users: String::new() }),
-        Err(error) => Err(error.into()),
+fn makes_mount_points(points: &MountPoints, descriptors: Vec<OwnedFd>) -> Result<Answer> {
+    let Some(process) = descriptors.into_iter().next() else {
+        return Err(Error::Invalid("there is no process that makes mount points".to_owned()));
+    };
+    points.begin(process).at("let mount points be made by", Path::new("process 1 of the session"))?;
+    Ok(Answer::MakerKnown)
+}
+
+/// Unmounts the host's mount or, if there is none, that of sessions which have ended.
+fn unmount(instance: &Instance, mounts: &Mounts, keeper: &Keeper) -> Result<Answer> {
+    if mounts.has_host() {
+        mounts.unmount()?;
+        return Ok(Answer::Unmounted);
     }
+    end_sessions(instance, mounts, keeper)
+}
+
+/// Ends the mount of sessions which have ended.
+fn end_sessions(instance: &Instance, mounts: &Mounts, keeper: &Keeper) -> Result<Answer> {
+    let env = instance.metadata();
+    if sessions::running(instance.engine(), &env.instance) {
+        return Err(Error::Running { env: env.name });
+    }
+    keeper.end();
+    mounts.end_sessions();
+    Ok(Answer::Unmounted)
 }
 
 /// The answer to a command that came through the socket.
@@ -216,9 +237,11 @@ fn serve_snapshot(
     let trees = Arc::new(Trees::new(store.clone()));
     let view = Arc::new(View::snapshot(&trees, root)?);
     let options = MountOptions { read_only: true, ..options.clone() };
-    let session = MountedSession::mount(view, trees, None, &dir, &source(env), &options)?;
+    let serving = Serving::new(view, trees, None)?;
+    let session = serving.mount(&dir, &source(env), &options)?;
     let handle = session.unmount_handle();
-    watch_signals(asked, handle.clone(), || ())?;
+    let ending = handle.clone();
+    watch_signals(asked, move || end(&ending), || ())?;
     if let Err(error) = ready(&dir) {
         if let Err(error) = handle.detach() {
             tracing::error!("cannot detach the mount: {error}");
@@ -228,30 +251,25 @@ fn serve_snapshot(
     session.wait().at("serve", &dir)
 }
 
-/// What mount(8) and df show as the source of the environment's mounts.
-fn source(env: &Metadata) -> String {
-    format!("{SOURCE}{}", env.name)
+/// Unmounts or, if it is in use, detaches. Returns whether it has ended after the grace period.
+fn end(handle: &UnmountHandle) -> bool {
+    if let Err(error) = handle.unmount().or_else(|_| handle.detach()) {
+        tracing::error!("cannot detach the mount: {error}");
+    }
+    handle.ends_within(GRACE)
 }
 
-/// Unmounts when a signal has `asked` to. A mount in use is detached; if it is still in use after the grace
-/// period, `finish` is called and the process exits, which cuts the mount off.
+/// When a signal has `asked` to, calls `end`, which returns whether all mounts have ended within the grace
+/// period. If not, `finish` is called and the process exits, which cuts them off.
 fn watch_signals(
     asked: Receiver<()>,
-    handle: UnmountHandle,
+    end: impl Fn() -> bool + Send + 'static,
     finish: impl Fn() + Send + 'static,
 ) -> Result<()> {
     let watch = move || {
         let Ok(()) = asked.recv() else { return };
         tracing::info!("unmounting: a signal asked for it");
-        // Even when unmounted here, it may still be mounted in another mount namespace, or have been detached
-        // while files were open.
-        if let Err(error) = handle.unmount() {
-            tracing::info!("detaching the mount, because it cannot be unmounted: {error}");
-            if let Err(error) = handle.detach() {
-                tracing::error!("cannot detach the mount: {error}");
-            }
-        }
-        if !handle.ends_within(GRACE) {
+        if !end() {
             tracing::warn!("still in use after {} s: ending, which aborts the connection", GRACE.as_secs());
             finish();
             std::process::exit(0);

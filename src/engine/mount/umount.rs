@@ -66,29 +66,37 @@ impl Engine {
         }
     }
 
-    /// Unmounts an environment and waits until its lock is free. Returns its mount point.
+    /// Unmounts an environment and waits until its lock is free, unless sessions go on in a mount of their
+    /// own. Returns its mount point.
     ///
     /// # Errors
-    /// [`Error::Running`] if a session is inside, [`Error::NotMounted`], [`Error::Held`], and
+    /// [`Error::Running`] if a session uses that mount, [`Error::NotMounted`], [`Error::Held`], and
     /// [`Error::Served`] if the serving process refuses.
     pub fn umount_env(&self, env: &Metadata) -> Result<PathBuf> {
-        if sessions::running(self, &env.instance) {
+        let is_apart = || {
+            Ok::<_, Error>(self.recorded_mount(&env.instance)?.is_some_and(|m| m.is_apart_from_sessions()))
+        };
+        if sessions::running(self, &env.instance) && !is_apart()? {
             return Err(Error::Running { env: env.name.clone() });
         }
-        self.unmount_and_wait(env)
+        self.unmount_and_wait(env, &Request::Unmount)
     }
 
-    pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata) -> Result<PathBuf> {
+    /// Has a mount ended by `request`, and waits until the environment's lock is free, unless the process
+    /// goes on for another mount.
+    pub(in crate::engine) fn unmount_and_wait(&self, env: &Metadata, request: &Request) -> Result<PathBuf> {
         let mount = self.recorded_mount(&env.instance)?;
         let (Some(client), Some(mount)) =
             (Client::connect(self.store().files(), &self.env_dir(&env.instance))?, &mount)
         else {
-            return self.clear_dead(env, mount.map(|m| m.dir));
+            return self.clear_dead(env, mount);
         };
-        match self.ask(env, client, &Request::Unmount)? {
+        match self.ask(env, client, request)? {
             // No answer means that the process has ended, and its mount with it.
             None | Some(Answer::Unmounted | Answer::Ending) => {}
-            Some(Answer::Failed { errno: libc::EBUSY, .. }) => return Err(busy(mount.dir.clone())),
+            Some(Answer::Failed { errno: libc::EBUSY, .. }) => {
+                return Err(self.busy_error(env, mount, request));
+            }
             Some(Answer::Failed { errno, reason }) => return Err(Error::Served { errno, reason }),
             _ => return Err(self.serving_error(env, UNKNOWN_ANSWER)),
         }
@@ -98,7 +106,21 @@ impl Engine {
         Ok(mount.dir.clone())
     }
 
-    /// Waits until the process that served the mount is done. The mount is already gone here.
+    /// Why the server found a mount busy: a session uses it, or something on the host.
+    fn busy_error(&self, env: &Metadata, mount: &MountInfo, request: &Request) -> Error {
+        let is_apart = || {
+            let now = self.recorded_mount(&env.instance);
+            now.is_ok_and(|now| now.is_some_and(|now| now.is_apart_from_sessions()))
+        };
+        let of_sessions = *request == Request::EndSessions || mount.session;
+        if sessions::running(self, &env.instance) && (of_sessions || !is_apart()) {
+            return Error::Running { env: env.name.clone() };
+        }
+        busy(mount.dir.clone())
+    }
+
+    /// Waits until the process that served the mount is done, or goes on for sessions. The mount is already
+    /// gone here.
     ///
     /// # Errors
     /// [`Error::Held`] if processes still have the mount in another mount namespace, or have files open on
@@ -108,6 +130,11 @@ impl Engine {
         let mut next_look = LOOK;
         let mut before: Vec<Holder> = Vec::new();
         while EnvLock::holder(self.store(), &env.instance)?.is_some() {
+            let is_for_host =
+                || Ok::<_, Error>(self.recorded_mount(&env.instance)?.is_some_and(|now| !now.session));
+            if sessions::running(self, &env.instance) || (mount.session && is_for_host()?) {
+                return Ok(());
+            }
             if deadline.has_passed() {
                 return Err(self.serving_error(env, "has unmounted, but does not end"));
             }
@@ -128,12 +155,12 @@ impl Engine {
         Ok(())
     }
 
-    /// For an environment that nobody serves: clears the mount point that a killed process may have left.
-    fn clear_dead(&self, env: &Metadata, dir: Option<PathBuf>) -> Result<PathBuf> {
-        match dir {
-            Some(dir) if mountpoint::is_stale(&dir) => {
-                mountpoint::clear_stale(&dir)?;
-                Ok(dir)
+    /// For an environment that nobody serves: clears the mount points that a killed process may have left.
+    fn clear_dead(&self, env: &Metadata, mount: Option<MountInfo>) -> Result<PathBuf> {
+        match mount {
+            Some(mount) if mountpoint::is_stale(&mount.dir) => {
+                mount.clear_stale()?;
+                Ok(mount.dir)
             }
             _ => Err(Error::NotMounted { what: env.name.clone() }),
         }

@@ -33,6 +33,7 @@ fn unit(program: &Path, store: &Path, dir: &Path) -> Result<String> {
          [Service]\n\
          ExecStart={program} --store {store} mount --all --foreground {dir}\n\
          Restart=on-failure\n\
+         KillMode=process\n\
          TimeoutStopSec=60\n\
          \n\
          [Install]\n\
@@ -72,6 +73,7 @@ mod tests {
         assert!(text.contains(
             "ExecStart=\"/a b/karapace\" --store \"/s%%t\\\"x\" mount --all --foreground \"/h$$e\\\\r\"\n"
         ));
+        assert!(text.contains("\nKillMode=process\n"), "servers outlive a supervisor that fails");
         assert!(unit(Path::new("/a\nb"), Path::new("/s"), Path::new("/d")).is_err());
     }
 }

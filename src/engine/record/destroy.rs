@@ -6,7 +6,6 @@ use karapace_store::metadata::Metadata;
 use karapace_store::wal::{Intent, Wal};
 
 use crate::engine::At as _;
-use crate::engine::mountpoint;
 use crate::engine::{Engine, Error, Result};
 
 impl Engine {
@@ -23,7 +22,7 @@ impl Engine {
         // A snapshot may have been named while we waited.
         check_destroy(&Metadata::load(self.store(), &env.instance)?, snapshots)?;
         if let Some(old) = self.recorded_mount(&env.instance)? {
-            mountpoint::clear_stale(&old.dir)?;
+            old.clear_stale()?;
         }
         let intent = Wal::begin(self.store(), Intent::Destroy { instance: env.instance })?;
         // From here on the environment is gone. After a crash, the next start removes its directory.

@@ -28,6 +28,8 @@ pub struct Summary {
     pub base_layer: String,
     /// How many snapshots it has.
     pub snapshots: usize,
+    /// How many sessions are inside.
+    pub sessions: usize,
     /// Where it is mounted, if it is.
     pub mount: Option<MountInfo>,
     /// When it was made, RFC 3339.
@@ -64,6 +66,7 @@ impl Engine {
             head: env.head.to_hex(),
             base_layer: env.base_layer.to_hex(),
             snapshots: env.made().len(),
+            sessions: sessions::count(self, &env.instance),
             mount: self.shown_mount(env),
             created_at: rfc3339::format(env.created_at),
             updated_at: rfc3339::format(env.updated_at),

@@ -22,15 +22,32 @@ pub struct MountInfo {
     pub dir: PathBuf,
     /// The serving process.
     pub pid: u32,
-    /// Whether the mount was made for `enter` and `exec`.
+    /// Whether this is the mount of the sessions, and the host has none.
     #[serde(default)]
     pub session: bool,
+    /// Where the sessions have a mount of their own beside it, as they see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions_dir: Option<PathBuf>,
     /// The minor device number of the mount, which finds it in any mount namespace. Not shown to users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<u32>,
 }
 
 impl MountInfo {
+    /// Whether sessions, if there are any, use another mount than this.
+    pub fn is_apart_from_sessions(&self) -> bool {
+        !self.session && self.sessions_dir.is_some()
+    }
+
+    /// Detaches what a killed server left on the mount points.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(in crate::engine) fn clear_stale(&self) -> Result<()> {
+        mountpoint::clear_stale(&self.dir)?;
+        self.sessions_dir.iter().try_for_each(|dir| mountpoint::clear_stale(dir))
+    }
+
     /// Whether this process sees a live mount. One made inside a user namespace is in another mount
     /// namespace.
     pub fn is_seen_here(&self) -> bool {

@@ -4,24 +4,23 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use karapace_fs::session::UnmountHandle;
 use karapace_store::id::InstanceId;
 use karapace_store::wait;
 use nix::poll::PollFlags;
-use nix::sched::CloneFlags;
 use parking_lot::Mutex;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::control::Admitted;
+use super::mounts::Mounts;
 use super::socket::{Answer, Entrance, Reply, Shape};
 use crate::engine::At as _;
 use crate::engine::instance::sessions;
 use crate::engine::{Engine, Error, Result};
-use crate::runtime::{Namespaces, Seen};
+use crate::runtime::Namespaces;
 
 /// The option in a [`Shape`] that shows sessions the control directory.
 pub(in crate::engine) const SHOWS_CONTROL: &str = "--ctl";
@@ -32,23 +31,14 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long process 1 may take to die after SIGKILL: processes inside may hang in the kernel.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A mount, as far as the keeper needs to know it.
-pub struct Place {
-    /// The mount point.
-    pub dir: PathBuf,
-    /// The mount is for sessions, and ends with the last one.
-    pub session: bool,
-    /// The serving process is in its own namespaces, which sessions must enter first.
-    pub has_ground: bool,
-}
-
 /// The keeper of one environment's inside.
 pub struct Keeper {
     engine: Engine,
     instance: InstanceId,
-    place: Place,
-    handle: UnmountHandle,
+    mounts: Arc<Mounts>,
     admitted: Arc<Admitted>,
+    /// Held while an inside is ended because its mount is lost; locked before `state`.
+    losing: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -70,61 +60,89 @@ struct Held {
 }
 
 impl Keeper {
-    /// The keeper for the mount of `instance` at `place`. Sets in `admitted` who may use the control
-    /// directory from inside. A mount for sessions is watched from now on, because the session that made it
-    /// has already joined.
+    /// The keeper for sessions of `instance`. Sets in `admitted` who may use the control directory from
+    /// inside.
     pub fn new(
         engine: &Engine,
         instance: InstanceId,
-        place: Place,
-        handle: UnmountHandle,
+        mounts: Arc<Mounts>,
         admitted: Arc<Admitted>,
     ) -> Arc<Keeper> {
-        let state = Mutex::default();
-        let keeper = Keeper { engine: engine.clone(), instance, place, handle, admitted, state };
-        let keeper = Arc::new(keeper);
-        if keeper.place.session {
-            keeper.clone().watch();
-        }
-        keeper
-    }
-
-    /// The mount point.
-    pub fn dir(&self) -> &Path {
-        &self.place.dir
-    }
-
-    /// Whether the mount is for sessions, and ends with the last one.
-    pub fn is_for_sessions(&self) -> bool {
-        self.place.session
+        Arc::new(Keeper {
+            engine: engine.clone(),
+            instance,
+            mounts,
+            admitted,
+            losing: Mutex::default(),
+            state: Mutex::default(),
+        })
     }
 
     /// Answers [`Request::Enter`](super::socket::Request::Enter).
-    pub fn entrance(&self, user: Option<&str>) -> Result<Reply> {
-        let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-        let ground = Namespaces::own(if self.place.has_ground { kinds } else { CloneFlags::empty() })?;
-        let seen = if self.place.has_ground { Some(Seen::look(&self.place.dir, user)?) } else { None };
-        let mut state = self.state.lock();
-        self.forget_dead(&mut state);
+    pub fn entrance(self: &Arc<Self>, user: Option<&str>, own_id: bool) -> Result<Reply> {
+        self.end_lost();
+        let (mount, seen, state) = loop {
+            self.forget_dead(&mut self.state.lock());
+            let before = self.mounts.inside();
+            let mount = self.mounts.for_sessions(own_id);
+            if !matches!(mount, Ok(None)) {
+                // Whoever asks has joined the sessions already, and may be killed at any time. Also if there
+                // is no mount.
+                self.watch();
+            }
+            let Some(mount) = mount? else { return Ok(Answer::Ending.into()) };
+            let seen = mount.ground().map(|ground| ground.look(user)).transpose()?;
+            let mut state = self.state.lock();
+            self.forget_dead(&mut state);
+            // Which mount it is depends on the inside.
+            if self.mounts.inside() == before {
+                break (mount, seen, state);
+            }
+        };
+        let ground = mount.ground();
         let inside = state.inside.as_ref();
+        let own = ground.iter().flat_map(|ground| ground.namespaces().descriptors());
         let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
         let descriptors: std::io::Result<Vec<_>> =
-            ground.descriptors().chain(kept).map(|fd| fd.try_clone_to_owned()).collect();
-        let descriptors = descriptors.at("copy the namespaces of", &self.place.dir)?;
+            own.chain(kept).map(|fd| fd.try_clone_to_owned()).collect();
+        let descriptors = descriptors.at("copy the namespaces of", &mount.dir)?;
         let entrance = Entrance {
-            dir: self.place.dir.clone(),
-            session: self.place.session,
-            ground: ground.names(),
+            dir: mount.dir.clone(),
+            mount: Some(mount.id),
+            ground: ground.as_ref().map_or_else(Vec::new, |ground| ground.namespaces().names()),
             seen: seen.map(Box::new),
+            one_id: mount.one_id.clone(),
             inside: inside.map(|held| (held.shape.clone(), held.namespaces.names())),
         };
         Ok(Reply { answer: Answer::Entrance(entrance), descriptors })
     }
 
+    /// Answers [`Request::Inside`](super::socket::Request::Inside).
+    pub fn inside(&self) -> Result<Reply> {
+        let mut state = self.state.lock();
+        self.forget_dead(&mut state);
+        let inside = state.inside.as_ref();
+        let namespaces = inside.map_or_else(Vec::new, |held| held.namespaces.names());
+        let kept = inside.iter().flat_map(|held| held.namespaces.descriptors());
+        let descriptors: std::io::Result<Vec<_>> = kept.map(|fd| fd.try_clone_to_owned()).collect();
+        let descriptors = descriptors.at("copy the namespaces of", Path::new("the sessions"))?;
+        Ok(Reply { answer: Answer::Inside { namespaces }, descriptors })
+    }
+
+    /// Ends an inside whose mount has ended, or nobody can look into any more.
+    fn end_lost(&self) {
+        let _one_at_a_time = self.losing.lock();
+        if self.mounts.has_lost_inside() {
+            tracing::warn!("ending the sessions, because their mount is gone or the process that holds it");
+            self.end();
+        }
+        self.mounts.drop_unheld();
+    }
+
     /// Answers [`Request::Hold`](super::socket::Request::Hold).
     pub fn hold(
         self: &Arc<Keeper>,
-        shape: Shape,
+        (shape, mount): (Shape, Option<u64>),
         names: &[String],
         descriptors: Vec<OwnedFd>,
     ) -> Result<Reply> {
@@ -136,14 +154,14 @@ impl Keeper {
             .ok_or_else(|| Error::Invalid("the namespaces do not match their names".to_owned()))?;
         let mut state = self.state.lock();
         self.forget_dead(&mut state);
-        if state.inside.is_some() {
+        if state.inside.is_some() || !self.mounts.begin_inside(mount) {
             return Ok(Answer::Taken.into());
         }
         let shows_control = shape.get(SHOWS_CONTROL).is_some_and(|value| value == "true");
         self.admitted.set(namespaces.of_processes().filter(|_| shows_control));
         state.inside = Some(Held { shape, namespaces, init, lifeline });
         drop(state);
-        self.clone().watch();
+        self.watch();
         Ok(Answer::Held.into())
     }
 
@@ -153,6 +171,7 @@ impl Keeper {
             // Before the namespace is released, because its number can then be reused.
             self.admitted.set(None);
             state.inside = None;
+            self.mounts.end_inside();
         }
     }
 
@@ -161,6 +180,7 @@ impl Keeper {
         let mut state = self.state.lock();
         self.admitted.set(None);
         let held = state.inside.take();
+        self.mounts.end_inside();
         drop(state);
         let Some(held) = held else { return };
         let Held { namespaces, init, lifeline, .. } = held;
@@ -179,7 +199,7 @@ impl Keeper {
     }
 
     /// Starts a thread that waits until no session is left, unless one already does.
-    fn watch(self: Arc<Keeper>) {
+    pub fn watch(self: &Arc<Self>) {
         if std::mem::replace(&mut self.state.lock().watched, true) {
             return;
         }
@@ -201,16 +221,10 @@ impl Keeper {
     /// Called when no session is left. None can begin while `last` is open.
     fn clear_up(&self, last: File) {
         self.end();
-        let mut state = self.state.lock();
-        state.watched = false;
-        if !self.place.session {
-            drop(last);
-            return;
-        }
-        state._last = Some(last);
-        drop(state);
-        if let Err(error) = self.handle.unmount().or_else(|_| self.handle.detach()) {
-            tracing::error!("cannot end the mount of the sessions: {error}");
+        // Before: whoever enters from here on has the next ones watched.
+        self.state.lock().watched = false;
+        if self.mounts.end_sessions() {
+            self.state.lock()._last = Some(last);
         }
     }
 }

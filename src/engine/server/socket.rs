@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karapace_fs::control::Command;
+use karapace_fs::session::MountOptions;
 use karapace_store::files::Files;
 use karapace_store::input::by_descriptor;
 use parking_lot::{Condvar, Mutex};
@@ -56,7 +57,13 @@ pub enum Request {
     Enter {
         /// The user that will run the command, for a client that cannot look users up itself.
         user: Option<String>,
+        /// It wants the caller's own id inside, and no others: the host's mount then, if there is one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        own_id: bool,
     },
+    /// What a process, whose pidfd is sent along, makes in the mount are mount points of its session. Sent
+    /// before process 1 of a new inside makes any.
+    MakesMountPoints,
     /// Keep a new inside for sessions that join later. Sent with the descriptors of its lifeline, a pidfd of
     /// its process 1, and its namespaces.
     Hold {
@@ -64,10 +71,23 @@ pub enum Request {
         shape: Shape,
         /// The kinds of the namespaces, in the order of their descriptors.
         namespaces: Vec<String>,
+        /// The mount on which it was made, from [`Entrance::mount`].
+        mount: Option<u64>,
     },
     /// End the inside, if there is one, with all its processes.
     EndInside,
-    /// Unmount and exit. Answered once unmounted; the process exits soon after.
+    /// End the sessions' mount. Refused while there is a session.
+    EndSessions,
+    /// The inside, if there is one, and nothing else: answered whatever state the mounts are in.
+    Inside,
+    /// Mount on this directory, which may be missing or must be empty, beside the mount of the sessions.
+    Mount {
+        /// An absolute path.
+        dir: PathBuf,
+        /// How.
+        options: MountOptions,
+    },
+    /// Unmount. Answered once unmounted; the process exits soon after, unless sessions go on in a mount.
     Unmount,
     /// Perform a command.
     #[serde(untagged)]
@@ -82,16 +102,15 @@ pub type Shape = BTreeMap<String, String>;
 pub struct Entrance {
     /// Where the environment is mounted.
     pub dir: PathBuf,
-    /// The mount ends with the last session.
-    pub session: bool,
-    /// The namespaces in which the environment is mounted, if the server made its own. Their descriptors come
-    /// first.
+    /// The number of that mount, which the server gave it.
+    pub mount: Option<u64>,
+    /// The namespaces in which it is mounted, if it is in a ground. Their descriptors come first.
     pub ground: Vec<String>,
-    /// What a session needs to know of the environment, if there is a ground: a process outside the ground
-    /// cannot see the mount.
+    /// What a session needs to know of the environment, if there is a ground: only there is the mount seen.
     pub seen: Option<Box<Seen>>,
-    /// The existing inside, if any: its shape and its namespaces. Their descriptors follow those of the
-    /// ground.
+    /// Why an ordinary user has a single id inside, and what helps.
+    pub one_id: Option<String>,
+    /// The existing inside, if any: its shape and its namespaces, whose descriptors follow the ground's.
     pub inside: Option<(Shape, Vec<String>)>,
 }
 
@@ -101,13 +120,25 @@ pub struct Entrance {
 pub enum Answer {
     /// To `Enter`.
     Entrance(Entrance),
+    /// To `MakesMountPoints`.
+    MakerKnown,
+    /// To `Inside`: the kinds of its namespaces; their descriptors come with it.
+    Inside {
+        /// Empty if there is no inside.
+        namespaces: Vec<String>,
+    },
     /// To `Hold`.
     Held,
-    /// To `Hold`: another session was faster.
+    /// To `Hold`: another session was faster, or the mount has ended.
     Taken,
     /// To `EndInside`.
     InsideEnded,
-    /// To `Unmount`.
+    /// To `Mount`.
+    Mounted {
+        /// Where, without symlinks.
+        dir: PathBuf,
+    },
+    /// To `Unmount` and `EndSessions`.
     Unmounted,
     /// It failed.
     Failed {
@@ -414,7 +445,7 @@ mod tests {
                 r#"{"op":"commit","name":"n","message":null,"paths":["/a",{"hex":"2fff"}]}"#,
             ),
             (Request::Command(Command::Status), r#"{"op":"status"}"#),
-            (Request::Enter { user: None }, r#"{"op":"enter","user":null}"#),
+            (Request::Enter { user: None, own_id: false }, r#"{"op":"enter","user":null}"#),
             (Request::Unmount, r#"{"op":"unmount"}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), line);

@@ -23,14 +23,15 @@ use crate::engine::server::client::Client;
 use crate::engine::server::keeper::SHOWS_CONTROL;
 use crate::engine::server::socket::{Answer, Entrance, Reply, Request, Shape};
 use crate::engine::{Engine, Error, Result};
-use crate::private_dir;
 use crate::runtime;
-use crate::runtime::ranges;
 use crate::runtime::{Ended, Namespaces, Seen, User};
 
 /// How long to wait for a mount that is just starting or ending: it may have a long journal to read, or a
 /// checkpoint to write.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest reason for having one id that is read, in bytes.
+const MAX_REASON: u64 = 4096;
 
 /// A command to run inside an environment.
 #[derive(Debug, Clone, Default)]
@@ -93,8 +94,9 @@ struct Place {
 }
 
 impl Engine {
-    /// Runs a command inside `env` to its end. An environment that is not mounted is mounted while it has
-    /// sessions, and, if an ordinary user has a range of ids, in a user namespace with these ids.
+    /// Runs a command inside `env` to its end. Sessions of an ordinary user who has a range of ids have a
+    /// mount of their own, in a user namespace with these ids, whether or not the environment is mounted for
+    /// the host.
     ///
     /// # Errors
     /// [`Error::OtherShape`] if the running session was started with other options.
@@ -118,14 +120,16 @@ impl Engine {
     fn run_inside(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<Ended> {
         let backend = runtime::backend(policy.backend);
         let (request, namespaces, many_ids) = loop {
-            let place = self.place(env, options)?;
+            let place = self.place(env, options, policy)?;
             // The mount may have just made one of karapace's own directories.
             let policy = policy::without_our_own(self, policy)?;
             let many_ids = place.ground.is_some() || runtime::has_ids();
+            let mount = place.entrance.mount;
             let mut seen = match place.entrance.seen {
                 Some(seen) => *seen,
                 None => Seen::look(&place.entrance.dir, options.user.as_deref())?,
             };
+            seen.notes.extend(place.entrance.one_id.filter(|reason| self.is_news(env, reason)));
             seen.notes.iter().for_each(|note| tracing::warn!("{note}"));
             seen.become_caller(&policy, many_ids)?;
             let shape = options.shape(&policy, (!many_ids).then_some(&seen.user));
@@ -147,8 +151,8 @@ impl Engine {
                 check_shape(env, &shape, &theirs)?;
                 break (request, namespaces, many_ids);
             }
-            let inside = backend.start(&request, place.ground)?;
-            if self.hand_over(env, &inside, shape)? {
+            let inside = backend.start(&request, place.ground, &mut |init| self.announce(env, init))?;
+            if self.hand_over(env, &inside, (shape, mount))? {
                 // From here on the keeper has the only copy of the lifeline.
                 break (request, inside.namespaces, many_ids);
             }
@@ -159,10 +163,12 @@ impl Engine {
     }
 
     /// Finds the environment's mount and its inside; mounts the environment if it is not mounted.
-    fn place(&self, env: &Metadata, options: &EnterOptions) -> Result<Place> {
+    fn place(&self, env: &Metadata, options: &EnterOptions, policy: &runtime::Policy) -> Result<Place> {
+        // Otherwise the caller's files at home would belong to root inside.
+        let own_id = policy.home.is_some() && options.user.as_deref() == Some(runtime::SELF);
+        let request = Request::Enter { user: options.user.clone(), own_id };
         let deadline = Deadline::after(PATIENCE);
         loop {
-            let request = Request::Enter { user: options.user.clone() };
             match self.exchange(env, &request, &[])? {
                 Some(Reply { answer: Answer::Entrance(entrance), descriptors }) => {
                     return self.place_of(env, entrance, descriptors);
@@ -208,12 +214,40 @@ impl Engine {
         Ok(Place { entrance, ground: has_ground.then_some(ground), inside })
     }
 
+    /// Whether the caller has not been told yet why its sessions in `env` have one id only. It counts as told
+    /// from now on.
+    fn is_news(&self, env: &Metadata, reason: &str) -> bool {
+        let (files, path) = (self.store().files(), self.env_dir(&env.instance).join("one-id"));
+        if files.read(&path, MAX_REASON).is_ok_and(|told| told == reason.as_bytes()) {
+            return false;
+        }
+        if let Err(error) = files.write(&path, reason.as_bytes()) {
+            tracing::debug!("it will be said again: {error}");
+        }
+        true
+    }
+
+    /// Tells the serving process that the mount points that process 1 makes are the session's own. If that
+    /// process is ending, its mount is too, and the session does not come about.
+    fn announce(&self, env: &Metadata, init: nix::unistd::Pid) -> io::Result<()> {
+        let init = hold(init)?;
+        let reply = self.exchange(env, &Request::MakesMountPoints, &[init.as_fd()]);
+        match reply.map_err(io::Error::other)?.map(|reply| reply.answer) {
+            Some(Answer::MakerKnown | Answer::Ending) | None => Ok(()),
+            Some(Answer::Failed { reason, .. }) => Err(io::Error::other(reason)),
+            Some(_) => Err(io::Error::other(UNKNOWN_ANSWER)),
+        }
+    }
+
     /// Hands a new inside to the serving process to keep. False if it already keeps one, or is ending.
-    fn hand_over(&self, env: &Metadata, inside: &runtime::Started, shape: Shape) -> Result<bool> {
-        let pid = Pid::from_raw(inside.init.as_raw());
-        let init = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let init = init.at("hold process 1 of", Path::new(&env.name))?;
-        let request = Request::Hold { shape, namespaces: inside.namespaces.names() };
+    fn hand_over(
+        &self,
+        env: &Metadata,
+        inside: &runtime::Started,
+        (shape, mount): (Shape, Option<u64>),
+    ) -> Result<bool> {
+        let init = hold(inside.init).at("hold process 1 of", Path::new(&env.name))?;
+        let request = Request::Hold { shape, namespaces: inside.namespaces.names(), mount };
         let mut descriptors = vec![inside.lifeline.as_fd(), init.as_fd()];
         descriptors.extend(inside.namespaces.descriptors());
         match self.exchange(env, &request, &descriptors)?.map(|reply| reply.answer) {
@@ -242,21 +276,10 @@ impl Engine {
         }
     }
 
-    /// Mounts the environment for sessions, with all ids that the user may use, or otherwise with one.
+    /// Starts a process that serves the environment to sessions.
     fn mount_for_sessions(&self, env: &Metadata) -> Result<()> {
-        let dir = self.session_dir(env)?;
+        let dir = self.session_dir(&env.instance)?;
         let options = Options { session: true, ..Options::default() };
-        if !geteuid().is_root() {
-            match ranges::available() {
-                Ok(ranges) => match self.mount_with_ids(env, &dir, &options, &ranges) {
-                    Err(error @ Error::NoIds { .. }) => tracing::warn!("only one id inside: {error}"),
-                    other => return other.map(drop),
-                },
-                Err(reason) => {
-                    tracing::info!("only one id inside: {reason}; to fix it, run as root: {}", reason.cure());
-                }
-            }
-        }
         self.mount(env, &dir, &options, false).map(drop)
     }
 
@@ -268,37 +291,16 @@ impl Engine {
             Some(_) => {}
         }
         match self.recorded_mount(&env.instance)? {
-            Some(mount) if mount.session => self.unmount_and_wait(env).map(drop),
+            Some(mount) if mount.session => self.unmount_and_wait(env, &Request::EndSessions).map(drop),
             _ => Ok(()),
         }
     }
+}
 
-    /// Checks that a directory of the store does not lead elsewhere; makes it if it is missing.
-    fn check_place(&self, dir: &Path) -> io::Result<()> {
-        match self.store().files().hold(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.store().files().make_dirs(dir),
-            // A stale mount that a killed process left.
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// A directory for session mounts that no other user can reach: in the user's runtime directory, or
-    /// beside the upper. Set-user-ID programs take effect on root's mounts, so the directory above must be
-    /// closed to others.
-    fn session_dir(&self, env: &Metadata) -> Result<PathBuf> {
-        let (parent, name) = match private_dir::for_sessions() {
-            Some(dir) => (dir, env.instance.to_hex()),
-            None => {
-                let parent = self.env_dir(&env.instance);
-                let dir = parent.join("mnt");
-                self.check_place(&dir).at("mount on", &dir)?;
-                (parent, "mnt".to_owned())
-            }
-        };
-        private_dir::make(&parent).at("mount below", &parent)?;
-        Ok(parent.join(name))
-    }
+/// A pidfd of process 1, which is a child of this process.
+fn hold(init: nix::unistd::Pid) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(init.as_raw()).ok_or(rustix::io::Errno::SRCH)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Refuses to join an inside that was made with other options.

@@ -1,6 +1,5 @@
 //! Ending everything that runs inside an environment.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use karapace_store::metadata::Metadata;
@@ -52,15 +51,15 @@ impl Engine {
 
     /// The namespaces of the existing inside.
     fn inside_of(&self, env: &Metadata) -> Result<Option<Namespaces>> {
-        let reply = self.exchange(env, &Request::Enter { user: None }, &[])?;
-        let (entrance, mut descriptors): (_, Vec<OwnedFd>) = match reply {
-            Some(Reply { answer: Answer::Entrance(entrance), descriptors }) => (entrance, descriptors),
-            Some(Reply { answer: Answer::Failed { errno, reason }, .. }) => {
-                return Err(Error::Served { errno, reason });
+        let reply = self.exchange(env, &Request::Inside, &[])?;
+        match reply {
+            Some(Reply { answer: Answer::Inside { namespaces }, descriptors }) if !namespaces.is_empty() => {
+                Ok(Namespaces::from_parts(&namespaces, descriptors))
             }
-            _ => return Ok(None),
-        };
-        let kept = descriptors.split_off(entrance.ground.len().min(descriptors.len()));
-        Ok(entrance.inside.and_then(|(_, names)| Namespaces::from_parts(&names, kept)))
+            Some(Reply { answer: Answer::Failed { errno, reason }, .. }) => {
+                Err(Error::Served { errno, reason })
+            }
+            _ => Ok(None),
+        }
     }
 }

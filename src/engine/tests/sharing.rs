@@ -56,7 +56,7 @@ fn a_clone_starts_at_the_head_and_is_independent() {
     assert!(verify::verify(&place.engine, &Silent).unwrap().findings.is_empty());
 }
 
-/// A session makes missing mount points in the environment, and removes them again.
+/// As a session of an earlier version left it: mount points that were made and removed again.
 #[test]
 fn touched_but_unchanged_files_are_not_a_change() {
     let place = Place::new();

@@ -11,7 +11,7 @@ use nix::sched::CloneFlags;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, sethostname, setsid, write};
+use nix::unistd::{sethostname, setsid, write};
 
 use super::conceal::{StartStrings, conceal};
 use super::mounts::Mounts;
@@ -64,10 +64,6 @@ pub(in crate::runtime) fn main(preparation: &mut Preparation, kinds: CloneFlags,
     }
     // No further orders come; wait for the end of the stream.
     while let Ok(Some(_)) = channel.next_order(&mut buffer) {}
-    // Kill everything else here first, so that nothing uses the mount points that are removed next. It is no
-    // error if there is nothing to kill.
-    sys::kill(Pid::from_raw(-1), libc::SIGKILL).ok();
-    preparation.mounts.leave();
     // The kernel kills whatever is left in the process namespace.
     sys::exit(0)
 }

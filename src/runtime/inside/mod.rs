@@ -18,5 +18,6 @@ pub(super) mod monitor;
 pub(super) mod mounts;
 pub(super) mod namespaces;
 pub(super) mod network;
+pub(super) mod points;
 pub(super) mod resize;
 pub(super) mod terminal;

@@ -7,15 +7,16 @@ use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 
-use karapace_store::inode::ROOT_INO;
+use karapace_store::inode::{MAX_INO, ROOT_INO};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2, renameat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, fstat, lstat, umask};
-use nix::unistd::{UnlinkatFlags, chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, unlinkat, write};
+use nix::unistd::{chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, write};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
+use super::points::{Point, Points, each_parent};
 use crate::runtime::channel::{Channel, Failure, Report};
 use crate::runtime::sys;
 
@@ -32,6 +33,9 @@ const LINKS: [(&CStr, &CStr); 5] = [
 /// the environment. It is unlinked once the file has been mounted on its target.
 const TEXT: &CStr = c"/dev/.text";
 
+/// Under which name a file that the server keeps is written first.
+const KEPT: &CStr = c"/etc/.karapace-resolv.conf";
+
 /// What a mount shows.
 pub(in crate::runtime) enum Source {
     /// The file or directory at this path on the host.
@@ -42,19 +46,9 @@ pub(in crate::runtime) enum Source {
     New { kind: &'static CStr, options: Vec<(&'static CStr, Cow<'static, CStr>)> },
     /// A new file with this content, which lives as long as the session.
     Text(Vec<u8>),
-}
-
-/// What a mount is attached to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(in crate::runtime) enum Point {
-    /// A directory, created if missing. For a share, missing parents are created too, and a symlink to a
-    /// directory is followed.
-    Directory,
-    /// A file, created empty (for a share with its parents) if missing. A symlink is covered itself rather
-    /// than followed, so it may dangle.
-    File,
-    /// An existing directory; none is created.
-    Existing,
+    /// No mount: a file of the session's own, which the server of the environment keeps in memory. Programs
+    /// may replace it, which changes the environment's.
+    Kept(Vec<u8>),
 }
 
 pub(in crate::runtime) struct Mount {
@@ -65,9 +59,6 @@ pub(in crate::runtime) struct Mount {
     pub required: bool,
     /// The mount while it is detached.
     pub tree: Option<OwnedFd>,
-    /// Whether the mount point was created for this mount and is removed with it. The usual directories and
-    /// resolv.conf, which every session needs, stay.
-    pub made: bool,
 }
 
 /// All mounts of a session.
@@ -78,6 +69,8 @@ pub(in crate::runtime) struct Mounts {
     pub served: bool,
     /// The mounts; parents come before what lies below them.
     pub list: Vec<Mount>,
+    /// What the environment needs for mounts that others make.
+    pub points: Option<Points>,
 }
 
 impl Mounts {
@@ -85,6 +78,9 @@ impl Mounts {
     /// everything. An optional mount that fails is reported and skipped.
     pub fn enter(&mut self, channel: &Channel) -> Result<(), Failure<'_>> {
         private().map_err(|errno| failure("make private", c"/", errno))?;
+        if let Some(points) = &self.points {
+            points.make();
+        }
         let tree = match &self.root {
             Some(root) => Some(open_root(root, self.served).map_err(|e| failure("bind", root, e))?),
             None => None,
@@ -111,14 +107,6 @@ impl Mounts {
         umask(mask);
         Ok(())
     }
-
-    /// Removes the mount points that were created, so that a session leaves no trace. One that is in use or
-    /// has been filled from outside stays.
-    pub fn leave(&self) {
-        for mount in self.list.iter().rev().filter(|mount| mount.made) {
-            mount.remove_point().ok();
-        }
-    }
 }
 
 impl Mount {
@@ -137,7 +125,7 @@ impl Mount {
             Source::New { kind, options } => {
                 return sys::new_filesystem(kind, options, self.attributes).map(Some);
             }
-            Source::Text(_) => return Ok(None),
+            Source::Text(_) | Source::Kept(_) => return Ok(None),
             Source::Host { path, recursive } => (sys::open_tree(path, *recursive)?, *recursive),
             Source::Checked { path, recursive } => {
                 let how = OpenHow::new()
@@ -155,16 +143,20 @@ impl Mount {
 
     /// Attaches the detached mount, or makes and attaches it. `own`: the only mount in which a mount point
     /// may be created; `None`: any.
-    fn attach(&mut self, own: Option<u64>) -> Result<(), Errno> {
-        if !matches!(self.source, Source::Text(_)) {
-            return self.attach_tree(own);
+    fn attach(&self, own: Option<u64>) -> Result<(), Errno> {
+        match &self.source {
+            Source::Text(_) => {
+                let attached = self.attach_tree(own);
+                // Unlink only now: a file without a name cannot be attached.
+                unlink(TEXT).and(attached)
+            }
+            Source::Kept(text) if may_make(&self.target, own)? => keep(&self.target, text),
+            Source::Kept(_) => Ok(()),
+            _ => self.attach_tree(own),
         }
-        let attached = self.attach_tree(own);
-        // Unlink only now: a file without a name cannot be attached.
-        unlink(TEXT).and(attached)
     }
 
-    fn attach_tree(&mut self, own: Option<u64>) -> Result<(), Errno> {
+    fn attach_tree(&self, own: Option<u64>) -> Result<(), Errno> {
         let written;
         let tree = match (&self.source, &self.tree) {
             (Source::Text(text), _) => {
@@ -181,27 +173,29 @@ impl Mount {
         let follow = deep && self.point == Point::Directory;
         match sys::move_mount(tree, &self.target, follow) {
             Err(Errno::ENOENT) if self.point != Point::Existing && may_make(&self.target, own)? => {
-                let passing = matches!(self.source, Source::Checked { .. } | Source::Text(_));
-                self.made = make_point(&self.target, self.point, deep)? && passing;
+                make_point(&self.target, self.point, deep)?;
                 sys::move_mount(tree, &self.target, follow)
             }
             Err(Errno::EINVAL) => Err(misfit(&self.target, self.point)),
             other => other,
         }
     }
+}
 
-    /// Removes the mount point that was created, unless it has been filled from outside.
-    fn remove_point(&self) -> Result<(), Errno> {
-        match umount2(self.target.as_ref(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // Nothing was mounted on it.
-            Err(Errno::EINVAL) => {}
-            other => other?,
+/// Covers `path` with a file that the environment's server keeps for the session: it takes the new file for a
+/// mount point, until something is written to it.
+fn keep(path: &CStr, text: &[u8]) -> Result<(), Errno> {
+    let kept = write_new(KEPT, text).and_then(|()| {
+        // If the server does not know this process, the file is one of the environment's.
+        if lstat(KEPT)?.st_ino <= MAX_INO {
+            Err(Errno::ESTALE)
+        } else {
+            renameat(AT_FDCWD, KEPT, AT_FDCWD, path)
         }
-        match self.point {
-            Point::Directory => unlinkat(AT_FDCWD, self.target.as_ref(), UnlinkatFlags::RemoveDir),
-            Point::File if lstat(self.target.as_ref())?.st_size == 0 => unlink(self.target.as_ref()),
-            Point::File | Point::Existing => Ok(()),
-        }
+    });
+    match kept {
+        Err(errno) if errno != Errno::EEXIST => unlink(KEPT).and(Err(errno)),
+        other => other,
     }
 }
 
@@ -216,8 +210,7 @@ fn misfit(path: &CStr, point: Point) -> Errno {
 }
 
 /// Whether a mount point may be created at `path`: only in the mount `own`, which is the environment's, or on
-/// the session's own `/dev`. In a directory that the host shares, it would stay on the host if the session is
-/// killed, and removing it at the end would unmount another session's mount there.
+/// the session's own `/dev`. In a directory that the host shares, it would stay on the host.
 fn may_make(path: &CStr, own: Option<u64>) -> Result<bool, Errno> {
     let Some(own) = own.filter(|_| !path.to_bytes().starts_with(b"/dev/")) else { return Ok(true) };
     let mut nearest = own;
@@ -238,8 +231,8 @@ fn mount_id(path: &CStr) -> Result<u64, Errno> {
     found.map(|found| found.stx_mnt_id).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
 }
 
-/// Creates a mount point, with its parents if `deep`. Returns whether it was missing.
-fn make_point(path: &CStr, point: Point, deep: bool) -> Result<bool, Errno> {
+/// Creates a mount point, with its parents if `deep`.
+fn make_point(path: &CStr, point: Point, deep: bool) -> Result<(), Errno> {
     match make_last(path, point) {
         Err(Errno::ENOENT) if deep => {
             make_parents(path)?;
@@ -249,7 +242,7 @@ fn make_point(path: &CStr, point: Point, deep: bool) -> Result<bool, Errno> {
     }
 }
 
-fn make_last(path: &CStr, point: Point) -> Result<bool, Errno> {
+fn make_last(path: &CStr, point: Point) -> Result<(), Errno> {
     let made = if point == Point::Directory {
         mkdir(path, Mode::from_bits_truncate(0o755))
     } else {
@@ -257,8 +250,7 @@ fn make_last(path: &CStr, point: Point) -> Result<bool, Errno> {
         open(path, flags, Mode::from_bits_truncate(0o644)).map(drop)
     };
     match made {
-        Ok(()) => Ok(true),
-        Err(Errno::EEXIST) => Ok(false),
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno),
     }
 }
@@ -269,23 +261,6 @@ pub(in crate::runtime) fn make_parents(path: &CStr) -> Result<(), Errno> {
         Ok(()) | Err(Errno::EEXIST) => Ok(true),
         Err(errno) => Err(errno),
     })
-}
-
-/// Calls `visit` for each directory above `path`, from the top down and without `/`, while it returns true.
-fn each_parent(path: &CStr, mut visit: impl FnMut(&CStr) -> Result<bool, Errno>) -> Result<(), Errno> {
-    let mut buffer = [0; libc::PATH_MAX as usize];
-    let bytes = path.to_bytes();
-    if bytes.len() >= buffer.len() {
-        return Err(Errno::ENAMETOOLONG);
-    }
-    for at in (1..bytes.len()).filter(|at| bytes[*at] == b'/') {
-        buffer[..at].copy_from_slice(&bytes[..at]);
-        buffer[at] = 0;
-        if !visit(CStr::from_bytes_until_nul(&buffer).map_err(|_| Errno::EINVAL)?)? {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Creates [`TEXT`] with this content and returns a detached mount of it.

@@ -57,7 +57,7 @@ impl Accounts {
         }
         if many_ids && policy.home.is_some() {
             let reason = "your files belong to root inside when the ids of /etc/subuid are used: leave out --user to share the \
-                          home directory, or mount the environment first (karapace mount), which leaves one id inside, yours";
+                          home directory, or mount the environment first (karapace mount): then such a session has one id inside, yours";
             return Err(refused("--user self", reason));
         }
         let (uid, gid) = (geteuid(), getegid());

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use super::strings::c_string;
 use crate::runtime::RuntimeError;
-use crate::runtime::inside::mounts::{Mount, Mounts, Point, Source};
+use crate::runtime::inside::mounts::{Mount, Mounts, Source};
+use crate::runtime::inside::points::{Point, Points};
 use crate::runtime::policy::{RUNTIME_DIR, Share, ShareKind};
 
 const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -37,6 +38,8 @@ pub(super) struct Wanted<'a> {
     pub covered: &'a [PathBuf],
     /// The text of `/etc/hosts`.
     pub hosts: Vec<u8>,
+    /// The host's `/etc/resolv.conf`; `None` if it has none.
+    pub resolv_conf: Option<Vec<u8>>,
     /// Owner and group of the runtime directory, as ids inside.
     pub owner: (u32, u32),
 }
@@ -45,8 +48,18 @@ impl Mounts {
     /// All mounts, in the order in which they are attached. Shares come before the session's own `/proc`,
     /// `/sys` and `/dev`, so that no symlink of the environment can lead a share over those.
     pub(super) fn plan(wanted: Wanted<'_>) -> Result<Mounts, RuntimeError> {
-        let Wanted { root, served, console, terminal_group, mask_control, shares, covered, hosts, owner } =
-            wanted;
+        let Wanted {
+            root,
+            served,
+            console,
+            terminal_group,
+            mask_control,
+            shares,
+            covered,
+            hosts,
+            resolv_conf,
+            owner,
+        } = wanted;
         let mut pts = vec![(c"mode", c"0620".into()), (c"ptmxmode", c"0666".into())];
         if terminal_group {
             pts.push((c"gid", c"5".into()));
@@ -73,9 +86,14 @@ impl Mounts {
         for share in on_dev {
             list.push(shared(share)?);
         }
-        // Read-only: root inside could otherwise write to the host's own file.
         let resolv = host(c"/etc/resolv.conf", c"/etc/resolv.conf".into(), Point::File, READ_ONLY);
-        list.push(Mount { required: false, ..resolv });
+        let source = match (served, resolv_conf) {
+            (true, Some(text)) => Some(Source::Kept(text)),
+            (true, None) => None,
+            // Read-only: root inside could otherwise write to the host's own file.
+            (false, _) => Some(resolv.source),
+        };
+        list.extend(source.map(|source| Mount { source, required: false, tree: None, ..resolv }));
         list.push(Mount {
             source: Source::Text(hosts),
             required: false,
@@ -84,18 +102,18 @@ impl Mounts {
         if mask_control {
             list.push(Mount { point: Point::Existing, required: false, ..cover(c"/.karapace") });
         }
-        Ok(Mounts { root: Some(root), served, list })
+        Ok(Mounts { root: Some(root), served, list, points: None })
     }
 
     /// For a command that sets up a root itself: the host's own tree, with a `/proc` for the new process
     /// namespace and, over `scratch`, an empty file system that lasts as long as the inside. `hidden` is
-    /// covered by an empty directory.
-    pub fn beside(scratch: CString, hidden: Option<&'static CStr>) -> Mounts {
+    /// covered by an empty directory. `points`: what the command will mount on.
+    pub fn beside(scratch: CString, hidden: Option<&'static CStr>, points: Points) -> Mounts {
         let own = new(c"/proc", c"tmpfs", vec![(c"mode", c"0700".into())], SHARED);
         let mut list =
             vec![new(c"/proc", c"proc", vec![], DATA_ONLY), Mount { target: Cow::Owned(scratch), ..own }];
         list.extend(hidden.map(|path| Mount { point: Point::Existing, required: false, ..cover(path) }));
-        Mounts { root: None, served: false, list }
+        Mounts { root: None, served: false, list, points: Some(points) }
     }
 }
 
@@ -107,7 +125,7 @@ fn new(
 ) -> Mount {
     let source = Source::New { kind, options };
     let target = Cow::Borrowed(target);
-    Mount { source, target, point: Point::Directory, attributes, required: true, tree: None, made: false }
+    Mount { source, target, point: Point::Directory, attributes, required: true, tree: None }
 }
 
 /// An empty directory that nobody can write to.
@@ -118,7 +136,7 @@ fn cover(target: &'static CStr) -> Mount {
 fn host(target: &'static CStr, path: CString, point: Point, attributes: u64) -> Mount {
     let source = Source::Host { path, recursive: point == Point::Directory };
     let target = Cow::Borrowed(target);
-    Mount { source, target, point, attributes, required: true, tree: None, made: false }
+    Mount { source, target, point, attributes, required: true, tree: None }
 }
 
 fn shared(share: &Share) -> Result<Mount, RuntimeError> {
@@ -132,7 +150,7 @@ fn shared(share: &Share) -> Result<Mount, RuntimeError> {
     let path = c_string("host path", share.host.clone().into())?;
     let target = Cow::Owned(c_string("path inside", share.inside.clone().into())?);
     let source = Source::Checked { path, recursive: point == Point::Directory };
-    Ok(Mount { source, target, point, attributes, required: true, tree: None, made: false })
+    Ok(Mount { source, target, point, attributes, required: true, tree: None })
 }
 
 /// The directory that XDG_RUNTIME_DIR names: the session's own, accessible to its user only.

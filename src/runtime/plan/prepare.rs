@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{stderr, stdin, stdout};
+use std::io::{Read as _, stderr, stdin, stdout};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,9 @@ use crate::runtime::inside::monitor::{Command, Ids};
 use crate::runtime::inside::mounts::Mounts;
 use crate::runtime::sys::{ExecStrings, Filter};
 
+/// Longest `/etc/resolv.conf`, in bytes.
+const RESOLV_CONF_MAX: u64 = 1 << 16;
+
 /// Longest host name, in bytes; a kernel limit.
 const HOSTNAME_MAX: usize = 64;
 
@@ -50,6 +53,7 @@ impl Preparation {
             shares: &session.policy.shares,
             covered: &session.policy.covered,
             hosts: hosts::text(hosts.as_deref(), &session.hostname),
+            resolv_conf: resolv_conf(),
             owner: (user.uid, user.gid),
         })?;
         let isolate_network = session.policy.isolate_network;
@@ -131,6 +135,14 @@ impl IdMap {
             gid: format!("{} {} 1\n", user.gid, getegid()).into_bytes(),
         }
     }
+}
+
+/// The host's `/etc/resolv.conf`, unless it is too long to be one.
+fn resolv_conf() -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    let file = fs::File::open("/etc/resolv.conf").ok()?;
+    file.take(RESOLV_CONF_MAX + 1).read_to_end(&mut text).ok()?;
+    (text.len() as u64 <= RESOLV_CONF_MAX).then_some(text)
 }
 
 /// Whether the caller is root with other ids besides its own. A root that is an ordinary user's only id, as

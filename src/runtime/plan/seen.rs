@@ -17,7 +17,7 @@ pub struct Seen {
     pub user: User,
     /// Whether the user's home directory exists.
     pub has_home: bool,
-    /// The environment's own `/etc/hosts`.
+    /// The environment's own `/etc/hosts`, unless it is empty.
     pub hosts: Option<Vec<u8>>,
     /// The files to which the caller is added, if [`SELF`] was asked for.
     #[serde(default)]
@@ -46,7 +46,8 @@ impl Seen {
             Some(SELF) => (None, Some(Box::new(Accounts::look(&inside)))),
             named => (named, None),
         };
-        let hosts = inside.read(Path::new("/etc/hosts"));
+        // An empty one is what another session, or an earlier version, mounts on.
+        let hosts = inside.read(Path::new("/etc/hosts")).filter(|text| !text.is_empty());
         let user = User::find(&inside, user);
         let notes = inside.take_notes();
         let user = user.inspect_err(|_| notes.iter().for_each(|note| tracing::warn!("{note}")))?;

@@ -4,7 +4,7 @@ use nix::sched::CloneFlags;
 
 use super::join::join;
 use super::running::Ended;
-use super::start::{self, Started};
+use super::start::{self, Started, Told};
 use crate::runtime::RuntimeError;
 use crate::runtime::inside::init::Preparation;
 use crate::runtime::inside::monitor::Command;
@@ -19,9 +19,18 @@ pub trait Backend {
     /// `ground`: the user and mount namespace in which the root is mounted, if they are not this process's
     /// own.
     ///
+    /// `told` gets process 1, which is a child of this process, before it does anything: it makes the mount
+    /// points that the root lacks, and whoever serves the root may have to know it for that.
+    ///
     /// # Errors
-    /// [`RuntimeError`]; then nothing is left behind.
-    fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError>;
+    /// [`RuntimeError`], also for an error of `told`; then nothing is left behind but mount points, if the
+    /// root has kept them.
+    fn start(
+        &self,
+        session: &Session,
+        ground: Option<Namespaces>,
+        told: Told<'_>,
+    ) -> Result<Started, RuntimeError>;
 
     /// Runs a session's command to its end in an existing inside. `many_ids`: the inside has more than one
     /// id.
@@ -40,7 +49,7 @@ pub trait Backend {
     /// Those of [`start`](Backend::start) and [`join`](Backend::join).
     fn run(&self, session: &Session) -> Result<Ended, RuntimeError> {
         let session = Session { seen: Some(session.seen()?), ..session.clone() };
-        let mut started = self.start(&session, None)?;
+        let mut started = self.start(&session, None, &mut |_| Ok(()))?;
         let namespaces = std::mem::replace(&mut started.namespaces, Namespaces::own(CloneFlags::empty())?);
         let ended = self.join(&session, namespaces, has_ids());
         started.end()?;
@@ -52,8 +61,13 @@ pub trait Backend {
 pub(super) struct Namespace;
 
 impl Backend for Namespace {
-    fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError> {
-        start::start(Preparation::new(session, ground.is_some())?, ground)
+    fn start(
+        &self,
+        session: &Session,
+        ground: Option<Namespaces>,
+        told: Told<'_>,
+    ) -> Result<Started, RuntimeError> {
+        start::start(Preparation::new(session, ground.is_some())?, ground, told)
     }
 
     fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError> {

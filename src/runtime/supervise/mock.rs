@@ -6,7 +6,7 @@ use karapace_store::text;
 
 use super::backend::{Backend, Namespace};
 use super::running::Ended;
-use super::start::Started;
+use super::start::{Started, Told};
 use crate::runtime::RuntimeError;
 use crate::runtime::inside::namespaces::Namespaces;
 use crate::runtime::plan::session::Session;
@@ -15,8 +15,13 @@ use crate::runtime::plan::session::Session;
 pub(super) struct Mock;
 
 impl Backend for Mock {
-    fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError> {
-        Namespace.start(session, ground)
+    fn start(
+        &self,
+        session: &Session,
+        ground: Option<Namespaces>,
+        told: Told<'_>,
+    ) -> Result<Started, RuntimeError> {
+        Namespace.start(session, ground, told)
     }
 
     #[expect(clippy::disallowed_methods, reason = "it stands for what the command would print")]

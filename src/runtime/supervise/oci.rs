@@ -3,7 +3,7 @@
 use super::backend::Backend;
 use super::join::join;
 use super::running::Ended;
-use super::start::{self, Started};
+use super::start::{self, Started, Told};
 use crate::runtime::RuntimeError;
 use crate::runtime::inside::namespaces::Namespaces;
 use crate::runtime::plan::oci::{Runtime, command, preparation};
@@ -13,9 +13,14 @@ use crate::runtime::plan::session::Session;
 pub(super) struct Oci;
 
 impl Backend for Oci {
-    fn start(&self, session: &Session, ground: Option<Namespaces>) -> Result<Started, RuntimeError> {
+    fn start(
+        &self,
+        session: &Session,
+        ground: Option<Namespaces>,
+        told: Told<'_>,
+    ) -> Result<Started, RuntimeError> {
         let runtime = Runtime::on_path()?;
-        start::start(preparation(session, &runtime, ground.is_some())?, ground)
+        start::start(preparation(session, &runtime, ground.is_some())?, ground, told)
     }
 
     fn join(&self, session: &Session, namespaces: Namespaces, many_ids: bool) -> Result<Ended, RuntimeError> {

@@ -1,5 +1,6 @@
 //! Makes an inside: process 1 and its namespaces, in which commands are then run.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
@@ -40,11 +41,15 @@ impl Started {
     }
 }
 
-/// Makes the inside that `preparation` describes. `ground` as in
+/// What is done with process 1 before it does anything.
+pub type Told<'a> = &'a mut dyn FnMut(Pid) -> io::Result<()>;
+
+/// Makes the inside that `preparation` describes. `ground` and `told` as in
 /// [`Backend::start`](crate::runtime::Backend::start).
 pub(in crate::runtime) fn start(
     mut preparation: Preparation,
     ground: Option<Namespaces>,
+    told: Told<'_>,
 ) -> Result<Started, RuntimeError> {
     let (outer, inner) = Channel::pair().map_err(failed("make a socket pair"))?;
     let mut kinds = CloneFlags::CLONE_NEWNS
@@ -78,7 +83,8 @@ pub(in crate::runtime) fn start(
         }
     };
     drop((inner, mask));
-    match prepared(&outer, kinds) {
+    let told = told(init).map_err(|source| RuntimeError::Supervise { action: "announce process 1", source });
+    match told.and_then(|()| prepared(&outer, kinds)) {
         Ok(namespaces) => {
             let namespaces = match ground {
                 Some(ground) => namespaces.complete(ground),

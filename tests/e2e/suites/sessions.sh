@@ -110,12 +110,12 @@ as_oneself_at_home() {
     karapace umount "$ENV"
 }
 
-mount_refused() {
+mounted_beside() {
     begin 71003
     local first=$!
     x sh -c 'echo committed >/srv/while'
-    refused karapace mount "$ENV"
-    says "karapace stop $ENV"
+    karapace mount "$ENV"
+    equal "on the host" committed "$(cat "$DIR/srv/while")"
     karapace commit "$ENV" --name while
     x sh -c 'echo changed >/srv/while'
     karapace diff "$ENV" | has -E '^M +/srv/while$'
@@ -123,10 +123,10 @@ mount_refused() {
     equal restored committed "$(x cat /srv/while)"
     kill "$first"
     wait "$first" || true
-    until_true no_server
-    karapace mount "$ENV"
+    until_true idle
     equal "on the host" committed "$(cat "$DIR/srv/while")"
     karapace umount "$ENV"
+    until_true no_server
 }
 
 first_leaves() {
@@ -189,8 +189,11 @@ host_mount_stays() {
     begin 71010
     local first=$!
     equal joined 1 "$(x sh -c 'cat /proc/[0-9]*/cmdline | tr "\0" " " | grep -c "sleep 71010"')"
-    refused karapace umount "$ENV"
-    says 'karapace stop'
+    if [ "$ACTOR" = root ]; then
+        # Without sub-ids, too: the sessions use this mount.
+        refused karapace umount "$ENV"
+        says 'karapace stop'
+    fi
     karapace stop "$ENV"
     wait "$first" || true
     mounted "$DIR"
@@ -247,11 +250,11 @@ without_ids() {
     echo "other:x:54322:" >>/etc/group
     install -d -o 54322 -g 54322 "$TMPDIR/other"
     other karapace import "$MINBASE_TAR" --name alone
-    local found; found=$(other karapace -v exec alone -- sh -c 'echo $(id -u) $(id -g)' 2>"$TMPDIR/said") || { cat "$TMPDIR/said"; return 1; }
+    local found; found=$(other karapace exec alone -- sh -c 'echo $(id -u) $(id -g)' 2>"$TMPDIR/said") || { cat "$TMPDIR/said"; return 1; }
     equal "one id" "0 0" "$found"
     grep -q 'only one id inside: other has no range of ids in /etc/subuid' "$TMPDIR/said" || wrong "$(cat "$TMPDIR/said")"
     grep -q 'usermod --add-subuids' "$TMPDIR/said"
-    equal "nothing is said" "" "$(other karapace exec alone -- sh -c 'echo x >/srv/f' 2>&1)"
+    equal "nothing is said again" "" "$(other karapace exec alone -- sh -c 'echo x >/srv/f' 2>&1)"
     equal "as another" "33 www-data" "$(other karapace exec -u www-data alone -- sh -c 'echo $(id -u) $(id -un)')"
     equal kept x "$(other karapace exec alone -- cat /srv/f)"
     # Without sub-ids, the mount shows the environment's ids.
@@ -279,7 +282,7 @@ check "every id inside, and nothing is chowned outside" ids
 check "apt-get installs a package with setgid files and system users" packages
 check "a second session joins the first: processes, namespaces, users, statuses" joined
 check "a session with other options is refused" other_options
-check "meanwhile a mount is refused; commit, diff and restore work" mount_refused
+check "mounted while a session runs; commit, diff and restore work" mounted_beside
 check "the first session ends, the second keeps running" first_leaves
 check "kill -9 ends only its own session; killing all ends everything" killed
 check "stop: SIGTERM, then SIGKILL; nothing survives" stopped
@@ -288,6 +291,6 @@ check "as oneself: name, ids, home, and files that belong to one" as_oneself
 check "as oneself, in one's own home directory" as_oneself_at_home
 check "umount --force ends sessions whose mount hangs" forced
 check "256 MiB through exec, with flat memory" large_stream
-[ "$ACTOR" != root ] || check "a user without ids of its own has one, and -v says why" without_ids
+[ "$ACTOR" != root ] || check "a user without ids of its own has one, and is told why, once" without_ids
 check "the store is intact" karapace verify-store
 finish_suite

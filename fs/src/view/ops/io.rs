@@ -15,6 +15,7 @@ use crate::upper::data::DataFile;
 use crate::upper::journal::Room;
 use crate::upper::record::Item;
 use crate::view::View;
+use crate::view::changes::note_data;
 use crate::view::node::{BlockBody, FileBody};
 use crate::view::ops::resize::{SIZE_MAX, Writable, file_body};
 use crate::view::table::State;
@@ -235,6 +236,7 @@ impl View {
         node.stale_times = true;
         node.unsynced = true;
         node.version += 1;
+        note_data(ino);
         Ok(written)
     }
 

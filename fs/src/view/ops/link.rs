@@ -16,6 +16,9 @@ use crate::view::{View, check_name};
 /// Most names of one inode. ext4 allows 65,000, and programs expect some limit.
 const LINK_MAX: u32 = 65_000;
 
+/// The directory and name of an inode that never had another name.
+type OnlyName = Option<(Ino, Box<[u8]>)>;
+
 impl View {
     /// Adds a name to an inode; counts one reference.
     ///
@@ -23,6 +26,11 @@ impl View {
     /// [`Error::NotPermitted`] for a directory; [`Error::NotFound`] for an inode without a name;
     /// [`Error::TooManyLinks`] beyond 65,000 names; [`Error::Exists`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.link_again(ino, parent, name).map(|(attr, _)| attr)
+    }
+
+    /// Like [`View::link`], and returns the name that the inode had so far, if it was the only one.
+    pub(crate) fn link_again(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<(Attr, OnlyName)> {
         check_name(name)?;
         self.writable()?;
         let _gate = self.gate.read();
@@ -45,6 +53,7 @@ impl View {
         state.dirty_chain(ino, &mut items)?;
         state.dirty_chain(parent, &mut items)?;
         let node = state.node(ino)?;
+        let only_name = node.place.as_ref().map(|place| (place.parent, place.name.clone()));
         if let Some(place) = &node.place {
             // The existing name becomes a reference to the link table too.
             let state = NameState::Names(ino);
@@ -55,6 +64,6 @@ impl View {
         items.push(Item::Name { dir: parent, name: name.into(), state: NameState::Names(ino) });
         items.push(dir_changed(&state, parent, now, 0)?);
         self.change(&mut state, items)?;
-        self.referenced(&mut state, ino)
+        Ok((self.referenced(&mut state, ino)?, only_name))
     }
 }

@@ -10,6 +10,7 @@ use crate::upper::blocks::BlockSet;
 use crate::upper::boot::Boot;
 use crate::upper::data::DataFile;
 use crate::upper::record::{AttrItem, DataState, Item, NameState, Place, PutItem, no_content, safe_blocks};
+use crate::view::changes;
 use crate::view::node::{BlockBody, FileBody, Meta, Node, NodeBody};
 
 impl State {
@@ -79,6 +80,7 @@ impl State {
     /// can fail to fit the table.
     pub fn apply(&mut self, items: Vec<Item>) -> Result<()> {
         self.generation += 1;
+        changes::note_items(&items);
         for item in items {
             self.apply_one(item)?;
         }

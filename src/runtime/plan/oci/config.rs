@@ -143,8 +143,14 @@ fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Value>, RuntimeError> {
     let (on_dev, in_tree): (Vec<_>, Vec<_>) =
         wanted.shares.iter().partition(|share| share.inside.starts_with("/dev"));
     let share = |share: &&Share| {
-        let mut options = vec!["rbind", "rnosuid", if share.read_only { "rro" } else { "rw" }];
-        options.push(if matches!(share.kind, ShareKind::Device { .. }) { "rnoexec" } else { "rnodev" });
+        let is_directory = matches!(share.kind, ShareKind::Directory | ShareKind::Device { directory: true });
+        let access = if share.read_only { "ro" } else { "rw" };
+        let kept_out = if matches!(share.kind, ShareKind::Device { .. }) { "noexec" } else { "nodev" };
+        let options = ["bind", "nosuid", access, kept_out].map(|option| {
+            // crun takes what it is to bind with everything mounted in it for a directory.
+            if is_directory && option != "rw" { format!("r{option}") } else { option.to_owned() }
+        });
+        let options = options.each_ref().map(String::as_str);
         let inside = utf8("a path inside", share.inside.as_os_str())?;
         Ok::<_, RuntimeError>(bind(inside, utf8("a host path", share.host.as_os_str())?, &options))
     };

@@ -39,6 +39,8 @@ use crate::runtime::inside::conceal::StartStrings;
 use crate::runtime::inside::init::{IdMap, Preparation};
 use crate::runtime::inside::monitor::Command;
 use crate::runtime::inside::mounts::Mounts;
+use crate::runtime::inside::points::{Point, Points};
+use crate::runtime::policy::ShareKind;
 use crate::runtime::sys::{ExecStrings, Filter};
 
 /// The supported runtimes, the preferred one first, each with the options that precede `run`. crun can run
@@ -106,7 +108,8 @@ pub(in crate::runtime) fn preparation(
     let Seen { user, .. } = session.seen()?;
     let many_ids = ranged || has_ids();
     check_user(&user, many_ids)?;
-    if root(session, ranged)?.starts_with(SCRATCH) {
+    let root = root(session, ranged)?;
+    if root.starts_with(SCRATCH) {
         let reason = format!("an environment mounted below {SCRATCH} cannot be run; mount it elsewhere");
         return Err(refused("runtime.backend = \"oci\"", reason));
     }
@@ -114,10 +117,27 @@ pub(in crate::runtime) fn preparation(
         id_map: (!many_ids).then(|| IdMap::single(&user)),
         hostname: hostname(&session.hostname)?,
         isolate_network: session.policy.isolate_network,
-        mounts: Mounts::beside(CString::from(c"/dev/shm"), runtime.hidden()),
+        mounts: Mounts::beside(CString::from(c"/dev/shm"), runtime.hidden(), points(session, root)?),
         filter: filter(session)?,
         strings: StartStrings::find()?,
     })
+}
+
+/// What the runtime will mount on, except in its own `/dev`. A file of the session's that is a directory in
+/// the environment is there, and is not covered.
+fn points(session: &Session, root: PathBuf) -> Result<Points, RuntimeError> {
+    let shares = session.policy.shares.iter().filter(|share| !share.inside.starts_with("/dev"));
+    let shares = shares.map(|share| match share.kind {
+        ShareKind::Directory | ShareKind::Device { directory: true } => {
+            (share.inside.clone(), Point::Directory)
+        }
+        ShareKind::File | ShareKind::Device { directory: false } => (share.inside.clone(), Point::File),
+    });
+    let usual = ["/proc", "/sys", "/dev"].map(|path| (PathBuf::from(path), Point::Directory));
+    let own = ["/etc/hosts", "/etc/resolv.conf"].map(|path| (PathBuf::from(path), Point::File));
+    let list = shares.chain(usual).chain(own);
+    let list = list.map(|(path, point)| Ok((c_string("path inside", path.into())?, point)));
+    Ok(Points { root: c_string("root", root.into())?, list: list.collect::<Result<_, RuntimeError>>()? })
 }
 
 /// The runtime as the command of a session, with the bundle that it runs.
