@@ -404,7 +404,12 @@ impl Links {
 fn may_hold(view: &View, all: &[Arc<Link>], link: &Arc<Link>, ino: Ino) -> bool {
     match &link.references {
         Some(references) => references.counts.lock().contains_key(&ino),
-        None => view.references(ino) > counted_without(all, link, ino),
+        None => {
+            // Others may count or give back one between the two looks.
+            let before = counted_without(all, link, ino);
+            let references = view.references(ino);
+            references > before.min(counted_without(all, link, ino))
+        }
     }
 }
 

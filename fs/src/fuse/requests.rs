@@ -182,7 +182,9 @@ impl Shared {
                         self.drop_foreign_set_gid(req, &view, ino)?;
                     }
                     if !only_privileges {
-                        return Ok(((true, view.setattr(ino, set)?), 0..0));
+                        let before = if set.size.is_some() { view.getattr(ino)?.size } else { 0 };
+                        let attr = view.setattr(ino, set)?;
+                        return Ok(((true, attr), attr.size.min(before)..before));
                     }
                     // The request only drops set-user-id: it comes before a write, or from a chown that names
                     // no ids. (It also comes when root writes to a file that had capabilities, and root would
@@ -303,7 +305,9 @@ impl Shared {
             } else {
                 (offset, write(offset, data)?)
             };
-            Ok(((at, count), at..at + count as u64))
+            // A page may reach beyond the end, where nothing was written.
+            let end = if from_pages { view.getattr(ino)?.size } else { u64::MAX };
+            Ok(((at, count), at..end.clamp(at, at + count as u64)))
         })
     }
 
@@ -318,8 +322,12 @@ impl Shared {
     ) {
         let ino = match self.node(node) {
             Ok(Node::View { index, view, ino }) => {
+                let from_pages = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+                if from_pages {
+                    self.note_writes_back(node);
+                }
                 let written = self.write_to_view(req, (index, view, ino), (offset, data), (flags, appends));
-                if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                if from_pages {
                     self.note_writes_back(node);
                 }
                 return match written {
@@ -405,10 +413,12 @@ impl Shared {
             Node::View { index, view, ino } => {
                 let part = range.0..range.0.saturating_add(range.1);
                 let writes = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
-                let written = if writes { part.clone() } else { 0..0 };
+                let (start, end) = (part.start, part.end);
                 self.change_data("fallocate", (index, &view), Some((ino, part)), || {
                     self.drop_set_id_for(req, &view, ino)?;
-                    Ok((view.fallocate(ino, mode, range.0, range.1)?, written))
+                    view.fallocate(ino, mode, range.0, range.1)?;
+                    let end = if writes { end.min(view.getattr(ino)?.size) } else { start };
+                    Ok(((), start..end.max(start)))
                 })
             }
             // Not ENOSYS, which the kernel would apply to the whole mount.
