@@ -48,7 +48,7 @@ pub(crate) struct Link {
     start: Instant,
     /// What others have changed.
     pub(super) outdated: Outdated,
-    /// What others are writing to files.
+    /// What others have just written to files of which this kernel may have pages.
     pub(super) rewrites: Rewrites,
     /// Roots of the snapshots that are looked at through this connection.
     pub(super) snapshots: Mutex<Vec<ObjectId>>,
@@ -63,7 +63,7 @@ pub(super) struct References {
     pub agrees: RwLock<()>,
 }
 
-pub(super) type Names = HashSet<(Ino, Box<[u8]>)>;
+type Names = HashSet<(Ino, Box<[u8]>)>;
 
 /// How long a kernel may keep an answer. That remains so while this lives.
 pub(crate) struct Lifetime<'a> {

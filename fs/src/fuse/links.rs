@@ -19,7 +19,7 @@
 //! began before are done, as those may not be told to it. So no two changes wait for each other's kernels.
 //!
 //! Lock order: `Links::joining`, `Link::caches`, `References::agrees`, `Links::told`, `Links::all`,
-//! `Links::appending`, `Link::rewrites`, the view's locks, `References::counts`, `Link::names`,
+//! `Link::rewrites`, `Links::appending`, the view's locks, `References::counts`, `Link::names`,
 //! `Link::expiring`. No notification is sent with a lock held but `joining`, and `caches` of a connection
 //! that does not cache.
 
@@ -244,6 +244,8 @@ impl Links {
             Invalidation::Entry { parent, name } => other.placeholders.find(*parent, name).is_none(),
             Invalidation::Inode { .. } => true,
         });
+        // Names come first, as they sort: dropping one waits for a listing in progress, which would otherwise
+        // fill the directory's cache after that was dropped.
         for invalidation in &changed {
             match invalidation {
                 Invalidation::Entry { parent, name } => {
@@ -254,8 +256,8 @@ impl Links {
         }
     }
 
-    /// Appends to a file on behalf of `link`, whose kernel may not know the size that another connection gave
-    /// it. Returns the offset and the number of bytes written.
+    /// Appends to a file, for a kernel that may not know the size that another connection gave it. Returns
+    /// the offset and the number of bytes written.
     ///
     /// # Errors
     /// As of [`View::write`].
