@@ -260,7 +260,7 @@ impl MountedSession {
     /// # Errors
     /// If the connection broke.
     pub fn wait(self) -> io::Result<()> {
-        let result = self.background.join();
+        let result = ended(self.background.join());
         self.links.remove(&self.view, &self.link);
         self.connection.clear();
         if let Some(control) = self.control {
@@ -338,6 +338,15 @@ impl Connection {
         {
             tracing::warn!(%error, "the mount point cannot be used until it is unmounted");
         }
+    }
+}
+
+/// A thread that has just taken a request when the connection ends is told so by another errno than those that
+/// wait for one (`fuse_dev_do_read` in fs/fuse/dev.c).
+fn ended(served: io::Result<()>) -> io::Result<()> {
+    match served {
+        Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+        other => other,
     }
 }
 
