@@ -341,8 +341,8 @@ impl Connection {
     }
 }
 
-/// A thread that has just taken a request when the connection ends is told so by another errno than those that
-/// wait for one (`fuse_dev_do_read` in fs/fuse/dev.c).
+/// A thread that has just taken a request when the connection ends is told so by another errno than those
+/// that wait for one (`fuse_dev_do_read` in fs/fuse/dev.c).
 fn ended(served: io::Result<()>) -> io::Result<()> {
     match served {
         Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
