@@ -246,6 +246,13 @@ impl Builder {
         Ok(())
     }
 
+    /// Gives a leaf, which must be a regular file, its content.
+    pub fn set_content(&mut self, leaf: LeafId, content: FileContent) -> Reason<()> {
+        self.spend(content.extents.len() * size_of::<Extent>())?;
+        self.leaves[leaf.0].shape = Shape::Content(Content::Regular(content));
+        Ok(())
+    }
+
     /// Sets the attributes of the root directory.
     pub fn set_root(&mut self, attributes: Attributes) {
         self.set_attributes(self.root, attributes);

@@ -18,7 +18,8 @@ use super::Intake;
 use super::builder::{Attributes, Builder, Content, DirId, LeafId, MAX_METADATA, ROOT};
 use super::host::{Source, attributes, data_ranges, named_xattrs, open, xattrs};
 use super::mounts::{Look, MountId, Mounts, leads_into_pseudo, pseudo};
-use super::overlay::{self, Special};
+use super::moved::Moved;
+use super::overlay::{self, Special, Writer};
 use super::told::Told;
 use crate::acl;
 use crate::content::{self, FileContent};
@@ -36,17 +37,33 @@ impl<T> IoContext<T> for rustix::io::Result<T> {
     }
 }
 
-/// Imports `top`, which is `path` opened. With `upper` it is a layer over something else.
+/// What a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// A root filesystem.
+    Whole,
+    /// An overlay's upper directory: a layer over something else.
+    Upper,
+    /// An upper directory of this writer that nobody needs afterwards, so that its files may become objects.
+    Spent(Writer),
+}
+
+/// Imports `top`, which is `path` opened.
 ///
-/// Other processes may change the directory meanwhile: what vanishes is left out, with a warning. The top
-/// itself must stay.
+/// Other processes may change the directory meanwhile, but not one that is spent: what vanishes is left
+/// out, with a warning. The top itself must stay.
 pub(super) fn import(
     intake: &mut Intake<'_>,
     path: &Path,
     top: OwnedFd,
-    upper: bool,
+    role: Role,
     mounts: Mounts,
 ) -> Result<Builder> {
+    let writer = match role {
+        Role::Whole => None,
+        Role::Upper => Some(Writer::Any),
+        Role::Spent(writer) => Some(writer),
+    };
     if let Some(name) = pseudo(&top).at("read", path)? {
         let reason = format!("it shows the kernel's state ({name}) and holds no files");
         return Err(refuse(path, &reason));
@@ -56,18 +73,20 @@ pub(super) fn import(
     let mut walk = Walk {
         intake,
         builder: Builder::new(MAX_METADATA),
-        upper,
+        writer,
         mounts,
         linked: HashMap::new(),
+        moved: matches!(role, Role::Spent(_)).then(Moved::default),
         own: (own.st_dev, own.st_ino),
         told: Told::default(),
     };
     let stat = rustix::fs::fstat(&top).at("read", path)?;
-    if upper {
+    if writer.is_some() {
         overlay::check_readable(path, stat.st_uid)?;
     }
     let mut attributes = attributes(&stat, xattrs(&top).at("read the attributes of", path)?);
     let level = walk.mark(ROOT, path, &mut attributes)?;
+    walk.drop_labels(&mut attributes);
     walk.sift(path, FileKind::Directory, &mut attributes);
     walk.builder.set_root(attributes);
     let names = list(&top, path)?;
@@ -83,6 +102,9 @@ pub(super) fn import(
     if rustix::fs::fstat(&watched).at("read", path)?.st_nlink == 0 {
         return Err(refuse(path, "it was removed in the meantime"));
     }
+    if let Some(moved) = walk.moved.take() {
+        moved.finish(&mut walk.intake.batch, &mut walk.builder)?;
+    }
     for note in walk.told.notes() {
         walk.intake.warnings.push_total(note);
     }
@@ -92,11 +114,13 @@ pub(super) fn import(
 struct Walk<'a, 'b> {
     intake: &'a mut Intake<'b>,
     builder: Builder,
-    /// Whether this is an overlay's upper directory.
-    upper: bool,
+    /// If this is an overlay's upper directory, what wrote it.
+    writer: Option<Writer>,
     mounts: Mounts,
     /// Inodes with several names seen so far, by device and inode number.
     linked: HashMap<(u64, u64), LeafId>,
+    /// The files that become objects; `None` if all are copied.
+    moved: Option<Moved>,
     /// Device and inode number of the store itself.
     own: (u64, u64),
     told: Told,
@@ -180,8 +204,8 @@ impl Walk<'_, '_> {
             return self.mount_point(level, name, path, &look).map(|()| None);
         }
         let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).at("read", path)?;
-        if self.upper {
-            match overlay::special(bytes, &stat).map_err(refuse)? {
+        if let Some(writer) = self.writer {
+            match overlay::special(bytes, &stat, writer).map_err(refuse)? {
                 Some(Special::Whiteout(hidden)) => {
                     return self.builder.hide(parent, hidden).map(|()| None).map_err(refuse);
                 }
@@ -202,7 +226,11 @@ impl Walk<'_, '_> {
             }
             return self.directory(level, name, path);
         }
-        if kind == FileType::Socket {
+        if kind == FileType::Socket && self.writer.is_some() {
+            // It shows instead of what is below.
+            self.builder.hide(parent, bytes).map_err(refuse)?;
+        }
+        if kind == FileType::Socket && self.moved.is_none() {
             self.intake.warnings.push(format!("{} was left out: it is a socket", path.display()));
             return Ok(None);
         }
@@ -219,6 +247,9 @@ impl Walk<'_, '_> {
             _ => self.other(directory, name, path, &stat)?,
         };
         let leaf = self.builder.add(parent, bytes, attributes, content).map_err(refuse)?;
+        if let Some(moved) = &mut self.moved {
+            moved.is_at(leaf);
+        }
         if stat.st_nlink > 1 {
             self.linked.insert(key, leaf);
         }
@@ -240,6 +271,7 @@ impl Walk<'_, '_> {
         let bytes = name.to_bytes();
         let node = self.builder.add_directory(level.node, bytes, Attributes::default()).map_err(refuse)?;
         let xattr_whiteouts = self.mark(node, path, &mut attributes)?;
+        self.drop_labels(&mut attributes);
         self.sift(path, FileKind::Directory, &mut attributes);
         self.builder.add_directory(level.node, bytes, attributes).map_err(refuse)?;
         let (path, mount) = (path.to_owned(), look.mount);
@@ -276,10 +308,8 @@ impl Walk<'_, '_> {
     /// Removes the overlay's own attributes from a directory and applies them; returns whether whiteouts in
     /// it may be empty files.
     fn mark(&mut self, node: DirId, path: &Path, attributes: &mut Attributes) -> Result<bool> {
-        if !self.upper {
-            return Ok(false);
-        }
-        let own = overlay::take(attributes).map_err(|reason| refuse(path, &reason))?;
+        let Some(writer) = self.writer else { return Ok(false) };
+        let own = overlay::take(attributes, writer).map_err(|reason| refuse(path, &reason))?;
         self.reconcile(FileKind::Directory, path, attributes);
         if own.opaque {
             self.builder.set_opaque(node);
@@ -288,6 +318,14 @@ impl Walk<'_, '_> {
             self.builder.set_redirect(node, redirect);
         }
         Ok(own.xattr_whiteouts)
+    }
+
+    /// Leaves out what a security module of this machine gave the files that are moved.
+    fn drop_labels(&self, attributes: &mut Attributes) {
+        if self.moved.is_some() {
+            let kept = attributes.xattrs.iter().filter(|(name, _)| !overlay::is_label(name));
+            attributes.xattrs = kept.collect();
+        }
     }
 
     /// Leaves out, with a warning, attributes of another file system that nobody could set here.
@@ -310,14 +348,16 @@ impl Walk<'_, '_> {
                 Content::Symlink(target.into_bytes().into())
             }
             FileType::Fifo => Content::Special(FileKind::Fifo, 0),
+            FileType::Socket => Content::Special(FileKind::Socket, 0),
             FileType::CharacterDevice => Content::Special(FileKind::CharDevice, stat.st_rdev),
             FileType::BlockDevice => Content::Special(FileKind::BlockDevice, stat.st_rdev),
             _ => return Err(refuse(path, "its type is unknown")),
         };
         let xattrs = named_xattrs(directory, name).at("read the attributes of", path)?;
         let mut attributes = attributes(stat, xattrs);
-        if self.upper {
-            overlay::take(&mut attributes).map_err(|reason| refuse(path, &reason))?;
+        self.drop_labels(&mut attributes);
+        if let Some(writer) = self.writer {
+            overlay::take(&mut attributes, writer).map_err(|reason| refuse(path, &reason))?;
             let kind = match &content {
                 Content::Special(kind, _) => *kind,
                 _ => FileKind::Symlink,
@@ -346,8 +386,10 @@ impl Walk<'_, '_> {
             return Err(Errno::LOOP).at("open", path);
         }
         let mut attributes = attributes(&stat, xattrs(&file).at("read the attributes of", path)?);
-        if self.upper {
-            let own = overlay::take(&mut attributes).map_err(|reason| refuse(path, &reason))?;
+        self.drop_labels(&mut attributes);
+        let is_bare = attributes.xattrs.is_empty();
+        if let Some(writer) = self.writer {
+            let own = overlay::take(&mut attributes, writer).map_err(|reason| refuse(path, &reason))?;
             let kind = own.stands_for.map_or(FileKind::Regular, |(kind, _)| kind);
             self.reconcile(kind, path, &mut attributes);
             self.sift(path, kind, &mut attributes);
@@ -363,6 +405,20 @@ impl Walk<'_, '_> {
         }
         self.sift(path, FileKind::Regular, &mut attributes);
         let file = File::from(file);
+        if let Some(moved) = &mut self.moved
+            && is_bare
+            && moved.take(path, &file, &stat)?
+        {
+            let size = stat.st_size as u64;
+            let is_sparse = (stat.st_blocks as u64).saturating_mul(512) < size;
+            let ranges = if is_sparse {
+                data_ranges(&file, size).at("look for holes in", path)?
+            } else {
+                vec![(0, size)]
+            };
+            self.count(ranges.iter().map(|r| r.1).sum());
+            return Ok(Some((attributes, Content::Regular(FileContent::empty()))));
+        }
         let content = self.content(&file, &stat, path)?;
         let now = rustix::fs::fstat(&file).at("read", path)?;
         if written_state(&now) != written_state(&stat) {

@@ -5,11 +5,11 @@
 //! store, and no symbolic link is followed outside the tree. File contents stream into one batch of objects
 //! with one durability barrier at its end; only metadata is held in memory, at most 2 GiB of it.
 //!
-//! The kind of a source is detected from its content: a directory (`directory`, `host`, `mounts`, `overlay`),
-//! an archive (`archive`; `stream` if it comes from a pipe), or an image (`image`). `blob` is one file of an
-//! image, `blobs` finds its files, and `oci`, `copied` and `legacy` read its documents. All of them fill a
-//! `builder`, which checks each name, lays layers over one another and writes the tree. `compress`
-//! decompresses.
+//! The kind of a source is detected from its content: a directory (`directory`, `host`, `mounts`,
+//! `overlay`, `moved`), an archive (`archive`; `stream` if it comes from a pipe), or an image (`image`).
+//! `blob` is one file of an image, `blobs` finds its files, and `oci`, `copied` and `legacy` read its
+//! documents. All of them fill a `builder`, which checks each name, lays layers over one another and writes
+//! the tree. `compress` decompresses.
 
 mod archive;
 mod blob;
@@ -24,6 +24,7 @@ mod host;
 mod image;
 mod legacy;
 mod mounts;
+mod moved;
 mod oci;
 mod overlay;
 mod sha;
@@ -37,8 +38,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use self::mounts::Mounts;
+pub use self::overlay::Writer;
 
 use self::builder::{Builder, MAX_METADATA};
+use self::directory::Role;
 use self::warnings::Warnings;
 use crate::batch::Batch;
 use crate::error::{IoContext, Result, StoreError};
@@ -113,7 +116,7 @@ pub fn import_mounted(
         match image::in_directory(intake, &file, path)? {
             Some(builder) => Ok(builder),
             None => {
-                let builder = directory::import(intake, path, file.into(), false, mounts)?;
+                let builder = directory::import(intake, path, file.into(), Role::Whole, mounts)?;
                 intake.doubt(&builder, &path.display().to_string());
                 Ok(builder)
             }
@@ -135,6 +138,33 @@ pub fn import_upper(
     mounts: Mounts,
     progress: &dyn Progress,
 ) -> Result<Imported> {
+    lay_over(trees, lower, path, (Role::Upper, mounts), progress)
+}
+
+/// Like [`import_upper`], for an upper that nobody uses any more and that is removed afterwards: its files
+/// become objects where they can, without a copy, and lose their modes and owners. It must be on the store's
+/// file system.
+///
+/// The work grows with what the upper holds, and with the number of names in `lower`.
+///
+/// # Errors
+/// Those of [`import_upper`]. The upper may then be left half used.
+pub fn fold_upper(
+    trees: &Trees,
+    lower: &Root,
+    (path, writer): (&Path, Writer),
+    progress: &dyn Progress,
+) -> Result<Imported> {
+    lay_over(trees, lower, path, (Role::Spent(writer), Mounts::LeaveOut), progress)
+}
+
+fn lay_over(
+    trees: &Trees,
+    lower: &Root,
+    path: &Path,
+    (role, mounts): (Role, Mounts),
+    progress: &dyn Progress,
+) -> Result<Imported> {
     let file = input::open(path).at("import", path)?;
     if !file.metadata().at("read", path)?.is_dir() {
         let path = path.display();
@@ -144,7 +174,7 @@ pub fn import_upper(
     }
     Intake::of(trees.store(), progress, |intake| {
         let mut tree = Builder::from_tree(trees, lower, MAX_METADATA)?;
-        let upper = directory::import(intake, path, file.into(), true, mounts)?;
+        let upper = directory::import(intake, path, file.into(), role, mounts)?;
         tree.cover(upper)?;
         Ok(tree)
     })

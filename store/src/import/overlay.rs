@@ -14,6 +14,28 @@ use crate::inode::{FileKind, Xattrs};
 /// Prefixes of overlayfs's attributes: of a mount made by root, and of one in a user namespace (`userxattr`).
 const KERNEL: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
+/// What wrote an upper directory. Of what another would have written, nothing is special.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// This is not known: any overlay.
+    Any,
+    /// Overlayfs, mounted by root.
+    Root,
+    /// Overlayfs, mounted in a user namespace (`userxattr`).
+    User,
+}
+
+impl Writer {
+    /// The prefixes of overlayfs's attributes, and those of fuse-overlayfs.
+    fn prefixes(self) -> (&'static [&'static [u8]], &'static [&'static [u8]]) {
+        match self {
+            Writer::Any => (&KERNEL, &FUSE),
+            Writer::Root => (&KERNEL[..1], &[]),
+            Writer::User => (&KERNEL[1..], &[]),
+        }
+    }
+}
+
 /// Prefixes of fuse-overlayfs's attributes.
 const FUSE: [&[u8]; 2] = [b"user.fuseoverlayfs.", b"security.fuseoverlayfs."];
 
@@ -47,10 +69,14 @@ pub(super) struct Own {
 
 /// Recognises a whiteout or opaque mark by kind and name: a character device 0:0, or an empty file with a
 /// name as in image layers.
-pub(super) fn special<'a>(name: &'a [u8], stat: &Stat) -> std::result::Result<Option<Special<'a>>, String> {
+pub(super) fn special<'a>(
+    name: &'a [u8],
+    stat: &Stat,
+    writer: Writer,
+) -> std::result::Result<Option<Special<'a>>, String> {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let is_device = kind == FileType::CharacterDevice && stat.st_rdev == 0;
-    let Some(hidden) = name.strip_prefix(WHITEOUT) else {
+    let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|_| writer == Writer::Any) else {
         return Ok(is_device.then_some(Special::Whiteout(name)));
     };
     if !(is_device || (kind == FileType::RegularFile && stat.st_size == 0)) {
@@ -66,23 +92,24 @@ pub(super) fn special<'a>(name: &'a [u8], stat: &Stat) -> std::result::Result<Op
 }
 
 /// Removes the overlay's own attributes from `attributes`, after applying those that change owner and mode.
-pub(super) fn take(attributes: &mut Attributes) -> std::result::Result<Own, String> {
+pub(super) fn take(attributes: &mut Attributes, writer: Writer) -> std::result::Result<Own, String> {
+    let (kernel, fuse) = writer.prefixes();
     let (mut own, mut kept) = (Own::default(), Xattrs::new());
     let mut shown = None;
     for (name, value) in attributes.xattrs.iter() {
-        if let Some((prefix, rest)) = strip(name, &KERNEL) {
+        if let Some((prefix, rest)) = strip(name, kernel) {
             if let Some(nested) = rest.strip_prefix(b"overlay.") {
                 // An overlay on an overlay: this one stores the upper one's attributes under an escaped name.
                 kept.set(&[prefix, nested].concat(), value);
             } else {
                 own.kernel(rest, value)?;
             }
-        } else if let Some((_, rest)) = strip(name, &FUSE) {
+        } else if let Some((_, rest)) = strip(name, fuse) {
             own.opaque |= rest == b"opaque";
             if rest == b"override_stat" {
                 shown = Some(value.to_vec());
             }
-        } else if name == CONTAINERS {
+        } else if name == CONTAINERS && writer == Writer::Any {
             shown = Some(value.to_vec());
         } else {
             kept.set(name, value);
@@ -120,6 +147,13 @@ impl Own {
 
 fn strip<'a>(name: &'a [u8], prefixes: &[&'static [u8]]) -> Option<(&'static [u8], &'a [u8])> {
     prefixes.iter().find_map(|prefix| Some((*prefix, name.strip_prefix(*prefix)?)))
+}
+
+/// Whether a security module of the machine sets this attribute by itself, on all files.
+pub(super) fn is_label(name: &[u8]) -> bool {
+    let labels = [&b"selinux"[..], b"ima", b"evm", b"apparmor"];
+    let rest = name.strip_prefix(b"security.");
+    rest.is_some_and(|rest| labels.contains(&rest) || rest.starts_with(b"SMACK64"))
 }
 
 /// Parses `uid:gid:mode[:kind[-major-minor]]`, the mode in octal, and sets owner and mode. The inner value is
@@ -175,27 +209,56 @@ mod tests {
             ("user.fuseoverlayfs.origin", "x"),
             ("user.note", "kept"),
         ]);
-        let own = take(&mut all).unwrap();
+        let own = take(&mut all, Writer::Any).unwrap();
         assert!(own.opaque && own.metadata_only && !own.whiteout);
         assert_eq!(own.redirect, Some(Redirect::Path(vec![b"a"[..].into(), b"b"[..].into()])));
         let kept: Vec<_> = all.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect();
         assert_eq!(kept, ["trusted.overlay.opaque", "user.note"]);
-        let own = take(&mut attributes(&[("user.overlay.redirect", "b")])).unwrap();
+        let own = take(&mut attributes(&[("user.overlay.redirect", "b")]), Writer::Any).unwrap();
         assert_eq!(own.redirect, Some(Redirect::Name(b"b"[..].into())));
-        assert!(take(&mut attributes(&[("user.overlay.redirect", "/a/../b")])).is_err());
-        assert!(take(&mut attributes(&[("user.overlay.redirect", "")])).is_err());
+        assert!(take(&mut attributes(&[("user.overlay.redirect", "/a/../b")]), Writer::Any).is_err());
+        assert!(take(&mut attributes(&[("user.overlay.redirect", "")]), Writer::Any).is_err());
+    }
+
+    /// A program may set what another overlay would have written.
+    #[test]
+    fn only_its_own_attributes_are_taken_out_if_the_writer_is_known() {
+        let set = [
+            ("trusted.overlay.opaque", "y"),
+            ("user.overlay.opaque", "y"),
+            ("user.fuseoverlayfs.opaque", "y"),
+            ("user.containers.override_stat", "1:2:644"),
+        ];
+        for (writer, own) in [(Writer::Root, 0), (Writer::User, 1)] {
+            let mut all = attributes(&set);
+            assert!(take(&mut all, writer).unwrap().opaque);
+            let mut kept = set.to_vec();
+            kept.remove(own);
+            assert_eq!(all.xattrs, kept.into_iter().collect());
+            assert_eq!((all.uid, all.mode), (0, 0o600));
+            let mut others = attributes(&[set[1 - own], set[2], set[3]]);
+            assert_eq!(take(&mut others, writer).unwrap(), Own::default());
+            assert_eq!(others.xattrs.len(), 3);
+        }
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let empty = rustix::fs::fstat(&empty);
+        assert!(special(b".wh.name", &empty.unwrap(), Writer::Root).unwrap().is_none());
+        assert!(special(b".wh.name", &empty.unwrap(), Writer::Any).unwrap().is_some());
     }
 
     #[test]
     fn override_attributes_give_owner_and_mode() {
         let mut all = attributes(&[("user.fuseoverlayfs.override_stat", "1:2:4755:file")]);
-        assert_eq!(take(&mut all).unwrap(), Own::default());
+        assert_eq!(take(&mut all, Writer::Any).unwrap(), Own::default());
         assert_eq!((all.uid, all.gid, all.mode, all.xattrs.len()), (1, 2, 0o4755, 0));
         let mut all = attributes(&[("user.containers.override_stat", "0:5:620:char-5-1")]);
         let device = rustix::fs::makedev(5, 1);
-        assert_eq!(take(&mut all).unwrap().stands_for, Some((FileKind::CharDevice, device)));
+        assert_eq!(take(&mut all, Writer::Any).unwrap().stands_for, Some((FileKind::CharDevice, device)));
         for bad in ["", "1:2", "x:1:644", "1:2:9", "1:2:644:what", "1:2:644:char-1"] {
-            assert!(take(&mut attributes(&[("user.containers.override_stat", bad)])).is_err(), "{bad}");
+            assert!(
+                take(&mut attributes(&[("user.containers.override_stat", bad)]), Writer::Any).is_err(),
+                "{bad}"
+            );
         }
     }
 }
