@@ -11,6 +11,7 @@
 //! | [`mount`] | serving through FUSE, and unmounting |
 //! | [`server`] | a server's mounts, the control socket, control files, and how commands reach a server |
 //! | [`upkeep`] | gc, verify, du |
+//! | [`overlay`] | the changes of sessions that overlayfs keeps: where they are, and how they become a tree |
 //! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
 //!
 //! The first five may use the wings below them, but not each other; from `mount` down, each uses only those
@@ -27,6 +28,7 @@ pub mod instance;
 pub mod make;
 pub mod mount;
 pub mod mountpoint;
+pub mod overlay;
 pub mod record;
 pub mod server;
 pub mod session;
@@ -97,11 +99,8 @@ impl Engine {
         let root = std::path::absolute(root).at("resolve", root)?;
         let store = open(&root)?;
         let engine = Engine { store, root };
-        if let Err(error) = engine.end_abandoned_builds() {
-            tracing::warn!("cannot clean up after a build that was killed: {error}");
-            return Ok(engine);
-        }
-        for intent in wal::replay(&engine.store)? {
+        let ended = engine.end_abandoned_builds()?;
+        for intent in wal::replay(&engine.store, &ended)? {
             tracing::info!("cleaned up after a command that was killed: {intent:?}");
         }
         Ok(engine)

@@ -61,7 +61,7 @@ pub use inside::namespaces::Namespaces;
 pub use limits::Limits;
 pub use plan::account::{Accounts, SELF};
 pub use plan::seen::Seen;
-pub use plan::session::Session;
+pub use plan::session::{Overlay, Session};
 pub use plan::user::User;
 pub use policy::home::HomeMode;
 pub use policy::host_mounts::check_mounts;

@@ -166,14 +166,40 @@ pub(super) fn new_filesystem(
     options: &[(&CStr, Cow<'_, CStr>)],
     attributes: u64,
 ) -> Result<OwnedFd> {
+    let context = new_context(kind)?;
+    for (key, value) in options {
+        fsconfig(&context, libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
+    }
+    mount_context(&context, attributes)
+}
+
+/// Creates an overlay, not attached anywhere. `flags` are the options that have no value.
+pub(super) fn new_overlay(
+    places: &[(&CStr, Cow<'_, CStr>)],
+    options: &[(&CStr, Cow<'_, CStr>)],
+    flags: &[&CStr],
+) -> Result<OwnedFd> {
+    let context = new_context(c"overlay")?;
+    for (key, value) in places.iter().chain(options) {
+        fsconfig(&context, libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
+    }
+    for flag in flags {
+        fsconfig(&context, libc::FSCONFIG_SET_FLAG, flag.as_ptr(), std::ptr::null())?;
+    }
+    mount_context(&context, 0)
+}
+
+/// A file system that is not made yet.
+fn new_context(kind: &CStr) -> Result<OwnedFd> {
     // SAFETY: `kind` is NUL-terminated; the kernel only reads it.
     let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
     // The mount table shows this as the device.
     fsconfig(&context, libc::FSCONFIG_SET_STRING, c"source".as_ptr(), kind.as_ptr())?;
-    for (key, value) in options {
-        fsconfig(&context, libc::FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?;
-    }
-    fsconfig(&context, libc::FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null())?;
+    Ok(context)
+}
+
+fn mount_context(context: &OwnedFd, attributes: u64) -> Result<OwnedFd> {
+    fsconfig(context, libc::FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null())?;
     let attributes = attributes as libc::c_uint;
     // SAFETY: a live descriptor and plain integers.
     owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })

@@ -128,14 +128,15 @@ impl Drop for WalEntry {
     }
 }
 
-/// Undoes what dead processes left half done, sweeps their staging, and returns their intents.
+/// Undoes what dead processes left half done, sweeps their staging, and returns their intents. Of builds,
+/// only those of the environments in `ended` are undone: that something uses another may not be known.
 ///
 /// Called at start. Does nothing while a collection runs (it holds the store's lock) or another host uses the
 /// store, because the next start does it, nor on a read-only file system.
 ///
 /// # Errors
 /// When undoing an operation fails; its intent stays for the next start.
-pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
+pub fn replay(store: &Arc<Store>, ended: &[InstanceId]) -> Result<Vec<Intent>> {
     if store.is_read_only() {
         return Ok(Vec::new());
     }
@@ -160,6 +161,10 @@ pub fn replay(store: &Arc<Store>) -> Result<Vec<Intent>> {
                 continue;
             }
         };
+        if matches!(content.intent, Intent::Build { instance } if !ended.contains(&instance)) {
+            file.leave();
+            continue;
+        }
         if let Err(error) = undo(store, &content) {
             file.leave();
             return Err(error);
@@ -217,10 +222,12 @@ fn undo(store: &Store, content: &Content) -> Result<()> {
     let has_record = |instance: &InstanceId| Metadata::path(store, instance).symlink_metadata().is_ok();
     let gone = match content.intent {
         Intent::Build { instance } if !content.existed => {
+            // The record goes last: whoever tries again needs it, to end what uses the environment.
+            remove_env_dir(store, &instance)?;
             if has_record(&instance) {
                 Metadata::delete(store, &instance)?;
             }
-            instance
+            return Ok(());
         }
         Intent::Replace { instance, old } if has_record(&instance) => {
             Metadata::load(store, &instance)?;
@@ -245,7 +252,11 @@ fn undo(store: &Store, content: &Content) -> Result<()> {
         }
         _ => return Ok(()),
     };
-    let dir = store.env_dir(&gone);
+    remove_env_dir(store, &gone)
+}
+
+fn remove_env_dir(store: &Store, instance: &InstanceId) -> Result<()> {
+    let dir = store.env_dir(instance);
     match store.files().remove_tree(&dir) {
         Ok(()) => store.files().sync_dir(dir.parent().unwrap_or(&dir)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -284,7 +295,7 @@ mod tests {
         let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
         assert_eq!(begun(&store), 1);
         // The operation is alive, so no other process may undo it.
-        assert_eq!(replay(&store).unwrap(), []);
+        assert_eq!(replay(&store, &[]).unwrap(), []);
         assert_eq!(begun(&store), 1);
         entry.finish().unwrap();
         assert_eq!(begun(&store), 0);
@@ -298,9 +309,9 @@ mod tests {
         fs::create_dir_all(store.upper_dir(&instance)).unwrap();
         die(entry);
         assert_eq!(instances(&store).unwrap(), [instance]);
-        assert_eq!(replay(&store).unwrap(), [Intent::Import { instance }]);
+        assert_eq!(replay(&store, &[]).unwrap(), [Intent::Import { instance }]);
         assert!(!store.env_dir(&instance).exists());
-        assert_eq!(replay(&store).unwrap(), []);
+        assert_eq!(replay(&store, &[]).unwrap(), []);
     }
 
     #[test]
@@ -315,7 +326,7 @@ mod tests {
         HeldFile::create(store.files(), &store.layout().wal(), &serde_json::to_vec(&content).unwrap())
             .unwrap()
             .leave();
-        assert_eq!(replay(&store).unwrap().len(), 2);
+        assert_eq!(replay(&store, &[]).unwrap().len(), 2);
         assert!(store.upper_dir(&complete).exists() && store.upper_dir(&there).exists());
         Metadata::load(&store, &complete).unwrap();
     }
@@ -326,11 +337,11 @@ mod tests {
         let instance = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r")).instance;
         fs::create_dir_all(store.upper_dir(&instance)).unwrap();
         die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
-        replay(&store).unwrap();
+        replay(&store, &[]).unwrap();
         assert!(store.upper_dir(&instance).exists());
         die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
         Metadata::delete(&store, &instance).unwrap();
-        replay(&store).unwrap();
+        replay(&store, &[]).unwrap();
         assert!(!store.env_dir(&instance).exists());
     }
 
@@ -347,7 +358,10 @@ mod tests {
         fs::create_dir_all(store.upper_dir(&instance)).unwrap();
         die(entry);
         assert_eq!(abandoned(&store).unwrap(), [Intent::Build { instance }]);
-        replay(&store).unwrap();
+        // Something may use it still.
+        assert_eq!(replay(&store, &[]).unwrap(), []);
+        assert!(store.env_dir(&instance).exists());
+        replay(&store, &[instance]).unwrap();
         assert!(Metadata::load(&store, &instance).unwrap_err().is_missing());
         assert!(!store.env_dir(&instance).exists());
     }
@@ -379,7 +393,7 @@ mod tests {
                 assert!(!crate::integrity::is_orphan(&store, instance).unwrap());
             }
             die(entry);
-            replay(&store).unwrap();
+            replay(&store, &[]).unwrap();
             let (stays, goes) = if has_record { (instance, old) } else { (old, instance) };
             assert!(Metadata::load(&store, &stays).is_ok() && store.upper_dir(&stays).exists());
             assert!(Metadata::load(&store, &goes).is_err() && !store.env_dir(&goes).exists());

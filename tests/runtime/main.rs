@@ -112,6 +112,7 @@ fn session(args: &[OsString]) -> ! {
     let mut session = Session {
         root: PathBuf::from(rest.next().expect("a root")),
         served: false,
+        overlay: None,
         argv: Vec::new(),
         user: None,
         workdir: None,

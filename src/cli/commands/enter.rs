@@ -55,6 +55,9 @@ pub(super) struct SessionArgs {
     /// even with one id
     #[arg(long)]
     privileged: bool,
+    /// Leave the changes in the environment's overlay, which must have been prepared
+    #[arg(long, hide = true)]
+    native: bool,
 }
 
 impl SessionArgs {
@@ -71,6 +74,7 @@ impl SessionArgs {
             choices: Choices { home: self.home, privileged: self.privileged },
             output: None,
             preserved: self.preserved()?,
+            native: self.native,
         };
         let ended = engine.enter(&env, &options)?;
         if let Some(interrupt) = ended.interrupt {

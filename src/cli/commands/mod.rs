@@ -25,6 +25,7 @@ mod mount;
 mod mount_all;
 pub mod mount_helper;
 mod new;
+mod overlay;
 mod pin;
 mod rebuild;
 mod rename;
@@ -78,6 +79,8 @@ pub enum Command {
     TellWatchers(tell_watchers::Args),
     #[command(hide = true)]
     Ground(ground::Args),
+    #[command(hide = true)]
+    Overlay(overlay::Args),
 }
 
 impl Command {
@@ -116,6 +119,7 @@ impl Command {
             Command::ManPages(args) => args.run(global),
             Command::TellWatchers(args) => args.run(),
             Command::Ground(args) => args.run(),
+            Command::Overlay(args) => args.run(),
         }?;
         Ok(0)
     }

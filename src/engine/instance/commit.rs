@@ -12,7 +12,7 @@ use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::metadata::{Metadata, SnapshotEntry};
 use karapace_store::paths::Ignore;
 
-use super::layering::{Counts, Layer, Layering, normalised};
+use super::layering::{self, Counts, Layer, Layering, normalised};
 use super::open::{CommitOutcome, Instance, Wait};
 use super::reference::{self, LayerRef};
 use crate::engine::{Error, Result};
@@ -52,11 +52,8 @@ impl Instance {
     /// would be empty.
     pub(in crate::engine) fn layer_on(&self, base: &ObjectId, ignore: &Ignore) -> Result<Option<Layer>> {
         self.settle()?;
-        let id = self.view.head().root;
-        let (old, root) = (self.trees.root(base)?, self.trees.root(&id)?);
-        let stored = Stored { old: old.clone(), root: (*root).clone(), id };
-        let layering = Layering { trees: &self.trees, ignore, head: &old, head_id: *base };
-        layering.layer(&stored, None, self.view.next_ino())
+        let ends = (base, self.view.head().root);
+        layering::between(&self.trees, ends, ignore, self.view.next_ino())
     }
 
     fn settled(&self, stored: &Stored) -> Published {

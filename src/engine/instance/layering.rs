@@ -71,6 +71,20 @@ pub fn normalised(paths: &[Vec<u8>], ignore: &Ignore) -> Result<Vec<Vec<u8>>> {
     paths.iter().map(one).collect()
 }
 
+/// The layer that leads from one tree, `old`, to another, `new`, without what `ignore` covers. `None` if it
+/// would be empty. `next_ino` is greater than every inode number in both.
+pub fn between(
+    trees: &Trees,
+    (old, new): (&ObjectId, ObjectId),
+    ignore: &Ignore,
+    next_ino: Ino,
+) -> Result<Option<Layer>> {
+    let (head, root) = (trees.root(old)?, trees.root(&new)?);
+    let stored = Stored { old: head.clone(), root: (*root).clone(), id: new };
+    let layering = Layering { trees, ignore, head: &head, head_id: *old };
+    layering.layer(&stored, None, next_ino)
+}
+
 /// Combines trees of one environment into new ones.
 pub struct Layering<'a> {
     /// The store's trees.

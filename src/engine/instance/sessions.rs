@@ -1,5 +1,5 @@
-//! Running sessions of an environment: each `enter` or `exec` holds a shared lock on
-//! `env/<instance>/sessions` while it runs.
+//! Running sessions of an environment: each `enter` or `exec`, and a build for its scratch environment,
+//! holds a shared lock on `env/<instance>/sessions` while it runs.
 //!
 //! It is an open file description lock, so a killed session leaves nothing behind, and the kernel can be
 //! asked whether there is a session without taking the lock. The process that clears up after the last

@@ -19,6 +19,12 @@ const TAIL: usize = 12;
 /// How many logs are kept; a new build removes older ones.
 const KEPT: usize = 20;
 
+/// The errors by which overlayfs refuses what an environment allows, in lower case and as far as libraries
+/// agree: EPERM for devices, EXDEV for the rename of a directory of the base, EOPNOTSUPP for attributes,
+/// EIO where it cannot keep its own (docs/SEMANTICS.md, "Builds").
+const REFUSALS: [&str; 4] =
+    ["operation not permitted", "cross-device link", "not supported", "input/output error"];
+
 /// Prefix of a log's name; the time and the process id of its start follow.
 const PREFIX: &str = "build-";
 
@@ -28,6 +34,8 @@ pub(super) struct BuildLog<'a> {
     path: PathBuf,
     file: File,
     tail: VecDeque<String>,
+    /// Whether a line of the last command names an error that overlayfs causes.
+    is_refused: bool,
     report: &'a dyn Report,
 }
 
@@ -40,7 +48,7 @@ impl<'a> BuildLog<'a> {
         let path = dir.join(name);
         let file = files.open_to_append(&path);
         let file = file.at("create", &path)?;
-        Ok(BuildLog { files: files.clone(), path, file, tail: VecDeque::new(), report })
+        Ok(BuildLog { files: files.clone(), path, file, tail: VecDeque::new(), is_refused: false, report })
     }
 
     /// Its path.
@@ -52,6 +60,7 @@ impl<'a> BuildLog<'a> {
     pub fn command(&mut self, argv: &[String]) -> Result<()> {
         self.line(&format!("+ {}", argv.join(" ")), false)?;
         self.tail.clear();
+        self.is_refused = false;
         Ok(())
     }
 
@@ -66,10 +75,22 @@ impl<'a> BuildLog<'a> {
             }
             self.tail.push_back(line.to_owned());
         }
+        let said = line.to_ascii_lowercase();
+        self.is_refused |= REFUSALS.iter().any(|words| said.contains(words));
         if shown {
             self.report.output(line);
         }
         Ok(())
+    }
+
+    /// Whether the last command has named an error that overlayfs causes where an environment does not.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+
+    /// The report that it passes lines on to.
+    pub fn report(&self) -> &'a dyn Report {
+        self.report
     }
 
     /// Reports a remark to the user and writes it to the log.

@@ -2,7 +2,7 @@
 //! ([`import`]), from another environment ([`clone`]). All end in [`create`].
 //!
 //! `install` runs the package manager in a temporary environment (`scratch`) and logs its output (`log`). May
-//! use `mount`, `server` and `instance`, and `image` for downloads.
+//! use `mount`, `server`, `overlay` and `instance`, and `image` for downloads.
 
 pub mod build;
 pub mod clone;

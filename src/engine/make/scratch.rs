@@ -1,24 +1,33 @@
 //! A temporary environment in which a build runs a package manager. Its lower view is the base image,
 //! whatever the environment that is built will be. It is listed like any other until the build ends, and is
 //! then removed, even after a crash.
+//!
+//! The package manager's changes go to an overlay where one can be mounted. Its sessions share it, as long as
+//! the scratch environment counts as one of them.
 
+use std::fs::File;
+use std::io;
+use std::mem;
 use std::time::Duration;
 
 use karapace_store::error::StoreError;
-use karapace_store::id::ObjectId;
+use karapace_store::id::{InstanceId, ObjectId};
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::Metadata;
 use karapace_store::paths::Ignore;
+use karapace_store::tree::Trees;
 use karapace_store::wal::{Intent, Wal, WalEntry, abandoned};
+use nix::unistd::syncfs;
 
 use super::create::{Base, Built};
 use crate::description::locked::LockFile;
 use crate::description::manifest::Manifest;
-use crate::engine::instance::layering::Layer;
+use crate::engine::At as _;
+use crate::engine::instance::layering::{self, Layer};
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::sessions;
 use crate::engine::server::socket::Request;
-use crate::engine::{Engine, Error, Result};
+use crate::engine::{Engine, Error, Report, Result};
 
 /// How long the commands of a killed build may take to end: they are being killed too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,8 +39,28 @@ pub(super) struct Scratch {
     pub env: Metadata,
     /// The tree that it started with.
     base: ObjectId,
+    changes: Changes,
     /// Never finished: dropping it removes the environment.
     _intent: WalEntry,
+}
+
+/// Where the changes of a scratch environment go.
+enum Changes {
+    /// Into the environment.
+    InPlace,
+    /// To an overlay.
+    OnOverlay(Native),
+    /// They were on an overlay, which nothing uses any more.
+    Folded,
+}
+
+/// What a scratch environment with an overlay holds.
+struct Native {
+    /// Keeps the overlay mounted between two commands.
+    session: sessions::Session,
+    /// A descriptor of the upper directory, opened before anything was written: a sync through it reports
+    /// every write error since, also one that another sync has seen.
+    upper: File,
 }
 
 impl Scratch {
@@ -50,12 +79,60 @@ impl Scratch {
         let intent = Wal::begin(engine.store(), Intent::Build { instance })?;
         engine.make_env_dir(&instance)?;
         env.save(engine.store())?;
-        Ok(Scratch { engine: engine.clone(), env, base: base.root, _intent: intent })
+        Ok(Scratch {
+            engine: engine.clone(),
+            env,
+            base: base.root,
+            changes: Changes::InPlace,
+            _intent: intent,
+        })
+    }
+
+    /// Prepares an overlay; from now on commands must use it ([`Scratch::has_overlay`]). False if the base
+    /// cannot have one.
+    pub fn begin_overlay(&mut self) -> Result<bool> {
+        let trees = Trees::new(self.engine.store().clone());
+        let instance = &self.env.instance;
+        let Some(upper) = self.engine.prepare_overlay(instance, &*trees.root(&self.base)?)? else {
+            return Ok(false);
+        };
+        let session = sessions::Session::join(&self.engine, instance)?;
+        self.changes = Changes::OnOverlay(Native { session, upper });
+        Ok(true)
+    }
+
+    /// Gives the overlay up, with what it holds.
+    pub fn end_overlay(&mut self) -> Result<()> {
+        self.changes = Changes::InPlace;
+        self.engine.end_build(&self.env)
+    }
+
+    /// Whether its changes go to an overlay.
+    pub fn has_overlay(&self) -> bool {
+        matches!(self.changes, Changes::OnOverlay(_))
+    }
+
+    /// Why an installation that has failed may succeed without an overlay. `is_refused`: a command has
+    /// named an error that overlayfs causes.
+    pub fn hindered(&self, error: &Error, is_refused: bool) -> Option<String> {
+        match (&self.changes, error) {
+            (Changes::OnOverlay(_), Error::Install { .. }) if is_refused => {
+                Some("overlayfs does not allow all that the packages' scripts do".to_owned())
+            }
+            (Changes::Folded, error) if !matches!(error, Error::Store(StoreError::Cancelled)) => {
+                Some(format!("what overlayfs has left cannot be used ({error})"))
+            }
+            _ => None,
+        }
     }
 
     /// The layer that its changes make, without the paths that `ignore` covers; `None` if nothing has
-    /// changed. The caller holds the store's lock, shared.
-    pub fn layer(&self, ignore: &Ignore) -> Result<Option<Layer>> {
+    /// changed. No command may run in it afterwards. The caller holds the store's lock, shared.
+    pub fn layer(&mut self, ignore: &Ignore, report: &dyn Report) -> Result<Option<Layer>> {
+        match mem::replace(&mut self.changes, Changes::Folded) {
+            Changes::OnOverlay(native) => return self.fold(native, ignore, report),
+            other => self.changes = other,
+        }
         let lock = self.engine.lock_unmounted(&self.env)?;
         let env = Metadata::load(self.engine.store(), &self.env.instance)?;
         let instance = Instance::open(&self.engine, env, lock, false)?;
@@ -63,37 +140,66 @@ impl Scratch {
         instance.close()?;
         layer
     }
+
+    fn fold(&self, native: Native, ignore: &Ignore, report: &dyn Report) -> Result<Option<Layer>> {
+        let Native { session, upper } = native;
+        // Only a server that lives knows that the last process of the inside has ended.
+        if self.engine.live_mount(&self.env.instance)?.is_none() {
+            return Err(Error::Invalid(format!("the server of {} has ended", self.env.name)));
+        }
+        drop(session);
+        self.engine.end_build_mount(&self.env)?;
+        let folded = self.engine.fold_overlay(&self.env.instance, &self.base, report)?;
+        syncfs(&upper).map_err(io::Error::from).at("sync the file system of", self.engine.root())?;
+        folded.warnings.iter().for_each(|warning| report.note(warning));
+        let trees = Trees::new(self.engine.store().clone());
+        let next_ino = trees.root(&folded.root)?.next_ino;
+        layering::between(&trees, (&self.base, folded.root), ignore, next_ino)
+    }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = self.engine.end_build_mount(&self.env) {
+        self.changes = Changes::InPlace;
+        if let Err(error) = self.engine.end_build(&self.env) {
             tracing::warn!("cannot end the build in {}: {error}", self.env.name);
         }
     }
 }
 
 impl Engine {
-    /// Unmounts the environments of killed builds. The replay of intents then removes them.
+    /// Unmounts the environments of killed builds, and returns those that nothing uses any more, for the
+    /// replay of intents to remove. The others are left for the next start.
     ///
     /// Does nothing if the replay would do nothing; the next start does both.
-    pub(in crate::engine) fn end_abandoned_builds(&self) -> Result<()> {
+    pub(in crate::engine) fn end_abandoned_builds(&self) -> Result<Vec<InstanceId>> {
         if self.store().is_read_only() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         match StoreLock::try_shared(self.store()) {
             Ok(shared) => drop(shared),
-            Err(StoreError::Locked { .. } | StoreError::OtherHost { .. }) => return Ok(()),
+            Err(StoreError::Locked { .. } | StoreError::OtherHost { .. }) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         }
+        let mut ended = Vec::new();
         for intent in abandoned(self.store())? {
             let Intent::Build { instance } = intent else { continue };
-            match Metadata::load(self.store(), &instance) {
-                Ok(env) => self.end_build_mount(&env)?,
-                Err(error) => tracing::debug!("cannot clean up a build that was killed: {error}"),
+            let done = match Metadata::load(self.store(), &instance) {
+                Ok(env) => self.end_build(&env),
+                Err(error) if error.is_missing() => self.remove_overlay(&instance),
+                Err(error) => Err(error.into()),
+            };
+            match done {
+                Ok(()) => ended.push(instance),
+                Err(error) => tracing::warn!("cannot clean up after a build that was killed: {error}"),
             }
         }
-        Ok(())
+        Ok(ended)
+    }
+
+    fn end_build(&self, env: &Metadata) -> Result<()> {
+        self.end_build_mount(env)?;
+        self.remove_overlay(&env.instance)
     }
 
     fn end_build_mount(&self, env: &Metadata) -> Result<()> {

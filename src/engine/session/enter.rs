@@ -53,6 +53,9 @@ pub struct EnterOptions {
     pub output: Option<Arc<File>>,
     /// How many of the caller's descriptors, starting at 3, the command inherits.
     pub preserved: u32,
+    /// Whether its changes go to the environment's own overlay (`Engine::overlay_of`) instead of into the
+    /// environment.
+    pub native: bool,
 }
 
 impl EnterOptions {
@@ -79,6 +82,9 @@ impl EnterOptions {
             // With read-only mounts, sessions cannot change mounts.
             ("read-only mounts".to_owned(), policy.has_read_only().to_string()),
         ]);
+        if self.native {
+            shape.insert("--native".to_owned(), true.to_string());
+        }
         if let Some(user) = account {
             shape.insert("--user".to_owned(), format!("{}:{}", user.uid, user.gid));
         }
@@ -136,6 +142,7 @@ impl Engine {
             let request = runtime::Session {
                 root: place.entrance.dir,
                 served: true,
+                overlay: options.native.then(|| self.overlay_of(&env.instance)),
                 argv: options.argv.clone(),
                 user: options.user.clone(),
                 seen: Some(seen),

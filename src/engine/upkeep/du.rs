@@ -1,6 +1,7 @@
 //! Disk usage of environments.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -151,19 +152,20 @@ fn group_of(env: &Metadata, hash: &LayerHash) -> Group {
     Group { layers, uppers: Vec::new() }
 }
 
-/// Disk usage of a directory tree, in bytes. Files that vanish meanwhile do not count.
+/// Disk usage of a directory tree, in bytes. What vanishes meanwhile does not count, nor what directories of
+/// sub-ids hold: a build makes such.
 fn on_disk(dir: &Path) -> Result<u64> {
     let (mut bytes, mut todo) = (0, vec![dir.to_owned()]);
     while let Some(path) = todo.pop() {
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) if is_out_of_reach(&e) => continue,
             Err(e) => return Err(Error::io("read", &path, e)),
         };
         bytes += metadata.blocks() * 512;
         if metadata.is_dir() {
             let entries = match fs::read_dir(&path) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) if is_out_of_reach(&e) => continue,
                 other => other.at("list", &path)?,
             };
             for entry in entries {
@@ -172,4 +174,9 @@ fn on_disk(dir: &Path) -> Result<u64> {
         }
     }
     Ok(bytes)
+}
+
+/// Whether something is gone, or in a directory of a sub-id.
+fn is_out_of_reach(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied)
 }

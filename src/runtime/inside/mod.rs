@@ -18,6 +18,7 @@ pub(super) mod monitor;
 pub(super) mod mounts;
 pub(super) mod namespaces;
 pub(super) mod network;
+pub(super) mod overlay;
 pub(super) mod points;
 pub(super) mod resize;
 pub(super) mod terminal;

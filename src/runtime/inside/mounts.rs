@@ -5,17 +5,17 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use karapace_store::inode::{MAX_INO, ROOT_INO};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, fstat, lstat, umask};
-use nix::unistd::{chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, write};
+use nix::sys::stat::{Mode, fstat, fstatat, lstat, umask};
+use nix::unistd::{UnlinkatFlags, chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, unlinkat, write};
 
-use rustix::fs::{AtFlags, StatxFlags};
-
+use super::lookup::open_below;
+use super::overlay::Overlay;
 use super::points::{Point, Points, each_parent};
 use crate::runtime::channel::{Channel, Failure, Report};
 use crate::runtime::sys;
@@ -33,8 +33,8 @@ const LINKS: [(&CStr, &CStr); 5] = [
 /// the environment. It is unlinked once the file has been mounted on its target.
 const TEXT: &CStr = c"/dev/.text";
 
-/// Under which name a file that the server keeps is written first.
-const KEPT: &CStr = c"/etc/.karapace-resolv.conf";
+/// Under which name, in /etc, a file that the server keeps is written first, and the name that it then gets.
+const KEPT: (&CStr, &CStr) = (c".karapace-resolv.conf", c"resolv.conf");
 
 /// What a mount shows.
 pub(in crate::runtime) enum Source {
@@ -67,6 +67,8 @@ pub(in crate::runtime) struct Mounts {
     pub root: Option<CString>,
     /// Whether the root must be a FUSE mount.
     pub served: bool,
+    /// What lies over the root and takes its changes.
+    pub overlay: Option<Overlay>,
     /// The mounts; parents come before what lies below them.
     pub list: Vec<Mount>,
     /// What the environment needs for mounts that others make.
@@ -81,9 +83,12 @@ impl Mounts {
         if let Some(points) = &self.points {
             points.make();
         }
-        let tree = match &self.root {
-            Some(root) => Some(open_root(root, self.served).map_err(|e| failure("bind", root, e))?),
-            None => None,
+        let tree = match (&self.root, &self.overlay) {
+            (Some(root), None) => Some(open_root(root, self.served).map_err(|e| failure("bind", root, e))?),
+            (Some(root), Some(overlay)) => {
+                Some(overlaid(overlay, root).map_err(|e| failure("mount overlayfs over", root, e))?)
+            }
+            (None, _) => None,
         };
         let detach = |mount: &mut Mount| mount.detached().map(|tree| mount.tree = tree);
         if let Err((number, errno)) = each(&mut self.list, channel, detach) {
@@ -150,7 +155,10 @@ impl Mount {
                 // Unlink only now: a file without a name cannot be attached.
                 unlink(TEXT).and(attached)
             }
-            Source::Kept(text) if may_make(&self.target, own)? => keep(&self.target, text),
+            Source::Kept(text) if may_make(&self.target, own)? => {
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                keep(&open(c"/etc", flags, Mode::empty())?, text)
+            }
             Source::Kept(_) => Ok(()),
             _ => self.attach_tree(own),
         }
@@ -182,19 +190,22 @@ impl Mount {
     }
 }
 
-/// Covers `path` with a file that the environment's server keeps for the session: it takes the new file for a
-/// mount point, until something is written to it.
-fn keep(path: &CStr, text: &[u8]) -> Result<(), Errno> {
-    let kept = write_new(KEPT, text).and_then(|()| {
+/// Covers `resolv.conf` in `etc` with a file that the environment's server keeps for the session: it takes
+/// the new file for a mount point, until something is written to it.
+fn keep(etc: &OwnedFd, text: &[u8]) -> Result<(), Errno> {
+    let (first, last) = KEPT;
+    let kept = write_new_in(etc, first, text).and_then(|()| {
         // If the server does not know this process, the file is one of the environment's.
-        if lstat(KEPT)?.st_ino <= MAX_INO {
+        if fstatat(etc, first, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino <= MAX_INO {
             Err(Errno::ESTALE)
         } else {
-            renameat(AT_FDCWD, KEPT, AT_FDCWD, path)
+            renameat(etc, first, etc, last)
         }
     });
     match kept {
-        Err(errno) if errno != Errno::EEXIST => unlink(KEPT).and(Err(errno)),
+        Err(errno) if errno != Errno::EEXIST => {
+            unlinkat(etc, first, UnlinkatFlags::NoRemoveDir).and(Err(errno))
+        }
         other => other,
     }
 }
@@ -227,7 +238,12 @@ fn may_make(path: &CStr, own: Option<u64>) -> Result<bool, Errno> {
 
 /// The id of the mount that `path` is on.
 fn mount_id(path: &CStr) -> Result<u64, Errno> {
-    let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
+    let found = rustix::fs::statx(
+        rustix::fs::CWD,
+        path,
+        rustix::fs::AtFlags::empty(),
+        rustix::fs::StatxFlags::MNT_ID,
+    );
     found.map(|found| found.stx_mnt_id).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
 }
 
@@ -271,8 +287,12 @@ fn text_file(text: &[u8]) -> Result<OwnedFd, Errno> {
 
 /// Writes a new file; EEXIST if the path exists.
 pub(in crate::runtime) fn write_new(path: &CStr, text: &[u8]) -> Result<(), Errno> {
+    write_new_in(AT_FDCWD, path, text)
+}
+
+fn write_new_in(directory: impl AsFd, path: &CStr, text: &[u8]) -> Result<(), Errno> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let file = open(path, flags, Mode::from_bits_truncate(0o644))?;
+    let file = openat(directory, path, flags, Mode::from_bits_truncate(0o644))?;
     let mut rest = text;
     while !rest.is_empty() {
         rest = &rest[write(&file, rest)?..];
@@ -293,6 +313,18 @@ fn open_root(root: &CStr, served: bool) -> Result<OwnedFd, Errno> {
     let tree = sys::open_tree(root, true)?;
     check_served(&tree, served)?;
     Ok(tree)
+}
+
+/// Returns the overlay over `root`, where an environment must be mounted.
+fn overlaid(overlay: &Overlay, root: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let lower = open(root, flags, Mode::empty())?;
+    check_served(&lower, true)?;
+    // Now: the overlay would take a file that comes later for one of the session's own.
+    if let (Some(text), Ok(etc)) = (&overlay.resolv_conf, open_below(&lower, c"/etc", flags)) {
+        keep(&etc, text).or_else(|errno| if errno == Errno::ESTALE { Ok(()) } else { Err(errno) })?;
+    }
+    overlay.over(&lower)
 }
 
 fn failure<'a>(action: &'static str, path: &'a CStr, errno: Errno) -> Failure<'a> {

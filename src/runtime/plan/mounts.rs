@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
+use super::session::Overlay;
 use super::strings::c_string;
 use crate::runtime::RuntimeError;
 use crate::runtime::inside::mounts::{Mount, Mounts, Source};
+use crate::runtime::inside::overlay;
 use crate::runtime::inside::points::{Point, Points};
 use crate::runtime::policy::{RUNTIME_DIR, Share, ShareKind};
 
@@ -26,6 +28,10 @@ pub(super) struct Wanted<'a> {
     pub root: CString,
     /// Whether the root must be a FUSE mount.
     pub served: bool,
+    /// Where the changes go; `None`: into the root.
+    pub overlay: Option<&'a Overlay>,
+    /// Whether the root is mounted in a user namespace with a range of ids.
+    pub ranged: bool,
     /// The terminal of the session: an absolute path of the host.
     pub console: Option<CString>,
     /// Whether group 5, which owns terminals on every distribution, exists inside.
@@ -51,6 +57,8 @@ impl Mounts {
         let Wanted {
             root,
             served,
+            overlay,
+            ranged,
             console,
             terminal_group,
             mask_control,
@@ -87,6 +95,7 @@ impl Mounts {
             list.push(shared(share)?);
         }
         let resolv = host(c"/etc/resolv.conf", c"/etc/resolv.conf".into(), Point::File, READ_ONLY);
+        let (own, resolv_conf) = if overlay.is_some() { (resolv_conf, None) } else { (None, resolv_conf) };
         let source = match (served, resolv_conf) {
             (true, Some(text)) => Some(Source::Kept(text)),
             (true, None) => None,
@@ -102,7 +111,10 @@ impl Mounts {
         if mask_control {
             list.push(Mount { point: Point::Existing, required: false, ..cover(c"/.karapace") });
         }
-        Ok(Mounts { root: Some(root), served, list, points: None })
+        let overlay = overlay.map(|wanted| over(wanted, ranged, own)).transpose()?;
+        // What the overlay's lower has, no layer gets.
+        let points = overlay.is_some().then(|| Points { root: root.clone(), list: points_of(&list) });
+        Ok(Mounts { root: Some(root), served, overlay, list, points })
     }
 
     /// For a command that sets up a root itself: the host's own tree, with a `/proc` for the new process
@@ -113,8 +125,38 @@ impl Mounts {
         let mut list =
             vec![new(c"/proc", c"proc", vec![], DATA_ONLY), Mount { target: Cow::Owned(scratch), ..own }];
         list.extend(hidden.map(|path| Mount { point: Point::Existing, required: false, ..cover(path) }));
-        Mounts { root: None, served: false, list, points: Some(points) }
+        Mounts { root: None, served: false, overlay: None, list, points: Some(points) }
     }
+}
+
+/// The overlay of a session. `ranged` and `resolv_conf` are as in [`Wanted`].
+///
+/// Without an index a hard link of the root is broken by a change to one of its names, for all to see: an
+/// index would not be among the changes. Without metacopy what is copied up no longer needs the root, in
+/// which there are files of the session's own.
+fn over(
+    wanted: &Overlay,
+    ranged: bool,
+    resolv_conf: Option<Vec<u8>>,
+) -> Result<overlay::Overlay, RuntimeError> {
+    let set = |key, value: &'static CStr| (key, Cow::Borrowed(value));
+    let mut options = vec![set(c"index", c"off")];
+    let mut flags = vec![c"volatile"];
+    if ranged {
+        flags.push(c"userxattr");
+    } else {
+        options.extend([set(c"redirect_dir", c"on"), set(c"metacopy", c"off")]);
+    }
+    let path = |path: &PathBuf| c_string("directory of the overlay", path.clone().into());
+    let (upper, work) = (path(&wanted.upper)?, path(&wanted.work)?);
+    Ok(overlay::Overlay { upper, work, options, flags, resolv_conf })
+}
+
+/// The places of these mounts that the root must have.
+fn points_of(list: &[Mount]) -> Vec<(CString, Point)> {
+    let is_own =
+        |mount: &&Mount| mount.point != Point::Existing && !mount.target.to_bytes().starts_with(b"/dev/");
+    list.iter().filter(is_own).map(|mount| (mount.target.clone().into_owned(), mount.point)).collect()
 }
 
 fn new(

@@ -20,7 +20,7 @@ use super::strings::{c_string, c_strings};
 use super::user::User;
 use super::{environment, hosts};
 use crate::runtime::RuntimeError;
-use crate::runtime::error::failed;
+use crate::runtime::error::{failed, refused};
 use crate::runtime::inside::conceal::StartStrings;
 use crate::runtime::inside::init::{IdMap, Preparation};
 use crate::runtime::inside::monitor::{Command, Ids};
@@ -38,6 +38,10 @@ impl Preparation {
     pub fn new(session: &Session, ranged: bool) -> Result<Preparation, RuntimeError> {
         let root = root(session, ranged)?;
         let many_ids = ranged || has_ids();
+        if session.overlay.is_some() && !many_ids {
+            let reason = "overlayfs needs more than one id, to keep its attributes".to_owned();
+            return Err(refused("--native", reason));
+        }
         let Seen { user, hosts, .. } = session.seen()?;
         let id_map = if many_ids { None } else { Some(IdMap::single(&user)) };
         let console = match session.output {
@@ -47,6 +51,8 @@ impl Preparation {
         let mounts = Mounts::plan(Wanted {
             root: c_string("root", root.into())?,
             served: session.served,
+            overlay: session.overlay.as_ref(),
+            ranged,
             console,
             terminal_group: many_ids,
             mask_control: session.mask_control,

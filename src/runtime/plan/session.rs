@@ -17,6 +17,9 @@ pub struct Session {
     /// Whether the root must be a FUSE mount. Once the mount has ended, the directory below it shows, which
     /// must be left alone.
     pub served: bool,
+    /// Where the session's changes go instead of into the root, which must be served; an OCI runtime refuses
+    /// this.
+    pub overlay: Option<Overlay>,
     /// The command and its arguments. A name without a slash is searched for in the PATH of the inside. If
     /// empty, the user's login shell is run, or `/bin/sh` if that is missing.
     pub argv: Vec<OsString>,
@@ -44,6 +47,16 @@ pub struct Session {
     pub output: Option<Arc<File>>,
     /// How many of the caller's descriptors, from 3 on, the command inherits besides the standard streams.
     pub preserved: u32,
+}
+
+/// Directories of one file system, that of the store, in which the kernel's overlayfs keeps the changes of
+/// one session or of several. A power failure may leave anything in them.
+#[derive(Debug, Clone)]
+pub struct Overlay {
+    /// The changes, in overlayfs's own form.
+    pub upper: PathBuf,
+    /// For the kernel; empty at first.
+    pub work: PathBuf,
 }
 
 impl Session {

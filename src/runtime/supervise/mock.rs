@@ -81,6 +81,7 @@ mod tests {
         let session = Session {
             root: "/anywhere".into(),
             served: false,
+            overlay: None,
             argv: vec!["sh".into(), "-c".into(), "exit 3".into()],
             user: None,
             seen: None,

@@ -366,7 +366,7 @@ fn pins_intents_and_directories() {
 
     fs::write(layout.wal().join("00"), b"{").unwrap();
     of_kind(&place.verify(), Kind::CorruptIntent);
-    assert_eq!(wal::replay(&place.store).unwrap(), []);
+    assert_eq!(wal::replay(&place.store, &[]).unwrap(), []);
     assert!(wal::instances(&place.store).is_err());
     fs::remove_dir(layout.images()).unwrap();
     of_kind(&place.verify(), Kind::MissingDirectory);

@@ -113,6 +113,10 @@ pub(in crate::runtime) fn preparation(
         let reason = format!("an environment mounted below {SCRATCH} cannot be run; mount it elsewhere");
         return Err(refused("runtime.backend = \"oci\"", reason));
     }
+    if session.overlay.is_some() {
+        let reason = "an OCI runtime writes into the environment itself".to_owned();
+        return Err(refused("--native", reason));
+    }
     Ok(Preparation {
         id_map: (!many_ids).then(|| IdMap::single(&user)),
         hostname: hostname(&session.hostname)?,

@@ -1,0 +1,234 @@
+//! Work on an overlay with all ids that it may hold: by this process if it is root's, else by one in a user
+//! namespace with the user's range of ids, which the hidden command `overlay` runs.
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _, stdin};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use karapace_store::Store;
+use karapace_store::error::StoreError;
+use karapace_store::id::ObjectId;
+use karapace_store::import::{Imported, Writer, fold_upper};
+use karapace_store::progress::{NoProgress, Progress};
+use karapace_store::tree::Trees;
+use karapace_store::wait;
+use nix::poll::PollFlags;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::Folded;
+use crate::engine::At as _;
+use crate::engine::{Engine, Error, Report, Result};
+use crate::runtime::ranges;
+
+/// The hidden command that the process runs.
+const COMMAND: &str = "overlay";
+
+/// This program.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// How often to check whether the user has cancelled.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest order, in bytes.
+const MAX_ORDER: u64 = 64 << 10;
+
+/// What the process is to do.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Order {
+    /// Fold the upper directory over the tree of this root object, in hex.
+    Fold { store: PathBuf, upper: PathBuf, lower: String },
+    /// Remove a directory with all that is in it.
+    Remove { dir: PathBuf },
+}
+
+/// What it answers, one line each.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    /// First of all: the namespace is there, and has no ids yet.
+    Alone,
+    Folded {
+        root: String,
+        warnings: Vec<String>,
+    },
+    Removed,
+    Failed {
+        errno: i32,
+        reason: String,
+    },
+}
+
+/// Folds an upper directory; see [`Engine::fold_overlay`].
+pub(super) fn fold(engine: &Engine, upper: &Path, lower: &ObjectId, report: &dyn Report) -> Result<Folded> {
+    if geteuid().is_root() {
+        let trees = Trees::new(engine.store().clone());
+        let Imported { root, warnings, .. } = fold_here(&trees, upper, Writer::Root, lower, report)?;
+        return Ok(Folded { root, warnings });
+    }
+    let store = engine.root().to_owned();
+    let order = Order::Fold { store, upper: upper.to_owned(), lower: lower.to_hex() };
+    match ask(&order, upper, &|| report.is_cancelled())? {
+        Answer::Folded { root, warnings } => Ok(Folded { root: parsed(&root)?, warnings }),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Removes a directory.
+pub(super) fn remove(dir: &Path) -> Result<()> {
+    if geteuid().is_root() {
+        return remove_here(dir);
+    }
+    match ask(&Order::Remove { dir: dir.to_owned() }, dir, &|| false)? {
+        Answer::Removed => Ok(()),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn fold_here(
+    trees: &Trees,
+    upper: &Path,
+    writer: Writer,
+    lower: &ObjectId,
+    progress: &dyn Progress,
+) -> Result<Imported> {
+    drop_resolv_conf(upper, writer)?;
+    Ok(fold_upper(trees, &*trees.root(lower)?, (upper, writer), progress)?)
+}
+
+/// Removes a copy of what was shown as /etc/resolv.conf, which belongs to the session. One that a program has
+/// put in its place has no origin.
+fn drop_resolv_conf(upper: &Path, writer: Writer) -> Result<()> {
+    let copy = upper.join("etc/resolv.conf");
+    let origin = if writer == Writer::Root { "trusted.overlay.origin" } else { "user.overlay.origin" };
+    let is_parent_plain = fs::symlink_metadata(upper.join("etc")).is_ok_and(|found| found.is_dir());
+    if !is_parent_plain {
+        return Ok(());
+    }
+    match rustix::fs::lgetxattr(&copy, origin, &mut [0; 0][..]) {
+        Ok(_) => fs::remove_file(&copy).at("remove", &copy),
+        Err(Errno::NODATA | Errno::NOENT | Errno::PERM) => Ok(()),
+        Err(errno) => Err(Error::io("read the attributes of", &copy, errno.into())),
+    }
+}
+
+/// Removes what is there.
+fn remove_here(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Starts the process and gives it an order; `place` is for messages. Kills it when the order is cancelled.
+fn ask(order: &Order, place: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<Answer> {
+    let ids = ranges::available().map_err(|reason| {
+        let cure = reason.cure();
+        Error::Invalid(format!(
+            "{} holds files of your sub-ids, which cannot be reached: {reason}; as root, run `{cure}` (with the range that you had)",
+            place.display()
+        ))
+    })?;
+    let mut command = Command::new(PROGRAM);
+    // In a process group of its own: the terminal's interrupts are for this process.
+    command.arg0("karapace").arg(COMMAND).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().at("run", Path::new(PROGRAM))?;
+    let (input, output) = (child.stdin.take(), child.stdout.take());
+    let answer = input.zip(output).ok_or_else(closed).and_then(|(mut input, output)| {
+        let mut output = BufReader::new(output);
+        match next(&mut output)? {
+            Answer::Alone => {}
+            other => return Ok(other),
+        }
+        ids.give(child.id()).map_err(|source| Error::NoIds { source })?;
+        let mut line = serde_json::to_vec(order).map_err(io::Error::from).at("ask about", place)?;
+        line.push(b'\n');
+        input.write_all(&line).at("ask about", place)?;
+        while !wait::for_event(output.get_ref(), PollFlags::POLLIN, PAUSE).at("wait for", place)? {
+            if is_cancelled() {
+                child.kill().at("stop", Path::new(PROGRAM))?;
+                return Err(StoreError::Cancelled.into());
+            }
+        }
+        next(&mut output)
+    });
+    // On an error the process ends with its input, which is closed by now.
+    child.wait().at("wait for", Path::new(PROGRAM))?;
+    answer
+}
+
+fn next(output: &mut impl io::BufRead) -> Result<Answer> {
+    let mut line = Vec::new();
+    output.read_until(b'\n', &mut line).at("hear from", Path::new(PROGRAM))?;
+    if line.is_empty() {
+        return Err(closed());
+    }
+    serde_json::from_slice(&line).map_err(io::Error::from).at("understand", Path::new(PROGRAM))
+}
+
+fn closed() -> Error {
+    Error::Invalid("the process that works on the overlay has ended".to_owned())
+}
+
+fn unexpected(answer: Answer) -> Error {
+    match answer {
+        Answer::Failed { errno, reason } => Error::Served { errno, reason },
+        _ => Error::Invalid("the process that works on the overlay gave another answer".to_owned()),
+    }
+}
+
+fn parsed(id: &str) -> Result<ObjectId> {
+    id.parse().map_err(|error| Error::Invalid(format!("{id:?} is no object: {error}")))
+}
+
+/// What the process does: takes one order from standard input, and answers on `answers`. The calling process
+/// must be single-threaded.
+///
+/// # Errors
+/// If it cannot answer.
+pub fn run(answers: &mut dyn io::Write) -> Result<()> {
+    let place = Path::new("the overlay");
+    let mut say = |answer: &Answer| -> Result<()> {
+        let mut line = serde_json::to_vec(answer).map_err(io::Error::from).at("report on", place)?;
+        line.push(b'\n');
+        answers.write_all(&line).and_then(|()| answers.flush()).at("report on", place)
+    };
+    // After that, because a change of credentials takes the signal back.
+    let alone = unshare(CloneFlags::CLONE_NEWUSER).and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL));
+    if let Err(error) = alone.map_err(io::Error::from).at("make a user namespace for", place) {
+        return say(&failed(&error));
+    }
+    say(&Answer::Alone)?;
+    let mut order = Vec::new();
+    BufReader::new(stdin()).take(MAX_ORDER).read_until(b'\n', &mut order).at("hear about", place)?;
+    if order.is_empty() {
+        return Ok(());
+    }
+    let order = serde_json::from_slice(&order).map_err(io::Error::from).at("understand", place)?;
+    say(&obey(order).unwrap_or_else(|error| failed(&error)))
+}
+
+fn obey(order: Order) -> Result<Answer> {
+    match order {
+        Order::Fold { store, upper, lower } => {
+            let trees = Trees::new(Store::open_existing(&store)?);
+            let lower = parsed(&lower)?;
+            let Imported { root, warnings, .. } =
+                fold_here(&trees, &upper, Writer::User, &lower, &NoProgress)?;
+            Ok(Answer::Folded { root: root.to_hex(), warnings })
+        }
+        Order::Remove { dir } => remove_here(&dir).map(|()| Answer::Removed),
+    }
+}
+
+fn failed(error: &Error) -> Answer {
+    Answer::Failed { errno: error.errno(), reason: error.to_string() }
+}

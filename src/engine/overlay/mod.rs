@@ -1,0 +1,130 @@
+//! The overlay of an environment: directories in which the kernel's overlayfs keeps the changes of sessions,
+//! at the kernel's own speed, until they are folded: made part of a tree.
+//!
+//! They are `overlay/upper` and `overlay/work` in the environment's directory. An ordinary user's belong, in
+//! part, to the user's sub-ids; [`helper`] is a process that has these ids.
+
+pub mod helper;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use karapace_store::id::{InstanceId, ObjectId};
+use karapace_store::inode::Timestamp;
+use karapace_store::root::Root;
+use nix::unistd::{getegid, geteuid};
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::At as _;
+use super::{Engine, Error, Report, Result};
+use crate::runtime::Overlay;
+
+/// How many bytes of names one inode's extended attributes have at most (xattr(7)).
+const XATTR_LIST_MAX: usize = 64 << 10;
+
+/// The tree of a folded overlay. It is durable, and nothing refers to it yet.
+pub struct Folded {
+    /// Its root object.
+    pub root: ObjectId,
+    /// What could not be kept.
+    pub warnings: Vec<String>,
+}
+
+impl Engine {
+    /// The overlay of an environment, whether or not it has been prepared.
+    pub(in crate::engine) fn overlay_of(&self, instance: &InstanceId) -> Overlay {
+        let dir = self.overlay_dir(instance);
+        Overlay { upper: dir.join("upper"), work: dir.join("work") }
+    }
+
+    fn overlay_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.env_dir(instance).join("overlay")
+    }
+
+    /// Prepares an empty overlay, which will lie over `lower`. Returns its upper directory, opened; `None` if
+    /// the overlay would not show what an environment does, because of the store's file system or of `lower`.
+    pub(in crate::engine) fn prepare_overlay(
+        &self,
+        instance: &InstanceId,
+        lower: &Root,
+    ) -> Result<Option<File>> {
+        let root = &lower.inode;
+        // What is told to the helper must be text.
+        if (root.uid, root.gid) != (0, 0) || !root.xattrs.is_empty() || self.root().to_str().is_none() {
+            return Ok(None);
+        }
+        let (files, dir) = (self.store().files(), self.overlay_dir(instance));
+        let Overlay { upper, work } = self.overlay_of(instance);
+        for made in [&dir, &upper, &work] {
+            files.make_dir(made).at("create", made)?;
+        }
+        files.set_mode(&upper, root.mode & 0o7777).at("set the mode of", &upper)?;
+        let opened = files.open_dir(&upper).at("open", &upper)?;
+        if !can_be_upper(&opened).at("read the attributes of", &upper)? {
+            return Ok(None);
+        }
+        opened.set_modified(time_of(root.mtime)).at("set the time of", &upper)?;
+        Ok(Some(opened))
+    }
+
+    /// The tree that the overlay shows over the tree `lower`. No session may use the overlay any more, and
+    /// afterwards only [`Engine::remove_overlay`] may. The caller holds the store's lock, shared.
+    ///
+    /// # Errors
+    /// Those of [`karapace_store::import::fold_upper`], and [`Error::NoIds`].
+    pub(in crate::engine) fn fold_overlay(
+        &self,
+        instance: &InstanceId,
+        lower: &ObjectId,
+        report: &dyn Report,
+    ) -> Result<Folded> {
+        let upper = self.overlay_of(instance).upper;
+        helper::fold(self, &upper, lower, report)
+    }
+
+    /// Removes the overlay, if there is one.
+    pub(in crate::engine) fn remove_overlay(&self, instance: &InstanceId) -> Result<()> {
+        let dir = self.overlay_dir(instance);
+        match fs::symlink_metadata(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("read", &dir, error)),
+            Ok(_) => helper::remove(&dir),
+        }
+    }
+}
+
+/// Whether overlayfs can keep its attributes on this new directory, which becomes the root of what it shows:
+/// without them it mounts all the same, and fails later. The directory must be the caller's, and have no
+/// attributes of its own, such as an ACL from its parent; labels of a security module are not shown.
+fn can_be_upper(dir: &File) -> io::Result<bool> {
+    let found = dir.metadata()?;
+    let mut names = vec![0; XATTR_LIST_MAX];
+    let length = match rustix::fs::flistxattr(dir, &mut names) {
+        Ok(length) => length,
+        Err(Errno::NOTSUP) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    if (found.uid(), found.gid()) != (geteuid().as_raw(), getegid().as_raw())
+        || names.any(|name| !name.starts_with(b"security."))
+    {
+        return Ok(false);
+    }
+    let probe = if geteuid().is_root() { "trusted.overlay.probe" } else { "user.overlay.probe" };
+    match rustix::fs::fsetxattr(dir, probe, b"y", XattrFlags::empty()) {
+        Ok(()) => Ok(rustix::fs::fremovexattr(dir, probe).map(|()| true)?),
+        Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn time_of(time: Timestamp) -> SystemTime {
+    let part = Duration::from_nanos(time.nanos.into());
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let epoch = SystemTime::UNIX_EPOCH;
+    if time.secs < 0 { epoch - whole + part } else { epoch + whole + part }
+}

@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Builds on the kernel's overlayfs: the layer is what a plain session makes; where overlayfs is missing or refuses.
+# runs as: root user
+# files: MINBASE
+# seconds: 60
+. "$(dirname "$0")/../checks.sh"
+. "$(dirname "$0")/../repository.sh"
+PLAIN_STORE=$TMPDIR/plain
+
+# A script that does to the image's files what overlayfs has a form of its own for.
+MIX='
+cd /usr/share
+mkdir -p /usr/share/bug
+chmod 2755 /usr/share/bug
+chown 33:4 /etc/issue
+echo more >>/etc/issue
+touch -d 2001-02-03 /etc/hostname
+mv common-licenses licences-moved
+touch licences-moved/added
+rm -rf base-files lintian
+mkdir lintian
+echo anew >lintian/file
+rm /usr/bin/tac
+mv /usr/bin/tsort /usr/bin/tsort-moved
+ln -s tsort-moved /usr/bin/tsort
+cp -a /etc/skel /opt/mix/skel
+mkfifo -m 600 /opt/mix/fifo
+ln /opt/mix/version /opt/mix/linked
+ln /usr/bin/nl /opt/mix/nl
+truncate -s 3M /opt/mix/sparse
+yes large | head -c 2000000 >/opt/mix/large
+cp /usr/bin/nl /opt/mix/set-id
+chmod 6755 /opt/mix/set-id
+touch /opt/mix/.wh.version /opt/mix/.wh..wh..opq
+mkdir /opt/mix/sticky
+chmod 1777 /opt/mix/sticky'
+
+setup() {
+    mkdir -p "$PROJECT" "$CHANGED/etc/apt" "$CHANGED/opt/base" "$REPO"
+    echo base >"$CHANGED/opt/base/one"
+    ln "$CHANGED/opt/base/one" "$CHANGED/opt/base/two"
+    package mix 1.0 0 "$MIX"
+    package link 1.0 0 'echo changed >>/opt/base/one'
+    package node 1.0 0 'chown 33:4 /srv/device'
+    index
+    serve "$REPO"
+    echo "deb [trusted=yes] http://127.0.0.1:$(cat "$TMPDIR/port") ./" >"$CHANGED/etc/apt/sources.list"
+    make_image
+    mkdir -p "$TMPDIR/small/etc"
+    karapace --store "$PLAIN_STORE" import "$TMPDIR/small" --name small
+    # Each environment's directory inherits it, and an overlay's upper would show it.
+    setfacl -d -m u:0:rwx "$PLAIN_STORE/env"
+}
+# plainly BUILD-OPTION...: builds in a store that is not suitable for overlayfs.
+plainly() {
+    build --store "$PLAIN_STORE" build -v "$@" 2>"$TMPDIR/said" || { cat "$TMPDIR/said"; return 1; }
+    has 'not with overlayfs' <"$TMPDIR/said"
+}
+# fast BUILD-OPTION...: builds with overlayfs.
+fast() {
+    build build -v "$@" 2>"$TMPDIR/said" || { cat "$TMPDIR/said"; return 1; }
+    has 'INFO with overlayfs' <"$TMPDIR/said"
+}
+
+says_which_way() {
+    manifest mix
+    fast --name fast
+    plainly --name plain
+}
+# what_it_is ENV STORE FILE: writes a line for each entry: all that is kept of it but the times.
+what_it_is() {
+    karapace --store "$2" export "$1" -o "$TMPDIR/out.tar"
+    python3 - "$TMPDIR/out.tar" >"$3" <<'PYTHON'
+import hashlib, re, sys, tarfile
+# Times of the build are in them.
+skipped = r"(\./)?(var/log/|var/cache/ldconfig/|etc/ld.so.cache|var/lib/dpkg/status-old)"
+with tarfile.open(sys.argv[1]) as tar:
+    for entry in tar:
+        if re.match(skipped, entry.name):
+            continue
+        content = hashlib.sha256(tar.extractfile(entry).read()).hexdigest() if entry.isreg() else ""
+        attributes = sorted((k, v) for k, v in entry.pax_headers.items() if k.startswith("SCHILY"))
+        dated = entry.mtime if entry.name.endswith("etc/hostname") else ""
+        print(entry.name, entry.type, oct(entry.mode), entry.uid, entry.gid, entry.linkname, entry.size,
+              (entry.devmajor, entry.devminor), content, attributes, dated)
+PYTHON
+}
+is_the_same() {
+    what_it_is fast "$STORE" "$TMPDIR/fast.list"
+    what_it_is plain "$PLAIN_STORE" "$TMPDIR/plain.list"
+    wc -l <"$TMPDIR/fast.list"
+    has 'opt/mix/.wh.version' <"$TMPDIR/fast.list"
+    diff "$TMPDIR/plain.list" "$TMPDIR/fast.list"
+    karapace diff --base fast | has 'D /usr/bin/tac'
+    karapace verify-store
+    equal "objects that others could write" "" "$(find "$STORE/store/objects" -type f ! -perm 0444)"
+    equal "objects of others" "" "$(find "$STORE/store/objects" ! -user "$(id -u)")"
+}
+nothing_is_left() {
+    if grep 'overlay.*/env/' /proc/self/mountinfo; then wrong "an overlay is mounted"; fi
+    equal "directories" 1 "$(find "$STORE/env" -mindepth 1 -maxdepth 1 | wc -l)"
+    equal overlays "" "$(find "$STORE/env" -name overlay)"
+    equal intents "" "$(ls "$STORE/store/wal")"
+}
+# The same names, one inode before and two after: the only thing in which the layers differ.
+breaks_links_of_the_base() {
+    manifest link
+    fast --name linked
+    plainly --name linked
+    equal "changed by overlayfs" "base changed|base" \
+        "$(karapace exec linked -- sh -c 'echo $(cat /opt/base/one)"|"$(cat /opt/base/two)')"
+    equal "changed plainly" "base changed|base changed" \
+        "$(karapace --store "$PLAIN_STORE" exec linked -- sh -c 'echo $(cat /opt/base/one)"|"$(cat /opt/base/two)')"
+    karapace destroy -y linked
+}
+devices_of_the_base() {
+    manifest node
+    build build -v --name node 2>"$TMPDIR/said"
+    cat "$TMPDIR/said"
+    [ "$ACTOR" = root ] || has 'installing again, more slowly, without it' <"$TMPDIR/said"
+    equal owner "33 4 character special file" "$(karapace exec node -- stat -c '%u %g %F' /srv/device)"
+    karapace destroy -y node
+    nothing_is_left
+}
+
+need "a Debian with a local package repository, and a store that does not suit overlayfs" setup
+need "a build goes to overlayfs, or to a plain session where that is impossible; -v says which" says_which_way
+check "the layer is the same either way" is_the_same
+check "nothing is left of the overlay" nothing_is_left
+check "a change to one name of a hard link of the base leaves the other" breaks_links_of_the_base
+check "what overlayfs refuses is done without it" devices_of_the_base
+finish_suite
