@@ -99,7 +99,13 @@ impl Engine {
         let root = std::path::absolute(root).at("resolve", root)?;
         let store = open(&root)?;
         let engine = Engine { store, root };
-        let ended = engine.end_abandoned_builds()?;
+        let ended = match engine.end_abandoned_builds() {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::warn!("cannot clean up after commands that were killed: {error}");
+                return Ok(engine);
+            }
+        };
         for intent in wal::replay(&engine.store, &ended)? {
             tracing::info!("cleaned up after a command that was killed: {intent:?}");
         }

@@ -32,7 +32,7 @@ POSTINST
 }
 # index: writes the repository's lists of its packages.
 index() (
-    cd "$REPO"
+    cd "$REPO" || exit 1
     for deb in *.deb; do
         dpkg-deb -f "$deb"
         printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "$deb" "$(stat -c %s "$deb")" "$(sha256sum "$deb" | cut -d' ' -f1)"

@@ -147,10 +147,12 @@ impl Scratch {
         if self.engine.live_mount(&self.env.instance)?.is_none() {
             return Err(Error::Invalid(format!("the server of {} has ended", self.env.name)));
         }
-        drop(session);
+        // While this is the last session, the server does not end the mount by itself.
+        session.leave(|| self.engine.end_build_mount(&self.env))?;
         self.engine.end_build_mount(&self.env)?;
-        let folded = self.engine.fold_overlay(&self.env.instance, &self.base, report)?;
+        // Before: what was lost must not become an object. The batch notices later errors.
         syncfs(&upper).map_err(io::Error::from).at("sync the file system of", self.engine.root())?;
+        let folded = self.engine.fold_overlay(&self.env.instance, &self.base, report)?;
         folded.warnings.iter().for_each(|warning| report.note(warning));
         let trees = Trees::new(self.engine.store().clone());
         let next_ino = trees.root(&folded.root)?.next_ino;
@@ -198,7 +200,11 @@ impl Engine {
     }
 
     fn end_build(&self, env: &Metadata) -> Result<()> {
-        self.end_build_mount(env)?;
+        match self.end_build_mount(env) {
+            // The server was faster.
+            Err(Error::NotMounted { .. }) => {}
+            other => other?,
+        }
         self.remove_overlay(&env.instance)
     }
 
