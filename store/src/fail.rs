@@ -88,7 +88,8 @@ pub fn point(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether a test has planted the fault `name` in this process (`KARAPACE_PLANT`), to see that it is found.
+/// Whether a test has planted the fault `name` in this process, to see that it is found
+/// (`KARAPACE_PLANT=NAME[,…]`).
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn planted(_name: &'static str) -> bool {
@@ -115,11 +116,12 @@ mod armed {
 
     use super::POINTS;
 
-    /// Whether a test has planted the fault `name` in this process (`KARAPACE_PLANT`), to see that it is
-    /// found.
+    /// Whether a test has planted the fault `name` in this process, to see that it is found
+    /// (`KARAPACE_PLANT=NAME[,…]`).
     pub fn planted(name: &'static str) -> bool {
-        static PLANTED: OnceLock<Option<String>> = OnceLock::new();
-        PLANTED.get_or_init(|| std::env::var("KARAPACE_PLANT").ok()).as_deref() == Some(name)
+        static PLANTED: OnceLock<String> = OnceLock::new();
+        let planted = PLANTED.get_or_init(|| std::env::var("KARAPACE_PLANT").unwrap_or_default());
+        planted.split(',').any(|one| one == name)
     }
 
     /// The action at a point.

@@ -42,6 +42,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use fuser::{Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
+use karapace_store::fail;
 use karapace_store::id::ObjectId;
 use karapace_store::inode::{Ino, ROOT_INO};
 use karapace_store::tree::Trees;
@@ -338,6 +339,9 @@ impl Shared {
                 }
                 let shown = file_attr(&attr, index, Some(&self.ids));
                 let time = self.attr_time(lifetime, shown.ino);
+                if fail::planted("late-entries") {
+                    std::thread::sleep(Duration::from_millis(300));
+                }
                 reply.entry_with_ttls(&time, &lifetime.time, &shown, GENERATION);
             }
             Err(errno) => reply.error(errno),
