@@ -129,6 +129,16 @@ mounted_beside() {
     until_true no_server
 }
 
+# Sessions of root are on the host's mount, so that nothing changes which is described: nothing waits for the disk.
+description_stays() {
+    karapace mount "$ENV"
+    local file; file=$(echo "$STORE"/env/*/mount.json)
+    local before; before=$(stat -c '%i %z' "$file")
+    x true
+    equal "mount.json" "$before" "$(stat -c '%i %z' "$file")"
+    karapace umount "$ENV"
+}
+
 first_leaves() {
     begin 71004
     local first=$!
@@ -291,6 +301,7 @@ check "as oneself: name, ids, home, and files that belong to one" as_oneself
 check "as oneself, in one's own home directory" as_oneself_at_home
 check "umount --force ends sessions whose mount hangs" forced
 check "256 MiB through exec, with flat memory" large_stream
+[ "$ACTOR" != root ] || check "a session on the host's mount does not write its description anew" description_stays
 [ "$ACTOR" != root ] || check "a user without ids of its own has one, and is told why, once" without_ids
 check "the store is intact" karapace verify-store
 finish_suite

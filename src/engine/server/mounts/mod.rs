@@ -18,6 +18,7 @@ use nix::unistd::geteuid;
 use parking_lot::{Condvar, Mutex};
 
 use super::ground::Ground;
+use super::info::MountInfo;
 use super::mount::Mount;
 use crate::engine::instance::open::Instance;
 use crate::engine::instance::watchers::Teller;
@@ -62,6 +63,8 @@ struct State {
     expected: bool,
     /// No mount is made any more.
     ended: bool,
+    /// What mount.json says.
+    described: Option<MountInfo>,
 }
 
 impl State {

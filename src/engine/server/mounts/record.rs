@@ -121,16 +121,20 @@ impl Mounts {
     /// Writes mount.json, which describes the mounts as they are.
     fn write_info(&self) -> Result<()> {
         // Under the lock, so that the last description written is the last one made.
-        self.describe(&self.state.lock())
+        self.describe(&mut self.state.lock())
     }
 
-    fn describe(&self, state: &State) -> Result<()> {
+    fn describe(&self, state: &mut State) -> Result<()> {
         let engine = self.instance.engine();
         let path = info_path(engine, &self.instance.metadata().instance);
-        let Some(info) = info(state) else { return Ok(()) };
+        // Most sessions change nothing that is described, and need not wait for the disk.
+        let Some(info) = info(state).filter(|info| state.described.as_ref() != Some(info)) else {
+            return Ok(());
+        };
         let bytes = serde_json::to_vec(&info)
             .map_err(|e| Error::Invalid(format!("cannot encode the description of the mount: {e}")))?;
         engine.store().files().write(&path, &bytes)?;
+        state.described = Some(info);
         Ok(())
     }
 }
