@@ -84,6 +84,10 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
 /// How many sessions are inside: the shared locks on the file in /proc/locks (proc_locks(5)). 0 if that
 /// cannot be read.
 pub fn count(engine: &Engine, instance: &InstanceId) -> usize {
+    // The kernel takes some 10 ms to lock that table, for each reader and for whoever locks a file meanwhile.
+    if !running(engine, instance) {
+        return 0;
+    }
     let file = engine.store().files().stat(&path(engine, instance));
     let (Ok(file), Ok(table)) = (file, std::fs::read_to_string("/proc/locks")) else { return 0 };
     let inode = format!(":{}", file.st_ino);
