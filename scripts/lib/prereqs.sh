@@ -5,7 +5,7 @@
 PACKAGES_USE="fuse3 mmdebstrap uidmap gcc libc6-dev"
 # What the tests need in addition.
 PACKAGES_TEST="attr acl rsync rpm fuse-overlayfs git libarchive-tools skopeo umoci sqlite3 python3 python3-venv make shellcheck e2fsprogs util-linux time procps openssl xz-utils zstd hostname stress-ng"
-PACKAGES_TEST+=" btrfs-progs xfsprogs crun bsdutils zsh fish man-db desktop-file-utils systemd bindfs createrepo-c pacman-package-manager"
+PACKAGES_TEST+=" btrfs-progs xfsprogs crun bsdutils zsh fish man-db desktop-file-utils systemd bindfs createrepo-c pacman-package-manager makepkg"
 
 # What scripts/real needs in addition: databases, backup programs, watchers, caches, and tools to build other projects'
 # tests.
