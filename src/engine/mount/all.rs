@@ -39,6 +39,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long another process may hold the record without having written it: it only looks, or is starting.
 const STARTS: Duration = Duration::from_secs(1);
 
+/// How long to look for a lock that is there.
+const SHOWS: Duration = Duration::from_secs(1);
+
 /// How long a stop may take: each mount in use gets its grace period.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -170,7 +173,9 @@ impl Engine {
         let path = record_path(self);
         // Checked while we hold the pidfd, so no other process can have its id.
         let record = self.store().files().stat(&path).at("read", &path)?;
-        if !has_lock(supervisor.pid, record.st_ino)? {
+        let held =
+            wait::until(SHOWS, || has_lock(supervisor.pid, record.st_ino).map(|has| has.then_some(())))?;
+        if held.is_none() {
             return Err(Error::Invalid(format!(
                 "{} names process {}, which does not hold it: run `karapace umount` for each environment, then end the process \
                  that holds it (fuser {})",
@@ -222,6 +227,8 @@ fn opened(pid: u32) -> Option<OwnedFd> {
 }
 
 /// Whether /proc/locks (proc_locks(5)) lists a flock of the process `pid` on a file with this inode number.
+/// It may miss one while other locks of the machine come and go: the kernel shows the table in parts of
+/// 4 KiB, and finds the next part by the number of its first line.
 fn has_lock(pid: u32, inode: u64) -> Result<bool> {
     let path = Path::new("/proc/locks");
     let table = fs::read_to_string(path).at("read", path)?;
