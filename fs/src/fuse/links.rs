@@ -211,6 +211,9 @@ impl Links {
         {
             self.tell(view, &other, &|kernel| kernel.write_back(*ino, range), Some(*ino));
         }
+        if data.is_some() && fail::planted("late-changes") {
+            thread::sleep(Duration::from_millis(20));
+        }
         let leaves_out = !fail::planted("stores-undo") && !fail::planted("told-only-after");
         let data = data.filter(|_| leaves_out).map(|(ino, _)| ino);
         let (result, changed) = observed(|| match data {

@@ -88,7 +88,7 @@ fn tree(mount: &Mount) -> String {
 }
 
 fn fills_up(disk: &SmallDisk) {
-    let mount = Mount::below(disk.path());
+    let mount = Mount::below(disk.path(), |_| {});
     python(
         &mount,
         r#"

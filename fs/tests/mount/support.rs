@@ -196,12 +196,12 @@ impl Mount {
 
     /// A mount with options that `change` sets.
     pub fn with(change: impl FnOnce(&mut MountOptions)) -> Mount {
-        Mount::of(Fixture::new(&std::env::temp_dir()), change)
+        Mount::below(&std::env::temp_dir(), change)
     }
 
     /// A mount whose store and upper are below `place`.
-    pub fn below(place: &Path) -> Mount {
-        Mount::of(Fixture::new(place), |_| {})
+    pub fn below(place: &Path, change: impl FnOnce(&mut MountOptions)) -> Mount {
+        Mount::of(Fixture::new(place), change)
     }
 
     fn of(fixture: Fixture, change: impl FnOnce(&mut MountOptions)) -> Mount {

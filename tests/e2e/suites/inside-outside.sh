@@ -256,6 +256,7 @@ killed() {
         busy "${2:-}"
         until_true test -e "$DIR/srv/busy/moved"
         until_true has_sessions 1
+        until_true "$1" >/dev/null
         sleep "0.$((RANDOM % 10))"
         kill -KILL "$($1)"
         equal "stuck after $1 was killed" "" "$(stuck)"
@@ -370,17 +371,24 @@ print(database.execute("pragma integrity_check").fetchone()[0], database.execute
     equal "seen outside" "ok 400" "$side"
     # flock(1) on either side keeps the other one out, and lets it in at the end.
     touch "$DIR/srv/lock"
-    flock "$DIR/srv/lock" sh -c 'cd "$1"; touch held; sleep 3; rm held; echo outside >turn' sh "$DIR/srv" &
+    local hold='cd "$1"; touch held; until [ -e go ]; do sleep 0.1; done; rm held go; echo "$2" >turn' holder waker
+    flock "$DIR/srv/lock" sh -c "$hold" sh "$DIR/srv" outside &
+    holder=$!
     until_true test -e "$DIR/srv/held"
     refused x flock -n /srv/lock true
     equal "timeout" 124 "$(x sh -c 'timeout 1 flock /srv/lock true; echo $?')"
+    (sleep 1 && touch "$DIR/srv/go") &
+    waker=$!
     equal "after waiting inside" outside "$(x flock /srv/lock cat /srv/turn)"
-    wait $!
-    x flock /srv/lock sh -c 'cd /srv; touch held; sleep 3; rm held; echo inside >turn' &
+    wait "$holder" "$waker"
+    x flock /srv/lock sh -c "$hold" sh /srv inside &
+    holder=$!
     until_true test -e "$DIR/srv/held"
     refused flock -n "$DIR/srv/lock" true
+    (sleep 1 && touch "$DIR/srv/go") &
+    waker=$!
     equal "after waiting outside" inside "$(flock "$DIR/srv/lock" cat "$DIR/srv/turn")"
-    wait $!
+    wait "$holder" "$waker"
     flock -n "$DIR/srv/lock" true
     # It stays so for the sessions.
     karapace umount "$ENV"
