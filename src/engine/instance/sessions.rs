@@ -82,9 +82,9 @@ pub fn running(engine: &Engine, instance: &InstanceId) -> bool {
 }
 
 /// How many sessions are inside: the shared locks on the file in /proc/locks (proc_locks(5)). 0 if that
-/// cannot be read; only about so many while locks of other files come and go.
+/// cannot be read. Approximate while locks of other files come and go.
 pub fn count(engine: &Engine, instance: &InstanceId) -> usize {
-    // To show that table, the kernel may take 10 ms, in which nobody can lock a file.
+    // The kernel may take 10 ms to show that table, during which no file can be locked.
     if !running(engine, instance) {
         return 0;
     }

@@ -39,7 +39,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long another process may hold the record without having written it: it only looks, or is starting.
 const STARTS: Duration = Duration::from_secs(1);
 
-/// How long to look for a lock that is there.
+/// How long to look for a held lock in /proc/locks, which may leave it out for a moment.
 const SHOWS: Duration = Duration::from_secs(1);
 
 /// How long a stop may take: each mount in use gets its grace period.

@@ -129,7 +129,7 @@ mounted_beside() {
     until_true no_server
 }
 
-# Sessions of root are on the host's mount, so that nothing changes which is described: nothing waits for the disk.
+# Sessions of root use the host's mount: what mount.json says does not change, so no session waits for the disk.
 description_stays() {
     karapace mount "$ENV"
     local file; file=$(echo "$STORE"/env/*/mount.json)
