@@ -35,6 +35,8 @@ use karapace_store::Store;
 use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use karapace_store::inode::{Ino, ROOT_INO, Timestamp};
 use karapace_store::tree::Trees;
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
 use parking_lot::{Mutex, RwLock};
 
 use crate::attr::{Attr, HeadRef, Invalidation, NAME_MAX, StatFs, ViewStats};
@@ -299,17 +301,18 @@ impl View {
         }
     }
 
-    /// Statistics of the host file system that holds the upper, or the store for a snapshot view.
+    /// Statistics of the host file system that holds the upper, or the store for a view that has none: one of
+    /// a snapshot, or one that was opened read-only before anything was ever written.
     pub fn statfs(&self) -> Result<StatFs> {
-        let path = match &self.upper {
-            Some(upper) => {
-                // Removed files count as free space.
-                upper.reclaim();
-                upper.dir()
-            }
-            None => self.store.shared_dir(),
+        let of_upper = self.upper.as_ref().map(|upper| {
+            // Removed files count as free space.
+            upper.reclaim();
+            statvfs(upper.dir())
+        });
+        let s = match of_upper {
+            None | Some(Err(Errno::ENOENT)) => statvfs(self.store.shared_dir())?,
+            Some(found) => found?,
         };
-        let s = nix::sys::statvfs::statvfs(path)?;
         Ok(StatFs {
             blocks: s.blocks(),
             bfree: s.blocks_free(),

@@ -1,11 +1,14 @@
 //! Attributes: times and extended attributes.
 
+use std::sync::Arc;
+
 use karapace_fs::attr::{SetAttr, SetTime};
+use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::batch::Batch;
 use karapace_store::inode::{Body, InodeRecord, ROOT_INO, Timestamp, Xattrs};
 use karapace_store::root::Root;
-use karapace_store::tree::{Entry, Target, write_dir};
+use karapace_store::tree::{Entry, Target, Trees, write_dir};
 
 use crate::view::support::{Env, head, open};
 
@@ -136,4 +139,15 @@ fn many_extended_attributes_cost_what_changes() {
         };
         assert_eq!(env.view.getxattr(ino, &name(i)).map_err(|e| e.errno()), expected, "{i}");
     }
+}
+
+/// As a frozen environment into which nothing was ever written.
+#[test]
+fn statfs_of_a_read_only_view_needs_no_upper() {
+    let env = Env::new();
+    let trees = Arc::new(Trees::new(env.store.clone()));
+    let absent = env.dir.path().join("store/absent");
+    let view = View::open(&env.store, &trees, &absent, env.view.head(), true).unwrap();
+    assert_eq!(view.statfs().unwrap().blocks, env.view.statfs().unwrap().blocks);
+    assert!(!absent.exists());
 }
