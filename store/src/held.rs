@@ -1,7 +1,7 @@
 //! Small files that are valid only while the process that made them lives: pins and WAL entries.
 //!
 //! The maker of each file holds a flock on it; a file that nobody holds is left over from a crash. Files
-//! appear complete (written under a temporary name, synced, renamed), and are made and swept under a lock on
+//! appear complete (written under a temporary name, then renamed), and are made and swept under a lock on
 //! their directory, so that a sweep never removes a file that is about to be held. Each ends with a line that
 //! has the blake3 of the content: one wrong digit in an id would be another id.
 
@@ -27,22 +27,24 @@ pub(crate) struct HeldFile {
     path: PathBuf,
     _file: Flock<File>,
     keep: bool,
+    durable: bool,
 }
 
 impl HeldFile {
-    /// Makes `dir/<random>` with `bytes`, durable on return.
-    pub fn create(files: &Files, dir: &Path, bytes: &[u8]) -> Result<HeldFile> {
+    /// Makes `dir/<random>` with `bytes`. If `durable`, it is so on return; others may be missing or damaged
+    /// after a power failure, when their makers are dead.
+    pub fn create(files: &Files, dir: &Path, bytes: &[u8], durable: bool) -> Result<HeldFile> {
         let path = dir.join(random_name()?);
         let _guard = lock_dir(files, dir)?;
-        let file = write(files, &path, bytes)?;
-        Ok(HeldFile { files: files.clone(), path, _file: file, keep: false })
+        let file = write(files, &path, bytes, durable)?;
+        Ok(HeldFile { files: files.clone(), path, _file: file, keep: false, durable })
     }
 
-    /// Replaces the content atomically; durable on return. The file is held throughout.
+    /// Replaces the content atomically. The file is held throughout.
     pub fn replace(&mut self, bytes: &[u8]) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let _guard = lock_dir(&self.files, dir)?;
-        self._file = write(&self.files, &self.path, bytes)?;
+        self._file = write(&self.files, &self.path, bytes, self.durable)?;
         Ok(())
     }
 
@@ -119,8 +121,13 @@ pub(crate) fn scan(files: &Files, dir: &Path) -> Result<Vec<Found>> {
         if dead.is_some() && !path.try_exists().at("stat", &path)? {
             continue;
         }
-        let dead =
-            dead.map(|file| HeldFile { files: files.clone(), path: path.clone(), _file: file, keep: false });
+        let dead = dead.map(|file| HeldFile {
+            files: files.clone(),
+            path: path.clone(),
+            _file: file,
+            keep: false,
+            durable: false,
+        });
         found.push(Found { path, content: content(bytes), dead });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -172,7 +179,7 @@ pub(crate) fn try_lock_dir(files: &Files, dir: &Path) -> Result<Option<Flock<Fil
     }
 }
 
-fn write(files: &Files, path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
+fn write(files: &Files, path: &Path, bytes: &[u8], durable: bool) -> Result<Flock<File>> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temp = dir.join(format!(".{name}"));
@@ -181,9 +188,13 @@ fn write(files: &Files, path: &Path, bytes: &[u8]) -> Result<Flock<File>> {
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).at("lock", &temp)?;
     let bytes = encoded(bytes);
     fail::point("held.write").and_then(|()| file.write_all(&bytes)).at("write", &temp)?;
-    file.sync_data().at("sync", &temp)?;
+    if durable {
+        file.sync_data().at("sync", &temp)?;
+    }
     fail::point("held.rename").and_then(|()| files.rename(&temp, path)).at("rename", &temp)?;
-    files.sync_name(dir, &file).at("sync", dir)?;
+    if durable {
+        files.sync_name(dir, &file).at("sync", dir)?;
+    }
     Ok(file)
 }
 
@@ -201,7 +212,7 @@ mod tests {
     fn any_flipped_bit_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::at(dir.path()).unwrap();
-        let file = HeldFile::create(&files, dir.path(), br#"{"a":"00"}"#).unwrap();
+        let file = HeldFile::create(&files, dir.path(), br#"{"a":"00"}"#, true).unwrap();
         let whole = fs::read(&file.path).unwrap();
         let parsed = || scan(&files, dir.path()).unwrap()[0].parse::<serde_json::Value>();
         assert_eq!(parsed().unwrap()["a"], "00");
@@ -223,8 +234,8 @@ mod tests {
             let makers = [1, 2].map(|_| {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        HeldFile::create(&files, dir.path(), b"held").unwrap().remove().unwrap();
-                        drop(HeldFile::create(&files, dir.path(), b"held").unwrap());
+                        HeldFile::create(&files, dir.path(), b"held", false).unwrap().remove().unwrap();
+                        drop(HeldFile::create(&files, dir.path(), b"held", false).unwrap());
                     }
                 })
             });

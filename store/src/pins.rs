@@ -38,12 +38,14 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// Pins `roots`, durable on return.
+    /// Pins `roots`. Not durable: no pin outlives its process.
     pub fn hold(store: &Store, roots: &[ObjectId]) -> Result<Pin> {
         if store.is_read_only() {
             return Ok(Pin { file: None });
         }
-        Ok(Pin { file: Some(HeldFile::create(store.files(), &store.layout().pins(), &encode(roots, &[])?)?) })
+        Ok(Pin {
+            file: Some(HeldFile::create(store.files(), &store.layout().pins(), &encode(roots, &[])?, false)?),
+        })
     }
 
     /// Atomically replaces what is pinned by `roots` and single content `objects`.

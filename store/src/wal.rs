@@ -102,7 +102,7 @@ impl Wal {
         let content = Content { pid: std::process::id(), existed, intent };
         let bytes = serde_json::to_vec(&content)
             .map_err(|e| StoreError::Invalid(format!("cannot encode an intent: {e}")))?;
-        let file = HeldFile::create(store.files(), &layout.wal(), &bytes)?;
+        let file = HeldFile::create(store.files(), &layout.wal(), &bytes, true)?;
         fail::point("wal.begun").at("write", &layout.wal())?;
         Ok(WalEntry { store: store.clone(), open: Some((file, content)) })
     }
@@ -323,7 +323,7 @@ mod tests {
         fs::create_dir_all(store.upper_dir(&there)).unwrap();
         die(Wal::begin(&store, Intent::Import { instance: there }).unwrap());
         let content = Content { pid: 1, existed: false, intent: Intent::Import { instance: complete } };
-        HeldFile::create(store.files(), &store.layout().wal(), &serde_json::to_vec(&content).unwrap())
+        HeldFile::create(store.files(), &store.layout().wal(), &serde_json::to_vec(&content).unwrap(), true)
             .unwrap()
             .leave();
         assert_eq!(replay(&store, &[]).unwrap().len(), 2);

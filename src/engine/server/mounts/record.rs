@@ -133,7 +133,7 @@ impl Mounts {
         };
         let bytes = serde_json::to_vec(&info)
             .map_err(|e| Error::Invalid(format!("cannot encode the description of the mount: {e}")))?;
-        engine.store().files().write(&path, &bytes)?;
+        engine.store().files().write_passing(&path, &bytes)?;
         state.described = Some(info);
         Ok(())
     }
