@@ -273,7 +273,7 @@ fn json_is_as_the_page_says() {
          renamed or removed, and keep their type, within a major version; new ones may be added, so ignore unknown fields. \
          `HASH` stands for 64 hex digits, `INSTANCE` for 32, `SHORT` for the first 12 of an `env_id`, `TIME` for a time as in \
          2026-01-31T12:34:56.789Z. Names of environments are unique, and so is `instance`; an `env_id` says what an environment \
-         was built from, and clones share it.\n\n`enter` and `exec` print what the command inside prints. If a command exits \
+         was built from, and clones share it.\n\n`enter`, `exec` and `run` print what the command inside prints. If a command exits \
          with a status other than 0 after it has printed its document (`verify-store`, `doctor`, `umount --all`), the document \
          says why.\n",
     );

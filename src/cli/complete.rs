@@ -19,6 +19,7 @@ pub fn with_completers(command: clap::Command) -> clap::Command {
         // An image may be a name on an image server, but most are files.
         "image" => arg.value_hint(ValueHint::AnyPath),
         "target" => arg.add(ArgValueCompleter::new(mounts)),
+        "origin" => arg.add(ArgValueCompleter::new(origins)),
         "env" | "onto" => arg.add(ArgValueCompleter::new(environments)),
         "snapshot" | "snapshots" | "from" | "to" => arg.add(ArgValueCompleter::new(snapshots)),
         _ => arg,
@@ -44,6 +45,13 @@ fn environments(current: &OsStr) -> Vec<CompletionCandidate> {
 fn mounts(current: &OsStr) -> Vec<CompletionCandidate> {
     let mut words = environments(current);
     words.extend(PathCompleter::dir().complete(current));
+    words
+}
+
+/// Names of environments, and paths of images.
+fn origins(current: &OsStr) -> Vec<CompletionCandidate> {
+    let mut words = environments(current);
+    words.extend(PathCompleter::any().complete(current));
     words
 }
 

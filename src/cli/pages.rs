@@ -8,7 +8,7 @@ use std::fs;
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CLI.md");
 
 /// Commands whose output is not karapace's own, or is not data: that of programs inside, and scripts.
-const WITHOUT_JSON: [&str; 4] = ["enter", "exec", "completions", "help"];
+const WITHOUT_JSON: [&str; 5] = ["enter", "exec", "run", "completions", "help"];
 
 #[test]
 fn the_page_is_what_help_says() {

@@ -13,7 +13,7 @@ pub fn tell(mut error: clap::Error, args: &[OsString]) -> i32 {
     if !args.iter().all(|arg| arg.to_str().is_some_and(|arg| text::line(arg) == arg)) {
         escape(&mut error);
     }
-    let is_session = args.iter().skip(1).take(8).any(|arg| arg == "enter" || arg == "exec");
+    let is_session = args.iter().skip(1).take(8).any(|arg| arg == "enter" || arg == "exec" || arg == "run");
     let status = match (error.use_stderr(), is_session) {
         (false, _) => 0,
         (true, true) => exit::RUNTIME,

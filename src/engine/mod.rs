@@ -3,7 +3,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`session`] | commands inside: enter, exec, stop |
+//! | [`session`] | commands inside: enter, exec, run, stop |
 //! | [`make`] | environments come to be: build, rebuild, import, clone, pin, new |
 //! | [`record`] | list, inspect, rename, freeze, retention, destroy |
 //! | [`export`] | images, and entries of the desktop's menu |
@@ -14,9 +14,9 @@
 //! | [`overlay`] | the changes of sessions that overlayfs keeps: where they are, and how they become a tree |
 //! | [`instance`] | one environment, open: commit, restore, snapshots, diff |
 //!
-//! The first five may use the wings below them, but not each other; from `mount` down, each uses only those
-//! below it. What all share is here: the [`Engine`], its [`Error`], [`mountpoint`]. A method of
-//! [`Engine`] is in the lowest wing that has what it needs: `server` has commit, restore and diff,
+//! The first five may use the wings below them, but not each other, except that `session` uses `make`; from
+//! `mount` down, each uses only those below it. What all share is here: the [`Engine`], its [`Error`],
+//! [`mountpoint`]. A method of [`Engine`] is in the lowest wing that has what it needs: `server` has commit, restore and diff,
 //! because another process may have the environment open; `instance` has what they do.
 //!
 //! Nothing here prints or parses arguments; progress and remarks go to a [`Report`].

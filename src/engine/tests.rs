@@ -27,6 +27,7 @@ mod restore;
 mod sharing;
 mod snapshots;
 mod supply;
+mod throw_away;
 mod times;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };

@@ -67,6 +67,12 @@ pub enum RuntimeError {
         /// What to do about it; empty, or text that continues the error message.
         hint: &'static str,
     },
+    /// The session's changes cannot go to an overlay; without one the session may succeed.
+    #[error("cannot use overlayfs: {reason}")]
+    NoOverlay {
+        /// Why.
+        reason: String,
+    },
     /// The directory to start in cannot be entered.
     #[error("cannot change to {path} inside the environment: {source}")]
     Workdir {

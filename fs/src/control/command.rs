@@ -79,6 +79,8 @@ pub enum Command {
     },
     /// Count what is uncommitted.
     Status,
+    /// Store what is uncommitted, so that one tree has all that the view shows. No snapshot is made.
+    Store,
     /// Collect garbage in the store.
     Gc {
         /// Only report what would be removed.
@@ -109,6 +111,7 @@ impl Command {
             Command::DropName { .. } => "drop-name",
             Command::Diff { .. } => "diff",
             Command::Status => "status",
+            Command::Store => "store",
             Command::Gc { .. } => "gc",
             Command::Verify => "verify",
         }
@@ -122,7 +125,8 @@ impl Command {
             Command::Commit { .. }
             | Command::Restore { .. }
             | Command::RemoveSnapshots { .. }
-            | Command::DropName { .. } => false,
+            | Command::DropName { .. }
+            | Command::Store => false,
         }
     }
 
@@ -136,7 +140,11 @@ impl Command {
             Command::Restore { reference, .. } => check_reference(reference),
             Command::RemoveSnapshots { references } => references.iter().try_for_each(|r| check_reference(r)),
             Command::Diff { since } => since.as_deref().map_or(Ok(()), check_reference),
-            Command::DropName { .. } | Command::Status | Command::Gc { .. } | Command::Verify => Ok(()),
+            Command::DropName { .. }
+            | Command::Status
+            | Command::Store
+            | Command::Gc { .. }
+            | Command::Verify => Ok(()),
         }
     }
 }

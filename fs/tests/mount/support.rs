@@ -105,7 +105,7 @@ impl ControlPlane for FakePlane {
                     .for_each(|s| s.name = None);
                 Ok(format!("drop-name {name}"))
             }
-            Command::RemoveSnapshots { .. } | Command::Diff { .. } | Command::Status => {
+            Command::RemoveSnapshots { .. } | Command::Diff { .. } | Command::Status | Command::Store => {
                 panic!("no control file asks for {command:?}")
             }
         }

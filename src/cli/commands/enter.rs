@@ -1,15 +1,17 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use karapace_store::text;
 
 use crate::cli::Global;
-use crate::cli::ui::Failure;
+use crate::cli::ui::{self, Bars, Failure};
 use crate::engine::Error;
+use crate::engine::instance::reference;
 use crate::engine::session::enter::EnterOptions;
+use crate::engine::session::run::Origin;
 use crate::process;
-use crate::runtime::{Choices, HomeMode};
+use crate::runtime::{Choices, Ended, HomeMode};
 
 /// Open a shell inside an environment, or run a command
 ///
@@ -55,17 +57,54 @@ pub(super) struct SessionArgs {
     /// even with one id
     #[arg(long)]
     privileged: bool,
-    /// Leave the changes in the environment's overlay, which must have been prepared
-    #[arg(long, hide = true)]
-    native: bool,
+    /// Run in a temporary copy, which is removed with all changes when the command has ended, as by run
+    #[arg(long, conflicts_with = "keep")]
+    rm: bool,
+    /// Run in a temporary copy, and make the environment NAME of it when the command has ended, whatever its
+    /// exit status
+    #[arg(long, value_name = "NAME")]
+    keep: Option<String>,
 }
 
 impl SessionArgs {
+    /// Runs a command in an environment or, if a temporary copy is asked for, in that.
     pub(super) fn run(&self, global: &Global, env: &str, argv: &[OsString]) -> Result<i32, Failure> {
+        if self.rm || self.keep.is_some() {
+            return self.run_in_copy(global, env, argv);
+        }
         let engine = global.engine()?;
         let env = engine.find(env)?;
+        finish(&engine.enter(&env, &self.options(argv)?)?)
+    }
+
+    /// Runs a command in a temporary copy of an environment or image.
+    pub(super) fn run_in_copy(
+        &self,
+        global: &Global,
+        origin: &str,
+        argv: &[OsString],
+    ) -> Result<i32, Failure> {
+        let options = self.options(argv)?;
+        // For an image no store need be there.
+        let engine = if is_image(origin) { global.engine_to_begin()? } else { global.engine()? };
+        let (env, snapshot) = reference::split(origin);
+        let found = engine.find(env);
+        let origin = match &found {
+            Ok(env) => Origin::Environment(env, snapshot),
+            Err(Error::NoEnvironment { .. }) if is_image(origin) => Origin::Image(origin),
+            Err(Error::NoEnvironment { .. }) => return Err(no_origin(origin).into()),
+            Err(_) => return found.map(|_| 0).map_err(Failure::from),
+        };
+        let ended = engine.run(&origin, &options, self.keep.as_deref(), &Bars::on_stderr())?;
+        if let Some(name) = &self.keep {
+            ui::remark(&format!("kept as {name}"));
+        }
+        finish(&ended)
+    }
+
+    fn options(&self, argv: &[OsString]) -> Result<EnterOptions, Error> {
         let passed = self.pass.iter().filter_map(|key| Some((key.into(), std::env::var_os(key)?)));
-        let options = EnterOptions {
+        Ok(EnterOptions {
             argv: argv.to_vec(),
             user: self.user.clone(),
             workdir: self.workdir.clone(),
@@ -74,13 +113,8 @@ impl SessionArgs {
             choices: Choices { home: self.home, privileged: self.privileged },
             output: None,
             preserved: self.preserved()?,
-            native: self.native,
-        };
-        let ended = engine.enter(&env, &options)?;
-        if let Some(interrupt) = ended.interrupt {
-            process::die_of(interrupt);
-        }
-        Ok(ended.status)
+            hostname: None,
+        })
     }
 
     /// How many descriptors to pass on. Refused if the caller did not open all of them.
@@ -100,6 +134,26 @@ impl Args {
     pub fn run(&self, global: &Global) -> Result<i32, Failure> {
         self.session.run(global, &self.env, &self.command)
     }
+}
+
+/// The exit status of a command that has ended; does not return if an interrupt ended it.
+fn finish(ended: &Ended) -> Result<i32, Failure> {
+    if let Some(interrupt) = ended.interrupt {
+        process::die_of(interrupt);
+    }
+    Ok(ended.status)
+}
+
+/// Whether a word that names no environment may name an image: it is no mere name, or a file has it.
+fn is_image(word: &str) -> bool {
+    word.contains(['/', ':']) || Path::new(word).exists()
+}
+
+fn no_origin(word: &str) -> Error {
+    Error::Invalid(format!(
+        "there is no environment {word:?} (see `karapace list`), and an image is given by its path, its URL, or a name with a slash \
+         such as debian/12"
+    ))
 }
 
 /// Parses `NAME=VALUE`, in which any bytes are allowed.

@@ -30,6 +30,7 @@ mod pin;
 mod rebuild;
 mod rename;
 mod restore;
+mod run;
 mod snapshots;
 mod stop;
 mod tell_watchers;
@@ -55,6 +56,7 @@ pub enum Command {
     Umount(umount::Args),
     Enter(enter::Args),
     Exec(exec::Args),
+    Run(run::Args),
     Stop(stop::Args),
     Commit(commit::Args),
     Restore(restore::Args),
@@ -89,6 +91,7 @@ impl Command {
         match self {
             Command::Enter(args) => return args.run(global),
             Command::Exec(args) => return args.run(global),
+            Command::Run(args) => return args.run(global),
             Command::New(args) => args.run(global),
             Command::Build(args) => args.run(global),
             Command::Rebuild(args) => args.run(global),
@@ -144,6 +147,6 @@ impl Command {
 
     /// Whether the exit status belongs to a command inside.
     pub fn is_session(&self) -> bool {
-        matches!(self, Command::Enter(_) | Command::Exec(_))
+        matches!(self, Command::Enter(_) | Command::Exec(_) | Command::Run(_))
     }
 }

@@ -6,13 +6,13 @@
 
 use karapace_fs::attr::HeadRef;
 use karapace_fs::view::{Published, Stays, Stored};
-use karapace_store::id::{LayerHash, ObjectId, RecordId};
+use karapace_store::Store;
+use karapace_store::id::{LayerHash, RecordId};
 use karapace_store::inode::Timestamp;
 use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
 use karapace_store::metadata::{Metadata, SnapshotEntry};
-use karapace_store::paths::Ignore;
 
-use super::layering::{self, Counts, Layer, Layering, normalised};
+use super::layering::{Counts, Layer, Layering, normalised};
 use super::open::{CommitOutcome, Instance, Wait};
 use super::reference::{self, LayerRef};
 use crate::engine::{Error, Result};
@@ -48,12 +48,19 @@ impl Instance {
         Ok(())
     }
 
-    /// The layer that leads from the tree `base` to the view, without what `ignore` covers. `None` if it
-    /// would be empty.
-    pub(in crate::engine) fn layer_on(&self, base: &ObjectId, ignore: &Ignore) -> Result<Option<Layer>> {
-        self.settle()?;
-        let ends = (base, self.view.head().root);
-        layering::between(&self.trees, ends, ignore, self.view.next_ino())
+    /// What the view shows, as a tree under its head: stores what is uncommitted, which then lies in the tree
+    /// below the upper. No snapshot is made.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] if something is uncommitted and the view cannot be changed.
+    pub(in crate::engine) fn shown(&self, wait: Wait) -> Result<HeadRef> {
+        let _shared = self.lock_store(wait)?;
+        let _turn = self.take_turn()?;
+        if self.view.clean_generation()?.is_none() {
+            self.check_writable()?;
+            self.settle()?;
+        }
+        Ok(self.view.head())
     }
 
     fn settled(&self, stored: &Stored) -> Published {
@@ -155,29 +162,9 @@ impl Instance {
     ) -> Result<Published> {
         let parent = self.view.head().layer;
         let env_id = self.metadata.lock().env_id.clone();
-        let hash = snapshot_hash(&env_id, &parent, &made.tar_hash);
-        let created_at = Timestamp::now();
-        let layer = LayerRecord {
-            hash,
-            kind: LayerKind::Snapshot,
-            parent: Some(parent),
-            object_refs: vec![made.id],
-            read_only: true,
-            tar_hash: made.tar_hash,
-            tree: made.id,
-            created_at,
-            message: message.map(str::to_owned),
-        };
-        let record = LayerRecord::write(self.store(), &layer)?;
+        let entry = record_snapshot(self.store(), (&env_id, parent), made, (name, message))?;
+        let (hash, record) = (entry.hash, entry.record);
         self.update_metadata(|metadata| {
-            let entry = SnapshotEntry {
-                hash,
-                record,
-                parent,
-                name: name.map(str::to_owned),
-                message: message.map(str::to_owned),
-                created_at,
-            };
             add_snapshot(&mut metadata.snapshots, entry);
             (metadata.head, metadata.head_record) = (hash, record);
         })?;
@@ -228,6 +215,32 @@ fn add_snapshot(snapshots: &mut Vec<SnapshotEntry>, mut entry: SnapshotEntry) {
         entry.message = entry.message.or(old.message);
     }
     snapshots.push(entry);
+}
+
+/// Writes the record of a layer that is a snapshot of the environment with this identity, on its layer
+/// `parent`. The snapshot exists once the environment's record has the returned entry.
+pub(in crate::engine) fn record_snapshot(
+    store: &Store,
+    (env_id, parent): (&str, LayerHash),
+    made: &Layer,
+    (name, message): (Option<&str>, Option<&str>),
+) -> Result<SnapshotEntry> {
+    let hash = snapshot_hash(env_id, &parent, &made.tar_hash);
+    let created_at = Timestamp::now();
+    let (name, message) = (name.map(str::to_owned), message.map(str::to_owned));
+    let layer = LayerRecord {
+        hash,
+        kind: LayerKind::Snapshot,
+        parent: Some(parent),
+        object_refs: vec![made.id],
+        read_only: true,
+        tar_hash: made.tar_hash,
+        tree: made.id,
+        created_at,
+        message: message.clone(),
+    };
+    let record = LayerRecord::write(store, &layer)?;
+    Ok(SnapshotEntry { hash, record, parent, name, message, created_at })
 }
 
 #[cfg(test)]

@@ -397,8 +397,15 @@ impl Instance {
     }
 }
 
+/// Begins the upper of a new environment over the tree `root` instead of its head's.
+pub(in crate::engine) fn begin_upper(store: &Arc<Store>, env: &Metadata, root: &ObjectId) -> Result<()> {
+    let trees = Arc::new(Trees::new(store.clone()));
+    let head = HeadRef { layer: env.head, record: env.head_record, root: *root };
+    Ok(View::open(store, &trees, &store.upper_dir(&env.instance), head, false)?.close()?)
+}
+
 /// The paths that an environment's manifest keeps out of layers.
-pub(super) fn ignored(metadata: &Metadata) -> Result<Ignore> {
+pub(in crate::engine) fn ignored(metadata: &Metadata) -> Result<Ignore> {
     let manifest =
         Manifest::parse(&metadata.manifest, Path::new("the manifest in the environment's record"))?;
     Ok(Ignore::new(manifest.snapshot.ignore))

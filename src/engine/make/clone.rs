@@ -64,18 +64,7 @@ impl Engine {
         let root = LayerRecord::read(self.store(), &head.record)?.tree;
         let read = Trees::new(self.store().clone()).root(&root).map(|_| ());
         read.map_err(|error| damage::named(self.store(), &env.name, &[root], error.into()))?;
-        let now = Timestamp::now();
-        self.add_environment(Metadata {
-            instance: InstanceId::random()?,
-            name: name.to_owned(),
-            state: EnvState::Built,
-            head: head.hash,
-            head_record: head.record,
-            created_at: now,
-            updated_at: now,
-            snapshots: chain(&env, &head),
-            ..env
-        })
+        self.add_environment(copy(&env, &head, name)?)
     }
 
     /// Reports how many uncommitted changes a clone of the head leaves out. If they cannot be counted, the
@@ -95,8 +84,24 @@ impl Engine {
     }
 }
 
+/// The record of a new environment on a layer of `env`, with the layer and those below it as its snapshots.
+pub(super) fn copy(env: &Metadata, layer: &LayerRef, name: &str) -> Result<Metadata> {
+    let now = Timestamp::now();
+    Ok(Metadata {
+        instance: InstanceId::random()?,
+        name: name.to_owned(),
+        state: EnvState::Built,
+        head: layer.hash,
+        head_record: layer.record,
+        created_at: now,
+        updated_at: now,
+        snapshots: chain(env, layer),
+        ..env.clone()
+    })
+}
+
 /// The snapshots below a layer of `env` and the layer itself, oldest first.
-pub(super) fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
+fn chain(env: &Metadata, layer: &LayerRef) -> Vec<SnapshotEntry> {
     let mut chain: Vec<SnapshotEntry> = Vec::new();
     let mut at = layer.hash;
     while !env.is_built_from(&at) && chain.len() < env.snapshots.len() {

@@ -17,6 +17,7 @@ use karapace_store::wal::{Intent, Wal};
 use crate::description::locked::LockFile;
 use crate::description::manifest::{Manifest, Mount};
 use crate::engine::At as _;
+use crate::engine::instance::open::begin_upper;
 use crate::engine::{Engine, Error, Report, Result};
 
 /// An image in the store: its tree, to which nothing refers yet. The caller must hold the store's lock.
@@ -133,9 +134,17 @@ impl Engine {
 
     /// Makes the environment that a new record describes. Its name must be free. The caller holds the store's
     /// lock, shared.
-    pub(super) fn add_environment(&self, mut metadata: Metadata) -> Result<Metadata> {
+    pub(super) fn add_environment(&self, metadata: Metadata) -> Result<Metadata> {
+        let root = self.tree_of(&metadata.head_record)?;
+        self.add_environment_on(metadata, &root)
+    }
+
+    /// The same, for an environment that shows the tree `root`: what differs from its head's counts as
+    /// uncommitted.
+    pub(super) fn add_environment_on(&self, mut metadata: Metadata, root: &ObjectId) -> Result<Metadata> {
         let intent = Wal::begin(self.store(), Intent::Import { instance: metadata.instance })?;
         self.make_env_dir(&metadata.instance)?;
+        self.stand_on(&metadata, root)?;
         let dir = self.env_dir(&metadata.instance);
         fail::point("create.record").at("record", &dir)?;
         let names = self.lock_names()?;
@@ -144,6 +153,20 @@ impl Engine {
         drop(names);
         intent.finish()?;
         Ok(metadata)
+    }
+
+    /// Lets a new environment show the tree `root`, if that is not its head's. The environment's directory
+    /// exists.
+    pub(super) fn stand_on(&self, metadata: &Metadata, root: &ObjectId) -> Result<()> {
+        if self.tree_of(&metadata.head_record)? == *root {
+            return Ok(());
+        }
+        begin_upper(self.store(), metadata, root)
+    }
+
+    /// The tree of a layer.
+    pub(super) fn tree_of(&self, record: &RecordId) -> Result<ObjectId> {
+        Ok(LayerRecord::read(self.store(), record)?.tree)
     }
 
     /// The record of the base layer: that of another environment on the same tree, or a new one.

@@ -2,21 +2,19 @@
 
 use std::path::Path;
 
-use karapace_store::id::InstanceId;
 use karapace_store::import::{Mounts, import_stream, import_upper};
-use karapace_store::inode::Timestamp;
-use karapace_store::layer::{LayerKind, LayerRecord, snapshot_hash};
+use karapace_store::layer::LayerRecord;
 use karapace_store::lock::StoreLock;
-use karapace_store::metadata::{Metadata, SnapshotEntry};
-use karapace_store::tar::identity_hash;
-use karapace_store::tree::{Trees, diff};
+use karapace_store::metadata::Metadata;
+use karapace_store::paths::Ignore;
+use karapace_store::tree::Trees;
 
-use super::clone::chain;
-use super::create::{Built, check_name_early, path_text};
+use super::clone::copy;
+use super::create::{Base, Built, check_name_early, path_text};
 use crate::description::locked::LockFile;
 use crate::description::manifest::Manifest;
-use crate::engine::instance::reference;
-use crate::engine::instance::reference::LayerRef;
+use crate::engine::instance::commit::record_snapshot;
+use crate::engine::instance::{layering, reference};
 use crate::engine::{Engine, Error, Report, Result};
 use crate::image::{Image, Pipe};
 
@@ -43,13 +41,8 @@ impl Engine {
         report: &dyn Report,
     ) -> Result<ImportOutcome> {
         check_name_early(self, name)?;
-        let no_directory = || {
-            Error::Invalid(format!(
-                "{image} is not a directory, so nothing is mounted below it: leave out --cross-mounts"
-            ))
-        };
         let (base, image, _shared) = match Pipe::open(image)? {
-            Some(_) if mounts == Mounts::TakeIn => return Err(no_directory()),
+            Some(_) if mounts == Mounts::TakeIn => return Err(no_directory(image)),
             Some(pipe) => {
                 let shared = StoreLock::shared(self.store())?;
                 let base = self.base_of_import(None, report, || {
@@ -57,24 +50,33 @@ impl Engine {
                 })?;
                 (base, image.to_owned(), shared)
             }
-            None => {
-                // On a command line, a word that names an existing file means that file, whatever else it
-                // could mean.
-                let here = Path::new(image);
-                let image = if here.exists() { path_text(here)? } else { image.to_owned() };
-                let images = self.store().image_cache();
-                let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
-                if mounts == Mounts::TakeIn && !path.is_dir() {
-                    return Err(no_directory());
-                }
-                let shared = StoreLock::shared(self.store())?;
-                (self.import_base(&path, mounts, report)?, image, shared)
-            }
+            None => self.import_named(image, offline, mounts, report)?,
         };
         let manifest = Manifest::for_image(&image);
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
         let metadata = self.create(name, &manifest, &Built { lock: &lock, base: &base, dependency: None })?;
         Ok(ImportOutcome { metadata, entries: base.entries, bytes: base.bytes })
+    }
+
+    /// Imports the image that a word of a command line names. Returns it with its absolute name, and the
+    /// store's lock.
+    pub(super) fn import_named(
+        &self,
+        image: &str,
+        offline: bool,
+        mounts: Mounts,
+        report: &dyn Report,
+    ) -> Result<(Base, String, StoreLock)> {
+        // A word that names an existing file means that file, whatever else it could mean.
+        let here = Path::new(image);
+        let image = if here.exists() { path_text(here)? } else { image.to_owned() };
+        let images = self.store().image_cache();
+        let path = Image::parse(&image, Path::new(""))?.fetch(&images, offline, report)?.path;
+        if mounts == Mounts::TakeIn && !path.is_dir() {
+            return Err(no_directory(&image));
+        }
+        let shared = StoreLock::shared(self.store())?;
+        Ok((self.import_base(&path, mounts, report)?, image, shared))
     }
 
     /// Imports the upper directory of an overlay whose lower directory was a snapshot of `env` (by default
@@ -105,48 +107,24 @@ impl Engine {
         for warning in &imported.warnings {
             report.note(warning);
         }
-        let now = Timestamp::now();
-        let mut snapshots = chain(&env, &onto);
-        let mut head = onto;
-        let shown = trees.root(&imported.root)?;
-        let mut differs = false;
-        diff(&trees, Some(&root), &shown, &mut |_, _| {
-            differs = true;
-            Ok(())
-        })?;
-        if differs {
-            let tar_hash = identity_hash(&trees, Some(&root), &shown)?;
-            let hash = snapshot_hash(&env.env_id, &onto.hash, &tar_hash);
-            let message = Some(format!("import of {}", upper.display()));
-            let layer = LayerRecord {
-                hash,
-                kind: LayerKind::Snapshot,
-                parent: Some(onto.hash),
-                object_refs: vec![imported.root],
-                read_only: true,
-                tar_hash,
-                tree: imported.root,
-                created_at: now,
-                message: message.clone(),
-            };
-            let record = LayerRecord::write(self.store(), &layer)?;
-            let entry =
-                SnapshotEntry { hash, record, parent: onto.hash, name: None, message, created_at: now };
-            snapshots.push(entry);
-            head = LayerRef { hash, record };
+        let mut made = copy(&env, &onto, name)?;
+        let next_ino = trees.root(&imported.root)?.next_ino;
+        let ends = (&lower, imported.root);
+        if let Some(layer) = layering::between(&trees, ends, &Ignore::default(), next_ino)? {
+            let message = format!("import of {}", upper.display());
+            let parent = (&*env.env_id, onto.hash);
+            let entry = record_snapshot(self.store(), parent, &layer, (None, Some(&message)))?;
+            (made.head, made.head_record) = (entry.hash, entry.record);
+            made.snapshots.push(entry);
         }
-        let metadata = self.add_environment(Metadata {
-            instance: InstanceId::random()?,
-            name: name.to_owned(),
-            state: karapace_store::metadata::EnvState::Built,
-            head: head.hash,
-            head_record: head.record,
-            created_at: now,
-            updated_at: now,
-            snapshots,
-            ..env
-        })?;
+        let metadata = self.add_environment(made)?;
         let (entries, bytes) = (imported.stats.entries, imported.stats.bytes);
         Ok(ImportOutcome { metadata, entries, bytes })
     }
+}
+
+fn no_directory(image: &str) -> Error {
+    Error::Invalid(format!(
+        "{image} is not a directory, so nothing is mounted below it: leave out --cross-mounts"
+    ))
 }

@@ -103,7 +103,7 @@ impl Engine {
         shared: StoreLock,
         log: &mut BuildLog<'_>,
     ) -> Result<(Installed, StoreLock)> {
-        let mut scratch = Scratch::begin(self, base)?;
+        let mut scratch = Scratch::on_base(self, base)?;
         drop(shared);
         Session { engine: self, scratch: &mut scratch, manager, log }.use_overlay()?;
         let mut done = self.install_in(&mut scratch, manager, packages, base, log);
@@ -112,7 +112,7 @@ impl Engine {
             log.note(&format!("{why}: installing again, more slowly, without it"))?;
             drop(scratch);
             let shared = StoreLock::shared(self.store())?;
-            scratch = Scratch::begin(self, base)?;
+            scratch = Scratch::on_base(self, base)?;
             drop(shared);
             done = self.install_in(&mut scratch, manager, packages, base, log);
         }

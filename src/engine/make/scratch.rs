@@ -1,9 +1,8 @@
-//! A temporary environment in which a build runs a package manager. Its lower view is the base image,
-//! whatever the environment that is built will be. It is listed like any other until the build ends, and is
-//! then removed, even after a crash.
+//! A temporary environment: for a build, which runs a package manager in it, or for `run`. It is listed like
+//! any other until the build or run ends, and is then removed, even after a crash.
 //!
-//! The package manager's changes go to an overlay where one can be mounted. Its sessions share it, as long as
-//! the scratch environment counts as one of them.
+//! Its changes go to an overlay where one can be mounted. Its sessions share it, as long as the scratch
+//! environment counts as one of them.
 
 use std::fs::File;
 use std::io;
@@ -24,21 +23,20 @@ use crate::description::locked::LockFile;
 use crate::description::manifest::Manifest;
 use crate::engine::At as _;
 use crate::engine::instance::layering::{self, Layer};
-use crate::engine::instance::open::Instance;
 use crate::engine::instance::sessions;
 use crate::engine::server::socket::Request;
 use crate::engine::{Engine, Error, Report, Result};
 
-/// How long the commands of a killed build may take to end: they are being killed too.
+/// How long the commands of a killed build or run may take to end: they are being killed too.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The environment of one build. Dropping it removes the environment.
-pub(super) struct Scratch {
-    engine: Engine,
+/// The environment of one build or run. Dropping it removes the environment.
+pub(in crate::engine) struct Scratch {
+    pub(super) engine: Engine,
     /// Its record.
     pub env: Metadata,
     /// The tree that it started with.
-    base: ObjectId,
+    pub(super) base: ObjectId,
     changes: Changes,
     /// Never finished: dropping it removes the environment.
     _intent: WalEntry,
@@ -64,28 +62,28 @@ struct Native {
 }
 
 impl Scratch {
-    /// Makes the environment. The caller holds the store's lock, shared, and may release it afterwards: the
-    /// environment then refers to the base.
-    pub fn begin(engine: &Engine, base: &Base) -> Result<Scratch> {
+    /// Makes the environment for a build. The caller holds the store's lock, shared, and may release it
+    /// afterwards: the environment then refers to the base.
+    pub(super) fn on_base(engine: &Engine, base: &Base) -> Result<Scratch> {
         let manifest = Manifest::for_image("the base of a build");
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
-        let mut env =
-            engine.new_metadata("build", &manifest, &Built { lock: &lock, base, dependency: None })?;
+        let built = Built { lock: &lock, base, dependency: None };
+        Scratch::begin(engine, engine.new_metadata("build", &manifest, &built)?, base.root)
+    }
+
+    /// Makes the environment that `env` describes, on the tree `base`, which its head layer has. The name in
+    /// the record is completed to one that no other environment has.
+    pub(super) fn begin(engine: &Engine, mut env: Metadata, base: ObjectId) -> Result<Scratch> {
         let instance = env.instance;
-        env.name = format!("build-{}", &instance.to_hex()[..12]);
+        let kind = env.name;
+        env.name = format!("{kind}-{}", &instance.to_hex()[..12]);
         // An id that nothing else resolves to, so that no build takes this environment for the one it is to
         // build.
-        env.env_id = blake3::hash(format!("build:{instance}").as_bytes()).to_hex().to_string();
+        env.env_id = blake3::hash(format!("{kind}:{instance}").as_bytes()).to_hex().to_string();
         let intent = Wal::begin(engine.store(), Intent::Build { instance })?;
         engine.make_env_dir(&instance)?;
         env.save(engine.store())?;
-        Ok(Scratch {
-            engine: engine.clone(),
-            env,
-            base: base.root,
-            changes: Changes::InPlace,
-            _intent: intent,
-        })
+        Ok(Scratch { engine: engine.clone(), env, base, changes: Changes::InPlace, _intent: intent })
     }
 
     /// Prepares an overlay; from now on commands must use it ([`Scratch::has_overlay`]). False if the base
@@ -94,6 +92,8 @@ impl Scratch {
         let trees = Trees::new(self.engine.store().clone());
         let instance = &self.env.instance;
         let Some(upper) = self.engine.prepare_overlay(instance, &*trees.root(&self.base)?)? else {
+            // What is there now would be used.
+            self.engine.remove_overlay(instance)?;
             return Ok(false);
         };
         let session = sessions::Session::join(&self.engine, instance)?;
@@ -129,19 +129,24 @@ impl Scratch {
     /// The layer that its changes make, without the paths that `ignore` covers; `None` if nothing has
     /// changed. No command may run in it afterwards. The caller holds the store's lock, shared.
     pub fn layer(&mut self, ignore: &Ignore, report: &dyn Report) -> Result<Option<Layer>> {
-        match mem::replace(&mut self.changes, Changes::Folded) {
-            Changes::OnOverlay(native) => return self.fold(native, ignore, report),
-            other => self.changes = other,
-        }
-        let lock = self.engine.lock_unmounted(&self.env)?;
-        let env = Metadata::load(self.engine.store(), &self.env.instance)?;
-        let instance = Instance::open(&self.engine, env, lock, false)?;
-        let layer = instance.layer_on(&self.base, ignore);
-        instance.close()?;
-        layer
+        let shown = self.tree(report)?;
+        let trees = Trees::new(self.engine.store().clone());
+        layering::between(&trees, (&self.base, shown), ignore, trees.root(&shown)?.next_ino)
     }
 
-    fn fold(&self, native: Native, ignore: &Ignore, report: &dyn Report) -> Result<Option<Layer>> {
+    /// The tree of what it shows. No command may run in it afterwards. The caller holds the store's lock,
+    /// shared.
+    pub(super) fn tree(&mut self, report: &dyn Report) -> Result<ObjectId> {
+        match mem::replace(&mut self.changes, Changes::Folded) {
+            Changes::OnOverlay(native) => self.fold(native, report),
+            other => {
+                self.changes = other;
+                Ok(self.engine.shown(&self.env)?.1)
+            }
+        }
+    }
+
+    fn fold(&self, native: Native, report: &dyn Report) -> Result<ObjectId> {
         let Native { session, upper } = native;
         // Only a server that lives knows that the last process of the inside has ended.
         if self.engine.live_mount(&self.env.instance)?.is_none() {
@@ -154,9 +159,7 @@ impl Scratch {
         syncfs(&upper).map_err(io::Error::from).at("sync the file system of", self.engine.root())?;
         let folded = self.engine.fold_overlay(&self.env.instance, &self.base, report)?;
         folded.warnings.iter().for_each(|warning| report.note(warning));
-        let trees = Trees::new(self.engine.store().clone());
-        let next_ino = trees.root(&folded.root)?.next_ino;
-        layering::between(&trees, (&self.base, folded.root), ignore, next_ino)
+        Ok(folded.root)
     }
 }
 

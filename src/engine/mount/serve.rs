@@ -75,7 +75,9 @@ fn serve_view(
         old.clear_stale()?;
     }
     atomic::sweep_temporary(engine.store().files(), &engine.env_dir(&env.instance))?;
-    let read_only = options.mount.read_only || !lifecycle::is_writable(env.state);
+    // Otherwise what an overlay has from below could change.
+    let has_overlay = engine.has_overlay(&env.instance);
+    let read_only = options.mount.read_only || has_overlay || !lifecycle::is_writable(env.state);
     let instance = Arc::new(Instance::open(engine, env.clone(), lock, read_only)?);
     instance.hold_pin()?;
     let admitted = Arc::new(Admitted::default());

@@ -41,6 +41,12 @@ impl Engine {
         Overlay { upper: dir.join("upper"), work: dir.join("work") }
     }
 
+    /// Whether an environment has an overlay: its sessions' changes go there, and the environment is served
+    /// read-only.
+    pub(in crate::engine) fn has_overlay(&self, instance: &InstanceId) -> bool {
+        self.overlay_of(instance).upper.symlink_metadata().is_ok()
+    }
+
     fn overlay_dir(&self, instance: &InstanceId) -> PathBuf {
         self.env_dir(instance).join("overlay")
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use karapace_fs::control::{Command, Times};
 use karapace_fs::path_text::PathText;
 use karapace_store::error::StoreError;
+use karapace_store::id::ObjectId;
 use karapace_store::lock::{self, EnvLock};
 use karapace_store::metadata::Metadata;
 use karapace_store::wait::Deadline;
@@ -14,6 +15,7 @@ use super::perform::{Outcome, perform};
 use super::socket::{Answer, Request};
 use crate::engine::instance::diff::Changed;
 use crate::engine::instance::open::{CommitOutcome, Instance, RestoreOutcome, Status, Wait};
+use crate::engine::instance::reference::LayerRef;
 use crate::engine::instance::snapshots::RemoveOutcome;
 use crate::engine::{Engine, Error, Result};
 
@@ -99,6 +101,15 @@ impl Engine {
         }
     }
 
+    /// The head of `env`, and the tree of everything that `env` shows now. The caller holds the store's
+    /// lock, shared, while nothing else keeps that tree.
+    pub(in crate::engine) fn shown(&self, env: &Metadata) -> Result<(LayerRef, ObjectId)> {
+        match self.perform(env, Command::Store)? {
+            Outcome::Stored { layer, record, root } => Ok((LayerRef { hash: layer, record }, root)),
+            other => Err(self.unexpected(env, &other)),
+        }
+    }
+
     /// Takes the lock of an environment that is not served. Waits for other commands.
     ///
     /// # Errors
@@ -176,7 +187,7 @@ impl Engine {
         let same = (&now.snapshots, now.head_record) == (&before.snapshots, before.head_record);
         let again = match command {
             Command::Commit { .. } | Command::RemoveSnapshots { .. } | Command::DropName { .. } => same,
-            Command::Gc { .. } => true,
+            Command::Gc { .. } | Command::Store => true,
             command => command.only_reads(),
         };
         if again && !wait.unanswered {

@@ -3,9 +3,10 @@
 
 use std::fmt;
 
+use karapace_fs::attr::HeadRef;
 use karapace_fs::control::Command;
 use karapace_fs::path_text::PathText;
-use karapace_store::id::LayerHash;
+use karapace_store::id::{LayerHash, ObjectId, RecordId};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::instance::diff::Changed;
@@ -33,6 +34,15 @@ pub enum Outcome {
     Diff(Vec<Changed>),
     /// Of `Status`.
     Status(Status),
+    /// Of `Store`: the view's head, with the tree of all that the view shows.
+    Stored {
+        /// The head layer.
+        layer: LayerHash,
+        /// Its record.
+        record: RecordId,
+        /// The tree's root object.
+        root: ObjectId,
+    },
     /// Of `Gc`.
     Collected {
         /// How many objects were removed, or would be.
@@ -61,6 +71,7 @@ impl fmt::Display for Outcome {
             Outcome::Status(status) => {
                 write!(f, "status dirty_files={} dirty_bytes={}", status.dirty_files, status.dirty_bytes)
             }
+            Outcome::Stored { layer, root, record: _ } => write!(f, "store {layer} {root}"),
             Outcome::Collected { objects, bytes } => write!(f, "gc objects={objects} bytes={bytes}"),
             Outcome::Whole => f.write_str("verify clean"),
         }
@@ -92,6 +103,10 @@ pub(in crate::engine) fn perform(instance: &Instance, command: &Command, wait: W
             Outcome::Diff(changes.into_iter().map(|d| Changed::new(d.kind, d.path)).collect())
         }
         Command::Status => Outcome::Status(instance.status()),
+        Command::Store => {
+            let HeadRef { layer, record, root } = instance.shown(wait)?;
+            Outcome::Stored { layer, record, root }
+        }
         Command::Gc { dry_run } => {
             let report = gc::collect(instance.engine(), *dry_run, &Silent)?;
             Outcome::Collected { objects: report.objects, bytes: report.bytes }

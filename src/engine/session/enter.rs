@@ -53,9 +53,8 @@ pub struct EnterOptions {
     pub output: Option<Arc<File>>,
     /// How many of the caller's descriptors, starting at 3, the command inherits.
     pub preserved: u32,
-    /// Whether its changes go to the environment's own overlay (`Engine::overlay_of`) instead of into the
-    /// environment.
-    pub native: bool,
+    /// The host name inside. `None`: the environment's name.
+    pub hostname: Option<String>,
 }
 
 impl EnterOptions {
@@ -82,9 +81,6 @@ impl EnterOptions {
             // With read-only mounts, sessions cannot change mounts.
             ("read-only mounts".to_owned(), policy.has_read_only().to_string()),
         ]);
-        if self.native {
-            shape.insert("--native".to_owned(), true.to_string());
-        }
         if let Some(user) = account {
             shape.insert("--user".to_owned(), format!("{}:{}", user.uid, user.gid));
         }
@@ -100,9 +96,9 @@ struct Place {
 }
 
 impl Engine {
-    /// Runs a command inside `env` to its end. Sessions of an ordinary user who has a range of ids have a
-    /// mount of their own, in a user namespace with these ids, whether or not the environment is mounted for
-    /// the host.
+    /// Runs a command inside `env` to its end. If `env` has an overlay, changes go there. Sessions of an
+    /// ordinary user who has a range of ids have a mount of their own, in a user namespace with these ids,
+    /// whether or not the environment is mounted for the host.
     ///
     /// # Errors
     /// [`Error::OtherShape`] if the running session was started with other options.
@@ -142,13 +138,13 @@ impl Engine {
             let request = runtime::Session {
                 root: place.entrance.dir,
                 served: true,
-                overlay: options.native.then(|| self.overlay_of(&env.instance)),
+                overlay: self.has_overlay(&env.instance).then(|| self.overlay_of(&env.instance)),
                 argv: options.argv.clone(),
                 user: options.user.clone(),
                 seen: Some(seen),
                 workdir: options.workdir.clone(),
                 env: options.env.clone(),
-                hostname: env.name.clone(),
+                hostname: options.hostname.as_ref().unwrap_or(&env.name).clone(),
                 mask_control: !options.show_control,
                 policy,
                 output: options.output.clone(),

@@ -1,8 +1,9 @@
-//! Commands inside an environment: [`enter`] runs one, [`stop`] ends all; `policy` decides what sessions see
-//! of the host.
+//! Commands inside an environment: [`enter`] runs one, [`mod@run`] in a temporary copy, [`stop`] ends all;
+//! `policy` decides what sessions see of the host.
 //!
-//! May use `mount` (a session may start one), `server` and `instance`.
+//! May use `make` (for the temporary copy), `mount` (a session may start one), `server` and `instance`.
 
 pub mod enter;
 pub(super) mod policy;
+pub mod run;
 pub mod stop;

@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, fstat, fstatat, lstat, umask};
 use nix::unistd::{UnlinkatFlags, chdir, fchdir, mkdir, pivot_root, symlinkat, unlink, unlinkat, write};
 
 use super::lookup::open_below;
-use super::overlay::Overlay;
+use super::overlay::{self, Overlay};
 use super::points::{Point, Points, each_parent};
 use crate::runtime::channel::{Channel, Failure, Report};
 use crate::runtime::sys;
@@ -86,7 +86,7 @@ impl Mounts {
         let tree = match (&self.root, &self.overlay) {
             (Some(root), None) => Some(open_root(root, self.served).map_err(|e| failure("bind", root, e))?),
             (Some(root), Some(overlay)) => {
-                Some(overlaid(overlay, root).map_err(|e| failure("mount overlayfs over", root, e))?)
+                Some(overlaid(overlay, root).map_err(|e| failure(overlay::ACTION, root, e))?)
             }
             (None, _) => None,
         };

@@ -16,6 +16,9 @@ use crate::runtime::sys;
 /// The length of a path below /proc/self/fd, in bytes, with its NUL.
 const LINK: usize = 32;
 
+/// What fails if it cannot be made.
+pub(in crate::runtime) const ACTION: &str = "mount overlayfs over";
+
 /// An overlay, before it is made.
 pub(in crate::runtime) struct Overlay {
     /// The directory that gets the changes, on the host.

@@ -20,7 +20,7 @@ use super::strings::{c_string, c_strings};
 use super::user::User;
 use super::{environment, hosts};
 use crate::runtime::RuntimeError;
-use crate::runtime::error::{failed, refused};
+use crate::runtime::error::failed;
 use crate::runtime::inside::conceal::StartStrings;
 use crate::runtime::inside::init::{IdMap, Preparation};
 use crate::runtime::inside::monitor::{Command, Ids};
@@ -39,8 +39,8 @@ impl Preparation {
         let root = root(session, ranged)?;
         let many_ids = ranged || has_ids();
         if session.overlay.is_some() && !many_ids {
-            let reason = "overlayfs needs more than one id, to keep its attributes".to_owned();
-            return Err(refused("--native", reason));
+            let reason = "it needs more than one id, to keep its attributes".to_owned();
+            return Err(RuntimeError::NoOverlay { reason });
         }
         let Seen { user, hosts, .. } = session.seen()?;
         let id_map = if many_ids { None } else { Some(IdMap::single(&user)) };

@@ -10,6 +10,7 @@ use nix::unistd::geteuid;
 
 use crate::runtime::RuntimeError;
 use crate::runtime::channel::Failure;
+use crate::runtime::inside::overlay;
 
 /// Sysctls that turn user namespaces off: (file, the value that does, how to fix it).
 const SWITCHES: [(&str, &str, &str); 3] = [
@@ -49,6 +50,9 @@ pub(super) fn setup(failure: &Failure<'_>) -> RuntimeError {
         && let Some(hint) = switched_off()
     {
         return RuntimeError::Namespaces { source: failure.errno.into(), hint };
+    }
+    if failure.action == overlay::ACTION {
+        return RuntimeError::NoOverlay { reason: std::io::Error::from(failure.errno).to_string() };
     }
     let hint = match failure.path {
         b"/proc" if denied && user => {

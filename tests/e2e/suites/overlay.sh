@@ -70,20 +70,8 @@ says_which_way() {
 # what_it_is ENV STORE FILE: writes a line for each entry: all that is kept of it but the times.
 what_it_is() {
     karapace --store "$2" export "$1" -o "$TMPDIR/out.tar"
-    python3 - "$TMPDIR/out.tar" >"$3" <<'PYTHON'
-import hashlib, re, sys, tarfile
-# Times of the build are in them.
-skipped = r"(\./)?(var/log/|var/cache/ldconfig/|etc/ld.so.cache|var/lib/dpkg/status-old)"
-with tarfile.open(sys.argv[1]) as tar:
-    for entry in tar:
-        if re.match(skipped, entry.name):
-            continue
-        content = hashlib.sha256(tar.extractfile(entry).read()).hexdigest() if entry.isreg() else ""
-        attributes = sorted((k, v) for k, v in entry.pax_headers.items() if k.startswith("SCHILY"))
-        dated = entry.mtime if entry.name.endswith("etc/hostname") else ""
-        print(entry.name, entry.type, oct(entry.mode), entry.uid, entry.gid, entry.linkname, entry.size,
-              (entry.devmajor, entry.devminor), content, attributes, dated)
-PYTHON
+    # Times of the build are in them.
+    python3 "$(dirname "$0")/../exported.py" "$TMPDIR/out.tar" 'var/log/|var/cache/ldconfig/|etc/ld.so.cache|var/lib/dpkg/status-old' >"$3"
 }
 is_the_same() {
     what_it_is fast "$STORE" "$TMPDIR/fast.list"

@@ -245,7 +245,6 @@ impl Session<'_, '_> {
         let mut command = Command::new(program);
         command.arg0("karapace").arg("--store").arg(self.engine.root()).arg("exec");
         command.arg(format!("--die-with={}", std::process::id()));
-        command.args(self.scratch.has_overlay().then_some("--native"));
         for (key, value) in self.manager.variables() {
             command.arg("--env").arg(format!("{key}={value}"));
         }

@@ -115,7 +115,7 @@ pub(in crate::runtime) fn preparation(
     }
     if session.overlay.is_some() {
         let reason = "an OCI runtime writes into the environment itself".to_owned();
-        return Err(refused("--native", reason));
+        return Err(RuntimeError::NoOverlay { reason });
     }
     Ok(Preparation {
         id_map: (!many_ids).then(|| IdMap::single(&user)),

@@ -1,0 +1,112 @@
+//! Temporary copies of environments and images: they are gone after their session, unless they are kept.
+
+use karapace_store::import::Mounts;
+use karapace_store::lock::StoreLock;
+use karapace_store::metadata::{EnvState, Metadata};
+use karapace_store::tree::Trees;
+
+use super::clone::copy;
+use super::create::{Built, check_name_early};
+use super::scratch::Scratch;
+use crate::description::locked::LockFile;
+use crate::description::manifest::Manifest;
+use crate::engine::instance::commit::record_snapshot;
+use crate::engine::instance::open::ignored;
+use crate::engine::instance::reference::{self, LayerRef};
+use crate::engine::instance::{damage, layering};
+use crate::engine::{Engine, Error, Report, Result};
+use crate::image::ImageError;
+
+/// A temporary environment. Dropping it removes it.
+pub(in crate::engine) struct ThrowAway {
+    /// The environment.
+    pub scratch: Scratch,
+    /// What it is a copy of; for an image, the environment that an import would make.
+    pub origin: Metadata,
+}
+
+impl Engine {
+    /// Makes a temporary copy of `env`: of a snapshot, or of what it shows now, with its uncommitted changes.
+    /// The time does not depend on the size, but on how much is uncommitted and has not been stored yet.
+    pub(in crate::engine) fn throw_away(&self, env: &Metadata, snapshot: Option<&str>) -> Result<ThrowAway> {
+        if self.has_overlay(&env.instance) {
+            let name = &env.name;
+            return Err(Error::Invalid(format!(
+                "{name} is temporary, and its changes cannot be copied: run commands in it with `karapace exec {name}`"
+            )));
+        }
+        let _shared = StoreLock::shared(self.store())?;
+        // Read under the lock: from here on nothing of it can be collected.
+        let origin = Metadata::load(self.store(), &env.instance)?;
+        if origin.state == EnvState::Defined {
+            return Err(Error::Invalid(format!("{} is not built yet: there is nothing to run", origin.name)));
+        }
+        let (layer, root) = match snapshot {
+            None => self.shown(&origin).map_err(|error| without_uncommitted(&origin.name, error))?,
+            Some(reference) => {
+                let layer = reference::resolve(&origin, reference)?;
+                (layer, self.tree_of(&layer.record)?)
+            }
+        };
+        // Do not copy a tree that cannot be read.
+        let read = Trees::new(self.store().clone()).root(&root).map(|_| ());
+        read.map_err(|error| damage::named(self.store(), &origin.name, &[root], error.into()))?;
+        let scratch = Scratch::begin(self, copy(&origin, &layer, KIND)?, root)?;
+        self.stand_on(&scratch.env, &root)?;
+        Ok(ThrowAway { scratch, origin })
+    }
+
+    /// Makes a temporary environment of an image. One that was downloaded before is used as it is.
+    pub(in crate::engine) fn throw_away_image(&self, image: &str, report: &dyn Report) -> Result<ThrowAway> {
+        let fetched = self.import_named(image, true, Mounts::LeaveOut, report);
+        let (base, image, _shared) = match fetched {
+            Err(Error::Image(ImageError::Offline { .. })) => {
+                self.import_named(image, false, Mounts::LeaveOut, report)?
+            }
+            other => other?,
+        };
+        let manifest = Manifest::for_image(&image);
+        let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
+        let origin =
+            self.new_metadata(KIND, &manifest, &Built { lock: &lock, base: &base, dependency: None })?;
+        let scratch = Scratch::begin(self, origin.clone(), base.root)?;
+        Ok(ThrowAway { scratch, origin })
+    }
+}
+
+/// How the names of temporary environments begin.
+const KIND: &str = "run";
+
+impl ThrowAway {
+    /// Makes the environment `name` of what it holds: with a snapshot of what has changed since the one that
+    /// it is based on, if anything has. No command may run in it any more.
+    pub fn keep(&mut self, name: &str, message: &str, report: &dyn Report) -> Result<Metadata> {
+        let engine = self.scratch.engine.clone();
+        check_name_early(&engine, name)?;
+        let _shared = StoreLock::shared(engine.store())?;
+        let shown = self.scratch.tree(report)?;
+        let head = LayerRef { hash: self.scratch.env.head, record: self.scratch.env.head_record };
+        let mut made = copy(&self.origin, &head, name)?;
+        let trees = Trees::new(engine.store().clone());
+        let ends = (&engine.tree_of(&head.record)?, shown);
+        let next_ino = trees.root(&shown)?.next_ino;
+        if let Some(layer) = layering::between(&trees, ends, &ignored(&self.origin)?, next_ino)? {
+            let parent = (&*made.env_id, head.hash);
+            let entry = record_snapshot(engine.store(), parent, &layer, (None, Some(message)))?;
+            (made.head, made.head_record) = (entry.hash, entry.record);
+            made.snapshots.push(entry);
+        }
+        engine.add_environment_on(made, &shown)
+    }
+}
+
+/// Says what to do if what is uncommitted cannot be stored.
+fn without_uncommitted(name: &str, error: Error) -> Error {
+    if error.errno() != libc::EROFS {
+        return error;
+    }
+    Error::Invalid(format!(
+        "{name} has uncommitted changes, and cannot be written to while it is frozen, archived or mounted read-only, so no copy can \
+         have them: {name}@head is a copy without them"
+    ))
+}
