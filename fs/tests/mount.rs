@@ -7,6 +7,7 @@ mod mount {
     mod counters;
     mod differences;
     mod files;
+    mod fold;
     mod large;
     mod locks;
     mod passthrough;

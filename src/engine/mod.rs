@@ -16,8 +16,8 @@
 //!
 //! The first five may use the wings below them, but not each other, except that `session` uses `make`; from
 //! `mount` down, each uses only those below it. What all share is here: the [`Engine`], its [`Error`],
-//! [`mountpoint`]. A method of [`Engine`] is in the lowest wing that has what it needs: `server` has commit, restore and diff,
-//! because another process may have the environment open; `instance` has what they do.
+//! [`mountpoint`]. A method of [`Engine`] is in the lowest wing that has what it needs: `server` has commit,
+//! restore and diff, because another process may have the environment open; `instance` has what they do.
 //!
 //! Nothing here prints or parses arguments; progress and remarks go to a [`Report`].
 

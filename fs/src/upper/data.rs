@@ -4,10 +4,11 @@
 //! next writer copies it to a file of the next generation (`DataDir::unseal`). After a crash, when the flag
 //! is lost, a link count above one shows the same.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,6 +142,16 @@ impl DataDir {
             0 => dir.join(format!("{ino:x}")),
             g => dir.join(format!("{ino:x}.{g}")),
         }
+    }
+
+    /// Makes a file of this file system the data file, by renaming it. It must be ours, with mode 0600.
+    pub fn take_in(&self, data: &DataFile, directory: &OwnedFd, name: &CStr) -> Result<()> {
+        let path = self.path(data);
+        let parent = path.parent().unwrap_or(&path);
+        let taken = self.files.hold(parent).and_then(|into| {
+            Ok(rustix::fs::renameat(directory, name, &into, path.file_name().unwrap_or_default())?)
+        });
+        taken.at("move a file to", &path)
     }
 
     /// Creates the data file, empty. A file left under this name by a crash is removed first, never reused:

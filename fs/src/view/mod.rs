@@ -18,6 +18,7 @@ mod commit;
 mod content;
 mod diff;
 mod exchange;
+mod fold;
 mod gate;
 pub(crate) mod node;
 mod ops;
@@ -78,6 +79,8 @@ pub struct View {
     /// `None` in a snapshot view.
     upper: Option<Upper>,
     read_only: AtomicBool,
+    /// Whether changes are journalled; otherwise they count from the next checkpoint on.
+    journals: AtomicBool,
     /// Set when most inodes have been forgotten: the heap memory they used should go back to the system.
     shrunk: AtomicBool,
     /// The environment's name, for messages.
@@ -137,6 +140,7 @@ impl View {
             committing: Mutex::new(()),
             upper,
             read_only: AtomicBool::new(read_only),
+            journals: AtomicBool::new(true),
             shrunk: AtomicBool::new(false),
             name: OnceLock::new(),
         }
@@ -394,10 +398,15 @@ impl View {
         let upper = self.writable()?;
         let lasts =
             |item: &Item| item.ino().and_then(|ino| state.nodes.get(&ino)).is_none_or(|n| !n.is_orphan());
-        if items.iter().any(lasts) {
+        if self.journals.load(Ordering::Relaxed) && items.iter().any(lasts) {
             upper.append(&items, room)?;
         }
         state.apply(items)
+    }
+
+    /// From now on changes take effect with the next checkpoint, and not before.
+    fn stop_journal(&self) {
+        self.journals.store(false, Ordering::Relaxed);
     }
 
     /// Syncs data that was written into committed files, writes a checkpoint when the journal has grown long,

@@ -405,7 +405,7 @@ pub(in crate::engine) fn begin_upper(store: &Arc<Store>, env: &Metadata, root: &
 }
 
 /// The paths that an environment's manifest keeps out of layers.
-pub(in crate::engine) fn ignored(metadata: &Metadata) -> Result<Ignore> {
+pub(super) fn ignored(metadata: &Metadata) -> Result<Ignore> {
     let manifest =
         Manifest::parse(&metadata.manifest, Path::new("the manifest in the environment's record"))?;
     Ok(Ignore::new(manifest.snapshot.ignore))

@@ -134,17 +134,9 @@ impl Engine {
 
     /// Makes the environment that a new record describes. Its name must be free. The caller holds the store's
     /// lock, shared.
-    pub(super) fn add_environment(&self, metadata: Metadata) -> Result<Metadata> {
-        let root = self.tree_of(&metadata.head_record)?;
-        self.add_environment_on(metadata, &root)
-    }
-
-    /// The same, for an environment that shows the tree `root`: what differs from its head's counts as
-    /// uncommitted.
-    pub(super) fn add_environment_on(&self, mut metadata: Metadata, root: &ObjectId) -> Result<Metadata> {
+    pub(super) fn add_environment(&self, mut metadata: Metadata) -> Result<Metadata> {
         let intent = Wal::begin(self.store(), Intent::Import { instance: metadata.instance })?;
         self.make_env_dir(&metadata.instance)?;
-        self.stand_on(&metadata, root)?;
         let dir = self.env_dir(&metadata.instance);
         fail::point("create.record").at("record", &dir)?;
         let names = self.lock_names()?;

@@ -38,8 +38,8 @@ pub(in crate::engine) struct Scratch {
     /// The tree that it started with.
     pub(super) base: ObjectId,
     changes: Changes,
-    /// Never finished: dropping it removes the environment.
-    _intent: WalEntry,
+    /// Dropping it removes the environment. `None` once that is to stay.
+    intent: Option<WalEntry>,
 }
 
 /// Where the changes of a scratch environment go.
@@ -83,7 +83,7 @@ impl Scratch {
         let intent = Wal::begin(engine.store(), Intent::Build { instance })?;
         engine.make_env_dir(&instance)?;
         env.save(engine.store())?;
-        Ok(Scratch { engine: engine.clone(), env, base, changes: Changes::InPlace, _intent: intent })
+        Ok(Scratch { engine: engine.clone(), env, base, changes: Changes::InPlace, intent: Some(intent) })
     }
 
     /// Prepares an overlay; from now on commands must use it ([`Scratch::has_overlay`]). False if the base
@@ -137,16 +137,36 @@ impl Scratch {
     /// The tree of what it shows. No command may run in it afterwards. The caller holds the store's lock,
     /// shared.
     pub(super) fn tree(&mut self, report: &dyn Report) -> Result<ObjectId> {
-        match mem::replace(&mut self.changes, Changes::Folded) {
-            Changes::OnOverlay(native) => self.fold(native, report),
-            other => {
-                self.changes = other;
-                Ok(self.engine.shown(&self.env)?.1)
-            }
-        }
+        self.fold(report)?;
+        Ok(self.engine.shown(&self.env)?.1)
     }
 
-    fn fold(&self, native: Native, report: &dyn Report) -> Result<ObjectId> {
+    /// Lets it stay, as the environment `name` with this identity. It is durable on return. No command may
+    /// run in it any more. The caller holds the store's lock, shared.
+    pub(super) fn keep(mut self, name: &str, env_id: &str, report: &dyn Report) -> Result<Metadata> {
+        self.fold(report)?;
+        // Nothing serves it under its old name.
+        let _lock = self.engine.lock_unmounted(&self.env)?;
+        let names = self.engine.lock_names()?;
+        self.engine.check_name_free(name, None)?;
+        let mut env = Metadata::load(self.engine.store(), &self.env.instance)?;
+        (env.name, env.env_id) = (name.to_owned(), env_id.to_owned());
+        env.save(self.engine.store())?;
+        drop(names);
+        self.intent.take().map_or(Ok(()), WalEntry::finish)?;
+        Ok(env)
+    }
+
+    /// Makes what is in its overlay part of it. No command may run in it afterwards. The caller holds the
+    /// store's lock, shared.
+    pub(super) fn fold(&mut self, report: &dyn Report) -> Result<()> {
+        let native = match mem::replace(&mut self.changes, Changes::Folded) {
+            Changes::OnOverlay(native) => native,
+            other => {
+                self.changes = other;
+                return Ok(());
+            }
+        };
         let Native { session, upper } = native;
         // Only a server that lives knows that the last process of the inside has ended.
         if self.engine.live_mount(&self.env.instance)?.is_none() {
@@ -155,17 +175,22 @@ impl Scratch {
         // While this is the last session, the server does not end the mount by itself.
         session.leave(|| self.engine.end_build_mount(&self.env))?;
         self.engine.end_build_mount(&self.env)?;
-        // Before: what was lost must not become an object. The batch notices later errors.
+        let _lock = self.engine.lock_unmounted(&self.env)?;
+        let notes = self.engine.fold_overlay(&self.env, &self.base, report)?;
+        // What was lost must not count.
         syncfs(&upper).map_err(io::Error::from).at("sync the file system of", self.engine.root())?;
-        let folded = self.engine.fold_overlay(&self.env.instance, &self.base, report)?;
-        folded.warnings.iter().for_each(|warning| report.note(warning));
-        Ok(folded.root)
+        self.engine.remove_overlay(&self.env.instance)?;
+        notes.iter().for_each(|note| report.note(note));
+        Ok(())
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         self.changes = Changes::InPlace;
+        if self.intent.is_none() {
+            return;
+        }
         if let Err(error) = self.engine.end_build(&self.env) {
             tracing::warn!("cannot end the build in {}: {error}", self.env.name);
         }

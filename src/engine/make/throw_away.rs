@@ -10,10 +10,7 @@ use super::create::{Built, check_name_early};
 use super::scratch::Scratch;
 use crate::description::locked::LockFile;
 use crate::description::manifest::Manifest;
-use crate::engine::instance::commit::record_snapshot;
-use crate::engine::instance::open::ignored;
-use crate::engine::instance::reference::{self, LayerRef};
-use crate::engine::instance::{damage, layering};
+use crate::engine::instance::{damage, reference};
 use crate::engine::{Engine, Error, Report, Result};
 use crate::image::ImageError;
 
@@ -21,8 +18,8 @@ use crate::image::ImageError;
 pub(in crate::engine) struct ThrowAway {
     /// The environment.
     pub scratch: Scratch,
-    /// What it is a copy of; for an image, the environment that an import would make.
-    pub origin: Metadata,
+    /// The identity of what it is a copy of; for an image, that of the environment that an import would make.
+    env_id: String,
 }
 
 impl Engine {
@@ -53,7 +50,7 @@ impl Engine {
         read.map_err(|error| damage::named(self.store(), &origin.name, &[root], error.into()))?;
         let scratch = Scratch::begin(self, copy(&origin, &layer, KIND)?, root)?;
         self.stand_on(&scratch.env, &root)?;
-        Ok(ThrowAway { scratch, origin })
+        Ok(ThrowAway { scratch, env_id: origin.env_id })
     }
 
     /// Makes a temporary environment of an image. One that was downloaded before is used as it is.
@@ -69,8 +66,8 @@ impl Engine {
         let lock = LockFile::resolve(&manifest, &base.digest, Vec::new());
         let origin =
             self.new_metadata(KIND, &manifest, &Built { lock: &lock, base: &base, dependency: None })?;
-        let scratch = Scratch::begin(self, origin.clone(), base.root)?;
-        Ok(ThrowAway { scratch, origin })
+        let env_id = origin.env_id.clone();
+        Ok(ThrowAway { scratch: Scratch::begin(self, origin, base.root)?, env_id })
     }
 }
 
@@ -78,25 +75,13 @@ impl Engine {
 const KIND: &str = "run";
 
 impl ThrowAway {
-    /// Makes the environment `name` of what it holds: with a snapshot of what has changed since the one that
-    /// it is based on, if anything has. No command may run in it any more.
-    pub fn keep(&mut self, name: &str, message: &str, report: &dyn Report) -> Result<Metadata> {
+    /// Makes it the environment `name`, in which everything that was changed is uncommitted. No command may
+    /// run in it any more.
+    pub fn keep(self, name: &str, report: &dyn Report) -> Result<Metadata> {
         let engine = self.scratch.engine.clone();
         check_name_early(&engine, name)?;
         let _shared = StoreLock::shared(engine.store())?;
-        let shown = self.scratch.tree(report)?;
-        let head = LayerRef { hash: self.scratch.env.head, record: self.scratch.env.head_record };
-        let mut made = copy(&self.origin, &head, name)?;
-        let trees = Trees::new(engine.store().clone());
-        let ends = (&engine.tree_of(&head.record)?, shown);
-        let next_ino = trees.root(&shown)?.next_ino;
-        if let Some(layer) = layering::between(&trees, ends, &ignored(&self.origin)?, next_ino)? {
-            let parent = (&*made.env_id, head.hash);
-            let entry = record_snapshot(engine.store(), parent, &layer, (None, Some(message)))?;
-            (made.head, made.head_record) = (entry.hash, entry.record);
-            made.snapshots.push(entry);
-        }
-        engine.add_environment_on(made, &shown)
+        self.scratch.keep(name, &self.env_id, report)
     }
 }
 

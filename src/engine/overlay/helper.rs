@@ -1,19 +1,23 @@
 //! Work on an overlay with all ids that it may hold: by this process if it is root's, else by one in a user
 //! namespace with the user's range of ids, which the hidden command `overlay` runs.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _, stdin};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use karapace_fs::attr::HeadRef;
+use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::error::StoreError;
-use karapace_store::id::ObjectId;
-use karapace_store::import::{Imported, Writer, fold_upper};
-use karapace_store::progress::{NoProgress, Progress};
+use karapace_store::id::InstanceId;
+use karapace_store::import::upper::Writer;
 use karapace_store::tree::Trees;
 use karapace_store::wait;
 use nix::poll::PollFlags;
@@ -24,7 +28,6 @@ use nix::unistd::geteuid;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::Folded;
 use crate::engine::At as _;
 use crate::engine::{Engine, Error, Report, Result};
 use crate::runtime::ranges;
@@ -45,8 +48,8 @@ const MAX_ORDER: u64 = 64 << 10;
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
-    /// Fold the upper directory over the tree of this root object, in hex.
-    Fold { store: PathBuf, upper: PathBuf, lower: String },
+    /// Fold the upper directory into an environment, over its head and the tree that it stands on, in hex.
+    Fold { store: PathBuf, upper: PathBuf, instance: String, head: [String; 3] },
     /// Remove a directory with all that is in it.
     Remove { dir: PathBuf },
 }
@@ -58,7 +61,6 @@ enum Answer {
     /// First of all: the namespace is there, and has no ids yet.
     Alone,
     Folded {
-        root: String,
         warnings: Vec<String>,
     },
     Removed,
@@ -69,16 +71,22 @@ enum Answer {
 }
 
 /// Folds an upper directory; see [`Engine::fold_overlay`].
-pub(super) fn fold(engine: &Engine, upper: &Path, lower: &ObjectId, report: &dyn Report) -> Result<Folded> {
+pub(super) fn fold(
+    engine: &Engine,
+    upper: &Path,
+    (instance, head): (&InstanceId, HeadRef),
+    report: &dyn Report,
+) -> Result<Vec<String>> {
     if geteuid().is_root() {
-        let trees = Trees::new(engine.store().clone());
-        let Imported { root, warnings, .. } = fold_here(&trees, upper, Writer::Root, lower, report)?;
-        return Ok(Folded { root, warnings });
+        let cancelled = || report.is_cancelled();
+        return fold_here(engine.store(), (upper, Writer::Root), (instance, head), &cancelled);
     }
-    let store = engine.root().to_owned();
-    let order = Order::Fold { store, upper: upper.to_owned(), lower: lower.to_hex() };
-    match ask(&order, upper, &|| report.is_cancelled())? {
-        Answer::Folded { root, warnings } => Ok(Folded { root: parsed(&root)?, warnings }),
+    let (store, upper) = (engine.root().to_owned(), upper.to_owned());
+    let place = upper.clone();
+    let head = [head.layer.to_hex(), head.record.to_hex(), head.root.to_hex()];
+    let order = Order::Fold { store, upper, instance: instance.to_hex(), head };
+    match ask(&order, &place, &|| report.is_cancelled())? {
+        Answer::Folded { warnings } => Ok(warnings),
         other => Err(unexpected(other)),
     }
 }
@@ -103,14 +111,17 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
 }
 
 fn fold_here(
-    trees: &Trees,
-    upper: &Path,
-    writer: Writer,
-    lower: &ObjectId,
-    progress: &dyn Progress,
-) -> Result<Imported> {
+    store: &Arc<Store>,
+    (upper, writer): (&Path, Writer),
+    (instance, head): (&InstanceId, HeadRef),
+    is_cancelled: &dyn Fn() -> bool,
+) -> Result<Vec<String>> {
     drop_resolv_conf(upper, writer)?;
-    Ok(fold_upper(trees, &*trees.root(lower)?, (upper, writer), progress)?)
+    let trees = Arc::new(Trees::new(store.clone()));
+    let view = View::open(store, &trees, &store.upper_dir(instance), head, false)?;
+    let notes = view.fold(upper, writer, is_cancelled)?;
+    view.close()?;
+    Ok(notes)
 }
 
 /// Removes a copy of what was shown as /etc/resolv.conf, which belongs to the session. One that a program has
@@ -194,8 +205,8 @@ fn unexpected(answer: Answer) -> Error {
     }
 }
 
-fn parsed(id: &str) -> Result<ObjectId> {
-    id.parse().map_err(|error| Error::Invalid(format!("{id:?} is no object: {error}")))
+fn parsed<T: FromStr<Err: Display>>(id: &str) -> Result<T> {
+    id.parse().map_err(|error| Error::Invalid(format!("{id:?} is no id: {error}")))
 }
 
 /// What the process does: takes one order from standard input, and answers on `answers`. The calling process
@@ -227,12 +238,12 @@ pub fn run(answers: &mut dyn io::Write) -> Result<()> {
 
 fn obey(order: Order) -> Result<Answer> {
     match order {
-        Order::Fold { store, upper, lower } => {
-            let trees = Trees::new(Store::open_existing(&store)?);
-            let lower = parsed(&lower)?;
-            let Imported { root, warnings, .. } =
-                fold_here(&trees, &upper, Writer::User, &lower, &NoProgress)?;
-            Ok(Answer::Folded { root: root.to_hex(), warnings })
+        Order::Fold { store, upper, instance, head: [layer, record, root] } => {
+            let store = Store::open_existing(&store)?;
+            let head = HeadRef { layer: parsed(&layer)?, record: parsed(&record)?, root: parsed(&root)? };
+            let target = (&parsed(&instance)?, head);
+            let warnings = fold_here(&store, (&upper, Writer::User), target, &|| false)?;
+            Ok(Answer::Folded { warnings })
         }
         Order::Remove { dir } => remove_here(&dir).map(|()| Answer::Removed),
     }

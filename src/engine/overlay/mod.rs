@@ -12,8 +12,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use karapace_fs::attr::HeadRef;
 use karapace_store::id::{InstanceId, ObjectId};
 use karapace_store::inode::Timestamp;
+use karapace_store::metadata::Metadata;
 use karapace_store::root::Root;
 use nix::unistd::{getegid, geteuid};
 use rustix::fs::XattrFlags;
@@ -25,14 +27,6 @@ use crate::runtime::Overlay;
 
 /// How many bytes of names one inode's extended attributes have at most (xattr(7)).
 const XATTR_LIST_MAX: usize = 64 << 10;
-
-/// The tree of a folded overlay. It is durable, and nothing refers to it yet.
-pub struct Folded {
-    /// Its root object.
-    pub root: ObjectId,
-    /// What could not be kept.
-    pub warnings: Vec<String>,
-}
 
 impl Engine {
     /// The overlay of an environment, whether or not it has been prepared.
@@ -77,19 +71,24 @@ impl Engine {
         Ok(Some(opened))
     }
 
-    /// The tree that the overlay shows over the tree `lower`. No session may use the overlay any more, and
-    /// afterwards only [`Engine::remove_overlay`] may. The caller holds the store's lock, shared.
+    /// Makes what the overlay holds over the tree `root` part of the environment's uncommitted changes, of
+    /// which there must be none. It is durable on return, if nothing was lost before: the caller asks that of
+    /// the upper directory. The caller holds the environment's lock and, shared, the store's. No session may
+    /// use the overlay any more, and afterwards only [`Engine::remove_overlay`] may. Returns what could not
+    /// be kept.
     ///
     /// # Errors
-    /// Those of [`karapace_store::import::fold_upper`], and [`Error::NoIds`].
+    /// Those of [`View::fold`](karapace_fs::view::View::fold), and [`Error::NoIds`]. The environment is then
+    /// as it was, and the overlay may be half used.
     pub(in crate::engine) fn fold_overlay(
         &self,
-        instance: &InstanceId,
-        lower: &ObjectId,
+        env: &Metadata,
+        root: &ObjectId,
         report: &dyn Report,
-    ) -> Result<Folded> {
-        let upper = self.overlay_of(instance).upper;
-        helper::fold(self, &upper, lower, report)
+    ) -> Result<Vec<String>> {
+        let head = HeadRef { layer: env.head, record: env.head_record, root: *root };
+        let upper = self.overlay_of(&env.instance).upper;
+        helper::fold(self, &upper, (&env.instance, head), report)
     }
 
     /// Removes the overlay, if there is one.

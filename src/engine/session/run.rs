@@ -44,9 +44,7 @@ impl Engine {
         };
         let ended = self.run_in(&mut copy, &EnterOptions { hostname, ..options.clone() })?;
         if let Some(name) = keep {
-            let words: Vec<_> = options.argv.iter().map(|word| word.to_string_lossy()).collect();
-            let message = if words.is_empty() { "run of a shell".to_owned() } else { words.join(" ") };
-            copy.keep(name, &message, report)?;
+            copy.keep(name, report)?;
         }
         Ok(ended)
     }

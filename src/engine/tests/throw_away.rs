@@ -56,26 +56,27 @@ fn a_copy_shows_what_the_environment_shows_and_goes() {
 }
 
 #[test]
-fn what_is_kept_is_a_snapshot_and_what_no_snapshot_takes() {
+fn what_is_kept_has_everything_uncommitted() {
     let place = Place::new();
     let env = origin(&place);
-    let mut copy = place.engine.throw_away(&env, None).unwrap();
+    let copy = place.engine.throw_away(&env, None).unwrap();
     let instance = place.open(&copy.scratch.env);
     write(instance.view(), "b", "new");
     write(instance.view(), "ignored", "ignored too");
     drop(instance);
-    let kept = copy.keep("kept", "a command", &Silent).unwrap();
-    drop(copy);
+    let kept = copy.keep("kept", &Silent).unwrap();
     assert_eq!(place.names(), ["dev", "kept"]);
-    let names: Vec<_> = kept.snapshots.iter().map(|s| (s.name.as_deref(), s.message.as_deref())).collect();
-    assert_eq!(names, [(Some("one"), None), (None, Some("a command"))]);
-    assert_eq!((&kept.env_id, kept.base_layer, kept.state), (&env.env_id, env.base_layer, EnvState::Built));
+    assert_eq!(kept.snapshots, env.snapshots);
+    assert_eq!((kept.head, &kept.env_id, kept.base_layer), (env.head, &env.env_id, env.base_layer));
+    // Nothing undoes it.
+    crate::engine::Engine::open(place.engine.root()).unwrap();
     gc::collect(&place.engine, false, &Silent).unwrap();
+    assert_eq!(uncommitted(&place, &kept), [b"/a".to_vec(), b"/b".to_vec()]);
     let instance = place.open(&kept);
     for (name, text) in [("a", "uncommitted"), ("b", "new"), ("ignored", "ignored too")] {
         assert_eq!(read(instance.view(), name).as_deref(), Some(text), "{name}");
     }
-    assert!(instance.diff(None).unwrap().is_empty());
+    commit(&instance, Some("two"));
     instance.restore("one", &[], None, super::Wait::Long).unwrap();
     assert_eq!(read(instance.view(), "a").as_deref(), Some("committed"));
     assert_eq!(read(instance.view(), "b"), None);
@@ -86,14 +87,17 @@ fn what_is_kept_is_a_snapshot_and_what_no_snapshot_takes() {
 }
 
 #[test]
-fn a_copy_in_which_nothing_changed_is_kept_without_a_snapshot() {
+fn a_taken_name_is_not_kept() {
     let place = Place::new();
     let env = place.import("dev");
-    let mut copy = place.engine.throw_away(&env, None).unwrap();
-    let kept = copy.keep("kept", "true", &Silent).unwrap();
-    assert!(kept.snapshots.is_empty());
-    assert_eq!((kept.head, kept.head_record), (env.head, env.head_record));
-    assert!(matches!(copy.keep("kept", "true", &Silent), Err(Error::NameTaken { .. })));
+    let copy = place.engine.throw_away(&env, None).unwrap();
+    assert!(matches!(copy.keep("dev", &Silent), Err(Error::NameTaken { .. })));
+    assert_eq!(place.names(), ["dev"]);
+    let kept = place.engine.throw_away(&env, None).unwrap().keep("kept", &Silent).unwrap();
+    assert_eq!(
+        (kept.head, kept.head_record, uncommitted(&place, &kept).len()),
+        (env.head, env.head_record, 0)
+    );
 }
 
 #[test]

@@ -69,7 +69,7 @@ pub(super) enum Content {
 
 /// Where in the lower tree a renamed entry of an overlay's upper was.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Redirect {
+pub enum Redirect {
     /// Under another name in the same directory.
     Name(Box<[u8]>),
     /// At a path from the root.
@@ -243,13 +243,6 @@ impl Builder {
         check_name(parent == ROOT, name)?;
         self.spend(name.len() + 64)?;
         self.directories[parent.0].children.insert(name.into(), Child::Leaf(leaf));
-        Ok(())
-    }
-
-    /// Gives a leaf, which must be a regular file, its content.
-    pub fn set_content(&mut self, leaf: LeafId, content: FileContent) -> Reason<()> {
-        self.spend(content.extents.len() * size_of::<Extent>())?;
-        self.leaves[leaf.0].shape = Shape::Content(Content::Regular(content));
         Ok(())
     }
 

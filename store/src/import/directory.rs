@@ -18,7 +18,6 @@ use super::Intake;
 use super::builder::{Attributes, Builder, Content, DirId, LeafId, MAX_METADATA, ROOT};
 use super::host::{Source, attributes, data_ranges, named_xattrs, open, xattrs};
 use super::mounts::{Look, MountId, Mounts, leads_into_pseudo, pseudo};
-use super::moved::Moved;
 use super::overlay::{self, Special, Writer};
 use super::told::Told;
 use crate::acl;
@@ -44,14 +43,12 @@ pub(super) enum Role {
     Whole,
     /// An overlay's upper directory: a layer over something else.
     Upper,
-    /// An upper directory of this writer that nobody needs afterwards, so that its files may become objects.
-    Spent(Writer),
 }
 
 /// Imports `top`, which is `path` opened.
 ///
-/// Other processes may change the directory meanwhile, but not one that is spent: what vanishes is left
-/// out, with a warning. The top itself must stay.
+/// Other processes may change the directory meanwhile: what vanishes is left out, with a warning. The top
+/// itself must stay.
 pub(super) fn import(
     intake: &mut Intake<'_>,
     path: &Path,
@@ -62,7 +59,6 @@ pub(super) fn import(
     let writer = match role {
         Role::Whole => None,
         Role::Upper => Some(Writer::Any),
-        Role::Spent(writer) => Some(writer),
     };
     if let Some(name) = pseudo(&top).at("read", path)? {
         let reason = format!("it shows the kernel's state ({name}) and holds no files");
@@ -76,7 +72,6 @@ pub(super) fn import(
         writer,
         mounts,
         linked: HashMap::new(),
-        moved: matches!(role, Role::Spent(_)).then(Moved::default),
         own: (own.st_dev, own.st_ino),
         told: Told::default(),
     };
@@ -86,7 +81,6 @@ pub(super) fn import(
     }
     let mut attributes = attributes(&stat, xattrs(&top).at("read the attributes of", path)?);
     let level = walk.mark(ROOT, path, &mut attributes)?;
-    walk.drop_labels(&mut attributes);
     walk.sift(path, FileKind::Directory, &mut attributes);
     walk.builder.set_root(attributes);
     let names = list(&top, path)?;
@@ -102,9 +96,6 @@ pub(super) fn import(
     if rustix::fs::fstat(&watched).at("read", path)?.st_nlink == 0 {
         return Err(refuse(path, "it was removed in the meantime"));
     }
-    if let Some(moved) = walk.moved.take() {
-        moved.finish(&mut walk.intake.batch, &mut walk.builder)?;
-    }
     for note in walk.told.notes() {
         walk.intake.warnings.push_total(note);
     }
@@ -119,8 +110,6 @@ struct Walk<'a, 'b> {
     mounts: Mounts,
     /// Inodes with several names seen so far, by device and inode number.
     linked: HashMap<(u64, u64), LeafId>,
-    /// The files that become objects; `None` if all are copied.
-    moved: Option<Moved>,
     /// Device and inode number of the store itself.
     own: (u64, u64),
     told: Told,
@@ -230,7 +219,7 @@ impl Walk<'_, '_> {
             // It shows instead of what is below.
             self.builder.hide(parent, bytes).map_err(refuse)?;
         }
-        if kind == FileType::Socket && self.moved.is_none() {
+        if kind == FileType::Socket {
             self.intake.warnings.push(format!("{} was left out: it is a socket", path.display()));
             return Ok(None);
         }
@@ -247,9 +236,6 @@ impl Walk<'_, '_> {
             _ => self.other(directory, name, path, &stat)?,
         };
         let leaf = self.builder.add(parent, bytes, attributes, content).map_err(refuse)?;
-        if let Some(moved) = &mut self.moved {
-            moved.is_at(leaf);
-        }
         if stat.st_nlink > 1 {
             self.linked.insert(key, leaf);
         }
@@ -271,7 +257,6 @@ impl Walk<'_, '_> {
         let bytes = name.to_bytes();
         let node = self.builder.add_directory(level.node, bytes, Attributes::default()).map_err(refuse)?;
         let xattr_whiteouts = self.mark(node, path, &mut attributes)?;
-        self.drop_labels(&mut attributes);
         self.sift(path, FileKind::Directory, &mut attributes);
         self.builder.add_directory(level.node, bytes, attributes).map_err(refuse)?;
         let (path, mount) = (path.to_owned(), look.mount);
@@ -320,14 +305,6 @@ impl Walk<'_, '_> {
         Ok(own.xattr_whiteouts)
     }
 
-    /// Leaves out what a security module of this machine gave the files that are moved.
-    fn drop_labels(&self, attributes: &mut Attributes) {
-        if self.moved.is_some() {
-            let kept = attributes.xattrs.iter().filter(|(name, _)| !overlay::is_label(name));
-            attributes.xattrs = kept.collect();
-        }
-    }
-
     /// Leaves out, with a warning, attributes of another file system that nobody could set here.
     fn sift(&mut self, path: &Path, kind: FileKind, attributes: &mut Attributes) {
         let path = path.as_os_str().as_bytes();
@@ -355,7 +332,6 @@ impl Walk<'_, '_> {
         };
         let xattrs = named_xattrs(directory, name).at("read the attributes of", path)?;
         let mut attributes = attributes(stat, xattrs);
-        self.drop_labels(&mut attributes);
         if let Some(writer) = self.writer {
             overlay::take(&mut attributes, writer).map_err(|reason| refuse(path, &reason))?;
             let kind = match &content {
@@ -386,8 +362,6 @@ impl Walk<'_, '_> {
             return Err(Errno::LOOP).at("open", path);
         }
         let mut attributes = attributes(&stat, xattrs(&file).at("read the attributes of", path)?);
-        self.drop_labels(&mut attributes);
-        let is_bare = attributes.xattrs.is_empty();
         if let Some(writer) = self.writer {
             let own = overlay::take(&mut attributes, writer).map_err(|reason| refuse(path, &reason))?;
             let kind = own.stands_for.map_or(FileKind::Regular, |(kind, _)| kind);
@@ -405,20 +379,6 @@ impl Walk<'_, '_> {
         }
         self.sift(path, FileKind::Regular, &mut attributes);
         let file = File::from(file);
-        if let Some(moved) = &mut self.moved
-            && is_bare
-            && moved.take(path, &file, &stat)?
-        {
-            let size = stat.st_size as u64;
-            let is_sparse = (stat.st_blocks as u64).saturating_mul(512) < size;
-            let ranges = if is_sparse {
-                data_ranges(&file, size).at("look for holes in", path)?
-            } else {
-                vec![(0, size)]
-            };
-            self.count(ranges.iter().map(|r| r.1).sum());
-            return Ok(Some((attributes, Content::Regular(FileContent::empty()))));
-        }
         let content = self.content(&file, &stat, path)?;
         let now = rustix::fs::fstat(&file).at("read", path)?;
         if written_state(&now) != written_state(&stat) {

@@ -6,10 +6,10 @@
 //! with one durability barrier at its end; only metadata is held in memory, at most 2 GiB of it.
 //!
 //! The kind of a source is detected from its content: a directory (`directory`, `host`, `mounts`,
-//! `overlay`, `moved`), an archive (`archive`; `stream` if it comes from a pipe), or an image (`image`).
+//! `overlay`), an archive (`archive`; `stream` if it comes from a pipe), or an image (`image`).
 //! `blob` is one file of an image, `blobs` finds its files, and `oci`, `copied` and `legacy` read its
 //! documents. All of them fill a `builder`, which checks each name, lays layers over one another and writes
-//! the tree. `compress` decompresses.
+//! the tree. `compress` decompresses. [`upper`] reads an overlay's upper for those who apply it to a view.
 
 mod archive;
 mod blob;
@@ -24,7 +24,6 @@ mod host;
 mod image;
 mod legacy;
 mod mounts;
-mod moved;
 mod oci;
 mod overlay;
 mod sha;
@@ -32,13 +31,13 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod told;
+pub mod upper;
 mod warnings;
 
 use std::path::Path;
 use std::sync::Arc;
 
 pub use self::mounts::Mounts;
-pub use self::overlay::Writer;
 
 use self::builder::{Builder, MAX_METADATA};
 use self::directory::Role;
@@ -138,33 +137,6 @@ pub fn import_upper(
     mounts: Mounts,
     progress: &dyn Progress,
 ) -> Result<Imported> {
-    lay_over(trees, lower, path, (Role::Upper, mounts), progress)
-}
-
-/// Like [`import_upper`], for an upper that nobody uses any more and that is removed afterwards: its files
-/// become objects where they can, without a copy, and lose their modes and owners. It must be on the store's
-/// file system.
-///
-/// The work grows with what the upper holds, and with the number of names in `lower`.
-///
-/// # Errors
-/// Those of [`import_upper`]. The upper may then be left half used.
-pub fn fold_upper(
-    trees: &Trees,
-    lower: &Root,
-    (path, writer): (&Path, Writer),
-    progress: &dyn Progress,
-) -> Result<Imported> {
-    lay_over(trees, lower, path, (Role::Spent(writer), Mounts::LeaveOut), progress)
-}
-
-fn lay_over(
-    trees: &Trees,
-    lower: &Root,
-    path: &Path,
-    (role, mounts): (Role, Mounts),
-    progress: &dyn Progress,
-) -> Result<Imported> {
     let file = input::open(path).at("import", path)?;
     if !file.metadata().at("read", path)?.is_dir() {
         let path = path.display();
@@ -174,7 +146,7 @@ fn lay_over(
     }
     Intake::of(trees.store(), progress, |intake| {
         let mut tree = Builder::from_tree(trees, lower, MAX_METADATA)?;
-        let upper = directory::import(intake, path, file.into(), role, mounts)?;
+        let upper = directory::import(intake, path, file.into(), Role::Upper, mounts)?;
         tree.cover(upper)?;
         Ok(tree)
     })

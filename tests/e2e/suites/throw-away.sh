@@ -112,16 +112,19 @@ keeps_everything() {
     at_least "lines" 5000 "$(wc -l <"$TMPDIR/during")"
     diff "$TMPDIR/during" "$TMPDIR/after"
     karapace diff --base kept | has 'D /usr/bin/tac'
-    equal "uncommitted" "" "$(karapace diff kept)"
-    karapace snapshots kept | has ' one '
-    karapace snapshots kept | has 'sh -c'
+    karapace diff kept | has 'D /usr/bin/tac'
+    equal "snapshots" "$(karapace snapshots dev)" "$(karapace snapshots kept)"
     equal "what the environment had" later "$(karapace exec kept cat /srv/file)"
     equal "a snapshot of it" "committed" "$(karapace run kept@one cat /srv/file)"
     karapace verify-store
-    equal "objects of others" "" "$(find "$STORE/store/objects" ! -user "$(id -u)")"
+    equal "files of others" "" "$(find "$STORE" ! -user "$(id -u)")"
     # It is an environment like any other.
     karapace exec kept -- sh -c 'echo more >/opt/new/more'
-    karapace commit kept | has .
+    karapace commit kept --name two
+    equal "uncommitted" "" "$(karapace diff kept)"
+    karapace exec kept -- sh -c "$LISTING" >"$TMPDIR/committed"
+    diff <(grep -v opt/new/more "$TMPDIR/committed" | grep -v '^./opt/new d') <(grep -v '^./opt/new d' "$TMPDIR/after")
+    karapace verify-store
     nothing_is_left 2
     karapace destroy -y --snapshots kept
 }

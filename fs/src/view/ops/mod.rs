@@ -8,6 +8,7 @@
 //! syncing parts.
 
 mod acl;
+pub(super) mod adopt;
 mod attr;
 mod create;
 mod dir;

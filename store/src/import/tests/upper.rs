@@ -54,13 +54,6 @@ impl Overlay {
         import_upper(&trees, &lower, &self.place.src(), Mounts::LeaveOut, &NoProgress)
     }
 
-    /// Folds it, after which nothing may use it.
-    fn fold(&self) -> Result<Imported> {
-        let trees = Trees::new(self.place.store.clone());
-        let lower = trees.root(&self.lower).unwrap();
-        fold_upper(&trees, &lower, (&self.place.src(), Writer::User), &NoProgress)
-    }
-
     /// The paths that show, with the content of files.
     fn shown(&self) -> Vec<String> {
         let list = self.place.list(&self.import().unwrap().root);
@@ -121,54 +114,13 @@ fn whiteouts_opaque_directories_and_changes_of_both_kinds() {
     assert_eq!(overlay.shown(), shown);
 }
 
-/// Files become objects: each is the object itself, not a copy, unless attributes had to be taken from it.
-#[test]
-fn a_folded_upper_is_what_an_import_makes_of_it_without_copies() {
-    let overlay = Overlay::new();
-    overlay.dir("a", &[]);
-    overlay.whiteout("a/b");
-    overlay.file("a/f", b"upper f", &[("user.overlay.origin", "x"), ("user.note", "kept")]);
-    overlay.dir("d", &[("user.overlay.opaque", "y")]);
-    overlay.file("d/new", b"new", &[]);
-    overlay.file("d/same", b"new", &[]);
-    overlay.file("d/empty", b"", &[]);
-    overlay.file("d/large", &(0..3 << 20).map(|n: u32| (n >> 8) as u8 | 1).collect::<Vec<_>>(), &[]);
-    fs::hard_link(overlay.path("d/large"), overlay.path("d/linked")).unwrap();
-    fs::File::create(overlay.path("d/sparse")).unwrap().write_all_at(b"end", 5 << 20).unwrap();
-    overlay.file("d/tool", b"set-id", &[]);
-    fs::set_permissions(overlay.path("d/tool"), fs::Permissions::from_mode(0o6755)).unwrap();
-    symlink("new", overlay.path("d/link")).unwrap();
-    let inode = fs::metadata(overlay.path("d/large")).unwrap().ino();
-    // Imported into another store, so that the fold finds none of its objects.
-    let objects = overlay.place.store.root().join("store/objects");
-    let other = Overlay::new();
-    let trees = Trees::new(other.place.store.clone());
-    let root = trees.root(&other.lower).unwrap();
-    assert_eq!(other.lower, overlay.lower);
-    let src = overlay.place.src();
-    let imported = import_upper(&trees, &root, &src, Mounts::LeaveOut, &NoProgress).unwrap();
-
-    let folded = overlay.fold().unwrap();
-    assert_eq!((folded.root, folded.stats), (imported.root, imported.stats));
-    let list = overlay.place.list(&folded.root);
-    assert_eq!((list[&b"/d/tool"[..]].mode, list[&b"/d/large"[..]].nlink), (0o106_755, 2));
-    let found =
-        Command::new("find").arg(objects).args(["-type", "f", "-printf", "%i %m\\n"]).output().unwrap();
-    let found = String::from_utf8(found.stdout).unwrap();
-    assert!(found.contains(&format!("{inode} 444\n")), "the file is the object");
-    assert!(found.lines().all(|line| line.ends_with(" 444")), "{found}");
-    assert_eq!(overlay.place.staged(), 0);
-}
-
-/// A socket shows instead of what is below: it is part of a folded upper, and left out of an imported one.
+/// A socket shows instead of what is below, and is left out.
 #[test]
 fn a_socket_covers_what_is_below() {
     let overlay = Overlay::new();
     overlay.dir("d", &[]);
     std::os::unix::net::UnixListener::bind(overlay.path("d/one")).unwrap();
     assert!(!overlay.shown().contains(&"/d/one=1".to_owned()));
-    let folded = overlay.place.list(&overlay.fold().unwrap().root);
-    assert_eq!(folded[&b"/d/one"[..]].kind(), FileKind::Socket);
 }
 
 #[test]
