@@ -9,19 +9,20 @@ import pathlib
 import sys
 import time
 
+import copies
 import large
 import scale
 import trees
 from systems import FuseOverlay, Karapace, Native, Overlay, run
 from table import Table
 
-GROUPS = ("warm", "cold", "writes", "changes", "storms", "large", "many", "store", "objects", "sessions")
+GROUPS = ("warm", "cold", "writes", "changes", "storms", "large", "many", "store", "objects", "sessions", "copies")
 
 
 class Full:
     """The sizes that the targets are for. Rounds cost most where fuse-overlayfs writes."""
 
-    rounds = dict(warm=5, cold=2, writes=2, changes=2, storms=2, large=2, many=2, store=2, objects=1, sessions=5)
+    rounds = dict(warm=5, cold=2, writes=2, changes=2, storms=2, large=2, many=2, store=2, objects=1, sessions=5, copies=3)
     archive = trees.ARCHIVED
     names = 2000
     large = large.GIB
@@ -33,7 +34,7 @@ class Full:
 class Quick:
     """Shows in three minutes what became slower."""
 
-    rounds = dict(warm=2, cold=2, writes=1, changes=1, storms=1, large=1, many=1, store=1, objects=1, sessions=2)
+    rounds = dict(warm=2, cold=2, writes=1, changes=1, storms=1, large=1, many=1, store=1, objects=1, sessions=2, copies=1)
     archive = trees.ARCHIVED[:2]
     names = 1000
     large = 128 * large.MIB
@@ -74,6 +75,7 @@ def main():
     run("tar", "xpf", given.rootfs, "--xattrs", "--xattrs-include=*", "--exclude=./dev/*", "-C", lower)
     archive, entries = trees.entries_archive(lower, top / "entries.tar", size.archive)
     trees.repository(lower)
+    copies.prepare(lower, archive)
     few = trees.part_of(lower, top / "few")
     small = top / "small"
     (small / "srv").mkdir(parents=True)
@@ -115,6 +117,7 @@ def main():
         ],
         "objects": [lambda: scale.objects(table, store, rounds["objects"], size.objects, given.b3sum)],
         "sessions": [lambda: trees.executing(table, karapace, rounds["sessions"])],
+        "copies": [lambda: copies.kept(table, of_trees, rounds["copies"], entries)],
     }
     for group in GROUPS:
         if group in wanted:

@@ -243,10 +243,17 @@ def executing(table, karapace, rounds):
     for _ in range(10 * rounds):
         row.add("unshare", timed(bare) * 1000)
         row.add("karapace", timed(argv) * 1000)
+    copy = [karapace.program, "--store", karapace.store, "run", karapace.env, "--", "true"]
+    row = table.row(group, "run true, mounted", (None, 25, "ms"))
+    for _ in range(5 * rounds):
+        row.add("karapace", timed(copy) * 1000)
     karapace.detach()
     row = table.row(group, "exec true, not mounted", (None, 100, "ms"))
     for _ in range(3 * rounds):
         row.add("karapace", timed(argv) * 1000)
+    row = table.row(group, "run true, not mounted", (None, 60, "ms"))
+    for _ in range(3 * rounds):
+        row.add("karapace", timed(copy) * 1000)
     karapace.attach()
     karapace.close()
 

@@ -2,7 +2,11 @@
 
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
+use karapace_store::import::upper::SESSION_FILE;
+use karapace_store::inode::{FileKind, Ino};
+
 use super::idmap::IdMap;
+use super::nodes::LIVE;
 use super::requests::{Outcome, done};
 use super::{Node, Shared, guard};
 
@@ -49,6 +53,7 @@ impl Shared {
                 let value = guard("getxattr", || view.getxattr(ino, name))?;
                 Ok(if IdMap::has_ids(name) { self.ids.shown_acl(&value) } else { value })
             }
+            Node::Placeholder(number) if name == SESSION_FILE && self.marks(number)? => Ok(Vec::new()),
             Node::Control(_) | Node::Placeholder(_) => Err(Errno::ENODATA),
         });
         sized(reply, size, result);
@@ -60,9 +65,18 @@ impl Shared {
                 let trusted = self.ids.shows_trusted(Shared::caller_uid(req));
                 guard("listxattr", || view.listxattr(ino, trusted))
             }
+            Node::Placeholder(number) if self.marks(number)? => Ok([SESSION_FILE, b"\0"].concat()),
             Node::Control(_) | Node::Placeholder(_) => Ok(Vec::new()),
         });
         sized(reply, size, result);
+    }
+
+    /// Whether the placeholder shows that it is a file of the session's own: below an overlay, where what
+    /// overlayfs makes of it must be told from files of the environment.
+    fn marks(&self, number: Ino) -> Outcome<bool> {
+        let attr = self.link.placeholders.attr(number)?;
+        let is_file = FileKind::from_mode(attr.mode) == Some(FileKind::Regular);
+        Ok(is_file && self.views.get(LIVE).is_ok_and(|view| view.is_read_only()))
     }
 
     pub(super) fn removexattr(&self, node: INodeNo, name: &[u8], reply: ReplyEmpty) {

@@ -13,6 +13,7 @@ use karapace_store::import::upper::{self, Entry, Held, Redirect, Writer};
 use karapace_store::inode::{FileKind, Ino, ROOT_INO};
 use nix::unistd::{getegid, geteuid};
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
+use rustix::io::Errno;
 
 use crate::attr::{Caller, RenameMode};
 use crate::error::{At as _, Error, Result};
@@ -31,6 +32,9 @@ struct Level {
     entries: std::vec::IntoIter<Entry>,
 }
 
+/// A path below the overlay.
+type Below = Vec<Box<[u8]>>;
+
 /// A fold in progress.
 struct Fold<'a> {
     view: &'a View,
@@ -39,24 +43,29 @@ struct Fold<'a> {
     /// Inodes with several names seen so far.
     linked: HashMap<(u64, u64), Ino>,
     /// Renamed directories by their place in the upper, and the name that they have meanwhile in `aside`.
-    renamed: HashMap<PathBuf, Vec<u8>>,
+    /// `None`: the view has none, because it was a session's placeholder.
+    renamed: HashMap<PathBuf, Option<Vec<u8>>>,
     aside: Option<(Ino, Vec<u8>)>,
     notes: Vec<String>,
 }
 
 impl View {
-    /// Applies what overlayfs has left in the directory `upper`, which lay over this view. Files with content
-    /// become data files, by renaming, so the upper cannot be used again. It must be on the file system of
-    /// the view's upper, and no other process may use either. Returns what could not be kept.
+    /// Applies what overlayfs has left in the upper directory at `path`, which lay over this view. The view
+    /// must have no changes. Files with content become data files, by renaming, so the directory cannot be
+    /// used again. It must be on the file system of the view's upper, and no other process may use either.
+    /// Returns what could not be kept.
     ///
     /// Takes effect with the next checkpoint, as by [`View::close`]; that syncs the data too. After an error
     /// the view must be dropped without one.
     ///
     /// # Errors
-    /// What cannot be read; [`StoreError::Invalid`] if the upper was not made by `writer` over this view;
-    /// [`StoreError::Cancelled`].
+    /// What cannot be read; [`StoreError::Invalid`] if `writer` would not write it;
+    /// [`StoreError::Cancelled`]; [`Error::Invalid`] if the view has changes.
     pub fn fold(&self, path: &Path, writer: Writer, is_cancelled: &dyn Fn() -> bool) -> Result<Vec<String>> {
         self.writable()?;
+        if self.state.read().dirty_nodes().next().is_some() {
+            return Err(Error::Invalid("what is uncommitted must be stored before an overlay is folded"));
+        }
         self.stop_journal();
         let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
         let top = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
@@ -109,16 +118,25 @@ impl Fold<'_> {
 
     /// Applies one entry; a directory is returned, to be walked.
     fn entry(&mut self, level: &Level, entry: Entry) -> Result<Option<Level>> {
+        let (Entry::Absent(name) | Entry::Present(name, _)) = &entry;
+        let path = level.path.join(OsStr::from_bytes(name));
+        self.entry_at(level, entry, &path).map_err(|error| match error {
+            // These say where.
+            Error::Host { .. } | Error::Store(_) => error,
+            other => Error::host("fold", &path, std::io::Error::from_raw_os_error(other.errno())),
+        })
+    }
+
+    fn entry_at(&mut self, level: &Level, entry: Entry, path: &Path) -> Result<Option<Level>> {
         let (name, held) = match entry {
             Entry::Absent(name) => return self.remove(level.ino, &name).map(|()| None),
             Entry::Present(name, held) => (name, *held),
         };
-        let path = level.path.join(OsStr::from_bytes(&name));
         let c_name = CString::new(name.to_vec()).map_err(|_| Error::Invalid("a name with a NUL"))?;
         if held.record.kind() == FileKind::Directory {
-            let ino = self.directory(level.ino, &name, &path, &held)?;
-            let directory = upper::open(&level.directory, &c_name, &path)?;
-            return self.level(directory, path, ino, held).map(Some);
+            let ino = self.directory(level.ino, &name, path, &held)?;
+            let directory = upper::open(&level.directory, &c_name, path)?;
+            return self.level(directory, path.to_owned(), ino, held).map(Some);
         }
         self.remove(level.ino, &name)?;
         let known = held.linked.and_then(|key| self.linked.get(&key).copied());
@@ -130,7 +148,7 @@ impl Fold<'_> {
         }
         let mut source = None;
         if held.size > 0 {
-            take_over(&level.directory, &c_name, &path, &held)?;
+            take_over(&level.directory, &c_name, path, &held)?;
             source = Some(Source { directory: &level.directory, name: &c_name, size: held.size });
         }
         let ino = self.view.adopt(level.ino, &name, &held.record, source)?;
@@ -140,15 +158,15 @@ impl Fold<'_> {
 
     /// The directory in the view that an upper directory lies over, or a new one.
     fn directory(&mut self, parent: Ino, name: &[u8], path: &Path, held: &Held) -> Result<Ino> {
-        if let Some(meanwhile) = self.renamed.remove(path)
-            && let Some((aside, _)) = self.aside
-        {
+        let renamed = self.renamed.remove(path);
+        if let (Some(Some(meanwhile)), Some((aside, _))) = (&renamed, &self.aside) {
+            let aside = *aside;
             self.remove(parent, name)?;
-            self.view.rename(&ROOT, aside, &meanwhile, parent, name, RenameMode::NoReplace)?;
-            return self.find(parent, name).map(|found| found.map_or(0, |(ino, _)| ino));
+            self.view.rename(&ROOT, aside, meanwhile, parent, name, RenameMode::NoReplace)?;
+            return Ok(self.find(parent, name)?.ok_or(Error::NotFound)?.0);
         }
         match self.find(parent, name)? {
-            Some((ino, FileKind::Directory)) if !held.opaque => return Ok(ino),
+            Some((ino, FileKind::Directory)) if !held.opaque && renamed.is_none() => return Ok(ino),
             Some(_) => self.remove(parent, name)?,
             None => {}
         }
@@ -169,15 +187,36 @@ impl Fold<'_> {
 
     /// Removes what has this name, if anything has, with all that is below.
     fn remove(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        let Some((ino, kind)) = self.find(parent, name)? else { return Ok(()) };
-        let removed = if kind == FileKind::Directory {
-            self.names_in(ino)?.iter().try_for_each(|below| self.remove(ino, below))?;
-            self.view.rmdir(parent, name)
-        } else {
-            self.view.unlink(parent, name)
-        };
-        self.view.forget(ino, 1);
-        removed
+        // Directories that are being emptied, each with the names that are left in its parent.
+        let mut stack = vec![(parent, vec![name.to_vec()])];
+        while let Some((parent, names)) = stack.last_mut() {
+            let parent = *parent;
+            if (self.is_cancelled)() {
+                return Err(StoreError::Cancelled.into());
+            }
+            let Some(name) = names.last().cloned() else {
+                stack.pop();
+                continue;
+            };
+            match self.find(parent, &name)? {
+                Some((ino, FileKind::Directory)) => {
+                    let below = self.names_in(ino)?;
+                    if !below.is_empty() {
+                        stack.push((ino, below));
+                        continue;
+                    }
+                    self.view.rmdir(parent, &name)?;
+                    self.view.forget(ino, 1);
+                }
+                Some((ino, _)) => {
+                    self.view.unlink(parent, &name)?;
+                    self.view.forget(ino, 1);
+                }
+                None => {}
+            }
+            names.pop();
+        }
+        Ok(())
     }
 
     fn names_in(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
@@ -194,67 +233,78 @@ impl Fold<'_> {
     /// Moves all directories of the view that the overlay shows elsewhere to a directory of their own: what
     /// is there when they are moved to their place no longer matters then.
     fn put_renamed_aside(&mut self, top: &OwnedFd, path: &Path) -> Result<()> {
-        let mut found: Vec<(PathBuf, Vec<Box<[u8]>>)> = Vec::new();
-        let mut stack = vec![(top.try_clone().at("open", path)?, path.to_owned(), Vec::new())];
-        while let Some((directory, path, below)) = stack.pop() {
-            for (name, redirect) in upper::redirects(&directory, &path, self.writer)? {
-                let of = path.join(OsStr::from_bytes(name.to_bytes()));
-                let mut from: Vec<Box<[u8]>> = below.clone();
-                // One that is back in its old place counts too: what was there may have been removed since.
-                let is_renamed = redirect.is_some();
-                match redirect {
-                    None => from.push(name.to_bytes().into()),
-                    Some(Redirect::Name(other)) => from.push(other),
-                    Some(Redirect::Path(whole)) => from = whole,
-                }
-                if is_renamed {
-                    found.push((of.clone(), from.clone()));
-                }
-                stack.push((upper::open(&directory, &name, &of)?, of, from));
-            }
-        }
+        let found = self.renamed_in(top, path)?;
         // All are looked up before the first is moved.
-        let located: Vec<_> =
-            found.iter().map(|(path, from)| self.locate(path, from)).collect::<Result<_>>()?;
+        let located: Vec<_> = found.iter().map(|(_, from)| self.locate(from)).collect::<Result<_>>()?;
         if located.is_empty() {
             return Ok(());
         }
-        let name = self.free_name()?;
+        let name = self.free_name(top)?;
         let aside = self.view.mkdir(&ROOT, ROOT_INO, &name, 0o700)?.ino;
-        for (number, ((path, _), (parent, old))) in found.into_iter().zip(located).enumerate() {
+        for (number, ((path, _), place)) in found.into_iter().zip(located).enumerate() {
             let new = number.to_string().into_bytes();
-            self.view.rename(&ROOT, parent, &old, aside, &new, RenameMode::NoReplace)?;
-            self.renamed.insert(path, new);
+            if let Some((parent, old)) = &place {
+                self.view.rename(&ROOT, *parent, old, aside, &new, RenameMode::NoReplace)?;
+            }
+            self.renamed.insert(path, place.map(|_| new));
         }
         self.aside = Some((aside, name));
         Ok(())
     }
 
-    /// The directory and the name of a path in the view.
-    fn locate(&self, path: &Path, from: &[Box<[u8]>]) -> Result<(Ino, Vec<u8>)> {
-        let lost = || {
-            let from = from.iter().map(|name| String::from_utf8_lossy(name)).collect::<Vec<_>>().join("/");
-            let path = path.display();
-            StoreError::Invalid(format!("cannot fold {path}: it was /{from}, which is not below the overlay"))
+    /// The renamed directories of the upper, and where each was below.
+    fn renamed_in(&self, top: &OwnedFd, path: &Path) -> Result<Vec<(PathBuf, Below)>> {
+        let mut found = Vec::new();
+        let level = |directory: OwnedFd, path: PathBuf, below: Below| {
+            let names = upper::redirects(&directory, &path, self.writer)?.into_iter();
+            Ok::<_, Error>((directory, path, below, names))
         };
-        let (last, parents) = from.split_last().ok_or_else(lost)?;
-        let mut at = ROOT_INO;
-        for name in parents {
-            at = self.find(at, name)?.ok_or_else(lost)?.0;
+        let mut stack = vec![level(top.try_clone().at("open", path)?, path.to_owned(), Vec::new())?];
+        while let Some((directory, path, below, names)) = stack.last_mut() {
+            let Some((name, redirect)) = names.next() else {
+                stack.pop();
+                continue;
+            };
+            let of = path.join(OsStr::from_bytes(name.to_bytes()));
+            // One that is back in its old place counts too: what was there may have been removed since.
+            let is_renamed = redirect.is_some();
+            let from = match redirect {
+                Some(Redirect::Path(whole)) => whole,
+                Some(Redirect::Name(other)) => [&below[..], &[other]].concat(),
+                None => [&below[..], &[name.to_bytes().into()]].concat(),
+            };
+            if is_renamed {
+                found.push((of.clone(), from.clone()));
+            }
+            let opened = upper::open(directory, &name, &of)?;
+            stack.push(level(opened, of, from)?);
         }
-        match self.find(at, last)? {
-            Some((_, FileKind::Directory)) => Ok((at, last.to_vec())),
-            _ => Err(lost().into()),
-        }
+        Ok(found)
     }
 
-    /// A name that the root does not have.
-    fn free_name(&self) -> Result<Vec<u8>> {
+    /// The parent and the name of a directory in the view; `None` if there is none at this path. What a
+    /// session mounts on, and the view lacks, is below the overlay and not in the view.
+    fn locate(&self, from: &[Box<[u8]>]) -> Result<Option<(Ino, Vec<u8>)>> {
+        let Some((last, parents)) = from.split_last() else { return Ok(None) };
+        let mut at = ROOT_INO;
+        for name in parents {
+            match self.find(at, name)? {
+                Some((ino, FileKind::Directory)) => at = ino,
+                _ => return Ok(None),
+            }
+        }
+        let found = self.find(at, last)?;
+        Ok(found.filter(|(_, kind)| *kind == FileKind::Directory).map(|_| (at, last.to_vec())))
+    }
+
+    /// A name that neither the view's root has nor the upper's.
+    fn free_name(&self, top: &OwnedFd) -> Result<Vec<u8>> {
         let mut number = 0;
         loop {
-            let name = format!(".renamed-{number}").into_bytes();
-            if self.find(ROOT_INO, &name)?.is_none() {
-                return Ok(name);
+            let name = format!(".renamed-{number}");
+            let above = rustix::fs::statat(top, &*name, AtFlags::SYMLINK_NOFOLLOW);
+            if matches!(above, Err(Errno::NOENT)) && self.find(ROOT_INO, name.as_bytes())?.is_none() {
+                return Ok(name.into_bytes());
             }
             number += 1;
         }

@@ -370,7 +370,7 @@ fn what_cannot_be_folded_is_refused() {
     fs::create_dir_all(upper.join("moved")).unwrap();
     fs::write(upper.join("file"), "new").unwrap();
     let from = "trusted.overlay.redirect";
-    rustix::fs::setxattr(upper.join("moved"), from, b"/nosuch", rustix::fs::XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(upper.join("moved"), from, b"/a/../b", rustix::fs::XattrFlags::empty()).unwrap();
     let store = Store::open(&dir.path().join("store")).unwrap();
     let trees = Arc::new(Trees::new(store.clone()));
     let root = crate::common::reference::empty_root(&store);
@@ -378,7 +378,7 @@ fn what_cannot_be_folded_is_refused() {
     let open = || View::open(&store, &trees, &dir.path().join("store/upper"), head, false).unwrap();
     let view = open();
     let error = view.fold(&upper, Writer::Root, &|| false).unwrap_err().to_string();
-    assert!(error.contains("upper/moved") && error.contains("/nosuch"), "{error}");
+    assert!(error.contains("upper/moved") && error.contains(".."), "{error}");
     drop(view);
     assert!(open().diff().unwrap().is_empty());
     let view = open();

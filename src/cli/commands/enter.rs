@@ -95,9 +95,9 @@ impl SessionArgs {
             Err(Error::NoEnvironment { .. }) => return Err(no_origin(origin).into()),
             Err(_) => return found.map(|_| 0).map_err(Failure::from),
         };
-        let ended = engine.run(&origin, &options, self.keep.as_deref(), &Bars::on_stderr())?;
-        if let Some(name) = &self.keep {
-            ui::remark(&format!("kept as {name}"));
+        let (ended, kept) = engine.run(&origin, &options, self.keep.as_deref(), &Bars::on_stderr())?;
+        if let Some(env) = kept {
+            ui::remark(&format!("kept as {}", env.name));
         }
         finish(&ended)
     }

@@ -48,8 +48,8 @@ enum Changes {
     InPlace,
     /// To an overlay.
     OnOverlay(Native),
-    /// They were on an overlay, which nothing uses any more.
-    Folded,
+    /// They were on an overlay, which is being folded.
+    Folding,
 }
 
 /// What a scratch environment with an overlay holds.
@@ -119,7 +119,7 @@ impl Scratch {
             (Changes::OnOverlay(_), Error::Install { .. }) if is_refused => {
                 Some("overlayfs does not allow all that the packages' scripts do".to_owned())
             }
-            (Changes::Folded, error) if !matches!(error, Error::Store(StoreError::Cancelled)) => {
+            (Changes::Folding, error) if !matches!(error, Error::Store(StoreError::Cancelled)) => {
                 Some(format!("what overlayfs has left cannot be used ({error})"))
             }
             _ => None,
@@ -141,16 +141,20 @@ impl Scratch {
         Ok(self.engine.shown(&self.env)?.1)
     }
 
-    /// Lets it stay, as the environment `name` with this identity. It is durable on return. No command may
-    /// run in it any more. The caller holds the store's lock, shared.
+    /// Lets it stay, as the environment `name` with this identity; under its own name if that is taken by
+    /// now. It is durable on return. No command may run in it any more. The caller holds the store's lock,
+    /// shared.
     pub(super) fn keep(mut self, name: &str, env_id: &str, report: &dyn Report) -> Result<Metadata> {
         self.fold(report)?;
         // Nothing serves it under its old name.
         let _lock = self.engine.lock_unmounted(&self.env)?;
         let names = self.engine.lock_names()?;
-        self.engine.check_name_free(name, None)?;
         let mut env = Metadata::load(self.engine.store(), &self.env.instance)?;
-        (env.name, env.env_id) = (name.to_owned(), env_id.to_owned());
+        env.env_id = env_id.to_owned();
+        match self.engine.check_name_free(name, None) {
+            Ok(()) => env.name = name.to_owned(),
+            Err(error) => report.note(&format!("{error}; what was done is kept as {}", env.name)),
+        }
         env.save(self.engine.store())?;
         drop(names);
         self.intent.take().map_or(Ok(()), WalEntry::finish)?;
@@ -160,7 +164,7 @@ impl Scratch {
     /// Makes what is in its overlay part of it. No command may run in it afterwards. The caller holds the
     /// store's lock, shared.
     pub(super) fn fold(&mut self, report: &dyn Report) -> Result<()> {
-        let native = match mem::replace(&mut self.changes, Changes::Folded) {
+        let native = match mem::replace(&mut self.changes, Changes::Folding) {
             Changes::OnOverlay(native) => native,
             other => {
                 self.changes = other;
@@ -179,7 +183,8 @@ impl Scratch {
         let notes = self.engine.fold_overlay(&self.env, &self.base, report)?;
         // What was lost must not count.
         syncfs(&upper).map_err(io::Error::from).at("sync the file system of", self.engine.root())?;
-        self.engine.remove_overlay(&self.env.instance)?;
+        self.engine.drop_overlay(&self.env.instance)?;
+        self.changes = Changes::InPlace;
         notes.iter().for_each(|note| report.note(note));
         Ok(())
     }

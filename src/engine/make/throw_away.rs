@@ -6,7 +6,7 @@ use karapace_store::metadata::{EnvState, Metadata};
 use karapace_store::tree::Trees;
 
 use super::clone::copy;
-use super::create::{Built, check_name_early};
+use super::create::Built;
 use super::scratch::Scratch;
 use crate::description::locked::LockFile;
 use crate::description::manifest::Manifest;
@@ -75,11 +75,10 @@ impl Engine {
 const KIND: &str = "run";
 
 impl ThrowAway {
-    /// Makes it the environment `name`, in which everything that was changed is uncommitted. No command may
-    /// run in it any more.
+    /// Makes it the environment `name`, in which everything that was changed is uncommitted; under its own
+    /// name if that is taken by now. No command may run in it any more.
     pub fn keep(self, name: &str, report: &dyn Report) -> Result<Metadata> {
         let engine = self.scratch.engine.clone();
-        check_name_early(&engine, name)?;
         let _shared = StoreLock::shared(engine.store())?;
         self.scratch.keep(name, &self.env_id, report)
     }

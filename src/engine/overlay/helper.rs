@@ -1,9 +1,11 @@
 //! Work on an overlay with all ids that it may hold: by this process if it is root's, else by one in a user
 //! namespace with the user's range of ids, which the hidden command `overlay` runs.
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _, stdin};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -17,12 +19,13 @@ use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::error::StoreError;
 use karapace_store::id::InstanceId;
-use karapace_store::import::upper::Writer;
+use karapace_store::import::upper::{SESSION_FILE, Writer};
 use karapace_store::tree::Trees;
 use karapace_store::wait;
 use nix::poll::PollFlags;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use rustix::io::Errno;
@@ -116,7 +119,8 @@ fn fold_here(
     (instance, head): (&InstanceId, HeadRef),
     is_cancelled: &dyn Fn() -> bool,
 ) -> Result<Vec<String>> {
-    drop_resolv_conf(upper, writer)?;
+    let _many = ManyFiles::begin();
+    drop_resolv_conf(upper)?;
     let trees = Arc::new(Trees::new(store.clone()));
     let view = View::open(store, &trees, &store.upper_dir(instance), head, false)?;
     let notes = view.fold(upper, writer, is_cancelled)?;
@@ -124,16 +128,15 @@ fn fold_here(
     Ok(notes)
 }
 
-/// Removes a copy of what was shown as /etc/resolv.conf, which belongs to the session. One that a program has
-/// put in its place has no origin.
-fn drop_resolv_conf(upper: &Path, writer: Writer) -> Result<()> {
+/// Removes what overlayfs has made of the session's own /etc/resolv.conf, written in place. A file that a
+/// program has put there has no mark.
+fn drop_resolv_conf(upper: &Path) -> Result<()> {
     let copy = upper.join("etc/resolv.conf");
-    let origin = if writer == Writer::Root { "trusted.overlay.origin" } else { "user.overlay.origin" };
     let is_parent_plain = fs::symlink_metadata(upper.join("etc")).is_ok_and(|found| found.is_dir());
     if !is_parent_plain {
         return Ok(());
     }
-    match rustix::fs::lgetxattr(&copy, origin, &mut [0; 0][..]) {
+    match rustix::fs::lgetxattr(&copy, OsStr::from_bytes(SESSION_FILE), &mut [0; 0][..]) {
         Ok(_) => fs::remove_file(&copy).at("remove", &copy),
         Err(Errno::NODATA | Errno::NOENT | Errno::PERM) => Ok(()),
         Err(errno) => Err(Error::io("read the attributes of", &copy, errno.into())),
@@ -142,9 +145,32 @@ fn drop_resolv_conf(upper: &Path, writer: Writer) -> Result<()> {
 
 /// Removes what is there.
 fn remove_here(dir: &Path) -> Result<()> {
+    let _many = ManyFiles::begin();
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir, error)),
         _ => Ok(()),
+    }
+}
+
+/// As many open files as this process may have: one is needed for each level of a tree. Restored when
+/// dropped, for processes that are started later.
+struct ManyFiles(Option<(u64, u64)>);
+
+impl ManyFiles {
+    fn begin() -> ManyFiles {
+        let before = getrlimit(Resource::RLIMIT_NOFILE).ok();
+        let raised = before.filter(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, *hard, *hard).is_ok());
+        ManyFiles(raised)
+    }
+}
+
+impl Drop for ManyFiles {
+    fn drop(&mut self) {
+        if let Some((soft, hard)) = self.0
+            && let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
+        {
+            tracing::debug!("the limit of open files stays raised: {errno}");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The overlay of an environment: directories in which the kernel's overlayfs keeps the changes of sessions,
-//! at the kernel's own speed, until they are folded: made part of a tree.
+//! at the kernel's own speed, until they are folded into the environment.
 //!
 //! They are `overlay/upper` and `overlay/work` in the environment's directory. An ordinary user's belong, in
 //! part, to the user's sub-ids; [`helper`] is a process that has these ids.
@@ -91,14 +91,31 @@ impl Engine {
         helper::fold(self, &upper, (&env.instance, head), report)
     }
 
-    /// Removes the overlay, if there is one.
+    /// Removes the overlay, if there is one, and what is left of one that was dropped.
     pub(in crate::engine) fn remove_overlay(&self, instance: &InstanceId) -> Result<()> {
-        let dir = self.overlay_dir(instance);
-        match fs::symlink_metadata(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io("read", &dir, error)),
-            Ok(_) => helper::remove(&dir),
+        for dir in [self.overlay_dir(instance), self.dropped_dir(instance)] {
+            match fs::symlink_metadata(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("read", &dir, error)),
+                Ok(_) => helper::remove(&dir)?,
+            }
         }
+        Ok(())
+    }
+
+    /// Lets the environment have no overlay any more, and removes it as far as possible: what cannot be
+    /// removed does not count.
+    pub(in crate::engine) fn drop_overlay(&self, instance: &InstanceId) -> Result<()> {
+        let (dir, dropped) = (self.overlay_dir(instance), self.dropped_dir(instance));
+        self.store().files().rename(&dir, &dropped).at("rename", &dir)?;
+        if let Err(error) = helper::remove(&dropped) {
+            tracing::warn!("{error}; it is not needed any more");
+        }
+        Ok(())
+    }
+
+    fn dropped_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.env_dir(instance).join("overlay-dropped")
     }
 }
 

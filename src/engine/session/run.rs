@@ -18,8 +18,8 @@ pub enum Origin<'a> {
 
 impl Engine {
     /// Runs a command in a temporary copy of an environment or image, to its end; nothing else that runs in
-    /// the copy outlives it. With `keep`, the copy then becomes the environment of that name; otherwise it is
-    /// gone. Its changes go to an overlay where one can be mounted.
+    /// the copy outlives it. With `keep`, the copy then becomes the environment of that name, which is
+    /// returned; otherwise it is gone. Its changes go to an overlay where one can be mounted.
     ///
     /// # Errors
     /// Those of [`Engine::enter`]. Nothing is kept then.
@@ -29,7 +29,7 @@ impl Engine {
         options: &EnterOptions,
         keep: Option<&str>,
         report: &dyn Report,
-    ) -> Result<Ended> {
+    ) -> Result<(Ended, Option<Metadata>)> {
         if let Some(name) = keep {
             // Before anything runs.
             self.check_name_free(name, None)?;
@@ -43,10 +43,8 @@ impl Engine {
             Origin::Image(_) => None,
         };
         let ended = self.run_in(&mut copy, &EnterOptions { hostname, ..options.clone() })?;
-        if let Some(name) = keep {
-            copy.keep(name, report)?;
-        }
-        Ok(ended)
+        let kept = keep.map(|name| copy.keep(name, report)).transpose()?;
+        Ok((ended, kept))
     }
 
     fn run_in(&self, copy: &mut ThrowAway, options: &EnterOptions) -> Result<Ended> {

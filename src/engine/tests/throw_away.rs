@@ -3,9 +3,9 @@
 use karapace_store::metadata::{EnvState, Metadata};
 
 use super::{Place, commit, read, write};
+use crate::engine::Silent;
 use crate::engine::make::throw_away::ThrowAway;
 use crate::engine::upkeep::{gc, verify};
-use crate::engine::{Error, Silent};
 
 /// What the copy shows, as a session would see it without an overlay.
 fn shown(place: &Place, copy: &ThrowAway, name: &str) -> Option<String> {
@@ -86,13 +86,15 @@ fn what_is_kept_has_everything_uncommitted() {
     verify::refuse_damage(&verify::verify(&place.engine, &Silent).unwrap()).unwrap();
 }
 
+/// Nobody wants to lose hours of work because of a name.
 #[test]
-fn a_taken_name_is_not_kept() {
+fn a_copy_whose_name_was_taken_meanwhile_keeps_its_own() {
     let place = Place::new();
     let env = place.import("dev");
     let copy = place.engine.throw_away(&env, None).unwrap();
-    assert!(matches!(copy.keep("dev", &Silent), Err(Error::NameTaken { .. })));
-    assert_eq!(place.names(), ["dev"]);
+    let own = copy.scratch.env.name.clone();
+    assert_eq!(copy.keep("dev", &Silent).unwrap().name, own);
+    assert_eq!(place.names(), ["dev".to_owned(), own]);
     let kept = place.engine.throw_away(&env, None).unwrap().keep("kept", &Silent).unwrap();
     assert_eq!(
         (kept.head, kept.head_record, uncommitted(&place, &kept).len()),

@@ -18,6 +18,9 @@ use crate::inode::{Body, FileKind, InodeRecord, Timestamp, Xattrs};
 pub use super::builder::Redirect;
 pub use super::overlay::Writer;
 
+/// An attribute of files that are a session's own and lie below the overlay. It is left out.
+pub const SESSION_FILE: &[u8] = b"user.karapace.session";
+
 /// What a name in an upper directory means.
 #[derive(Debug)]
 pub enum Entry {
@@ -119,7 +122,7 @@ fn held(
     let kind = FileKind::from_mode(stat.st_mode).ok_or_else(|| refuse("its type is unknown"))?;
     let has_xattrs = xattrs.iter().next().is_some();
     let mut attributes = host::attributes(stat, xattrs);
-    let kept = attributes.xattrs.iter().filter(|(name, _)| !overlay::is_label(name));
+    let kept = attributes.xattrs.iter().filter(|(name, _)| !overlay::is_label(name) && *name != SESSION_FILE);
     attributes.xattrs = kept.collect();
     let own = overlay::take(&mut attributes, writer).map_err(|reason| refuse(&reason))?;
     if own.metadata_only {

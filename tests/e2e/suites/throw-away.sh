@@ -95,7 +95,7 @@ has_what_is_uncommitted() {
     karapace run dev -- sh -c 'touch /srv/in-copy; until [ -e /dev/shm/go ]; do sleep 0.1; done; cat /srv/file' >"$TMPDIR/copied" &
     until_true running_copy
     echo later >"$MOUNTS/dev/srv/file"
-    karapace exec "$(the_copy)" touch /dev/shm/go
+    go_on
     wait $!
     equal "in the copy" "on the mount" "$(cat "$TMPDIR/copied")"
     equal "in the environment" later "$(cat "$MOUNTS/dev/srv/file")"
@@ -104,6 +104,8 @@ has_what_is_uncommitted() {
     nothing_is_left
 }
 the_copy() { karapace list | grep -o '^run-[0-9a-f]*'; }
+# Lets the command in the copy end; what tells it so may be killed with everything else in the copy.
+go_on() { karapace exec "$(the_copy)" touch /dev/shm/go || true; }
 running_copy() { karapace list | grep '^run-' | has Running && karapace exec "$(the_copy)" test -e /srv/in-copy; }
 
 keeps_everything() {
@@ -127,6 +129,41 @@ keeps_everything() {
     karapace verify-store
     nothing_is_left 2
     karapace destroy -y --snapshots kept
+}
+# What a fold could stumble over: a name as it uses for itself, more levels than open files are usually allowed, a file of the image in place of
+# the session's own resolv.conf, a renamed directory that only a session has.
+keeps_odd_things() {
+    (
+        ulimit -Sn 256
+        karapace run --keep odd dev -- sh -ec '
+            mkdir -p /.renamed-0/inside
+            mv /usr/share/bug /usr/share/bug-moved
+            echo mine >/etc/mine.conf
+            mv /etc/debian_version /etc/resolv.conf
+            cd /srv
+            n=0
+            while [ $n -lt 400 ]; do mkdir d && cd d; n=$((n + 1)); done
+            touch deepest'
+        karapace run dev -- sh -ec 'cd /srv; n=0; while [ $n -lt 400 ]; do mkdir d && cd d; n=$((n + 1)); done'
+    )
+    karapace mount odd "$MOUNTS/odd"
+    equal "the file moved over resolv.conf" "$(tar -xOf "$MINBASE_TAR" ./etc/debian_version)" "$(cat "$MOUNTS/odd/etc/resolv.conf")"
+    [ -d "$MOUNTS/odd/.renamed-0/inside" ] && [ -d "$MOUNTS/odd/usr/share/bug-moved" ]
+    equal "names that are left" ".renamed-0" "$(cd "$MOUNTS/odd" && echo .renamed*)"
+    equal deepest 400 "$(cd "$MOUNTS/odd/srv" && find d -name deepest -printf '%d')"
+    karapace umount odd
+    karapace run --keep written dev -- sh -c 'echo x >>/etc/resolv.conf; echo x >/srv/x'
+    karapace diff written | (! has resolv.conf)
+    if [ "$ACTOR" = root ]; then
+        local top=${TMPDIR#/var/tmp/}
+        top=/var/tmp/${top%%/*}
+        karapace run --home share --keep shared dev -- perl -e 'rename($ARGV[0], "/srv/moved") or die "$!\n"' "$top"
+        karapace diff shared | has 'A /srv/moved'
+        karapace destroy -y --snapshots shared
+    fi
+    karapace destroy -y --snapshots odd
+    karapace destroy -y --snapshots written
+    nothing_is_left
 }
 # denied PATTERN COMMAND...: karapace must fail, and say that.
 denied() {
@@ -156,7 +193,7 @@ ends_with_its_command() {
     until_true pgrep -u "$(id -u)" -f '^sleep 1235'
     denied temporary karapace run "$(the_copy)" true
     refused karapace commit "$(the_copy)"
-    karapace exec "$(the_copy)" touch /dev/shm/go
+    go_on
     wait "$run"
     status_of 137 wait "$second"
     nothing_is_left
@@ -214,7 +251,7 @@ outlives_its_origin() {
     karapace destroy -y --snapshots origin
     karapace destroy -y --snapshots dev
     karapace gc
-    karapace exec "$(the_copy)" touch /dev/shm/go
+    go_on
     wait "$run"
     equal "a file" "$(tar -xOf "$MINBASE_TAR" ./usr/bin/perl | sha256sum | cut -d' ' -f1)" "$(cut -d' ' -f1 "$TMPDIR/copied")"
     karapace gc
@@ -228,6 +265,7 @@ check "changes go to overlayfs" goes_to_overlayfs
 check "run, exec --rm and enter --rm leave no trace" leaves_no_trace
 check "the copy has what is uncommitted, or what a snapshot has" has_what_is_uncommitted
 check "--keep: the environment is what the session saw at its end" keeps_everything
+check "--keep: odd things are kept too" keeps_odd_things
 check "bad requests run nothing and leave nothing" refuses
 check "everything in the copy ends with its command" ends_with_its_command
 check "a run that is stopped or killed leaves nothing" stopped_or_killed

@@ -46,6 +46,7 @@ impl View {
         let is_directory = record.kind() == FileKind::Directory;
         let record = InodeRecord { ino, nlink: if is_directory { 2 } else { 1 }, ..record.clone() };
         let now = record.ctime;
+        let has_data = source.is_some();
         let mut data = DataState::None;
         if let Some(Source { directory, name, size }) = source {
             let file = DataFile::new(ino, 0);
@@ -59,6 +60,8 @@ impl View {
         items.push(Item::Name { dir: parent, name: name.into(), state: NameState::Names(ino) });
         items.push(dir_changed(&state, parent, now, i32::from(is_directory))?);
         self.change(&mut state, items)?;
+        // Where a sync of the whole file system is not enough.
+        state.node_mut(ino)?.unsynced = has_data;
         Ok(ino)
     }
 
