@@ -84,6 +84,11 @@ impl SessionArgs {
         origin: &str,
         argv: &[OsString],
     ) -> Result<i32, Failure> {
+        if self.ctl {
+            let reason =
+                "--ctl: a temporary copy has no control directory, because nothing can be committed in it";
+            return Err(Error::Invalid(reason.to_owned()).into());
+        }
         let options = self.options(argv)?;
         // For an image no store need be there.
         let engine = if is_image(origin) { global.engine_to_begin()? } else { global.engine()? };

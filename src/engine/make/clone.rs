@@ -42,6 +42,7 @@ impl Engine {
         report: &dyn Report,
     ) -> Result<Metadata> {
         check_name_early(self, name)?;
+        self.check_not_temporary(env)?;
         match from {
             CloneFrom::Head => self.tell_left_behind(env, name, report),
             CloneFrom::Commit => {

@@ -26,12 +26,7 @@ impl Engine {
     /// Makes a temporary copy of `env`: of a snapshot, or of what it shows now, with its uncommitted changes.
     /// The time does not depend on the size, but on how much is uncommitted and has not been stored yet.
     pub(in crate::engine) fn throw_away(&self, env: &Metadata, snapshot: Option<&str>) -> Result<ThrowAway> {
-        if self.has_overlay(&env.instance) {
-            let name = &env.name;
-            return Err(Error::Invalid(format!(
-                "{name} is temporary, and its changes cannot be copied: run commands in it with `karapace exec {name}`"
-            )));
-        }
+        self.check_not_temporary(env)?;
         let _shared = StoreLock::shared(self.store())?;
         // Read under the lock: from here on nothing of it can be collected.
         let origin = Metadata::load(self.store(), &env.instance)?;

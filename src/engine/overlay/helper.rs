@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use karapace_fs::attr::HeadRef;
+use karapace_fs::control::DIR_NAME;
 use karapace_fs::view::View;
 use karapace_store::Store;
 use karapace_store::error::StoreError;
@@ -121,6 +122,7 @@ fn fold_here(
 ) -> Result<Vec<String>> {
     let _many = ManyFiles::begin();
     drop_resolv_conf(upper)?;
+    drop_control(upper)?;
     let trees = Arc::new(Trees::new(store.clone()));
     let view = View::open(store, &trees, &store.upper_dir(instance), head, false)?;
     let notes = view.fold(upper, writer, is_cancelled)?;
@@ -140,6 +142,17 @@ fn drop_resolv_conf(upper: &Path) -> Result<()> {
         Ok(_) => fs::remove_file(&copy).at("remove", &copy),
         Err(Errno::NODATA | Errno::NOENT | Errno::PERM) => Ok(()),
         Err(errno) => Err(Error::io("read the attributes of", &copy, errno.into())),
+    }
+}
+
+/// Removes copies of control files, which root inside can make if it uncovers them.
+fn drop_control(upper: &Path) -> Result<()> {
+    let control = upper.join(OsStr::from_bytes(DIR_NAME));
+    match fs::symlink_metadata(&control) {
+        Ok(found) if found.is_dir() => remove_here(&control),
+        Ok(_) => fs::remove_file(&control).at("remove", &control),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("read", &control, error)),
     }
 }
 

@@ -41,6 +41,17 @@ impl Engine {
         self.overlay_of(instance).upper.symlink_metadata().is_ok()
     }
 
+    /// Refuses to copy an environment whose changes are on an overlay, where nobody else sees them.
+    pub(in crate::engine) fn check_not_temporary(&self, env: &Metadata) -> Result<()> {
+        if !self.has_overlay(&env.instance) {
+            return Ok(());
+        }
+        let name = &env.name;
+        Err(Error::Invalid(format!(
+            "{name} is temporary, and its changes cannot be copied: run commands in it with `karapace exec {name}`"
+        )))
+    }
+
     fn overlay_dir(&self, instance: &InstanceId) -> PathBuf {
         self.env_dir(instance).join("overlay")
     }

@@ -152,16 +152,21 @@ fn group_of(env: &Metadata, hash: &LayerHash) -> Group {
     Group { layers, uppers: Vec::new() }
 }
 
-/// Disk usage of a directory tree, in bytes. What vanishes meanwhile does not count, nor what directories of
-/// sub-ids hold: a build makes such.
+/// Disk usage of a directory tree, in bytes, without what is mounted in it. What vanishes meanwhile does not
+/// count, nor what directories of sub-ids hold: a build makes such.
 fn on_disk(dir: &Path) -> Result<u64> {
     let (mut bytes, mut todo) = (0, vec![dir.to_owned()]);
+    let mut device = None;
     while let Some(path) = todo.pop() {
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
             Err(e) if is_out_of_reach(&e) => continue,
             Err(e) => return Err(Error::io("read", &path, e)),
         };
+        // The sessions' mount may be here.
+        if *device.get_or_insert(metadata.dev()) != metadata.dev() {
+            continue;
+        }
         bytes += metadata.blocks() * 512;
         if metadata.is_dir() {
             let entries = match fs::read_dir(&path) {

@@ -137,6 +137,7 @@ keeps_odd_things() {
         ulimit -Sn 256
         karapace run --keep odd dev -- sh -ec '
             mkdir -p /.renamed-0/inside
+            umount /.karapace && echo x >/.karapace/x || true
             mv /usr/share/bug /usr/share/bug-moved
             echo mine >/etc/mine.conf
             mv /etc/debian_version /etc/resolv.conf
@@ -150,6 +151,7 @@ keeps_odd_things() {
     equal "the file moved over resolv.conf" "$(tar -xOf "$MINBASE_TAR" ./etc/debian_version)" "$(cat "$MOUNTS/odd/etc/resolv.conf")"
     [ -d "$MOUNTS/odd/.renamed-0/inside" ] && [ -d "$MOUNTS/odd/usr/share/bug-moved" ]
     equal "names that are left" ".renamed-0" "$(cd "$MOUNTS/odd" && echo .renamed*)"
+    karapace diff odd | (! has -F .karapace)
     equal deepest 400 "$(cd "$MOUNTS/odd/srv" && find d -name deepest -printf '%d')"
     karapace umount odd
     karapace run --keep written dev -- sh -c 'echo x >>/etc/resolv.conf; echo x >/srv/x'
@@ -174,6 +176,7 @@ denied() {
 }
 refuses() {
     denied already karapace run --keep dev dev -- touch /dev/shm/ran
+    denied 'control directory' karapace run --ctl dev true
     denied 'bad name' karapace run --keep a/b dev -- touch /dev/shm/ran
     denied 'cannot be used with' karapace run --rm --keep other dev true
     for wrong in nosuch nosuch@one dev@nosuch ./nosuch.tar; do
@@ -192,6 +195,9 @@ ends_with_its_command() {
     second=$!
     until_true pgrep -u "$(id -u)" -f '^sleep 1235'
     denied temporary karapace run "$(the_copy)" true
+    refused karapace clone "$(the_copy)" --name other
+    says temporary
+    below "bytes of the upper" 10000000 "$(karapace --json du "$(the_copy)" | grep -o '"upper_bytes": *[0-9]*' | head -n1 | grep -o '[0-9]*$')"
     refused karapace commit "$(the_copy)"
     go_on
     wait "$run"
