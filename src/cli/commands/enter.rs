@@ -1,6 +1,6 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use karapace_store::text;
 
@@ -149,9 +149,9 @@ fn finish(ended: &Ended) -> Result<i32, Failure> {
     Ok(ended.status)
 }
 
-/// Whether a word that names no environment may name an image: it is no mere name, or a file has it.
+/// Whether a word may name an image: it is no mere name.
 fn is_image(word: &str) -> bool {
-    word.contains(['/', ':']) || Path::new(word).exists()
+    word.contains(['/', ':'])
 }
 
 fn no_origin(word: &str) -> Error {

@@ -3,6 +3,7 @@
 use karapace_store::import::Mounts;
 use karapace_store::lock::StoreLock;
 use karapace_store::metadata::{EnvState, Metadata};
+use karapace_store::progress::Progress;
 use karapace_store::tree::Trees;
 
 use super::clone::copy;
@@ -50,6 +51,7 @@ impl Engine {
 
     /// Makes a temporary environment of an image. One that was downloaded before is used as it is.
     pub(in crate::engine) fn throw_away_image(&self, image: &str, report: &dyn Report) -> Result<ThrowAway> {
+        let report = &Unheeding(report);
         let fetched = self.import_named(image, true, Mounts::LeaveOut, report);
         let (base, image, _shared) = match fetched {
             Err(Error::Image(ImageError::Offline { .. })) => {
@@ -76,6 +78,30 @@ impl ThrowAway {
         let engine = self.scratch.engine.clone();
         let _shared = StoreLock::shared(engine.store())?;
         self.scratch.keep(name, &self.env_id, report)
+    }
+}
+
+/// Does not heed interruptions: the session after an import must get the signals, and nothing can give up
+/// heeding them. An interrupt during the import ends the program.
+struct Unheeding<'a>(&'a dyn Report);
+
+impl Progress for Unheeding<'_> {
+    fn add(&self, bytes: u64, entries: u64) {
+        self.0.add(bytes, entries);
+    }
+}
+
+impl Report for Unheeding<'_> {
+    fn begin(&self, what: &str, bytes: Option<u64>) {
+        self.0.begin(what, bytes);
+    }
+
+    fn end(&self) {
+        self.0.end();
+    }
+
+    fn note(&self, text: &str) {
+        self.0.note(text);
     }
 }
 

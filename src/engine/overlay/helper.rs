@@ -102,9 +102,12 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
     }
     // Often nothing in it belongs to another id, and no process is needed. The kernel makes this directory of
     // its own with no permissions for anybody.
-    let opened = fs::set_permissions(dir.join("work/work"), fs::Permissions::from_mode(0o700));
-    match opened.map_err(|error| error.to_string()).and_then(|()| remove_here(dir).map_err(|e| e.to_string()))
-    {
+    let opened = match fs::set_permissions(dir.join("work/work"), fs::Permissions::from_mode(0o700)) {
+        // Nothing was ever mounted.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => opened.map_err(|error| error.to_string()),
+    };
+    match opened.and_then(|()| remove_here(dir).map_err(|error| error.to_string())) {
         Ok(()) => return Ok(()),
         Err(reason) => tracing::debug!("removed with all ids: {reason}"),
     }

@@ -1,6 +1,7 @@
 //! Running a command in a temporary environment.
 
 use karapace_store::metadata::Metadata;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::enter::EnterOptions;
 use crate::engine::make::throw_away::ThrowAway;
@@ -43,8 +44,22 @@ impl Engine {
             Origin::Image(_) => None,
         };
         let ended = self.run_in(&mut copy, &EnterOptions { hostname, ..options.clone() })?;
-        let kept = keep.map(|name| copy.keep(name, report)).transpose()?;
-        Ok((ended, kept))
+        // The first one ended the command; one more must not cost what it did, nor leave the copy.
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+        let held = signals.thread_block();
+        let kept = match keep {
+            Some(name) => copy.keep(name, report).map(Some),
+            None => {
+                drop(copy);
+                Ok(None)
+            }
+        };
+        if held.is_ok()
+            && let Err(errno) = signals.thread_unblock()
+        {
+            tracing::debug!("signals stay blocked: {errno}");
+        }
+        Ok((ended, kept?))
     }
 
     fn run_in(&self, copy: &mut ThrowAway, options: &EnterOptions) -> Result<Ended> {

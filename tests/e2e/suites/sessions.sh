@@ -267,6 +267,10 @@ without_ids() {
     equal "nothing is said again" "" "$(other karapace exec alone -- sh -c 'echo x >/srv/f' 2>&1)"
     equal "as another" "33 www-data" "$(other karapace exec -u www-data alone -- sh -c 'echo $(id -u) $(id -un)')"
     equal kept x "$(other karapace exec alone -- cat /srv/f)"
+    equal "in a copy" in "$(other karapace run alone -- sh -c 'echo in; echo y >/srv/f')"
+    equal "after the copy" x "$(other karapace exec alone -- cat /srv/f)"
+    other karapace run --keep mine alone -- sh -c 'echo z >/srv/f'
+    equal "in a kept copy" z "$(other karapace exec mine -- cat /srv/f)"
     # Without sub-ids, the mount shows the environment's ids.
     local dir=$TMPDIR/other/mnt
     other karapace mount alone "$dir"

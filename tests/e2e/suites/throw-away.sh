@@ -226,10 +226,15 @@ cleaned_up() { ! karapace list | grep '^run-' && nothing_is_left; }
 of_an_image() {
     mkdir -p "$TMPDIR/root/etc"
     tar -xf "$MINBASE_TAR" -C "$TMPDIR/root" --no-same-owner --exclude './dev/*' --exclude './var/lib/apt/*'
+    karapace run "$MINBASE_TAR" -- sh -c 'touch /srv/in-copy; sleep 1239' &
+    local run=$!
+    until_true running_copy
+    kill -TERM "$run"
+    status_of 143 wait "$run"
     equal "a directory" 12 "$(karapace run "$TMPDIR/root" -- sh -c '. /etc/os-release; echo $VERSION_ID')"
     equal "an archive" 12 "$(karapace run "$MINBASE_TAR" -- sh -c '. /etc/os-release; echo $VERSION_ID')"
     nothing_is_left
-    (cd "$TMPDIR" && karapace run --keep image root -- sh -c 'echo kept >/srv/file')
+    (cd "$TMPDIR" && karapace run --keep image ./root -- sh -c 'echo kept >/srv/file')
     equal kept kept "$(karapace exec image cat /srv/file)"
     equal "the image" "" "$(karapace run image@base ls /srv)"
     nothing_is_left 2
