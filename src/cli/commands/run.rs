@@ -11,8 +11,8 @@ use crate::cli::ui::Failure;
 /// and with every process in it, unless --keep is given. Nothing is copied, so starting takes no longer for a
 /// large environment; uncommitted changes are stored first, once.
 ///
-/// A name without a slash is an environment's. An image is given as for import; one that was downloaded
-/// before is used as it is.
+/// A word without a slash is an environment. An image is given by its path (with a slash), its address or its
+/// name, as for import, but not through a pipe; one that was downloaded before is used as it is.
 ///
 /// Standard streams, signals and the exit status are those of exec. Without a command, opens a shell.
 #[derive(Debug, clap::Args)]
