@@ -118,6 +118,15 @@ impl WalEntry {
     }
 }
 
+impl WalEntry {
+    /// Leaves the operation to the next start, as if this process had died.
+    pub fn leave(mut self) {
+        if let Some((file, _)) = self.open.take() {
+            file.leave();
+        }
+    }
+}
+
 impl Drop for WalEntry {
     fn drop(&mut self) {
         let Some((file, content)) = self.open.take() else { return };

@@ -193,11 +193,11 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         self.changes = Changes::InPlace;
-        if self.intent.is_none() {
-            return;
-        }
+        let Some(intent) = self.intent.take() else { return };
+        // While something uses it, its record is needed to end that.
         if let Err(error) = self.engine.end_build(&self.env) {
-            tracing::warn!("cannot end the build in {}: {error}", self.env.name);
+            tracing::warn!("{} is not removed yet, a later command tries again: {error}", self.env.name);
+            intent.leave();
         }
     }
 }
