@@ -116,9 +116,7 @@ impl WalEntry {
             None => Ok(()),
         }
     }
-}
 
-impl WalEntry {
     /// Leaves the operation to the next start, as if this process had died.
     pub fn leave(mut self) {
         if let Some((file, _)) = self.open.take() {
@@ -286,13 +284,6 @@ mod tests {
         (dir, store)
     }
 
-    /// Leaves an intent as a process that died would.
-    fn die(mut entry: WalEntry) {
-        if let Some((file, _)) = entry.open.take() {
-            file.leave();
-        }
-    }
-
     fn begun(store: &Store) -> usize {
         fs::read_dir(store.layout().wal()).unwrap().count()
     }
@@ -316,7 +307,7 @@ mod tests {
         let instance = InstanceId::random().unwrap();
         let entry = Wal::begin(&store, Intent::Import { instance }).unwrap();
         fs::create_dir_all(store.upper_dir(&instance)).unwrap();
-        die(entry);
+        entry.leave();
         assert_eq!(instances(&store).unwrap(), [instance]);
         assert_eq!(replay(&store, &[]).unwrap(), [Intent::Import { instance }]);
         assert!(!store.env_dir(&instance).exists());
@@ -330,7 +321,7 @@ mod tests {
         fs::create_dir_all(store.upper_dir(&complete)).unwrap();
         let there = InstanceId::random().unwrap();
         fs::create_dir_all(store.upper_dir(&there)).unwrap();
-        die(Wal::begin(&store, Intent::Import { instance: there }).unwrap());
+        Wal::begin(&store, Intent::Import { instance: there }).unwrap().leave();
         let content = Content { pid: 1, existed: false, intent: Intent::Import { instance: complete } };
         HeldFile::create(store.files(), &store.layout().wal(), &serde_json::to_vec(&content).unwrap(), true)
             .unwrap()
@@ -345,10 +336,10 @@ mod tests {
         let (_dir, store) = store();
         let instance = saved(&store, "a", &"ab".repeat(32), RecordId::of(b"r")).instance;
         fs::create_dir_all(store.upper_dir(&instance)).unwrap();
-        die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
+        Wal::begin(&store, Intent::Destroy { instance }).unwrap().leave();
         replay(&store, &[]).unwrap();
         assert!(store.upper_dir(&instance).exists());
-        die(Wal::begin(&store, Intent::Destroy { instance }).unwrap());
+        Wal::begin(&store, Intent::Destroy { instance }).unwrap().leave();
         Metadata::delete(&store, &instance).unwrap();
         replay(&store, &[]).unwrap();
         assert!(!store.env_dir(&instance).exists());
@@ -365,7 +356,7 @@ mod tests {
         env.instance = instance;
         env.save(&store).unwrap();
         fs::create_dir_all(store.upper_dir(&instance)).unwrap();
-        die(entry);
+        entry.leave();
         assert_eq!(abandoned(&store).unwrap(), [Intent::Build { instance }]);
         // Something may use it still.
         assert_eq!(replay(&store, &[]).unwrap(), []);
@@ -401,7 +392,7 @@ mod tests {
             for instance in [&old, &instance] {
                 assert!(!crate::integrity::is_orphan(&store, instance).unwrap());
             }
-            die(entry);
+            entry.leave();
             replay(&store, &[]).unwrap();
             let (stays, goes) = if has_record { (instance, old) } else { (old, instance) };
             assert!(Metadata::load(&store, &stays).is_ok() && store.upper_dir(&stays).exists());

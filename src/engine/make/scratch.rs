@@ -36,7 +36,7 @@ pub(in crate::engine) struct Scratch {
     /// Its record.
     pub env: Metadata,
     /// The tree that it started with.
-    pub(super) base: ObjectId,
+    base: ObjectId,
     changes: Changes,
     /// Dropping it removes the environment. `None` once that is to stay.
     intent: Option<WalEntry>,
@@ -71,8 +71,9 @@ impl Scratch {
         Scratch::begin(engine, engine.new_metadata("build", &manifest, &built)?, base.root)
     }
 
-    /// Makes the environment that `env` describes, on the tree `base`, which its head layer has. The name in
-    /// the record is completed to one that no other environment has.
+    /// Makes the environment that `env` describes, which is to show the tree `base`; if that is not its head
+    /// layer's, [`Engine::stand_on`] must follow. The name in the record is completed to one that no other
+    /// environment has.
     pub(super) fn begin(engine: &Engine, mut env: Metadata, base: ObjectId) -> Result<Scratch> {
         let instance = env.instance;
         let kind = env.name;
@@ -136,7 +137,7 @@ impl Scratch {
 
     /// The tree of what it shows. No command may run in it afterwards. The caller holds the store's lock,
     /// shared.
-    pub(super) fn tree(&mut self, report: &dyn Report) -> Result<ObjectId> {
+    fn tree(&mut self, report: &dyn Report) -> Result<ObjectId> {
         self.fold(report)?;
         Ok(self.engine.shown(&self.env)?.1)
     }
@@ -163,7 +164,7 @@ impl Scratch {
 
     /// Makes what is in its overlay part of it. No command may run in it afterwards. The caller holds the
     /// store's lock, shared.
-    pub(super) fn fold(&mut self, report: &dyn Report) -> Result<()> {
+    fn fold(&mut self, report: &dyn Report) -> Result<()> {
         let native = match mem::replace(&mut self.changes, Changes::Folding) {
             Changes::OnOverlay(native) => native,
             other => {

@@ -1,4 +1,5 @@
-//! Reads the upper directory of an overlay entry by entry, for who applies it to a view.
+//! Reads the upper directory of an overlay entry by entry, for those who apply it to a view. They know which
+//! [`Writer`] made it.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
@@ -183,19 +184,16 @@ pub fn redirects(
     for entry in Dir::read_from(directory).map_err(io::Error::from).at("list", path)? {
         let entry = entry.map_err(io::Error::from).at("list", path)?;
         let name = entry.file_name();
-        let is_directory = match entry.file_type() {
-            FileType::Unknown => {
-                let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
-                FileType::from_raw_mode(stat.map_err(io::Error::from).at("read", path)?.st_mode)
-            }
-            known => known,
-        };
-        if is_directory != FileType::Directory || matches!(name.to_bytes(), b"." | b"..") {
+        let may_be_directory = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
+        if !may_be_directory || matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
         let of = path.join(OsStr::from_bytes(name.to_bytes()));
         let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
         let stat = stat.map_err(io::Error::from).at("read", &of)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            continue;
+        }
         let xattrs = host::named_xattrs(directory, name).at("read the attributes of", &of)?;
         let (held, _) = held(&stat, xattrs, &of, writer, &mut Vec::new())?;
         found.push((name.to_owned(), held.redirect));
@@ -210,7 +208,7 @@ pub fn redirects(
 pub fn strip_xattrs(directory: &OwnedFd, name: &CStr, path: &Path) -> Result<()> {
     let by_name = crate::input::by_descriptor(directory).join(OsStr::from_bytes(name.to_bytes()));
     for (attribute, _) in host::named_xattrs(directory, name).at("read the attributes of", path)?.iter() {
-        // A label of a security module stays: objects have one too.
+        // A label of a security module stays: the machine gives one to every file.
         if !overlay::is_label(attribute) {
             let removed = rustix::fs::lremovexattr(&by_name, OsStr::from_bytes(attribute));
             removed.map_err(io::Error::from).at("remove an attribute of", path)?;
