@@ -5,35 +5,12 @@
 # seconds: 60
 . "$(dirname "$0")/../checks.sh"
 . "$(dirname "$0")/../repository.sh"
+. "$(dirname "$0")/../changes.sh"
 PLAIN_STORE=$TMPDIR/plain
 
-# A script that does to the image's files what overlayfs has a form of its own for.
-MIX='
-cd /usr/share
-mkdir -p /usr/share/bug
-chmod 2755 /usr/share/bug
-chown 33:4 /etc/issue
-echo more >>/etc/issue
-touch -d 2001-02-03 /etc/hostname
-mv common-licenses licences-moved
-touch licences-moved/added
-rm -rf base-files lintian
-mkdir lintian
-echo anew >lintian/file
-rm /usr/bin/tac
-mv /usr/bin/tsort /usr/bin/tsort-moved
-ln -s tsort-moved /usr/bin/tsort
-cp -a /etc/skel /opt/mix/skel
-mkfifo -m 600 /opt/mix/fifo
-ln /opt/mix/version /opt/mix/linked
-ln /usr/bin/nl /opt/mix/nl
-truncate -s 3M /opt/mix/sparse
-yes large | head -c 2000000 >/opt/mix/large
-cp /usr/bin/nl /opt/mix/set-id
-chmod 6755 /opt/mix/set-id
-touch /opt/mix/.wh.version /opt/mix/.wh..wh..opq
-mkdir /opt/mix/sticky
-chmod 1777 /opt/mix/sticky'
+# /opt/mix/version is the package's.
+MIX="$(changes /opt/mix)
+ln /opt/mix/version /opt/mix/linked"
 
 setup() {
     mkdir -p "$PROJECT" "$CHANGED/etc/apt" "$CHANGED/opt/base" "$REPO"
